@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 
@@ -39,3 +40,41 @@ class Reward(ABC):
     @abstractmethod
     def fingerprint(self) -> str:
         """A string that changes whenever scores could change (weights' sha256, version of the formula)."""
+
+
+def check_images(images: Tensor, prompts: Sequence[str], reward_name: str) -> Tensor:
+    """Check what a reward was given and return the pictures as a PNG would hold them.
+
+    Rewards compute from the returned bytes, so a score depends on the saved picture and on nothing else.
+
+    Args:
+        images: ``[B, 3, H, W]`` float32 or float64 in [0, 1], rounded to 1/255 (to within 1e-3 of a level), B >= 1.
+        prompts: B prompt strings.
+        reward_name: which reward complains in the errors.
+
+    Returns:
+        ``[B, 3, H, W]`` uint8 on the CPU.
+
+    Raises:
+        ValueError: wrong shape, dtype, count, range or rounding, or a value that is not finite; names the reward and,
+            where it is one image that is wrong, its index in the batch.
+    """
+
+    def fail(problem: str, wrong_values: Tensor | None = None) -> ValueError:
+        where = "" if wrong_values is None else f"image {int(wrong_values.flatten(1).any(1).nonzero()[0])} "
+        return ValueError(f"reward {reward_name!r}: {where}{problem}")
+
+    if images.ndim != 4 or images.shape[1] != 3 or 0 in images.shape:
+        raise fail(f"images must be [B, 3, H, W] with B, H, W >= 1, not {list(images.shape)}")
+    if images.dtype not in (torch.float32, torch.float64):
+        raise fail(f"images must be float32 or float64 in [0, 1], not {images.dtype}")
+    if len(prompts) != len(images):
+        raise fail(f"{len(images)} images but {len(prompts)} prompts")
+    levels = images.detach().cpu() * 255
+    if not (finite := levels.isfinite()).all():
+        raise fail("has values that are not finite", ~finite)
+    if (outside := (levels < -1e-3) | (levels > 255 + 1e-3)).any():
+        raise fail("has values outside [0, 1]", outside)
+    if (unrounded := (levels - levels.round()).abs() > 1e-3).any():
+        raise fail("is not rounded: images must be rounded to 1/255", unrounded)
+    return levels.round().to(torch.uint8)

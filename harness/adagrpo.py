@@ -1,0 +1,248 @@
+"""AdaGRPO's two parts, for any GRPO trainer of a flow model: this file needs nothing but torch and may be copied.
+
+Online Curriculum Filtering: `CapabilityTracker` and `select_prompt`.
+Cross-Level Advantage Fusion: `local_advantage`, `global_advantage` and `fuse_advantages`.
+
+How a trainer uses them (``docs/example_loop.py`` is a complete, runnable one)::
+
+    tracker = CapabilityTracker(decay=0.8)
+    for prompts in batches_of_candidates:                               # B prompts
+        trajectories = [ode_trajectory(prompt) for prompt in prompts]   # x_0 .. x_N, one deterministic sample each
+        rewards = score([path[-1] for path in trajectories], prompts)   # Tensor[B]
+        tracker.update(rewards)                                         # before the selection, as in the paper
+        chosen = select_prompt(rewards, "curriculum", tracker)
+        for branch in (0, 2, 4, 6):                                     # steps at which the trajectory branches
+            x = trajectories[chosen][branch]                            # the G siblings share it
+            transition = stochastic_step(x, branch, prompts[chosen])    # with gradient
+            siblings = transition.sample(G)                             # without gradient
+            images = ode_to_the_end(siblings, branch + 1, prompts[chosen])
+            group_rewards = score(images, prompts[chosen])              # Tensor[G]
+            local = local_advantage(group_rewards)
+            global_ = global_advantage(group_rewards, tracker.mean, tracker.std)
+            advantages = fuse_advantages(local, global_, weight=1.0)
+            log_prob = transition.log_prob(siblings)                    # Tensor[G]
+            (-(advantages * (log_prob - log_prob.detach()).exp()).mean()).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+Symbols of the paper (arXiv 2606.06828): alpha is `decay`, mu_ema and sigma_ema are `CapabilityTracker.mean` and
+`.std`, R is `rewards`, B is the number of candidates, G the size of a group, c is `clip`.
+"""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+SELECTION_STRATEGIES = ("random", "easiest", "hardest", "medium", "curriculum")
+"""Names that `select_prompt` accepts, in the order of the paper's comparison."""
+
+EPSILON = 1e-8  # added to a standard deviation before a division; also the least capability variance
+ONE_SIDED_THRESHOLD = 1e-6  # of the sum of a group's positive, or negative, standardised rewards
+
+
+class CapabilityTracker:
+    """What the model can do now: moving averages of the mean and variance of its rewards on candidate prompts.
+
+    The first update sets both averages; a later one moves them (paper, Online Curriculum Filtering)::
+
+        mu_ema  <- alpha * mu_ema  + (1 - alpha) * mean(R)
+        var_ema <- alpha * var_ema + (1 - alpha) * var(R)           population variance
+        sigma_ema = sqrt(max(var_ema, 1e-8))
+
+    It is kept in Python floats (double precision), so its state survives JSON and any device unchanged.
+
+    Args:
+        decay: alpha, in [0, 1), else ValueError. 0 forgets all but the last batch.
+    """
+
+    def __init__(self, decay: float = 0.8) -> None:
+        if not 0.0 <= decay < 1.0:
+            raise ValueError(f"the decay of the capability tracker must be in [0, 1), got {decay}")
+        self.decay = float(decay)
+        self._mean: float | None = None
+        self._variance: float | None = None
+
+    def update(self, rewards: Tensor) -> None:
+        """Move the averages towards one batch of candidates' rewards; call it before the selection.
+
+        Args:
+            rewards: ``[B]``, B >= 1, finite, else ValueError: of the deterministic samples, in the reward's own unit.
+                With several processes, gather them first: one tracker sees all candidates of an iteration at once.
+        """
+        values = _checked_rewards(rewards, minimum=1).to("cpu", torch.float64)
+        mean = values.mean().item()
+        variance = values.var(correction=0).item()
+        if self._mean is None or self._variance is None:
+            self._mean, self._variance = mean, variance
+        else:
+            self._mean = self.decay * self._mean + (1.0 - self.decay) * mean
+            self._variance = self.decay * self._variance + (1.0 - self.decay) * variance
+
+    @property
+    def mean(self) -> float:
+        """mu_ema, in the reward's unit. Raises ValueError before the first update."""
+        if self._mean is None:
+            raise ValueError("the capability tracker is empty: call update(rewards) before reading its mean")
+        return self._mean
+
+    @property
+    def std(self) -> float:
+        """sigma_ema, in the reward's unit, at least 1e-4. Raises ValueError before the first update."""
+        if self._variance is None:
+            raise ValueError("the capability tracker is empty: call update(rewards) before reading its std")
+        return math.sqrt(max(self._variance, EPSILON))
+
+    def state_dict(self) -> dict[str, float | None]:
+        """The tracker's whole state, in values that JSON keeps exactly; mean and variance are None when empty."""
+        return {"decay": self.decay, "mean": self._mean, "variance": self._variance}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from `state_dict`, bit for bit.
+
+        Raises ValueError for other keys, for numbers that no tracker can have, and for another decay.
+        """
+        if set(state) != {"decay", "mean", "variance"}:
+            raise ValueError(f"a tracker state has the keys decay, mean and variance, got {sorted(state)}")
+        if state["decay"] != self.decay:
+            raise ValueError(f"the state was made with decay {state['decay']}, this tracker has {self.decay}")
+        mean, variance = state["mean"], state["variance"]
+        empty = mean is None and variance is None
+        if not empty and (None in (mean, variance) or not (math.isfinite(mean) and 0 <= variance < math.inf)):
+            raise ValueError(f"a tracker state has a finite mean and a variance >= 0, got {mean} and {variance}")
+        self._mean, self._variance = mean, variance
+
+
+def select_prompt(
+    rewards: Tensor, strategy: str, tracker: CapabilityTracker | None = None, generator: torch.Generator | None = None
+) -> int:
+    """Choose which of the candidate prompts to train on: an index in [0, B). On a tie the lowest index wins.
+
+    - ``random``: any candidate, uniformly; the rewards' values are not used.
+    - ``easiest``, ``hardest``: the highest, the lowest reward.
+    - ``medium``: the median reward of the batch; for an even B the lower (harder) of the two middle ones.
+    - ``curriculum``: the reward closest to the capability, i* = argmin_i |R_i - mu_ema| (paper, Online Curriculum
+      Filtering). The tracker must have seen this batch already.
+
+    Args:
+        rewards: ``[B]``, B >= 1: the reward of one deterministic sample per candidate.
+        strategy: one of `SELECTION_STRATEGIES`.
+        tracker: the capability; only ``curriculum`` reads it, none changes it.
+        generator: for ``random``; None draws from torch's global generator. Others draw nothing.
+
+    Raises:
+        ValueError: an unknown strategy; ``curriculum`` without a tracker or with an empty one; or rewards that are
+            empty, not one-dimensional or not finite.
+    """
+    if strategy not in SELECTION_STRATEGIES:
+        raise ValueError(f"unknown selection strategy {strategy!r}: use one of {', '.join(SELECTION_STRATEGIES)}")
+    values = _checked_rewards(rewards, minimum=1).to("cpu", torch.float64)
+    if strategy == "random":
+        device = "cpu" if generator is None else generator.device
+        return int(torch.randint(len(values), (1,), generator=generator, device=device).item())
+    if strategy == "easiest":
+        return int(values.argmax().item())
+    if strategy == "hardest":
+        return int(values.argmin().item())
+    if strategy == "medium":
+        # torch's median is an element of the batch (the lower middle one), so the distance of one candidate is 0.
+        return int((values - values.median()).abs().argmin().item())
+    if tracker is None:
+        raise ValueError('"curriculum" needs a tracker that was updated with these rewards: tracker.update(rewards)')
+    return int((values - tracker.mean).abs().argmin().item())
+
+
+def local_advantage(rewards: Tensor, clip: float = 5.0) -> Tensor:
+    """Group-relative advantage: how a sample compares with its siblings.
+
+    local_j = clip((R_j - mean(R)) / (std(R) + 1e-8), -c, c), std unbiased (paper; GRPO).
+
+    Computed in the rewards' precision, float32 at least, as the release does. Give float64 if a group may hold equal
+    rewards: in float32 their mean can miss them by a rounding error which, divided by a std as small, becomes an
+    advantage of order 1 for the whole group.
+
+    Args:
+        rewards: ``[G]``, G >= 2: rewards of the siblings, in the reward's own unit.
+        clip: c > 0; ``math.inf`` for none.
+
+    Returns:
+        ``[G]``, on the rewards' device, without gradient, in units of the group's std.
+
+    Raises ValueError for fewer than two rewards, not one-dimensional, not finite, or a clip that is not above 0.
+    """
+    _check_clip(clip)
+    values = _checked_rewards(rewards, minimum=2)
+    return ((values - values.mean()) / (values.std(correction=1) + EPSILON)).clamp(-clip, clip)
+
+
+def global_advantage(rewards: Tensor, mean: float, std: float, clip: float = 5.0) -> Tensor:
+    """Advantage against the model's capability: a sample above mu_ema gains, one below it loses.
+
+    With z_j = (R_j - mu_ema) / (sigma_ema + 1e-8) (paper, Cross-Level Advantage Fusion)::
+
+        global_j = z_j / sum(z over z > 0)        where z_j > 0
+                   z_j / |sum(z over z < 0)|      where z_j < 0        so the advantages sum to 0
+        global   = z - mean(z)                    in a one-sided group: either sum below 1e-6
+
+    then clipped to [-c, c]. By algebra: in a two-sided group sigma_ema cancels, and the positive advantages sum to 1,
+    the negative ones to -1; in a one-sided group the result is parallel to `local_advantage`.
+
+    Args:
+        rewards: ``[G]``, G >= 2: rewards of the siblings, in the reward's own unit.
+        mean: mu_ema, `CapabilityTracker.mean`, in the same unit.
+        std: sigma_ema >= 0, `CapabilityTracker.std`, in the same unit.
+        clip: c > 0; ``math.inf`` for none.
+
+    Returns:
+        ``[G]``, on the rewards' device, without gradient, dimensionless.
+
+    Raises ValueError for fewer than two rewards, not one-dimensional, anything not finite, or std or clip out of range.
+    """
+    _check_clip(clip)
+    if not (math.isfinite(mean) and 0 <= std < math.inf):
+        raise ValueError(f"the capability needs a finite mean and a finite std >= 0, got {mean} and {std}")
+    values = _checked_rewards(rewards, minimum=2)
+    z = (values - mean) / (std + EPSILON)
+    positive_sum = z[z > 0].sum()
+    negative_sum = z[z < 0].sum().abs()
+    if positive_sum < ONE_SIDED_THRESHOLD or negative_sum < ONE_SIDED_THRESHOLD:
+        advantage = z - z.mean()
+    else:
+        advantage = z / torch.where(z > 0, positive_sum, negative_sum)
+    return advantage.clamp(-clip, clip)
+
+
+def fuse_advantages(local: Tensor, global_: Tensor, weight: float = 1.0) -> Tensor:
+    """Cross-Level Advantage Fusion: A_j = local_j + weight * global_j. The sum is not clipped again.
+
+    Args:
+        local: ``[G]``, from `local_advantage`; the result is shaped like it.
+        global_: ``[G]``, from `global_advantage`.
+        weight: >= 0; 1 in the release, 0 turns the fusion off.
+
+    Raises ValueError if the two are not one-dimensional and of one length, or the weight is out of range.
+    """
+    if local.ndim != 1 or local.shape != global_.shape:
+        raise ValueError(f"advantages to fuse must both be [G], got {list(local.shape)} and {list(global_.shape)}")
+    if not (math.isfinite(weight) and weight >= 0):
+        raise ValueError(f"the fusion weight must be finite and at least 0, got {weight}")
+    return local + weight * global_
+
+
+def _checked_rewards(rewards: Tensor, minimum: int) -> Tensor:
+    """The rewards, detached and in float32 or float64, once they are known to be ``[>= minimum]`` and finite."""
+    if rewards.ndim != 1:
+        raise ValueError(f"rewards must be one-dimensional, got shape {list(rewards.shape)}")
+    if len(rewards) < minimum:
+        what = "a group needs at least two rewards" if minimum == 2 else "there must be at least one reward"
+        raise ValueError(f"{what}, got {len(rewards)}")
+    values = rewards.detach()
+    if not values.isfinite().all():
+        raise ValueError(f"rewards must be finite, got {values.tolist()}")
+    return values if values.dtype == torch.float64 else values.float()
+
+
+def _check_clip(clip: float) -> None:
+    if not clip > 0:
+        raise ValueError(f"the advantage clip must be above 0, got {clip}")

@@ -1,0 +1,145 @@
+"""The miniature's prompts: their grammar, and the fixed train / validation / test lists.
+
+A prompt is ``the word "harbor" in red on yellow``, optionally followed by `` in mono font``. Difficulty varies by
+construction: 2 to 10 letters, rare letters, colour pairs of low and high contrast, and a font named in some prompts
+(``serif`` is drawn only when it is named).
+
+Words are assigned to a split by hash, so that no word of one split is ever seen in another, whatever list it is in.
+``python -m harness.models.miniature.prompts`` writes the lists again; a test checks that they have not changed.
+"""
+
+import gzip
+import hashlib
+import re
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Literal, get_args
+
+Split = Literal["train", "validation", "test"]
+
+TEXT_COLOURS: dict[str, tuple[int, int, int]] = {
+    "black": (20, 20, 20),
+    "red": (200, 30, 30),
+    "blue": (30, 60, 200),
+    "green": (20, 130, 60),
+    "purple": (120, 40, 150),
+}
+BACKGROUNDS: dict[str, tuple[int, int, int]] = {
+    "white": (245, 245, 245),
+    "yellow": (250, 220, 80),
+    "pink": (250, 180, 200),
+    "cyan": (130, 220, 230),
+    "orange": (245, 160, 60),
+}
+COLOURS: dict[str, tuple[int, int, int]] = TEXT_COLOURS | BACKGROUNDS
+FONTS: dict[str, str] = {
+    "sans": "DejaVuSans.ttf",
+    "bold": "DejaVuSans-Bold.ttf",
+    "mono": "DejaVuSansMono-Bold.ttf",
+    "serif": "DejaVuSerif-Bold.ttf",
+}
+UNNAMED_FONTS = ("sans", "bold", "mono")
+"""Fonts that a prompt without a font may be drawn in."""
+
+MIN_LETTERS, MAX_LETTERS = 2, 10
+RARE_LETTERS = frozenset("jqxz")
+
+_FOLDER = Path(__file__).parent
+_PATTERN = re.compile(
+    r'the word "(?P<word>[a-z]+)" in (?P<colour>\w+) on (?P<background>\w+)(?: in (?P<font>\w+) font)?'
+)
+
+# Share of each list by word length; the few two-letter words get less so that no word repeats within a test list.
+_LENGTH_SHARES = {2: 0.03, 3: 0.09, 4: 0.12, 5: 0.13, 6: 0.13, 7: 0.13, 8: 0.13, 9: 0.12, 10: 0.12}
+_RARE_SHARE = 0.2
+_LIST_SIZES: dict[Split, int] = {"train": 6000, "validation": 240, "test": 240}
+
+
+@dataclass(frozen=True)
+class MiniaturePrompt:
+    """What a prompt asks for; ``str()`` gives the prompt itself."""
+
+    word: str
+    colour: str
+    background: str
+    font: str | None = None
+
+    def __str__(self) -> str:
+        font = f" in {self.font} font" if self.font else ""
+        return f'the word "{self.word}" in {self.colour} on {self.background}{font}'
+
+
+def parse_prompt(text: str) -> MiniaturePrompt:
+    """Read a prompt string.
+
+    Raises:
+        ValueError: the text is not of the miniature's grammar, with the part that is wrong.
+    """
+    match = _PATTERN.fullmatch(text)
+    if match is None:
+        raise ValueError(
+            f"prompt {text!r} is not one the miniature can draw: "
+            'write  the word "harbor" in red on yellow  with letters a-z only'
+        )
+    prompt = MiniaturePrompt(**match.groupdict())
+    if not MIN_LETTERS <= len(prompt.word) <= MAX_LETTERS:
+        raise ValueError(f"prompt {text!r}: the miniature draws words of {MIN_LETTERS} to {MAX_LETTERS} letters")
+    for kind, value, valid in (
+        ("text colour", prompt.colour, TEXT_COLOURS),
+        ("background", prompt.background, BACKGROUNDS),
+        ("font", prompt.font, FONTS),
+    ):
+        if value is not None and value not in valid:
+            raise ValueError(f"prompt {text!r}: unknown {kind} {value!r}; the miniature knows {', '.join(valid)}")
+    return prompt
+
+
+def _hash(purpose: str, word: str) -> int:
+    return int.from_bytes(hashlib.sha256(f"{purpose}:{word}".encode()).digest()[:8])
+
+
+def split_of(word: str) -> Split:
+    """The split a word belongs to, fixed by its hash: 8 % test, 8 % validation, the rest train."""
+    bucket = _hash("split", word) % 100
+    return "test" if bucket < 8 else "validation" if bucket < 16 else "train"
+
+
+@cache
+def words(split: Split) -> tuple[str, ...]:
+    """All words of a split, in alphabetical order."""
+    lines = gzip.decompress((_FOLDER / "data" / "words.txt.gz").read_bytes()).decode().split()
+    return tuple(word for word in lines if split_of(word) == split)
+
+
+def styled_prompt(word: str) -> MiniaturePrompt:
+    """The prompt that a word appears in: colours, and in two of five a named font, fixed by the word's hash."""
+    style = _hash("style", word)
+    colour = list(TEXT_COLOURS)[style % 5]
+    background = list(BACKGROUNDS)[style // 5 % 5]
+    font = list(FONTS)[style // 25 % 4] if style // 100 % 5 < 2 else None
+    return MiniaturePrompt(word, colour, background, font)
+
+
+def make_list(split: Split) -> list[str]:
+    """The prompt list of a split: stratified by word length, a fifth of each length with a rare letter (j q x z)."""
+    chosen: list[str] = []
+    for length, share in _LENGTH_SHARES.items():
+        candidates = sorted((w for w in words(split) if len(w) == length), key=lambda w: _hash("order", w))
+        quota = min(round(share * _LIST_SIZES[split]), len(candidates))
+        rare = [w for w in candidates if RARE_LETTERS & set(w)][: round(_RARE_SHARE * quota)]
+        common = [w for w in candidates if not RARE_LETTERS & set(w)][: quota - len(rare)]
+        chosen += rare + common
+    chosen.sort(key=lambda w: _hash("shuffle", w))
+    return [str(styled_prompt(word)) for word in chosen]
+
+
+def list_path(split: Split) -> Path:
+    """Where the committed list of a split lies."""
+    return _FOLDER / "data" / f"{split}.txt"
+
+
+if __name__ == "__main__":
+    for name in get_args(Split):
+        list_path(name).write_text("\n".join(make_list(name)) + "\n")
+        print(f"{list_path(name)}: {len(make_list(name))} prompts")

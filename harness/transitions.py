@@ -1,0 +1,249 @@
+"""The three base methods' stochastic steps: what they draw, and the log-probability they give it.
+
+Convention: sigma falls from 1 (noise) to 0 (data); x = (1 - sigma) x0 + sigma eps; the network predicts the velocity
+v = eps - x0. A step goes from sigma to s' = sigma_next < sigma; d = s' - sigma < 0, and::
+
+    x0_hat = x - sigma v          eps_hat = x + (1 - sigma) v
+
+``FlowSDE(eta=0.7).step(x, velocity, sigma, sigma_next)`` returns a `Transition`: draw with ``.sample()``, keep the
+draw, and give it to ``.log_prob()`` of the same step computed with gradient. Siblings of a branch share x and
+velocity: expand both to ``[G, ...]`` after one forward of the network.
+
+All arithmetic is float32, whatever the network's precision. A draw that is to be stored in less must be rounded
+before its log-probability is taken, or the ratio is not 1 at the first update. Neither eta nor a clip range is
+comparable between kernels.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+Sigma: TypeAlias = float | Tensor  # a float, a scalar tensor, or one value per sample, [batch]
+
+
+@dataclass(frozen=True, eq=False)
+class Transition:
+    """A Gaussian over the next latents, N(mean, std^2), with the log-probability as one method defines it.
+
+    Attributes:
+        mean: ``[batch, ...]`` float32, in the latents' unit; carries the gradient of the velocity.
+        std: ``[]`` or ``[batch]`` float32, >= 0, in the latents' unit, per dimension.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def sample(self, generator: torch.Generator | None = None, noise: Tensor | None = None) -> Tensor:
+        """Draw the next latents, mean + std * noise.
+
+        The draw is float32, shaped like the mean, and detached: a policy gradient takes it as given (with its gradient
+        the log-probability of a draw would not depend on the mean at all).
+
+        Args:
+            generator: for the noise, drawn on the generator's device. None: torch's global one on the mean's device.
+            noise: standard normal, shaped like the mean, instead of a generator. ValueError for both or another shape.
+        """
+        if noise is None:
+            device = self.mean.device if generator is None else generator.device
+            noise = torch.randn(self.mean.shape, generator=generator, device=device)
+        elif generator is not None:
+            raise ValueError("give sample() a generator or the noise, not both")
+        self._check_shape(noise)
+        return (self.mean + _over_latents(self.std, self.mean) * noise.to(self.mean)).detach()
+
+    def log_prob(self, x_next: Tensor) -> Tensor:
+        """Log-probability of the next latents, as the method defines it: ``[batch]``, a mean over latent dimensions.
+
+        Raises ValueError if `x_next` is not shaped like the mean, or a Gaussian density is asked of a step with std 0.
+        """
+        raise NotImplementedError
+
+    def kl(self, other: "Transition") -> Tensor:
+        """Divergence from the same step of a reference model, as the method defines it: ``[batch]``, >= 0.
+
+        Raises ValueError if `other` is of another method or shape.
+        """
+        raise NotImplementedError
+
+    def _squared_error(self, x_next: Tensor) -> Tensor:
+        self._check_shape(x_next)
+        return (x_next.float() - self.mean).square().flatten(1).mean(1)
+
+    def _squared_distance(self, other: "Transition") -> Tensor:
+        if type(other) is not type(self):
+            raise ValueError(f"kl compares two steps of one method, got {type(self).__name__}, {type(other).__name__}")
+        return self._squared_error(other.mean)
+
+    def _check_shape(self, value: Tensor) -> None:
+        if value.shape != self.mean.shape:
+            raise ValueError(f"expected the shape of the mean {[*self.mean.shape]}, got {[*value.shape]}")
+
+
+@dataclass(frozen=True, eq=False)
+class SDETransition(Transition):
+    """A step of `FlowSDE` or `DanceSDE`: a true Gaussian density.
+
+    log_prob = mean over dims of -(x' - mean)^2 / (2 std^2) - log(std) - log(sqrt(2 pi))
+    kl       = mean over dims of (mean - mean_ref)^2 / (2 g^2)
+
+    `diffusion` is g, ``[]`` or ``[batch]``. As std^2 = g^2 |d|, this kl is |d| times the true divergence per dimension:
+    Flow-GRPO's release has it so, and its published betas mean it.
+    """
+
+    diffusion: Tensor
+
+    def log_prob(self, x_next: Tensor) -> Tensor:
+        if not (self.std > 0).all():
+            raise ValueError("a deterministic step (std 0) has no Gaussian log-probability: do not train this step")
+        return -self._squared_error(x_next) / (2 * self.std.square()) - self.std.log() - 0.5 * math.log(2 * math.pi)
+
+    def kl(self, other: Transition) -> Tensor:
+        return self._squared_distance(other) / (2 * self.diffusion.square())
+
+
+@dataclass(frozen=True, eq=False)
+class CPSTransition(Transition):
+    """A step of `FlowCPS`, whose log-probability is no density: 1 / (2 std^2) and constants are dropped on purpose.
+
+    log_prob = mean over dims of -(x' - mean)^2
+    kl       = mean over dims of (mean - mean_ref)^2
+    Both are finite on the last step (s' = 0, std = 0); but there a sample is the mean, with a log_prob of gradient 0.
+    """
+
+    def log_prob(self, x_next: Tensor) -> Tensor:
+        return -self._squared_error(x_next)
+
+    def kl(self, other: Transition) -> Tensor:
+        return self._squared_distance(other)
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A method's stochastic step. `eta` says how stochastic; ValueError outside the kernel's range."""
+
+    eta: float
+
+    def __post_init__(self) -> None:
+        if not 0 < self.eta < math.inf:
+            raise ValueError(f"eta of {type(self).__name__} must be finite and above 0, got {self.eta}")
+
+    def step(
+        self, x: Tensor, velocity: Tensor, sigma: Sigma, sigma_next: Sigma, sigma_fallback: Sigma | None = None
+    ) -> Transition:
+        """The distribution of the latents at `sigma_next`, given those at `sigma` and the velocity there.
+
+        Args:
+            x: latents, ``[batch, ...]``, any floating dtype (taken to float32).
+            velocity: the network's prediction eps - x0, shaped like x.
+            sigma: where the step starts, in (0, 1]: a float, a scalar tensor or ``[batch]``.
+            sigma_next: where it ends, in [0, sigma): the same.
+            sigma_fallback: for `FlowSDE` from sigma = 1, where its g is singular: the sigma to take there, in [0, 1).
+                None is sigma_next, on a first step the schedule's second sigma, as in the release. Otherwise unused.
+
+        Raises ValueError for a sigma out of range or order, and for any wrong shape.
+        """
+        if x.ndim < 2 or x.shape != velocity.shape:
+            raise ValueError(f"x, velocity must have one shape [batch, ...], got {[*x.shape]}, {[*velocity.shape]}")
+        sigma = _checked_sigma("sigma", sigma, x)
+        sigma_next = _checked_sigma("sigma_next", sigma_next, x)
+        fallback = sigma_next if sigma_fallback is None else _checked_sigma("sigma_fallback", sigma_fallback, x)
+        if not ((sigma <= 1) & (sigma > sigma_next) & (sigma_next >= 0)).all():
+            raise ValueError(f"a step needs 1 >= sigma > sigma_next >= 0, got {sigma.tolist()}, {sigma_next.tolist()}")
+        return self._transition(x.float(), velocity.float(), sigma, sigma_next, fallback)
+
+    def _transition(self, x: Tensor, v: Tensor, sigma: Tensor, sigma_next: Tensor, fallback: Tensor) -> Transition:
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class _MarginalPreservingSDE(Kernel):
+    """Euler-Maruyama step of the reverse-time SDE that has the flow's marginals, for a diffusion coefficient g."""
+
+    def _diffusion(self, sigma: Tensor, fallback: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def _transition(self, x: Tensor, v: Tensor, sigma: Tensor, sigma_next: Tensor, fallback: Tensor) -> Transition:
+        d = sigma_next - sigma
+        g = self._diffusion(sigma, fallback)
+        eps_hat = x + _over_latents(1 - sigma, x) * v
+        drift = v + _over_latents(g.square() / (2 * sigma), x) * eps_hat
+        return SDETransition(mean=x + drift * _over_latents(d, x), std=g * (-d).sqrt(), diffusion=g)
+
+
+@dataclass(frozen=True)
+class FlowSDE(_MarginalPreservingSDE):
+    """Flow-GRPO's kernel (release yifan123/flow_grpo; also AdaGRPO's, Bujiazi/GRPO-Series). eta > 0.
+
+    mean = x + v d + g^2 / (2 sigma) * eps_hat * d          std = g sqrt(-d)
+    g    = eta sqrt(sigma / (1 - sigma~)),  sigma~ = sigma, but sigma_fallback where sigma = 1
+
+    AdaGRPO's release drops the constants of the log-probability, which changes no ratio.
+    """
+
+    eta: float = 0.7
+
+    def _diffusion(self, sigma: Tensor, fallback: Tensor) -> Tensor:
+        regular = torch.where(sigma == 1, fallback, sigma)
+        if not ((regular >= 0) & (regular < 1)).all():
+            raise ValueError(f"FlowSDE from sigma = 1 needs sigma_fallback in [0, 1), got {fallback.tolist()}")
+        return self.eta * (sigma / (1 - regular)).sqrt()
+
+
+@dataclass(frozen=True)
+class DanceSDE(_MarginalPreservingSDE):
+    """DanceGRPO's kernel (release XueZeyue/DanceGRPO). eta > 0.
+
+    mean = x + v d + g^2 / (2 sigma) * eps_hat * d          std = g sqrt(-d)
+    g    = eta
+
+    The release has no KL term; `kl` is Flow-GRPO's formula with this g.
+    """
+
+    eta: float = 0.3
+
+    def _diffusion(self, sigma: Tensor, fallback: Tensor) -> Tensor:
+        return torch.full_like(sigma, self.eta)
+
+
+@dataclass(frozen=True)
+class FlowCPS(Kernel):
+    """Flow-CPS's coefficient-preserving kernel (release IamCreateAI/FlowCPS). 0 < eta <= 1.
+
+    std  = s' sin(eta pi / 2)
+    mean = (1 - s') x0_hat + sqrt(s'^2 - std^2) eps_hat
+    """
+
+    eta: float = 0.7
+
+    def __post_init__(self) -> None:
+        if not 0 < self.eta <= 1:
+            raise ValueError(f"eta of FlowCPS must be in (0, 1], got {self.eta}")
+
+    def _transition(self, x: Tensor, v: Tensor, sigma: Tensor, sigma_next: Tensor, fallback: Tensor) -> Transition:
+        x0_hat = x - _over_latents(sigma, x) * v
+        eps_hat = x + _over_latents(1 - sigma, x) * v
+        std = sigma_next * math.sin(self.eta * math.pi / 2)
+        # The release's root and not the equal s' cos(eta pi / 2): they differ in the last digits that it reproduces.
+        eps_coefficient = (sigma_next.square() - std.square()).sqrt()
+        mean = _over_latents(1 - sigma_next, x) * x0_hat + _over_latents(eps_coefficient, x) * eps_hat
+        return CPSTransition(mean=mean, std=std)
+
+
+KERNELS: dict[str, type] = {"flow_grpo": FlowSDE, "dance_grpo": DanceSDE, "flow_cps": FlowCPS}
+"""The kernel of each base method; each takes `eta` and has its release's default."""
+
+
+def _checked_sigma(name: str, value: Sigma, x: Tensor) -> Tensor:
+    """A sigma as a float32 tensor on x's device, ``[]`` or ``[batch]``."""
+    sigma = torch.as_tensor(value, dtype=torch.float32, device=x.device)
+    if sigma.ndim > 0 and sigma.shape != x.shape[:1]:
+        raise ValueError(f"{name} must be a scalar or [batch] = [{len(x)}], got shape {list(sigma.shape)}")
+    return sigma
+
+
+def _over_latents(coefficient: Tensor, x: Tensor) -> Tensor:
+    """A ``[]`` or ``[batch]`` coefficient, shaped to multiply ``[batch, ...]``."""
+    return coefficient.reshape(-1, *([1] * (x.ndim - 1))) if coefficient.ndim else coefficient

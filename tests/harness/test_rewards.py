@@ -1,0 +1,437 @@
+"""Facts about the miniature's rewards. The recognisers' weights must be there: `adagrpo fetch-assets`."""
+
+import itertools
+import math
+import subprocess
+import sys
+import zipfile
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from hashlib import sha256
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from harness.models.miniature.prompts import BACKGROUNDS, COLOURS, TEXT_COLOURS
+from harness.rewards import REWARD_NAMES, Reward, assets, build_reward, build_weighted
+from harness.rewards.colour import ColourReward
+from harness.rewards.combined import WeightedSum
+from harness.rewards.ocr import OcrReward, ctc_word_score, edit_distance, greedy_words, letter_probabilities
+
+PAIRS = list(itertools.product(TEXT_COLOURS, BACKGROUNDS))
+
+
+def prompt(word: str, colour: str = "black", background: str = "white") -> str:
+    return f'the word "{word}" in {colour} on {background}'
+
+
+def picture(word: str, colour: str = "black", background: str = "white") -> Tensor:
+    """A clean drawing in DejaVu Sans Bold, ``[3, 32, 128]`` in [0, 1]; an empty word gives a blank one."""
+    font_file = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans-Bold.ttf"
+    image = Image.new("RGB", (128, 32), COLOURS[background])
+    draw = ImageDraw.Draw(image)
+    draw.text((64, 16), word, font=ImageFont.truetype(str(font_file), 20), fill=COLOURS[colour], anchor="mm")
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 255
+
+
+@pytest.fixture(scope="module", params=["ocr", "ocr-v4"])
+def ocr(request: pytest.FixtureRequest) -> OcrReward:
+    return OcrReward(request.param)
+
+
+@pytest.fixture(scope="module")
+def noisy() -> tuple[Tensor, list[str]]:
+    """Twenty drawings with noise, whose scores lie between the extremes, and their prompts."""
+    words = ["harbor", "tin", "quiet", "banjo", "letter"] * 4
+    clean = torch.stack([picture(word, "red", "yellow") for word in words])
+    noise = 0.25 * torch.randn(clean.shape, generator=torch.Generator().manual_seed(0))
+    return ((clean + noise).clamp(0, 1) * 255).round() / 255, [prompt(word, "red", "yellow") for word in words]
+
+
+class Constant(Reward):
+    """Scores every image alike."""
+
+    def __init__(self, name: str, value: float, low: float = 0.0, high: float = 1.0) -> None:
+        self.name, self.value, self.low, self.high = name, value, low, high
+        self.calls = 0
+
+    def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        self.calls += 1
+        return torch.full((len(prompts),), self.value)
+
+    def fingerprint(self) -> str:
+        return f"{self.name}={self.value}"
+
+
+# --- scoring a word
+
+
+def collapse(path: Sequence[int]) -> str:
+    return "".join(chr(96 + symbol) for symbol, _ in itertools.groupby(path) if symbol)
+
+
+@pytest.mark.parametrize("word", ["ab", "aa", "a", "bab"])
+def test_ctc_score_is_the_sum_over_all_alignments(word: str) -> None:
+    num_steps = 5
+    probabilities = torch.full((1, num_steps, 27), 1e-12, dtype=torch.float64)
+    probabilities[..., :3] = torch.rand(1, num_steps, 3, generator=torch.Generator().manual_seed(1)).softmax(-1)
+    total = sum(
+        math.prod(probabilities[0, step, symbol].item() for step, symbol in enumerate(path))
+        for path in itertools.product(range(3), repeat=num_steps)
+        if collapse(path) == word
+    )
+    expected = total ** (1 / len(word))
+    assert ctc_word_score(probabilities, [word]).item() == pytest.approx(expected, rel=1e-6)
+
+
+def test_a_word_that_needs_more_steps_than_there_are_is_rejected() -> None:
+    probabilities = torch.full((1, 4, 27), 1 / 27)
+    assert ctc_word_score(probabilities, ["abcd"]).item() > 0
+    with pytest.raises(ValueError, match="'abba' needs 5 time steps"):
+        ctc_word_score(probabilities, ["abba"])
+
+
+def test_cases_are_merged_and_everything_that_is_no_letter_is_blank() -> None:
+    # Dictionary: blank, a..z, A..Z, a full stop.
+    columns = np.stack([np.arange(1, 27), np.arange(27, 53)], axis=1)
+    row = np.zeros((1, 1, 54), dtype=np.float32)
+    row[0, 0, [0, 1, 27, 53]] = [0.2, 0.3, 0.4, 0.1]
+    reduced = letter_probabilities(row, columns)[0, 0]
+    assert reduced[1].item() == pytest.approx(0.7)
+    assert reduced[0].item() == pytest.approx(0.3)
+    assert reduced[2:].max().item() == pytest.approx(1e-12)
+
+
+def test_greedy_reading_merges_repeats_and_keeps_letters_that_a_blank_parts() -> None:
+    symbols = torch.tensor([[1, 1, 0, 1, 2, 2], [0, 0, 0, 0, 0, 0]])
+    assert greedy_words(torch.nn.functional.one_hot(symbols, 27).float()) == ["aab", ""]
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "distance"), [("kitten", "sitting", 3), ("", "abc", 3), ("abc", "abc", 0), ("ab", "ba", 2)]
+)
+def test_edit_distance(first: str, second: str, distance: int) -> None:
+    assert edit_distance(first, second) == distance
+
+
+# --- the recognisers
+
+
+def test_a_clean_word_scores_high_and_another_word_low(ocr: OcrReward) -> None:
+    words = ["harbor", "cinema", "quilts", "jumbo"]
+    images = torch.stack([picture(word, *pair) for word, pair in zip(words, PAIRS[::7], strict=True)])
+    assert ocr.read(images) == words
+    assert ocr.score(images, [prompt(word) for word in words]).min() > 0.95
+    assert ocr.score(images, [prompt(word) for word in ["planet", "harbor", "vivid", "ocean"]]).max() < 0.05
+
+
+def test_one_wrong_letter_costs_part_of_the_score(ocr: OcrReward) -> None:
+    image = picture("harbor")[None]
+    right, near, far = (ocr.score(image, [prompt(word)]).item() for word in ("harbor", "harbot", "planet"))
+    assert right > near + 0.5
+    assert near > 10 * far
+
+
+def test_measure_agrees_with_score_and_with_the_reading(ocr: OcrReward, noisy: tuple[Tensor, list[str]]) -> None:
+    images, prompts = noisy[0].clone(), noisy[1]
+    images[0] = picture("harbor")
+    images[1] = 1.0
+    measured = ocr.measure(images, prompts)
+    assert set(measured) == {ocr.name, f"{ocr.name}/word_accuracy", f"{ocr.name}/edit_similarity"}
+    assert torch.equal(measured[ocr.name], ocr.score(images, prompts))
+    right = [read == asked.split('"')[1] for read, asked in zip(ocr.read(images), prompts, strict=True)]
+    assert measured[f"{ocr.name}/word_accuracy"].tolist() == [float(value) for value in right]
+    assert (measured[f"{ocr.name}/edit_similarity"][torch.tensor(right)] == 1).all()
+    assert measured[f"{ocr.name}/edit_similarity"][:2].tolist() == [1.0, 0.0]
+    assert all(value.shape == (20,) and value.dtype == torch.float32 for value in measured.values())
+
+
+@pytest.mark.parametrize("name", REWARD_NAMES)
+def test_a_saved_png_scores_exactly_as_the_tensor(name: str, noisy: tuple[Tensor, list[str]], tmp_path: Path) -> None:
+    reward = build_reward(name)
+    images, prompts = noisy
+    reloaded = []
+    for index, image in enumerate(images):
+        array = (image * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
+        Image.fromarray(array).save(tmp_path / f"{index}.png")
+        reloaded.append(torch.from_numpy(np.array(Image.open(tmp_path / f"{index}.png"))).permute(2, 0, 1) / 255)
+    assert torch.equal(reward.score(torch.stack(reloaded), prompts), reward.score(images, prompts))
+
+
+@pytest.mark.parametrize("name", REWARD_NAMES)
+def test_scores_do_not_depend_on_the_rest_of_the_batch(name: str, noisy: tuple[Tensor, list[str]]) -> None:
+    reward = build_reward(name)
+    images, prompts = noisy
+    together = reward.score(images, prompts)
+    alone = torch.cat([reward.score(images[i : i + 1], prompts[i : i + 1]) for i in range(len(prompts))])
+    assert together.std() > 0.01
+    torch.testing.assert_close(together, alone, atol=1e-5, rtol=0)
+
+
+def test_batch_size_and_threads_do_not_change_scores(noisy: tuple[Tensor, list[str]]) -> None:
+    torch.testing.assert_close(
+        OcrReward("ocr", num_threads=2, batch_size=3).score(*noisy), OcrReward("ocr").score(*noisy), atol=1e-5, rtol=0
+    )
+
+
+def test_prompts_without_a_readable_word_are_rejected(ocr: OcrReward) -> None:
+    for text in ("a cat", 'the word "Harbor" in red on white', 'the word "" in red on white'):
+        with pytest.raises(ValueError, match="has no word to read") as error:
+            ocr.score(picture("harbor")[None], [text])
+        assert repr(text) in str(error.value)
+    with pytest.raises(ValueError, match="time steps"):
+        ocr.score(picture("harbor")[None], [prompt("a" * 9)])
+
+
+# --- what every reward is given
+
+
+@pytest.mark.parametrize("name", REWARD_NAMES)
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda images: images * 0.999, "must be rounded to 1/255"),
+        (lambda images: images * 2 - 1, "image 1 has values outside"),
+        (
+            lambda images: images.index_fill(0, torch.tensor([1]), float("nan")),
+            "image 1 has values that are not finite",
+        ),
+        (lambda images: images[0], r"must be \[B, 3, H, W\]"),
+        (lambda images: images[:, :1], r"must be \[B, 3, H, W\]"),
+        (lambda images: images[:0], r"must be \[B, 3, H, W\]"),
+        (lambda images: (images * 255).to(torch.uint8), "must be float32 or float64"),
+        (lambda images: images.bfloat16(), "must be float32 or float64"),
+        (lambda images: images[:1], "1 images but 2 prompts"),
+    ],
+)
+def test_images_out_of_contract_are_rejected(name: str, change: Callable[[Tensor], Tensor], message: str) -> None:
+    images = torch.stack([torch.ones(3, 32, 128), picture("tin")])
+    with pytest.raises(ValueError, match=message) as error:
+        build_reward(name).score(change(images), [prompt("tin")] * 2)
+    assert f"reward {name!r}" in str(error.value)
+
+
+def test_pictures_that_hold_no_single_line_are_rejected_by_a_recogniser(ocr: OcrReward) -> None:
+    with pytest.raises(ValueError, match="one line of text: 64 x 64"):
+        ocr.score(torch.ones(1, 3, 64, 64), [prompt("tin")])
+
+
+# --- colour
+
+
+@pytest.mark.parametrize("word", ["iii", "up", "monotonous"])
+def test_the_right_colours_score_one(word: str) -> None:
+    images = torch.stack([picture(word, *pair) for pair in PAIRS])
+    measured = ColourReward().measure(images, [prompt(word, *pair) for pair in PAIRS])
+    assert measured["colour"].min() > 0.99
+    assert measured["colour/background_error"].max() == 0
+
+
+def test_blank_and_swapped_pictures_score_near_zero() -> None:
+    prompts = [prompt("harbor", *pair) for pair in PAIRS]
+    blank = torch.stack([picture("", *pair) for pair in PAIRS])
+    swapped = torch.stack([picture("harbor", *reversed(pair)) for pair in PAIRS])
+    assert ColourReward().score(blank, prompts).max() < 0.01
+    assert ColourReward().score(swapped, prompts).max() < 0.001
+
+
+def test_a_wrong_colour_of_the_palette_costs_its_squared_distance() -> None:
+    cases = [
+        (drawn, asked)
+        for drawn, asked in itertools.product(PAIRS, PAIRS)
+        if (drawn[0] == asked[0]) != (drawn[1] == asked[1])
+    ]
+    scores = (
+        ColourReward()
+        .score(
+            torch.stack([picture("harbor", *drawn) for drawn, _ in cases]),
+            [prompt("harbor", *asked) for _, asked in cases],
+        )
+        .tolist()
+    )
+    for score, (drawn, asked) in zip(scores, cases, strict=True):
+        colours = [(COLOURS[a], COLOURS[b]) for a, b in zip(drawn, asked, strict=True)]
+        distance = sum(math.dist(a, b) for a, b in colours) / 255  # one of the two is zero
+        assert score == pytest.approx(math.exp(-((distance / 0.25) ** 2)), abs=1e-3)
+    wrong_text = [score for score, (drawn, asked) in zip(scores, cases, strict=True) if drawn[0] != asked[0]]
+    assert max(wrong_text) < 0.1
+    assert max(scores) < 0.38
+
+
+def test_the_colour_score_falls_steadily_as_the_text_fades() -> None:
+    right, blank = picture("harbor", "red", "white"), picture("", "red", "white")
+    fading = torch.stack([(right.lerp(blank, fade) * 255).round() / 255 for fade in torch.linspace(0, 1, 41).tolist()])
+    scores = ColourReward().score(fading, [prompt("harbor", "red", "white")] * 41)
+    assert (scores.diff() < 0).all()
+    # The steepest slope of exp(-(d f / 0.25)^2) at d = 1.2 is 4.1 a unit of f: a jump would exceed 1/40 of it.
+    assert scores.diff().abs().max() < 0.12
+
+
+def test_texture_on_the_background_lowers_the_score_and_shows_as_background_error() -> None:
+    clean = picture("harbor", "blue", "yellow")
+    noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(0))
+    images = torch.stack([((clean + 0.05 * level * noise).clamp(0, 1) * 255).round() / 255 for level in range(4)])
+    measured = ColourReward().measure(images, [prompt("harbor", "blue", "yellow")] * 4)
+    assert (measured["colour"].diff() < -0.02).all()
+    assert (measured["colour/background_error"].diff() > 0.01).all()
+
+
+# --- combinations and names
+
+
+def test_a_weighted_sum_is_the_sum_by_hand() -> None:
+    total = WeightedSum({Constant("ocr", 0.5): 1.0, Constant("colour", 0.25): 0.5, Constant("size", 3.0, 1.0, 4.0): -2})
+    assert total.name == "ocr+0.5*colour-2*size"
+    assert (total.low, total.high) == (-8.0, -0.5)
+    images, prompts = torch.ones(2, 3, 32, 128), ["a", "b"]
+    assert total.score(images, prompts).tolist() == [0.5 + 0.125 - 6.0] * 2
+    measured = total.measure(images, prompts)
+    assert {name: value[0].item() for name, value in measured.items()} == {
+        "ocr": 0.5,
+        "colour": 0.25,
+        "size": 3.0,
+        total.name: -5.375,
+    }
+
+
+def test_a_component_of_weight_zero_is_reported_but_not_computed_in_training() -> None:
+    judge = Constant("judge", 0.5)
+    total = WeightedSum({Constant("ocr", 0.25): 1.0, judge: 0.0})
+    assert total.score(torch.ones(1, 3, 32, 128), ["a"]).tolist() == [0.25]
+    assert judge.calls == 0
+    assert total.measure(torch.ones(1, 3, 32, 128), ["a"])["judge"].tolist() == [0.5]
+
+
+@pytest.mark.parametrize(
+    "components",
+    [
+        {},
+        {Constant("a", 1): 0.0},
+        {Constant("a", 1): math.nan},
+        {Constant("a", 1): math.inf, Constant("b", 1): 1.0},
+        {Constant("a", 1): 1.0, Constant("a", 2): 1.0},
+    ],
+)
+def test_a_weighted_sum_without_a_meaning_is_rejected(components: dict[Reward, float]) -> None:
+    with pytest.raises(ValueError, match="weight"):
+        WeightedSum(components)
+
+
+def test_the_fingerprint_tells_weights_and_components_apart() -> None:
+    variants = [{"ocr": 1.0}, {"ocr-v4": 1.0}, {"ocr": 0.5}, {"ocr": 1.0, "colour": 0.5}, {"ocr": 1.0, "colour": 0.6}]
+    assert len({build_weighted(variant).fingerprint() for variant in variants}) == len(variants)
+
+
+def test_a_single_component_of_weight_one_is_the_reward_itself() -> None:
+    assert isinstance(build_weighted({"colour": 1.0}), ColourReward)
+    assert build_weighted({"ocr": 1.0, "colour": 0.5}).name == "ocr+0.5*colour"
+
+
+def test_an_unknown_name_is_answered_with_the_nearest() -> None:
+    with pytest.raises(
+        ValueError, match="unknown reward 'color': the nearest is 'colour', valid are ocr, ocr-v4, colour"
+    ):
+        build_reward("color")
+
+
+def test_importing_the_package_does_not_load_onnxruntime() -> None:
+    code = "import harness.rewards, sys; sys.exit('onnxruntime' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+# --- assets
+
+
+def test_missing_weights_are_one_clear_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ADAGRPO_ASSETS", str(tmp_path))
+    with pytest.raises(assets.AssetError) as error:
+        OcrReward("ocr").score(picture("harbor")[None], [prompt("harbor")])
+    message = str(error.value)
+    assert str(tmp_path) in message
+    assert "adagrpo fetch-assets" in message
+    assert "\n" not in message
+
+
+def test_weights_with_the_wrong_content_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ADAGRPO_ASSETS", str(tmp_path))
+    (tmp_path / "PP-OCRv6-rec.onnx").write_bytes(b"half a download")
+    with pytest.raises(assets.AssetError, match=r"has sha256 .* `adagrpo fetch-assets`"):
+        assets.asset_path("PP-OCRv6-rec")
+
+
+@pytest.fixture
+def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> assets.Asset:
+    """A pip index in a folder, with one wheel that holds a model, made the only asset."""
+    (tmp_path / "index").mkdir()
+    wheel = tmp_path / "index" / "tinymodel-1.0-py3-none-any.whl"
+    with zipfile.ZipFile(wheel, "w") as archive:
+        archive.writestr("tinymodel/rec.onnx", b"weights")
+        archive.writestr(
+            "tinymodel-1.0.dist-info/METADATA",
+            "Metadata-Version: 2.1\nName: tinymodel\nVersion: 1.0\nRequires-Python: <3\nRequires-Dist: not-there\n",
+        )
+        archive.writestr(
+            "tinymodel-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+        )
+        archive.writestr("tinymodel-1.0.dist-info/RECORD", "")
+    asset = assets.Asset(
+        package="tinymodel",
+        version="1.0",
+        wheel_sha256=sha256(wheel.read_bytes()).hexdigest(),
+        member="tinymodel/rec.onnx",
+        sha256=sha256(b"weights").hexdigest(),
+    )
+    monkeypatch.setattr(assets, "ASSETS", {"tiny": asset})
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path / "index"))
+    monkeypatch.setenv("ADAGRPO_ASSETS", str(tmp_path / "kept"))
+    return asset
+
+
+@pytest.mark.usefixtures("index")
+def test_assets_are_fetched_once_with_a_notice_and_repaired_when_wrong(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with ThreadPoolExecutor() as pool:
+        paths = list(pool.map(lambda _: assets.fetch_assets()["tiny"], range(2)))
+    assert paths == [tmp_path / "kept" / "tiny.onnx"] * 2
+    assert assets.asset_path("tiny").read_bytes() == b"weights"
+    assert "Apache" in (tmp_path / "kept" / "licenses" / "tinymodel-1.0" / "NOTICE").read_text()
+    assert {path.name for path in (tmp_path / "kept").iterdir()} == {"tiny.onnx", "licenses"}
+
+    paths[0].write_bytes(b"damaged")
+    assets.fetch_assets()
+    assert paths[0].read_bytes() == b"weights"
+
+    monkeypatch.setattr(assets, "_fetch", lambda *_: pytest.fail("fetched what was there"))
+    assets.fetch_assets()
+
+
+@pytest.mark.parametrize("field", ["wheel_sha256", "sha256"])
+def test_a_download_with_another_content_is_not_kept(
+    index: assets.Asset, field: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fields = {**vars(index), field: "0" * 64}
+    monkeypatch.setattr(assets, "ASSETS", {"tiny": assets.Asset(**fields)})
+    with pytest.raises(assets.AssetError, match="not kept"):
+        assets.fetch_assets()
+    assert not list((tmp_path / "kept").rglob("*.onnx"))
+
+
+def test_a_failed_download_says_what_and_what_to_do(
+    index: assets.Asset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(assets, "ASSETS", {"tiny": assets.Asset(**{**vars(index), "version": "9.9"})})
+    with pytest.raises(assets.AssetError, match=r"could not download tinymodel==9.9 .* `adagrpo fetch-assets`"):
+        assets.fetch_assets()
+
+
+def test_a_folder_that_cannot_be_written_is_an_asset_error(index: assets.Asset, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(assets.AssetError, match="ADAGRPO_ASSETS"):
+        assets.fetch_assets(tmp_path / "file" / "folder")
