@@ -37,6 +37,9 @@ class Reward(ABC):
         """Everything worth reporting of each image at evaluation: ``{metric name: [B]}``, the score under ``name``."""
         return {self.name: self.score(images, prompts)}
 
+    def check_prompt(self, prompt: str) -> None:  # noqa: B027 - most rewards take any prompt
+        """Raise ValueError if this reward cannot score pictures of a prompt; called before a run starts."""
+
     @abstractmethod
     def fingerprint(self) -> str:
         """A string that changes whenever scores could change (weights' sha256, version of the formula)."""

@@ -80,6 +80,10 @@ class ColourReward(Reward):
             f"{self.name}/background_error": from_background.abs().mean(dim=(1, 2)).float(),
         }
 
+    def check_prompt(self, prompt: str) -> None:
+        """Raise ValueError if the prompt is not of the miniature's grammar."""
+        parse_prompt(prompt)
+
     def fingerprint(self) -> str:
         """The version of the formula and a hash of the palette."""
         return f"{_FORMULA_VERSION}:{hashlib.sha256(repr(sorted(COLOURS.items())).encode()).hexdigest()[:16]}"

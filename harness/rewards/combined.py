@@ -48,6 +48,11 @@ class WeightedSum(Reward):
             measured |= reward.measure(images, prompts)
         return measured | {self.name: self._total(measured)}
 
+    def check_prompt(self, prompt: str) -> None:
+        """Raise what a component raises."""
+        for reward in self._components:
+            reward.check_prompt(prompt)
+
     def fingerprint(self) -> str:
         """Weights in full precision and fingerprints of the components."""
         return "+".join(f"{weight!r}*[{reward.fingerprint()}]" for reward, weight in self._components.items())

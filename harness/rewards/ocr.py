@@ -174,6 +174,10 @@ class OcrReward(Reward):
         """What the recogniser reads in each image, letters a-z only, upper case merged into lower."""
         return greedy_words(self._recognise(check_images(images, [""] * len(images), self.name)))
 
+    def check_prompt(self, prompt: str) -> None:
+        """Raise ValueError if the prompt has no quoted word of letters a-z."""
+        target_word(prompt)
+
     def fingerprint(self) -> str:
         """The weights' sha256 and the version of the formula; needs no weights at hand."""
         return f"{ASSETS[self._asset].sha256}:{_FORMULA_VERSION}"

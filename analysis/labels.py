@@ -1,0 +1,103 @@
+"""How methods, cells and metrics are called and coloured: the same words and colours in every figure and table."""
+
+from typing import NamedTuple, cast
+
+import pandas as pd
+
+METHOD_NAMES = {"flow_grpo": "Flow-GRPO", "dance_grpo": "DanceGRPO", "flow_cps": "Flow-CPS"}
+
+# Okabe and Ito's palette, told apart with any colour vision. A hue is a selection; + AdaGRPO has one of its own.
+_SELECTION_COLOURS = {
+    "random": "#D55E00",
+    "easiest": "#E69F00",
+    "hardest": "#CC79A7",
+    "medium": "#56B4E9",
+    "curriculum": "#009E73",
+}
+_ADAGRPO_COLOUR = "#0072B2"
+_OTHER_COLOUR = "#888888"
+
+
+def is_base(selection: str, fusion: bool) -> bool:
+    """Whether a cell is a base method: random prompts, no fusion."""
+    return selection == "random" and not fusion
+
+
+def is_adagrpo(selection: str, fusion: bool) -> bool:
+    """Whether a cell has both parts of AdaGRPO."""
+    return selection == "curriculum" and fusion
+
+
+def cell_label(method: str, selection: str, fusion: bool) -> str:
+    """Name of a cell of the grid.
+
+    Args:
+        method: kernel's name in the configuration; an unknown one is shown as it is.
+        selection: prompt-selection strategy.
+        fusion: whether advantages are fused.
+
+    Returns:
+        As in "Flow-GRPO", "Flow-GRPO + AdaGRPO", "Flow-GRPO + curriculum", "Flow-GRPO hardest + fusion".
+    """
+    name = METHOD_NAMES.get(method, method)
+    if is_adagrpo(selection, fusion):
+        return f"{name} + AdaGRPO"
+    if selection == "curriculum":
+        name += " + curriculum"
+    elif selection != "random":
+        name += f" {selection}"
+    return f"{name} + fusion" if fusion else name
+
+
+def cell_colour(selection: str, fusion: bool) -> str:
+    """Colour of a cell, hexadecimal: the same in every figure, whichever other cells are drawn."""
+    if is_adagrpo(selection, fusion):
+        return _ADAGRPO_COLOUR
+    return _SELECTION_COLOURS.get(selection, _OTHER_COLOUR)
+
+
+def cell_dash(selection: str, fusion: bool) -> str:
+    """Line style of a cell, as matplotlib names it: fusion is dashed, but for AdaGRPO, whose colour says it."""
+    return "--" if fusion and not is_adagrpo(selection, fusion) else "-"
+
+
+def cell_order(selection: str, fusion: bool) -> int:
+    """Sort key: base first, + AdaGRPO second, then the other selections without and with fusion."""
+    if is_base(selection, fusion):
+        return 0
+    if is_adagrpo(selection, fusion):
+        return 1
+    known = list(_SELECTION_COLOURS)
+    position = known.index(selection) if selection in known else len(known)
+    return 2 + 2 * position + int(fusion)
+
+
+class Cell(NamedTuple):
+    """A cell of the grid: what the runs pooled over seeds have in common."""
+
+    method: str
+    selection: str
+    fusion: bool
+    fusion_weight: float
+
+    @property
+    def label(self) -> str:
+        """``cell_label``, with the fusion weight where it is not 1, the release's."""
+        weight = f", weight {self.fusion_weight:g}" if self.fusion and self.fusion_weight != 1 else ""
+        return cell_label(self.method, self.selection, self.fusion) + weight
+
+
+def split_cells(rows: pd.DataFrame) -> list[tuple[Cell, pd.DataFrame]]:
+    """Rows of each cell of a frame that has ``Cell``'s fields as columns; ordered by method, then ``cell_order``."""
+    cells = [
+        (Cell(str(method), str(selection), bool(fusion), cast(float, weight)), of_cell)
+        for (method, selection, fusion, weight), of_cell in rows.groupby(list(Cell._fields))
+    ]
+    methods = list(METHOD_NAMES)
+
+    def order(item: tuple[Cell, pd.DataFrame]) -> tuple[int, str, int, float]:
+        cell = item[0]
+        position = methods.index(cell.method) if cell.method in methods else len(methods)
+        return position, cell.method, cell_order(cell.selection, cell.fusion), cell.fusion_weight
+
+    return sorted(cells, key=order)

@@ -1,0 +1,30 @@
+"""Text conditioning, as every policy hands it to its network."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class PromptEmbedding:
+    """Text conditioning of n samples: T5 states ``[n, L, d]`` and CLIP's pooled vector ``[n, p]``."""
+
+    states: Tensor
+    pooled: Tensor
+
+    def __len__(self) -> int:
+        return len(self.states)
+
+    def __getitem__(self, rows: slice | Tensor) -> "PromptEmbedding":
+        return PromptEmbedding(self.states[rows], self.pooled[rows])
+
+    def repeat(self, count: int) -> "PromptEmbedding":
+        """``count`` copies of each sample, side by side."""
+        return PromptEmbedding(self.states.repeat_interleave(count, 0), self.pooled.repeat_interleave(count, 0))
+
+    @staticmethod
+    def cat(parts: "Sequence[PromptEmbedding]") -> "PromptEmbedding":
+        """Samples of all parts, in order."""
+        return PromptEmbedding(torch.cat([p.states for p in parts]), torch.cat([p.pooled for p in parts]))

@@ -1,0 +1,193 @@
+"""Sampling: deterministic ODE, and the rollouts that a policy gradient learns from.
+
+Sigma schedules come from the policy (``FluxPolicy.sigmas``). A forward of the network on one sample counts as one
+*sample-forward*, wherever it happens.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from harness.models.embedding import PromptEmbedding
+from harness.transitions import Kernel
+
+Velocity = Callable[[Tensor, Tensor | float, PromptEmbedding], Tensor]
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """A deterministic ODE path of n samples.
+
+    Attributes:
+        states: ``[N + 1, n, ...]``, from noise to data.
+        velocities: ``[N, n, ...]``, the network's prediction at each state but the last.
+    """
+
+    states: Tensor
+    velocities: Tensor
+
+    @property
+    def final(self) -> Tensor:
+        """Latents at sigma = 0, ``[n, ...]``."""
+        return self.states[-1]
+
+    def select(self, row: int) -> "Trajectory":
+        """The path of one sample, kept as a batch of one."""
+        return Trajectory(self.states[:, row : row + 1], self.velocities[:, row : row + 1])
+
+
+@dataclass(frozen=True)
+class TrainStep:
+    """Stochastic transitions to be trained on, that share a step of the schedule.
+
+    Attributes:
+        index: of the step.
+        x: latents before it; ``[1, ...]`` if all siblings share them, else ``[G, ...]``.
+        x_next: latents drawn, ``[G, ...]``.
+        old_log_prob: ``[G]``, under the policy that drew them.
+    """
+
+    index: int
+    x: Tensor
+    x_next: Tensor
+    old_log_prob: Tensor
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """What one prompt's rollout gives.
+
+    Attributes:
+        text: conditioning of the prompt, of one sample.
+        steps: transitions to train on; the rewards of ``steps[i]`` are those of ``finals[groups[i]]``.
+        finals: latents of all images to score, ``[M, ...]``.
+        groups: for each step, which images are its siblings' (a slice of M).
+        sample_forwards: network forwards spent.
+    """
+
+    text: PromptEmbedding
+    steps: Sequence[TrainStep]
+    finals: Tensor
+    groups: Sequence[slice]
+    sample_forwards: int
+
+
+def in_batches(velocity: Velocity, max_batch: int) -> Velocity:
+    """The same function, called on at most ``max_batch`` samples at a time."""
+
+    def batched(x: Tensor, sigma: Tensor | float, text: PromptEmbedding) -> Tensor:
+        if len(x) <= max_batch:
+            return velocity(x, sigma, text)
+        parts = [slice(i, i + max_batch) for i in range(0, len(x), max_batch)]
+        return torch.cat([velocity(x[p], sigma, text[p]) for p in parts])
+
+    return batched
+
+
+def ode_step(x: Tensor, velocity: Tensor, sigma: float, sigma_next: float) -> Tensor:
+    """Euler step of the probability-flow ODE: x' = x + (s' - s) v, in float32."""
+    return x + (sigma_next - sigma) * velocity
+
+
+def ode_trajectory(velocity: Velocity, noise: Tensor, text: PromptEmbedding, sigmas: Tensor) -> Trajectory:
+    """Follow the ODE from noise ``[n, ...]`` to data; N = len(sigmas) - 1 forwards a sample."""
+    levels = sigmas.tolist()
+    states, velocities = [noise], []
+    for sigma, sigma_next in pairwise(levels):
+        velocities.append(velocity(states[-1], sigma, text))
+        states.append(ode_step(states[-1], velocities[-1], sigma, sigma_next))
+    return Trajectory(torch.stack(states), torch.stack(velocities))
+
+
+def anchor_branch(
+    velocity: Velocity,
+    kernel: Kernel,
+    anchor: Trajectory,
+    text: PromptEmbedding,
+    sigmas: Tensor,
+    branch_indices: Sequence[int],
+    noise: Tensor,
+) -> Rollout:
+    """Branch G siblings off a deterministic path at each index: one stochastic step, then the ODE to the end.
+
+    The siblings of an index share the anchor's state and velocity there, so the stochastic step itself needs no
+    forward. Branches that have reached the same step share a batch, whatever index they left from.
+
+    Args:
+        velocity: the policy's.
+        kernel: the method's stochastic step.
+        anchor: ODE path of the chosen prompt, of one sample.
+        text: conditioning of one sample.
+        sigmas: ``[N + 1]``.
+        branch_indices: steps to branch at, each in [0, N - 2].
+        noise: ``[number of indices, G, ...]`` standard normal, one draw a sibling.
+    """
+    levels = sigmas.tolist()
+    group_size = noise.shape[1]
+    order = sorted(range(len(branch_indices)), key=lambda i: branch_indices[i])
+    steps: dict[int, TrainStep] = {}
+    running = anchor.final[:0]
+    forwards = 0
+    for index in range(len(levels) - 1):
+        if len(running):
+            predicted = velocity(running, levels[index], text.repeat(len(running)))
+            forwards += len(running)
+            running = ode_step(running, predicted, levels[index], levels[index + 1])
+        for branch in order:
+            if branch_indices[branch] != index:
+                continue
+            x = anchor.states[index]
+            transition = kernel.step(
+                x.expand_as(noise[branch]),
+                anchor.velocities[index].expand_as(noise[branch]),
+                levels[index],
+                levels[index + 1],
+            )
+            siblings = transition.sample(noise=noise[branch])
+            steps[branch] = TrainStep(index, x, siblings, transition.log_prob(siblings))
+            running = torch.cat([running, siblings])
+    positions = {branch: place for place, branch in enumerate(order)}
+    groups = [slice(positions[b] * group_size, (positions[b] + 1) * group_size) for b in range(len(branch_indices))]
+    return Rollout(text, [steps[b] for b in range(len(branch_indices))], running, groups, forwards)
+
+
+def full_sde(
+    velocity: Velocity,
+    kernel: Kernel,
+    start: Tensor,
+    text: PromptEmbedding,
+    sigmas: Tensor,
+    stochastic_indices: Sequence[int],
+    noise: Tensor,
+) -> Rollout:
+    """G whole paths of one prompt, stochastic at some steps and deterministic at the others.
+
+    Args:
+        velocity: the policy's.
+        kernel: the method's stochastic step.
+        start: ``[G, ...]`` initial noise.
+        text: conditioning of one sample.
+        sigmas: ``[N + 1]``.
+        stochastic_indices: steps that are stochastic and trained, each in [0, N - 2].
+        noise: ``[number of indices, G, ...]`` standard normal.
+    """
+    levels = sigmas.tolist()
+    group_size = len(start)
+    draws = dict(zip(sorted(stochastic_indices), noise, strict=True))
+    embedding = text.repeat(group_size)
+    x = start
+    steps = []
+    for index in range(len(levels) - 1):
+        predicted = velocity(x, levels[index], embedding)
+        if index in draws:
+            transition = kernel.step(x, predicted, levels[index], levels[index + 1])
+            x_next = transition.sample(noise=draws[index])
+            steps.append(TrainStep(index, x, x_next, transition.log_prob(x_next)))
+        else:
+            x_next = ode_step(x, predicted, levels[index], levels[index + 1])
+        x = x_next
+    forwards = group_size * (len(levels) - 1)
+    return Rollout(text, steps, x, [slice(0, group_size)] * len(steps), forwards)
