@@ -89,13 +89,14 @@ def _train(options: argparse.Namespace) -> int:
         print(f"{run.folder} is finished already")
         return 0
     from harness.rewards.assets import AssetError
-    from harness.trainer import Trainer, TrainingError
+    from harness.session import Session
+    from harness.trainer import TrainingError
 
     is_main = int(os.environ.get("RANK", "0")) == 0
     lock = run.lock() if is_main else None
     try:
         print(f"run {run.folder}", flush=True)
-        Trainer(run, say=lambda line: print(line, flush=True)).train()
+        Session(run, say=lambda line: print(line, flush=True)).execute()
     except (ConfigError, AssetError, TrainingError) as error:
         if is_main:
             run.set_status("failed", run.status()["iteration"], run.config.iterations, str(error))

@@ -211,8 +211,10 @@ class RunConfig(Section):
     @model_validator(mode="after")
     def _check_combinations(self) -> "RunConfig":
         steps, indices = self.model.num_steps, self.rollout.branch_indices
-        if not indices or len(set(indices)) != len(indices):
-            raise ValueError("rollout.branch_indices: name at least one step, each once")
+        if not indices or list(indices) != sorted(set(indices)):
+            raise ValueError(
+                f"rollout.branch_indices: {list(indices)} must name at least one step, in increasing order"
+            )
         for index in indices:
             # The last step is deterministic in Flow-CPS, and no method trains it.
             if not 0 <= index <= steps - 2:

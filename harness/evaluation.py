@@ -11,46 +11,39 @@ from torch import Tensor
 from harness.models.flux import FluxPolicy
 from harness.prompts import generator_for
 from harness.rewards import Reward
-from harness.rollout import in_batches, ode_trajectory
+from harness.rollout import ode_trajectory
 
 _NOISE_SEED = 20_260_606
 """Evaluation noise is the same for every run, whatever its seed: differences are the policy's."""
 
 
-def sample_images(policy: FluxPolicy, prompts: Sequence[str], noise_index: int, max_batch: int) -> Tensor:
+def sample_images(policy: FluxPolicy, prompts: Sequence[str], noise_index: int) -> Tensor:
     """Pictures ``[n, 3, H, W]`` of prompts; each prompt's noise depends on the prompt and ``noise_index`` alone."""
     sigmas = policy.sigmas(policy.config.num_steps)
+    max_batch = policy.config.max_batch
     images = []
     with policy.sampling():
         for start in range(0, len(prompts), max_batch):
             part = prompts[start : start + max_batch]
             noise = torch.cat([policy.noise(generator_for(_NOISE_SEED, prompt, noise_index)) for prompt in part])
-            velocity = in_batches(policy.velocity, max_batch)
-            images.append(policy.decode(ode_trajectory(velocity, noise, policy.encode(part), sigmas).final))
+            images.append(policy.decode(ode_trajectory(policy.velocity, noise, policy.encode(part), sigmas).final))
     return torch.cat(images)
 
 
 def evaluate(
     policy: FluxPolicy, prompts: Sequence[str], rewards: Sequence[Reward], num_noises: int
-) -> tuple[dict[str, list[float]], Tensor]:
-    """Measure a policy on prompts.
-
-    Returns:
-        ``{metric: [value per prompt, mean over noises]}``, and the pictures of the first noise ``[n, 3, H, W]``.
-    """
+) -> dict[str, list[float]]:
+    """Measure a policy on prompts: ``{metric: [value per prompt, mean over noises]}``."""
     collected: dict[str, list[Tensor]] = defaultdict(list)
-    first = None
     for noise_index in range(num_noises):
-        images = sample_images(policy, prompts, noise_index, policy.config.max_batch)
-        first = images if first is None else first
+        images = sample_images(policy, prompts, noise_index)
+        # Two rewards may measure the same metric, such as a weighted sum and its part: equal, and counted once.
         measured: dict[str, Tensor] = {}
         for reward in rewards:
             measured |= reward.measure(images, prompts)
         for metric, values in measured.items():
             collected[metric].append(values)
-    assert first is not None  # num_noises >= 1
-    per_prompt = {metric: torch.stack(values).double().mean(0).tolist() for metric, values in collected.items()}
-    return per_prompt, first
+    return {metric: torch.stack(values).double().mean(0).tolist() for metric, values in collected.items()}
 
 
 def save_gallery(images: Tensor, prompts: Sequence[str], folder: Path, name: str) -> None:

@@ -62,16 +62,15 @@ class Rollout:
 
     Attributes:
         text: conditioning of the prompt, of one sample.
-        steps: transitions to train on; the rewards of ``steps[i]`` are those of ``finals[groups[i]]``.
-        finals: latents of all images to score, ``[M, ...]``.
-        groups: for each step, which images are its siblings' (a slice of M).
+        steps: transitions to train on, in the order of the schedule.
+        finals: latents of all images to score, ``[M, ...]``: anchor-branch has a group of G for each step, in the
+            order of ``steps``; full SDE has one group, whose rewards all steps share.
         sample_forwards: network forwards spent.
     """
 
     text: PromptEmbedding
     steps: Sequence[TrainStep]
     finals: Tensor
-    groups: Sequence[slice]
     sample_forwards: int
 
 
@@ -122,36 +121,27 @@ def anchor_branch(
         anchor: ODE path of the chosen prompt, of one sample.
         text: conditioning of one sample.
         sigmas: ``[N + 1]``.
-        branch_indices: steps to branch at, each in [0, N - 2].
+        branch_indices: steps to branch at, increasing, each in [0, N - 2].
         noise: ``[number of indices, G, ...]`` standard normal, one draw a sibling.
     """
     levels = sigmas.tolist()
-    group_size = noise.shape[1]
-    order = sorted(range(len(branch_indices)), key=lambda i: branch_indices[i])
-    steps: dict[int, TrainStep] = {}
+    draws = dict(zip(branch_indices, noise, strict=True))
+    steps = []
     running = anchor.final[:0]
     forwards = 0
-    for index in range(len(levels) - 1):
+    for index, (sigma, sigma_next) in enumerate(pairwise(levels)):
         if len(running):
-            predicted = velocity(running, levels[index], text.repeat(len(running)))
+            predicted = velocity(running, sigma, text.repeat(len(running)))
             forwards += len(running)
-            running = ode_step(running, predicted, levels[index], levels[index + 1])
-        for branch in order:
-            if branch_indices[branch] != index:
-                continue
-            x = anchor.states[index]
-            transition = kernel.step(
-                x.expand_as(noise[branch]),
-                anchor.velocities[index].expand_as(noise[branch]),
-                levels[index],
-                levels[index + 1],
-            )
-            siblings = transition.sample(noise=noise[branch])
-            steps[branch] = TrainStep(index, x, siblings, transition.log_prob(siblings))
+            running = ode_step(running, predicted, sigma, sigma_next)
+        if index in draws:
+            x, noises = anchor.states[index], draws[index]
+            at_anchor = anchor.velocities[index].expand_as(noises)
+            transition = kernel.step(x.expand_as(noises), at_anchor, sigma, sigma_next)
+            siblings = transition.sample(noise=noises)
+            steps.append(TrainStep(index, x, siblings, transition.log_prob(siblings)))
             running = torch.cat([running, siblings])
-    positions = {branch: place for place, branch in enumerate(order)}
-    groups = [slice(positions[b] * group_size, (positions[b] + 1) * group_size) for b in range(len(branch_indices))]
-    return Rollout(text, [steps[b] for b in range(len(branch_indices))], running, groups, forwards)
+    return Rollout(text, steps, running, forwards)
 
 
 def full_sde(
@@ -171,23 +161,21 @@ def full_sde(
         start: ``[G, ...]`` initial noise.
         text: conditioning of one sample.
         sigmas: ``[N + 1]``.
-        stochastic_indices: steps that are stochastic and trained, each in [0, N - 2].
+        stochastic_indices: steps that are stochastic and trained, increasing, each in [0, N - 2].
         noise: ``[number of indices, G, ...]`` standard normal.
     """
     levels = sigmas.tolist()
-    group_size = len(start)
-    draws = dict(zip(sorted(stochastic_indices), noise, strict=True))
-    embedding = text.repeat(group_size)
+    draws = dict(zip(stochastic_indices, noise, strict=True))
+    embedding = text.repeat(len(start))
     x = start
     steps = []
-    for index in range(len(levels) - 1):
-        predicted = velocity(x, levels[index], embedding)
+    for index, (sigma, sigma_next) in enumerate(pairwise(levels)):
+        predicted = velocity(x, sigma, embedding)
         if index in draws:
-            transition = kernel.step(x, predicted, levels[index], levels[index + 1])
+            transition = kernel.step(x, predicted, sigma, sigma_next)
             x_next = transition.sample(noise=draws[index])
             steps.append(TrainStep(index, x, x_next, transition.log_prob(x_next)))
         else:
-            x_next = ode_step(x, predicted, levels[index], levels[index + 1])
+            x_next = ode_step(x, predicted, sigma, sigma_next)
         x = x_next
-    forwards = group_size * (len(levels) - 1)
-    return Rollout(text, steps, x, [slice(0, group_size)] * len(steps), forwards)
+    return Rollout(text, steps, x, len(start) * (len(levels) - 1))

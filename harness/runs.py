@@ -61,6 +61,10 @@ class RunDirectory:
         }
         write_atomically(self.folder / "status.json", json.dumps(content, indent=1) + "\n")
 
+    def write_environment(self, content: Mapping[str, Any]) -> None:
+        """Replace environment.json."""
+        write_atomically(self.folder / "environment.json", json.dumps(content, indent=1) + "\n")
+
     def append(self, name: str, record: Mapping[str, Any]) -> None:
         """Append one JSON line; NaN and infinities are an error, since no JSON reader takes them."""
         with (self.folder / name).open("a") as stream:

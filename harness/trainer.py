@@ -1,42 +1,29 @@
-"""The training loop: AdaGRPO's algorithm, one iteration in ``Trainer._iterate``."""
+"""The training algorithm: one iteration in ``Trainer.iterate``, which reads like the paper's."""
 
 import math
-import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
 from torch import Tensor
 
+from harness.accounting import Counters, Stopwatch, across_processes, mean_and_std
 from harness.adagrpo import CapabilityTracker, fuse_advantages, global_advantage, local_advantage, select_prompt
-from harness.config import ROOT, ConfigError, RunConfig
-from harness.evaluation import evaluate, save_gallery
-from harness.mirror import Mirror
+from harness.config import RunConfig
 from harness.models.flux import FluxPolicy
 from harness.objective import SurrogateStats, batch_normalised_advantage, surrogate_loss
-from harness.prompts import draw_candidates, generator_for, read_prompts
-from harness.rewards import build_reward, build_weighted
-from harness.rollout import Rollout, Trajectory, TrainStep, anchor_branch, full_sde, in_batches, ode_trajectory
-from harness.runs import RunDirectory, environment
+from harness.prompts import draw_candidates, generator_for
+from harness.rewards import Reward
+from harness.rollout import Rollout, TrainStep, Trajectory, anchor_branch, full_sde, in_batches, ode_trajectory
 from harness.transitions import KERNELS, Kernel
 
 
 class TrainingError(RuntimeError):
     """Training cannot go on: what happened, at which iteration."""
-
-
-@dataclass
-class Counters:
-    """Compute spent, over all processes. A trained sample costs a forward and a backward: three forwards' worth."""
-
-    sample_forwards: int = 0
-    train_forwards: int = 0
-    reward_calls: int = 0
 
 
 @dataclass
@@ -56,55 +43,36 @@ class Candidates:
         return None if self.rewards is None else int((self.rewards < self.rewards[self.chosen]).sum())
 
 
-@dataclass
-class Stopwatch:
-    """Seconds by phase of one iteration."""
-
-    seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
-
-    @contextmanager
-    def phase(self, name: str) -> Iterator[None]:
-        """Add the time spent within to a phase."""
-        began = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.seconds[name] += time.perf_counter() - began
-
-
 class Trainer:
-    """Trains one run from its directory, from the start or from its checkpoint.
+    """A policy in training, and all state that training carries from one iteration to the next.
 
     Args:
-        run: a prepared run directory.
-        say: receives a line of progress now and then.
-
-    Raises:
-        ConfigError: the world size is not the one asked for, or a prompt cannot be drawn by the model.
+        config: the run.
+        policy: what is trained.
+        reward: what it is trained on.
+        prompts: the training list.
+        accelerator: this process's place among all.
     """
 
-    def __init__(self, run: RunDirectory, say: Any = print) -> None:
-        self.run_directory, self.config, self._say = run, run.config, say
-        config = self.config
-        torch.set_num_threads(config.runtime.threads)
-        use_cuda = config.runtime.device == "cuda" or (config.runtime.device == "auto" and torch.cuda.is_available())
-        self.accelerator = Accelerator(cpu=not use_cuda)
-        world = self.accelerator.num_processes
-        if world != config.runtime.processes:
-            raise ConfigError(f"runtime.processes={config.runtime.processes} was asked for, but {world} are running")
-        self._slots = range(self.accelerator.process_index, config.rollout.prompts_per_update, world)
-        self.policy = FluxPolicy(config.model, config.optimizer, self.accelerator.device, seed=config.seed)
+    def __init__(
+        self,
+        config: RunConfig,
+        policy: FluxPolicy,
+        reward: Reward,
+        prompts: tuple[str, ...],
+        accelerator: Accelerator,
+    ) -> None:
+        self.config, self.policy, self.reward, self.prompts = config, policy, reward, prompts
+        self.accelerator = accelerator
+        slots, world = config.rollout.prompts_per_update, accelerator.num_processes
+        # Consecutive slots, so that what processes gather is in the order of slots, however many processes there are.
+        mine = slots // world
+        self._slots = range(accelerator.process_index * mine, (accelerator.process_index + 1) * mine)
         self.kernel: Kernel = KERNELS[config.method.kernel](eta=config.method.eta)
-        self.sigmas = self.policy.sigmas(config.model.num_steps)
-        self.velocity = in_batches(self.policy.velocity, config.model.max_batch)
-        self.reward = build_weighted(config.reward, config.runtime.threads)
-        judges = [build_reward(name, config.runtime.threads) for name in config.evaluation.judges]
-        self.judges = [self.reward, *(judge for judge in judges if judge.name != self.reward.name)]
-        self.prompts = {s: read_prompts(getattr(config.prompts, s)).prompts for s in ("train", "validation", "test")}
-        for prompts in self.prompts.values():
-            self.policy.check_prompts(prompts)
+        self.sigmas = policy.sigmas(config.model.num_steps)
+        self.velocity = in_batches(policy.velocity, config.model.max_batch)
         self.tracker = CapabilityTracker(config.capability.decay)
-        self.parameters = self.policy.trainable()
+        self.parameters = policy.trainable()
         settings = config.optimizer
         self.optimizer = torch.optim.AdamW(
             self.parameters.values(),
@@ -113,20 +81,19 @@ class Trainer:
             eps=settings.epsilon,
             weight_decay=settings.weight_decay,
         )
-        self.averages = (
-            {name: p.detach().clone() for name, p in self.parameters.items()}
-            if settings.weight_ema is not None
-            else None
-        )
+        self.averages: dict[str, Tensor] = {}
+        if settings.weight_ema is not None:
+            self.averages = {name: p.detach().clone() for name, p in self.parameters.items()}
         if config.objective.kl_beta:
-            self.policy.keep_reference()
+            policy.keep_reference()
         self.totals = Counters()
         self.iteration = 0
 
     # --- the algorithm ------------------------------------------------------------------------------------------------
 
-    def _iterate(self) -> dict[str, Any]:
+    def iterate(self) -> dict[str, Any]:
         """One iteration: draw, score and choose prompts; roll out; estimate advantages; update."""
+        self.iteration += 1
         watch, spent = Stopwatch(), Counters()
         slots = [self._draw(slot, watch, spent) for slot in self._slots]
         if self._needs_candidate_rewards:
@@ -148,7 +115,7 @@ class Trainer:
         """B candidate prompts of a slot; with their ODE samples and rewards if anything needs them."""
         rollout = self.config.rollout
         drawn = draw_candidates(
-            self.prompts["train"], rollout.prompts_per_update, rollout.candidates, self.config.seed, self.iteration
+            self.prompts, rollout.prompts_per_update, rollout.candidates, self.config.seed, self.iteration
         )
         prompts = drawn[slot]
         if not self._needs_candidate_rewards:
@@ -259,7 +226,7 @@ class Trainer:
         return means | {"ratio_max_deviation": max(logged["ratio_max_deviation"])}
 
     def _step_loss(self, step: TrainStep, rollout: Rollout, advantage: Tensor) -> tuple[Tensor, SurrogateStats, float]:
-        """The surrogate loss of one step's siblings; one forward with gradient, whatever their number, if they share x."""
+        """The surrogate loss of a step's siblings; one forward with gradient, whatever their number, if they share x."""
         objective = self.config.objective
         on_policy = objective.clip_range is None and objective.updates_per_iteration == 1
         transition = self._transition(step, rollout)
@@ -309,24 +276,20 @@ class Trainer:
         return float(torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.config.optimizer.max_grad_norm))
 
     def _average_weights(self) -> None:
-        if self.averages is not None and self.config.optimizer.weight_ema is not None:
-            for name, parameter in self.parameters.items():
-                self.averages[name].lerp_(parameter.detach(), 1 - self.config.optimizer.weight_ema)
+        for name, average in self.averages.items():
+            average.lerp_(self.parameters[name].detach(), 1 - (self.config.optimizer.weight_ema or 0))
 
     @contextmanager
-    def _averaged_weights(self) -> Iterator[None]:
-        """Within: the policy has the averaged weights, if there are any."""
-        if self.averages is None:
-            yield
-            return
-        kept = {name: p.data for name, p in self.parameters.items()}
-        for name, parameter in self.parameters.items():
-            parameter.data = self.averages[name]
+    def averaged_weights(self) -> Iterator[None]:
+        """Within: the policy has the averaged weights, if the run keeps any."""
+        kept = {name: self.parameters[name].data for name in self.averages}
+        for name, average in self.averages.items():
+            self.parameters[name].data = average
         try:
             yield
         finally:
-            for name, parameter in self.parameters.items():
-                parameter.data = kept[name]
+            for name, data in kept.items():
+                self.parameters[name].data = data
 
     def _record(
         self,
@@ -338,110 +301,41 @@ class Trainer:
         spent: Counters,
     ) -> dict[str, Any]:
         """The iteration's line of metrics.jsonl, over all processes; equal on every process."""
-        mine = {
-            "update": update,
-            "seconds": dict(watch.seconds),
-            "spent": vars(spent),
-            "prompts": [c.prompts[c.chosen] for c in slots],
-            "ranks": [c.rank for c in slots],
-            "candidates": [] if slots[0].rewards is None else torch.cat([c.rewards for c in slots]).tolist(),  # type: ignore[misc]
-            "rewards": torch.cat(list(rewards)).flatten().tolist(),
-            "within_group_std": [r.std(dim=1, correction=1).mean().item() for r in rewards],
-            "advantages": torch.cat(list(advantages)).flatten().tolist(),
-        }
-        everyone: list[dict[str, Any]] = gather_object([mine])
-
-        def together(key: str) -> Tensor:
-            return torch.tensor([value for one in everyone for value in one[key]], dtype=torch.float64)
-
-        def mean_of(section: str) -> dict[str, float]:
-            return {key: sum(one[section][key] for one in everyone) / len(everyone) for key in mine[section]}  # type: ignore[attr-defined]
-
-        candidate_rewards = together("candidates")
-        totals = {key: sum(one["spent"][key] for one in everyone) for key in vars(spent)}
-        for key, value in totals.items():
-            setattr(self.totals, key, getattr(self.totals, key) + value)
-        scored = self._needs_candidate_rewards
+        scored = [c.rewards for c in slots if c.rewards is not None]
+        values, averages, counts = across_processes(
+            {
+                "prompts": [c.prompts[c.chosen] for c in slots],
+                "ranks": [c.rank for c in slots],
+                "candidates": torch.cat(scored).tolist() if scored else [],
+                "rewards": torch.cat(list(rewards)).flatten().tolist(),
+                "within_group_std": [r.std(dim=1, correction=1).mean().item() for r in rewards],
+                "advantages": torch.cat(list(advantages)).abs().flatten().tolist(),
+            },
+            {"update": update, "seconds": watch.seconds},
+            spent,
+        )
+        self.totals.add(counts)
         return {
             "iteration": self.iteration,
-            "reward_mean": together("rewards").mean().item(),
-            "reward_std": together("rewards").std(correction=0).item(),
-            "within_group_std": together("within_group_std").mean().item(),
-            "candidate_reward_mean": candidate_rewards.mean().item() if scored else None,
-            "candidate_reward_std": candidate_rewards.std(correction=0).item() if scored else None,
+            **mean_and_std("reward", values["rewards"]),
+            "within_group_std": mean_and_std("", values["within_group_std"])["_mean"],
+            **mean_and_std("candidate_reward", values["candidates"]),
             "capability_mean": self.tracker.mean if scored else None,
             "capability_std": self.tracker.std if scored else None,
-            "prompts": [prompt for one in everyone for prompt in one["prompts"]],
-            "ranks": [rank for one in everyone for rank in one["ranks"]] if scored else None,
-            "advantage_abs_mean": together("advantages").abs().mean().item(),
+            "prompts": values["prompts"],
+            "ranks": values["ranks"] if scored else None,
+            "advantage_abs_mean": mean_and_std("", values["advantages"])["_mean"],
             "learning_rate": self._learning_rate(),
-            **mean_of("update"),
-            **totals,
-            **{f"total_{key}": value for key, value in vars(self.totals).items()},
-            "seconds": mean_of("seconds"),
+            **averages["update"],
+            **counts,
+            **{f"total_{name}": count for name, count in vars(self.totals).items()},
+            "seconds": averages["seconds"],
         }
 
-    # --- the run ------------------------------------------------------------------------------------------------------
+    # --- state --------------------------------------------------------------------------------------------------------
 
-    def train(self) -> None:
-        """Run to the end: validations at the interval, checkpoints, and one test when training is over."""
-        run, config, main = self.run_directory, self.config, self.accelerator.is_main_process
-        self._resume()
-        if main:
-            run.set_status("running", self.iteration, config.iterations)
-        with Mirror(run, config.logging, enabled=main) as mirror:
-            if self.iteration == 0:
-                self._evaluate("validation", mirror)
-                if config.evaluation.base_test:
-                    self._evaluate("test", mirror)
-            began, first = time.monotonic(), self.iteration
-            while self.iteration < config.iterations:
-                self.iteration += 1
-                start = time.perf_counter()
-                record = self._iterate()
-                record["seconds"]["iteration"] = time.perf_counter() - start
-                if main:
-                    run.append("metrics.jsonl", record)
-                    mirror.log(record, step=self.iteration)
-                last = self.iteration == config.iterations
-                if last or self.iteration % config.evaluation.interval == 0:
-                    self._evaluate("validation", mirror)
-                if last:
-                    self._evaluate("test", mirror)
-                if main and (last or self.iteration % config.runtime.checkpoint_interval == 0):
-                    run.save_checkpoint(self._state())
-                    run.set_status("running", self.iteration, config.iterations)
-                if main and (last or self.iteration % 5 == 0):
-                    left = (time.monotonic() - began) / (self.iteration - first) * (config.iterations - self.iteration)
-                    self._say(
-                        f"{self.iteration}/{config.iterations}  reward {record['reward_mean']:.3f}  "
-                        f"{record['seconds']['iteration']:.2f} s an iteration, {left:.0f} s left"
-                    )
-        if main:
-            with self._averaged_weights():
-                self.policy.save(run.folder / "checkpoints" / "final")
-            run.set_status("finished", self.iteration, config.iterations)
-
-    def _resume(self) -> None:
-        state = self.run_directory.load_checkpoint()
-        main = self.accelerator.is_main_process
-        if main:
-            self.run_directory.forget_after(state["iteration"] if state else -1)
-            (self.run_directory.folder / "environment.json").write_text(_json(environment()))
-        if state is None:
-            return
-        for name, parameter in self.parameters.items():
-            parameter.data.copy_(state["parameters"][name])
-        for name, average in (self.averages or {}).items():
-            average.copy_(state["averages"][name])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.tracker.load_state_dict(state["tracker"])
-        self.totals = Counters(**state["totals"])
-        self.iteration = state["iteration"]
-        if main:
-            self._say(f"continuing at iteration {self.iteration}")
-
-    def _state(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
+        """All that a continued run needs: random draws are functions of seed and iteration, so none are here."""
         return {
             "iteration": self.iteration,
             "parameters": {name: p.detach() for name, p in self.parameters.items()},
@@ -451,45 +345,13 @@ class Trainer:
             "totals": vars(self.totals),
         }
 
-    def _evaluate(self, split: str, mirror: Mirror) -> None:
-        """Measure every judge on a list, shared among processes, and append it to eval.jsonl."""
-        settings, began = self.config.evaluation, time.perf_counter()
-        is_test = split == "test"
-        prompts = self.prompts[split] if is_test else self.prompts[split][: settings.validation_prompts]
-        noises = settings.test_noises if is_test else 1
-        rank, world = self.accelerator.process_index, self.accelerator.num_processes
-        with self._averaged_weights():
-            measured, images = evaluate(self.policy, prompts[rank::world], self.judges, noises)
-            gallery = [] if is_test else prompts[: settings.gallery]
-            pictures = evaluate(self.policy, gallery, [], 1)[1] if world > 1 and gallery else images[: len(gallery)]
-        shares: list[dict[str, list[float]]] = gather_object([measured])
-        if not self.accelerator.is_main_process:
-            return
-        per_prompt = {
-            metric: [shares[i % world][metric][i // world] for i in range(len(prompts))] for metric in measured
-        }
-        metrics = {metric: sum(values) / len(values) for metric, values in per_prompt.items()}
-        self.run_directory.append(
-            "eval.jsonl",
-            {
-                "iteration": self.iteration,
-                "split": split,
-                "num_prompts": len(prompts),
-                "num_noises": noises,
-                "seconds": time.perf_counter() - began,
-                "metrics": metrics,
-                "per_prompt": {k: [round(value, 6) for value in values] for k, values in per_prompt.items()},
-            },
-        )
-        mirror.log({f"{split}/{metric}": value for metric, value in metrics.items()}, step=self.iteration)
-        if gallery:
-            name = f"{split}-{self.iteration:05d}"
-            save_gallery(pictures, gallery, self.run_directory.folder / "images", name)
-            mirror.image(split, self.run_directory.folder / "images" / f"{name}.png", step=self.iteration)
-        self._say(f"{split} at {self.iteration}: " + "  ".join(f"{k} {v:.3f}" for k, v in metrics.items()))
-
-
-def _json(content: dict[str, Any]) -> str:
-    import json
-
-    return json.dumps(content, indent=1) + "\n"
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from ``state_dict``, bit for bit."""
+        for name, parameter in self.parameters.items():
+            parameter.data.copy_(state["parameters"][name])
+        for name, average in self.averages.items():
+            average.copy_(state["averages"][name])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.tracker.load_state_dict(state["tracker"])
+        self.totals = Counters(**state["totals"])
+        self.iteration = state["iteration"]

@@ -6,7 +6,6 @@ import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.autoencoders.vae import DecoderOutput, IdentityDistribution
 from diffusers.models.modeling_outputs import AutoencoderKLOutput
-
 from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 

@@ -128,7 +128,8 @@ def flow_loss(pipeline: FluxPipeline, parts: nn.ModuleDict, pool: Pool, rows: Te
 
 def make_optimizers(parts: nn.ModuleDict, config: PretrainConfig) -> list[torch.optim.Optimizer]:
     """Muon on the matrices inside blocks, AdamW on embeddings, projections in and out, norms and biases."""
-    blocks, rest = [], []
+    blocks: list[nn.Parameter] = []
+    rest: list[nn.Parameter] = []
     for name, parameter in parts.named_parameters():
         inside = "blocks." in name or ".block." in name or ".layers." in name
         is_matrix = parameter.ndim == 2 and "embed" not in name and "relative_attention_bias" not in name
