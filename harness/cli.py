@@ -40,7 +40,7 @@ def _parser() -> argparse.ArgumentParser:
     train = commands.add_parser("train", help="train one run: a profile with overrides, or a prepared run directory")
     train.add_argument("--profile", default="miniature", help="file in experiments/profiles/ (default: miniature)")
     train.add_argument("--method", help="file in experiments/methods/")
-    train.add_argument("--run", type=Path, help="continue this run directory instead")
+    train.add_argument("--resume", type=Path, metavar="RUN", help="execute or continue this run directory instead")
     train.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="such as selection=curriculum fusion.weight=2")
     train.set_defaults(command=_train)
 
@@ -76,12 +76,12 @@ def _train(options: argparse.Namespace) -> int:
     from harness.config import compose
     from harness.runs import RunDirectory, prepare_run
 
-    if options.run is not None:
+    if options.resume is not None:
         if options.overrides:
-            raise ConfigError("--run continues a run as it is; overrides belong to a new run")
-        if not (options.run / "config.yaml").is_file():
-            raise ConfigError(f"--run {options.run}: no run directory (no config.yaml there)")
-        run = RunDirectory(options.run.resolve())
+            raise ConfigError("--resume continues a run as it is; overrides belong to a new run")
+        if not (options.resume / "config.yaml").is_file():
+            raise ConfigError(f"--resume {options.resume}: no run directory (no config.yaml there)")
+        run = RunDirectory(options.resume.resolve())
     else:
         run = prepare_run(compose(options.profile, options.method, overrides=options.overrides))
     status = run.status()

@@ -226,7 +226,7 @@ class Trainer:
         return means | {"ratio_max_deviation": max(logged["ratio_max_deviation"])}
 
     def _step_loss(self, step: TrainStep, rollout: Rollout, advantage: Tensor) -> tuple[Tensor, SurrogateStats, float]:
-        """The surrogate loss of a step's siblings; one forward with gradient, whatever their number, if they share x."""
+        """The surrogate loss of a step's siblings; one forward with gradient if they share x."""
         objective = self.config.objective
         on_policy = objective.clip_range is None and objective.updates_per_iteration == 1
         transition = self._transition(step, rollout)

@@ -1,6 +1,7 @@
 """Runs a list of runs on this machine, several at a time, each in a process of its own."""
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -27,9 +28,9 @@ def worker_command(run: RunDirectory, processes: int) -> list[str]:
     trainer's Accelerator finds its place in the environment torchrun sets, and checks the world size.
     """
     if processes == 1:
-        return [sys.executable, "-m", "harness.cli", "train", "--run", str(run.folder)]
+        return [sys.executable, "-m", "harness.cli", "train", "--resume", str(run.folder)]
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    return [*launcher, "-m", "harness.cli", "train", "--run", str(run.folder)]
+    return [*launcher, "-m", "harness.cli", "train", "--resume", str(run.folder)]
 
 
 def run_all(runs: Sequence[RunDirectory], slots: int, say: Callable[[str], None]) -> Outcome:
@@ -45,7 +46,9 @@ def run_all(runs: Sequence[RunDirectory], slots: int, say: Callable[[str], None]
     for run in waiting:
         run.set_status("waiting", run.status()["iteration"], run.config.iterations)
     running: dict[RunDirectory, subprocess.Popen[bytes]] = {}
-    began, to_do, last_report = time.monotonic(), len(waiting), ""
+    # A terminated launcher must end its workers as an interrupted one does.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    began, start_share, last_line = time.monotonic(), _share_done(runs), ""
     try:
         while waiting or running:
             while waiting and len(running) < slots:
@@ -54,12 +57,12 @@ def run_all(runs: Sequence[RunDirectory], slots: int, say: Callable[[str], None]
             time.sleep(0.5)
             for run in [run for run, process in running.items() if process.poll() is not None]:
                 _settle(run, running.pop(run).returncode, outcome, say)
-            progress = _progress(runs)
-            report = f"{progress:.0%} done, {len(running)} running, {len(waiting)} waiting"
-            if report != last_report and to_do:
-                last_report = report
-                elapsed = time.monotonic() - began
-                say(f"{report}, {elapsed:.0f} s so far")
+            share, elapsed = _share_done(runs), time.monotonic() - began
+            line = f"{share:.0%} done, {len(running)} running, {len(waiting)} waiting"
+            if line != last_line and (waiting or running):
+                last_line = line
+                left = elapsed * (1 - share) / (share - start_share) if share > start_share else None
+                say(line + (f", about {left / 60:.1f} min left" if left is not None else ""))
     except KeyboardInterrupt:
         say("interrupted: the same command continues where the runs stopped")
         raise
@@ -93,6 +96,5 @@ def _settle(run: RunDirectory, code: int, outcome: Outcome, say: Callable[[str],
     say(f"FAILED {run.run_id}: {reason} (log: {run.folder / 'log.txt'})")
 
 
-def _progress(runs: Sequence[RunDirectory]) -> float:
-    done = sum(run.status()["iteration"] / run.config.iterations for run in runs)
-    return done / len(runs)
+def _share_done(runs: Sequence[RunDirectory]) -> float:
+    return sum(run.status()["iteration"] / run.config.iterations for run in runs) / len(runs)

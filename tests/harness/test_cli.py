@@ -1,0 +1,72 @@
+"""The command: bad input is one clear line and exit code 2, and loses nothing."""
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from harness.config import ROOT
+
+
+def adagrpo(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "harness.cli", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
+
+
+@pytest.fixture
+def list_with(tmp_path: Path):  # type: ignore[no-untyped-def]
+    def write(*prompts: str) -> str:
+        path = tmp_path / "prompts.txt"
+        path.write_text("\n".join(prompts) + "\n")
+        return f"prompts.test={path}"
+
+    return write
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["fusion.wieght=2"], "the nearest is 'fusion.weight'"),
+        (["selection=curiculum"], "the nearest is 'curriculum'"),
+        (["model.path=no/such/folder"], "is no pipeline folder"),
+        (["rollout.group_size=1"], "rollout.group_size=1"),
+        (["rollout.branch_indices=[8]"], "8 is past the trainable steps"),
+        (["reward={orc: 1}"], "the nearest is 'ocr'"),
+        (["prompts.train=missing.txt"], "no such file"),
+        (["--resume", "no/such/run"], "no run directory"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(arguments: list[str], expected: str) -> None:
+    result = adagrpo("train", *arguments)
+    assert result.returncode == 2
+    assert expected in result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("prompt", "expected"),
+    [
+        ('the word "Harbor" in red on yellow', "has no word to read"),
+        ("a cat", "has no word to read"),
+        ('the word "harbor" in teal on yellow', "unknown text colour 'teal'"),
+    ],
+)
+def test_prompt_the_miniature_cannot_draw(prompt: str, expected: str, list_with) -> None:  # type: ignore[no-untyped-def]
+    result = adagrpo("train", list_with(prompt))
+    assert result.returncode == 2
+    assert expected in result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1
+
+
+def test_characters_unknown_to_the_model_are_named_before_training(list_with) -> None:  # type: ignore[no-untyped-def]
+    result = adagrpo("train", list_with('die "katze" in rot'), "evaluation.judges=[ocr]", "experiment=test-cli")
+    assert result.returncode == 2
+    assert "has characters or words that" in result.stderr
+
+
+def test_help_is_quick() -> None:
+    began = time.monotonic()
+    assert adagrpo("--help").returncode == 0
+    assert time.monotonic() - began < 1.0
