@@ -1,0 +1,57 @@
+"""Describes how hard the test prompts are for the untrained models: ``python -m harness.models.miniature.difficulty``.
+
+Writes ``data/difficulty.json`` and the histogram ``docs/images/difficulty.png``. Nothing is tuned on these numbers.
+"""
+
+import json
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+
+from harness.config import ROOT, compose
+from harness.evaluation import evaluate
+from harness.models.flux import FluxPolicy
+from harness.prompts import read_prompts
+from harness.rewards import build_reward
+
+_MODELS = {"base": "#0072b2", "weak": "#e69f00"}
+
+
+def measure(model: str) -> dict[str, list[float]]:
+    """Every judge's value of one ODE sample per test prompt, for ``base`` or ``weak``."""
+    config = compose("miniature", overrides=[f"model.path=harness/models/miniature/{model}"])
+    policy = FluxPolicy(config.model, config.optimizer, torch.device("cpu"), seed=0)
+    judges = [build_reward(name) for name in config.evaluation.judges]
+    return evaluate(policy, read_prompts(config.prompts.test).prompts, judges, num_noises=1)
+
+
+def summary(measured: dict[str, list[float]]) -> dict[str, float | list[float]]:
+    """Percentiles of the reward, means of all metrics, and the reward of each prompt in the list's order."""
+    low, middle, high = np.percentile(measured["ocr"], [10, 50, 90]).round(4).tolist()
+    means = {metric: round(float(np.mean(values)), 4) for metric, values in measured.items()}
+    rewards = [round(value, 4) for value in measured["ocr"]]
+    return {"percentile_10": low, "percentile_50": middle, "percentile_90": high, **means, "rewards": rewards}
+
+
+def draw(summaries: dict[str, dict[str, float | list[float]]], path: Path) -> None:
+    """Histogram of per-prompt rewards, with the 10th and 90th percentile of each model."""
+    figure, axes = plt.subplots(figsize=(6.4, 3.2), layout="constrained")
+    for model, colour in _MODELS.items():
+        values = summaries[model]
+        axes.hist(values["rewards"], bins=20, range=(0, 1), histtype="stepfilled", alpha=0.5, color=colour, label=model)
+        for mark in ("percentile_10", "percentile_90"):
+            axes.axvline(values[mark], color=colour, linestyle="--", linewidth=1)
+    axes.set(xlabel="reward of one ODE sample per test prompt (dashed: 10th, 90th percentile)", ylabel="prompts")
+    axes.legend(frameon=False)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=150)
+
+
+if __name__ == "__main__":
+    results = {model: summary(measure(model)) for model in _MODELS}
+    (Path(__file__).parent / "data" / "difficulty.json").write_text(json.dumps(results, indent=1) + "\n")
+    draw(results, ROOT / "docs" / "images" / "difficulty.png")
+    for model, values in results.items():
+        print(model, {key: value for key, value in values.items() if key != "rewards"})
