@@ -85,9 +85,11 @@ class Session:
         if last:
             self._evaluate("test", mirror)
         # After the evaluations: a run resumed from this checkpoint need not repeat them.
-        if self.is_main and (last or trainer.iteration % config.runtime.checkpoint_interval == 0):
-            self.run.save_checkpoint(trainer.state_dict())
-            self.run.set_status("running", trainer.iteration, config.iterations)
+        if last or trainer.iteration % config.runtime.checkpoint_interval == 0:
+            state = trainer.state_dict()
+            if self.is_main:
+                self.run.save_checkpoint(state)
+                self.run.set_status("running", trainer.iteration, config.iterations)
 
     def _resume(self) -> None:
         state = self.run.load_checkpoint()

@@ -9,11 +9,12 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from torch import Tensor
 
 from harness.accounting import Counters, Stopwatch, across_processes, mean_and_std
 from harness.adagrpo import CapabilityTracker, fuse_advantages, global_advantage, local_advantage, select_prompt
-from harness.config import RunConfig
+from harness.config import ConfigError, RunConfig
 from harness.models.flux import FluxPolicy
 from harness.objective import SurrogateStats, batch_normalised_advantage, surrogate_loss
 from harness.prompts import draw_candidates, generator_for
@@ -335,23 +336,35 @@ class Trainer:
     # --- state --------------------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """All that a continued run needs: random draws are functions of seed and iteration, so none are here."""
+        """All that a continued run needs, from every process: call it on all of them.
+
+        Random draws are functions of seed and iteration, so there is no generator in it.
+        """
         return {
             "iteration": self.iteration,
             "parameters": {name: p.detach() for name, p in self.parameters.items()},
             "averages": self.averages,
             "optimizer": self.optimizer.state_dict(),
-            "tracker": self.tracker.state_dict(),
+            "trackers": gather_object([self.tracker.state_dict()]),
             "totals": vars(self.totals),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from ``state_dict``, bit for bit."""
+        """Continue from ``state_dict``, bit for bit.
+
+        Raises:
+            ConfigError: capability is kept per rank, and another number of processes made the state.
+        """
+        trackers, world = state["trackers"], self.accelerator.num_processes
+        if self.config.capability.sync == "per_rank" and len(trackers) != world:
+            raise ConfigError(
+                f"capability.sync=per_rank: {len(trackers)} processes made the checkpoint, {world} run now"
+            )
         for name, parameter in self.parameters.items():
             parameter.data.copy_(state["parameters"][name])
         for name, average in self.averages.items():
             average.copy_(state["averages"][name])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.tracker.load_state_dict(state["tracker"])
+        self.tracker.load_state_dict(trackers[self.accelerator.process_index % len(trackers)])
         self.totals = Counters(**state["totals"])
         self.iteration = state["iteration"]
