@@ -5,10 +5,10 @@ BIN := .venv/bin
 READY := .venv/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup reproduce-paper report figures test lint typecheck lock clean
+.PHONY: help setup reproduce-paper report figures test lint typecheck lock clean clean-venv
 
 help:  ## list the targets
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */\1\t/' | column -t -s "$$(printf '\t')"
+	@grep -E '^[a-z -]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z -]+):.*## */\1\t/' | column -t -s "$$(printf '\t')"
 
 setup: $(READY)  ## make the venv, install pinned dependencies, fetch the text recognisers
 
@@ -16,8 +16,8 @@ $(READY): requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if v == (3, 11) else f"adagrpo needs Python 3.11, but $(PYTHON) is {v[0]}.{v[1]}: set PYTHON=python3.11")'
 	@echo "setting up .venv: about two minutes and 2 GB"
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check -r requirements.lock
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check --no-deps -e .
 	@$(BIN)/adagrpo fetch-assets
 	@touch $@
 
@@ -37,10 +37,14 @@ lint: $(READY)  ## check style and format
 typecheck: $(READY)  ## check types
 	@$(BIN)/mypy
 
-lock: $(READY)  ## pin again what the venv holds
-	@{ echo '# Pinned by `make lock`. torch is plain, so that each machine gets the build that fits it.'; \
-	   $(BIN)/python -m pip freeze --exclude-editable | grep -v '^adagrpo' | sed 's/+cpu$$//'; } > requirements.lock
+lock: $(READY)  ## pin what the venv holds (after clean-venv and setup: what the project needs)
+	@{ grep '^#' requirements.lock; \
+	   $(BIN)/python -m pip freeze --exclude-editable | grep -v '^adagrpo' | sed 's/+cpu$$//'; } > .venv/pins
+	@mv .venv/pins requirements.lock
 
 clean:  ## delete caches and build files; runs, reports and the venv stay
 	rm -rf build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
+
+clean-venv:  ## delete the venv; the next target sets it up again
+	rm -rf .venv

@@ -24,6 +24,7 @@ from harness.models.miniature.prompts import (
     FONTS,
     TEXT_COLOURS,
     MiniaturePrompt,
+    Split,
     list_path,
     make_list,
     parse_prompt,
@@ -33,11 +34,11 @@ from harness.models.miniature.prompts import (
 from harness.models.miniature.render import HEIGHT, WIDTH, render
 
 FOLDER = ROOT / "harness" / "models" / "miniature"
-SPLITS = ("train", "validation", "test")
+SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 
 
 @pytest.mark.parametrize("split", SPLITS)
-def test_committed_lists_are_what_the_code_makes_and_keep_to_their_words(split) -> None:  # type: ignore[no-untyped-def]
+def test_committed_lists_are_what_the_code_makes_and_keep_to_their_words(split: Split) -> None:
     prompts = list_path(split).read_text().splitlines()
     assert prompts == make_list(split)
     assert len(prompts) >= 200
@@ -45,7 +46,7 @@ def test_committed_lists_are_what_the_code_makes_and_keep_to_their_words(split) 
 
 
 def test_words_of_splits_are_disjoint() -> None:
-    train, validation, test = (set(words(split)) for split in SPLITS)  # type: ignore[arg-type]
+    train, validation, test = (set(words(split)) for split in SPLITS)
     assert not train & validation | train & test | validation & test
 
 
@@ -82,6 +83,9 @@ def test_tokenizers_spell_words_and_hold_the_longest_prompt() -> None:
     assert list("strawberry") == t5.convert_ids_to_tokens(t5(longest).input_ids)[3:13]
     assert len(t5(longest).input_ids) <= MAX_T5_TOKENS
     assert len(clip(longest).input_ids) <= MAX_CLIP_TOKENS
+    every_letter = t5(f'the word "{LETTERS}" in red on pink').input_ids[3:29]
+    assert t5.convert_ids_to_tokens(every_letter) == list(LETTERS)
+    assert len(set(every_letter)) == 26
     assert t5.unk_token_id in t5('the word "Éclair" in red on pink').input_ids
 
 
@@ -95,7 +99,7 @@ def test_pictures_have_the_prompt_s_colours_and_fit_ten_letters(font: str) -> No
     assert (picture == render(prompt, np.random.default_rng(0))).all()
 
 
-def test_autoencoder_keeps_pictures() -> None:
+def test_autoencoder_keeps_pictures_and_is_saved(tmp_path: Path) -> None:
     prompts, pictures = draw_pictures(600, seed=0)
     assert {split_of(parse_prompt(prompt).word) for prompt in prompts} == {"train"}
     images = to_unit_range(pictures)
@@ -105,6 +109,12 @@ def test_autoencoder_keeps_pictures() -> None:
         error = (model.decode(latents).sample - images[400:]).square().mean()
     assert latents.shape == (200, 24, 4, 16)
     assert error / images.var() < 0.1
+    model.save_pretrained(tmp_path)
+    loaded = PatchAutoencoder.from_pretrained(tmp_path)
+    assert loaded.config.scaling_factor == model.config.scaling_factor
+    assert abs(float(latents.std()) * model.config.scaling_factor - 1) < 0.05
+    with torch.no_grad():
+        assert torch.equal(loaded.decode(latents).sample, model.decode(latents).sample)
 
 
 def test_interrupted_pretraining_continues_to_the_same_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -125,8 +135,12 @@ def test_interrupted_pretraining_continues_to_the_same_weights(tmp_path: Path, m
     whole, broken = (
         torch.load(tmp_path / name / "pretraining-state.pt", weights_only=True) for name in ("whole", "broken")
     )
-    for name, weights in whole["ema"].items():
-        assert torch.equal(broken["ema"][name], weights)
+    for weights in ("parts", "ema"):
+        for name, expected in whole[weights].items():
+            assert torch.equal(broken[weights][name], expected)
+    for model in ("base", "weak"):
+        for file in (tmp_path / "whole" / model).rglob("*.safetensors"):
+            assert (tmp_path / "broken" / file.relative_to(tmp_path / "whole")).read_bytes() == file.read_bytes()
     with pytest.raises(ValueError, match="belongs to other settings"):
         list(pretrain(replace(config, seed=1), tmp_path / "broken"))
 

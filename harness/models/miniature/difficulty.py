@@ -6,9 +6,9 @@ Writes ``data/difficulty.json`` and the histogram ``docs/images/difficulty.png``
 import json
 from pathlib import Path
 
-import matplotlib.pyplot as plt
 import numpy as np
 import torch
+from matplotlib.figure import Figure
 
 from harness.config import ROOT, compose
 from harness.evaluation import evaluate
@@ -17,6 +17,7 @@ from harness.prompts import read_prompts
 from harness.rewards import build_reward
 
 _MODELS = {"base": "#0072b2", "weak": "#e69f00"}
+_BINS = 20
 
 
 def measure(model: str) -> dict[str, list[float]]:
@@ -28,23 +29,28 @@ def measure(model: str) -> dict[str, list[float]]:
 
 
 def summary(measured: dict[str, list[float]]) -> dict[str, float | list[float]]:
-    """Percentiles of the reward, means of all metrics, and the reward of each prompt in the list's order."""
+    """Percentiles and histogram of the reward, means of all metrics, the reward of each prompt in the list's order."""
     low, middle, high = np.percentile(measured["ocr"], [10, 50, 90]).round(4).tolist()
     means = {metric: round(float(np.mean(values)), 4) for metric, values in measured.items()}
     rewards = [round(value, 4) for value in measured["ocr"]]
-    return {"percentile_10": low, "percentile_50": middle, "percentile_90": high, **means, "rewards": rewards}
+    percentiles = {"percentile_10": low, "percentile_50": middle, "percentile_90": high}
+    prompts_per_bin = np.histogram(rewards, bins=_BINS, range=(0, 1))[0].tolist()
+    return {**percentiles, **means, "prompts_per_bin": prompts_per_bin, "rewards": rewards}
 
 
 def draw(summaries: dict[str, dict[str, float | list[float]]], path: Path) -> None:
     """Histogram of per-prompt rewards, with the 10th and 90th percentile of each model."""
-    figure, axes = plt.subplots(figsize=(6.4, 3.2), layout="constrained")
+    figure = Figure(figsize=(6.4, 3.2), layout="constrained")  # without pyplot: needs no display
+    axes = figure.subplots()
     for model, colour in _MODELS.items():
         values = summaries[model]
-        axes.hist(values["rewards"], bins=20, range=(0, 1), histtype="stepfilled", alpha=0.5, color=colour, label=model)
-        for mark in ("percentile_10", "percentile_90"):
-            axes.axvline(values[mark], color=colour, linestyle="--", linewidth=1)
+        axes.hist(
+            values["rewards"], bins=_BINS, range=(0, 1), histtype="stepfilled", alpha=0.5, color=colour, label=model
+        )
+        marks = [values["percentile_10"], values["percentile_90"]]
+        axes.vlines(marks, 0, 1, color=colour, linestyle="--", linewidth=1, transform=axes.get_xaxis_transform())
     axes.set(xlabel="reward of one ODE sample per test prompt (dashed: 10th, 90th percentile)", ylabel="prompts")
-    axes.legend(frameon=False)
+    axes.legend(frameon=False, loc="upper center")
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=150)
 
@@ -54,4 +60,4 @@ if __name__ == "__main__":
     (Path(__file__).parent / "data" / "difficulty.json").write_text(json.dumps(results, indent=1) + "\n")
     draw(results, ROOT / "docs" / "images" / "difficulty.png")
     for model, values in results.items():
-        print(model, {key: value for key, value in values.items() if key != "rewards"})
+        print(model, {key: value for key, value in values.items() if not isinstance(value, list)})
