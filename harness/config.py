@@ -289,10 +289,15 @@ def parse_overrides(overrides: Iterable[str]) -> dict[str, Any]:
             nested: Any = yaml.safe_load(value)
         except yaml.YAMLError:
             raise ConfigError(f"override {override!r}: the value is not valid YAML") from None
-        for part in reversed(key.split(".")):
-            nested = {part: nested}
-        content = merge(content, nested)
+        content = merge(content, nest(key, nested))
     return content
+
+
+def nest(key: str, value: Any) -> dict[str, Any]:
+    """``("fusion.weight", 2)`` as ``{"fusion": {"weight": 2}}``."""
+    for part in reversed(key.split(".")):
+        value = {part: value}
+    return value
 
 
 def compose(

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from harness.config import EXPERIMENTS, ConfigError, RunConfig, compose, merge, read_yaml
+from harness.config import EXPERIMENTS, ConfigError, RunConfig, compose, merge, nest, read_yaml
 
 
 def expand_grid(grid: str, overrides: Sequence[str] = ()) -> list[RunConfig]:
@@ -32,10 +32,7 @@ def expand_grid(grid: str, overrides: Sequence[str] = ()) -> list[RunConfig]:
         settings: dict[str, Any] = {"seed": seed}
         for key, value in cell.items():
             if key != "method":
-                nested: Any = value
-                for part in reversed(key.split(".")):
-                    nested = {part: nested}
-                settings = merge(settings, nested)
+                settings = merge(settings, nest(key, value))
         runs.append(compose(content["profile"], cell.get("method"), settings, overrides))
     return runs
 
