@@ -46,13 +46,14 @@ def _parser() -> argparse.ArgumentParser:
 
     grid = commands.add_parser("grid", help="execute all runs of a grid; finished ones are skipped, others resumed")
     grid.add_argument("grid", help="file in experiments/grids/, or a path")
-    grid.add_argument("--slots", type=int, default=os.cpu_count() or 1, help="runs at a time (default: cores)")
+    grid.add_argument("--profile", help="file in experiments/profiles/ (default: the grid's own)")
+    _add_grid_options(grid)
     grid.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="for every run")
     grid.set_defaults(command=_grid)
 
     reproduce = commands.add_parser("reproduce", help="execute a profile's grid and write the report")
-    reproduce.add_argument("--profile", default="smoke", help="grid in experiments/grids/ (default: smoke)")
-    reproduce.add_argument("--slots", type=int, default=os.cpu_count() or 1, help="runs at a time (default: cores)")
+    reproduce.add_argument("--profile", default="smoke", help="file in experiments/profiles/ (default: smoke)")
+    _add_grid_options(reproduce)
     reproduce.set_defaults(command=_reproduce)
 
     report = commands.add_parser("report", help="write tables, figures and the page from logs, without training")
@@ -70,6 +71,13 @@ def _parser() -> argparse.ArgumentParser:
     pretrain.add_argument("--threads", type=int, default=2)
     pretrain.set_defaults(command=_pretrain)
     return parser
+
+
+def _add_grid_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--only", metavar="CELLS", help="such as 'method=flow_grpo selection=random,curriculum'")
+    parser.add_argument("--seeds", metavar="LIST", help="such as 0-4 or 0,2,5 (default: the grid's own)")
+    parser.add_argument("--plan", action="store_true", help="list runs, hours and disk, and run nothing")
+    parser.add_argument("--slots", type=int, default=os.cpu_count() or 1, help="runs at a time (default: cores)")
 
 
 def _train(options: argparse.Namespace) -> int:
@@ -110,13 +118,19 @@ def _train(options: argparse.Namespace) -> int:
 
 
 def _grid(options: argparse.Namespace) -> int:
-    from harness.launch.grid import expand_grid
+    from harness.launch.grid import expand_grid, parse_seeds
     from harness.launch.local import run_all
+    from harness.launch.plan import plan
     from harness.runs import prepare_run
 
     if options.slots < 1:
         raise ConfigError(f"--slots {options.slots}: must be at least 1")
-    runs = [prepare_run(config) for config in expand_grid(options.grid, options.overrides)]
+    seeds = None if options.seeds is None else parse_seeds(options.seeds)
+    configs = expand_grid(options.grid, options.overrides, profile=options.profile, only=options.only, seeds=seeds)
+    if options.plan:
+        print("\n".join(plan(configs, options.slots)))
+        return 0
+    runs = [prepare_run(config) for config in configs]
     outcome = run_all(runs, options.slots, lambda line: print(line, flush=True))
     for run_id, reason in outcome.failed.items():
         print(f"failed: {run_id}: {reason}", file=sys.stderr)
@@ -124,12 +138,14 @@ def _grid(options: argparse.Namespace) -> int:
 
 
 def _reproduce(options: argparse.Namespace) -> int:
-    from harness.launch.grid import expand_grid
+    from harness.config import compose, grid_of
     from harness.runs import RUNS
 
-    experiment = expand_grid(options.profile)[0].experiment
-    code = _grid(argparse.Namespace(grid=options.profile, slots=options.slots, overrides=[]))
-    _report(argparse.Namespace(runs=RUNS / experiment, output=ROOT / "results" / "reports" / experiment))
+    grid = grid_of(options.profile)
+    code = _grid(argparse.Namespace(**{**vars(options), "grid": grid, "overrides": []}))
+    if not options.plan:
+        experiment = compose(options.profile).experiment
+        _report(argparse.Namespace(runs=RUNS / experiment, output=ROOT / "results" / "reports" / experiment))
     return code
 
 

@@ -300,6 +300,19 @@ def nest(key: str, value: Any) -> dict[str, Any]:
     return value
 
 
+def _profile_path(profile: str) -> Path:
+    return Path(profile) if profile.endswith(".yaml") else EXPERIMENTS / "profiles" / f"{profile}.yaml"
+
+
+def grid_of(profile: str) -> str:
+    """The grid that reproduces a profile: its key ``use_grid``. Raises ConfigError if it names none."""
+    path = _profile_path(profile)
+    grid = read_yaml(path).get("use_grid")
+    if not isinstance(grid, str):
+        raise ConfigError(f"{path}: names no grid; add  use_grid: paper  or run  adagrpo grid GRID --profile {profile}")
+    return grid
+
+
 def compose(
     profile: str, method: str | None = None, settings: Mapping[str, Any] | None = None, overrides: Sequence[str] = ()
 ) -> RunConfig:
@@ -314,8 +327,9 @@ def compose(
     Raises:
         ConfigError: one line that names the file or key, and the nearest valid one.
     """
-    path = Path(profile) if profile.endswith(".yaml") else EXPERIMENTS / "profiles" / f"{profile}.yaml"
+    path = _profile_path(profile)
     content = read_yaml(path)
+    content.pop("use_grid", None)
     named = {"method": content.pop("use_method", None), "model": content.pop("use_model", None)}
     named["reward"] = content.pop("use_reward", None)
     if method is not None:

@@ -108,8 +108,8 @@ class RunDirectory:
         return stream
 
 
-def prepare_run(config: RunConfig, root: Path = RUNS) -> RunDirectory:
-    """The directory of a run, made if it is new; the same run has the same directory, whenever it is prepared.
+def find_run(config: RunConfig, root: Path = RUNS) -> RunDirectory:
+    """The directory that a run has or would have; nothing is written.
 
     Raises:
         ConfigError: model folder or prompt list missing, unknown reward, or a prompt that a reward cannot score.
@@ -133,7 +133,16 @@ def prepare_run(config: RunConfig, root: Path = RUNS) -> RunDirectory:
                 except ValueError as error:
                     raise ConfigError(f"prompts.{split} {path}: {error}") from None
     fingerprints |= {f"reward {name}": reward.fingerprint() for name, reward in rewards.items()}
-    run = RunDirectory(root / config.experiment / configuration.run_id(config, fingerprints))
+    return RunDirectory(root / config.experiment / configuration.run_id(config, fingerprints))
+
+
+def prepare_run(config: RunConfig, root: Path = RUNS) -> RunDirectory:
+    """The directory of a run, made if it is new; the same run has the same directory, whenever it is prepared.
+
+    Raises:
+        ConfigError: as ``find_run``.
+    """
+    run = find_run(config, root)
     run.folder.mkdir(parents=True, exist_ok=True)
     write_atomically(run.folder / "config.yaml", configuration.dump(config))
     return run

@@ -1,14 +1,25 @@
 """Grids: which cells and seeds an experiment runs."""
 
+import difflib
 import itertools
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from harness.config import EXPERIMENTS, ConfigError, RunConfig, compose, merge, nest, read_yaml
 
+_KEYS = {"profile", "seeds", "cells"}
 
-def expand_grid(grid: str, overrides: Sequence[str] = ()) -> list[RunConfig]:
+
+def expand_grid(
+    grid: str,
+    overrides: Sequence[str] = (),
+    *,
+    profile: str | None = None,
+    only: str | None = None,
+    seeds: Sequence[int] | None = None,
+) -> list[RunConfig]:
     """All runs of a grid file, seed by seed, so that every cell has its first seed before any has its second.
 
     A grid file names a ``profile``, ``seeds`` (a list) and ``cells``: mappings from a dotted config key, or ``method``
@@ -17,26 +28,76 @@ def expand_grid(grid: str, overrides: Sequence[str] = ()) -> list[RunConfig]:
     Args:
         grid: name of a file in experiments/grids/, or a path to one.
         overrides: dotted ``key=value`` strings, for every run.
+        profile: instead of the grid's own.
+        only: cells to keep, as in ``"method=flow_grpo selection=random,curriculum"``; ``fusion`` is short for
+            ``fusion.enabled``.
+        seeds: instead of the grid's own.
 
     Raises:
-        ConfigError: one line that names the file and what is wrong.
+        ConfigError: one line that names the file or option and what is wrong.
     """
     path = Path(grid) if grid.endswith(".yaml") else EXPERIMENTS / "grids" / f"{grid}.yaml"
     content = read_yaml(path)
-    unknown = set(content) - {"profile", "seeds", "cells"}
-    if unknown or not {"profile", "seeds", "cells"} <= set(content):
+    if set(content) != _KEYS:
         raise ConfigError(f"{path}: a grid has the keys profile, seeds and cells, no other")
     cells = [cell for mapping in content["cells"] for cell in _product(mapping)]
+    for key, values in _parse_only(only or "").items():
+        cells = _matching(cells, key, values)
     runs = []
-    for seed, cell in itertools.product(content["seeds"], cells):
+    for seed, cell in itertools.product(seeds if seeds is not None else content["seeds"], cells):
         settings: dict[str, Any] = {"seed": seed}
         for key, value in cell.items():
             if key != "method":
                 settings = merge(settings, nest(key, value))
-        runs.append(compose(content["profile"], cell.get("method"), settings, overrides))
+        runs.append(compose(profile or content["profile"], cell.get("method"), settings, overrides))
     return runs
+
+
+def parse_seeds(text: str) -> list[int]:
+    """``"0-2,5"`` as ``[0, 1, 2, 5]``. Raises ConfigError for anything else."""
+    seeds: list[int] = []
+    for part in text.split(","):
+        match = re.fullmatch(r"(\d+)(?:-(\d+))?", part.strip())
+        if match is None:
+            raise ConfigError(f"--seeds {text}: write numbers and ranges, as in 0-4 or 0,2,5")
+        first, last = int(match[1]), int(match[2] or match[1])
+        if last < first:
+            raise ConfigError(f"--seeds {text}: the range {part.strip()} is empty")
+        seeds += range(first, last + 1)
+    return list(dict.fromkeys(seeds))
 
 
 def _product(mapping: dict[str, Any]) -> list[dict[str, Any]]:
     values = [value if isinstance(value, list) else [value] for value in mapping.values()]
     return [dict(zip(mapping, combination, strict=True)) for combination in itertools.product(*values)]
+
+
+def _parse_only(only: str) -> dict[str, list[str]]:
+    wanted: dict[str, list[str]] = {}
+    for term in only.split():
+        key, equals, values = term.partition("=")
+        if not equals or not values:
+            raise ConfigError(f"--only {term!r}: write key=value or key=value,value")
+        wanted["fusion.enabled" if key == "fusion" else key] = values.split(",")
+    return wanted
+
+
+def _matching(cells: list[dict[str, Any]], key: str, values: Sequence[str]) -> list[dict[str, Any]]:
+    known_keys = sorted({name for cell in cells for name in cell})
+    if key not in known_keys:
+        raise ConfigError(f"--only: unknown key {key!r}; {_nearest(key, known_keys)}")
+    having = [(_as_yaml(cell[key]), cell) for cell in cells if key in cell]
+    shown = sorted({text for text, _ in having})
+    for value in values:
+        if value not in shown:
+            raise ConfigError(f"--only {key}={value}: no cell chosen so far has it; {_nearest(value, shown)}")
+    return [cell for text, cell in having if text in values]
+
+
+def _as_yaml(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _nearest(word: str, known: Sequence[str]) -> str:
+    nearest = difflib.get_close_matches(word, known, n=1, cutoff=0.0)
+    return f"the nearest is {nearest[0]!r}, there are {', '.join(known)}"

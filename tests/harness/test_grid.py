@@ -1,0 +1,105 @@
+"""Grids: the paper's 30 cells, choosing among them, and planning without running."""
+
+from pathlib import Path
+
+import pytest
+
+from harness import runs as runs_module
+from harness.config import ConfigError, compose, grid_of
+from harness.launch import plan as plan_module
+from harness.launch.grid import expand_grid, parse_seeds
+from harness.launch.plan import plan
+from harness.runs import find_run, prepare_run
+
+
+def test_the_paper_grid_is_every_selection_with_and_without_fusion_for_every_method() -> None:
+    configs = expand_grid("paper")
+    cells = {(c.method.kernel, c.selection, c.fusion.enabled) for c in configs}
+    assert len(cells) == 3 * 5 * 2
+    assert len(configs) == 3 * len(cells)
+    assert [c.seed for c in configs[:30]] == [0] * 30
+
+
+def test_cells_seeds_and_profile_can_be_chosen() -> None:
+    only = "method=flow_grpo,flow_cps selection=random,curriculum fusion=true"
+    configs = expand_grid("paper", only=only, seeds=[7], profile="weak")
+    assert {(c.method.kernel, c.selection) for c in configs} == {
+        (method, selection) for method in ("flow_grpo", "flow_cps") for selection in ("random", "curriculum")
+    }
+    assert len(configs) == 4
+    assert all(c.fusion.enabled and c.seed == 7 and c.experiment == "weak" for c in configs)
+    assert all(c.model.path.endswith("weak") for c in configs)
+
+
+@pytest.mark.parametrize(
+    ("only", "message"),
+    [
+        ("selection=curiculum", "nearest is 'curriculum'"),
+        ("selecton=random", "unknown key 'selecton'; the nearest is 'selection'"),
+        ("random", "write key=value"),
+    ],
+)
+def test_a_choice_that_means_nothing_is_one_clear_line(only: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message) as error:
+        expand_grid("paper", only=only)
+    assert "\n" not in str(error.value)
+
+
+def test_values_that_no_cell_has_together_are_an_error(tmp_path: Path) -> None:
+    grid = tmp_path / "two.yaml"
+    grid.write_text(
+        "profile: smoke\nseeds: [0]\ncells:\n"
+        "  - {method: flow_grpo, selection: random}\n  - {method: flow_cps, selection: medium}\n"
+    )
+    with pytest.raises(ConfigError, match="selection=medium: no cell"):
+        expand_grid(str(grid), only="method=flow_grpo selection=medium")
+
+
+def test_seeds_are_numbers_and_ranges() -> None:
+    assert parse_seeds("0-2,5,1") == [0, 1, 2, 5]
+    for wrong in ("", "a", "3-1", "-1", "0;1"):
+        with pytest.raises(ConfigError, match="--seeds"):
+            parse_seeds(wrong)
+
+
+def test_a_profile_names_its_grid(tmp_path: Path) -> None:
+    assert grid_of("miniature") == grid_of("weak") == "paper"
+    assert grid_of("smoke") == "smoke"
+    profile = tmp_path / "own.yaml"
+    profile.write_text("use_model: miniature\n")
+    with pytest.raises(ConfigError, match="names no grid"):
+        grid_of(str(profile))
+
+
+def test_a_plan_writes_nothing_and_invents_no_hours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plan_module, "RUNS", tmp_path)
+    monkeypatch.setattr(plan_module, "find_run", lambda config: find_run(config, tmp_path))
+    lines = plan(expand_grid("smoke"), slots=2)
+    assert "1 new" in lines[0]
+    assert lines[-1].startswith("hours and disk: not known")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_plan_counts_what_is_left_and_estimates_from_finished_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plan_module, "RUNS", tmp_path)
+    monkeypatch.setattr(plan_module, "find_run", lambda config: find_run(config, tmp_path))
+    configs = expand_grid("smoke", ["iterations=10"], seeds=[0, 1])
+    finished, started = (prepare_run(config, tmp_path) for config in configs[:2])
+    for iteration in range(1, 11):
+        finished.append("metrics.jsonl", {"iteration": iteration, "seconds": {"iteration": 8.0}})
+    finished.append("eval.jsonl", {"iteration": 10, "seconds": 10.0})
+    finished.set_status("finished", 10, 10)
+    started.set_status("running", 4, 10)
+    lines = plan(configs, slots=2)
+    assert "3 runs and 26 iterations left" in lines[-2]
+    # (10 * 8 s + 10 s) / 10 iterations = 9 s an iteration; 26 of them on two slots
+    assert f"{26 * 9 / 3600 / 2:.2f} hours on 2 slots" in lines[-1]
+    assert "measured on 1 finished run" in lines[-1]
+
+
+def test_find_and_prepare_agree(tmp_path: Path) -> None:
+    config = compose("smoke")
+    assert not find_run(config, tmp_path).folder.exists()
+    assert runs_module.prepare_run(config, tmp_path) == find_run(config, tmp_path)
