@@ -56,6 +56,10 @@ def _parser() -> argparse.ArgumentParser:
     _add_grid_options(reproduce)
     reproduce.set_defaults(command=_reproduce)
 
+    status = commands.add_parser("status", help="how far runs have come, what failed, and the standings")
+    status.add_argument("--runs", type=Path, default=ROOT / "results" / "runs", help="folder (default: results/runs)")
+    status.set_defaults(command=_status)
+
     report = commands.add_parser("report", help="write tables, figures and the page from logs, without training")
     report.add_argument("--runs", type=Path, required=True, help="folder with run directories")
     report.add_argument("--output", type=Path, required=True, help="folder to write to")
@@ -147,6 +151,15 @@ def _reproduce(options: argparse.Namespace) -> int:
         experiment = compose(options.profile).experiment
         _report(argparse.Namespace(runs=RUNS / experiment, output=ROOT / "results" / "reports" / experiment))
     return code
+
+
+def _status(options: argparse.Namespace) -> int:
+    from harness.launch.progress import status_lines
+
+    if not options.runs.is_dir():
+        raise ConfigError(f"--runs {options.runs}: no such folder")
+    print("\n".join(status_lines(options.runs)))
+    return 0
 
 
 def _report(options: argparse.Namespace) -> int:

@@ -6,6 +6,7 @@ import json
 import os
 import platform
 import subprocess
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -101,11 +102,29 @@ class RunDirectory:
             ConfigError: another process is at work on it.
         """
         stream = (self.folder / "lock").open("w")
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise ConfigError(f"{self.folder}: another process is training this run") from None
+        # Tried again, since ``is_locked`` holds the lock for a moment to look.
+        for patience in (0.05, 0.2, None):
+            try:
+                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                if patience is None:
+                    raise ConfigError(f"{self.folder}: another process is training this run") from None
+                time.sleep(patience)
+            else:
+                break
         return stream
+
+    def is_locked(self) -> bool:
+        """Whether a process is at work on the run now."""
+        path = self.folder / "lock"
+        if not path.exists():
+            return False
+        with path.open() as stream:
+            try:
+                fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except OSError:
+                return True
+        return False
 
 
 def find_run(config: RunConfig, root: Path = RUNS) -> RunDirectory:

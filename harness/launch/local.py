@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from harness.config import ROOT
+from harness.launch.progress import latest_validation, standings
 from harness.runs import RunDirectory
 
 
@@ -71,6 +72,8 @@ def run_all(runs: Sequence[RunDirectory], slots: int, say: Callable[[str], None]
             process.terminate()
         for process in running.values():
             process.wait()
+    for line in standings(runs):
+        say(line)
     return outcome
 
 
@@ -88,7 +91,8 @@ def _settle(run: RunDirectory, code: int, outcome: Outcome, say: Callable[[str],
     status = run.status()
     if code == 0 and status["state"] == "finished":
         outcome.finished.append(run)
-        say(f"finished {run.run_id}")
+        value, _ = latest_validation(run) or (float("nan"), 0)
+        say(f"finished {run.run_id}: trained reward on validation prompts {value:.3f}")
         return
     reason = status["reason"] or f"the worker ended with exit code {code}"
     run.set_status("failed", status["iteration"], run.config.iterations, reason)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from statistics import mean
 
 from harness.config import RunConfig
+from harness.launch.progress import cell_name
 from harness.runs import RUNS, RunDirectory, find_run
 
 
@@ -33,7 +34,7 @@ def plan(configs: Sequence[RunConfig], slots: int) -> list[str]:
     runs = [(config, find_run(config)) for config in configs]
     cells: dict[str, Counter[str]] = {}
     for config, run in runs:
-        cells.setdefault(_cell(config), Counter())[_state(run)] += 1
+        cells.setdefault(cell_name(config), Counter())[_state(run)] += 1
     width = max(map(len, cells))
     lines = [
         f"{cell:{width}}  {', '.join(f'{n} {state}' for state, n in states.items())}" for cell, states in cells.items()
@@ -68,11 +69,6 @@ def measured_cost(experiments: set[str]) -> Cost | None:
 
 def _lines(run: RunDirectory, name: str) -> list[dict]:
     return [json.loads(line) for line in (run.folder / name).read_text().splitlines()]
-
-
-def _cell(config: RunConfig) -> str:
-    fusion = f" + fusion {config.fusion.weight:g}" if config.fusion.enabled else ""
-    return f"{config.method.kernel} {config.selection}{fusion}"
 
 
 def _state(run: RunDirectory) -> str:

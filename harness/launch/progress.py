@@ -1,0 +1,101 @@
+"""How far runs have come and what they have reached, read from their directories while they are at work."""
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from statistics import mean
+
+from harness.config import ConfigError, RunConfig
+from harness.runs import RunDirectory
+
+
+def cell_name(config: RunConfig) -> str:
+    """Method, selection and fusion, as in ``flow_grpo curriculum + fusion 1``."""
+    fusion = f" + fusion {config.fusion.weight:g}" if config.fusion.enabled else ""
+    return f"{config.method.kernel} {config.selection}{fusion}"
+
+
+def state_of(run: RunDirectory) -> str:
+    """finished, running, waiting, failed, or interrupted: it says that it runs, but nobody holds its lock."""
+    state = run.status()["state"]
+    return "interrupted" if state == "running" and not run.is_locked() else state
+
+
+def standings(runs: Sequence[RunDirectory]) -> list[str]:
+    """One line a cell, best first: the mean over its seeds of the trained reward at the latest validation.
+
+    Cells are in the middle of training and have few seeds: this shows that training works, and compares nothing.
+    """
+    latest: dict[str, list[tuple[float, int]]] = {}
+    for run in runs:
+        reached = latest_validation(run)
+        if reached is not None:
+            latest.setdefault(cell_name(run.config), []).append(reached)
+    if not latest:
+        return []
+    width = max(map(len, latest))
+    ordered = sorted(latest.items(), key=lambda item: -mean(value for value, _ in item[1]))
+    return [
+        f"{cell:{width}}  {mean(value for value, _ in reached):.3f}  seeds {len(reached)}, "
+        f"iteration {_range([iteration for _, iteration in reached])}"
+        for cell, reached in ordered
+    ]
+
+
+def latest_validation(run: RunDirectory) -> tuple[float, int] | None:
+    """The trained reward on validation prompts and the iteration it was measured at; None before the first."""
+    path = run.folder / "eval.jsonl"
+    if not path.exists():
+        return None
+    for line in reversed(path.read_text().splitlines()):
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError:
+            continue  # is being written at this moment
+        if record["split"] == "validation":
+            metrics = record["metrics"]
+            weighted = (weight * metrics[name] for name, weight in run.config.reward.items())
+            return sum(weighted), record["iteration"]
+    return None
+
+
+def status_lines(root: Path) -> list[str]:
+    """What ``adagrpo status`` prints: for each experiment counts, what is at work or broken, and the standings.
+
+    Raises:
+        ConfigError: no run is there.
+    """
+    experiments: dict[str, list[RunDirectory]] = {}
+    for path in sorted(root.rglob("config.yaml")):
+        experiments.setdefault(path.parent.parent.name, []).append(RunDirectory(path.parent))
+    if not experiments:
+        raise ConfigError(f"{root}: no runs there; start some with  make reproduce-paper")
+    lines: list[str] = []
+    for experiment, runs in experiments.items():
+        states = {run: state_of(run) for run in runs}
+        counts = Counter(states.values())
+        lines.append(f"{experiment}: {len(runs)} runs, " + ", ".join(f"{n} {s}" for s, n in sorted(counts.items())))
+        for run, state in states.items():
+            if state in ("running", "interrupted", "failed"):
+                lines.append(f"  {state} {_describe(run)}")
+        ranked = standings(runs)
+        if ranked:
+            lines += ["  trained reward on validation prompts, latest, mean over seeds:", *(f"  {r}" for r in ranked)]
+        lines.append("")
+    return lines[:-1]
+
+
+def _describe(run: RunDirectory) -> str:
+    status = run.status()
+    updated = datetime.fromisoformat(status["updated"])
+    minutes = (datetime.now(UTC) - updated).total_seconds() / 60
+    reason = f": {status['reason']}" if status["reason"] else ""
+    done = f"{status['iteration']}/{status['iterations']} saved"
+    return f"{run.run_id}  {done}, {minutes:.0f} min ago{reason}"
+
+
+def _range(iterations: Sequence[int]) -> str:
+    first, last = min(iterations), max(iterations)
+    return str(first) if first == last else f"{first}-{last}"

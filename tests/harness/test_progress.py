@@ -1,0 +1,69 @@
+"""``adagrpo status``: states, failures and standings, from directories alone."""
+
+from pathlib import Path
+
+import pytest
+
+from harness.config import ConfigError, compose
+from harness.launch.progress import standings, state_of, status_lines
+from harness.runs import RunDirectory, prepare_run
+
+
+def prepared(folder: Path, *overrides: str) -> RunDirectory:
+    return prepare_run(compose("smoke", overrides=list(overrides)), folder)
+
+
+def validated(run: RunDirectory, iteration: int, ocr: float, **others: float) -> None:
+    record = {"iteration": iteration, "split": "validation", "metrics": {"ocr": ocr, **others}}
+    run.append("eval.jsonl", record)
+
+
+def test_a_run_that_says_running_but_that_nobody_holds_is_interrupted(tmp_path: Path) -> None:
+    run = prepared(tmp_path)
+    assert state_of(run) == "waiting"
+    run.set_status("running", 3, 12)
+    assert state_of(run) == "interrupted"
+    with run.lock():
+        assert state_of(run) == "running"
+    run.set_status("finished", 12, 12)
+    assert state_of(run) == "finished"
+
+
+def test_looking_at_a_run_does_not_claim_it(tmp_path: Path) -> None:
+    run = prepared(tmp_path)
+    assert not run.is_locked()
+    assert not (run.folder / "lock").exists()
+
+
+def test_standings_are_means_over_seeds_of_the_latest_validation_best_first(tmp_path: Path) -> None:
+    runs = [prepared(tmp_path, f"seed={seed}") for seed in (0, 1)]
+    better = prepared(tmp_path, "selection=curriculum", "fusion.enabled=true")
+    unmeasured = prepared(tmp_path, "selection=medium")
+    validated(runs[0], 0, 0.1)
+    validated(runs[0], 10, 0.5)
+    validated(runs[1], 20, 0.7)
+    validated(better, 10, 0.65)
+    (better.folder / "eval.jsonl").open("a").write('{"iteration": 20, "spl')
+    first, second = standings([*runs, better, unmeasured])
+    assert first.split() == ["flow_grpo", "curriculum", "+", "fusion", "1", "0.650", "seeds", "1,", "iteration", "10"]
+    assert second.split() == ["flow_grpo", "random", "0.600", "seeds", "2,", "iteration", "10-20"]
+
+
+def test_standings_of_a_weighted_reward_are_its_weighted_sum(tmp_path: Path) -> None:
+    run = prepared(tmp_path, "reward={ocr: 1.0, colour: 0.5}")
+    validated(run, 0, 0.4, colour=0.6)
+    assert "0.700" in standings([run])[0]
+
+
+def test_status_names_failures_with_their_reason(tmp_path: Path) -> None:
+    prepared(tmp_path).set_status("failed", 4, 12, "the reward broke")
+    prepared(tmp_path, "seed=1").set_status("finished", 12, 12)
+    lines = status_lines(tmp_path)
+    assert lines[0] == "smoke: 2 runs, 1 failed, 1 finished"
+    assert "4/12 saved" in lines[1]
+    assert lines[1].endswith("the reward broke")
+
+
+def test_status_of_a_folder_without_runs_is_one_clear_line(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no runs there"):
+        status_lines(tmp_path)
