@@ -17,7 +17,8 @@ class Cost:
 
     num_runs: int
     seconds_per_iteration: float
-    """Evaluations included."""
+    """Of training."""
+    evaluation_seconds_per_run: float
     bytes_per_run: float
 
 
@@ -45,7 +46,7 @@ def plan(configs: Sequence[RunConfig], slots: int) -> list[str]:
     cost = measured_cost({run.folder.parent.name for _, run in runs})
     if cost is None:
         return [*lines, "hours and disk: not known before a run of this experiment has finished"]
-    hours = left * cost.seconds_per_iteration / 3600
+    hours = (left * cost.seconds_per_iteration + len(unfinished) * cost.evaluation_seconds_per_run) / 3600
     disk = len(unfinished) * cost.bytes_per_run / 1e6
     basis = f"measured on {cost.num_runs} finished run{'s' if cost.num_runs > 1 else ''}"
     return [*lines, f"about {hours / slots:.2f} hours on {slots} slots ({hours:.2f} of work), {disk:.0f} MB; {basis}"]
@@ -57,14 +58,12 @@ def measured_cost(experiments: set[str]) -> Cost | None:
     finished = [run for run in map(RunDirectory, folders) if run.status()["state"] == "finished"]
     if not finished:
         return None
-    seconds, sizes = [], []
+    training, evaluating, sizes = [], [], []
     for run in finished:
-        steps = _lines(run, "metrics.jsonl")
-        training = sum(line["seconds"]["iteration"] for line in steps)
-        evaluating = sum(line["seconds"] for line in _lines(run, "eval.jsonl"))
-        seconds.append((training + evaluating) / len(steps))
+        training.append(mean(line["seconds"]["iteration"] for line in _lines(run, "metrics.jsonl")))
+        evaluating.append(sum(line["seconds"] for line in _lines(run, "eval.jsonl")))
         sizes.append(sum(file.stat().st_size for file in run.folder.rglob("*") if file.is_file()))
-    return Cost(len(finished), mean(seconds), mean(sizes))
+    return Cost(len(finished), mean(training), mean(evaluating), mean(sizes))
 
 
 def _lines(run: RunDirectory, name: str) -> list[dict]:

@@ -89,13 +89,13 @@ def test_a_plan_counts_what_is_left_and_estimates_from_finished_runs(
     finished, started = (prepare_run(config, tmp_path) for config in configs[:2])
     for iteration in range(1, 11):
         finished.append("metrics.jsonl", {"iteration": iteration, "seconds": {"iteration": 8.0}})
-    finished.append("eval.jsonl", {"iteration": 10, "seconds": 10.0})
+    finished.append("eval.jsonl", {"iteration": 10, "seconds": 100.0})
     finished.set_status("finished", 10, 10)
     started.set_status("running", 4, 10)
     lines = plan(configs, slots=2)
     assert "3 runs and 26 iterations left" in lines[-2]
-    # (10 * 8 s + 10 s) / 10 iterations = 9 s an iteration; 26 of them on two slots
-    assert f"{26 * 9 / 3600 / 2:.2f} hours on 2 slots" in lines[-1]
+    # 26 iterations of 8 s and the evaluations of three runs, on two slots
+    assert f"{(26 * 8 + 3 * 100) / 3600 / 2:.2f} hours on 2 slots" in lines[-1]
     assert "measured on 1 finished run" in lines[-1]
 
 
