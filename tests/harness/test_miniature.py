@@ -17,6 +17,7 @@ from harness.models.miniature import pretrain as pretraining
 from harness.models.miniature.autoencoder import PatchAutoencoder
 from harness.models.miniature.build import LETTERS, MAX_CLIP_TOKENS, MAX_T5_TOKENS, clip_tokenizer, t5_tokenizer
 from harness.models.miniature.difficulty import measure, summary
+from harness.models.miniature.muon import Muon, orthogonalised
 from harness.models.miniature.pretrain import PretrainConfig, draw_pictures, pretrain, to_unit_range
 from harness.models.miniature.prompts import (
     BACKGROUNDS,
@@ -117,32 +118,72 @@ def test_autoencoder_keeps_pictures_and_is_saved(tmp_path: Path) -> None:
         assert torch.equal(loaded.decode(latents).sample, model.decode(latents).sample)
 
 
+def test_a_struck_word_is_covered_by_a_bar_of_its_own_colour() -> None:
+    prompt = MiniaturePrompt("oooooo", "red", "white")
+    clean, struck = (render(prompt, np.random.default_rng(1), share) for share in (0.0, 1.0))
+
+    def ink(picture: np.ndarray) -> np.ndarray:
+        return np.abs(picture.astype(int) - COLOURS["red"]).sum(-1) < 30
+
+    row = HEIGHT // 2
+    assert ink(struck)[row].sum() > 1.5 * ink(clean)[row].sum()
+    gaps = np.diff(np.flatnonzero(ink(struck)[row]))
+    assert (gaps == 1).all()  # one bar, from end to end
+    assert ink(struck)[ink(clean)].all()  # over the same word
+
+
+def test_muon_steps_as_torch_s_does_and_makes_updates_orthogonal() -> None:
+    generator = torch.Generator().manual_seed(0)
+    ours, theirs = (torch.nn.Parameter(torch.ones(24, 40)) for _ in range(2))
+    optimizers = [
+        Muon([ours], lr=1e-2),
+        torch.optim.Muon([theirs], lr=1e-2, weight_decay=0.0, adjust_lr_fn="match_rms_adamw"),
+    ]
+    for _ in range(3):
+        gradient = torch.randn(24, 40, generator=generator)
+        for parameter, optimizer in zip((ours, theirs), optimizers, strict=True):
+            parameter.grad = gradient.clone()
+            optimizer.step()
+    moved = (ours - 1).detach()
+    assert (moved - (theirs - 1).detach()).norm() < 0.03 * moved.norm()  # torch iterates in bfloat16
+    singular_values = torch.linalg.svdvals(orthogonalised(torch.randn(40, 24, generator=generator)))
+    assert singular_values.min() > 0.5
+    assert singular_values.max() < 1.3
+
+
 def test_interrupted_pretraining_continues_to_the_same_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = PretrainConfig(steps=6, weak_steps=3, pictures=300, batch_size=8, save_every=2, threads=1, warmup_steps=2)
+    config = PretrainConfig(
+        clean_steps=3, mixed_steps=6, weak_steps=3, pictures=300, batch_size=8, save_every=2, threads=1, warmup_steps=2
+    )
     list(pretrain(config, tmp_path / "whole"))
     flow_loss, calls = pretraining.flow_loss, []
 
-    def killed_in_the_sixth_step(*arguments: Any, **keywords: Any) -> torch.Tensor:
+    def killed_in_the_ninth_step(*arguments: Any, **keywords: Any) -> torch.Tensor:
         calls.append(1)
-        if len(calls) == 6:
+        if len(calls) == 9:
             raise KeyboardInterrupt
         return flow_loss(*arguments, **keywords)
 
-    monkeypatch.setattr(pretraining, "flow_loss", killed_in_the_sixth_step)
+    monkeypatch.setattr(pretraining, "flow_loss", killed_in_the_ninth_step)
     with pytest.raises(KeyboardInterrupt):
         list(pretrain(config, tmp_path / "broken"))
-    assert "continuing at step 4" in list(pretrain(config, tmp_path / "broken"))
-    whole, broken = (
-        torch.load(tmp_path / name / "pretraining-state.pt", weights_only=True) for name in ("whole", "broken")
-    )
-    for weights in ("parts", "ema"):
-        for name, expected in whole[weights].items():
-            assert torch.equal(broken[weights][name], expected)
-    for model in ("base", "weak"):
+    assert "mixed stage: continuing at step 4" in list(pretrain(config, tmp_path / "broken"))
+    for model in ("clean", "base", "weak"):
         for file in (tmp_path / "whole" / model).rglob("*.safetensors"):
             assert (tmp_path / "broken" / file.relative_to(tmp_path / "whole")).read_bytes() == file.read_bytes()
     with pytest.raises(ValueError, match="belongs to other settings"):
-        list(pretrain(replace(config, seed=1), tmp_path / "broken"))
+        list(pretrain(replace(config, mixed_steps=7), tmp_path / "broken"))
+
+
+def test_pretraining_may_start_from_a_model_that_can_spell(tmp_path: Path) -> None:
+    config = PretrainConfig(clean_steps=2, mixed_steps=2, weak_steps=1, pictures=100, batch_size=4, threads=1)
+    lines = list(pretrain(config, tmp_path, start=FOLDER / "base"))
+    assert not any(line.startswith("clean stage") for line in lines)
+    assert not (tmp_path / "clean").exists()
+    vae = "vae/diffusion_pytorch_model.safetensors"
+    assert (tmp_path / "base" / vae).read_bytes() == (FOLDER / "base" / vae).read_bytes()
+    transformer = "transformer/diffusion_pytorch_model.safetensors"
+    assert (tmp_path / "base" / transformer).read_bytes() != (FOLDER / "base" / transformer).read_bytes()
 
 
 @pytest.mark.parametrize("model", ["base", "weak"])

@@ -1,6 +1,10 @@
 """Pretrains the miniature from scratch: rectified flow on pictures drawn by ``render``, from prompt strings.
 
-Text encoders and transformer are trained together. Every random draw is a function of (seed, step), so that an
+Two stages. The first learns to spell, on clean pictures. The second learns pictures of mixed quality, half of them
+struck out, as a web-scale model has seen good and bad pictures: what reinforcement learning is there to find is the
+better half of what the model can do already, and that is the same half whatever the prompt.
+
+Text encoders and transformer are trained together. Every random draw is a function of (seed, stage, step), so that an
 interrupted pretraining resumes to the same result.
 """
 
@@ -10,47 +14,64 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from diffusers import FluxPipeline
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from harness.models.miniature.build import MAX_CLIP_TOKENS, MAX_T5_TOKENS, build_pipeline
+from harness.models.miniature.muon import Muon
 from harness.models.miniature.prompts import (
     BACKGROUNDS,
     FONTS,
     MAX_LETTERS,
     MIN_LETTERS,
+    NAMED_FONT_SHARE,
     RARE_LETTERS,
     TEXT_COLOURS,
     MiniaturePrompt,
     words,
 )
-from harness.models.miniature.render import render
+from harness.models.miniature.render import STRUCK_SHARE, render
 
 TRAINED_PARTS = ("transformer", "text_encoder", "text_encoder_2")
 
 
+StageName = Literal["clean", "mixed"]
+
+
 @dataclass(frozen=True)
 class PretrainConfig:
-    """Settings of a pretraining run; the committed ``base/`` and ``weak/`` were made with the defaults."""
+    """Settings of a pretraining; the committed ``base/`` and ``weak/`` were made with the defaults."""
 
     seed: int = 0
-    steps: int = 4200
-    weak_steps: int = 2400
-    """After how many steps the weaker model is saved as well."""
+    clean_steps: int = 4200
+    mixed_steps: int = 1500
+    weak_steps: int = 400
+    """After how many steps of the mixed stage the weaker model is saved as well."""
     batch_size: int = 128
-    learning_rate: float = 2e-3
-    warmup_steps: int = 200
-    decay_share: float = 0.3
-    """Share of the steps at the end over which the learning rate falls linearly to zero."""
+    clean_learning_rate: float = 2e-3
+    mixed_learning_rate: float = 1e-3
+    warmup_steps: int = 100
+    decay_share: float = 0.5
+    """Share of a stage's steps at its end over which the learning rate falls linearly to zero."""
     ema_decay: float = 0.998
     pictures: int = 60_000
-    save_every: int = 500
+    """Drawn for each stage."""
+    save_every: int = 250
     threads: int = 2
+
+    def steps(self, stage: StageName) -> int:
+        """Optimiser steps of a stage."""
+        return self.clean_steps if stage == "clean" else self.mixed_steps
+
+    def learning_rate(self, stage: StageName, step: int) -> float:
+        """Linear warm-up, constant, then linear decay to zero."""
+        steps, peak = self.steps(stage), self.clean_learning_rate if stage == "clean" else self.mixed_learning_rate
+        decay_steps = max(1, round(self.decay_share * steps))
+        return peak * min(1.0, (step + 1) / self.warmup_steps, (steps - step) / decay_steps)
 
 
 @dataclass(frozen=True)
@@ -63,13 +84,13 @@ class Pool:
 
 
 def random_prompt(rng: np.random.Generator, by_length: dict[int, list[str]]) -> MiniaturePrompt:
-    """A training prompt: a length, then a word of that length, colours, and in two of five a named font."""
+    """A training prompt: a length, then a word of that length, colours, and in some a named font."""
     word = str(rng.choice(by_length[int(rng.integers(MIN_LETTERS, MAX_LETTERS + 1))]))
-    font = str(rng.choice(list(FONTS))) if rng.random() < 0.4 else None
+    font = str(rng.choice(list(FONTS))) if rng.random() < NAMED_FONT_SHARE else None
     return MiniaturePrompt(word, str(rng.choice(list(TEXT_COLOURS))), str(rng.choice(list(BACKGROUNDS))), font)
 
 
-def draw_pictures(count: int, seed: int) -> tuple[list[str], Tensor]:
+def draw_pictures(count: int, seed: int, struck_share: float = 0.0) -> tuple[list[str], Tensor]:
     """Training prompts and their pictures ``[N, 3, 32, 128]`` uint8; words of the train split only."""
     rng = np.random.default_rng(seed)
     by_length: dict[int, list[str]] = {n: [] for n in range(MIN_LETTERS, MAX_LETTERS + 1)}
@@ -77,7 +98,7 @@ def draw_pictures(count: int, seed: int) -> tuple[list[str], Tensor]:
         # Words with a rare letter twice as often, else j, q, x and z are never learnt.
         by_length[len(word)] += [word] * (2 if RARE_LETTERS & set(word) else 1)
     prompts = [random_prompt(rng, by_length) for _ in range(count)]
-    pictures = np.stack([render(prompt, rng) for prompt in prompts])
+    pictures = np.stack([render(prompt, rng, struck_share) for prompt in prompts])
     return [str(prompt) for prompt in prompts], torch.from_numpy(pictures).permute(0, 3, 1, 2)
 
 
@@ -126,8 +147,11 @@ def flow_loss(pipeline: FluxPipeline, parts: nn.ModuleDict, pool: Pool, rows: Te
     return (velocity.float() - target).square().mean()
 
 
-def make_optimizers(parts: nn.ModuleDict, config: PretrainConfig) -> list[torch.optim.Optimizer]:
-    """Muon on the matrices inside blocks, AdamW on embeddings, projections in and out, norms and biases."""
+def make_optimizers(parts: nn.ModuleDict) -> list[torch.optim.Optimizer]:
+    """Muon on the matrices inside blocks, AdamW on embeddings, projections in and out, norms, biases.
+
+    Each step sets the learning rate.
+    """
     blocks: list[nn.Parameter] = []
     rest: list[nn.Parameter] = []
     for name, parameter in parts.named_parameters():
@@ -135,15 +159,9 @@ def make_optimizers(parts: nn.ModuleDict, config: PretrainConfig) -> list[torch.
         is_matrix = parameter.ndim == 2 and "embed" not in name and "relative_attention_bias" not in name
         (blocks if inside and is_matrix else rest).append(parameter)
     return [
-        torch.optim.Muon(blocks, lr=config.learning_rate, weight_decay=0.0, adjust_lr_fn="match_rms_adamw"),
-        torch.optim.AdamW(rest, lr=config.learning_rate, weight_decay=0.0, betas=(0.9, 0.99)),
+        Muon(blocks, lr=0.0),
+        torch.optim.AdamW(rest, lr=0.0, weight_decay=0.0, betas=(0.9, 0.99)),
     ]
-
-
-def learning_rate_factor(step: int, config: PretrainConfig) -> float:
-    """Linear warm-up, constant, then linear decay to zero."""
-    decay_steps = max(1, round(config.decay_share * config.steps))
-    return min(1.0, (step + 1) / config.warmup_steps, (config.steps - step) / decay_steps)
 
 
 def save_model(pipeline: FluxPipeline, ema: nn.ModuleDict, folder: Path) -> None:
@@ -161,21 +179,43 @@ def _save_state(path: Path, state: dict[str, Any]) -> None:
     os.replace(partial, path)
 
 
-def pretrain(config: PretrainConfig, folder: Path) -> Iterator[str]:
-    """Pretrain, yielding a line of progress now and then; writes ``folder/base``, ``folder/weak`` and a state file.
+def pretrain(config: PretrainConfig, folder: Path, start: Path | None = None) -> Iterator[str]:
+    """Pretrain, yielding a line of progress now and then; writes ``folder/base``, ``folder/weak`` and state files.
 
-    A state file of an earlier, interrupted call with the same settings is continued.
+    What an earlier, interrupted call with the same settings has finished is not done again.
+
+    Args:
+        config: settings.
+        folder: to write to.
+        start: a pipeline that can spell already, such as an earlier ``folder/clean``: only the mixed stage is trained.
+
+    Raises:
+        ValueError: the folder holds the state of a pretraining with other settings.
     """
     torch.set_num_threads(config.threads)
     folder.mkdir(parents=True, exist_ok=True)
-    state_path = folder / "pretraining-state.pt"
-    yield f"drawing {config.pictures} pictures"
-    prompts, pictures = draw_pictures(config.pictures, config.seed)
-    pipeline = build_pipeline(to_unit_range(pictures[:8000]), config.seed)
-    pool = make_pool(pipeline, prompts, pictures)
-    parts = nn.ModuleDict({name: getattr(pipeline, name) for name in TRAINED_PARTS}).train()
+    clean = start or folder / "clean"
+    if not (clean / "model_index.json").exists():
+        yield f"clean stage: drawing {config.pictures} pictures"
+        prompts, pictures = draw_pictures(config.pictures, config.seed)
+        pipeline = build_pipeline(to_unit_range(pictures[:8000]), config.seed)
+        pool = make_pool(pipeline, prompts, pictures)
+        yield from _train(config, "clean", pipeline, pool, folder)
+    yield f"mixed stage: drawing {config.pictures} pictures"
+    pipeline = FluxPipeline.from_pretrained(clean)
+    pool = make_pool(pipeline, *draw_pictures(config.pictures, config.seed + 1, STRUCK_SHARE))
+    yield from _train(config, "mixed", pipeline, pool, folder)
+    yield f"wrote {folder / 'base'} and {folder / 'weak'}"
+
+
+def _train(config: PretrainConfig, stage: StageName, pipeline: FluxPipeline, pool: Pool, folder: Path) -> Iterator[str]:
+    """One stage, from its state file if there is one; writes the averaged model at its end."""
+    parts = nn.ModuleDict({name: getattr(pipeline, name) for name in TRAINED_PARTS}).train().requires_grad_(True)
     ema = copy.deepcopy(parts).requires_grad_(False)
-    optimizers = make_optimizers(parts, config)
+    optimizers = make_optimizers(parts)
+    state_path, steps = folder / f"{stage}-state.pt", config.steps(stage)
+    # What is random in a step depends on the stage, too; a thousand stages would not meet.
+    noise_seed = (2 * config.seed + (stage == "mixed")) * 1_000_003
     start, losses = 0, [0.0]
     if state_path.exists():
         state = torch.load(state_path, weights_only=True)
@@ -186,45 +226,31 @@ def pretrain(config: PretrainConfig, folder: Path) -> Iterator[str]:
         ema.load_state_dict(state["ema"])
         for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
-        yield f"continuing at step {start}"
+        yield f"{stage} stage: continuing at step {start}"
     began = time.monotonic()
-    for step in range(start, config.steps):
-        rows = torch.from_numpy(
-            np.random.default_rng((config.seed, step)).integers(config.pictures, size=config.batch_size)
-        )
-        # The plain attention kernel: on short sequences in bf16 the fused one's backward takes four times as long.
-        with sdpa_kernel(SDPBackend.MATH):
-            with torch.autocast("cpu", torch.bfloat16):
-                loss = flow_loss(pipeline, parts, pool, rows, noise_seed=config.seed * 1_000_003 + step)
-            loss.backward()
+    for step in range(start, steps):
+        rng = np.random.default_rng((noise_seed, step))
+        rows = torch.from_numpy(rng.integers(config.pictures, size=config.batch_size))
+        loss = flow_loss(pipeline, parts, pool, rows, noise_seed + step)
+        loss.backward()
         for optimizer in optimizers:
             for group in optimizer.param_groups:
-                group["lr"] = config.learning_rate * learning_rate_factor(step, config)
+                group["lr"] = config.learning_rate(stage, step)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
         decay = min(config.ema_decay, (step + 1) / (step + 10))
         torch._foreach_lerp_(list(ema.parameters()), list(parts.parameters()), 1 - decay)
         losses.append(loss.item())
         done = step + 1
-        if done == config.weak_steps:
+        if stage == "mixed" and done == config.weak_steps:
             save_model(pipeline, ema, folder / "weak")
-        if done % config.save_every == 0 or done == config.steps:
-            optimizer_states = [optimizer.state_dict() for optimizer in optimizers]
-            _save_state(
-                state_path,
-                {
-                    "config": asdict(config),
-                    "step": done,
-                    "parts": parts.state_dict(),
-                    "ema": ema.state_dict(),
-                    "optimizers": optimizer_states,
-                },
-            )
+        if done % config.save_every == 0 or done == steps:
+            content = {"config": asdict(config), "step": done, "parts": parts.state_dict(), "ema": ema.state_dict()}
+            _save_state(state_path, content | {"optimizers": [optimizer.state_dict() for optimizer in optimizers]})
         if done % 100 == 0:
             seconds = (time.monotonic() - began) / (done - start)
             yield (
-                f"step {done}/{config.steps}  loss {np.mean(losses[-100:]):.4f}  "
-                f"{seconds:.3f} s a step, {seconds * (config.steps - done) / 60:.1f} min left"
+                f"{stage} stage: step {done}/{steps}  loss {np.mean(losses[-100:]):.4f}  "
+                f"{seconds:.3f} s a step, {seconds * (steps - done) / 60:.1f} min left"
             )
-    save_model(pipeline, ema, folder / "base")
-    yield f"wrote {folder / 'base'} and {folder / 'weak'}"
+    save_model(pipeline, ema, folder / ("clean" if stage == "clean" else "base"))

@@ -39,8 +39,10 @@ FONTS: dict[str, str] = {
     "mono": "DejaVuSansMono-Bold.ttf",
     "serif": "DejaVuSerif-Bold.ttf",
 }
-UNNAMED_FONTS = ("sans", "bold", "mono")
-"""Fonts that a prompt without a font may be drawn in."""
+UNNAMED_FONTS: dict[str, float] = {"mono": 0.6, "sans": 0.2, "bold": 0.2}
+"""How often a prompt without a font is drawn in which one."""
+NAMED_FONT_SHARE = 0.2
+"""Share of prompts that name a font."""
 
 MIN_LETTERS, MAX_LETTERS = 2, 10
 RARE_LETTERS = frozenset("jqxz")
@@ -113,11 +115,11 @@ def words(split: Split) -> tuple[str, ...]:
 
 
 def styled_prompt(word: str) -> MiniaturePrompt:
-    """The prompt that a word appears in: colours, and in two of five a named font, fixed by the word's hash."""
+    """The prompt that a word appears in: colours, and in one of five a named font, fixed by the word's hash."""
     style = _hash("style", word)
     colour = list(TEXT_COLOURS)[style % 5]
     background = list(BACKGROUNDS)[style // 5 % 5]
-    font = list(FONTS)[style // 25 % 4] if style // 100 % 5 < 2 else None
+    font = list(FONTS)[style // 25 % 4] if style // 100 % 100 < 100 * NAMED_FONT_SHARE else None
     return MiniaturePrompt(word, colour, background, font)
 
 
