@@ -4,7 +4,6 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from harness.config import ROOT, ConfigError
@@ -53,7 +52,7 @@ def _parser() -> argparse.ArgumentParser:
     grid.set_defaults(command=_grid)
 
     reproduce = commands.add_parser("reproduce", help="execute a profile's grid and write the report")
-    reproduce.add_argument("--profile", default="smoke", help="file in experiments/profiles/ (default: smoke)")
+    reproduce.add_argument("--profile", default="miniature", help="file in experiments/profiles/ (default: miniature)")
     _add_grid_options(reproduce)
     reproduce.set_defaults(command=_reproduce)
 
@@ -72,9 +71,8 @@ def _parser() -> argparse.ArgumentParser:
     pretrain = commands.add_parser("pretrain-miniature", help="train the miniature's base and weak models from scratch")
     pretrain.add_argument("--output", type=Path, required=True, help="folder to write base/ and weak/ to; resumable")
     pretrain.add_argument("--seed", type=int, default=0)
-    pretrain.add_argument("--start", type=Path, help="a pipeline that can spell: train only the mixed stage, from it")
-    pretrain.add_argument("--clean-steps", type=int, default=None, help="of the first stage (default: 4200)")
-    pretrain.add_argument("--mixed-steps", type=int, default=None, help="of the second stage (default: 1500)")
+    pretrain.add_argument("--start", type=Path, help="go on from this pipeline instead of from random weights")
+    pretrain.add_argument("--stage", default="mixed", help="with --start: the first stage to train (default: mixed)")
     pretrain.add_argument("--threads", type=int, default=2)
     pretrain.set_defaults(command=_pretrain)
     return parser
@@ -187,17 +185,11 @@ def _fetch_assets(options: argparse.Namespace) -> int:
 def _pretrain(options: argparse.Namespace) -> int:
     from harness.models.miniature.pretrain import PretrainConfig, pretrain
 
-    given = {"clean_steps": options.clean_steps, "mixed_steps": options.mixed_steps}
-    for name, steps in given.items():
-        if steps is not None and steps < 2:
-            raise ConfigError(f"--{name.replace('_', '-')} {steps}: must be at least 2")
     if options.start is not None and not (options.start / "model_index.json").is_file():
         raise ConfigError(f"--start {options.start}: no pipeline folder (no model_index.json there)")
     config = PretrainConfig(seed=options.seed, threads=options.threads)
-    config = replace(config, **{name: steps for name, steps in given.items() if steps is not None})
-    config = replace(config, weak_steps=min(config.weak_steps, config.mixed_steps // 2))
     try:
-        for line in pretrain(config, options.output, options.start):
+        for line in pretrain(config, options.output, options.start, options.stage):
             print(line, flush=True)
     except ValueError as error:
         raise ConfigError(str(error)) from None

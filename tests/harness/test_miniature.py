@@ -18,7 +18,7 @@ from harness.models.miniature.autoencoder import PatchAutoencoder
 from harness.models.miniature.build import LETTERS, MAX_CLIP_TOKENS, MAX_T5_TOKENS, clip_tokenizer, t5_tokenizer
 from harness.models.miniature.difficulty import measure, summary
 from harness.models.miniature.muon import Muon, orthogonalised
-from harness.models.miniature.pretrain import PretrainConfig, draw_pictures, pretrain, to_unit_range
+from harness.models.miniature.pretrain import PretrainConfig, Stage, draw_pictures, pretrain, to_unit_range
 from harness.models.miniature.prompts import (
     BACKGROUNDS,
     COLOURS,
@@ -152,8 +152,16 @@ def test_muon_steps_as_torch_s_does_and_makes_updates_orthogonal() -> None:
 
 
 def test_interrupted_pretraining_continues_to_the_same_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stages = (Stage("clean", 3, 2e-3), Stage("mixed", 6, 1e-3, struck_share=0.5))
     config = PretrainConfig(
-        clean_steps=3, mixed_steps=6, weak_steps=3, pictures=300, batch_size=8, save_every=2, threads=1, warmup_steps=2
+        stages=stages,
+        weak_stage="mixed",
+        weak_steps=3,
+        pictures=300,
+        batch_size=8,
+        save_every=2,
+        threads=1,
+        warmup_steps=2,
     )
     list(pretrain(config, tmp_path / "whole"))
     flow_loss, calls = pretraining.flow_loss, []
@@ -171,12 +179,16 @@ def test_interrupted_pretraining_continues_to_the_same_weights(tmp_path: Path, m
     for model in ("clean", "base", "weak"):
         for file in (tmp_path / "whole" / model).rglob("*.safetensors"):
             assert (tmp_path / "broken" / file.relative_to(tmp_path / "whole")).read_bytes() == file.read_bytes()
+    other = tmp_path / "other"
+    other.mkdir()
+    (tmp_path / "broken" / "clean-state.pt").rename(other / "clean-state.pt")
     with pytest.raises(ValueError, match="belongs to other settings"):
-        list(pretrain(replace(config, mixed_steps=7), tmp_path / "broken"))
+        list(pretrain(replace(config, batch_size=9), other))
 
 
 def test_pretraining_may_start_from_a_model_that_can_spell(tmp_path: Path) -> None:
-    config = PretrainConfig(clean_steps=2, mixed_steps=2, weak_steps=1, pictures=100, batch_size=4, threads=1)
+    stages = (Stage("clean", 2, 2e-3), Stage("mixed", 2, 1e-3, struck_share=0.5))
+    config = PretrainConfig(stages=stages, weak_stage="mixed", weak_steps=1, pictures=100, batch_size=4, threads=1)
     lines = list(pretrain(config, tmp_path, start=FOLDER / "base"))
     assert not any(line.startswith("clean stage") for line in lines)
     assert not (tmp_path / "clean").exists()

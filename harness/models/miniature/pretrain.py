@@ -1,8 +1,8 @@
 """Pretrains the miniature from scratch: rectified flow on pictures drawn by ``render``, from prompt strings.
 
-Two stages. The first learns to spell, on clean pictures. The second learns pictures of mixed quality, half of them
+The first stage learns to spell, on clean pictures. The later ones learn pictures of mixed quality, of which some are
 struck out, as a web-scale model has seen good and bad pictures: what reinforcement learning is there to find is the
-better half of what the model can do already, and that is the same half whatever the prompt.
+better part of what the model can do already, and that is the same part whatever the prompt.
 
 Text encoders and transformer are trained together. Every random draw is a function of (seed, stage, step), so that an
 interrupted pretraining resumes to the same result.
@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -34,44 +34,57 @@ from harness.models.miniature.prompts import (
     MiniaturePrompt,
     words,
 )
-from harness.models.miniature.render import STRUCK_SHARE, render
+from harness.models.miniature.render import render
 
 TRAINED_PARTS = ("transformer", "text_encoder", "text_encoder_2")
 
 
-StageName = Literal["clean", "mixed"]
+@dataclass(frozen=True)
+class Stage:
+    """A part of pretraining, on pictures of its own; it starts from the averaged weights of the stage before."""
+
+    name: str
+    steps: int
+    learning_rate: float
+    """At its peak: linear warm-up, constant, then linear decay to zero."""
+    struck_share: float = 0.0
+    """Share of pictures whose word is struck out."""
+    strike_pixels: tuple[float, float] = (2.0, 12.0)
+    """Least and greatest thickness of the bar."""
+    decay_share: float = 0.5
+    """Share of the steps at its end over which the learning rate decays."""
+
+    def learning_rate_at(self, step: int, warmup_steps: int) -> float:
+        """The learning rate of a step, counted from 0."""
+        decay_steps = max(1, round(self.decay_share * self.steps))
+        return self.learning_rate * min(1.0, (step + 1) / warmup_steps, (self.steps - step) / decay_steps)
+
+
+STAGES = (
+    Stage("clean", 4200, 2e-3),
+    Stage("mixed", 1500, 1e-3, struck_share=0.5),
+    Stage("harsh", 900, 1e-3, struck_share=0.4, strike_pixels=(5.0, 13.0)),
+    Stage("final", 300, 5e-4, struck_share=0.33, strike_pixels=(5.0, 13.0), decay_share=0.9),
+)
 
 
 @dataclass(frozen=True)
 class PretrainConfig:
     """Settings of a pretraining; the committed ``base/`` and ``weak/`` were made with the defaults."""
 
+    stages: tuple[Stage, ...] = STAGES
+    """The last one ends in ``base/``."""
+    weak_stage: str = "harsh"
+    weak_steps: int = 200
+    """After how many steps of which stage the weaker model, ``weak/``, is saved."""
     seed: int = 0
-    clean_steps: int = 4200
-    mixed_steps: int = 1500
-    weak_steps: int = 400
-    """After how many steps of the mixed stage the weaker model is saved as well."""
     batch_size: int = 128
-    clean_learning_rate: float = 2e-3
-    mixed_learning_rate: float = 1e-3
     warmup_steps: int = 100
-    decay_share: float = 0.5
-    """Share of a stage's steps at its end over which the learning rate falls linearly to zero."""
     ema_decay: float = 0.998
     pictures: int = 60_000
     """Drawn for each stage."""
     save_every: int = 250
     threads: int = 2
-
-    def steps(self, stage: StageName) -> int:
-        """Optimiser steps of a stage."""
-        return self.clean_steps if stage == "clean" else self.mixed_steps
-
-    def learning_rate(self, stage: StageName, step: int) -> float:
-        """Linear warm-up, constant, then linear decay to zero."""
-        steps, peak = self.steps(stage), self.clean_learning_rate if stage == "clean" else self.mixed_learning_rate
-        decay_steps = max(1, round(self.decay_share * steps))
-        return peak * min(1.0, (step + 1) / self.warmup_steps, (steps - step) / decay_steps)
 
 
 @dataclass(frozen=True)
@@ -90,7 +103,9 @@ def random_prompt(rng: np.random.Generator, by_length: dict[int, list[str]]) -> 
     return MiniaturePrompt(word, str(rng.choice(list(TEXT_COLOURS))), str(rng.choice(list(BACKGROUNDS))), font)
 
 
-def draw_pictures(count: int, seed: int, struck_share: float = 0.0) -> tuple[list[str], Tensor]:
+def draw_pictures(
+    count: int, seed: int, struck_share: float = 0.0, strike_pixels: tuple[float, float] = (2.0, 12.0)
+) -> tuple[list[str], Tensor]:
     """Training prompts and their pictures ``[N, 3, 32, 128]`` uint8; words of the train split only."""
     rng = np.random.default_rng(seed)
     by_length: dict[int, list[str]] = {n: [] for n in range(MIN_LETTERS, MAX_LETTERS + 1)}
@@ -98,7 +113,7 @@ def draw_pictures(count: int, seed: int, struck_share: float = 0.0) -> tuple[lis
         # Words with a rare letter twice as often, else j, q, x and z are never learnt.
         by_length[len(word)] += [word] * (2 if RARE_LETTERS & set(word) else 1)
     prompts = [random_prompt(rng, by_length) for _ in range(count)]
-    pictures = np.stack([render(prompt, rng, struck_share) for prompt in prompts])
+    pictures = np.stack([render(prompt, rng, struck_share, strike_pixels) for prompt in prompts])
     return [str(prompt) for prompt in prompts], torch.from_numpy(pictures).permute(0, 3, 1, 2)
 
 
@@ -179,78 +194,86 @@ def _save_state(path: Path, state: dict[str, Any]) -> None:
     os.replace(partial, path)
 
 
-def pretrain(config: PretrainConfig, folder: Path, start: Path | None = None) -> Iterator[str]:
-    """Pretrain, yielding a line of progress now and then; writes ``folder/base``, ``folder/weak`` and state files.
+def pretrain(config: PretrainConfig, folder: Path, start: Path | None = None, first: str = "mixed") -> Iterator[str]:
+    """Pretrain, yielding a line of progress now and then; writes ``base/``, ``weak/`` and states to a folder.
 
     What an earlier, interrupted call with the same settings has finished is not done again.
 
     Args:
         config: settings.
         folder: to write to.
-        start: a pipeline that can spell already, such as an earlier ``folder/clean``: only the mixed stage is trained.
+        start: a pipeline to go on from, such as an earlier ``folder/clean``, instead of from random weights.
+        first: with ``start``, the first stage to be trained; those before it are skipped.
 
     Raises:
-        ValueError: the folder holds the state of a pretraining with other settings.
+        ValueError: no such stage, or the folder holds the state of a pretraining with other settings.
     """
     torch.set_num_threads(config.threads)
     folder.mkdir(parents=True, exist_ok=True)
-    clean = start or folder / "clean"
-    if not (clean / "model_index.json").exists():
-        yield f"clean stage: drawing {config.pictures} pictures"
-        prompts, pictures = draw_pictures(config.pictures, config.seed)
-        pipeline = build_pipeline(to_unit_range(pictures[:8000]), config.seed)
-        pool = make_pool(pipeline, prompts, pictures)
-        yield from _train(config, "clean", pipeline, pool, folder)
-    yield f"mixed stage: drawing {config.pictures} pictures"
-    pipeline = FluxPipeline.from_pretrained(clean)
-    pool = make_pool(pipeline, *draw_pictures(config.pictures, config.seed + 1, STRUCK_SHARE))
-    yield from _train(config, "mixed", pipeline, pool, folder)
+    names = [stage.name for stage in config.stages]
+    if start is not None and first not in names:
+        raise ValueError(f"unknown stage {first!r}: there are {', '.join(names)}")
+    before = start
+    for number, stage in enumerate(config.stages):
+        if start is not None and number < names.index(first):
+            continue
+        target = folder / ("base" if stage is config.stages[-1] else stage.name)
+        if not (target / "model_index.json").exists():
+            yield f"{stage.name} stage: drawing {config.pictures} pictures"
+            seed = config.seed * len(names) + number
+            prompts, pictures = draw_pictures(config.pictures, seed, stage.struck_share, stage.strike_pixels)
+            if before is None:
+                pipeline = build_pipeline(to_unit_range(pictures[:8000]), config.seed)
+            else:
+                pipeline = FluxPipeline.from_pretrained(before)
+            yield from _train(config, stage, seed, pipeline, make_pool(pipeline, prompts, pictures), folder, target)
+        before = target
     yield f"wrote {folder / 'base'} and {folder / 'weak'}"
 
 
-def _train(config: PretrainConfig, stage: StageName, pipeline: FluxPipeline, pool: Pool, folder: Path) -> Iterator[str]:
+def _train(
+    config: PretrainConfig, stage: Stage, seed: int, pipeline: FluxPipeline, pool: Pool, folder: Path, target: Path
+) -> Iterator[str]:
     """One stage, from its state file if there is one; writes the averaged model at its end."""
     parts = nn.ModuleDict({name: getattr(pipeline, name) for name in TRAINED_PARTS}).train().requires_grad_(True)
     ema = copy.deepcopy(parts).requires_grad_(False)
     optimizers = make_optimizers(parts)
-    state_path, steps = folder / f"{stage}-state.pt", config.steps(stage)
-    # What is random in a step depends on the stage, too; a thousand stages would not meet.
-    noise_seed = (2 * config.seed + (stage == "mixed")) * 1_000_003
+    state_path = folder / f"{stage.name}-state.pt"
     start, losses = 0, [0.0]
+    settings = asdict(config)
     if state_path.exists():
         state = torch.load(state_path, weights_only=True)
-        if state["config"] != asdict(config):
+        if state["config"] != settings:
             raise ValueError(f"{state_path} belongs to other settings; choose another folder or delete it")
         start = state["step"]
         parts.load_state_dict(state["parts"])
         ema.load_state_dict(state["ema"])
         for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
-        yield f"{stage} stage: continuing at step {start}"
+        yield f"{stage.name} stage: continuing at step {start}"
     began = time.monotonic()
-    for step in range(start, steps):
-        rng = np.random.default_rng((noise_seed, step))
-        rows = torch.from_numpy(rng.integers(config.pictures, size=config.batch_size))
-        loss = flow_loss(pipeline, parts, pool, rows, noise_seed + step)
+    for step in range(start, stage.steps):
+        rows = torch.from_numpy(np.random.default_rng((seed, step)).integers(config.pictures, size=config.batch_size))
+        loss = flow_loss(pipeline, parts, pool, rows, noise_seed=seed * 1_000_003 + step)
         loss.backward()
         for optimizer in optimizers:
             for group in optimizer.param_groups:
-                group["lr"] = config.learning_rate(stage, step)
+                group["lr"] = stage.learning_rate_at(step, config.warmup_steps)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
         decay = min(config.ema_decay, (step + 1) / (step + 10))
         torch._foreach_lerp_(list(ema.parameters()), list(parts.parameters()), 1 - decay)
         losses.append(loss.item())
         done = step + 1
-        if stage == "mixed" and done == config.weak_steps:
+        if stage.name == config.weak_stage and done == config.weak_steps:
             save_model(pipeline, ema, folder / "weak")
-        if done % config.save_every == 0 or done == steps:
-            content = {"config": asdict(config), "step": done, "parts": parts.state_dict(), "ema": ema.state_dict()}
+        if done % config.save_every == 0 or done == stage.steps:
+            content = {"config": settings, "step": done, "parts": parts.state_dict(), "ema": ema.state_dict()}
             _save_state(state_path, content | {"optimizers": [optimizer.state_dict() for optimizer in optimizers]})
         if done % 100 == 0:
             seconds = (time.monotonic() - began) / (done - start)
             yield (
-                f"{stage} stage: step {done}/{steps}  loss {np.mean(losses[-100:]):.4f}  "
-                f"{seconds:.3f} s a step, {seconds * (steps - done) / 60:.1f} min left"
+                f"{stage.name} stage: step {done}/{stage.steps}  loss {np.mean(losses[-100:]):.4f}  "
+                f"{seconds:.3f} s a step, {seconds * (stage.steps - done) / 60:.1f} min left"
             )
-    save_model(pipeline, ema, folder / ("clean" if stage == "clean" else "base"))
+    save_model(pipeline, ema, target)

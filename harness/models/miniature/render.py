@@ -12,10 +12,6 @@ from harness.models.miniature.prompts import BACKGROUNDS, FONTS, TEXT_COLOURS, U
 WIDTH, HEIGHT = 128, 32
 _MAX_FONT_SIZE, _MARGIN = 24, 5
 
-STRUCK_SHARE = 0.5
-"""Share of struck-out words among pictures of mixed quality."""
-_STRIKE_PIXELS = (2.0, 12.0)  # perfect pictures: the recognisers read .8 of the thinnest, nothing of the thickest
-
 
 @cache
 def _font(name: str, size: int) -> ImageFont.FreeTypeFont:
@@ -30,13 +26,19 @@ def _fitting_font(name: str, word: str) -> ImageFont.FreeTypeFont:
     raise ValueError(f"the word {word!r} does not fit into {WIDTH} pixels")
 
 
-def render(prompt: MiniaturePrompt, rng: np.random.Generator, struck_share: float = 0.0) -> np.ndarray:
+def render(
+    prompt: MiniaturePrompt,
+    rng: np.random.Generator,
+    struck_share: float = 0.0,
+    strike_pixels: tuple[float, float] = (2.0, 12.0),
+) -> np.ndarray:
     """Draw a prompt.
 
     Args:
         prompt: what to draw; without a font, one is drawn at random with the probabilities ``UNNAMED_FONTS``.
         rng: draws the font, a jitter of at most 2 pixels, and the strike.
-        struck_share: probability that a bar of the word's colour, 2 to 12 pixels thick, is drawn over the word.
+        struck_share: probability that a bar of the word's colour is drawn over the word.
+        strike_pixels: least and greatest thickness of the bar. At 2 pixels the recognisers read most words, at 12 none.
 
     Returns:
         ``[32, 128, 3]`` uint8.
@@ -48,6 +50,6 @@ def render(prompt: MiniaturePrompt, rng: np.random.Generator, struck_share: floa
     ink, canvas = TEXT_COLOURS[prompt.colour], ImageDraw.Draw(image)
     canvas.text((x, y), prompt.word, font=font, fill=ink, anchor="mm")
     if rng.random() < struck_share:
-        half_width, half_height = font.getlength(prompt.word) / 2 + 2, rng.uniform(*_STRIKE_PIXELS) / 2
+        half_width, half_height = font.getlength(prompt.word) / 2 + 2, rng.uniform(*strike_pixels) / 2
         canvas.rectangle((x - half_width, y - half_height, x + half_width, y + half_height), fill=ink)
     return np.asarray(image)
