@@ -14,8 +14,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 ROOT = Path(__file__).resolve().parent.parent
 EXPERIMENTS = ROOT / "experiments"
 
-NUMERICS_VERSION = 1
-"""Raised whenever a change of code changes the numbers of a run, so that old runs are not taken for new ones."""
+NUMERICS_VERSION = 2
+"""Raised whenever a change of code or of a default changes the numbers of a run, so that old runs are not taken for
+new ones."""
 
 Selection = Literal["random", "easiest", "hardest", "medium", "curriculum"]
 Positive = Annotated[float, Field(gt=0)]
@@ -139,6 +140,8 @@ class OptimizerConfig(Section):
     epsilon: Positive = 1e-8
     weight_decay: float = Field(1e-4, ge=0)
     max_grad_norm: Positive = 1.0
+    max_batch: int = Field(64, ge=1)
+    """Most samples in one forward with gradient: the memory budget. Does not change results beyond rounding."""
     warmup_iterations: int = Field(0, ge=0)
     """Iterations over which the learning rate rises linearly to its value."""
     weight_ema: Share | None = None
@@ -242,7 +245,10 @@ def run_id(config: RunConfig, fingerprints: Mapping[str, str]) -> str:
         config: the run. ``logging``, ``runtime`` and ``experiment`` do not count, nor do paths.
         fingerprints: sha256 or the like of base weights, prompt lists and rewards.
     """
-    content = config.model_dump(mode="json", exclude={"logging", "runtime", "experiment", "prompts"})
+    # Without what is at its default, so that a new setting, off by default, leaves the names of old runs alone.
+    content = config.model_dump(
+        mode="json", exclude={"logging", "runtime", "experiment", "prompts"}, exclude_defaults=True
+    )
     del content["model"]["path"]
     payload = json.dumps([content, dict(fingerprints), NUMERICS_VERSION], sort_keys=True)
     fusion = f"-fusion{config.fusion.weight:g}" if config.fusion.enabled else ""

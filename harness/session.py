@@ -1,19 +1,22 @@
 """A run from start to end: set-up or resume, iterations, evaluations, checkpoints, logs."""
 
+import hashlib
+import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
+from accelerate.utils import broadcast_object_list, gather_object
 
-from harness.config import ConfigError, RunConfig
+from harness.config import NUMERICS_VERSION, ROOT, ConfigError, RunConfig
 from harness.evaluation import evaluate, sample_images, save_gallery
 from harness.mirror import Mirror
+from harness.models.files import model_fingerprint
 from harness.models.flux import FluxPolicy
 from harness.prompts import read_prompts
 from harness.rewards import build_reward, build_weighted
-from harness.runs import RunDirectory, environment
+from harness.runs import RunDirectory, environment, write_atomically
 from harness.trainer import Trainer
 
 _SAY_EVERY = 5  # iterations
@@ -105,27 +108,19 @@ class Session:
 
     def _evaluate(self, split: str, mirror: Mirror) -> None:
         """Measure every judge on a list, shared among processes, and append it to eval.jsonl."""
-        settings, began, iteration = self.config.evaluation, time.perf_counter(), self.trainer.iteration
-        policy = self.trainer.policy
+        began, iteration, settings = time.perf_counter(), self.trainer.iteration, self.config.evaluation
         is_test = split == "test"
         prompts = self.prompts[split] if is_test else self.prompts[split][: settings.validation_prompts]
-        noises = settings.test_noises if is_test else 1
+        per_prompt = self._remembered(split, prompts) if iteration == 0 else self._measure(split, prompts)
         gallery = () if is_test else prompts[: settings.gallery]
-        rank, world = self.accelerator.process_index, self.accelerator.num_processes
-        with self.trainer.averaged_weights():
-            measured = evaluate(policy, prompts[rank::world], self.judges, noises)
-            if gallery and self.is_main:
-                images = sample_images(policy, gallery, noise_index=0)
-                name = f"{split}-{iteration:05d}"
-                save_gallery(images, gallery, self.run.folder / "images", name)
-                mirror.image(split, self.run.folder / "images" / f"{name}.png", step=iteration)
-        shares: list[dict[str, list[float]]] = gather_object([measured])
         if not self.is_main:
             return
-        per_prompt = {
-            metric: [round(shares[i % world][metric][i // world], 6) for i in range(len(prompts))]
-            for metric in measured
-        }
+        if gallery:
+            with self.trainer.averaged_weights():
+                images = sample_images(self.trainer.policy, gallery, noise_index=0)
+            name = f"{split}-{iteration:05d}"
+            save_gallery(images, gallery, self.run.folder / "images", name)
+            mirror.image(split, self.run.folder / "images" / f"{name}.png", step=iteration)
         metrics = {metric: sum(values) / len(values) for metric, values in per_prompt.items()}
         self.run.append(
             "eval.jsonl",
@@ -133,7 +128,7 @@ class Session:
                 "iteration": iteration,
                 "split": split,
                 "num_prompts": len(prompts),
-                "num_noises": noises,
+                "num_noises": self._noises(split),
                 "seconds": time.perf_counter() - began,
                 "metrics": metrics,
                 "per_prompt": per_prompt,
@@ -141,6 +136,47 @@ class Session:
         )
         mirror.log({f"{split}/{metric}": value for metric, value in metrics.items()}, step=iteration)
         self.say(f"{split} at {iteration}: " + "  ".join(f"{k} {v:.3f}" for k, v in metrics.items()))
+
+    def _noises(self, split: str) -> int:
+        return self.config.evaluation.test_noises if split == "test" else 1
+
+    def _measure(self, split: str, prompts: Sequence[str]) -> dict[str, list[float]]:
+        """Every judge's value of each prompt; complete on the main process."""
+        rank, world = self.accelerator.process_index, self.accelerator.num_processes
+        with self.trainer.averaged_weights():
+            measured = evaluate(self.trainer.policy, prompts[rank::world], self.judges, self._noises(split))
+        shares: list[dict[str, list[float]]] = gather_object([measured])
+        return {
+            metric: [round(shares[i % world][metric][i // world], 6) for i in range(len(prompts))]
+            for metric in measured
+        }
+
+    def _remembered(self, split: str, prompts: Sequence[str]) -> dict[str, list[float]]:
+        """``_measure`` of the untrained model, which all runs of an experiment share: measured by the first of them."""
+        path = self.run.folder.parent / "untrained" / f"{split}-{self._untrained_digest(split, len(prompts))}.json"
+        kept = [json.loads(path.read_text()) if self.is_main and path.exists() else None]
+        broadcast_object_list(kept)
+        if kept[0] is not None:
+            return kept[0]
+        measured = self._measure(split, prompts)
+        if self.is_main:
+            path.parent.mkdir(exist_ok=True)
+            write_atomically(path, json.dumps(measured))
+        return measured
+
+    def _untrained_digest(self, split: str, num_prompts: int) -> str:
+        """Of all that an evaluation of the untrained model depends on."""
+        model = self.config.model
+        content = [
+            NUMERICS_VERSION,
+            model_fingerprint(ROOT / model.path),
+            model.model_dump(mode="json", exclude={"path"}),
+            {judge.name: judge.fingerprint() for judge in self.judges},
+            read_prompts(getattr(self.config.prompts, split)).sha256,
+            num_prompts,
+            self._noises(split),
+        ]
+        return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
 
 
 def _accelerator(config: RunConfig) -> Accelerator:

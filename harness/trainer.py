@@ -15,8 +15,9 @@ from torch import Tensor
 from harness.accounting import Counters, Stopwatch, across_processes, mean_and_std
 from harness.adagrpo import CapabilityTracker, fuse_advantages, global_advantage, local_advantage, select_prompt
 from harness.config import ConfigError, RunConfig
+from harness.models.embedding import PromptEmbedding
 from harness.models.flux import FluxPolicy
-from harness.objective import SurrogateStats, batch_normalised_advantage, surrogate_loss
+from harness.objective import batch_normalised_advantage, surrogate_loss
 from harness.prompts import draw_candidates, generator_for
 from harness.rewards import Reward
 from harness.rollout import Rollout, TrainStep, Trajectory, anchor_branch, full_sde, in_batches, ode_trajectory
@@ -42,6 +43,26 @@ class Candidates:
     def rank(self) -> int | None:
         """How many candidates have a lower reward than the chosen one."""
         return None if self.rewards is None else int((self.rewards < self.rewards[self.chosen]).sum())
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a step of a rollout adds to the loss: its siblings, the prompt, and the siblings' advantages ``[G]``."""
+
+    step: TrainStep
+    text: PromptEmbedding
+    advantage: Tensor
+
+
+def _split(jobs: Sequence[Job], max_batch: int) -> Iterator[list[Job]]:
+    """Consecutive jobs, as many at a time as need at most ``max_batch`` samples in a forward, but at least one."""
+    part: list[Job] = []
+    for job in jobs:
+        if part and sum(len(other.step.x) for other in [*part, job]) > max_batch:
+            yield part
+            part = []
+        part.append(job)
+    yield part
 
 
 class Trainer:
@@ -202,19 +223,18 @@ class Trainer:
         logged: dict[str, list[float]] = defaultdict(list)
         for group in self.optimizer.param_groups:
             group["lr"] = self._learning_rate()
+        jobs = [
+            # Anchor-branch has a group a step; a full-SDE path shares one reward over all its steps.
+            Job(step, rollout.text, advantage.to(step.x.device))
+            for rollout, groups in zip(rollouts, advantages, strict=True)
+            for step, advantage in zip(rollout.steps, groups.expand(len(rollout.steps), -1), strict=True)
+        ]
         for _ in range(self.config.objective.updates_per_iteration):
             self.optimizer.zero_grad(set_to_none=True)
-            for rollout, slot_advantages in zip(rollouts, advantages, strict=True):
-                # Anchor-branch has a group a step; a full-SDE path shares one reward over all its steps.
-                per_step = slot_advantages.expand(len(rollout.steps), -1)
-                for step, advantage in zip(rollout.steps, per_step, strict=True):
-                    loss, stats, kl = self._step_loss(step, rollout, advantage)
-                    (loss / (len(rollout.steps) * len(rollouts))).backward()
-                    spent.train_forwards += len(step.x)
-                    logged["loss"].append(loss.item())
-                    logged["kl"].append(kl)
-                    for name, value in vars(stats).items():
-                        logged[name].append(value)
+            for part in _split(jobs, self.config.optimizer.max_batch):
+                losses = self._losses(part, logged)
+                (torch.stack(losses).sum() / len(jobs)).backward()
+                spent.train_forwards += sum(len(job.step.x) for job in part)
             norm = self._synchronised_gradient_norm()
             if not math.isfinite(norm):
                 raise TrainingError(
@@ -226,27 +246,41 @@ class Trainer:
         means = {name: sum(values) / len(values) for name, values in logged.items()}
         return means | {"ratio_max_deviation": max(logged["ratio_max_deviation"])}
 
-    def _step_loss(self, step: TrainStep, rollout: Rollout, advantage: Tensor) -> tuple[Tensor, SurrogateStats, float]:
-        """The surrogate loss of a step's siblings; one forward with gradient if they share x."""
+    def _losses(self, jobs: Sequence[Job], logged: dict[str, list[float]]) -> list[Tensor]:
+        """The surrogate loss of each job's siblings, from one forward with gradient for all of them."""
         objective = self.config.objective
         on_policy = objective.clip_range is None and objective.updates_per_iteration == 1
-        transition = self._transition(step, rollout)
-        log_prob = transition.log_prob(step.x_next)
-        # The same arithmetic on both sides makes the ratio exactly 1; the rollout's own differs in the last digits.
-        old_log_prob = log_prob.detach() if on_policy else step.old_log_prob
-        advantage = advantage.to(log_prob.device)
-        loss, stats = surrogate_loss(log_prob, old_log_prob, advantage, objective.clip_range)
-        if not objective.kl_beta:
-            return loss, stats, 0.0
-        with self.policy.reference():
-            reference = self._transition(step, rollout)
-        kl = transition.kl(reference).mean()
-        return loss + objective.kl_beta * kl, stats, kl.item()
+        transitions = self._transitions(jobs)
+        references: list[Any] = [None] * len(jobs)
+        if objective.kl_beta:
+            with self.policy.reference():
+                references = self._transitions(jobs)
+        losses = []
+        for job, transition, reference in zip(jobs, transitions, references, strict=True):
+            log_prob = transition.log_prob(job.step.x_next)
+            # The same arithmetic on both sides makes the ratio exactly 1; the rollout's differs in the last digits.
+            old_log_prob = log_prob.detach() if on_policy else job.step.old_log_prob
+            loss, stats = surrogate_loss(log_prob, old_log_prob, job.advantage, objective.clip_range)
+            kl = loss.new_zeros(()) if reference is None else transition.kl(reference).mean()
+            losses.append(loss + objective.kl_beta * kl)
+            for name, value in {"loss": losses[-1].item(), "kl": kl.item(), **vars(stats)}.items():
+                logged[name].append(value)
+        return losses
 
-    def _transition(self, step: TrainStep, rollout: Rollout) -> Any:
-        sigma, sigma_next = self.sigmas[step.index].item(), self.sigmas[step.index + 1].item()
-        velocity = self.policy.velocity(step.x, sigma, rollout.text.repeat(len(step.x)))
-        return self.kernel.step(step.x.expand_as(step.x_next), velocity.expand_as(step.x_next), sigma, sigma_next)
+    def _transitions(self, jobs: Sequence[Job]) -> list[Any]:
+        """Each job's stochastic step under the present weights; siblings that share x need one forward."""
+        sizes = [len(job.step.x) for job in jobs]
+        sigmas = torch.cat([self.sigmas[job.step.index].expand(size) for job, size in zip(jobs, sizes, strict=True)])
+        text = PromptEmbedding.cat([job.text.repeat(size) for job, size in zip(jobs, sizes, strict=True)])
+        velocity = self.policy.velocity(torch.cat([job.step.x for job in jobs]), sigmas, text)
+        return [
+            self.kernel.step(
+                job.step.x.expand_as(job.step.x_next),
+                part.expand_as(job.step.x_next),
+                *self.sigmas[job.step.index : job.step.index + 2].tolist(),
+            )
+            for job, part in zip(jobs, velocity.split(sizes), strict=True)
+        ]
 
     # --- pieces -------------------------------------------------------------------------------------------------------
 

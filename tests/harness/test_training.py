@@ -105,28 +105,40 @@ def test_two_updates_on_one_rollout_clip_and_have_the_hand_computed_loss() -> No
         "rollout.kind=full_sde",
     )
     seen: list[tuple[float, float]] = []
-    step_loss = training._step_loss
+    losses_of = training._losses
 
-    def checked(step: Any, rollout: Any, advantage: torch.Tensor) -> Any:
-        result = step_loss(step, rollout, advantage)
-        with torch.no_grad():
-            ratio = (training._transition(step, rollout).log_prob(step.x_next) - step.old_log_prob).exp()
-        terms = [
-            min(a * r, a * min(max(r, 1 - 1e-5), 1 + 1e-5))
-            for a, r in zip(advantage.tolist(), ratio.tolist(), strict=True)
-        ]
-        assert result[0].item() == pytest.approx(-sum(terms) / len(terms), abs=1e-6)
-        seen.append((result[1].ratio_max_deviation, result[1].clip_fraction))
-        return result
+    def checked(jobs: Any, logged: Any) -> Any:
+        losses = losses_of(jobs, logged)
+        for number, (job, loss) in enumerate(zip(jobs, losses, strict=True)):
+            with torch.no_grad():
+                log_prob = training._transitions(jobs)[number].log_prob(job.step.x_next)
+            ratio = (log_prob - job.step.old_log_prob).exp()
+            terms = [
+                min(a * r, a * min(max(r, 1 - 1e-5), 1 + 1e-5))
+                for a, r in zip(job.advantage.tolist(), ratio.tolist(), strict=True)
+            ]
+            assert loss.item() == pytest.approx(-sum(terms) / len(terms), abs=1e-6)
+        seen.extend(zip(logged["ratio_max_deviation"], logged["clip_fraction"], strict=True))
+        return losses
 
-    training._step_loss = checked  # type: ignore[method-assign]
+    training._losses = checked  # type: ignore[method-assign]
     record = training.iterate()
-    first, second = seen[:2], seen[2:]
+    first, second = seen[:2], seen[-2:]
     assert all(deviation < 1e-5 and clipped == 0 for deviation, clipped in first)
     assert all(deviation > 1e-5 for deviation, _ in second)
     assert sum(clipped for _, clipped in second) > 0
     assert record["clip_fraction"] > 0
     assert record["train_forwards"] == 2 * 2 * 2  # updates x steps x samples
+
+
+def test_steps_in_one_forward_or_in_several_give_the_same_gradient() -> None:
+    gradients = []
+    for max_batch in (1, 64):
+        training = trainer(f"optimizer.max_batch={max_batch}", "rollout.prompts_per_update=2")
+        record = training.iterate()
+        gradients.append(torch.cat([p.grad.flatten() for p in training.parameters.values() if p.grad is not None]))
+        assert record["train_forwards"] == 2 * 2  # prompts x steps
+    assert (gradients[0] - gradients[1]).norm() < 1e-5 * gradients[1].norm()
 
 
 def test_cells_of_a_seed_see_the_same_candidates_and_random_chooses_alike_with_fusion() -> None:
