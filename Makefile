@@ -1,6 +1,6 @@
 # Every target sets up what it needs by itself: a venv, pinned dependencies, the text recognisers.
 PYTHON ?= python3
-PROFILE ?= smoke
+PROFILE ?= miniature
 BIN := .venv/bin
 READY := .venv/.ready
 
@@ -21,7 +21,7 @@ $(READY): requirements.lock pyproject.toml
 	@$(BIN)/adagrpo fetch-assets
 	@touch $@
 
-reproduce-paper: $(READY)  ## train the grid of PROFILE (default: smoke) and write its report
+reproduce-paper: $(READY)  ## train the grid of PROFILE (default: miniature) and write its report
 	@$(BIN)/adagrpo reproduce --profile $(PROFILE)
 
 report figures: $(READY)  ## write tables, figures and the page of PROFILE from its logs, without training
