@@ -18,7 +18,7 @@ from harness.prompts import read_prompts
 from harness.rewards import build_reward
 from harness.runs import RunDirectory, prepare_run
 from harness.session import Session
-from harness.trainer import Trainer
+from harness.trainer import Job, Trainer
 
 FAST = [
     "rollout.candidates=3",
@@ -91,6 +91,7 @@ def test_interrupted_and_continued_run_equals_an_uninterrupted_one(tmp_path: Pat
     assert broken.status()["state"] == "finished"
     assert [(e["split"], e["iteration"]) for e in lines_of(whole, "eval.jsonl")] == [
         ("validation", 0),
+        ("test", 0),
         ("validation", 2),
         ("validation", 4),
         ("test", 4),
@@ -164,10 +165,11 @@ def test_the_update_raises_the_log_probability_of_better_samples() -> None:
     training._update = remember  # type: ignore[method-assign]
     training.iterate()
     rollout, advantages = kept[0][0][0], kept[0][1][0]
+    jobs = [Job(step, rollout.text, advantage) for step, advantage in zip(rollout.steps, advantages, strict=True)]
     with torch.no_grad():
         gain = sum(
-            (a * (training._transition(s, rollout).log_prob(s.x_next) - s.old_log_prob)).mean().item()
-            for s, a in zip(rollout.steps, advantages, strict=True)
+            (job.advantage * (transition.log_prob(job.step.x_next) - job.step.old_log_prob)).mean().item()
+            for job, transition in zip(jobs, training._transitions(jobs), strict=True)
         )
     assert gain > 0
 
