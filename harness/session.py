@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
+from accelerate.utils import gather_object, set_seed
 
 from harness.config import ConfigError, RunConfig
 from harness.evaluation import evaluate, sample_images, save_gallery
@@ -34,7 +34,9 @@ class Session:
         self.run, self.config = run, run.config
         runtime = self.config.runtime
         torch.set_num_threads(runtime.threads)
-        self.accelerator = _accelerator(self.config)
+        # What an earlier run in this process drew must not matter; numpy takes 32 bits.
+        set_seed(self.config.seed % 2**32)
+        self.accelerator = make_accelerator(self.config)
         self.is_main = self.accelerator.is_main_process
         self.say = say if self.is_main else (lambda line: None)
         self.prompts = {
@@ -143,7 +145,12 @@ class Session:
         self.say(f"{split} at {iteration}: " + "  ".join(f"{k} {v:.3f}" for k, v in metrics.items()))
 
 
-def _accelerator(config: RunConfig) -> Accelerator:
+def make_accelerator(config: RunConfig) -> Accelerator:
+    """This process's place among all; the first call in a process joins it to the others.
+
+    Raises:
+        ConfigError: no such device, or the world size is not the one asked for.
+    """
     wanted = config.runtime.device
     if wanted == "cuda" and not torch.cuda.is_available():
         raise ConfigError("runtime.device=cuda, but no CUDA device is there; use auto or cpu")
