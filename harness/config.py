@@ -11,8 +11,12 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from harness.errors import ConfigError as ConfigError
+
 ROOT = Path(__file__).resolve().parent.parent
 EXPERIMENTS = ROOT / "experiments"
+# The one written in C reads the configs of a whole grid in a blink; wheels of PyYAML have it, other builds may not.
+_YAML_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 NUMERICS_VERSION = 2
 """Raised whenever a change of code or of a default changes the numbers of a run, so that old runs are not taken for
@@ -21,10 +25,6 @@ new ones."""
 Selection = Literal["random", "easiest", "hardest", "medium", "curriculum"]
 Positive = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, lt=1)]
-
-
-class ConfigError(ValueError):
-    """A configuration that cannot run, in one line: what, where, what to do."""
 
 
 class Section(BaseModel):
@@ -262,7 +262,7 @@ def run_id(config: RunConfig, fingerprints: Mapping[str, str]) -> str:
 def read_yaml(path: Path) -> dict[str, Any]:
     """A YAML file's mapping. Raises ConfigError if it is missing, broken, or no mapping."""
     try:
-        content = yaml.safe_load(path.read_text()) or {}
+        content = yaml.load(path.read_text(), _YAML_LOADER) or {}
     except OSError as error:
         known = ", ".join(sorted(p.stem for p in path.parent.glob("*.yaml"))) or "none"
         raise ConfigError(f"{path}: cannot be read ({error.strerror}); files there: {known}") from None

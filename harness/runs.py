@@ -1,4 +1,7 @@
-"""A run's directory: configuration, state, logs and checkpoints. The only writer of results/runs/."""
+"""A run's directory: configuration, state, logs and checkpoints. The only writer of results/runs/.
+
+Launching and looking need neither torch nor rewards: the functions that do import them themselves.
+"""
 
 import fcntl
 import importlib.metadata
@@ -7,22 +10,20 @@ import os
 import platform
 import subprocess
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from harness import config as configuration
 from harness.config import ROOT, ConfigError, RunConfig
-from harness.models.files import model_fingerprint
-from harness.prompts import read_prompts
-from harness.rewards import build_reward
+from harness.errors import HarnessError
 
 RUNS = ROOT / "results" / "runs"
 _PACKAGES = ("torch", "diffusers", "transformers", "accelerate", "peft", "onnxruntime", "numpy")
+_LONGEST_REASON = 500
 
 
 @dataclass(frozen=True)
@@ -47,20 +48,52 @@ class RunDirectory:
         return self.folder / "checkpoints" / "latest.pt"
 
     def status(self) -> dict[str, Any]:
-        """state (waiting, running, finished, failed), iteration, iterations, reason, updated."""
+        """state (waiting, running, finished, failed), iteration, iterations, reason, attempts, updated."""
         path = self.folder / "status.json"
-        return json.loads(path.read_text()) if path.exists() else {"state": "waiting", "iteration": 0, "reason": None}
+        if path.exists():
+            return {"attempts": 0} | json.loads(path.read_text())
+        total = self.config.iterations
+        return {"state": "waiting", "iteration": 0, "iterations": total, "reason": None, "attempts": 0}
 
-    def set_status(self, state: str, iteration: int, iterations: int, reason: str | None = None) -> None:
-        """Replace status.json atomically."""
+    def set_status(
+        self, state: str, iteration: int, iterations: int, reason: str | None = None, attempts: int | None = None
+    ) -> None:
+        """Replace status.json atomically.
+
+        Args:
+            state: waiting, running, finished or failed.
+            iteration: the last one in the checkpoint.
+            iterations: of the whole run.
+            reason: why it failed.
+            attempts: how often workers have begun it in this launch; None leaves the number as it is.
+        """
         content = {
             "state": state,
             "iteration": iteration,
             "iterations": iterations,
             "reason": reason,
+            "attempts": self.status()["attempts"] if attempts is None else attempts,
             "updated": datetime.now(UTC).isoformat(timespec="seconds"),
         }
         write_atomically(self.folder / "status.json", json.dumps(content, indent=1) + "\n")
+
+    @contextmanager
+    def failure_noted(self) -> Iterator[None]:
+        """Within: an exception makes the run a failed one, whose reason is the exception's type and message.
+
+        Where several processes execute the run, an error that is none of ours may be the echo of a process that was
+        killed. Then the first one is noted as the reason, but the run may be tried again.
+        """
+        try:
+            yield
+        except Exception as error:
+            status = self.status()
+            is_final = int(os.environ.get("WORLD_SIZE", "1")) == 1 or isinstance(error, HarnessError)
+            if is_final or status["reason"] is None:
+                reason = " ".join(f"{type(error).__name__}: {error}".split())[:_LONGEST_REASON]
+                state = "failed" if is_final else status["state"]
+                self.set_status(state, status["iteration"], status["iterations"], reason)
+            raise
 
     def write_environment(self, content: Mapping[str, Any]) -> None:
         """Replace environment.json."""
@@ -81,6 +114,8 @@ class RunDirectory:
 
     def save_checkpoint(self, state: Mapping[str, Any]) -> None:
         """Replace the checkpoint atomically: a kill at any moment leaves the old one or the new one."""
+        import torch
+
         self.checkpoint_path.parent.mkdir(exist_ok=True)
         partial = self.checkpoint_path.with_suffix(".partial")
         with partial.open("wb") as stream:
@@ -93,6 +128,8 @@ class RunDirectory:
         """The checkpoint, or None before the first one."""
         if not self.checkpoint_path.exists():
             return None
+        import torch
+
         return torch.load(self.checkpoint_path, map_location="cpu", weights_only=True)
 
     def lock(self) -> Any:
@@ -133,6 +170,10 @@ def find_run(config: RunConfig, root: Path = RUNS) -> RunDirectory:
     Raises:
         ConfigError: model folder or prompt list missing, unknown reward, or a prompt that a reward cannot score.
     """
+    from harness.models.files import model_fingerprint
+    from harness.prompts import read_prompts
+    from harness.rewards import build_reward
+
     model_folder = ROOT / config.model.path
     if not (model_folder / "model_index.json").is_file():
         raise ConfigError(f"model.path: {model_folder} is no pipeline folder (no model_index.json there)")
@@ -169,6 +210,8 @@ def prepare_run(config: RunConfig, root: Path = RUNS) -> RunDirectory:
 
 def environment() -> dict[str, Any]:
     """Commit, versions and hardware, for environment.json."""
+    import torch
+
     git = subprocess.run(
         ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=12"],
         capture_output=True,
@@ -187,8 +230,8 @@ def environment() -> dict[str, Any]:
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Replace a text file in one step."""
-    partial = path.with_name(path.name + ".partial")
+    """Replace a text file in one step, also when several processes write it at once."""
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     partial.write_text(text)
     partial.replace(path)
 

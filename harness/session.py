@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list, gather_object
+from accelerate.utils import broadcast_object_list, gather_object, set_seed
 
 from harness.config import NUMERICS_VERSION, ROOT, ConfigError, RunConfig
 from harness.evaluation import evaluate, sample_images, save_gallery
@@ -37,7 +37,9 @@ class Session:
         self.run, self.config = run, run.config
         runtime = self.config.runtime
         torch.set_num_threads(runtime.threads)
-        self.accelerator = _accelerator(self.config)
+        # What an earlier run in this process drew must not matter; numpy takes 32 bits.
+        set_seed(self.config.seed % 2**32)
+        self.accelerator = make_accelerator(self.config)
         self.is_main = self.accelerator.is_main_process
         self.say = say if self.is_main else (lambda line: None)
         self.prompts = {
@@ -179,7 +181,12 @@ class Session:
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
 
 
-def _accelerator(config: RunConfig) -> Accelerator:
+def make_accelerator(config: RunConfig) -> Accelerator:
+    """This process's place among all; the first call in a process joins it to the others.
+
+    Raises:
+        ConfigError: no such device, or the world size is not the one asked for.
+    """
     wanted = config.runtime.device
     if wanted == "cuda" and not torch.cuda.is_available():
         raise ConfigError("runtime.device=cuda, but no CUDA device is there; use auto or cpu")

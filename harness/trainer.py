@@ -15,6 +15,7 @@ from torch import Tensor
 from harness.accounting import Counters, Stopwatch, across_processes, mean_and_std
 from harness.adagrpo import CapabilityTracker, fuse_advantages, global_advantage, local_advantage, select_prompt
 from harness.config import ConfigError, RunConfig
+from harness.errors import HarnessError
 from harness.models.embedding import PromptEmbedding
 from harness.models.flux import FluxPolicy
 from harness.objective import batch_normalised_advantage, surrogate_loss
@@ -24,7 +25,7 @@ from harness.rollout import Rollout, TrainStep, Trajectory, anchor_branch, full_
 from harness.transitions import KERNELS, Kernel
 
 
-class TrainingError(RuntimeError):
+class TrainingError(HarnessError, RuntimeError):
     """Training cannot go on: what happened, at which iteration."""
 
 

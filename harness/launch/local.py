@@ -1,106 +1,163 @@
-"""Runs a list of runs on this machine, several at a time, each in a process of its own."""
+"""Executes a list of runs on this machine: a worker in each slot, replaced when it ends before the queue is empty."""
 
 import os
+import shutil
 import signal
-import subprocess
-import sys
+import socket
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 
-from harness.config import ROOT
-from harness.launch.progress import latest_validation, standings
+from harness.launch.process import QUEUE_NAME, WorkerProcess
+from harness.launch.progress import Progress, latest_validation, standings
+from harness.launch.queue import give_up, is_settled, reset, write_queue
+from harness.launch.slots import Slot, local_slots
 from harness.runs import RunDirectory
+
+_POLL_SECONDS = 0.5
+_STANDINGS_SECONDS = 300.0
+_MAX_FALSE_STARTS = 3
+"""How often in a row a slot's worker may die before it has claimed a run."""
+
+Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
 class Outcome:
     """How a list of runs ended."""
 
-    finished: list[RunDirectory]
-    failed: dict[str, str]
+    finished: list[RunDirectory] = field(default_factory=list)
+    failed: dict[str, str] = field(default_factory=dict)
     """Reason by run id."""
 
 
-def worker_command(run: RunDirectory, processes: int) -> list[str]:
-    """The command line of one run: plain Python for one process, torchrun for several.
+def run_all(runs: Sequence[RunDirectory], slots: int | None, say: Say) -> Outcome:
+    """Execute runs; finished ones are skipped, unfinished ones resumed. Call it from the main thread.
 
-    ``accelerate launch --cpu --num_processes 2`` silently runs one process, so torchrun starts CPU processes too; the
-    trainer's Accelerator finds its place in the environment torchrun sets, and checks the world size.
+    A failed run does not stop the others, nor does a worker that dies: a new one resumes its run, in at most
+    ``queue.MAX_ATTEMPTS`` attempts. Ctrl-C and SIGTERM end the workers; the same call goes on where they stopped.
+
+    Args:
+        runs: in the order in which they are wanted.
+        slots: runs at a time; None for as many as the machine suffices for.
+        say: receives lines of progress.
+
+    Raises:
+        ConfigError: the machine cannot give the slots, or the runs need different ones.
+        KeyboardInterrupt: on Ctrl-C and SIGTERM, after the workers have ended.
     """
-    if processes == 1:
-        return [sys.executable, "-m", "harness.cli", "train", "--resume", str(run.folder)]
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    return [*launcher, "-m", "harness.cli", "train", "--resume", str(run.folder)]
-
-
-def run_all(runs: Sequence[RunDirectory], slots: int, say: Callable[[str], None]) -> Outcome:
-    """Execute runs, at most ``slots`` at a time; finished ones are skipped, unfinished ones resumed.
-
-    A failed run does not stop the others. Ctrl-C ends the workers, which resume at the next call.
-    """
-    outcome = Outcome([run for run in runs if run.status()["state"] == "finished"], {})
-    waiting = [run for run in runs if run not in outcome.finished]
-    if outcome.finished:
-        say(f"{len(outcome.finished)} of {len(runs)} runs are finished already")
-    # A worker that dies before it says anything must not pass for the state an earlier one left.
-    for run in waiting:
-        run.set_status("waiting", run.status()["iteration"], run.config.iterations)
-    running: dict[RunDirectory, subprocess.Popen[bytes]] = {}
-    # A terminated launcher must end its workers as an interrupted one does.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    began, start_share, last_line = time.monotonic(), _share_done(runs), ""
-    try:
-        while waiting or running:
-            while waiting and len(running) < slots:
-                run = waiting.pop(0)
-                running[run] = _start(run)
-            time.sleep(0.5)
-            for run in [run for run, process in running.items() if process.poll() is not None]:
-                _settle(run, running.pop(run).returncode, outcome, say)
-            share, elapsed = _share_done(runs), time.monotonic() - began
-            line = f"{share:.0%} done, {len(running)} running, {len(waiting)} waiting"
-            if line != last_line and (waiting or running):
-                last_line = line
-                left = elapsed * (1 - share) / (share - start_share) if share > start_share else None
-                say(line + (f", about {left / 60:.1f} min left" if left is not None else ""))
-    except KeyboardInterrupt:
-        say("interrupted: the same command continues where the runs stopped")
-        raise
-    finally:
-        for process in running.values():
-            process.terminate()
-        for process in running.values():
-            process.wait()
+    finished = [run for run in runs if run.status()["state"] == "finished"]
+    outcome = Outcome(finished)
+    if finished:
+        say(f"{len(finished)} of {len(runs)} runs are finished already")
+    if len(finished) < len(runs):
+        rooms = local_slots([run.config.runtime for run in runs if run not in finished], slots)
+        reset(runs)
+        _Launch(runs, rooms, outcome, say).execute()
     for line in standings(runs):
         say(line)
     return outcome
 
 
-def _start(run: RunDirectory) -> subprocess.Popen[bytes]:
-    config = run.config
-    # One thread a slot: two single-threaded workers beat one worker with two threads.
-    environment = os.environ | {"OMP_NUM_THREADS": str(config.runtime.threads), "PYTHONUNBUFFERED": "1"}
-    with (run.folder / "log.txt").open("ab") as log:
-        return subprocess.Popen(
-            worker_command(run, config.runtime.processes), stdout=log, stderr=log, env=environment, cwd=ROOT
-        )
+class _Launch:
+    """Workers at the runs of one call of ``run_all``."""
+
+    def __init__(self, runs: Sequence[RunDirectory], slots: Sequence[Slot], outcome: Outcome, say: Say) -> None:
+        self.runs, self.outcome, self.say = runs, outcome, say
+        self.progress = Progress(runs)
+        self.folder = runs[0].folder.parent / f".workers-{socket.gethostname()}-{os.getpid()}"
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_queue(self.folder / QUEUE_NAME, runs)
+        self.workers = [WorkerProcess(slot, self.folder, f"worker-{index}") for index, slot in enumerate(slots)]
+        self.false_starts = dict.fromkeys(self.workers, 0)
+        self.deaths = 0
+        self.last_percent, self.standings_time = "", time.monotonic()
+        if self.progress.running:
+            say(f"{self.progress.running} runs are at work under another command; this one waits for them")
+
+    def execute(self) -> None:
+        """Supervise until every run is settled. The workers end with it in any case: with the queue, or by force."""
+        try:
+            with _sigterm_interrupts():
+                while self.progress.unsettled:
+                    self._step()
+                    time.sleep(_POLL_SECONDS)
+        except KeyboardInterrupt:
+            self.say("interrupted: the same command continues where the runs stopped")
+            raise
+        finally:
+            if self.progress.unsettled:
+                for worker in self.workers:
+                    worker.tell_to_end()
+            for worker in self.workers:
+                worker.wait()
+        # Workers' own logs are of interest only if one died: each run has its log.
+        if not self.deaths:
+            shutil.rmtree(self.folder)
+
+    def _step(self) -> None:
+        for worker in self.workers:
+            self._bury(worker)
+        # Counted before the runs are looked at: one that is claimed in between must not look unserved.
+        starting = sum(worker.is_running and worker.run_id is None for worker in self.workers)
+        for run in self.progress.refresh():
+            self._settle(run)
+        usable = [worker for worker in self.workers if self.false_starts[worker] < _MAX_FALSE_STARTS]
+        if not usable:
+            give_up(self.progress.unsettled, f"no worker could start: {self.workers[-1].cause_of_death()}")
+            return
+        free = [worker for worker in usable if not worker.is_running]
+        for worker in free[: max(0, self.progress.waiting - starting)]:
+            worker.start()
+        self._report()
+
+    def _bury(self, worker: WorkerProcess) -> None:
+        """Notice a worker that has ended, and say so unless it has done its work."""
+        code = worker.ended()
+        if code is None:
+            return
+        if code == 0 or worker.run_id is not None:
+            self.false_starts[worker] = 0
+        if code == 0:
+            return
+        if worker.run_id is None:
+            self.false_starts[worker] += 1
+            self.deaths += 1
+            self.say(f"a worker could not start: {worker.cause_of_death()}")
+            return
+        run = next(run for run in self.runs if run.run_id == worker.run_id)
+        if not is_settled(run):
+            self.deaths += 1
+            self.say(f"the worker at {run.run_id} died: {worker.cause_of_death()}")
+
+    def _settle(self, run: RunDirectory) -> None:
+        status = run.status()
+        if status["state"] == "finished":
+            self.outcome.finished.append(run)
+            reached = latest_validation(run)
+            value = "" if reached is None else f": trained reward on validation prompts {reached[0]:.3f}"
+            self.say(f"finished {run.run_id}{value}")
+        else:
+            self.outcome.failed[run.run_id] = status["reason"]
+            self.say(f"FAILED {run.run_id}: {status['reason']} (log: {run.folder / 'log.txt'})")
+
+    def _report(self) -> None:
+        percent = f"{self.progress.share:.0%}"
+        if percent != self.last_percent and self.progress.unsettled:
+            self.last_percent = percent
+            self.say(str(self.progress))
+        if time.monotonic() - self.standings_time > _STANDINGS_SECONDS:
+            self.standings_time = time.monotonic()
+            for standing in standings(self.runs):
+                self.say(f"  {standing}")
 
 
-def _settle(run: RunDirectory, code: int, outcome: Outcome, say: Callable[[str], None]) -> None:
-    status = run.status()
-    if code == 0 and status["state"] == "finished":
-        outcome.finished.append(run)
-        value, _ = latest_validation(run) or (float("nan"), 0)
-        say(f"finished {run.run_id}: trained reward on validation prompts {value:.3f}")
-        return
-    reason = status["reason"] or f"the worker ended with exit code {code}"
-    run.set_status("failed", status["iteration"], run.config.iterations, reason)
-    outcome.failed[run.run_id] = reason
-    say(f"FAILED {run.run_id}: {reason} (log: {run.folder / 'log.txt'})")
-
-
-def _share_done(runs: Sequence[RunDirectory]) -> float:
-    # From status.json alone: this is asked twice a second, and reading every config would cost the workers.
-    statuses = [run.status() for run in runs]
-    return sum(status["iteration"] / status["iterations"] for status in statuses) / len(runs)
+@contextmanager
+def _sigterm_interrupts() -> Iterator[None]:
+    """Within: SIGTERM raises KeyboardInterrupt, as Ctrl-C does."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

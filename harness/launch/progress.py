@@ -1,6 +1,7 @@
 """How far runs have come and what they have reached, read from their directories while they are at work."""
 
 import json
+import time
 from collections import Counter
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -8,6 +9,7 @@ from pathlib import Path
 from statistics import mean
 
 from harness.config import ConfigError, RunConfig
+from harness.launch.queue import SETTLED
 from harness.runs import RunDirectory
 
 
@@ -21,6 +23,38 @@ def state_of(run: RunDirectory) -> str:
     """finished, running, waiting, failed, or interrupted: it says that it runs, but nobody holds its lock."""
     state = run.status()["state"]
     return "interrupted" if state == "running" and not run.is_locked() else state
+
+
+class Progress:
+    """How far a launch has come, from its runs' status files; as a string, one line."""
+
+    def __init__(self, runs: Sequence[RunDirectory]) -> None:
+        self.unsettled = list(runs)
+        """Runs that have neither finished nor failed."""
+        self.waiting = self.running = 0
+        self._total = len(runs)
+        self.refresh()
+        self._began, self._share_at_start = time.monotonic(), self.share
+
+    def refresh(self) -> list[RunDirectory]:
+        """Look again; returns the runs that have been settled since the last look."""
+        statuses = {run: run.status() for run in self.unsettled}
+        settled = [run for run, status in statuses.items() if status["state"] in SETTLED]
+        self.unsettled = [run for run in self.unsettled if run not in settled]
+        # From status.json alone: this is asked twice a second, and reading every config would cost the workers.
+        done = sum(statuses[run]["iteration"] / statuses[run]["iterations"] for run in self.unsettled)
+        self.share = (self._total - len(self.unsettled) + done) / self._total
+        self.running = sum(statuses[run]["state"] == "running" and run.is_locked() for run in self.unsettled)
+        self.waiting = len(self.unsettled) - self.running
+        return settled
+
+    def __str__(self) -> str:
+        counts = f"{self.share:.0%} done, {self.running} running, {self.waiting} waiting"
+        gained = self.share - self._share_at_start
+        if gained <= 0:
+            return counts
+        minutes = (time.monotonic() - self._began) * (1 - self.share) / gained / 60
+        return f"{counts}, about {f'{minutes / 60:.1f} hours' if minutes >= 90 else f'{minutes:.1f} min'} left"
 
 
 def standings(runs: Sequence[RunDirectory]) -> list[str]:

@@ -2,6 +2,7 @@
 
 import difflib
 from collections.abc import Callable, Mapping
+from functools import cache
 
 from harness.rewards.base import Reward, check_images
 
@@ -30,8 +31,11 @@ REWARD_NAMES: tuple[str, ...] = tuple(_BUILDERS)
 """Every name that ``build_reward`` knows."""
 
 
+@cache
 def build_reward(name: str, num_threads: int = 1) -> Reward:
     """The reward of a name; its weights are loaded at the first score.
+
+    Scores depend on no earlier ones, so all runs of a process share one instance, and load its weights once.
 
     Args:
         name: one of ``REWARD_NAMES``.

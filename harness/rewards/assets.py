@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+from harness.errors import HarnessError
+
 _NOTICE = """\
 {file} is the text recogniser of PP-OCR, copyright the PaddleOCR authors (https://github.com/PaddlePaddle/PaddleOCR),
 licensed under the Apache License, Version 2.0 (https://www.apache.org/licenses/LICENSE-2.0).
@@ -21,7 +23,7 @@ and holds no licence file.
 """
 
 
-class AssetError(RuntimeError):
+class AssetError(HarnessError, RuntimeError):
     """A model file is missing, wrong, or could not be fetched."""
 
 

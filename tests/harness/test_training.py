@@ -12,7 +12,8 @@ from accelerate import Accelerator
 
 from harness.adagrpo import local_advantage
 from harness.config import ROOT, ConfigError, compose
-from harness.launch.local import worker_command
+from harness.launch.command import Placement, worker_command
+from harness.launch.queue import reset, write_queue
 from harness.models.flux import FluxPolicy
 from harness.prompts import read_prompts
 from harness.rewards import build_reward
@@ -206,14 +207,22 @@ def test_two_processes_of_one_prompt_equal_one_process_of_two(tmp_path: Path, sh
     one = prepared(tmp_path / "one", *settings, *short_lists)
     Session(one, say=lambda line: None).execute()
     two = prepared(tmp_path / "two", *settings, *short_lists, "runtime.processes=2")
+    # A second run in the same worker: its processes must agree on what comes next, and on the end.
+    short = prepared(tmp_path / "two", *short_lists, "iterations=1", *settings[1:], "runtime.processes=2")
+    reset([two, short])
+    write_queue(tmp_path / "queue", [two, short])
+    arguments = [str(tmp_path / "queue"), str(tmp_path / "current")]
     subprocess.run(
-        worker_command(two, processes=2),
+        worker_command(Placement(2), "harness.launch.worker", arguments),
         check=True,
         cwd=ROOT,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         capture_output=True,
     )
     assert two.run_id == one.run_id
+    assert short.status()["state"] == "finished"
+    assert lines_of(short, "metrics.jsonl")[0]["prompts"] == lines_of(one, "metrics.jsonl")[0]["prompts"]
+    assert not (tmp_path / "current").exists()
     for ours, theirs in zip(lines_of(two, "metrics.jsonl"), lines_of(one, "metrics.jsonl"), strict=True):
         assert ours["prompts"] == theirs["prompts"]
         for key in ("reward_mean", "capability_mean", "capability_std", "grad_norm", "total_sample_forwards"):

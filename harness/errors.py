@@ -1,0 +1,13 @@
+"""Errors that one line explains. This module imports nothing: the command line needs it before anything heavy."""
+
+
+class HarnessError(Exception):
+    """What was wrong, where, and what to do, in one line; the command prints it and exits with ``exit_code``."""
+
+    exit_code = 1
+
+
+class ConfigError(HarnessError, ValueError):
+    """Input or a configuration that cannot run."""
+
+    exit_code = 2

@@ -1,0 +1,79 @@
+"""Command lines of workers: the one place that knows accelerate's and torchrun's options."""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from harness.errors import ConfigError
+
+_SETTINGS = Path(__file__).with_name("accelerate.yaml")
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where the processes of one worker run.
+
+    Attributes:
+        processes: world size, over all machines; at least 1.
+        cuda: one GPU a process; else CPU processes.
+        machines: how many; ``processes`` is a multiple of it.
+        machine_rank: of the machine that the command is for, from 0.
+        main_address: host name or address of machine 0; several machines need it.
+        main_port: a free port there.
+
+    Raises:
+        ConfigError: a combination that cannot be launched.
+    """
+
+    processes: int = 1
+    cuda: bool = False
+    machines: int = 1
+    machine_rank: int = 0
+    main_address: str | None = None
+    main_port: int = 29500
+
+    def __post_init__(self) -> None:
+        if self.machines < 1 or self.processes < 1 or self.processes % self.machines:
+            raise ConfigError(f"{self.processes} processes cannot be shared evenly by {self.machines} machines")
+        if not 0 <= self.machine_rank < self.machines:
+            raise ConfigError(f"machine rank {self.machine_rank}: must be 0 to {self.machines - 1}")
+        if self.machines > 1 and self.main_address is None:
+            raise ConfigError(f"{self.machines} machines need the address of the first one")
+        if not 1 <= self.main_port <= 65535:
+            raise ConfigError(f"main port {self.main_port}: must be 1 to 65535")
+
+
+def worker_command(placement: Placement, module: str, arguments: Sequence[str]) -> list[str]:
+    """Command line that executes ``python -m module arguments`` in every process of a placement on one machine.
+
+    accelerate launches one CPU process and any number of GPUs. Several CPU processes go through torchrun:
+    ``accelerate launch --cpu --num_processes 2`` silently runs one. A process finds its place in the environment either
+    way. Processes on one machine meet at a port that is free, so that workers do not collide.
+    """
+    job = ["-m", module, *arguments]
+    if placement.cuda or placement.processes == 1:
+        return [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", *_accelerate(placement), *job]
+    return [sys.executable, "-m", "torch.distributed.run", *_torchrun(placement), *job]
+
+
+def _accelerate(placement: Placement) -> list[str]:
+    options = ["--config_file", str(_SETTINGS), "--num_processes", str(placement.processes)]
+    options += ["--num_machines", str(placement.machines), "--machine_rank", str(placement.machine_rank)]
+    if not placement.cuda:
+        options += ["--cpu"]
+    if placement.processes > 1:
+        options += ["--multi_gpu"]
+    if placement.machines > 1:
+        options += ["--main_process_ip", str(placement.main_address), "--main_process_port", str(placement.main_port)]
+    elif placement.processes > 1:
+        options += ["--main_process_port", "0"]
+    return options
+
+
+def _torchrun(placement: Placement) -> list[str]:
+    options = ["--nproc-per-node", str(placement.processes // placement.machines)]
+    if placement.machines == 1:
+        return ["--standalone", *options]
+    options += ["--nnodes", str(placement.machines), "--node-rank", str(placement.machine_rank)]
+    return [*options, "--master-addr", str(placement.main_address), "--master-port", str(placement.main_port)]

@@ -1,0 +1,50 @@
+"""Slots: each worker has threads or GPUs of its own."""
+
+import pytest
+
+from harness.config import ConfigError, RuntimeConfig
+from harness.launch.slots import assign_devices, local_slots, make_slots
+
+
+def test_devices_are_given_to_one_slot_each_and_neighbours_stay_together() -> None:
+    assert assign_devices("01234567", 2, 4) == [("0", "1", "2", "3"), ("4", "5", "6", "7")]
+    assert assign_devices(["GPU-a", "GPU-b", "GPU-c"], 3, 1) == [("GPU-a",), ("GPU-b",), ("GPU-c",)]
+    assert assign_devices("012", 1, 2) == [("0", "1")]
+    with pytest.raises(ConfigError, match="2 slots of 4 GPUs need 8, but there are 7"):
+        assign_devices("0123456", 2, 4)
+
+
+def test_cpu_slots_share_the_cores() -> None:
+    slots = make_slots(RuntimeConfig(threads=2), None, gpus=(), cores=9)
+    assert len(slots) == 4
+    assert all(slot.environment == {"OMP_NUM_THREADS": "2"} and not slot.placement.cuda for slot in slots)
+    assert len(make_slots(RuntimeConfig(threads=2, processes=4), None, gpus=(), cores=2)) == 1
+    assert len(make_slots(RuntimeConfig(), 5, gpus=(), cores=2)) == 5
+
+
+def test_gpu_slots_see_their_own_gpus_only() -> None:
+    slots = make_slots(RuntimeConfig(processes=2), None, gpus=("0", "1", "2", "3", "4"), cores=2)
+    assert [slot.environment["CUDA_VISIBLE_DEVICES"] for slot in slots] == ["0,1", "2,3"]
+    assert all(slot.placement.cuda and slot.placement.processes == 2 for slot in slots)
+
+
+@pytest.mark.parametrize(
+    ("runtime", "count", "gpus", "message"),
+    [
+        (RuntimeConfig(), 0, (), "--slots 0: must be at least 1"),
+        (RuntimeConfig(device="cuda"), None, (), "torch finds no CUDA device here"),
+        (RuntimeConfig(processes=8), None, ("0", "1"), "1 slots of 8 GPUs need 8, but there are 2"),
+        (RuntimeConfig(), 3, ("0", "1"), "3 slots of 1 GPUs need 3, but there are 2"),
+    ],
+)
+def test_slots_that_the_machine_cannot_give_are_errors(
+    runtime: RuntimeConfig, count: int | None, gpus: tuple[str, ...], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        make_slots(runtime, count, gpus, cores=4)
+
+
+def test_runs_that_need_different_processes_are_not_launched_together() -> None:
+    with pytest.raises(ConfigError, match=r"the same runtime\.device, runtime\.threads and runtime\.processes"):
+        local_slots([RuntimeConfig(device="cpu"), RuntimeConfig(device="cpu", threads=2)], None)
+    assert local_slots([RuntimeConfig(device="cpu"), RuntimeConfig(device="cpu", checkpoint_interval=3)], 1)

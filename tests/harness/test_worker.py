@@ -1,0 +1,114 @@
+"""A worker: runs leave nothing behind for the next one, and a failed one stops no other."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from harness.config import ROOT, compose
+from harness.launch import worker
+from harness.launch.queue import reset
+from harness.runs import RunDirectory, prepare_run
+from harness.session import Session
+from harness.trainer import TrainingError
+
+FAST = [
+    "iterations=2",
+    "rollout.candidates=3",
+    "rollout.group_size=2",
+    "rollout.branch_indices=[1,3]",
+    "evaluation.validation_prompts=4",
+    "evaluation.interval=2",
+    "evaluation.gallery=0",
+    "evaluation.judges=[ocr]",
+    "runtime.device=cpu",
+]
+
+
+@pytest.fixture
+def prepared(tmp_path: Path) -> Any:
+    lines = (ROOT / "harness/models/miniature/data/test.txt").read_text().splitlines()
+    path = tmp_path / "test.txt"
+    path.write_text("\n".join(lines[:4]) + "\n")
+
+    def prepare(folder: str, *overrides: str) -> RunDirectory:
+        config = compose("miniature", overrides=[*FAST, f"prompts.test={path}", *overrides])
+        run = prepare_run(config, tmp_path / folder)
+        reset([run])
+        return run
+
+    return prepare
+
+
+def numbers(run: RunDirectory) -> list[dict[str, Any]]:
+    lines = [json.loads(line) for name in ("metrics.jsonl", "eval.jsonl") for line in (run.folder / name).open()]
+    return [{key: value for key, value in line.items() if key != "seconds"} for line in lines]
+
+
+@pytest.mark.parametrize("tuning", ["lora", "full"])
+def test_a_run_after_others_equals_the_same_run_alone(prepared: Any, tmp_path: Path, tuning: str) -> None:
+    settings = [f"optimizer.tuning={tuning}", "selection=curriculum", "fusion.enabled=true"]
+    alone = prepared("alone", *settings)
+    Session(alone, say=lambda line: None).execute()
+    other = prepared("other", "seed=1", "reward={colour: 1.0}", "iterations=1")
+    broken = prepared("broken", "optimizer.learning_rate=1e30", "optimizer.tuning=full")
+    last = prepared("last", *settings)
+    torch.manual_seed(7)
+    torch.set_num_threads(2)
+    assert worker.work([other, broken, last], tmp_path / "current")
+    assert [run.status()["state"] for run in (other, broken, last)] == ["finished", "failed", "finished"]
+    assert numbers(last) == numbers(alone)
+    ours, theirs = last.load_checkpoint(), alone.load_checkpoint()
+    assert ours is not None
+    assert theirs is not None
+    assert all(torch.equal(ours["parameters"][name], value) for name, value in theirs["parameters"].items())
+
+
+def test_any_exception_is_named_in_the_status_and_its_traceback_in_the_log(
+    prepared: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    runs = [prepared("runs", f"seed={seed}") for seed in range(2)]
+    at_work: list[str] = []
+
+    class FailingSession:
+        def __init__(self, run: RunDirectory, say: Any) -> None:
+            self.run, self.say = run, say
+
+        def execute(self) -> None:
+            at_work.append((tmp_path / "current").read_text())
+            assert self.run.is_locked()
+            self.say(f"training {self.run.run_id}")
+            if self.run == runs[0]:
+                raise ZeroDivisionError("a mean of\nnothing")
+            self.run.set_status("finished", 2, 2)
+
+    monkeypatch.setattr(worker, "Session", FailingSession)
+    with capfd.disabled():  # else what Python prints would never reach the descriptors that are redirected
+        assert worker.work(runs, tmp_path / "current")
+    assert at_work == [run.run_id for run in runs]
+    assert not (tmp_path / "current").exists()
+    assert (runs[0].status()["state"], runs[0].status()["reason"]) == ("failed", "ZeroDivisionError: a mean of nothing")
+    assert runs[1].status()["state"] == "finished"
+    log = (runs[0].folder / "log.txt").read_text()
+    assert log.startswith(f"attempt 1\ntraining {runs[0].run_id}\nTraceback")
+    assert "ZeroDivisionError: a mean of\nnothing" in log
+    assert (runs[1].folder / "log.txt").read_text() == f"attempt 1\ntraining {runs[1].run_id}\n"
+    assert not any(run.is_locked() for run in runs)
+
+
+def test_where_several_processes_run_only_our_own_errors_are_final(
+    prepared: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    run = prepared("runs")
+    run.set_status("running", 0, 2)
+    with pytest.raises(RuntimeError), run.failure_noted():
+        raise RuntimeError("out of memory")
+    with pytest.raises(RuntimeError), run.failure_noted():
+        raise RuntimeError("connection closed by peer")  # the echo in another process
+    assert (run.status()["state"], run.status()["reason"]) == ("running", "RuntimeError: out of memory")
+    with pytest.raises(TrainingError), run.failure_noted():
+        raise TrainingError("the gradient is not finite")
+    assert (run.status()["state"], run.status()["reason"]) == ("failed", "TrainingError: the gradient is not finite")
