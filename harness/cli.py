@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from harness.commands import check_reward_parity, serve_reward
 from harness.config import ROOT, ConfigError
 
 # Libraries announce each optional package that is missing; none of them is needed.
@@ -68,6 +69,9 @@ def _parser() -> argparse.ArgumentParser:
     assets = commands.add_parser("fetch-assets", help="fetch the text recognisers that serve as rewards")
     assets.set_defaults(command=_fetch_assets)
 
+    serve_reward.add_parser(commands)
+    check_reward_parity.add_parser(commands)
+
     pretrain = commands.add_parser("pretrain-miniature", help="train the miniature's base and weak models from scratch")
     pretrain.add_argument("--output", type=Path, required=True, help="folder to write base/ and weak/ to; resumable")
     pretrain.add_argument("--seed", type=int, default=0)
@@ -100,6 +104,7 @@ def _train(options: argparse.Namespace) -> int:
     if status["state"] == "finished":
         print(f"{run.folder} is finished already")
         return 0
+    from harness.rewards import RewardError
     from harness.rewards.assets import AssetError
     from harness.session import Session
     from harness.trainer import TrainingError
@@ -109,7 +114,7 @@ def _train(options: argparse.Namespace) -> int:
     try:
         print(f"run {run.folder}", flush=True)
         Session(run, say=lambda line: print(line, flush=True)).execute()
-    except (ConfigError, AssetError, TrainingError) as error:
+    except (ConfigError, AssetError, RewardError, TrainingError) as error:
         if is_main:
             run.set_status("failed", run.status()["iteration"], run.config.iterations, str(error))
         if isinstance(error, ConfigError):

@@ -386,7 +386,7 @@ def validate(content: Mapping[str, Any], where: str) -> RunConfig:
     try:
         return RunConfig.model_validate(content)
     except ValidationError as error:
-        raise ConfigError(f"{where}: {_one_line(error)}") from None
+        raise ConfigError(f"{where}: {one_line(error)}") from None
 
 
 def load(path: Path) -> RunConfig:
@@ -399,12 +399,13 @@ def dump(config: RunConfig) -> str:
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
 
 
-def _one_line(error: ValidationError) -> str:
+def one_line(error: ValidationError, section: type[BaseModel] = RunConfig) -> str:
+    """What is wrong with a section's content, and the nearest that is right."""
     problem = error.errors()[0]
     location = [str(part) for part in problem["loc"]]
     key = ".".join(location)
     if problem["type"] == "extra_forbidden":
-        valid = list(_fields_at(location[:-1]))
+        valid = list(_fields_at(section, location[:-1]))
         nearest = difflib.get_close_matches(location[-1], valid, n=1, cutoff=0.0)
         return f"unknown key {key!r}; the nearest is {'.'.join([*location[:-1], *nearest])!r}"
     if problem["type"] == "missing":
@@ -419,8 +420,7 @@ def _one_line(error: ValidationError) -> str:
     return f"{key}={problem['input']!r}: {message[0].lower()}{message[1:]}"
 
 
-def _fields_at(location: Sequence[str]) -> Iterable[str]:
-    section: type[BaseModel] = RunConfig
+def _fields_at(section: type[BaseModel], location: Sequence[str]) -> Iterable[str]:
     parts = iter(location)
     for part in parts:
         annotation = section.model_fields[part].annotation

@@ -117,7 +117,7 @@ def build_reward(name: str, num_threads: int = 1, settings: "RewardConfig | None
         raise ValueError(f"unknown reward {name!r}: {_nearest(name, REWARD_NAMES)}")
     settings = settings or RewardConfig()
     backends = _BACKENDS[name]
-    kind = settings.backend or next(iter(backends))
+    kind: str = settings.backend or next(iter(backends))
     if kind not in backends:
         raise ValueError(f"rewards.{name}.backend={kind}: {_nearest(kind, tuple(backends))}")
     backend = backends[kind]
@@ -148,7 +148,7 @@ def build_weighted(
 
     settings = settings or {}
     rewards = {build_reward(name, num_threads, settings.get(name)): weight for name, weight in components.items()}
-    normalised = {name: Normalisation(settings[name].offset, settings[name].scale) for name in components if name in settings}
+    normalised = {n: Normalisation(settings[n].offset, settings[n].scale) for n in components if n in settings}
     if len(rewards) == 1 and 1 in rewards.values() and all(n == Normalisation() for n in normalised.values()):
         return next(iter(rewards))
     return WeightedSum(rewards, normalised)
@@ -172,10 +172,8 @@ def build_rewards(
         ValueError: as ``build_weighted``, or settings without an effect.
     """
     for name, setting in settings.items():
-        if name not in components and name not in judges:
-            raise ValueError(
-                f"rewards.{name}: the run uses no such reward; {_nearest(name, tuple({**components, **dict.fromkeys(judges)}))}"
-            )
+        if name not in (*components, *judges):
+            raise ValueError(f"rewards.{name}: not used by this run; {_nearest(name, (*components, *judges))}")
         if name not in components and {"offset", "scale"} & setting.model_fields_set:
             raise ValueError(f"rewards.{name}: offset and scale are for rewards that are trained on, not for judges")
     reward = build_weighted(components, num_threads, settings)

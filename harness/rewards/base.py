@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-
 Pending = Callable[[], dict[str, Tensor]]
 """Waits for scores that were submitted: ``{component: [B]}``; raises what scoring raised."""
 
@@ -51,6 +50,11 @@ class Reward(ABC):
     def measure(self, images: Tensor, prompts: Sequence[str]) -> dict[str, Tensor]:
         """Everything worth reporting of each image at evaluation: ``{metric name: [B]}``, the score under ``name``."""
         return {self.name: self.score(images, prompts)}
+
+    @property
+    def parts(self) -> "Sequence[Reward]":
+        """The rewards it is made of, those of weight 0 too; a plain reward is its own only part."""
+        return (self,)
 
     @property
     def weights(self) -> Mapping[str, float]:

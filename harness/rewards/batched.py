@@ -3,11 +3,13 @@
 from abc import abstractmethod
 from collections import defaultdict
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from harness.rewards.base import Reward, RewardError, check_images
+from harness.rewards.base import Pending, Reward, RewardError, check_images
 
 
 class ImageError(Exception):
@@ -73,3 +75,18 @@ class BatchedReward(Reward):
                 problem = f"{metric} is {values[row].item()}, not finite"
                 raise RewardError(f"reward {self.name!r}: image {start + row}: {problem}", start + row)
         return {metric: values.float().cpu() for metric, values in measured.items()}
+
+
+class RemoteReward(BatchedReward):
+    """A reward computed by another process: scoring runs in a thread that waits, so that this process can go on."""
+
+    elsewhere = True
+
+    @cached_property
+    def _thread(self) -> ThreadPoolExecutor:
+        # One thread: requests are answered in the order they were made.
+        return ThreadPoolExecutor(max_workers=1, thread_name_prefix=f"reward-{self.name}")
+
+    def submit(self, images: Tensor, prompts: Sequence[str]) -> Pending:
+        """Start scoring in the background, see ``Reward.submit``."""
+        return self._thread.submit(lambda: {self.name: self.score(images, prompts)}).result

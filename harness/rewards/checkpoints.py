@@ -7,6 +7,7 @@ import hashlib
 import pickle
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
@@ -20,6 +21,26 @@ from torch import Tensor
 from harness.rewards.base import RewardError
 
 ROOT = Path(__file__).resolve().parents[2]
+
+
+@dataclass(frozen=True)
+class Published:
+    """Hub ids of a published model: ``owner/name`` or ``owner/name/file``."""
+
+    path: str
+    base: str | None = None
+    """Architecture, tokenizer or preprocessing, where the checkpoint's own repository does not have them."""
+
+
+PUBLISHED: dict[str, Published] = {
+    # Version 2.1, as in the paper; 2.0 is xswu/HPSv2/HPS_v2_compressed.pt.
+    "hpsv2": Published("xswu/HPSv2/HPS_v2.1_compressed.pt"),
+    "hpsv3": Published("MizzenAI/HPSv3/HPSv3.safetensors", "Qwen/Qwen2-VL-7B-Instruct"),
+    "clip": Published("openai/clip-vit-large-patch14"),
+    "pickscore": Published("yuvalkirstain/PickScore_v1", "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"),
+    "imagereward": Published("zai-org/ImageReward", "google-bert/bert-base-uncased"),
+}
+
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 """Names of a model folder's weights, the first that is there counts."""
 
@@ -27,7 +48,7 @@ _HUB_ID = re.compile(r"([\w.-]+/[\w.-]+)(?:/([\w./-]+))?")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
-def locate(reward: str, key: str, place: str, needs: Sequence[str] = ()) -> Path:
+def locate(reward: str, key: str, place: str, needs: Sequence[str] = (), weights: bool = True) -> Path:
     """A checkpoint that is on this machine.
 
     Args:
@@ -36,19 +57,21 @@ def locate(reward: str, key: str, place: str, needs: Sequence[str] = ()) -> Path
         place: a file or folder, absolute or relative to the repository; or a hub id, ``owner/name`` for a whole
             repository or ``owner/name/file``, which is looked up in the hub's cache.
         needs: files that a folder must have.
+        weights: whether a repository's weights are needed, or only what describes it.
 
     Raises:
         RewardError: it is not there; the line ends with the command that fetches it.
     """
     path = ROOT / Path(place).expanduser()
+    advice = _advice(place, weights)
     if not path.exists():
-        path = _in_hub_cache(reward, key, place)
-    if path.is_dir():
-        for name in needs:
-            if not (path / name).is_file():
-                raise RewardError(f"reward {reward!r}: rewards.{reward}.{key}: {path} has no {name}; {_advice(place)}")
-    elif needs:
-        raise RewardError(f"reward {reward!r}: rewards.{reward}.{key}: {path} is no folder; {_advice(place)}")
+        found = _in_hub_cache(place)
+        if found is None:
+            raise RewardError(f"reward {reward!r}: rewards.{reward}.{key}: {place} is not on this machine; {advice}")
+        path = found
+    for name in needs:
+        if not (path / name).is_file():
+            raise RewardError(f"reward {reward!r}: rewards.{reward}.{key}: {path} has no {name}; {advice}")
     return path
 
 
@@ -57,34 +80,31 @@ def weights_file(reward: str, key: str, folder: Path, place: str) -> Path:
     for name in WEIGHT_FILES:
         if (folder / name).is_file():
             return folder / name
-    raise RewardError(
-        f"reward {reward!r}: rewards.{reward}.{key}: {folder} has no {' or '.join(WEIGHT_FILES)}; {_advice(place)}"
-    )
+    names = " or ".join(WEIGHT_FILES)
+    raise RewardError(f"reward {reward!r}: rewards.{reward}.{key}: {folder} has no {names}; {_advice(place, True)}")
 
 
-def _in_hub_cache(reward: str, key: str, place: str) -> Path:
+def _in_hub_cache(place: str) -> Path | None:
     match = _HUB_ID.fullmatch(place)
     if match is None:
-        raise RewardError(f"reward {reward!r}: rewards.{reward}.{key}: {place} is neither there nor a hub id")
+        return None
     repository, file = match.groups()
     if file:
         found = try_to_load_from_cache(repository, file)
-        if isinstance(found, str):
-            return Path(found)
-    else:
-        try:
-            return Path(snapshot_download(repository, local_files_only=True))
-        except LocalEntryNotFoundError:
-            pass
-    raise RewardError(f"reward {reward!r}: {place} is not on this machine; {_advice(place)}")
+        return Path(found) if isinstance(found, str) else None
+    try:
+        return Path(snapshot_download(repository, local_files_only=True))
+    except LocalEntryNotFoundError:
+        return None
 
 
-def _advice(place: str) -> str:
+def _advice(place: str, weights: bool) -> str:
     match = _HUB_ID.fullmatch(place)
     if match is None or (ROOT / place).exists():
         return "give another place"
     repository, file = match.groups()
-    return f"fetch it with `hf download {repository}{f' {file}' if file else ''}`"
+    what = f" {file}" if file else "" if weights else " --include '*.json' '*.txt'"
+    return f"fetch it with `hf download {repository}{what}`"
 
 
 # --- content --------------------------------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ from harness.config import RewardConfig
 from harness.rewards.base import RewardError
 from harness.rewards.batched import BatchedReward
 from harness.rewards.checkpoints import (
+    PUBLISHED,
     check_weights,
     load_weights,
     locate,
@@ -26,7 +27,8 @@ from harness.rewards.checkpoints import (
     weights_file,
 )
 
-_TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "merges.txt", "tokenizer_config.json")
+_PREPROCESSOR = "preprocessor_config.json"
+_BASE_FILES = (_PREPROCESSOR, "tokenizer.json", "vocab.json", "merges.txt", "tokenizer_config.json")
 
 
 @dataclass(frozen=True)
@@ -89,39 +91,34 @@ class ClipCosine(BatchedReward):
 class _ModelFolder(ClipCosine):
     """A CLIP model in transformers' own format."""
 
-    _published: str
-    _base: str | None = None
-    """Hub id of tokenizer and preprocessing; None for the checkpoint's own."""
     _version: str
+
+    @property
+    def _place(self) -> str:
+        return self._settings.path or PUBLISHED[self.name].path
 
     @cached_property
     def _folder(self) -> Path:
-        place = self._settings.path or self._published
-        return locate(self.name, "path", place, ("config.json", *(() if self._base_place else self._needed)))
-
-    @property
-    def _base_place(self) -> str | None:
-        # A folder of one's own is taken to be complete; the published one may not be.
-        return self._settings.base or (None if self._settings.path else self._base)
+        return locate(self.name, "path", self._place, ("config.json",))
 
     @cached_property
-    def _base_folder(self) -> Path:
-        place = self._base_place
-        return self._folder if place is None else locate(self.name, "base", place, self._needed)
-
-    _needed = ("preprocessor_config.json",)
+    def _base(self) -> Path:
+        """Where tokenizer and preprocessing are: a folder of one's own is complete, a published one may not be."""
+        base = self._settings.base or (None if self._settings.path else PUBLISHED[self.name].base)
+        key, place = ("path", self._place) if base is None else ("base", base)
+        return locate(self.name, key, place, (_PREPROCESSOR,), weights=key == "path")
 
     @cached_property
     def _weights_file(self) -> Path:
-        return weights_file(self.name, "path", self._folder, self._settings.path or self._published)
+        return weights_file(self.name, "path", self._folder, self._place)
 
     @cached_property
     def _towers(self) -> Towers:
         device = torch_device(self._settings.device)
         try:
             config = CLIPConfig.from_pretrained(self._folder)
-            processor = CLIPImageProcessorPil.from_pretrained(self._base_folder)
-            tokenizer = AutoTokenizer.from_pretrained(self._base_folder)
+            processor = CLIPImageProcessorPil.from_pretrained(self._base)
+            tokenizer = AutoTokenizer.from_pretrained(self._base)
         except (OSError, ValueError) as error:
             raise RewardError(f"reward {self.name!r}: {self._folder}: {str(error).splitlines()[0]}") from None
         weights = load_weights(self.name, self._weights_file)
@@ -145,15 +142,13 @@ class _ModelFolder(ClipCosine):
             RewardError: the checkpoint is not on this machine.
         """
         own = [self._weights_file, self._folder / "config.json"]
-        others = [*self._needed, *_TOKENIZER_FILES]
-        files = own + [path for name in others if (path := self._base_folder / name).is_file()]
+        files = own + [path for name in _BASE_FILES if (path := self._base / name).is_file()]
         return f"{sha256_of(files)}:{self._precision}:{self._version}"
 
 
 class ClipScore(_ModelFolder):
     """CLIP score: the cosine itself, of OpenAI's ViT-L/14 unless another model is given."""
 
-    _published = "openai/clip-vit-large-patch14"
     _version = "cosine-1"
     low, high = -1.0, 1.0
 
@@ -164,8 +159,6 @@ class ClipScore(_ModelFolder):
 class PickScore(_ModelFolder):
     """PickScore: exp(logit scale) x cosine, as its release scores a single picture; about 18 to 24."""
 
-    _published = "yuvalkirstain/PickScore_v1"
-    _base = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
     _version = "scaled-cosine-1"
     low, high = -100.0, 100.0
 

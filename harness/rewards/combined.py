@@ -56,6 +56,11 @@ class WeightedSum(Reward):
         self.low, self.high = sum(low for low, _ in bounds), sum(high for _, high in bounds)
 
     @property
+    def parts(self) -> Sequence[Reward]:
+        """The components."""
+        return tuple(self._components)
+
+    @property
     def weights(self) -> Mapping[str, float]:
         """Weight of each component that counts."""
         return {reward.name: weight for reward, weight in self._components.items() if weight}

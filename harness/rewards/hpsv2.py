@@ -11,12 +11,9 @@ from transformers import CLIPConfig
 
 from harness.config import RewardConfig
 from harness.rewards.batched import ImageError
-from harness.rewards.checkpoints import load_weights, locate, sha256_of, torch_device, torch_dtype
+from harness.rewards.checkpoints import PUBLISHED, load_weights, locate, sha256_of, torch_device, torch_dtype
 from harness.rewards.clip import ClipCosine, Towers, build_clip
 from harness.rewards.open_clip import END, ClipTokenizer, to_transformers
-
-PUBLISHED = "xswu/HPSv2/HPS_v2.1_compressed.pt"
-"""Version 2.1, as in the paper; 2.0 is xswu/HPSv2/HPS_v2_compressed.pt."""
 
 SIDE = 224
 _MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -84,7 +81,7 @@ class HpsV2(ClipCosine):
 
     @cached_property
     def _checkpoint(self) -> Path:
-        return locate(self.name, "path", self._settings.path or PUBLISHED)
+        return locate(self.name, "path", self._settings.path or PUBLISHED[self.name].path)
 
     @cached_property
     def _towers(self) -> Towers:

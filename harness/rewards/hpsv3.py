@@ -18,11 +18,15 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 from harness.config import RewardConfig
 from harness.rewards.assets import asset_path
 from harness.rewards.batched import BatchedReward, ImageError
-from harness.rewards.checkpoints import check_weights, load_weights, locate, sha256_of, torch_device, torch_dtype
-
-PUBLISHED = "MizzenAI/HPSv3/HPSv3.safetensors"
-BASE = "Qwen/Qwen2-VL-7B-Instruct"
-"""Architecture, tokenizer and chat template; its weights are not needed."""
+from harness.rewards.checkpoints import (
+    PUBLISHED,
+    check_weights,
+    load_weights,
+    locate,
+    sha256_of,
+    torch_device,
+    torch_dtype,
+)
 
 PIXELS = 256 * 28 * 28
 """Area every picture is resized to, about: 200,704 pixels, 256 tokens."""
@@ -33,6 +37,7 @@ MAX_RATIO = 200
 REWARD_TOKEN = "<|Reward|>"
 _SPECIAL = re.compile(r"<\|[^|<>\s]+\|>")
 _BASE_FILES = ("config.json", "tokenizer_config.json")
+_TOKENIZER_FILES = (*_BASE_FILES, "tokenizer.json", "vocab.json", "merges.txt", "chat_template.jinja")
 _FORMULA_VERSION = "hpsv3-1"
 
 
@@ -68,12 +73,11 @@ def read_question() -> str:
     Raises:
         AssetError: that module has not been fetched.
     """
-    module = ast.parse(asset_path("HPSv3-question").read_text())
-    texts = {
-        node.targets[0].id: ast.literal_eval(node.value)
-        for node in module.body
-        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name) and isinstance(node.value, ast.Constant)
-    }
+    texts = {}
+    for node in ast.parse(asset_path("HPSv3-question").read_text()).body:
+        match node:
+            case ast.Assign(targets=[ast.Name(id=name)], value=ast.Constant(value=str(text))):
+                texts[name] = text
     return texts["INSTRUCTION"] + texts["prompt_with_special_token"]
 
 
@@ -164,17 +168,18 @@ class HpsV3(BatchedReward):
         Raises:
             RewardError: they are not on this machine.
         """
-        names = (*_BASE_FILES, "tokenizer.json", "vocab.json", "merges.txt", "chat_template.json", "chat_template.jinja")
-        files = [path for name in names if (path := self._base / name).is_file()]
-        return f"{sha256_of([self._checkpoint, *files])}:{self._precision}:{_FORMULA_VERSION}"
+        checkpoint = self._checkpoint
+        files = [path for name in _TOKENIZER_FILES if (path := self._base / name).is_file()]
+        return f"{sha256_of([checkpoint, *files])}:{self._precision}:{_FORMULA_VERSION}"
 
     @cached_property
     def _checkpoint(self) -> Path:
-        return locate(self.name, "path", self._settings.path or PUBLISHED)
+        return locate(self.name, "path", self._settings.path or PUBLISHED[self.name].path)
 
     @cached_property
     def _base(self) -> Path:
-        return locate(self.name, "base", self._settings.base or BASE, _BASE_FILES)
+        place = self._settings.base or str(PUBLISHED[self.name].base)
+        return locate(self.name, "base", place, _BASE_FILES, weights=False)
 
     @cached_property
     def _tokenizer(self) -> Any:

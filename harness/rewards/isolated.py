@@ -7,7 +7,6 @@ import tempfile
 import threading
 import weakref
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
 from typing import Any, BinaryIO, cast
@@ -16,21 +15,17 @@ import torch
 from torch import Tensor
 
 from harness.config import ROOT, RewardConfig
-from harness.rewards.base import Pending, RewardError
-from harness.rewards.batched import BatchedReward, ImageError
-from harness.rewards.checkpoints import locate, sha256_of
+from harness.rewards.base import RewardError
+from harness.rewards.batched import ImageError, RemoteReward
+from harness.rewards.checkpoints import PUBLISHED, locate, sha256_of
 from harness.rewards.frames import FrameError, read_frame, read_reply, request, write_frame
 
 ENVIRONMENTS = ROOT / ".venvs"
 """One folder a reward, made by ``make reward-env REWARD=name``."""
 REQUIREMENTS = Path(__file__).parent / "environments"
 
-_CHECKPOINTS: dict[str, tuple[str, tuple[str, ...], str | None]] = {
-    "hpsv2": ("xswu/HPSv2/HPS_v2.1_compressed.pt", (), None),
-    "hpsv3": ("MizzenAI/HPSv3/HPSv3.safetensors", (), "Qwen/Qwen2-VL-7B-Instruct"),
-    "imagereward": ("zai-org/ImageReward", ("ImageReward.pt", "med_config.json"), "google-bert/bert-base-uncased"),
-}
-"""Published checkpoint, files it needs if it is a folder, and base, of each package."""
+_NEEDS = {"imagereward": ("ImageReward.pt", "med_config.json")}
+"""Files that a checkpoint folder must have."""
 
 
 class WorkerDied(Exception):
@@ -56,7 +51,7 @@ class Worker:
 
     def __init__(self, command: Sequence[str], settings: dict[str, Any], timeout: float) -> None:
         self._timeout = timeout
-        self._errors = tempfile.TemporaryFile()
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - read when the process has died
         environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
         self._process = subprocess.Popen(
             list(command), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors, cwd=ROOT, env=environment
@@ -105,26 +100,11 @@ def _stop(process: "subprocess.Popen[bytes]") -> None:
     process.wait()
 
 
-class RemoteReward(BatchedReward):
-    """A reward computed by another process: scoring runs in a thread that waits, so that this process can go on."""
-
-    elsewhere = True
-
-    @cached_property
-    def _thread(self) -> ThreadPoolExecutor:
-        # One thread: requests are answered in the order they were made.
-        return ThreadPoolExecutor(max_workers=1, thread_name_prefix=f"reward-{self.name}")
-
-    def submit(self, images: Tensor, prompts: Sequence[str]) -> Pending:
-        """Start scoring in the background, see ``Reward.submit``."""
-        return self._thread.submit(lambda: {self.name: self.score(images, prompts)}).result
-
-
 class IsolatedReward(RemoteReward):
     """A published package as the backend: ``hpsv2``, ``hpsv3`` or ``imagereward``.
 
-    A worker that dies is started again and the batch is scored anew, an image at a time; if it dies once more, the error
-    names that image.
+    A worker that dies is started again and the batch is scored anew, an image at a time; if it dies once more, the
+    error names that image.
     """
 
     def __init__(self, name: str, settings: RewardConfig, num_threads: int = 1) -> None:
@@ -162,10 +142,11 @@ class IsolatedReward(RemoteReward):
 
     @cached_property
     def _places(self) -> tuple[Path, Path | None]:
-        published, needs, published_base = _CHECKPOINTS[self.name]
-        path = locate(self.name, "path", self._settings.path or published, needs)
-        base = self._settings.base or published_base
-        return path, None if base is None else locate(self.name, "base", base)
+        published = PUBLISHED[self.name]
+        path = locate(self.name, "path", self._settings.path or published.path, _NEEDS.get(self.name, ()))
+        base = self._settings.base or published.base
+        # The hpsv3 package loads the base's weights before it replaces them; the image-reward package has none to load.
+        return path, None if base is None else locate(self.name, "base", base, weights=self.name == "hpsv3")
 
     def _measure_batch(self, levels: Tensor, prompts: Sequence[str]) -> dict[str, Tensor]:
         with self._lock:

@@ -28,21 +28,33 @@ SPREAD = 100 * TOLERANCE
 REWARDS = ("hpsv2", "hpsv3")
 
 
+Pairs = Sequence[tuple[int, int]]
+"""Which pictures are scored for which prompts, by number."""
+
+EVERY_PAIR: Pairs = [(picture, prompt) for picture in range(len(SIZES)) for prompt in range(len(PROMPTS))]
+EACH_ONCE: Pairs = [(picture, prompt) for picture, prompt in EVERY_PAIR if 0 in (picture, prompt)]
+"""Every picture for the first prompt, every prompt for the first picture: all that a model of two towers can show."""
+
+
 @dataclass(frozen=True)
 class Comparison:
-    """Two sets of scores ``[pictures, prompts]`` of the same pictures and prompts."""
+    """Two sets of scores of the same pairs."""
 
     deviation: float
     """Largest difference between the two."""
     over_pictures: float
+    """Standard deviation over all pictures for the first prompt."""
     over_prompts: float
-    """Standard deviation over pictures (prompts), averaged over prompts (pictures)."""
+    """Standard deviation over all prompts for the first picture."""
 
     @classmethod
-    def of(cls, package: Tensor, project: Tensor) -> "Comparison":
+    def of(cls, package: Tensor, project: Tensor, pairs: Pairs) -> "Comparison":
+        """Compare ``[pairs]`` scores."""
         package, project = package.double(), project.double()
-        over_pictures, over_prompts = (package.std(dim, correction=0).mean().item() for dim in (0, 1))
-        return cls((package - project).abs().max().item(), over_pictures, over_prompts)
+        for_prompt = torch.tensor([prompt == 0 for _, prompt in pairs])
+        of_picture = torch.tensor([picture == 0 for picture, _ in pairs])
+        spreads = (package[rows].std(correction=0).item() for rows in (for_prompt, of_picture))
+        return cls((package - project).abs().max().item(), *spreads)
 
     @property
     def problem(self) -> str | None:
@@ -62,8 +74,11 @@ def check_parity(names: Sequence[str], say: Callable[[str], None]) -> list[str]:
         say: receives a line at a time.
 
     Raises:
-        RewardError: an environment is missing, or a reward cannot score.
+        RewardError: no such reward, its environment is missing, or it cannot score.
     """
+    for name in names:
+        if name not in REWARDS:
+            raise RewardError(f"no package to compare {name!r} with; there are {', '.join(REWARDS)}")
     problems = []
     for name in names:
         with tempfile.TemporaryDirectory(prefix="adagrpo-parity-") as folder:
@@ -88,48 +103,52 @@ Outcome = tuple[Comparison, dict[str, Comparison]]
 def _hpsv2(folder: Path, say: Callable[[str], None]) -> Outcome:
     write_hpsv2(folder / "HPS_v2.1_compressed.pt")
     settings = RewardConfig(path=str(folder / "HPS_v2.1_compressed.pt"), precision="fp32", device="cpu")
-    package = _package_scores("hpsv2", settings, say)
-    project = HpsV2(settings)
-    say("hpsv2: the project scores")
-    comparison = Comparison.of(package, _scores(project, PROMPTS))
-    cropping = HpsV2(settings)
+    package = _package_scores("hpsv2", settings, EACH_ONCE, say)
+    project, cropping = HpsV2(settings), HpsV2(settings)
+    comparison = Comparison.of(package, _scores(project, EACH_ONCE), EACH_ONCE)
     vars(cropping)["_towers"] = replace(project._towers, pixels=_centre_crop)
-    one = PROMPTS[:1]  # a planted error that one prompt shows need not be paid for eight times
+    # A planted error that a few pairs show need not be paid for on all.
+    few: Pairs = [(1, 0), (2, 0)]
+    rows = [EACH_ONCE.index(pair) for pair in few]
     return comparison, {
-        "centre crop instead of padding": Comparison.of(package[:, :1], _scores(cropping, one)),
-        "shuffled prompts": Comparison.of(package[:, :1], _scores(project, PROMPTS[1:2])),
+        "centre crop instead of padding": Comparison.of(package[rows], _scores(cropping, few), few),
+        "shuffled prompts": Comparison.of(package[rows], _scores(project, few, shuffled=True), few),
     }
 
 
 def _hpsv3(folder: Path, say: Callable[[str], None]) -> Outcome:
     checkpoint, base = write_hpsv3(folder)
     settings = RewardConfig(path=str(checkpoint), base=str(base), precision="fp32", device="cpu")
-    package = _package_scores("hpsv3", settings, say)
+    package = _package_scores("hpsv3", settings, EVERY_PAIR, say)
     project, on_a_plane = HpsV3(settings), HpsV3(settings)
     on_a_plane.model_class = _OnAPlane
-    say("hpsv3: the project scores")
-    return Comparison.of(package, _scores(project, PROMPTS)), {
-        "shuffled prompts": Comparison.of(package, _scores(project, (*PROMPTS[1:], PROMPTS[0]))),
-        "mrope positions": Comparison.of(package, _scores(on_a_plane, PROMPTS)),
+    shuffled, misplaced = _scores(project, EVERY_PAIR, shuffled=True), _scores(on_a_plane, EVERY_PAIR)
+    return Comparison.of(package, _scores(project, EVERY_PAIR), EVERY_PAIR), {
+        "shuffled prompts": Comparison.of(package, shuffled, EVERY_PAIR),
+        "mrope positions": Comparison.of(package, misplaced, EVERY_PAIR),
     }
 
 
-def _package_scores(name: str, settings: RewardConfig, say: Callable[[str], None]) -> Tensor:
+def _package_scores(name: str, settings: RewardConfig, pairs: Pairs, say: Callable[[str], None]) -> Tensor:
     reward = IsolatedReward(name, settings.model_copy(update={"backend": "package"}))
-    say(f"{name}: the package scores {len(SIZES)} pictures for {len(PROMPTS)} prompts")
+    say(f"{name}: the package scores {len(pairs)} pairs of {len(SIZES)} pictures and {len(PROMPTS)} prompts")
     try:
-        return _scores(reward, PROMPTS)
+        scores = _scores(reward, pairs)
     finally:
         reward.close()
+    say(f"{name}: the project scores")
+    return scores
 
 
-def _scores(reward: Reward, prompts: Sequence[str]) -> Tensor:
-    """``[pictures, prompts]``."""
-    rows = []
-    for picture in pictures():
-        images = (picture.float() / 255).expand(len(prompts), -1, -1, -1)
-        rows.append(reward.score(images, prompts))
-    return torch.stack(rows)
+def _scores(reward: Reward, pairs: Pairs, shuffled: bool = False) -> Tensor:
+    """``[pairs]``; shuffled, every picture is scored for the next prompt."""
+    scores = torch.empty(len(pairs))
+    for number, picture in enumerate(pictures()):
+        rows = [row for row, (of, _) in enumerate(pairs) if of == number]
+        prompts = [PROMPTS[(pairs[row][1] + shuffled) % len(PROMPTS)] for row in rows]
+        if rows:
+            scores[rows] = reward.score((picture.float() / 255).expand(len(rows), -1, -1, -1), prompts)
+    return scores
 
 
 # --- planted errors -------------------------------------------------------------------------------------------------
@@ -152,10 +171,3 @@ class _OnAPlane(RewardModel):
     def positions(self, ids: Tensor, grid: Tensor) -> Tensor:
         kinds = (ids == self.backbone.config.image_token_id).int()
         return self.backbone.get_rope_index(ids, mm_token_type_ids=kinds, image_grid_thw=grid)[0]
-
-
-def require(names: Sequence[str]) -> None:
-    """Raise RewardError for a name without a package to compare with."""
-    for name in names:
-        if name not in REWARDS:
-            raise RewardError(f"no package to compare {name!r} with; there are {', '.join(REWARDS)}")

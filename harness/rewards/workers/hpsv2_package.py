@@ -1,16 +1,15 @@
 """The hpsv2 package, scoring by its own ``img_score.score``."""
 
 import functools
-import importlib.util
 import shutil
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from harness.rewards.workers.shims import Scorer, allow_torchvision, device_of, stub, to_pictures
+from harness.rewards.workers.shims import Scorer, allow_torchvision, device_of, package_folder, stub, to_pictures
+
 
 def load(settings: dict[str, Any]) -> Scorer:
     """The package with a checkpoint of its own format: ``settings["path"]``.
@@ -19,7 +18,7 @@ def load(settings: dict[str, Any]) -> Scorer:
     overwrite them, and the checkpoint, which it reads again for every call, is read once.
     """
     if settings["precision"] not in (None, "fp32"):
-        raise ValueError("the hpsv2 package computes in fp32 on a CPU and by its own autocast on a GPU: no precision to set")
+        raise ValueError("the hpsv2 package chooses its precision itself: fp32 on a CPU, autocast on a GPU")
     allow_torchvision()
     stub("turtle", forward=None)  # imported by accident, and needs tkinter
     _place("open_clip", "bpe_simple_vocab_16e6.txt.gz", "hpsv2", "src/open_clip")
@@ -48,6 +47,6 @@ def load(settings: dict[str, Any]) -> Scorer:
 
 def _place(source_package: str, file: str, package: str, folder: str) -> None:
     """Copy a file that is missing from a package's wheel out of another package."""
-    source, target = (Path(str(importlib.util.find_spec(name).origin)).parent for name in (source_package, package))
-    if not (target / folder / file).exists():
-        shutil.copy(source / file, target / folder / file)
+    target = package_folder(package) / folder / file
+    if not target.exists():
+        shutil.copy(package_folder(source_package) / file, target)

@@ -14,7 +14,7 @@ from harness.rewards.workers.shims import Scorer, allow_torchvision, device_of, 
 def load(settings: dict[str, Any]) -> Scorer:
     """The package with ``settings["path"]``, a checkpoint, and ``settings["base"]``, a Qwen2-VL folder with weights.
 
-    Its own configuration is used but for those two places, the precision, and FlashAttention, which it then need not have.
+    Its own configuration is used but for the place of the base, the precision, and FlashAttention, which is left out.
     """
     allow_torchvision()
     import hpsv3

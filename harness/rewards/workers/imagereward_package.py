@@ -1,7 +1,6 @@
 """The image-reward package, scoring by its own ``ImageReward.score``."""
 
 import importlib
-import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,19 +8,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from harness.rewards.workers.shims import Scorer, allow_torchvision, device_of, skip_init, to_pictures
+from harness.rewards.workers.shims import Scorer, allow_torchvision, device_of, package_folder, skip_init, to_pictures
 
 
 def load(settings: dict[str, Any]) -> Scorer:
-    """The package with ``settings["path"]``, a folder with ImageReward.pt and med_config.json, and ``settings["base"]``,
-    a folder with bert-base-uncased's tokenizer.
+    """The package with ``settings["path"]``, a folder with its two files, and ``settings["base"]``, BERT's tokenizer.
 
     Its ``__init__`` is skipped: it imports a trainer and two other scores, with all that those need.
     """
     if settings["precision"] not in (None, "fp32"):
         raise ValueError("the image-reward package computes in fp32: no precision to set")
     allow_torchvision()
-    package = Path(str(importlib.util.find_spec("ImageReward").origin)).parent
+    package = package_folder("ImageReward")
     skip_init("ImageReward", package)
     skip_init("ImageReward.models", package / "models")
     pretrain = importlib.import_module("ImageReward.models.BLIP.blip_pretrain")

@@ -1,5 +1,6 @@
 """What published packages expect of their environment and no longer find."""
 
+import importlib.util
 import sys
 import types
 from collections.abc import Callable, Sequence
@@ -17,12 +18,20 @@ _KEPT: list[Any] = []
 
 
 def allow_torchvision() -> None:
-    """Declare the two operators that torchvision's wheel lacks beside a CPU build of torch; without them it won't import."""
+    """Declare the two operators without which torchvision's wheel cannot be imported beside a CPU build of torch."""
     if torch.version.cuda is None and not _KEPT:
         library = torch.library.Library("torchvision", "DEF")
         for operator in ("nms", "qnms"):
             library.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
         _KEPT.append(library)  # the operators live as long as it does
+
+
+def package_folder(name: str) -> Path:
+    """Where a package is installed, found without importing it. Raises ModuleNotFoundError."""
+    spec = importlib.util.find_spec(name)
+    if spec is None or spec.origin is None:
+        raise ModuleNotFoundError(f"no package {name!r} in this environment")
+    return Path(spec.origin).parent
 
 
 def stub(name: str, **attributes: Any) -> None:
