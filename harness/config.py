@@ -138,6 +138,11 @@ class RewardConfig(Section):
     scale: Positive = 1.0
     """A weighted sum of rewards adds up weight * (score - offset) / scale."""
 
+    @property
+    def changed(self) -> set[str]:
+        """Keys whose values are not the defaults."""
+        return {key for key, field in type(self).model_fields.items() if getattr(self, key) != field.default}
+
 
 class LoraConfig(Section):
     """Low-rank adapters."""

@@ -122,7 +122,7 @@ def build_reward(name: str, num_threads: int = 1, settings: "RewardConfig | None
         raise ValueError(f"rewards.{name}.backend={kind}: {_nearest(kind, tuple(backends))}")
     backend = backends[kind]
     allowed = backend.keys | {"backend", "offset", "scale"}
-    for key in sorted(settings.model_fields_set - allowed):
+    for key in sorted(settings.changed - allowed):
         raise ValueError(
             f"rewards.{name}.{key}: {name} with backend {kind} has no such setting; it has {', '.join(sorted(allowed))}"
         )
@@ -174,7 +174,7 @@ def build_rewards(
     for name, setting in settings.items():
         if name not in (*components, *judges):
             raise ValueError(f"rewards.{name}: not used by this run; {_nearest(name, (*components, *judges))}")
-        if name not in components and {"offset", "scale"} & setting.model_fields_set:
+        if name not in components and {"offset", "scale"} & setting.changed:
             raise ValueError(f"rewards.{name}: offset and scale are for rewards that are trained on, not for judges")
     reward = build_weighted(components, num_threads, settings)
     others = [build_reward(name, num_threads, settings.get(name)) for name in judges if name not in components]
