@@ -54,7 +54,14 @@ class Worker:
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - read when the process has died
         environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
         self._process = subprocess.Popen(
-            list(command), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors, cwd=ROOT, env=environment
+            list(command),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._errors,
+            cwd=ROOT,
+            env=environment,
+            # Ctrl-C is for this process, which ends the worker; a worker that died of it would be started again.
+            start_new_session=True,
         )
         self.stop = weakref.finalize(self, _stop, self._process)
         self.ask(settings)
