@@ -18,9 +18,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from harness.config import ROOT
 from harness.rewards.base import RewardError
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 @dataclass(frozen=True)
@@ -38,7 +37,7 @@ PUBLISHED: dict[str, Published] = {
     "hpsv3": Published("MizzenAI/HPSv3/HPSv3.safetensors", "Qwen/Qwen2-VL-7B-Instruct"),
     "clip": Published("openai/clip-vit-large-patch14"),
     "pickscore": Published("yuvalkirstain/PickScore_v1", "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"),
-    "imagereward": Published("zai-org/ImageReward", "google-bert/bert-base-uncased"),
+    "imagereward": Published("THUDM/ImageReward", "google-bert/bert-base-uncased"),
 }
 
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")

@@ -84,10 +84,10 @@ def read_question() -> str:
 class RewardModel(nn.Module):
     """Qwen2-VL without its language head, and the head that rates: hidden -> 1024 -> 16 -> (mu, log sigma)."""
 
-    def __init__(self, config: Qwen2VLConfig, hidden: Sequence[int] = (1024, 16)) -> None:
+    def __init__(self, config: Qwen2VLConfig) -> None:
         super().__init__()
         self.backbone = Qwen2VLModel(config)
-        self.rm_head = reward_head(config.text_config.hidden_size, hidden)
+        self.rm_head = _reward_head(config.text_config.hidden_size)
 
     def positions(self, ids: Tensor, grid: Tensor) -> Tensor:
         """Position ids ``[3, b, L]``: the token's index on all three axes, pictures included.
@@ -120,16 +120,10 @@ class RewardModel(nn.Module):
         return self.rm_head(hidden[ids == reward_id].float())
 
 
-def reward_head(width: int, hidden: Sequence[int] = (1024, 16)) -> nn.Sequential:
-    """The head, its layers numbered as in the published checkpoint (1 is ReLU, 2 dropout, 4 ReLU)."""
-    first, second = hidden
+def _reward_head(width: int) -> nn.Sequential:
+    # Dropout does nothing here, but the published checkpoint numbers the layers with it.
     return nn.Sequential(
-        nn.Linear(width, first),
-        nn.ReLU(),
-        nn.Dropout(0.05),
-        nn.Linear(first, second),
-        nn.ReLU(),
-        nn.Linear(second, 2),
+        nn.Linear(width, 1024), nn.ReLU(), nn.Dropout(0.05), nn.Linear(1024, 16), nn.ReLU(), nn.Linear(16, 2)
     )
 
 

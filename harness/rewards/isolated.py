@@ -128,6 +128,7 @@ class IsolatedReward(RemoteReward):
             RewardError: checkpoint or environment are not on this machine.
         """
         path, base = self._places
+        _ = self.command  # an environment that is missing is an error now, not at the first score
         files = [REQUIREMENTS / f"{self.name}.txt", *_files_of(path), *([] if base is None else _small_files_of(base))]
         return f"{sha256_of(files)}:package:{self._settings.precision}"
 
@@ -181,7 +182,10 @@ class IsolatedReward(RemoteReward):
         except WorkerDied:
             self._worker = None
             raise
-        return read_reply(answer, body, len(prompts))
+        try:
+            return read_reply(answer, body, len(prompts))
+        except FrameError as error:
+            raise WorkerRefused(str(error)) from None
 
     def _start(self) -> Worker:
         path, base = self._places

@@ -26,7 +26,9 @@ _LONGEST_BODY = 2**32
 
 
 class ServedReward(RemoteReward):
-    """A reward that another process holds, perhaps on another GPU."""
+    """A reward that another process holds, perhaps on another GPU. Its bounds are not asked."""
+
+    low, high = -math.inf, math.inf
 
     def __init__(self, name: str, settings: RewardConfig) -> None:
         """Choose a server; nothing is sent yet.
@@ -38,16 +40,6 @@ class ServedReward(RemoteReward):
         if settings.url is None:
             raise ValueError(f"rewards.{name}.url is missing: the address of `adagrpo serve-reward {name}`")
         self._url, self._timeout = settings.url.rstrip("/"), settings.timeout_seconds
-
-    @property
-    def low(self) -> float:  # type: ignore[override]
-        """As the server says."""
-        return -math.inf if self._description["low"] is None else self._description["low"]
-
-    @property
-    def high(self) -> float:  # type: ignore[override]
-        """As the server says."""
-        return math.inf if self._description["high"] is None else self._description["high"]
 
     def fingerprint(self) -> str:
         """That of the server's reward: a run is the same wherever its reward is computed.
@@ -137,8 +129,7 @@ class _Handler(BaseHTTPRequestHandler):
         if self.path != "/reward":
             self._answer_json(404, {"error": f"no such path: {self.path}; there are /reward and /score"})
             return
-        low, high = (bound if math.isfinite(bound) else None for bound in (reward.low, reward.high))
-        self._answer_json(200, {"name": reward.name, "low": low, "high": high, "fingerprint": reward.fingerprint()})
+        self._answer_json(200, {"name": reward.name, "fingerprint": reward.fingerprint()})
 
     def do_POST(self) -> None:
         length = int(self.headers.get("Content-Length", 0))

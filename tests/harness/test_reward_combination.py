@@ -256,3 +256,9 @@ def test_scoring_elsewhere_overlaps_with_sampling() -> None:
     total = start_scoring(Elsewhere("a"), decode, torch.zeros(4, 3, 4, 4), ["p"] * 4, max_batch=2).wait().total
     assert events == ["decoded", "decoded", "scored", "scored"]
     assert total.tolist() == [1.0] * 4
+
+
+def test_a_sum_with_an_unreachable_part_is_found_before_training(tmp_path: Path) -> None:
+    overrides = ["reward={ocr: 1, colour: 1}", "rewards.ocr={backend: url, url: 'http://127.0.0.1:9'}"]
+    with pytest.raises(ConfigError, match=r"reward 'ocr': http://127.0.0.1:9/reward cannot be reached"):
+        find_run(compose("miniature", overrides=overrides), tmp_path)

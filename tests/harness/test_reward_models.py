@@ -229,7 +229,7 @@ def test_a_file_that_holds_code_is_not_run(hpsv2: HpsV2) -> None:
         ("hpsv3", "`hf download MizzenAI/HPSv3 HPSv3.safetensors`"),
         ("clip", "`hf download openai/clip-vit-large-patch14`"),
         ("pickscore", "`hf download yuvalkirstain/PickScore_v1`"),
-        ("imagereward", "`hf download zai-org/ImageReward`"),
+        ("imagereward", "`hf download THUDM/ImageReward`"),
     ],
 )
 def test_a_missing_model_names_the_command_that_fetches_it(
