@@ -1,11 +1,12 @@
 # Every target sets up what it needs by itself: a venv, pinned dependencies, the text recognisers.
 PYTHON ?= python3
 PROFILE ?= miniature
+REWARD ?= hpsv3
 BIN := .venv/bin
 READY := .venv/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup reproduce-paper report figures test lint typecheck lock clean clean-venv
+.PHONY: reward-env check-reward-parity help setup reproduce-paper report figures test lint typecheck lock clean clean-venv
 
 help:  ## list the targets
 	@grep -E '^[a-z -]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z -]+):.*## */\1\t/' | column -t -s "$$(printf '\t')"
@@ -26,6 +27,19 @@ reproduce-paper: $(READY)  ## train the grid of PROFILE (default: miniature) and
 
 report figures: $(READY)  ## write tables, figures and the page of PROFILE from its logs, without training
 	@$(BIN)/adagrpo report --runs results/runs/$(PROFILE) --output results/reports/$(PROFILE)
+
+reward-env: .venvs/$(REWARD)/.ready  ## make the environment of REWARD's package (hpsv2, hpsv3, imagereward)
+
+# torch brings what its build for this machine needs; all else is pinned and comes without what it asks for.
+.venvs/%/.ready: harness/rewards/environments/%.txt
+	@echo "setting up .venvs/$*: a few minutes, 1 to 2 GB without a GPU"
+	@test -x .venvs/$*/bin/python || $(PYTHON) -m venv .venvs/$*
+	@.venvs/$*/bin/python -m pip install -qq --disable-pip-version-check $$(grep '^torch==' $<)
+	@.venvs/$*/bin/python -m pip install -qq --disable-pip-version-check --no-deps -r $<
+	@touch $@
+
+check-reward-parity: $(READY) .venvs/hpsv2/.ready .venvs/hpsv3/.ready  ## score random checkpoints with the packages and here
+	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/adagrpo check-reward-parity
 
 test: $(READY)  ## run the tests
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2

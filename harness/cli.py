@@ -15,6 +15,8 @@ COMMANDS = (
     "status",
     "report",
     "fetch_assets",
+    "serve_reward",
+    "check_reward_parity",
     "pretrain_miniature",
 )
 """Modules of ``harness.commands``, in the order of the help."""

@@ -105,6 +105,44 @@ class ObjectiveConfig(Section):
     advantage_clip: Positive = 5.0
     normalisation: Literal["group", "batch_std"] = "group"
     """Local advantage by each group's own std, or by that of all samples of the iteration (Flow-GRPO's release)."""
+    combine: Literal["rewards", "advantages"] = "rewards"
+    """Several rewards: local advantages of the weighted sum, or the weighted sum of each reward's local advantages.
+    Selection, capability and global advantages are of the weighted sum either way."""
+
+
+class RewardConfig(Section):
+    """Where a reward's model is and how it runs. Which keys a reward has depends on the reward and its backend."""
+
+    backend: Literal["native", "package", "url"] | None = None
+    """In this process, by the published package in an environment of its own, or by a server; None is the usual one."""
+    path: str | None = None
+    """Checkpoint: a file or folder, absolute or relative to the repository, or a hub id as owner/name or
+    owner/name/file, which must have been downloaded. None is the published one."""
+    base: str | None = None
+    """Folder or hub id with the architecture and tokenizer of a checkpoint that holds weights alone."""
+    precision: Literal["fp32", "bf16"] | None = None
+    """Of the network; None is bf16 for hpsv3 and fp32 for all others."""
+    device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
+    batch_size: int = Field(8, ge=1)
+    """Images at a time. Does not change scores beyond rounding."""
+    python: str | None = None
+    """Interpreter of the environment a package runs in; None is the one that ``make reward-env`` made."""
+    url: str | None = Field(None, pattern=r"^https?://")
+    """Of ``adagrpo serve-reward``, or for a judge of an OpenAI-compatible server, without /v1."""
+    model: str | None = None
+    """Name under which the judge's server knows the model."""
+    question: str | None = None
+    """Text file with the judge's question, in which {prompt} stands for the prompt; None is the project's own."""
+    timeout_seconds: Positive = 600.0
+    """Longest wait for a model to load or for a batch of scores."""
+    offset: float = 0.0
+    scale: Positive = 1.0
+    """A weighted sum of rewards adds up weight * (score - offset) / scale."""
+
+    @property
+    def changed(self) -> set[str]:
+        """Keys whose values are not the defaults."""
+        return {key for key, field in type(self).model_fields.items() if getattr(self, key) != field.default}
 
 
 class LoraConfig(Section):
@@ -202,7 +240,9 @@ class RunConfig(Section):
     model: ModelConfig
     method: MethodConfig
     reward: dict[str, float]
-    """Weight of each reward, summed at reward level."""
+    """Weight of each reward in the sum that is trained on, see ``objective.combine``."""
+    rewards: dict[str, RewardConfig] = {}
+    """Settings of rewards and judges, by name."""
     rollout: RolloutConfig = RolloutConfig()
     objective: ObjectiveConfig = ObjectiveConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
@@ -242,14 +282,17 @@ def run_id(config: RunConfig, fingerprints: Mapping[str, str]) -> str:
     """Name of a run: readable cell and seed, and a hash of all that its numbers depend on.
 
     Args:
-        config: the run. ``logging``, ``runtime`` and ``experiment`` do not count, nor do paths.
+        config: the run. ``logging``, ``runtime`` and ``experiment`` do not count, nor do paths; of ``rewards`` only
+            normalisation does, since the fingerprints have the rest.
         fingerprints: sha256 or the like of base weights, prompt lists and rewards.
     """
     # Without what is at its default, so that a new setting, off by default, leaves the names of old runs alone.
     content = config.model_dump(
-        mode="json", exclude={"logging", "runtime", "experiment", "prompts"}, exclude_defaults=True
+        mode="json", exclude={"logging", "runtime", "experiment", "prompts", "rewards"}, exclude_defaults=True
     )
     del content["model"]["path"]
+    if normalised := {name: (r.offset, r.scale) for name, r in config.rewards.items() if (r.offset, r.scale) != (0, 1)}:
+        content["normalisation"] = normalised
     payload = json.dumps([content, dict(fingerprints), NUMERICS_VERSION], sort_keys=True)
     fusion = f"-fusion{config.fusion.weight:g}" if config.fusion.enabled else ""
     digest = hashlib.sha256(payload.encode()).hexdigest()[:10]
@@ -354,7 +397,7 @@ def validate(content: Mapping[str, Any], where: str) -> RunConfig:
     try:
         return RunConfig.model_validate(content)
     except ValidationError as error:
-        raise ConfigError(f"{where}: {_one_line(error)}") from None
+        raise ConfigError(f"{where}: {one_line(error)}") from None
 
 
 def load(path: Path) -> RunConfig:
@@ -367,12 +410,13 @@ def dump(config: RunConfig) -> str:
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
 
 
-def _one_line(error: ValidationError) -> str:
+def one_line(error: ValidationError, section: type[BaseModel] = RunConfig) -> str:
+    """What is wrong with a section's content, and the nearest that is right."""
     problem = error.errors()[0]
     location = [str(part) for part in problem["loc"]]
     key = ".".join(location)
     if problem["type"] == "extra_forbidden":
-        valid = list(_fields_at(location[:-1]))
+        valid = list(_fields_at(section, location[:-1]))
         nearest = difflib.get_close_matches(location[-1], valid, n=1, cutoff=0.0)
         return f"unknown key {key!r}; the nearest is {'.'.join([*location[:-1], *nearest])!r}"
     if problem["type"] == "missing":
@@ -387,10 +431,13 @@ def _one_line(error: ValidationError) -> str:
     return f"{key}={problem['input']!r}: {message[0].lower()}{message[1:]}"
 
 
-def _fields_at(location: Sequence[str]) -> Iterable[str]:
-    section: type[BaseModel] = RunConfig
-    for part in location:
+def _fields_at(section: type[BaseModel], location: Sequence[str]) -> Iterable[str]:
+    parts = iter(location)
+    for part in parts:
         annotation = section.model_fields[part].annotation
+        if get_origin(annotation) is dict:
+            next(parts)
+            annotation = get_args(annotation)[1]
         options = get_args(annotation) if get_origin(annotation) in (Union, types.UnionType) else (annotation,)
         section = next(o for o in options if isinstance(o, type) and issubclass(o, BaseModel))
     return section.model_fields

@@ -168,20 +168,22 @@ def find_run(config: RunConfig, root: Path = RUNS) -> RunDirectory:
     """The directory that a run has or would have; nothing is written.
 
     Raises:
-        ConfigError: model folder or prompt list missing, unknown reward, or a prompt that a reward cannot score.
+        ConfigError: model folder, prompt list or reward model missing, unknown reward, or a prompt that a reward
+            cannot score.
     """
     from harness.models.files import model_fingerprint
     from harness.prompts import read_prompts
-    from harness.rewards import build_reward
+    from harness.rewards import RewardError, build_rewards
 
     model_folder = ROOT / config.model.path
     if not (model_folder / "model_index.json").is_file():
         raise ConfigError(f"model.path: {model_folder} is no pipeline folder (no model_index.json there)")
     fingerprints = {"model": model_fingerprint(model_folder)}
     try:
-        rewards = {name: build_reward(name) for name in (*config.reward, *config.evaluation.judges)}
+        training, measured = build_rewards(config.reward, config.evaluation.judges, config.rewards)
     except ValueError as error:
         raise ConfigError(f"reward or evaluation.judges: {error}") from None
+    rewards = {reward.name: reward for reward in (*training.parts, *measured[1:])}
     for split in ("train", "validation", "test"):
         path = getattr(config.prompts, split)
         prompt_list = read_prompts(path)
@@ -192,7 +194,10 @@ def find_run(config: RunConfig, root: Path = RUNS) -> RunDirectory:
                     reward.check_prompt(prompt)
                 except ValueError as error:
                     raise ConfigError(f"prompts.{split} {path}: {error}") from None
-    fingerprints |= {f"reward {name}": reward.fingerprint() for name, reward in rewards.items()}
+    try:
+        fingerprints |= {f"reward {name}": reward.fingerprint() for name, reward in rewards.items()}
+    except RewardError as error:
+        raise ConfigError(str(error)) from None
     return RunDirectory(root / config.experiment / configuration.run_id(config, fingerprints))
 
 

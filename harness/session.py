@@ -15,7 +15,7 @@ from harness.mirror import Mirror
 from harness.models.files import model_fingerprint
 from harness.models.flux import FluxPolicy
 from harness.prompts import read_prompts
-from harness.rewards import build_reward, build_weighted
+from harness.rewards import build_rewards
 from harness.runs import RunDirectory, environment, write_atomically
 from harness.trainer import Trainer
 
@@ -48,9 +48,8 @@ class Session:
         policy = FluxPolicy(self.config.model, self.config.optimizer, self.accelerator.device, seed=self.config.seed)
         for prompts in self.prompts.values():
             policy.check_prompts(prompts)
-        reward = build_weighted(self.config.reward, runtime.threads)
-        judges = [build_reward(name, runtime.threads) for name in self.config.evaluation.judges]
-        self.judges = [reward, *(judge for judge in judges if judge.name != reward.name)]
+        judges = self.config.evaluation.judges
+        reward, self.judges = build_rewards(self.config.reward, judges, self.config.rewards, runtime.threads)
         self.trainer = Trainer(self.config, policy, reward, self.prompts["train"], self.accelerator)
 
     def execute(self) -> None:

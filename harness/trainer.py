@@ -22,6 +22,7 @@ from harness.objective import batch_normalised_advantage, surrogate_loss
 from harness.prompts import draw_candidates, generator_for
 from harness.rewards import Reward
 from harness.rollout import Rollout, TrainStep, Trajectory, anchor_branch, full_sde, in_batches, ode_trajectory
+from harness.scoring import PendingScores, Scores, start_scoring
 from harness.transitions import KERNELS, Kernel
 
 
@@ -34,10 +35,12 @@ class Candidates:
     """B scored candidates of one slot, and the one that was chosen."""
 
     prompts: list[str]
-    rewards: Tensor | None
-    """``[B]`` of their ODE samples; None if no reward is needed to choose."""
+    pending: PendingScores | None
+    """Scores of their ODE samples, under way; None if no reward is needed to choose."""
     trajectories: Trajectory | None
     """Their ODE paths; None if they were not sampled."""
+    rewards: Tensor | None = None
+    """``[B]`` once the scores are there."""
     chosen: int = 0
 
     @property
@@ -119,16 +122,24 @@ class Trainer:
         self.iteration += 1
         watch, spent = Stopwatch(), Counters()
         slots = [self._draw(slot, watch, spent) for slot in self._slots]
+        for candidates in slots:
+            if candidates.pending is not None:
+                candidates.rewards = self._scores(candidates.pending, watch).total
         if self._needs_candidate_rewards:
             self._update_capability(slots)
         for slot, candidates in zip(self._slots, slots, strict=True):
             candidates.chosen = self._choose(slot, candidates)
-        rollouts = [self._roll_out(s, c, watch, spent) for s, c in zip(self._slots, slots, strict=True)]
-        rewards = [self._score_rollout(r, c, watch, spent) for r, c in zip(rollouts, slots, strict=True)]
-        advantages = self._advantages(rewards)
+        rollouts, pending = [], []
+        for slot, candidates in zip(self._slots, slots, strict=True):
+            rollouts.append(self._roll_out(slot, candidates, watch, spent))
+            # A reward that is computed elsewhere scores this slot while the next is sampled.
+            pending.append(self._score_rollout(rollouts[-1], candidates, watch, spent))
+        scores = [self._scores(p, watch).grouped(self.config.rollout.group_size) for p in pending]
+        rewards = [slot.total for slot in scores]
+        advantages = self._advantages(rewards, [slot.components for slot in scores])
         with watch.phase("update"):
             update = self._update(rollouts, advantages, spent)
-        return self._record(slots, rewards, advantages, update, watch, spent)
+        return self._record(slots, scores, advantages, update, watch, spent)
 
     @property
     def _needs_candidate_rewards(self) -> bool:
@@ -147,7 +158,7 @@ class Trainer:
         with watch.phase("candidates"), self.policy.sampling():
             trajectories = ode_trajectory(self.velocity, noise, self.policy.encode(prompts), self.sigmas)
         spent.sample_forwards += len(prompts) * self.config.model.num_steps
-        return Candidates(prompts, self._score(trajectories.final, prompts, watch, spent), trajectories)
+        return Candidates(prompts, self._start_scoring(trajectories.final, prompts, watch, spent), trajectories)
 
     def _anchor_noise(self, slot: int, candidate: int) -> Tensor:
         return self.policy.noise(generator_for(self.config.seed, self.iteration, slot, candidate, "anchor"))
@@ -188,24 +199,24 @@ class Trainer:
         spent.sample_forwards += rollout.sample_forwards
         return rollout
 
-    def _score_rollout(self, rollout: Rollout, candidates: Candidates, watch: Stopwatch, spent: Counters) -> Tensor:
-        """Rewards of a slot's groups, ``[groups, G]`` float64; the paths of a full-SDE rollout are one group."""
+    def _score_rollout(
+        self, rollout: Rollout, candidates: Candidates, watch: Stopwatch, spent: Counters
+    ) -> PendingScores:
         prompts = [candidates.prompts[candidates.chosen]] * len(rollout.finals)
-        rewards = self._score(rollout.finals, prompts, watch, spent)
-        return rewards.reshape(-1, self.config.rollout.group_size)
+        return self._start_scoring(rollout.finals, prompts, watch, spent)
 
-    def _advantages(self, rewards: Sequence[Tensor]) -> list[Tensor]:
-        """Fused advantages of each slot's groups, ``[groups, G]``."""
-        objective, fusion = self.config.objective, self.config.fusion
-        clip = objective.advantage_clip
-        if objective.normalisation == "batch_std":
-            own = torch.cat(list(rewards))
-            everyone = self._gather(own)
-            normalised = batch_normalised_advantage(everyone, clip=clip)
-            start = self.accelerator.process_index * len(own)
-            local = list(normalised[start : start + len(own)].split([len(r) for r in rewards]))
-        else:
-            local = [torch.stack([local_advantage(group, clip) for group in groups]) for groups in rewards]
+    def _advantages(
+        self, rewards: Sequence[Tensor], components: Sequence[dict[str, Tensor]] | None = None
+    ) -> list[Tensor]:
+        """Fused advantages of each slot's groups, ``[groups, G]``; the paths of a full-SDE rollout are one group."""
+        fusion, clip = self.config.fusion, self.config.objective.advantage_clip
+        local = self._local_advantages(rewards)
+        if components is not None and self.config.objective.combine == "advantages":
+            each = {name: self._local_advantages([slot[name] for slot in components]) for name in self.reward.weights}
+            local = [
+                torch.stack([weight * each[name][slot] for name, weight in self.reward.weights.items()]).sum(0)
+                for slot in range(len(rewards))
+            ]
         if not fusion.enabled:
             return local
         mean, std = self.tracker.mean, self.tracker.std
@@ -218,6 +229,16 @@ class Trainer:
             )
             for locals_, groups in zip(local, rewards, strict=True)
         ]
+
+    def _local_advantages(self, rewards: Sequence[Tensor]) -> list[Tensor]:
+        """Local advantages of each slot's groups, ``[groups, G]``, of one reward."""
+        clip = self.config.objective.advantage_clip
+        if self.config.objective.normalisation == "group":
+            return [torch.stack([local_advantage(group, clip) for group in groups]) for groups in rewards]
+        own = torch.cat(list(rewards))
+        normalised = batch_normalised_advantage(self._gather(own), clip=clip)
+        start = self.accelerator.process_index * len(own)
+        return list(normalised[start : start + len(own)].split([len(r) for r in rewards]))
 
     def _update(self, rollouts: Sequence[Rollout], advantages: Sequence[Tensor], spent: Counters) -> dict[str, float]:
         """``updates_per_iteration`` optimiser steps on the same rollouts; returns means over updates and steps."""
@@ -285,14 +306,16 @@ class Trainer:
 
     # --- pieces -------------------------------------------------------------------------------------------------------
 
-    def _score(self, latents: Tensor, prompts: Sequence[str], watch: Stopwatch, spent: Counters) -> Tensor:
-        """Training rewards, ``[n]`` float64: in float32 a group of equal rewards has advantages made of rounding."""
-        with watch.phase("reward"):
-            rewards = self.reward.score(self.policy.decode(latents), prompts).double()
+    def _start_scoring(
+        self, latents: Tensor, prompts: Sequence[str], watch: Stopwatch, spent: Counters
+    ) -> PendingScores:
         spent.reward_calls += len(prompts)
-        if not rewards.isfinite().all():
-            raise TrainingError(f"reward {self.reward.name!r} is not finite at iteration {self.iteration}")
-        return rewards
+        with watch.phase("reward"):
+            return start_scoring(self.reward, self.policy.decode, latents, prompts, self.config.model.max_batch)
+
+    def _scores(self, pending: PendingScores, watch: Stopwatch) -> Scores:
+        with watch.phase("reward"):
+            return pending.wait()
 
     def _gather(self, values: Tensor) -> Tensor:
         """All processes' values, along the first dimension, on the CPU."""
@@ -330,7 +353,7 @@ class Trainer:
     def _record(
         self,
         slots: Sequence[Candidates],
-        rewards: Sequence[Tensor],
+        scores: Sequence[Scores],
         advantages: Sequence[Tensor],
         update: dict[str, float],
         watch: Stopwatch,
@@ -338,13 +361,15 @@ class Trainer:
     ) -> dict[str, Any]:
         """The iteration's line of metrics.jsonl, over all processes; equal on every process."""
         scored = [c.rewards for c in slots if c.rewards is not None]
+        parts = [name for name in self.reward.weights if name != self.reward.name]
         values, averages, counts = across_processes(
             {
                 "prompts": [c.prompts[c.chosen] for c in slots],
                 "ranks": [c.rank for c in slots],
                 "candidates": torch.cat(scored).tolist() if scored else [],
-                "rewards": torch.cat(list(rewards)).flatten().tolist(),
-                "within_group_std": [r.std(dim=1, correction=1).mean().item() for r in rewards],
+                "rewards": torch.cat([s.total for s in scores]).flatten().tolist(),
+                "within_group_std": [s.total.std(dim=1, correction=1).mean().item() for s in scores],
+                **{f"component {n}": [x for s in scores for x in s.components[n].flatten().tolist()] for n in parts},
                 "advantages": torch.cat(list(advantages)).abs().flatten().tolist(),
             },
             {"update": update, "seconds": watch.seconds},
@@ -355,6 +380,7 @@ class Trainer:
             "iteration": self.iteration,
             **mean_and_std("reward", values["rewards"]),
             "within_group_std": mean_and_std("", values["within_group_std"])["_mean"],
+            "components": {name: mean_and_std("reward", values[f"component {name}"]) for name in parts},
             **mean_and_std("candidate_reward", values["candidates"]),
             "capability_mean": self.tracker.mean if scored else None,
             "capability_std": self.tracker.std if scored else None,

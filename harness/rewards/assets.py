@@ -1,6 +1,7 @@
-"""The text recognisers' weights: fetched once from pinned wheels on PyPI, checked, and kept in a folder.
+"""Files of published packages: fetched once from pinned wheels on PyPI, checked, and kept in a folder.
 
-Only the model files are needed: the packages themselves would bring OpenCV and limit the Python version.
+Only these files are needed: the text recognisers' weights, CLIP's vocabulary, and the module that has HPS-v3's
+question, whose exact words count. The packages themselves would bring OpenCV, old transformers and old Pythons.
 """
 
 import hashlib
@@ -11,7 +12,7 @@ import tempfile
 import zipfile
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from harness.errors import HarnessError
 
@@ -29,15 +30,15 @@ class AssetError(HarnessError, RuntimeError):
 
 @dataclass(frozen=True)
 class Asset:
-    """A model file inside a published wheel."""
+    """A file inside a published wheel."""
 
     package: str
     version: str
     wheel_sha256: str
     member: str
-    """The model's path inside the wheel."""
+    """The file's path inside the wheel."""
     sha256: str
-    """Of the model file."""
+    """Of the file."""
 
 
 ASSETS: dict[str, Asset] = {
@@ -54,6 +55,20 @@ ASSETS: dict[str, Asset] = {
         wheel_sha256="971d7d5f223a7a808662229df1ef69893809d8457d834e6373d3854bc1782cbf",
         member="rapidocr_onnxruntime/models/ch_PP-OCRv4_rec_infer.onnx",
         sha256="48fc40f24f6d2a207a2b1091d3437eb3cc3eb6b676dc3ef9c37384005483683b",
+    ),
+    "CLIP-BPE": Asset(
+        package="open_clip_torch",
+        version="3.3.0",
+        wheel_sha256="c549ad5ed6bfc119cc11105033c0a2b9d7a2a4afeb40a58a09aab3da1a0043ce",
+        member="open_clip/bpe_simple_vocab_16e6.txt.gz",
+        sha256="924691ac288e54409236115652ad4aa250f48203de50a9e4722a6ecd48d6804a",
+    ),
+    "HPSv3-question": Asset(
+        package="hpsv3",
+        version="1.0.0",
+        wheel_sha256="1a1b3ed1f538315ddf0e90c55b9f5c8ab3248d772cd713c11f7dfe35bf867ab3",
+        member="hpsv3/dataset/data_collator_qwen.py",
+        sha256="b0f936e89f8df652c67d470412e1d9afd27aa711dec85724c19989ac91e7a3e3",
     ),
 }
 
@@ -111,7 +126,7 @@ def fetch_assets(folder: Path | None = None) -> dict[str, Path]:
 
 
 def _model_file(folder: Path, name: str) -> Path:
-    return folder / f"{name}.onnx"
+    return folder / f"{name}{PurePosixPath(ASSETS[name].member).suffix}"
 
 
 def _sha256(path: Path) -> str:

@@ -1,10 +1,24 @@
 """What a reward is: a name, a range, and a score per image."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
+
+from harness.errors import HarnessError
+
+Pending = Callable[[], dict[str, Tensor]]
+"""Waits for scores that were submitted: ``{component: [B]}``; raises what scoring raised."""
+
+
+class RewardError(HarnessError, RuntimeError):
+    """A reward cannot score, in one line: which reward, which image where it is one, what to do."""
+
+    def __init__(self, message: str, image: int | None = None) -> None:
+        super().__init__(message)
+        self.image = image
+        """Index of the image in the batch, if it is one."""
 
 
 class Reward(ABC):
@@ -20,6 +34,8 @@ class Reward(ABC):
     """Smallest possible score."""
     high: float
     """Largest possible score."""
+    elsewhere: bool = False
+    """Whether another process computes it, so that this one can go on meanwhile."""
 
     @abstractmethod
     def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
@@ -36,6 +52,31 @@ class Reward(ABC):
     def measure(self, images: Tensor, prompts: Sequence[str]) -> dict[str, Tensor]:
         """Everything worth reporting of each image at evaluation: ``{metric name: [B]}``, the score under ``name``."""
         return {self.name: self.score(images, prompts)}
+
+    @property
+    def parts(self) -> "Sequence[Reward]":
+        """The rewards it is made of, those of weight 0 too; a plain reward is its own only part."""
+        return (self,)
+
+    @property
+    def weights(self) -> Mapping[str, float]:
+        """Weight of each component of the score; a plain reward is its own only component."""
+        return {self.name: 1.0}
+
+    def submit(self, images: Tensor, prompts: Sequence[str]) -> Pending:
+        """Start scoring; the scores by component are to be summed by ``total``.
+
+        A reward that is computed elsewhere is under way when this returns; one computed here is done.
+        """
+        scores = {self.name: self.score(images, prompts)}
+        return lambda: scores
+
+    def total(self, components: Mapping[str, Tensor]) -> Tensor:
+        """The score, of what ``submit`` gave."""
+        return components[self.name]
+
+    def close(self) -> None:  # noqa: B027 - most rewards hold nothing
+        """Give back what the reward holds outside of this process."""
 
     def check_prompt(self, prompt: str) -> None:  # noqa: B027 - most rewards take any prompt
         """Raise ValueError if this reward cannot score pictures of a prompt; called before a run starts."""

@@ -2,24 +2,40 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from torch import Tensor
 
-from harness.rewards.base import Reward
+from harness.rewards.base import Pending, Reward
+
+
+@dataclass(frozen=True)
+class Normalisation:
+    """score -> (score - offset) / scale: fixed numbers, so that a score means the same in all of a run."""
+
+    offset: float = 0.0
+    scale: float = 1.0
+
+    def __call__(self, scores: Tensor) -> Tensor:
+        return (scores - self.offset) / self.scale
 
 
 class WeightedSum(Reward):
-    """score = sum over components of weight x score. Weights apply to the scores as they are: no rescaling."""
+    """score = sum over components of weight x (score - offset) / scale; offset 0 and scale 1 where none is given."""
 
-    def __init__(self, components: Mapping[Reward, float]) -> None:
+    def __init__(
+        self, components: Mapping[Reward, float], normalisations: Mapping[str, Normalisation] | None = None
+    ) -> None:
         """Combine rewards.
 
         Args:
             components: weight of each reward; may be negative. A component of weight 0 is measured at evaluation, but
                 not computed for ``score``.
+            normalisations: by name of the reward.
 
         Raises:
-            ValueError: no component, two of the same name, a weight that is not finite, or only zero weights.
+            ValueError: no component, two of the same name, a weight that is not finite, only zero weights, or a
+                normalised sum of one.
         """
         names = [reward.name for reward in components]
         if len(set(names)) < len(names):
@@ -30,23 +46,55 @@ class WeightedSum(Reward):
         if not any(components.values()):
             raise ValueError(f"a weighted sum needs a weight other than 0; given: {', '.join(names) or 'no reward'}")
         self._components = dict(components)
+        self._normalise = {name: Normalisation() for name in names} | dict(normalisations or {})
         terms = [f"{weight:+g}*{reward.name}" for reward, weight in components.items()]
         self.name = "".join(terms).replace("+1*", "+").replace("-1*", "-").removeprefix("+")
-        self.low = sum(min(weight * reward.low, weight * reward.high) for reward, weight in components.items())
-        self.high = sum(max(weight * reward.low, weight * reward.high) for reward, weight in components.items())
+        if self.name in names:
+            # Its own raw score and the normalised one would have the same name in every log.
+            raise ValueError(f"rewards.{self.name}: offset and scale are for sums of several rewards")
+        bounds = [self._bounds(reward, weight) for reward, weight in components.items() if weight]
+        self.low, self.high = sum(low for low, _ in bounds), sum(high for _, high in bounds)
+
+    @property
+    def parts(self) -> Sequence[Reward]:
+        """The components."""
+        return tuple(self._components)
+
+    @property
+    def weights(self) -> Mapping[str, float]:
+        """Weight of each component that counts."""
+        return {reward.name: weight for reward, weight in self._components.items() if weight}
 
     def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         """Score each image, see ``Reward.score``; raises what a component raises."""
-        return self._total(
-            {reward.name: reward.score(images, prompts) for reward, weight in self._components.items() if weight}
-        )
+        return self.total(self.submit(images, prompts)())
+
+    def submit(self, images: Tensor, prompts: Sequence[str]) -> Pending:
+        """Start scoring all components: those computed elsewhere run while those computed here do."""
+        # Rewards that are computed elsewhere return at once, so they go first.
+        counted = sorted((r for r, weight in self._components.items() if weight), key=lambda r: not r.elsewhere)
+        pending = {reward.name: reward.submit(images, prompts) for reward in counted}
+        return lambda: {name: pending[name]()[name] for name in self.weights}
+
+    def total(self, components: Mapping[str, Tensor]) -> Tensor:
+        """The weighted sum of normalised scores."""
+        terms = [weight * self._normalise[name](components[name]) for name, weight in self.weights.items()]
+        total = terms[0]
+        for term in terms[1:]:
+            total = total + term
+        return total
 
     def measure(self, images: Tensor, prompts: Sequence[str]) -> dict[str, Tensor]:
         """Everything that the components measure, and the sum under ``name``: ``{metric name: [B]}``."""
         measured: dict[str, Tensor] = {}
         for reward in self._components:
             measured |= reward.measure(images, prompts)
-        return measured | {self.name: self._total(measured)}
+        return measured | {self.name: self.total(measured)}
+
+    def close(self) -> None:
+        """Close the components."""
+        for reward in self._components:
+            reward.close()
 
     def check_prompt(self, prompt: str) -> None:
         """Raise what a component raises."""
@@ -54,12 +102,17 @@ class WeightedSum(Reward):
             reward.check_prompt(prompt)
 
     def fingerprint(self) -> str:
-        """Weights in full precision and fingerprints of the components."""
-        return "+".join(f"{weight!r}*[{reward.fingerprint()}]" for reward, weight in self._components.items())
+        """Weights and normalisation in full precision, and fingerprints of the components."""
+        return "+".join(
+            f"{weight!r}*[{reward.fingerprint()}]{self._suffix(reward.name)}"
+            for reward, weight in self._components.items()
+        )
 
-    def _total(self, scores: Mapping[str, Tensor]) -> Tensor:
-        weighted = [weight * scores[reward.name] for reward, weight in self._components.items() if weight]
-        total = weighted[0]
-        for term in weighted[1:]:
-            total = total + term
-        return total
+    def _suffix(self, name: str) -> str:
+        normalisation = self._normalise[name]
+        return "" if normalisation == Normalisation() else f"({normalisation.offset!r},{normalisation.scale!r})"
+
+    def _bounds(self, reward: Reward, weight: float) -> tuple[float, float]:
+        n = self._normalise[reward.name]
+        ends = [weight * (end - n.offset) / n.scale for end in (reward.low, reward.high)]
+        return min(ends), max(ends)

@@ -1,0 +1,166 @@
+"""Rewards over HTTP: a server that holds one (``adagrpo serve-reward``), and the client that is the backend ``url``.
+
+``GET /reward`` describes it in JSON. ``POST /score`` takes a frame of pictures and prompts and answers with a frame of
+metrics, see ``frames``; an error is JSON with ``error`` and, where it is one image that cannot be scored, ``image``.
+"""
+
+import io
+import json
+import math
+import threading
+import urllib.error
+import urllib.request
+from collections.abc import Sequence
+from functools import cached_property
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+from torch import Tensor
+
+from harness.config import RewardConfig
+from harness.rewards.base import Reward, RewardError
+from harness.rewards.batched import ImageError, RemoteReward
+from harness.rewards.frames import FrameError, pack, read_frame, read_reply, read_request, reply, request
+
+_LONGEST_BODY = 2**32
+
+
+class ServedReward(RemoteReward):
+    """A reward that another process holds, perhaps on another GPU. Its bounds are not asked."""
+
+    low, high = -math.inf, math.inf
+
+    def __init__(self, name: str, settings: RewardConfig) -> None:
+        """Choose a server; nothing is sent yet.
+
+        Raises:
+            ValueError: no url.
+        """
+        super().__init__(name, settings.batch_size)
+        if settings.url is None:
+            raise ValueError(f"rewards.{name}.url is missing: the address of `adagrpo serve-reward {name}`")
+        self._url, self._timeout = settings.url.rstrip("/"), settings.timeout_seconds
+
+    def fingerprint(self) -> str:
+        """That of the server's reward: a run is the same wherever its reward is computed.
+
+        Raises:
+            RewardError: the server cannot be reached, or holds another reward.
+        """
+        return str(self._description["fingerprint"])
+
+    def check_prompt(self, prompt: str) -> None:
+        """Raise ValueError if a reward of this name, here, could not score the prompt."""
+        self._local.check_prompt(prompt)
+
+    @cached_property
+    def _local(self) -> Reward:
+        from harness.rewards import build_reward
+
+        return build_reward(self.name)
+
+    @cached_property
+    def _description(self) -> dict[str, Any]:
+        description = json.loads(fetch(self.name, f"{self._url}/reward", None, self._timeout))
+        if description.get("name") != self.name:
+            raise RewardError(f"reward {self.name!r}: {self._url} serves {description.get('name')!r}")
+        return description
+
+    def _measure_batch(self, levels: Tensor, prompts: Sequence[str]) -> dict[str, Tensor]:
+        answer = fetch(self.name, f"{self._url}/score", pack(*request(levels, prompts)), self._timeout)
+        try:
+            header, body = read_frame(io.BytesIO(answer))
+            return read_reply(header, body, len(prompts))
+        except FrameError as error:
+            raise RewardError(f"reward {self.name!r}: {self._url} is no reward server: {error}") from None
+
+
+def fetch(
+    reward: str, url: str, data: bytes | None, timeout: float, content_type: str = "application/octet-stream"
+) -> bytes:
+    """GET, or POST with data.
+
+    Raises:
+        ImageError: the server could not score one image.
+        RewardError: no answer, or any other error, in one line that names reward and address.
+    """
+    try:
+        asked = urllib.request.Request(url, data, {"Content-Type": content_type})
+        with urllib.request.urlopen(asked, timeout=timeout) as answer:
+            return answer.read()
+    except urllib.error.HTTPError as error:
+        reason, image = _explain(error.read())
+        if image is not None:
+            raise ImageError(image, reason) from None
+        raise RewardError(f"reward {reward!r}: {url} answered {error.code}: {reason or error.reason}") from None
+    except OSError as error:
+        cause = error.reason if isinstance(error, urllib.error.URLError) else error
+        raise RewardError(f"reward {reward!r}: {url} cannot be reached ({cause}): is its server running?") from None
+
+
+def _explain(body: bytes) -> tuple[str, int | None]:
+    try:
+        content = json.loads(body)
+    except ValueError:
+        return " ".join(body.decode(errors="replace").split())[:200], None
+    error = content.get("error") if isinstance(content, dict) else None
+    if isinstance(error, dict):  # as OpenAI-compatible servers say it
+        return str(error.get("message")), None
+    return str(error), content.get("image") if isinstance(content, dict) else None
+
+
+def make_server(reward: Reward, host: str, port: int) -> ThreadingHTTPServer:
+    """A server that holds a reward; call its ``serve_forever``. Port 0 takes a free one, see ``server_port``.
+
+    Raises:
+        OSError: the address cannot be used.
+    """
+    server = ThreadingHTTPServer((host, port), _Handler)
+    server.daemon_threads = True
+    vars(server).update(reward=reward, turn=threading.Lock())
+    return server
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self) -> None:
+        reward: Reward = self.server.reward  # type: ignore[attr-defined]
+        if self.path != "/reward":
+            self._answer_json(404, {"error": f"no such path: {self.path}; there are /reward and /score"})
+            return
+        self._answer_json(200, {"name": reward.name, "fingerprint": reward.fingerprint()})
+
+    def do_POST(self) -> None:
+        length = int(self.headers.get("Content-Length", 0))
+        if self.path != "/score" or not 0 < length <= _LONGEST_BODY:
+            self.close_connection = True
+            self._answer_json(404, {"error": f"POST a frame of at most {_LONGEST_BODY} bytes to /score"})
+            return
+        try:
+            levels, prompts = read_request(*read_frame(io.BytesIO(self.rfile.read(length))))
+        except FrameError as error:
+            self._answer_json(400, {"error": str(error)})
+            return
+        reward: Reward = self.server.reward  # type: ignore[attr-defined]
+        try:
+            # A model takes one batch at a time; others wait.
+            with self.server.turn:  # type: ignore[attr-defined]
+                measured = reward.measure(levels.float() / 255, prompts)
+        except (ValueError, RuntimeError) as error:
+            self._answer_json(422, {"error": str(error), "image": getattr(error, "image", None)})
+            return
+        self._answer(200, "application/octet-stream", pack(*reply(measured)))
+
+    def _answer_json(self, code: int, content: dict[str, Any]) -> None:
+        self._answer(code, "application/json", json.dumps(content).encode())
+
+    def _answer(self, code: int, kind: str, body: bytes) -> None:
+        self.send_response(code)
+        self.send_header("Content-Type", kind)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        """Nothing: a line a request would bury the rest."""

@@ -1,0 +1,264 @@
+"""Several rewards in one run: settings, weighted sums of rewards and of advantages, logs, and scoring elsewhere."""
+
+import math
+import threading
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from harness.adagrpo import local_advantage
+from harness.config import ConfigError, RewardConfig, RunConfig, compose, dump, load, run_id
+from harness.models.flux import FluxPolicy
+from harness.prompts import read_prompts
+from harness.rewards import Reward, RewardError, build_reward, build_rewards, build_weighted
+from harness.rewards.combined import Normalisation, WeightedSum
+from harness.rewards.served import make_server
+from harness.runs import find_run
+from harness.scoring import start_scoring
+from harness.trainer import Trainer
+
+
+class Constant(Reward):
+    def __init__(self, name: str, *scores: float, low: float = -math.inf) -> None:
+        self.name, self.scores, self.low, self.high = name, scores, low, math.inf
+
+    def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        return torch.tensor([self.scores[i % len(self.scores)] for i in range(len(prompts))])
+
+    def fingerprint(self) -> str:
+        return self.name
+
+
+# --- sums
+
+
+def test_a_normalised_sum_is_the_sum_by_hand() -> None:
+    total = WeightedSum(
+        {Constant("a", 14.0, 16.0): 1.0, Constant("b", 0.3): -2.0, Constant("c", 1.0): 0.0},
+        {"a": Normalisation(13.0, 2.0), "b": Normalisation(0.25, 0.1)},
+    )
+    images = torch.zeros(2, 3, 4, 4)
+    assert total.score(images, ["p", "q"]).tolist() == pytest.approx([0.5 - 1.0, 1.5 - 1.0])
+    assert total.weights == {"a": 1.0, "b": -2.0}
+    assert {name: values.tolist() for name, values in total.submit(images, ["p", "q"])().items()} == {
+        "a": [14.0, 16.0],
+        "b": pytest.approx([0.3, 0.3]),
+    }
+    measured = total.measure(images, ["p", "q"])
+    assert measured["a"].tolist() == [14.0, 16.0]
+    assert measured[total.name].tolist() == pytest.approx([-0.5, 0.5])
+    assert (total.low, total.high) == (-math.inf, math.inf)
+
+
+def test_bounds_are_of_normalised_scores() -> None:
+    total = WeightedSum({build_reward("colour"): 2.0, build_reward("ocr"): -1.0}, {"colour": Normalisation(0.5, 0.25)})
+    assert (total.low, total.high) == (2 * -2.0 - 1.0, 2 * 2.0)
+
+
+def test_a_normalised_sum_of_one_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"rewards.ocr: offset and scale are for sums of several rewards"):
+        build_weighted({"ocr": 1.0}, settings={"ocr": RewardConfig(scale=2.0)})
+
+
+def test_a_score_that_is_not_finite_names_image_and_component() -> None:
+    total = WeightedSum({Constant("a", 1.0, math.nan): 1.0, Constant("b", 2.0): 1.0})
+    latents = torch.zeros(3, 3, 4, 4)
+    with pytest.raises(RewardError, match=r"reward 'a\+b': image 1 has no finite score \(a nan, b 2\)"):
+        start_scoring(total, lambda x: x, latents, ["p"] * 3, max_batch=3).wait()
+
+
+# --- settings
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "message"),
+    [
+        ("hpsv3", {"url": "http://localhost:1"}, "rewards.hpsv3.url: hpsv3 with backend native has no such setting"),
+        ("ocr", {"device": "cuda"}, "rewards.ocr.device: ocr with backend native has no such setting"),
+        ("imagereward", {"backend": "native"}, "rewards.imagereward.backend=native: the nearest is"),
+        ("unifiedreward-v1", {"backend": "package"}, "the nearest is 'url'"),
+        ("clip", {"question": "q.txt"}, "has no such setting"),
+    ],
+)
+def test_a_setting_without_effect_is_an_error(name: str, settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        build_reward(name, 1, RewardConfig.model_validate(settings))
+
+
+def test_settings_of_rewards_that_are_not_used_are_errors() -> None:
+    with pytest.raises(ValueError, match=r"rewards.clip: not used by this run; the nearest is"):
+        build_rewards({"ocr": 1.0}, ("colour",), {"clip": RewardConfig()})
+    with pytest.raises(ValueError, match=r"rewards.ocr-v4: offset and scale are for rewards that are trained on"):
+        build_rewards({"ocr": 1.0}, ("ocr-v4",), {"ocr-v4": RewardConfig(scale=2.0)})
+
+
+def test_a_judge_that_is_trained_on_is_built_once() -> None:
+    reward, measured = build_rewards({"ocr": 1.0, "colour": 0.5}, ("ocr", "ocr-v4", "colour"), {})
+    assert [r.name for r in measured] == ["ocr+0.5*colour", "ocr-v4"]
+    assert measured[0] is reward
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        (
+            "rewards.hpsv3.presicion=bf16",
+            "unknown key 'rewards.hpsv3.presicion'; the nearest is 'rewards.hpsv3.precision'",
+        ),
+        ("rewards.hpsv3.precision=fp16", "rewards.hpsv3.precision='fp16' is unknown"),
+        ("rewards.hpsv3.device=gpu", "rewards.hpsv3.device='gpu'"),
+        ("rewards.hpsv3.url=localhost:80", "rewards.hpsv3.url='localhost:80'"),
+        ("rewards.hpsv3.scale=0", "rewards.hpsv3.scale=0: input should be greater than 0"),
+    ],
+)
+def test_a_bad_setting_is_one_line_that_names_the_key(override: str, expected: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        compose("miniature", overrides=[override])
+    assert expected in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_only_normalisation_counts_in_a_run_s_identity(tmp_path: Path) -> None:
+    def identity(*overrides: str) -> str:
+        return run_id(compose("miniature", overrides=overrides), {"reward": "abc"})
+
+    base = identity()
+    assert identity("rewards.hpsv3={path: a.pt, device: cuda, batch_size: 3, timeout_seconds: 5}") == base
+    assert identity("rewards.hpsv3.scale=2") != base
+    assert identity("rewards.hpsv3.offset=2") != identity("rewards.hpsv3.scale=2")
+    config = compose("miniature", overrides=["rewards.hpsv3={path: a.pt, scale: 2}"])
+    (tmp_path / "config.yaml").write_text(dump(config))
+    assert load(tmp_path / "config.yaml").rewards["hpsv3"].scale == 2
+
+
+def test_the_saved_config_of_a_run_builds_the_same_rewards(tmp_path: Path) -> None:
+    config = compose("miniature", overrides=["reward={ocr: 1, colour: 0.5}", "rewards.colour.scale=0.5"])
+    (tmp_path / "config.yaml").write_text(dump(config))
+    saved = load(tmp_path / "config.yaml")
+    ours, theirs = (build_rewards(c.reward, c.evaluation.judges, c.rewards)[0] for c in (config, saved))
+    assert ours.fingerprint() == theirs.fingerprint()
+
+
+def test_the_paper_s_combination_is_a_file() -> None:
+    from harness.config import EXPERIMENTS, read_yaml
+
+    content = read_yaml(EXPERIMENTS / "rewards" / "hpsv3_clip.yaml")
+    settings = {name: RewardConfig.model_validate(value) for name, value in content["rewards"].items()}
+    assert build_weighted(content["reward"], settings=settings).weights == {"hpsv3": 1.0, "clip": 1.0}
+
+
+def test_a_missing_model_is_found_before_training(tmp_path: Path) -> None:
+    config = compose("miniature", overrides=["reward={hpsv2: 1}", f"rewards.hpsv2.path={tmp_path}/none.pt"])
+    with pytest.raises(ConfigError, match=r"reward 'hpsv2': rewards.hpsv2.path: .*none.pt is not on this machine"):
+        find_run(config, tmp_path)
+
+
+def test_an_unreachable_reward_is_found_before_training(tmp_path: Path) -> None:
+    config = compose("miniature", overrides=["rewards.ocr={backend: url, url: 'http://127.0.0.1:9'}"])
+    with pytest.raises(ConfigError, match=r"reward 'ocr': http://127.0.0.1:9/reward cannot be reached"):
+        find_run(config, tmp_path)
+
+
+# --- training
+
+FAST = [
+    "rollout.candidates=3",
+    "rollout.group_size=4",
+    "rollout.branch_indices=[1,3]",
+    "rollout.prompts_per_update=2",
+    "selection=curriculum",
+    "fusion.enabled=true",
+    "reward={ocr: 1.0, colour: 0.5}",
+    "rewards.colour={offset: 0.5, scale: 0.25}",
+]
+
+
+def trainer(config: RunConfig) -> Trainer:
+    torch.set_num_threads(1)
+    policy = FluxPolicy(config.model, config.optimizer, torch.device("cpu"), config.seed)
+    reward, _ = build_rewards(config.reward, config.evaluation.judges, config.rewards)
+    prompts = read_prompts(config.prompts.train).prompts
+    return Trainer(config, policy, reward, prompts, Accelerator(cpu=True))
+
+
+def test_components_are_logged() -> None:
+    record = trainer(compose("miniature", overrides=FAST)).iterate()
+    assert set(record["components"]) == {"ocr", "colour"}
+    ocr, colour = (record["components"][name]["reward_mean"] for name in ("ocr", "colour"))
+    assert record["reward_mean"] == pytest.approx(ocr + 0.5 * (colour - 0.5) / 0.25, abs=1e-6)
+    assert 0 < ocr < 1
+
+
+def test_advantages_are_combined_by_hand() -> None:
+    training = trainer(compose("miniature", overrides=[*FAST, "objective.combine=advantages", "fusion.enabled=false"]))
+    generator = torch.Generator().manual_seed(0)
+    components = [
+        {name: torch.rand(2, 4, generator=generator, dtype=torch.float64) for name in ("ocr", "colour")}
+        for _ in range(2)
+    ]
+    rewards = [training.reward.total(slot) for slot in components]
+    combined = training._advantages(rewards, components)
+    for slot, groups in zip(components, combined, strict=True):
+        for row, group in enumerate(groups):
+            expected = local_advantage(slot["ocr"][row]) + 0.5 * local_advantage(slot["colour"][row])
+            torch.testing.assert_close(group, expected)
+    at_reward_level = trainer(compose("miniature", overrides=[*FAST, "fusion.enabled=false"]))
+    assert not torch.allclose(at_reward_level._advantages(rewards, components)[0], combined[0])
+
+
+@pytest.fixture
+def ocr_url() -> Iterator[str]:
+    with make_server(build_reward("ocr"), "127.0.0.1", 0) as server:
+        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+def test_training_on_a_reward_elsewhere_gives_the_same_numbers(ocr_url: str) -> None:
+    """Scoring overlaps with sampling: slots and parts of a rollout are scored while others are sampled and decoded."""
+    overrides = [*FAST, "model.max_batch=4"]
+    here = trainer(compose("miniature", overrides=overrides))
+    there = trainer(compose("miniature", overrides=[*overrides, f"rewards.ocr={{backend: url, url: '{ocr_url}'}}"]))
+    for _ in range(2):
+        ours, theirs = here.iterate(), there.iterate()
+        del ours["seconds"], theirs["seconds"]
+        assert ours == theirs
+    assert all(torch.equal(p, there.parameters[name]) for name, p in here.parameters.items())
+
+
+def test_scoring_elsewhere_overlaps_with_sampling() -> None:
+    """The second part is decoded before the first has been scored."""
+    events: list[str] = []
+    decoded_all = threading.Event()
+
+    class Elsewhere(Constant):
+        elsewhere = True
+
+        def submit(self, images: Tensor, prompts: Sequence[str]):  # type: ignore[no-untyped-def]
+            def wait() -> dict[str, Tensor]:
+                assert decoded_all.is_set()
+                events.append("scored")
+                return {self.name: torch.ones(len(prompts))}
+
+            return wait
+
+    def decode(latents: Tensor) -> Tensor:
+        events.append("decoded")
+        if events.count("decoded") == 2:
+            decoded_all.set()
+        return latents
+
+    total = start_scoring(Elsewhere("a"), decode, torch.zeros(4, 3, 4, 4), ["p"] * 4, max_batch=2).wait().total
+    assert events == ["decoded", "decoded", "scored", "scored"]
+    assert total.tolist() == [1.0] * 4
+
+
+def test_a_sum_with_an_unreachable_part_is_found_before_training(tmp_path: Path) -> None:
+    overrides = ["reward={ocr: 1, colour: 1}", "rewards.ocr={backend: url, url: 'http://127.0.0.1:9'}"]
+    with pytest.raises(ConfigError, match=r"reward 'ocr': http://127.0.0.1:9/reward cannot be reached"):
+        find_run(compose("miniature", overrides=overrides), tmp_path)

@@ -1,0 +1,383 @@
+"""Rewards computed by other processes: frames, isolated workers, reward servers, and judges behind a URL."""
+
+import base64
+import io
+import json
+import os
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from harness.config import RewardConfig
+from harness.rewards import RewardError, build_reward
+from harness.rewards.frames import FrameError, pack, read_frame, read_reply, read_request, reply, request
+from harness.rewards.isolated import IsolatedReward
+from harness.rewards.judge import AnswerError, parse_answer
+from harness.rewards.served import make_server
+
+# --- frames
+
+
+def through(header: dict[str, Any], body: bytes) -> tuple[dict[str, Any], bytes]:
+    return read_frame(io.BytesIO(pack(header, body)))
+
+
+def test_pictures_prompts_and_scores_travel_unchanged() -> None:
+    levels = torch.randint(0, 256, (2, 3, 5, 7), dtype=torch.uint8)
+    arrived, prompts = read_request(*through(*request(levels, ["a", "ü\n"])))
+    assert torch.equal(arrived, levels)
+    assert prompts == ["a", "ü\n"]
+    scores = {"x": torch.tensor([0.1, float("nan")]), "x/y": torch.tensor([-1e30, 2.0])}
+    back = read_reply(*through(*reply(scores)), 2)
+    assert list(back) == ["x", "x/y"]
+    assert all(torch.equal(back[name].nan_to_num(7), values.nan_to_num(7)) for name, values in scores.items())
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"", "the stream ended"),
+        (pack({"a": 1}, b"body")[:-1], "the stream ended"),
+        (b"Loading model...: 100%", "expected a frame"),
+        (b"AGR1" + b"\xff" * 12, "too long"),
+        (b"AGR1" + bytes([0, 0, 0, 2]) + bytes(8) + b"{]", "not JSON"),
+    ],
+)
+def test_what_is_no_frame_is_an_error(data: bytes, message: str) -> None:
+    with pytest.raises(FrameError, match=message):
+        read_frame(io.BytesIO(data))
+
+
+@pytest.mark.parametrize(
+    ("header", "size"),
+    [
+        ({"shape": [1, 3, 2, 2], "prompts": ["a"]}, 11),
+        ({"shape": [1, 3, 2, 2], "prompts": []}, 12),
+        ({"shape": [1, 4, 1, 3], "prompts": ["a"]}, 12),
+        ({"shape": [1, 3, 2, -2], "prompts": ["a"]}, 12),
+        ({"prompts": ["a"]}, 12),
+    ],
+)
+def test_a_request_whose_parts_do_not_fit_is_an_error(header: dict[str, Any], size: int) -> None:
+    with pytest.raises(FrameError):
+        read_request(header, bytes(size))
+
+
+# --- isolated workers: this one is written on the protocol's words alone, and does what each picture's first byte says
+
+WORKER = """
+import json, os, struct, sys, time
+from pathlib import Path
+
+def read():
+    start = sys.stdin.buffer.read(16)
+    if not start:
+        sys.exit()
+    header, body = struct.unpack("!IQ", start[4:])
+    return json.loads(sys.stdin.buffer.read(header)), sys.stdin.buffer.read(body)
+
+def write(header, body=b""):
+    encoded = json.dumps(header).encode()
+    sys.stdout.buffer.write(b"AGR1" + struct.pack("!IQ", len(encoded), len(body)) + encoded + body)
+    sys.stdout.buffer.flush()
+
+settings, _ = read()
+if "broken" in settings["path"]:
+    write({"error": "ValueError: no such layer"})
+    sys.exit()
+write({"ready": True})
+flag = Path(settings["path"]).with_suffix(".died")
+while True:
+    header, body = read()
+    count, size = header["shape"][0], 3 * header["shape"][2] * header["shape"][3]
+    orders = [body[i * size] for i in range(count)]
+    if 1 in orders or (2 in orders and not flag.exists()):
+        flag.touch()
+        print("a last word", file=sys.stderr, flush=True)
+        os.kill(os.getpid(), 9)
+    if 3 in orders:
+        time.sleep(60)
+    if 4 in orders:
+        write({"error": "RuntimeError: cannot read this picture"})
+        continue
+    scores = [float("nan") if order == 5 else order / 255 for order in orders]
+    write({"metrics": ["hpsv2"]}, struct.pack(f"={count}f", *scores))
+"""
+DIES, DIES_ONCE, HANGS, FAILS, NOT_A_NUMBER = range(1, 6)
+
+
+@pytest.fixture
+def isolated(tmp_path: Path) -> Iterator[Callable[..., IsolatedReward]]:
+    (tmp_path / "worker.py").write_text(WORKER)
+    made = []
+
+    def make(checkpoint: str = "model.pt", **settings: Any) -> IsolatedReward:
+        (tmp_path / checkpoint).write_bytes(b"weights")
+        reward = IsolatedReward("hpsv2", RewardConfig(path=str(tmp_path / checkpoint), **settings))
+        vars(reward)["command"] = [sys.executable, str(tmp_path / "worker.py")]
+        made.append(reward)
+        return reward
+
+    yield make
+    for reward in made:
+        reward.close()
+
+
+def pictures(*orders: int) -> Tensor:
+    """One picture an order, its first byte."""
+    images = torch.zeros(len(orders), 3, 4, 4)
+    images[:, 0, 0, 0] = torch.tensor(orders) / 255
+    return images
+
+
+PROMPTS = ["a"] * 10
+
+
+def test_a_worker_scores_in_order_whatever_the_batch(isolated: Callable[..., IsolatedReward]) -> None:
+    orders = [50, 60, 70, 80, 90, 100, 110]
+    for batch_size in (3, 7):
+        reward = isolated(batch_size=batch_size)
+        assert reward.score(pictures(*orders), PROMPTS[:7]).mul(255).round().tolist() == orders
+
+
+def test_a_worker_killed_in_mid_batch_is_started_again_and_nothing_is_lost(
+    isolated: Callable[..., IsolatedReward], capfd: pytest.CaptureFixture[str]
+) -> None:
+    reward = isolated()
+    assert reward.score(pictures(50, DIES_ONCE, 70), PROMPTS[:3]).mul(255).round().tolist() == [50, DIES_ONCE, 70]
+    assert "exit code -9: a last word; it is started again" in capfd.readouterr().err
+
+
+def test_a_worker_killed_between_batches_is_started_again(isolated: Callable[..., IsolatedReward]) -> None:
+    reward = isolated()
+    first = reward.score(pictures(50), PROMPTS[:1])
+    assert reward._worker is not None
+    os.kill(reward._worker.process_id, 9)
+    assert torch.equal(reward.score(pictures(50), PROMPTS[:1]), first)
+
+
+@pytest.mark.parametrize(
+    ("order", "message"),
+    [
+        (DIES, r"ended with exit code -9: a last word"),
+        (FAILS, "RuntimeError: cannot read this picture"),
+        (NOT_A_NUMBER, "hpsv2 is nan, not finite"),
+    ],
+)
+def test_an_image_that_cannot_be_scored_is_named(
+    isolated: Callable[..., IsolatedReward], order: int, message: str
+) -> None:
+    reward = isolated(batch_size=2)
+    with pytest.raises(RewardError, match=f"reward 'hpsv2': image 3: .*{message}") as error:
+        reward.score(pictures(50, 60, 70, order, 90), PROMPTS[:5])
+    assert error.value.image == 3
+    assert "\n" not in str(error.value)
+    assert reward.score(pictures(50), PROMPTS[:1]).item() == pytest.approx(50 / 255)
+
+
+def test_a_worker_that_does_not_answer_is_ended(isolated: Callable[..., IsolatedReward]) -> None:
+    reward = isolated(timeout_seconds=2.0)
+    with pytest.raises(RewardError, match="reward 'hpsv2': image 0: its worker did not answer within 2 s"):
+        reward.score(pictures(HANGS), PROMPTS[:1])
+
+
+def test_a_model_that_does_not_load_is_one_line(isolated: Callable[..., IsolatedReward]) -> None:
+    with pytest.raises(
+        RewardError, match=r"reward 'hpsv2': the package's model did not load: ValueError: no such layer"
+    ):
+        isolated("broken.pt").score(pictures(50), PROMPTS[:1])
+
+
+def test_a_missing_environment_names_the_command_that_makes_it(tmp_path: Path) -> None:
+    settings = RewardConfig(backend="package", path=__file__, python=str(tmp_path / "python"))
+    with pytest.raises(RewardError, match=r"no environment at .*python; make it with `make reward-env REWARD=hpsv2`"):
+        build_reward("hpsv2", 1, settings).score(pictures(50), PROMPTS[:1])
+
+
+def test_scoring_elsewhere_goes_on_in_the_background(isolated: Callable[..., IsolatedReward]) -> None:
+    reward = isolated()
+    waiting = [reward.submit(pictures(order), PROMPTS[:1]) for order in (50, 60)]
+    assert [part()["hpsv2"].mul(255).round().item() for part in waiting] == [50, 60]
+    failing = reward.submit(pictures(FAILS), PROMPTS[:1])
+    with pytest.raises(RewardError, match="image 0"):
+        failing()
+
+
+# --- servers
+
+
+@pytest.fixture
+def serve() -> Iterator[Callable[[ThreadingHTTPServer], str]]:
+    running: list[ThreadingHTTPServer] = []
+
+    def start(server: ThreadingHTTPServer) -> str:
+        running.append(server)
+        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+        return f"http://127.0.0.1:{server.server_port}"
+
+    yield start
+    for server in running:
+        server.shutdown()
+        server.server_close()
+
+
+Serve = Callable[[ThreadingHTTPServer], str]
+WORDS = ['the word "tin" in red on white', 'the word "up" in blue on yellow', 'the word "oak" in black on white']
+
+
+def noise(count: int = 3) -> Tensor:
+    return (torch.rand(count, 3, 32, 128, generator=torch.Generator().manual_seed(0)) * 255).round() / 255
+
+
+def test_a_served_reward_is_the_same_reward(serve: Serve) -> None:
+    here = build_reward("colour")
+    url = serve(make_server(build_reward("colour"), "127.0.0.1", 0))
+    there = build_reward("colour", 1, RewardConfig(backend="url", url=url, batch_size=2))
+    assert there.fingerprint() == here.fingerprint()
+    ours, theirs = here.measure(noise(), WORDS), there.measure(noise(), WORDS)
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    with pytest.raises(ValueError, match="is not one the miniature can draw"):
+        there.check_prompt("a cat")
+
+
+def test_a_server_says_what_it_cannot_score(serve: Serve) -> None:
+    url = serve(make_server(build_reward("colour"), "127.0.0.1", 0))
+    there = build_reward("colour", 1, RewardConfig(backend="url", url=url))
+    with pytest.raises(RewardError, match=r"reward 'colour': http://127.0.0.1:\d+/score answered 422: "):
+        there.score(noise(1), ["a cat"])
+    assert there.score(noise(1), WORDS[:1]).isfinite().all()
+
+
+def test_a_server_with_another_reward_is_refused(serve: Serve) -> None:
+    url = serve(make_server(build_reward("colour"), "127.0.0.1", 0))
+    with pytest.raises(RewardError, match="serves 'colour'"):
+        build_reward("hpsv3", 1, RewardConfig(backend="url", url=url)).fingerprint()
+
+
+def free_port() -> int:
+    with ThreadingHTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler) as server:
+        return server.server_port
+
+
+@pytest.mark.parametrize("name", ["hpsv3", "unifiedreward-v1"])
+def test_a_url_that_cannot_be_reached_is_one_line(name: str) -> None:
+    url = f"http://127.0.0.1:{free_port()}"
+    with pytest.raises(
+        RewardError, match=rf"reward '{name}': {url}/\S+ cannot be reached .* is its server running\?"
+    ) as e:
+        build_reward(name, 1, RewardConfig(backend="url", url=url)).score(noise(1), ["a cat"])
+    assert "\n" not in str(e.value)
+
+
+@pytest.mark.parametrize("name", ["hpsv3", "unifiedreward-v2"])
+def test_a_url_is_needed(name: str) -> None:
+    with pytest.raises(ValueError, match=rf"rewards.{name}.url is missing"):
+        build_reward(name, 1, RewardConfig(backend="url"))
+
+
+# --- judges
+
+
+class Judge(BaseHTTPRequestHandler):
+    """An OpenAI-compatible server whose model judges a picture by its first red level: 51 a point."""
+
+    answer = "Alignment Score (1-5): {0}\nCoherence Score (1-5): {1}\nStyle Score (1-5): 2.5"
+    asked: ClassVar[list[dict[str, Any]]] = []
+
+    def do_POST(self) -> None:
+        assert self.path == "/v1/chat/completions"
+        message = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        self.asked.append(message)
+        picture = message["messages"][0]["content"][0]
+        data = picture["image_url"]["url"].partition(";base64,")[2]
+        level = int(np.array(Image.open(io.BytesIO(base64.b64decode(data))))[0, 0, 0])
+        said = {0: "I cannot see it.", 255: None}.get(level, self.answer.format(level / 51, 5 - level / 51))
+        code = 500 if said is None else 200
+        content: dict[str, Any] = {"choices": [{"message": {"role": "assistant", "content": said}}]}
+        body = json.dumps(content if code == 200 else {"error": {"message": "out of memory"}}).encode()
+        self.send_response(code)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None: ...
+
+
+def plain(*levels: int) -> Tensor:
+    return torch.tensor(levels).view(-1, 1, 1, 1).expand(-1, 3, 8, 8) / 255
+
+
+@pytest.fixture
+def judge_url(serve: Serve) -> str:
+    Judge.asked.clear()
+    return serve(ThreadingHTTPServer(("127.0.0.1", 0), Judge))
+
+
+def test_a_judge_is_asked_by_the_protocol_and_its_scores_keep_their_order(judge_url: str) -> None:
+    reward = build_reward("unifiedreward-v2", 1, RewardConfig(url=judge_url + "/v1", model="judge", batch_size=3))
+    levels = [51, 102, 153, 204]
+    measured = reward.measure(plain(*levels), ["a cat", "a {dog}", "c", "d"])
+    alignment = [level / 51 for level in levels]
+    assert measured["unifiedreward-v2/alignment"].tolist() == pytest.approx(alignment)
+    assert measured["unifiedreward-v2/style"].tolist() == [2.5] * 4
+    assert measured["unifiedreward-v2"].tolist() == pytest.approx([7.5 / 3] * 4)
+    first = next(m for m in Judge.asked if "[a {dog}]" in m["messages"][0]["content"][1]["text"])
+    assert (first["model"], first["temperature"]) == ("judge", 0)
+    assert first["messages"][0]["content"][0]["image_url"]["url"].startswith("data:image/jpeg;base64,")
+
+
+@pytest.mark.parametrize(
+    ("level", "message"),
+    [
+        (0, "reward 'unifiedreward-v2': image 1: its answer has no alignment score from 1 to 5: 'I cannot see it.'"),
+        (255, r"reward 'unifiedreward-v2': http\S+ answered 500: out of memory"),
+    ],
+)
+def test_a_judge_that_does_not_judge_is_one_line(judge_url: str, level: int, message: str) -> None:
+    with pytest.raises(RewardError, match=message):
+        build_reward("unifiedreward-v2", 1, RewardConfig(url=judge_url)).score(plain(51, level), ["a", "b"])
+
+
+def test_a_question_of_ones_own_is_asked(judge_url: str, tmp_path: Path) -> None:
+    usual = build_reward("unifiedreward-v2", 1, RewardConfig(url=judge_url))
+    (tmp_path / "question.txt").write_text("How good is {prompt}?")
+    own = build_reward("unifiedreward-v2", 1, RewardConfig(url=judge_url, question=str(tmp_path / "question.txt")))
+    own.score(plain(51), ["a cat"])
+    assert Judge.asked[0]["messages"][0]["content"][1]["text"] == "How good is a cat?"
+    assert own.fingerprint() != usual.fingerprint()
+    (tmp_path / "question.txt").write_text("How good is it?")
+    with pytest.raises(ValueError, match=r"has no \{prompt\} in it"):
+        build_reward("unifiedreward-v2", 1, RewardConfig(url=judge_url, question=str(tmp_path / "question.txt")))
+
+
+@pytest.mark.parametrize(
+    ("version", "answer", "score"),
+    [
+        ("unifiedreward-v1", "cat (animal): 1\nhat (object): 0\nFinal Score: 3.75", 3.75),
+        ("unifiedreward-v1", "I first thought Final Score: 2, but then: **Final Score:** 4/5", 4.0),
+        (
+            "unifiedreward-v2",
+            "Alignment Score (1-5): 2.6947\nCoherence Score (1-5): 2.3\nStyle Score (1-5): 4.0053",
+            3.0,
+        ),
+        ("unifiedreward-v2", "**Alignment Score (1-5)**: 1\nCoherence Score: 2\nstyle score ( 1 - 5 ): 3", 2.0),
+    ],
+)
+def test_published_answers_are_read(version: str, answer: str, score: float) -> None:
+    assert parse_answer(version, answer)[""] == pytest.approx(score)
+
+
+@pytest.mark.parametrize("answer", ["Final Score:", "Final Score: 7", "Final Score: (1-5)", ""])
+def test_answers_without_a_score_are_errors(answer: str) -> None:
+    with pytest.raises(AnswerError):
+        parse_answer("unifiedreward-v1", answer)
