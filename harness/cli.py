@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from harness.commands import shards
 from harness.config import ROOT, ConfigError
 
 # Libraries announce each optional package that is missing; none of them is needed.
@@ -64,6 +65,8 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("--runs", type=Path, required=True, help="folder with run directories")
     report.add_argument("--output", type=Path, required=True, help="folder to write to")
     report.set_defaults(command=_report)
+
+    shards.add_parser(commands)
 
     assets = commands.add_parser("fetch-assets", help="fetch the text recognisers that serve as rewards")
     assets.set_defaults(command=_fetch_assets)
