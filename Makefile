@@ -6,7 +6,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: reward-env check-reward-parity help setup reproduce-paper report figures test lint typecheck lock clean clean-venv
+.PHONY: reward-env check-reward-parity help setup reproduce-paper report figures shards test lint typecheck lock clean clean-venv
 
 help:  ## list the targets
 	@grep -E '^[a-z -]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z -]+):.*## */\1\t/' | column -t -s "$$(printf '\t')"
@@ -25,8 +25,14 @@ $(READY): requirements.lock pyproject.toml
 reproduce-paper: $(READY)  ## train the grid of PROFILE (default: miniature) and write its report
 	@$(BIN)/adagrpo reproduce --profile $(PROFILE)
 
-report figures: $(READY)  ## write tables, figures and the page of PROFILE from its logs, without training
+report: $(READY)  ## write tables, figures and the page of PROFILE from its runs so far, without training
 	@$(BIN)/adagrpo report --runs results/runs/$(PROFILE) --output results/reports/$(PROFILE)
+
+figures: $(READY)  ## the same from the committed outcome in results/PROFILE: the same files every time
+	@$(BIN)/adagrpo report --runs results/$(PROFILE)/runs --output results/$(PROFILE)
+
+shards: $(READY)  ## keep the finished runs of PROFILE as small files in results/PROFILE, to be committed
+	@$(BIN)/adagrpo shards results/runs/$(PROFILE) --output results/$(PROFILE)/runs
 
 reward-env: .venvs/$(REWARD)/.ready  ## make the environment of REWARD's package (hpsv2, hpsv3, imagereward)
 

@@ -1,8 +1,11 @@
 """How methods, cells and metrics are called and coloured: the same words and colours in every figure and table."""
 
+from collections.abc import Sequence
 from typing import NamedTuple, cast
 
 import pandas as pd
+
+from analysis.logs import TRAINING_REWARD
 
 METHOD_NAMES = {"flow_grpo": "Flow-GRPO", "dance_grpo": "DanceGRPO", "flow_cps": "Flow-CPS"}
 
@@ -13,6 +16,18 @@ _SELECTION_COLOURS = {
     "hardest": "#CC79A7",
     "medium": "#56B4E9",
     "curriculum": "#009E73",
+}
+SELECTIONS = tuple(_SELECTION_COLOURS)
+"""In the paper's order."""
+_JUDGE_NAMES = {
+    "hpsv2": "HPS-v2",
+    "hpsv3": "HPS-v3",
+    "ur_v2_alignment": "UR-v2 alignment",
+    "ur_v2_coherence": "UR-v2 coherence",
+    "ur_v2_style": "UR-v2 style",
+    "clip": "CLIP",
+    "image_reward": "ImageReward",
+    "ur_v1": "UR-v1",
 }
 _ADAGRPO_COLOUR = "#0072B2"
 _OTHER_COLOUR = "#888888"
@@ -72,6 +87,25 @@ def cell_order(selection: str, fusion: bool) -> int:
     return 2 + 2 * position + int(fusion)
 
 
+def judge_name(judge: str) -> str:
+    """A judge as tables call it, as in "HPS-v2"; UR is UnifiedReward."""
+    return _JUDGE_NAMES.get(judge, judge[:1].upper() + judge[1:])
+
+
+def metric_names(reward: str, judges: Sequence[str], reader: str | None) -> dict[str, str]:
+    """The metrics that tables may show, in their order, with their headings.
+
+    Args:
+        reward: name of the trained reward.
+        judges: names of all judges.
+        reader: the unseen judge whose word accuracy is shown, too; it comes before the others.
+    """
+    names = {TRAINING_REWARD: f"Training reward ({reward})"}
+    if reader is not None:
+        names |= {reader: f"Unseen judge {reader}", f"{reader}/word_accuracy": f"Word accuracy ({reader})"}
+    return names | {judge: judge_name(judge) for judge in judges if judge != reader}
+
+
 class Cell(NamedTuple):
     """A cell of the grid: what the runs pooled over seeds have in common."""
 
@@ -83,8 +117,36 @@ class Cell(NamedTuple):
     @property
     def label(self) -> str:
         """``cell_label``, with the fusion weight where it is not 1, the release's."""
-        weight = f", weight {self.fusion_weight:g}" if self.fusion and self.fusion_weight != 1 else ""
-        return cell_label(self.method, self.selection, self.fusion) + weight
+        return cell_label(self.method, self.selection, self.fusion) + self._weight
+
+    @property
+    def short(self) -> str:
+        """The cell among those of its method, as in "random" or "curriculum + fusion"."""
+        return self.selection + (f" + fusion{self._weight}" if self.fusion else "")
+
+    @property
+    def colour(self) -> str:
+        """See ``cell_colour``."""
+        return cell_colour(self.selection, self.fusion)
+
+    @property
+    def _weight(self) -> str:
+        return f", weight {self.fusion_weight:g}" if self.fusion and self.fusion_weight != 1 else ""
+
+
+PAPER_GRID = tuple(
+    Cell(method, selection, fusion, float(fusion))
+    for method in METHOD_NAMES
+    for selection in SELECTIONS
+    for fusion in (False, True)
+)
+"""Five selections, fusion off and on, three methods."""
+
+
+def selection_order(cell: Cell) -> tuple[int, str, bool, float]:
+    """Sort key of a method's cells: by selection in the paper's order, without fusion before with it."""
+    position = SELECTIONS.index(cell.selection) if cell.selection in SELECTIONS else len(SELECTIONS)
+    return position, cell.selection, cell.fusion, cell.fusion_weight
 
 
 def split_cells(rows: pd.DataFrame) -> list[tuple[Cell, pd.DataFrame]]:

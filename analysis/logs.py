@@ -1,32 +1,24 @@
-"""Reads run directories, finished or not, into tidy frames. Nothing is trained and nothing is written."""
+"""Folders of runs, as directories or as shards, become tidy frames. Nothing is trained and nothing is written."""
 
-import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import pandas as pd
-import yaml
+import pyarrow as pa
+import pyarrow.compute as pc
 
-COLUMNS = [
-    "experiment",
-    "run_id",
-    "method",
-    "selection",
-    "fusion",
-    "fusion_weight",
-    "reward",
-    "seed",
-    "split",
-    "iteration",
-    "metric",
-    "value",
-]
-TRAINING_REWARD = "training_reward"
-"""Metric of every evaluation: the trained reward, under one name whatever it is made of."""
+from analysis.gallery import Gallery, read_gallery
+from analysis.runlog import CHOSEN_PROMPT, NUMBERS, RunLog, RunLogError, find_paths, read_directory
+from analysis.shards import SUFFIX, read_shard, read_shard_gallery
 
+IDENTITY = ["experiment", "run_id", "method", "selection", "fusion", "fusion_weight", "reward", "seed"]
+COLUMNS = [*IDENTITY, "split", "iteration", "metric", "value"]
+PROMPT_COLUMNS = [*IDENTITY, "split", "iteration", "metric", "prompt", "value"]
+CHOSEN_COLUMNS = [*IDENTITY, "iteration", "slot", "prompt", "rank"]
 SUMMARY_COLUMNS = [
-    *COLUMNS[:8],
+    *IDENTITY,
     "model",
     "judges",
     "unseen_judges",
@@ -39,49 +31,73 @@ SUMMARY_COLUMNS = [
     "compute",
     "reward_calls",
     "seconds_per_iteration",
+    "train_seconds",
+    "evaluation_seconds",
     "folder",
 ]
+TRAINING_REWARD = "training_reward"
+"""Metric of every evaluation: the trained reward, under one name whatever it is made of."""
+
+TOTALS = {
+    "sample_forwards": "total_sample_forwards",
+    "train_forwards": "total_train_forwards",
+    "reward_calls": "total_reward_calls",
+}
+COST_METRICS = (*TOTALS.values(), "seconds/iteration")
+"""Training metrics that costs are counted from."""
 
 
-class RunLogError(ValueError):
-    """A run's file that cannot be read: which one, and why."""
+class Logs(NamedTuple):
+    """All that a report needs of a folder of runs, read in one pass."""
+
+    runs: pd.DataFrame
+    """As of ``load_runs``."""
+    summary: pd.DataFrame
+    """As of ``load_summary``."""
+    test_prompts: Sequence[Mapping[str, np.ndarray]]
+    """For each row of ``summary``, values of the last test, prompt by prompt: ``{metric: [prompts]}``."""
+    configs: Sequence[Mapping[str, Any]]
+    """Resolved configuration of each row of ``summary``."""
+    environments: Sequence[Mapping[str, Any]]
+    """Environment of each row of ``summary``."""
 
 
 def find_runs(folder: Path) -> list[Path]:
-    """Run directories in a folder, at any depth, sorted.
+    """Run directories and shards in a folder, at any depth, sorted; the folder may itself be a run directory.
 
-    Args:
-        folder: searched for directories that hold a config.yaml; may itself be one.
+    A run that is there as a directory and as a shard counts once, as the shard, which is finished.
 
     Raises:
-        RunLogError: the folder does not exist.
+        RunLogError: the folder does not exist, or holds two directories or two shards of one run.
     """
-    if not folder.is_dir():
-        raise RunLogError(f"{folder}: no such folder of runs")
-    return sorted(path.parent for path in folder.rglob("config.yaml"))
+    found: dict[tuple[str, str], Path] = {}
+    for path in find_paths(folder, SUFFIX):
+        # The parent is the experiment, which a run's name leaves out: two experiments may share a run.
+        key = path.parent.name, path.name.removesuffix(SUFFIX)
+        other = found.get(key)
+        if other is not None and other.is_dir() == path.is_dir():
+            raise RunLogError(f"{other} and {path} are the same run: read one of their folders")
+        if other is None or other.is_dir():
+            found[key] = path
+    return sorted(found.values())
 
 
-def load_runs(folder: Path) -> pd.DataFrame:
+def load_runs(folder: Path, train_metrics: Collection[str] | None = None) -> pd.DataFrame:
     """All numbers that the runs in a folder logged, one a row.
 
     Args:
         folder: see ``find_runs``. Runs may be unfinished or have just started.
+        train_metrics: metrics of training iterations to keep; they are most of all rows. None for all.
 
     Returns:
         Columns ``COLUMNS``. ``split`` is train, validation or test; nested metrics are flattened (``seconds/update``).
-        Evaluations also have the metric ``training_reward``. ``fusion_weight`` is 0 without fusion.
+        Evaluations also have the metric ``training_reward``. ``fusion_weight`` is 0 without fusion. Texts are
+        categories: there may be millions of rows.
 
     Raises:
         RunLogError: names the folder or file that cannot be read.
     """
-    rows: list[tuple[object, ...]] = []
-    for run in find_runs(folder):
-        config = _read_config(run)
-        identity = tuple(_identity(config, run).values())
-        for split, iteration, metrics in _records(run, config["reward"]):
-            rows.extend((*identity, split, iteration, metric, value) for metric, value in metrics.items())
-    frame = pd.DataFrame(rows, columns=COLUMNS)
-    return frame.astype({"fusion": bool, "fusion_weight": float, "seed": int, "iteration": int, "value": float})
+    return load_logs(folder, train_metrics, with_prompts=False).runs
 
 
 def load_summary(folder: Path) -> pd.DataFrame:
@@ -93,13 +109,83 @@ def load_summary(folder: Path) -> pd.DataFrame:
     Returns:
         Columns ``SUMMARY_COLUMNS``. ``state`` is running, finished or failed (``reason`` says why); ``iteration`` of
         ``iterations`` are done; forwards and reward calls are totals; ``compute`` counts network forwards, a trained
-        sample as 3; ``unseen_judges`` were not trained on; ``folder`` is the run directory.
+        sample as 3; ``unseen_judges`` were not trained on; ``folder`` is the run directory or the shard.
 
     Raises:
         RunLogError: names the folder or file that cannot be read.
     """
-    rows = [_summary_row(run) for run in find_runs(folder)]
-    return pd.DataFrame(rows, columns=SUMMARY_COLUMNS)
+    return load_logs(folder, (), with_prompts=False).summary
+
+
+def load_prompt_values(folder: Path, split: str = "test") -> pd.DataFrame:
+    """Evaluations prompt by prompt.
+
+    Args:
+        folder: see ``find_runs``.
+        split: test or validation.
+
+    Returns:
+        Columns ``PROMPT_COLUMNS``; ``prompt`` is the position in the split's list.
+
+    Raises:
+        RunLogError: names the folder or file that cannot be read.
+    """
+    identities, rows = [], []
+    for path in find_runs(folder):
+        log = _read(path, (), with_items=True)
+        identities.append(_identity(log))
+        numbers = pa.concat_tables([log.numbers, _training_reward(log)])
+        rows.append(numbers.filter(pc.and_(pc.is_valid(numbers["item"]), pc.equal(numbers["split"], split))))
+    return _frame(identities, rows).rename(columns={"item": "prompt"})[PROMPT_COLUMNS]
+
+
+def load_chosen_prompts(folder: Path) -> pd.DataFrame:
+    """The prompts that were trained on.
+
+    Args:
+        folder: see ``find_runs``.
+
+    Returns:
+        Columns ``CHOSEN_COLUMNS``, one row a trained prompt: ``slot`` counts the prompts of an iteration; ``rank`` is
+        the prompt's among its candidates, as the run logged it, NaN where none were scored.
+
+    Raises:
+        RunLogError: names the folder or file that cannot be read.
+    """
+    logs = [_read(path, (), with_items=True) for path in find_runs(folder)]
+    chosen = [log.numbers.filter(pc.equal(log.numbers["metric"], CHOSEN_PROMPT)) for log in logs]
+    frame = _frame([_identity(log) for log in logs], chosen)
+    return frame.rename(columns={"item": "slot", "text": "prompt", "value": "rank"})[CHOSEN_COLUMNS]
+
+
+def load_gallery(run: Path) -> Gallery | None:
+    """Pictures of a run directory or shard; None where it has none. Raises RunLogError."""
+    return read_gallery(run) if run.is_dir() else read_shard_gallery(run)
+
+
+def load_logs(folder: Path, train_metrics: Collection[str] | None = None, with_prompts: bool = True) -> Logs:
+    """Read every run of a folder once.
+
+    Args:
+        folder: see ``find_runs``.
+        train_metrics: metrics of training iterations to keep; None for all.
+        with_prompts: whether to read ``test_prompts``, too.
+
+    Raises:
+        RunLogError: names the folder or file that cannot be read.
+    """
+    read = None if train_metrics is None else {*train_metrics, *COST_METRICS}
+    summary, configs, environments, wholes, test_prompts = [], [], [], [], []
+    for path in find_runs(folder):
+        log = _read(path, read, with_prompts)
+        summary.append(_identity(log) | _progress(log) | _costs(log))
+        configs.append(log.config)
+        environments.append(log.environment)
+        numbers = pa.concat_tables([_without(log.numbers, train_metrics), _training_reward(log)])
+        wholes.append(numbers.filter(pc.is_null(numbers["item"])))
+        test_prompts.append(_last_test(numbers) if with_prompts else {})
+    runs = _frame(summary, wholes)[COLUMNS]
+    return Logs(runs, pd.DataFrame(summary, columns=SUMMARY_COLUMNS), test_prompts, configs, environments)
 
 
 def reward_name(weights: Mapping[str, float]) -> str:
@@ -109,117 +195,112 @@ def reward_name(weights: Mapping[str, float]) -> str:
     return terms.replace("+1*", "+").replace("-1*", "-").removeprefix("+")
 
 
-def _summary_row(run: Path) -> dict[str, object]:
-    config = _read_config(run)
-    status = _read_status(run)
-    lines = _read_lines(run / "metrics.jsonl")
-    last = lines[-1] if lines else {}
-    seconds = [line["seconds"]["iteration"] for line in lines if "iteration" in line.get("seconds", {})]
+def _read(path: Path, train_metrics: Collection[str] | None, with_items: bool) -> RunLog:
+    return (read_directory if path.is_dir() else read_shard)(path, train_metrics, with_items)
+
+
+def _identity(log: RunLog) -> dict[str, Any]:
+    config = log.config
+    fusion = bool(config["fusion"]["enabled"])
+    return {
+        "experiment": str(config["experiment"]),
+        "run_id": log.run_id,
+        "method": str(config["method"]["kernel"]),
+        "selection": str(config["selection"]),
+        "fusion": fusion,
+        "fusion_weight": float(config["fusion"].get("weight", 1.0)) if fusion else 0.0,
+        "reward": reward_name(config["reward"]),
+        "seed": int(config["seed"]),
+    }
+
+
+def _progress(log: RunLog) -> dict[str, Any]:
+    config = log.config
     judges = [str(judge) for judge in config.get("evaluation", {}).get("judges", [])]
-    sampled, trained = last.get("total_sample_forwards", 0), last.get("total_train_forwards", 0)
-    return _identity(config, run) | {
+    return {
         "model": config.get("model", {}).get("path", ""),
         "judges": judges,
         # A component of weight 0 is only measured.
         "unseen_judges": [judge for judge in judges if not config["reward"].get(judge)],
-        "state": status.get("state", "running"),
-        "reason": status.get("reason") or "",
-        "iteration": last.get("iteration", 0),
+        "state": log.state,
+        "reason": log.status.get("reason") or "",
+        "iteration": log.iteration,
         "iterations": config["iterations"],
-        "sample_forwards": sampled,
-        "train_forwards": trained,
-        "compute": sampled + 3 * trained,
-        "reward_calls": last.get("total_reward_calls", 0),
-        "seconds_per_iteration": sum(seconds) / len(seconds) if seconds else float("nan"),
-        "folder": run,
+        "folder": log.path,
     }
 
 
-def _identity(config: Mapping[str, Any], run: Path) -> dict[str, object]:
-    fusion = config["fusion"]["enabled"]
-    return {
-        "experiment": config["experiment"],
-        "run_id": run.name,
-        "method": config["method"]["kernel"],
-        "selection": config["selection"],
-        "fusion": fusion,
-        "fusion_weight": float(config["fusion"].get("weight", 1.0)) if fusion else 0.0,
-        "reward": reward_name(config["reward"]),
-        "seed": config["seed"],
+def _costs(log: RunLog) -> dict[str, Any]:
+    numbers = log.numbers
+
+    def values(metric: str) -> np.ndarray:
+        return numbers["value"].filter(pc.equal(numbers["metric"], metric)).to_numpy()
+
+    totals = {name: int(logged[-1]) if len(logged := values(metric)) else 0 for name, metric in TOTALS.items()}
+    seconds = values("seconds/iteration")
+    return totals | {
+        "compute": totals["sample_forwards"] + 3 * totals["train_forwards"],
+        "seconds_per_iteration": float(seconds.mean()) if len(seconds) else float("nan"),
+        "train_seconds": float(seconds.sum()),
+        "evaluation_seconds": float(values("seconds").sum()),
     }
 
 
-def _records(run: Path, reward: Mapping[str, float]) -> Iterator[tuple[str, int, dict[str, float]]]:
-    for line in _read_lines(run / "metrics.jsonl"):
-        yield "train", line["iteration"], dict(_flatten(line))
-    for line in _read_lines(run / "eval.jsonl"):
-        metrics = dict(_flatten(line["metrics"]))
-        total = metrics.get(reward_name(reward))
-        components = {name: weight for name, weight in reward.items() if weight}
-        if total is None and components.keys() <= metrics.keys():
-            total = sum(weight * metrics[name] for name, weight in components.items())
-        if total is not None:
-            metrics[TRAINING_REWARD] = total
-        yield line["split"], line["iteration"], metrics
+def _last_test(numbers: pa.Table) -> dict[str, np.ndarray]:
+    """Values prompt by prompt of the last test after training, ``{metric: [prompts]}``."""
+    test = numbers.filter(
+        pc.and_(
+            pc.equal(numbers["split"], "test"),
+            pc.and_(pc.is_valid(numbers["item"]), pc.greater(numbers["iteration"], 0)),
+        )
+    )
+    last = test.filter(pc.equal(test["iteration"], pc.max(test["iteration"])))
+    by_metric = last.unify_dictionaries().group_by("metric", use_threads=False).aggregate([("value", "list")])
+    return {str(row["metric"]): np.array(row["value_list"]) for row in by_metric.to_pylist()}
 
 
-def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
-    """Numbers only: texts, lists and nulls are no values of a metric."""
-    for name, value in values.items():
-        if isinstance(value, Mapping):
-            yield from _flatten(value, f"{prefix}{name}/")
-        elif isinstance(value, int | float) and prefix + name != "iteration":
-            yield prefix + name, float(value)
+def _without(numbers: pa.Table, train_metrics: Collection[str] | None) -> pa.Table:
+    """Drop training metrics that were read for their costs alone."""
+    if train_metrics is None:
+        return numbers
+    unwanted = pa.array([metric for metric in COST_METRICS if metric not in train_metrics], pa.string())
+    return numbers.filter(pc.invert(pc.is_in(numbers["metric"], value_set=unwanted)))
 
 
-def _read_config(run: Path) -> dict[str, Any]:
-    path = run / "config.yaml"
-    try:
-        config = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise RunLogError(f"{path}: cannot be read: {' '.join(str(error).split())}") from None
-    sections = {"fusion": "enabled", "method": "kernel", "reward": None}
-    for key in ("experiment", "seed", "iterations", "selection", *sections):
-        if not isinstance(config, dict) or key not in config:
-            raise RunLogError(f"{path}: no run's configuration: key {key!r} is missing")
-    for key, inner in sections.items():
-        if not isinstance(config[key], dict) or (inner and inner not in config[key]):
-            raise RunLogError(f"{path}: key {key!r} must be a mapping{f' with {inner!r}' if inner else ''}")
-    return config
+def _training_reward(log: RunLog) -> pa.Table:
+    """The trained reward's rows under the name ``TRAINING_REWARD``: the logged sum, or the sum of its logged parts."""
+    evaluations = log.numbers.filter(pc.not_equal(log.numbers["split"], "train"))
+    total = evaluations.filter(pc.equal(evaluations["metric"], reward_name(log.config["reward"])))
+    if not len(total):
+        total = _weighted_sum(evaluations, {name: weight for name, weight in log.config["reward"].items() if weight})
+    name = pa.DictionaryArray.from_arrays(np.zeros(len(total), dtype=np.int16), [TRAINING_REWARD])
+    return total.set_column(total.schema.get_field_index("metric"), total.schema.field("metric"), name)
 
 
-def _read_status(run: Path) -> dict[str, Any]:
-    path = run / "status.json"
-    try:
-        status = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError) as error:
-        raise RunLogError(f"{path}: cannot be read: {error}") from None
-    if not isinstance(status, dict):
-        raise RunLogError(f"{path}: must hold an object")
-    return status
+def _weighted_sum(evaluations: pa.Table, weights: Mapping[str, float]) -> pa.Table:
+    """Rows of sum over parts of weight * value, where every part was measured; ``metric`` is one of theirs."""
+    parts = evaluations.filter(pc.is_in(evaluations["metric"], value_set=pa.array(list(weights)))).to_pandas()
+    if parts.empty:
+        return NUMBERS.empty_table()
+    parts["value"] *= parts["metric"].astype(str).map(weights)
+    grouped = parts.groupby(["split", "iteration", "item"], dropna=False, sort=False, observed=True)
+    summed = grouped.agg(metric=("metric", "first"), value=("value", "sum"), parts=("value", "size")).reset_index()
+    summed = summed[summed["parts"] == len(weights)].assign(text=None)
+    return pa.Table.from_pandas(summed[NUMBERS.names], schema=NUMBERS, preserve_index=False)
 
 
-def _read_lines(path: Path) -> list[dict[str, Any]]:
-    """Objects of a JSON-lines file, in order; of lines for one iteration and split the last, as a resumed run wrote."""
-    try:
-        lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
-    except FileNotFoundError:
-        return []
-    except OSError as error:
-        raise RunLogError(f"{path}: cannot be read: {error}") from None
-    required = {"iteration"} if path.name == "metrics.jsonl" else {"iteration", "split", "metrics"}
-    records: dict[tuple[int, str], dict[str, Any]] = {}
-    for number, line in enumerate(lines, start=1):
-        try:
-            record = json.loads(line)
-        except ValueError:
-            # A run that was killed, or that is being written at this moment, ends in half a line.
-            if number == len(lines):
-                break
-            raise RunLogError(f"{path}: line {number} is not JSON") from None
-        if not isinstance(record, dict) or not required <= record.keys():
-            raise RunLogError(f"{path}: line {number} must be an object with {', '.join(sorted(required))}")
-        records[record["iteration"], record.get("split", "train")] = record
-    return [records[key] for key in sorted(records)]
+def _frame(identities: Sequence[Mapping[str, Any]], tables: Sequence[pa.Table]) -> pd.DataFrame:
+    """The runs' rows with their identity in front; texts are categories in alphabetical order."""
+    frame = pa.concat_tables([NUMBERS.empty_table(), *tables]).unify_dictionaries().to_pandas()
+    for name in ("split", "metric"):
+        frame[name] = frame[name].cat.set_categories(sorted(frame[name].cat.remove_unused_categories().cat.categories))
+    counts = [len(table) for table in tables]
+    of_runs = pd.DataFrame(identities, columns=IDENTITY).astype({"fusion": bool, "fusion_weight": float, "seed": int})
+    for name in IDENTITY:
+        column = of_runs[name]
+        if pd.api.types.is_string_dtype(column) or column.dtype == object:
+            codes, categories = pd.factorize(column, sort=True)
+            frame[name] = pd.Categorical.from_codes(np.repeat(codes, counts), categories)
+        else:
+            frame[name] = np.repeat(column.to_numpy(), counts)
+    return frame

@@ -14,6 +14,7 @@ COMMANDS = (
     "reproduce",
     "status",
     "report",
+    "shards",
     "fetch_assets",
     "serve_reward",
     "check_reward_parity",

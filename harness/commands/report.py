@@ -17,8 +17,12 @@ def add_parser(commands: Commands) -> None:
 def write(runs: Path, output: Path) -> int:
     """Write the report of a folder of runs."""
     from analysis.report import write_report
+    from analysis.runlog import RunLogError
 
     if not runs.is_dir():
         raise ConfigError(f"--runs {runs}: no such folder")
-    print(f"report: {write_report(runs, output)}")
+    try:
+        print(f"report: {write_report(runs, output)}")
+    except RunLogError as error:
+        raise ConfigError(str(error)) from None
     return 0

@@ -1,12 +1,23 @@
 """Logs of runs, finished or broken off, become the tidy frame that they should."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from analysis.labels import cell_colour, cell_label
-from analysis.logs import COLUMNS, RunLogError, find_runs, load_runs, load_summary, reward_name
+from analysis.labels import PAPER_GRID, cell_colour, cell_label
+from analysis.logs import (
+    COLUMNS,
+    find_runs,
+    load_chosen_prompts,
+    load_logs,
+    load_prompt_values,
+    load_runs,
+    load_summary,
+    reward_name,
+)
+from analysis.runlog import RunLogError
 
 WriteRun = Callable[..., Path]
 
@@ -14,19 +25,24 @@ WriteRun = Callable[..., Path]
 def test_the_frame_has_one_row_a_number(grid: Path) -> None:
     frame = load_runs(grid)
     assert list(frame.columns) == COLUMNS
-    # Two iterations of reward_mean, 3 totals and 2 phases; five evaluations of 4 metrics and the training reward.
-    assert frame.groupby("run_id").size().to_dict() == dict.fromkeys(
-        ["base-0", "base-1", "ours-0", "ours-1"], 2 * 6 + 5 * 5
-    )
+    # Two iterations of reward_mean, 3 totals and 2 phases; five evaluations of 4 metrics, the training reward, seconds,
+    # and the numbers of prompts and noises. With candidates, there is a capability, too.
+    of_base, of_ours = 2 * 6 + 5 * 8, 2 * 7 + 5 * 8
+    assert frame.groupby("run_id").size().to_dict() == {
+        "base-0": of_base,
+        "base-1": of_base,
+        "ours-0": of_ours,
+        "ours-1": of_ours,
+    }
     rows = frame[(frame["run_id"] == "ours-1") & (frame["metric"] == "ocr-v4/word_accuracy")]
     assert [tuple(row) for row in rows[["split", "iteration"]].itertuples(index=False)] == [
-        ("test", 0),
         ("validation", 0),
         ("validation", 1),
-        ("test", 2),
         ("validation", 2),
+        ("test", 0),
+        ("test", 2),
     ]
-    assert rows["value"].tolist() == pytest.approx([0.25, 0.3, 0.4, 0.7, 0.5])
+    assert rows["value"].tolist() == pytest.approx([0.3, 0.4, 0.5, 0.25, 0.7])
     identity = rows.iloc[0][["experiment", "method", "selection", "fusion", "fusion_weight", "reward", "seed"]]
     assert identity.tolist() == ["grid", "flow_grpo", "curriculum", True, 1.0, "ocr", 1]
 
@@ -44,6 +60,36 @@ def test_nested_metrics_are_flattened_and_nulls_and_lists_left_out(grid: Path) -
     assert train[train["metric"] == "seconds/update"]["value"].tolist() == [0.25, 0.25]
 
 
+def test_training_metrics_can_be_left_out(grid: Path) -> None:
+    everything = load_runs(grid)
+    kept = load_runs(grid, train_metrics=["reward_mean"])
+    wanted = everything[(everything["split"] != "train") | (everything["metric"] == "reward_mean")]
+    assert kept.astype(str).equals(wanted.reset_index(drop=True).astype(str))
+    assert set(load_runs(grid, train_metrics=())["split"]) == {"validation", "test"}
+
+
+def test_evaluations_are_there_prompt_by_prompt(grid: Path) -> None:
+    frame = load_prompt_values(grid).query("run_id == 'ours-1' and iteration == 2 and metric == 'training_reward'")
+    assert frame[["prompt", "value"]].to_numpy().tolist() == [[0, 0.95], [1, 0.85]]
+    assert set(load_prompt_values(grid, "validation")["iteration"]) == {0, 1, 2}
+    last = load_logs(grid).test_prompts[3]
+    assert last["ocr-v4"].tolist() == [0.85, 0.75]
+    assert last["training_reward"].tolist() == [0.95, 0.85]
+
+
+def test_the_prompts_trained_on_are_there_with_their_ranks(grid: Path) -> None:
+    frame = load_chosen_prompts(grid)
+    ours, base = (frame[frame["run_id"] == name] for name in ("ours-0", "base-0"))
+    assert ours[["iteration", "slot", "prompt", "rank"]].to_numpy().tolist() == [
+        [1, 0, "prompt 1", 3],
+        [1, 1, "b", 0],
+        [2, 0, "prompt 2", 3],
+        [2, 1, "b", 0],
+    ]
+    assert base["prompt"].tolist() == ["prompt 1", "b", "prompt 2", "b"]
+    assert base["rank"].isna().all()
+
+
 def test_a_base_run_has_no_fusion_weight(grid: Path) -> None:
     assert load_runs(grid).query("run_id == 'base-0'")["fusion_weight"].unique().tolist() == [0.0]
 
@@ -53,17 +99,24 @@ def test_the_summary_counts_what_a_run_cost(grid: Path) -> None:
     assert (row["state"], row["iteration"], row["iterations"]) == ("finished", 2, 2)
     assert (row["sample_forwards"], row["train_forwards"], row["reward_calls"]) == (200, 20, 40)
     assert row["compute"] == 200 + 3 * 20
-    assert row["seconds_per_iteration"] == 1.5
+    assert (row["seconds_per_iteration"], row["train_seconds"], row["evaluation_seconds"]) == (1.5, 3.0, 5 * 1.5)
     assert row["unseen_judges"] == ["ocr-v4", "colour"]
 
 
 def test_the_training_reward_of_a_weighted_sum_is_the_sum(write_run: WriteRun) -> None:
-    run = write_run("sum", reward={"ocr": 1.0, "colour": 0.5}, rewards=(0.5,))
+    run = write_run("sum", reward={"ocr": 1.0, "colour": 0.5}, rewards=(0.5,), test=None, base_test=0.4)
     frame = load_runs(run)
     assert frame["reward"].unique().tolist() == ["ocr+0.5*colour"]
     value = frame.query("metric == 'training_reward' and split == 'validation'")["value"]
     assert value.tolist() == pytest.approx([0.5 + 0.5 * 0.9])
     assert load_summary(run)["unseen_judges"].tolist() == [["ocr-v4"]]
+    by_prompt = load_prompt_values(run).query("metric == 'training_reward'")["value"]
+    assert by_prompt.tolist() == pytest.approx([0.45 + 0.5 * 0.95, 0.35 + 0.5 * 0.85])
+
+
+def test_a_part_that_was_not_measured_leaves_no_training_reward(write_run: WriteRun) -> None:
+    run = write_run("sum", reward={"ocr": 1.0, "unknown": 0.5})
+    assert "training_reward" not in set(load_runs(run)["metric"])
 
 
 def test_a_torn_last_line_is_dropped(write_run: WriteRun) -> None:
@@ -123,8 +176,31 @@ def test_an_unreadable_file_is_named(write_run: WriteRun, name: str, content: st
 def test_runs_are_found_at_any_depth_and_a_missing_folder_is_an_error(grid: Path) -> None:
     assert [run.name for run in find_runs(grid)] == ["base-0", "base-1", "ours-0", "ours-1"]
     assert find_runs(grid / "grid" / "base-1") == [grid / "grid" / "base-1"]
+    # A run directory is not searched for further ones.
+    (grid / "grid" / "base-1" / "checkpoints").mkdir()
+    (grid / "grid" / "base-1" / "checkpoints" / "config.yaml").touch()
+    assert len(find_runs(grid)) == 4
     with pytest.raises(RunLogError, match="no such folder"):
         find_runs(grid / "nowhere")
+
+
+def test_two_directories_of_one_run_are_an_error(grid: Path) -> None:
+    shutil.copytree(grid / "grid", grid / "copy" / "grid")
+    with pytest.raises(RunLogError, match=r"copy/grid/base-0 and .*runs/grid/base-0 are the same run"):
+        load_runs(grid)
+
+
+def test_a_metric_that_is_not_always_a_number_is_named(write_run: WriteRun) -> None:
+    run = write_run("mixed")
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write('{"iteration": 3, "reward_mean": "high"}\n')
+    with pytest.raises(RunLogError, match=r"mixed/metrics\.jsonl: 'reward_mean' is a number in some lines"):
+        load_runs(run)
+
+
+def test_the_papers_grid_has_thirty_cells() -> None:
+    assert len(set(PAPER_GRID)) == 30
+    assert {cell.label for cell in PAPER_GRID if cell.method == "flow_cps"} >= {"Flow-CPS", "Flow-CPS + AdaGRPO"}
 
 
 def test_cells_have_the_names_of_the_field() -> None:

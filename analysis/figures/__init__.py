@@ -1,0 +1,75 @@
+"""The figures of a study, as narrow panels for a page and as wide pictures."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from analysis.figures import cells, curves, selection
+from analysis.figures.drawing import Drawing, Panel, draw_panel, draw_together
+from analysis.study import Study
+
+
+class Group(NamedTuple):
+    """Panels that answer one question."""
+
+    panels: Sequence[Drawing]
+    """One a method, and the paper's; narrow."""
+    picture: Drawing | None = None
+    """All of them side by side."""
+
+    @property
+    def drawings(self) -> list[Drawing]:
+        """Everything that is to become a file."""
+        return [*self.panels, *([self.picture] if self.picture else [])]
+
+
+class StudyFigures(NamedTuple):
+    """What a report shows of a study; a group without data is empty."""
+
+    main: Group
+    """The paper's figure: base against + AdaGRPO for each method, and the published curve."""
+    selection: Group
+    """Gain by prompt selection, and the paper's."""
+    cells: Group
+    """Every cell with every seed."""
+    curves: Group
+    """Further curves: by compute, by an unseen judge, and of all selections."""
+    published: Group
+    """The paper's other training curves."""
+
+    @property
+    def drawings(self) -> list[Drawing]:
+        """Everything that is to become a file."""
+        return [drawing for group in self for drawing in group.drawings]
+
+
+def draw_study(study: Study) -> StudyFigures:
+    """Draw all figures of a study."""
+    reward, *further = curves.quantities(study)
+    pairs, selections = curves.pair_panels(study, reward), curves.cell_panels(study, reward)
+    published = {panel.name: panel for panel in curves.paper_panels()}
+    beside = published.pop("curves-paper-hpsv3")
+    # Without a pair to compare, the cells that are there are the main picture.
+    main = [*pairs, beside] if pairs else selections
+    more = list(selections) if pairs else []
+    for quantity in further:
+        compared = curves.pair_panels(study, quantity)
+        more += compared
+        # Selections differ in cost, so all are shown by compute, too; of a judge the main comparison is enough.
+        if not compared or quantity.axis == curves.COMPUTE:
+            more += curves.cell_panels(study, quantity)
+    strategies = selection.selection_panels(study)
+    beside_paper = [*strategies, selection.paper_panel()] if strategies else []
+    return StudyFigures(
+        main=_group(study, "main", "Validation reward during training", main, num_columns=2),
+        selection=_group(study, "selection", "Test reward by prompt selection", beside_paper, num_columns=2),
+        cells=_group(study, "all-cells", "All cells, every seed", cells.cell_panels(study), num_columns=3),
+        curves=Group([draw_panel(panel) for panel in more]),
+        published=Group([draw_panel(panel) for panel in published.values()] if pairs else []),
+    )
+
+
+def _group(study: Study, name: str, title: str, panels: Sequence[Panel], num_columns: int) -> Group:
+    if not panels:
+        return Group([])
+    picture = draw_together(f"{study.prefix}{name}", title, panels, num_columns)
+    return Group([draw_panel(panel) for panel in panels], picture)

@@ -1,0 +1,76 @@
+"""All cells of the grid at once: every seed, mean and interval, without fusion and with it in neighbouring rows."""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import NamedTuple
+
+import numpy as np
+from matplotlib.axes import Axes
+
+from analysis.figures.drawing import GREY, INK, Panel
+from analysis.labels import METHOD_NAMES, Cell, is_adagrpo, is_base, selection_order
+from analysis.logs import TRAINING_REWARD
+from analysis.statistics import Interval
+from analysis.study import MIN_SEEDS_FOR_INTERVAL, Study, cell_interval
+
+
+class Row(NamedTuple):
+    """A cell's results."""
+
+    cell: Cell
+    seeds: np.ndarray
+    interval: Interval | None
+
+
+def cell_panels(study: Study) -> list[Panel]:
+    """For each method one panel, a row a cell, in the order of selections; all on one scale."""
+    rows_of: dict[str, list[Row]] = {}
+    for cell, _ in sorted(study.cells, key=lambda item: selection_order(item[0])):
+        values = study.values(cell, TRAINING_REWARD)
+        if len(values):
+            rows_of.setdefault(cell.method, []).append(Row(cell, values.to_numpy(), cell_interval(values)))
+    everything = [value for rows in rows_of.values() for row in rows for value in row.seeds]
+    if not everything:
+        return []
+    margin = 0.06 * (max(everything) - min(everything)) or 0.05
+    limits = min(everything) - margin, max(everything) + margin
+    has_interval = any(row.interval for rows in rows_of.values() for row in rows)
+    note = "Dots: every seed (hollow: with fusion); bar: mean; "
+    note += "line: 95 % interval of the mean" if has_interval else f"no interval below {MIN_SEEDS_FOR_INTERVAL} seeds"
+    label = f"Test reward after training ({study.reward})"
+    methods = [method for method in dict.fromkeys(cell.method for cell, _ in study.cells) if method in rows_of]
+    return [
+        Panel(
+            f"{study.prefix}all-cells-{method}",
+            METHOD_NAMES.get(method, method),
+            partial(_draw, rows=rows_of[method], limits=limits, label=label),
+            height=1.6 + 0.29 * len(rows_of[method]),
+            note=note,
+        )
+        for method in methods
+    ]
+
+
+def _label(cell: Cell) -> str:
+    return f"{cell.short}\n= AdaGRPO" if is_adagrpo(cell.selection, cell.fusion) else cell.short
+
+
+def _draw(axes: Axes, rows: Sequence[Row], limits: tuple[float, float], label: str) -> None:
+    for position, row in enumerate(rows):
+        cell, mean = row.cell, float(row.seeds.mean())
+        if position and rows[position - 1].cell.selection != cell.selection:
+            axes.axhline(position - 0.5, color=GREY, alpha=0.35, linewidth=0.7)
+        if is_base(cell.selection, cell.fusion):
+            axes.axvline(mean, color=cell.colour, linewidth=1, linestyle=":")
+        if row.interval is not None:
+            axes.hlines(position, row.interval.low, row.interval.high, color=cell.colour, linewidth=5, alpha=0.4)
+        face = "none" if cell.fusion else cell.colour
+        axes.scatter(
+            row.seeds, np.full(len(row.seeds), position), s=20, facecolor=face, edgecolor=cell.colour, zorder=3
+        )
+        axes.vlines(mean, position - 0.32, position + 0.32, color=INK, linewidth=2, zorder=4)
+    axes.set_yticks(range(len(rows)), [_label(row.cell) for row in rows], fontsize=9.5)
+    axes.set_ylim(len(rows) - 0.5, -0.5)
+    axes.set_xlim(*limits)
+    axes.set_xlabel(label)
+    axes.grid(visible=False, axis="y")

@@ -1,0 +1,229 @@
+"""Curves over training: base against + AdaGRPO, all cells of a method, and the paper's own."""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+
+from analysis import paper, statistics
+from analysis.figures.drawing import Panel
+from analysis.labels import METHOD_NAMES, Cell, cell_colour, cell_dash, is_base
+from analysis.logs import TRAINING_REWARD
+from analysis.study import MIN_SEEDS_FOR_INTERVAL, Study, adagrpo_pairs
+
+ITERATION, COMPUTE = "iteration", "compute"
+_AXIS_LABELS = {
+    ITERATION: "Training iteration",
+    COMPUTE: "Network forwards spent on training\n(a trained sample counts 3)",
+}
+_INTERVAL_NOTE = "Mean over seeds; band: 95 % interval of the mean"
+_RANGE_NOTE = f"Mean and every seed; no interval below {MIN_SEEDS_FOR_INTERVAL} seeds"
+_MEAN_NOTE = "Mean over seeds; their spread is in the figure of all cells"
+_BAND_RESAMPLES = 2_000
+_TRAINED = "total_train_forwards"
+COMPUTE_METRICS = ("total_sample_forwards", _TRAINED)
+"""Training metrics that compute is counted from."""
+
+
+class Quantity(NamedTuple):
+    """What a curve shows."""
+
+    name: str
+    """Of files."""
+    metric: str
+    axis: str
+    label: str
+
+
+def quantities(study: Study) -> list[Quantity]:
+    """Validation reward by iteration and by compute, and the word accuracy of the unseen judge if there is one."""
+    wanted = [
+        Quantity("reward", TRAINING_REWARD, ITERATION, f"Validation reward ({study.reward})"),
+        Quantity("reward-by-compute", TRAINING_REWARD, COMPUTE, f"Validation reward ({study.reward})"),
+    ]
+    if study.reader is not None:
+        label = f"Validation word accuracy\n(unseen judge {study.reader})"
+        wanted.append(Quantity("unseen-accuracy", f"{study.reader}/word_accuracy", ITERATION, label))
+    return wanted
+
+
+def pair_panels(study: Study, quantity: Quantity) -> list[Panel]:
+    """The paper's figure: for each method, its base cell and its + AdaGRPO cells, all on one scale."""
+    return _panels(study, quantity, {base.method: [base, *ours] for base, ours in adagrpo_pairs(study)}, "adagrpo")
+
+
+def cell_panels(study: Study, quantity: Quantity) -> list[Panel]:
+    """For each method all selections, without fusion and with it (beside the base); all on one scale.
+
+    A method with no more than its base and + AdaGRPO cells is left to ``pair_panels``.
+    """
+    complete = {base.method for base, ours in adagrpo_pairs(study) if _num_cells(study, base.method) == 1 + len(ours)}
+    groups: dict[str, list[Cell]] = {}
+    for cell, _ in study.cells:
+        if cell.method in complete:
+            continue
+        if cell.fusion:
+            base = study.base_of(cell)
+            groups.setdefault(f"{cell.method}-fusion", [base] if base else []).append(cell)
+        else:
+            groups.setdefault(cell.method, []).append(cell)
+    return _panels(study, quantity, groups, "cells")
+
+
+def paper_panels() -> list[Panel]:
+    """The published training curves of Flow-GRPO, one for each training reward."""
+    curves = paper.reward_curves()
+    panels = []
+    for reward, name in paper.REWARD_NAMES.items():
+        rows = curves[curves["training_reward"] == reward]
+        file = f"curves-paper-{reward.replace('+', '-')}"
+        note = "The paper's figure: one run each, on the prompts that were trained on"
+        panels.append(Panel(file, f"The paper: FLUX.1-dev, {name}", partial(_draw_published, rows), note=note))
+    return panels
+
+
+def over_seeds(rows: pd.DataFrame, axis: str) -> pd.DataFrame:
+    """Mean over the runs of a cell.
+
+    Args:
+        rows: one metric of one cell.
+        axis: "iteration" or "compute"; the latter is averaged over runs, too.
+
+    Returns:
+        Columns x and mean, one row an iteration that all runs have reached, since a mean over fewer of them would
+        jump where one ends.
+    """
+    values = _by_run(rows)
+    reached = rows[rows[ITERATION].isin(values.index)]
+    return pd.DataFrame({"x": reached.groupby(ITERATION)[axis].mean(), "mean": values.mean(axis=1)})
+
+
+def _by_run(rows: pd.DataFrame) -> pd.DataFrame:
+    """A row an iteration that all runs have reached, a column a run."""
+    return rows.pivot_table(index=ITERATION, columns="run_id", values="value", observed=True).dropna()
+
+
+def _bands(rows: pd.DataFrame) -> tuple[list[float], list[float]]:
+    """Bounds of the 95 % interval of the mean at each iteration."""
+    intervals = [
+        statistics.stratified_interval([at], statistics.mean, num_resamples=_BAND_RESAMPLES)
+        for at in _by_run(rows).to_numpy()
+    ]
+    return [i.low for i in intervals], [i.high for i in intervals]
+
+
+def _num_cells(study: Study, method: str) -> int:
+    return sum(cell.method == method for cell, _ in study.cells)
+
+
+def _panels(study: Study, quantity: Quantity, groups: dict[str, list[Cell]], kind: str) -> list[Panel]:
+    rows = _validation(study, quantity)
+    of_group = {group: [(cell, rows[cell]) for cell in cells if cell in rows] for group, cells in groups.items()}
+    of_group = {group: curves for group, curves in of_group.items() if curves}
+    if not of_group:
+        return []
+    limits = _padded(pd.concat([of_cell for curves in of_group.values() for _, of_cell in curves])["value"])
+    panels = []
+    for group, curves in of_group.items():
+        method = curves[0][0].method
+        title = METHOD_NAMES.get(method, method)
+        if kind == "cells":
+            title += ", with fusion" if curves[-1][0].fusion else ", without fusion"
+        enough = any(cell_rows["run_id"].nunique() >= MIN_SEEDS_FOR_INTERVAL for _, cell_rows in curves)
+        note = _INTERVAL_NOTE if enough else _RANGE_NOTE
+        panels.append(
+            Panel(
+                f"{study.prefix}curves-{quantity.name}-{group}-{kind}",
+                title,
+                partial(_draw, curves=curves, quantity=quantity, limits=limits, is_pair=kind == "adagrpo"),
+                height=3.3 + 0.2 * len(curves),
+                note=note if kind == "adagrpo" else _MEAN_NOTE,
+            )
+        )
+    return panels
+
+
+def _validation(study: Study, quantity: Quantity) -> dict[Cell, pd.DataFrame]:
+    """Rows to draw of each cell, with the column of the axis: its finished runs, or all while none is finished."""
+    rows = study.runs[(study.runs["split"] == "validation") & (study.runs["metric"] == quantity.metric)]
+    if quantity.axis == COMPUTE:
+        rows = rows.merge(_compute(study.runs), on=["run_id", ITERATION], how="left")
+        # Nothing is spent before the first iteration, which writes the first line.
+        rows.loc[rows[ITERATION] == 0, COMPUTE] = 0.0
+        rows = rows[rows[COMPUTE].notna()]
+    by_run = dict(iter(rows.groupby("run_id", observed=True)))
+    of_cells = {}
+    for cell, members in study.cells:
+        ids = [i for i in members["run_id"] if i in by_run]
+        chosen = [i for i in ids if i in study.finished] or ids
+        if chosen:
+            of_cells[cell] = pd.concat([by_run[i] for i in chosen])
+    return of_cells
+
+
+def _compute(runs: pd.DataFrame) -> pd.DataFrame:
+    train = runs[(runs["split"] == "train") & runs["metric"].isin(COMPUTE_METRICS)]
+    spent = train["value"] * np.where(train["metric"] == _TRAINED, 3, 1)
+    return spent.groupby([train["run_id"], train[ITERATION]], observed=True).sum().rename(COMPUTE).reset_index()
+
+
+def _draw(
+    axes: Axes,
+    curves: Sequence[tuple[Cell, pd.DataFrame]],
+    quantity: Quantity,
+    limits: tuple[float, float],
+    is_pair: bool,
+) -> None:
+    for cell, rows in curves:
+        # Among many cells, bands would hide each other.
+        _draw_cell(axes, cell, rows, quantity.axis, _pair_label(cell) if is_pair else cell.short, with_spread=is_pair)
+    axes.set_ylim(*limits)
+    _decorate(axes, _AXIS_LABELS[quantity.axis], quantity.label)
+
+
+def _draw_cell(axes: Axes, cell: Cell, rows: pd.DataFrame, axis: str, name: str, with_spread: bool) -> None:
+    table, num_seeds = over_seeds(rows, axis), rows["seed"].nunique()
+    if with_spread and num_seeds >= MIN_SEEDS_FOR_INTERVAL:
+        low, high = _bands(rows)
+        axes.fill_between(table["x"], low, high, color=cell.colour, alpha=0.18, linewidth=0)
+    elif with_spread and num_seeds > 1:
+        for _, run in rows.groupby("run_id", observed=True):
+            axes.plot(run[axis], run["value"], color=cell.colour, linewidth=0.7, alpha=0.55)
+    axes.plot(
+        table["x"],
+        table["mean"],
+        cell_dash(cell.selection, cell.fusion),
+        color=cell.colour,
+        linewidth=2,
+        marker="o" if len(table) <= 12 else None,
+        markersize=3.5,
+        label=f"{name} ({num_seeds} {'seed' if num_seeds == 1 else 'seeds'})",
+    )
+
+
+def _draw_published(rows: pd.DataFrame, axes: Axes) -> None:
+    for method, name, adagrpo in (("Flow-GRPO", "Flow-GRPO", False), ("AdaGRPO", "Flow-GRPO + AdaGRPO", True)):
+        curve = rows[rows["method"] == method]
+        colour = cell_colour("curriculum" if adagrpo else "random", adagrpo)
+        axes.plot(curve["iteration"], curve["reward"], color=colour, linewidth=2, label=name)
+    _decorate(axes, _AXIS_LABELS[ITERATION], "Training reward")
+
+
+def _decorate(axes: Axes, x_label: str, y_label: str) -> None:
+    axes.set_xlabel(x_label)
+    axes.set_ylabel(y_label)
+    axes.locator_params(axis="x", nbins=6, integer=True)
+    axes.margins(x=0.02)
+
+
+def _pair_label(cell: Cell) -> str:
+    return "base, random prompts" if is_base(cell.selection, cell.fusion) else cell.label.partition(" ")[2]
+
+
+def _padded(values: pd.Series) -> tuple[float, float]:
+    low, high = float(values.min()), float(values.max())
+    margin = 0.05 * (high - low) or 0.05
+    return low - margin, high + margin

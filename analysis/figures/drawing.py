@@ -1,0 +1,141 @@
+"""How figures look and become files: the same numbers give the same bytes."""
+
+import re
+import textwrap
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+INK = "#1b1f24"
+GREY = "#888888"
+_PAPER = "#ffffff"
+_STYLE = {
+    # Real text: small, searchable, and in the page's own font. The salt fixes the ids that are otherwise random.
+    "svg.fonttype": "none",
+    "svg.hashsalt": "adagrpo",
+    "font.family": "DejaVu Sans",
+    "font.size": 10.5,
+    "axes.titlesize": 11.5,
+    "axes.edgecolor": INK,
+    "axes.labelcolor": INK,
+    "text.color": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "figure.facecolor": _PAPER,
+    "axes.facecolor": "none",
+    "legend.frameon": False,
+}
+_NO_METADATA = {"Date": None, "Creator": None, "Format": None, "Type": None}
+_NOTE_WIDTH = 56  # Letters in a line.
+_PANEL_WIDTH = 4.6  # Inches: so narrow that letters stay legible when a phone shrinks it.
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A figure as files need it."""
+
+    name: str
+    """File name without ending."""
+    title: str
+    svg: str
+    png: bytes
+
+    def save(self, folder: Path) -> None:
+        """Write NAME.svg and its twin NAME.png."""
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{self.name}.svg").write_text(self.svg, encoding="utf-8")
+        (folder / f"{self.name}.png").write_bytes(self.png)
+
+    def inline(self) -> str:
+        """The SVG as an element of an HTML page: the page's ink and paper, and ids of its own."""
+        svg = re.sub(r"<metadata>.*?</metadata>", "", self.svg[self.svg.index("<svg") :], flags=re.DOTALL)
+        svg = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{self.name}-", svg)
+        svg = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", svg, count=1)
+        svg = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", svg, count=1)
+        svg = svg.replace("<svg", f'<svg role="img" aria-label="{self.title}"', 1)
+        return svg.replace(INK, "currentColor").replace(f"fill: {_PAPER}", "fill: none")
+
+
+@dataclass(frozen=True)
+class Panel:
+    """A pair of axes to be drawn, alone for a narrow page or among others for a wide picture."""
+
+    name: str
+    title: str
+    draw: Callable[[Axes], None]
+    height: float = 3.4
+    """Inches of the axes, without the legend."""
+    note: str = ""
+    """Above the legend: what lines and bands are."""
+
+
+def draw_panel(panel: Panel) -> Drawing:
+    """A figure of one panel, its legend below."""
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(_PANEL_WIDTH, panel.height), layout="constrained")
+        axes = figure.subplots()
+        _fill(axes, panel)
+        _add_legend(figure, axes, panel.note)
+        return _render(figure, panel.name, panel.title)
+
+
+def draw_together(name: str, title: str, panels: Sequence[Panel], num_columns: int) -> Drawing:
+    """One wide picture of several panels; each keeps its own legend, within its axes."""
+    num_columns = min(num_columns, len(panels))
+    num_rows = -(-len(panels) // num_columns)
+    with matplotlib.rc_context(_STYLE):
+        size = _PANEL_WIDTH * num_columns, num_rows * max(panel.height for panel in panels)
+        figure = Figure(figsize=size, layout=ConstrainedLayoutEngine(hspace=0.05, wspace=0.03))
+        grid = figure.subplots(num_rows, num_columns, squeeze=False).ravel()
+        for axes, panel in zip(grid, panels, strict=False):
+            _fill(axes, panel)
+            if axes.get_legend_handles_labels()[0]:
+                axes.legend(loc="lower right", fontsize=9.5)
+        for axes in grid[len(panels) :]:
+            axes.set_axis_off()
+        notes = list(dict.fromkeys(panel.note for panel in panels if panel.note))
+        figure.suptitle(title, x=0.01, ha="left", fontsize=13, fontweight="bold")
+        figure.supxlabel("\n".join(notes), x=0.01, ha="left", fontsize=9.5)
+        return _render(figure, name, title)
+
+
+def _fill(axes: Axes, panel: Panel) -> None:
+    axes.set_title(panel.title, loc="left", fontweight="bold")
+    axes.grid(color=GREY, alpha=0.25, linewidth=0.7)
+    axes.set_axisbelow(True)
+    panel.draw(axes)
+
+
+def _add_legend(figure: Figure, axes: Axes, note: str) -> None:
+    handles, labels = axes.get_legend_handles_labels()
+    if not handles and not note:
+        return
+    legend = figure.legend(
+        handles,
+        labels,
+        loc="outside lower left",
+        title=textwrap.fill(note, _NOTE_WIDTH) or None,
+        fontsize=10,
+        title_fontsize=9.5,
+    )
+    legend.set_alignment("left")
+
+
+def _render(figure: Figure, name: str, title: str) -> Drawing:
+    svg, png = BytesIO(), BytesIO()
+    figure.draw_without_rendering()
+    figure.set_layout_engine(None)  # Laid out once, saved twice.
+    figure.savefig(svg, format="svg", metadata=_NO_METADATA)
+    figure.savefig(png, format="png", dpi=160, metadata={"Software": None})
+    return Drawing(name, title, svg.getvalue().decode(), png.getvalue())

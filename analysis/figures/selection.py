@@ -1,0 +1,90 @@
+"""Prompt selection: what each strategy gains over the untrained model, beside the paper's numbers."""
+
+from collections.abc import Mapping
+from functools import partial
+from typing import NamedTuple
+
+import numpy as np
+from matplotlib.axes import Axes
+
+from analysis import paper
+from analysis.figures.drawing import GREY, INK, Panel
+from analysis.labels import METHOD_NAMES, SELECTIONS, cell_colour
+from analysis.logs import TRAINING_REWARD
+from analysis.statistics import Interval
+from analysis.study import MIN_SEEDS_FOR_INTERVAL, Study, cell_interval
+
+
+class Bar(NamedTuple):
+    """One strategy's results."""
+
+    seeds: np.ndarray
+    interval: Interval | None
+
+
+def selection_panels(study: Study) -> list[Panel]:
+    """For each method with several strategies, its cells without fusion; bars start at the untrained model."""
+    bars_of: dict[str, dict[str, Bar]] = {}
+    starts: dict[str, float] = {}
+    for cell, _ in study.cells:
+        values = study.values(cell, TRAINING_REWARD)
+        if cell.fusion or cell.selection not in SELECTIONS or values.empty:
+            continue
+        bars_of.setdefault(cell.method, {})[cell.selection] = Bar(values.to_numpy(), cell_interval(values))
+        before, _ = study.untrained(cell)
+        starts.setdefault(cell.method, float(before.get(TRAINING_REWARD, np.nan)))
+    bars_of = {method: bars for method, bars in bars_of.items() if len(bars) > 1}
+    if not bars_of:
+        return []
+    highest = max(float(bar.seeds.max()) for bars in bars_of.values() for bar in bars.values())
+    label = f"Test reward ({study.reward})"
+    note = "Bar: mean, from the untrained model up; dots: every seed"
+    if any(bar.interval for bars in bars_of.values() for bar in bars.values()):
+        note += "; line: 95 % interval"
+    else:
+        note += f"; no interval below {MIN_SEEDS_FOR_INTERVAL} seeds"
+    return [
+        Panel(
+            f"{study.prefix}selection-{method}",
+            f"{METHOD_NAMES.get(method, method)}, this study",
+            partial(_draw, bars=bars, start=starts[method], highest=highest, label=label),
+            note=note,
+        )
+        for method, bars in bars_of.items()
+    ]
+
+
+def paper_panel() -> Panel:
+    """The paper's comparison of strategies, drawn alike."""
+    table = paper.selection_table()
+    finals = zip(table["strategy"], table["final_hpsv3"], strict=True)
+    bars = {str(strategy): Bar(np.array([final]), None) for strategy, final in finals}
+    start, highest = paper.untrained_hpsv3(), float(table["final_hpsv3"].max())
+    draw = partial(_draw, bars=bars, start=start, highest=highest, label="HPS-v3", digits=2)
+    note = "Bar: from the untrained FLUX.1-dev up; one run each"
+    return Panel("selection-paper", "Flow-GRPO, the paper", draw, note=note)
+
+
+def _draw(axes: Axes, bars: Mapping[str, Bar], start: float, highest: float, label: str, digits: int = 3) -> None:
+    shown = [selection for selection in SELECTIONS if selection in bars]
+    for position, selection in enumerate(shown):
+        bar, colour = bars[selection], cell_colour(selection, fusion=False)
+        mean, bottom = float(bar.seeds.mean()), start if np.isfinite(start) else float(bar.seeds.mean())
+        axes.bar(position, mean - bottom, bottom=bottom, width=0.7, color=colour, alpha=0.45, edgecolor=colour)
+        if len(bar.seeds) > 1:
+            spread = np.linspace(-0.18, 0.18, len(bar.seeds))
+            axes.scatter(position + spread, bar.seeds, s=14, color=colour, edgecolor=INK, linewidth=0.4, zorder=3)
+        if bar.interval is not None:
+            axes.vlines(position, bar.interval.low, bar.interval.high, color=INK, linewidth=2, zorder=4)
+        top = max(mean, float(bar.seeds.max()))
+        axes.annotate(
+            f"{mean:.{digits}f}", (position, top), (0, 5), textcoords="offset points", ha="center", fontsize=9.5
+        )
+    lowest = min(start if np.isfinite(start) else np.inf, *(float(bar.seeds.min()) for bar in bars.values()))
+    span = (highest - lowest) or 0.1
+    axes.set_ylim(lowest - 0.03 * span, highest + 0.13 * span)
+    if np.isfinite(start):
+        axes.axhline(start, color=GREY, linewidth=1)
+    axes.set_xticks(range(len(shown)), shown, fontsize=9.5)
+    axes.set_ylabel(label)
+    axes.grid(visible=False, axis="x")

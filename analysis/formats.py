@@ -1,0 +1,93 @@
+"""Wide tables as Markdown and LaTeX; numbers as people read them."""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from analysis.statistics import Interval
+
+MISSING = "–"
+
+
+class Entry(NamedTuple):
+    """A number of a wide table."""
+
+    value: float
+    """NaN where there is none."""
+    sd: float = math.nan
+    interval: Interval | None = None
+    digits: int = 3
+    signed: bool = False
+    percent: bool = False
+
+
+class WideTable(NamedTuple):
+    """A table as people read it."""
+
+    title: str
+    head: Sequence[str]
+    """Of all columns, the first of which has the rows' labels."""
+    rows: Sequence[tuple[str, Sequence[Entry]]]
+
+
+def number(value: float, digits: int = 3, signed: bool = False) -> str:
+    """A number with a true minus sign; a dash for NaN."""
+    if not math.isfinite(value):
+        return MISSING
+    return f"{value:{'+' if signed else ''},.{digits}f}".replace("-", "−")
+
+
+def entry_text(entry: Entry) -> str:
+    """As in "0.903 ± 0.022", "+0.016 [+0.005, +0.027]" or "+24 %"."""
+    if not math.isfinite(entry.value):
+        return MISSING
+    if entry.percent:
+        return f"{number(100 * entry.value, entry.digits, entry.signed)} %"
+    text = number(entry.value, entry.digits, entry.signed)
+    if entry.interval is not None:
+        low, high = (number(bound, entry.digits, entry.signed) for bound in entry.interval[1:])
+        return f"{text} [{low}, {high}]"
+    return f"{text} ± {number(entry.sd, entry.digits)}" if math.isfinite(entry.sd) else text
+
+
+def markdown(table: WideTable) -> str:
+    """A table of GitHub's Markdown under its title."""
+    lines = [f"**{table.title}**", "", _row(table.head), "|" + "---|" * len(table.head)]
+    lines += [_row([label, *map(entry_text, entries)]) for label, entries in table.rows]
+    return "\n".join([*lines, ""])
+
+
+def latex(table: WideTable) -> str:
+    """A ``tabular`` of the booktabs package, in a ``table``; rules part the groups that a "difference" row ends."""
+    lines = [
+        r"\begin{table}",
+        r"\centering",
+        rf"\caption{{{_escape(table.title)}}}",
+        rf"\begin{{tabular}}{{l{'r' * (len(table.head) - 1)}}}",
+        r"\toprule",
+        _latex_row(table.head),
+        r"\midrule",
+    ]
+    for position, (label, entries) in enumerate(table.rows):
+        lines.append(_latex_row([label, *map(entry_text, entries)]))
+        is_last = position == len(table.rows) - 1
+        if not is_last and label.startswith(("difference", "Untrained")):
+            lines.append(r"\midrule")
+    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", r"\end{table}", ""])
+
+
+def _row(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cell.replace("|", r"\|") for cell in cells) + " |"
+
+
+def _latex_row(cells: Sequence[str]) -> str:
+    return " & ".join(map(_escape, cells)) + r" \\"
+
+
+_LATEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+_LATEX |= {character: f"\\{character}" for character in "&%$#_{}"}
+_LATEX |= {"±": r"$\pm$", "−": "$-$", "→": r"$\to$", "–": "--", "×": r"$\times$"}
+
+
+def _escape(text: str) -> str:
+    return "".join(_LATEX.get(character, character) for character in text)

@@ -1,0 +1,146 @@
+"""The report's page: one self-contained HTML file."""
+
+import base64
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jinja2
+import pandas as pd
+
+from analysis.figures import StudyFigures
+from analysis.formats import entry_text, number
+from analysis.gallery import Gallery
+from analysis.labels import METHOD_NAMES, Cell, selection_order, split_cells
+from analysis.logs import Logs, load_gallery
+from analysis.settings import describe_environments, split_settings
+from analysis.study import MIN_SEEDS_FOR_INTERVAL, Study, missing_cells
+from analysis.tables import CellRow, extra_gain_table, main_table, paper_table
+
+_TEMPLATES = Path(__file__).parent / "templates"
+
+
+class Tile(NamedTuple):
+    """A picture of the gallery."""
+
+    label: str
+    uri: str
+
+
+class PromptPictures(NamedTuple):
+    """One prompt drawn by the untrained model and after each cell's training."""
+
+    prompt: str
+    tiles: Sequence[Tile]
+
+
+def render_page(logs: Logs, studies: Sequence[tuple[Study, Sequence[CellRow], StudyFigures]]) -> str:
+    """The page as text.
+
+    Args:
+        logs: all runs.
+        studies: each with its cell table and figures.
+    """
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(_TEMPLATES),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"number": number, "count": lambda value: f"{value:,.0f}", "entry": entry_text}
+    environment.filters |= {"duration": _duration, "anchor": _anchor}
+    summary = logs.summary
+    finished = summary[summary["state"] == "finished"]
+    return environment.get_template("report.html.j2").render(
+        studies=[_section(logs, *study) for study in studies],
+        num_runs=len(summary),
+        num_finished=len(finished),
+        num_seeds=finished["seed"].nunique(),
+        num_cells=len(split_cells(finished)),
+        num_iterations=int(summary["iteration"].sum()),
+        seconds=float(summary["train_seconds"].sum() + summary["evaluation_seconds"].sum()),
+        unfinished=summary[summary["state"] != "finished"].to_dict("records"),
+        environment=describe_environments(logs.environments),
+        min_seeds=MIN_SEEDS_FOR_INTERVAL,
+        paper=paper_table(),
+    )
+
+
+def _section(logs: Logs, study: Study, rows: Sequence[CellRow], figures: StudyFigures) -> dict[str, Any]:
+    shared, varied = split_settings([logs.configs[i] for i in study.summary.index])
+    return {
+        "experiment": study.experiment,
+        "reward": study.reward,
+        "metrics": study.metrics,
+        "figures": figures,
+        "cells": rows,
+        "base_compute": {row.cell.method: row.costs["compute"] for row in rows if study.base_of(row.cell) == row.cell},
+        "main": main_table(study),
+        "extra_gain": extra_gain_table(study),
+        "missing": _missing(study),
+        "shared": shared,
+        "varied": varied,
+        "gallery": gallery(study),
+        "runs": [(cell, members.sort_values("seed").to_dict("records")) for cell, members in study.cells],
+    }
+
+
+def gallery(study: Study) -> list[tuple[str, str, list[PromptPictures]]]:
+    """For each method its name, what the pictures are of, and the pictures by prompt: of each cell's first seed."""
+    in_order = sorted(study.cells, key=lambda item: (item[0].fusion, selection_order(item[0])))
+    of_method: dict[str, list[tuple[Cell, Mapping[Any, Any], Gallery]]] = {}
+    for cell, members in in_order:
+        for run in members.sort_values(["seed", "run_id"]).to_dict("records"):
+            pictures = load_gallery(Path(run["folder"]))
+            if pictures is not None:
+                of_method.setdefault(cell.method, []).append((cell, run, pictures))
+                break
+    return [
+        (METHOD_NAMES.get(method, method), _caption(entries), _by_prompt(entries))
+        for method, entries in of_method.items()
+    ]
+
+
+def _caption(entries: Sequence[tuple[Cell, Mapping[Any, Any], Gallery]]) -> str:
+    seeds = sorted({run["seed"] for _, run, _ in entries})
+    unfinished = [cell.short for cell, run, _ in entries if run["state"] != "finished"]
+    text = f"Seed {', '.join(map(str, seeds))}"
+    return f"{text}; not finished: {', '.join(unfinished)}" if unfinished else text
+
+
+def _by_prompt(entries: Sequence[tuple[Cell, Mapping[Any, Any], Gallery]]) -> list[PromptPictures]:
+    prompts = dict.fromkeys(picture.prompt for _, _, of_run in entries for picture in of_run.pictures)
+    found = []
+    for prompt in prompts:
+        pictures = [(cell, run, p) for cell, run, of_run in entries for p in of_run.pictures if p.prompt == prompt]
+        # All runs of a model start alike, so that one picture stands for all of them.
+        starts = {picture.before: cell.short for cell, _, picture in reversed(pictures)}
+        several = len(starts) > 1
+        tiles = [
+            Tile(f"before training ({cell})" if several else "before training", _uri(before))
+            for before, cell in reversed(starts.items())
+        ]
+        tiles += [Tile(cell.short, _uri(picture.after)) for cell, _, picture in pictures]
+        found.append(PromptPictures(prompt, tiles))
+    return found
+
+
+def _missing(study: Study) -> list[tuple[str, list[str]]]:
+    return [(METHOD_NAMES[method], [cell.short for cell in cells]) for method, cells in missing_cells(study).items()]
+
+
+def _uri(png: bytes) -> str:
+    return f"data:image/png;base64,{base64.b64encode(png).decode()}"
+
+
+def _duration(seconds: float) -> str:
+    if pd.isna(seconds):
+        return "–"
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def _anchor(cell: Cell) -> str:
+    return f"{cell.method}-{cell.selection}-{cell.fusion_weight:g}"

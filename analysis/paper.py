@@ -1,0 +1,66 @@
+"""The paper's published numbers, from results/paper/."""
+
+from pathlib import Path
+
+import pandas as pd
+
+_FOLDER = Path(__file__).resolve().parent.parent / "results" / "paper"
+
+REWARD_NAMES = {"hpsv2": "HPS-v2", "hpsv3": "HPS-v3", "hpsv3+clip": "HPS-v3 + CLIP"}
+"""The paper's training rewards."""
+JUDGES = (
+    "hpsv2",
+    "hpsv3",
+    "ur_v2_alignment",
+    "ur_v2_coherence",
+    "ur_v2_style",
+    "clip",
+    "image_reward",
+    "ur_v1",
+)
+"""The columns of its main table."""
+_OWN_JUDGE = {"hpsv2": "hpsv2", "hpsv3": "hpsv3", "hpsv3+clip": "hpsv3"}
+
+
+def main_table() -> pd.DataFrame:
+    """The main table: training_reward ("none" for the untrained model), method, adagrpo (bool), and ``JUDGES``."""
+    table = pd.read_csv(_FOLDER / "table1.csv", keep_default_na=False)
+    return table.assign(adagrpo=table["adagrpo"] == "yes")
+
+
+def selection_table() -> pd.DataFrame:
+    """Final HPS-v3 of Flow-GRPO by prompt selection: columns strategy, final_hpsv3."""
+    return pd.read_csv(_FOLDER / "selection_strategies.csv")
+
+
+def reward_curves() -> pd.DataFrame:
+    """Training reward of Flow-GRPO, read off the paper's figure.
+
+    Returns:
+        Columns training_reward, method ("Flow-GRPO", or "AdaGRPO" for Flow-GRPO + AdaGRPO), iteration, reward.
+    """
+    return pd.read_csv(_FOLDER / "reward_curves.csv")
+
+
+def untrained_hpsv3() -> float:
+    """HPS-v3 of the untrained FLUX.1-dev."""
+    table = main_table()
+    return float(table.loc[table["training_reward"] == "none", "hpsv3"].item())
+
+
+def extra_gains() -> pd.DataFrame:
+    """How much further + AdaGRPO gets than its base, as a share of what the base gained over the untrained model.
+
+    On the judge that was trained on (HPS-v3 for HPS-v3 + CLIP): (AdaGRPO - base) / (base - untrained).
+
+    Returns:
+        Columns training_reward, method, share.
+    """
+    table = main_table()
+    untrained = table[table["training_reward"] == "none"].iloc[0]
+    rows = []
+    for (reward, method), pair in table[table["training_reward"] != "none"].groupby(["training_reward", "method"]):
+        judge = _OWN_JUDGE[str(reward)]
+        base, ours = (pair.loc[pair["adagrpo"] == adagrpo, judge].item() for adagrpo in (False, True))
+        rows.append((reward, method, (ours - base) / (base - untrained[judge])))
+    return pd.DataFrame(rows, columns=["training_reward", "method", "share"])

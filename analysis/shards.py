@@ -1,0 +1,178 @@
+"""A finished run as one small Parquet file, from which every table, figure and gallery of a report can be made."""
+
+import json
+from collections.abc import Collection
+from io import BytesIO
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from analysis.gallery import NUM_PROMPTS, Gallery, Picture, read_gallery
+from analysis.runlog import (
+    NUMBERS,
+    RunLog,
+    RunLogError,
+    Series,
+    check_config,
+    find_directories,
+    numbers_table,
+    read_directory,
+)
+
+SUFFIX = ".parquet"
+_FORMAT = "1"
+_PICTURE = "picture"
+_FILE_COLUMNS = [*NUMBERS.names, "millionths"]
+_DOCUMENTS = ("config", "status", "environment")
+
+
+def write_shards(runs_folder: Path, output: Path, num_pictures: int = NUM_PROMPTS) -> list[Path]:
+    """Write each finished run to ``output/<experiment>/<run id>.parquet``; the same run gives the same bytes.
+
+    A file that is there already and would not change is left alone; a changed one is replaced in one step. Runs that
+    are not finished have no shard.
+
+    Args:
+        runs_folder: holds run directories at any depth.
+        output: folder to write to; made if missing.
+        num_pictures: prompts whose pictures before and after training are kept; they are most of a shard's size.
+
+    Returns:
+        The shards of all finished runs, sorted.
+
+    Raises:
+        RunLogError: names the folder or file that cannot be read.
+    """
+    written = []
+    for directory in find_directories(runs_folder):
+        log = read_directory(directory)
+        if log.state != "finished":
+            continue
+        content = _to_parquet(log, read_gallery(directory, num_pictures))
+        path = output / str(log.config["experiment"]) / f"{log.run_id}{SUFFIX}"
+        if not path.is_file() or path.read_bytes() != content:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            partial = path.with_name(path.name + ".partial")
+            partial.write_bytes(content)
+            partial.replace(path)
+        written.append(path)
+    return sorted(written)
+
+
+def read_shard(path: Path, train_metrics: Collection[str] | None = None, with_items: bool = True) -> RunLog:
+    """Read a shard as ``read_directory`` read the run it was made from.
+
+    Args:
+        path: the shard.
+        train_metrics: metrics of whole training iterations to keep; None for all.
+        with_items: whether to keep numbers of single prompts.
+
+    Raises:
+        RunLogError: names the file, which is none of ``write_shards``.
+    """
+    table, documents = _read(path, _FILE_COLUMNS)
+    numbers = _decode(table.filter(pc.not_equal(table["metric"], _PICTURE)))
+    is_train = pc.equal(numbers["split"], "train")
+    iteration = pc.max(numbers["iteration"].filter(is_train)).as_py() or 0
+    if train_metrics is not None:
+        kept = pc.is_in(numbers["metric"], value_set=pa.array(list(train_metrics), pa.string()))
+        numbers = numbers.filter(pc.or_(pc.or_(pc.invert(is_train), pc.is_valid(numbers["item"])), kept))
+    if not with_items:
+        numbers = numbers.filter(pc.is_null(numbers["item"]))
+    config = check_config(documents["config"], path)
+    return RunLog(path, path.stem, config, documents["status"], documents["environment"], iteration, numbers)
+
+
+def read_shard_gallery(path: Path, num_prompts: int = NUM_PROMPTS) -> Gallery | None:
+    """The pictures that a shard keeps; None where it keeps none.
+
+    Raises:
+        RunLogError: names the file, which is none of ``write_shards``.
+    """
+    table, _ = _read(path, [*NUMBERS.names, "png"])
+    rows = table.filter(pc.equal(table["metric"], _PICTURE)).sort_by(
+        [("item", "ascending"), ("iteration", "ascending")]
+    )
+    if not len(rows):
+        return None
+    pictures = [
+        Picture(before["text"], before["png"], after["png"])
+        for before, after in (list(pair) for _, pair in groupby(rows.to_pylist(), key=lambda row: row["item"]))
+    ]
+    before, after = rows["iteration"].to_pylist()[:2]
+    return Gallery(before, after, pictures[:num_prompts])
+
+
+def _to_parquet(log: RunLog, gallery: Gallery | None) -> bytes:
+    tables = [log.numbers.append_column("png", pa.nulls(len(log.numbers), pa.binary()))]
+    if gallery is not None and gallery.pictures:
+        tables.append(_picture_rows(gallery))
+    table = _encode(pa.concat_tables(tables))
+    documents = {name: json.dumps(getattr(log, name), sort_keys=True) for name in _DOCUMENTS}
+    buffer = BytesIO()
+    with pq.ParquetWriter(
+        buffer,
+        table.schema,
+        compression="zstd",
+        compression_level=19,
+        use_dictionary=["split", "metric", "text"],
+        use_byte_stream_split=["value", "millionths"],
+        column_encoding={"iteration": "DELTA_BINARY_PACKED", "item": "DELTA_BINARY_PACKED"},
+        write_statistics=False,
+        store_schema=False,
+    ) as writer:
+        writer.write_table(table)
+        writer.add_key_value_metadata({f"adagrpo.{key}": text for key, text in {"shard": _FORMAT, **documents}.items()})
+    return buffer.getvalue()
+
+
+def _encode(table: pa.Table) -> pa.Table:
+    """Move values of at most six decimals, such as those of single prompts, to whole millionths: 3 bytes, not 8."""
+    values = table["value"].to_numpy()
+    whole = np.rint(values * 1e6)
+    exact = (np.abs(whole) < 2**31) & (whole / 1e6 == values)
+    columns = {
+        "value": pa.array(values, mask=exact | np.isnan(values)),
+        "millionths": pa.array(np.where(exact, whole, 0).astype(np.int32), mask=~exact),
+    }
+    return table.set_column(table.schema.get_field_index("value"), "value", columns["value"]).append_column(
+        "millionths", columns["millionths"]
+    )
+
+
+def _decode(table: pa.Table) -> pa.Table:
+    """Undo ``_encode``: columns ``NUMBERS``."""
+    values = pc.coalesce(table["value"], pc.divide(table["millionths"].cast(pa.float64()), 1e6))
+    columns = {name: table[name] for name in NUMBERS.names} | {"value": values}
+    columns |= {name: table[name].dictionary_encode() for name in ("split", "metric")}
+    return pa.table(columns).cast(NUMBERS)
+
+
+def _picture_rows(gallery: Gallery) -> pa.Table:
+    count = len(gallery.pictures)
+    prompts = [picture.prompt for picture in gallery.pictures]
+    ends = [
+        Series(_PICTURE, [iteration] * count, np.full(count, np.nan), range(count), prompts)
+        for iteration in (gallery.before, gallery.after)
+    ]
+    pngs = [picture.before for picture in gallery.pictures] + [picture.after for picture in gallery.pictures]
+    return numbers_table("validation", ends).append_column("png", pa.array(pngs, type=pa.binary()))
+
+
+def _read(path: Path, columns: list[str]) -> tuple[pa.Table, dict[str, Any]]:
+    try:
+        with pq.ParquetFile(path) as file:
+            metadata = file.metadata.metadata or {}
+            if metadata.get(b"adagrpo.shard") != _FORMAT.encode():
+                raise RunLogError(f"{path}: no shard of a run (version {_FORMAT}); write it with write_shards")
+            table = file.read(columns, use_threads=False)
+        return table, {name: json.loads(metadata[f"adagrpo.{name}".encode()]) for name in _DOCUMENTS}
+    except (OSError, KeyError, ValueError, pa.ArrowException) as error:
+        if isinstance(error, RunLogError):
+            raise
+        raise RunLogError(f"{path}: cannot be read: {' '.join(str(error).split())}") from None

@@ -1,0 +1,215 @@
+"""Runs that belong together, and how their cells compare: values of finished runs, paired by seed."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from analysis import statistics
+from analysis.labels import PAPER_GRID, Cell, is_adagrpo, is_base, metric_names, split_cells
+from analysis.logs import Logs
+from analysis.statistics import Interval
+
+MIN_SEEDS_FOR_INTERVAL = 5
+
+
+class Comparison(NamedTuple):
+    """A cell against its base on one metric, over the seeds that both have finished."""
+
+    seeds: Sequence[int]
+    difference: float
+    """Mean over seeds of treatment - base."""
+    sd: float
+    """Sample standard deviation of the differences; NaN for one seed."""
+    interval: Interval | None
+    """95 %, resampling seeds and prompts; None below ``MIN_SEEDS_FOR_INTERVAL`` seeds."""
+    probability_of_improvement: float
+    correlation: float
+    """Between the paired runs; NaN below 3 seeds."""
+    detectable: float
+    """Smallest true difference that so many seeds find with probability .8; NaN for one seed."""
+
+
+@dataclass(frozen=True, eq=False)
+class Study:
+    """Runs of one experiment on one reward."""
+
+    experiment: str
+    reward: str
+    prefix: str
+    """Of file names, where there are several studies."""
+    runs: pd.DataFrame
+    """Rows of ``load_runs``."""
+    summary: pd.DataFrame
+    """Rows of ``load_summary``."""
+    test_prompts: Mapping[str, Mapping[str, np.ndarray]]
+    """By run id: the last test's values prompt by prompt, ``{metric: [prompts]}``."""
+
+    @cached_property
+    def finished(self) -> set[str]:
+        """Ids of finished runs."""
+        return set(self.summary.loc[self.summary["state"] == "finished", "run_id"])
+
+    @cached_property
+    def cells(self) -> list[tuple[Cell, pd.DataFrame]]:
+        """Each cell with its rows of ``summary``, ordered by method, base and + AdaGRPO first."""
+        return split_cells(self.summary)
+
+    @cached_property
+    def reader(self) -> str | None:
+        """An unseen judge that reads words: its accuracy is the plainest of the measures. None if there is none."""
+        unseen = [judge for judge in self.judges if all(judge in judges for judges in self.summary["unseen_judges"])]
+        return next((judge for judge in unseen if f"{judge}/word_accuracy" in self._logged), None)
+
+    @cached_property
+    def judges(self) -> list[str]:
+        """Every judge of the runs."""
+        return list(dict.fromkeys(judge for judges in self.summary["judges"] for judge in judges))
+
+    @cached_property
+    def metrics(self) -> dict[str, str]:
+        """What tables show, by metric: the trained reward, then the judges."""
+        wanted = metric_names(self.reward, self.judges, self.reader)
+        return {metric: name for metric, name in wanted.items() if metric in self._logged and metric != self.reward}
+
+    @cached_property
+    def _logged(self) -> set[str]:
+        return set(self.runs.loc[self.runs["split"] != "train", "metric"].unique())
+
+    @cached_property
+    def _start(self) -> pd.DataFrame:
+        return self.runs[(self.runs["iteration"] == 0) & (self.runs["split"] != "train")]
+
+    @cached_property
+    def final(self) -> pd.DataFrame:
+        """Test values of finished runs after training: rows of ``runs``."""
+        rows = self.runs
+        return rows[(rows["split"] == "test") & (rows["iteration"] > 0) & rows["run_id"].isin(self.finished)]
+
+    def values(self, cell: Cell, metric: str) -> pd.Series:
+        """Final test values of a cell by seed; runs of the same seed are averaged."""
+        rows = self.final[_of_cell(self.final, cell) & (self.final["metric"] == metric)]
+        return rows.groupby("seed")["value"].mean()
+
+    def untrained(self, cell: Cell) -> tuple[pd.Series, str]:
+        """Values of the untrained model by metric, and where they were measured.
+
+        Of the first that is there: the finished runs' own test; that of other runs of the same model; the cell's own
+        first validation. So the split is "test", "validation", or "none".
+        """
+        members = dict(self.cells)[cell]
+        finished = [run for run in members["run_id"] if run in self.finished]
+        model = self.summary.loc[self.summary["model"] == members["model"].iloc[0], "run_id"]
+        start = self._start
+        for ids, split in ((finished, "test"), (model, "test"), (members["run_id"], "validation")):
+            rows = start[(start["split"] == split) & start["run_id"].isin(list(ids))]
+            if len(rows):
+                return rows.groupby("metric")["value"].mean(), split
+        return pd.Series(dtype=float), "none"
+
+    def base_of(self, cell: Cell) -> Cell | None:
+        """The same method with random prompts and without fusion; None if the study has none."""
+        return next((c for c, _ in self.cells if c.method == cell.method and is_base(c.selection, c.fusion)), None)
+
+    def compare(self, cell: Cell, metric: str) -> Comparison | None:
+        """A cell against its base; None where they share no finished seed."""
+        if (cell, metric) not in self._compared:
+            self._compared[cell, metric] = self._compare(cell, metric)
+        return self._compared[cell, metric]
+
+    @cached_property
+    def _compared(self) -> dict[tuple[Cell, str], Comparison | None]:
+        return {}
+
+    def _compare(self, cell: Cell, metric: str) -> Comparison | None:
+        base = self.base_of(cell)
+        if base is None or base == cell:
+            return None
+        ours, theirs = self.values(cell, metric), self.values(base, metric)
+        seeds = sorted(set(ours.index) & set(theirs.index))
+        if not seeds:
+            return None
+        a, b = ours[seeds].to_numpy(), theirs[seeds].to_numpy()
+        sd = float((a - b).std(ddof=1)) if len(seeds) > 1 else math.nan
+        return Comparison(
+            seeds=seeds,
+            difference=float((a - b).mean()),
+            sd=sd,
+            interval=self._paired_interval(cell, base, metric, seeds),
+            probability_of_improvement=statistics.probability_of_improvement([a], [b]),
+            correlation=statistics.paired_correlation(a, b),
+            detectable=statistics.minimum_detectable_effect(sd, len(seeds)) if len(seeds) > 1 else math.nan,
+        )
+
+    def _paired_interval(self, cell: Cell, base: Cell, metric: str, seeds: Sequence[int]) -> Interval | None:
+        if len(seeds) < MIN_SEEDS_FOR_INTERVAL:
+            return None
+        ours, theirs = (self._by_prompt(c, metric, seeds) for c in (cell, base))
+        if ours is None or theirs is None or ours.shape != theirs.shape:
+            ours, theirs = (self.values(c, metric)[list(seeds)].to_numpy() for c in (cell, base))
+        return statistics.paired_interval(ours, theirs)
+
+    def _by_prompt(self, cell: Cell, metric: str, seeds: Sequence[int]) -> np.ndarray | None:
+        """``[seeds, prompts]`` of the final test; None where a run has no value a prompt, or another number of them."""
+        members = dict(self.cells)[cell]
+        rows: list[list[np.ndarray]] = []
+        for seed in seeds:
+            ids = [i for i in members.loc[members["seed"] == seed, "run_id"] if i in self.finished]
+            rows.append([self.test_prompts[i].get(metric, np.empty(0)) for i in ids])
+        lengths = {len(values) for of_seed in rows for values in of_seed}
+        if len(lengths) != 1 or 0 in lengths:
+            return None
+        return np.stack([np.mean(of_seed, axis=0) for of_seed in rows])
+
+
+def split_studies(logs: Logs) -> list[Study]:
+    """Runs of each experiment and reward."""
+    pairs = logs.summary[["experiment", "reward"]].drop_duplicates().sort_values(["experiment", "reward"])
+    studies = []
+    for experiment, reward in pairs.itertuples(index=False):
+        members = ((logs.summary["experiment"] == experiment) & (logs.summary["reward"] == reward)).to_numpy()
+        prefix = f"{experiment}-{reward}-".replace("*", "x").replace("+", "-plus-") if len(pairs) > 1 else ""
+        summary = logs.summary[members]
+        prompts = {
+            run_id: values
+            for run_id, values, is_member in zip(logs.summary["run_id"], logs.test_prompts, members, strict=True)
+            if is_member
+        }
+        runs = logs.runs[(logs.runs["experiment"] == experiment) & (logs.runs["reward"] == reward)]
+        studies.append(Study(str(experiment), str(reward), prefix, runs, summary, prompts))
+    return studies
+
+
+def cell_interval(values: pd.Series) -> Interval | None:
+    """95 % interval of a cell's mean over seeds; None below ``MIN_SEEDS_FOR_INTERVAL`` seeds."""
+    if len(values) < MIN_SEEDS_FOR_INTERVAL:
+        return None
+    return statistics.stratified_interval([values.to_numpy()], statistics.mean)
+
+
+def adagrpo_pairs(study: Study) -> list[tuple[Cell, list[Cell]]]:
+    """Each method's base cell with its + AdaGRPO cells, one for each fusion weight; only methods that have both."""
+    pairs = []
+    for base in (cell for cell, _ in study.cells if is_base(cell.selection, cell.fusion)):
+        ours = [c for c, _ in study.cells if c.method == base.method and is_adagrpo(c.selection, c.fusion)]
+        if ours:
+            pairs.append((base, ours))
+    return pairs
+
+
+def missing_cells(study: Study) -> dict[str, list[Cell]]:
+    """Cells of the paper's grid without a finished run, by method."""
+    there = {cell[:3] for cell, members in study.cells if (members["state"] == "finished").any()}
+    missing: dict[str, list[Cell]] = {}
+    for cell in PAPER_GRID:
+        if cell[:3] not in there:
+            missing.setdefault(cell.method, []).append(cell)
+    return missing
+
+
+def _of_cell(rows: pd.DataFrame, cell: Cell) -> Any:
+    return np.logical_and.reduce([rows[name] == value for name, value in cell._asdict().items()])

@@ -1,0 +1,112 @@
+"""Writes run directories as the harness does, with numbers made by hand: no training, no conclusion."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import yaml
+from PIL import Image
+
+PROMPTS = ['the word "dog" in red on white', 'the word "zebra" in blue on yellow']
+PACKAGES = {"torch": "2.13.0", "numpy": "2.4.6"}
+
+
+def metrics_of(reward: float) -> dict[str, float]:
+    """What the judges say where the trained reward is ``reward``."""
+    return {"ocr": reward, "ocr-v4": reward - 0.1, "ocr-v4/word_accuracy": reward - 0.2, "colour": 0.9}
+
+
+def write_run(
+    folder: Path,
+    *,
+    seed: int = 0,
+    selection: str = "random",
+    fusion: bool = False,
+    rewards: tuple[float, ...] = (0.5, 0.6, 0.7),
+    test: float | None = 0.75,
+    base_test: float | None = 0.45,
+    interval: int = 1,
+    state: str = "finished",
+    reason: str | None = None,
+    picture_size: tuple[int, int] = (8, 4),
+    **config: Any,
+) -> Path:
+    """A run directory: rewards before, between and after training on validation, then on test.
+
+    Args:
+        folder: to write; its name is the run's id.
+        seed: of the run.
+        selection: of prompts.
+        fusion: whether advantages are fused.
+        rewards: of the validations, ``interval`` iterations apart; the last is reached at the last iteration.
+        test: reward on test prompts; None for none.
+        base_test: of the untrained model; None for none.
+        interval: iterations between validations.
+        state: of status.json.
+        reason: of a failure.
+        picture_size: width and height of a picture.
+        **config: further settings.
+    """
+    (folder / "images").mkdir(parents=True)
+    iterations = interval * (len(rewards) - 1)
+    settings = {
+        "experiment": "grid",
+        "seed": seed,
+        "iterations": max(2, iterations),
+        "selection": selection,
+        "fusion": {"enabled": fusion, "weight": 1.0},
+        "method": {"kernel": "flow_grpo", "eta": 0.7},
+        "reward": {"ocr": 1.0},
+        "model": {"path": "base"},
+        "evaluation": {"judges": ["ocr", "ocr-v4", "colour"]},
+    } | config
+    (folder / "config.yaml").write_text(yaml.safe_dump(settings))
+    status = {"state": state, "iteration": iterations, "iterations": settings["iterations"], "reason": reason}
+    (folder / "status.json").write_text(json.dumps(status))
+    (folder / "environment.json").write_text(json.dumps({"commit": "abc", "python": "3.11.7", "packages": PACKAGES}))
+    steps = [_step(iteration, candidates=selection != "random" or fusion) for iteration in range(1, iterations + 1)]
+    evaluations = [(i * interval, "validation", reward) for i, reward in enumerate(rewards)]
+    evaluations += [(0, "test", base_test)] if base_test is not None else []
+    evaluations += [(max(2, iterations), "test", test)] if test is not None else []
+    _write_lines(folder / "metrics.jsonl", steps)
+    _write_lines(folder / "eval.jsonl", [_evaluation(*evaluation) for evaluation in evaluations])
+    (folder / "images" / "prompts.json").write_text(json.dumps(PROMPTS))
+    width, height = picture_size
+    for i in range(len(rewards)):
+        stack = Image.new("RGB", (width, height * len(PROMPTS)), (0, 0, 100 * i % 256))
+        stack.paste((255, 0, 0), (0, height, width, height * len(PROMPTS)))
+        stack.save(folder / "images" / f"validation-{i * interval:05d}.png")
+    return folder
+
+
+def _step(iteration: int, candidates: bool) -> dict[str, Any]:
+    return {
+        "iteration": iteration,
+        "reward_mean": 0.1 * iteration,
+        "capability_mean": 0.4 if candidates else None,
+        "prompts": [f"prompt {iteration}", "b"],
+        "ranks": [3, 0] if candidates else None,
+        "total_sample_forwards": (200 if candidates else 100) * iteration,
+        "total_train_forwards": 10 * iteration,
+        "total_reward_calls": 20 * iteration,
+        "seconds": {"update": 0.25, "iteration": float(iteration)},
+    }
+
+
+def _evaluation(iteration: int, split: str, reward: float) -> dict[str, Any]:
+    metrics = metrics_of(reward)
+    # Two prompts, .05 above and below the mean.
+    per_prompt = {name: [round(value + 0.05, 6), round(value - 0.05, 6)] for name, value in metrics.items()}
+    return {
+        "iteration": iteration,
+        "split": split,
+        "num_prompts": 2,
+        "num_noises": 1,
+        "seconds": 1.5,
+        "metrics": metrics,
+        "per_prompt": per_prompt,
+    }
+
+
+def _write_lines(path: Path, records: list[dict[str, Any]]) -> None:
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))

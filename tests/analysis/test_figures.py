@@ -1,0 +1,158 @@
+"""Figures show what they should, in words that can be searched, and always alike."""
+
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.figure import Figure
+from PIL import Image
+
+from analysis.figures import StudyFigures, draw_study, selection
+from analysis.figures.cells import cell_panels
+from analysis.figures.curves import COMPUTE_METRICS, over_seeds
+from analysis.labels import SELECTIONS, cell_colour
+from analysis.logs import load_logs
+from analysis.study import Study, split_studies
+
+WriteRun = Callable[..., Path]
+
+
+def study_of(folder: Path) -> Study:
+    [study] = split_studies(load_logs(folder, COMPUTE_METRICS))
+    return study
+
+
+@pytest.fixture(scope="module")
+def figures(same_grid: Path) -> StudyFigures:
+    return draw_study(study_of(same_grid))
+
+
+def names(figures: StudyFigures) -> list[str]:
+    return [drawing.name for drawing in figures.drawings]
+
+
+def texts(svg: str) -> list[str]:
+    return [text.strip() for text in ElementTree.fromstring(svg).itertext() if text.strip()]
+
+
+def test_the_main_picture_sets_base_against_adagrpo_beside_the_paper(figures: StudyFigures) -> None:
+    assert [panel.title for panel in figures.main.panels] == ["Flow-GRPO", "The paper: FLUX.1-dev, HPS-v3"]
+    words = texts(figures.main.picture.svg)
+    for word in (
+        "base, random prompts (2 seeds)",
+        "+ AdaGRPO (2 seeds)",
+        "Validation reward (ocr)",
+        "Flow-GRPO + AdaGRPO",
+    ):
+        assert word in words
+    assert "no interval below 5 seeds" in " ".join(words)
+    # Two cells are no more than the pair, and one strategy without fusion is no comparison of strategies.
+    assert names(figures) == [
+        "curves-reward-flow_grpo-adagrpo",
+        "curves-paper-hpsv3",
+        "main",
+        "all-cells-flow_grpo",
+        "all-cells",
+        "curves-reward-by-compute-flow_grpo-adagrpo",
+        "curves-unseen-accuracy-flow_grpo-adagrpo",
+        "curves-paper-hpsv2",
+        "curves-paper-hpsv3-clip",
+    ]
+
+
+def test_every_figure_is_valid_xml_with_a_png_twin_and_the_same_each_time(
+    figures: StudyFigures, same_grid: Path, tmp_path: Path
+) -> None:
+    assert figures == draw_study(study_of(same_grid))
+    for drawing in figures.drawings:
+        drawing.save(tmp_path)
+        ElementTree.parse(tmp_path / f"{drawing.name}.svg")
+        with Image.open(tmp_path / f"{drawing.name}.png") as twin:
+            assert twin.width > 600
+
+
+def test_selections_are_drawn_from_the_untrained_model_up(write_run: WriteRun, tmp_path: Path) -> None:
+    for selection_name, reward in zip(SELECTIONS, (0.6, 0.5, 0.7, 0.8, 0.9), strict=True):
+        for seed in (0, 1):
+            write_run(f"{selection_name}-{seed}", selection=selection_name, seed=seed, test=reward + 0.02 * seed)
+    [panel] = selection.selection_panels(study_of(tmp_path / "runs"))
+    axes = Figure().subplots()
+    panel.draw(axes)
+    assert [bar.get_y() for bar in axes.patches] == pytest.approx([0.45] * 5)
+    assert [bar.get_y() + bar.get_height() for bar in axes.patches] == pytest.approx([0.61, 0.51, 0.71, 0.81, 0.91])
+    assert [len(dots.get_offsets()) for dots in axes.collections] == [2] * 5
+    assert [label.get_text() for label in axes.get_xticklabels()] == list(SELECTIONS)
+    assert [text.get_text() for text in axes.texts] == ["0.610", "0.510", "0.710", "0.810", "0.910"]
+
+
+def test_the_papers_selections_are_drawn_alike() -> None:
+    axes = Figure().subplots()
+    selection.paper_panel().draw(axes)
+    assert [text.get_text() for text in axes.texts] == ["14.71", "14.39", "14.73", "14.87", "14.99"]
+    assert {round(bar.get_y(), 4) for bar in axes.patches} == {13.2803}
+
+
+def test_all_cells_show_every_seed_with_fusion_next_to_without(write_run: WriteRun, tmp_path: Path) -> None:
+    for fusion in (True, False):
+        for selection_name in ("medium", "random"):
+            for seed in range(5):
+                test = 0.5 + 0.01 * seed + 0.1 * fusion
+                write_run(
+                    f"{selection_name}-{fusion}-{seed}", seed=seed, selection=selection_name, fusion=fusion, test=test
+                )
+    [panel] = cell_panels(study_of(tmp_path / "runs"))
+    axes = Figure().subplots()
+    panel.draw(axes)
+    labels = [label.get_text() for label in axes.get_yticklabels()]
+    assert labels == ["random", "random + fusion", "medium", "medium + fusion"]
+    dots = [c.get_offsets() for c in axes.collections if len(c.get_offsets()) == 5]
+    assert [sorted(set(np.asarray(d)[:, 1])) for d in dots] == [[0], [1], [2], [3]]
+    assert np.asarray(dots[1])[:, 0] == pytest.approx([0.6, 0.61, 0.62, 0.63, 0.64])
+    assert "line: 95 % interval" in panel.note
+
+
+def test_bands_are_intervals_from_five_seeds_on(write_run: WriteRun, tmp_path: Path) -> None:
+    for seed in range(5):
+        write_run(f"base-{seed}", seed=seed, rewards=(0.5, 0.6 + 0.01 * seed, 0.7))
+        write_run(f"ours-{seed}", seed=seed, rewards=(0.5, 0.7 + 0.01 * seed, 0.8), selection="curriculum", fusion=True)
+    main = draw_study(study_of(tmp_path / "runs")).main.panels[0]
+    assert "band: 95 % interval of the mean" in " ".join(texts(main.svg))
+    # A band of each cell, and no line of a single seed.
+    assert main.svg.count('id="FillBetweenPolyCollection_') == 2
+
+
+def test_a_mean_over_seeds_ends_where_the_first_run_ends() -> None:
+    rows = pd.DataFrame({"run_id": list("aaabb"), "iteration": [0, 1, 2, 0, 1], "value": [0.0, 1.0, 5.0, 2.0, 4.0]})
+    table = over_seeds(rows, "iteration")
+    assert table.index.tolist() == [0, 1]
+    assert table["mean"].tolist() == [1.0, 2.5]
+
+
+def test_compute_is_the_axis_of_its_curves(figures: StudyFigures) -> None:
+    [by_compute] = [d for d in figures.curves.panels if d.name == "curves-reward-by-compute-flow_grpo-adagrpo"]
+    # 400 sampled and 20 trained forwards, the latter counting 3, end at 460.
+    assert "400" in texts(by_compute.svg)
+    assert "(a trained sample counts 3)" in texts(by_compute.svg)
+
+
+def test_a_method_alone_has_its_cells_as_the_main_picture(write_run: WriteRun, tmp_path: Path) -> None:
+    write_run("only")
+    figures = draw_study(study_of(tmp_path / "runs"))
+    assert [panel.name for panel in figures.main.panels] == ["curves-reward-flow_grpo-cells"]
+    assert "random (1 seed)" in texts(figures.main.panels[0].svg)
+    assert figures.published.panels == []
+
+
+def test_a_run_without_any_evaluation_has_no_figure(write_run: WriteRun, tmp_path: Path) -> None:
+    run = write_run("bare", state="running")
+    (run / "eval.jsonl").unlink()
+    assert draw_study(study_of(tmp_path / "runs")).drawings == []
+
+
+def test_a_cell_has_one_colour_everywhere(figures: StudyFigures) -> None:
+    for drawing in (figures.main.picture, figures.cells.picture, *figures.curves.panels):
+        assert cell_colour("random", False).lower() in drawing.svg
+        assert cell_colour("curriculum", True).lower() in drawing.svg

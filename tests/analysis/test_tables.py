@@ -1,0 +1,183 @@
+"""Tables hold the numbers computed by hand, with the runs that they come from."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from analysis.formats import Entry, WideTable, entry_text, latex, markdown
+from analysis.labels import Cell
+from analysis.logs import load_logs
+from analysis.statistics import Interval
+from analysis.study import Study, missing_cells, split_studies
+from analysis.tables import cell_frame, cell_rows, extra_gain_table, main_frame, main_table, paper_table, run_frame
+
+WriteRun = Callable[..., Path]
+BASE, OURS = Cell("flow_grpo", "random", False, 0.0), Cell("flow_grpo", "curriculum", True, 1.0)
+
+
+def study_of(folder: Path) -> Study:
+    [study] = split_studies(load_logs(folder, ()))
+    return study
+
+
+def cells_of(folder: Path) -> pd.DataFrame:
+    study = study_of(folder)
+    return cell_frame(study, cell_rows(study))
+
+
+def test_cells_have_before_after_difference_and_costs(grid: Path) -> None:
+    table = cells_of(grid).set_index("cell")
+    ours = table.loc["Flow-GRPO + AdaGRPO"]
+    assert ours["training_reward_before"] == pytest.approx(0.45)
+    assert ours["training_reward_after"] == pytest.approx(0.85)
+    assert ours["training_reward_sd"] == pytest.approx(0.1 / 2**0.5)
+    assert ours["ocr-v4/word_accuracy_after"] == pytest.approx(0.65)
+    # Pairs: .80 - .70 and .90 - .74.
+    assert (ours["paired_seeds"], ours["difference"]) == (2, pytest.approx(0.13))
+    assert ours["difference_sd"] == pytest.approx(0.06 / 2**0.5)
+    assert ours["probability_of_improvement"] == 1
+    assert ours[["difference_low", "training_reward_low", "paired_correlation"]].isna().all()
+    assert (ours["seeds"], ours["compute"], ours["run_ids"]) == (2, 400 + 3 * 20, "ours-0 ours-1")
+    assert table.loc["Flow-GRPO"]["paired_seeds"] == 0
+
+
+def test_each_run_is_a_row(grid: Path) -> None:
+    runs = run_frame(study_of(grid)).set_index("run_id")
+    assert runs.index.tolist() == ["base-0", "base-1", "ours-0", "ours-1"]
+    assert runs["test_training_reward"].tolist() == [0.7, 0.74, 0.8, 0.9]
+    assert runs.loc["ours-1"][["cell", "state", "seed", "reward_calls"]].tolist() == [
+        "Flow-GRPO + AdaGRPO",
+        "finished",
+        1,
+        40,
+    ]
+
+
+def test_the_main_table_in_long_form_names_its_runs(grid: Path) -> None:
+    main = main_frame(study_of(grid)).set_index(["cell", "metric"])
+    row = main.loc["Flow-GRPO + AdaGRPO", "ocr-v4"]
+    assert (row["mean"], row["difference"]) == (pytest.approx(0.75), pytest.approx(0.13))
+    assert row["run_ids"] == "ours-0 ours-1"
+
+
+def test_the_main_table_reads_base_adagrpo_difference(grid: Path) -> None:
+    rows = {label: [entry_text(entry) for entry in entries] for label, entries in main_table(study_of(grid)).rows}
+    assert list(rows) == ["Untrained", "Flow-GRPO", "Flow-GRPO + AdaGRPO", "difference"]
+    assert rows["Untrained"][0] == "0.450"
+    assert rows["Flow-GRPO"][0] == "0.720 ± 0.028"
+    assert rows["difference"][0] == "+0.130 ± 0.042"
+
+
+def test_from_five_seeds_on_there_is_an_interval_over_seeds_and_prompts(write_run: WriteRun, tmp_path: Path) -> None:
+    for seed in range(5):
+        write_run(f"base-{seed}", seed=seed, test=0.5 + 0.01 * seed)
+        write_run(f"ours-{seed}", seed=seed, test=0.6 + 0.02 * seed, selection="curriculum", fusion=True)
+    study = study_of(tmp_path / "runs")
+    comparison = study.compare(OURS, "training_reward")
+    assert comparison.difference == pytest.approx(0.12)
+    assert comparison.interval.low < 0.11 < 0.13 < comparison.interval.high
+    assert comparison.interval.low > 0.1 - 1e-9
+    assert comparison.correlation == pytest.approx(1)
+    [base, ours] = cell_rows(study)
+    assert base.metrics["training_reward"].interval.estimate == pytest.approx(0.52)
+    assert ours.metrics["training_reward"].interquartile_mean == pytest.approx(0.64)
+    assert "[" in entry_text(main_table(study).rows[-1][1][0])
+
+
+def test_a_difference_uses_only_seeds_that_both_have(grid: Path, write_run: WriteRun) -> None:
+    write_run("ours-7", seed=7, selection="curriculum", fusion=True, test=0.1)
+    write_run("base-8", seed=8, state="running", test=None)
+    comparison = study_of(grid).compare(OURS, "training_reward")
+    assert comparison.seeds == [0, 1]
+    assert comparison.difference == pytest.approx(0.13)
+
+
+def test_without_a_base_there_is_no_difference(write_run: WriteRun, tmp_path: Path) -> None:
+    write_run("ours-0", selection="curriculum", fusion=True)
+    study = study_of(tmp_path / "runs")
+    assert study.compare(OURS, "training_reward") is None
+    assert main_table(study) is None
+    assert main_frame(study).empty
+    assert extra_gain_table(study) is None
+
+
+def test_the_untrained_test_of_another_run_of_the_same_model_counts(write_run: WriteRun, tmp_path: Path) -> None:
+    write_run("a", base_test=0.4)
+    write_run("b", base_test=None, selection="medium")
+    write_run("c", base_test=None, selection="hardest", model={"path": "another"})
+    table = cells_of(tmp_path / "runs").set_index("selection")
+    assert table["training_reward_before"].to_dict() == pytest.approx({"random": 0.4, "medium": 0.4, "hardest": 0.5})
+    assert table["before_split"].to_dict() == {"random": "test", "medium": "test", "hardest": "validation"}
+
+
+def test_the_extra_gain_is_relative_to_the_bases(grid: Path) -> None:
+    [(label, entries)] = extra_gain_table(study_of(grid)).rows
+    # .13 beyond a base that gained .72 - .45; the paper, HPS-v3: (15.0982 - 14.7143) / (14.7143 - 13.2803).
+    assert label == "Flow-GRPO + AdaGRPO"
+    assert [entry_text(entry) for entry in entries] == ["+48 %", "+24 %", "+27 %", "+38 %"]
+
+
+def test_missing_cells_are_those_of_the_papers_grid(grid: Path, write_run: WriteRun) -> None:
+    write_run("cps", method={"kernel": "flow_cps"}, state="failed")
+    missing = missing_cells(study_of(grid))
+    assert {method: len(cells) for method, cells in missing.items()} == {
+        "flow_grpo": 8,
+        "dance_grpo": 10,
+        "flow_cps": 10,
+    }
+    assert BASE not in missing["flow_grpo"]
+
+
+def test_studies_are_parted_by_experiment_and_reward(grid: Path, write_run: WriteRun) -> None:
+    write_run("other", reward={"ocr": 1.0, "colour": 0.5})
+    studies = split_studies(load_logs(grid, ()))
+    assert [(study.experiment, study.reward, study.prefix, len(study.summary)) for study in studies] == [
+        ("grid", "ocr", "grid-ocr-", 4),
+        ("grid", "ocr+0.5*colour", "grid-ocr-plus-0.5xcolour-", 1),
+    ]
+
+
+def test_the_papers_table_has_its_numbers_and_differences() -> None:
+    rows = paper_table().rows
+    assert len(rows) == 1 + 3 * 3 * 3
+    assert [entry_text(entry) for entry in rows[0][1][:2]] == ["0.3065", "13.2803"]
+    at = [label for label, _ in rows].index("Flow-GRPO + AdaGRPO on HPS-v3")
+    assert entry_text(rows[at][1][1]) == "15.0982"
+    assert entry_text(rows[at + 1][1][1]) == "+0.3839"
+
+
+def test_numbers_are_written_for_people() -> None:
+    nan = float("nan")
+    assert entry_text(Entry(nan)) == "–"
+    assert entry_text(Entry(-0.0312, 0.02, signed=True)) == "−0.031 ± 0.020"
+    assert entry_text(Entry(0.5, 0.2, Interval(0.5, -0.1, 1.1), signed=True)) == "+0.500 [−0.100, +1.100]"
+    assert entry_text(Entry(28400, digits=0)) == "28,400"
+
+
+def test_tables_are_valid_markdown_and_latex() -> None:
+    table = WideTable("A & B_c", ["", "50 %"], [("Untrained", [Entry(0.5)]), ("x", [Entry(-1.0, 0.25)])])
+    assert markdown(table).splitlines() == [
+        "**A & B_c**",
+        "",
+        "|  | 50 % |",
+        "|---|---|",
+        "| Untrained | 0.500 |",
+        "| x | −1.000 ± 0.250 |",
+    ]
+    assert latex(table).splitlines() == [
+        r"\begin{table}",
+        r"\centering",
+        r"\caption{A \& B\_c}",
+        r"\begin{tabular}{lr}",
+        r"\toprule",
+        r" & 50 \% \\",
+        r"\midrule",
+        r"Untrained & 0.500 \\",
+        r"\midrule",
+        r"x & $-$1.000 $\pm$ 0.250 \\",
+        r"\bottomrule",
+        r"\end{tabular}",
+        r"\end{table}",
+    ]
