@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from harness.commands import prompts
+from harness.commands import evaluate, export, prompts, sample
 from harness.config import ROOT, ConfigError
 
 # Libraries announce each optional package that is missing; none of them is needed.
@@ -75,7 +75,10 @@ def _parser() -> argparse.ArgumentParser:
     pretrain.add_argument("--steps", type=int, help="optimiser steps (default: 4200); weak/ is saved at 4/7 of them")
     pretrain.add_argument("--threads", type=int, default=2)
     pretrain.set_defaults(command=_pretrain)
+    evaluate.add_parser(commands)
+    export.add_parser(commands)
     prompts.add_parser(commands)
+    sample.add_parser(commands)
     return parser
 
 
