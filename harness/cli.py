@@ -18,6 +18,10 @@ COMMANDS = (
     "fetch_assets",
     "serve_reward",
     "check_reward_parity",
+    "evaluate",
+    "sample",
+    "export",
+    "prompts",
     "pretrain_miniature",
 )
 """Modules of ``harness.commands``, in the order of the help."""

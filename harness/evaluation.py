@@ -17,17 +17,26 @@ _NOISE_SEED = 20_260_606
 """Evaluation noise is the same for every run, whatever its seed: differences are the policy's."""
 
 
-def sample_images(policy: FluxPolicy, prompts: Sequence[str], noise_index: int) -> Tensor:
-    """Pictures ``[n, 3, H, W]`` of prompts; each prompt's noise depends on the prompt and ``noise_index`` alone."""
+def draw(policy: FluxPolicy, prompts: Sequence[str], generators: Sequence[torch.Generator]) -> Tensor:
+    """Pictures ``[n, 3, H, W]`` of n prompts, each by the ODE from its own generator's noise.
+
+    A CPU generator seeded with s gives the picture that the diffusers pipeline draws with it.
+    """
     sigmas = policy.sigmas(policy.config.num_steps)
     max_batch = policy.config.max_batch
     images = []
     with policy.sampling():
         for start in range(0, len(prompts), max_batch):
-            part = prompts[start : start + max_batch]
-            noise = torch.cat([policy.noise(generator_for(_NOISE_SEED, prompt, noise_index)) for prompt in part])
-            images.append(policy.decode(ode_trajectory(policy.velocity, noise, policy.encode(part), sigmas).final))
+            part = slice(start, start + max_batch)
+            noise = torch.cat([policy.noise(generator) for generator in generators[part]])
+            text = policy.encode(prompts[part])
+            images.append(policy.decode(ode_trajectory(policy.velocity, noise, text, sigmas).final))
     return torch.cat(images)
+
+
+def sample_images(policy: FluxPolicy, prompts: Sequence[str], noise_index: int) -> Tensor:
+    """Pictures ``[n, 3, H, W]`` of prompts; each prompt's noise depends on the prompt and ``noise_index`` alone."""
+    return draw(policy, prompts, [generator_for(_NOISE_SEED, prompt, noise_index) for prompt in prompts])
 
 
 def evaluate(

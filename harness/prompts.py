@@ -1,11 +1,20 @@
 """Prompt lists on disk, and the stateless draw of candidates."""
 
 import hashlib
+import json
+import unicodedata
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 
 from harness.config import ROOT, ConfigError
+
+MAX_CHARACTERS = 2000
+"""Longest prompt accepted: about what the 512 tokens of a T5 encoder hold. A model may take less."""
+
+_JOINERS = "\u200c\u200d"  # format characters that scripts and emoji need
 
 
 @dataclass(frozen=True)
@@ -16,23 +25,103 @@ class PromptList:
     sha256: str
 
 
-def read_prompts(path: str) -> PromptList:
-    """Read a text file with one prompt a line; blank lines are skipped.
+def read_prompts(path: str | Path) -> PromptList:
+    """Read a prompt list: text with one prompt a line, or one of the formats of ``read_texts``.
+
+    Args:
+        path: absolute or relative to the repository.
 
     Raises:
-        ConfigError: the file is missing, empty, or repeats a prompt.
+        ConfigError: the file is missing, has no prompts, or one that is unusable (``problem_with``), or repeats one but
+            for white space.
     """
     file = ROOT / path
-    if not file.is_file():
-        raise ConfigError(f"prompt list {file}: no such file; set prompts.train, prompts.validation and prompts.test")
-    content = file.read_bytes()
-    prompts = tuple(line.strip() for line in content.decode().splitlines() if line.strip())
+    seen: dict[str, str] = {}
+    prompts = []
+    for place, text in read_texts(file):
+        problem = problem_with(text)
+        if problem is not None:
+            raise ConfigError(f"prompt list {file}: {place} is {problem.kind}{problem.detail}")
+        earlier = seen.setdefault(normalise(text), place)
+        if earlier != place:
+            raise ConfigError(
+                f"prompt list {file}: {place} repeats {earlier}, {text.strip()!r}; remove one, or write a list without "
+                f"repetitions with  adagrpo prompts import"
+            )
+        prompts.append(text.strip())
     if not prompts:
         raise ConfigError(f"prompt list {file}: has no prompts")
-    if len(set(prompts)) != len(prompts):
-        repeated = next(prompt for prompt in prompts if prompts.count(prompt) > 1)
-        raise ConfigError(f"prompt list {file}: {repeated!r} is there twice; remove one")
-    return PromptList(prompts, hashlib.sha256(content).hexdigest())
+    return PromptList(tuple(prompts), hashlib.sha256(file.read_bytes()).hexdigest())
+
+
+def read_texts(file: Path, key: str = "prompt") -> list[tuple[str, str]]:
+    """The prompts of a file as they are, each with its place in it, such as ``line 3``.
+
+    Args:
+        file: ``.jsonl``: an object a line, of which ``key`` is taken and other keys are left alone; ``.json``: a list
+            of strings or of such objects; any other: text, a prompt a line, blank lines skipped.
+        key: of the prompt in an object.
+
+    Raises:
+        ConfigError: the file is missing, not UTF-8, or not of its format.
+    """
+    if not file.is_file():
+        raise ConfigError(f"prompt list {file}: no such file; set prompts.train, prompts.validation and prompts.test")
+    try:
+        content = file.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"prompt list {file}: is not UTF-8 text (byte {error.start})") from None
+    if file.suffix == ".json":
+        items = _parse_json(content, f"prompt list {file}")
+        if not isinstance(items, list):
+            raise ConfigError(f"prompt list {file}: must hold a JSON list of strings or objects")
+        return [(f"item {n}", _text_of(item, key, file, f"item {n}")) for n, item in enumerate(items, 1)]
+    # Not splitlines(): it also splits at characters that JSON allows inside a string.
+    lines = [(f"line {n}", line) for n, line in enumerate(content.split("\n"), 1) if line.strip()]
+    if file.suffix != ".jsonl":
+        return lines
+    parsed = [(place, _parse_json(line, f"prompt list {file}: {place}")) for place, line in lines]
+    return [(place, _text_of(item, key, file, place)) for place, item in parsed]
+
+
+def normalise(prompt: str) -> str:
+    """The prompt with every stretch of white space made one space: what repetitions are told by."""
+    return " ".join(prompt.split())
+
+
+class Problem(NamedTuple):
+    """Why a prompt is unusable."""
+
+    kind: str
+    detail: str = ""
+
+
+def problem_with(prompt: str, max_characters: int = MAX_CHARACTERS) -> Problem | None:
+    """Why a prompt is unusable, or None: empty, too long, or with characters that cannot be seen."""
+    text = normalise(prompt)
+    if not text:
+        return Problem("empty")
+    if len(text) > max_characters:
+        return Problem("too long", f": {len(text)} characters, at most {max_characters}")
+    for character in "" if text.isprintable() else text:
+        if unicodedata.category(character).startswith("C") and character not in _JOINERS:
+            return Problem("unprintable", f": has the control character U+{ord(character):04X}")
+    return None
+
+
+def _parse_json(text: str, where: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"{where}: is not valid JSON ({error.msg})") from None
+
+
+def _text_of(item: Any, key: str, file: Path, place: str) -> str:
+    text = item.get(key) if isinstance(item, dict) else item
+    # A bare string is an item of a JSON list; on a JSON line it is most likely a mistake.
+    if not isinstance(text, str) or (file.suffix == ".jsonl" and not isinstance(item, dict)):
+        raise ConfigError(f'prompt list {file}: {place} must be an object with a text, as in {{"{key}": "a red fox"}}')
+    return text
 
 
 def generator_for(*key: int | str) -> torch.Generator:

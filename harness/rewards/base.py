@@ -81,6 +81,10 @@ class Reward(ABC):
     def check_prompt(self, prompt: str) -> None:  # noqa: B027 - most rewards take any prompt
         """Raise ValueError if this reward cannot score pictures of a prompt; called before a run starts."""
 
+    def check_ready(self) -> None:
+        """Raise, with what to do, if something that scoring needs is not on this machine; loads no model."""
+        self.fingerprint()
+
     @abstractmethod
     def fingerprint(self) -> str:
         """A string that changes whenever scores could change (weights' sha256, version of the formula)."""

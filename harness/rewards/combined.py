@@ -101,6 +101,11 @@ class WeightedSum(Reward):
         for reward in self._components:
             reward.check_prompt(prompt)
 
+    def check_ready(self) -> None:
+        """Raise what a component raises."""
+        for reward in self._components:
+            reward.check_ready()
+
     def fingerprint(self) -> str:
         """Weights and normalisation in full precision, and fingerprints of the components."""
         return "+".join(

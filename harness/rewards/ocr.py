@@ -178,6 +178,10 @@ class OcrReward(Reward):
         """Raise ValueError if the prompt has no quoted word of letters a-z."""
         target_word(prompt)
 
+    def check_ready(self) -> None:
+        """Raise AssetError if the recogniser's weights have not been fetched."""
+        asset_path(self._asset)
+
     def fingerprint(self) -> str:
         """The weights' sha256 and the version of the formula; needs no weights at hand."""
         return f"{ASSETS[self._asset].sha256}:{_FORMULA_VERSION}"

@@ -1,0 +1,66 @@
+"""``adagrpo evaluate``: score checkpoints on a prompt list."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from harness.commands import Commands
+from harness.commands.options import add_drawing_options, checkpoint_of
+
+
+def add_parser(commands: Commands) -> None:
+    """Register ``evaluate``."""
+    parser = commands.add_parser("evaluate", help="score checkpoints on a prompt list, with every available reward")
+    parser.add_argument(
+        "checkpoints",
+        nargs="+",
+        metavar="CHECKPOINT",
+        help="run directory, exported folder, LoRA file, transformer folder, pipeline folder, or: base",
+    )
+    parser.add_argument("--prompts", help="list to score on (default: the first checkpoint's test list)")
+    parser.add_argument("--rewards", help="comma-separated (default: every one that can score here)")
+    parser.add_argument("--noises", type=int, help="pictures a prompt (default: the configuration's)")
+    parser.add_argument("--grid-prompts", type=int, default=4, help="prompts in grid.png (default: 4)")
+    parser.add_argument("--output", type=Path, help="folder (default: one in results/evaluations/)")
+    add_drawing_options(parser)
+    parser.set_defaults(command=_evaluate)
+
+
+def _evaluate(options: argparse.Namespace) -> int:
+    from harness.benchmark import Benchmark, default_folder, left_out, table
+    from harness.config import ROOT, ConfigError
+    from harness.models.trained import device_of
+    from harness.prompts import read_prompts
+
+    device = device_of(options.device)
+    checkpoints = [checkpoint_of(name, options) for name in options.checkpoints]
+    config = checkpoints[0].config
+    num_noises = config.evaluation.test_noises if options.noises is None else options.noises
+    if num_noises < 1 or options.grid_prompts < 0:
+        raise ConfigError("--noises must be at least 1, and --grid-prompts at least 0")
+    prompts = read_prompts(options.prompts or config.prompts.test)
+    panel = _panel(options.rewards, prompts.prompts, config)
+    benchmark = Benchmark(prompts, panel, num_noises, options.grid_prompts)
+    folder = options.output or default_folder(benchmark, checkpoints, ROOT / "results" / "evaluations")
+    for line in left_out(panel):
+        print(line, flush=True)
+    scores = benchmark.run(checkpoints, device, folder, say=lambda line: print(line, flush=True))
+    print("\n".join(["", *table(scores), "", f"written to {folder}"]))
+    return 0
+
+
+def _panel(wanted: str | None, prompts: Any, config: Any) -> Any:
+    """The rewards to score with: those that were asked for, or all that can; ConfigError if one asked for cannot."""
+    from harness.config import ConfigError
+    from harness.rewards import REWARD_NAMES
+    from harness.rewards.readiness import find_fit, find_ready
+
+    names = REWARD_NAMES if wanted is None else tuple(dict.fromkeys(wanted.split(",")))
+    panel = find_fit(find_ready(names, config.runtime.threads), prompts, config.model.height, config.model.width)
+    reasons = panel.missing | panel.unfit
+    if wanted is not None and reasons:
+        name, reason = next(iter(reasons.items()))
+        raise ConfigError(f"--rewards {name}: {reason}")
+    if not panel.ready:
+        raise ConfigError("no reward can score here: " + "; ".join(f"{n}: {reason}" for n, reason in reasons.items()))
+    return panel

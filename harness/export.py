@@ -1,0 +1,80 @@
+"""Hands a run's result over: files that plain diffusers loads, with a model card."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from harness.checkpoints import LORA_FILE, Checkpoint
+from harness.config import ROOT, ConfigError, dump
+from harness.model_card import Form, model_card
+from harness.models.published import Licence, find_published
+from harness.models.weights import copy_weights, merge_lora, read_lora
+from harness.runs import write_atomically
+
+
+def export(checkpoint: Checkpoint, folder: Path, *, merge: bool = False, licence: str | None = None) -> Form:
+    """Write a finished run's weights, its configuration (config.yaml) and a model card (README.md).
+
+    Args:
+        checkpoint: of a run.
+        folder: new or empty.
+        merge: write the whole pipeline with the trained weights in it, instead of adapters or a transformer alone.
+        licence: of the card; None is the base model's, where that is known.
+
+    Returns:
+        what was written.
+
+    Raises:
+        ConfigError: the checkpoint is of no run, the folder is in use, the licence is not known, the base model is
+            missing, or the weights are damaged or do not fit it.
+    """
+    run, weights = checkpoint.run, checkpoint.weights
+    if run is None or weights is None:
+        raise ConfigError(f"{checkpoint.label}: only a run can be exported, since the card reports what it measured")
+    if folder.exists() and any(folder.iterdir()):
+        raise ConfigError(f"--output {folder}: is in use; choose a new folder")
+    terms = _licence_of(checkpoint, licence)
+    form: Form = "pipeline" if merge else "lora" if checkpoint.is_lora else "transformer"
+    folder.mkdir(parents=True, exist_ok=True)
+    if merge:
+        _merged_pipeline(checkpoint, weights).save_pretrained(folder)
+    elif checkpoint.is_lora:
+        read_lora(weights)
+        shutil.copyfile(weights, folder / LORA_FILE)
+    else:
+        shutil.copytree(weights, folder / "transformer")
+    write_atomically(folder / "config.yaml", dump(checkpoint.config))
+    write_atomically(folder / "README.md", model_card(run, form, terms))
+    return form
+
+
+def _licence_of(checkpoint: Checkpoint, licence: str | None) -> Licence:
+    if licence is not None:
+        return Licence(licence)
+    path = checkpoint.config.model.path
+    base = find_published(path)
+    if base is None:
+        raise ConfigError(
+            f"the licence of {path} is not known here: name it with  --license, as in --license apache-2.0"
+        )
+    return base.licence
+
+
+def _merged_pipeline(checkpoint: Checkpoint, weights: Path) -> Any:
+    from diffusers import DiffusionPipeline
+
+    model = checkpoint.config.model
+    folder = ROOT / model.path
+    dtype = torch.bfloat16 if model.precision == "bf16" else torch.float32
+    try:
+        pipeline = DiffusionPipeline.from_pretrained(folder, dtype=dtype, local_files_only=True)
+    except (OSError, ValueError, KeyError) as error:
+        raise ConfigError(f"model.path: {folder} cannot be loaded: {' '.join(str(error).split())[:300]}") from None
+    put = merge_lora if checkpoint.is_lora else copy_weights
+    put(pipeline.transformer, weights)
+    dynamic = model.shift == "dynamic"
+    changes = {"use_dynamic_shifting": dynamic, **({} if dynamic else {"shift": model.shift})}
+    pipeline.scheduler = type(pipeline.scheduler).from_config(pipeline.scheduler.config, **changes)
+    return pipeline

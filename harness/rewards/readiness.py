@@ -1,0 +1,59 @@
+"""Which rewards can score here and now, and why the others cannot: none is left out in silence."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+from harness.rewards import Reward, build_reward
+from harness.rewards.assets import AssetError
+
+
+@dataclass
+class Panel:
+    """Rewards by what they can do."""
+
+    ready: list[Reward] = field(default_factory=list)
+    missing: dict[str, str] = field(default_factory=dict)
+    """Why, by name: weights, an environment or a setting is not here."""
+    unfit: dict[str, str] = field(default_factory=dict)
+    """Why, by name: not made for these prompts or pictures."""
+
+
+def find_ready(names: Sequence[str], num_threads: int = 1) -> Panel:
+    """Sort rewards by whether all they need is on this machine; loads no model."""
+    panel = Panel()
+    for name in names:
+        try:
+            reward = build_reward(name, num_threads)
+            reward.check_ready()
+        except (ValueError, AssetError) as error:
+            panel.missing[name] = _one_line(error)
+        else:
+            panel.ready.append(reward)
+    return panel
+
+
+def find_fit(panel: Panel, prompts: Sequence[str], height: int, width: int) -> Panel:
+    """Sort the ready rewards of a panel by whether they can score pictures of these prompts and this size.
+
+    Each scores one blank picture, so that its weights are loaded before hours of drawing, not after.
+    """
+    checked = Panel(missing=dict(panel.missing))
+    blank = torch.zeros(1, 3, height, width)
+    for reward in panel.ready:
+        try:
+            for prompt in prompts:
+                reward.check_prompt(prompt)
+            reward.score(blank, prompts[:1])
+        except ValueError as error:
+            checked.unfit[reward.name] = _one_line(error)
+        except AssetError as error:
+            checked.missing[reward.name] = _one_line(error)
+        else:
+            checked.ready.append(reward)
+    return checked
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())

@@ -1,0 +1,213 @@
+"""Evaluation of checkpoints: the run's own numbers again, the table, files, grids, and rewards that cannot score."""
+
+import csv
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from harness.benchmark import Benchmark, Score, left_out, table
+from harness.checkpoints import find_checkpoint
+from harness.cli import main
+from harness.config import ConfigError
+from harness.pictures import SEEDS
+from harness.prompts import PromptList, read_prompts
+from harness.rewards import Reward, readiness
+from harness.rewards.assets import AssetError
+from harness.rewards.readiness import Panel, find_fit, find_ready
+from harness.runs import RunDirectory
+
+CPU = torch.device("cpu")
+
+
+class Brightness(Reward):
+    """Mean of a picture; may lack its weights."""
+
+    name, low, high = "brightness", 0.0, 1.0
+    weights_are_here = True
+
+    def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        if images.shape[-1] == 32:
+            raise ValueError("needs wide pictures")
+        return images.mean((1, 2, 3))
+
+    def check_ready(self) -> None:
+        if not self.weights_are_here:
+            raise AssetError("brightness.bin is missing:\nrun `fetch`")
+
+    def check_prompt(self, prompt: str) -> None:
+        if "dark" in prompt:
+            raise ValueError(f"prompt {prompt!r} is dark")
+
+    def fingerprint(self) -> str:
+        return "brightness-1"
+
+
+@pytest.fixture
+def prompts(lora_run: RunDirectory) -> PromptList:
+    return read_prompts(lora_run.config.prompts.test)
+
+
+def test_a_run_scores_as_it_did_itself_and_pictures_come_in_any_batch(
+    lora_run: RunDirectory, prompts: PromptList, tmp_path: Path
+) -> None:
+    checkpoint = find_checkpoint(str(lora_run.folder), "miniature")
+    small = checkpoint.config.model.model_copy(update={"max_batch": 3})
+    checkpoint = replace(checkpoint, label="tuned", config=checkpoint.config.model_copy(update={"model": small}))
+    base = find_checkpoint("base", "miniature")
+    said: list[str] = []
+    scores = Benchmark(prompts, find_ready(["colour"])).run([base, checkpoint], CPU, tmp_path, said.append)
+    records = [json.loads(line) for line in (lora_run.folder / "eval.jsonl").read_text().splitlines()]
+    own = [record for record in records if record["split"] == "test"]
+    for score, record in zip(scores, own, strict=True):
+        for metric, values in record["per_prompt"].items():
+            assert score.per_prompt[metric] == pytest.approx(values, abs=1e-4)
+    assert said == ["base (miniature): 4 of 4 prompts", "tuned: 3 of 4 prompts", "tuned: 4 of 4 prompts"]
+
+    written = json.loads((tmp_path / "evaluation.json").read_text())
+    assert [c["run_id"] for c in written["checkpoints"]] == [None, lora_run.run_id]
+    assert written["prompts"] == list(prompts.prompts)
+    colour = written["checkpoints"][1]["metrics"]["colour"]
+    assert colour["mean"] == pytest.approx(own[1]["metrics"]["colour"], abs=1e-4)
+    values = torch.tensor(scores[1].per_prompt["colour"])
+    assert colour["standard_error"] == pytest.approx(values.std().item() / 2)
+    rows = list(csv.DictReader((tmp_path / "per_prompt.csv").open()))
+    assert [row["prompt"] for row in rows] == list(prompts.prompts) * 2
+    assert float(rows[4]["colour"]) == scores[1].per_prompt["colour"][0]
+    grid = Image.open(tmp_path / "grid.png")
+    assert grid.width > len(SEEDS) * 128
+    assert grid.height > 2 * len(prompts.prompts) * 32
+
+
+def test_size_steps_and_noises_are_those_asked_for(prompts: PromptList, tmp_path: Path) -> None:
+    checkpoint = find_checkpoint("base", "miniature").sampled(height=48, width=160, num_steps=3)
+    panel = Panel(ready=[Brightness()])
+    few = Benchmark(prompts, panel, num_noises=1, num_grid_prompts=0)
+    many = Benchmark(prompts, panel, num_noises=3, num_grid_prompts=1)
+    one = few.run([checkpoint], CPU, tmp_path / "one", lambda line: None)[0]
+    three = many.run([checkpoint], CPU, tmp_path / "three", lambda line: None)[0]
+    assert one.means["brightness"] != three.means["brightness"]
+    assert not (tmp_path / "one" / "grid.png").exists()
+    written = json.loads((tmp_path / "three" / "evaluation.json").read_text())
+    model = written["checkpoints"][0]["model"]
+    assert (model["height"], model["width"], model["num_steps"], written["num_noises"]) == (48, 160, 3, 3)
+
+
+def test_the_table_has_the_papers_columns_in_its_order_and_a_dash_where_nothing_was_measured() -> None:
+    checkpoint = find_checkpoint("base", "miniature")
+    lines = table([Score(checkpoint, {"clip": [0.25, 0.5], "hpsv2": [0.3, 0.3], "colour": [1.0, 1.0]})])
+    assert lines[0] == (
+        "| checkpoint | HPS-v2 | HPS-v3 | UR-v2 alignment | UR-v2 coherence | UR-v2 style | CLIP | ImageReward | UR-v1 "
+        "| colour |"
+    )
+    assert lines[2] == "| base (miniature) | 0.3000 | – | – | – | – | 0.3750 | – | – | 1.0000 |"
+    assert table([Score(checkpoint, {"colour": [0.5]})])[0] == "| checkpoint | colour |"
+
+
+def test_rewards_that_cannot_score_are_named_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Unset(Brightness):
+        weights_are_here = False
+
+    def build(name: str, num_threads: int) -> Reward:
+        if name == "no-url":
+            raise ValueError("no-url needs rewards.no-url.url")
+        return Unset() if name == "unset" else Brightness()
+
+    monkeypatch.setattr(readiness, "build_reward", build)
+    panel = find_ready(["brightness", "unset", "no-url"])
+    assert [reward.name for reward in panel.ready] == ["brightness"]
+    assert panel.missing == {
+        "unset": "brightness.bin is missing: run `fetch`",
+        "no-url": "no-url needs rewards.no-url.url",
+    }
+    assert find_fit(panel, ["a lamp"], 32, 128).ready
+    assert find_fit(panel, ["a lamp", "a dark room"], 32, 128).unfit == {"brightness": "prompt 'a dark room' is dark"}
+    square = find_fit(panel, ["a lamp"], 32, 32)
+    assert left_out(square) == [
+        "not available: unset: brightness.bin is missing: run `fetch`",
+        "not available: no-url: no-url needs rewards.no-url.url",
+        "not applicable: brightness: needs wide pictures",
+    ]
+
+
+def test_the_recognisers_weights_are_looked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not find_ready(["ocr"]).missing
+    monkeypatch.setenv("ADAGRPO_ASSETS", str(tmp_path))
+    panel = find_ready(["ocr", "colour"])
+    assert "run `adagrpo fetch-assets`" in panel.missing["ocr"]
+    assert [reward.name for reward in panel.ready] == ["colour"]
+
+
+def test_checkpoints_that_cannot_stand_in_one_table_are_refused(prompts: PromptList, tmp_path: Path) -> None:
+    base = find_checkpoint("base", "miniature")
+    benchmark = Benchmark(prompts, Panel(ready=[Brightness()]))
+    with pytest.raises(ConfigError, match="two checkpoints are called 'base"):
+        benchmark.run([base, base], CPU, tmp_path, lambda line: None)
+    wide = replace(base.sampled(width=160), label="wide")
+    with pytest.raises(ConfigError, match="different sizes: set --height and --width"):
+        benchmark.run([base, wide], CPU, tmp_path, lambda line: None)
+    assert not list(tmp_path.iterdir())
+
+
+def run_command(*arguments: str) -> int:
+    with pytest.raises(SystemExit) as ended:
+        main(list(arguments))
+    return int(ended.value.code or 0)
+
+
+def test_the_command_evaluates_and_says_where(
+    lora_run: RunDirectory, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["evaluate", str(lora_run.folder), "--rewards", "colour", "--steps", "4", "--output", str(tmp_path)]
+    assert run_command(*arguments) == 0
+    printed = capsys.readouterr().out
+    assert "| flow_grpo random, seed 0 |" in printed
+    assert f"written to {tmp_path}" in printed
+    assert json.loads((tmp_path / "evaluation.json").read_text())["checkpoints"][0]["model"]["num_steps"] == 4
+
+
+def test_a_reward_that_was_asked_for_and_cannot_score_is_an_error(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lamps = tmp_path / "lamps.txt"
+    lamps.write_text("a lamp\n")
+    assert run_command("evaluate", "base", "--rewards", "ocr", "--prompts", str(lamps)) == 2
+    assert "--rewards ocr: prompt 'a lamp' has no word to read" in capsys.readouterr().err
+    assert run_command("evaluate", "base", "--rewards", "colour,orc") == 2
+    assert "--rewards orc: unknown reward 'orc': the nearest is 'ocr'" in capsys.readouterr().err
+    assert run_command("evaluate", "base", "--prompts", str(lamps)) == 2
+    assert "no reward can score here: ocr: " in capsys.readouterr().err
+
+
+def test_sample_draws_each_prompt_from_each_seed_and_the_files_say_what_they_show(
+    lora_run: RunDirectory, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [f'the word "{word}" in red on yellow' for word in ("harbor", "tin")]
+    arguments = [part for prompt in words for part in ("--prompt", prompt)]
+    arguments += ["--seed", "1", "--seed", "2", "--output", str(tmp_path)]
+    assert run_command("sample", str(lora_run.folder), *arguments) == 0
+    files = sorted(path.name for path in tmp_path.iterdir())
+    assert files == [
+        "000-the-word-harbor-in-red-on-yellow-seed1.png",
+        "000-the-word-harbor-in-red-on-yellow-seed2.png",
+        "001-the-word-tin-in-red-on-yellow-seed1.png",
+        "001-the-word-tin-in-red-on-yellow-seed2.png",
+    ]
+    assert capsys.readouterr().out.splitlines() == [str(tmp_path / name) for name in files]
+    picture = Image.open(tmp_path / files[0])
+    assert picture.size == (128, 32)
+    assert picture.info["prompt"] == words[0]
+    assert (picture.info["seed"], picture.info["checkpoint"]) == ("1", "flow_grpo random, seed 0")
+    assert picture.tobytes() != Image.open(tmp_path / files[1]).tobytes()
+
+
+def test_sample_wants_prompts_in_one_way(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_command("sample", "base", "--output", str(tmp_path)) == 2
+    assert "either by --prompt TEXT or by --prompts FILE" in capsys.readouterr().err
+    assert run_command("sample", "base", "--prompt", " ", "--output", str(tmp_path)) == 2
+    assert "is empty" in capsys.readouterr().err

@@ -1,0 +1,136 @@
+"""Hand-over: plain diffusers draws the same pictures from what is exported, and the card says what it is."""
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from harness.checkpoints import LORA_FILE, find_checkpoint, find_run_checkpoint
+from harness.config import ROOT, ConfigError
+from harness.evaluation import draw
+from harness.export import export
+from harness.models.published import find_published
+from harness.models.trained import load_policy
+from harness.rollout import ode_trajectory
+from harness.runs import RunDirectory
+
+PROMPT = 'the word "harbor" in red on yellow'
+BASE = ROOT / "harness/models/miniature/base"
+
+# What a user of plain diffusers writes: nothing of this project is imported but, by diffusers, the autoencoder's class.
+DRAW = f"""
+import sys
+import numpy, torch
+from diffusers import FluxPipeline, FluxTransformer2DModel
+for folder in sys.argv[1:]:
+    form = folder.rsplit("-")[-1]
+    pipeline = FluxPipeline.from_pretrained(folder if form == "pipeline" else {str(BASE)!r})
+    if form == "lora":
+        pipeline.load_lora_weights(folder)
+    if form == "transformer":
+        pipeline.transformer = FluxTransformer2DModel.from_pretrained(folder, subfolder="transformer")
+    settings = dict(height=32, width=128, num_inference_steps=8, guidance_scale=3.5, max_sequence_length=24)
+    for kind in ("latent", "np"):
+        generator = torch.Generator().manual_seed(3407)
+        drawn = pipeline({PROMPT!r}, generator=generator, output_type=kind, **settings).images
+        numpy.save(f"{{folder}}/{{kind}}.npy", numpy.asarray(drawn))
+"""
+EXPORTS = [("lora_run", "lora"), ("lora_run", "pipeline"), ("full_run", "transformer"), ("full_run", "pipeline")]
+
+
+@pytest.fixture(scope="module")
+def exported(
+    lora_run: RunDirectory, full_run: RunDirectory, tmp_path_factory: pytest.TempPathFactory
+) -> dict[tuple[str, str], Path]:
+    """Each run exported in each form, with what plain diffusers drew from it in a process of its own."""
+    root = tmp_path_factory.mktemp("exports")
+    runs = {"lora_run": lora_run, "full_run": full_run}
+    folders = {(kind, form): root / f"{kind}-{form}" for kind, form in EXPORTS}
+    for (kind, form), folder in folders.items():
+        assert export(find_run_checkpoint(runs[kind].folder), folder, merge=form == "pipeline") == form
+    command = [sys.executable, "-c", DRAW, *map(str, folders.values())]
+    result = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    return folders
+
+
+@pytest.mark.parametrize(("kind", "form"), EXPORTS)
+def test_plain_diffusers_draws_the_same_pictures(
+    kind: str, form: str, exported: dict[tuple[str, str], Path], request: pytest.FixtureRequest
+) -> None:
+    run: RunDirectory = request.getfixturevalue(kind)
+    folder = exported[kind, form]
+    latents, pictures = (torch.from_numpy(np.load(folder / f"{kind}.npy")) for kind in ("latent", "np"))
+
+    policy = load_policy(find_run_checkpoint(run.folder), torch.device("cpu"), [PROMPT])
+    with torch.no_grad():
+        noise = policy.noise(torch.Generator().manual_seed(3407))
+        ours = ode_trajectory(policy.velocity, noise, policy.encode([PROMPT]), policy.sigmas(8)).final
+    torch.testing.assert_close(latents, ours, atol=1e-5, rtol=1e-5)
+    of_seed = draw(policy, [PROMPT], [torch.Generator().manual_seed(3407)])
+    # Ours are rounded as a PNG is, so a last digit can turn a level over.
+    difference = ((pictures.permute(0, 3, 1, 2) * 255).round() / 255 - of_seed).abs()
+    assert (difference > 1e-5).float().mean() < 1e-3
+    assert difference.max() < 1.1 / 255
+
+    again = load_policy(find_checkpoint(str(folder), "smoke"), torch.device("cpu"), [PROMPT])
+    assert torch.equal(draw(again, [PROMPT], [torch.Generator().manual_seed(3407)]), of_seed)
+
+
+def test_the_card_has_front_matter_settings_and_what_the_run_measured(lora_run: RunDirectory, tmp_path: Path) -> None:
+    export(find_run_checkpoint(lora_run.folder), tmp_path / "export")
+    _, front, text = (tmp_path / "export" / "README.md").read_text().split("---\n", 2)
+    assert yaml.safe_load(front) == {
+        "base_model": "harness/models/miniature/base",
+        "base_model_relation": "adapter",
+        "library_name": "diffusers",
+        "pipeline_tag": "text-to-image",
+        "tags": ["text-to-image", "diffusers", "grpo", "flow-grpo", "lora"],
+        "license": "apache-2.0",
+    }
+    assert lora_run.run_id in text
+    assert "rank 16, alpha 32" in text
+    records = [json.loads(line) for line in (lora_run.folder / "eval.jsonl").read_text().splitlines()]
+    before, after = (r["metrics"]["colour"] for r in records if r["split"] == "test")
+    assert f"| colour | {before:.4f} | {after:.4f} |" in text
+    assert {path.name for path in (tmp_path / "export").iterdir()} == {LORA_FILE, "README.md", "config.yaml"}
+
+
+def test_licences_of_the_published_models() -> None:
+    for path in ("black-forest-labs/FLUX.1-dev", "/models/FLUX.1-dev"):
+        flux = find_published(path)
+        assert flux is not None
+        assert (flux.licence.identifier, flux.licence.name) == ("other", "flux-1-dev-non-commercial-license")
+        assert flux.gated
+    assert find_published("models/base") is None
+
+
+def test_an_unknown_base_needs_a_licence_and_nothing_is_written_without(lora_run: RunDirectory, tmp_path: Path) -> None:
+    checkpoint = find_run_checkpoint(lora_run.folder)
+    elsewhere = checkpoint.config.model.model_copy(update={"path": "models/mine"})
+    unknown = replace(checkpoint, config=checkpoint.config.model_copy(update={"model": elsewhere}))
+    with pytest.raises(ConfigError, match="licence of models/mine is not known here: name it with  --license"):
+        export(unknown, tmp_path / "export")
+    assert not (tmp_path / "export").exists()
+    export(unknown, tmp_path / "export", licence="mit")
+    assert "license: mit" in (tmp_path / "export" / "README.md").read_text()
+
+
+def test_a_folder_in_use_is_left_alone(lora_run: RunDirectory, tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(ConfigError, match="is in use"):
+        export(find_run_checkpoint(lora_run.folder), tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def test_only_runs_can_be_exported(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="is no run directory"):
+        find_run_checkpoint(tmp_path)
+    with pytest.raises(ConfigError, match="only a run can be exported"):
+        export(find_checkpoint("base", "miniature"), tmp_path / "export")

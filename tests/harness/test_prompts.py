@@ -1,0 +1,157 @@
+"""Prompt lists: what is accepted, and imports that are disjoint by construction."""
+
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from harness.cli import main
+from harness.config import ROOT, ConfigError
+from harness.prompt_import import SPLITS, Shares, import_prompts, split_of, write_lists
+from harness.prompts import MAX_CHARACTERS, normalise, problem_with, read_prompts, read_texts
+
+SHARES = Shares(60, 20, 20)
+NUMBERED = [f"a drawing of {n} boats" for n in range(200)]
+
+
+def written(folder: Path, name: str, content: str) -> Path:
+    path = folder / name
+    path.write_text(content)
+    return path
+
+
+def test_text_and_json_lists_hold_the_same_prompts_and_other_keys_are_kept_out(tmp_path: Path) -> None:
+    prompts = ("a red fox", "a café, one cup")
+    objects = [{"prompt": prompt, "image_path": ["x.png"], "rank": [1]} for prompt in prompts]
+    for name, content in {
+        "list.txt": "\ufeff  a red fox \r\n\n a café, one cup\n",
+        "list.jsonl": "".join(json.dumps(item) + "\n" for item in objects),
+        "list.json": json.dumps(objects),
+        "strings.json": json.dumps(prompts),
+    }.items():
+        assert read_prompts(written(tmp_path, name, content)).prompts == prompts
+
+
+def test_a_line_separator_inside_a_json_string_does_not_end_the_line(tmp_path: Path) -> None:
+    path = written(tmp_path, "list.jsonl", '{"prompt": "a red\u2028fox"}\n')
+    assert [text for _, text in read_texts(path)] == ["a red\u2028fox"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "expected"),
+    [
+        ("empty.txt", "\n \n", "has no prompts"),
+        ("twice.txt", "a  red fox\na cat\n a red\tfox\n", "line 3 repeats line 1, 'a red\\\\tfox'"),
+        ("long.txt", "a" * (MAX_CHARACTERS + 1), "line 1 is too long: 2001 characters, at most 2000"),
+        ("bell.txt", "a cat\na \x07dog", "line 2 is unprintable: has the control character U\\+0007"),
+        ("blank.jsonl", '{"prompt": "  "}', "line 1 is empty"),
+        ("torn.jsonl", '{"prompt": "a cat"}\n{"prom', "line 2: is not valid JSON"),
+        ("keyless.jsonl", '{"text": "a cat"}', 'line 1 must be an object with a text, as in {"prompt"'),
+        ("bare.jsonl", '"a cat"', "line 1 must be an object"),
+        ("number.json", "[7]", "item 1 must be an object"),
+        ("object.json", '{"prompt": "a cat"}', "must hold a JSON list"),
+    ],
+)
+def test_a_list_that_cannot_be_used_is_named_with_the_place(
+    tmp_path: Path, name: str, content: str, expected: str
+) -> None:
+    with pytest.raises(ConfigError, match=expected) as error:
+        read_prompts(written(tmp_path, name, content))
+    assert name in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_bytes_that_are_no_text_are_named(tmp_path: Path) -> None:
+    (tmp_path / "latin.txt").write_bytes("café".encode("latin-1"))
+    with pytest.raises(ConfigError, match=r"not UTF-8 text \(byte 3\)"):
+        read_prompts(tmp_path / "latin.txt")
+
+
+def test_joined_emoji_and_accents_are_fine_and_invisible_characters_are_not() -> None:
+    assert problem_with("a family \U0001f469\u200d\U0001f467 at the café") is None
+    for character in ("\x00", "\u200b", "\ue000", "\u202e"):
+        assert problem_with(f"a {character}cat") is not None
+
+
+@given(st.text(max_size=40))
+@settings(max_examples=50, deadline=None)
+def test_a_prompt_has_one_list_whatever_its_case_and_spaces(prompt: str) -> None:
+    split = split_of(prompt, SHARES)
+    assert split in SPLITS
+    assert split_of(f"  {normalise(prompt)}\n", SHARES) == split
+    assert split_of(normalise(prompt).casefold(), SHARES) == split
+
+
+def test_an_import_is_disjoint_without_repetitions_and_counts_what_it_leaves_out(tmp_path: Path) -> None:
+    first = written(tmp_path, "first.txt", "\n".join([*NUMBERED, "a  drawing of 3 boats", "x" * 50]))
+    second = written(tmp_path, "second.json", json.dumps([*NUMBERED[:50], "a bird", "\x07", " "]))
+    benchmark = written(tmp_path, "benchmark.txt", "A drawing of 7 boats\n")
+    imported = import_prompts([first, second], SHARES, exclude=[benchmark], max_characters=40)
+    together = [prompt for prompts in imported.lists.values() for prompt in prompts]
+    assert sorted(together) == sorted(set(NUMBERED) - {"a drawing of 7 boats"} | {"a bird"})
+    assert imported.num_read == 255
+    assert imported.left_out == {"repeated": 50, "too long": 1, "unprintable": 1, "empty": 1, "excluded": 2}
+    for split, prompts in imported.lists.items():
+        assert all(split_of(prompt, SHARES) == split for prompt in prompts)
+    assert {split: len(prompts) for split, prompts in imported.lists.items()} == pytest.approx(
+        {"train": 120, "validation": 40, "test": 40}, abs=20
+    )
+
+
+def test_lists_of_imports_made_apart_are_disjoint(tmp_path: Path) -> None:
+    parts = [
+        import_prompts([written(tmp_path, f"{n}.txt", "\n".join(lines))], SHARES).lists
+        for n, lines in enumerate((NUMBERED[:120], NUMBERED[80:]))
+    ]
+    for split in SPLITS:
+        others = {prompt for other in SPLITS if other != split for part in parts for prompt in part[other]}
+        assert not others & {prompt for part in parts for prompt in part[split]}
+
+
+def test_a_list_without_prompts_is_an_error_unless_its_share_is_zero(tmp_path: Path) -> None:
+    source = written(tmp_path, "one.txt", "a bird")
+    assert import_prompts([source], Shares(0, 0, 100)).lists == {"test": ["a bird"]}
+    with pytest.raises(ConfigError, match="gets none of 1 prompts"):
+        import_prompts([source], SHARES)
+
+
+def test_existing_lists_are_not_overwritten(tmp_path: Path) -> None:
+    write_lists({"train": ["a bird"]}, tmp_path)
+    with pytest.raises(ConfigError, match=r"train\.txt is there already"):
+        write_lists({"validation": ["a cat"], "train": ["a dog"]}, tmp_path)
+    assert not (tmp_path / "validation.txt").exists()
+    assert read_prompts(tmp_path / "train.txt").prompts == ("a bird",)
+
+
+@pytest.mark.parametrize("shares", ["90,5", "90,5,6", "-10,60,50", "a,b,c", "nan,50,50"])
+def test_shares_must_be_three_percentages_that_add_up(shares: str) -> None:
+    with pytest.raises(ConfigError, match="--shares"):
+        Shares.parse(shares)
+
+
+def test_the_command_writes_lists_and_prints_counts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = written(tmp_path, "all.txt", "\n".join(NUMBERED))
+    with pytest.raises(SystemExit) as ended:
+        main(["prompts", "import", str(source), "--output", str(tmp_path / "lists"), "--shares", "50,25,25"])
+    assert ended.value.code == 0
+    lists = {split: read_prompts(tmp_path / "lists" / f"{split}.txt").prompts for split in SPLITS}
+    printed = capsys.readouterr().out
+    assert "200 prompts read" in printed
+    for split in SPLITS:
+        assert f"{split:10}  {len(lists[split])} prompts" in printed
+
+
+def test_the_projects_own_lists_are_disjoint_and_split_by_hash() -> None:
+    lists = {split: read_prompts(f"experiments/prompts/{split}.txt").prompts for split in SPLITS}
+    assert {split: len(prompts) for split, prompts in lists.items()} == {"train": 200, "validation": 50, "test": 50}
+    for split, prompts in lists.items():
+        assert {split_of(prompt, Shares(66, 17, 17)) for prompt in prompts} == {split}
+    assert len({prompt for prompts in lists.values() for prompt in prompts}) == 300
+
+
+def test_the_lists_that_profiles_name_are_valid() -> None:
+    for split in SPLITS:
+        assert len(read_prompts(f"harness/models/miniature/data/{split}.txt").prompts) >= 200
+    assert (ROOT / "experiments" / "prompts").is_dir()
