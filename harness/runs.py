@@ -18,6 +18,7 @@ import torch
 from harness import config as configuration
 from harness.config import ROOT, ConfigError, RunConfig
 from harness.models.files import model_fingerprint
+from harness.models.locate import find_pipeline
 from harness.prompts import read_prompts
 from harness.rewards import build_reward
 
@@ -131,12 +132,9 @@ def find_run(config: RunConfig, root: Path = RUNS) -> RunDirectory:
     """The directory that a run has or would have; nothing is written.
 
     Raises:
-        ConfigError: model folder or prompt list missing, unknown reward, or a prompt that a reward cannot score.
+        ConfigError: model or prompt list missing or damaged, unknown reward, or a prompt that a reward cannot score.
     """
-    model_folder = ROOT / config.model.path
-    if not (model_folder / "model_index.json").is_file():
-        raise ConfigError(f"model.path: {model_folder} is no pipeline folder (no model_index.json there)")
-    fingerprints = {"model": model_fingerprint(model_folder)}
+    fingerprints = {"model": model_fingerprint(find_pipeline(config.model.path))}
     try:
         rewards = {name: build_reward(name) for name in (*config.reward, *config.evaluation.judges)}
     except ValueError as error:

@@ -10,8 +10,9 @@ from accelerate.utils import gather_object
 from harness.config import ConfigError, RunConfig
 from harness.evaluation import evaluate, sample_images, save_gallery
 from harness.mirror import Mirror
-from harness.models.flux import FluxPolicy
-from harness.prompts import read_prompts
+from harness.models.policy import Policy
+from harness.models.registry import build_policy
+from harness.prompts import drawn_prompts, read_prompts
 from harness.rewards import build_reward, build_weighted
 from harness.runs import RunDirectory, environment
 from harness.trainer import Trainer
@@ -40,13 +41,23 @@ class Session:
         self.prompts = {
             s: read_prompts(getattr(self.config.prompts, s)).prompts for s in ("train", "validation", "test")
         }
-        policy = FluxPolicy(self.config.model, self.config.optimizer, self.accelerator.device, seed=self.config.seed)
+        policy = build_policy(self.config.model, self.config.optimizer, self.accelerator.device, seed=self.config.seed)
         for prompts in self.prompts.values():
             policy.check_prompts(prompts)
+        if self.config.model.execution.text_encoders == "free":
+            self._prepare_text(policy)
         reward = build_weighted(self.config.reward, runtime.threads)
         judges = [build_reward(name, runtime.threads) for name in self.config.evaluation.judges]
         self.judges = [reward, *(judge for judge in judges if judge.name != reward.name)]
         self.trainer = Trainer(self.config, policy, reward, self.prompts["train"], self.accelerator)
+
+    def _prepare_text(self, policy: Policy) -> None:
+        """Encode all prompts of the run; each process does a share, and waits until all are on disk."""
+        drawn = drawn_prompts(self.prompts["train"], self.config)
+        needed = [*drawn, *self.prompts["validation"], *self.prompts["test"]]
+        self.say(f"encoding {len(needed)} prompts, but those that are cached")
+        policy.prepare_prompts(needed, self.accelerator.process_index, self.accelerator.num_processes)
+        self.accelerator.wait_for_everyone()
 
     def execute(self) -> None:
         """Train to the end: validation at the interval, and one test when training is over."""
@@ -113,9 +124,9 @@ class Session:
         gallery = () if is_test else prompts[: settings.gallery]
         rank, world = self.accelerator.process_index, self.accelerator.num_processes
         with self.trainer.averaged_weights():
-            measured = evaluate(policy, prompts[rank::world], self.judges, noises)
+            measured = evaluate(policy, prompts[rank::world], self.judges, noises, settings)
             if gallery and self.is_main:
-                images = sample_images(policy, gallery, noise_index=0)
+                images = sample_images(policy, gallery, noise_index=0, settings=settings)
                 name = f"{split}-{iteration:05d}"
                 save_gallery(images, gallery, self.run.folder / "images", name)
                 mirror.image(split, self.run.folder / "images" / f"{name}.png", step=iteration)

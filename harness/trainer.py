@@ -2,9 +2,9 @@
 
 import math
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -15,11 +15,14 @@ from torch import Tensor
 from harness.accounting import Counters, Stopwatch, across_processes, mean_and_std
 from harness.adagrpo import CapabilityTracker, fuse_advantages, global_advantage, local_advantage, select_prompt
 from harness.config import ConfigError, RunConfig
-from harness.models.flux import FluxPolicy
+from harness.models.embedding import PromptEmbedding
+from harness.models.policy import Policy
 from harness.objective import SurrogateStats, batch_normalised_advantage, surrogate_loss
+from harness.optimisation import build_optimizer, move_averages, start_averages, swapped_in
 from harness.prompts import draw_candidates, generator_for
 from harness.rewards import Reward
 from harness.rollout import Rollout, TrainStep, Trajectory, anchor_branch, full_sde, in_batches, ode_trajectory
+from harness.steps import deal, stochastic_steps, trained_steps
 from harness.transitions import KERNELS, Kernel
 
 
@@ -58,7 +61,7 @@ class Trainer:
     def __init__(
         self,
         config: RunConfig,
-        policy: FluxPolicy,
+        policy: Policy,
         reward: Reward,
         prompts: tuple[str, ...],
         accelerator: Accelerator,
@@ -72,19 +75,11 @@ class Trainer:
         self.kernel: Kernel = KERNELS[config.method.kernel](eta=config.method.eta)
         self.sigmas = policy.sigmas(config.model.num_steps)
         self.velocity = in_batches(policy.velocity, config.model.max_batch)
+        self._latents = {"fp32": torch.float32, "bf16": torch.bfloat16}[config.rollout.latent_precision]
         self.tracker = CapabilityTracker(config.capability.decay)
         self.parameters = policy.trainable()
-        settings = config.optimizer
-        self.optimizer = torch.optim.AdamW(
-            self.parameters.values(),
-            lr=settings.learning_rate,
-            betas=settings.betas,
-            eps=settings.epsilon,
-            weight_decay=settings.weight_decay,
-        )
-        self.averages: dict[str, Tensor] = {}
-        if settings.weight_ema is not None:
-            self.averages = {name: p.detach().clone() for name, p in self.parameters.items()}
+        self.optimizer = build_optimizer(self.parameters, config.optimizer)
+        self.averages = start_averages(self.parameters, config.optimizer)
         if config.objective.kl_beta:
             policy.keep_reference()
         self.totals = Counters()
@@ -123,7 +118,7 @@ class Trainer:
             return Candidates(prompts, None, None)
         noise = torch.cat([self._anchor_noise(slot, candidate) for candidate in range(len(prompts))])
         with watch.phase("candidates"), self.policy.sampling():
-            trajectories = ode_trajectory(self.velocity, noise, self.policy.encode(prompts), self.sigmas)
+            trajectories = ode_trajectory(self.velocity, noise, self.policy.encode(prompts), self.sigmas, self._latents)
         spent.sample_forwards += len(prompts) * self.config.model.num_steps
         return Candidates(prompts, self._score(trajectories.final, prompts, watch, spent), trajectories)
 
@@ -143,28 +138,32 @@ class Trainer:
         return select_prompt(rewards, self.config.selection, self.tracker, generator)
 
     def _roll_out(self, slot: int, candidates: Candidates, watch: Stopwatch, spent: Counters) -> Rollout:
-        settings = self.config.rollout
+        settings, seed = self.config.rollout, self.config.seed
         text = self.policy.encode([candidates.prompts[candidates.chosen]])
-        generator = generator_for(self.config.seed, self.iteration, slot, "branches")
-        draws = [self.policy.noise(generator, settings.group_size) for _ in settings.branch_indices]
-        noise = torch.stack(draws)
+        indices = stochastic_steps(settings, seed, self.iteration, slot)
+        generator = generator_for(seed, self.iteration, slot, "branches")
+        noise = torch.stack([self.policy.noise(generator, settings.group_size) for _ in indices])
+        common = (self.velocity, self.kernel)
         with watch.phase("rollout"), self.policy.sampling():
             if settings.kind == "full_sde":
                 count = 1 if settings.shared_noise else settings.group_size
-                start = self.policy.noise(generator, count).expand(settings.group_size, -1, -1)
-                rollout = full_sde(self.velocity, self.kernel, start, text, self.sigmas, settings.branch_indices, noise)
+                start = self.policy.noise(generator, count).expand_as(noise[0])
+                trained = trained_steps(settings, indices, seed, self.iteration, slot)
+                rollout = full_sde(*common, start, text, self.sigmas, indices, noise, trained, self._latents)
             else:
-                if candidates.trajectories is None:
-                    anchor_noise = self._anchor_noise(slot, candidates.chosen)
-                    anchor = ode_trajectory(self.velocity, anchor_noise, text, self.sigmas)
-                    spent.sample_forwards += self.config.model.num_steps
-                else:
-                    anchor = candidates.trajectories.select(candidates.chosen)
-                rollout = anchor_branch(
-                    self.velocity, self.kernel, anchor, text, self.sigmas, settings.branch_indices, noise
-                )
+                anchor = self._anchor(slot, candidates, text, spent)
+                rollout = anchor_branch(*common, anchor, text, self.sigmas, indices, noise, self._latents)
         spent.sample_forwards += rollout.sample_forwards
         return rollout
+
+    def _anchor(self, slot: int, candidates: Candidates, text: PromptEmbedding, spent: Counters) -> Trajectory:
+        """The chosen candidate's ODE path; sampled now, if choosing needed none."""
+        if candidates.trajectories is not None:
+            return candidates.trajectories.select(candidates.chosen)
+        spent.sample_forwards += self.config.model.num_steps
+        return ode_trajectory(
+            self.velocity, self._anchor_noise(slot, candidates.chosen), text, self.sigmas, self._latents
+        )
 
     def _score_rollout(self, rollout: Rollout, candidates: Candidates, watch: Stopwatch, spent: Counters) -> Tensor:
         """Rewards of a slot's groups, ``[groups, G]`` float64; the paths of a full-SDE rollout are one group."""
@@ -198,19 +197,20 @@ class Trainer:
         ]
 
     def _update(self, rollouts: Sequence[Rollout], advantages: Sequence[Tensor], spent: Counters) -> dict[str, float]:
-        """``updates_per_iteration`` optimiser steps on the same rollouts; returns means over updates and steps."""
+        """``updates_per_iteration`` optimiser steps on the rollouts; returns means over updates and steps."""
+        objective, max_batch = self.config.objective, self.config.model.execution.max_train_batch
         logged: dict[str, list[float]] = defaultdict(list)
         for group in self.optimizer.param_groups:
             group["lr"] = self._learning_rate()
-        for _ in range(self.config.objective.updates_per_iteration):
+        if objective.old_log_prob == "recomputed" and not objective.is_on_policy:
+            rollouts = [self._with_recomputed_log_probs(rollout, spent) for rollout in rollouts]
+        for number, part in enumerate(deal(rollouts, advantages, objective), start=1):
             self.optimizer.zero_grad(set_to_none=True)
-            for rollout, slot_advantages in zip(rollouts, advantages, strict=True):
-                # Anchor-branch has a group a step; a full-SDE path shares one reward over all its steps.
-                per_step = slot_advantages.expand(len(rollout.steps), -1)
-                for step, advantage in zip(rollout.steps, per_step, strict=True):
-                    loss, stats, kl = self._step_loss(step, rollout, advantage)
-                    (loss / (len(rollout.steps) * len(rollouts))).backward()
-                    spent.train_forwards += len(step.x)
+            for rollout, step, advantage in part:
+                for rows, piece in step.pieces(max_batch):
+                    loss, stats, kl = self._step_loss(piece, rollout, advantage[rows])
+                    (loss * (len(piece.x_next) / len(step.x_next)) / len(part)).backward()
+                    spent.train_forwards += len(piece.x)
                     logged["loss"].append(loss.item())
                     logged["kl"].append(kl)
                     for name, value in vars(stats).items():
@@ -222,18 +222,28 @@ class Trainer:
                 )
             logged["grad_norm"].append(norm)
             self.optimizer.step()
-        self._average_weights()
+            updates = (self.iteration - 1) * objective.updates_per_iteration + number
+            move_averages(self.averages, self.parameters, self.config.optimizer, updates)
         means = {name: sum(values) / len(values) for name, values in logged.items()}
         return means | {"ratio_max_deviation": max(logged["ratio_max_deviation"])}
+
+    def _with_recomputed_log_probs(self, rollout: Rollout, spent: Counters) -> Rollout:
+        """The rollout with old log-probabilities by the arithmetic of the update: batches, adapters, precision."""
+        steps, max_batch = [], self.config.model.execution.max_train_batch
+        with torch.no_grad():
+            for step in rollout.steps:
+                pieces = [self._transition(p, rollout).log_prob(p.x_next) for _, p in step.pieces(max_batch)]
+                steps.append(replace(step, old_log_prob=torch.cat(pieces)))
+                spent.sample_forwards += len(step.x)
+        return replace(rollout, steps=steps)
 
     def _step_loss(self, step: TrainStep, rollout: Rollout, advantage: Tensor) -> tuple[Tensor, SurrogateStats, float]:
         """The surrogate loss of a step's siblings; one forward with gradient if they share x."""
         objective = self.config.objective
-        on_policy = objective.clip_range is None and objective.updates_per_iteration == 1
         transition = self._transition(step, rollout)
         log_prob = transition.log_prob(step.x_next)
         # The same arithmetic on both sides makes the ratio exactly 1; the rollout's own differs in the last digits.
-        old_log_prob = log_prob.detach() if on_policy else step.old_log_prob
+        old_log_prob = log_prob.detach() if objective.is_on_policy else step.old_log_prob
         advantage = advantage.to(log_prob.device)
         loss, stats = surrogate_loss(log_prob, old_log_prob, advantage, objective.clip_range)
         if not objective.kl_beta:
@@ -276,21 +286,9 @@ class Trainer:
                 gradient.copy_(part.view_as(gradient))
         return float(torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.config.optimizer.max_grad_norm))
 
-    def _average_weights(self) -> None:
-        for name, average in self.averages.items():
-            average.lerp_(self.parameters[name].detach(), 1 - (self.config.optimizer.weight_ema or 0))
-
-    @contextmanager
-    def averaged_weights(self) -> Iterator[None]:
+    def averaged_weights(self) -> AbstractContextManager[None]:
         """Within: the policy has the averaged weights, if the run keeps any."""
-        kept = {name: self.parameters[name].data for name in self.averages}
-        for name, average in self.averages.items():
-            self.parameters[name].data = average
-        try:
-            yield
-        finally:
-            for name, data in kept.items():
-                self.parameters[name].data = data
+        return swapped_in(self.averages, self.parameters)
 
     def _record(
         self,
