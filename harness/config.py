@@ -44,7 +44,7 @@ class ExecutionConfig(Section):
     text_encoders: Literal["keep", "free"] = "keep"
     """Free: encode all prompts of the run before it starts, keep their embeddings on disk, and give the memory back."""
     max_train_batch: int | None = Field(None, ge=1)
-    """Most samples in one forward with gradient; None is a whole group."""
+    """Most samples in one forward with gradient; None is a whole group. Classifier-free guidance makes two of each."""
 
 
 class ModelConfig(Section):

@@ -75,7 +75,7 @@ class Trainer:
         self.kernel: Kernel = KERNELS[config.method.kernel](eta=config.method.eta)
         self.sigmas = policy.sigmas(config.model.num_steps)
         self.velocity = in_batches(policy.velocity, config.model.max_batch)
-        self._latents = {"fp32": torch.float32, "bf16": torch.bfloat16}[config.rollout.latent_precision]
+        self._latent_dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[config.rollout.latent_precision]
         self.tracker = CapabilityTracker(config.capability.decay)
         self.parameters = policy.trainable()
         self.optimizer = build_optimizer(self.parameters, config.optimizer)
@@ -118,7 +118,9 @@ class Trainer:
             return Candidates(prompts, None, None)
         noise = torch.cat([self._anchor_noise(slot, candidate) for candidate in range(len(prompts))])
         with watch.phase("candidates"), self.policy.sampling():
-            trajectories = ode_trajectory(self.velocity, noise, self.policy.encode(prompts), self.sigmas, self._latents)
+            trajectories = ode_trajectory(
+                self.velocity, noise, self.policy.encode(prompts), self.sigmas, self._latent_dtype
+            )
         spent.sample_forwards += len(prompts) * self.config.model.num_steps
         return Candidates(prompts, self._score(trajectories.final, prompts, watch, spent), trajectories)
 
@@ -138,21 +140,21 @@ class Trainer:
         return select_prompt(rewards, self.config.selection, self.tracker, generator)
 
     def _roll_out(self, slot: int, candidates: Candidates, watch: Stopwatch, spent: Counters) -> Rollout:
-        settings, seed = self.config.rollout, self.config.seed
+        settings, seed, kernel = self.config.rollout, self.config.seed, self.kernel
         text = self.policy.encode([candidates.prompts[candidates.chosen]])
         indices = stochastic_steps(settings, seed, self.iteration, slot)
         generator = generator_for(seed, self.iteration, slot, "branches")
         noise = torch.stack([self.policy.noise(generator, settings.group_size) for _ in indices])
-        common = (self.velocity, self.kernel)
+        schedule = (text, self.sigmas, indices, noise)
         with watch.phase("rollout"), self.policy.sampling():
             if settings.kind == "full_sde":
                 count = 1 if settings.shared_noise else settings.group_size
                 start = self.policy.noise(generator, count).expand_as(noise[0])
                 trained = trained_steps(settings, indices, seed, self.iteration, slot)
-                rollout = full_sde(*common, start, text, self.sigmas, indices, noise, trained, self._latents)
+                rollout = full_sde(self.velocity, kernel, start, *schedule, trained, self._latent_dtype)
             else:
                 anchor = self._anchor(slot, candidates, text, spent)
-                rollout = anchor_branch(*common, anchor, text, self.sigmas, indices, noise, self._latents)
+                rollout = anchor_branch(self.velocity, kernel, anchor, *schedule, self._latent_dtype)
         spent.sample_forwards += rollout.sample_forwards
         return rollout
 
@@ -161,9 +163,8 @@ class Trainer:
         if candidates.trajectories is not None:
             return candidates.trajectories.select(candidates.chosen)
         spent.sample_forwards += self.config.model.num_steps
-        return ode_trajectory(
-            self.velocity, self._anchor_noise(slot, candidates.chosen), text, self.sigmas, self._latents
-        )
+        noise = self._anchor_noise(slot, candidates.chosen)
+        return ode_trajectory(self.velocity, noise, text, self.sigmas, self._latent_dtype)
 
     def _score_rollout(self, rollout: Rollout, candidates: Candidates, watch: Stopwatch, spent: Counters) -> Tensor:
         """Rewards of a slot's groups, ``[groups, G]`` float64; the paths of a full-SDE rollout are one group."""

@@ -39,9 +39,15 @@ class EmbeddingStore:
         Raises:
             ConfigError: a file on disk is damaged.
         """
-        found = {p: self._memory[p] for p in dict.fromkeys(prompts) if p in self._memory}
-        found |= {p: self._read(p) for p in dict.fromkeys(prompts) if p not in found and self.has_on_disk(p)}
-        new = [p for p in dict.fromkeys(prompts) if p not in found]
+        found: dict[str, PromptEmbedding] = {}
+        new = []
+        for prompt in dict.fromkeys(prompts):
+            if prompt in self._memory:
+                found[prompt] = self._memory[prompt]
+            elif self.has_on_disk(prompt):
+                found[prompt] = self._read(prompt)
+            else:
+                new.append(prompt)
         if new:
             computed = compute(new)
             # Copies: a view would keep the whole batch in memory for as long as one of its prompts stays.

@@ -1,6 +1,6 @@
 """Loads a pipeline's components strictly: diffusers and transformers fill missing weights with random numbers."""
 
-from collections.abc import Iterable
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -20,13 +20,18 @@ diffusers_logging.set_verbosity_error()
 
 
 def load_pipeline(
-    folder: Path, pipeline_class: type, dtypes: dict[str, torch.dtype], without: Iterable[str] = ()
+    folder: Path,
+    pipeline_class: type,
+    device: torch.device,
+    dtypes: Mapping[str, torch.dtype],
+    without: Sequence[str] = (),
 ) -> Any:
     """A pipeline whose every weight comes from its folder.
 
     Args:
         folder: of a pipeline, checked by ``check_pipeline``.
         pipeline_class: of diffusers.
+        device: for its networks; each goes there before the next is read.
         dtypes: of components; float32 for those not named.
         without: components to leave out.
 
@@ -36,14 +41,14 @@ def load_pipeline(
     components: dict[str, Any] = dict.fromkeys(without)
     for name in component_folders(folder):
         if name not in components:
-            components[name] = load_component(folder, name, dtypes.get(name, torch.float32))
+            components[name] = load_component(folder, name, device, dtypes.get(name, torch.float32))
     try:
         return pipeline_class(**components)
     except TypeError as error:
         raise ConfigError(f"model.path: {folder} is no complete {pipeline_class.__name__} ({error})") from None
 
 
-def load_component(folder: Path, name: str, dtype: torch.dtype) -> Any:
+def load_component(folder: Path, name: str, device: torch.device, dtype: torch.dtype) -> Any:
     """One component of a pipeline; a network is in evaluation mode. Raises ConfigError as ``load_pipeline``."""
     part = folder / name
     component_class = _class_of(folder, name)
@@ -62,7 +67,7 @@ def load_component(folder: Path, name: str, dtype: torch.dtype) -> Any:
             f"model.path: {part} has no fitting weights for {len(wrong)} parameters of {component_class.__name__}, "
             f"such as {_key_name(wrong[0])}; is it of another model?"
         )
-    return loaded.eval()
+    return loaded.eval().to(device)
 
 
 def _class_of(folder: Path, name: str) -> Any:

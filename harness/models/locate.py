@@ -61,7 +61,7 @@ def download_command(repository: str) -> str:
     return f"hf download {repository} {include} {exclude}"
 
 
-def pipeline_class(pipeline: Path) -> str:
+def class_name_of(pipeline: Path) -> str:
     """Name of the class that a pipeline folder says it is for."""
     return str(_read_json(pipeline / "model_index.json").get("_class_name"))
 
@@ -105,7 +105,7 @@ def _from_hub(repository: str) -> Path:
     if cached is not None and _is_whole(cached):
         return cached
     if HF_HUB_OFFLINE:
-        raise _hub_error(repository, "is not, or not whole, in the hub's local cache, and HF_HUB_OFFLINE is set")
+        raise _hub_error(repository, "is not, or not whole, in the local cache (HF_HUB_OFFLINE is set)")
     print(f"downloading {repository}: tens of GB, once", file=sys.stderr)
     try:
         downloaded = _snapshot(repository, local_files_only=False)
@@ -149,8 +149,9 @@ def _is_whole(pipeline: Path) -> bool:
 
 def _hub_error(repository: str, why: str) -> ConfigError:
     return ConfigError(
-        f"model.path: {repository} {why}; accept its licence at https://huggingface.co/{repository} if it has one, "
-        f"log in with  hf auth login  and run  {download_command(repository)}"
+        f"model.path: {repository} is no folder here, and the hub's repository of that name {why}; accept its licence "
+        f"at https://huggingface.co/{repository} if it has one, log in with  hf auth login  and run  "
+        f"{download_command(repository)}"
     )
 
 

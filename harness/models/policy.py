@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
+from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
 from harness.config import ConfigError, ModelConfig, OptimizerConfig
@@ -16,7 +17,7 @@ from harness.models.embedding import PromptEmbedding
 from harness.models.embedding_store import EmbeddingStore
 from harness.models.files import cache_folder, component_folders, text_fingerprint
 from harness.models.loading import load_component, load_pipeline
-from harness.models.locate import find_pipeline, pipeline_class
+from harness.models.locate import class_name_of, find_pipeline
 
 _ENCODE_BATCH = 16
 """Prompts a forward of the text encoders, where many are prepared."""
@@ -48,7 +49,7 @@ class Policy(ABC):
         self.config = model
         self.device = device
         self._folder = find_pipeline(model.path)
-        if pipeline_class(self._folder) != self.pipeline_class.__name__:
+        if class_name_of(self._folder) != self.pipeline_class.__name__:
             raise ConfigError(f"model.path: {model.path} is no {self.pipeline_class.__name__}")
         self._is_lora = optimizer.tuning == "lora"
         self._merge = optimizer.lora.merge_while_sampling
@@ -57,7 +58,7 @@ class Policy(ABC):
         self._keeps_encoders = model.execution.text_encoders == "keep"
         self._store = EmbeddingStore(device, None if self._keeps_encoders else self._embedding_folder())
         without = () if self._keeps_encoders else self._encoders
-        self._pipeline = load_pipeline(self._folder, self.pipeline_class, self._dtypes(), without).to(device)
+        self._pipeline = load_pipeline(self._folder, self.pipeline_class, device, self._dtypes(), without)
         self.transformer: Any = self._pipeline.transformer
         self.transformer.requires_grad_(False)
         if self._is_lora:
@@ -89,11 +90,13 @@ class Policy(ABC):
             for blocks in ("transformer_blocks", "single_transformer_blocks"):
                 for block in getattr(self.transformer, blocks, ()):
                     block.compile()
-        for wanted, method in ((execution.vae_slicing, "enable_slicing"), (self.config.vae_tiling, "enable_tiling")):
-            if wanted:
-                if not hasattr(vae, method):
-                    raise ConfigError(f"model: {type(vae).__name__} cannot decode in slices or tiles; switch them off")
-                getattr(vae, method)()
+        slicing, tiling = execution.vae_slicing, self.config.vae_tiling
+        if (slicing or tiling) and not isinstance(vae, AutoencoderKL):
+            raise ConfigError(f"model.execution.vae_slicing, model.vae_tiling: {type(vae).__name__} has neither")
+        if slicing:
+            vae.enable_slicing()
+        if tiling:
+            vae.enable_tiling()
 
     # --- text ---------------------------------------------------------------------------------------------------------
 
@@ -124,8 +127,8 @@ class Policy(ABC):
             return
         dtypes = self._dtypes()
         for name in self._encoders:
-            encoder = load_component(self._folder, name, dtypes.get(name, torch.float32))
-            self._pipeline.register_modules(**{name: encoder.to(self.device)})
+            encoder = load_component(self._folder, name, self.device, dtypes.get(name, torch.float32))
+            self._pipeline.register_modules(**{name: encoder})
         with torch.no_grad():
             for start in range(0, len(mine), _ENCODE_BATCH):
                 part = mine[start : start + _ENCODE_BATCH]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from harness.config import ConfigError, ModelConfig, OptimizerConfig
-from harness.models.locate import find_pipeline, pipeline_class
+from harness.models.locate import class_name_of, find_pipeline
 
 if TYPE_CHECKING:
     import torch
@@ -25,7 +25,7 @@ def build_policy(model: ModelConfig, optimizer: OptimizerConfig, device: torch.d
     Raises:
         ConfigError: no policy for that class, or what ``Policy`` and ``find_pipeline`` raise.
     """
-    name = pipeline_class(find_pipeline(model.path))
+    name = class_name_of(find_pipeline(model.path))
     if name == "FluxPipeline":
         from harness.models.flux import FluxPolicy
 

@@ -181,6 +181,7 @@ def _t5_encoder() -> T5EncoderModel:
             relative_attention_num_buckets=32,
             relative_attention_max_distance=128,
             dropout_rate=0.1,
+            tie_word_embeddings=False,
         )
     )
 

@@ -28,8 +28,8 @@ def test_no_grid_has_a_cell_twice(grid: str) -> None:
     assert len(set(runs)) == len(runs)
 
 
-def native(method: str, model: str = "flux-dev") -> RunConfig:
-    return compose("native", method, model=model)
+def native(method: str, model: str = "flux") -> RunConfig:
+    return compose(f"native-{model}", method)
 
 
 def test_adagrpo_s_release() -> None:
@@ -55,7 +55,7 @@ def test_adagrpo_s_release() -> None:
 
 
 def test_flow_grpo_s_and_flow_cps_s_releases() -> None:
-    flux, cps, sd35 = native("flow_grpo_flux"), native("flow_cps_flux"), native("flow_grpo_sd35", "sd35-medium")
+    flux, cps, sd35 = native("flow_grpo_flux"), native("flow_cps_flux"), native("flow_grpo_sd35", "sd35")
     for config in (flux, cps, sd35):
         assert (config.rollout.group_size, config.rollout.prompts_per_update) == (24, 48)
         assert (config.objective.updates_per_iteration, config.objective.update_on) == (2, "prompts")

@@ -114,7 +114,7 @@ def test_weights_that_do_not_fit_are_never_filled_with_random_numbers(twin: Path
     spoil, expected = MISFITS[misfit]
     spoil(twin)
     with pytest.raises(ConfigError, match=expected) as error:
-        load_pipeline(find_pipeline(str(twin)), StableDiffusion3Pipeline, {})
+        load_pipeline(find_pipeline(str(twin)), StableDiffusion3Pipeline, torch.device("cpu"), {})
     assert "\n" not in str(error.value)
 
 

@@ -10,11 +10,13 @@ import torch
 from diffusers import FluxPipeline, StableDiffusion3Pipeline
 from torch import Tensor
 
-from harness.config import ConfigError
+from harness.config import ConfigError, compose
+from harness.models import twins
 from harness.models.embedding import PromptEmbedding
 from harness.models.flux import FluxPolicy
-from harness.models.locate import find_pipeline
+from harness.models.locate import TWIN_NAMES, find_pipeline
 from harness.models.policy import Policy
+from harness.models.registry import build_policy
 from harness.models.sd3 import StableDiffusion3Policy
 from harness.prompts import generator_for
 from harness.rollout import ode_trajectory
@@ -22,12 +24,11 @@ from harness.rollout import ode_trajectory
 MakePolicy = Callable[..., Policy]
 
 PROMPTS = ["a red cat on a roof", "two boats, at night"]
-TWINS = ["flux", "sd3"]
 GUIDANCE = {"flux": 3.5, "sd3": 4.5}
 SHIFT = {"flux": "dynamic", "sd3": 3.0}
 
 
-@pytest.fixture(scope="module", params=TWINS)
+@pytest.fixture(scope="module", params=TWIN_NAMES)
 def policy(request: pytest.FixtureRequest, make_policy: MakePolicy) -> Policy:
     """As published: FLUX's dynamic shift and distilled guidance, SD3.5's static shift and classifier-free guidance."""
     name = request.param
@@ -105,7 +106,7 @@ def test_classifier_free_guidance_is_one_forward_of_both_halves_and_none_is_a_pl
     torch.testing.assert_close(guided, unconditional + 4.5 * (plain - unconditional), atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("name", TWINS)
+@pytest.mark.parametrize("name", TWIN_NAMES)
 def test_a_sample_does_not_depend_on_its_batch(make_policy: MakePolicy, name: str) -> None:
     policy = make_policy(name, guidance=GUIDANCE[name])
     x, text = policy.noise(generator_for(1), 2), policy.encode(PROMPTS)
@@ -143,7 +144,7 @@ def test_positions_beyond_the_network_s_are_refused(make_policy: MakePolicy) -> 
         make_policy("sd3", height=6160)
 
 
-@pytest.mark.parametrize("name", TWINS)
+@pytest.mark.parametrize("name", TWIN_NAMES)
 def test_merged_adapters_sample_alike_and_the_base_is_the_reference(make_policy: MakePolicy, name: str) -> None:
     policy = make_policy(name, guidance=GUIDANCE[name])
     x, text = policy.noise(generator_for(1), 2), policy.encode(PROMPTS)
@@ -185,7 +186,7 @@ def test_published_targets_are_adapted_and_no_other(make_policy: MakePolicy) -> 
         make_policy("sd3", lora={"target_modules": ["attn.to_nowhere"]})
 
 
-@pytest.mark.parametrize("name", TWINS)
+@pytest.mark.parametrize("name", TWIN_NAMES)
 def test_what_is_saved_loads_in_plain_diffusers(make_policy: MakePolicy, name: str, tmp_path: Path) -> None:
     policy = make_policy(name, guidance=GUIDANCE[name])
     stir(policy)
@@ -201,7 +202,7 @@ def test_what_is_saved_loads_in_plain_diffusers(make_policy: MakePolicy, name: s
         torch.testing.assert_close(policy.velocity(x, 0.8, text), ours, atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("name", TWINS)
+@pytest.mark.parametrize("name", TWIN_NAMES)
 def test_checkpointing_activations_changes_no_gradient(make_policy: MakePolicy, name: str) -> None:
     gradients = []
     for checkpointing in (False, True):
@@ -223,6 +224,16 @@ def test_slices_and_tiles_are_the_autoencoder_s(make_policy: MakePolicy) -> None
     assert policy._pipeline.vae.use_tiling
     x = policy.noise(generator_for(1), 3)
     torch.testing.assert_close(policy.decode(x), make_policy("flux").decode(x), atol=1.1 / 255, rtol=0)
+    miniature = compose("miniature", overrides=["model.vae_tiling=true"])
+    with pytest.raises(ConfigError, match="PatchAutoencoder has neither"):
+        build_policy(miniature.model, miniature.optimizer, torch.device("cpu"), 0)
+
+
+def test_compiling_is_asked_of_every_block(make_policy: MakePolicy, monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled: list[str] = []
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda module: compiled.append(type(module).__name__))
+    make_policy("flux", execution={"compile": True})
+    assert compiled == ["FluxTransformerBlock"] * 2 + ["FluxSingleTransformerBlock"] * 2
 
 
 def test_bf16_freezes_in_bf16_and_trains_and_answers_in_fp32(make_policy: MakePolicy) -> None:
@@ -254,7 +265,7 @@ def freed(make_policy: MakePolicy, name: str, **model: object) -> Policy:
     return make_policy(name, execution={"text_encoders": "free"}, guidance=GUIDANCE[name], **model)
 
 
-@pytest.mark.parametrize("name", TWINS)
+@pytest.mark.parametrize("name", TWIN_NAMES)
 def test_freed_encoders_leave_the_same_embeddings_on_disk(
     make_policy: MakePolicy, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -320,6 +331,8 @@ def test_prompts_the_encoder_does_not_know_are_refused_unless_allowed(make_polic
 
 
 def test_twins_differ_from_the_published_models_in_widths_and_depths_alone() -> None:
+    assert tuple(twins.TWINS) == TWIN_NAMES
+
     def config(name: str, part: str) -> dict[str, Any]:
         return json.loads((find_pipeline(f"twin:{name}") / part / "config.json").read_text())
 
