@@ -18,7 +18,7 @@ from torch import Tensor
 from harness.checkpoints import Checkpoint
 from harness.config import ConfigError
 from harness.evaluation import evaluate
-from harness.models.flux import FluxPolicy
+from harness.models.policy import Policy
 from harness.models.trained import load_policy
 from harness.pictures import SEEDS, Row, draw_seeds, save_grid
 from harness.prompts import PromptList
@@ -97,7 +97,7 @@ class Benchmark:
                 save_grid(rows, [f"seed {seed}" for seed in SEEDS], folder / "grid.png")
         return scores
 
-    def _measure(self, policy: FluxPolicy, label: str, say: Callable[[str], None]) -> dict[str, list[float]]:
+    def _measure(self, policy: Policy, label: str, say: Callable[[str], None]) -> dict[str, list[float]]:
         """Every metric of every prompt; a batch of pictures at a time, since all of them would not fit in memory."""
         prompts = self.prompts.prompts
         collected: dict[str, list[float]] = defaultdict(list)

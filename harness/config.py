@@ -33,26 +33,48 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+class ExecutionConfig(Section):
+    """How the network is run: memory and speed. Changes no number beyond rounding, so it is no part of a run's name."""
+
+    gradient_checkpointing: bool = False
+    """Compute activations again in the backward pass instead of keeping them: less memory, a third more time."""
+    compile: bool = False
+    """torch.compile of the transformer's blocks: minutes at the start, faster steps after."""
+    vae_slicing: bool = False
+    """Decode one picture at a time."""
+    text_encoders: Literal["keep", "free"] = "keep"
+    """Free: encode all prompts of the run before it starts, keep their embeddings on disk, and give the memory back."""
+    max_train_batch: int | None = Field(None, ge=1)
+    """Most samples in one forward with gradient; None is ``max_batch``. Classifier-free guidance makes two of each."""
+
+
 class ModelConfig(Section):
     """The pipeline to train and how it samples."""
 
     path: str
-    """Folder of a FLUX pipeline, absolute or relative to the repository."""
+    """Folder of a FLUX or Stable Diffusion 3 pipeline, absolute or relative to the repository; or a hub id, owner/name;
+    or ``twin:flux``, ``twin:sd3``: a tiny random twin of FLUX.1-dev or SD3.5 medium."""
     height: int = Field(32, gt=0)
     width: int = Field(128, gt=0)
     """Pixels."""
     num_steps: int = Field(8, ge=2)
-    """Euler steps N of every rollout and of evaluation."""
+    """Euler steps N of every rollout."""
     shift: float | Literal["dynamic"] = 3.0
     """Static sigma shift, or diffusers' resolution-dependent one."""
     guidance: float = Field(3.5, ge=0)
-    """Guidance scale fed to a guidance-distilled network; unused by one without guidance embedding."""
+    """Guidance scale: an input of a guidance-distilled FLUX, unused by one without guidance embedding; for Stable
+    Diffusion 3 classifier-free, at the price of a second forward, off at 1 and below."""
     max_sequence_length: int = Field(24, gt=0)
     """T5 tokens."""
+    allow_unknown_tokens: bool = False
+    """Take prompts with characters that the text encoder does not know, instead of refusing them."""
     precision: Literal["fp32", "bf16"] = "fp32"
-    """Of the network. Kernels always compute in fp32."""
+    """Of the network's arithmetic and of frozen weights; weights in training are fp32, and so are the kernels."""
     max_batch: int = Field(64, gt=0)
     """Most samples in one forward of the network: the memory budget. Does not change results beyond rounding."""
+    vae_tiling: bool = False
+    """Decode pictures larger than the autoencoder was made for in tiles, whose seams are blended."""
+    execution: ExecutionConfig = ExecutionConfig()
 
 
 class MethodConfig(Section):
@@ -77,6 +99,17 @@ class CapabilityConfig(Section):
     """One tracker over all processes, or, as in the official release, one a process."""
 
 
+class WindowConfig(Section):
+    """A window that moves over ``rollout.branch_indices``; steps outside of it are deterministic (Flow-GRPO-Fast)."""
+
+    size: int = Field(2, ge=1)
+    """Consecutive entries of branch_indices."""
+    move: Literal["slide", "random"] = "slide"
+    """One entry further each time, from the last place back to the first; or to a random place, each prompt's own."""
+    interval: int = Field(1, ge=1)
+    """Iterations between moves."""
+
+
 class RolloutConfig(Section):
     """What is sampled in an iteration."""
 
@@ -89,17 +122,31 @@ class RolloutConfig(Section):
     """G: samples that share a prompt and, in anchor-branch, a branch index."""
     branch_indices: tuple[int, ...] = (0, 1, 2, 3)
     """Anchor-branch: steps at which one stochastic step is taken. Full SDE: steps that are stochastic and trained."""
+    window: WindowConfig | None = None
+    """Only some of the branch indices in an iteration; None is all."""
+    trained_share: float = Field(1.0, gt=0, le=1)
+    """Full SDE: share of the stochastic steps that are trained on, rounded down, drawn for each prompt anew
+    (DanceGRPO: .6, drawn for each sample)."""
     shared_noise: bool = False
     """Full SDE: the samples of a group start from the same noise (DanceGRPO)."""
+    latent_precision: Literal["fp32", "bf16"] = "fp32"
+    """Of latents between steps. A draw is rounded before its log-probability is taken."""
 
 
 class ObjectiveConfig(Section):
     """The loss."""
 
     updates_per_iteration: int = Field(1, ge=1)
-    """Optimiser steps on one rollout, each over all of its samples."""
+    """Optimiser steps on one rollout."""
+    update_on: Literal["all", "prompts", "steps"] = "all"
+    """What an update learns from: all samples each time; or an equal part of the iteration's prompts (Flow-GRPO,
+    DanceGRPO) or of the trained steps (AdaGRPO's full fine-tuning), so that each sample is used once."""
     clip_range: Positive | None = None
-    """PPO range of the ratio; None is the unclipped surrogate."""
+    """PPO range of the ratio. None is the unclipped surrogate, whose ratio is exactly 1 where each sample is used once
+    (AdaGRPO's release)."""
+    old_log_prob: Literal["rollout", "recomputed"] = "rollout"
+    """Log-probability in the ratio's denominator: as it was in the rollout, or computed again before the first update
+    as an update will compute it. In bf16, or with merged adapters, the two differ by more than a clip range of 1e-4."""
     kl_beta: float = Field(0.0, ge=0)
     """Weight of the KL to the frozen base model, as the kernel's release defines it."""
     advantage_clip: Positive = 5.0
@@ -108,6 +155,11 @@ class ObjectiveConfig(Section):
     combine: Literal["rewards", "advantages"] = "rewards"
     """Several rewards: local advantages of the weighted sum, or the weighted sum of each reward's local advantages.
     Selection, capability and global advantages are of the weighted sum either way."""
+
+    @property
+    def is_on_policy(self) -> bool:
+        """Whether the ratio is 1 by definition, so that log-probabilities of the rollout are not needed."""
+        return self.clip_range is None and (self.updates_per_iteration == 1 or self.update_on != "all")
 
 
 class RewardConfig(Section):
@@ -178,12 +230,12 @@ class OptimizerConfig(Section):
     epsilon: Positive = 1e-8
     weight_decay: float = Field(1e-4, ge=0)
     max_grad_norm: Positive = 1.0
-    max_batch: int = Field(64, ge=1)
-    """Most samples in one forward with gradient: the memory budget. Does not change results beyond rounding."""
     warmup_iterations: int = Field(0, ge=0)
     """Iterations over which the learning rate rises linearly to its value."""
     weight_ema: Share | None = None
-    """Decay, an iteration, of averaged weights used for evaluation and kept at the end; None for none."""
+    """Decay of averaged weights used for evaluation and kept at the end; None for none."""
+    weight_ema_interval: int = Field(1, ge=1)
+    """Optimiser updates between two averagings."""
 
 
 class PromptsConfig(Section):
@@ -207,6 +259,10 @@ class EvaluationConfig(Section):
     """Also measure the untrained model on the test list, at iteration 0."""
     judges: tuple[str, ...] = ("ocr", "ocr-v4", "colour")
     """Rewards to report, trained on or not."""
+    num_steps: int | None = Field(None, ge=1)
+    height: int | None = Field(None, gt=0)
+    width: int | None = Field(None, gt=0)
+    """Euler steps and pixels of evaluations; None is the model's own."""
     gallery: int = Field(8, ge=0)
     """How many validation prompts' pictures to keep at each evaluation."""
 
@@ -253,7 +309,8 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _check_combinations(self) -> "RunConfig":
-        steps, indices = self.model.num_steps, self.rollout.branch_indices
+        steps, rollout = self.model.num_steps, self.rollout
+        indices = rollout.branch_indices
         if not indices or list(indices) != sorted(set(indices)):
             raise ValueError(
                 f"rollout.branch_indices: {list(indices)} must name at least one step, in increasing order"
@@ -265,14 +322,43 @@ class RunConfig(Section):
                     f"rollout.branch_indices: {index} is past the trainable steps of model.num_steps={steps}; "
                     f"use 0 to {steps - 2}"
                 )
+        if rollout.window is not None and rollout.window.size > len(indices):
+            raise ValueError(
+                f"rollout.window.size: {rollout.window.size} is more than the {len(indices)} rollout.branch_indices"
+            )
+        for key in ("trained_share", "shared_noise"):
+            if rollout.kind != "full_sde" and getattr(rollout, key) != RolloutConfig.model_fields[key].default:
+                raise ValueError(f"rollout.{key}: is for rollout.kind=full_sde")
         if self.method.kernel == "flow_cps" and self.method.eta > 1:
             raise ValueError(f"method.eta: {self.method.eta} is out of range for flow_cps; use a value in (0, 1]")
-        if self.rollout.prompts_per_update % self.runtime.processes:
+        if rollout.prompts_per_update % self.runtime.processes:
             raise ValueError(
-                f"rollout.prompts_per_update: {self.rollout.prompts_per_update} does not divide over "
+                f"rollout.prompts_per_update: {rollout.prompts_per_update} does not divide over "
                 f"runtime.processes={self.runtime.processes}; use a multiple"
             )
+        self._check_updates()
         return self
+
+    def _check_updates(self) -> None:
+        """Whether an iteration's prompts or steps can be dealt out evenly to its updates."""
+        updates, update_on = self.objective.updates_per_iteration, self.objective.update_on
+        prompts = self.rollout.prompts_per_update // self.runtime.processes
+        trained = num_trained_steps(self.rollout)
+        if not trained:
+            raise ValueError(f"rollout.trained_share: {self.rollout.trained_share} leaves no step to train on")
+        for key, count, what in (("prompts", prompts, "prompts a process"), ("steps", trained, "trained steps")):
+            if update_on == key and count % updates:
+                raise ValueError(
+                    f"objective.updates_per_iteration: {updates} updates cannot share {count} {what} evenly "
+                    f"(objective.update_on={key})"
+                )
+
+
+def num_trained_steps(rollout: RolloutConfig) -> int:
+    """How many steps of the schedule a prompt is trained on in an iteration."""
+    stochastic = len(rollout.branch_indices) if rollout.window is None else rollout.window.size
+    # .29 of 100 must be 29, though the product is a hair below it in floating point.
+    return int(stochastic * rollout.trained_share + 1e-9)
 
 
 # --- identity -------------------------------------------------------------------------------------------------------
@@ -282,8 +368,8 @@ def run_id(config: RunConfig, fingerprints: Mapping[str, str]) -> str:
     """Name of a run: readable cell and seed, and a hash of all that its numbers depend on.
 
     Args:
-        config: the run. ``logging``, ``runtime`` and ``experiment`` do not count, nor do paths; of ``rewards`` only
-            normalisation does, since the fingerprints have the rest.
+        config: the run. ``logging``, ``runtime``, ``experiment`` and ``model.execution`` do not count, nor do paths; of
+            ``rewards`` only normalisation does, since the fingerprints have the rest.
         fingerprints: sha256 or the like of base weights, prompt lists and rewards.
     """
     # Without what is at its default, so that a new setting, off by default, leaves the names of old runs alone.
@@ -291,6 +377,7 @@ def run_id(config: RunConfig, fingerprints: Mapping[str, str]) -> str:
         mode="json", exclude={"logging", "runtime", "experiment", "prompts", "rewards"}, exclude_defaults=True
     )
     del content["model"]["path"]
+    content["model"].pop("execution", None)
     if normalised := {name: (r.offset, r.scale) for name, r in config.rewards.items() if (r.offset, r.scale) != (0, 1)}:
         content["normalisation"] = normalised
     payload = json.dumps([content, dict(fingerprints), NUMERICS_VERSION], sort_keys=True)
@@ -314,6 +401,21 @@ def read_yaml(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ConfigError(f"{path}: must hold key: value pairs")
     return content
+
+
+def read_experiment(path: Path, children: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """A file of experiments/, on top of the one beside it that its key ``extends`` names.
+
+    Raises:
+        ConfigError: as ``read_yaml``, or files that extend each other.
+    """
+    if path in children:
+        raise ConfigError(f"{path}: extends itself, by way of {', '.join(child.stem for child in children)}")
+    content = read_yaml(path)
+    parent = content.pop("extends", None)
+    if parent is None:
+        return content
+    return merge(read_experiment(path.with_name(f"{parent}.yaml"), (*children, path)), content)
 
 
 def merge(base: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
@@ -356,37 +458,44 @@ def _profile_path(profile: str) -> Path:
 def grid_of(profile: str) -> str:
     """The grid that reproduces a profile: its key ``use_grid``. Raises ConfigError if it names none."""
     path = _profile_path(profile)
-    grid = read_yaml(path).get("use_grid")
+    grid = read_experiment(path).get("use_grid")
     if not isinstance(grid, str):
         raise ConfigError(f"{path}: names no grid; add  use_grid: paper  or run  adagrpo grid GRID --profile {profile}")
     return grid
 
 
 def compose(
-    profile: str, method: str | None = None, settings: Mapping[str, Any] | None = None, overrides: Sequence[str] = ()
+    profile: str,
+    method: str | None = None,
+    settings: Mapping[str, Any] | None = None,
+    overrides: Sequence[str] = (),
+    *,
+    model: str | None = None,
 ) -> RunConfig:
-    """Compose a run: profile, then the model, method and reward files it names, then settings, then overrides.
+    """Compose a run: the model, method and reward files that a profile names, the profile, settings, overrides.
+
+    Any of these files may extend another one of its folder: ``extends: NAME``.
 
     Args:
         profile: name of a file in experiments/profiles/, or a path to one.
         method: name of a file in experiments/methods/; None is the profile's own.
         settings: a grid cell's keys.
         overrides: dotted ``key=value`` strings; the last word.
+        model: name of a file in experiments/models/; None is the profile's own.
 
     Raises:
         ConfigError: one line that names the file or key, and the nearest valid one.
     """
     path = _profile_path(profile)
-    content = read_yaml(path)
+    content = read_experiment(path)
     content.pop("use_grid", None)
-    named = {"method": content.pop("use_method", None), "model": content.pop("use_model", None)}
-    named["reward"] = content.pop("use_reward", None)
-    if method is not None:
-        named["method"] = method
+    own = {kind: content.pop(f"use_{kind}", None) for kind in ("model", "method", "reward")}
+    named = own | {kind: name for kind, name in (("model", model), ("method", method)) if name is not None}
     composed: dict[str, Any] = {}
+    # The method after the model: how many steps it takes, and at which size, is part of a published method.
     for kind, name in named.items():
         if name is not None:
-            composed = merge(composed, read_yaml(EXPERIMENTS / f"{kind}s" / f"{name}.yaml"))
+            composed = merge(composed, read_experiment(EXPERIMENTS / f"{kind}s" / f"{name}.yaml"))
     for layer in (content, settings or {}, parse_overrides(overrides)):
         composed = merge(composed, layer)
     return validate(composed, where=str(path.relative_to(ROOT) if path.is_relative_to(ROOT) else path))

@@ -8,7 +8,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from harness.models.flux import FluxPolicy
+from harness.config import EvaluationConfig
+from harness.models.policy import Policy
 from harness.prompts import generator_for
 from harness.rewards import Reward
 from harness.rollout import ode_trajectory
@@ -17,15 +18,23 @@ _NOISE_SEED = 20_260_606
 """Evaluation noise is the same for every run, whatever its seed: differences are the policy's."""
 
 
-def draw(policy: FluxPolicy, prompts: Sequence[str], generators: Sequence[torch.Generator]) -> Tensor:
+def draw(
+    policy: Policy,
+    prompts: Sequence[str],
+    generators: Sequence[torch.Generator],
+    settings: EvaluationConfig | None = None,
+) -> Tensor:
     """Pictures ``[n, 3, H, W]`` of n prompts, each by the ODE from its own generator's noise.
 
-    A CPU generator seeded with s gives the picture that the diffusers pipeline draws with it.
+    A CPU generator seeded with s gives the picture that the diffusers pipeline draws with it. Steps and size are the
+    policy's own where the settings leave them open. Raises ConfigError for an unfit size.
     """
-    sigmas = policy.sigmas(policy.config.num_steps)
+    settings = settings or EvaluationConfig()
+    size = settings.height or policy.config.height, settings.width or policy.config.width
     max_batch = policy.config.max_batch
     images = []
-    with policy.sampling():
+    with policy.sampling(), policy.resolution(*size):
+        sigmas = policy.sigmas(settings.num_steps or policy.config.num_steps)
         for start in range(0, len(prompts), max_batch):
             part = slice(start, start + max_batch)
             noise = torch.cat([policy.noise(generator) for generator in generators[part]])
@@ -34,18 +43,24 @@ def draw(policy: FluxPolicy, prompts: Sequence[str], generators: Sequence[torch.
     return torch.cat(images)
 
 
-def sample_images(policy: FluxPolicy, prompts: Sequence[str], noise_index: int) -> Tensor:
-    """Pictures ``[n, 3, H, W]`` of prompts; each prompt's noise depends on the prompt and ``noise_index`` alone."""
-    return draw(policy, prompts, [generator_for(_NOISE_SEED, prompt, noise_index) for prompt in prompts])
+def sample_images(
+    policy: Policy, prompts: Sequence[str], noise_index: int, settings: EvaluationConfig | None = None
+) -> Tensor:
+    """``draw`` with fixed noise: each prompt's depends on the prompt and ``noise_index`` alone."""
+    return draw(policy, prompts, [generator_for(_NOISE_SEED, prompt, noise_index) for prompt in prompts], settings)
 
 
 def evaluate(
-    policy: FluxPolicy, prompts: Sequence[str], rewards: Sequence[Reward], num_noises: int
+    policy: Policy,
+    prompts: Sequence[str],
+    rewards: Sequence[Reward],
+    num_noises: int,
+    settings: EvaluationConfig | None = None,
 ) -> dict[str, list[float]]:
-    """Measure a policy on prompts: ``{metric: [value per prompt, mean over noises]}``."""
+    """Measure a policy on prompts: ``{metric: [a prompt's mean over noises]}``. Settings: see ``draw``."""
     collected: dict[str, list[Tensor]] = defaultdict(list)
     for noise_index in range(num_noises):
-        images = sample_images(policy, prompts, noise_index)
+        images = sample_images(policy, prompts, noise_index, settings)
         # Two rewards may measure the same metric, such as a weighted sum and its part: equal, and counted once.
         measured: dict[str, Tensor] = {}
         for reward in rewards:

@@ -13,7 +13,7 @@ from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 from harness.evaluation import draw
-from harness.models.flux import FluxPolicy
+from harness.models.policy import Policy
 
 SEEDS = (3407, 3408, 3409)
 """Of the paper's figures."""
@@ -31,14 +31,14 @@ class Row:
     """``[columns, 3, H, W]`` in [0, 1] by the checkpoint's label."""
 
 
-def draw_seeds(policy: FluxPolicy, prompts: Sequence[str], seeds: Sequence[int]) -> Tensor:
+def draw_seeds(policy: Policy, prompts: Sequence[str], seeds: Sequence[int]) -> Tensor:
     """Pictures of each prompt from each seed's noise, ``[prompts, seeds, 3, H, W]``; the seeds are diffusers' own."""
     columns = [draw(policy, prompts, [torch.Generator().manual_seed(seed) for _ in prompts]) for seed in seeds]
     return torch.stack(columns, dim=1)
 
 
 def write_pictures(
-    policy: FluxPolicy, prompts: Sequence[str], seeds: Sequence[int], folder: Path, about: Mapping[str, str]
+    policy: Policy, prompts: Sequence[str], seeds: Sequence[int], folder: Path, about: Mapping[str, str]
 ) -> Iterator[Path]:
     """Draw each prompt from each seed's noise, and write each as a PNG as soon as it is drawn.
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from harness.config import ROOT, ConfigError
+from harness.config import ROOT, ConfigError, RunConfig
 
 MAX_CHARACTERS = 2000
 """Longest prompt accepted: about what the 512 tokens of a T5 encoder hold. A model may take less."""
@@ -155,3 +155,17 @@ def draw_candidates(
     order = torch.randperm(len(prompts), generator=generator_for(seed, iteration, "prompts"))[:needed].tolist()
     drawn = [prompts[i] for i in order]
     return [drawn[slot * candidates : (slot + 1) * candidates] for slot in range(slots)]
+
+
+def drawn_prompts(prompts: tuple[str, ...], config: RunConfig) -> list[str]:
+    """Every training prompt that a run draws as a candidate, once, in the order of the draws.
+
+    Raises:
+        ConfigError: as ``draw_candidates``.
+    """
+    rollout = config.rollout
+    drawn: dict[str, None] = {}
+    for iteration in range(1, config.iterations + 1):
+        for slot in draw_candidates(prompts, rollout.prompts_per_update, rollout.candidates, config.seed, iteration):
+            drawn |= dict.fromkeys(slot)
+    return list(drawn)

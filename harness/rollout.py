@@ -1,10 +1,13 @@
 """Sampling: deterministic ODE, and the rollouts that a policy gradient learns from.
 
-Sigma schedules come from the policy (``FluxPolicy.sigmas``). A forward of the network on one sample counts as one
-*sample-forward*, wherever it happens.
+Sigma schedules come from the policy (``Policy.sigmas``). A velocity of one sample counts as one *sample-forward*,
+wherever it is needed; with classifier-free guidance it costs two forwards of the network.
+
+``dtype`` is that of latents between steps. Each is rounded to it before anything is computed from it, so that the
+log-probability of a draw is that of the numbers which are kept.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -55,6 +58,14 @@ class TrainStep:
     x_next: Tensor
     old_log_prob: Tensor
 
+    def pieces(self, max_batch: int | None) -> "Iterator[tuple[slice, TrainStep]]":
+        """Siblings in pieces of at most ``max_batch``, and which of them; all at once if they share x, or for None."""
+        size = len(self.x_next) if max_batch is None or len(self.x) == 1 else max_batch
+        for start in range(0, len(self.x_next), size):
+            rows = slice(start, start + size)
+            x = self.x if len(self.x) == 1 else self.x[rows]
+            yield rows, TrainStep(self.index, x, self.x_next[rows], self.old_log_prob[rows])
+
 
 @dataclass(frozen=True)
 class Rollout:
@@ -91,13 +102,15 @@ def ode_step(x: Tensor, velocity: Tensor, sigma: float, sigma_next: float) -> Te
     return x + (sigma_next - sigma) * velocity
 
 
-def ode_trajectory(velocity: Velocity, noise: Tensor, text: PromptEmbedding, sigmas: Tensor) -> Trajectory:
+def ode_trajectory(
+    velocity: Velocity, noise: Tensor, text: PromptEmbedding, sigmas: Tensor, dtype: torch.dtype = torch.float32
+) -> Trajectory:
     """Follow the ODE from noise ``[n, ...]`` to data; N = len(sigmas) - 1 forwards a sample."""
     levels = sigmas.tolist()
-    states, velocities = [noise], []
+    states, velocities = [noise.to(dtype)], []
     for sigma, sigma_next in pairwise(levels):
         velocities.append(velocity(states[-1], sigma, text))
-        states.append(ode_step(states[-1], velocities[-1], sigma, sigma_next))
+        states.append(ode_step(states[-1], velocities[-1], sigma, sigma_next).to(dtype))
     return Trajectory(torch.stack(states), torch.stack(velocities))
 
 
@@ -109,6 +122,7 @@ def anchor_branch(
     sigmas: Tensor,
     branch_indices: Sequence[int],
     noise: Tensor,
+    dtype: torch.dtype = torch.float32,
 ) -> Rollout:
     """Branch G siblings off a deterministic path at each index: one stochastic step, then the ODE to the end.
 
@@ -123,6 +137,7 @@ def anchor_branch(
         sigmas: ``[N + 1]``.
         branch_indices: steps to branch at, increasing, each in [0, N - 2].
         noise: ``[number of indices, G, ...]`` standard normal, one draw a sibling.
+        dtype: of the siblings; the anchor has its own.
     """
     levels = sigmas.tolist()
     draws = dict(zip(branch_indices, noise, strict=True))
@@ -133,12 +148,12 @@ def anchor_branch(
         if len(running):
             predicted = velocity(running, sigma, text.repeat(len(running)))
             forwards += len(running)
-            running = ode_step(running, predicted, sigma, sigma_next)
+            running = ode_step(running, predicted, sigma, sigma_next).to(dtype)
         if index in draws:
             x, noises = anchor.states[index], draws[index]
             at_anchor = anchor.velocities[index].expand_as(noises)
             transition = kernel.step(x.expand_as(noises), at_anchor, sigma, sigma_next)
-            siblings = transition.sample(noise=noises)
+            siblings = transition.sample(noise=noises).to(dtype)
             steps.append(TrainStep(index, x, siblings, transition.log_prob(siblings)))
             running = torch.cat([running, siblings])
     return Rollout(text, steps, running, forwards)
@@ -152,6 +167,8 @@ def full_sde(
     sigmas: Tensor,
     stochastic_indices: Sequence[int],
     noise: Tensor,
+    trained_indices: Sequence[int] | None = None,
+    dtype: torch.dtype = torch.float32,
 ) -> Rollout:
     """G whole paths of one prompt, stochastic at some steps and deterministic at the others.
 
@@ -161,21 +178,25 @@ def full_sde(
         start: ``[G, ...]`` initial noise.
         text: conditioning of one sample.
         sigmas: ``[N + 1]``.
-        stochastic_indices: steps that are stochastic and trained, increasing, each in [0, N - 2].
+        stochastic_indices: steps that are stochastic, increasing, each in [0, N - 2].
         noise: ``[number of indices, G, ...]`` standard normal.
+        trained_indices: those of them that are trained on; None is all.
+        dtype: of latents.
     """
     levels = sigmas.tolist()
     draws = dict(zip(stochastic_indices, noise, strict=True))
+    trained = draws.keys() if trained_indices is None else set(trained_indices)
     embedding = text.repeat(len(start))
-    x = start
+    x = start.to(dtype)
     steps = []
     for index, (sigma, sigma_next) in enumerate(pairwise(levels)):
         predicted = velocity(x, sigma, embedding)
         if index in draws:
             transition = kernel.step(x, predicted, sigma, sigma_next)
-            x_next = transition.sample(noise=draws[index])
-            steps.append(TrainStep(index, x, x_next, transition.log_prob(x_next)))
+            x_next = transition.sample(noise=draws[index]).to(dtype)
+            if index in trained:
+                steps.append(TrainStep(index, x, x_next, transition.log_prob(x_next)))
         else:
-            x_next = ode_step(x, predicted, sigma, sigma_next)
+            x_next = ode_step(x, predicted, sigma, sigma_next).to(dtype)
         x = x_next
     return Rollout(text, steps, x, len(start) * (len(levels) - 1))

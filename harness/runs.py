@@ -168,17 +168,15 @@ def find_run(config: RunConfig, root: Path = RUNS) -> RunDirectory:
     """The directory that a run has or would have; nothing is written.
 
     Raises:
-        ConfigError: model folder, prompt list or reward model missing, unknown reward, or a prompt that a reward
+        ConfigError: model, prompt list or reward model missing or damaged, unknown reward, or a prompt that a reward
             cannot score.
     """
     from harness.models.files import model_fingerprint
+    from harness.models.locate import find_pipeline
     from harness.prompts import read_prompts
     from harness.rewards import RewardError, build_rewards
 
-    model_folder = ROOT / config.model.path
-    if not (model_folder / "model_index.json").is_file():
-        raise ConfigError(f"model.path: {model_folder} is no pipeline folder (no model_index.json there)")
-    fingerprints = {"model": model_fingerprint(model_folder)}
+    fingerprints = {"model": model_fingerprint(find_pipeline(config.model.path))}
     try:
         training, measured = build_rewards(config.reward, config.evaluation.judges, config.rewards)
     except ValueError as error:

@@ -9,12 +9,14 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object, set_seed
 
-from harness.config import NUMERICS_VERSION, ROOT, ConfigError, RunConfig
+from harness.config import NUMERICS_VERSION, ConfigError, RunConfig
 from harness.evaluation import evaluate, sample_images, save_gallery
 from harness.mirror import Mirror
 from harness.models.files import model_fingerprint
-from harness.models.flux import FluxPolicy
-from harness.prompts import read_prompts
+from harness.models.locate import find_pipeline
+from harness.models.policy import Policy
+from harness.models.registry import build_policy
+from harness.prompts import drawn_prompts, read_prompts
 from harness.rewards import build_rewards
 from harness.runs import RunDirectory, environment, write_atomically
 from harness.trainer import Trainer
@@ -45,12 +47,22 @@ class Session:
         self.prompts = {
             s: read_prompts(getattr(self.config.prompts, s)).prompts for s in ("train", "validation", "test")
         }
-        policy = FluxPolicy(self.config.model, self.config.optimizer, self.accelerator.device, seed=self.config.seed)
+        policy = build_policy(self.config.model, self.config.optimizer, self.accelerator.device, seed=self.config.seed)
         for prompts in self.prompts.values():
             policy.check_prompts(prompts)
+        if self.config.model.execution.text_encoders == "free":
+            self._prepare_text(policy)
         judges = self.config.evaluation.judges
         reward, self.judges = build_rewards(self.config.reward, judges, self.config.rewards, runtime.threads)
         self.trainer = Trainer(self.config, policy, reward, self.prompts["train"], self.accelerator)
+
+    def _prepare_text(self, policy: Policy) -> None:
+        """Encode all prompts of the run; each process does a share, and waits until all are on disk."""
+        drawn = drawn_prompts(self.prompts["train"], self.config)
+        needed = [*drawn, *self.prompts["validation"], *self.prompts["test"]]
+        self.say(f"encoding {len(needed)} prompts, but those that are cached")
+        policy.prepare_prompts(needed, self.accelerator.process_index, self.accelerator.num_processes)
+        self.accelerator.wait_for_everyone()
 
     def execute(self) -> None:
         """Train to the end: validation at the interval, and one test when training is over."""
@@ -118,7 +130,7 @@ class Session:
             return
         if gallery:
             with self.trainer.averaged_weights():
-                images = sample_images(self.trainer.policy, gallery, noise_index=0)
+                images = sample_images(self.trainer.policy, gallery, noise_index=0, settings=settings)
             name = f"{split}-{iteration:05d}"
             save_gallery(images, gallery, self.run.folder / "images", name)
             mirror.image(split, self.run.folder / "images" / f"{name}.png", step=iteration)
@@ -145,7 +157,13 @@ class Session:
         """Every judge's value of each prompt; complete on the main process."""
         rank, world = self.accelerator.process_index, self.accelerator.num_processes
         with self.trainer.averaged_weights():
-            measured = evaluate(self.trainer.policy, prompts[rank::world], self.judges, self._noises(split))
+            measured = evaluate(
+                self.trainer.policy,
+                prompts[rank::world],
+                self.judges,
+                self._noises(split),
+                self.config.evaluation,
+            )
         shares: list[dict[str, list[float]]] = gather_object([measured])
         return {
             metric: [round(shares[i % world][metric][i // world], 6) for i in range(len(prompts))]
@@ -167,15 +185,16 @@ class Session:
 
     def _untrained_digest(self, split: str, num_prompts: int) -> str:
         """Of all that an evaluation of the untrained model depends on."""
-        model = self.config.model
+        model, settings = self.config.model, self.config.evaluation
         content = [
             NUMERICS_VERSION,
-            model_fingerprint(ROOT / model.path),
-            model.model_dump(mode="json", exclude={"path"}),
+            model_fingerprint(find_pipeline(model.path)),
+            model.model_dump(mode="json", exclude={"path", "execution"}),
             {judge.name: judge.fingerprint() for judge in self.judges},
             read_prompts(getattr(self.config.prompts, split)).sha256,
             num_prompts,
             self._noises(split),
+            [settings.num_steps, settings.height, settings.width],
         ]
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
 

@@ -3,8 +3,8 @@
 import math
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -17,12 +17,14 @@ from harness.adagrpo import CapabilityTracker, fuse_advantages, global_advantage
 from harness.config import ConfigError, RunConfig
 from harness.errors import HarnessError
 from harness.models.embedding import PromptEmbedding
-from harness.models.flux import FluxPolicy
+from harness.models.policy import Policy
 from harness.objective import batch_normalised_advantage, surrogate_loss
+from harness.optimisation import build_optimizer, move_averages, start_averages, swapped_in
 from harness.prompts import draw_candidates, generator_for
 from harness.rewards import Reward
 from harness.rollout import Rollout, TrainStep, Trajectory, anchor_branch, full_sde, in_batches, ode_trajectory
 from harness.scoring import PendingScores, Scores, start_scoring
+from harness.steps import Batch, deal, stochastic_steps, trained_steps
 from harness.transitions import KERNELS, Kernel
 
 
@@ -51,11 +53,12 @@ class Candidates:
 
 @dataclass(frozen=True)
 class Job:
-    """What a step of a rollout adds to the loss: its siblings, the prompt, and the siblings' advantages ``[G]``."""
+    """A term of an update's loss: siblings of a step, their prompt and advantages ``[G]``, and the term's weight."""
 
     step: TrainStep
     text: PromptEmbedding
     advantage: Tensor
+    share: float
 
 
 def _split(jobs: Sequence[Job], max_batch: int) -> Iterator[list[Job]]:
@@ -83,7 +86,7 @@ class Trainer:
     def __init__(
         self,
         config: RunConfig,
-        policy: FluxPolicy,
+        policy: Policy,
         reward: Reward,
         prompts: tuple[str, ...],
         accelerator: Accelerator,
@@ -97,19 +100,12 @@ class Trainer:
         self.kernel: Kernel = KERNELS[config.method.kernel](eta=config.method.eta)
         self.sigmas = policy.sigmas(config.model.num_steps)
         self.velocity = in_batches(policy.velocity, config.model.max_batch)
+        self._max_train_batch = config.model.execution.max_train_batch or config.model.max_batch
+        self._latent_dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[config.rollout.latent_precision]
         self.tracker = CapabilityTracker(config.capability.decay)
         self.parameters = policy.trainable()
-        settings = config.optimizer
-        self.optimizer = torch.optim.AdamW(
-            self.parameters.values(),
-            lr=settings.learning_rate,
-            betas=settings.betas,
-            eps=settings.epsilon,
-            weight_decay=settings.weight_decay,
-        )
-        self.averages: dict[str, Tensor] = {}
-        if settings.weight_ema is not None:
-            self.averages = {name: p.detach().clone() for name, p in self.parameters.items()}
+        self.optimizer = build_optimizer(self.parameters, config.optimizer)
+        self.averages = start_averages(self.parameters, config.optimizer)
         if config.objective.kl_beta:
             policy.keep_reference()
         self.totals = Counters()
@@ -156,7 +152,9 @@ class Trainer:
             return Candidates(prompts, None, None)
         noise = torch.cat([self._anchor_noise(slot, candidate) for candidate in range(len(prompts))])
         with watch.phase("candidates"), self.policy.sampling():
-            trajectories = ode_trajectory(self.velocity, noise, self.policy.encode(prompts), self.sigmas)
+            trajectories = ode_trajectory(
+                self.velocity, noise, self.policy.encode(prompts), self.sigmas, self._latent_dtype
+            )
         spent.sample_forwards += len(prompts) * self.config.model.num_steps
         return Candidates(prompts, self._start_scoring(trajectories.final, prompts, watch, spent), trajectories)
 
@@ -176,28 +174,31 @@ class Trainer:
         return select_prompt(rewards, self.config.selection, self.tracker, generator)
 
     def _roll_out(self, slot: int, candidates: Candidates, watch: Stopwatch, spent: Counters) -> Rollout:
-        settings = self.config.rollout
+        settings, seed, kernel = self.config.rollout, self.config.seed, self.kernel
         text = self.policy.encode([candidates.prompts[candidates.chosen]])
-        generator = generator_for(self.config.seed, self.iteration, slot, "branches")
-        draws = [self.policy.noise(generator, settings.group_size) for _ in settings.branch_indices]
-        noise = torch.stack(draws)
+        indices = stochastic_steps(settings, seed, self.iteration, slot)
+        generator = generator_for(seed, self.iteration, slot, "branches")
+        noise = torch.stack([self.policy.noise(generator, settings.group_size) for _ in indices])
+        schedule = (text, self.sigmas, indices, noise)
         with watch.phase("rollout"), self.policy.sampling():
             if settings.kind == "full_sde":
                 count = 1 if settings.shared_noise else settings.group_size
-                start = self.policy.noise(generator, count).expand(settings.group_size, -1, -1)
-                rollout = full_sde(self.velocity, self.kernel, start, text, self.sigmas, settings.branch_indices, noise)
+                start = self.policy.noise(generator, count).expand_as(noise[0])
+                trained = trained_steps(settings, indices, seed, self.iteration, slot)
+                rollout = full_sde(self.velocity, kernel, start, *schedule, trained, self._latent_dtype)
             else:
-                if candidates.trajectories is None:
-                    anchor_noise = self._anchor_noise(slot, candidates.chosen)
-                    anchor = ode_trajectory(self.velocity, anchor_noise, text, self.sigmas)
-                    spent.sample_forwards += self.config.model.num_steps
-                else:
-                    anchor = candidates.trajectories.select(candidates.chosen)
-                rollout = anchor_branch(
-                    self.velocity, self.kernel, anchor, text, self.sigmas, settings.branch_indices, noise
-                )
+                anchor = self._anchor(slot, candidates, text, spent)
+                rollout = anchor_branch(self.velocity, kernel, anchor, *schedule, self._latent_dtype)
         spent.sample_forwards += rollout.sample_forwards
         return rollout
+
+    def _anchor(self, slot: int, candidates: Candidates, text: PromptEmbedding, spent: Counters) -> Trajectory:
+        """The chosen candidate's ODE path; sampled now, if choosing needed none."""
+        if candidates.trajectories is not None:
+            return candidates.trajectories.select(candidates.chosen)
+        spent.sample_forwards += self.config.model.num_steps
+        noise = self._anchor_noise(slot, candidates.chosen)
+        return ode_trajectory(self.velocity, noise, text, self.sigmas, self._latent_dtype)
 
     def _score_rollout(
         self, rollout: Rollout, candidates: Candidates, watch: Stopwatch, spent: Counters
@@ -241,21 +242,19 @@ class Trainer:
         return list(normalised[start : start + len(own)].split([len(r) for r in rewards]))
 
     def _update(self, rollouts: Sequence[Rollout], advantages: Sequence[Tensor], spent: Counters) -> dict[str, float]:
-        """``updates_per_iteration`` optimiser steps on the same rollouts; returns means over updates and steps."""
+        """``updates_per_iteration`` optimiser steps on the rollouts; returns means over updates and steps."""
+        objective = self.config.objective
         logged: dict[str, list[float]] = defaultdict(list)
         for group in self.optimizer.param_groups:
             group["lr"] = self._learning_rate()
-        jobs = [
-            # Anchor-branch has a group a step; a full-SDE path shares one reward over all its steps.
-            Job(step, rollout.text, advantage.to(step.x.device))
-            for rollout, groups in zip(rollouts, advantages, strict=True)
-            for step, advantage in zip(rollout.steps, groups.expand(len(rollout.steps), -1), strict=True)
-        ]
-        for _ in range(self.config.objective.updates_per_iteration):
+        dealt = [self._jobs(batch) for batch in deal(rollouts, advantages, objective)]
+        if objective.old_log_prob == "recomputed" and not objective.is_on_policy:
+            dealt = [self._with_recomputed_log_probs(dealt[0], spent)] * len(dealt)
+        for number, jobs in enumerate(dealt, start=1):
             self.optimizer.zero_grad(set_to_none=True)
-            for part in _split(jobs, self.config.optimizer.max_batch):
+            for part in _split(jobs, self._max_train_batch):
                 losses = self._losses(part, logged)
-                (torch.stack(losses).sum() / len(jobs)).backward()
+                torch.stack([job.share * loss for job, loss in zip(part, losses, strict=True)]).sum().backward()
                 spent.train_forwards += sum(len(job.step.x) for job in part)
             norm = self._synchronised_gradient_norm()
             if not math.isfinite(norm):
@@ -264,14 +263,38 @@ class Trainer:
                 )
             logged["grad_norm"].append(norm)
             self.optimizer.step()
-        self._average_weights()
+            updates = (self.iteration - 1) * objective.updates_per_iteration + number
+            move_averages(self.averages, self.parameters, self.config.optimizer, updates)
         means = {name: sum(values) / len(values) for name, values in logged.items()}
         return means | {"ratio_max_deviation": max(logged["ratio_max_deviation"])}
+
+    def _jobs(self, batch: Batch) -> list[Job]:
+        """The terms of an update's loss, which is the mean over its steps of the mean over siblings."""
+        return [
+            Job(
+                piece,
+                rollout.text,
+                advantage[rows].to(piece.x.device),
+                len(piece.x_next) / len(step.x_next) / len(batch),
+            )
+            for rollout, step, advantage in batch
+            for rows, piece in step.pieces(self._max_train_batch)
+        ]
+
+    def _with_recomputed_log_probs(self, jobs: Sequence[Job], spent: Counters) -> list[Job]:
+        """The jobs with old log-probabilities by the arithmetic of the update: batches, adapters, precision."""
+        recomputed = []
+        with torch.no_grad():
+            for part in _split(jobs, self._max_train_batch):
+                for job, transition in zip(part, self._transitions(part), strict=True):
+                    log_prob = transition.log_prob(job.step.x_next)
+                    recomputed.append(replace(job, step=replace(job.step, old_log_prob=log_prob)))
+                    spent.sample_forwards += len(job.step.x)
+        return recomputed
 
     def _losses(self, jobs: Sequence[Job], logged: dict[str, list[float]]) -> list[Tensor]:
         """The surrogate loss of each job's siblings, from one forward with gradient for all of them."""
         objective = self.config.objective
-        on_policy = objective.clip_range is None and objective.updates_per_iteration == 1
         transitions = self._transitions(jobs)
         references: list[Any] = [None] * len(jobs)
         if objective.kl_beta:
@@ -281,7 +304,7 @@ class Trainer:
         for job, transition, reference in zip(jobs, transitions, references, strict=True):
             log_prob = transition.log_prob(job.step.x_next)
             # The same arithmetic on both sides makes the ratio exactly 1; the rollout's differs in the last digits.
-            old_log_prob = log_prob.detach() if on_policy else job.step.old_log_prob
+            old_log_prob = log_prob.detach() if objective.is_on_policy else job.step.old_log_prob
             loss, stats = surrogate_loss(log_prob, old_log_prob, job.advantage, objective.clip_range)
             kl = loss.new_zeros(()) if reference is None else transition.kl(reference).mean()
             losses.append(loss + objective.kl_beta * kl)
@@ -334,21 +357,9 @@ class Trainer:
                 gradient.copy_(part.view_as(gradient))
         return float(torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.config.optimizer.max_grad_norm))
 
-    def _average_weights(self) -> None:
-        for name, average in self.averages.items():
-            average.lerp_(self.parameters[name].detach(), 1 - (self.config.optimizer.weight_ema or 0))
-
-    @contextmanager
-    def averaged_weights(self) -> Iterator[None]:
+    def averaged_weights(self) -> AbstractContextManager[None]:
         """Within: the policy has the averaged weights, if the run keeps any."""
-        kept = {name: self.parameters[name].data for name in self.averages}
-        for name, average in self.averages.items():
-            self.parameters[name].data = average
-        try:
-            yield
-        finally:
-            for name, data in kept.items():
-                self.parameters[name].data = data
+        return swapped_in(self.averages, self.parameters)
 
     def _record(
         self,

@@ -23,7 +23,8 @@ def expand_grid(
     """All runs of a grid file, seed by seed, so that every cell has its first seed before any has its second.
 
     A grid file names a ``profile``, ``seeds`` (a list) and ``cells``: mappings from a dotted config key, or ``method``
-    (a file in experiments/methods/), to a value or a list of values; a mapping stands for the product of its lists.
+    or ``model`` (files in experiments/methods/ and models/), to a value or a list of values; a mapping stands for the
+    product of its lists.
 
     Args:
         grid: name of a file in experiments/grids/, or a path to one.
@@ -47,9 +48,10 @@ def expand_grid(
     for seed, cell in itertools.product(seeds if seeds is not None else content["seeds"], cells):
         settings: dict[str, Any] = {"seed": seed}
         for key, value in cell.items():
-            if key != "method":
+            if key not in ("method", "model"):
                 settings = merge(settings, nest(key, value))
-        runs.append(compose(profile or content["profile"], cell.get("method"), settings, overrides))
+        files = {"method": cell.get("method"), "model": cell.get("model")}
+        runs.append(compose(profile or content["profile"], settings=settings, overrides=overrides, **files))
     return runs
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class PromptEmbedding:
-    """Text conditioning of n samples: T5 states ``[n, L, d]`` and CLIP's pooled vector ``[n, p]``."""
+    """Text conditioning of n samples: the encoders' states ``[n, L, d]`` and CLIP's pooled vector ``[n, p]``."""
 
     states: Tensor
     pooled: Tensor
@@ -19,6 +19,11 @@ class PromptEmbedding:
 
     def __getitem__(self, rows: slice | Tensor) -> "PromptEmbedding":
         return PromptEmbedding(self.states[rows], self.pooled[rows])
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory that the numbers take."""
+        return self.states.nbytes + self.pooled.nbytes
 
     def repeat(self, count: int) -> "PromptEmbedding":
         """``count`` copies of each sample, side by side."""

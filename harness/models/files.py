@@ -1,16 +1,73 @@
-"""Facts about a model folder that need none of its classes."""
+"""Facts about a model folder that need none of its classes, and the folder where derived things are kept."""
 
 import hashlib
-from functools import cache
+import json
+import os
+import tempfile
 from pathlib import Path
 
 
-@cache
-def model_fingerprint(folder: Path) -> str:
-    """sha256 over the names and bytes of a pipeline folder's weights and configs (not its model card)."""
+def cache_folder(name: str) -> Path:
+    """A folder for what can be made again: in ``$ADAGRPO_CACHE``, or in ``.cache`` at the root of the repository."""
+    chosen = os.environ.get("ADAGRPO_CACHE")
+    return (Path(chosen).expanduser() if chosen else Path(__file__).parents[2] / ".cache") / name
+
+
+def write_bytes_atomically(path: Path, content: bytes) -> None:
+    """Write a file that appears whole or not at all, whoever else writes it at the same moment."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, partial = tempfile.mkstemp(dir=path.parent, prefix=".partial-")
+    try:
+        with os.fdopen(descriptor, "wb") as stream:
+            stream.write(content)
+        os.replace(partial, path)
+    except BaseException:
+        Path(partial).unlink(missing_ok=True)
+        raise
+
+
+def component_folders(pipeline: Path) -> dict[str, tuple[str, str]]:
+    """Library and class of each sub-folder that a pipeline is made of, as its model_index.json lists them."""
+    index = json.loads((pipeline / "model_index.json").read_text())
+    return {name: tuple(entry) for name, entry in index.items() if isinstance(entry, list) and entry[1] is not None}
+
+
+def model_fingerprint(pipeline: Path) -> str:
+    """sha256 over the names and bytes of a pipeline's weights and configs.
+
+    Neither its model card counts, nor what lies beside its components, such as single-file copies of the weights.
+    """
+    files = _files(pipeline, list(component_folders(pipeline)))
+    return _fingerprint(pipeline, [pipeline / "model_index.json", *files])
+
+
+def text_fingerprint(pipeline: Path) -> str:
+    """sha256 over the names and bytes of a pipeline's text encoders and tokenizers."""
+    parts = [name for name in component_folders(pipeline) if name.startswith(("text_encoder", "tokenizer"))]
+    return _fingerprint(pipeline, _files(pipeline, parts))
+
+
+def _files(pipeline: Path, components: list[str]) -> list[Path]:
+    return [p for name in components for p in (pipeline / name).rglob("*") if p.suffix in (".safetensors", ".json")]
+
+
+def _fingerprint(pipeline: Path, files: list[Path]) -> str:
     digest = hashlib.sha256()
-    for file in sorted(p for p in folder.rglob("*") if p.suffix in (".safetensors", ".json")):
-        digest.update(file.relative_to(folder).as_posix().encode())
-        with file.open("rb") as stream:
-            digest.update(hashlib.file_digest(stream, "sha256").digest())
+    for file in sorted(files):
+        digest.update(file.relative_to(pipeline).as_posix().encode())
+        digest.update(bytes.fromhex(_file_sha256(file)))
     return digest.hexdigest()
+
+
+def _file_sha256(file: Path) -> str:
+    """sha256 of a file's bytes, remembered on disk by path, size and time of change: weights take minutes to read."""
+    real = file.resolve()
+    facts = real.stat()
+    key = hashlib.sha256(f"{real}|{facts.st_size}|{facts.st_mtime_ns}".encode()).hexdigest()
+    remembered = cache_folder("fingerprints") / key
+    if remembered.is_file():
+        return remembered.read_text()
+    with real.open("rb") as stream:
+        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    write_bytes_atomically(remembered, digest.encode())
+    return digest

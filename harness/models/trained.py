@@ -6,14 +6,15 @@ import torch
 
 from harness.checkpoints import Checkpoint
 from harness.config import ConfigError, LoraConfig, OptimizerConfig
-from harness.models.flux import FluxPolicy
+from harness.models.policy import Policy
+from harness.models.registry import build_policy
 from harness.models.weights import copy_weights, merge_lora
 
 # The smallest thing a policy can train, and not trained: its other weights stay frozen, in the network's precision.
 _UNTRAINED = OptimizerConfig(tuning="lora", lora=LoraConfig(rank=1, target_modules=("attn.to_q",)))
 
 
-def load_policy(checkpoint: Checkpoint, device: torch.device, prompts: Sequence[str]) -> FluxPolicy:
+def load_policy(checkpoint: Checkpoint, device: torch.device, prompts: Sequence[str]) -> Policy:
     """The policy of a checkpoint, for drawing only.
 
     Args:
@@ -24,7 +25,7 @@ def load_policy(checkpoint: Checkpoint, device: torch.device, prompts: Sequence[
     Raises:
         ConfigError: base or weights are missing, damaged or do not fit each other; or a prompt cannot be drawn.
     """
-    policy = FluxPolicy(checkpoint.config.model, _UNTRAINED, device, seed=0)
+    policy = build_policy(checkpoint.config.model, _UNTRAINED, device, seed=0)
     policy.check_prompts(prompts)
     policy.transformer.unload_lora()
     if checkpoint.weights is not None:

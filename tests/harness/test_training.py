@@ -136,7 +136,7 @@ def test_two_updates_on_one_rollout_clip_and_have_the_hand_computed_loss() -> No
 def test_steps_in_one_forward_or_in_several_give_the_same_gradient() -> None:
     gradients = []
     for max_batch in (1, 64):
-        training = trainer(f"optimizer.max_batch={max_batch}", "rollout.prompts_per_update=2")
+        training = trainer(f"model.execution.max_train_batch={max_batch}", "rollout.prompts_per_update=2")
         record = training.iterate()
         gradients.append(torch.cat([p.grad.flatten() for p in training.parameters.values() if p.grad is not None]))
         assert record["train_forwards"] == 2 * 2  # prompts x steps
@@ -166,7 +166,7 @@ def test_the_update_raises_the_log_probability_of_better_samples() -> None:
     training._update = remember  # type: ignore[method-assign]
     training.iterate()
     rollout, advantages = kept[0][0][0], kept[0][1][0]
-    jobs = [Job(step, rollout.text, advantage) for step, advantage in zip(rollout.steps, advantages, strict=True)]
+    jobs = [Job(step, rollout.text, own, share=1) for step, own in zip(rollout.steps, advantages, strict=True)]
     with torch.no_grad():
         gain = sum(
             (job.advantage * (transition.log_prob(job.step.x_next) - job.step.old_log_prob)).mean().item()

@@ -1,0 +1,85 @@
+"""LoRA adapters of a transformer: added, merged into the weights while sampling, and saved as diffusers loads them."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig as PeftLoraConfig
+from peft import get_peft_model_state_dict
+from peft.tuners.lora import LoraLayer
+from torch import nn
+
+from harness.config import ConfigError, LoraConfig
+
+
+def add_adapters(transformer: Any, settings: LoraConfig, seed: int) -> None:
+    """Add trainable adapters in float32, whatever the precision of the weights they adapt.
+
+    Args:
+        transformer: of diffusers, frozen.
+        settings: rank, alpha and targets.
+        seed: of their initial weights.
+
+    Raises:
+        ConfigError: a target matches no layer.
+    """
+    torch.manual_seed(seed)
+    try:
+        transformer.add_adapter(
+            PeftLoraConfig(
+                r=settings.rank,
+                lora_alpha=settings.alpha,
+                init_lora_weights="gaussian",
+                target_modules=list(settings.target_modules),
+            )
+        )
+    except ValueError as error:
+        raise ConfigError(f"optimizer.lora.target_modules: {str(error).splitlines()[0]}") from None
+    for parameter in transformer.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+
+
+@contextmanager
+def merged_adapters(transformer: nn.Module) -> Iterator[None]:
+    """Within: adapters are added into the weights, so that a forward costs what the base's does.
+
+    The base weights are put back as they were, bit for bit: adding and subtracting would let them drift.
+    """
+    layers = [module for module in transformer.modules() if isinstance(module, LoraLayer)]
+    kept = [layer.get_base_layer().weight.data for layer in layers]
+    for layer, weight in zip(layers, kept, strict=True):
+        merged = weight + layer.get_delta_weight("default")
+        layer.get_base_layer().weight.data = merged.to(weight.dtype)
+        layer.merged_adapters.append("default")
+    try:
+        yield
+    finally:
+        for layer, weight in zip(layers, kept, strict=True):
+            layer.get_base_layer().weight.data = weight
+            layer.merged_adapters.clear()
+
+
+@contextmanager
+def without_adapters(transformer: Any) -> Iterator[None]:
+    """Within: the transformer is its frozen base."""
+    transformer.disable_adapters()
+    try:
+        yield
+    finally:
+        transformer.enable_adapters()
+
+
+def save_adapters(transformer: Any, pipeline_class: Any, folder: Path) -> None:
+    """Write adapters that the pipeline class's ``load_lora_weights`` reads."""
+    # Without the metadata diffusers takes alpha for the rank on loading, which would halve or double the adapters.
+    config = transformer.peft_config["default"].to_dict()
+    as_json = json.dumps(config, default=lambda value: sorted(value) if isinstance(value, set) else str(value))
+    pipeline_class.save_lora_weights(
+        folder,
+        transformer_lora_layers=get_peft_model_state_dict(transformer),
+        transformer_lora_adapter_metadata=json.loads(as_json),
+    )

@@ -1,0 +1,90 @@
+"""Remembers the text conditioning of prompts: in memory within a budget, and on disk for encoders that are freed."""
+
+import hashlib
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+
+from harness.config import ConfigError
+from harness.models.embedding import PromptEmbedding
+from harness.models.files import write_bytes_atomically
+
+MEMORY_BYTES = 2**30
+"""FLUX.1-dev's embedding of a prompt takes 2 MB: room for 500."""
+
+Compute = Callable[[list[str]], PromptEmbedding]
+
+
+class EmbeddingStore:
+    """Embeddings by prompt; the least recently used leave memory first.
+
+    Args:
+        device: where embeddings are handed out.
+        folder: for one file a prompt; None keeps nothing on disk.
+        memory_bytes: most that is kept in memory, beyond what one call needs.
+    """
+
+    def __init__(self, device: torch.device, folder: Path | None = None, memory_bytes: int = MEMORY_BYTES) -> None:
+        self._device, self._folder, self._budget = device, folder, memory_bytes
+        self._memory: OrderedDict[str, PromptEmbedding] = OrderedDict()
+        self._bytes = 0
+
+    def get(self, prompts: Sequence[str], compute: Compute) -> PromptEmbedding:
+        """Embeddings of n prompts, from memory, from disk, or computed in one call for all that are in neither.
+
+        Raises:
+            ConfigError: a file on disk is damaged.
+        """
+        found: dict[str, PromptEmbedding] = {}
+        new = []
+        for prompt in dict.fromkeys(prompts):
+            if prompt in self._memory:
+                found[prompt] = self._memory[prompt]
+            elif self.has_on_disk(prompt):
+                found[prompt] = self._read(prompt)
+            else:
+                new.append(prompt)
+        if new:
+            computed = compute(new)
+            # Copies: a view would keep the whole batch in memory for as long as one of its prompts stays.
+            states, pooled = computed.states.split(1), computed.pooled.split(1)
+            found |= {p: PromptEmbedding(s.clone(), v.clone()) for p, s, v in zip(new, states, pooled, strict=True)}
+        for prompt, embedding in found.items():
+            self._remember(prompt, embedding)
+        return PromptEmbedding.cat([found[p] for p in prompts])
+
+    def has_on_disk(self, prompt: str) -> bool:
+        """Whether a prompt's embedding is on disk."""
+        return self._folder is not None and self._file(prompt).is_file()
+
+    def write(self, prompts: Sequence[str], embedding: PromptEmbedding) -> None:
+        """Keep the embeddings of n prompts on disk."""
+        for row, prompt in enumerate(prompts):
+            tensors = {"states": embedding.states[row : row + 1], "pooled": embedding.pooled[row : row + 1]}
+            write_bytes_atomically(self._file(prompt), save({k: v.contiguous() for k, v in tensors.items()}))
+
+    def _remember(self, prompt: str, embedding: PromptEmbedding) -> None:
+        if prompt in self._memory:
+            self._memory.move_to_end(prompt)
+            return
+        self._memory[prompt] = embedding
+        self._bytes += embedding.num_bytes
+        while self._bytes > self._budget and len(self._memory) > 1:
+            _, oldest = self._memory.popitem(last=False)
+            self._bytes -= oldest.num_bytes
+
+    def _read(self, prompt: str) -> PromptEmbedding:
+        try:
+            tensors = load_file(self._file(prompt), device=str(self._device))
+        except SafetensorError as error:
+            raise ConfigError(f"{self._file(prompt)}: a cached embedding is damaged ({error}); delete it") from None
+        return PromptEmbedding(tensors["states"], tensors["pooled"])
+
+    def _file(self, prompt: str) -> Path:
+        assert self._folder is not None
+        name = hashlib.sha256(prompt.encode()).hexdigest()
+        return self._folder / name[:2] / f"{name}.safetensors"

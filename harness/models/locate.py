@@ -1,0 +1,190 @@
+"""Finds the pipeline that a configuration names and checks that it is whole, before anything heavy is imported."""
+
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+
+from harness.config import ROOT, ConfigError
+from harness.models.files import component_folders
+
+TWIN_PREFIX = "twin:"
+TWIN_NAMES = ("flux", "sd3")
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+_COMPONENTS = (
+    "scheduler",
+    "transformer",
+    "vae",
+    "text_encoder",
+    "text_encoder_2",
+    "text_encoder_3",
+    "tokenizer",
+    "tokenizer_2",
+    "tokenizer_3",
+)
+# Repositories also hold the weights as single files, in half precision and for other frameworks: tens of GB.
+_WANTED = ("model_index.json", *(f"{name}/*" for name in _COMPONENTS))
+_UNWANTED = ("*.fp16*", "*.bin", "*.msgpack", "*.onnx*")
+_VOCABULARIES = (("tokenizer.json",), ("vocab.json", "merges.txt"), ("spiece.model",))
+
+
+def find_pipeline(path: str) -> Path:
+    """The complete pipeline folder that ``model.path`` names.
+
+    Args:
+        path: a folder, absolute or relative to the repository; ``twin:flux`` or ``twin:sd3``, built if need be; or a
+            hub id ``owner/name``, taken from the hub's local cache and downloaded if it is not there (with
+            HF_HUB_OFFLINE=1: only from the cache).
+
+    Raises:
+        ConfigError: nothing is there, something is missing or damaged, or the hub does not give it; with what to do.
+    """
+    if path.startswith(TWIN_PREFIX):
+        return _find_twin(path.removeprefix(TWIN_PREFIX))
+    folder = ROOT / path
+    if folder.is_dir():
+        check_pipeline(folder)
+        return folder
+    if _HUB_ID.fullmatch(path):
+        return _from_hub(path)
+    raise ConfigError(f"model.path: {folder} is no pipeline folder (no such folder), and {path!r} is no hub id")
+
+
+def download_command(repository: str) -> str:
+    """The command that downloads what the harness needs of a hub repository, and nothing else."""
+    include = " ".join(f"--include '{pattern}'" for pattern in _WANTED)
+    exclude = " ".join(f"--exclude '{pattern}'" for pattern in _UNWANTED)
+    return f"hf download {repository} {include} {exclude}"
+
+
+def class_name_of(pipeline: Path) -> str:
+    """Name of the class that a pipeline folder says it is for."""
+    return str(_read_json(pipeline / "model_index.json").get("_class_name"))
+
+
+def check_pipeline(pipeline: Path) -> None:
+    """Raise ConfigError if a component's configuration, vocabulary or weights are missing or cut off.
+
+    Of weights the headers are read, not the numbers: this takes milliseconds for any size.
+    """
+    if not (pipeline / "model_index.json").is_file():
+        raise ConfigError(f"model.path: {pipeline} is no pipeline folder (no model_index.json there)")
+    _read_json(pipeline / "model_index.json")
+    for name in component_folders(pipeline):
+        folder = pipeline / name
+        if name.startswith("scheduler"):
+            _read_json(folder / "scheduler_config.json")
+        elif name.startswith("tokenizer"):
+            if not any(all((folder / file).is_file() for file in files) for files in _VOCABULARIES):
+                raise ConfigError(f"model.path: {folder} has no vocabulary (such as tokenizer.json); fetch it again")
+        else:
+            _read_json(folder / "config.json")
+            for file in _weight_files(folder):
+                _check_weights(file)
+
+
+def _find_twin(name: str) -> Path:
+    if name not in TWIN_NAMES:
+        raise ConfigError(f"model.path: there is no twin {name!r}, there are {', '.join(TWIN_NAMES)}")
+    from harness.models.twins import twin_folder
+
+    folder = twin_folder(name)
+    check_pipeline(folder)
+    return folder
+
+
+def _from_hub(repository: str) -> Path:
+    from huggingface_hub.constants import HF_HUB_OFFLINE
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+
+    cached = _snapshot(repository, local_files_only=True)
+    if cached is not None and _is_whole(cached):
+        return cached
+    if HF_HUB_OFFLINE:
+        raise _hub_error(repository, "is not, or not whole, in the local cache (HF_HUB_OFFLINE is set)")
+    print(f"downloading {repository}: tens of GB, once", file=sys.stderr)
+    try:
+        downloaded = _snapshot(repository, local_files_only=False)
+    except GatedRepoError:
+        raise _hub_error(repository, "is gated, and this machine has no access yet") from None
+    except RepositoryNotFoundError:
+        raise _hub_error(repository, "does not exist on the hub, or needs a login") from None
+    except OSError as error:
+        raise _hub_error(repository, f"cannot be downloaded ({' '.join(str(error).split())[:200]})") from None
+    if downloaded is None:
+        raise _hub_error(repository, "cannot be downloaded (the hub cannot be reached)")
+    check_pipeline(downloaded)
+    return downloaded
+
+
+def _snapshot(repository: str, local_files_only: bool) -> Path | None:
+    """The hub's local copy of a repository, after a download unless ``local_files_only``; None if there is none."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        return Path(
+            snapshot_download(
+                repository,
+                allow_patterns=list(_WANTED),
+                ignore_patterns=list(_UNWANTED),
+                local_files_only=local_files_only,
+            )
+        )
+    except LocalEntryNotFoundError:
+        return None
+
+
+def _is_whole(pipeline: Path) -> bool:
+    try:
+        check_pipeline(pipeline)
+    except ConfigError:
+        return False
+    return True
+
+
+def _hub_error(repository: str, why: str) -> ConfigError:
+    return ConfigError(
+        f"model.path: {repository} is no folder here, and the hub's repository of that name {why}; accept its licence "
+        f"at https://huggingface.co/{repository} if it has one, log in with  hf auth login  and run  "
+        f"{download_command(repository)}"
+    )
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not valid JSON"
+        raise ConfigError(f"model.path: {file} cannot be read ({reason}); fetch it again") from None
+    if not isinstance(content, dict):
+        raise ConfigError(f"model.path: {file} must hold a JSON object; fetch it again")
+    return content
+
+
+def _weight_files(component: Path) -> list[Path]:
+    """The safetensors files that hold a component's weights: those that its index names, or the only one."""
+    indices = sorted(component.glob("*.safetensors.index.json"))
+    if indices:
+        shards = _read_json(indices[0]).get("weight_map", {})
+        return [component / name for name in sorted(set(shards.values()))]
+    files = [component / name for name in ("diffusion_pytorch_model.safetensors", "model.safetensors")]
+    found = [file for file in files if file.is_file()]
+    if not found:
+        raise ConfigError(f"model.path: {component} has no weights (no {files[0].name} or {files[1].name}); fetch them")
+    return found[:1]
+
+
+def _check_weights(file: Path) -> None:
+    """Raise ConfigError unless a safetensors file is there and as long as its header says."""
+    if not file.is_file():
+        raise ConfigError(f"model.path: {file} is missing; fetch it")
+    try:
+        with safe_open(file, framework="numpy"):
+            pass
+    except (OSError, SafetensorError) as error:
+        raise ConfigError(f"model.path: {file} is damaged or was cut off ({error}); fetch it again") from None

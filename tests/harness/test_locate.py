@@ -1,0 +1,234 @@
+"""Finding and loading a pipeline: what is missing, cut off or of another model is one clear line."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+import pytest
+import torch
+from diffusers import StableDiffusion3Pipeline
+from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
+from safetensors.torch import load_file, save_file
+
+from harness.config import ConfigError, ModelConfig, OptimizerConfig
+from harness.models import files
+from harness.models.files import model_fingerprint, text_fingerprint
+from harness.models.loading import load_pipeline
+from harness.models.locate import check_pipeline, download_command, find_pipeline
+from harness.models.registry import build_policy
+
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+FLUX = "black-forest-labs/FLUX.1-dev"
+
+
+@pytest.fixture
+def twin(tmp_path: Path) -> Path:
+    """A copy of SD3.5's twin, to be broken."""
+    return Path(shutil.copytree(find_pipeline("twin:sd3"), tmp_path / "twin"))
+
+
+def cut(file: Path, count: int) -> None:
+    file.write_bytes(file.read_bytes()[:count])
+
+
+def rewrite(file: Path, change: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]) -> None:
+    save_file(change(load_file(file)), file, metadata={"format": "pt"})
+
+
+def without_one(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return dict(sorted(tensors.items())[1:])
+
+
+def edit(file: Path, **changes: Any) -> None:
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+
+BREAKAGES: dict[str, tuple[Callable[[Path], Any], str]] = {
+    "weights cut off": (lambda p: cut(p / "transformer" / WEIGHTS, 9_000_000), "is damaged or was cut off"),
+    "weights cut off by a byte": (lambda p: cut(p / "vae" / WEIGHTS, -1), "is damaged or was cut off"),
+    "header cut off": (lambda p: cut(p / "text_encoder_3" / "model.safetensors", 100), "is damaged or was cut off"),
+    "weights of no format": (lambda p: (p / "vae" / WEIGHTS).write_text("<html>"), "is damaged or was cut off"),
+    "no weights": (lambda p: (p / "text_encoder_2" / "model.safetensors").unlink(), "has no weights"),
+    "no configuration": (lambda p: (p / "vae" / "config.json").unlink(), "vae/config.json cannot be read"),
+    "broken configuration": (lambda p: (p / "vae" / "config.json").write_text("{"), "is not valid JSON"),
+    "no component": (lambda p: shutil.rmtree(p / "text_encoder"), "text_encoder/config.json cannot be read"),
+    "no vocabulary": (lambda p: (p / "tokenizer_2" / "tokenizer.json").unlink(), "tokenizer_2 has no vocabulary"),
+    "no scheduler": (lambda p: shutil.rmtree(p / "scheduler"), "scheduler_config.json cannot be read"),
+    "no index": (lambda p: (p / "model_index.json").unlink(), "no model_index.json there"),
+    "broken index": (lambda p: (p / "model_index.json").write_text("[]"), "must hold a JSON object"),
+}
+
+
+@pytest.mark.parametrize("breakage", BREAKAGES)
+def test_what_is_missing_or_damaged_is_named_before_anything_is_loaded(twin: Path, breakage: str) -> None:
+    check_pipeline(twin)
+    spoil, expected = BREAKAGES[breakage]
+    spoil(twin)
+    with pytest.raises(ConfigError, match=expected) as error:
+        find_pipeline(str(twin))
+    assert "\n" not in str(error.value)
+
+
+def test_a_missing_shard_is_named(twin: Path) -> None:
+    part = twin / "transformer"
+    (part / WEIGHTS).rename(part / "diffusion_pytorch_model-00001-of-00002.safetensors")
+    shards = [f"diffusion_pytorch_model-0000{i}-of-00002.safetensors" for i in (1, 2)]
+    index = {"weight_map": {"a": shards[0], "b": shards[1]}}
+    (part / f"{WEIGHTS}.index.json").write_text(json.dumps(index))
+    with pytest.raises(ConfigError, match=r"00002-of-00002\.safetensors is missing"):
+        check_pipeline(twin)
+
+
+MISFITS: dict[str, tuple[Callable[[Path], Any], str]] = {
+    "transformer lacks one": (lambda p: rewrite(p / "transformer" / WEIGHTS, without_one), "for 1 parameters of SD3T"),
+    "vae lacks one": (lambda p: rewrite(p / "vae" / WEIGHTS, without_one), "for 1 parameters of AutoencoderKL"),
+    "encoder lacks one": (
+        lambda p: rewrite(p / "text_encoder" / "model.safetensors", without_one),
+        "for 1 parameters of CLIPTextModelWithProjection",
+    ),
+    "encoder of another model": (
+        lambda p: shutil.copy(p / "text_encoder" / "model.safetensors", p / "text_encoder_3" / "model.safetensors"),
+        "parameters of T5EncoderModel",
+    ),
+    "encoder of another width": (
+        lambda p: shutil.copy(p / "text_encoder" / "model.safetensors", p / "text_encoder_2" / "model.safetensors"),
+        "parameters of CLIPTextModelWithProjection",
+    ),
+    "transformer of another width": (
+        lambda p: edit(p / "transformer" / "config.json", joint_attention_dim=32),
+        "transformer cannot be loaded: .*expected shape",
+    ),
+    "class that does not exist": (
+        lambda p: edit(p / "model_index.json", vae=["diffusers", "AutoencoderOfTomorrow"]),
+        "AutoencoderOfTomorrow, which diffusers does not have",
+    ),
+    "code from elsewhere": (lambda p: edit(p / "model_index.json", vae=["os", "system"]), "is of 'os'"),
+}
+
+
+@pytest.mark.parametrize("misfit", MISFITS)
+def test_weights_that_do_not_fit_are_never_filled_with_random_numbers(twin: Path, misfit: str) -> None:
+    spoil, expected = MISFITS[misfit]
+    spoil(twin)
+    with pytest.raises(ConfigError, match=expected) as error:
+        load_pipeline(find_pipeline(str(twin)), StableDiffusion3Pipeline, torch.device("cpu"), {})
+    assert "\n" not in str(error.value)
+
+
+def test_another_pipeline_class_is_one_clear_line(twin: Path) -> None:
+    edit(twin / "model_index.json", _class_name="PixArtAlphaPipeline")
+    with pytest.raises(ConfigError, match="is a PixArtAlphaPipeline; FluxPipeline and StableDiffusion3Pipeline can"):
+        build_policy(ModelConfig(path=str(twin)), OptimizerConfig(), torch.device("cpu"), 0)
+
+
+@pytest.mark.parametrize("path", ["no/such/folder", "../outside", "twin:dalle"])
+def test_a_path_that_names_nothing_is_one_clear_line(path: str) -> None:
+    with pytest.raises(ConfigError, match=r"model\.path"):
+        find_pipeline(path)
+
+
+# --- the hub, without any network -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[bool]]:
+    """Says what the local cache and the hub answer, instead of a download; the list is of calls' local_files_only."""
+
+    def answer(cached: Path | None, remote: Path | Exception | None = None, offline: bool = False) -> list[bool]:
+        calls: list[bool] = []
+
+        def snapshot_download(repository: str, local_files_only: bool, **patterns: Any) -> str:
+            calls.append(local_files_only)
+            assert repository == FLUX
+            assert "transformer/*" in patterns["allow_patterns"]
+            found = cached if local_files_only else remote
+            if isinstance(found, Exception):
+                raise found
+            if found is None:
+                raise LocalEntryNotFoundError("nothing here")
+            return str(found)
+
+        monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", offline)
+        return calls
+
+    return answer
+
+
+def refusal(kind: type[Exception]) -> Exception:
+    """An error of the hub's client, without the response that it wants."""
+    return type(kind.__name__, (kind,), {"__init__": lambda self: None})()
+
+
+def test_a_cached_repository_is_used_without_a_request(hub: Any) -> None:
+    folder = find_pipeline("twin:flux")
+    calls = hub(cached=folder)
+    assert find_pipeline(FLUX) == folder
+    assert calls == [True]
+
+
+def test_a_repository_that_is_not_whole_is_downloaded(hub: Any, twin: Path) -> None:
+    cut(twin / "transformer" / WEIGHTS, 1000)
+    folder = find_pipeline("twin:flux")
+    assert hub(cached=twin, remote=folder) == []
+    assert find_pipeline(FLUX) == folder
+
+
+@pytest.mark.parametrize(
+    ("answers", "expected"),
+    [
+        ({"cached": None, "offline": True}, "HF_HUB_OFFLINE is set"),
+        ({"cached": None, "remote": refusal(GatedRepoError)}, "is gated"),
+        ({"cached": None, "remote": refusal(RepositoryNotFoundError)}, "does not exist on the hub"),
+        ({"cached": None, "remote": None}, "the hub cannot be reached"),
+        ({"cached": None, "remote": OSError("No space left on device")}, "No space left on device"),
+    ],
+)
+def test_a_repository_that_cannot_be_had_says_what_to_do(hub: Any, answers: dict[str, Any], expected: str) -> None:
+    calls = hub(**answers)
+    with pytest.raises(ConfigError, match=expected) as error:
+        find_pipeline(FLUX)
+    message = str(error.value)
+    assert "\n" not in message
+    assert f"https://huggingface.co/{FLUX}" in message
+    assert download_command(FLUX) in message
+    assert calls == ([True] if answers.get("offline") else [True, False])
+
+
+# --- fingerprints -----------------------------------------------------------------------------------------------------
+
+
+def test_fingerprints_count_weights_and_configs_and_no_file_beside_them(twin: Path) -> None:
+    before, text = model_fingerprint(twin), text_fingerprint(twin)
+    (twin / "README.md").write_text("a model card")
+    (twin / "flux1-dev.safetensors").write_bytes(b"the same weights in one file")
+    assert model_fingerprint(twin) == before
+    edit(twin / "vae" / "config.json", scaling_factor=1.0)
+    changed = model_fingerprint(twin)
+    assert changed != before
+    assert text_fingerprint(twin) == text
+    rewrite(twin / "text_encoder" / "model.safetensors", lambda t: {name: value + 1 for name, value in t.items()})
+    assert model_fingerprint(twin) != changed
+    assert text_fingerprint(twin) != text
+
+
+def test_a_file_is_hashed_once_until_it_changes(twin: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hashed: list[str] = []
+    digest = files.hashlib.file_digest
+
+    def noted(stream: Any, algorithm: str) -> Any:
+        hashed.append(Path(stream.name).name)
+        return digest(stream, algorithm)
+
+    monkeypatch.setattr(files.hashlib, "file_digest", noted)
+    first = model_fingerprint(twin)
+    assert hashed.count(WEIGHTS) == 2  # of transformer and autoencoder
+    hashed.clear()
+    assert model_fingerprint(twin) == first
+    assert hashed == []
+    rewrite(twin / "transformer" / WEIGHTS, lambda t: {name: value + 1 for name, value in t.items()})
+    assert model_fingerprint(twin) != first
+    assert hashed == [WEIGHTS]

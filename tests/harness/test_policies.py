@@ -1,0 +1,362 @@
+"""The policies on twins of FLUX.1-dev and SD3.5: they do what the pipelines do, and train what they should."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import FluxPipeline, StableDiffusion3Pipeline
+from torch import Tensor
+
+from harness.config import ConfigError, compose
+from harness.models import twins
+from harness.models.embedding import PromptEmbedding
+from harness.models.flux import FluxPolicy
+from harness.models.locate import TWIN_NAMES, find_pipeline
+from harness.models.policy import Policy
+from harness.models.registry import build_policy
+from harness.models.sd3 import StableDiffusion3Policy
+from harness.prompts import generator_for
+from harness.rollout import ode_trajectory
+
+MakePolicy = Callable[..., Policy]
+
+PROMPTS = ["a red cat on a roof", "two boats, at night"]
+GUIDANCE = {"flux": 3.5, "sd3": 4.5}
+SHIFT = {"flux": "dynamic", "sd3": 3.0}
+
+
+@pytest.fixture(scope="module", params=TWIN_NAMES)
+def policy(request: pytest.FixtureRequest, make_policy: MakePolicy) -> Policy:
+    """As published: FLUX's dynamic shift and distilled guidance, SD3.5's static shift and classifier-free guidance."""
+    name = request.param
+    return make_policy(name, guidance=GUIDANCE[name], shift=SHIFT[name])
+
+
+def stir(policy: Policy) -> None:
+    """Make LoRA adapters count: their B factors start at 0."""
+    torch.manual_seed(1)
+    for parameter in policy.trainable().values():
+        torch.nn.init.normal_(parameter.data, std=0.1)
+
+
+def pipeline_picture(policy: Policy, noise: Tensor) -> Tensor:
+    return policy._pipeline(
+        PROMPTS,
+        height=32,
+        width=64,
+        num_inference_steps=4,
+        guidance_scale=policy.config.guidance,
+        max_sequence_length=32,
+        latents=noise,
+        output_type="pt",
+    ).images
+
+
+def test_the_class_in_the_folder_picks_the_policy(make_policy: MakePolicy) -> None:
+    assert isinstance(make_policy("flux"), FluxPolicy)
+    assert isinstance(make_policy("sd3"), StableDiffusion3Policy)
+
+
+def test_ode_equals_the_pipeline_s_own_pictures(policy: Policy) -> None:
+    policy._pipeline.set_progress_bar_config(disable=True)
+    with policy.sampling():
+        noise = policy.noise(generator_for(7), 2)
+        x = ode_trajectory(policy.velocity, noise, policy.encode(PROMPTS), policy.sigmas(4)).final
+        ours = policy.decode(x)
+    assert ours.shape == (2, 3, 32, 64)
+    assert (ours - pipeline_picture(policy, noise)).abs().max() <= 0.5 / 255 + 1e-4  # ours is rounded to 1/255
+
+
+def test_prompt_guidance_and_sigma_all_reach_the_network(policy: Policy) -> None:
+    x, text = policy.noise(generator_for(1), 2), policy.encode(PROMPTS)
+    with torch.no_grad():
+        velocity = policy.velocity(x, 0.8, text)
+        assert not torch.allclose(velocity, policy.velocity(x, 0.6, text), atol=1e-4)
+        assert not torch.allclose(velocity, policy.velocity(x, 0.8, text[torch.tensor([1, 0])]), atol=1e-5)
+        other = policy.config.model_copy(update={"guidance": 7.0})
+        kept, policy.config = policy.config, other
+        try:
+            assert not torch.allclose(velocity, policy.velocity(x, 0.8, text), atol=1e-5)
+        finally:
+            policy.config = kept
+
+
+def test_classifier_free_guidance_is_one_forward_of_both_halves_and_none_is_a_plain_one(
+    make_policy: MakePolicy,
+) -> None:
+    policy = make_policy("sd3", guidance=4.5)
+    x, text, empty = policy.noise(generator_for(1), 2), policy.encode(PROMPTS), policy.encode([""])
+    batches = []
+    forward = policy.transformer.forward
+
+    def noted(*arguments: Any, **keywords: Any) -> Any:
+        batches.append(len(keywords["hidden_states"]))
+        return forward(*arguments, **keywords)
+
+    policy.transformer.forward = noted
+    with torch.no_grad():
+        guided = policy.velocity(x, 0.7, text)
+        policy.config = policy.config.model_copy(update={"guidance": 1.0})
+        plain = policy.velocity(x, 0.7, text)
+        unconditional = policy.velocity(x, 0.7, empty.repeat(2))
+    assert batches == [4, 2, 2]
+    torch.testing.assert_close(guided, unconditional + 4.5 * (plain - unconditional), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", TWIN_NAMES)
+def test_a_sample_does_not_depend_on_its_batch(make_policy: MakePolicy, name: str) -> None:
+    policy = make_policy(name, guidance=GUIDANCE[name])
+    x, text = policy.noise(generator_for(1), 2), policy.encode(PROMPTS)
+    with torch.no_grad():
+        torch.testing.assert_close(policy.velocity(x, 0.5, text)[1:], policy.velocity(x[1:], 0.5, text[1:]))
+
+
+def test_resolution_changes_within_and_comes_back(policy: Policy) -> None:
+    policy._pipeline.set_progress_bar_config(disable=True)
+    before = policy.sigmas(4)
+    with policy.resolution(64, 32), policy.sampling():
+        noise = policy.noise(generator_for(3))
+        x = ode_trajectory(policy.velocity, noise, policy.encode(PROMPTS[:1]), policy.sigmas(3)).final
+        ours = policy.decode(x)
+        theirs = policy._pipeline(
+            PROMPTS[:1],
+            height=64,
+            width=32,
+            num_inference_steps=3,
+            guidance_scale=policy.config.guidance,
+            max_sequence_length=32,
+            latents=noise,
+            output_type="pt",
+        ).images
+    assert ours.shape == (1, 3, 64, 32)
+    assert (ours - theirs).abs().max() <= 0.5 / 255 + 1e-4
+    assert torch.equal(policy.sigmas(4), before)
+    assert policy.decode(policy.noise(generator_for(1))).shape == (1, 3, 32, 64)
+    with pytest.raises(ConfigError, match="multiples of 16"), policy.resolution(40, 32):
+        pass
+
+
+def test_positions_beyond_the_network_s_are_refused(make_policy: MakePolicy) -> None:
+    with pytest.raises(ConfigError, match="positions up to 6144 pixels"):
+        make_policy("sd3", height=6160)
+
+
+@pytest.mark.parametrize("name", TWIN_NAMES)
+def test_merged_adapters_sample_alike_and_the_base_is_the_reference(make_policy: MakePolicy, name: str) -> None:
+    policy = make_policy(name, guidance=GUIDANCE[name])
+    x, text = policy.noise(generator_for(1), 2), policy.encode(PROMPTS)
+    with torch.no_grad():
+        base = policy.velocity(x, 0.5, text)
+        stir(policy)
+        unmerged = policy.velocity(x, 0.5, text)
+        before = {key: p.detach().clone() for key, p in policy.transformer.named_parameters()}
+        with policy.sampling():
+            merged = policy.velocity(x, 0.5, text)
+        with policy.reference():
+            reference = policy.velocity(x, 0.5, text)
+    torch.testing.assert_close(merged, unmerged, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(reference, base)
+    assert (merged - base).abs().max() > 1e-3
+    assert all(torch.equal(p, before[key]) for key, p in policy.transformer.named_parameters())
+
+
+def test_full_tuning_trains_everything_and_keeps_a_reference(make_policy: MakePolicy) -> None:
+    policy = make_policy("sd3", tuning="full", guidance=4.5)
+    x, text = policy.noise(generator_for(1)), policy.encode(PROMPTS[:1])
+    assert len(policy.trainable()) == len(list(policy.transformer.parameters()))
+    policy.keep_reference()
+    with torch.no_grad():
+        base = policy.velocity(x, 0.5, text)
+        for parameter in policy.trainable().values():
+            parameter.mul_(1.1)
+        assert not torch.allclose(policy.velocity(x, 0.5, text), base, atol=1e-4)
+        with policy.reference():
+            assert torch.equal(policy.velocity(x, 0.5, text), base)
+
+
+def test_published_targets_are_adapted_and_no_other(make_policy: MakePolicy) -> None:
+    lora = {"target_modules": ["attn.to_q", "attn.add_q_proj"]}
+    adapted = {key.split(".lora")[0] for key in make_policy("sd3", lora=lora).trainable()}
+    # The second attention of dual-attention blocks is another module.
+    assert adapted == {f"transformer_blocks.{i}.attn.{part}" for i in range(3) for part in ("to_q", "add_q_proj")}
+    with pytest.raises(ConfigError, match="target_modules"):
+        make_policy("sd3", lora={"target_modules": ["attn.to_nowhere"]})
+
+
+@pytest.mark.parametrize("name", TWIN_NAMES)
+def test_what_is_saved_loads_in_plain_diffusers(make_policy: MakePolicy, name: str, tmp_path: Path) -> None:
+    policy = make_policy(name, guidance=GUIDANCE[name])
+    stir(policy)
+    policy.save(tmp_path)
+    pipeline = {"flux": FluxPipeline, "sd3": StableDiffusion3Pipeline}[name].from_pretrained(
+        find_pipeline(f"twin:{name}")
+    )
+    pipeline.load_lora_weights(tmp_path)
+    x, text = policy.noise(generator_for(1)), policy.encode(PROMPTS[:1])
+    with torch.no_grad():
+        ours = policy.velocity(x, 0.8, text)
+        policy.transformer = pipeline.transformer
+        torch.testing.assert_close(policy.velocity(x, 0.8, text), ours, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", TWIN_NAMES)
+def test_checkpointing_activations_changes_no_gradient(make_policy: MakePolicy, name: str) -> None:
+    gradients = []
+    for checkpointing in (False, True):
+        policy = make_policy(
+            name, guidance=GUIDANCE[name], execution={"gradient_checkpointing": checkpointing, "vae_slicing": True}
+        )
+        stir(policy)
+        x, text = policy.noise(generator_for(1), 2), policy.encode(PROMPTS)
+        policy.velocity(x, 0.7, text).square().mean().backward()
+        gradients.append([p.grad for p in policy.trainable().values()])
+        assert policy.transformer.is_gradient_checkpointing == checkpointing
+    assert all(torch.equal(plain, again) for plain, again in zip(*gradients, strict=True))
+    assert sum(gradient.abs().max() > 0 for gradient in gradients[0]) > len(gradients[0]) / 2
+
+
+def test_slices_and_tiles_are_the_autoencoder_s(make_policy: MakePolicy) -> None:
+    policy = make_policy("flux", execution={"vae_slicing": True}, vae_tiling=True)
+    assert policy._pipeline.vae.use_slicing
+    assert policy._pipeline.vae.use_tiling
+    x = policy.noise(generator_for(1), 3)
+    torch.testing.assert_close(policy.decode(x), make_policy("flux").decode(x), atol=1.1 / 255, rtol=0)
+    miniature = compose("miniature", overrides=["model.vae_tiling=true"])
+    with pytest.raises(ConfigError, match="PatchAutoencoder has neither"):
+        build_policy(miniature.model, miniature.optimizer, torch.device("cpu"), 0)
+
+
+def test_compiling_is_asked_of_every_block(make_policy: MakePolicy, monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled: list[str] = []
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda module: compiled.append(type(module).__name__))
+    make_policy("flux", execution={"compile": True})
+    assert compiled == ["FluxTransformerBlock"] * 2 + ["FluxSingleTransformerBlock"] * 2
+
+
+def test_bf16_freezes_in_bf16_and_trains_and_answers_in_fp32(make_policy: MakePolicy) -> None:
+    policy = make_policy("flux", precision="bf16", height=16, width=16, max_sequence_length=8)
+    assert {p.dtype for p in policy.trainable().values()} == {torch.float32}
+    frozen = {p.dtype for p in policy.transformer.parameters() if not p.requires_grad}
+    assert frozen == {torch.bfloat16}
+    assert policy._pipeline.vae.dtype == torch.float32
+    text = policy.encode(["a cat"])
+    assert text.states.dtype == torch.bfloat16
+    x = policy.noise(generator_for(1)).bfloat16()
+    with policy.sampling():
+        velocity = policy.velocity(x, 0.5, text)
+        layers = [m for m in policy.transformer.modules() if hasattr(m, "merged_adapters")]
+        assert {m.get_base_layer().weight.dtype for m in layers} == {torch.bfloat16}
+    assert velocity.dtype == torch.float32
+    assert velocity.isfinite().all()
+
+
+def test_full_tuning_in_bf16_keeps_master_weights_in_fp32(make_policy: MakePolicy) -> None:
+    policy = make_policy("flux", tuning="full", precision="bf16")
+    assert {p.dtype for p in policy.trainable().values()} == {torch.float32}
+
+
+# --- text -------------------------------------------------------------------------------------------------------------
+
+
+def freed(make_policy: MakePolicy, name: str, **model: object) -> Policy:
+    return make_policy(name, execution={"text_encoders": "free"}, guidance=GUIDANCE[name], **model)
+
+
+@pytest.mark.parametrize("name", TWIN_NAMES)
+def test_freed_encoders_leave_the_same_embeddings_on_disk(
+    make_policy: MakePolicy, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept, policy = make_policy(name), freed(make_policy, name)
+    prompts = [*PROMPTS, f"only {name} reads this"]
+    with pytest.raises(RuntimeError, match="not among those given to prepare_prompts"):
+        policy.encode(prompts[2:])
+    # Two processes share the work; the empty prompt of classifier-free guidance comes along.
+    for process in range(2):
+        policy.prepare_prompts(prompts, process, 2)
+    assert all(getattr(policy._pipeline, encoder) is None for encoder in policy._encoders)
+    for prompt in (*prompts, ""):
+        ours, theirs = policy.encode([prompt]), kept.encode([prompt])
+        torch.testing.assert_close(ours.states, theirs.states, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(ours.pooled, theirs.pooled, atol=1e-5, rtol=1e-5)
+    again = freed(make_policy, name)
+    monkeypatch.setattr(again, "_encode_text", None)
+    again.prepare_prompts(prompts)  # all on disk: no encoder is loaded
+    assert len(again.encode(prompts)) == 3
+
+
+def test_other_token_limits_and_encoders_have_embeddings_of_their_own(make_policy: MakePolicy, tmp_path: Path) -> None:
+    folders = {freed(make_policy, "flux")._embedding_folder(), freed(make_policy, "sd3")._embedding_folder()}
+    folders |= {freed(make_policy, "flux", max_sequence_length=16)._embedding_folder()}
+    assert len(folders) == 3
+
+
+def test_a_damaged_embedding_is_one_clear_line(make_policy: MakePolicy) -> None:
+    policy = freed(make_policy, "flux")
+    policy.prepare_prompts(["a prompt to be damaged"])
+    file = policy._store._file("a prompt to be damaged")
+    file.write_bytes(file.read_bytes()[:-7])
+    with pytest.raises(ConfigError, match="a cached embedding is damaged") as error:
+        policy.encode(["a prompt to be damaged"])
+    assert "\n" not in str(error.value)
+
+
+def test_memory_of_embeddings_is_bounded_and_the_least_used_leaves_first() -> None:
+    from harness.models.embedding_store import EmbeddingStore
+
+    computed: list[str] = []
+
+    def compute(prompts: list[str]) -> PromptEmbedding:
+        computed.extend(prompts)
+        return PromptEmbedding(torch.ones(len(prompts), 2, 4), torch.ones(len(prompts), 4))  # 48 bytes a prompt
+
+    store = EmbeddingStore(torch.device("cpu"), memory_bytes=100)
+    for prompts in (["a", "b"], ["a"], ["c"], ["a", "c"], ["b"]):
+        assert len(store.get(prompts, compute)) == len(prompts)
+    assert computed == ["a", "b", "c", "b"]
+
+
+def test_prompts_the_encoder_does_not_know_are_refused_unless_allowed(make_policy: MakePolicy) -> None:
+    policy = make_policy("flux")
+    with pytest.raises(ConfigError, match="cannot draw"):
+        policy.check_prompts(["ein Kätzchen"])
+    make_policy("flux", allow_unknown_tokens=True).check_prompts(["ein Kätzchen"])
+    with pytest.raises(ConfigError, match="tokens, but"):
+        policy.check_prompts(["x" * 40])
+
+
+# --- twins ------------------------------------------------------------------------------------------------------------
+
+
+def test_twins_differ_from_the_published_models_in_widths_and_depths_alone() -> None:
+    assert tuple(twins.TWINS) == TWIN_NAMES
+
+    def config(name: str, part: str) -> dict[str, Any]:
+        return json.loads((find_pipeline(f"twin:{name}") / part / "config.json").read_text())
+
+    flux, sd3 = config("flux", "transformer"), config("sd3", "transformer")
+    assert flux["guidance_embeds"]
+    assert flux["in_channels"] == 64
+    share = [axis / flux["attention_head_dim"] for axis in flux["axes_dims_rope"]]
+    assert share == [axis / 128 for axis in (16, 56, 56)]
+    assert (sd3["qk_norm"], sd3["pos_embed_max_size"], sd3["sample_size"]) == ("rms_norm", 384, 128)
+    assert sd3["dual_attention_layers"]
+    assert set(sd3["dual_attention_layers"]) < set(range(sd3["num_layers"]))
+    for name, scale, shift in (("flux", 0.3611, 0.1159), ("sd3", 1.5305, 0.0609)):
+        vae = config(name, "vae")
+        assert (vae["scaling_factor"], vae["shift_factor"], vae["latent_channels"]) == (scale, shift, 16)
+        assert not vae["use_post_quant_conv"]
+
+
+def test_a_twin_is_the_same_wherever_it_is_built(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from harness.models.files import model_fingerprint
+
+    here = model_fingerprint(find_pipeline("twin:flux"))
+    monkeypatch.setenv("ADAGRPO_CACHE", str(tmp_path))
+    torch.manual_seed(123)
+    drawn = torch.rand(1)
+    torch.manual_seed(123)
+    assert model_fingerprint(find_pipeline("twin:flux")) == here
+    assert torch.equal(torch.rand(1), drawn)  # building it leaves the caller's random state alone

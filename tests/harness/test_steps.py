@@ -1,0 +1,181 @@
+"""Which steps are stochastic, which are trained on, and which update learns from what."""
+
+from collections import Counter
+
+import pytest
+import torch
+
+from harness.config import ConfigError, ObjectiveConfig, RolloutConfig, compose
+from harness.models.embedding import PromptEmbedding
+from harness.prompts import generator_for
+from harness.rollout import Rollout, TrainStep, anchor_branch, full_sde, ode_trajectory
+from harness.steps import deal, stochastic_steps, trained_steps
+from harness.transitions import KERNELS
+
+INDICES = tuple(range(6))
+
+
+def settings(**changes: object) -> RolloutConfig:
+    return RolloutConfig.model_validate({"kind": "full_sde", "branch_indices": INDICES, **changes})
+
+
+def test_without_a_window_all_branch_indices_are_stochastic_and_trained() -> None:
+    assert stochastic_steps(settings(), 0, 1, 0) == INDICES
+    assert trained_steps(settings(), INDICES, 0, 1, 0) == INDICES
+
+
+def test_a_sliding_window_moves_one_step_an_interval_and_starts_again_at_the_end() -> None:
+    rollout = settings(window={"size": 4, "move": "slide", "interval": 2})
+    places = [stochastic_steps(rollout, 0, iteration, slot=0) for iteration in range(1, 9)]
+    assert [steps[0] for steps in places] == [0, 0, 1, 1, 2, 2, 0, 0]
+    assert places[2] == (1, 2, 3, 4)
+    assert stochastic_steps(rollout, 5, 3, slot=7) == places[2]  # the same for all prompts and seeds
+
+
+def test_a_random_window_is_each_prompt_s_own_and_a_function_of_its_key() -> None:
+    rollout = settings(window={"size": 2, "move": "random"})
+    drawn = Counter(stochastic_steps(rollout, 0, iteration, slot)[0] for iteration in range(1, 41) for slot in range(5))
+    assert set(drawn) == set(range(5))
+    assert min(drawn.values()) > 200 / 5 / 2
+    assert stochastic_steps(rollout, 3, 9, 1) == stochastic_steps(rollout, 3, 9, 1)
+    held = settings(window={"size": 2, "move": "random", "interval": 10})
+    assert len({stochastic_steps(held, 0, iteration, 0) for iteration in range(1, 11)}) == 1
+
+
+def test_a_share_of_the_steps_is_trained_on_and_all_of_them_in_the_long_run() -> None:
+    rollout = settings(branch_indices=tuple(range(15)), trained_share=0.6)
+    drawn = [trained_steps(rollout, rollout.branch_indices, 0, iteration, 0) for iteration in range(1, 200)]
+    assert all(len(steps) == 9 and list(steps) == sorted(set(steps)) for steps in drawn)
+    counts = Counter(step for steps in drawn for step in steps)
+    assert set(counts) == set(range(15))
+    assert max(counts.values()) / min(counts.values()) < 1.5
+    assert trained_steps(rollout, rollout.branch_indices, 0, 1, slot=1) != drawn[0]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (["rollout.window={size: 5}"], "window.size: 5 is more than the 2 rollout.branch_indices"),
+        (["rollout.trained_share=0.5"], "rollout.trained_share: is for rollout.kind=full_sde"),
+        (["rollout.shared_noise=true"], "rollout.shared_noise: is for rollout.kind=full_sde"),
+        (["rollout.kind=full_sde", "rollout.trained_share=0.2"], "leaves no step to train on"),
+        (["objective.update_on=steps", "objective.updates_per_iteration=3"], "3 updates cannot share 2 trained steps"),
+        (["objective.update_on=prompts", "objective.updates_per_iteration=2"], "cannot share 1 prompts a process"),
+        (
+            [
+                "objective.update_on=prompts",
+                "objective.updates_per_iteration=2",
+                "rollout.prompts_per_update=6",
+                "runtime.processes=2",
+            ],
+            "cannot share 3 prompts a process",
+        ),
+    ],
+)
+def test_combinations_that_cannot_run_are_one_line(overrides: list[str], expected: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        compose("miniature", overrides=overrides)
+    assert expected in str(error.value)
+
+
+# --- updates ----------------------------------------------------------------------------------------------------------
+
+TEXT = PromptEmbedding(torch.zeros(1, 2, 3), torch.zeros(1, 3))
+
+
+def rollouts(count: int) -> list[Rollout]:
+    empty = torch.zeros(2, 1)
+    return [
+        Rollout(TEXT, [TrainStep(index, empty, empty, torch.zeros(2)) for index in (0, 2, 4, 6)], empty, 0)
+        for _ in range(count)
+    ]
+
+
+def dealt(update_on: str, slots: int = 4, groups: int = 4) -> list[list[tuple[int, int, float]]]:
+    """(slot, step, advantage) of each update; the advantage of a slot's group says which it is."""
+    made = rollouts(slots)
+    advantages = [torch.arange(groups).float().add(10 * slot)[:, None].expand(groups, 2) for slot in range(slots)]
+    objective = ObjectiveConfig.model_validate({"updates_per_iteration": 2, "update_on": update_on})
+    return [
+        [
+            (next(i for i, r in enumerate(made) if r is rollout), step.index, own[0].item())
+            for rollout, step, own in part
+        ]
+        for part in deal(made, advantages, objective)
+    ]
+
+
+def test_updates_on_all_samples_see_each_of_them_twice() -> None:
+    first, second = dealt("all")
+    assert first == second
+    assert len(first) == 16
+
+
+def test_updates_on_prompts_deal_out_whole_prompts() -> None:
+    first, second = dealt("prompts")
+    assert {slot for slot, _, _ in first} == {0, 2}
+    assert {slot for slot, _, _ in second} == {1, 3}
+    assert len(first) == len(second) == 8
+
+
+def test_updates_on_steps_deal_out_steps_of_every_prompt_with_their_own_groups() -> None:
+    first, second = dealt("steps", slots=1)
+    assert first == [(0, 0, 0.0), (0, 4, 2.0)]
+    assert second == [(0, 2, 1.0), (0, 6, 3.0)]
+
+
+def test_a_path_s_one_group_is_shared_by_all_its_steps() -> None:
+    assert {advantage for part in dealt("all", slots=1, groups=1) for _, _, advantage in part} == {0.0}
+
+
+def test_two_processes_deal_out_the_same_updates_as_one() -> None:
+    made = rollouts(4)
+    advantages = [torch.zeros(4, 2)] * 4
+    objective = ObjectiveConfig.model_validate({"updates_per_iteration": 2, "update_on": "prompts"})
+    whole = deal(made, advantages, objective)
+    halves = [deal(made[rank : rank + 2], advantages[rank : rank + 2], objective) for rank in (0, 2)]
+    for update in range(2):
+        together = [id(rollout) for half in halves for rollout, _, _ in half[update]]
+        assert together == [id(rollout) for rollout, _, _ in whole[update]]
+
+
+# --- precision and pieces ---------------------------------------------------------------------------------------------
+
+SIGMAS = torch.tensor([1.0, 0.9, 0.7, 0.4, 0.0])
+
+
+def flow(x: torch.Tensor, sigma: object, text: PromptEmbedding) -> torch.Tensor:
+    return 0.7 * x.float() + 0.1
+
+
+@pytest.mark.parametrize("kernel", sorted(KERNELS))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_stored_draw_has_the_log_probability_it_was_given(kernel: str, dtype: torch.dtype) -> None:
+    """Rounded after its log-probability was taken, a draw's ratio would not be 1 at the first update."""
+    method = KERNELS[kernel]()
+    noise = torch.randn(2, 5, 30, generator=generator_for(0))
+    start = torch.randn(1, 30, generator=generator_for(1))
+    anchor = ode_trajectory(flow, start, TEXT, SIGMAS, dtype)
+    branches = anchor_branch(flow, method, anchor, TEXT, SIGMAS, (0, 2), noise, dtype)
+    paths = full_sde(flow, method, start.expand(5, -1), TEXT, SIGMAS, (0, 2), noise, (2,), dtype)
+    assert [step.index for step in paths.steps] == [2]
+    assert anchor.states.dtype == branches.finals.dtype == paths.finals.dtype == dtype
+    for step in (*branches.steps, *paths.steps):
+        assert step.x.dtype == step.x_next.dtype == dtype
+        x = step.x.expand_as(step.x_next)
+        sigma, sigma_next = SIGMAS[step.index].item(), SIGMAS[step.index + 1].item()
+        again = method.step(x, flow(x, sigma, TEXT), sigma, sigma_next).log_prob(step.x_next)
+        assert torch.equal(again, step.old_log_prob)
+        assert again.dtype == torch.float32
+
+
+def test_pieces_hold_every_sibling_once_and_shared_states_stay_whole() -> None:
+    x, x_next, old = torch.arange(5.0)[:, None], torch.arange(5.0)[:, None] + 10, torch.arange(5.0)
+    pieces = list(TrainStep(3, x, x_next, old).pieces(2))
+    assert [len(piece.x_next) for _, piece in pieces] == [2, 2, 1]
+    assert torch.equal(torch.cat([piece.x for _, piece in pieces]), x)
+    assert torch.equal(torch.cat([old[rows] for rows, _ in pieces]), old)
+    assert len(list(TrainStep(3, x, x_next, old).pieces(None))) == 1
+    shared = list(TrainStep(3, x[:1], x_next, old).pieces(2))
+    assert len(shared) == 1
+    assert shared[0][1].x_next.shape == (5, 1)
