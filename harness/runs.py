@@ -48,12 +48,13 @@ class RunDirectory:
         return self.folder / "checkpoints" / "latest.pt"
 
     def status(self) -> dict[str, Any]:
-        """state (waiting, running, finished, failed), iteration, iterations, reason, attempts, updated."""
+        """state (waiting, running, finished, failed), iteration, iterations, reason, attempts, updated.
+
+        Of a run that has not been prepared: waiting, at iteration 0 of an unknown number (None).
+        """
         path = self.folder / "status.json"
-        if path.exists():
-            return {"attempts": 0} | json.loads(path.read_text())
-        total = self.config.iterations
-        return {"state": "waiting", "iteration": 0, "iterations": total, "reason": None, "attempts": 0}
+        unknown = {"state": "waiting", "iteration": 0, "iterations": None, "reason": None, "attempts": 0}
+        return unknown | json.loads(path.read_text()) if path.exists() else unknown
 
     def set_status(
         self, state: str, iteration: int, iterations: int, reason: str | None = None, attempts: int | None = None
@@ -208,6 +209,8 @@ def prepare_run(config: RunConfig, root: Path = RUNS) -> RunDirectory:
     run = find_run(config, root)
     run.folder.mkdir(parents=True, exist_ok=True)
     write_atomically(run.folder / "config.yaml", configuration.dump(config))
+    if not (run.folder / "status.json").exists():
+        run.set_status("waiting", 0, config.iterations)
     return run
 
 

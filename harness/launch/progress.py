@@ -32,28 +32,35 @@ class Progress:
         self.unsettled = list(runs)
         """Runs that have neither finished nor failed."""
         self.waiting = self.running = 0
+        self.share = 0.0
+        """Of the work that is settled or done, in [0, 1]."""
         self._total = len(runs)
+        self._trained_and_settled = 0.0
         self.refresh()
-        self._began, self._share_at_start = time.monotonic(), self.share
+        self._began, self._trained_at_start = time.monotonic(), self._trained
 
     def refresh(self) -> list[RunDirectory]:
         """Look again; returns the runs that have been settled since the last look."""
+        # From status.json alone: this is asked twice a second, and reading every config would cost the workers.
         statuses = {run: run.status() for run in self.unsettled}
+        trained = {run: status["iteration"] / status["iterations"] for run, status in statuses.items()}
         settled = [run for run, status in statuses.items() if status["state"] in SETTLED]
         self.unsettled = [run for run in self.unsettled if run not in settled]
-        # From status.json alone: this is asked twice a second, and reading every config would cost the workers.
-        done = sum(statuses[run]["iteration"] / statuses[run]["iterations"] for run in self.unsettled)
-        self.share = (self._total - len(self.unsettled) + done) / self._total
+        self._trained_and_settled += sum(trained[run] for run in settled)
+        self._left = sum(1 - trained[run] for run in self.unsettled)
+        self._trained = self._trained_and_settled + len(self.unsettled) - self._left
+        self.share = 1 - self._left / self._total
         self.running = sum(statuses[run]["state"] == "running" and run.is_locked() for run in self.unsettled)
         self.waiting = len(self.unsettled) - self.running
         return settled
 
     def __str__(self) -> str:
         counts = f"{self.share:.0%} done, {self.running} running, {self.waiting} waiting"
-        gained = self.share - self._share_at_start
+        # What a failed run leaves undone says nothing about the pace.
+        gained = self._trained - self._trained_at_start
         if gained <= 0:
             return counts
-        minutes = (time.monotonic() - self._began) * (1 - self.share) / gained / 60
+        minutes = (time.monotonic() - self._began) * self._left / gained / 60
         return f"{counts}, about {f'{minutes / 60:.1f} hours' if minutes >= 90 else f'{minutes:.1f} min'} left"
 
 

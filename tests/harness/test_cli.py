@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from harness import cli, runs
 from harness.config import ROOT
+from harness.launch import local
 
 
 def adagrpo(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -63,6 +65,17 @@ def test_characters_unknown_to_the_model_are_named_before_training(list_with) ->
     result = adagrpo("train", list_with('die "katze" in rot'), "evaluation.judges=[ocr]", "experiment=test-cli")
     assert result.returncode == 2
     assert "has characters or words that" in result.stderr
+
+
+def test_a_grid_with_a_failed_run_names_it_and_has_exit_code_1(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(runs, "prepare_run", lambda config: config)
+    monkeypatch.setattr(local, "run_all", lambda runs, slots, say: local.Outcome([], {"seed1": "ValueError: broken"}))
+    with pytest.raises(SystemExit) as end:
+        cli.main(["grid", "smoke", "runtime.device=cpu"])
+    assert end.value.code == 1
+    assert capsys.readouterr().err == "failed: seed1: ValueError: broken\n"
 
 
 def test_help_is_quick_since_it_imports_nothing_heavy() -> None:
