@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic.fields import FieldInfo
 
 ROOT = Path(__file__).resolve().parent.parent
 EXPERIMENTS = ROOT / "experiments"
@@ -162,6 +163,8 @@ class EvaluationConfig(Section):
     """How many of the validation list an interval evaluation reads, from its start."""
     test_noises: int = Field(1, ge=1)
     """Samples a test prompt."""
+    test: bool = True
+    """Measure the trained model on the test list when training is over. Without, the list is not even read: tuning."""
     base_test: bool = False
     """Also measure the untrained model on the test list, at iteration 0."""
     judges: tuple[str, ...] = ("ocr", "ocr-v4", "colour")
@@ -208,6 +211,15 @@ class RunConfig(Section):
     logging: LoggingConfig = LoggingConfig()
     runtime: RuntimeConfig = RuntimeConfig()
 
+    @property
+    def prompt_splits(self) -> tuple[str, ...]:
+        """The prompt lists that the run reads."""
+        return ("train", "validation", "test") if self.evaluation.test else ("train", "validation")
+
+    def trained_reward(self, metrics: Mapping[str, float]) -> float:
+        """What is trained on, of an evaluation's metrics: the weighted sum of the rewards."""
+        return sum(weight * metrics[name] for name, weight in self.reward.items())
+
     @model_validator(mode="after")
     def _check_combinations(self) -> "RunConfig":
         steps, indices = self.model.num_steps, self.rollout.branch_indices
@@ -229,6 +241,8 @@ class RunConfig(Section):
                 f"rollout.prompts_per_update: {self.rollout.prompts_per_update} does not divide over "
                 f"runtime.processes={self.runtime.processes}; use a multiple"
             )
+        if self.evaluation.base_test and not self.evaluation.test:
+            raise ValueError("evaluation.base_test: no test list is read with evaluation.test=false; set it to false")
         return self
 
 
@@ -348,7 +362,7 @@ def validate(content: Mapping[str, Any], where: str) -> RunConfig:
     try:
         return RunConfig.model_validate(content)
     except ValidationError as error:
-        raise ConfigError(f"{where}: {_one_line(error)}") from None
+        raise ConfigError(f"{where}: {one_line(error)}") from None
 
 
 def load(path: Path) -> RunConfig:
@@ -361,14 +375,13 @@ def dump(config: RunConfig) -> str:
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
 
 
-def _one_line(error: ValidationError) -> str:
+def one_line(error: ValidationError, model: type[BaseModel] = RunConfig) -> str:
+    """What is wrong with the first wrong key of a model's input, and the nearest right one."""
     problem = error.errors()[0]
     location = [str(part) for part in problem["loc"]]
     key = ".".join(location)
     if problem["type"] == "extra_forbidden":
-        valid = list(_fields_at(location[:-1]))
-        nearest = difflib.get_close_matches(location[-1], valid, n=1, cutoff=0.0)
-        return f"unknown key {key!r}; the nearest is {'.'.join([*location[:-1], *nearest])!r}"
+        return unknown_key(location, fields_at(location[:-1], model))
     if problem["type"] == "missing":
         return f"key {key!r} is missing"
     message = problem["msg"].removeprefix("Value error, ")
@@ -381,10 +394,19 @@ def _one_line(error: ValidationError) -> str:
     return f"{key}={problem['input']!r}: {message[0].lower()}{message[1:]}"
 
 
-def _fields_at(location: Sequence[str]) -> Iterable[str]:
-    section: type[BaseModel] = RunConfig
+def unknown_key(location: Sequence[str], valid: Iterable[str]) -> str:
+    """The complaint about a key, given by its parts, whose last part is none of the valid ones."""
+    nearest = difflib.get_close_matches(location[-1], list(valid), n=1, cutoff=0.0)
+    return f"unknown key {'.'.join(location)!r}; the nearest is {'.'.join([*location[:-1], *nearest])!r}"
+
+
+def fields_at(location: Sequence[str], model: type[BaseModel] = RunConfig) -> Mapping[str, FieldInfo]:
+    """The fields of the section that a key's parts lead to; of none if they lead to a value."""
     for part in location:
-        annotation = section.model_fields[part].annotation
+        annotation = model.model_fields[part].annotation
         options = get_args(annotation) if get_origin(annotation) in (Union, types.UnionType) else (annotation,)
-        section = next(o for o in options if isinstance(o, type) and issubclass(o, BaseModel))
-    return section.model_fields
+        sections = [o for o in options if isinstance(o, type) and issubclass(o, BaseModel)]
+        if not sections:
+            return {}
+        model = sections[0]
+    return model.model_fields

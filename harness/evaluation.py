@@ -12,13 +12,18 @@ from harness.models.flux import FluxPolicy
 from harness.prompts import generator_for
 from harness.rewards import Reward
 from harness.rollout import ode_trajectory
+from harness.trainer import require_finite
 
 _NOISE_SEED = 20_260_606
 """Evaluation noise is the same for every run, whatever its seed: differences are the policy's."""
 
 
 def sample_images(policy: FluxPolicy, prompts: Sequence[str], noise_index: int) -> Tensor:
-    """Pictures ``[n, 3, H, W]`` of prompts; each prompt's noise depends on the prompt and ``noise_index`` alone."""
+    """Pictures ``[n, 3, H, W]`` of prompts; each prompt's noise depends on the prompt and ``noise_index`` alone.
+
+    Raises:
+        TrainingError: the policy has diverged, so that pictures are not finite.
+    """
     sigmas = policy.sigmas(policy.config.num_steps)
     max_batch = policy.config.max_batch
     images = []
@@ -27,7 +32,9 @@ def sample_images(policy: FluxPolicy, prompts: Sequence[str], noise_index: int) 
             part = prompts[start : start + max_batch]
             noise = torch.cat([policy.noise(generator_for(_NOISE_SEED, prompt, noise_index)) for prompt in part])
             images.append(policy.decode(ode_trajectory(policy.velocity, noise, policy.encode(part), sigmas).final))
-    return torch.cat(images)
+    drawn = torch.cat(images)
+    require_finite(drawn, "in an evaluation")
+    return drawn
 
 
 def evaluate(

@@ -1,7 +1,7 @@
 """A run from start to end: set-up or resume, iterations, evaluations, checkpoints, logs."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from accelerate import Accelerator
@@ -14,9 +14,13 @@ from harness.models.flux import FluxPolicy
 from harness.prompts import read_prompts
 from harness.rewards import build_reward, build_weighted
 from harness.runs import RunDirectory, environment
+from harness.stopping import StopRun
 from harness.trainer import Trainer
 
 _SAY_EVERY = 5  # iterations
+
+OnValidation = Callable[[int, Mapping[str, float]], None]
+"""Receives an iteration and the metrics measured there on validation prompts; may raise StopRun."""
 
 
 class Session:
@@ -25,21 +29,27 @@ class Session:
     Args:
         run: the run.
         say: receives a line of progress now and then, on the main process.
+        on_validation: called after each validation, on the main process. StopRun needs a run of one process: others
+            would wait for ever.
 
     Raises:
         ConfigError: the world size is not the one asked for, or a prompt cannot be drawn by the model.
     """
 
-    def __init__(self, run: RunDirectory, say: Callable[[str], None] = print) -> None:
+    def __init__(
+        self,
+        run: RunDirectory,
+        say: Callable[[str], None] = print,
+        on_validation: OnValidation = lambda iteration, metrics: None,
+    ) -> None:
         self.run, self.config = run, run.config
+        self.on_validation = on_validation
         runtime = self.config.runtime
         torch.set_num_threads(runtime.threads)
         self.accelerator = _accelerator(self.config)
         self.is_main = self.accelerator.is_main_process
         self.say = say if self.is_main else (lambda line: None)
-        self.prompts = {
-            s: read_prompts(getattr(self.config.prompts, s)).prompts for s in ("train", "validation", "test")
-        }
+        self.prompts = {s: read_prompts(getattr(self.config.prompts, s)).prompts for s in self.config.prompt_splits}
         policy = FluxPolicy(self.config.model, self.config.optimizer, self.accelerator.device, seed=self.config.seed)
         for prompts in self.prompts.values():
             policy.check_prompts(prompts)
@@ -49,12 +59,17 @@ class Session:
         self.trainer = Trainer(self.config, policy, reward, self.prompts["train"], self.accelerator)
 
     def execute(self) -> None:
-        """Train to the end: validation at the interval, and one test when training is over."""
+        """Train to the end: validation at the interval, and one test when training is over.
+
+        Raises:
+            StopRun: ``on_validation`` did; the checkpoint has what was trained so far.
+            TrainingError: training cannot go on.
+        """
         trainer, config = self.trainer, self.config
         self._resume()
         with Mirror(self.run, config.logging, enabled=self.is_main) as mirror:
             if trainer.iteration == 0:
-                self._evaluate("validation", mirror)
+                self._validate(mirror)
                 if config.evaluation.base_test:
                     self._evaluate("test", mirror)
             began, first = time.monotonic(), trainer.iteration
@@ -81,15 +96,30 @@ class Session:
         trainer, config = self.trainer, self.config
         last = trainer.iteration == config.iterations
         if last or trainer.iteration % config.evaluation.interval == 0:
-            self._evaluate("validation", mirror)
-        if last:
+            self._validate(mirror)
+        if last and config.evaluation.test:
             self._evaluate("test", mirror)
         # After the evaluations: a run resumed from this checkpoint need not repeat them.
         if last or trainer.iteration % config.runtime.checkpoint_interval == 0:
-            state = trainer.state_dict()
-            if self.is_main:
-                self.run.save_checkpoint(state)
-                self.run.set_status("running", trainer.iteration, config.iterations)
+            self._save("running")
+
+    def _validate(self, mirror: Mirror) -> None:
+        metrics = self._evaluate("validation", mirror)
+        if not self.is_main:
+            return
+        try:
+            self.on_validation(self.trainer.iteration, metrics)
+        except StopRun as stop:
+            self._save("waiting", str(stop))
+            raise
+
+    def _save(self, state: str, reason: str | None = None) -> None:
+        checkpoint = self.trainer.state_dict()
+        if self.is_main:
+            # A run stopped before its first iteration begins again, with the evaluations that precede it.
+            if self.trainer.iteration:
+                self.run.save_checkpoint(checkpoint)
+            self.run.set_status(state, self.trainer.iteration, self.config.iterations, reason)
 
     def _resume(self) -> None:
         state = self.run.load_checkpoint()
@@ -103,8 +133,8 @@ class Session:
             self.run.set_status("running", self.trainer.iteration, self.config.iterations)
         self.accelerator.wait_for_everyone()
 
-    def _evaluate(self, split: str, mirror: Mirror) -> None:
-        """Measure every judge on a list, shared among processes, and append it to eval.jsonl."""
+    def _evaluate(self, split: str, mirror: Mirror) -> dict[str, float]:
+        """Measure every judge on a list, shared among processes, and append it to eval.jsonl; means over prompts."""
         settings, began, iteration = self.config.evaluation, time.perf_counter(), self.trainer.iteration
         policy = self.trainer.policy
         is_test = split == "test"
@@ -120,13 +150,13 @@ class Session:
                 save_gallery(images, gallery, self.run.folder / "images", name)
                 mirror.image(split, self.run.folder / "images" / f"{name}.png", step=iteration)
         shares: list[dict[str, list[float]]] = gather_object([measured])
-        if not self.is_main:
-            return
         per_prompt = {
             metric: [round(shares[i % world][metric][i // world], 6) for i in range(len(prompts))]
             for metric in measured
         }
         metrics = {metric: sum(values) / len(values) for metric, values in per_prompt.items()}
+        if not self.is_main:
+            return metrics
         self.run.append(
             "eval.jsonl",
             {
@@ -141,6 +171,7 @@ class Session:
         )
         mirror.log({f"{split}/{metric}": value for metric, value in metrics.items()}, step=iteration)
         self.say(f"{split} at {iteration}: " + "  ".join(f"{k} {v:.3f}" for k, v in metrics.items()))
+        return metrics
 
 
 def _accelerator(config: RunConfig) -> Accelerator:

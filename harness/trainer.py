@@ -27,6 +27,12 @@ class TrainingError(RuntimeError):
     """Training cannot go on: what happened, at which iteration."""
 
 
+def require_finite(images: Tensor, where: str) -> None:
+    """Raise TrainingError unless all pictures are finite: it shows there when a policy has diverged."""
+    if not images.isfinite().all():
+        raise TrainingError(f"pictures are not finite {where}: lower the learning rate")
+
+
 @dataclass
 class Candidates:
     """B scored candidates of one slot, and the one that was chosen."""
@@ -253,7 +259,9 @@ class Trainer:
     def _score(self, latents: Tensor, prompts: Sequence[str], watch: Stopwatch, spent: Counters) -> Tensor:
         """Training rewards, ``[n]`` float64: in float32 a group of equal rewards has advantages made of rounding."""
         with watch.phase("reward"):
-            rewards = self.reward.score(self.policy.decode(latents), prompts).double()
+            images = self.policy.decode(latents)
+            require_finite(images, f"at iteration {self.iteration}")
+            rewards = self.reward.score(images, prompts).double()
         spent.reward_calls += len(prompts)
         if not rewards.isfinite().all():
             raise TrainingError(f"reward {self.reward.name!r} is not finite at iteration {self.iteration}")
