@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from harness.commands import sweep
 from harness.config import ROOT, ConfigError
 
 # Libraries announce each optional package that is missing; none of them is needed.
@@ -16,7 +17,7 @@ os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of ``adagrpo``."""
-    options = _parser().parse_args(arguments)
+    options = _parse(arguments)
     try:
         code = options.command(options)
     except ConfigError as error:
@@ -29,6 +30,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _fail(message: str, code: int) -> None:
     print(f"adagrpo: error: {message}", file=sys.stderr)
     sys.exit(code)
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = _parser()
+    options, rest = parser.parse_known_args(arguments)
+    # argparse itself takes no override that comes after an option.
+    if rest:
+        if not hasattr(options, "overrides") or any("=" not in word or word.startswith("-") for word in rest):
+            parser.error(f"unrecognized arguments: {' '.join(rest)}")
+        options.overrides = [*options.overrides, *rest]
+    return options
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -55,6 +67,8 @@ def _parser() -> argparse.ArgumentParser:
     reproduce.add_argument("--profile", default="smoke", help="file in experiments/profiles/ (default: smoke)")
     _add_grid_options(reproduce)
     reproduce.set_defaults(command=_reproduce)
+
+    sweep.add_parser(commands)
 
     status = commands.add_parser("status", help="how far runs have come, what failed, and the standings")
     status.add_argument("--runs", type=Path, default=ROOT / "results" / "runs", help="folder (default: results/runs)")

@@ -389,15 +389,20 @@ def one_line(error: ValidationError, model: type[BaseModel] = RunConfig) -> str:
         return message
     if problem["type"] == "literal_error":
         valid = problem["ctx"]["expected"].replace("'", "").replace(" or ", ", ").split(", ")
-        nearest = difflib.get_close_matches(str(problem["input"]), valid, n=1, cutoff=0.0)
-        return f"{key}={problem['input']!r} is unknown; the nearest is {nearest[0]!r}, valid are {', '.join(valid)}"
+        return f"{key}={problem['input']!r} is unknown; {nearest(str(problem['input']), valid)}"
     return f"{key}={problem['input']!r}: {message[0].lower()}{message[1:]}"
+
+
+def nearest(word: str, known: Sequence[str]) -> str:
+    """``the nearest is 'X', there are X, Y, Z``: the end of a complaint about a word that is none of the known."""
+    closest = difflib.get_close_matches(word, known, n=1, cutoff=0.0)
+    return f"the nearest is {closest[0]!r}, there are {', '.join(known)}"
 
 
 def unknown_key(location: Sequence[str], valid: Iterable[str]) -> str:
     """The complaint about a key, given by its parts, whose last part is none of the valid ones."""
-    nearest = difflib.get_close_matches(location[-1], list(valid), n=1, cutoff=0.0)
-    return f"unknown key {'.'.join(location)!r}; the nearest is {'.'.join([*location[:-1], *nearest])!r}"
+    closest = difflib.get_close_matches(location[-1], list(valid), n=1, cutoff=0.0)
+    return f"unknown key {'.'.join(location)!r}; the nearest is {'.'.join([*location[:-1], *closest])!r}"
 
 
 def fields_at(location: Sequence[str], model: type[BaseModel] = RunConfig) -> Mapping[str, FieldInfo]:

@@ -193,8 +193,8 @@ def environment() -> dict[str, Any]:
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Replace a text file in one step."""
-    partial = path.with_name(path.name + ".partial")
+    """Replace a text file in one step, also when several processes write it at once."""
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     partial.write_text(text)
     partial.replace(path)
 
