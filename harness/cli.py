@@ -12,6 +12,7 @@ COMMANDS = (
     "train",
     "grid",
     "reproduce",
+    "sweep",
     "status",
     "report",
     "shards",

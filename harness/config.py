@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic.fields import FieldInfo
 
 from harness.errors import ConfigError as ConfigError
 
@@ -255,6 +256,8 @@ class EvaluationConfig(Section):
     """How many of the validation list an interval evaluation reads, from its start."""
     test_noises: int = Field(1, ge=1)
     """Samples a test prompt."""
+    test: bool = True
+    """Measure the trained model on the test list when training is over. Without, the list is not even read: tuning."""
     base_test: bool = False
     """Also measure the untrained model on the test list, at iteration 0."""
     judges: tuple[str, ...] = ("ocr", "ocr-v4", "colour")
@@ -307,6 +310,15 @@ class RunConfig(Section):
     logging: LoggingConfig = LoggingConfig()
     runtime: RuntimeConfig = RuntimeConfig()
 
+    @property
+    def prompt_splits(self) -> tuple[str, ...]:
+        """The prompt lists that the run reads."""
+        return ("train", "validation", "test") if self.evaluation.test else ("train", "validation")
+
+    def trained_reward(self, metrics: Mapping[str, float]) -> float:
+        """What is trained on, of an evaluation's metrics: the weighted sum of the rewards."""
+        return sum(weight * metrics[name] for name, weight in self.reward.items())
+
     @model_validator(mode="after")
     def _check_combinations(self) -> "RunConfig":
         steps, rollout = self.model.num_steps, self.rollout
@@ -336,6 +348,8 @@ class RunConfig(Section):
                 f"rollout.prompts_per_update: {rollout.prompts_per_update} does not divide over "
                 f"runtime.processes={self.runtime.processes}; use a multiple"
             )
+        if self.evaluation.base_test and not self.evaluation.test:
+            raise ValueError("evaluation.base_test: no test list is read with evaluation.test=false; set it to false")
         self._check_updates()
         return self
 
@@ -520,14 +534,12 @@ def dump(config: RunConfig) -> str:
 
 
 def one_line(error: ValidationError, section: type[BaseModel] = RunConfig) -> str:
-    """What is wrong with a section's content, and the nearest that is right."""
+    """What is wrong with the first wrong key of a section's content, and the nearest right one."""
     problem = error.errors()[0]
     location = [str(part) for part in problem["loc"]]
     key = ".".join(location)
     if problem["type"] == "extra_forbidden":
-        valid = list(_fields_at(section, location[:-1]))
-        nearest = difflib.get_close_matches(location[-1], valid, n=1, cutoff=0.0)
-        return f"unknown key {key!r}; the nearest is {'.'.join([*location[:-1], *nearest])!r}"
+        return unknown_key(location, fields_at(location[:-1], section))
     if problem["type"] == "missing":
         return f"key {key!r} is missing"
     message = problem["msg"].removeprefix("Value error, ")
@@ -535,18 +547,33 @@ def one_line(error: ValidationError, section: type[BaseModel] = RunConfig) -> st
         return message
     if problem["type"] == "literal_error":
         valid = problem["ctx"]["expected"].replace("'", "").replace(" or ", ", ").split(", ")
-        nearest = difflib.get_close_matches(str(problem["input"]), valid, n=1, cutoff=0.0)
-        return f"{key}={problem['input']!r} is unknown; the nearest is {nearest[0]!r}, valid are {', '.join(valid)}"
+        return f"{key}={problem['input']!r} is unknown; {nearest(str(problem['input']), valid)}"
     return f"{key}={problem['input']!r}: {message[0].lower()}{message[1:]}"
 
 
-def _fields_at(section: type[BaseModel], location: Sequence[str]) -> Iterable[str]:
+def nearest(word: str, known: Sequence[str]) -> str:
+    """``the nearest is 'X', there are X, Y, Z``: the end of a complaint about a word that is none of the known."""
+    closest = difflib.get_close_matches(word, known, n=1, cutoff=0.0)
+    return f"the nearest is {closest[0]!r}, there are {', '.join(known)}"
+
+
+def unknown_key(location: Sequence[str], valid: Iterable[str]) -> str:
+    """The complaint about a key, given by its parts, whose last part is none of the valid ones."""
+    closest = difflib.get_close_matches(location[-1], list(valid), n=1, cutoff=0.0)
+    return f"unknown key {'.'.join(location)!r}; the nearest is {'.'.join([*location[:-1], *closest])!r}"
+
+
+def fields_at(location: Sequence[str], model: type[BaseModel] = RunConfig) -> Mapping[str, FieldInfo]:
+    """The fields of the section that a key's parts lead to; of none if they lead to a value."""
     parts = iter(location)
     for part in parts:
-        annotation = section.model_fields[part].annotation
+        annotation = model.model_fields[part].annotation
         if get_origin(annotation) is dict:
-            next(parts)
+            next(parts, None)
             annotation = get_args(annotation)[1]
         options = get_args(annotation) if get_origin(annotation) in (Union, types.UnionType) else (annotation,)
-        section = next(o for o in options if isinstance(o, type) and issubclass(o, BaseModel))
-    return section.model_fields
+        sections = [o for o in options if isinstance(o, type) and issubclass(o, BaseModel)]
+        if not sections:
+            return {}
+        model = sections[0]
+    return model.model_fields

@@ -13,6 +13,7 @@ from harness.models.policy import Policy
 from harness.prompts import generator_for
 from harness.rewards import Reward
 from harness.rollout import ode_trajectory
+from harness.trainer import require_finite
 
 _NOISE_SEED = 20_260_606
 """Evaluation noise is the same for every run, whatever its seed: differences are the policy's."""
@@ -27,7 +28,11 @@ def draw(
     """Pictures ``[n, 3, H, W]`` of n prompts, each by the ODE from its own generator's noise.
 
     A CPU generator seeded with s gives the picture that the diffusers pipeline draws with it. Steps and size are the
-    policy's own where the settings leave them open. Raises ConfigError for an unfit size.
+    policy's own where the settings leave them open.
+
+    Raises:
+        ConfigError: an unfit size.
+        TrainingError: the policy has diverged, so that pictures are not finite.
     """
     settings = settings or EvaluationConfig()
     size = settings.height or policy.config.height, settings.width or policy.config.width
@@ -40,7 +45,9 @@ def draw(
             noise = torch.cat([policy.noise(generator) for generator in generators[part]])
             text = policy.encode(prompts[part])
             images.append(policy.decode(ode_trajectory(policy.velocity, noise, text, sigmas).final))
-    return torch.cat(images)
+    drawn = torch.cat(images)
+    require_finite(drawn, "in an evaluation")
+    return drawn
 
 
 def sample_images(

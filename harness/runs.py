@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from harness import config as configuration
 from harness.config import ROOT, ConfigError, RunConfig
@@ -133,13 +133,19 @@ class RunDirectory:
 
         return torch.load(self.checkpoint_path, map_location="cpu", weights_only=True)
 
-    def lock(self) -> Any:
+    def lock(self, wait: bool = False) -> IO[str]:
         """Claim the run for this process as long as the returned file is open.
 
+        Args:
+            wait: until another process that is at work on it has ended.
+
         Raises:
-            ConfigError: another process is at work on it.
+            ConfigError: another process is at work on it, and ``wait`` is false.
         """
         stream = (self.folder / "lock").open("w")
+        if wait:
+            fcntl.flock(stream, fcntl.LOCK_EX)
+            return stream
         # Tried again, since ``is_locked`` holds the lock for a moment to look.
         for patience in (0.05, 0.2, None):
             try:
@@ -183,7 +189,7 @@ def find_run(config: RunConfig, root: Path = RUNS) -> RunDirectory:
     except ValueError as error:
         raise ConfigError(f"reward or evaluation.judges: {error}") from None
     rewards = {reward.name: reward for reward in (*training.parts, *measured[1:])}
-    for split in ("train", "validation", "test"):
+    for split in config.prompt_splits:
         path = getattr(config.prompts, split)
         prompt_list = read_prompts(path)
         fingerprints[split] = prompt_list.sha256

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from accelerate import Accelerator
@@ -19,9 +19,13 @@ from harness.models.registry import build_policy
 from harness.prompts import drawn_prompts, read_prompts
 from harness.rewards import build_rewards
 from harness.runs import RunDirectory, environment, write_atomically
+from harness.stopping import StopRun
 from harness.trainer import Trainer
 
 _SAY_EVERY = 5  # iterations
+
+OnValidation = Callable[[int, Mapping[str, float]], None]
+"""Receives an iteration and the metrics measured there on validation prompts; may raise StopRun."""
 
 
 class Session:
@@ -30,13 +34,21 @@ class Session:
     Args:
         run: the run.
         say: receives a line of progress now and then, on the main process.
+        on_validation: called after each validation, on the main process. StopRun needs a run of one process: others
+            would wait for ever.
 
     Raises:
         ConfigError: the world size is not the one asked for, or a prompt cannot be drawn by the model.
     """
 
-    def __init__(self, run: RunDirectory, say: Callable[[str], None] = print) -> None:
+    def __init__(
+        self,
+        run: RunDirectory,
+        say: Callable[[str], None] = print,
+        on_validation: OnValidation = lambda iteration, metrics: None,
+    ) -> None:
         self.run, self.config = run, run.config
+        self.on_validation = on_validation
         runtime = self.config.runtime
         torch.set_num_threads(runtime.threads)
         # What an earlier run in this process drew must not matter; numpy takes 32 bits.
@@ -44,9 +56,7 @@ class Session:
         self.accelerator = make_accelerator(self.config)
         self.is_main = self.accelerator.is_main_process
         self.say = say if self.is_main else (lambda line: None)
-        self.prompts = {
-            s: read_prompts(getattr(self.config.prompts, s)).prompts for s in ("train", "validation", "test")
-        }
+        self.prompts = {s: read_prompts(getattr(self.config.prompts, s)).prompts for s in self.config.prompt_splits}
         policy = build_policy(self.config.model, self.config.optimizer, self.accelerator.device, seed=self.config.seed)
         for prompts in self.prompts.values():
             policy.check_prompts(prompts)
@@ -59,18 +69,23 @@ class Session:
     def _prepare_text(self, policy: Policy) -> None:
         """Encode all prompts of the run; each process does a share, and waits until all are on disk."""
         drawn = drawn_prompts(self.prompts["train"], self.config)
-        needed = [*drawn, *self.prompts["validation"], *self.prompts["test"]]
+        needed = [*drawn, *self.prompts["validation"], *self.prompts.get("test", ())]
         self.say(f"encoding {len(needed)} prompts, but those that are cached")
         policy.prepare_prompts(needed, self.accelerator.process_index, self.accelerator.num_processes)
         self.accelerator.wait_for_everyone()
 
     def execute(self) -> None:
-        """Train to the end: validation at the interval, and one test when training is over."""
+        """Train to the end: validation at the interval, and one test when training is over.
+
+        Raises:
+            StopRun: ``on_validation`` did; the checkpoint has what was trained so far.
+            TrainingError: training cannot go on.
+        """
         trainer, config = self.trainer, self.config
         self._resume()
         with Mirror(self.run, config.logging, enabled=self.is_main) as mirror:
             if trainer.iteration == 0:
-                self._evaluate("validation", mirror)
+                self._validate(mirror)
                 if config.evaluation.base_test:
                     self._evaluate("test", mirror)
             began, first = time.monotonic(), trainer.iteration
@@ -97,15 +112,30 @@ class Session:
         trainer, config = self.trainer, self.config
         last = trainer.iteration == config.iterations
         if last or trainer.iteration % config.evaluation.interval == 0:
-            self._evaluate("validation", mirror)
-        if last:
+            self._validate(mirror)
+        if last and config.evaluation.test:
             self._evaluate("test", mirror)
         # After the evaluations: a run resumed from this checkpoint need not repeat them.
         if last or trainer.iteration % config.runtime.checkpoint_interval == 0:
-            state = trainer.state_dict()
-            if self.is_main:
-                self.run.save_checkpoint(state)
-                self.run.set_status("running", trainer.iteration, config.iterations)
+            self._save("running")
+
+    def _validate(self, mirror: Mirror) -> None:
+        metrics = self._evaluate("validation", mirror)
+        if not self.is_main:
+            return
+        try:
+            self.on_validation(self.trainer.iteration, metrics)
+        except StopRun as stop:
+            self._save("waiting", str(stop))
+            raise
+
+    def _save(self, state: str, reason: str | None = None) -> None:
+        checkpoint = self.trainer.state_dict()
+        if self.is_main:
+            # A run stopped before its first iteration begins again, with the evaluations that precede it.
+            if self.trainer.iteration:
+                self.run.save_checkpoint(checkpoint)
+            self.run.set_status(state, self.trainer.iteration, self.config.iterations, reason)
 
     def _resume(self) -> None:
         state = self.run.load_checkpoint()
@@ -119,22 +149,22 @@ class Session:
             self.run.set_status("running", self.trainer.iteration, self.config.iterations)
         self.accelerator.wait_for_everyone()
 
-    def _evaluate(self, split: str, mirror: Mirror) -> None:
-        """Measure every judge on a list, shared among processes, and append it to eval.jsonl."""
+    def _evaluate(self, split: str, mirror: Mirror) -> dict[str, float]:
+        """Measure every judge on a list, shared among processes, and append it to eval.jsonl; means over prompts."""
         began, iteration, settings = time.perf_counter(), self.trainer.iteration, self.config.evaluation
         is_test = split == "test"
         prompts = self.prompts[split] if is_test else self.prompts[split][: settings.validation_prompts]
         per_prompt = self._remembered(split, prompts) if iteration == 0 else self._measure(split, prompts)
         gallery = () if is_test else prompts[: settings.gallery]
+        metrics = {metric: sum(values) / len(values) for metric, values in per_prompt.items()}
         if not self.is_main:
-            return
+            return metrics
         if gallery:
             with self.trainer.averaged_weights():
                 images = sample_images(self.trainer.policy, gallery, noise_index=0, settings=settings)
             name = f"{split}-{iteration:05d}"
             save_gallery(images, gallery, self.run.folder / "images", name)
             mirror.image(split, self.run.folder / "images" / f"{name}.png", step=iteration)
-        metrics = {metric: sum(values) / len(values) for metric, values in per_prompt.items()}
         self.run.append(
             "eval.jsonl",
             {
@@ -149,6 +179,7 @@ class Session:
         )
         mirror.log({f"{split}/{metric}": value for metric, value in metrics.items()}, step=iteration)
         self.say(f"{split} at {iteration}: " + "  ".join(f"{k} {v:.3f}" for k, v in metrics.items()))
+        return metrics
 
     def _noises(self, split: str) -> int:
         return self.config.evaluation.test_noises if split == "test" else 1

@@ -32,6 +32,12 @@ class TrainingError(HarnessError, RuntimeError):
     """Training cannot go on: what happened, at which iteration."""
 
 
+def require_finite(images: Tensor, where: str) -> None:
+    """Raise TrainingError unless all pictures are finite: it shows there when a policy has diverged."""
+    if not images.isfinite().all():
+        raise TrainingError(f"pictures are not finite {where}: lower the learning rate")
+
+
 @dataclass
 class Candidates:
     """B scored candidates of one slot, and the one that was chosen."""
@@ -334,7 +340,12 @@ class Trainer:
     ) -> PendingScores:
         spent.reward_calls += len(prompts)
         with watch.phase("reward"):
-            return start_scoring(self.reward, self.policy.decode, latents, prompts, self.config.model.max_batch)
+            return start_scoring(self.reward, self._decode, latents, prompts, self.config.model.max_batch)
+
+    def _decode(self, latents: Tensor) -> Tensor:
+        images = self.policy.decode(latents)
+        require_finite(images, f"at iteration {self.iteration}")
+        return images
 
     def _scores(self, pending: PendingScores, watch: Stopwatch) -> Scores:
         with watch.phase("reward"):

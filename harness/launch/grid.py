@@ -1,13 +1,12 @@
 """Grids: which cells and seeds an experiment runs."""
 
-import difflib
 import itertools
 import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from harness.config import EXPERIMENTS, ConfigError, RunConfig, compose, merge, nest, read_yaml
+from harness.config import EXPERIMENTS, ConfigError, RunConfig, compose, merge, nearest, nest, read_yaml
 
 _KEYS = {"profile", "seeds", "cells"}
 
@@ -87,19 +86,14 @@ def _parse_only(only: str) -> dict[str, list[str]]:
 def _matching(cells: list[dict[str, Any]], key: str, values: Sequence[str]) -> list[dict[str, Any]]:
     known_keys = sorted({name for cell in cells for name in cell})
     if key not in known_keys:
-        raise ConfigError(f"--only: unknown key {key!r}; {_nearest(key, known_keys)}")
+        raise ConfigError(f"--only: unknown key {key!r}; {nearest(key, known_keys)}")
     having = [(_as_yaml(cell[key]), cell) for cell in cells if key in cell]
     shown = sorted({text for text, _ in having})
     for value in values:
         if value not in shown:
-            raise ConfigError(f"--only {key}={value}: no cell chosen so far has it; {_nearest(value, shown)}")
+            raise ConfigError(f"--only {key}={value}: no cell chosen so far has it; {nearest(value, shown)}")
     return [cell for text, cell in having if text in values]
 
 
 def _as_yaml(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
-
-
-def _nearest(word: str, known: Sequence[str]) -> str:
-    nearest = difflib.get_close_matches(word, known, n=1, cutoff=0.0)
-    return f"the nearest is {nearest[0]!r}, there are {', '.join(known)}"

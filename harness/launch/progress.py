@@ -96,9 +96,7 @@ def latest_validation(run: RunDirectory) -> tuple[float, int] | None:
         except json.JSONDecodeError:
             continue  # is being written at this moment
         if record["split"] == "validation":
-            metrics = record["metrics"]
-            weighted = (weight * metrics[name] for name, weight in run.config.reward.items())
-            return sum(weighted), record["iteration"]
+            return run.config.trained_reward(record["metrics"]), record["iteration"]
     return None
 
 

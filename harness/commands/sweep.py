@@ -1,0 +1,204 @@
+"""``adagrpo sweep``: search over any keys of the configuration, look at a study, measure its best again."""
+
+import argparse
+import os
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from harness.commands import Commands
+from harness.config import ROOT, ConfigError
+from harness.sweep import STORAGE_VARIABLE
+
+if TYPE_CHECKING:
+    import optuna
+
+    from harness.sweep.definition import Sweep
+
+_LOOK_SECONDS = 5.0
+_OPTIONS = {
+    "run": {"workers", "trials", "hours"},
+    "show": set(),
+    "confirm": {"top", "seeds", "slots"},
+}
+"""What each form takes beside the sweep, --name, --storage, --output and overrides."""
+
+
+def add_parser(commands: Commands) -> None:
+    """Declare the command."""
+    parser = commands.add_parser(
+        "sweep",
+        help="search over any keys of the configuration with Optuna; resumable, on one machine or many",
+        usage="adagrpo sweep [show | confirm] SWEEP [options] [KEY=VALUE ...]",
+        description="Execute the trials of a sweep that are left; `show` what it has found; `confirm` its best trials "
+        "on fresh seeds and test prompts.",
+    )
+    parser.add_argument("words", nargs="+", metavar="SWEEP", help="file in experiments/sweeps/, or a path")
+    parser.set_defaults(overrides=[])
+    parser.add_argument("--name", help="of the study (default: the file's name)")
+    parser.add_argument("--storage", metavar="URL", help=f"database (default: ${STORAGE_VARIABLE}, or a SQLite file)")
+    parser.add_argument(
+        "--output", type=Path, help="folder for tables, figures and page (default: results/reports/...)"
+    )
+    run = parser.add_argument_group("to execute")
+    run.add_argument("--workers", type=int, help="processes, each with a trial at a time (default: 1)")
+    run.add_argument("--trials", type=int, help="how many the study is to have (default: the file's)")
+    run.add_argument("--hours", type=float, help="begin no trial after them (default: the file's)")
+    confirm = parser.add_argument_group("to confirm")
+    confirm.add_argument("--top", type=int, help="how many of the best (default: 3)")
+    confirm.add_argument("--seeds", metavar="LIST", help="such as 0-9; none of the sweep's own (default: 0-9)")
+    confirm.add_argument("--slots", type=int, help="runs at a time (default: cores)")
+    parser.set_defaults(command=sweep)
+
+
+def sweep(options: argparse.Namespace) -> int:
+    """Execute, show or confirm."""
+    form = options.words.pop(0) if options.words[0] in ("show", "confirm") else "run"
+    if not options.words:
+        raise ConfigError(f"adagrpo sweep {form}: name a sweep, a file in experiments/sweeps/")
+    for other, names in _OPTIONS.items():
+        for name in names - _OPTIONS[form]:
+            if getattr(options, name) is not None:
+                raise ConfigError(f"--{name} belongs to adagrpo sweep{'' if other == 'run' else ' ' + other}, not here")
+    _check_numbers(options)
+
+    from harness.sweep.definition import load_sweep
+
+    file, *overrides = options.words
+    loaded = load_sweep(file, options.name, [*overrides, *options.overrides], options.trials)
+    return {"run": _run, "show": _show, "confirm": _confirm}[form](loaded, options)
+
+
+def _check_numbers(options: argparse.Namespace) -> None:
+    for name in ("workers", "trials", "hours", "top", "slots"):
+        value = getattr(options, name)
+        if value is not None and value <= 0:
+            raise ConfigError(f"--{name} {value}: must be above 0")
+
+
+def _storage_url(sweep: "Sweep", options: argparse.Namespace, begin: bool = False) -> str:
+    """The studies' database; a SQLite file in the sweep's folder where none is named."""
+    given = options.storage or os.environ.get(STORAGE_VARIABLE)
+    if given:
+        return given
+    file = _folder(sweep) / "study.db"
+    if begin:
+        file.parent.mkdir(parents=True, exist_ok=True)
+    elif not file.exists():
+        raise ConfigError(f"study {sweep.name}: not begun; adagrpo sweep {sweep.path.stem} begins it")
+    return f"sqlite:///{file}"
+
+
+def _folder(sweep: "Sweep") -> Path:
+    from harness.runs import RUNS
+
+    return RUNS / sweep.experiment
+
+
+def _run(sweep: "Sweep", options: argparse.Namespace) -> int:
+    import optuna
+
+    from harness.sweep.study import open_storage, open_study
+    from harness.sweep.summary import Progress, num_finished
+    from harness.sweep.supervise import run_workers
+
+    url = _storage_url(sweep, options, begin=True)
+    storage = open_storage(url)
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    study = open_study(sweep, storage, _identity(sweep))
+    progress, looked = Progress(sweep, study), 0.0
+
+    def look() -> None:
+        nonlocal looked
+        if time.monotonic() - looked > _LOOK_SECONDS:
+            looked = time.monotonic()
+            line = progress.line()
+            if line:
+                print(line, flush=True)
+
+    if num_finished(study) < sweep.num_trials:
+        environment = {STORAGE_VARIABLE: url, "OMP_NUM_THREADS": str(sweep.base.runtime.threads)}
+        _folder(sweep).mkdir(parents=True, exist_ok=True)
+        try:
+            run_workers(
+                _worker_command(sweep, options),
+                [environment] * (options.workers or 1),
+                _folder(sweep),
+                look,
+                lambda line: print(line, flush=True),
+            )
+        except KeyboardInterrupt:
+            print("interrupted: the same command continues where the trials stopped", flush=True)
+            raise
+    _report(sweep, study, options, url)
+    is_timed = options.hours is not None or sweep.file.hours is not None
+    return 0 if is_timed or num_finished(study) >= sweep.num_trials else 1
+
+
+def _identity(sweep: "Sweep") -> str:
+    from harness.runs import find_run
+
+    return find_run(sweep.base).run_id
+
+
+def _worker_command(sweep: "Sweep", options: argparse.Namespace) -> list[str]:
+    command = [sys.executable, "-m", "harness.sweep.worker", str(sweep.path.resolve()), *sweep.overrides]
+    command += ["--name", sweep.name, "--trials", str(sweep.file.trials)]
+    hours = options.hours or sweep.file.hours
+    if hours is not None:
+        command += ["--deadline", str(time.time() + 3600 * hours)]
+    return command
+
+
+def _show(sweep: "Sweep", options: argparse.Namespace) -> int:
+    from harness.sweep.study import find_study, open_storage
+
+    url = _storage_url(sweep, options)
+    _report(sweep, find_study(sweep, open_storage(url)), options, url)
+    return 0
+
+
+def _confirm(sweep: "Sweep", options: argparse.Namespace) -> int:
+    from harness.launch.grid import parse_seeds
+    from harness.sweep.confirm import candidates, confirmation_configs, write_confirmation
+    from harness.sweep.study import find_study, open_storage
+
+    seeds = parse_seeds(options.seeds or "0-9")
+    url = _storage_url(sweep, options)
+    study = find_study(sweep, open_storage(url), _identity(sweep))
+    chosen = candidates(sweep, study, options.top or 3)
+    configs = [confirmation_configs(sweep, candidate, seeds) for candidate in chosen]
+
+    from harness.launch.local import run_all
+    from harness.runs import prepare_run
+
+    runs = [[prepare_run(config) for config in own] for own in configs]
+    # Seed by seed, so that every candidate has its first seed before any has its second.
+    in_order = [run for same_seed in zip(*runs, strict=True) for run in same_seed]
+    outcome = run_all(in_order, options.slots or os.cpu_count() or 1, lambda line: print(line, flush=True))
+    for run_id, reason in outcome.failed.items():
+        print(f"failed: {run_id}: {reason}", file=sys.stderr)
+    write_confirmation(sweep, list(zip(chosen, runs, strict=True)), _output(sweep, options))
+    _report(sweep, study, options, url)
+    return 1 if outcome.failed else 0
+
+
+def _output(sweep: "Sweep", options: argparse.Namespace) -> Path:
+    return options.output or ROOT / "results" / "reports" / sweep.experiment
+
+
+def _report(sweep: "Sweep", study: "optuna.Study", options: argparse.Namespace, url: str) -> None:
+    """Write tables, figures and page, and print what the study has found and what is left of it on fresh seeds."""
+    from analysis.sweep import write_sweep_report
+    from harness.sweep.study import shown_url
+    from harness.sweep.summary import summary
+    from harness.sweep.tables import write_tables
+
+    folder = _output(sweep, options)
+    write_tables(sweep, study, folder)
+    page, conclusion = write_sweep_report(folder)
+    again = [f"measure the best again, on fresh seeds and test prompts: adagrpo sweep confirm {sweep.path.stem}"]
+    print("\n".join(["", *summary(sweep, study), "", *(conclusion or again)]))
+    print(f"tables, figures and page: {page}")
+    print(f"look inside: pip install optuna-dashboard && optuna-dashboard '{shown_url(url)}'")

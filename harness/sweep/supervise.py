@@ -1,0 +1,138 @@
+"""Starts a sweep's workers on this machine, replaces those that are killed, and waits for them."""
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from harness.config import ROOT, ConfigError
+
+MAX_RESTARTS = 3
+"""How often a worker is replaced after it was killed."""
+INTERRUPTED_CODE = 130
+"""Exit code of a worker that was told to end."""
+_POLL_SECONDS, _PATIENCE_SECONDS = 0.2, 60.0
+
+
+@dataclass
+class Worker:
+    """A process that executes trials, and its log."""
+
+    log: Path
+    environment: Mapping[str, str]
+    process: subprocess.Popen[bytes] | None = None
+    restarts: int = 0
+    failure: str | None = None
+
+    def last_line(self) -> str:
+        """Of what it said."""
+        lines = self.log.read_text(errors="replace").split("\n") if self.log.exists() else []
+        return next((line.strip() for line in reversed(lines) if line.strip()), "it said nothing")
+
+
+def run_workers(
+    command: Sequence[str],
+    environments: Sequence[Mapping[str, str]],
+    folder: Path,
+    look: Callable[[], None],
+    say: Callable[[str], None],
+) -> list[str]:
+    """Run processes of one command until all have ended.
+
+    Args:
+        command: of each of them; it ends when its standard input does.
+        environments: one a process: variables in addition to this process's.
+        folder: for their logs, ``worker-N.log``.
+        look: called again and again meanwhile.
+        say: receives lines of progress.
+
+    Returns:
+        Of each worker that failed, or was killed more than ``MAX_RESTARTS`` times: why.
+
+    Raises:
+        ConfigError: of a worker (exit code 2).
+        KeyboardInterrupt: on Ctrl-C and SIGTERM, after the workers have ended.
+    """
+    workers = [Worker(folder / f"worker-{i}.log", environment) for i, environment in enumerate(environments)]
+    with _sigterm_interrupts():
+        try:
+            for worker in workers:
+                _start(worker, command)
+            while any(worker.process is not None for worker in workers):
+                time.sleep(_POLL_SECONDS)
+                for worker in workers:
+                    _settle(worker, command, say)
+                look()
+        finally:
+            _end(workers)
+    return [worker.failure for worker in workers if worker.failure]
+
+
+def _start(worker: Worker, command: Sequence[str]) -> None:
+    with worker.log.open("ab") as log:
+        worker.process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=log,
+            stderr=log,
+            env=os.environ | dict(worker.environment) | {"PYTHONUNBUFFERED": "1"},
+            cwd=ROOT,
+            # Ctrl-C at the terminal reaches this process alone, which tells the workers, once.
+            start_new_session=True,
+        )
+
+
+def _settle(worker: Worker, command: Sequence[str], say: Callable[[str], None]) -> None:
+    code = None if worker.process is None else worker.process.poll()
+    if code is None:
+        return
+    _release(worker)
+    if code == 0:
+        return
+    if code == 2:
+        raise ConfigError(worker.last_line())
+    killed_by = signal.Signals(-code).name if code < 0 else "SIGTERM" if code == INTERRUPTED_CODE else None
+    if killed_by and worker.restarts < MAX_RESTARTS:
+        worker.restarts += 1
+        say(f"a worker was killed by {killed_by}: another takes its place, and its trial is tried again")
+        _start(worker, command)
+        return
+    cause = f"was killed by {killed_by} again and again" if killed_by else f"ended early: {worker.last_line()}"
+    worker.failure = f"a worker {cause} (log: {worker.log})"
+    say(worker.failure)
+
+
+def _release(worker: Worker) -> None:
+    assert worker.process is not None
+    assert worker.process.stdin is not None
+    worker.process.stdin.close()
+    worker.process = None
+
+
+def _end(workers: Sequence[Worker]) -> None:
+    running = [worker for worker in workers if worker.process is not None]
+    for worker in running:
+        assert worker.process is not None
+        worker.process.terminate()
+    for worker in running:
+        assert worker.process is not None
+        try:
+            worker.process.wait(_PATIENCE_SECONDS)
+        except subprocess.TimeoutExpired:
+            worker.process.kill()
+            worker.process.wait()
+        _release(worker)
+
+
+@contextmanager
+def _sigterm_interrupts() -> Iterator[None]:
+    """Within: SIGTERM raises KeyboardInterrupt, as Ctrl-C does."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,178 @@
+"""A sweep's worker: one trial after another until the study has all that it is to have.
+
+``python -m harness.sweep.worker SWEEP`` is what the command starts; the storage's URL comes in the environment, where
+no list of processes shows its password.
+"""
+
+import argparse
+import os
+import signal
+import sys
+import threading
+import time
+import warnings
+from collections import Counter
+from collections.abc import Callable, Sequence
+from datetime import datetime, timedelta
+from types import FrameType
+from typing import Literal
+
+import optuna
+from optuna.exceptions import ExperimentalWarning
+from optuna.storages import RDBStorage, fail_stale_trials
+from optuna.trial import FrozenTrial, TrialState, create_trial
+
+from harness.config import ConfigError
+from harness.sweep import STORAGE_VARIABLE
+from harness.sweep.definition import Sweep, load_sweep
+from harness.sweep.study import RETRY, find_study, make_pruner, make_sampler, open_storage
+from harness.sweep.supervise import INTERRUPTED_CODE
+from harness.sweep.trial import INTERRUPTED, ExecuteRun, Objective, SurplusTrial
+
+_POLL_SECONDS = 1.0
+
+Say = Callable[[str], None]
+
+
+def work(
+    sweep: Sweep,
+    storage: RDBStorage,
+    execute: ExecuteRun,
+    say: Say,
+    deadline: float | None = None,
+    poll_seconds: float = _POLL_SECONDS,
+) -> None:
+    """Execute trials until the study is complete, or until the deadline; beside other workers, here and elsewhere.
+
+    Args:
+        sweep: the sweep.
+        storage: holds its study.
+        execute: executes a run.
+        say: receives lines of progress.
+        deadline: seconds since the epoch after which no trial is begun.
+        poll_seconds: how often to look whether other workers have ended their trials, when there is nothing else to do.
+
+    Raises:
+        KeyboardInterrupt: on Ctrl-C and SIGTERM; the trial goes back into the queue.
+        Exception: of a trial that failed; it is tried again by the next worker, ``study.MAX_RETRIES`` times.
+    """
+    study = find_study(sweep, storage)
+    study.sampler, study.pruner = make_sampler(sweep.file.sampler), make_pruner(sweep.file.pruner, sweep)
+    objective = Objective(sweep, execute, say)
+    while deadline is None or time.time() < deadline:
+        recover(study, storage)
+        match next_step(study, sweep):
+            case "done":
+                return
+            case "wait":
+                time.sleep(poll_seconds)
+            case "run":
+                _run_trial(study, objective, say)
+
+
+def next_step(study: optuna.Study, sweep: Sweep) -> Literal["done", "wait", "run"]:
+    """Whether there is a trial to begin, or others' to wait for: one of them may come back into the queue."""
+    counts = Counter(trial.state for trial in study.get_trials(deepcopy=False))
+    finished = counts[TrialState.COMPLETE] + counts[TrialState.PRUNED]
+    if finished >= sweep.num_trials:
+        return "done"
+    is_free = finished + counts[TrialState.RUNNING] < sweep.num_trials
+    # A grid's points are in the queue; there are no others.
+    if is_free and (counts[TrialState.WAITING] or sweep.file.sampler.kind != "grid"):
+        return "run"
+    return "wait" if counts[TrialState.RUNNING] else "done"
+
+
+def _run_trial(study: optuna.Study, objective: Objective, say: Say) -> None:
+    objective.number = None
+    try:
+        study.optimize(objective, n_trials=1, catch=(SurplusTrial,))
+    except KeyboardInterrupt:
+        if objective.number is not None:
+            requeue(study, study.get_trials()[objective.number])
+        raise
+    except Exception:
+        if objective.number is None:
+            raise
+        trial = study.get_trials()[objective.number]
+        if objective.was_taken_over:
+            say(f"trial {trial.number}: this worker was silent for too long, and another has it now")
+            return
+        RETRY(study, trial)
+        raise
+
+
+def requeue(study: optuna.Study, trial: FrozenTrial) -> None:
+    """Put the point of a trial that was interrupted back into the queue, as if it had never been begun."""
+    study.add_trial(
+        create_trial(
+            state=TrialState.WAITING,
+            params=trial.params,
+            distributions=trial.distributions,
+            user_attrs=trial.user_attrs | {INTERRUPTED: trial.number},
+            system_attrs=trial.system_attrs,
+        )
+    )
+
+
+def recover(study: optuna.Study, storage: RDBStorage) -> None:
+    """Put the trials of workers that are silent back into the queue."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ExperimentalWarning)
+        fail_stale_trials(study)
+    # A worker that died between asking for a trial and its first heartbeat has left one that Optuna waits for for ever.
+    latest = datetime.now() - timedelta(seconds=storage.grace_period or 0)
+    for trial in study.get_trials(states=(TrialState.RUNNING,)):
+        has_begun = trial.user_attrs.get("begun") == trial.number
+        if not has_begun and trial.datetime_start is not None and trial.datetime_start < latest:
+            ended = study.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
+            if ended.state == TrialState.FAIL:
+                RETRY(study, trial)
+
+
+def _end_with_command() -> None:
+    """End this process when the command does, however that ends: it holds the other end of standard input."""
+
+    def watch() -> None:
+        while os.read(0, 1):
+            pass
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _interrupt_once(number: int, frame: FrameType | None) -> None:
+    # A second signal must not interrupt what the first one has set going: the trial's way back into the queue.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    raise KeyboardInterrupt
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point; 2 for a ConfigError, whose message is the last line of standard error."""
+    parser = argparse.ArgumentParser(prog="python -m harness.sweep.worker", description="Execute trials of a sweep.")
+    parser.add_argument("sweep", help="file in experiments/sweeps/, or a path")
+    parser.add_argument("--name", required=True, help="of the study")
+    parser.add_argument("--trials", type=int, help="instead of the file's")
+    parser.add_argument("--deadline", type=float, help="seconds since the epoch")
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
+    options = parser.parse_args(arguments)
+    signal.signal(signal.SIGTERM, _interrupt_once)
+    signal.signal(signal.SIGINT, _interrupt_once)
+    _end_with_command()
+    try:
+        sweep = load_sweep(options.sweep, options.name, options.overrides, options.trials)
+        storage = open_storage(os.environ[STORAGE_VARIABLE])
+        from harness.sweep.execute import execute_run
+
+        work(sweep, storage, execute_run, lambda line: print(line, flush=True), options.deadline)
+    except ConfigError as error:
+        print(error, file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return INTERRUPTED_CODE
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

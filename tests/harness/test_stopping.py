@@ -1,0 +1,89 @@
+"""Stopping a run from outside, runs without a test, and policies that diverge."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness.config import ConfigError, compose
+from harness.runs import RunDirectory, prepare_run
+from harness.session import Session
+from harness.stopping import StopRun
+from harness.trainer import TrainingError
+
+FAST = [
+    "rollout.candidates=3",
+    "rollout.group_size=2",
+    "rollout.branch_indices=[1]",
+    "evaluation.validation_prompts=2",
+    "evaluation.gallery=0",
+    "evaluation.judges=[ocr]",
+    "evaluation.test=false",
+]
+
+
+def prepared(folder: Path, *overrides: str) -> RunDirectory:
+    return prepare_run(compose("miniature", overrides=[*FAST, *overrides]), folder)
+
+
+def evaluations(run: RunDirectory) -> list[dict[str, Any]]:
+    records = [json.loads(line) for line in (run.folder / "eval.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in record.items() if key != "seconds"} for record in records]
+
+
+def test_a_stopped_run_loses_nothing_and_continues_as_if_it_had_not_been_stopped(tmp_path: Path) -> None:
+    settings = ["iterations=3", "evaluation.interval=1", "prompts.test=there/is/none.txt"]
+    seen: list[tuple[int, float]] = []
+
+    def watch(iteration: int, metrics: Mapping[str, float]) -> None:
+        seen.append((iteration, metrics["ocr"]))
+        if iteration == 1:
+            raise StopRun("seen enough")
+
+    whole, stopped = prepared(tmp_path / "whole", *settings), prepared(tmp_path / "stopped", *settings)
+    Session(whole, say=lambda line: None).execute()
+    with pytest.raises(StopRun):
+        Session(stopped, say=lambda line: None, on_validation=watch).execute()
+    status, checkpoint = stopped.status(), stopped.load_checkpoint()
+    assert (status["state"], status["iteration"], status["reason"]) == ("waiting", 1, "seen enough")
+    assert checkpoint is not None
+    assert checkpoint["iteration"] == 1
+    assert seen == [(record["iteration"], record["metrics"]["ocr"]) for record in evaluations(stopped)]
+    Session(stopped, say=lambda line: None).execute()
+    assert evaluations(stopped) == evaluations(whole)
+    assert [(record["split"], record["iteration"]) for record in evaluations(whole)] == [
+        ("validation", iteration) for iteration in range(4)
+    ]
+
+
+def test_a_run_stopped_before_its_first_iteration_measures_the_untrained_model_once(tmp_path: Path) -> None:
+    run = prepared(tmp_path, "iterations=1")
+
+    def stop(iteration: int, metrics: Mapping[str, float]) -> None:
+        raise StopRun("at once")
+
+    with pytest.raises(StopRun):
+        Session(run, say=lambda line: None, on_validation=stop).execute()
+    Session(run, say=lambda line: None).execute()
+    assert [record["iteration"] for record in evaluations(run)] == [0, 1]
+
+
+def test_a_policy_that_diverges_is_a_training_error_at_its_iteration(tmp_path: Path) -> None:
+    run = prepared(tmp_path, "iterations=3", "optimizer.learning_rate=1e12")
+    with pytest.raises(TrainingError, match="pictures are not finite at iteration 2: lower the learning rate"):
+        Session(run, say=lambda line: None).execute()
+
+
+def test_the_test_list_counts_only_in_a_run_that_reads_it(tmp_path: Path) -> None:
+    other = tmp_path / "test.txt"
+    other.write_text('the word "harbor" in red on yellow\n')
+    assert prepared(tmp_path).run_id == prepared(tmp_path, f"prompts.test={other}").run_id
+    with_test = [prepared(tmp_path, "evaluation.test=true", *more) for more in ([], [f"prompts.test={other}"])]
+    assert len({run.run_id for run in (*with_test, prepared(tmp_path))}) == 3
+
+
+def test_a_base_test_without_a_test_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"evaluation\.base_test: no test list is read with evaluation\.test=false"):
+        compose("smoke", overrides=["evaluation.test=false"])
