@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from harness.commands import Commands
-from harness.config import ROOT, ConfigError
+from harness.errors import ConfigError
 from harness.sweep import STORAGE_VARIABLE
 
 if TYPE_CHECKING:
@@ -185,6 +185,8 @@ def _confirm(sweep: "Sweep", options: argparse.Namespace) -> int:
 
 
 def _output(sweep: "Sweep", options: argparse.Namespace) -> Path:
+    from harness.config import ROOT
+
     return options.output or ROOT / "results" / "reports" / sweep.experiment
 
 

@@ -21,6 +21,7 @@ FAST = [
     "evaluation.gallery=0",
     "evaluation.judges=[ocr]",
     "evaluation.test=false",
+    "evaluation.base_test=false",
 ]
 
 
