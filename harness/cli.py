@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from harness.commands import evaluate, export, prompts, sample
+from harness.commands import doctor, evaluate, export, prompts, sample
 from harness.config import ROOT, ConfigError
 
 # Libraries announce each optional package that is missing; none of them is needed.
@@ -75,6 +75,7 @@ def _parser() -> argparse.ArgumentParser:
     pretrain.add_argument("--steps", type=int, help="optimiser steps (default: 4200); weak/ is saved at 4/7 of them")
     pretrain.add_argument("--threads", type=int, default=2)
     pretrain.set_defaults(command=_pretrain)
+    doctor.add_parser(commands)
     evaluate.add_parser(commands)
     export.add_parser(commands)
     prompts.add_parser(commands)
@@ -151,6 +152,13 @@ def _reproduce(options: argparse.Namespace) -> int:
     from harness.runs import RUNS
 
     grid = grid_of(options.profile)
+    if compose(options.profile).runtime.device == "cuda" and not options.plan:
+        from harness.doctor import check
+
+        report = check(options.profile)
+        print("\n".join(report.lines()), flush=True)
+        if report.missing:
+            return 2
     code = _grid(argparse.Namespace(**{**vars(options), "grid": grid, "overrides": []}))
     if not options.plan:
         experiment = compose(options.profile).experiment

@@ -208,6 +208,11 @@ class RunConfig(Section):
     logging: LoggingConfig = LoggingConfig()
     runtime: RuntimeConfig = RuntimeConfig()
 
+    @property
+    def scores_candidates(self) -> bool:
+        """Whether every candidate is sampled and scored: to be chosen by its reward, or for the capability."""
+        return self.selection != "random" or self.fusion.enabled
+
     @model_validator(mode="after")
     def _check_combinations(self) -> "RunConfig":
         steps, indices = self.model.num_steps, self.rollout.branch_indices

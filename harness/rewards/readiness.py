@@ -5,7 +5,8 @@ from dataclasses import dataclass, field
 
 import torch
 
-from harness.rewards import Reward, build_reward
+from harness.config import ConfigError
+from harness.rewards import REWARD_NAMES, Reward, build_reward
 from harness.rewards.assets import AssetError
 
 
@@ -18,6 +19,30 @@ class Panel:
     """Why, by name: weights, an environment or a setting is not here."""
     unfit: dict[str, str] = field(default_factory=dict)
     """Why, by name: not made for these prompts or pictures."""
+
+
+def choose_rewards(
+    wanted: Sequence[str] | None, prompts: Sequence[str], height: int, width: int, num_threads: int = 1
+) -> Panel:
+    """The rewards to score pictures with: those that were asked for, or, for None, all that can.
+
+    Args:
+        wanted: names of rewards.
+        prompts: of the pictures.
+        height: of the pictures, in pixels.
+        width: of the pictures, in pixels.
+        num_threads: as in ``build_reward``.
+
+    Raises:
+        ConfigError: one that was asked for cannot score, or none can.
+    """
+    names = tuple(dict.fromkeys(REWARD_NAMES if wanted is None else wanted))
+    panel = find_fit(find_ready(names, num_threads), prompts, height, width)
+    reasons = panel.missing | panel.unfit
+    if reasons and (wanted is not None or not panel.ready):
+        told = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
+        raise ConfigError(f"--rewards {told}" if wanted is not None else f"no reward can score here: {told}")
+    return panel
 
 
 def find_ready(names: Sequence[str], num_threads: int = 1) -> Panel:
