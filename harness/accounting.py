@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from accelerate.utils import gather_object
 
+from harness.config import RunConfig, num_trained_steps
+
 
 @dataclass
 class Counters:
@@ -23,6 +25,36 @@ class Counters:
         """Add counts by name."""
         for name, count in other.items():
             setattr(self, name, getattr(self, name) + count)
+
+    @property
+    def forwards(self) -> int:
+        """Of a sample through the network, a trained one counting three."""
+        return self.sample_forwards + 3 * self.train_forwards
+
+
+def expected_cost(config: RunConfig) -> Counters:
+    """What one iteration will spend, over all processes: the trainer's own counts, before it runs."""
+    rollout, objective, steps = config.rollout, config.objective, config.model.num_steps
+    trained = num_trained_steps(rollout)
+    if rollout.kind == "anchor_branch":
+        # A branch at index i has taken one step without a forward and has N - 1 - i left; a window is at any place.
+        left = [steps - 1 - index for index in rollout.branch_indices]
+        sampled = rollout.group_size * round(sum(left) * trained / len(left))
+        scored, trained_samples = rollout.group_size * trained, trained
+    else:
+        sampled = rollout.group_size * steps
+        scored, trained_samples = rollout.group_size, rollout.group_size * trained
+    if config.scores_candidates:
+        sampled += rollout.candidates * steps
+        scored += rollout.candidates
+    elif rollout.kind == "anchor_branch":
+        sampled += steps
+    prompts = rollout.prompts_per_update
+    if objective.old_log_prob == "recomputed" and not objective.is_on_policy:
+        sampled += trained_samples
+    # Where updates share nothing, each sample is trained on once.
+    updates = objective.updates_per_iteration if objective.update_on == "all" else 1
+    return Counters(prompts * sampled, prompts * updates * trained_samples, prompts * scored)
 
 
 @dataclass

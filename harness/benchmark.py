@@ -80,7 +80,8 @@ class Benchmark:
             say: receives lines of progress.
 
         Raises:
-            ConfigError: as ``load_policy``; or two checkpoints have one label, or draw different sizes.
+            ConfigError: as ``load_policy``; two checkpoints have one label, or draw different sizes; or a value is not
+                finite. What was written of earlier checkpoints stays.
         """
         _check_comparable(checkpoints)
         folder.mkdir(parents=True, exist_ok=True)
@@ -104,6 +105,9 @@ class Benchmark:
         for start in range(0, len(prompts), policy.config.max_batch):
             part = prompts[start : start + policy.config.max_batch]
             for metric, values in evaluate(policy, part, self.panel.ready, self.num_noises).items():
+                for prompt, value in zip(part, values, strict=True):
+                    if not math.isfinite(value):
+                        raise ConfigError(f"{label}: {metric} of prompt {prompt!r} is {value}; leave that reward out")
                 collected[metric] += values
             say(f"{label}: {start + len(part)} of {len(prompts)} prompts")
         return dict(collected)

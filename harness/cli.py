@@ -14,6 +14,7 @@ COMMANDS = (
     "reproduce",
     "sweep",
     "status",
+    "doctor",
     "report",
     "shards",
     "fetch_assets",

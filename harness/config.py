@@ -319,6 +319,11 @@ class RunConfig(Section):
         """What is trained on, of an evaluation's metrics: the weighted sum of the rewards."""
         return sum(weight * metrics[name] for name, weight in self.reward.items())
 
+    @property
+    def scores_candidates(self) -> bool:
+        """Whether every candidate is sampled and scored: to be chosen by its reward, or for the capability."""
+        return self.selection != "random" or self.fusion.enabled
+
     @model_validator(mode="after")
     def _check_combinations(self) -> "RunConfig":
         steps, rollout = self.model.num_steps, self.rollout

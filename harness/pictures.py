@@ -78,36 +78,54 @@ def save_grid(rows: Sequence[Row], heads: Sequence[str], path: Path) -> None:
         heads: of the columns.
         path: of the file.
     """
-    first = next(iter(rows[0].lines.values()))
-    height, width = first.shape[-2:]
+    height, width = next(iter(rows[0].lines.values())).shape[-2:]
     zoom = max(1, 256 // max(height, width))  # the miniature's pictures are too small to look at
     height, width = height * zoom, width * zoom
     font = _font(max(13, width // 24))
-    line_height = sum(font.getmetrics())
-    labels = list(rows[0].lines)
-    left = _GAP + (int(max(font.getlength(label) for label in labels)) + _GAP if len(labels) > 1 else 0)
+    labels = list(rows[0].lines) if len(rows[0].lines) > 1 else []
+    left = _GAP + int(max((font.getlength(label) + _GAP for label in labels), default=0))
     total_width = left + len(heads) * (width + _GAP)
-    captions = [_wrapped(row.prompt, font, total_width - 2 * _GAP) for row in rows]
-    top = _GAP + line_height
-    row_heights = [_GAP + line_height * len(caption) + len(labels) * (height + _GAP) for caption in captions]
-    canvas = Image.new("RGB", (total_width, top + sum(row_heights) + _GAP), _PAPER)
-    pen = ImageDraw.Draw(canvas)
-    for column, head in enumerate(heads):
-        pen.text((left + column * (width + _GAP) + width / 2, _GAP / 2), head, _FAINT, font, anchor="ma")
-    for row, caption, row_height in zip(rows, captions, row_heights, strict=True):
-        y = top + _GAP
-        for text in caption:
-            pen.text((_GAP, y), text, _INK, font)
-            y += line_height
-        for label, images in row.lines.items():
-            if len(labels) > 1:
-                pen.text((_GAP, y + height / 2), label, _FAINT, font, anchor="lm")
-            for column, image in enumerate(images):
-                scaled = _to_image(image).resize((width, height), Image.Resampling.NEAREST)
-                canvas.paste(scaled, (left + column * (width + _GAP), y))
-            y += height + _GAP
-        top += row_height
+    parts = [_draw_heads(heads, font, left, width, total_width)]
+    parts += [_draw_row(row, font, left, (width, height), total_width) for row in rows]
+    canvas = Image.new("RGB", (total_width, sum(part.height for part in parts)), _PAPER)
+    y = 0
+    for part in parts:
+        canvas.paste(part, (0, y))
+        y += part.height
     canvas.save(path)
+
+
+def _draw_heads(
+    heads: Sequence[str], font: ImageFont.FreeTypeFont, left: int, width: int, total_width: int
+) -> Image.Image:
+    canvas = Image.new("RGB", (total_width, sum(font.getmetrics()) + _GAP), _PAPER)
+    for column, head in enumerate(heads):
+        centre = left + column * (width + _GAP) + width / 2
+        ImageDraw.Draw(canvas).text((centre, _GAP), head, _FAINT, font, anchor="ma")
+    return canvas
+
+
+def _draw_row(
+    row: Row, font: ImageFont.FreeTypeFont, left: int, picture: tuple[int, int], total_width: int
+) -> Image.Image:
+    width, height = picture
+    line_height = sum(font.getmetrics())
+    caption = textwrap.wrap(row.prompt, max(10, int((total_width - 2 * _GAP) / font.getlength("n"))))
+    canvas = Image.new(
+        "RGB", (total_width, _GAP + len(caption) * line_height + len(row.lines) * (height + _GAP)), _PAPER
+    )
+    pen, y = ImageDraw.Draw(canvas), _GAP
+    for text in caption:
+        pen.text((_GAP, y), text, _INK, font)
+        y += line_height
+    for label, images in row.lines.items():
+        if len(row.lines) > 1:
+            pen.text((_GAP, y + height / 2), label, _FAINT, font, anchor="lm")
+        for column, image in enumerate(images):
+            scaled = _to_image(image).resize(picture, Image.Resampling.NEAREST)
+            canvas.paste(scaled, (left + column * (width + _GAP), y))
+        y += height + _GAP
+    return canvas
 
 
 def _to_image(image: Tensor) -> Image.Image:
@@ -122,7 +140,3 @@ def _slug(prompt: str) -> str:
 def _font(size: int) -> ImageFont.FreeTypeFont:
     # DejaVu ships inside matplotlib: the same letters on every machine, accents included.
     return ImageFont.truetype(str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"), size)
-
-
-def _wrapped(text: str, font: ImageFont.FreeTypeFont, width: int) -> list[str]:
-    return textwrap.wrap(text, max(10, int(width / font.getlength("n"))))

@@ -127,7 +127,7 @@ class Trainer:
         for candidates in slots:
             if candidates.pending is not None:
                 candidates.rewards = self._scores(candidates.pending, watch).total
-        if self._needs_candidate_rewards:
+        if self.config.scores_candidates:
             self._update_capability(slots)
         for slot, candidates in zip(self._slots, slots, strict=True):
             candidates.chosen = self._choose(slot, candidates)
@@ -143,10 +143,6 @@ class Trainer:
             update = self._update(rollouts, advantages, spent)
         return self._record(slots, scores, advantages, update, watch, spent)
 
-    @property
-    def _needs_candidate_rewards(self) -> bool:
-        return self.config.selection != "random" or self.config.fusion.enabled
-
     def _draw(self, slot: int, watch: Stopwatch, spent: Counters) -> Candidates:
         """B candidate prompts of a slot; with their ODE samples and rewards if anything needs them."""
         rollout = self.config.rollout
@@ -154,7 +150,7 @@ class Trainer:
             self.prompts, rollout.prompts_per_update, rollout.candidates, self.config.seed, self.iteration
         )
         prompts = drawn[slot]
-        if not self._needs_candidate_rewards:
+        if not self.config.scores_candidates:
             return Candidates(prompts, None, None)
         noise = torch.cat([self._anchor_noise(slot, candidate) for candidate in range(len(prompts))])
         with watch.phase("candidates"), self.policy.sampling():

@@ -2,7 +2,6 @@
 
 import argparse
 from pathlib import Path
-from typing import Any
 
 from harness.commands import Commands
 from harness.commands.options import add_drawing_options, checkpoint_of
@@ -31,6 +30,7 @@ def _evaluate(options: argparse.Namespace) -> int:
     from harness.config import ROOT, ConfigError
     from harness.models.trained import device_of
     from harness.prompts import read_prompts
+    from harness.rewards.readiness import choose_rewards
 
     device = device_of(options.device)
     checkpoints = [checkpoint_of(name, options) for name in options.checkpoints]
@@ -39,7 +39,9 @@ def _evaluate(options: argparse.Namespace) -> int:
     if num_noises < 1 or options.grid_prompts < 0:
         raise ConfigError("--noises must be at least 1, and --grid-prompts at least 0")
     prompts = read_prompts(options.prompts or config.prompts.test)
-    panel = _panel(options.rewards, prompts.prompts, config)
+    wanted = None if options.rewards is None else options.rewards.split(",")
+    size = config.model.height, config.model.width
+    panel = choose_rewards(wanted, prompts.prompts, *size, num_threads=config.runtime.threads)
     benchmark = Benchmark(prompts, panel, num_noises, options.grid_prompts)
     folder = options.output or default_folder(benchmark, checkpoints, ROOT / "results" / "evaluations")
     for line in left_out(panel):
@@ -47,20 +49,3 @@ def _evaluate(options: argparse.Namespace) -> int:
     scores = benchmark.run(checkpoints, device, folder, say=lambda line: print(line, flush=True))
     print("\n".join(["", *table(scores), "", f"written to {folder}"]))
     return 0
-
-
-def _panel(wanted: str | None, prompts: Any, config: Any) -> Any:
-    """The rewards to score with: those that were asked for, or all that can; ConfigError if one asked for cannot."""
-    from harness.config import ConfigError
-    from harness.rewards import REWARD_NAMES
-    from harness.rewards.readiness import find_fit, find_ready
-
-    names = REWARD_NAMES if wanted is None else tuple(dict.fromkeys(wanted.split(",")))
-    panel = find_fit(find_ready(names, config.runtime.threads), prompts, config.model.height, config.model.width)
-    reasons = panel.missing | panel.unfit
-    if wanted is not None and reasons:
-        name, reason = next(iter(reasons.items()))
-        raise ConfigError(f"--rewards {name}: {reason}")
-    if not panel.ready:
-        raise ConfigError("no reward can score here: " + "; ".join(f"{n}: {reason}" for n, reason in reasons.items()))
-    return panel

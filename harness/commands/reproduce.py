@@ -21,6 +21,14 @@ def reproduce(options: argparse.Namespace) -> int:
     from harness.runs import RUNS
 
     grid = grid_of(options.profile)
+    if compose(options.profile).runtime.device == "cuda" and not options.plan:
+        from harness.doctor import check
+
+        # Hours of GPUs and gigabytes of weights: what is missing is said before anything starts.
+        report = check(options.profile)
+        print("\n".join(report.lines()), flush=True)
+        if report.missing:
+            return 2
     code = execute_grid(argparse.Namespace(**{**vars(options), "grid": grid, "overrides": []}))
     if not options.plan:
         experiment = compose(options.profile).experiment

@@ -5,8 +5,9 @@ from dataclasses import dataclass, field
 
 import torch
 
-from harness.rewards import Reward, build_reward
-from harness.rewards.assets import AssetError
+from harness.config import ConfigError
+from harness.errors import HarnessError
+from harness.rewards import REWARD_NAMES, Reward, build_reward
 
 
 @dataclass
@@ -20,6 +21,30 @@ class Panel:
     """Why, by name: not made for these prompts or pictures."""
 
 
+def choose_rewards(
+    wanted: Sequence[str] | None, prompts: Sequence[str], height: int, width: int, num_threads: int = 1
+) -> Panel:
+    """The rewards to score pictures with: those that were asked for, or, for None, all that can.
+
+    Args:
+        wanted: names of rewards.
+        prompts: of the pictures.
+        height: of the pictures, in pixels.
+        width: of the pictures, in pixels.
+        num_threads: as in ``build_reward``.
+
+    Raises:
+        ConfigError: one that was asked for cannot score, or none can.
+    """
+    names = tuple(dict.fromkeys(REWARD_NAMES if wanted is None else wanted))
+    panel = find_fit(find_ready(names, num_threads), prompts, height, width)
+    reasons = panel.missing | panel.unfit
+    if reasons and (wanted is not None or not panel.ready):
+        told = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
+        raise ConfigError(f"--rewards {told}" if wanted is not None else f"no reward can score here: {told}")
+    return panel
+
+
 def find_ready(names: Sequence[str], num_threads: int = 1) -> Panel:
     """Sort rewards by whether all they need is on this machine; loads no model."""
     panel = Panel()
@@ -27,7 +52,7 @@ def find_ready(names: Sequence[str], num_threads: int = 1) -> Panel:
         try:
             reward = build_reward(name, num_threads)
             reward.check_ready()
-        except (ValueError, AssetError) as error:
+        except (ValueError, HarnessError) as error:
             panel.missing[name] = _one_line(error)
         else:
             panel.ready.append(reward)
@@ -48,7 +73,7 @@ def find_fit(panel: Panel, prompts: Sequence[str], height: int, width: int) -> P
             reward.score(blank, prompts[:1])
         except ValueError as error:
             checked.unfit[reward.name] = _one_line(error)
-        except AssetError as error:
+        except HarnessError as error:
             checked.missing[reward.name] = _one_line(error)
         else:
             checked.ready.append(reward)

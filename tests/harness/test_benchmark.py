@@ -154,6 +154,16 @@ def test_checkpoints_that_cannot_stand_in_one_table_are_refused(prompts: PromptL
     assert not list(tmp_path.iterdir())
 
 
+def test_a_value_that_is_not_finite_is_named_at_once(prompts: PromptList, tmp_path: Path) -> None:
+    class Broken(Brightness):
+        def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+            return torch.full((len(prompts),), float("nan"))
+
+    base = find_checkpoint("base", "miniature")
+    with pytest.raises(ConfigError, match=r"base \(miniature\): brightness of prompt 'the word .*' is nan"):
+        Benchmark(prompts, Panel(ready=[Broken()])).run([base], CPU, tmp_path, lambda line: None)
+
+
 def run_command(*arguments: str) -> int:
     with pytest.raises(SystemExit) as ended:
         main(list(arguments))

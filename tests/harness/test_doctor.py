@@ -1,0 +1,370 @@
+"""The doctor: counts and sizes that agree with hand computation and with the code that runs, and what is missing."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate import Accelerator
+from safetensors.torch import save_file
+
+from harness import cli
+from harness.accounting import Counters, expected_cost
+from harness.commands import reproduce
+from harness.config import ROOT, RunConfig, compose
+from harness.doctor import checks, machine
+from harness.doctor.architecture import Architecture, find_architecture
+from harness.doctor.checks import check
+from harness.doctor.compute import evaluation_pictures, known_gpu, scoring_seconds, seconds_per_forward, work_of
+from harness.doctor.machine import Gpu
+from harness.doctor.memory import activation_bytes, checkpoint_bytes, estimate, sampling_bytes, trained_parameters
+from harness.doctor.report import Finding, Report, size
+from harness.launch.plan import Cost
+from harness.models.flux import FluxPolicy
+from harness.prompts import read_prompts
+from harness.rewards import build_reward
+from harness.runs import RunDirectory
+from harness.trainer import Trainer
+
+FLUX = "black-forest-labs/FLUX.1-dev"
+SD35 = "stabilityai/stable-diffusion-3.5-medium"
+PLAIN = ["evaluation.base_test=false", "evaluation.interval=25"]
+PAPER = [
+    f"model.path={FLUX}",
+    "model.height=512",
+    "model.width=512",
+    "model.num_steps=16",
+    "model.max_sequence_length=256",
+    "model.precision=bf16",
+    "model.max_batch=12",
+    "rollout.candidates=10",
+    *PLAIN,
+    "rollout.group_size=12",
+    "rollout.branch_indices=[0,2,4,6]",
+]
+MINIATURE = ["rollout.candidates=12", "rollout.group_size=8", "rollout.branch_indices=[0,1,2,3]"]
+
+
+def config_of(*overrides: str) -> RunConfig:
+    return compose("miniature", overrides=overrides)
+
+
+def architecture_of(path: str) -> Architecture:
+    architecture = find_architecture(path, None)
+    assert architecture is not None
+    return architecture
+
+
+# --- counts
+
+
+@pytest.mark.parametrize(
+    ("setting", "base", "with_candidates"), [(PAPER, 592, 736), (MINIATURE, 184, 272)], ids=["paper", "miniature"]
+)
+def test_forwards_of_the_published_settings(setting: list[str], base: int, with_candidates: int) -> None:
+    assert expected_cost(config_of(*setting)).sample_forwards == base
+    for override in ("selection=curriculum", "fusion.enabled=true"):
+        assert expected_cost(config_of(*setting, override)).sample_forwards == with_candidates
+    assert expected_cost(config_of(*setting, "rollout.prompts_per_update=8")).sample_forwards == 8 * base
+
+
+def test_a_trained_sample_counts_three_forwards() -> None:
+    assert expected_cost(config_of(*PAPER)) == Counters(592, 4, 48)
+    assert Counters(592, 4, 48).forwards == 604
+
+
+@pytest.mark.parametrize("selection", ["random", "curriculum"])
+@pytest.mark.parametrize("kind", ["anchor_branch", "full_sde"])
+def test_expected_counts_are_what_the_trainer_counts(kind: str, selection: str) -> None:
+    overrides = [
+        f"rollout.kind={kind}",
+        f"selection={selection}",
+        "reward={colour: 1}",
+        "rollout.candidates=2",
+        "rollout.group_size=3",
+        "rollout.branch_indices=[1,4]",
+        "rollout.prompts_per_update=2",
+        "objective.updates_per_iteration=2",
+        "objective.clip_range=0.1",
+    ]
+    config = config_of(*overrides)
+    policy = FluxPolicy(config.model, config.optimizer, torch.device("cpu"), seed=0)
+    prompts = read_prompts(config.prompts.train).prompts
+    record = Trainer(config, policy, build_reward("colour"), prompts, Accelerator(cpu=True)).iterate()
+    assert {name: record[name] for name in vars(Counters())} == vars(expected_cost(config))
+
+
+def test_pictures_of_evaluations_are_what_a_run_draws(lora_run: RunDirectory) -> None:
+    records = [json.loads(line) for line in (lora_run.folder / "eval.jsonl").read_text().splitlines()]
+    drawn = sum(record["num_prompts"] * record["num_noises"] for record in records)
+    assert lora_run.config.evaluation.gallery == 0
+    assert evaluation_pictures(lora_run.config, 240, 4) == drawn
+    # Before, at 25, 50, 75, 100, each with a gallery of 8; the test list once.
+    assert evaluation_pictures(config_of(*PLAIN, "iterations=100"), 240, 240) == 5 * (96 + 8) + 240
+    assert evaluation_pictures(config_of(*PLAIN, "iterations=101"), 240, 240) == 6 * (96 + 8) + 240
+
+
+def test_work_adds_up_over_runs() -> None:
+    configs = [config_of(*PAPER, "iterations=10"), config_of(*PAPER, "iterations=20", "selection=medium")]
+    work = work_of(configs, lambda config, split: 50)
+    assert work.training == Counters(10 * 592 + 20 * 736, 30 * 4, 10 * 48 + 20 * 58)
+    assert work.evaluation_forwards == 16 * (2 * (50 + 8) + 50 + 2 * (50 + 8) + 50)
+    assert work.forwards == work.training.forwards + work.evaluation_forwards
+
+
+# --- sizes
+
+
+def test_parameters_of_the_published_models() -> None:
+    flux, sd35 = architecture_of(FLUX), architecture_of(SD35)
+    assert flux.parameters == pytest.approx(11.9e9, rel=0.005)
+    assert (flux.num_blocks, flux.width, flux.latent_channels_per_token) == (57, 3072, 64)
+    assert sd35.parameters == pytest.approx(2.24e9, rel=0.005)
+    assert (sd35.num_blocks, sd35.width, sd35.latent_channels_per_token) == (24, 1536, 64)
+    model = config_of(*PAPER).model
+    assert flux.tokens(model) == 1024 + 256
+    assert sd35.tokens(model) == 1024 + 77 + 256
+    assert (flux.forwards_per_velocity(model), sd35.forwards_per_velocity(model)) == (1, 2)
+
+
+@pytest.mark.parametrize("tuning", ["lora", "full"])
+def test_sizes_of_the_miniature_are_those_of_the_policy(tuning: str) -> None:
+    config = config_of(f"optimizer.tuning={tuning}", "optimizer.weight_ema=0.9")
+    architecture = find_architecture(config.model.path, ROOT / config.model.path)
+    assert architecture is not None
+    policy = FluxPolicy(config.model, config.optimizer, torch.device("cpu"), seed=0)
+    trained = sum(p.numel() for p in policy.trainable().values())
+    assert trained_parameters(config, architecture) == trained
+    parts = estimate(config, architecture, [])
+    assert parts["weights"] == 4 * sum(p.numel() for p in policy.transformer.parameters())
+    assert (parts["gradients"], parts["optimiser"], parts["averaged weights"]) == (
+        4 * trained,
+        8 * trained,
+        4 * trained,
+    )
+    encoders = (policy._pipeline.text_encoder, policy._pipeline.text_encoder_2)
+    assert parts["text encoders"] == 4 * sum(p.numel() for encoder in encoders for p in encoder.parameters())
+    assert architecture.vae == sum(p.numel() for p in policy._pipeline.vae.parameters())
+    latent = policy.noise(torch.Generator())
+    assert latent.numel() == architecture.latent_channels_per_token * architecture.image_tokens(config.model)
+
+
+def test_full_fine_tuning_of_flux_needs_18_bytes_a_parameter_and_a_reference_four_more() -> None:
+    flux = architecture_of(FLUX)
+    config = config_of(*PAPER, "optimizer.tuning=full")
+    parts = estimate(config, flux, ["hpsv3", "hpsv3", "ocr"])
+    assert parts["weights"] + parts["gradients"] + parts["optimiser"] == 18 * flux.parameters
+    assert parts["reward models"] == pytest.approx(15.5e9, rel=0.01)
+    with_kl = estimate(config_of(*PAPER, "optimizer.tuning=full", "objective.kl_beta=0.1"), flux, [])
+    assert with_kl["weights of the KL reference"] == 4 * flux.parameters
+    # Candidates' 10 paths of 16 steps, and 4 groups of 12, of 64 x 1024 numbers each.
+    chosen = estimate(config_of(*PAPER, "selection=medium"), flux, [])
+    assert chosen["latents"] == 4 * 64 * 1024 * (10 * 33 + 4 * 12 * 4)
+
+
+def test_activations_by_hand_and_checkpointing_keeps_less() -> None:
+    assert activation_bytes(2, 10, 8, num_blocks=3, element=2) == 3 * 34 * 2 * 10 * 8
+    assert activation_bytes(2, 10, 8, num_blocks=3, element=2, checkpointing=True) == (3 * 2 + 34) * 2 * 10 * 8
+    assert sampling_bytes(2, 10, 8, element=4) == 2 * 10 * 8 * 4 * 12
+
+
+def test_a_runs_disk_is_what_a_run_takes(lora_run: RunDirectory) -> None:
+    config = lora_run.config
+    architecture = find_architecture(config.model.path, ROOT / config.model.path)
+    assert architecture is not None
+    files = [path for path in (lora_run.folder / "checkpoints").rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) == pytest.approx(checkpoint_bytes(config, architecture), rel=0.1)
+
+
+def test_seconds_of_a_forward_by_hand() -> None:
+    config = config_of(*PAPER)
+    flux = architecture_of(FLUX)
+    operations = 2 * flux.parameters * 1280 + 4 * 1280**2 * 3072 * 57
+    assert seconds_per_forward(flux, config, "A100") == pytest.approx(operations / (312e12 * 0.4))
+    guided = seconds_per_forward(architecture_of(SD35), config, "H100")
+    unguided = seconds_per_forward(architecture_of(SD35), config_of(*PAPER, "model.guidance=1"), "H100")
+    assert guided == pytest.approx(2 * unguided)
+    assert scoring_seconds(config, "H100") == 0
+    assert known_gpu("NVIDIA A100-SXM4-80GB") == "A100"
+    assert known_gpu("NVIDIA H100 80GB HBM3") == "H100"
+    assert known_gpu("NVIDIA GeForce RTX 4090") == "RTX 4090"
+    assert known_gpu("Another") is None
+
+
+# --- the machine
+
+
+def pipeline_folder(folder: Path) -> Path:
+    """A pipeline folder with one sharded and one whole network, of eight numbers a file."""
+    for name in ("transformer", "vae", "scheduler"):
+        (folder / name).mkdir(parents=True)
+    index = {"_class_name": "FluxPipeline"} | {
+        name: ["diffusers", name.title()] for name in ("transformer", "vae", "scheduler")
+    }
+    (folder / "model_index.json").write_text(json.dumps(index | {"feature_extractor": [None, None]}))
+    (folder / "scheduler" / "scheduler_config.json").write_text("{}")
+    for name in ("transformer", "vae"):
+        (folder / name / "config.json").write_text("{}")
+    shards = {"weight_map": {"a": "part-1.safetensors", "b": "part-2.safetensors"}}
+    (folder / "transformer" / "model.safetensors.index.json").write_text(json.dumps(shards))
+    for file in ("transformer/part-1.safetensors", "transformer/part-2.safetensors", "vae/model.safetensors"):
+        save_file({"a": torch.zeros(8)}, folder / file)
+    return folder
+
+
+def test_a_pipeline_that_lacks_files_is_told_from_a_whole_one(tmp_path: Path) -> None:
+    folder = pipeline_folder(tmp_path / "pipeline")
+    assert machine.missing_parts(folder) == []
+    (folder / "transformer" / "part-2.safetensors").unlink()
+    cut_off = (folder / "vae" / "model.safetensors").read_bytes()[:-1]
+    (folder / "vae" / "model.safetensors").write_bytes(cut_off)
+    assert machine.missing_parts(folder) == ["transformer", "vae"]
+
+
+def test_the_hubs_local_copy_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "hub_cache", lambda: tmp_path)
+    assert machine.find_folder(FLUX) is None
+    copy = tmp_path / "models--black-forest-labs--FLUX.1-dev"
+    pipeline_folder(copy / "snapshots" / "abc")
+    (copy / "refs").mkdir()
+    (copy / "refs" / "main").write_text("abc")
+    assert machine.find_folder(FLUX) == copy / "snapshots" / "abc"
+
+
+def test_advice_has_the_licence_and_the_exact_command() -> None:
+    advice = machine.how_to_get(FLUX)
+    assert "accept flux-1-dev-non-commercial-license at https://huggingface.co/black-forest-labs/FLUX.1-dev" in advice
+    assert (
+        "run  hf download black-forest-labs/FLUX.1-dev --include 'model_index.json' --include 'scheduler/*'" in advice
+    )
+    assert machine.how_to_get("someone/else").endswith("if it is on the hub, run  hf download someone/else")
+    assert machine.how_to_get("/no/such/folder") == (
+        "/no/such/folder is no pipeline folder (no model_index.json there); set model.path"
+    )
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_gpus_are_found_without_taking_memory_of_them() -> None:
+    gpus = machine.find_gpus()
+    assert len(gpus) == torch.cuda.device_count()
+    assert all(0 < gpu.free <= gpu.total for gpu in gpus)
+    assert not torch.cuda.is_initialized()
+
+
+# --- the report
+
+
+@pytest.fixture
+def gpu_profile(tmp_path: Path) -> Path:
+    """FLUX with LoRA on two GPUs, one cell, one seed."""
+    grid = tmp_path / "grid.yaml"
+    grid.write_text(f"profile: {tmp_path}/profile.yaml\nseeds: [0]\ncells: [{{method: flow_grpo}}]\n")
+    settings = "".join(
+        f"  {override.removeprefix('model.').replace('=', ': ')}\n" for override in PAPER if "model." in override
+    )
+    path = tmp_path / "profile.yaml"
+    path.write_text(
+        f"use_grid: {grid}\nuse_model: miniature\nuse_method: flow_grpo\nuse_reward: ocr\nexperiment: on-gpus\n"
+        f"iterations: 100\nmodel:\n{settings}rollout: {{prompts_per_update: 2}}\n"
+        "runtime: {device: cuda, processes: 2}\n"
+    )
+    return path
+
+
+def test_a_cpu_profile_that_can_run_misses_nothing() -> None:
+    report = check("smoke")
+    assert report.missing == []
+    text = "\n".join(report.lines())
+    assert "harness/models/miniature/base is here" in text
+    assert "ready: ocr, ocr-v4, colour" in text
+    assert text.endswith("nothing is missing")
+
+
+def test_what_a_machine_without_gpus_misses(gpu_profile: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(machine, "find_gpus", list)
+    monkeypatch.setattr(machine, "hub_cache", lambda: tmp_path / "hub")
+    monkeypatch.setenv("ADAGRPO_ASSETS", str(tmp_path))
+    report = check(str(gpu_profile), ["prompts.train=no.txt"])
+    missing = {line.split(": ")[0]: line for line in report.missing}
+    assert missing["GPUs"] == ("GPUs: 0 of 2 CUDA devices are here; use such a machine, or fewer runtime.processes")
+    assert "hf download black-forest-labs/FLUX.1-dev" in missing["weights"]
+    assert "adagrpo fetch-assets" in missing["rewards"]
+    assert "no.txt: no such file" in missing["prompts"]
+    assert "memory" not in missing
+    assert any("GPU-hours" in finding.text for finding in report.findings)
+
+
+def test_memory_is_compared_with_the_fullest_gpu_in_use(gpu_profile: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def problems(*free: int) -> str:
+        gpus = [Gpu("NVIDIA A100", gibibytes * 2**30, 80 * 2**30) for gibibytes in free]
+        monkeypatch.setattr(machine, "find_gpus", lambda: gpus)
+        return "\n".join(check(str(gpu_profile)).missing)
+
+    assert "memory: a process needs about" in problems(80, 10)
+    assert "10.0 GiB are free on a GPU; lower model.max_batch, now 12" in problems(80, 10)
+    assert "memory" not in problems(80, 80, 10)  # the third is not used
+    assert "GPUs" in problems(80)
+
+
+def test_a_full_disk_is_named(gpu_profile: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(machine, "find_gpus", list)
+    monkeypatch.setattr(machine, "hub_cache", lambda: tmp_path / "hub")
+    monkeypatch.setattr(machine, "free_disk", lambda path: 2**30)
+    (disk,) = (line for line in check(str(gpu_profile)).missing if line.startswith("disk"))
+    assert "31.5 GiB for the download" in disk
+    assert "1.0 GiB are free" in disk
+
+
+def test_given_seconds_decide_the_hours(gpu_profile: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "find_gpus", list)
+    (finding,) = (f for f in check(str(gpu_profile), seconds=2.0).findings if f.area == "compute")
+    config = compose(str(gpu_profile))
+    forwards = 100 * expected_cost(config).forwards + 16 * evaluation_pictures(config, 240, 240)
+    assert finding.text.startswith(f"{forwards * 2 / 3600:,.1f} GPU-hours ({forwards / 3600:,.1f} hours on 2 GPUs)")
+
+
+def test_finished_runs_decide_the_hours(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checks, "measured_cost", lambda experiments: Cost(3, 10.0, 60.0, 1e6))
+    (finding,) = (f for f in check("smoke").findings if f.area == "compute")
+    assert finding.text == f"{(24 * 10 + 2 * 60) / 3600:,.1f} hours: as 3 finished runs took"
+
+
+def run_command(*arguments: str) -> int:
+    with pytest.raises(SystemExit) as ended:
+        cli.main(list(arguments))
+    return int(ended.value.code or 0)
+
+
+def test_the_command_ends_with_2_and_the_list(
+    gpu_profile: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(machine, "find_gpus", list)
+    assert run_command("doctor", "--profile", str(gpu_profile)) == 2
+    assert "\nmissing:\n- GPUs: 0 of 2" in capsys.readouterr().out
+    assert run_command("doctor", "--profile", "smoke") == 0
+
+
+def test_reproduce_on_gpus_asks_the_doctor_first(
+    gpu_profile: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(machine, "find_gpus", list)
+    monkeypatch.setattr(reproduce, "execute_grid", lambda options: pytest.fail("training began"))
+    assert run_command("reproduce", "--profile", str(gpu_profile)) == 2
+    assert "missing:\n- GPUs" in capsys.readouterr().out
+
+
+def test_a_report_lists_only_what_is_missing() -> None:
+    report = Report("p", [Finding("a", "fine"), Finding("longer", "bad", "get it", ("detail",))])
+    assert report.lines() == [
+        "profile p",
+        "  a       fine",
+        "! longer  bad",
+        "            detail",
+        "missing:",
+        "- longer: get it",
+    ]
+
+
+def test_sizes_are_readable() -> None:
+    assert [size(2**10), size(3.5 * 2**20), size(62 * 2**30)] == ["1.0 KiB", "3.5 MiB", "62.0 GiB"]
