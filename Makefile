@@ -6,7 +6,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: reward-env check-reward-parity help setup reproduce-paper report figures shards test lint typecheck lock clean clean-venv
+.PHONY: reward-env check-reward-parity help setup reproduce-paper report figures shards sweep bench test lint typecheck lock clean clean-venv
 
 help:  ## list the targets
 	@grep -E '^[a-z -]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z -]+):.*## */\1\t/' | column -t -s "$$(printf '\t')"
@@ -46,6 +46,12 @@ reward-env: .venvs/$(REWARD)/.ready  ## make the environment of REWARD's package
 
 check-reward-parity: $(READY) .venvs/hpsv2/.ready .venvs/hpsv3/.ready  ## score random checkpoints with the packages and here
 	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/adagrpo check-reward-parity
+
+sweep: $(READY)  ## search EMA decay and fusion weight on the miniature with Optuna
+	@$(BIN)/adagrpo sweep experiments/sweeps/ema_fusion.yaml
+
+bench: $(READY)  ## time an iteration against a plain loop; needs a quiet machine
+	@$(BIN)/python -m tests.benchmarks
 
 test: $(READY)  ## run the tests
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2
