@@ -1,14 +1,15 @@
 """What the tests of the harness share: a cache of their own, and policies on the twins."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
-import torch
 
-from harness.config import ModelConfig, OptimizerConfig
-from harness.models.policy import Policy
-from harness.models.registry import build_policy
+if TYPE_CHECKING:
+    from harness.models.policy import Policy
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -20,12 +21,13 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield folder
 
 
-MakePolicy = Callable[..., Policy]
-
-
 @pytest.fixture(scope="session")
-def make_policy(own_cache: Path) -> MakePolicy:
+def make_policy(own_cache: Path) -> Callable[..., Policy]:
     """Makes policies on twins: pictures of 32 x 64, 32 T5 tokens, 4 steps, adapters of rank 4."""
+    import torch
+
+    from harness.config import ModelConfig, OptimizerConfig
+    from harness.models.registry import build_policy
 
     def make(name: str, tuning: str = "lora", lora: Mapping[str, object] | None = None, **model: object) -> Policy:
         torch.set_num_threads(1)
