@@ -6,6 +6,9 @@ import os
 import tempfile
 from pathlib import Path
 
+# Weights, configurations, and vocabularies of all ages.
+_SUFFIXES = (".safetensors", ".json", ".txt", ".model")
+
 
 def cache_folder(name: str) -> Path:
     """A folder for what can be made again: in ``$ADAGRPO_CACHE``, or in ``.cache`` at the root of the repository."""
@@ -48,7 +51,7 @@ def text_fingerprint(pipeline: Path) -> str:
 
 
 def _files(pipeline: Path, components: list[str]) -> list[Path]:
-    return [p for name in components for p in (pipeline / name).rglob("*") if p.suffix in (".safetensors", ".json")]
+    return [p for name in components for p in (pipeline / name).rglob("*") if p.suffix in _SUFFIXES]
 
 
 def _fingerprint(pipeline: Path, files: list[Path]) -> str:

@@ -1,5 +1,7 @@
 """What the tests of the harness share: a cache of their own, policies on the twins, and short finished runs."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
@@ -55,12 +57,10 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield folder
 
 
-MakePolicy = Callable[..., Policy]
-
-
 @pytest.fixture(scope="session")
-def make_policy(own_cache: Path) -> MakePolicy:
+def make_policy(own_cache: Path) -> Callable[..., Policy]:
     """Makes policies on twins: pictures of 32 x 64, 32 T5 tokens, 4 steps, adapters of rank 4."""
+    import torch
 
     def make(name: str, tuning: str = "lora", lora: Mapping[str, object] | None = None, **model: object) -> Policy:
         torch.set_num_threads(1)

@@ -1,0 +1,81 @@
+"""Text conditioning of policies: encoders that are freed leave their embeddings on disk, and memory is bounded."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from harness.config import ConfigError
+from harness.models.embedding import PromptEmbedding
+from harness.models.embedding_store import EmbeddingStore
+from harness.models.locate import TWIN_NAMES
+from harness.models.policy import Policy
+
+MakePolicy = Callable[..., Policy]
+
+PROMPTS = ["a red cat on a roof", "two boats, at night"]
+
+
+def freed(make_policy: MakePolicy, name: str, **model: object) -> Policy:
+    return make_policy(name, execution={"text_encoders": "free"}, **model)
+
+
+@pytest.mark.parametrize("name", TWIN_NAMES)
+def test_freed_encoders_leave_the_same_embeddings_on_disk(
+    make_policy: MakePolicy, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept, policy = make_policy(name), freed(make_policy, name)
+    prompts = [*PROMPTS, f"only {name} reads this"]
+    with pytest.raises(RuntimeError, match="not among those given to prepare_prompts"):
+        policy.encode(prompts[2:])
+    # Two processes share the work; the empty prompt of classifier-free guidance comes along.
+    for process in range(2):
+        policy.prepare_prompts(prompts, process, 2)
+    assert all(getattr(policy._pipeline, encoder) is None for encoder in policy._encoders)
+    for prompt in (*prompts, ""):
+        ours, theirs = policy.encode([prompt]), kept.encode([prompt])
+        torch.testing.assert_close(ours.states, theirs.states, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(ours.pooled, theirs.pooled, atol=1e-5, rtol=1e-5)
+    again = freed(make_policy, name)
+    monkeypatch.setattr(again, "_encode_text", None)
+    again.prepare_prompts(prompts)  # all on disk: no encoder is loaded
+    assert len(again.encode(prompts)) == 3
+
+
+def test_other_token_limits_and_encoders_have_embeddings_of_their_own(make_policy: MakePolicy, tmp_path: Path) -> None:
+    folders = {freed(make_policy, "flux")._embedding_folder(), freed(make_policy, "sd3")._embedding_folder()}
+    folders |= {freed(make_policy, "flux", max_sequence_length=16)._embedding_folder()}
+    assert len(folders) == 3
+
+
+def test_a_damaged_embedding_is_one_clear_line(make_policy: MakePolicy) -> None:
+    policy = freed(make_policy, "flux")
+    policy.prepare_prompts(["a prompt to be damaged"])
+    file = policy._store._file("a prompt to be damaged")
+    file.write_bytes(file.read_bytes()[:-7])
+    with pytest.raises(ConfigError, match="a cached embedding is damaged") as error:
+        policy.encode(["a prompt to be damaged"])
+    assert "\n" not in str(error.value)
+
+
+def test_memory_of_embeddings_is_bounded_and_the_least_used_leaves_first() -> None:
+    computed: list[str] = []
+
+    def compute(prompts: list[str]) -> PromptEmbedding:
+        computed.extend(prompts)
+        return PromptEmbedding(torch.ones(len(prompts), 2, 4), torch.ones(len(prompts), 4))  # 48 bytes a prompt
+
+    store = EmbeddingStore(torch.device("cpu"), memory_bytes=100)
+    for prompts in (["a", "b"], ["a"], ["c"], ["a", "c"], ["b"]):
+        assert len(store.get(prompts, compute)) == len(prompts)
+    assert computed == ["a", "b", "c", "b"]
+
+
+def test_prompts_the_encoder_does_not_know_are_refused_unless_allowed(make_policy: MakePolicy) -> None:
+    policy = make_policy("flux")
+    with pytest.raises(ConfigError, match="cannot draw"):
+        policy.check_prompts(["ein Kätzchen"])
+    make_policy("flux", allow_unknown_tokens=True).check_prompts(["ein Kätzchen"])
+    with pytest.raises(ConfigError, match="tokens, but"):
+        policy.check_prompts(["x" * 40])
