@@ -21,7 +21,7 @@ _AXIS_LABELS = {
 }
 _INTERVAL_NOTE = "Mean over seeds; band: 95 % interval of the mean"
 _RANGE_NOTE = f"Mean and every seed; no interval below {MIN_SEEDS_FOR_INTERVAL} seeds"
-_MEAN_NOTE = "Mean over seeds; their spread is in the figure of all cells"
+_MEAN_NOTE = "Mean over seeds (spread: figure of all cells)"
 _BAND_RESAMPLES = 2_000
 _TRAINED = "total_train_forwards"
 COMPUTE_METRICS = ("total_sample_forwards", _TRAINED)
@@ -80,7 +80,7 @@ def paper_panels() -> list[Panel]:
     for reward, name in paper.REWARD_NAMES.items():
         rows = curves[curves["training_reward"] == reward]
         file = f"curves-paper-{reward.replace('+', '-')}"
-        note = "The paper's figure: one run each, on the prompts that were trained on"
+        note = "The paper: one run each, on prompts that were trained on"
         panels.append(Panel(file, f"The paper: FLUX.1-dev, {name}", partial(_draw_published, rows), note=note))
     return panels
 
