@@ -72,7 +72,7 @@ def find_directories(folder: Path) -> list[Path]:
 def find_paths(folder: Path, shard_suffix: str = "") -> list[Path]:
     """Run directories, and files that end in ``shard_suffix`` if it is given, at any depth, sorted.
 
-    Nothing within a run directory is looked at: it holds thousands of files, and no other run.
+    Nothing within a run directory is looked at: it may hold many files, and no other run.
 
     Raises:
         RunLogError: the folder does not exist.

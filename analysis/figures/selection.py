@@ -26,12 +26,14 @@ def selection_panels(study: Study) -> list[Panel]:
     """For each method with several strategies, its cells without fusion; bars start at the untrained model."""
     bars_of: dict[str, dict[str, Bar]] = {}
     starts: dict[str, float] = {}
+    splits: set[str] = set()
     for cell, _ in study.cells:
         values = study.values(cell, TRAINING_REWARD)
         if cell.fusion or cell.selection not in SELECTIONS or values.empty:
             continue
         bars_of.setdefault(cell.method, {})[cell.selection] = Bar(values.to_numpy(), cell_interval(values))
-        before, _ = study.untrained(cell)
+        before, split = study.untrained(cell)
+        splits.add(split)
         starts.setdefault(cell.method, float(before.get(TRAINING_REWARD, np.nan)))
     bars_of = {method: bars for method, bars in bars_of.items() if len(bars) > 1}
     if not bars_of:
@@ -43,6 +45,8 @@ def selection_panels(study: Study) -> list[Panel]:
         note += "; line: 95 % interval"
     else:
         note += f"; no interval below {MIN_SEEDS_FOR_INTERVAL} seeds"
+    if "validation" in splits:
+        note += "; the untrained model on validation prompts"
     return [
         Panel(
             f"{study.prefix}selection-{method}",

@@ -52,6 +52,7 @@ def test_the_page_has_the_numbers_computed_by_hand(report: Path, same_grid: Path
     assert "None: all 4 runs are finished." in text
     for run in find_runs(same_grid):
         assert run.name in text
+    assert "ours-1 Flow-GRPO + AdaGRPO grid 1 finished 2 of 2 0.900 1.50 460 40" in text
 
 
 def test_the_page_tells_its_parts_in_order(report: Path) -> None:
@@ -156,6 +157,25 @@ def test_settings_are_parted_into_shared_and_varied(grid: Path, write_run: Write
     assert "optimizer.learning_rate - · 0.0003" in text
     assert "Shared: evaluation.judges ocr, ocr-v4, colour" in text
     assert "Commit abc Python 3.11.7 Packages numpy 2.4.6, torch 2.13.0" in text
+
+
+def test_each_experiment_and_reward_has_a_section_and_figures_of_its_own(
+    grid: Path, write_run: WriteRun, tmp_path: Path
+) -> None:
+    both = {"ocr": 1.0, "colour": 0.5}
+    write_run("other-base", reward=both)
+    write_run("other-ours", reward=both, selection="curriculum", fusion=True)
+    page = write_report(grid, tmp_path / "out").read_text()
+    assert re.findall(r"<h2>Experiment (.*?)</h2>", page) == [
+        "“grid”, trained on the reward ocr",
+        "“grid”, trained on the reward ocr+0.5*colour",
+    ]
+    ids = re.findall(r'\bid="([^"]*)"', page)
+    assert len(ids) == len(set(ids))
+    assert (tmp_path / "out" / "figures" / "grid-ocr-main.png").is_file()
+    assert (tmp_path / "out" / "figures" / "grid-ocr-plus-0.5xcolour-main.png").is_file()
+    cells = (tmp_path / "out" / "tables" / "cells.csv").read_text().splitlines()
+    assert len(cells) == 1 + 4
 
 
 def test_a_run_without_any_evaluation_makes_a_page(write_run: WriteRun, tmp_path: Path) -> None:
