@@ -1,6 +1,6 @@
 """Folders of runs, as directories or as shards, become tidy frames. Nothing is trained and nothing is written."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -130,13 +130,12 @@ def load_prompt_values(folder: Path, split: str = "test") -> pd.DataFrame:
     Raises:
         RunLogError: names the folder or file that cannot be read.
     """
-    identities, rows = [], []
-    for path in find_runs(folder):
-        log = _read(path, (), with_items=True)
-        identities.append(_identity(log))
+
+    def of_prompts(log: RunLog) -> pa.Table:
         numbers = pa.concat_tables([log.numbers, _training_reward(log)])
-        rows.append(numbers.filter(pc.and_(pc.is_valid(numbers["item"]), pc.equal(numbers["split"], split))))
-    return _frame(identities, rows).rename(columns={"item": "prompt"})[PROMPT_COLUMNS]
+        return numbers.filter(pc.and_(pc.is_valid(numbers["item"]), pc.equal(numbers["split"], split)))
+
+    return _load_items(folder, of_prompts).rename(columns={"item": "prompt"})[PROMPT_COLUMNS]
 
 
 def load_chosen_prompts(folder: Path) -> pd.DataFrame:
@@ -152,9 +151,7 @@ def load_chosen_prompts(folder: Path) -> pd.DataFrame:
     Raises:
         RunLogError: names the folder or file that cannot be read.
     """
-    logs = [_read(path, (), with_items=True) for path in find_runs(folder)]
-    chosen = [log.numbers.filter(pc.equal(log.numbers["metric"], CHOSEN_PROMPT)) for log in logs]
-    frame = _frame([_identity(log) for log in logs], chosen)
+    frame = _load_items(folder, lambda log: log.numbers.filter(pc.equal(log.numbers["metric"], CHOSEN_PROMPT)))
     return frame.rename(columns={"item": "slot", "text": "prompt", "value": "rank"})[CHOSEN_COLUMNS]
 
 
@@ -197,6 +194,16 @@ def reward_name(weights: Mapping[str, float]) -> str:
 
 def _read(path: Path, train_metrics: Collection[str] | None, with_items: bool) -> RunLog:
     return (read_directory if path.is_dir() else read_shard)(path, train_metrics, with_items)
+
+
+def _load_items(folder: Path, choose: Callable[[RunLog], pa.Table]) -> pd.DataFrame:
+    """The rows that ``choose`` takes of each run, with the run's identity."""
+    identities, rows = [], []
+    for path in find_runs(folder):
+        log = _read(path, (), with_items=True)
+        identities.append(_identity(log))
+        rows.append(choose(log))
+    return _frame(identities, rows)
 
 
 def _identity(log: RunLog) -> dict[str, Any]:
@@ -248,12 +255,8 @@ def _costs(log: RunLog) -> dict[str, Any]:
 
 def _last_test(numbers: pa.Table) -> dict[str, np.ndarray]:
     """Values prompt by prompt of the last test after training, ``{metric: [prompts]}``."""
-    test = numbers.filter(
-        pc.and_(
-            pc.equal(numbers["split"], "test"),
-            pc.and_(pc.is_valid(numbers["item"]), pc.greater(numbers["iteration"], 0)),
-        )
-    )
+    of_test = pc.and_(pc.equal(numbers["split"], "test"), pc.is_valid(numbers["item"]))
+    test = numbers.filter(pc.and_(of_test, pc.greater(numbers["iteration"], 0)))
     last = test.filter(pc.equal(test["iteration"], pc.max(test["iteration"])))
     by_metric = last.unify_dictionaries().group_by("metric", use_threads=False).aggregate([("value", "list")])
     return {str(row["metric"]): np.array(row["value_list"]) for row in by_metric.to_pylist()}
@@ -295,12 +298,12 @@ def _frame(identities: Sequence[Mapping[str, Any]], tables: Sequence[pa.Table]) 
     for name in ("split", "metric"):
         frame[name] = frame[name].cat.set_categories(sorted(frame[name].cat.remove_unused_categories().cat.categories))
     counts = [len(table) for table in tables]
-    of_runs = pd.DataFrame(identities, columns=IDENTITY).astype({"fusion": bool, "fusion_weight": float, "seed": int})
+    kinds = {"fusion": bool, "fusion_weight": float, "seed": int}
     for name in IDENTITY:
-        column = of_runs[name]
-        if pd.api.types.is_string_dtype(column) or column.dtype == object:
-            codes, categories = pd.factorize(column, sort=True)
-            frame[name] = pd.Categorical.from_codes(np.repeat(codes, counts), categories)
+        of_runs = [identity[name] for identity in identities]
+        if name in kinds:
+            frame[name] = np.repeat(np.array(of_runs, dtype=kinds[name]), counts)
         else:
-            frame[name] = np.repeat(column.to_numpy(), counts)
+            codes, categories = pd.factorize(pd.Index(of_runs, dtype="str"), sort=True)
+            frame[name] = pd.Categorical.from_codes(np.repeat(codes, counts), categories)
     return frame

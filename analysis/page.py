@@ -12,7 +12,7 @@ from analysis.figures import StudyFigures
 from analysis.formats import entry_text, number
 from analysis.gallery import Gallery
 from analysis.labels import METHOD_NAMES, Cell, selection_order, split_cells
-from analysis.logs import Logs, load_gallery
+from analysis.logs import TRAINING_REWARD, Logs, load_gallery
 from analysis.settings import describe_environments, split_settings
 from analysis.study import MIN_SEEDS_FOR_INTERVAL, Study, missing_cells
 from analysis.tables import CellRow, extra_gain_table, main_table, paper_table
@@ -69,6 +69,7 @@ def render_page(logs: Logs, studies: Sequence[tuple[Study, Sequence[CellRow], St
 
 def _section(logs: Logs, study: Study, rows: Sequence[CellRow], figures: StudyFigures) -> dict[str, Any]:
     shared, varied = split_settings([logs.configs[i] for i in study.summary.index])
+    final = study.final
     return {
         "experiment": study.experiment,
         "reward": study.reward,
@@ -82,6 +83,7 @@ def _section(logs: Logs, study: Study, rows: Sequence[CellRow], figures: StudyFi
         "shared": shared,
         "varied": varied,
         "gallery": gallery(study),
+        "test_rewards": dict(final.loc[final["metric"] == TRAINING_REWARD, ["run_id", "value"]].to_numpy()),
         "runs": [(cell, members.sort_values("seed").to_dict("records")) for cell, members in study.cells],
     }
 

@@ -4,6 +4,7 @@ import json
 import os
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -71,7 +72,7 @@ def find_directories(folder: Path) -> list[Path]:
 def find_paths(folder: Path, shard_suffix: str = "") -> list[Path]:
     """Run directories, and files that end in ``shard_suffix`` if it is given, at any depth, sorted.
 
-    Nothing within a run directory is looked at: it holds thousands of files, and no other run.
+    Nothing within a run directory is looked at: it may hold many files, and no other run.
 
     Raises:
         RunLogError: the folder does not exist.
@@ -180,8 +181,8 @@ def _train_table(
     iterations = [line["iteration"] for line in lines]
     series = [
         _numeric(metric, iterations, column, path)
-        for metric, column in _columns(lines)
-        if metric != "iteration" and (wanted is None or metric in wanted)
+        for metric, column in _columns(lines, wanted)
+        if metric != "iteration"
     ]
     if with_items and any(line.get("prompts") for line in lines):
         series.append(_chosen_prompts(lines))
@@ -217,16 +218,18 @@ def _per_prompt(metric: str, iterations: Sequence[int], values: Sequence[Sequenc
     return Series(metric, np.repeat(iterations, counts), np.concatenate(values).astype(float), items)
 
 
-def _columns(lines: Sequence[Mapping[str, Any]], prefix: str = "") -> list[tuple[str, list[Any]]]:
-    """Columns of nested records, one value a line, None where a line has none; lists are left out."""
+def _columns(
+    lines: Sequence[Mapping[str, Any]], wanted: Collection[str] | None = None, prefix: str = ""
+) -> list[tuple[str, list[Any]]]:
+    """Numeric columns of nested records, one value a line, None where a line has none; of ``wanted`` names if given."""
     columns: list[tuple[str, list[Any]]] = []
-    for name in dict.fromkeys(name for line in lines for name in line):
-        column = [line.get(name) for line in lines]
-        sample = next((value for value in column if value is not None), None)
+    for key in dict.fromkeys(chain.from_iterable(lines)):
+        name = prefix + key
+        sample = next((value for line in lines if (value := line.get(key)) is not None), None)
         if isinstance(sample, Mapping):
-            columns += _columns([value or {} for value in column], f"{prefix}{name}/")
-        elif isinstance(sample, int | float):
-            columns.append((prefix + name, column))
+            columns += _columns([line.get(key) or {} for line in lines], wanted, f"{name}/")
+        elif isinstance(sample, int | float) and (wanted is None or name in wanted):
+            columns.append((name, [line.get(key) for line in lines]))
     return columns
 
 

@@ -3,7 +3,6 @@
 import json
 from collections.abc import Collection
 from io import BytesIO
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +25,7 @@ from analysis.runlog import (
 
 SUFFIX = ".parquet"
 _FORMAT = "1"
-_PICTURE = "picture"
-_FILE_COLUMNS = [*NUMBERS.names, "millionths"]
+_NUMBER_GROUP, _PICTURE_GROUP = 0, 1  # Row groups: reports of thousands of runs read numbers, and few pictures.
 _DOCUMENTS = ("config", "status", "environment")
 
 
@@ -75,8 +73,8 @@ def read_shard(path: Path, train_metrics: Collection[str] | None = None, with_it
     Raises:
         RunLogError: names the file, which is none of ``write_shards``.
     """
-    table, documents = _read(path, _FILE_COLUMNS)
-    numbers = _decode(table.filter(pc.not_equal(table["metric"], _PICTURE)))
+    table, documents = _read(path, _NUMBER_GROUP, [*NUMBERS.names, "millionths"])
+    numbers = _decode(table)
     is_train = pc.equal(numbers["split"], "train")
     iteration = pc.max(numbers["iteration"].filter(is_train)).as_py() or 0
     if train_metrics is not None:
@@ -94,30 +92,22 @@ def read_shard_gallery(path: Path, num_prompts: int = NUM_PROMPTS) -> Gallery | 
     Raises:
         RunLogError: names the file, which is none of ``write_shards``.
     """
-    table, _ = _read(path, [*NUMBERS.names, "png"])
-    rows = table.filter(pc.equal(table["metric"], _PICTURE)).sort_by(
-        [("item", "ascending"), ("iteration", "ascending")]
-    )
-    if not len(rows):
+    table, _ = _read(path, _PICTURE_GROUP, ["iteration", "text", "png"])
+    rows = table.to_pylist()
+    if not rows:
         return None
-    pictures = [
-        Picture(before["text"], before["png"], after["png"])
-        for before, after in (list(pair) for _, pair in groupby(rows.to_pylist(), key=lambda row: row["item"]))
-    ]
-    before, after = rows["iteration"].to_pylist()[:2]
-    return Gallery(before, after, pictures[:num_prompts])
+    befores, afters = rows[: len(rows) // 2], rows[len(rows) // 2 :]
+    pictures = [Picture(b["text"], b["png"], a["png"]) for b, a in zip(befores, afters, strict=True)]
+    return Gallery(befores[0]["iteration"], afters[0]["iteration"], pictures[:num_prompts])
 
 
 def _to_parquet(log: RunLog, gallery: Gallery | None) -> bytes:
-    tables = [log.numbers.append_column("png", pa.nulls(len(log.numbers), pa.binary()))]
-    if gallery is not None and gallery.pictures:
-        tables.append(_picture_rows(gallery))
-    table = _encode(pa.concat_tables(tables))
+    numbers = _encode(log.numbers.append_column("png", pa.nulls(len(log.numbers), pa.binary())))
     documents = {name: json.dumps(getattr(log, name), sort_keys=True) for name in _DOCUMENTS}
     buffer = BytesIO()
     with pq.ParquetWriter(
         buffer,
-        table.schema,
+        numbers.schema,
         compression="zstd",
         compression_level=19,
         use_dictionary=["split", "metric", "text"],
@@ -126,7 +116,9 @@ def _to_parquet(log: RunLog, gallery: Gallery | None) -> bytes:
         write_statistics=False,
         store_schema=False,
     ) as writer:
-        writer.write_table(table)
+        writer.write_table(numbers)
+        if gallery is not None and gallery.pictures:
+            writer.write_table(_encode(_picture_rows(gallery)))
         writer.add_key_value_metadata({f"adagrpo.{key}": text for key, text in {"shard": _FORMAT, **documents}.items()})
     return buffer.getvalue()
 
@@ -154,25 +146,26 @@ def _decode(table: pa.Table) -> pa.Table:
 
 
 def _picture_rows(gallery: Gallery) -> pa.Table:
+    """All pictures before training, then all after it."""
     count = len(gallery.pictures)
     prompts = [picture.prompt for picture in gallery.pictures]
     ends = [
-        Series(_PICTURE, [iteration] * count, np.full(count, np.nan), range(count), prompts)
+        Series("picture", [iteration] * count, np.full(count, np.nan), range(count), prompts)
         for iteration in (gallery.before, gallery.after)
     ]
     pngs = [picture.before for picture in gallery.pictures] + [picture.after for picture in gallery.pictures]
     return numbers_table("validation", ends).append_column("png", pa.array(pngs, type=pa.binary()))
 
 
-def _read(path: Path, columns: list[str]) -> tuple[pa.Table, dict[str, Any]]:
+def _read(path: Path, row_group: int, columns: list[str]) -> tuple[pa.Table, dict[str, Any]]:
+    """Columns of a row group, without rows if the file has no such group, and the run's documents."""
     try:
         with pq.ParquetFile(path) as file:
             metadata = file.metadata.metadata or {}
             if metadata.get(b"adagrpo.shard") != _FORMAT.encode():
                 raise RunLogError(f"{path}: no shard of a run (version {_FORMAT}); write it with write_shards")
-            table = file.read(columns, use_threads=False)
+            groups = [row_group] if row_group < file.num_row_groups else []
+            table = file.read_row_groups(groups, columns, use_threads=False)
         return table, {name: json.loads(metadata[f"adagrpo.{name}".encode()]) for name in _DOCUMENTS}
-    except (OSError, KeyError, ValueError, pa.ArrowException) as error:
-        if isinstance(error, RunLogError):
-            raise
+    except (OSError, KeyError, json.JSONDecodeError, pa.ArrowException) as error:
         raise RunLogError(f"{path}: cannot be read: {' '.join(str(error).split())}") from None

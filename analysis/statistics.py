@@ -97,16 +97,16 @@ def paired_interval(
 ) -> Interval:
     """Bootstrap interval of the mean difference ``treatment - control`` of runs that share seeds.
 
+    Seeds are drawn with replacement, and independently the prompts, one draw for all seeds: every seed is measured
+    on the same prompts, so a prompt's effect is common to them (the pigeonhole bootstrap; Owen 2007, "The pigeonhole
+    bootstrap", Annals of Applied Statistics 1(2)). It errs towards a larger variance.
+
     Args:
         treatment: ``[seeds]``, or ``[seeds, prompts]`` to resample prompts as well.
         control: the same shape; row i has the seed of row i of ``treatment``.
         confidence: in (0, 1).
         num_resamples: bootstrap samples.
         expand: widen the percentiles for the few seeds, see ``_tail``.
-
-    Seeds are drawn with replacement, and independently the prompts, one draw for all seeds: every seed is measured
-    on the same prompts, so a prompt's effect is common to them (the pigeonhole bootstrap; Owen 2007, "The pigeonhole
-    bootstrap", Annals of Applied Statistics 1(2)). Its variance is a little too large, never too small.
 
     Raises:
         ValueError: different shapes, or fewer than 2 seeds.

@@ -26,7 +26,7 @@ class Comparison(NamedTuple):
     sd: float
     """Sample standard deviation of the differences; NaN for one seed."""
     interval: Interval | None
-    """95 %, resampling seeds and prompts; None below ``MIN_SEEDS_FOR_INTERVAL`` seeds."""
+    """95 %, resampling seeds, and prompts where all runs logged their values; None below ``MIN_SEEDS_FOR_INTERVAL``."""
     probability_of_improvement: float
     correlation: float
     """Between the paired runs; NaN below 3 seeds."""

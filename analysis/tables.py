@@ -9,7 +9,7 @@ import pandas as pd
 
 from analysis import paper
 from analysis.formats import Entry, WideTable
-from analysis.labels import METHOD_NAMES, Cell, judge_name, split_cells
+from analysis.labels import METHOD_NAMES, Cell, judge_name
 from analysis.logs import TRAINING_REWARD
 from analysis.statistics import Interval, interquartile_mean
 from analysis.study import Comparison, Study, adagrpo_pairs, cell_interval
@@ -141,7 +141,7 @@ def run_frame(study: Study) -> pd.DataFrame:
     frame = study.summary.assign(cell="").set_index("run_id", drop=False)
     for cell, members in study.cells:
         frame.loc[members["run_id"], "cell"] = cell.label
-    order = [run_id for _, members in split_cells(study.summary) for run_id in members.sort_values("seed")["run_id"]]
+    order = [run_id for _, members in study.cells for run_id in members.sort_values("seed")["run_id"]]
     return pd.concat([frame[columns], values.add_prefix("test_")], axis=1).loc[order]
 
 
@@ -150,8 +150,9 @@ def main_table(study: Study) -> WideTable | None:
     pairs = adagrpo_pairs(study)
     if not pairs:
         return None
-    before, _ = study.untrained(pairs[0][0])
-    rows: list[tuple[str, list[Entry]]] = [("Untrained", [Entry(before.get(m, math.nan)) for m in study.metrics])]
+    before, split = study.untrained(pairs[0][0])
+    untrained = "Untrained" if split == "test" else "Untrained (validation prompts)"
+    rows: list[tuple[str, list[Entry]]] = [(untrained, [Entry(before.get(m, math.nan)) for m in study.metrics])]
     for base, treatments in pairs:
         rows.append((base.label, [_entry(study, base, metric) for metric in study.metrics]))
         for cell in treatments:
@@ -205,13 +206,15 @@ def extra_gain_table(study: Study) -> WideTable | None:
     """How much further + AdaGRPO gets, as a share of what its base gained over the untrained model, beside the paper's.
 
     (AdaGRPO - base) / (base - untrained), of means over seeds, on the reward that was trained on: a number without
-    unit, so that studies with other rewards compare. None where no base gained anything.
+    unit, so that studies with other rewards compare. None where no base gained anything, or where the untrained model
+    was not measured on test prompts.
     """
     published = paper.extra_gains().set_index(["training_reward", "method"])["share"]
     rows = []
     for base, treatments in adagrpo_pairs(study):
-        before = study.untrained(base)[0].get(TRAINING_REWARD, math.nan)
-        gain = study.values(base, TRAINING_REWARD).mean() - before
+        before, split = study.untrained(base)
+        start = before.get(TRAINING_REWARD, math.nan) if split == "test" else math.nan
+        gain = study.values(base, TRAINING_REWARD).mean() - start
         for cell in treatments:
             comparison = study.compare(cell, TRAINING_REWARD)
             share = comparison.difference / gain if comparison and gain > 0 else math.nan

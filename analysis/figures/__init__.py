@@ -50,20 +50,20 @@ def draw_study(study: Study) -> StudyFigures:
     beside = published.pop("curves-paper-hpsv3")
     # Without a pair to compare, the cells that are there are the main picture.
     main = [*pairs, beside] if pairs else selections
-    more = list(selections) if pairs else []
+    more, of_all = [], list(selections) if pairs else []
     for quantity in further:
         compared = curves.pair_panels(study, quantity)
         more += compared
         # Selections differ in cost, so all are shown by compute, too; of a judge the main comparison is enough.
         if not compared or quantity.axis == curves.COMPUTE:
-            more += curves.cell_panels(study, quantity)
+            of_all += curves.cell_panels(study, quantity)
     strategies = selection.selection_panels(study)
     beside_paper = [*strategies, selection.paper_panel()] if strategies else []
     return StudyFigures(
         main=_group(study, "main", "Validation reward during training", main, num_columns=2),
         selection=_group(study, "selection", "Test reward by prompt selection", beside_paper, num_columns=2),
         cells=_group(study, "all-cells", "All cells, every seed", cells.cell_panels(study), num_columns=3),
-        curves=Group([draw_panel(panel) for panel in more]),
+        curves=Group([draw_panel(panel) for panel in (*more, *of_all)]),
         published=Group([draw_panel(panel) for panel in published.values()] if pairs else []),
     )
 

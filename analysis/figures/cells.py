@@ -68,7 +68,8 @@ def _draw(axes: Axes, rows: Sequence[Row], limits: tuple[float, float], label: s
         axes.scatter(
             row.seeds, np.full(len(row.seeds), position), s=20, facecolor=face, edgecolor=cell.colour, zorder=3
         )
-        axes.vlines(mean, position - 0.32, position + 0.32, color=INK, linewidth=2, zorder=4)
+        if len(row.seeds) > 1:
+            axes.vlines(mean, position - 0.32, position + 0.32, color=INK, linewidth=2, zorder=4)
     axes.set_yticks(range(len(rows)), [_label(row.cell) for row in rows], fontsize=9.5)
     axes.set_ylim(len(rows) - 0.5, -0.5)
     axes.set_xlim(*limits)

@@ -19,9 +19,7 @@ _AXIS_LABELS = {
     ITERATION: "Training iteration",
     COMPUTE: "Network forwards spent on training\n(a trained sample counts 3)",
 }
-_INTERVAL_NOTE = "Mean over seeds; band: 95 % interval of the mean"
-_RANGE_NOTE = f"Mean and every seed; no interval below {MIN_SEEDS_FOR_INTERVAL} seeds"
-_MEAN_NOTE = "Mean over seeds; their spread is in the figure of all cells"
+_MEAN_NOTE = "Mean over seeds (spread: figure of all cells)"
 _BAND_RESAMPLES = 2_000
 _TRAINED = "total_train_forwards"
 COMPUTE_METRICS = ("total_sample_forwards", _TRAINED)
@@ -80,7 +78,7 @@ def paper_panels() -> list[Panel]:
     for reward, name in paper.REWARD_NAMES.items():
         rows = curves[curves["training_reward"] == reward]
         file = f"curves-paper-{reward.replace('+', '-')}"
-        note = "The paper's figure: one run each, on the prompts that were trained on"
+        note = "The paper: one run each, on prompts that were trained on"
         panels.append(Panel(file, f"The paper: FLUX.1-dev, {name}", partial(_draw_published, rows), note=note))
     return panels
 
@@ -132,18 +130,24 @@ def _panels(study: Study, quantity: Quantity, groups: dict[str, list[Cell]], kin
         title = METHOD_NAMES.get(method, method)
         if kind == "cells":
             title += ", with fusion" if curves[-1][0].fusion else ", without fusion"
-        enough = any(cell_rows["run_id"].nunique() >= MIN_SEEDS_FOR_INTERVAL for _, cell_rows in curves)
-        note = _INTERVAL_NOTE if enough else _RANGE_NOTE
         panels.append(
             Panel(
                 f"{study.prefix}curves-{quantity.name}-{group}-{kind}",
                 title,
                 partial(_draw, curves=curves, quantity=quantity, limits=limits, is_pair=kind == "adagrpo"),
                 height=3.3 + 0.2 * len(curves),
-                note=note if kind == "adagrpo" else _MEAN_NOTE,
+                note=_spread_note([rows for _, rows in curves]) if kind == "adagrpo" else _MEAN_NOTE,
             )
         )
     return panels
+
+
+def _spread_note(cells: Sequence[pd.DataFrame]) -> str:
+    has_band = [rows["seed"].nunique() >= MIN_SEEDS_FOR_INTERVAL for rows in cells]
+    if not any(has_band):
+        return f"Mean and every seed; no interval below {MIN_SEEDS_FOR_INTERVAL} seeds"
+    note = "Mean over seeds; band: 95 % interval of the mean"
+    return note if all(has_band) else f"{note}, or every seed below {MIN_SEEDS_FOR_INTERVAL} seeds"
 
 
 def _validation(study: Study, quantity: Quantity) -> dict[Cell, pd.DataFrame]:

@@ -57,10 +57,10 @@ class Drawing:
         (folder / f"{self.name}.svg").write_text(self.svg, encoding="utf-8")
         (folder / f"{self.name}.png").write_bytes(self.png)
 
-    def inline(self) -> str:
-        """The SVG as an element of an HTML page: the page's ink and paper, and ids of its own."""
+    def inline(self, scope: str) -> str:
+        """The SVG as an element of an HTML page: the page's ink and paper, and ids of its own, within ``scope``."""
         svg = re.sub(r"<metadata>.*?</metadata>", "", self.svg[self.svg.index("<svg") :], flags=re.DOTALL)
-        svg = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{self.name}-", svg)
+        svg = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{scope}-{self.name}-", svg)
         svg = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", svg, count=1)
         svg = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", svg, count=1)
         svg = svg.replace("<svg", f'<svg role="img" aria-label="{self.title}"', 1)

@@ -26,12 +26,14 @@ def selection_panels(study: Study) -> list[Panel]:
     """For each method with several strategies, its cells without fusion; bars start at the untrained model."""
     bars_of: dict[str, dict[str, Bar]] = {}
     starts: dict[str, float] = {}
+    splits: set[str] = set()
     for cell, _ in study.cells:
         values = study.values(cell, TRAINING_REWARD)
         if cell.fusion or cell.selection not in SELECTIONS or values.empty:
             continue
         bars_of.setdefault(cell.method, {})[cell.selection] = Bar(values.to_numpy(), cell_interval(values))
-        before, _ = study.untrained(cell)
+        before, split = study.untrained(cell)
+        splits.add(split)
         starts.setdefault(cell.method, float(before.get(TRAINING_REWARD, np.nan)))
     bars_of = {method: bars for method, bars in bars_of.items() if len(bars) > 1}
     if not bars_of:
@@ -43,6 +45,8 @@ def selection_panels(study: Study) -> list[Panel]:
         note += "; line: 95 % interval"
     else:
         note += f"; no interval below {MIN_SEEDS_FOR_INTERVAL} seeds"
+    if "validation" in splits:
+        note += "; the untrained model on validation prompts"
     return [
         Panel(
             f"{study.prefix}selection-{method}",
@@ -60,19 +64,27 @@ def paper_panel() -> Panel:
     finals = zip(table["strategy"], table["final_hpsv3"], strict=True)
     bars = {str(strategy): Bar(np.array([final]), None) for strategy, final in finals}
     start, highest = paper.untrained_hpsv3(), float(table["final_hpsv3"].max())
-    draw = partial(_draw, bars=bars, start=start, highest=highest, label="HPS-v3", digits=2)
-    note = "Bar: from the untrained FLUX.1-dev up; one run each"
+    draw = partial(_draw, bars=bars, start=start, highest=highest, label="HPS-v3", digits=2, dots=False)
+    note = "The paper: from the untrained FLUX.1-dev up, one run each"
     return Panel("selection-paper", "Flow-GRPO, the paper", draw, note=note)
 
 
-def _draw(axes: Axes, bars: Mapping[str, Bar], start: float, highest: float, label: str, digits: int = 3) -> None:
+def _draw(
+    axes: Axes,
+    bars: Mapping[str, Bar],
+    start: float,
+    highest: float,
+    label: str,
+    digits: int = 3,
+    dots: bool = True,
+) -> None:
     shown = [selection for selection in SELECTIONS if selection in bars]
     for position, selection in enumerate(shown):
         bar, colour = bars[selection], cell_colour(selection, fusion=False)
         mean, bottom = float(bar.seeds.mean()), start if np.isfinite(start) else float(bar.seeds.mean())
         axes.bar(position, mean - bottom, bottom=bottom, width=0.7, color=colour, alpha=0.45, edgecolor=colour)
-        if len(bar.seeds) > 1:
-            spread = np.linspace(-0.18, 0.18, len(bar.seeds))
+        if dots:
+            spread = np.linspace(-0.18, 0.18, len(bar.seeds)) if len(bar.seeds) > 1 else 0.0
             axes.scatter(position + spread, bar.seeds, s=14, color=colour, edgecolor=INK, linewidth=0.4, zorder=3)
         if bar.interval is not None:
             axes.vlines(position, bar.interval.low, bar.interval.high, color=INK, linewidth=2, zorder=4)

@@ -6,7 +6,7 @@ The processes that serve a package in an environment of its own import it too, s
 import difflib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from typing import TYPE_CHECKING
 
 from harness.rewards.base import Reward, RewardError, check_images
@@ -101,7 +101,6 @@ REWARD_NAMES: tuple[str, ...] = tuple(_BACKENDS)
 """Every name that ``build_reward`` knows."""
 
 
-@cache
 def build_reward(name: str, num_threads: int = 1, settings: "RewardConfig | None" = None) -> Reward:
     """The reward of a name; its weights are loaded at the first score.
 
@@ -130,7 +129,16 @@ def build_reward(name: str, num_threads: int = 1, settings: "RewardConfig | None
         raise ValueError(
             f"rewards.{name}.{key}: {name} with backend {kind} has no such setting; it has {', '.join(sorted(allowed))}"
         )
-    return backend.build(name, settings, num_threads)
+    # A question's file may have changed since an earlier call.
+    build = backend.build if settings.question else partial(_shared, backend.build)
+    return build(name, settings, num_threads)
+
+
+@cache
+def _shared(
+    build: Callable[[str, "RewardConfig", int], Reward], name: str, settings: "RewardConfig", num_threads: int
+) -> Reward:
+    return build(name, settings, num_threads)
 
 
 def build_weighted(

@@ -40,7 +40,7 @@ def test_frames_of_shards_equal_those_of_their_runs(grid: Path, shards: Path) ->
     assert load_logs(shards).environments == load_logs(grid).environments
 
 
-def test_numbers_survive_to_the_last_bit(write_run: WriteRun, tmp_path: Path) -> None:
+def test_numbers_survive_exactly(write_run: WriteRun, tmp_path: Path) -> None:
     run = write_run("exact")
     rng = np.random.default_rng(0)
     values = [*rng.normal(size=5), *rng.normal(size=5).round(6), 1e-300, 1e300, 0.1 + 0.2, 2147.483648, -0.0, 5e9]

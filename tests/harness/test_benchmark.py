@@ -191,7 +191,9 @@ def test_a_reward_that_was_asked_for_and_cannot_score_is_an_error(
     assert run_command("evaluate", "base", "--rewards", "colour,orc") == 2
     assert "--rewards orc: unknown reward 'orc': the nearest is 'ocr'" in capsys.readouterr().err
     assert run_command("evaluate", "base", "--prompts", str(lamps)) == 2
-    assert "no reward can score here: ocr: " in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "no reward can score here: " in told
+    assert "ocr: prompt 'a lamp' has no word to read" in told
 
 
 def test_sample_draws_each_prompt_from_each_seed_and_the_files_say_what_they_show(
