@@ -377,7 +377,9 @@ def dump(config: RunConfig) -> str:
 
 def one_line(error: ValidationError, model: type[BaseModel] = RunConfig) -> str:
     """What is wrong with the first wrong key of a model's input, and the nearest right one."""
-    problem = error.errors()[0]
+    problems = error.errors()
+    # A misspelt key is also a missing one; the misspelling says what to do.
+    problem = next((one for one in problems if one["type"] == "extra_forbidden"), problems[0])
     location = [str(part) for part in problem["loc"]]
     key = ".".join(location)
     if problem["type"] == "extra_forbidden":
