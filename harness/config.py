@@ -540,7 +540,9 @@ def dump(config: RunConfig) -> str:
 
 def one_line(error: ValidationError, section: type[BaseModel] = RunConfig) -> str:
     """What is wrong with the first wrong key of a section's content, and the nearest right one."""
-    problem = error.errors()[0]
+    problems = error.errors()
+    # A misspelt key is also a missing one; the misspelling says what to do.
+    problem = next((one for one in problems if one["type"] == "extra_forbidden"), problems[0])
     location = [str(part) for part in problem["loc"]]
     key = ".".join(location)
     if problem["type"] == "extra_forbidden":

@@ -180,7 +180,8 @@ def load_sweep_tables(folder: Path) -> SweepTables:
     confirmation = folder / "confirmation.csv"
     return SweepTables(
         about,
-        _read(folder / "trials.csv", texts),
+        # Without rows a column has no type of its own.
+        _read(folder / "trials.csv", texts).astype({"feasible": bool}),
         _read(folder / "curves.csv", {}),
         _read(folder / "importance.csv", {}),
         _read(confirmation, texts) if confirmation.exists() else None,

@@ -17,7 +17,7 @@ from sqlalchemy import make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
 
 from harness.config import ConfigError
-from harness.sweep.definition import PrunerConfig, SamplerConfig, Sweep
+from harness.sweep.definition import Sweep
 
 HEARTBEAT_SECONDS = 15
 GRACE_SECONDS = 90
@@ -242,8 +242,9 @@ class SeededByTrial(BaseSampler):
         self._sampler.after_trial(study, trial, state, values)
 
 
-def make_sampler(settings: SamplerConfig) -> BaseSampler:
+def make_sampler(sweep: Sweep) -> BaseSampler:
     """A sweep's sampler. A grid's points are in the queue already, so its sampler is never asked."""
+    settings = sweep.file.sampler
     makers: dict[str, Callable[[int], BaseSampler]] = {
         "tpe": lambda seed: optuna.samplers.TPESampler(seed=seed, n_startup_trials=settings.startup_trials),
         "gp": lambda seed: optuna.samplers.GPSampler(seed=seed, n_startup_trials=settings.startup_trials),
@@ -253,8 +254,9 @@ def make_sampler(settings: SamplerConfig) -> BaseSampler:
     return SeededByTrial(makers[settings.kind], settings.seed)
 
 
-def make_pruner(settings: PrunerConfig, sweep: Sweep) -> optuna.pruners.BasePruner:
+def make_pruner(sweep: Sweep) -> optuna.pruners.BasePruner:
     """A sweep's pruner; a trial's steps are iterations, those of earlier seeds counted in."""
+    settings = sweep.file.pruner
     if settings.kind == "median":
         return optuna.pruners.MedianPruner(settings.startup_trials, n_warmup_steps=settings.warmup_iterations)
     if settings.kind == "hyperband":

@@ -57,7 +57,7 @@ def work(
         Exception: of a trial that failed; it is tried again by the next worker, ``study.MAX_RETRIES`` times.
     """
     study = find_study(sweep, storage)
-    study.sampler, study.pruner = make_sampler(sweep.file.sampler), make_pruner(sweep.file.pruner, sweep)
+    study.sampler, study.pruner = make_sampler(sweep), make_pruner(sweep)
     objective = Objective(sweep, execute, say)
     while deadline is None or time.time() < deadline:
         recover(study, storage)

@@ -1,0 +1,93 @@
+"""A sweep that trains nothing: a known landscape over EMA decay and fusion weight, with noise of a run's seed."""
+
+import hashlib
+import math
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from harness.config import RunConfig
+from harness.sweep import STORAGE_VARIABLE
+from harness.sweep.definition import Sweep, load_sweep
+from harness.sweep.study import open_storage
+from harness.sweep.trial import OnValidation, RunResult
+from harness.sweep.worker import work
+
+BASE, PEAK_DECAY, PEAK_WEIGHT = 0.5, 0.9, 3.0
+ITERATIONS, INTERVAL = 8, 2
+FILE: dict[str, Any] = {
+    "profile": "miniature",
+    "settings": {
+        "selection": "curriculum",
+        "fusion.enabled": True,
+        "iterations": ITERATIONS,
+        "evaluation.interval": INTERVAL,
+    },
+    "seeds": [1000, 1001],
+    "space": {
+        "capability.decay": {"low": 0.5, "high": 0.995},
+        "fusion.weight": {"low": 0.01, "high": 15, "log": True},
+    },
+    "reference": {"capability.decay": 0.8, "fusion.weight": 1},
+    "sampler": {"kind": "tpe", "seed": 0, "startup_trials": 4},
+    "trials": 10,
+}
+
+
+def write_sweep(folder: Path, **changes: Any) -> Path:
+    """The sweep file, with other values of its keys; None removes one."""
+    content = {key: value for key, value in (FILE | changes).items() if value is not None}
+    path = folder / "landscape.yaml"
+    path.write_text(yaml.safe_dump(content, sort_keys=False))
+    return path
+
+
+def make_sweep(folder: Path, **changes: Any) -> Sweep:
+    return load_sweep(str(write_sweep(folder, **changes)))
+
+
+def height(config: RunConfig) -> float:
+    """Trained reward after training: .9 at the peak, .5 before training and far away from it."""
+    decay, weight = config.capability.decay, config.fusion.weight
+    distance = ((decay - PEAK_DECAY) / 0.2) ** 2 + (math.log10(weight / PEAK_WEIGHT) / 1.5) ** 2
+    return BASE + 0.4 * math.exp(-distance) + 0.01 * noise(config)
+
+
+def noise(config: RunConfig) -> float:
+    key = f"{config.seed} {config.capability.decay} {config.fusion.weight}"
+    return int.from_bytes(hashlib.sha256(key.encode()).digest()[:4]) / 2**31 - 1
+
+
+def execute(config: RunConfig, on_validation: OnValidation) -> RunResult:
+    """What a real execution does, without training."""
+    final = height(config)
+    for iteration in range(0, config.iterations + 1, config.evaluation.interval):
+        share = iteration / config.iterations
+        on_validation(iteration, {"ocr": BASE + (final - BASE) * math.sqrt(share), "ocr/word_accuracy": share / 2})
+    spent = {"sample_forwards": 100.0, "train_forwards": 10.0, "reward_calls": 20.0, "compute": 130.0}
+    return RunResult(f"run-{config.seed}", spent)
+
+
+def main() -> None:
+    """A worker process: SWEEP LOG. Appends its number to LOG when it begins a run; the fifth run is killed."""
+    file, log = sys.argv[1], Path(sys.argv[2])
+
+    def slow(config: RunConfig, on_validation: OnValidation) -> RunResult:
+        with log.open("a") as stream:
+            stream.write(f"{os.getpid()}\n")
+        if len(log.read_text().splitlines()) == 5:
+            os.kill(os.getpid(), signal.SIGKILL)
+        time.sleep(0.05)
+        return execute(config, on_validation)
+
+    storage = open_storage(os.environ[STORAGE_VARIABLE], heartbeat_seconds=1, grace_seconds=2)
+    work(load_sweep(file), storage, slow, lambda line: print(line, flush=True), poll_seconds=0.2)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,82 @@
+"""A trial's runs, really trained: ordinary run directories, reused and continued, that never read a test prompt."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+from landscape import make_sweep
+
+from harness import runs
+from harness.runs import RunDirectory
+from harness.stopping import StopRun
+from harness.sweep import execute as execution
+from harness.sweep.execute import execute_run
+from harness.sweep.runlog import costs, evaluations
+
+SETTINGS = {
+    "selection": "curriculum",
+    "fusion.enabled": True,
+    "iterations": 2,
+    "evaluation": {"interval": 1, "validation_prompts": 2, "gallery": 0, "judges": ["ocr"]},
+    "rollout": {"candidates": 3, "group_size": 2, "branch_indices": [1]},
+    "prompts.test": "there/is/none.txt",
+}
+POINT = {"capability.decay": 0.9, "fusion.weight": 3}
+
+
+@pytest.fixture(autouse=True)
+def _runs_in_a_temporary_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    prepare = runs.prepare_run
+    monkeypatch.setattr(execution, "prepare_run", lambda config: prepare(config, tmp_path / "runs"))
+
+
+def test_a_run_is_stopped_continued_reused_and_reads_no_test_prompt(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (config,) = make_sweep(tmp_path, settings=SETTINGS, seeds=[1000]).configs(POINT, [1000])
+    stopped: list[int] = []
+
+    def stop(iteration: int, metrics: Mapping[str, float]) -> None:
+        stopped.append(iteration)
+        if iteration == 1:
+            raise StopRun("given up")
+
+    with pytest.raises(StopRun):
+        execute_run(config, stop)
+    assert stopped == [0, 1]
+    (folder,) = (p.parent for p in (tmp_path / "runs" / "sweep-landscape").glob("*/config.yaml"))
+    run = RunDirectory(folder)
+    assert (run.status()["state"], run.status()["iteration"]) == ("waiting", 1)
+    assert not run.is_locked()
+
+    seen: list[tuple[int, float]] = []
+    result = execute_run(config, lambda iteration, metrics: seen.append((iteration, metrics["ocr"])))
+    assert run.status()["state"] == "finished"
+    # Those of the first execution, then what was new.
+    assert [iteration for iteration, _ in seen] == [0, 1, 2]
+    assert (result.run_id, result.divergence) == (run.run_id, None)
+    last = json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])
+    assert result.costs["compute"] == last["total_sample_forwards"] + 3 * last["total_train_forwards"]
+    assert evaluations(run, "test") == []
+
+    monkeypatch.setattr(execution, "Session", None)  # a finished run needs none
+    again: list[tuple[int, float]] = []
+    assert execute_run(config, lambda iteration, metrics: again.append((iteration, metrics["ocr"]))) == result
+    assert again == seen
+
+
+def test_a_run_that_diverges_is_a_result_and_marked_as_failed(tmp_path: Path) -> None:
+    settings = SETTINGS | {"optimizer.learning_rate": 1e12}
+    (config,) = make_sweep(tmp_path, settings=settings, seeds=[1000]).configs(POINT, [1000])
+    seen: list[int] = []
+    result = execute_run(config, lambda iteration, metrics: seen.append(iteration))
+    assert result.divergence is not None
+    assert "not finite" in result.divergence
+    assert seen == [0]
+    (folder,) = (p.parent for p in (tmp_path / "runs" / "sweep-landscape").glob("*/config.yaml"))
+    assert RunDirectory(folder).status()["state"] == "failed"
+
+
+def test_costs_of_a_run_that_has_not_begun_are_zero(tmp_path: Path) -> None:
+    assert set(costs(RunDirectory(tmp_path)).values()) == {0}

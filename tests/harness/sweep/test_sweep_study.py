@@ -1,0 +1,91 @@
+"""Studies and their storage: refused in one line where they do not fit, whatever the database."""
+
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+from landscape import FILE, make_sweep
+
+from harness.config import ConfigError
+from harness.sweep.study import find_study, open_storage, open_study, shown_url
+
+SPACE = FILE["space"]
+
+
+@pytest.mark.parametrize(
+    ("url", "expected"),
+    [
+        ("nonsense", "no database URL"),
+        ("oracle://somewhere/else", "needs a driver that is not installed"),
+        ("nosuch://somewhere/else", "needs a driver that is not installed"),
+        ("sqlite:////no/such/folder/study.db", "unable to open database file"),
+        (f"sqlite:///{Path(__file__)}", "file is not a database"),
+    ],
+)
+def test_a_storage_that_cannot_be_reached_is_one_line(url: str, expected: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        open_storage(url)
+    assert expected in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_server_that_does_not_answer_is_named_without_its_password() -> None:
+    pytest.importorskip("psycopg", reason="the driver psycopg is not installed")
+    with pytest.raises(ConfigError) as error:
+        open_storage("postgresql://me:secret@127.0.0.1:1/study")
+    assert "postgresql://me:***@127.0.0.1:1/study: cannot be reached" in str(error.value)
+    assert "secret" not in str(error.value)
+    assert "\n" not in str(error.value)
+    assert shown_url("postgresql://me:secret@host/study") == "postgresql://me:***@host/study"
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        (
+            {"space": SPACE | {"fusion.weight": {"low": 0.01, "high": 20, "log": True}}},
+            "space fusion.weight high 15.0 where this one has 20.0",
+        ),
+        ({"space": SPACE | {"selection": ["random", "medium"]}, "settings": {}, "reference": None}, "space selection"),
+        ({"seeds": [1000]}, "seeds [1000, 1001] where this one has [1000]"),
+        ({"settings": FILE["settings"] | {"iterations": 9}}, "configuration iterations 8 where this one has 9"),
+    ],
+)
+def test_a_study_of_another_sweep_is_refused_with_the_difference(
+    tmp_path: Path, sqlite_url: str, changes: dict[str, Any], expected: str
+) -> None:
+    open_study(make_sweep(tmp_path), open_storage(sqlite_url), "identity")
+    with pytest.raises(ConfigError) as error:
+        open_study(make_sweep(tmp_path, **changes), open_storage(sqlite_url), "identity")
+    assert "is another sweep's" in str(error.value)
+    assert expected in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_other_objectives_are_another_study(tmp_path: Path, sqlite_url: str) -> None:
+    open_study(make_sweep(tmp_path), open_storage(sqlite_url), "identity")
+    other = make_sweep(tmp_path, objectives={"training_reward": "maximize", "compute": "minimize"})
+    with pytest.raises(ConfigError, match="objectives compute None where this one has minimize"):
+        open_study(other, open_storage(sqlite_url), "identity")
+
+
+def test_another_model_or_list_of_prompts_is_another_study_but_can_be_shown(tmp_path: Path, sqlite_url: str) -> None:
+    sweep = make_sweep(tmp_path)
+    open_study(sweep, open_storage(sqlite_url), "old")
+    with pytest.raises(ConfigError, match="model, prompt lists and rewards old where this one has new"):
+        open_study(sweep, open_storage(sqlite_url), "new")
+    assert find_study(sweep, open_storage(sqlite_url)).study_name == "landscape"
+
+
+def test_budget_sampler_and_pruner_may_change_from_call_to_call(tmp_path: Path, sqlite_url: str) -> None:
+    open_study(make_sweep(tmp_path), open_storage(sqlite_url), "identity")
+    later = make_sweep(tmp_path, trials=99, sampler={"kind": "random"}, pruner={"kind": "median"})
+    study = open_study(later, open_storage(sqlite_url), "identity")
+    assert len(study.get_trials()) == 1  # the reference is not queued again
+
+
+def test_a_study_that_is_not_there_is_named_beside_those_that_are(tmp_path: Path, sqlite_url: str) -> None:
+    optuna.create_study(storage=sqlite_url, study_name="another")
+    with pytest.raises(ConfigError, match="no study 'landscape'; there are: another"):
+        find_study(make_sweep(tmp_path), open_storage(sqlite_url))

@@ -1,0 +1,181 @@
+"""A trial: the mean over paired seeds, given up where it is not promising, marked where it collapsed."""
+
+from collections.abc import Callable
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import optuna
+import pytest
+from landscape import BASE, INTERVAL, ITERATIONS, execute, height, make_sweep
+from optuna.trial import FrozenTrial, TrialState
+
+from harness.config import ConfigError, RunConfig
+from harness.stopping import StopRun
+from harness.sweep.definition import Sweep
+from harness.sweep.study import make_pruner, make_sampler
+from harness.sweep.trial import ExecuteRun, Objective, OnValidation, RunResult, SurplusTrial
+
+GOOD, BAD = {"capability.decay": 0.9, "fusion.weight": 3.0}, {"capability.decay": 0.55, "fusion.weight": 0.02}
+
+
+def run_points(
+    sweep: Sweep, points: list[dict[str, Any]], execute_run: ExecuteRun = execute, origin: str = "sampled"
+) -> list[FrozenTrial]:
+    # Hyperband divides trials by the study's name.
+    directions = list(sweep.file.objectives.values())
+    study = optuna.create_study(study_name=sweep.name, directions=directions, pruner=make_pruner(sweep))
+    for point in points:
+        study.enqueue_trial(point, user_attrs={"origin": origin})
+    study.optimize(Objective(sweep, execute_run, lambda line: None), n_trials=len(points), catch=(SurplusTrial,))
+    return study.get_trials()
+
+
+class Recording:
+    """Executes the landscape and remembers how far each run got."""
+
+    def __init__(self) -> None:
+        self.reached: list[tuple[int, int]] = []
+
+    def __call__(self, config: RunConfig, on_validation: OnValidation) -> RunResult:
+        self.reached.append((config.seed, 0))
+
+        def watch(iteration: int, metrics: Any) -> None:
+            self.reached[-1] = (config.seed, iteration)
+            on_validation(iteration, metrics)
+
+        return execute(config, watch)
+
+
+def test_a_trial_s_value_is_the_mean_over_its_seeds(tmp_path: Path) -> None:
+    sweep = make_sweep(tmp_path)
+    (trial,) = run_points(sweep, [GOOD])
+    heights = [height(config) for config in sweep.configs(GOOD, [1000, 1001])]
+    assert trial.values == [pytest.approx(mean(heights))]
+    curves = [seed["curve"] for seed in trial.user_attrs["seeds"]]
+    assert [[iteration for iteration, _ in curve] for curve in curves] == [list(range(0, ITERATIONS + 1, INTERVAL))] * 2
+    assert [curve[-1][1] for curve in curves] == [pytest.approx(value) for value in heights]
+    # The pruner's steps count iterations over seeds; its value at each is the mean of the seeds begun.
+    assert trial.intermediate_values[ITERATIONS] == pytest.approx(heights[0])
+    assert trial.intermediate_values[2 * ITERATIONS] == pytest.approx(mean(heights))
+    assert len(trial.intermediate_values) == 2 * ITERATIONS / INTERVAL
+
+
+def test_several_objectives_are_metrics_or_costs(tmp_path: Path) -> None:
+    objectives = {"ocr/word_accuracy": "maximize", "compute": "minimize"}
+    (trial,) = run_points(make_sweep(tmp_path, objectives=objectives), [GOOD])
+    assert trial.values == [0.5, 130.0]
+
+
+def test_a_metric_that_is_not_measured_is_named_at_the_first_validation(tmp_path: Path) -> None:
+    recording = Recording()
+    with pytest.raises(ConfigError, match="'ocr/accuracy' is not measured; the nearest is 'ocr/word_accuracy'"):
+        run_points(make_sweep(tmp_path, objectives={"ocr/accuracy": "maximize"}), [GOOD], recording)
+    assert recording.reached == [(1000, 0)]
+
+
+def test_a_hopeless_trial_is_given_up_in_its_first_seed(tmp_path: Path) -> None:
+    recording = Recording()
+    pruner = {"kind": "median", "startup_trials": 1, "warmup_iterations": 4}
+    trials = run_points(make_sweep(tmp_path, pruner=pruner), [GOOD, BAD], recording)
+    assert [trial.state for trial in trials] == [TrialState.COMPLETE, TrialState.PRUNED]
+    assert recording.reached == [(1000, ITERATIONS), (1001, ITERATIONS), (1000, 4)]
+    assert len(trials[1].user_attrs["seeds"]) == 1
+
+
+def test_hyperband_gives_up_bad_trials_and_no_good_one(tmp_path: Path) -> None:
+    sweep = make_sweep(tmp_path, pruner={"kind": "hyperband", "reduction_factor": 2})
+    trials = run_points(sweep, [GOOD, BAD] * 4)
+    assert {trial.state for trial in trials[::2]} == {TrialState.COMPLETE}
+    assert TrialState.PRUNED in {trial.state for trial in trials[1::2]}
+
+
+def test_the_reference_is_never_given_up(tmp_path: Path) -> None:
+    sweep = make_sweep(tmp_path, pruner={"kind": "median", "startup_trials": 1})
+    trials = run_points(sweep, [GOOD, BAD], origin="reference")
+    assert [trial.state for trial in trials] == [TrialState.COMPLETE] * 2
+
+
+def test_a_trial_that_diverges_is_infeasible_and_costs_no_further_seed(tmp_path: Path) -> None:
+    recording = Recording()
+
+    def diverging(config: RunConfig, on_validation: OnValidation) -> RunResult:
+        if config.capability.decay != BAD["capability.decay"]:
+            return recording(config, on_validation)
+        on_validation(0, {"ocr": BASE})
+        on_validation(2, {"ocr": 0.95})
+        return RunResult("broken", {"compute": 7.0}, "pictures are not finite at iteration 3")
+
+    good, bad = run_points(make_sweep(tmp_path), [GOOD, BAD], diverging)
+    assert (bad.state, bad.values) == (TrialState.COMPLETE, [0.95])
+    assert bad.constraints == {"not_finite": 1.0, "below_base": pytest.approx(BASE - 0.95)}
+    assert bad.user_attrs["collapse"] == "pictures are not finite at iteration 3"
+    assert len(bad.user_attrs["seeds"]) == 1
+    assert good.constraints["not_finite"] == 0
+    assert good.constraints["below_base"] < 0
+    # Optuna itself passes over it, though its last value was higher.
+    assert good.values is not None
+    assert good.values[0] < 0.95
+
+
+def _below_base(config: RunConfig, on_validation: OnValidation) -> RunResult:
+    on_validation(0, {"ocr": BASE})
+    on_validation(ITERATIONS, {"ocr": BASE - 0.1})
+    return RunResult("worse", {})
+
+
+def test_a_trial_that_ends_below_the_untrained_model_is_infeasible(tmp_path: Path) -> None:
+    (trial,) = run_points(make_sweep(tmp_path), [GOOD], _below_base)
+    assert trial.constraints == {"not_finite": 0.0, "below_base": pytest.approx(0.1)}
+
+
+def test_the_sampler_learns_to_avoid_where_trials_collapse(tmp_path: Path) -> None:
+    sampler = {"kind": "tpe", "seed": 0, "startup_trials": 10}
+    sweep = make_sweep(tmp_path, seeds=[1000], trials=30, sampler=sampler)
+
+    def late_trials_beyond(breaks: bool) -> int:
+        def tempting(config: RunConfig, on_validation: OnValidation) -> RunResult:
+            """From a decay of .8 on, two fifths of the space, rewards are highest, and training may break."""
+            decay = config.capability.decay
+            on_validation(0, {"ocr": BASE})
+            on_validation(ITERATIONS, {"ocr": 0.95 if decay > 0.8 else 0.8 - abs(decay - 0.6)})
+            return RunResult("run", {}, "broken" if breaks and decay > 0.8 else None)
+
+        study = optuna.create_study(direction="maximize", sampler=make_sampler(sweep))
+        study.optimize(Objective(sweep, tempting, lambda line: None), n_trials=30)
+        return sum(trial.params["capability.decay"] > 0.8 for trial in study.get_trials()[15:])
+
+    # Of 15; two fifths of them if the sampler learnt nothing.
+    assert late_trials_beyond(breaks=False) > 7
+    assert late_trials_beyond(breaks=True) <= 2
+
+
+def test_an_iteration_that_is_measured_again_counts_once(tmp_path: Path) -> None:
+    def repeated(config: RunConfig, on_validation: OnValidation) -> RunResult:
+        for iteration in (0, 2, 2, 4):
+            on_validation(iteration, {"ocr": BASE + iteration / 10})
+        return RunResult("run", {})
+
+    (trial,) = run_points(make_sweep(tmp_path, seeds=[1000]), [GOOD], repeated)
+    assert [iteration for iteration, _ in trial.user_attrs["seeds"][0]["curve"]] == [0, 2, 4]
+
+
+def test_a_trial_beyond_the_budget_trains_nothing(tmp_path: Path) -> None:
+    recording = Recording()
+    trials = run_points(make_sweep(tmp_path, trials=1), [GOOD, BAD], recording)
+    assert [trial.state for trial in trials] == [TrialState.COMPLETE, TrialState.FAIL]
+    assert len(recording.reached) == 2
+
+
+def test_an_untrained_model_that_cannot_be_measured_is_an_error_and_no_trial(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="the untrained model cannot be measured: pictures are not finite"):
+        run_points(make_sweep(tmp_path), [GOOD], lambda config, watch: RunResult("r", {}, "pictures are not finite"))
+
+
+def test_a_run_that_is_stopped_prunes_the_trial(tmp_path: Path) -> None:
+    def stopped(config: RunConfig, on_validation: Callable[..., None]) -> RunResult:
+        on_validation(0, {"ocr": BASE})
+        raise StopRun("enough")
+
+    (trial,) = run_points(make_sweep(tmp_path), [GOOD], stopped)
+    assert trial.state == TrialState.PRUNED
