@@ -74,7 +74,8 @@ def find_checkpoint(name: str, profile: str) -> Checkpoint:
     if not path.exists():
         raise ConfigError(f"checkpoint {name}: no such file or folder; it can be {_KINDS}")
     if (path / "config.yaml").is_file():
-        config, label = load(path / "config.yaml"), cell_name(load(path / "config.yaml"))
+        config = load(path / "config.yaml")
+        label = _label_of(config)
     else:
         config, label = compose(profile), path.stem if path.is_file() else path.name
     if (path / "model_index.json").is_file():
@@ -98,7 +99,11 @@ def find_run_checkpoint(folder: Path) -> Checkpoint:
             f"run {run.folder}: has no final weights yet (iteration {status['iteration']} of {config.iterations}, "
             f"{status['state']}); finish it with  adagrpo train --resume {run.folder}"
         )
-    return Checkpoint(f"{cell_name(config)}, seed {config.seed}", config, weights, run)
+    return Checkpoint(_label_of(config), config, weights, run)
+
+
+def _label_of(config: RunConfig) -> str:
+    return f"{cell_name(config)}, seed {config.seed}"
 
 
 def _weights_in(path: Path) -> Path | None:

@@ -60,7 +60,7 @@ def _front_matter(config: RunConfig, form: Form, licence: Licence) -> dict[str, 
 
 def _introduction(config: RunConfig, run_id: str, form: Form) -> str:
     what = {"lora": "LoRA adapters for", "transformer": "A transformer for", "pipeline": "A pipeline made from"}[form]
-    reward = " + ".join(f"{weight:g} x {name}" for name, weight in config.reward.items())
+    reward = " + ".join(name if weight == 1 else f"{weight:g} x {name}" for name, weight in config.reward.items())
     return (
         f"{what} {_base_of(config)}, trained by reinforcement learning ({_method_of(config)}) for {config.iterations} "
         f"iterations to raise the reward {reward}. Run `{run_id}`."
@@ -121,8 +121,8 @@ def _measured(run: RunDirectory) -> str:
         heads = ["metric", *("untrained" if r["iteration"] == 0 else f"iteration {r['iteration']}" for r in shown)]
         rows = [[metric, *(f"{r['metrics'][metric]:.4f}" for r in shown)] for metric in shown[-1]["metrics"]]
         last = shown[-1]
-        drawn = f"{last['num_prompts']} {split} prompts, {last['num_noises']} picture(s) each"
-        tables.append(f"By run `{run.run_id}` on {drawn}, deterministic sampling:\n\n{_table(heads, rows)}")
+        drawn = f"{last['num_prompts']} {split} prompts, pictures of each: {last['num_noises']}"
+        tables.append(f"By run `{run.run_id}` on {drawn}, sampled deterministically:\n\n{_table(heads, rows)}")
     return "\n\n".join(tables)
 
 

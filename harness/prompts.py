@@ -66,7 +66,7 @@ def read_texts(file: Path, key: str = "prompt") -> list[tuple[str, str]]:
         ConfigError: the file is missing, not UTF-8, or not of its format.
     """
     if not file.is_file():
-        raise ConfigError(f"prompt list {file}: no such file; set prompts.train, prompts.validation and prompts.test")
+        raise ConfigError(f"prompt list {file}: no such file; docs/prompts.md says how to make one")
     try:
         content = file.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:

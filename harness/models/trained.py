@@ -27,6 +27,7 @@ def load_policy(checkpoint: Checkpoint, device: torch.device, prompts: Sequence[
     """
     policy = build_policy(checkpoint.config.model, _UNTRAINED, device, seed=0)
     policy.check_prompts(prompts)
+    policy.prepare_prompts(prompts)
     policy.transformer.unload_lora()
     if checkpoint.weights is not None:
         put = merge_lora if checkpoint.is_lora else copy_weights
