@@ -1,8 +1,9 @@
 """The launcher, with workers that are quick to start: skipping, failing, dying, interrupting."""
 
 import re
+import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -113,6 +114,15 @@ def test_workers_that_cannot_start_end_the_launch_with_their_reason(
     assert sum("could not start" in line for line in said) == 6  # three attempts in each of two slots
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """Tests that were started in the background inherit an interrupt that is ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize("number", ["SIGTERM", "SIGINT"])
 def test_a_terminated_launcher_ends_its_workers_and_leaves_runs_resumable(
     launch: Launch, runs: list[RunDirectory], said: list[str], number: str
