@@ -45,7 +45,7 @@ def test_a_run_is_stopped_continued_reused_and_reads_no_test_prompt(
     with pytest.raises(StopRun):
         execute_run(config, stop)
     assert stopped == [0, 1]
-    (folder,) = (tmp_path / "runs" / "sweep-landscape").iterdir()
+    (folder,) = (tmp_path / "runs" / "sweep-landscape").glob("flow_grpo-*")
     run = RunDirectory(folder)
     assert (run.status()["state"], run.status()["iteration"]) == ("waiting", 1)
     assert not run.is_locked()
@@ -74,7 +74,7 @@ def test_a_run_that_diverges_is_a_result_and_marked_as_failed(tmp_path: Path) ->
     assert result.divergence is not None
     assert "not finite" in result.divergence
     assert seen == [0]
-    (folder,) = (tmp_path / "runs" / "sweep-landscape").iterdir()
+    (folder,) = (tmp_path / "runs" / "sweep-landscape").glob("flow_grpo-*")
     assert RunDirectory(folder).status()["state"] == "failed"
 
 
