@@ -195,12 +195,13 @@ def _report(sweep: "Sweep", study: "optuna.Study", options: argparse.Namespace, 
     from analysis.sweep import write_sweep_report
     from harness.sweep.study import shown_url
     from harness.sweep.summary import summary
-    from harness.sweep.tables import write_tables
+    from harness.sweep.tables import best_trials, write_tables
 
     folder = _output(sweep, options)
     write_tables(sweep, study, folder)
     page, conclusion = write_sweep_report(folder)
-    again = [f"measure the best again, on fresh seeds and test prompts: adagrpo sweep confirm {sweep.path.stem}"]
-    print("\n".join(["", *summary(sweep, study), "", *(conclusion or again)]))
+    again = f"adagrpo sweep confirm {sweep.path.stem}" + (f" --name {options.name}" if options.name else "")
+    hint = [f"measure the best again, on fresh seeds and test prompts: {again}"] if best_trials(sweep, study) else []
+    print("\n".join(["", *summary(sweep, study), "", *(conclusion or hint)]))
     print(f"tables, figures and page: {page}")
     print(f"look inside: pip install optuna-dashboard && optuna-dashboard '{shown_url(url)}'")

@@ -84,22 +84,30 @@ def next_step(study: optuna.Study, sweep: Sweep) -> Literal["done", "wait", "run
 
 
 def _run_trial(study: optuna.Study, objective: Objective, say: Say) -> None:
-    objective.number = None
+    objective.number, objective.was_taken_over = None, False
     try:
         study.optimize(objective, n_trials=1, catch=(SurplusTrial,))
     except KeyboardInterrupt:
-        if objective.number is not None:
-            requeue(study, study.get_trials()[objective.number])
+        failed = _failed_trial(study, objective)
+        if failed is not None:
+            requeue(study, failed)
         raise
     except Exception:
-        if objective.number is None:
-            raise
-        trial = study.get_trials()[objective.number]
         if objective.was_taken_over:
-            say(f"trial {trial.number}: this worker was silent for too long, and another has it now")
+            say(f"trial {objective.number}: this worker was silent for too long, and another has it now")
             return
-        RETRY(study, trial)
+        failed = _failed_trial(study, objective)
+        if failed is not None:
+            RETRY(study, failed)
         raise
+
+
+def _failed_trial(study: optuna.Study, objective: Objective) -> FrozenTrial | None:
+    """The trial that was broken off; none if that was before it began or after it had ended."""
+    if objective.number is None:
+        return None
+    trial = study.get_trials()[objective.number]
+    return trial if trial.state == TrialState.FAIL else None
 
 
 def requeue(study: optuna.Study, trial: FrozenTrial) -> None:

@@ -158,7 +158,7 @@ def test_differences_are_paired_and_the_sweep_s_optimism_is_what_it_claimed_beyo
 
 
 def test_more_trials_ask_for_more_evidence(folder: Path) -> None:
-    gains = [0.02, 0.05, 0.08, 0.03]
+    gains = [0.02, 0.05, 0.08, 0.03, 0.07, 0.01, 0.04, 0.06, 0.05, 0.03]
     confirm(folder, {2: gains})
     (alone,) = judge(load_sweep_tables(folder), "training_reward")
     confirm(folder, {2: gains, 8: gains, 5: gains})

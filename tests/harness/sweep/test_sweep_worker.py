@@ -98,6 +98,23 @@ def test_an_interrupted_trial_goes_back_into_the_queue(tmp_path: Path, sqlite_ur
     assert len(study.get_trials()) == 6
 
 
+def test_an_interruption_after_a_trial_s_end_repeats_nothing(
+    tmp_path: Path, sqlite_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    optimize = optuna.Study.optimize
+
+    def interrupted_late(study: optuna.Study, *arguments: Any, **keywords: Any) -> None:
+        optimize(study, *arguments, **keywords)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(optuna.Study, "optimize", interrupted_late)
+    sweep = make_sweep(tmp_path, trials=3)
+    with pytest.raises(KeyboardInterrupt):
+        study_of(sweep, sqlite_url)
+    study = find_study(sweep, open_storage(sqlite_url))
+    assert [trial.state for trial in study.get_trials()] == [TrialState.COMPLETE]
+
+
 def test_a_trial_that_fails_ends_its_worker_and_is_given_up_after_some_attempts(
     tmp_path: Path, sqlite_url: str
 ) -> None:
