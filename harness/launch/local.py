@@ -79,7 +79,7 @@ class _Launch:
     def execute(self) -> None:
         """Supervise until every run is settled. The workers end with it in any case: with the queue, or by force."""
         try:
-            with _sigterm_interrupts():
+            with sigterm_interrupts():
                 while self.progress.unsettled:
                     self._step()
                     time.sleep(_POLL_SECONDS)
@@ -154,7 +154,7 @@ class _Launch:
 
 
 @contextmanager
-def _sigterm_interrupts() -> Iterator[None]:
+def sigterm_interrupts() -> Iterator[None]:
     """Within: SIGTERM raises KeyboardInterrupt, as Ctrl-C does."""
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:

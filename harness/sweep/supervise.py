@@ -4,12 +4,12 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from harness.config import ROOT, ConfigError
+from harness.launch.local import sigterm_interrupts
 
 MAX_RESTARTS = 3
 """How often a worker is replaced after it was killed."""
@@ -58,7 +58,7 @@ def run_workers(
         KeyboardInterrupt: on Ctrl-C and SIGTERM, after the workers have ended.
     """
     workers = [Worker(folder / f"worker-{i}.log", environment) for i, environment in enumerate(environments)]
-    with _sigterm_interrupts():
+    with sigterm_interrupts():
         try:
             for worker in workers:
                 _start(worker, command)
@@ -126,13 +126,3 @@ def _end(workers: Sequence[Worker]) -> None:
             worker.process.kill()
             worker.process.wait()
         _release(worker)
-
-
-@contextmanager
-def _sigterm_interrupts() -> Iterator[None]:
-    """Within: SIGTERM raises KeyboardInterrupt, as Ctrl-C does."""
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
