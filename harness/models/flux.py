@@ -38,18 +38,15 @@ class FluxPolicy(Policy):
     def velocity(self, x: Tensor, sigma: Tensor | float, text: PromptEmbedding) -> Tensor:
         timestep = torch.as_tensor(sigma, dtype=torch.float32, device=x.device).expand(len(x))
         guided = self.transformer.config.guidance_embeds
-        with self._autocast():
-            velocity = self.transformer(
-                hidden_states=x.float(),
-                timestep=timestep,
-                guidance=torch.full_like(timestep, self.config.guidance) if guided else None,
-                pooled_projections=text.pooled,
-                encoder_hidden_states=text.states,
-                txt_ids=torch.zeros(text.states.shape[1], 3, device=x.device),
-                img_ids=self._image_ids,
-                return_dict=False,
-            )[0]
-        return velocity.float()
+        return self._forward(
+            hidden_states=x.float(),
+            timestep=timestep,
+            guidance=torch.full_like(timestep, self.config.guidance) if guided else None,
+            pooled_projections=text.pooled,
+            encoder_hidden_states=text.states,
+            txt_ids=torch.zeros(text.states.shape[1], 3, device=x.device),
+            img_ids=self._image_ids,
+        )
 
     def _set_size(self, height: int, width: int) -> None:
         super()._set_size(height, width)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from harness.config import ConfigError, ModelConfig, OptimizerConfig
 from harness.models.adapters import add_adapters, merged_adapters, save_adapters, without_adapters
+from harness.models.compiled import compile_for_sampling
 from harness.models.embedding import PromptEmbedding
 from harness.models.embedding_store import EmbeddingStore
 from harness.models.files import cache_folder, component_folders, text_fingerprint
@@ -54,6 +55,8 @@ class Policy(ABC):
         self._is_lora = optimizer.tuning == "lora"
         self._merge = optimizer.lora.merge_while_sampling
         self._reference: Any = None
+        self._compiled: Any = None
+        self._is_sampling = False
         self._encoders = [name for name in component_folders(self._folder) if name.startswith("text_encoder")]
         self._keeps_encoders = model.execution.text_encoders == "keep"
         self._store = EmbeddingStore(device, None if self._keeps_encoders else self._embedding_folder())
@@ -85,7 +88,9 @@ class Policy(ABC):
         execution, vae = self.config.execution, self._pipeline.vae
         if execution.gradient_checkpointing:
             self.transformer.enable_gradient_checkpointing()
-        if execution.compile:
+        if execution.compile == "auto":
+            self._compiled = compile_for_sampling(self.transformer, self.device)
+        if execution.compile == "blocks":
             # Block by block: all blocks of a kind share one compilation.
             for blocks in ("transformer_blocks", "single_transformer_blocks"):
                 for block in getattr(self.transformer, blocks, ()):
@@ -237,7 +242,18 @@ class Policy(ABC):
     def sampling(self) -> Iterator[None]:
         """Within: no gradients, and LoRA adapters are merged into the weights if the configuration says so."""
         with torch.no_grad(), merged_adapters(self.transformer) if self._is_lora and self._merge else nullcontext():
-            yield
+            self._is_sampling = True
+            try:
+                yield
+            finally:
+                self._is_sampling = False
+
+    def _forward(self, **inputs: Any) -> Tensor:
+        """The transformer's first output; compiled while sampling, if the configuration says so."""
+        network = self._compiled if self._is_sampling and self._compiled is not None else self.transformer
+        with self._autocast():
+            output: Tensor = network(**inputs, return_dict=False)[0]
+        return output.float()
 
     def keep_reference(self) -> None:
         """Remember the present weights as the KL reference (LoRA needs no copy: its base is the reference)."""

@@ -54,15 +54,9 @@ class StableDiffusion3Policy(Policy):
         return without + self.config.guidance * (with_text - without)
 
     def _predict(self, x: Tensor, timestep: Tensor, text: PromptEmbedding) -> Tensor:
-        with self._autocast():
-            velocity = self.transformer(
-                hidden_states=x,
-                timestep=timestep,
-                encoder_hidden_states=text.states,
-                pooled_projections=text.pooled,
-                return_dict=False,
-            )[0]
-        return velocity.float()
+        return self._forward(
+            hidden_states=x, timestep=timestep, encoder_hidden_states=text.states, pooled_projections=text.pooled
+        )
 
     def _set_size(self, height: int, width: int) -> None:
         super()._set_size(height, width)

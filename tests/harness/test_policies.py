@@ -231,8 +231,42 @@ def test_slices_and_tiles_are_the_autoencoder_s(make_policy: MakePolicy) -> None
 def test_compiling_is_asked_of_every_block(make_policy: MakePolicy, monkeypatch: pytest.MonkeyPatch) -> None:
     compiled: list[str] = []
     monkeypatch.setattr(torch.nn.Module, "compile", lambda module: compiled.append(type(module).__name__))
-    make_policy("flux", execution={"compile": True})
+    make_policy("flux", execution={"compile": "blocks"})
     assert compiled == ["FluxTransformerBlock"] * 2 + ["FluxSingleTransformerBlock"] * 2
+
+
+def test_compiled_sampling_is_one_function_of_all_batches_and_weights(
+    make_policy: MakePolicy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compilations: list[int] = []
+    compile_it = torch.compile
+
+    def backend(graph: Any, inputs: Any) -> Any:
+        compilations.append(len(inputs))
+        return graph.forward  # what dynamo traced, without the minute that code generation takes
+
+    monkeypatch.setattr(torch, "compile", lambda network: compile_it(network, backend=backend))
+    policies = [make_policy("flux", execution={"compile": how}) for how in ("auto", "off", "auto", "off")]
+    for compiled, plain in (policies[:2], policies[2:]):
+        for stirred in (False, True):
+            for size in (3, 2, 5, 1):
+                if stirred:
+                    stir(compiled)
+                    stir(plain)
+                x, text = plain.noise(generator_for(1), size), plain.encode(["a boat"]).repeat(size)
+                with compiled.sampling(), plain.sampling():
+                    torch.testing.assert_close(compiled.velocity(x, 0.5, text), plain.velocity(x, 0.5, text))
+    assert len(compilations) == 1
+
+
+def test_without_a_compiler_sampling_goes_on_and_says_so(
+    make_policy: MakePolicy, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    policy = make_policy("flux", execution={"compile": "auto"})
+    assert "sampling is not compiled, and slower: no C++ compiler 'no-such-compiler'" in capsys.readouterr().err
+    with policy.sampling():
+        assert policy.velocity(policy.noise(generator_for(1), 2), 0.5, policy.encode(PROMPTS)).isfinite().all()
 
 
 def test_bf16_freezes_in_bf16_and_trains_and_answers_in_fp32(make_policy: MakePolicy) -> None:
