@@ -39,7 +39,7 @@ class ExecutionConfig(Section):
 
     gradient_checkpointing: bool = False
     """Compute activations again in the backward pass instead of keeping them: less memory, a third more time."""
-    compile: Literal["off", "auto", "blocks"] = "off"
+    compile: Literal["never", "auto", "blocks"] = "never"
     """torch.compile. Auto: of the network while it samples, where a compiler is at hand: up to a minute at the start, a
     third faster after. Blocks: of the transformer's blocks, in training too: minutes at the start."""
     vae_slicing: bool = False

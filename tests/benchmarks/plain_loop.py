@@ -103,12 +103,9 @@ class PlainLoop:
         return self.kernel.step(x.expand_as(like), velocity.expand_as(like), self.sigmas[index], self.sigmas[index + 1])
 
     def _score(self, latents: Tensor, prompts: Sequence[str]) -> Tensor:
-        with self._phase("sampling"):
-            decoded = self.policy.decode(latents)
         with self._phase("reward"):
-            pictures = [
-                Image.fromarray((image * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()) for image in decoded
-            ]
+            decoded = (self.policy.decode(latents) * 255).round().to(torch.uint8).permute(0, 2, 3, 1)
+            pictures = [Image.fromarray(image.numpy()) for image in decoded]
             pixels = torch.from_numpy(np.stack([np.asarray(picture) for picture in pictures]))
             return self.reward.score(pixels.permute(0, 3, 1, 2).float() / 255, prompts).double()
 

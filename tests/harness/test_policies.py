@@ -246,7 +246,7 @@ def test_compiled_sampling_is_one_function_of_all_batches_and_weights(
         return graph.forward  # what dynamo traced, without the minute that code generation takes
 
     monkeypatch.setattr(torch, "compile", lambda network: compile_it(network, backend=backend))
-    policies = [make_policy("flux", execution={"compile": how}) for how in ("auto", "off", "auto", "off")]
+    policies = [make_policy("flux", execution={"compile": how}) for how in ("auto", "never", "auto", "never")]
     for compiled, plain in (policies[:2], policies[2:]):
         for stirred in (False, True):
             for size in (3, 2, 5, 1):
