@@ -2,6 +2,7 @@
 PYTHON ?= python3
 PROFILE ?= miniature
 REWARD ?= hpsv3
+WORKERS ?= 2
 BIN := .venv/bin
 READY := .venv/.ready
 
@@ -48,7 +49,7 @@ check-reward-parity: $(READY) .venvs/hpsv2/.ready .venvs/hpsv3/.ready  ## score 
 	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/adagrpo check-reward-parity
 
 sweep: $(READY)  ## search EMA decay and fusion weight on the miniature with Optuna
-	@$(BIN)/adagrpo sweep experiments/sweeps/ema_fusion.yaml
+	@$(BIN)/adagrpo sweep experiments/sweeps/ema_fusion.yaml --workers $(WORKERS)
 
 bench: $(READY)  ## time an iteration against a plain loop; needs a quiet machine
 	@$(BIN)/python -m tests.benchmarks

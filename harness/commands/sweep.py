@@ -118,12 +118,11 @@ def _run(sweep: "Sweep", options: argparse.Namespace) -> int:
                 print(line, flush=True)
 
     if num_finished(study) < sweep.num_trials:
-        environment = {STORAGE_VARIABLE: url, "OMP_NUM_THREADS": str(sweep.base.runtime.threads)}
         _folder(sweep).mkdir(parents=True, exist_ok=True)
         try:
             run_workers(
                 _worker_command(sweep, options),
-                [environment] * (options.workers or 1),
+                worker_environments(sweep, options.workers or 1, url),
                 _folder(sweep),
                 look,
                 lambda line: print(line, flush=True),
@@ -134,6 +133,13 @@ def _run(sweep: "Sweep", options: argparse.Namespace) -> int:
     _report(sweep, study, options, url)
     is_timed = options.hours is not None or sweep.file.hours is not None
     return 0 if is_timed or num_finished(study) >= sweep.num_trials else 1
+
+
+def worker_environments(sweep: "Sweep", workers: int, url: str) -> list[dict[str, str]]:
+    """Variables of each worker: the storage, and threads or a GPU of its own, as the grid's workers have them."""
+    from harness.launch.slots import local_slots
+
+    return [slot.environment | {STORAGE_VARIABLE: url} for slot in local_slots([sweep.base.runtime], workers)]
 
 
 def _identity(sweep: "Sweep") -> str:

@@ -7,7 +7,11 @@ from pathlib import Path
 import pytest
 from landscape import write_sweep
 
-from harness.config import ROOT
+from harness.commands.sweep import worker_environments
+from harness.config import ROOT, ConfigError
+from harness.launch import slots
+from harness.sweep import STORAGE_VARIABLE
+from harness.sweep.definition import load_sweep
 
 _CODE = """
 import sys
@@ -51,3 +55,19 @@ def test_a_wrong_path_in_the_file_is_named_with_the_nearest(tmp_path: Path) -> N
     result = adagrpo("sweep", str(write_sweep(tmp_path, space={"capability.dekay": {"low": 0.1, "high": 1}})))
     assert result.returncode == 2
     assert "the nearest is 'capability.decay'" in result.stderr
+
+
+def test_each_worker_has_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(slots, "visible_gpus", lambda: ("0", "1"))
+    sweep = load_sweep("smoke", None, [], None)
+    environments = worker_environments(sweep, 2, "sqlite:///x.db")
+    assert [environment["CUDA_VISIBLE_DEVICES"] for environment in environments] == ["0", "1"]
+    assert {environment[STORAGE_VARIABLE] for environment in environments} == {"sqlite:///x.db"}
+    with pytest.raises(ConfigError, match="3"):
+        worker_environments(sweep, 3, "sqlite:///x.db")
+
+
+def test_without_gpus_workers_have_the_threads_that_a_run_asks_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(slots, "visible_gpus", lambda: ())
+    environments = worker_environments(load_sweep("smoke", None, ["runtime.threads=3"], None), 2, "sqlite:///x.db")
+    assert [environment["OMP_NUM_THREADS"] for environment in environments] == ["3", "3"]
