@@ -384,13 +384,10 @@ def num_trained_steps(rollout: RolloutConfig) -> int:
 # --- identity -------------------------------------------------------------------------------------------------------
 
 
-def run_id(config: RunConfig, fingerprints: Mapping[str, str]) -> str:
-    """Name of a run: readable cell and seed, and a hash of all that its numbers depend on.
+def numeric_settings(config: RunConfig) -> dict[str, Any]:
+    """What a run's numbers depend on beside its files: all settings that are not at their defaults, as in JSON.
 
-    Args:
-        config: the run. ``logging``, ``runtime``, ``experiment`` and ``model.execution`` do not count, nor do paths; of
-            ``rewards`` only normalisation does, since the fingerprints have the rest.
-        fingerprints: sha256 or the like of base weights, prompt lists and rewards.
+    Without ``logging``, ``runtime``, ``experiment``, ``model.execution`` and paths; of ``rewards`` only normalisation.
     """
     # Without what is at its default, so that a new setting, off by default, leaves the names of old runs alone.
     content = config.model_dump(
@@ -400,6 +397,17 @@ def run_id(config: RunConfig, fingerprints: Mapping[str, str]) -> str:
     content["model"].pop("execution", None)
     if normalised := {name: (r.offset, r.scale) for name, r in config.rewards.items() if (r.offset, r.scale) != (0, 1)}:
         content["normalisation"] = normalised
+    return content
+
+
+def run_id(config: RunConfig, fingerprints: Mapping[str, str]) -> str:
+    """Name of a run: readable cell and seed, and a hash of all that its numbers depend on.
+
+    Args:
+        config: the run, of which ``numeric_settings`` count.
+        fingerprints: sha256 or the like of base weights, prompt lists and rewards.
+    """
+    content = numeric_settings(config)
     payload = json.dumps([content, dict(fingerprints), NUMERICS_VERSION], sort_keys=True)
     fusion = f"-fusion{config.fusion.weight:g}" if config.fusion.enabled else ""
     digest = hashlib.sha256(payload.encode()).hexdigest()[:10]

@@ -4,6 +4,7 @@ Launching and looking need neither torch nor rewards: the functions that do impo
 """
 
 import fcntl
+import hashlib
 import importlib.metadata
 import json
 import os
@@ -22,6 +23,8 @@ from harness.config import ROOT, ConfigError, RunConfig
 from harness.errors import HarnessError
 
 RUNS = ROOT / "results" / "runs"
+PROTOCOL = ROOT / "analysis" / "claims.py"
+"""How results will be judged: a run records which version of it was in force."""
 _PACKAGES = ("torch", "diffusers", "transformers", "accelerate", "peft", "onnxruntime", "numpy")
 _LONGEST_REASON = 500
 
@@ -221,7 +224,7 @@ def prepare_run(config: RunConfig, root: Path = RUNS) -> RunDirectory:
 
 
 def environment() -> dict[str, Any]:
-    """Commit, versions and hardware, for environment.json."""
+    """Commit, protocol, versions and hardware, for environment.json."""
     import torch
 
     git = subprocess.run(
@@ -232,6 +235,7 @@ def environment() -> dict[str, Any]:
     )
     return {
         "commit": git.stdout.strip() or None,
+        "protocol_sha256": hashlib.sha256(PROTOCOL.read_bytes()).hexdigest() if PROTOCOL.exists() else None,
         "numerics_version": configuration.NUMERICS_VERSION,
         "python": platform.python_version(),
         "packages": {name: importlib.metadata.version(name) for name in _PACKAGES},

@@ -9,7 +9,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object, set_seed
 
-from harness.config import NUMERICS_VERSION, ConfigError, RunConfig
+from harness.config import NUMERICS_VERSION, ConfigError, RunConfig, numeric_settings
 from harness.evaluation import evaluate, sample_images, save_gallery
 from harness.mirror import Mirror
 from harness.models.files import model_fingerprint
@@ -145,7 +145,7 @@ class Session:
         # Nobody may append before the main process has cut the logs back to the checkpoint.
         if self.is_main:
             self.run.forget_after(self.trainer.iteration if state else -1)
-            self.run.write_environment(environment())
+            self.run.write_environment(environment() | {"settings": numeric_settings(self.config)})
             self.run.set_status("running", self.trainer.iteration, self.config.iterations)
         self.accelerator.wait_for_everyone()
 

@@ -6,8 +6,8 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from analysis.figures.drawing import GREY, Drawing, Panel, draw_panel
+from analysis.statistics import Interval, paired_interval
 from analysis.sweep.marks import BLUE, ORANGE
-from analysis.sweep.statistics import Interval, paired_interval
 from analysis.sweep.tables import TRAINING_REWARD, Objective, SweepTables
 
 CONFIDENCE = 0.95

@@ -84,6 +84,26 @@ def test_the_expanded_interval_has_the_tails_of_students_t() -> None:
     assert (expanded.high - expanded.low) / 2 == pytest.approx(half, rel=0.04)
 
 
+@pytest.mark.parametrize(("count", "confidence", "t"), [(2, 0.95, 12.7062), (3, 0.95, 4.3027), (10, 0.995, 3.6897)])
+def test_where_no_resample_reaches_the_bounds_are_students(count: int, confidence: float, t: float) -> None:
+    # Two values that agree must not make an interval without width around 0.
+    values = np.random.default_rng(1).normal(size=count)
+    half = t * values.std(ddof=1) / math.sqrt(count)
+    interval = paired_interval(values, np.zeros(count), confidence)
+    assert interval == pytest.approx((values.mean(), values.mean() - half, values.mean() + half), rel=1e-4)
+
+
+def test_beyond_the_resamples_prompts_widen_the_bounds_too() -> None:
+    rng = np.random.default_rng(2)
+    values = rng.normal(size=(4, 1)) + rng.normal(size=(1, 30)) + 0.1 * rng.normal(size=(4, 30))
+    zero = np.zeros_like(values)
+    by_resampling = np.std(statistics._resampled_means(values, 40_000))
+    half = 3.1824 * math.sqrt(4 / 3) * by_resampling  # t of 3 degrees, .975
+    interval = paired_interval(values, zero)
+    assert (interval.high - interval.low) / 2 == pytest.approx(half, rel=0.02)
+    assert half > 1.05 * 3.1824 * values.mean(axis=1).std(ddof=1) / 2
+
+
 def test_prompts_that_differ_widen_a_paired_interval() -> None:
     effect = np.array([0.0, 0.0, 0.0, 1.0])
     treatment = np.tile(effect, (6, 1))
@@ -104,7 +124,9 @@ def test_the_p_value_is_the_level_at_which_the_interval_reaches_zero() -> None:
         above = paired_interval(treatment, control, confidence=1 - 0.95 * p, expand=expand)
         assert below.low > 0 > above.low
     assert paired_p_value(treatment, treatment) == 1.0
-    assert paired_p_value([1.0, 2.0, 3.0], [0.0, 0.0, 0.0]) > 0
+    assert paired_p_value([1.0, 2.0, 3.0], [0.0, 0.0, 0.0]) == pytest.approx(
+        0.07418, abs=1e-5
+    )  # t = 3.464 of 2 degrees
 
 
 def test_the_probability_of_improvement_counts_pairs_and_halves_ties() -> None:
