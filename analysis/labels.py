@@ -113,16 +113,18 @@ class Cell(NamedTuple):
     selection: str
     fusion: bool
     fusion_weight: float
+    variant: str = ""
+    """What else its runs have of their own, see ``analysis.variants``."""
 
     @property
     def label(self) -> str:
-        """``cell_label``, with the fusion weight where it is not 1, the release's."""
-        return cell_label(self.method, self.selection, self.fusion) + self._weight
+        """``cell_label``, with the fusion weight where it is not 1, the release's, and the variant."""
+        return cell_label(self.method, self.selection, self.fusion) + self._rest
 
     @property
     def short(self) -> str:
         """The cell among those of its method, as in "random" or "curriculum + fusion"."""
-        return self.selection + (f" + fusion{self._weight}" if self.fusion else "")
+        return self.selection + (" + fusion" if self.fusion else "") + self._rest
 
     @property
     def colour(self) -> str:
@@ -130,8 +132,9 @@ class Cell(NamedTuple):
         return cell_colour(self.selection, self.fusion)
 
     @property
-    def _weight(self) -> str:
-        return f", weight {self.fusion_weight:g}" if self.fusion and self.fusion_weight != 1 else ""
+    def _rest(self) -> str:
+        weight = f", weight {self.fusion_weight:g}" if self.fusion and self.fusion_weight != 1 else ""
+        return weight + (f", {self.variant}" if self.variant else "")
 
 
 PAPER_GRID = tuple(
@@ -143,23 +146,27 @@ PAPER_GRID = tuple(
 """Five selections, fusion off and on, three methods."""
 
 
-def selection_order(cell: Cell) -> tuple[int, str, bool, float]:
+def selection_order(cell: Cell) -> tuple[int, str, bool, float, str]:
     """Sort key of a method's cells: by selection in the paper's order, without fusion before with it."""
     position = SELECTIONS.index(cell.selection) if cell.selection in SELECTIONS else len(SELECTIONS)
-    return position, cell.selection, cell.fusion, cell.fusion_weight
+    return position, cell.selection, cell.fusion, cell.fusion_weight, cell.variant
 
 
 def split_cells(rows: pd.DataFrame) -> list[tuple[Cell, pd.DataFrame]]:
-    """Rows of each cell of a frame that has ``Cell``'s fields as columns; ordered by method, then ``cell_order``."""
+    """Rows of each cell of a frame that has ``Cell``'s fields as columns.
+
+    Ordered by method; without a variant first; then by ``cell_order``.
+    """
     cells = [
-        (Cell(str(method), str(selection), bool(fusion), cast(float, weight)), of_cell)
-        for (method, selection, fusion, weight), of_cell in rows.groupby(list(Cell._fields))
+        (Cell(str(method), str(selection), bool(fusion), cast(float, weight), str(variant)), of_cell)
+        for (method, selection, fusion, weight, variant), of_cell in rows.groupby(list(Cell._fields))
     ]
     methods = list(METHOD_NAMES)
 
-    def order(item: tuple[Cell, pd.DataFrame]) -> tuple[int, str, int, float]:
+    def order(item: tuple[Cell, pd.DataFrame]) -> tuple[int, str, bool, int, float, str]:
         cell = item[0]
         position = methods.index(cell.method) if cell.method in methods else len(methods)
-        return position, cell.method, cell_order(cell.selection, cell.fusion), cell.fusion_weight
+        of_grid = cell_order(cell.selection, cell.fusion), cell.fusion_weight
+        return position, cell.method, bool(cell.variant), *of_grid, cell.variant
 
     return sorted(cells, key=order)

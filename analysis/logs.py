@@ -12,8 +12,9 @@ import pyarrow.compute as pc
 from analysis.gallery import Gallery, read_gallery
 from analysis.runlog import CHOSEN_PROMPT, NUMBERS, RunLog, RunLogError, find_paths, read_directory
 from analysis.shards import SUFFIX, read_shard, read_shard_gallery
+from analysis.variants import name_variants
 
-IDENTITY = ["experiment", "run_id", "method", "selection", "fusion", "fusion_weight", "reward", "seed"]
+IDENTITY = ["experiment", "run_id", "method", "selection", "fusion", "fusion_weight", "variant", "reward", "seed"]
 COLUMNS = [*IDENTITY, "split", "iteration", "metric", "value"]
 PROMPT_COLUMNS = [*IDENTITY, "split", "iteration", "metric", "prompt", "value"]
 CHOSEN_COLUMNS = [*IDENTITY, "iteration", "slot", "prompt", "rank"]
@@ -91,8 +92,8 @@ def load_runs(folder: Path, train_metrics: Collection[str] | None = None) -> pd.
 
     Returns:
         Columns ``COLUMNS``. ``split`` is train, validation or test; nested metrics are flattened (``seconds/update``).
-        Evaluations also have the metric ``training_reward``. ``fusion_weight`` is 0 without fusion. Texts are
-        categories: there may be millions of rows.
+        Evaluations also have the metric ``training_reward``. ``fusion_weight`` is 0 without fusion; ``variant`` tells
+        runs of a cell apart, see ``name_variants``. Texts are categories: there may be millions of rows.
 
     Raises:
         RunLogError: names the folder or file that cannot be read.
@@ -181,6 +182,8 @@ def load_logs(folder: Path, train_metrics: Collection[str] | None = None, with_p
         numbers = pa.concat_tables([_without(log.numbers, train_metrics), _training_reward(log)])
         wholes.append(numbers.filter(pc.is_null(numbers["item"])))
         test_prompts.append(_last_test(numbers) if with_prompts else {})
+    for of_run, variant in zip(summary, name_variants(configs, environments), strict=True):
+        of_run["variant"] = variant
     runs = _frame(summary, wholes)[COLUMNS]
     return Logs(runs, pd.DataFrame(summary, columns=SUMMARY_COLUMNS), test_prompts, configs, environments)
 
@@ -198,12 +201,14 @@ def _read(path: Path, train_metrics: Collection[str] | None, with_items: bool) -
 
 def _load_items(folder: Path, choose: Callable[[RunLog], pa.Table]) -> pd.DataFrame:
     """The rows that ``choose`` takes of each run, with the run's identity."""
-    identities, rows = [], []
+    logs, rows = [], []
     for path in find_runs(folder):
         log = _read(path, (), with_items=True)
-        identities.append(_identity(log))
+        logs.append((_identity(log), log.config, log.environment))
         rows.append(choose(log))
-    return _frame(identities, rows)
+    identities, configs, environments = zip(*logs, strict=True) if logs else ((), (), ())
+    variants = name_variants(configs, environments)
+    return _frame([of_run | {"variant": name} for of_run, name in zip(identities, variants, strict=True)], rows)
 
 
 def _identity(log: RunLog) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """The report's page: one self-contained HTML file."""
 
 import base64
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -89,8 +90,11 @@ def _section(logs: Logs, study: Study, rows: Sequence[CellRow], figures: StudyFi
 
 
 def gallery(study: Study) -> list[tuple[str, str, list[PromptPictures]]]:
-    """For each method its name, what the pictures are of, and the pictures by prompt: of each cell's first seed."""
-    in_order = sorted(study.cells, key=lambda item: (item[0].fusion, selection_order(item[0])))
+    """For each method its name, what the pictures are of, and the pictures by prompt: of each cell's first seed.
+
+    Variants of cells have none: there may be many.
+    """
+    in_order = sorted(study.grid_cells, key=lambda item: (item[0].fusion, selection_order(item[0])))
     of_method: dict[str, list[tuple[Cell, Mapping[Any, Any], Gallery]]] = {}
     for cell, members in in_order:
         for run in members.sort_values(["seed", "run_id"]).to_dict("records"):
@@ -145,4 +149,5 @@ def _duration(seconds: float) -> str:
 
 
 def _anchor(cell: Cell) -> str:
-    return f"{cell.method}-{cell.selection}-{cell.fusion_weight:g}"
+    variant = re.sub(r"[^A-Za-z0-9.]+", "-", cell.variant)
+    return f"{cell.method}-{cell.selection}-{cell.fusion_weight:g}" + (f"-{variant}" if variant else "")

@@ -15,7 +15,7 @@ def split_settings(configs: Sequence[Mapping[str, Any]]) -> tuple[dict[str, str]
     Returns:
         ``{key: value}`` and ``{key: values}``; a key that some runs lack has the value "-" there.
     """
-    flat = [dict(_flatten(config)) for config in configs]
+    flat = [dict(flatten(config)) for config in configs]
     keys = dict.fromkeys(key for config in flat for key in config if key not in _IDENTITY)
     values = {key: list(dict.fromkeys(config.get(key, "-") for config in flat)) for key in keys}
     shared = {key: found[0] for key, found in values.items() if len(found) == 1}
@@ -44,10 +44,11 @@ def describe_environments(environments: Sequence[Mapping[str, Any]]) -> dict[str
     return {name: text for name, text in described.items() if text}
 
 
-def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+def flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Nested settings as dotted keys and texts, lists with commas."""
     for name, value in values.items():
         if isinstance(value, Mapping):
-            yield from _flatten(value, f"{prefix}{name}.")
+            yield from flatten(value, f"{prefix}{name}.")
         elif isinstance(value, list | tuple):
             yield prefix + name, ", ".join(map(str, value))
         else:

@@ -13,6 +13,7 @@ from analysis import statistics
 from analysis.labels import PAPER_GRID, Cell, is_adagrpo, is_base, metric_names, split_cells
 from analysis.logs import Logs
 from analysis.statistics import Interval
+from analysis.variants import variant_of_base
 
 MIN_SEEDS_FOR_INTERVAL = 5
 
@@ -111,9 +112,21 @@ class Study:
                 return rows.groupby("metric")["value"].mean(), split
         return pd.Series(dtype=float), "none"
 
+    @property
+    def grid_cells(self) -> list[tuple[Cell, pd.DataFrame]]:
+        """Those of ``cells`` that are the paper's: no variants; of fusion weights 1, the release's, if it is there."""
+        plain = [cell for cell, _ in self.cells if not cell.variant]
+        return [
+            (cell, members)
+            for cell, members in self.cells
+            if cell in plain
+            and (not cell.fusion or cell.fusion_weight == 1 or cell._replace(fusion_weight=1.0) not in plain)
+        ]
+
     def base_of(self, cell: Cell) -> Cell | None:
-        """The same method with random prompts and without fusion; None if the study has none."""
-        return next((c for c, _ in self.cells if c.method == cell.method and is_base(c.selection, c.fusion)), None)
+        """The same method and settings with random prompts and without fusion; None if the study has none."""
+        base = Cell(cell.method, "random", False, 0.0, variant_of_base(cell.variant))
+        return base if base in dict(self.cells) else None
 
     def compare(self, cell: Cell, metric: str) -> Comparison | None:
         """A cell against its base; None where they share no finished seed."""
@@ -192,10 +205,10 @@ def cell_interval(values: pd.Series) -> Interval | None:
 
 
 def adagrpo_pairs(study: Study) -> list[tuple[Cell, list[Cell]]]:
-    """Each method's base cell with its + AdaGRPO cells, one for each fusion weight; only methods that have both."""
+    """Each method's base cell with its + AdaGRPO cell, or several of other fusion weights; only methods with both."""
     pairs = []
-    for base in (cell for cell, _ in study.cells if is_base(cell.selection, cell.fusion)):
-        ours = [c for c, _ in study.cells if c.method == base.method and is_adagrpo(c.selection, c.fusion)]
+    for base in (cell for cell, _ in study.grid_cells if is_base(cell.selection, cell.fusion)):
+        ours = [c for c, _ in study.grid_cells if c.method == base.method and is_adagrpo(c.selection, c.fusion)]
         if ours:
             pairs.append((base, ours))
     return pairs
@@ -203,7 +216,7 @@ def adagrpo_pairs(study: Study) -> list[tuple[Cell, list[Cell]]]:
 
 def missing_cells(study: Study) -> dict[str, list[Cell]]:
     """Cells of the paper's grid without a finished run, by method."""
-    there = {cell[:3] for cell, members in study.cells if (members["state"] == "finished").any()}
+    there = {cell[:3] for cell, members in study.grid_cells if (members["state"] == "finished").any()}
     missing: dict[str, list[Cell]] = {}
     for cell in PAPER_GRID:
         if cell[:3] not in there:

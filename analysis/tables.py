@@ -54,7 +54,7 @@ class CellRow:
     num_runs: int
     num_finished: int
     repeated_seeds: int
-    """Finished runs beyond one a seed: their settings differ in more than what names a cell."""
+    """Finished runs beyond one a seed: their weights, prompts or rewards differ, but not their settings."""
     iterations: int
     before_split: str
     metrics: dict[str, Reached]

@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from harness.config import ConfigError, ModelConfig, RunConfig, compose, load
-from harness.launch.progress import cell_name
+from harness.launch.cells import cell_name
 from harness.runs import RunDirectory
 
 LORA_FILE = "pytorch_lora_weights.safetensors"

@@ -30,7 +30,9 @@ class StudyFigures(NamedTuple):
     selection: Group
     """Gain by prompt selection, and the paper's."""
     cells: Group
-    """Every cell with every seed."""
+    """Every cell of the grid with every seed."""
+    variants: Group
+    """The same of cells with other settings, beside those that they vary."""
     curves: Group
     """Further curves: by compute, by an unseen judge, and of all selections."""
     published: Group
@@ -63,6 +65,7 @@ def draw_study(study: Study) -> StudyFigures:
         main=_group(study, "main", "Validation reward during training", main, num_columns=2),
         selection=_group(study, "selection", "Test reward by prompt selection", beside_paper, num_columns=2),
         cells=_group(study, "all-cells", "All cells, every seed", cells.cell_panels(study), num_columns=3),
+        variants=_group(study, "variants", "Other settings, every seed", cells.variant_panels(study), num_columns=3),
         curves=Group([draw_panel(panel) for panel in (*more, *of_all)]),
         published=Group([draw_panel(panel) for panel in published.values()] if pairs else []),
     )

@@ -1,4 +1,4 @@
-"""All cells of the grid at once: every seed, mean and interval, without fusion and with it in neighbouring rows."""
+"""All cells at once: every seed, mean and interval, without fusion and with it in neighbouring rows."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -23,9 +23,21 @@ class Row(NamedTuple):
 
 
 def cell_panels(study: Study) -> list[Panel]:
-    """For each method one panel, a row a cell, in the order of selections; all on one scale."""
+    """For each method one panel, a row a cell of the grid, in the order of selections; all on one scale."""
+    return _panels(study, [cell for cell, _ in study.grid_cells], "all-cells")
+
+
+def variant_panels(study: Study) -> list[Panel]:
+    """The same of the methods that have variants: each beside the cells of the grid that it varies."""
+    grid = [cell for cell, _ in study.grid_cells]
+    variants = [cell for cell, _ in study.cells if cell not in grid]
+    varied = {cell[:3] for cell in variants}
+    return _panels(study, [*(cell for cell in grid if cell[:3] in varied), *variants], "variants")
+
+
+def _panels(study: Study, cells: Sequence[Cell], name: str) -> list[Panel]:
     rows_of: dict[str, list[Row]] = {}
-    for cell, _ in sorted(study.cells, key=lambda item: selection_order(item[0])):
+    for cell in sorted(cells, key=selection_order):
         values = study.values(cell, TRAINING_REWARD)
         if len(values):
             rows_of.setdefault(cell.method, []).append(Row(cell, values.to_numpy(), cell_interval(values)))
@@ -41,7 +53,7 @@ def cell_panels(study: Study) -> list[Panel]:
     methods = [method for method in dict.fromkeys(cell.method for cell, _ in study.cells) if method in rows_of]
     return [
         Panel(
-            f"{study.prefix}all-cells-{method}",
+            f"{study.prefix}{name}-{method}",
             METHOD_NAMES.get(method, method),
             partial(_draw, rows=rows_of[method], limits=limits, label=label),
             height=1.6 + 0.29 * len(rows_of[method]),
@@ -52,7 +64,8 @@ def cell_panels(study: Study) -> list[Panel]:
 
 
 def _label(cell: Cell) -> str:
-    return f"{cell.short}\n= AdaGRPO" if is_adagrpo(cell.selection, cell.fusion) else cell.short
+    is_plain = is_adagrpo(cell.selection, cell.fusion) and not cell.variant
+    return f"{cell.short}\n= AdaGRPO" if is_plain else cell.short.replace(", ", "\n", 1)
 
 
 def _draw(axes: Axes, rows: Sequence[Row], limits: tuple[float, float], label: str) -> None:
@@ -60,7 +73,7 @@ def _draw(axes: Axes, rows: Sequence[Row], limits: tuple[float, float], label: s
         cell, mean = row.cell, float(row.seeds.mean())
         if position and rows[position - 1].cell.selection != cell.selection:
             axes.axhline(position - 0.5, color=GREY, alpha=0.35, linewidth=0.7)
-        if is_base(cell.selection, cell.fusion):
+        if is_base(cell.selection, cell.fusion) and not cell.variant:
             axes.axvline(mean, color=cell.colour, linewidth=1, linestyle=":")
         if row.interval is not None:
             axes.hlines(position, row.interval.low, row.interval.high, color=cell.colour, linewidth=5, alpha=0.4)

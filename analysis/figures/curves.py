@@ -60,7 +60,7 @@ def cell_panels(study: Study, quantity: Quantity) -> list[Panel]:
     """
     complete = {base.method for base, ours in adagrpo_pairs(study) if _num_cells(study, base.method) == 1 + len(ours)}
     groups: dict[str, list[Cell]] = {}
-    for cell, _ in study.cells:
+    for cell, _ in study.grid_cells:
         if cell.method in complete:
             continue
         if cell.fusion:
@@ -114,7 +114,7 @@ def _bands(rows: pd.DataFrame) -> tuple[list[float], list[float]]:
 
 
 def _num_cells(study: Study, method: str) -> int:
-    return sum(cell.method == method for cell, _ in study.cells)
+    return sum(cell.method == method for cell, _ in study.grid_cells)
 
 
 def _panels(study: Study, quantity: Quantity, groups: dict[str, list[Cell]], kind: str) -> list[Panel]:

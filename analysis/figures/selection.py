@@ -27,7 +27,7 @@ def selection_panels(study: Study) -> list[Panel]:
     bars_of: dict[str, dict[str, Bar]] = {}
     starts: dict[str, float] = {}
     splits: set[str] = set()
-    for cell, _ in study.cells:
+    for cell, _ in study.grid_cells:
         values = study.values(cell, TRAINING_REWARD)
         if cell.fusion or cell.selection not in SELECTIONS or values.empty:
             continue

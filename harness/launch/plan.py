@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from statistics import mean
 
 from harness.config import RunConfig
-from harness.launch.progress import cell_name
+from harness.launch.cells import cell_names
 from harness.runs import RUNS, RunDirectory, find_run
 
 
@@ -34,8 +34,8 @@ def plan(configs: Sequence[RunConfig], slots: int) -> list[str]:
     """
     runs = [(config, find_run(config)) for config in configs]
     cells: dict[str, Counter[str]] = {}
-    for config, run in runs:
-        cells.setdefault(cell_name(config), Counter())[_state(run)] += 1
+    for cell, (_, run) in zip(cell_names(configs), runs, strict=True):
+        cells.setdefault(cell, Counter())[_state(run)] += 1
     width = max(map(len, cells))
     lines = [
         f"{cell:{width}}  {', '.join(f'{n} {state}' for state, n in states.items())}" for cell, states in cells.items()

@@ -8,15 +8,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from statistics import mean
 
-from harness.config import ConfigError, RunConfig
+from harness.config import ConfigError
+from harness.launch.cells import cell_names
 from harness.launch.queue import SETTLED
 from harness.runs import RunDirectory
-
-
-def cell_name(config: RunConfig) -> str:
-    """Method, selection and fusion, as in ``flow_grpo curriculum + fusion 1``."""
-    fusion = f" + fusion {config.fusion.weight:g}" if config.fusion.enabled else ""
-    return f"{config.method.kernel} {config.selection}{fusion}"
 
 
 def state_of(run: RunDirectory) -> str:
@@ -67,17 +62,21 @@ class Progress:
 def standings(runs: Sequence[RunDirectory]) -> list[str]:
     """One line a cell, best first: the mean over its seeds of the trained reward at the latest validation.
 
-    Cells are in the middle of training and have few seeds: this shows that training works, and compares nothing.
+    Rewards are ranked apart, since their scales differ. Cells are in the middle of training and have few seeds: this
+    shows that training works, and compares nothing.
     """
     latest: dict[str, list[tuple[float, int]]] = {}
-    for run in runs:
+    rewards: dict[str, str] = {}
+    configs = [run.config for run in runs]
+    for run, config, cell in zip(runs, configs, cell_names(configs), strict=True):
         reached = latest_validation(run)
         if reached is not None:
-            latest.setdefault(cell_name(run.config), []).append(reached)
+            latest.setdefault(cell, []).append(reached)
+            rewards[cell] = str(sorted(config.reward.items()))
     if not latest:
         return []
     width = max(map(len, latest))
-    ordered = sorted(latest.items(), key=lambda item: -mean(value for value, _ in item[1]))
+    ordered = sorted(latest.items(), key=lambda item: (rewards[item[0]], -mean(value for value, _ in item[1])))
     return [
         f"{cell:{width}}  {mean(value for value, _ in reached):.3f}  seeds {len(reached)}, "
         f"iteration {_range([iteration for _, iteration in reached])}"

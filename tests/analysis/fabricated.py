@@ -21,7 +21,7 @@ def write_run(
     *,
     seed: int = 0,
     selection: str = "random",
-    fusion: bool = False,
+    fusion: bool | dict[str, Any] = False,
     rewards: tuple[float, ...] = (0.5, 0.6, 0.7),
     test: float | None = 0.75,
     base_test: float | None = 0.45,
@@ -37,7 +37,7 @@ def write_run(
         folder: to write; its name is the run's id.
         seed: of the run.
         selection: of prompts.
-        fusion: whether advantages are fused.
+        fusion: whether advantages are fused, with weight 1; or the section itself.
         rewards: of the validations, ``interval`` iterations apart; the last is reached at the last iteration.
         test: reward on test prompts; None for none.
         base_test: of the untrained model; None for none.
@@ -54,7 +54,7 @@ def write_run(
         "seed": seed,
         "iterations": max(2, iterations),
         "selection": selection,
-        "fusion": {"enabled": fusion, "weight": 1.0},
+        "fusion": fusion if isinstance(fusion, dict) else {"enabled": fusion, "weight": 1.0},
         "method": {"kernel": "flow_grpo", "eta": 0.7},
         "reward": {"ocr": 1.0},
         "model": {"path": "base"},
@@ -64,7 +64,9 @@ def write_run(
     status = {"state": state, "iteration": iterations, "iterations": settings["iterations"], "reason": reason}
     (folder / "status.json").write_text(json.dumps(status))
     (folder / "environment.json").write_text(json.dumps({"commit": "abc", "python": "3.11.7", "packages": PACKAGES}))
-    steps = [_step(iteration, candidates=selection != "random" or fusion) for iteration in range(1, iterations + 1)]
+    steps = [
+        _step(iteration, candidates=selection != "random" or bool(fusion)) for iteration in range(1, iterations + 1)
+    ]
     evaluations = [(i * interval, "validation", reward) for i, reward in enumerate(rewards)]
     evaluations += [(0, "test", base_test)] if base_test is not None else []
     evaluations += [(max(2, iterations), "test", test)] if test is not None else []

@@ -1,5 +1,6 @@
 """``adagrpo status``: states, failures and standings, from directories alone."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -76,6 +77,24 @@ def test_standings_of_a_weighted_reward_are_its_weighted_sum(tmp_path: Path) -> 
     run = prepared(tmp_path, "reward={ocr: 1.0, colour: 0.5}")
     validated(run, 0, 0.4, colour=0.6)
     assert "0.700" in standings([run])[0]
+
+
+def test_standings_never_pool_runs_that_differ_by_more_than_their_seed(tmp_path: Path) -> None:
+    runs = [prepared(tmp_path, f"seed={seed}") for seed in (0, 1)]
+    runs += [prepared(tmp_path, "rollout.group_size=15"), prepared(tmp_path, "reward={ocr-v4: 1.0}")]
+    runs += [prepared(tmp_path, "model.path=harness/models/miniature/weak")]
+    for run, value in zip(runs, (0.5, 0.7, 0.8, 0.1, 0.2), strict=True):
+        validated(run, 10, value, **{"ocr-v4": 0.9})
+    lines = [re.sub(r" +", " ", line) for line in standings(runs)]
+    assert [re.search(r"0\.\d+  ?seeds \d", line)[0] for line in lines] == [
+        "0.800 seeds 1",
+        "0.600 seeds 2",
+        "0.200 seeds 1",
+        "0.900 seeds 1",
+    ]
+    assert "rollout.group_size=15" in lines[0]
+    assert "model=weak" in lines[2]
+    assert 'reward={"ocr-v4": 1.0}' in lines[3]
 
 
 def test_status_names_failures_with_their_reason(tmp_path: Path) -> None:
