@@ -7,7 +7,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: reward-env check-reward-parity help setup reproduce-paper report figures shards sweep bench test lint typecheck lock clean clean-venv
+.PHONY: reward-env check-reward-parity help setup reproduce-paper report figures shards study sweep bench test lint typecheck lock clean clean-venv
 
 help:  ## list the targets
 	@grep -E '^[a-z -]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z -]+):.*## */\1\t/' | column -t -s "$$(printf '\t')"
@@ -47,6 +47,10 @@ reward-env: .venvs/$(REWARD)/.ready  ## make the environment of REWARD's package
 
 check-reward-parity: $(READY) .venvs/hpsv2/.ready .venvs/hpsv3/.ready  ## score random checkpoints with the packages and here
 	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/adagrpo check-reward-parity
+
+study: $(READY)  ## run the study's experiments that have no committed shard; then tables, figures, page
+	@$(BIN)/adagrpo study
+	@$(BIN)/adagrpo report --runs results/miniature-study/runs --output results/miniature-study
 
 sweep: $(READY)  ## search EMA decay and fusion weight on the miniature with Optuna
 	@$(BIN)/adagrpo sweep experiments/sweeps/ema_fusion.yaml --workers $(WORKERS)

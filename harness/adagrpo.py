@@ -81,6 +81,11 @@ class CapabilityTracker:
             self._variance = self.decay * self._variance + (1.0 - self.decay) * variance
 
     @property
+    def is_empty(self) -> bool:
+        """Whether it has seen no batch yet."""
+        return self._mean is None
+
+    @property
     def mean(self) -> float:
         """mu_ema, in the reward's unit. Raises ValueError before the first update."""
         if self._mean is None:

@@ -12,6 +12,7 @@ COMMANDS = (
     "train",
     "grid",
     "reproduce",
+    "study",
     "sweep",
     "status",
     "doctor",

@@ -4,6 +4,7 @@ import math
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
+from copy import copy
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -109,6 +110,7 @@ class Trainer:
         self._max_train_batch = config.model.execution.max_train_batch or config.model.max_batch
         self._latent_dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[config.rollout.latent_precision]
         self.tracker = CapabilityTracker(config.capability.decay)
+        self.anchor = self.tracker
         self.parameters = policy.trainable()
         self.optimizer = build_optimizer(self.parameters, config.optimizer)
         self.averages = start_averages(self.parameters, config.optimizer)
@@ -167,13 +169,15 @@ class Trainer:
         rewards = torch.cat([c.rewards for c in slots if c.rewards is not None])
         if self.config.capability.sync == "shared":
             rewards = self._gather(rewards)
+        if self.config.capability.anchor == "before" and not self.tracker.is_empty:
+            self.anchor = copy(self.tracker)
         self.tracker.update(rewards)
 
     def _choose(self, slot: int, candidates: Candidates) -> int:
         generator = generator_for(self.config.seed, self.iteration, slot, "selection")
         # Random selection reads no reward, so that random with and without fusion choose alike.
         rewards = torch.zeros(len(candidates.prompts)) if candidates.rewards is None else candidates.rewards
-        return select_prompt(rewards, self.config.selection, self.tracker, generator)
+        return select_prompt(rewards, self.config.selection, self.anchor, generator)
 
     def _roll_out(self, slot: int, candidates: Candidates, watch: Stopwatch, spent: Counters) -> Rollout:
         settings, seed, kernel = self.config.rollout, self.config.seed, self.kernel

@@ -3,6 +3,7 @@
 import itertools
 import re
 from collections.abc import Sequence
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,9 @@ def expand_grid(
 ) -> list[RunConfig]:
     """All runs of a grid file, seed by seed, so that every cell has its first seed before any has its second.
 
-    A grid file names a ``profile``, ``seeds`` (a list) and ``cells``: mappings from a dotted config key, or ``method``
-    or ``model`` (files in experiments/methods/ and models/), to a value or a list of values; a mapping stands for the
-    product of its lists.
+    A grid file names a ``profile``, ``seeds`` (a list, or text such as "0-4,7") and ``cells``: mappings from a dotted
+    config key, or ``method`` or ``model`` (files in experiments/methods/ and models/), to a value or a list of values;
+    a mapping stands for the product of its lists, and its key ``seeds`` gives its cells other seeds than the file's.
 
     Args:
         grid: name of a file in experiments/grids/, or a path to one.
@@ -40,32 +41,40 @@ def expand_grid(
     content = read_yaml(path)
     if set(content) != _KEYS:
         raise ConfigError(f"{path}: a grid has the keys profile, seeds and cells, no other")
-    cells = [cell for mapping in content["cells"] for cell in _product(mapping)]
+    cells = []
+    for mapping in content["cells"]:
+        own = _seeds(mapping.get("seeds", content["seeds"]), path) if seeds is None else list(seeds)
+        cells += [cell | {"seeds": own} for cell in _product({k: v for k, v in mapping.items() if k != "seeds"})]
     for key, values in _parse_only(only or "").items():
         cells = _matching(cells, key, values)
+    planned = [(position, seed, cell) for cell in cells for position, seed in enumerate(cell["seeds"])]
     runs = []
-    for seed, cell in itertools.product(seeds if seeds is not None else content["seeds"], cells):
+    for _, seed, cell in sorted(planned, key=itemgetter(0)):
         settings: dict[str, Any] = {"seed": seed}
         for key, value in cell.items():
-            if key not in ("method", "model"):
+            if key not in ("method", "model", "seeds"):
                 settings = merge(settings, nest(key, value))
         files = {"method": cell.get("method"), "model": cell.get("model")}
         runs.append(compose(profile or content["profile"], settings=settings, overrides=overrides, **files))
     return runs
 
 
-def parse_seeds(text: str) -> list[int]:
+def parse_seeds(text: str, where: str = "--seeds") -> list[int]:
     """``"0-2,5"`` as ``[0, 1, 2, 5]``. Raises ConfigError for anything else."""
     seeds: list[int] = []
     for part in text.split(","):
         match = re.fullmatch(r"(\d+)(?:-(\d+))?", part.strip())
         if match is None:
-            raise ConfigError(f"--seeds {text}: write numbers and ranges, as in 0-4 or 0,2,5")
+            raise ConfigError(f"{where} {text}: write numbers and ranges, as in 0-4 or 0,2,5")
         first, last = int(match[1]), int(match[2] or match[1])
         if last < first:
-            raise ConfigError(f"--seeds {text}: the range {part.strip()} is empty")
+            raise ConfigError(f"{where} {text}: the range {part.strip()} is empty")
         seeds += range(first, last + 1)
     return list(dict.fromkeys(seeds))
+
+
+def _seeds(value: Any, path: Path) -> list[int]:
+    return list(value) if isinstance(value, list) else parse_seeds(str(value), f"{path}: seeds")
 
 
 def _product(mapping: dict[str, Any]) -> list[dict[str, Any]]:
@@ -84,7 +93,7 @@ def _parse_only(only: str) -> dict[str, list[str]]:
 
 
 def _matching(cells: list[dict[str, Any]], key: str, values: Sequence[str]) -> list[dict[str, Any]]:
-    known_keys = sorted({name for cell in cells for name in cell})
+    known_keys = sorted({name for cell in cells for name in cell} - {"seeds"})
     if key not in known_keys:
         raise ConfigError(f"--only: unknown key {key!r}; {nearest(key, known_keys)}")
     having = [(_as_yaml(cell[key]), cell) for cell in cells if key in cell]

@@ -32,7 +32,12 @@ class Outcome:
     """Reason by run id."""
 
 
-def run_all(runs: Sequence[RunDirectory], slots: int | None, say: Say) -> Outcome:
+def run_all(
+    runs: Sequence[RunDirectory],
+    slots: int | None,
+    say: Say,
+    on_finished: Callable[[RunDirectory], object] = lambda run: None,
+) -> Outcome:
     """Execute runs; finished ones are skipped, unfinished ones resumed. Call it from the main thread.
 
     A failed run does not stop the others, nor does a worker that dies: a new one resumes its run, in at most
@@ -42,6 +47,7 @@ def run_all(runs: Sequence[RunDirectory], slots: int | None, say: Say) -> Outcom
         runs: in the order in which they are wanted.
         slots: runs at a time; None for as many as the machine suffices for.
         say: receives lines of progress.
+        on_finished: called with each run that finishes meanwhile, soon after it does.
 
     Raises:
         ConfigError: the machine cannot give the slots, or the runs need different ones.
@@ -54,7 +60,7 @@ def run_all(runs: Sequence[RunDirectory], slots: int | None, say: Say) -> Outcom
     if len(finished) < len(runs):
         rooms = local_slots([run.config.runtime for run in runs if run not in finished], slots)
         reset(runs)
-        _Launch(runs, rooms, outcome, say).execute()
+        _Launch(runs, rooms, outcome, say, on_finished).execute()
     for line in standings(runs):
         say(line)
     return outcome
@@ -63,8 +69,15 @@ def run_all(runs: Sequence[RunDirectory], slots: int | None, say: Say) -> Outcom
 class _Launch:
     """Workers at the runs of one call of ``run_all``."""
 
-    def __init__(self, runs: Sequence[RunDirectory], slots: Sequence[Slot], outcome: Outcome, say: Say) -> None:
-        self.runs, self.outcome, self.say = runs, outcome, say
+    def __init__(
+        self,
+        runs: Sequence[RunDirectory],
+        slots: Sequence[Slot],
+        outcome: Outcome,
+        say: Say,
+        on_finished: Callable[[RunDirectory], object],
+    ) -> None:
+        self.runs, self.outcome, self.say, self.on_finished = runs, outcome, say, on_finished
         self.progress = Progress(runs)
         self.folder = runs[0].folder.parent / f".workers-{socket.gethostname()}-{os.getpid()}"
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -138,6 +151,7 @@ class _Launch:
             reached = latest_validation(run)
             value = "" if reached is None else f": trained reward on validation prompts {reached[0]:.3f}"
             self.say(f"finished {run.run_id}{value}")
+            self.on_finished(run)
         else:
             self.outcome.failed[run.run_id] = status["reason"]
             self.say(f"FAILED {run.run_id}: {status['reason']} (log: {run.folder / 'log.txt'})")

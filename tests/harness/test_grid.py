@@ -55,6 +55,25 @@ def test_values_that_no_cell_has_together_are_an_error(tmp_path: Path) -> None:
         expand_grid(str(grid), only="method=flow_grpo selection=medium")
 
 
+def test_cells_may_have_seeds_of_their_own(tmp_path: Path) -> None:
+    grid = tmp_path / "seeds.yaml"
+    grid.write_text(
+        "profile: smoke\nseeds: 3-5\ncells:\n"
+        "  - {selection: [random, medium], seeds: [8]}\n  - {selection: easiest}\n"
+        "  - {selection: hardest, seeds: '3,9'}\n"
+    )
+    runs = [(config.selection, config.seed) for config in expand_grid(str(grid))]
+    # All first seeds, then all second ones.
+    assert runs == [
+        *[("random", 8), ("medium", 8), ("easiest", 3), ("hardest", 3)],
+        *[("easiest", 4), ("hardest", 9), ("easiest", 5)],
+    ]
+    assert [config.seed for config in expand_grid(str(grid), only="selection=easiest,medium", seeds=[1])] == [1, 1]
+    grid.write_text("profile: smoke\nseeds: 5-3\ncells:\n  - {selection: random}\n")
+    with pytest.raises(ConfigError, match=r"seeds\.yaml: seeds 5-3: the range 5-3 is empty"):
+        expand_grid(str(grid))
+
+
 def test_seeds_are_numbers_and_ranges() -> None:
     assert parse_seeds("0-2,5,1") == [0, 1, 2, 5]
     for wrong in ("", "a", "3-1", "-1", "0;1"):

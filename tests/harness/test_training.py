@@ -19,7 +19,7 @@ from harness.prompts import read_prompts
 from harness.rewards import build_reward
 from harness.runs import RunDirectory, prepare_run
 from harness.session import Session
-from harness.trainer import Job, Trainer
+from harness.trainer import Candidates, Job, Trainer
 
 FAST = [
     "rollout.candidates=3",
@@ -152,6 +152,22 @@ def test_cells_of_a_seed_see_the_same_candidates_and_random_chooses_alike_with_f
     # Random without fusion samples only the prompt it trains on: 8 forwards for its anchor instead of 3 x 8.
     assert second["sample_forwards"] - first["sample_forwards"] == 16
     assert second["reward_calls"] - first["reward_calls"] == 3
+
+
+@pytest.mark.parametrize(("anchor", "chosen"), [("after", 1), ("before", 0)])
+def test_the_anchor_is_the_capability_after_or_before_the_batch(anchor: str, chosen: int) -> None:
+    training = trainer("selection=curriculum", f"capability.anchor={anchor}", "capability.decay=0.5")
+
+    def choose(*rewards: float) -> int:
+        candidates = Candidates(["a"] * len(rewards), None, None, torch.tensor(rewards))
+        training._update_capability([candidates])
+        return training._choose(0, candidates)
+
+    # Before the first batch there is no capability: its own mean, .3, serves.
+    assert choose(0.0, 0.31, 0.59) == 1
+    # The capability goes from .3 to .5 (0.3 + 0.7) / 2; its fusion is with .5 either way.
+    assert choose(0.31, 0.51, 1.28) == chosen
+    assert training.tracker.mean == pytest.approx(0.5)
 
 
 def test_the_update_raises_the_log_probability_of_better_samples() -> None:

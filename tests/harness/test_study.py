@@ -1,0 +1,343 @@
+"""The study: its files keep to the protocol, it runs only what has no shard, and tuning comes first."""
+
+import shutil
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from analysis.claims import CLAIMED_OVERHEAD, EXPERIMENT, PILOT_SEEDS, PRIMARY, STUDY_SEEDS, TEST_NOISES, Arm
+from analysis.logs import load_summary, reward_name
+from analysis.variants import name_variants
+from harness import config as config_module
+from harness import runs as runs_module
+from harness.accounting import expected_cost
+from harness.cli import main
+from harness.config import EXPERIMENTS, ConfigError, RunConfig, compose, numeric_settings
+from harness.launch import local, process
+from harness.launch.study import read_study, tuned_text
+
+Adagrpo = Callable[..., int]
+
+
+def arms_of(configs: Sequence[RunConfig]) -> dict[Arm, list[int]]:
+    """Seeds of each cell, named as the analysis will name it."""
+    dumps = [config.model_dump(mode="json") for config in configs]
+    variants = name_variants(dumps, [{"settings": numeric_settings(config)} for config in configs])
+    arms: dict[Arm, list[int]] = {}
+    for config, variant in zip(configs, variants, strict=True):
+        weight = config.fusion.weight if config.fusion.enabled else 0.0
+        arm = Arm(config.method.kernel, config.selection, weight, variant, reward_name(config.reward))
+        arms.setdefault(arm, []).append(config.seed)
+    return arms
+
+
+# --- the committed files ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def experiments() -> dict[str, list[RunConfig]]:
+    study = read_study()
+    return {name: study.configs(name) for name in study.names}
+
+
+def test_every_file_is_part_of_the_study() -> None:
+    files = {path.stem for path in (EXPERIMENTS / "studies").glob("*.yaml")}
+    assert files == {"all", *read_study().names}
+
+
+def test_seeds_are_the_protocol_s_and_no_other_s(experiments: dict[str, list[RunConfig]]) -> None:
+    for name, configs in experiments.items():
+        seeds = {config.seed for config in configs}
+        assert seeds <= set(PILOT_SEEDS if name == "tuning" else STUDY_SEEDS)
+    files = [*(EXPERIMENTS / "grids").glob("*.yaml"), *(EXPERIMENTS / "sweeps").glob("*.yaml")]
+    elsewhere = {seed for path in files for seed in yaml.safe_load(path.read_text())["seeds"]}
+    assert elsewhere.isdisjoint({*STUDY_SEEDS, *PILOT_SEEDS})
+
+
+def test_every_cell_uses_the_first_seeds(experiments: dict[str, list[RunConfig]]) -> None:
+    configs = [config for name, of_name in experiments.items() if name != "tuning" for config in of_name]
+    for arm, seeds in arms_of(configs).items():
+        assert sorted(set(seeds)) == list(STUDY_SEEDS[: len(set(seeds))]), arm
+
+
+def test_primary_claims_have_their_planned_pairs(experiments: dict[str, list[RunConfig]]) -> None:
+    arms = arms_of([config for name, of_name in experiments.items() if name != "tuning" for config in of_name])
+    for claim in PRIMARY:
+        pairs = set(arms[claim.treatment]) & set(arms[claim.control])
+        assert pairs == set(STUDY_SEEDS[: claim.seeds]), claim.name
+
+
+def test_runs_are_measured_as_the_protocol_says(experiments: dict[str, list[RunConfig]]) -> None:
+    for name, configs in experiments.items():
+        for config in configs:
+            tested = config.evaluation.test
+            assert (config.experiment, tested) == (
+                ("miniature-tuning", False) if name == "tuning" else (EXPERIMENT, True)
+            )
+            assert config.evaluation.test_noises == TEST_NOISES
+            assert {"ocr", "ocr-v4", "colour"} == set(config.evaluation.judges)
+
+
+def test_base_and_adagrpo_cells_share_their_tuned_settings(experiments: dict[str, list[RunConfig]]) -> None:
+    for config in [*experiments["main"], *experiments["rewards"]]:
+        own = config.model_dump(exclude={"seed", "selection", "fusion", "reward"})
+        base = compose("miniature-study", f"study_{config.method.kernel}")
+        assert own == base.model_dump(exclude={"seed", "selection", "fusion", "reward"})
+
+
+def test_equal_compute_is_equal_by_the_trainer_s_counts(experiments: dict[str, list[RunConfig]]) -> None:
+    [adagrpo] = {
+        expected_cost(c).forwards * c.iterations
+        for c in experiments["main"]
+        if arms_of([c]).keys() == {PRIMARY[5].treatment}
+    }
+    baselines = {expected_cost(c).forwards * c.iterations for c in experiments["compute"]}
+    assert len(baselines) == 2
+    assert all(0.99 * adagrpo < baseline < 1.02 * adagrpo for baseline in baselines)
+
+
+def test_the_paper_s_overhead_is_what_its_setting_costs() -> None:
+    base, adagrpo = (
+        expected_cost(compose("paper", overrides=[f"selection={s}", f"fusion.enabled={f}"]))
+        for s, f in (("random", "false"), ("curriculum", "true"))
+    )
+    assert (base.sample_forwards / 8, adagrpo.sample_forwards / 8) == (592, 736)
+    assert adagrpo.sample_forwards / base.sample_forwards - 1 == pytest.approx(CLAIMED_OVERHEAD, abs=0.05)
+
+
+def test_tuning_costs_every_method_the_same(experiments: dict[str, list[RunConfig]]) -> None:
+    settings: dict[str, set[tuple[float, float]]] = {}
+    for config in experiments["tuning"]:
+        assert (config.selection, config.fusion.enabled) == ("random", False)
+        settings.setdefault(config.method.kernel, set()).add((config.method.eta, config.optimizer.learning_rate))
+    assert {len(of_method) for of_method in settings.values()} == {5}
+
+
+# --- execution --------------------------------------------------------------------------------------------------------
+
+WORKER = """
+import json, sys
+from pathlib import Path
+from harness.launch.queue import claim_next, read_queue
+from harness.launch.streams import end_with_input
+current = Path(sys.argv[2])
+runs = read_queue(Path(sys.argv[1]))
+end_with_input()
+while claim := claim_next(runs):
+    run, config = claim.run, claim.run.config
+    current.write_text(run.run_id)
+    with (run.folder.parent / "executed").open("a") as log:
+        log.write(run.run_id + "\\n")
+    rate = config.optimizer.learning_rate
+    if rate > 0.5:
+        run.set_status("failed", 0, 2, "diverged")
+    else:
+        # The best rate is .01 for Flow-GRPO and .001 for Flow-CPS.
+        best = 0.01 if config.method.kernel == "flow_grpo" else 0.001
+        for iteration in (1, 2):
+            metrics = {"colour": 0.9 if rate == best else 0.8}
+            record = {"split": "validation", "metrics": metrics, "seconds": 6.0, "num_prompts": 3, "num_noises": 1}
+            run.append("eval.jsonl", {"iteration": iteration, **record})
+            seconds = {"reward": 1.0, "iteration": 3.0}
+            totals = {"sample_forwards": 4 * iteration, "train_forwards": 0, "reward_calls": iteration}
+            counts = {f"total_{name}": total for name, total in totals.items()}
+            run.append("metrics.jsonl", {"iteration": iteration, "seconds": seconds, **counts})
+        run.set_status("finished", 2, 2)
+    claim.lock.close()
+    current.unlink()
+"""
+
+TINY = {
+    "profile": "miniature-study",
+    "seeds": "500-502",
+    "cells": [{"method": "study_flow_grpo", "selection": ["random", "medium"]}],
+}
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A repository's worth of experiments, runs and shards, with workers that are quick."""
+    shutil.copytree(EXPERIMENTS, tmp_path / "experiments")
+    monkeypatch.setattr(config_module, "EXPERIMENTS", tmp_path / "experiments")
+    monkeypatch.setattr(runs_module, "RUNS", tmp_path / "runs")
+    profile = tmp_path / "experiments" / "profiles" / "miniature-study.yaml"
+    settings = yaml.safe_load(profile.read_text())
+    settings |= {"iterations": 2, "reward": {"colour": 1.0}}
+    settings["evaluation"] |= {"judges": ["colour"], "interval": 1, "validation_prompts": 3, "gallery": 0}
+    profile.write_text(yaml.safe_dump(settings))
+
+    def command(placement: object, module: str, arguments: Sequence[str]) -> list[str]:
+        return [sys.executable, "-c", WORKER, *arguments]
+
+    monkeypatch.setattr(process, "worker_command", command)
+    monkeypatch.setattr(local, "_POLL_SECONDS", 0.05)
+    write(tmp_path, "all", shards=str(tmp_path / "shards"), experiments=["tiny"])
+    write(tmp_path, "tiny", **TINY)
+    return tmp_path
+
+
+def write(folder: Path, name: str, **content: Any) -> None:
+    (folder / "experiments" / "studies" / f"{name}.yaml").write_text(yaml.safe_dump(content))
+
+
+@pytest.fixture
+def adagrpo(folder: Path, capsys: pytest.CaptureFixture[str]) -> Adagrpo:
+    """Runs ``adagrpo study`` on the folder's study; returns its exit code."""
+
+    def run(*arguments: str) -> int:
+        path = folder / "experiments" / "studies" / "all.yaml"
+        with pytest.raises(SystemExit) as exit_:
+            main(["study", *arguments, "--study", str(path)])
+        return int(exit_.value.code or 0)
+
+    return run
+
+
+def executed(folder: Path, experiment: str = EXPERIMENT) -> list[str]:
+    path = folder / "runs" / experiment / "executed"
+    lines = path.read_text().splitlines() if path.exists() else []
+    path.unlink(missing_ok=True)
+    return sorted(lines)
+
+
+def test_only_runs_without_a_shard_are_executed(folder: Path, adagrpo: Adagrpo) -> None:
+    assert adagrpo() == 0
+    shards = sorted((folder / "shards" / EXPERIMENT).glob("*.parquet"))
+    assert executed(folder) == [shard.stem for shard in shards]
+    assert len(shards) == 6
+    # As in a fresh clone: the shards are there, the run directories are not.
+    shutil.rmtree(folder / "runs")
+    contents = {shard: shard.read_bytes() for shard in shards}
+    for lost in (shards[1], shards[4]):
+        lost.unlink()
+    assert adagrpo() == 0
+    assert executed(folder) == [shards[1].stem, shards[4].stem]
+    assert sorted((folder / "shards" / EXPERIMENT).glob("*.parquet")) == shards
+    untouched = [shard for shard in shards if shard not in (shards[1], shards[4])]
+    assert all(shard.read_bytes() == contents[shard] for shard in untouched)
+    assert adagrpo() == 0
+    assert executed(folder) == []
+
+
+def test_a_run_that_finished_before_its_shard_was_written_is_not_executed_again(folder: Path, adagrpo: Adagrpo) -> None:
+    assert adagrpo() == 0
+    executed(folder)
+    lost = sorted((folder / "shards" / EXPERIMENT).glob("*.parquet"))[0]
+    lost.unlink()
+    assert adagrpo() == 0
+    assert lost.exists()
+    assert executed(folder) == []
+
+
+def test_experiments_share_runs_and_the_plan_counts_them_once(
+    folder: Path, adagrpo: Adagrpo, capsys: pytest.CaptureFixture[str]
+) -> None:
+    both = {"method": "study_flow_grpo", "selection": ["random", "hardest"], "seeds": [500]}
+    write(folder, "more", **TINY | {"cells": [both]})
+    write(folder, "all", shards=str(folder / "shards"), experiments=["tiny", "more"], budget_hours=0.01)
+    assert adagrpo("--plan") == 0
+    text = capsys.readouterr().out
+    assert [line.split()[:6] for line in text.splitlines()[1:3]] == [
+        ["tiny", "2", "6", "0", "0", "6"],
+        ["more", "2", "2", "1", "0", "1"],
+    ]
+    assert "not known before a run has finished" in text
+    assert executed(folder) == []
+    assert adagrpo("tiny", "--only", "selection=random", "--seeds", "500,501") == 0
+    assert len(executed(folder)) == 2
+    assert adagrpo("--plan") == 0
+    text = capsys.readouterr().out
+    assert [line.split()[:6] for line in text.splitlines() if line.startswith(("tiny", "more"))] == [
+        ["tiny", "2", "6", "0", "2", "4"],
+        ["more", "2", "2", "1", "0", "1"],
+    ]
+    # 2 of 3 s an iteration are the network's, for 4 forwards; 1 s a reward call; 2 s a picture.
+    assert "500.00 ms a forward, 1000.0 ms a reward call, 2000 ms a picture" in text
+    base = compose("miniature-study", "study_flow_grpo")
+    costs = {s: expected_cost(base.model_copy(update={"selection": s})) for s in ("random", "medium")}
+    each = {s: 2 * (c.forwards * 0.5 + c.reward_calls) + (2 * 3 + 3 * 240) * 2.0 for s, c in costs.items()}
+    left = (each["random"] + 4 * each["medium"]) / 3600
+    assert f"about {left:.2f} core-hours left, {left + 2 * 18 / 3600:.2f} in all; budget 0.01: OVER by" in text
+
+
+def test_a_failed_run_is_named_and_the_others_are_kept(
+    folder: Path, adagrpo: Adagrpo, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cells = [{"selection": "random"}, {"selection": "medium", "optimizer.learning_rate": 0.9}]
+    write(folder, "tiny", **TINY | {"cells": cells, "seeds": [500]})
+    assert adagrpo() == 1
+    assert "diverged" in capsys.readouterr().err
+    assert len(list((folder / "shards").rglob("*.parquet"))) == 1
+
+
+def tuning(folder: Path, rates: Mapping[str, list[float]]) -> None:
+    cells = [
+        {"method": kernel, "optimizer.learning_rate": of_kernel, "experiment": "tune", "evaluation.test": False}
+        | {"evaluation.base_test": False}
+        for kernel, of_kernel in rates.items()
+    ]
+    write(folder, "tuning", profile="miniature-study", seeds=list(PILOT_SEEDS), cells=cells)
+    write(folder, "all", shards=str(folder / "shards"), experiments=["tiny"], tuning="tuning")
+
+
+def test_tuning_comes_first_and_its_choice_is_what_the_others_run_with(
+    folder: Path, adagrpo: Adagrpo, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tuning(folder, {"flow_grpo": [0.001, 0.01, 0.9], "flow_cps": [0.001, 0.01]})
+    assert adagrpo("tiny") == 2
+    assert "tuning comes first, and 10 of its 10 runs are left" in capsys.readouterr().err
+    # The rate that diverges is a failed run, and out.
+    assert adagrpo() == 1
+    assert len(executed(folder, "tune")) == 10
+    chosen = {kernel: compose("miniature-study", f"study_{kernel}") for kernel in ("flow_grpo", "flow_cps")}
+    assert {k: c.optimizer.learning_rate for k, c in chosen.items()} == {"flow_grpo": 0.01, "flow_cps": 0.001}
+    comment = (folder / "experiments" / "methods" / "study_flow_grpo.yaml").read_text()
+    assert "# eta 0.7, 0.01: 0.9000 (2 seeds)\n# eta 0.7, 0.001: 0.8000 (2 seeds)\n" in comment
+    summary = load_summary(folder / "shards" / EXPERIMENT)
+    assert len(summary) == 6
+    # By hand afterwards: refused.
+    (folder / "experiments" / "methods" / "study_flow_cps.yaml").write_text(tuned_text("flow_cps", 0.7, 0.02, []))
+    assert adagrpo("tiny") == 2
+    assert "not what tuning chose, eta 0.7 and learning rate 0.001" in capsys.readouterr().err
+
+
+def test_a_method_that_no_setting_trains_is_an_error(
+    folder: Path, adagrpo: Adagrpo, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tuning(folder, {"flow_grpo": [0.01], "flow_cps": [0.9]})
+    assert adagrpo() == 2
+    assert "no setting of flow_cps finished with every pilot seed" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["selektion"], "unknown experiment 'selektion'; the nearest is 'selection'"),
+        (["--only", "selection=random"], "--only and --seeds choose among the runs of one experiment"),
+        (["selection", "--seeds", "x"], "--seeds x: write numbers"),
+        (["--study", "nowhere.yaml"], "nowhere.yaml: cannot be read"),
+    ],
+)
+def test_bad_input_is_one_line(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        main(["study", *arguments])
+    assert exit_.value.code == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+
+
+def test_a_study_file_with_a_wrong_key_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "s.yaml").write_text("shards: x\nexperiment: [a]\n")
+    with pytest.raises(ConfigError, match=r"s\.yaml: unknown key 'experiment'; the nearest is 'experiments'"):
+        read_study(tmp_path / "s.yaml")
+
+
+@pytest.mark.parametrize("rate", [3e-4, 6e-4, 1.5e-4, 1e-5, 0.01, 1.0])
+def test_tuned_settings_survive_their_file(tmp_path: Path, rate: float) -> None:
+    content = yaml.safe_load(tuned_text("flow_cps", 0.7, rate, ["because"]))
+    assert content == {"extends": "flow_cps", "method": {"eta": 0.7}, "optimizer": {"learning_rate": rate}}
