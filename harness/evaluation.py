@@ -2,7 +2,7 @@
 
 import json
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -63,11 +63,22 @@ def evaluate(
     rewards: Sequence[Reward],
     num_noises: int,
     settings: EvaluationConfig | None = None,
+    on_images: Callable[[Tensor], None] = lambda images: None,
 ) -> dict[str, list[float]]:
-    """Measure a policy on prompts: ``{metric: [a prompt's mean over noises]}``. Settings: see ``draw``."""
+    """Measure a policy on prompts: ``{metric: [a prompt's mean over noises]}``.
+
+    Args:
+        policy: that draws.
+        prompts: what.
+        rewards: all that judge.
+        num_noises: pictures a prompt.
+        settings: see ``draw``.
+        on_images: receives each noise's pictures, one a prompt.
+    """
     collected: dict[str, list[Tensor]] = defaultdict(list)
     for noise_index in range(num_noises):
         images = sample_images(policy, prompts, noise_index, settings)
+        on_images(images)
         # Two rewards may measure the same metric, such as a weighted sum and its part: equal, and counted once.
         measured: dict[str, Tensor] = {}
         for reward in rewards:

@@ -16,6 +16,8 @@ from harness.models.files import model_fingerprint
 from harness.models.locate import find_pipeline
 from harness.models.policy import Policy
 from harness.models.registry import build_policy
+from harness.observation import VERSION as OBSERVATION
+from harness.observation import Observer
 from harness.prompts import drawn_prompts, read_prompts
 from harness.rewards import build_rewards
 from harness.runs import RunDirectory, environment, write_atomically
@@ -178,15 +180,17 @@ class Session:
             },
         )
         mirror.log({f"{split}/{metric}": value for metric, value in metrics.items()}, step=iteration)
-        self.say(f"{split} at {iteration}: " + "  ".join(f"{k} {v:.3f}" for k, v in metrics.items()))
+        said = {metric: value for metric, value in metrics.items() if not metric.startswith("pictures/")}
+        self.say(f"{split} at {iteration}: " + "  ".join(f"{k} {v:.3f}" for k, v in said.items()))
         return metrics
 
     def _noises(self, split: str) -> int:
         return self.config.evaluation.test_noises if split == "test" else 1
 
     def _measure(self, split: str, prompts: Sequence[str]) -> dict[str, list[float]]:
-        """Every judge's value of each prompt; complete on the main process."""
+        """Every judge's value of each prompt, and what the pictures look like; complete on the main process."""
         rank, world = self.accelerator.process_index, self.accelerator.num_processes
+        observer = Observer(prompts[rank::world])
         with self.trainer.averaged_weights():
             measured = evaluate(
                 self.trainer.policy,
@@ -194,7 +198,9 @@ class Session:
                 self.judges,
                 self._noises(split),
                 self.config.evaluation,
+                observer.see,
             )
+        measured |= observer.metrics()
         shares: list[dict[str, list[float]]] = gather_object([measured])
         return {
             metric: [round(shares[i % world][metric][i // world], 6) for i in range(len(prompts))]
@@ -219,6 +225,7 @@ class Session:
         model, settings = self.config.model, self.config.evaluation
         content = [
             NUMERICS_VERSION,
+            OBSERVATION,
             model_fingerprint(find_pipeline(model.path)),
             model.model_dump(mode="json", exclude={"path", "execution"}),
             {judge.name: judge.fingerprint() for judge in self.judges},

@@ -148,7 +148,9 @@ def test_cells_of_a_seed_see_the_same_candidates_and_random_chooses_alike_with_f
     first, second = base.iterate(), fused.iterate()
     assert first["prompts"] == second["prompts"]
     assert first["reward_mean"] == pytest.approx(second["reward_mean"], abs=1e-5)
-    assert (first["candidate_reward_mean"], first["capability_mean"]) == (None, None)
+    assert (first["candidate_reward_mean"], first["capability_mean"], first["chosen_reward_mean"]) == (None, None, None)
+    hardest = trainer("selection=hardest").iterate()
+    assert hardest["chosen_reward_mean"] < hardest["candidate_reward_mean"]
     # Random without fusion samples only the prompt it trains on: 8 forwards for its anchor instead of 3 x 8.
     assert second["sample_forwards"] - first["sample_forwards"] == 16
     assert second["reward_calls"] - first["reward_calls"] == 3

@@ -19,7 +19,8 @@ def _font(name: str, size: int) -> ImageFont.FreeTypeFont:
     return ImageFont.truetype(str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / FONTS[name]), size)
 
 
-def _fitting_font(name: str, word: str) -> ImageFont.FreeTypeFont:
+def fitting_font(name: str, word: str) -> ImageFont.FreeTypeFont:
+    """The font of a key of ``FONTS`` in the size that a word is drawn in. Raises ValueError for a word too long."""
     for size in range(_MAX_FONT_SIZE, 7, -1):
         if _font(name, size).getlength(word) <= WIDTH - 2 * _MARGIN:
             return _font(name, size)
@@ -44,7 +45,7 @@ def render(
         ``[32, 128, 3]`` uint8.
     """
     unnamed = str(rng.choice(list(UNNAMED_FONTS), p=list(UNNAMED_FONTS.values())))
-    font = _fitting_font(prompt.font or unnamed, prompt.word)
+    font = fitting_font(prompt.font or unnamed, prompt.word)
     image = Image.new("RGB", (WIDTH, HEIGHT), BACKGROUNDS[prompt.background])
     x, y = WIDTH / 2 + rng.uniform(-2, 2), HEIGHT / 2 + rng.uniform(-1, 1)
     ink, canvas = TEXT_COLOURS[prompt.colour], ImageDraw.Draw(image)

@@ -1,0 +1,82 @@
+"""What pictures look like, beside what judges say of them: signs of a policy that hacks its reward, or collapses."""
+
+from collections.abc import Sequence
+from itertools import combinations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from harness.models.miniature import lettering
+from harness.models.miniature.prompts import parse_prompt
+
+VERSION = "1"
+"""Of all measures here: numbers measured under another one are measured again."""
+
+_LARGEST_SIDE = 128
+"""Pixels: larger pictures are compared at this size, so that few gigabytes of them need be kept."""
+
+
+class Observer:
+    """Sees an evaluation's pictures, one noise after another, and measures them prompt by prompt.
+
+    Of any pictures, with two noises or more: ``pictures/pixel_spread``, the root-mean-square difference of two pictures
+    of a prompt, mean over pairs, in [0, 1] as pixels are; 0 for a policy that draws one picture whatever the noise.
+
+    Of the miniature's, too: what ``lettering.measure`` says, and with two noises or more ``pictures/font_spread``, the
+    probability that two pictures of a prompt have different fonts, and ``pictures/colour_spread``, how far their text
+    and background colours are apart, as in ``pixel_spread``.
+
+    Args:
+        prompts: of the pictures.
+    """
+
+    def __init__(self, prompts: Sequence[str]) -> None:
+        self._prompts = prompts
+        self._is_miniature = _is_miniature(prompts)
+        self._small: list[Tensor] = []
+        self._lettering: list[dict[str, Tensor]] = []
+
+    def see(self, images: Tensor) -> None:
+        """Take in one picture of each prompt, ``[prompts, 3, H, W]`` in [0, 1]."""
+        self._small.append(_reduced(images.detach().float().cpu()))
+        if self._is_miniature:
+            self._lettering.append(lettering.measure(images.detach().float().cpu(), self._prompts))
+
+    def metrics(self) -> dict[str, list[float]]:
+        """``{metric: [a value a prompt]}``, of all that was seen: means over noises and pairs of them."""
+        measured: dict[str, Tensor] = {}
+        if self._lettering:
+            fonts = torch.stack([seen["fonts"] for seen in self._lettering])
+            measured |= {f"pictures/font_{font}": fonts[..., i].mean(0) for i, font in enumerate(lettering.FONT_NAMES)}
+            measured["pictures/texture"] = torch.stack([seen["texture"] for seen in self._lettering]).mean(0)
+        if len(self._small) > 1:
+            measured["pictures/pixel_spread"] = _spread(self._small)
+            if self._lettering:
+                measured["pictures/colour_spread"] = _spread([seen["colours"] for seen in self._lettering])
+                differs = [(a * b).sum(-1) for a, b in combinations(fonts, 2)]
+                measured["pictures/font_spread"] = 1 - torch.stack(differs).mean(0)
+        return {metric: values.double().tolist() for metric, values in measured.items()}
+
+
+def _spread(noises: Sequence[Tensor]) -> Tensor:
+    """``[prompts]``: root-mean-square difference of two of ``noises``, each ``[prompts, ...]``; mean over pairs."""
+    pairs = [(a - b).flatten(1).square().mean(1).sqrt() for a, b in combinations(noises, 2)]
+    return torch.stack(pairs).mean(0)
+
+
+def _reduced(images: Tensor) -> Tensor:
+    height, width = images.shape[-2:]
+    factor = max(height, width) / _LARGEST_SIDE
+    if factor <= 1:
+        return images
+    return F.adaptive_avg_pool2d(images, (max(1, round(height / factor)), max(1, round(width / factor))))
+
+
+def _is_miniature(prompts: Sequence[str]) -> bool:
+    try:
+        for prompt in prompts:
+            parse_prompt(prompt)
+    except ValueError:
+        return False
+    return True
