@@ -9,6 +9,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from harness.accounting import Counters, expected_cost
 from harness.config import compose, run_id
 from harness.models.registry import build_policy
 from harness.prompts import drawn_prompts, read_prompts
@@ -85,6 +86,23 @@ def test_recomputed_log_probabilities_make_the_first_ratio_exactly_one() -> None
     assert from_rollout["ratio_max_deviation"] == pytest.approx(0.01, rel=0.01)
     assert recomputed["ratio_max_deviation"] == 0
     assert recomputed["sample_forwards"] - from_rollout["sample_forwards"] == 2 * 4
+
+
+def test_recomputed_log_probabilities_leave_each_update_its_own_part() -> None:
+    dealt = ["rollout.prompts_per_update=2", "objective.updates_per_iteration=2", "objective.update_on=prompts"]
+    training = trainer(*FULL_SDE, *dealt, "objective.clip_range=1e-4", "objective.old_log_prob=recomputed")
+    learnt: list[Tensor] = []
+    losses = training._losses
+
+    def noted(jobs: Any, *rest: Any) -> Any:
+        learnt.append(torch.cat([job.step.x_next for job in jobs]))
+        return losses(jobs, *rest)
+
+    training._losses = noted  # type: ignore[method-assign]
+    record = training.iterate()
+    assert len(learnt) == 2
+    assert not torch.equal(*learnt)
+    assert {name: record[name] for name in vars(Counters())} == vars(expected_cost(training.config))
 
 
 def test_weights_are_averaged_after_every_so_many_updates() -> None:
