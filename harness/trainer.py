@@ -274,13 +274,14 @@ class Trainer:
         return means | {"ratio_max_deviation": max(logged["ratio_max_deviation"])}
 
     def _jobs(self, batch: Batch) -> list[Job]:
-        """The terms of an update's loss, which is the mean over its steps of the mean over siblings."""
+        """The terms of an update's loss, which is the mean over all its transitions."""
+        total = sum(len(step.x_next) for _, step, _ in batch)
         return [
             Job(
                 piece,
                 rollout.text,
                 advantage[rows].to(piece.x.device),
-                len(piece.x_next) / len(step.x_next) / len(batch),
+                len(piece.x_next) / total,
             )
             for rollout, step, advantage in batch
             for rows, piece in step.pieces(self._max_train_batch)

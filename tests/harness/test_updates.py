@@ -138,8 +138,12 @@ def test_windows_and_shares_reach_the_rollout() -> None:
     for _ in range(4):
         training.iterate()
     assert seen == [[0, 1], [1, 2], [2, 3], [0, 1]]
-    half = trainer(*FULL_SDE, "rollout.branch_indices=[0,1,2,3]", "rollout.trained_share=0.5")
-    assert half.iterate()["train_forwards"] == 2 * 4
+    for draw in ("prompt", "sample"):
+        share = ["rollout.branch_indices=[0,1,2,3]", "rollout.trained_share=0.5", f"rollout.trained_draw={draw}"]
+        record = trainer(*FULL_SDE, *share, "model.execution.max_train_batch=3", "objective.clip_range=0.1").iterate()
+        assert record["train_forwards"] == 2 * 4
+        # The log-probabilities of the rollout are those of the samples that are trained on.
+        assert record["ratio_max_deviation"] < 1e-4
 
 
 def test_latents_in_bf16_train() -> None:
