@@ -13,6 +13,7 @@ from harness.doctor.memory import checkpoint_bytes, estimate
 from harness.doctor.report import Finding, Report, size
 from harness.launch.grid import expand_grid
 from harness.launch.plan import measured_cost
+from harness.models.locate import find_local, how_to_get, is_hub_id, problem_of
 from harness.models.published import find_published
 from harness.prompts import read_prompts
 from harness.rewards.readiness import find_ready
@@ -34,11 +35,11 @@ def check(profile: str, overrides: Sequence[str] = (), seconds: float | None = N
     configs = expand_grid(grid_of(profile), overrides, profile=profile)
     path, gpus = config.model.path, machine.find_gpus()
     on_gpu = config.runtime.device == "cuda" or (config.runtime.device == "auto" and bool(gpus))
-    folder = machine.find_folder(path)
-    lacking = [] if folder is None else machine.missing_parts(folder)
-    architecture = find_architecture(path, None if lacking else folder)
+    folder = find_local(path)
+    problem = None if folder is None else problem_of(folder)
+    architecture = find_architecture(path, None if problem else folder)
     rewards = tuple(dict.fromkeys(name for c in configs for name in (*c.reward, *c.evaluation.judges)))
-    findings = [_gpus(config, gpus, on_gpu), _weights(path, folder, lacking)]
+    findings = [_gpus(config, gpus, on_gpu), _weights(path, folder, problem)]
     if architecture is None:
         findings.append(Finding("memory", f"not known: {path} is neither whole here nor one whose sizes are known"))
     else:
@@ -58,12 +59,11 @@ def _gpus(config: RunConfig, gpus: Sequence[Gpu], on_gpu: bool) -> Finding:
     return Finding("GPUs", f"{wanted} wanted, {len(gpus)} found: {names}", problem if len(gpus) < wanted else None)
 
 
-def _weights(path: str, folder: Path | None, lacking: Sequence[str]) -> Finding:
+def _weights(path: str, folder: Path | None, problem: str | None) -> Finding:
     if folder is None:
-        return Finding("weights", f"{path} is not on this machine", machine.how_to_get(path))
-    if lacking:
-        advice = machine.how_to_get(path) if machine.is_hub_id(path) else "fetch them again"
-        return Finding("weights", f"{path} is not whole", f"{folder} lacks {', '.join(lacking)}; {advice}")
+        return Finding("weights", f"{path} is not on this machine", how_to_get(path))
+    if problem is not None:
+        return Finding("weights", f"{path} is not whole", problem + (f"; {how_to_get(path)}" * is_hub_id(path)))
     return Finding("weights", f"{path} is here")
 
 

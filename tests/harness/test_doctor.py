@@ -1,12 +1,12 @@
 """The doctor: counts and sizes that agree with hand computation and with the code that runs, and what is missing."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from accelerate import Accelerator
-from safetensors.torch import save_file
 
 from harness import cli
 from harness.accounting import Counters, expected_cost
@@ -194,55 +194,6 @@ def test_seconds_of_a_forward_by_hand() -> None:
 # --- the machine
 
 
-def pipeline_folder(folder: Path) -> Path:
-    """A pipeline folder with one sharded and one whole network, of eight numbers a file."""
-    for name in ("transformer", "vae", "scheduler"):
-        (folder / name).mkdir(parents=True)
-    index = {"_class_name": "FluxPipeline"} | {
-        name: ["diffusers", name.title()] for name in ("transformer", "vae", "scheduler")
-    }
-    (folder / "model_index.json").write_text(json.dumps(index | {"feature_extractor": [None, None]}))
-    (folder / "scheduler" / "scheduler_config.json").write_text("{}")
-    for name in ("transformer", "vae"):
-        (folder / name / "config.json").write_text("{}")
-    shards = {"weight_map": {"a": "part-1.safetensors", "b": "part-2.safetensors"}}
-    (folder / "transformer" / "model.safetensors.index.json").write_text(json.dumps(shards))
-    for file in ("transformer/part-1.safetensors", "transformer/part-2.safetensors", "vae/model.safetensors"):
-        save_file({"a": torch.zeros(8)}, folder / file)
-    return folder
-
-
-def test_a_pipeline_that_lacks_files_is_told_from_a_whole_one(tmp_path: Path) -> None:
-    folder = pipeline_folder(tmp_path / "pipeline")
-    assert machine.missing_parts(folder) == []
-    (folder / "transformer" / "part-2.safetensors").unlink()
-    cut_off = (folder / "vae" / "model.safetensors").read_bytes()[:-1]
-    (folder / "vae" / "model.safetensors").write_bytes(cut_off)
-    assert machine.missing_parts(folder) == ["transformer", "vae"]
-
-
-def test_the_hubs_local_copy_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(machine, "hub_cache", lambda: tmp_path)
-    assert machine.find_folder(FLUX) is None
-    copy = tmp_path / "models--black-forest-labs--FLUX.1-dev"
-    pipeline_folder(copy / "snapshots" / "abc")
-    (copy / "refs").mkdir()
-    (copy / "refs" / "main").write_text("abc")
-    assert machine.find_folder(FLUX) == copy / "snapshots" / "abc"
-
-
-def test_advice_has_the_licence_and_the_exact_command() -> None:
-    advice = machine.how_to_get(FLUX)
-    assert "accept flux-1-dev-non-commercial-license at https://huggingface.co/black-forest-labs/FLUX.1-dev" in advice
-    assert (
-        "run  hf download black-forest-labs/FLUX.1-dev --include 'model_index.json' --include 'scheduler/*'" in advice
-    )
-    assert machine.how_to_get("someone/else").endswith("if it is on the hub, run  hf download someone/else")
-    assert machine.how_to_get("/no/such/folder") == (
-        "/no/such/folder is no pipeline folder (no model_index.json there); set model.path"
-    )
-
-
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_gpus_are_found_without_taking_memory_of_them() -> None:
@@ -281,9 +232,23 @@ def test_a_cpu_profile_that_can_run_misses_nothing() -> None:
     assert text.endswith("nothing is missing")
 
 
+def test_a_twin_is_a_model_like_any_other() -> None:
+    report = check("paper-dry")
+    assert report.missing == []
+    assert "twin:flux is here" in "\n".join(report.lines())
+
+
+def test_a_model_that_is_not_whole_is_told_from_one_that_is_not_here(tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(ROOT / "harness/models/miniature/base", tmp_path / "base"))
+    file = folder / "vae" / "diffusion_pytorch_model.safetensors"
+    file.write_bytes(file.read_bytes()[:-1])
+    (weights,) = (line for line in check("smoke", [f"model.path={folder}"]).missing if line.startswith("weights"))
+    assert weights.startswith(f"weights: model.path: {file} is damaged or was cut off")
+
+
 def test_what_a_machine_without_gpus_misses(gpu_profile: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(machine, "find_gpus", list)
-    monkeypatch.setattr(machine, "hub_cache", lambda: tmp_path / "hub")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setenv("ADAGRPO_ASSETS", str(tmp_path))
     report = check(str(gpu_profile), ["prompts.train=no.txt"])
     missing = {line.split(": ")[0]: line for line in report.missing}
@@ -309,7 +274,7 @@ def test_memory_is_compared_with_the_fullest_gpu_in_use(gpu_profile: Path, monke
 
 def test_a_full_disk_is_named(gpu_profile: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(machine, "find_gpus", list)
-    monkeypatch.setattr(machine, "hub_cache", lambda: tmp_path / "hub")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr(machine, "free_disk", lambda path: 2**30)
     (disk,) = (line for line in check(str(gpu_profile)).missing if line.startswith("disk"))
     assert "31.5 GiB for the download" in disk
