@@ -181,6 +181,9 @@ class RewardConfig(Section):
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
     batch_size: int = Field(8, ge=1)
     """Images at a time. Does not change scores beyond rounding."""
+    offload: bool = False
+    """Keep the model in main memory, and on its GPU only while it scores: for a GPU that cannot hold it beside the
+    policy. Without a GPU it changes nothing."""
     python: str | None = None
     """Interpreter of the environment a package runs in; None is the one that ``make reward-env`` made."""
     url: str | None = Field(None, pattern=r"^https?://")
