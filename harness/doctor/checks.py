@@ -9,7 +9,7 @@ from harness.config import ConfigError, RunConfig, compose, grid_of
 from harness.doctor import compute, machine
 from harness.doctor.architecture import Architecture, find_architecture
 from harness.doctor.machine import Gpu
-from harness.doctor.memory import checkpoint_bytes, estimate
+from harness.doctor.memory import checkpoint_bytes, estimate, how_to_save
 from harness.doctor.report import Finding, Report, size
 from harness.launch.grid import expand_grid
 from harness.launch.plan import measured_cost
@@ -46,7 +46,7 @@ def check(profile: str, overrides: Sequence[str] = (), seconds: float | None = N
         usable = gpus[: config.runtime.processes] if on_gpu else None
         findings.append(_memory(configs, architecture, rewards, usable))
         findings.append(_disk(configs, architecture, download=folder is None))
-    findings += [*_rewards(rewards), *_prompts(config), _compute(configs, architecture, gpus, on_gpu, seconds)]
+    findings += [*_rewards(rewards, configs), *_prompts(config), _compute(configs, architecture, gpus, on_gpu, seconds)]
     return Report(profile, findings)
 
 
@@ -72,29 +72,23 @@ def _memory(
 ) -> Finding:
     """The cell of the grid that needs most, against the GPU with the least free memory, or main memory."""
     processes = configs[0].runtime.processes
-    needed = max((estimate(c, architecture, rewards) for c in configs), key=lambda parts: sum(parts.values()))
+    estimates = [(estimate(config, architecture, rewards, gpus is not None), config) for config in configs]
+    needed, config = max(estimates, key=lambda pair: pair[0].total)
     if gpus is None:
-        del needed["CUDA context and workspace"]
         free, where = machine.free_memory() // processes, "of main memory free for each"
     else:
         # Without a GPU there is nothing to compare with, and that is a finding of its own.
         free, where = min((gpu.free for gpu in gpus), default=0), "free on a GPU"
-    total = sum(needed.values())
-    has_room = gpus == [] or total <= free
-    problem = f"a process needs about {size(total)}, {size(free)} are {where}; {_how_to_save(configs[0])}"
+    has_room = gpus == [] or needed.total <= free
+    advice = how_to_save(config, needed.moment)
+    problem = f"a process needs about {size(needed.total)}, {size(free)} are {where}; {advice}"
     compared = "" if gpus == [] else f", {size(free)} {where}"
     return Finding(
         "memory",
-        f"about {size(total)} a process{compared}; sizes from {architecture.source}",
+        f"about {size(needed.total)} a process{compared}, while {needed.moment}; sizes from {architecture.source}",
         None if has_room else problem,
-        tuple(f"{size(part):>10}  {name}" for name, part in needed.items() if part),
+        tuple(f"{size(part):>10}  {name}" for name, part in needed.parts.items() if part),
     )
-
-
-def _how_to_save(config: RunConfig) -> str:
-    if config.optimizer.tuning == "full":
-        return "train adapters instead: optimizer.tuning=lora"
-    return f"lower model.max_batch, now {config.model.max_batch}"
 
 
 def _disk(configs: Sequence[RunConfig], architecture: Architecture, download: bool) -> Finding:
@@ -117,8 +111,9 @@ def _disk(configs: Sequence[RunConfig], architecture: Architecture, download: bo
     return Finding("disk", "; ".join(texts), "; ".join(problems) or None)
 
 
-def _rewards(names: Sequence[str]) -> list[Finding]:
-    panel = find_ready(names)
+def _rewards(names: Sequence[str], configs: Sequence[RunConfig]) -> list[Finding]:
+    settings = {name: setting for config in configs for name, setting in config.rewards.items()}
+    panel = find_ready(names, settings)
     ready = [reward.name for reward in panel.ready]
     findings = [Finding("rewards", f"ready: {', '.join(ready)}")] if ready else []
     return findings + [Finding("rewards", f"not ready: {n}", reason) for n, reason in panel.missing.items()]

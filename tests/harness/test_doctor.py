@@ -17,7 +17,7 @@ from harness.doctor.architecture import Architecture, find_architecture
 from harness.doctor.checks import check
 from harness.doctor.compute import evaluation_pictures, known_gpu, scoring_seconds, seconds_per_forward, work_of
 from harness.doctor.machine import Gpu
-from harness.doctor.memory import activation_bytes, checkpoint_bytes, estimate, sampling_bytes, trained_parameters
+from harness.doctor.memory import checkpoint_bytes, estimate, trained_parameters
 from harness.doctor.report import Finding, Report, size
 from harness.launch.plan import Cost
 from harness.models.flux import FluxPolicy
@@ -135,7 +135,7 @@ def test_sizes_of_the_miniature_are_those_of_the_policy(tuning: str) -> None:
     policy = FluxPolicy(config.model, config.optimizer, torch.device("cpu"), seed=0)
     trained = sum(p.numel() for p in policy.trainable().values())
     assert trained_parameters(config, architecture) == trained
-    parts = estimate(config, architecture, [])
+    parts = estimate(config, architecture, []).parts
     assert parts["weights"] == 4 * sum(p.numel() for p in policy.transformer.parameters())
     assert (parts["gradients"], parts["optimiser"], parts["averaged weights"]) == (
         4 * trained,
@@ -147,25 +147,6 @@ def test_sizes_of_the_miniature_are_those_of_the_policy(tuning: str) -> None:
     assert architecture.vae == sum(p.numel() for p in policy._pipeline.vae.parameters())
     latent = policy.noise(torch.Generator())
     assert latent.numel() == architecture.latent_channels_per_token * architecture.image_tokens(config.model)
-
-
-def test_full_fine_tuning_of_flux_needs_18_bytes_a_parameter_and_a_reference_four_more() -> None:
-    flux = architecture_of(FLUX)
-    config = config_of(*PAPER, "optimizer.tuning=full")
-    parts = estimate(config, flux, ["hpsv3", "hpsv3", "ocr"])
-    assert parts["weights"] + parts["gradients"] + parts["optimiser"] == 18 * flux.parameters
-    assert parts["reward models"] == pytest.approx(15.5e9, rel=0.01)
-    with_kl = estimate(config_of(*PAPER, "optimizer.tuning=full", "objective.kl_beta=0.1"), flux, [])
-    assert with_kl["weights of the KL reference"] == 4 * flux.parameters
-    # Candidates' 10 paths of 16 steps, and 4 groups of 12, of 64 x 1024 numbers each.
-    chosen = estimate(config_of(*PAPER, "selection=medium"), flux, [])
-    assert chosen["latents"] == 4 * 64 * 1024 * (10 * 33 + 4 * 12 * 4)
-
-
-def test_activations_by_hand_and_checkpointing_keeps_less() -> None:
-    assert activation_bytes(2, 10, 8, num_blocks=3, element=2) == 3 * 34 * 2 * 10 * 8
-    assert activation_bytes(2, 10, 8, num_blocks=3, element=2, checkpointing=True) == (3 * 2 + 34) * 2 * 10 * 8
-    assert sampling_bytes(2, 10, 8, element=4) == 2 * 10 * 8 * 4 * 12
 
 
 def test_a_runs_disk_is_what_a_run_takes(lora_run: RunDirectory) -> None:
@@ -246,6 +227,13 @@ def test_a_model_that_is_not_whole_is_told_from_one_that_is_not_here(tmp_path: P
     assert weights.startswith(f"weights: model.path: {file} is damaged or was cut off")
 
 
+def test_rewards_are_looked_for_where_the_profile_says() -> None:
+    report = check("smoke", ["rewards.ocr={backend: url, url: 'http://127.0.0.1:9'}"])
+    assert [line.partition(" cannot")[0] for line in report.missing] == [
+        "rewards: reward 'ocr': http://127.0.0.1:9/reward"
+    ]
+
+
 def test_what_a_machine_without_gpus_misses(gpu_profile: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(machine, "find_gpus", list)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
@@ -267,7 +255,7 @@ def test_memory_is_compared_with_the_fullest_gpu_in_use(gpu_profile: Path, monke
         return "\n".join(check(str(gpu_profile)).missing)
 
     assert "memory: a process needs about" in problems(80, 10)
-    assert "10.0 GiB are free on a GPU; lower model.max_batch, now 12" in problems(80, 10)
+    assert "10.0 GiB are free on a GPU; free the text encoders: model.execution.text_encoders=free" in problems(80, 10)
     assert "memory" not in problems(80, 80, 10)  # the third is not used
     assert "GPUs" in problems(80)
 
