@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic.fields import FieldInfo
 
 from harness.errors import ConfigError as ConfigError
@@ -281,6 +281,12 @@ class LoggingConfig(Section):
 
     wandb: Literal["offline", "online", "off"] = "off"
     wandb_project: str = "adagrpo"
+
+    @field_validator("wandb", mode="before")
+    @classmethod
+    def _word_for_no(cls, value: Any) -> Any:
+        # YAML reads a bare  off  as false.
+        return "off" if value is False else value
 
 
 class RuntimeConfig(Section):
