@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic.fields import FieldInfo
 
 from harness.errors import ConfigError as ConfigError
@@ -129,8 +129,10 @@ class RolloutConfig(Section):
     window: WindowConfig | None = None
     """Only some of the branch indices in an iteration; None is all."""
     trained_share: float = Field(1.0, gt=0, le=1)
-    """Full SDE: share of the stochastic steps that are trained on, rounded down, drawn for each prompt anew
-    (DanceGRPO: .6, drawn for each sample)."""
+    """Full SDE: share of the stochastic steps that are trained on, rounded down, drawn at random in every iteration
+    (DanceGRPO: .6)."""
+    trained_draw: Literal["prompt", "sample"] = "prompt"
+    """Whether the samples of a prompt share the draw of trained steps, or each has its own (DanceGRPO)."""
     shared_noise: bool = False
     """Full SDE: the samples of a group start from the same noise (DanceGRPO)."""
     latent_precision: Literal["fp32", "bf16"] = "fp32"
@@ -181,6 +183,9 @@ class RewardConfig(Section):
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
     batch_size: int = Field(8, ge=1)
     """Images at a time. Does not change scores beyond rounding."""
+    offload: bool = False
+    """Keep the model in main memory, and on its GPU only while it scores: for a GPU that cannot hold it beside the
+    policy. Without a GPU it changes nothing."""
     python: str | None = None
     """Interpreter of the environment a package runs in; None is the one that ``make reward-env`` made."""
     url: str | None = Field(None, pattern=r"^https?://")
@@ -279,6 +284,12 @@ class LoggingConfig(Section):
     wandb: Literal["offline", "online", "off"] = "off"
     wandb_project: str = "adagrpo"
 
+    @field_validator("wandb", mode="before")
+    @classmethod
+    def _word_for_no(cls, value: Any) -> Any:
+        # YAML reads a bare  off  as false.
+        return "off" if value is False else value
+
 
 class RuntimeConfig(Section):
     """How the run is executed; none of it changes what the run is."""
@@ -346,7 +357,7 @@ class RunConfig(Section):
             raise ValueError(
                 f"rollout.window.size: {rollout.window.size} is more than the {len(indices)} rollout.branch_indices"
             )
-        for key in ("trained_share", "shared_noise"):
+        for key in ("trained_share", "trained_draw", "shared_noise"):
             if rollout.kind != "full_sde" and getattr(rollout, key) != RolloutConfig.model_fields[key].default:
                 raise ValueError(f"rollout.{key}: is for rollout.kind=full_sde")
         if self.method.kernel == "flow_cps" and self.method.eta > 1:
@@ -368,6 +379,10 @@ class RunConfig(Section):
         trained = num_trained_steps(self.rollout)
         if not trained:
             raise ValueError(f"rollout.trained_share: {self.rollout.trained_share} leaves no step to train on")
+        if update_on == "steps" and self.rollout.trained_draw == "sample":
+            raise ValueError(
+                "objective.update_on=steps: samples have no steps in common with rollout.trained_draw=sample"
+            )
         for key, count, what in (("prompts", prompts, "prompts a process"), ("steps", trained, "trained steps")):
             if update_on == key and count % updates:
                 raise ValueError(

@@ -7,8 +7,9 @@ from typing import Any
 import torch
 
 from harness.checkpoints import LORA_FILE, Checkpoint
-from harness.config import ROOT, ConfigError, dump
+from harness.config import ConfigError, dump
 from harness.model_card import Form, model_card
+from harness.models.locate import find_pipeline
 from harness.models.published import Licence, find_published
 from harness.models.weights import copy_weights, merge_lora, read_lora
 from harness.runs import write_atomically
@@ -66,7 +67,7 @@ def _merged_pipeline(checkpoint: Checkpoint, weights: Path) -> Any:
     from diffusers import DiffusionPipeline
 
     model = checkpoint.config.model
-    folder = ROOT / model.path
+    folder = find_pipeline(model.path)
     dtype = torch.bfloat16 if model.precision == "bf16" else torch.float32
     try:
         pipeline = DiffusionPipeline.from_pretrained(folder, dtype=dtype, local_files_only=True)

@@ -48,15 +48,21 @@ class TrainStep:
 
     Attributes:
         index: of the step.
-        x: latents before it; ``[1, ...]`` if all siblings share them, else ``[G, ...]``.
-        x_next: latents drawn, ``[G, ...]``.
-        old_log_prob: ``[G]``, under the policy that drew them.
+        x: latents before it; ``[1, ...]`` if all siblings share them, else ``[n, ...]``.
+        x_next: latents drawn, ``[n, ...]``.
+        old_log_prob: ``[n]``, under the policy that drew them.
+        siblings: ``[n]``, which of the group's G siblings these are; None is all of them, n = G.
     """
 
     index: int
     x: Tensor
     x_next: Tensor
     old_log_prob: Tensor
+    siblings: Tensor | None = None
+
+    def of_siblings(self, values: Tensor) -> Tensor:
+        """``[n]`` of a group's values ``[G]``: those of the siblings that are trained on here."""
+        return values if self.siblings is None else values[self.siblings]
 
     def pieces(self, max_batch: int | None) -> "Iterator[tuple[slice, TrainStep]]":
         """Siblings in pieces of at most ``max_batch``, and which of them; all at once if they share x, or for None."""
@@ -64,7 +70,8 @@ class TrainStep:
         for start in range(0, len(self.x_next), size):
             rows = slice(start, start + size)
             x = self.x if len(self.x) == 1 else self.x[rows]
-            yield rows, TrainStep(self.index, x, self.x_next[rows], self.old_log_prob[rows])
+            siblings = None if self.siblings is None else self.siblings[rows]
+            yield rows, TrainStep(self.index, x, self.x_next[rows], self.old_log_prob[rows], siblings)
 
 
 @dataclass(frozen=True)
@@ -167,7 +174,7 @@ def full_sde(
     sigmas: Tensor,
     stochastic_indices: Sequence[int],
     noise: Tensor,
-    trained_indices: Sequence[int] | None = None,
+    trained: Tensor | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> Rollout:
     """G whole paths of one prompt, stochastic at some steps and deterministic at the others.
@@ -180,12 +187,13 @@ def full_sde(
         sigmas: ``[N + 1]``.
         stochastic_indices: steps that are stochastic, increasing, each in [0, N - 2].
         noise: ``[number of indices, G, ...]`` standard normal.
-        trained_indices: those of them that are trained on; None is all.
+        trained: ``[number of indices, G]`` bool, which samples are trained on at which of them; None is all at all.
         dtype: of latents.
     """
     levels = sigmas.tolist()
     draws = dict(zip(stochastic_indices, noise, strict=True))
-    trained = draws.keys() if trained_indices is None else set(trained_indices)
+    everything = torch.ones(noise.shape[:2], dtype=torch.bool)
+    rows = dict(zip(stochastic_indices, everything if trained is None else trained, strict=True))
     embedding = text.repeat(len(start))
     x = start.to(dtype)
     steps = []
@@ -194,9 +202,17 @@ def full_sde(
         if index in draws:
             transition = kernel.step(x, predicted, sigma, sigma_next)
             x_next = transition.sample(noise=draws[index]).to(dtype)
-            if index in trained:
-                steps.append(TrainStep(index, x, x_next, transition.log_prob(x_next)))
+            steps += _train_step(TrainStep(index, x, x_next, transition.log_prob(x_next)), rows[index])
         else:
             x_next = ode_step(x, predicted, sigma, sigma_next).to(dtype)
         x = x_next
     return Rollout(text, steps, x, len(start) * (len(levels) - 1))
+
+
+def _train_step(step: TrainStep, trained: Tensor) -> list[TrainStep]:
+    """The step with the siblings that are trained on at it, ``[G]`` bool; nothing if there are none."""
+    if trained.all():
+        return [step]
+    siblings = trained.nonzero().flatten()
+    part = TrainStep(step.index, step.x[siblings], step.x_next[siblings], step.old_log_prob[siblings], siblings)
+    return [part] if len(siblings) else []

@@ -13,7 +13,7 @@ from harness.prompts import generator_for
 from harness.rollout import Rollout, TrainStep
 
 Batch = list[tuple[Rollout, TrainStep, Tensor]]
-"""Transitions of one optimiser update: the rollout, a step of it, and the advantages ``[G]`` of its siblings."""
+"""Transitions of one optimiser update: the rollout, a step of it, and the advantages of the step's siblings."""
 
 
 def stochastic_steps(rollout: RolloutConfig, seed: int, iteration: int, slot: int) -> tuple[int, ...]:
@@ -36,15 +36,25 @@ def stochastic_steps(rollout: RolloutConfig, seed: int, iteration: int, slot: in
     return indices[first : first + window.size]
 
 
-def trained_steps(
-    rollout: RolloutConfig, stochastic: tuple[int, ...], seed: int, iteration: int, slot: int
-) -> tuple[int, ...]:
-    """Those of the stochastic steps that are trained on, increasing: all, or ``trained_share`` of them at random."""
-    count = num_trained_steps(rollout)
-    if count == len(stochastic):
-        return stochastic
-    order = torch.randperm(len(stochastic), generator=generator_for(seed, iteration, slot, "trained steps"))
-    return tuple(sorted(stochastic[i] for i in order[:count].tolist()))
+def trained_steps(rollout: RolloutConfig, stochastic: tuple[int, ...], seed: int, iteration: int, slot: int) -> Tensor:
+    """Which of the stochastic steps each sample of a prompt is trained on: all, or ``trained_share`` of them at random.
+
+    Args:
+        rollout: the settings; ``trained_draw`` says whether samples share the draw.
+        stochastic: from ``stochastic_steps``.
+        seed: of the run.
+        iteration: 1 and up.
+        slot: which of the iteration's prompts.
+
+    Returns:
+        ``[steps, G]`` bool.
+    """
+    count, generator = num_trained_steps(rollout), generator_for(seed, iteration, slot, "trained steps")
+    draws = rollout.group_size if rollout.trained_draw == "sample" else 1
+    chosen = torch.zeros(draws, len(stochastic), dtype=torch.bool)
+    for sample in chosen:
+        sample[torch.randperm(len(stochastic), generator=generator)[:count]] = True
+    return chosen.T.expand(-1, rollout.group_size)
 
 
 def deal(rollouts: Sequence[Rollout], advantages: Sequence[Tensor], objective: ObjectiveConfig) -> list[Batch]:
@@ -59,7 +69,10 @@ def deal(rollouts: Sequence[Rollout], advantages: Sequence[Tensor], objective: O
             multiple of U, so that the number of processes changes nothing.
     """
     slots: list[Batch] = [
-        [(rollout, step, own) for step, own in zip(rollout.steps, groups.expand(len(rollout.steps), -1), strict=True)]
+        [
+            (rollout, step, step.of_siblings(own))
+            for step, own in zip(rollout.steps, groups.expand(len(rollout.steps), -1), strict=True)
+        ]
         for rollout, groups in zip(rollouts, advantages, strict=True)
     ]
     updates = objective.updates_per_iteration

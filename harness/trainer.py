@@ -255,7 +255,10 @@ class Trainer:
             group["lr"] = self._learning_rate()
         dealt = [self._jobs(batch) for batch in deal(rollouts, advantages, objective)]
         if objective.old_log_prob == "recomputed" and not objective.is_on_policy:
-            dealt = [self._with_recomputed_log_probs(dealt[0], spent)] * len(dealt)
+            # All of them before the first update; where updates share all samples, once.
+            distinct = dealt[:1] if objective.update_on == "all" else dealt
+            fresh = [self._with_recomputed_log_probs(jobs, spent) for jobs in distinct]
+            dealt = fresh * (len(dealt) // len(fresh))
         for number, jobs in enumerate(dealt, start=1):
             self.optimizer.zero_grad(set_to_none=True)
             for part in _split(jobs, self._max_train_batch):
@@ -275,13 +278,14 @@ class Trainer:
         return means | {"ratio_max_deviation": max(logged["ratio_max_deviation"])}
 
     def _jobs(self, batch: Batch) -> list[Job]:
-        """The terms of an update's loss, which is the mean over its steps of the mean over siblings."""
+        """The terms of an update's loss, which is the mean over all its transitions."""
+        total = sum(len(step.x_next) for _, step, _ in batch)
         return [
             Job(
                 piece,
                 rollout.text,
                 advantage[rows].to(piece.x.device),
-                len(piece.x_next) / len(step.x_next) / len(batch),
+                len(piece.x_next) / total,
             )
             for rollout, step, advantage in batch
             for rows, piece in step.pieces(self._max_train_batch)

@@ -21,7 +21,7 @@ def add_parser(commands: Commands) -> None:
     parser.add_argument("--noises", type=int, help="pictures a prompt (default: the configuration's)")
     parser.add_argument("--grid-prompts", type=int, default=4, help="prompts in grid.png (default: 4)")
     parser.add_argument("--output", type=Path, help="folder (default: one in results/evaluations/)")
-    add_drawing_options(parser)
+    add_drawing_options(parser, default="the checkpoint's evaluations'")
     parser.set_defaults(command=_evaluate)
 
 
@@ -33,7 +33,7 @@ def _evaluate(options: argparse.Namespace) -> int:
     from harness.rewards.readiness import choose_rewards
 
     device = device_of(options.device)
-    checkpoints = [checkpoint_of(name, options) for name in options.checkpoints]
+    checkpoints = [checkpoint_of(name, options, evaluated=True) for name in options.checkpoints]
     config = checkpoints[0].config
     num_noises = config.evaluation.test_noises if options.noises is None else options.noises
     if num_noises < 1 or options.grid_prompts < 0:
@@ -41,11 +41,14 @@ def _evaluate(options: argparse.Namespace) -> int:
     prompts = read_prompts(options.prompts or config.prompts.test)
     wanted = None if options.rewards is None else options.rewards.split(",")
     size = config.model.height, config.model.width
-    panel = choose_rewards(wanted, prompts.prompts, *size, num_threads=config.runtime.threads)
-    benchmark = Benchmark(prompts, panel, num_noises, options.grid_prompts)
-    folder = options.output or default_folder(benchmark, checkpoints, ROOT / "results" / "evaluations")
-    for line in left_out(panel):
-        print(line, flush=True)
-    scores = benchmark.run(checkpoints, device, folder, say=lambda line: print(line, flush=True))
+    panel = choose_rewards(wanted, prompts.prompts, *size, config.rewards, config.runtime.threads)
+    try:
+        benchmark = Benchmark(prompts, panel, num_noises, options.grid_prompts)
+        folder = options.output or default_folder(benchmark, checkpoints, ROOT / "results" / "evaluations")
+        for line in left_out(panel):
+            print(line, flush=True)
+        scores = benchmark.run(checkpoints, device, folder, say=lambda line: print(line, flush=True))
+    finally:
+        panel.close()
     print("\n".join(["", *table(scores), "", f"written to {folder}"]))
     return 0

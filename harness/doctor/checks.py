@@ -9,10 +9,11 @@ from harness.config import ConfigError, RunConfig, compose, grid_of
 from harness.doctor import compute, machine
 from harness.doctor.architecture import Architecture, find_architecture
 from harness.doctor.machine import Gpu
-from harness.doctor.memory import checkpoint_bytes, estimate
+from harness.doctor.memory import checkpoint_bytes, estimate, how_to_save
 from harness.doctor.report import Finding, Report, size
 from harness.launch.grid import expand_grid
 from harness.launch.plan import measured_cost
+from harness.models.locate import find_local, how_to_get, is_hub_id, problem_of
 from harness.models.published import find_published
 from harness.prompts import read_prompts
 from harness.rewards.readiness import find_ready
@@ -34,18 +35,18 @@ def check(profile: str, overrides: Sequence[str] = (), seconds: float | None = N
     configs = expand_grid(grid_of(profile), overrides, profile=profile)
     path, gpus = config.model.path, machine.find_gpus()
     on_gpu = config.runtime.device == "cuda" or (config.runtime.device == "auto" and bool(gpus))
-    folder = machine.find_folder(path)
-    lacking = [] if folder is None else machine.missing_parts(folder)
-    architecture = find_architecture(path, None if lacking else folder)
+    folder = find_local(path)
+    problem = None if folder is None else problem_of(folder)
+    architecture = find_architecture(path, None if problem else folder)
     rewards = tuple(dict.fromkeys(name for c in configs for name in (*c.reward, *c.evaluation.judges)))
-    findings = [_gpus(config, gpus, on_gpu), _weights(path, folder, lacking)]
+    findings = [_gpus(config, gpus, on_gpu), _weights(path, folder, problem)]
     if architecture is None:
         findings.append(Finding("memory", f"not known: {path} is neither whole here nor one whose sizes are known"))
     else:
         usable = gpus[: config.runtime.processes] if on_gpu else None
         findings.append(_memory(configs, architecture, rewards, usable))
         findings.append(_disk(configs, architecture, download=folder is None))
-    findings += [*_rewards(rewards), *_prompts(config), _compute(configs, architecture, gpus, on_gpu, seconds)]
+    findings += [*_rewards(rewards, configs), *_prompts(config), _compute(configs, architecture, gpus, on_gpu, seconds)]
     return Report(profile, findings)
 
 
@@ -58,12 +59,11 @@ def _gpus(config: RunConfig, gpus: Sequence[Gpu], on_gpu: bool) -> Finding:
     return Finding("GPUs", f"{wanted} wanted, {len(gpus)} found: {names}", problem if len(gpus) < wanted else None)
 
 
-def _weights(path: str, folder: Path | None, lacking: Sequence[str]) -> Finding:
+def _weights(path: str, folder: Path | None, problem: str | None) -> Finding:
     if folder is None:
-        return Finding("weights", f"{path} is not on this machine", machine.how_to_get(path))
-    if lacking:
-        advice = machine.how_to_get(path) if machine.is_hub_id(path) else "fetch them again"
-        return Finding("weights", f"{path} is not whole", f"{folder} lacks {', '.join(lacking)}; {advice}")
+        return Finding("weights", f"{path} is not on this machine", how_to_get(path))
+    if problem is not None:
+        return Finding("weights", f"{path} is not whole", problem + (f"; {how_to_get(path)}" * is_hub_id(path)))
     return Finding("weights", f"{path} is here")
 
 
@@ -72,29 +72,23 @@ def _memory(
 ) -> Finding:
     """The cell of the grid that needs most, against the GPU with the least free memory, or main memory."""
     processes = configs[0].runtime.processes
-    needed = max((estimate(c, architecture, rewards) for c in configs), key=lambda parts: sum(parts.values()))
+    estimates = [(estimate(config, architecture, rewards, gpus is not None), config) for config in configs]
+    needed, config = max(estimates, key=lambda pair: pair[0].total)
     if gpus is None:
-        del needed["CUDA context and workspace"]
         free, where = machine.free_memory() // processes, "of main memory free for each"
     else:
         # Without a GPU there is nothing to compare with, and that is a finding of its own.
         free, where = min((gpu.free for gpu in gpus), default=0), "free on a GPU"
-    total = sum(needed.values())
-    has_room = gpus == [] or total <= free
-    problem = f"a process needs about {size(total)}, {size(free)} are {where}; {_how_to_save(configs[0])}"
+    has_room = gpus == [] or needed.total <= free
+    advice = how_to_save(config, needed.moment)
+    problem = f"a process needs about {size(needed.total)}, {size(free)} are {where}; {advice}"
     compared = "" if gpus == [] else f", {size(free)} {where}"
     return Finding(
         "memory",
-        f"about {size(total)} a process{compared}; sizes from {architecture.source}",
+        f"about {size(needed.total)} a process{compared}, while {needed.moment}; sizes from {architecture.source}",
         None if has_room else problem,
-        tuple(f"{size(part):>10}  {name}" for name, part in needed.items() if part),
+        tuple(f"{size(part):>10}  {name}" for name, part in needed.parts.items() if part),
     )
-
-
-def _how_to_save(config: RunConfig) -> str:
-    if config.optimizer.tuning == "full":
-        return "train adapters instead: optimizer.tuning=lora"
-    return f"lower model.max_batch, now {config.model.max_batch}"
 
 
 def _disk(configs: Sequence[RunConfig], architecture: Architecture, download: bool) -> Finding:
@@ -117,8 +111,9 @@ def _disk(configs: Sequence[RunConfig], architecture: Architecture, download: bo
     return Finding("disk", "; ".join(texts), "; ".join(problems) or None)
 
 
-def _rewards(names: Sequence[str]) -> list[Finding]:
-    panel = find_ready(names)
+def _rewards(names: Sequence[str], configs: Sequence[RunConfig]) -> list[Finding]:
+    settings = {name: setting for config in configs for name, setting in config.rewards.items()}
+    panel = find_ready(names, settings)
     ready = [reward.name for reward in panel.ready]
     findings = [Finding("rewards", f"ready: {', '.join(ready)}")] if ready else []
     return findings + [Finding("rewards", f"not ready: {n}", reason) for n, reason in panel.missing.items()]

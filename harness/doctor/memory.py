@@ -1,9 +1,9 @@
-"""How much memory one process of a run needs, by component, from counts alone."""
+"""How much memory one process of a run needs, by component and at its fullest moment, from counts alone."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from harness.config import RunConfig
+from harness.config import RewardConfig, RunConfig, num_trained_steps
 from harness.doctor.architecture import Architecture
 
 _WORKSPACE = 3 * 2**29
@@ -56,8 +56,24 @@ def sampling_bytes(samples: int, tokens: int, width: int, element: int) -> int:
     return samples * tokens * width * element * (1 + 3 + 4 + 4)
 
 
-def estimate(config: RunConfig, architecture: Architecture, rewards: Iterable[str]) -> dict[str, int]:
-    """Bytes of one process, by component, at the peak of training.
+@dataclass(frozen=True)
+class Estimate:
+    """Memory of one process at the moment of a run that needs most."""
+
+    moment: str
+    """``encoding`` (before training, where text encoders are freed), ``sampling``, ``decoding``, ``scoring`` or
+    ``updating``."""
+    parts: Mapping[str, int]
+    """Bytes by component."""
+
+    @property
+    def total(self) -> int:
+        """Bytes."""
+        return sum(self.parts.values())
+
+
+def estimate(config: RunConfig, architecture: Architecture, rewards: Iterable[str], on_gpu: bool = True) -> Estimate:
+    """What a process needs at its fullest moment.
 
     Weights in training, their gradients and AdamW's two moments are float32; frozen weights are in the network's
     precision. Every process holds all of them.
@@ -66,32 +82,65 @@ def estimate(config: RunConfig, architecture: Architecture, rewards: Iterable[st
         config: of the run.
         architecture: of its model.
         rewards: that this process loads.
+        on_gpu: of GPU memory, with the CUDA context; else of main memory, where offloading saves nothing.
     """
+    moments = _moments(config, architecture, list(dict.fromkeys(rewards)), on_gpu)
+    return max((Estimate(moment, parts) for moment, parts in moments.items()), key=lambda e: e.total)
+
+
+def _moments(
+    config: RunConfig, architecture: Architecture, rewards: Sequence[str], on_gpu: bool
+) -> dict[str, dict[str, int]]:
+    """Bytes by component at each moment of a run."""
     model, optimizer = config.model, config.optimizer
     element = 2 if model.precision == "bf16" else 4
-    trained, parts = trained_parameters(config, architecture), {}
+    trained = trained_parameters(config, architecture)
+    always = {"CUDA context and workspace": _WORKSPACE} if on_gpu else {}
+    merged: dict[str, int] = {}
     if optimizer.tuning == "lora":
-        parts["weights"] = architecture.parameters * element + 4 * trained
+        weights = {"weights": architecture.parameters * element + 4 * trained}
         if optimizer.lora.merge_while_sampling:
             adapted = architecture.adapted(optimizer.lora)
-            parts["weights with adapters merged"] = sum(into * out for into, out in adapted) * element
+            merged = {"weights with adapters merged": sum(into * out for into, out in adapted) * element}
     else:
         # Autocast keeps a copy in bf16 for the backward pass.
-        parts["weights"] = trained * (6 if element == 2 else 4)
+        weights = {"weights": trained * (6 if element == 2 else 4)}
         if config.objective.kl_beta:
-            parts["weights of the KL reference"] = trained * 4
-    parts["gradients"] = 4 * trained
-    parts["optimiser"] = 8 * trained
+            weights["weights of the KL reference"] = trained * 4
+    weights |= {"autoencoder": 4 * architecture.vae}
+    text = {"text encoders": element * architecture.text_encoders}
+    freed = model.execution.text_encoders == "free"
+    resident, moving = _reward_models(config, rewards, on_gpu)
+    training = always | weights | ({} if freed else text)
+    training |= {"gradients": 4 * trained, "optimiser": 8 * trained}
     if optimizer.weight_ema is not None:
-        parts["averaged weights"] = 4 * trained
-    parts["activations"] = _activations(config, architecture, element)
-    parts["latents"] = _latents(config, architecture)
-    parts["autoencoder"] = 4 * architecture.vae + _decoding(config, architecture)
-    parts["text encoders"] = element * architecture.text_encoders
-    models = [REWARD_MODELS[name] for name in dict.fromkeys(rewards) if name in REWARD_MODELS]
-    parts["reward models"] = sum(reward.parameters * reward.bytes_per_parameter for reward in models)
-    parts["CUDA context and workspace"] = _WORKSPACE
-    return parts
+        training["averaged weights"] = 4 * trained
+    training |= {"latents": _latents(config, architecture), "reward models": resident}
+    return {
+        "encoding": always | weights | text if freed else {},
+        "sampling": training | merged | {"activations": _sampling(config, architecture, element)},
+        "decoding": training | {"activations of the autoencoder": _decoding(config, architecture)},
+        "scoring": training | {"reward models": resident + moving},
+        "updating": training | {"activations": _updating(config, architecture, element)},
+    }
+
+
+def how_to_save(config: RunConfig, moment: str) -> str:
+    """What to set so that a run needs less memory at its fullest moment."""
+    model, execution = config.model, config.model.execution
+    if config.optimizer.tuning == "full":
+        return "train adapters instead: optimizer.tuning=lora"
+    if execution.text_encoders == "keep":
+        return "free the text encoders: model.execution.text_encoders=free"
+    if moment == "updating" and not execution.gradient_checkpointing:
+        return "keep fewer activations: model.execution.gradient_checkpointing=true"
+    if moment == "updating":
+        return f"lower model.execution.max_train_batch, now {execution.max_train_batch or model.max_batch}"
+    if moment == "decoding" and not execution.vae_slicing:
+        return "decode one picture at a time: model.execution.vae_slicing=true"
+    if moment in ("sampling", "decoding"):
+        return f"lower model.max_batch, now {model.max_batch}"
+    return "use a larger GPU, or serve the rewards from another one: adagrpo serve-reward"
 
 
 def trained_parameters(config: RunConfig, architecture: Architecture) -> int:
@@ -108,15 +157,47 @@ def checkpoint_bytes(config: RunConfig, architecture: Architecture) -> int:
     return trained_parameters(config, architecture) * (4 + 8 + average + 4)
 
 
-def _activations(config: RunConfig, architecture: Architecture, element: int) -> int:
-    """The larger of the backward pass's and of sampling's."""
-    model, rollout = config.model, config.rollout
-    forwards = architecture.forwards_per_velocity(model)
-    tokens, width = architecture.tokens(model), architecture.width
+def _reward_models(config: RunConfig, rewards: Sequence[str], on_gpu: bool) -> tuple[int, int]:
+    """Bytes of the reward models that stay in this process's memory, and of the largest that comes only to score."""
+    resident, moving = 0, 0
+    for name in rewards:
+        settings = config.rewards.get(name, RewardConfig())
+        model = REWARD_MODELS.get(name)
+        if model is None or settings.backend == "url" or (on_gpu and settings.device == "cpu"):
+            continue
+        element = (
+            model.bytes_per_parameter if settings.precision is None else {"fp32": 4, "bf16": 2}[settings.precision]
+        )
+        size = model.parameters * element
+        if settings.offload and on_gpu:
+            moving = max(moving, size)
+        else:
+            resident += size
+    return resident, moving
+
+
+def _sampling(config: RunConfig, architecture: Architecture, element: int) -> int:
+    samples = architecture.forwards_per_velocity(config.model) * config.model.max_batch
+    return sampling_bytes(samples, architecture.tokens(config.model), architecture.width, element)
+
+
+def _updating(config: RunConfig, architecture: Architecture, element: int) -> int:
+    """Of the largest forward with gradient."""
+    model, rollout, objective = config.model, config.rollout, config.objective
     # Siblings of an anchor-branch step share one forward with gradient.
-    trained = 1 if rollout.kind == "anchor_branch" else rollout.group_size
-    kept = activation_bytes(forwards * trained, tokens, width, architecture.num_blocks, element)
-    return max(kept, sampling_bytes(forwards * model.max_batch, tokens, width, element))
+    of_a_prompt = num_trained_steps(rollout) * (1 if rollout.kind == "anchor_branch" else rollout.group_size)
+    of_an_update = of_a_prompt * rollout.prompts_per_update // config.runtime.processes
+    if objective.update_on != "all":
+        of_an_update //= objective.updates_per_iteration
+    samples = min(of_an_update, model.execution.max_train_batch or model.max_batch)
+    return activation_bytes(
+        architecture.forwards_per_velocity(model) * samples,
+        architecture.tokens(model),
+        architecture.width,
+        architecture.num_blocks,
+        element,
+        model.execution.gradient_checkpointing,
+    )
 
 
 def _latents(config: RunConfig, architecture: Architecture) -> int:
@@ -132,4 +213,5 @@ def _latents(config: RunConfig, architecture: Architecture) -> int:
 def _decoding(config: RunConfig, architecture: Architecture) -> int:
     """Three float32 feature maps at full resolution, of all pictures that are decoded at once."""
     model = config.model
-    return 3 * 4 * architecture.vae_channels * model.height * model.width * model.max_batch
+    pictures = 1 if model.execution.vae_slicing else model.max_batch
+    return 3 * 4 * architecture.vae_channels * model.height * model.width * pictures

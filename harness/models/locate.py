@@ -10,25 +10,12 @@ from safetensors import SafetensorError, safe_open
 
 from harness.config import ROOT, ConfigError
 from harness.models.files import component_folders
+from harness.models.published import UNWANTED, WANTED, how_to_fetch
 
 TWIN_PREFIX = "twin:"
 TWIN_NAMES = ("flux", "sd3")
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
-_COMPONENTS = (
-    "scheduler",
-    "transformer",
-    "vae",
-    "text_encoder",
-    "text_encoder_2",
-    "text_encoder_3",
-    "tokenizer",
-    "tokenizer_2",
-    "tokenizer_3",
-)
-# Repositories also hold the weights as single files, in half precision and for other frameworks: tens of GB.
-_WANTED = ("model_index.json", *(f"{name}/*" for name in _COMPONENTS))
-_UNWANTED = ("*.fp16*", "*.bin", "*.msgpack", "*.onnx*")
 _VOCABULARIES = (("tokenizer.json",), ("vocab.json", "merges.txt"), ("spiece.model",))
 
 
@@ -37,28 +24,44 @@ def find_pipeline(path: str) -> Path:
 
     Args:
         path: a folder, absolute or relative to the repository; ``twin:flux`` or ``twin:sd3``, built if need be; or a
-            hub id ``owner/name``, taken from the hub's local cache and downloaded if it is not there (with
-            HF_HUB_OFFLINE=1: only from the cache).
+            hub id ``owner/name``, taken from the hub's local cache and downloaded if it is not there, or not whole
+            (with HF_HUB_OFFLINE=1: only from the cache).
 
     Raises:
         ConfigError: nothing is there, something is missing or damaged, or the hub does not give it; with what to do.
     """
+    folder = find_local(path)
+    if is_hub_id(path):
+        return folder if folder is not None and problem_of(folder) is None else _download(path)
+    if folder is None:
+        raise ConfigError(f"model.path: {how_to_get(path)}")
+    check_pipeline(folder)
+    return folder
+
+
+def find_local(path: str) -> Path | None:
+    """The folder that ``model.path`` names, whole or not, if it is on this machine; nothing is downloaded.
+
+    Raises:
+        ConfigError: there is no such twin.
+    """
     if path.startswith(TWIN_PREFIX):
         return _find_twin(path.removeprefix(TWIN_PREFIX))
-    folder = ROOT / path
-    if folder.is_dir():
-        check_pipeline(folder)
-        return folder
-    if _HUB_ID.fullmatch(path):
-        return _from_hub(path)
-    raise ConfigError(f"model.path: {folder} is no pipeline folder (no such folder), and {path!r} is no hub id")
+    if is_hub_id(path):
+        return _snapshot(path, local_files_only=True)
+    return ROOT / path if (ROOT / path).is_dir() else None
 
 
-def download_command(repository: str) -> str:
-    """The command that downloads what the harness needs of a hub repository, and nothing else."""
-    include = " ".join(f"--include '{pattern}'" for pattern in _WANTED)
-    exclude = " ".join(f"--exclude '{pattern}'" for pattern in _UNWANTED)
-    return f"hf download {repository} {include} {exclude}"
+def is_hub_id(path: str) -> bool:
+    """Whether a ``model.path`` means a repository on the hub."""
+    return _HUB_ID.fullmatch(path) is not None and not (ROOT / path).is_dir()
+
+
+def how_to_get(path: str) -> str:
+    """What to do about a model that is not on this machine."""
+    if is_hub_id(path):
+        return how_to_fetch(path)
+    return f"{ROOT / path} is no pipeline folder (no such folder), and {path!r} is no hub id; set model.path"
 
 
 def class_name_of(pipeline: Path) -> str:
@@ -87,23 +90,27 @@ def check_pipeline(pipeline: Path) -> None:
                 _check_weights(file)
 
 
+def problem_of(pipeline: Path) -> str | None:
+    """What ``check_pipeline`` complains about; None if the folder is whole."""
+    try:
+        check_pipeline(pipeline)
+    except ConfigError as error:
+        return str(error)
+    return None
+
+
 def _find_twin(name: str) -> Path:
     if name not in TWIN_NAMES:
         raise ConfigError(f"model.path: there is no twin {name!r}, there are {', '.join(TWIN_NAMES)}")
     from harness.models.twins import twin_folder
 
-    folder = twin_folder(name)
-    check_pipeline(folder)
-    return folder
+    return twin_folder(name)
 
 
-def _from_hub(repository: str) -> Path:
+def _download(repository: str) -> Path:
     from huggingface_hub.constants import HF_HUB_OFFLINE
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
-    cached = _snapshot(repository, local_files_only=True)
-    if cached is not None and _is_whole(cached):
-        return cached
     if HF_HUB_OFFLINE:
         raise _hub_error(repository, "is not, or not whole, in the local cache (HF_HUB_OFFLINE is set)")
     print(f"downloading {repository}: tens of GB, once", file=sys.stderr)
@@ -130,8 +137,8 @@ def _snapshot(repository: str, local_files_only: bool) -> Path | None:
         return Path(
             snapshot_download(
                 repository,
-                allow_patterns=list(_WANTED),
-                ignore_patterns=list(_UNWANTED),
+                allow_patterns=list(WANTED),
+                ignore_patterns=list(UNWANTED),
                 local_files_only=local_files_only,
             )
         )
@@ -139,19 +146,10 @@ def _snapshot(repository: str, local_files_only: bool) -> Path | None:
         return None
 
 
-def _is_whole(pipeline: Path) -> bool:
-    try:
-        check_pipeline(pipeline)
-    except ConfigError:
-        return False
-    return True
-
-
 def _hub_error(repository: str, why: str) -> ConfigError:
     return ConfigError(
-        f"model.path: {repository} is no folder here, and the hub's repository of that name {why}; accept its licence "
-        f"at https://huggingface.co/{repository} if it has one, log in with  hf auth login  and run  "
-        f"{download_command(repository)}"
+        f"model.path: {repository} is no folder here, and the hub's repository of that name {why}; "
+        + how_to_fetch(repository)
     )
 
 

@@ -12,6 +12,10 @@ _COMPONENTS = (
     *(f"text_encoder{suffix}" for suffix in ("", "_2", "_3")),
     *(f"tokenizer{suffix}" for suffix in ("", "_2", "_3")),
 )
+WANTED = ("model_index.json", *(f"{component}/*" for component in _COMPONENTS))
+"""Patterns of the files of a hub repository that the harness reads."""
+UNWANTED = ("*.fp16*", "*.bin", "*.msgpack", "*.onnx*")
+"""Patterns of the same weights in half precision and for other frameworks: tens of GB."""
 
 
 @dataclass(frozen=True)
@@ -47,13 +51,6 @@ class PublishedModel:
     def page(self) -> str:
         """Where the licence is accepted."""
         return f"https://huggingface.co/{self.repository}"
-
-    @property
-    def download_command(self) -> str:
-        """Fetches the pipeline folder into the hub's cache, and not the single-file copies beside it."""
-        patterns = ("model_index.json", *(f"{component}/*" for component in _COMPONENTS))
-        included = " ".join(f"--include '{pattern}'" for pattern in patterns)
-        return f"hf download {self.repository} {included} --exclude '*.fp16*'"
 
 
 _CLIP_L, _CLIP_G, _T5_XXL = 123_060_480, 694_659_840, 4_762_310_656
@@ -136,3 +133,22 @@ def find_published(path: str) -> PublishedModel | None:
         if parts[-len(wanted) :] == wanted or (len(wanted) == 2 and parts[-1:] == wanted[-1:]):
             return model
     return None
+
+
+def download_command(repository: str) -> str:
+    """The command that fetches what the harness needs of a hub repository into the hub's cache, and nothing else."""
+    include = " ".join(f"--include '{pattern}'" for pattern in WANTED)
+    exclude = " ".join(f"--exclude '{pattern}'" for pattern in UNWANTED)
+    return f"hf download {repository} {include} {exclude}"
+
+
+def how_to_fetch(repository: str) -> str:
+    """What to do about a hub repository that is not here: the licence to accept, and the exact command."""
+    model = find_published(repository)
+    if model is None:
+        page = f"https://huggingface.co/{repository}"
+        return f"accept its licence at {page} if it has one, log in with  hf auth login  and run  " + download_command(
+            repository
+        )
+    accept = f"accept {model.licence.name} at {model.page}, log in with  hf auth login  and " * model.gated
+    return f"{accept}run  {download_command(repository)}  ({model.gigabytes:g} GB)"

@@ -75,7 +75,7 @@ def build_flux_twin() -> FluxPipeline:
         ),
         vae=_autoencoder(scaling_factor=0.3611, shift_factor=0.1159),
         text_encoder=CLIPTextModel(_clip_config(_CLIP_L_WIDTH, "quick_gelu")),
-        tokenizer=_clip_tokenizer("<|endoftext|>"),
+        tokenizer=clip_tokenizer("<|endoftext|>"),
         text_encoder_2=_t5_encoder(),
         tokenizer_2=_t5_tokenizer(),
         transformer=FluxTransformer2DModel(
@@ -99,9 +99,9 @@ def build_sd3_twin() -> StableDiffusion3Pipeline:
         scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
         vae=_autoencoder(scaling_factor=1.5305, shift_factor=0.0609),
         text_encoder=CLIPTextModelWithProjection(_clip_config(_CLIP_L_WIDTH, "quick_gelu")),
-        tokenizer=_clip_tokenizer("<|endoftext|>"),
+        tokenizer=clip_tokenizer("<|endoftext|>"),
         text_encoder_2=CLIPTextModelWithProjection(_clip_config(_CLIP_G_WIDTH, "gelu")),
-        tokenizer_2=_clip_tokenizer("!"),
+        tokenizer_2=clip_tokenizer("!"),
         text_encoder_3=_t5_encoder(),
         tokenizer_3=_t5_tokenizer(),
         transformer=SD3Transformer2DModel(
@@ -144,7 +144,7 @@ def _autoencoder(scaling_factor: float, shift_factor: float) -> AutoencoderKL:
 
 def _clip_config(width: int, activation: str) -> CLIPTextConfig:
     return CLIPTextConfig(
-        vocab_size=len(_clip_tokenizer("!")),
+        vocab_size=len(clip_tokenizer("!")),
         hidden_size=width,
         intermediate_size=4 * width,
         projection_dim=width,
@@ -159,7 +159,7 @@ def _clip_config(width: int, activation: str) -> CLIPTextConfig:
     )
 
 
-def _clip_tokenizer(pad_token: str) -> CLIPTokenizer:
+def clip_tokenizer(pad_token: str) -> CLIPTokenizer:
     """Every byte, alone and at the end of a word; no merges."""
     symbols = sorted(ByteLevel.alphabet())
     tokens = [*symbols, *(f"{symbol}</w>" for symbol in symbols), "<|startoftext|>", "<|endoftext|>"]

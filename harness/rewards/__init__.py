@@ -75,6 +75,7 @@ def _judge(name: str, settings: "RewardConfig", num_threads: int) -> Reward:
 
 _MODEL_KEYS = frozenset({"path", "precision", "device", "batch_size"})
 _SERVED = {"url": _Backend(_served, frozenset({"url", "batch_size", "timeout_seconds"}))}
+_NATIVE_KEYS = _MODEL_KEYS | {"offload"}
 _PACKAGE = {"package": _Backend(_package, _MODEL_KEYS | {"base", "python", "timeout_seconds"})}
 _JUDGE = {"url": _Backend(_judge, frozenset({"url", "model", "question", "batch_size", "timeout_seconds"}))}
 
@@ -87,10 +88,10 @@ _BACKENDS: dict[str, dict[str, _Backend]] = {
     "ocr": _native(_ocr, frozenset()) | _SERVED,
     "ocr-v4": _native(_ocr, frozenset()) | _SERVED,
     "colour": _native(_colour, frozenset()) | _SERVED,
-    "hpsv2": _native(_hpsv2, _MODEL_KEYS) | _PACKAGE | _SERVED,
-    "hpsv3": _native(_hpsv3, _MODEL_KEYS | {"base"}) | _PACKAGE | _SERVED,
-    "clip": _native(_clip, _MODEL_KEYS) | _SERVED,
-    "pickscore": _native(_clip, _MODEL_KEYS | {"base"}) | _SERVED,
+    "hpsv2": _native(_hpsv2, _NATIVE_KEYS) | _PACKAGE | _SERVED,
+    "hpsv3": _native(_hpsv3, _NATIVE_KEYS | {"base"}) | _PACKAGE | _SERVED,
+    "clip": _native(_clip, _NATIVE_KEYS) | _SERVED,
+    "pickscore": _native(_clip, _NATIVE_KEYS | {"base"}) | _SERVED,
     "imagereward": _PACKAGE | _SERVED,
     "unifiedreward-v1": _JUDGE,
     "unifiedreward-v2": _JUDGE,

@@ -2,14 +2,19 @@
 
 from abc import abstractmethod
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from harness.rewards.base import Pending, Reward, RewardError, check_images
+
+if TYPE_CHECKING:
+    from harness.config import RewardConfig
 
 
 class ImageError(Exception):
@@ -52,11 +57,16 @@ class BatchedReward(Reward):
         """All metrics of each image, ``{name: [B] float32}``; raises as ``score``."""
         levels = check_images(images, prompts, self.name)
         parts: dict[str, list[Tensor]] = defaultdict(list)
-        for start in range(0, len(levels), self.batch_size):
-            end = start + self.batch_size
-            for metric, values in self._checked(levels[start:end], prompts[start:end], start).items():
-                parts[metric].append(values)
+        with self._scoring():
+            for start in range(0, len(levels), self.batch_size):
+                end = start + self.batch_size
+                for metric, values in self._checked(levels[start:end], prompts[start:end], start).items():
+                    parts[metric].append(values)
         return {metric: torch.cat(values) for metric, values in parts.items()}
+
+    def _scoring(self) -> AbstractContextManager[None]:
+        """Within: all that scoring needs is in place."""
+        return nullcontext()
 
     def _checked(self, levels: Tensor, prompts: Sequence[str], start: int) -> dict[str, Tensor]:
         try:
@@ -75,6 +85,48 @@ class BatchedReward(Reward):
                 problem = f"{metric} is {values[row].item()}, not finite"
                 raise RewardError(f"reward {self.name!r}: image {start + row}: {problem}", start + row)
         return {metric: values.float().cpu() for metric, values in measured.items()}
+
+
+class NetworkReward(BatchedReward):
+    """A reward computed by a network in this process, on a GPU for good or, offloaded, only while it scores."""
+
+    def __init__(self, name: str, settings: "RewardConfig") -> None:
+        super().__init__(name, settings.batch_size)
+        self._settings = settings
+
+    @property
+    @abstractmethod
+    def _network(self) -> nn.Module:
+        """The network, frozen; loaded at the first use, to ``_home``."""
+
+    @property
+    def _device(self) -> torch.device:
+        """Where the network scores: ``auto`` is this process's CUDA device if there is one."""
+        device = self._settings.device
+        return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
+
+    @property
+    def _home(self) -> torch.device:
+        """Where the network is between scores."""
+        return torch.device("cpu") if self._settings.offload else self._device
+
+    @contextmanager
+    def _scoring(self) -> Iterator[None]:
+        kept: list[tuple[Tensor, Tensor]] = []
+        try:
+            network = self._network
+            for tensor in [*network.parameters(), *network.buffers()] if self._settings.offload else []:
+                kept.append((tensor, tensor.data))
+                tensor.data = tensor.data.to(self._device)
+            yield
+        except torch.OutOfMemoryError:
+            raise RewardError(
+                f"reward {self.name!r}: no GPU memory for its model; set rewards.{self.name}.offload or .device"
+            ) from None
+        finally:
+            # The network is frozen: what is in main memory is what was scored with, and nothing is copied back.
+            for tensor, data in kept:
+                tensor.data = data
 
 
 class RemoteReward(BatchedReward):

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from harness.config import ROOT
 from harness.rewards.base import RewardError
+from harness.rewards.twins import TWIN_PREFIX, find_twin
 
 
 @dataclass(frozen=True)
@@ -54,13 +55,15 @@ def locate(reward: str, key: str, place: str, needs: Sequence[str] = (), weights
         reward: whose it is, for the errors.
         key: the setting it comes from, such as ``path``.
         place: a file or folder, absolute or relative to the repository; or a hub id, ``owner/name`` for a whole
-            repository or ``owner/name/file``, which is looked up in the hub's cache.
+            repository or ``owner/name/file``, which is looked up in the hub's cache; or a twin, as in ``twin:hpsv2``.
         needs: files that a folder must have.
         weights: whether a repository's weights are needed, or only what describes it.
 
     Raises:
         RewardError: it is not there; the line ends with the command that fetches it.
     """
+    if place.startswith(TWIN_PREFIX):
+        return find_twin(reward, key, place.removeprefix(TWIN_PREFIX))
     path = ROOT / Path(place).expanduser()
     advice = _advice(place, weights)
     if not path.exists():
@@ -176,10 +179,3 @@ def check_weights(reward: str, path: Path, given: Mapping[str, Tensor], wanted: 
 def torch_dtype(precision: str) -> torch.dtype:
     """The network's dtype of a precision's name."""
     return {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
-
-
-def torch_device(device: str) -> torch.device:
-    """``auto`` is this process's CUDA device if there is one."""
-    if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return torch.device(device)

@@ -15,14 +15,13 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 
 from harness.config import RewardConfig
 from harness.rewards.base import RewardError
-from harness.rewards.batched import BatchedReward
+from harness.rewards.batched import NetworkReward
 from harness.rewards.checkpoints import (
     PUBLISHED,
     check_weights,
     load_weights,
     locate,
     sha256_of,
-    torch_device,
     torch_dtype,
     weights_file,
 )
@@ -59,17 +58,20 @@ def build_clip(
     return model.eval().requires_grad_(False).to(device)
 
 
-class ClipCosine(BatchedReward):
+class ClipCosine(NetworkReward):
     """factor x cosine of a CLIP model's embeddings of picture and prompt."""
 
     def __init__(self, name: str, settings: RewardConfig) -> None:
-        super().__init__(name, settings.batch_size)
-        self._settings = settings
+        super().__init__(name, settings)
         self._precision = settings.precision or "fp32"
 
     @cached_property
     @abstractmethod
     def _towers(self) -> Towers: ...
+
+    @property
+    def _network(self) -> CLIPModel:
+        return self._towers.model
 
     def _factor(self, model: CLIPModel) -> Tensor | float:
         return 1.0
@@ -114,7 +116,6 @@ class _ModelFolder(ClipCosine):
 
     @cached_property
     def _towers(self) -> Towers:
-        device = torch_device(self._settings.device)
         try:
             config = CLIPConfig.from_pretrained(self._folder)
             processor = CLIPImageProcessorPil.from_pretrained(self._base)
@@ -122,7 +123,7 @@ class _ModelFolder(ClipCosine):
         except (OSError, ValueError) as error:
             raise RewardError(f"reward {self.name!r}: {self._folder}: {str(error).splitlines()[0]}") from None
         weights = load_weights(self.name, self._weights_file)
-        model = build_clip(self.name, self._weights_file, weights, config, torch_dtype(self._precision), device)
+        model = build_clip(self.name, self._weights_file, weights, config, torch_dtype(self._precision), self._home)
         length = config.text_config.max_position_embeddings
 
         def tokens(texts: Sequence[str]) -> dict[str, Tensor]:

@@ -11,9 +11,10 @@ from transformers import CLIPConfig
 
 from harness.config import RewardConfig
 from harness.rewards.batched import ImageError
-from harness.rewards.checkpoints import PUBLISHED, load_weights, locate, sha256_of, torch_device, torch_dtype
+from harness.rewards.checkpoints import PUBLISHED, load_weights, locate, sha256_of, torch_dtype
 from harness.rewards.clip import ClipCosine, Towers, build_clip
 from harness.rewards.open_clip import END, ClipTokenizer, to_transformers
+from harness.rewards.twins import TWIN_PREFIX, clip_architecture
 
 SIDE = 224
 _MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -65,8 +66,6 @@ class HpsV2(ClipCosine):
     """Human preference score v2: the cosine of picture and prompt, about 0.2 to 0.4."""
 
     low, high = -1.0, 1.0
-    architecture: CLIPConfig | None = None
-    """Another than ViT-H/14, for tests."""
 
     def __init__(self, settings: RewardConfig) -> None:
         super().__init__("hpsv2", settings)
@@ -79,9 +78,18 @@ class HpsV2(ClipCosine):
         """
         return f"{sha256_of([self._checkpoint])}:{self._precision}:{_FORMULA_VERSION}"
 
+    @property
+    def architecture(self) -> CLIPConfig:
+        """ViT-H/14, or its twin's."""
+        return clip_architecture() if self._place.startswith(TWIN_PREFIX) else vit_h_14()
+
+    @property
+    def _place(self) -> str:
+        return self._settings.path or PUBLISHED[self.name].path
+
     @cached_property
     def _checkpoint(self) -> Path:
-        return locate(self.name, "path", self._settings.path or PUBLISHED[self.name].path)
+        return locate(self.name, "path", self._place)
 
     @cached_property
     def _towers(self) -> Towers:
@@ -95,8 +103,8 @@ class HpsV2(ClipCosine):
             self.name,
             self._checkpoint,
             weights,
-            self.architecture or vit_h_14(),
+            self.architecture,
             torch_dtype(self._precision),
-            torch_device(self._settings.device),
+            self._home,
         )
         return Towers(model, preprocess, tokens)

@@ -17,14 +17,13 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 
 from harness.config import RewardConfig
 from harness.rewards.assets import asset_path
-from harness.rewards.batched import BatchedReward, ImageError
+from harness.rewards.batched import ImageError, NetworkReward
 from harness.rewards.checkpoints import (
     PUBLISHED,
     check_weights,
     load_weights,
     locate,
     sha256_of,
-    torch_device,
     torch_dtype,
 )
 
@@ -140,15 +139,14 @@ def to_transformers_5(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     return renamed
 
 
-class HpsV3(BatchedReward):
+class HpsV3(NetworkReward):
     """Human preference score v3: the mean mu of the score that the model predicts; about 0 to 15 for real models."""
 
     low, high = -math.inf, math.inf
     model_class: type[RewardModel] = RewardModel
 
     def __init__(self, settings: RewardConfig) -> None:
-        super().__init__("hpsv3", settings.batch_size)
-        self._settings = settings
+        super().__init__("hpsv3", settings)
         self._precision = settings.precision or "bf16"
 
     def check_prompt(self, prompt: str) -> None:
@@ -186,7 +184,7 @@ class HpsV3(BatchedReward):
         return read_question()
 
     @cached_property
-    def _model(self) -> RewardModel:
+    def _network(self) -> RewardModel:
         config = Qwen2VLConfig.from_pretrained(self._base)
         # The checkpoint has a row for each token there is; the base's own table is longer.
         config.text_config.vocab_size = len(self._tokenizer)
@@ -194,9 +192,7 @@ class HpsV3(BatchedReward):
         with torch.device("meta"):
             wanted = {name: list(value.shape) for name, value in self.model_class(config).state_dict().items()}
         check_weights(self.name, self._checkpoint, weights, wanted)
-        return assemble(self.model_class, config, weights, torch_dtype(self._precision)).to(
-            torch_device(self._settings.device)
-        )
+        return assemble(self.model_class, config, weights, torch_dtype(self._precision)).to(self._home)
 
     def conversation(self, prompt: str) -> str:
         """The text put to the model for a prompt, in its chat format, with one place for the picture."""
@@ -213,7 +209,7 @@ class HpsV3(BatchedReward):
 
     @torch.no_grad()
     def _measure_batch(self, levels: Tensor, prompts: Sequence[str]) -> dict[str, Tensor]:
-        model, tokenizer = self._model, self._tokenizer
+        model, tokenizer = self._network, self._tokenizer
         device = next(model.parameters()).device
         processed = Qwen2VLImageProcessorPil()(
             [self.picture(image) for image in levels],

@@ -1,4 +1,4 @@
-"""Checkpoints of random weights in the published layouts, to compare a package and this project on.
+"""Checkpoints of random weights in the published layouts: to compare a package and this project on, and for twins.
 
 Random weights scatter scores little unless they are scaled for it: the scales below are chosen so that scores differ
 between pictures and prompts by far more than the tolerance of the comparison.
@@ -12,7 +12,9 @@ import torch
 from safetensors.torch import save_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
+from transformers import CLIPConfig
 
+from harness.rewards.hpsv2 import vit_h_14
 from harness.rewards.hpsv3 import read_question
 
 PROMPTS = (
@@ -66,29 +68,38 @@ class _Random:
 # --- HPS-v2: open_clip's ViT-H-14 -----------------------------------------------------------------------------------
 
 
-def write_hpsv2(path: Path) -> None:
-    """A checkpoint of 986 million float16 weights under open_clip's names, 2 GB, as HPS-v2's releases are."""
-    draw = _Random(2)
+def write_hpsv2(path: Path, architecture: CLIPConfig | None = None) -> None:
+    """A checkpoint of float16 weights under open_clip's names, as HPS-v2's releases are.
+
+    Args:
+        path: of the file.
+        architecture: sizes; None for ViT-H/14: 986 million weights, 2 GB.
+    """
+    draw, sizes = _Random(2), architecture or vit_h_14()
+    picture, text, out = sizes.vision_config, sizes.text_config, sizes.projection_dim
+    patch, patches = picture.patch_size, (picture.image_size // picture.patch_size) ** 2
     weights = {
         "logit_scale": torch.tensor(math.log(100.0)),
-        "token_embedding.weight": draw.normal(49_408, 1024, std=1.0),
-        "positional_embedding": draw.normal(77, 1024, std=0.1),
-        "text_projection": draw.normal(1024, 1024, std=1 / 32),
-        "visual.class_embedding": draw.normal(1280, std=0.5),
-        "visual.positional_embedding": draw.normal(257, 1280, std=0.1),
-        "visual.conv1.weight": draw.normal(1280, 3, 14, 14, std=1 / math.sqrt(3 * 14 * 14)),
-        "visual.proj": draw.normal(1280, 1024, std=1 / math.sqrt(1280)),
+        "token_embedding.weight": draw.normal(49_408, text.hidden_size, std=1.0),
+        "positional_embedding": draw.normal(77, text.hidden_size, std=0.1),
+        "text_projection": draw.normal(text.hidden_size, out, std=1 / math.sqrt(text.hidden_size)),
+        "visual.class_embedding": draw.normal(picture.hidden_size, std=0.5),
+        "visual.positional_embedding": draw.normal(patches + 1, picture.hidden_size, std=0.1),
+        "visual.conv1.weight": draw.normal(picture.hidden_size, 3, patch, patch, std=1 / math.sqrt(3 * patch**2)),
+        "visual.proj": draw.normal(picture.hidden_size, out, std=1 / math.sqrt(picture.hidden_size)),
     }
-    weights |= draw.norm("ln_final", 1024) | draw.norm("visual.ln_pre", 1280) | draw.norm("visual.ln_post", 1280)
-    for prefix, width, layers in (("transformer", 1024, 24), ("visual.transformer", 1280, 32)):
-        for layer in range(layers):
+    weights |= draw.norm("ln_final", text.hidden_size)
+    weights |= draw.norm("visual.ln_pre", picture.hidden_size) | draw.norm("visual.ln_post", picture.hidden_size)
+    for prefix, tower in (("transformer", text), ("visual.transformer", picture)):
+        width, inner = tower.hidden_size, tower.intermediate_size
+        for layer in range(tower.num_hidden_layers):
             block = f"{prefix}.resblocks.{layer}"
             weights |= draw.norm(f"{block}.ln_1", width) | draw.norm(f"{block}.ln_2", width)
             joint = draw.linear("joint", 3 * width, width)
             weights |= {f"{block}.attn.in_proj_{kind}": joint[f"joint.{kind}"] for kind in ("weight", "bias")}
             weights |= draw.linear(f"{block}.attn.out_proj", width, width)
-            weights |= draw.linear(f"{block}.mlp.c_fc", 4 * width, width)
-            weights |= draw.linear(f"{block}.mlp.c_proj", width, 4 * width)
+            weights |= draw.linear(f"{block}.mlp.c_fc", inner, width)
+            weights |= draw.linear(f"{block}.mlp.c_proj", width, inner)
     torch.save({"state_dict": {name: value.half() for name, value in weights.items()}}, path)
 
 

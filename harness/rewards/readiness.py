@@ -1,11 +1,11 @@
 """Which rewards can score here and now, and why the others cannot: none is left out in silence."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
 
-from harness.config import ConfigError
+from harness.config import ConfigError, RewardConfig
 from harness.errors import HarnessError
 from harness.rewards import REWARD_NAMES, Reward, build_reward
 
@@ -20,9 +20,19 @@ class Panel:
     unfit: dict[str, str] = field(default_factory=dict)
     """Why, by name: not made for these prompts or pictures."""
 
+    def close(self) -> None:
+        """Give back what the rewards hold outside of this process, such as workers."""
+        for reward in self.ready:
+            reward.close()
+
 
 def choose_rewards(
-    wanted: Sequence[str] | None, prompts: Sequence[str], height: int, width: int, num_threads: int = 1
+    wanted: Sequence[str] | None,
+    prompts: Sequence[str],
+    height: int,
+    width: int,
+    settings: Mapping[str, RewardConfig] | None = None,
+    num_threads: int = 1,
 ) -> Panel:
     """The rewards to score pictures with: those that were asked for, or, for None, all that can.
 
@@ -31,26 +41,28 @@ def choose_rewards(
         prompts: of the pictures.
         height: of the pictures, in pixels.
         width: of the pictures, in pixels.
+        settings: of rewards, by name.
         num_threads: as in ``build_reward``.
 
     Raises:
         ConfigError: one that was asked for cannot score, or none can.
     """
     names = tuple(dict.fromkeys(REWARD_NAMES if wanted is None else wanted))
-    panel = find_fit(find_ready(names, num_threads), prompts, height, width)
+    panel = find_fit(find_ready(names, settings, num_threads), prompts, height, width)
     reasons = panel.missing | panel.unfit
     if reasons and (wanted is not None or not panel.ready):
+        panel.close()
         told = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
         raise ConfigError(f"--rewards {told}" if wanted is not None else f"no reward can score here: {told}")
     return panel
 
 
-def find_ready(names: Sequence[str], num_threads: int = 1) -> Panel:
-    """Sort rewards by whether all they need is on this machine; loads no model."""
+def find_ready(names: Sequence[str], settings: Mapping[str, RewardConfig] | None = None, num_threads: int = 1) -> Panel:
+    """Sort rewards by whether all they need is on this machine; loads no model. Arguments: see ``choose_rewards``."""
     panel = Panel()
     for name in names:
         try:
-            reward = build_reward(name, num_threads)
+            reward = build_reward(name, num_threads, (settings or {}).get(name))
             reward.check_ready()
         except (ValueError, HarnessError) as error:
             panel.missing[name] = _one_line(error)
@@ -71,10 +83,10 @@ def find_fit(panel: Panel, prompts: Sequence[str], height: int, width: int) -> P
             for prompt in prompts:
                 reward.check_prompt(prompt)
             reward.score(blank, prompts[:1])
-        except ValueError as error:
-            checked.unfit[reward.name] = _one_line(error)
-        except HarnessError as error:
-            checked.missing[reward.name] = _one_line(error)
+        except (ValueError, HarnessError) as error:
+            reasons = checked.unfit if isinstance(error, ValueError) else checked.missing
+            reasons[reward.name] = _one_line(error)
+            reward.close()
         else:
             checked.ready.append(reward)
     return checked

@@ -2,19 +2,21 @@
 
 import csv
 import json
+import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from PIL import Image
 from torch import Tensor
 
 from harness.benchmark import Benchmark, Score, left_out, table
 from harness.checkpoints import find_checkpoint
 from harness.cli import main
-from harness.config import ConfigError
+from harness.config import ConfigError, RewardConfig, merge, parse_overrides
 from harness.pictures import SEEDS
 from harness.prompts import PromptList, read_prompts
 from harness.rewards import Reward, readiness
@@ -113,7 +115,7 @@ def test_rewards_that_cannot_score_are_named_with_the_reason(monkeypatch: pytest
     class Unset(Brightness):
         weights_are_here = False
 
-    def build(name: str, num_threads: int) -> Reward:
+    def build(name: str, num_threads: int, settings: object) -> Reward:
         if name == "no-url":
             raise ValueError("no-url needs rewards.no-url.url")
         return Unset() if name == "unset" else Brightness()
@@ -179,6 +181,35 @@ def test_the_command_evaluates_and_says_where(
     assert "| flow_grpo random, seed 0 |" in printed
     assert f"written to {tmp_path}" in printed
     assert json.loads((tmp_path / "evaluation.json").read_text())["checkpoints"][0]["model"]["num_steps"] == 4
+
+
+def test_the_command_evaluates_as_the_run_does_with_its_settings_and_closes_the_rewards(
+    lora_run: RunDirectory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = RunDirectory(Path(shutil.copytree(lora_run.folder, tmp_path / "run")))
+    overrides = ["evaluation={num_steps: 3, height: 48}", "rewards.colour={backend: url, url: 'http://colours'}"]
+    settings = yaml.safe_load((run.folder / "config.yaml").read_text())
+    (run.folder / "config.yaml").write_text(yaml.safe_dump(merge(settings, parse_overrides(overrides))))
+    built: list[Brightness] = []
+
+    class Held(Brightness):
+        is_closed = False
+
+        def close(self) -> None:
+            self.is_closed = True
+
+    def build(name: str, num_threads: int, settings: RewardConfig | None) -> Reward:
+        assert settings is not None
+        assert settings.url == "http://colours"
+        built.append(Held())
+        return built[-1]
+
+    monkeypatch.setattr(readiness, "build_reward", build)
+    arguments = ["evaluate", str(run.folder), "--rewards", "colour", "--width", "144", "--output", str(tmp_path)]
+    assert run_command(*arguments) == 0
+    model = json.loads((tmp_path / "evaluation.json").read_text())["checkpoints"][0]["model"]
+    assert (model["num_steps"], model["height"], model["width"]) == (3, 48, 144)
+    assert [reward.is_closed for reward in built] == [True]
 
 
 def test_a_reward_that_was_asked_for_and_cannot_score_is_an_error(

@@ -1,10 +1,12 @@
 """Configuration: composition, identity, and errors in one line."""
 
+from pathlib import Path
+
 import pytest
 import yaml
 
 from harness import config as configuration
-from harness.config import ConfigError, compose, run_id
+from harness.config import EXPERIMENTS, ConfigError, compose, run_id
 from harness.launch.grid import expand_grid
 
 
@@ -59,6 +61,16 @@ def test_identity_counts_numerics_and_nothing_else() -> None:
     for change in ("seed=1", "fusion.weight=2", "evaluation.interval=10", "optimizer.learning_rate=1e-4"):
         assert run_id(compose("miniature", overrides=[change]), fingerprints) != name
     assert run_id(compose("miniature"), {"model": "b"}) != name
+
+
+@pytest.mark.parametrize("word", ["off", '"off"', "offline"])
+def test_off_is_off_on_the_command_line_and_in_yaml(word: str, tmp_path: Path) -> None:
+    assert compose("smoke", overrides=[f"logging.wandb={word}"]).logging.wandb == word.strip('"')
+    path = tmp_path / "profile.yaml"
+    path.write_text((EXPERIMENTS / "profiles" / "smoke.yaml").read_text().replace("wandb: offline", f"wandb: {word}"))
+    assert compose(str(path)).logging.wandb == word.strip('"')
+    with pytest.raises(ConfigError, match="logging.wandb=True is unknown; the nearest is"):
+        compose("smoke", overrides=["logging.wandb=on"])
 
 
 def test_reward_weights_replace_the_profile_s() -> None:

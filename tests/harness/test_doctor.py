@@ -1,12 +1,12 @@
 """The doctor: counts and sizes that agree with hand computation and with the code that runs, and what is missing."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from accelerate import Accelerator
-from safetensors.torch import save_file
 
 from harness import cli
 from harness.accounting import Counters, expected_cost
@@ -17,7 +17,7 @@ from harness.doctor.architecture import Architecture, find_architecture
 from harness.doctor.checks import check
 from harness.doctor.compute import evaluation_pictures, known_gpu, scoring_seconds, seconds_per_forward, work_of
 from harness.doctor.machine import Gpu
-from harness.doctor.memory import activation_bytes, checkpoint_bytes, estimate, sampling_bytes, trained_parameters
+from harness.doctor.memory import checkpoint_bytes, estimate, trained_parameters
 from harness.doctor.report import Finding, Report, size
 from harness.launch.plan import Cost
 from harness.models.flux import FluxPolicy
@@ -135,7 +135,7 @@ def test_sizes_of_the_miniature_are_those_of_the_policy(tuning: str) -> None:
     policy = FluxPolicy(config.model, config.optimizer, torch.device("cpu"), seed=0)
     trained = sum(p.numel() for p in policy.trainable().values())
     assert trained_parameters(config, architecture) == trained
-    parts = estimate(config, architecture, [])
+    parts = estimate(config, architecture, []).parts
     assert parts["weights"] == 4 * sum(p.numel() for p in policy.transformer.parameters())
     assert (parts["gradients"], parts["optimiser"], parts["averaged weights"]) == (
         4 * trained,
@@ -147,25 +147,6 @@ def test_sizes_of_the_miniature_are_those_of_the_policy(tuning: str) -> None:
     assert architecture.vae == sum(p.numel() for p in policy._pipeline.vae.parameters())
     latent = policy.noise(torch.Generator())
     assert latent.numel() == architecture.latent_channels_per_token * architecture.image_tokens(config.model)
-
-
-def test_full_fine_tuning_of_flux_needs_18_bytes_a_parameter_and_a_reference_four_more() -> None:
-    flux = architecture_of(FLUX)
-    config = config_of(*PAPER, "optimizer.tuning=full")
-    parts = estimate(config, flux, ["hpsv3", "hpsv3", "ocr"])
-    assert parts["weights"] + parts["gradients"] + parts["optimiser"] == 18 * flux.parameters
-    assert parts["reward models"] == pytest.approx(15.5e9, rel=0.01)
-    with_kl = estimate(config_of(*PAPER, "optimizer.tuning=full", "objective.kl_beta=0.1"), flux, [])
-    assert with_kl["weights of the KL reference"] == 4 * flux.parameters
-    # Candidates' 10 paths of 16 steps, and 4 groups of 12, of 64 x 1024 numbers each.
-    chosen = estimate(config_of(*PAPER, "selection=medium"), flux, [])
-    assert chosen["latents"] == 4 * 64 * 1024 * (10 * 33 + 4 * 12 * 4)
-
-
-def test_activations_by_hand_and_checkpointing_keeps_less() -> None:
-    assert activation_bytes(2, 10, 8, num_blocks=3, element=2) == 3 * 34 * 2 * 10 * 8
-    assert activation_bytes(2, 10, 8, num_blocks=3, element=2, checkpointing=True) == (3 * 2 + 34) * 2 * 10 * 8
-    assert sampling_bytes(2, 10, 8, element=4) == 2 * 10 * 8 * 4 * 12
 
 
 def test_a_runs_disk_is_what_a_run_takes(lora_run: RunDirectory) -> None:
@@ -192,55 +173,6 @@ def test_seconds_of_a_forward_by_hand() -> None:
 
 
 # --- the machine
-
-
-def pipeline_folder(folder: Path) -> Path:
-    """A pipeline folder with one sharded and one whole network, of eight numbers a file."""
-    for name in ("transformer", "vae", "scheduler"):
-        (folder / name).mkdir(parents=True)
-    index = {"_class_name": "FluxPipeline"} | {
-        name: ["diffusers", name.title()] for name in ("transformer", "vae", "scheduler")
-    }
-    (folder / "model_index.json").write_text(json.dumps(index | {"feature_extractor": [None, None]}))
-    (folder / "scheduler" / "scheduler_config.json").write_text("{}")
-    for name in ("transformer", "vae"):
-        (folder / name / "config.json").write_text("{}")
-    shards = {"weight_map": {"a": "part-1.safetensors", "b": "part-2.safetensors"}}
-    (folder / "transformer" / "model.safetensors.index.json").write_text(json.dumps(shards))
-    for file in ("transformer/part-1.safetensors", "transformer/part-2.safetensors", "vae/model.safetensors"):
-        save_file({"a": torch.zeros(8)}, folder / file)
-    return folder
-
-
-def test_a_pipeline_that_lacks_files_is_told_from_a_whole_one(tmp_path: Path) -> None:
-    folder = pipeline_folder(tmp_path / "pipeline")
-    assert machine.missing_parts(folder) == []
-    (folder / "transformer" / "part-2.safetensors").unlink()
-    cut_off = (folder / "vae" / "model.safetensors").read_bytes()[:-1]
-    (folder / "vae" / "model.safetensors").write_bytes(cut_off)
-    assert machine.missing_parts(folder) == ["transformer", "vae"]
-
-
-def test_the_hubs_local_copy_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(machine, "hub_cache", lambda: tmp_path)
-    assert machine.find_folder(FLUX) is None
-    copy = tmp_path / "models--black-forest-labs--FLUX.1-dev"
-    pipeline_folder(copy / "snapshots" / "abc")
-    (copy / "refs").mkdir()
-    (copy / "refs" / "main").write_text("abc")
-    assert machine.find_folder(FLUX) == copy / "snapshots" / "abc"
-
-
-def test_advice_has_the_licence_and_the_exact_command() -> None:
-    advice = machine.how_to_get(FLUX)
-    assert "accept flux-1-dev-non-commercial-license at https://huggingface.co/black-forest-labs/FLUX.1-dev" in advice
-    assert (
-        "run  hf download black-forest-labs/FLUX.1-dev --include 'model_index.json' --include 'scheduler/*'" in advice
-    )
-    assert machine.how_to_get("someone/else").endswith("if it is on the hub, run  hf download someone/else")
-    assert machine.how_to_get("/no/such/folder") == (
-        "/no/such/folder is no pipeline folder (no model_index.json there); set model.path"
-    )
 
 
 @pytest.mark.gpu
@@ -281,9 +213,30 @@ def test_a_cpu_profile_that_can_run_misses_nothing() -> None:
     assert text.endswith("nothing is missing")
 
 
+def test_a_twin_is_a_model_like_any_other() -> None:
+    report = check("paper-dry")
+    assert report.missing == []
+    assert "twin:flux is here" in "\n".join(report.lines())
+
+
+def test_a_model_that_is_not_whole_is_told_from_one_that_is_not_here(tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(ROOT / "harness/models/miniature/base", tmp_path / "base"))
+    file = folder / "vae" / "diffusion_pytorch_model.safetensors"
+    file.write_bytes(file.read_bytes()[:-1])
+    (weights,) = (line for line in check("smoke", [f"model.path={folder}"]).missing if line.startswith("weights"))
+    assert weights.startswith(f"weights: model.path: {file} is damaged or was cut off")
+
+
+def test_rewards_are_looked_for_where_the_profile_says() -> None:
+    report = check("smoke", ["rewards.ocr={backend: url, url: 'http://127.0.0.1:9'}"])
+    assert [line.partition(" cannot")[0] for line in report.missing] == [
+        "rewards: reward 'ocr': http://127.0.0.1:9/reward"
+    ]
+
+
 def test_what_a_machine_without_gpus_misses(gpu_profile: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(machine, "find_gpus", list)
-    monkeypatch.setattr(machine, "hub_cache", lambda: tmp_path / "hub")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setenv("ADAGRPO_ASSETS", str(tmp_path))
     report = check(str(gpu_profile), ["prompts.train=no.txt"])
     missing = {line.split(": ")[0]: line for line in report.missing}
@@ -302,14 +255,14 @@ def test_memory_is_compared_with_the_fullest_gpu_in_use(gpu_profile: Path, monke
         return "\n".join(check(str(gpu_profile)).missing)
 
     assert "memory: a process needs about" in problems(80, 10)
-    assert "10.0 GiB are free on a GPU; lower model.max_batch, now 12" in problems(80, 10)
+    assert "10.0 GiB are free on a GPU; free the text encoders: model.execution.text_encoders=free" in problems(80, 10)
     assert "memory" not in problems(80, 80, 10)  # the third is not used
     assert "GPUs" in problems(80)
 
 
 def test_a_full_disk_is_named(gpu_profile: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(machine, "find_gpus", list)
-    monkeypatch.setattr(machine, "hub_cache", lambda: tmp_path / "hub")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr(machine, "free_disk", lambda path: 2**30)
     (disk,) = (line for line in check(str(gpu_profile)).missing if line.startswith("disk"))
     assert "31.5 GiB for the download" in disk

@@ -75,7 +75,8 @@ def test_flow_grpo_s_and_flow_cps_s_releases() -> None:
 def test_dance_grpo_s_release() -> None:
     full, lora = native("dance_grpo_flux"), native("dance_grpo_flux_lora")
     assert (full.model.height, full.model.num_steps, lora.model.num_steps) == (720, 16, 12)
-    assert (full.rollout.trained_share, full.rollout.shared_noise, full.method.eta) == (0.6, True, 0.3)
+    assert (full.rollout.trained_share, full.rollout.trained_draw, full.rollout.shared_noise) == (0.6, "sample", True)
+    assert full.method.eta == 0.3
     assert full.rollout.branch_indices == tuple(range(15))
     assert (full.optimizer.max_grad_norm, full.optimizer.weight_ema) == (0.01, 0.995)
     assert (lora.optimizer.lora.rank, lora.optimizer.max_grad_norm, lora.optimizer.weight_ema) == (128, 1.0, None)

@@ -11,10 +11,11 @@ import pytest
 import torch
 import yaml
 
-from harness.checkpoints import LORA_FILE, find_checkpoint, find_run_checkpoint
-from harness.config import ROOT, ConfigError
+from harness.checkpoints import LORA_FILE, Checkpoint, find_checkpoint, find_run_checkpoint
+from harness.config import ROOT, ConfigError, compose
 from harness.evaluation import draw
 from harness.export import export
+from harness.models.locate import check_pipeline, find_pipeline
 from harness.models.published import find_published
 from harness.models.trained import load_policy
 from harness.rollout import ode_trajectory
@@ -81,6 +82,17 @@ def test_plain_diffusers_draws_the_same_pictures(
 
     again = load_policy(find_checkpoint(str(folder), "smoke"), torch.device("cpu"), [PROMPT])
     assert torch.equal(draw(again, [PROMPT], [torch.Generator().manual_seed(3407)]), of_seed)
+
+
+def test_a_base_model_is_merged_wherever_it_is_found(lora_run: RunDirectory, tmp_path: Path) -> None:
+    """As FLUX.1-dev is found in the hub's cache: not at a path relative to the repository."""
+    twin = find_pipeline("twin:flux")
+    config = compose("paper-dry", overrides=["optimizer.tuning=full"])
+    checkpoint = Checkpoint("dry", config, weights=twin / "transformer", run=lora_run)
+    assert export(checkpoint, tmp_path / "export", merge=True, licence="apache-2.0") == "pipeline"
+    check_pipeline(tmp_path / "export")
+    scheduler = json.loads((tmp_path / "export" / "scheduler" / "scheduler_config.json").read_text())
+    assert (scheduler["shift"], scheduler["use_dynamic_shifting"]) == (3.0, False)
 
 
 def test_the_card_has_front_matter_settings_and_what_the_run_measured(lora_run: RunDirectory, tmp_path: Path) -> None:

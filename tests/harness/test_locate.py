@@ -17,7 +17,8 @@ from harness.config import ConfigError, ModelConfig, OptimizerConfig
 from harness.models import files
 from harness.models.files import model_fingerprint, text_fingerprint
 from harness.models.loading import load_pipeline
-from harness.models.locate import check_pipeline, download_command, find_pipeline
+from harness.models.locate import check_pipeline, find_local, find_pipeline, how_to_get, problem_of
+from harness.models.published import download_command
 from harness.models.registry import build_policy
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -130,6 +131,26 @@ def test_a_path_that_names_nothing_is_one_clear_line(path: str) -> None:
         find_pipeline(path)
 
 
+def test_a_folder_counts_before_the_hub_and_a_twin_before_both(tmp_path: Path) -> None:
+    assert find_local(str(tmp_path)) == tmp_path
+    assert problem_of(tmp_path) == f"model.path: {tmp_path} is no pipeline folder (no model_index.json there)"
+    assert find_local("no/such/folder") is None
+    twin = find_local("twin:flux")
+    assert twin is not None
+    assert problem_of(twin) is None
+
+
+def test_advice_has_the_licence_and_the_exact_command() -> None:
+    advice = how_to_get(FLUX)
+    assert "accept flux-1-dev-non-commercial-license at https://huggingface.co/black-forest-labs/FLUX.1-dev" in advice
+    assert f"run  hf download {FLUX} --include 'model_index.json' --include 'scheduler/*'" in advice
+    assert advice.endswith("--exclude '*.onnx*'  (33.8 GB)")
+    assert how_to_get("someone/else").startswith("accept its licence at https://huggingface.co/someone/else if it has")
+    assert how_to_get("/no/such/folder") == (
+        "/no/such/folder is no pipeline folder (no such folder), and '/no/such/folder' is no hub id; set model.path"
+    )
+
+
 # --- the hub, without any network -------------------------------------------------------------------------------------
 
 
@@ -168,6 +189,17 @@ def test_a_cached_repository_is_used_without_a_request(hub: Any) -> None:
     calls = hub(cached=folder)
     assert find_pipeline(FLUX) == folder
     assert calls == [True]
+
+
+def test_the_hub_s_own_cache_is_looked_into(twin: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    assert find_local(FLUX) is None
+    copy = tmp_path / "hub" / "models--black-forest-labs--FLUX.1-dev"
+    (copy / "snapshots").mkdir(parents=True)
+    (copy / "refs").mkdir()
+    (copy / "refs" / "main").write_text("abc")
+    twin.rename(copy / "snapshots" / "abc")
+    assert find_local(FLUX) == find_pipeline(FLUX) == copy / "snapshots" / "abc"
 
 
 def test_a_repository_that_is_not_whole_is_downloaded(hub: Any, twin: Path) -> None:

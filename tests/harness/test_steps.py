@@ -21,7 +21,7 @@ def settings(**changes: object) -> RolloutConfig:
 
 def test_without_a_window_all_branch_indices_are_stochastic_and_trained() -> None:
     assert stochastic_steps(settings(), 0, 1, 0) == INDICES
-    assert trained_steps(settings(), INDICES, 0, 1, 0) == INDICES
+    assert trained_steps(settings(), INDICES, 0, 1, 0).all()
 
 
 def test_a_sliding_window_moves_one_step_an_interval_and_starts_again_at_the_end() -> None:
@@ -42,14 +42,19 @@ def test_a_random_window_is_each_prompt_s_own_and_a_function_of_its_key() -> Non
     assert len({stochastic_steps(held, 0, iteration, 0) for iteration in range(1, 11)}) == 1
 
 
-def test_a_share_of_the_steps_is_trained_on_and_all_of_them_in_the_long_run() -> None:
-    rollout = settings(branch_indices=tuple(range(15)), trained_share=0.6)
-    drawn = [trained_steps(rollout, rollout.branch_indices, 0, iteration, 0) for iteration in range(1, 200)]
-    assert all(len(steps) == 9 and list(steps) == sorted(set(steps)) for steps in drawn)
-    counts = Counter(step for steps in drawn for step in steps)
-    assert set(counts) == set(range(15))
-    assert max(counts.values()) / min(counts.values()) < 1.5
-    assert trained_steps(rollout, rollout.branch_indices, 0, 1, slot=1) != drawn[0]
+@pytest.mark.parametrize("draw", ["prompt", "sample"])
+def test_a_share_of_the_steps_is_trained_on_and_all_of_them_in_the_long_run(draw: str) -> None:
+    rollout = settings(branch_indices=tuple(range(15)), trained_share=0.6, trained_draw=draw)
+    drawn = torch.stack(
+        [trained_steps(rollout, rollout.branch_indices, 0, iteration, 0) for iteration in range(1, 200)]
+    )
+    assert drawn.shape == (199, 15, rollout.group_size)
+    assert (drawn.sum(1) == 9).all()
+    counts = drawn[..., 0].sum(0)
+    assert counts.max() / counts.min() < 1.5
+    assert not torch.equal(trained_steps(rollout, rollout.branch_indices, 0, 1, slot=1), drawn[0])
+    # The samples of a prompt share a draw, or each has its own.
+    assert bool((drawn == drawn[..., :1]).all()) == (draw == "prompt")
 
 
 @pytest.mark.parametrize(
@@ -58,7 +63,12 @@ def test_a_share_of_the_steps_is_trained_on_and_all_of_them_in_the_long_run() ->
         (["rollout.window={size: 5}"], "window.size: 5 is more than the 2 rollout.branch_indices"),
         (["rollout.trained_share=0.5"], "rollout.trained_share: is for rollout.kind=full_sde"),
         (["rollout.shared_noise=true"], "rollout.shared_noise: is for rollout.kind=full_sde"),
+        (["rollout.trained_draw=sample"], "rollout.trained_draw: is for rollout.kind=full_sde"),
         (["rollout.kind=full_sde", "rollout.trained_share=0.2"], "leaves no step to train on"),
+        (
+            ["rollout.kind=full_sde", "rollout.trained_draw=sample", "objective.update_on=steps"],
+            "samples have no steps in common",
+        ),
         (["objective.update_on=steps", "objective.updates_per_iteration=3"], "3 updates cannot share 2 trained steps"),
         (["objective.update_on=prompts", "objective.updates_per_iteration=2"], "cannot share 1 prompts a process"),
         (
@@ -128,6 +138,13 @@ def test_a_path_s_one_group_is_shared_by_all_its_steps() -> None:
     assert {advantage for part in dealt("all", slots=1, groups=1) for _, _, advantage in part} == {0.0}
 
 
+def test_a_sample_s_advantage_goes_with_it_to_the_steps_it_is_trained_on() -> None:
+    step = TrainStep(3, torch.zeros(2, 1), torch.zeros(2, 1), torch.zeros(2), siblings=torch.tensor([0, 3]))
+    rollout = Rollout(TEXT, [step], torch.zeros(4, 1), 0)
+    ((_, _, own),) = deal([rollout], [torch.tensor([[1.0, 2.0, 3.0, 4.0]])], ObjectiveConfig())[0]
+    assert own.tolist() == [1.0, 4.0]
+
+
 def test_two_processes_deal_out_the_same_updates_as_one() -> None:
     made = rollouts(4)
     advantages = [torch.zeros(4, 2)] * 4
@@ -157,8 +174,11 @@ def test_a_stored_draw_has_the_log_probability_it_was_given(kernel: str, dtype: 
     start = torch.randn(1, 30, generator=generator_for(1))
     anchor = ode_trajectory(flow, start, TEXT, SIGMAS, dtype)
     branches = anchor_branch(flow, method, anchor, TEXT, SIGMAS, (0, 2), noise, dtype)
-    paths = full_sde(flow, method, start.expand(5, -1), TEXT, SIGMAS, (0, 2), noise, (2,), dtype)
+    trained = torch.tensor([[False] * 5, [True, False, True, True, False]])
+    paths = full_sde(flow, method, start.expand(5, -1), TEXT, SIGMAS, (0, 2), noise, trained, dtype)
     assert [step.index for step in paths.steps] == [2]
+    assert paths.steps[0].of_siblings(torch.arange(5)).tolist() == [0, 2, 3]
+    assert len(paths.steps[0].x) == len(paths.steps[0].x_next) == 3
     assert anchor.states.dtype == branches.finals.dtype == paths.finals.dtype == dtype
     for step in (*branches.steps, *paths.steps):
         assert step.x.dtype == step.x_next.dtype == dtype

@@ -9,6 +9,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from harness.accounting import Counters, expected_cost
 from harness.config import compose, run_id
 from harness.models.registry import build_policy
 from harness.prompts import drawn_prompts, read_prompts
@@ -87,6 +88,23 @@ def test_recomputed_log_probabilities_make_the_first_ratio_exactly_one() -> None
     assert recomputed["sample_forwards"] - from_rollout["sample_forwards"] == 2 * 4
 
 
+def test_recomputed_log_probabilities_leave_each_update_its_own_part() -> None:
+    dealt = ["rollout.prompts_per_update=2", "objective.updates_per_iteration=2", "objective.update_on=prompts"]
+    training = trainer(*FULL_SDE, *dealt, "objective.clip_range=1e-4", "objective.old_log_prob=recomputed")
+    learnt: list[Tensor] = []
+    losses = training._losses
+
+    def noted(jobs: Any, *rest: Any) -> Any:
+        learnt.append(torch.cat([job.step.x_next for job in jobs]))
+        return losses(jobs, *rest)
+
+    training._losses = noted  # type: ignore[method-assign]
+    record = training.iterate()
+    assert len(learnt) == 2
+    assert not torch.equal(*learnt)
+    assert {name: record[name] for name in vars(Counters())} == vars(expected_cost(training.config))
+
+
 def test_weights_are_averaged_after_every_so_many_updates() -> None:
     settings = ["objective.updates_per_iteration=2", "optimizer.weight_ema=0.9", "optimizer.weight_ema_interval=3"]
     training = trainer(*SMALL, *settings)
@@ -120,8 +138,12 @@ def test_windows_and_shares_reach_the_rollout() -> None:
     for _ in range(4):
         training.iterate()
     assert seen == [[0, 1], [1, 2], [2, 3], [0, 1]]
-    half = trainer(*FULL_SDE, "rollout.branch_indices=[0,1,2,3]", "rollout.trained_share=0.5")
-    assert half.iterate()["train_forwards"] == 2 * 4
+    for draw in ("prompt", "sample"):
+        share = ["rollout.branch_indices=[0,1,2,3]", "rollout.trained_share=0.5", f"rollout.trained_draw={draw}"]
+        record = trainer(*FULL_SDE, *share, "model.execution.max_train_batch=3", "objective.clip_range=0.1").iterate()
+        assert record["train_forwards"] == 2 * 4
+        # The log-probabilities of the rollout are those of the samples that are trained on.
+        assert record["ratio_max_deviation"] < 1e-4
 
 
 def test_latents_in_bf16_train() -> None:
