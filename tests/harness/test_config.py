@@ -69,7 +69,7 @@ def test_off_is_off_on_the_command_line_and_in_yaml(word: str, tmp_path: Path) -
     path = tmp_path / "profile.yaml"
     path.write_text((EXPERIMENTS / "profiles" / "smoke.yaml").read_text().replace("wandb: offline", f"wandb: {word}"))
     assert compose(str(path)).logging.wandb == word.strip('"')
-    with pytest.raises(ConfigError, match="logging.wandb=True is unknown; the nearest is"):
+    with pytest.raises(ConfigError, match=r"logging\.wandb=True is unknown; the nearest is"):
         compose("smoke", overrides=["logging.wandb=on"])
 
 
