@@ -330,8 +330,12 @@ class RunConfig(Section):
         return ("train", "validation", "test") if self.evaluation.test else ("train", "validation")
 
     def trained_reward(self, metrics: Mapping[str, float]) -> float:
-        """What is trained on, of an evaluation's metrics: the weighted sum of the rewards."""
-        return sum(weight * metrics[name] for name, weight in self.reward.items())
+        """What is trained on, of an evaluation's metrics: the weighted sum of the normalised rewards."""
+        total = 0.0
+        for name, weight in self.reward.items():
+            settings = self.rewards.get(name, RewardConfig())
+            total += weight * (metrics[name] - settings.offset) / settings.scale
+        return total
 
     @property
     def scores_candidates(self) -> bool:
@@ -500,6 +504,11 @@ def _profile_path(profile: str) -> Path:
     return Path(profile) if profile.endswith(".yaml") else EXPERIMENTS / "profiles" / f"{profile}.yaml"
 
 
+KINDS = ("model", "method", "reward")
+"""Of the files that a profile or a grid's cell names, in experiments/<kind>s/. The method comes after the model: how
+many steps it takes, and at which size, is part of a published method."""
+
+
 def grid_of(profile: str) -> str:
     """The grid that reproduces a profile: its key ``use_grid``. Raises ConfigError if it names none."""
     path = _profile_path(profile)
@@ -516,6 +525,7 @@ def compose(
     overrides: Sequence[str] = (),
     *,
     model: str | None = None,
+    reward: str | None = None,
 ) -> RunConfig:
     """Compose a run: the model, method and reward files that a profile names, the profile, settings, overrides.
 
@@ -527,6 +537,7 @@ def compose(
         settings: a grid cell's keys.
         overrides: dotted ``key=value`` strings; the last word.
         model: name of a file in experiments/models/; None is the profile's own.
+        reward: name of a file in experiments/rewards/; None is the profile's own.
 
     Raises:
         ConfigError: one line that names the file or key, and the nearest valid one.
@@ -534,11 +545,11 @@ def compose(
     path = _profile_path(profile)
     content = read_experiment(path)
     content.pop("use_grid", None)
-    own = {kind: content.pop(f"use_{kind}", None) for kind in ("model", "method", "reward")}
-    named = own | {kind: name for kind, name in (("model", model), ("method", method)) if name is not None}
+    given = {"model": model, "method": method, "reward": reward}
     composed: dict[str, Any] = {}
-    # The method after the model: how many steps it takes, and at which size, is part of a published method.
-    for kind, name in named.items():
+    for kind in KINDS:
+        own = content.pop(f"use_{kind}", None)
+        name = own if given[kind] is None else given[kind]
         if name is not None:
             composed = merge(composed, read_experiment(EXPERIMENTS / f"{kind}s" / f"{name}.yaml"))
     for layer in (content, settings or {}, parse_overrides(overrides)):

@@ -7,7 +7,7 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
-from harness.config import EXPERIMENTS, ConfigError, RunConfig, compose, merge, nearest, nest, read_yaml
+from harness.config import EXPERIMENTS, KINDS, ConfigError, RunConfig, compose, merge, nearest, nest, read_yaml
 
 _KEYS = {"profile", "seeds", "cells"}
 
@@ -23,8 +23,9 @@ def expand_grid(
     """All runs of a grid file, seed by seed, so that every cell has its first seed before any has its second.
 
     A grid file names a ``profile``, ``seeds`` (a list, or text such as "0-4,7") and ``cells``: mappings from a dotted
-    config key, or ``method`` or ``model`` (files in experiments/methods/ and models/), to a value or a list of values;
-    a mapping stands for the product of its lists, and its key ``seeds`` gives its cells other seeds than the file's.
+    config key, or ``model``, ``method`` or ``reward`` (files in experiments/models/, methods/ and rewards/), to a value
+    or a list of values; a mapping stands for the product of its lists, and its key ``seeds`` gives its cells other
+    seeds than the file's.
 
     Args:
         grid: name of a file in experiments/grids/, or a path to one.
@@ -52,9 +53,9 @@ def expand_grid(
     for _, seed, cell in sorted(planned, key=itemgetter(0)):
         settings: dict[str, Any] = {"seed": seed}
         for key, value in cell.items():
-            if key not in ("method", "model", "seeds"):
+            if key not in (*KINDS, "seeds"):
                 settings = merge(settings, nest(key, value))
-        files = {"method": cell.get("method"), "model": cell.get("model")}
+        files = {kind: cell.get(kind) for kind in KINDS}
         runs.append(compose(profile or content["profile"], settings=settings, overrides=overrides, **files))
     return runs
 

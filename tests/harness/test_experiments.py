@@ -8,6 +8,7 @@ import pytest
 
 from harness.config import EXPERIMENTS, ConfigError, RunConfig, compose, grid_of
 from harness.launch.grid import expand_grid
+from harness.rewards.checkpoints import PUBLISHED
 from harness.runs import RunDirectory, prepare_run
 from harness.session import Session
 
@@ -93,8 +94,12 @@ def test_published_cells_differ_from_their_base_in_selection_and_fusion_alone() 
 def test_the_dry_run_has_every_paper_scale_method_and_both_models() -> None:
     content = (EXPERIMENTS / "grids" / "paper-dry.yaml").read_text()
     assert [m for m in METHODS if ("flux" in m or "sd35" in m) and m not in content] == []
-    models = {run.model.path for run in expand_grid("paper-dry")}
-    assert models == {"twin:flux", "twin:sd3"}
+    runs = expand_grid("paper-dry")
+    assert {run.model.path for run in runs} == {"twin:flux", "twin:sd3"}
+    # What is trained on in the published grid, and every reward that runs in this process.
+    assert [run.reward for run in expand_grid("published") if run.reward not in [dry.reward for dry in runs]] == []
+    judges = {name for run in runs for name in run.evaluation.judges}
+    assert judges == {"hpsv2", "hpsv3", "clip", "pickscore"} == set(PUBLISHED) - {"imagereward"}
 
 
 def test_files_extend_each_other_but_not_themselves(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from harness.adagrpo import local_advantage
 from harness.config import ConfigError, RewardConfig, RunConfig, compose, dump, load, run_id
+from harness.launch.grid import expand_grid
 from harness.models.flux import FluxPolicy
 from harness.prompts import read_prompts
 from harness.rewards import Reward, RewardError, build_reward, build_rewards, build_weighted
@@ -144,12 +145,15 @@ def test_the_saved_config_of_a_run_builds_the_same_rewards(tmp_path: Path) -> No
     assert ours.fingerprint() == theirs.fingerprint()
 
 
-def test_the_paper_s_combination_is_a_file() -> None:
-    from harness.config import EXPERIMENTS, read_yaml
-
-    content = read_yaml(EXPERIMENTS / "rewards" / "hpsv3_clip.yaml")
-    settings = {name: RewardConfig.model_validate(value) for name, value in content["rewards"].items()}
-    assert build_weighted(content["reward"], settings=settings).weights == {"hpsv3": 1.0, "clip": 1.0}
+def test_the_paper_s_combination_is_a_file_and_the_published_grid_has_it() -> None:
+    config = compose("paper", reward="hpsv3_clip")
+    assert build_weighted(config.reward, settings=config.rewards).weights == {"hpsv3": 1.0, "clip": 1.0}
+    # The untrained model's column means count nothing, a standard deviation of either counts one.
+    assert config.trained_reward({"hpsv3": 14.56, "clip": 0.3809}) == pytest.approx(0)
+    assert config.trained_reward({"hpsv3": 14.99, "clip": 0.3907}) == pytest.approx(2)
+    combined = [run for run in expand_grid("published") if len(run.reward) == 2]
+    assert len(combined) == 6
+    assert all(run.rewards == config.rewards for run in combined)
 
 
 def test_a_missing_model_is_found_before_training(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from harness.rewards.batched import ImageError, NetworkReward
 PROMPTS = ["a photo of a cat", "two dogs, oil on canvas", "a lighthouse"]
 SETTINGS = {
     "hpsv2": {"path": "twin:hpsv2"},
-    "hpsv3": {"path": "twin:hpsv3", "base": "twin:hpsv3"},
+    "hpsv3": {"path": "twin:hpsv3", "base": "twin:hpsv3", "precision": "fp32"},
     "clip": {"path": "twin:clip"},
     "pickscore": {"path": "twin:clip"},
 }
