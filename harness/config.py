@@ -70,6 +70,8 @@ class ModelConfig(Section):
     """T5 tokens."""
     allow_unknown_tokens: bool = False
     """Take prompts with characters that the text encoder does not know, instead of refusing them."""
+    allow_long_prompts: bool = False
+    """Take prompts longer than ``max_sequence_length``, of which T5 reads the start, instead of refusing them."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """Of the network's arithmetic and of frozen weights; weights in training are fp32, and so are the kernels."""
     max_batch: int = Field(64, gt=0)

@@ -111,7 +111,7 @@ class Policy(ABC):
         for prompt, ids in zip(prompts, tokenizer(list(prompts)).input_ids, strict=True):
             if tokenizer.unk_token_id in ids and not self.config.allow_unknown_tokens:
                 raise ConfigError(f"prompt {prompt!r}: has characters or words that {self.config.path} cannot draw")
-            if len(ids) > self.config.max_sequence_length:
+            if len(ids) > self.config.max_sequence_length and not self.config.allow_long_prompts:
                 raise ConfigError(
                     f"prompt {prompt!r}: {len(ids)} tokens, but model.max_sequence_length is "
                     f"{self.config.max_sequence_length}"

@@ -1,6 +1,8 @@
 """Prompt lists: what is accepted, and imports that are disjoint by construction."""
 
 import json
+import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -8,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from harness.cli import main
-from harness.config import ConfigError
+from harness.config import ROOT, ConfigError, compose
 from harness.prompt_import import SPLITS, Shares, import_prompts, split_of, write_lists
 from harness.prompts import MAX_CHARACTERS, normalise, problem_with, read_prompts, read_texts
 
@@ -149,3 +151,34 @@ def test_the_projects_own_lists_are_disjoint_and_split_by_hash() -> None:
     for split, prompts in lists.items():
         assert {split_of(prompt, Shares(66, 17, 17)) for prompt in prompts} == {split}
     assert len({prompt for prompts in lists.values() for prompt in prompts}) == 300
+
+
+# --- the documented import of HPD
+
+DOCUMENTED = re.search(
+    r"adagrpo (prompts import hpd/train\.json .*?[^\\])\n", (ROOT / "docs/prompts.md").read_text(), re.S
+)
+
+
+@pytest.mark.parametrize("profile", ["paper", "paper-lora", "native-flux", "native-sd35"])
+def test_profiles_read_the_lists_that_the_documented_import_writes(
+    profile: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert DOCUMENTED is not None
+    arguments = shlex.split(DOCUMENTED[1].replace("\\\n", " "))
+    benchmarks = [arguments[i + 1] for i, word in enumerate(arguments) if word == "--exclude"]
+    assert len(benchmarks) == 4
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "hpd" / "benchmark").mkdir(parents=True)
+    pairs = [f"{prompt}, oil on canvas {n}" for n in range(20) for prompt in NUMBERED]
+    objects = [{"prompt": prompt, "file_path": ["1.jpg", "2.jpg"], "human_preference": [1, 0]} for prompt in pairs]
+    written(tmp_path, "hpd/train.json", json.dumps([*objects, *objects[:50]]))
+    for number, name in enumerate(benchmarks):
+        written(tmp_path, name, json.dumps(pairs[10 * number : 10 * number + 10]))
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert ended.value.code == 0
+    config = compose(profile)
+    lists = {split: read_prompts(tmp_path / getattr(config.prompts, split)).prompts for split in SPLITS}
+    assert sum(map(len, lists.values())) == len(pairs) - 40
+    assert not set(pairs[:40]) & {prompt for prompts in lists.values() for prompt in prompts}

@@ -79,3 +79,10 @@ def test_prompts_the_encoder_does_not_know_are_refused_unless_allowed(make_polic
     make_policy("flux", allow_unknown_tokens=True).check_prompts(["ein Kätzchen"])
     with pytest.raises(ConfigError, match="tokens, but"):
         policy.check_prompts(["x" * 40])
+    # The start of a long prompt is read, and nothing behind it.
+    reads_the_start = make_policy("flux", allow_long_prompts=True)
+    long, longer = "x" * 40, "x" * 40 + "y"
+    reads_the_start.check_prompts([long, longer])
+    states = reads_the_start.encode([long, longer, "x"]).states
+    assert torch.equal(states[0], states[1])
+    assert not torch.allclose(states[0], states[2], atol=1e-3)
