@@ -15,7 +15,11 @@ from harness.config import RunConfig, num_trained_steps
 
 @dataclass
 class Counters:
-    """Compute spent, over all processes. A trained sample costs a forward and a backward: three forwards' worth."""
+    """Compute spent, over all processes. A trained sample costs a forward and a backward: three forwards' worth.
+
+    What is counted are velocities of a sample. With classifier-free guidance each, in all cells of a grid alike,
+    is two samples in the network (``Architecture.forwards_per_velocity``, in the doctor's hours).
+    """
 
     sample_forwards: int = 0
     train_forwards: int = 0
@@ -54,6 +58,8 @@ def expected_cost(config: RunConfig) -> Counters:
         sampled += trained_samples
     # Where updates share nothing, each sample is trained on once.
     updates = objective.updates_per_iteration if objective.update_on == "all" else 1
+    if objective.kl_beta:
+        sampled += updates * trained_samples
     return Counters(prompts * sampled, prompts * updates * trained_samples, prompts * scored)
 
 

@@ -264,7 +264,9 @@ class Trainer:
             for part in _split(jobs, self._max_train_batch):
                 losses = self._losses(part, logged)
                 torch.stack([job.share * loss for job, loss in zip(part, losses, strict=True)]).sum().backward()
-                spent.train_forwards += sum(len(job.step.x) for job in part)
+                count = sum(len(job.step.x) for job in part)
+                spent.train_forwards += count
+                spent.sample_forwards += count if objective.kl_beta else 0  # of the reference
             norm = self._synchronised_gradient_norm()
             if not math.isfinite(norm):
                 raise TrainingError(

@@ -86,6 +86,7 @@ def test_expected_counts_are_what_the_trainer_counts(kind: str, selection: str) 
         "rollout.prompts_per_update=2",
         "objective.updates_per_iteration=2",
         "objective.clip_range=0.1",
+        "objective.kl_beta=0.01",
     ]
     config = config_of(*overrides)
     policy = FluxPolicy(config.model, config.optimizer, torch.device("cpu"), seed=0)
