@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from analysis.claims_table import claims_frame, claims_markdown, claims_table
 from analysis.figures import draw_study
 from analysis.figures.curves import COMPUTE_METRICS
 from analysis.formats import latex, markdown
@@ -35,7 +36,8 @@ def write_report(runs_folder: Path, output: Path) -> Path:
 
     Returns:
         The page's path. tables/ gets cells, main (base and + AdaGRPO beside the paper's numbers) and runs as .csv,
-        cells and main as .md and main as .tex; figures/ gets .svg and .png of every figure, and main.png.
+        cells and main as .md and main as .tex, and of the study's runs claims as .csv and .md; figures/ gets .svg and
+        .png of every figure, and main.png.
 
     Raises:
         RunLogError: there is no run, or a file of one cannot be read; names it.
@@ -48,7 +50,12 @@ def write_report(runs_folder: Path, output: Path) -> Path:
         for drawing in figures.drawings:
             drawing.save(output / "figures")
     _write_tables([(study, rows) for study, rows, _ in studies], output / "tables")
-    (output / "report.html").write_text(render_page(logs, studies), encoding="utf-8")
+    claims = claims_table([study for study, _, _ in studies], logs)
+    if claims is not None:
+        frame = claims_frame(claims)
+        frame.to_csv(output / "tables" / "claims.csv", index=False, lineterminator="\n")
+        (output / "tables" / "claims.md").write_text(claims_markdown(claims), encoding="utf-8")
+    (output / "report.html").write_text(render_page(logs, studies, claims), encoding="utf-8")
     return output / "report.html"
 
 
