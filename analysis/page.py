@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import jinja2
 import pandas as pd
 
+from analysis import paper
 from analysis.claims import EXPERIMENT
 from analysis.claims_table import ClaimsTable, protocol_note
 from analysis.figures import StudyFigures
@@ -72,6 +73,7 @@ def render_page(
         environment=describe_environments(logs.environments),
         min_seeds=MIN_SEEDS_FOR_INTERVAL,
         paper=paper_table(),
+        paper_overhead=paper.overhead(),
         claims=claims,
         claims_note=protocol_note(claims) if claims else "",
     )

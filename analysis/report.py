@@ -8,11 +8,11 @@ import pandas as pd
 
 from analysis.claims_table import claims_frame, claims_markdown, claims_table
 from analysis.figures import draw_study
-from analysis.figures.curves import COMPUTE_METRICS
 from analysis.formats import latex, markdown
 from analysis.logs import find_runs, load_logs
 from analysis.page import render_page
 from analysis.runlog import RunLogError
+from analysis.spending import SPENDING_METRICS
 from analysis.study import Study, split_studies
 from analysis.tables import (
     CellRow,
@@ -44,7 +44,7 @@ def write_report(runs_folder: Path, output: Path) -> Path:
     """
     if not find_runs(runs_folder):
         raise RunLogError(f"{runs_folder}: holds no run (no config.yaml and no shard at any depth)")
-    logs = load_logs(runs_folder, COMPUTE_METRICS)
+    logs = load_logs(runs_folder, SPENDING_METRICS)
     studies = [(study, cell_rows(study), draw_study(study)) for study in split_studies(logs)]
     for _, _, figures in studies:
         for drawing in figures.drawings:

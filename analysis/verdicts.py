@@ -1,14 +1,16 @@
 """The study's runs against the protocol: each claim with its difference, interval and verdict, and its runs."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 
 from analysis import statistics
 from analysis.claims import (
     EXPERIMENT,
+    MARGIN,
     METRIC,
     PRIMARY,
     STUDY_SEEDS,
@@ -22,6 +24,7 @@ from analysis.claims import (
 )
 from analysis.exploratory import questions
 from analysis.labels import Cell
+from analysis.spending import AXES, equal_cost_pair
 from analysis.stability import roughness_pair
 from analysis.study import Study
 
@@ -77,27 +80,47 @@ def judge_claims(studies: Sequence[Study]) -> list[Compared]:
         one, (test, validation) = _compare(study, question.group, question.claim, question.metric)
         is_trained = question.metric == METRIC
         compared.append(_judged(one, judge_alone(test), judge_alone(validation) if is_trained else None))
-    return compared + _smoothness(of_reward)
+    return [*compared, *_of_curves(of_reward)]
 
 
-def _smoothness(of_reward: dict[str, Study]) -> list[Compared]:
-    """The curves of base and + AdaGRPO: is the former's noise larger?"""
-    compared = []
-    for claim in PRIMARY:
-        if claim.name not in ("flow_grpo", "dance_grpo", "flow_cps"):
-            continue
-        smoother = Claim(
-            f"smooth-{claim.name}", f"{claim.statement.replace(' beats ', ' has smoother curves than ')}", *claim[2:]
-        )
+_OF_METHODS = ("flow_grpo", "dance_grpo", "flow_cps")
+"""Primary claims that say of a method that + AdaGRPO beats it."""
+
+
+def _of_curves(of_reward: dict[str, Study]) -> Iterator[Compared]:
+    """What is read off the curves of base and + AdaGRPO: values at equal cost, and which is smoother."""
+    for claim in (claim for claim in PRIMARY if claim.name in _OF_METHODS):
         study = of_reward.get(claim.control.reward)
-        cells = cell_of(claim.control), cell_of(claim.treatment)  # The smaller is the better.
-        if study is None or any(cell not in dict(study.cells) for cell in cells):
-            one, pair = _without_runs("stability", smoother, "roughness"), None
-        else:
-            seeds, pair = roughness_pair(study, *cells, _planned(claim))
-            one = _described("stability", smoother, "roughness", seeds, pair, _run_ids(study, cells, seeds))
-        compared.append(_judged(one, judge_alone(pair if one.seeds > 1 else None, margin=None), None))
-    return compared
+        for axis in AXES:
+            statement = claim.statement.replace(" beats ", " at equal cost beats ")
+            at_cost = claim._replace(name=f"{claim.name} by {axis.name}", statement=statement)
+            measure = f"validation reward at equal {axis.words}"
+            yield _curve_claim(
+                study, "equal compute", at_cost, measure, partial(equal_cost_pair, axis=axis.name), MARGIN
+            )
+        statement = claim.statement.replace(" beats ", " has smoother curves than ")
+        smoother = claim._replace(name=f"smooth-{claim.name}", statement=statement)
+        yield _curve_claim(study, "stability", smoother, "roughness of the base less its own", _less_rough, None)
+
+
+def _less_rough(study: Study, treatment: Cell, control: Cell, among: Collection[int]) -> tuple[list[int], Pair]:
+    return roughness_pair(study, control, treatment, among)
+
+
+def _curve_claim(
+    study: Study | None,
+    family: str,
+    claim: Claim,
+    measure: str,
+    pair_of: Callable[..., tuple[list[int], Pair]],
+    margin: float | None,
+) -> Compared:
+    cells = cell_of(claim.treatment), cell_of(claim.control)
+    if study is None or not set(cells) <= {cell for cell, _ in study.cells}:
+        return _judged(_without_runs(family, claim, measure), judge_alone(None), None)
+    seeds, pair = pair_of(study, *cells, among=_planned(claim))
+    one = _described(family, claim, measure, seeds, pair, _run_ids(study, cells, seeds))
+    return _judged(one, judge_alone(pair if len(seeds) > 1 else None, margin), None)
 
 
 def _planned(claim: Claim) -> tuple[int, ...]:
