@@ -163,6 +163,16 @@ def judge_overhead(share: float) -> Verdict:
     return "supported" if abs(share - CLAIMED_OVERHEAD) <= OVERHEAD_TOLERANCE else "not supported"
 
 
+def judge_consistency(verdicts: Sequence[Verdict]) -> Verdict:
+    """Whether a gain is consistent over judges: supported by all of them, or not supported by at least one."""
+    there = [verdict for verdict in verdicts if verdict != "no runs yet"]
+    if not there:
+        return "no runs yet"
+    if "not supported" in there:
+        return "not supported"
+    return "supported" if set(verdicts) == {"supported"} else "inconclusive"
+
+
 def validation_mean(values: ArrayLike) -> Values:
     """Mean of the last ``VALIDATION_POINTS`` validations after the first iteration.
 

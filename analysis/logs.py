@@ -9,6 +9,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from analysis.claims import VALIDATION_POINTS
 from analysis.gallery import Gallery, read_gallery
 from analysis.runlog import CHOSEN_PROMPT, NUMBERS, RunLog, RunLogError, find_paths, read_directory
 from analysis.shards import SUFFIX, read_shard, read_shard_gallery
@@ -57,6 +58,8 @@ class Logs(NamedTuple):
     """As of ``load_summary``."""
     test_prompts: Sequence[Mapping[str, np.ndarray]]
     """For each row of ``summary``, values of the last test, prompt by prompt: ``{metric: [prompts]}``."""
+    validation_prompts: Sequence[Mapping[str, np.ndarray]]
+    """The same of the last validations together, see ``validation_mean``."""
     configs: Sequence[Mapping[str, Any]]
     """Resolved configuration of each row of ``summary``."""
     environments: Sequence[Mapping[str, Any]]
@@ -167,13 +170,14 @@ def load_logs(folder: Path, train_metrics: Collection[str] | None = None, with_p
     Args:
         folder: see ``find_runs``.
         train_metrics: metrics of training iterations to keep; None for all.
-        with_prompts: whether to read ``test_prompts``, too.
+        with_prompts: whether to read ``test_prompts`` and ``validation_prompts``, too.
 
     Raises:
         RunLogError: names the folder or file that cannot be read.
     """
     read = None if train_metrics is None else {*train_metrics, *COST_METRICS}
-    summary, configs, environments, wholes, test_prompts = [], [], [], [], []
+    summary, configs, environments, wholes = [], [], [], []
+    test_prompts, validation_prompts = [], []
     for path in find_runs(folder):
         log = _read(path, read, with_prompts)
         summary.append(_identity(log) | _progress(log) | _costs(log))
@@ -181,11 +185,13 @@ def load_logs(folder: Path, train_metrics: Collection[str] | None = None, with_p
         environments.append(log.environment)
         numbers = pa.concat_tables([_without(log.numbers, train_metrics), _training_reward(log)])
         wholes.append(numbers.filter(pc.is_null(numbers["item"])))
-        test_prompts.append(_last_test(numbers) if with_prompts else {})
+        test_prompts.append(_by_prompt(numbers, "test", 1) if with_prompts else {})
+        validation_prompts.append(_by_prompt(numbers, "validation", VALIDATION_POINTS) if with_prompts else {})
     for of_run, variant in zip(summary, name_variants(configs, environments), strict=True):
         of_run["variant"] = variant
     runs = _frame(summary, wholes)[COLUMNS]
-    return Logs(runs, pd.DataFrame(summary, columns=SUMMARY_COLUMNS), test_prompts, configs, environments)
+    table = pd.DataFrame(summary, columns=SUMMARY_COLUMNS)
+    return Logs(runs, table, test_prompts, validation_prompts, configs, environments)
 
 
 def reward_name(weights: Mapping[str, float]) -> str:
@@ -258,13 +264,20 @@ def _costs(log: RunLog) -> dict[str, Any]:
     }
 
 
-def _last_test(numbers: pa.Table) -> dict[str, np.ndarray]:
-    """Values prompt by prompt of the last test after training, ``{metric: [prompts]}``."""
-    of_test = pc.and_(pc.equal(numbers["split"], "test"), pc.is_valid(numbers["item"]))
-    test = numbers.filter(pc.and_(of_test, pc.greater(numbers["iteration"], 0)))
-    last = test.filter(pc.equal(test["iteration"], pc.max(test["iteration"])))
+def _by_prompt(numbers: pa.Table, split: str, num_points: int) -> dict[str, np.ndarray]:
+    """Values prompt by prompt after training, ``{metric: [prompts]}``: means over the last evaluations."""
+    of_split = pc.and_(pc.equal(numbers["split"], split), pc.is_valid(numbers["item"]))
+    after = numbers.filter(pc.and_(of_split, pc.greater(numbers["iteration"], 0)))
+    points = sorted(pc.unique(after["iteration"]).to_pylist())[-num_points:]
+    last = after.filter(pc.is_in(after["iteration"], value_set=pa.array(points, pa.int32())))
     by_metric = last.unify_dictionaries().group_by("metric", use_threads=False).aggregate([("value", "list")])
-    return {str(row["metric"]): np.array(row["value_list"]) for row in by_metric.to_pylist()}
+    values = {str(row["metric"]): np.array(row["value_list"]) for row in by_metric.to_pylist()}
+    # Series are evaluation after evaluation; one with another number of prompts cannot be averaged.
+    return {
+        metric: series.reshape(len(points), -1).mean(axis=0)
+        for metric, series in values.items()
+        if len(series) % len(points) == 0
+    }
 
 
 def _without(numbers: pa.Table, train_metrics: Collection[str] | None) -> pa.Table:

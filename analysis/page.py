@@ -9,6 +9,9 @@ from typing import Any, NamedTuple
 import jinja2
 import pandas as pd
 
+from analysis import paper
+from analysis.claims import EXPERIMENT
+from analysis.claims_table import ClaimsTable, protocol_note
 from analysis.figures import StudyFigures
 from analysis.formats import entry_text, number
 from analysis.gallery import Gallery
@@ -35,12 +38,17 @@ class PromptPictures(NamedTuple):
     tiles: Sequence[Tile]
 
 
-def render_page(logs: Logs, studies: Sequence[tuple[Study, Sequence[CellRow], StudyFigures]]) -> str:
+def render_page(
+    logs: Logs,
+    studies: Sequence[tuple[Study, Sequence[CellRow], StudyFigures]],
+    claims: ClaimsTable | None = None,
+) -> str:
     """The page as text.
 
     Args:
         logs: all runs.
         studies: each with its cell table and figures.
+        claims: of the study's runs, if there are any.
     """
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(_TEMPLATES),
@@ -65,15 +73,19 @@ def render_page(logs: Logs, studies: Sequence[tuple[Study, Sequence[CellRow], St
         environment=describe_environments(logs.environments),
         min_seeds=MIN_SEEDS_FOR_INTERVAL,
         paper=paper_table(),
+        paper_overhead=paper.overhead(),
+        claims=claims,
+        claims_note=protocol_note(claims) if claims else "",
     )
 
 
 def _section(logs: Logs, study: Study, rows: Sequence[CellRow], figures: StudyFigures) -> dict[str, Any]:
     shared, varied = split_settings([logs.configs[i] for i in study.summary.index])
-    final = study.final
+    final = study.final[study.final["split"] == "test"]
     return {
         "experiment": study.experiment,
         "reward": study.reward,
+        "is_judged": study.experiment == EXPERIMENT,
         "metrics": study.metrics,
         "figures": figures,
         "cells": rows,

@@ -64,3 +64,24 @@ def extra_gains() -> pd.DataFrame:
         base, ours = (pair.loc[pair["adagrpo"] == adagrpo, judge].item() for adagrpo in (False, True))
         rows.append((reward, method, (ours - base) / (base - untrained[judge])))
     return pd.DataFrame(rows, columns=["training_reward", "method", "share"])
+
+
+def overhead() -> float:
+    """AdaGRPO's extra network forwards an iteration at the paper's setting, as a share of the base's; counted."""
+    forwards = pd.read_csv(_FOLDER / "cost.csv").set_index("cell")["sample_forwards"]
+    return float(forwards["adagrpo"] / forwards["base"] - 1)
+
+
+def unseen_gains() -> dict[str, tuple[int, int]]:
+    """By judge: how many of the paper's pairs of cells that did not train on it + AdaGRPO wins, and of how many."""
+    table = main_table()
+    trained = {reward: set(reward.split("+")) for reward in REWARD_NAMES}
+    gains = {}
+    for judge in JUDGES:
+        differences = []
+        for (reward, _), pair in table[table["training_reward"] != "none"].groupby(["training_reward", "method"]):
+            if judge not in trained[str(reward)]:
+                base, ours = (pair.loc[pair["adagrpo"] == adagrpo, judge].item() for adagrpo in (False, True))
+                differences.append(ours - base)
+        gains[judge] = sum(difference > 0 for difference in differences), len(differences)
+    return gains

@@ -6,12 +6,13 @@ from pathlib import Path
 
 import pandas as pd
 
+from analysis.claims_table import claims_frame, claims_markdown, claims_table
 from analysis.figures import draw_study
-from analysis.figures.curves import COMPUTE_METRICS
 from analysis.formats import latex, markdown
 from analysis.logs import find_runs, load_logs
 from analysis.page import render_page
 from analysis.runlog import RunLogError
+from analysis.spending import SPENDING_METRICS
 from analysis.study import Study, split_studies
 from analysis.tables import (
     CellRow,
@@ -35,20 +36,26 @@ def write_report(runs_folder: Path, output: Path) -> Path:
 
     Returns:
         The page's path. tables/ gets cells, main (base and + AdaGRPO beside the paper's numbers) and runs as .csv,
-        cells and main as .md and main as .tex; figures/ gets .svg and .png of every figure, and main.png.
+        cells and main as .md and main as .tex, and of the study's runs claims as .csv and .md; figures/ gets .svg and
+        .png of every figure, and main.png.
 
     Raises:
         RunLogError: there is no run, or a file of one cannot be read; names it.
     """
     if not find_runs(runs_folder):
         raise RunLogError(f"{runs_folder}: holds no run (no config.yaml and no shard at any depth)")
-    logs = load_logs(runs_folder, COMPUTE_METRICS)
+    logs = load_logs(runs_folder, SPENDING_METRICS)
     studies = [(study, cell_rows(study), draw_study(study)) for study in split_studies(logs)]
     for _, _, figures in studies:
         for drawing in figures.drawings:
             drawing.save(output / "figures")
     _write_tables([(study, rows) for study, rows, _ in studies], output / "tables")
-    (output / "report.html").write_text(render_page(logs, studies), encoding="utf-8")
+    claims = claims_table([study for study, _, _ in studies], logs)
+    if claims is not None:
+        frame = claims_frame(claims)
+        frame.to_csv(output / "tables" / "claims.csv", index=False, lineterminator="\n")
+        (output / "tables" / "claims.md").write_text(claims_markdown(claims), encoding="utf-8")
+    (output / "report.html").write_text(render_page(logs, studies, claims), encoding="utf-8")
     return output / "report.html"
 
 

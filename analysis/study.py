@@ -1,7 +1,7 @@
 """Runs that belong together, and how their cells compare: values of finished runs, paired by seed."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from analysis import statistics
+from analysis.claims import Pair, validation_mean
 from analysis.labels import PAPER_GRID, Cell, is_adagrpo, is_base, metric_names, split_cells
 from analysis.logs import Logs
 from analysis.statistics import Interval
@@ -47,8 +48,8 @@ class Study:
     """Rows of ``load_runs``."""
     summary: pd.DataFrame
     """Rows of ``load_summary``."""
-    test_prompts: Mapping[str, Mapping[str, np.ndarray]]
-    """By run id: the last test's values prompt by prompt, ``{metric: [prompts]}``."""
+    prompts: Mapping[str, Mapping[str, Mapping[str, np.ndarray]]]
+    """By split and run id: final values prompt by prompt, ``{metric: [prompts]}``; of the last test or validations."""
 
     @cached_property
     def finished(self) -> set[str]:
@@ -87,14 +88,20 @@ class Study:
 
     @cached_property
     def final(self) -> pd.DataFrame:
-        """Test values of finished runs after training: rows of ``runs``."""
+        """Evaluations of finished runs after training began: rows of ``runs``."""
         rows = self.runs
-        return rows[(rows["split"] == "test") & (rows["iteration"] > 0) & rows["run_id"].isin(self.finished)]
+        return rows[(rows["split"] != "train") & (rows["iteration"] > 0) & rows["run_id"].isin(self.finished)]
 
-    def values(self, cell: Cell, metric: str) -> pd.Series:
-        """Final test values of a cell by seed; runs of the same seed are averaged."""
-        rows = self.final[_of_cell(self.final, cell) & (self.final["metric"] == metric)]
-        return rows.groupby("seed")["value"].mean()
+    def values(self, cell: Cell, metric: str, split: str = "test") -> pd.Series:
+        """Final values of a cell by seed, of the test or of the last validations; runs of a seed are averaged."""
+        rows = self.final[
+            _of_cell(self.final, cell) & (self.final["metric"] == metric) & (self.final["split"] == split)
+        ]
+        if rows.empty:
+            return pd.Series(dtype=float)
+        of_runs = rows.sort_values("iteration").groupby(["seed", "run_id"], observed=True)["value"]
+        last = of_runs.agg("last" if split == "test" else lambda of_run: float(validation_mean(of_run)))
+        return last.groupby("seed").mean()
 
     def untrained(self, cell: Cell) -> tuple[pd.Series, str]:
         """Values of the untrained model by metric, and where they were measured.
@@ -142,37 +149,47 @@ class Study:
         base = self.base_of(cell)
         if base is None or base == cell:
             return None
-        ours, theirs = self.values(cell, metric), self.values(base, metric)
-        seeds = sorted(set(ours.index) & set(theirs.index))
+        seeds, pair = self.pair(cell, base, metric)
         if not seeds:
             return None
-        a, b = ours[seeds].to_numpy(), theirs[seeds].to_numpy()
+        a, b = (values if values.ndim == 1 else values.mean(axis=1) for values in pair)
         sd = float((a - b).std(ddof=1)) if len(seeds) > 1 else math.nan
         return Comparison(
             seeds=seeds,
             difference=float((a - b).mean()),
             sd=sd,
-            interval=self._paired_interval(cell, base, metric, seeds),
+            interval=statistics.paired_interval(*pair) if len(seeds) >= MIN_SEEDS_FOR_INTERVAL else None,
             probability_of_improvement=statistics.probability_of_improvement([a], [b]),
             correlation=statistics.paired_correlation(a, b),
             detectable=statistics.minimum_detectable_effect(sd, len(seeds)) if len(seeds) > 1 else math.nan,
         )
 
-    def _paired_interval(self, cell: Cell, base: Cell, metric: str, seeds: Sequence[int]) -> Interval | None:
-        if len(seeds) < MIN_SEEDS_FOR_INTERVAL:
-            return None
-        ours, theirs = (self._by_prompt(c, metric, seeds) for c in (cell, base))
-        if ours is None or theirs is None or ours.shape != theirs.shape:
-            ours, theirs = (self.values(c, metric)[list(seeds)].to_numpy() for c in (cell, base))
-        return statistics.paired_interval(ours, theirs)
+    def pair(
+        self, treatment: Cell, control: Cell, metric: str, split: str = "test", among: Collection[int] | None = None
+    ) -> tuple[list[int], Pair]:
+        """Seeds that two cells have finished, and their final values there: by prompt where all runs logged these.
 
-    def _by_prompt(self, cell: Cell, metric: str, seeds: Sequence[int]) -> np.ndarray | None:
-        """``[seeds, prompts]`` of the final test; None where a run has no value a prompt, or another number of them."""
+        Args:
+            treatment: a cell of the study.
+            control: another one.
+            metric: of evaluations.
+            split: test, or validation for the mean of the last ones.
+            among: seeds that count; None for all.
+        """
+        ours, theirs = (self.values(cell, metric, split) for cell in (treatment, control))
+        seeds = sorted(set(ours.index) & set(theirs.index) & set(ours.index if among is None else among))
+        by_prompt = [self._by_prompt(cell, metric, split, seeds) for cell in (treatment, control)]
+        if by_prompt[0] is not None and by_prompt[1] is not None and by_prompt[0].shape == by_prompt[1].shape:
+            return seeds, Pair(by_prompt[0], by_prompt[1])
+        return seeds, Pair(ours[seeds].to_numpy(), theirs[seeds].to_numpy())
+
+    def _by_prompt(self, cell: Cell, metric: str, split: str, seeds: Sequence[int]) -> np.ndarray | None:
+        """``[seeds, prompts]`` of the end; None where a run has no value a prompt, or another number of them."""
         members = dict(self.cells)[cell]
         rows: list[list[np.ndarray]] = []
         for seed in seeds:
             ids = [i for i in members.loc[members["seed"] == seed, "run_id"] if i in self.finished]
-            rows.append([self.test_prompts[i].get(metric, np.empty(0)) for i in ids])
+            rows.append([self.prompts[split][i].get(metric, np.empty(0)) for i in ids])
         lengths = {len(values) for of_seed in rows for values in of_seed}
         if len(lengths) != 1 or 0 in lengths:
             return None
@@ -187,10 +204,10 @@ def split_studies(logs: Logs) -> list[Study]:
         members = ((logs.summary["experiment"] == experiment) & (logs.summary["reward"] == reward)).to_numpy()
         prefix = f"{experiment}-{reward}-".replace("*", "x").replace("+", "-plus-") if len(pairs) > 1 else ""
         summary = logs.summary[members]
+        of_split = {"test": logs.test_prompts, "validation": logs.validation_prompts}
         prompts = {
-            run_id: values
-            for run_id, values, is_member in zip(logs.summary["run_id"], logs.test_prompts, members, strict=True)
-            if is_member
+            split: {run_id: values[i] for run_id, i in zip(summary["run_id"], summary.index, strict=True)}
+            for split, values in of_split.items()
         }
         runs = logs.runs[(logs.runs["experiment"] == experiment) & (logs.runs["reward"] == reward)]
         studies.append(Study(str(experiment), str(reward), prefix, runs, summary, prompts))

@@ -52,7 +52,7 @@ def name_variants(configs: Sequence[Mapping[str, Any]], environments: Sequence[M
         usual = _usual(settings)
         for i, own in zip(members, settings, strict=True):
             whole = _settings(configs[i], configs[i])
-            unusual = [key for key in usual if own.get(key, _ABSENT) != usual[key]]
+            unusual = [key for key in sorted(usual) if own.get(key, _ABSENT) != usual[key]]
             names[i] = ", ".join(_part(key, own.get(key, whole.get(key, "unset"))) for key in unusual)
     return names
 

@@ -33,8 +33,10 @@ class StudyFigures(NamedTuple):
     """Every cell of the grid with every seed."""
     variants: Group
     """The same of cells with other settings, beside those that they vary."""
+    costs: Group
+    """Base against + AdaGRPO by what was spent, with bases that cost as much."""
     curves: Group
-    """Further curves: by compute, by an unseen judge, and of all selections."""
+    """Further curves: by an unseen judge, and of all selections."""
     published: Group
     """The paper's other training curves."""
 
@@ -53,12 +55,15 @@ def draw_study(study: Study) -> StudyFigures:
     # Without a pair to compare, the cells that are there are the main picture.
     main = [*pairs, beside] if pairs else selections
     more, of_all = [], list(selections) if pairs else []
+    by_cost = curves.cost_quantities(study)
     for quantity in further:
         compared = curves.pair_panels(study, quantity)
         more += compared
-        # Selections differ in cost, so all are shown by compute, too; of a judge the main comparison is enough.
-        if not compared or quantity.axis == curves.COMPUTE:
+        # Of a judge the main comparison is enough.
+        if not compared:
             of_all += curves.cell_panels(study, quantity)
+    of_all += curves.cell_panels(study, by_cost[0])
+    costs = [panel for quantity in by_cost for panel in curves.cost_panels(study, quantity)]
     strategies = selection.selection_panels(study)
     beside_paper = [*strategies, selection.paper_panel()] if strategies else []
     return StudyFigures(
@@ -66,6 +71,7 @@ def draw_study(study: Study) -> StudyFigures:
         selection=_group(study, "selection", "Test reward by prompt selection", beside_paper, num_columns=2),
         cells=_group(study, "all-cells", "All cells, every seed", cells.cell_panels(study), num_columns=3),
         variants=_group(study, "variants", "Other settings, every seed", cells.variant_panels(study), num_columns=3),
+        costs=Group([draw_panel(panel) for panel in costs]),
         curves=Group([draw_panel(panel) for panel in (*more, *of_all)]),
         published=Group([draw_panel(panel) for panel in published.values()] if pairs else []),
     )

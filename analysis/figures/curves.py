@@ -1,10 +1,10 @@
 """Curves over training: base against + AdaGRPO, all cells of a method, and the paper's own."""
 
+import itertools
 from collections.abc import Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
@@ -12,18 +12,14 @@ from analysis import paper, statistics
 from analysis.figures.drawing import Panel
 from analysis.labels import METHOD_NAMES, Cell, cell_colour, cell_dash, is_base
 from analysis.logs import TRAINING_REWARD
+from analysis.spending import AXES, matched_baselines, with_spending
 from analysis.study import MIN_SEEDS_FOR_INTERVAL, Study, adagrpo_pairs
 
-ITERATION, COMPUTE = "iteration", "compute"
-_AXIS_LABELS = {
-    ITERATION: "Training iteration",
-    COMPUTE: "Network forwards spent on training\n(a trained sample counts 3)",
-}
+ITERATION = "iteration"
+_AXIS_LABELS = {ITERATION: "Training iteration"} | {axis.name: axis.label for axis in AXES}
 _MEAN_NOTE = "Mean over seeds (spread: figure of all cells)"
 _BAND_RESAMPLES = 2_000
-_TRAINED = "total_train_forwards"
-COMPUTE_METRICS = ("total_sample_forwards", _TRAINED)
-"""Training metrics that compute is counted from."""
+_VARIANT_DASHES = (":", "-.", (0, (5, 1, 1, 1, 1, 1)))
 
 
 class Quantity(NamedTuple):
@@ -37,15 +33,26 @@ class Quantity(NamedTuple):
 
 
 def quantities(study: Study) -> list[Quantity]:
-    """Validation reward by iteration and by compute, and the word accuracy of the unseen judge if there is one."""
-    wanted = [
-        Quantity("reward", TRAINING_REWARD, ITERATION, f"Validation reward ({study.reward})"),
-        Quantity("reward-by-compute", TRAINING_REWARD, COMPUTE, f"Validation reward ({study.reward})"),
-    ]
+    """Validation reward by iteration, and the word accuracy of the unseen judge if there is one."""
+    wanted = [Quantity("reward", TRAINING_REWARD, ITERATION, f"Validation reward ({study.reward})")]
     if study.reader is not None:
         label = f"Validation word accuracy\n(unseen judge {study.reader})"
         wanted.append(Quantity("unseen-accuracy", f"{study.reader}/word_accuracy", ITERATION, label))
     return wanted
+
+
+def cost_quantities(study: Study) -> list[Quantity]:
+    """Validation reward by what was spent: network forwards, reward calls, seconds."""
+    label = f"Validation reward ({study.reward})"
+    return [Quantity(f"reward-by-{axis.name.replace('_', '-')}", TRAINING_REWARD, axis.name, label) for axis in AXES]
+
+
+def cost_panels(study: Study, quantity: Quantity) -> list[Panel]:
+    """For each method its base cell, + AdaGRPO, and the variants of the base that cost the same; all on one scale."""
+    groups = {
+        base.method: [base, *ours, *matched_baselines(study, base, ours[0])] for base, ours in adagrpo_pairs(study)
+    }
+    return _panels(study, quantity, groups, "adagrpo")
 
 
 def pair_panels(study: Study, quantity: Quantity) -> list[Panel]:
@@ -88,7 +95,7 @@ def over_seeds(rows: pd.DataFrame, axis: str) -> pd.DataFrame:
 
     Args:
         rows: one metric of one cell.
-        axis: "iteration" or "compute"; the latter is averaged over runs, too.
+        axis: "iteration" or a kind of cost, which is averaged over runs, too.
 
     Returns:
         Columns x and mean, one row an iteration that all runs have reached, since a mean over fewer of them would
@@ -153,11 +160,8 @@ def _spread_note(cells: Sequence[pd.DataFrame]) -> str:
 def _validation(study: Study, quantity: Quantity) -> dict[Cell, pd.DataFrame]:
     """Rows to draw of each cell, with the column of the axis: its finished runs, or all while none is finished."""
     rows = study.runs[(study.runs["split"] == "validation") & (study.runs["metric"] == quantity.metric)]
-    if quantity.axis == COMPUTE:
-        rows = rows.merge(_compute(study.runs), on=["run_id", ITERATION], how="left")
-        # Nothing is spent before the first iteration, which writes the first line.
-        rows.loc[rows[ITERATION] == 0, COMPUTE] = 0.0
-        rows = rows[rows[COMPUTE].notna()]
+    if quantity.axis != ITERATION:
+        rows = with_spending(rows, study.runs)
     by_run = dict(iter(rows.groupby("run_id", observed=True)))
     of_cells = {}
     for cell, members in study.cells:
@@ -168,12 +172,6 @@ def _validation(study: Study, quantity: Quantity) -> dict[Cell, pd.DataFrame]:
     return of_cells
 
 
-def _compute(runs: pd.DataFrame) -> pd.DataFrame:
-    train = runs[(runs["split"] == "train") & runs["metric"].isin(COMPUTE_METRICS)]
-    spent = train["value"] * np.where(train["metric"] == _TRAINED, 3, 1)
-    return spent.groupby([train["run_id"], train[ITERATION]], observed=True).sum().rename(COMPUTE).reset_index()
-
-
 def _draw(
     axes: Axes,
     curves: Sequence[tuple[Cell, pd.DataFrame]],
@@ -181,14 +179,18 @@ def _draw(
     limits: tuple[float, float],
     is_pair: bool,
 ) -> None:
+    dashes = itertools.cycle(_VARIANT_DASHES)
     for cell, rows in curves:
-        # Among many cells, bands would hide each other.
-        _draw_cell(axes, cell, rows, quantity.axis, _pair_label(cell) if is_pair else cell.short, with_spread=is_pair)
+        dash = next(dashes) if cell.variant else cell_dash(cell.selection, cell.fusion)
+        name = _pair_label(cell) if is_pair else cell.short
+        # Among many cells, bands would hide each other; so would those of variants the cells that they vary.
+        with_spread = is_pair and not cell.variant
+        _draw_cell(axes, cell, rows, quantity.axis, name, dash, with_spread)
     axes.set_ylim(*limits)
     _decorate(axes, _AXIS_LABELS[quantity.axis], quantity.label)
 
 
-def _draw_cell(axes: Axes, cell: Cell, rows: pd.DataFrame, axis: str, name: str, with_spread: bool) -> None:
+def _draw_cell(axes: Axes, cell: Cell, rows: pd.DataFrame, axis: str, name: str, dash: Any, with_spread: bool) -> None:
     table, num_seeds = over_seeds(rows, axis), rows["seed"].nunique()
     if with_spread and num_seeds >= MIN_SEEDS_FOR_INTERVAL:
         low, high = _bands(rows)
@@ -199,7 +201,7 @@ def _draw_cell(axes: Axes, cell: Cell, rows: pd.DataFrame, axis: str, name: str,
     axes.plot(
         table["x"],
         table["mean"],
-        cell_dash(cell.selection, cell.fusion),
+        linestyle=dash,
         color=cell.colour,
         linewidth=2,
         marker="o" if len(table) <= 12 else None,
@@ -224,7 +226,9 @@ def _decorate(axes: Axes, x_label: str, y_label: str) -> None:
 
 
 def _pair_label(cell: Cell) -> str:
-    return "base, random prompts" if is_base(cell.selection, cell.fusion) else cell.label.partition(" ")[2]
+    if is_base(cell.selection, cell.fusion):
+        return f"base, {cell.variant or 'random prompts'}"
+    return cell.label.partition(" ")[2]
 
 
 def _padded(values: pd.Series) -> tuple[float, float]:

@@ -11,6 +11,7 @@ from analysis.claims import (
     choose_setting,
     judge,
     judge_alone,
+    judge_consistency,
     judge_family,
     judge_overhead,
     validation_mean,
@@ -118,6 +119,14 @@ def test_tuning_takes_the_best_mean_over_all_pilot_seeds() -> None:
 def test_the_overhead_is_as_claimed_within_five_points() -> None:
     assert judge_overhead(736 / 592 - 1) == "supported"
     assert judge_overhead(0.48) == "not supported"
+
+
+def test_a_gain_is_consistent_if_every_judge_sees_it() -> None:
+    assert judge_consistency(["supported", "supported"]) == "supported"
+    assert judge_consistency(["supported", "inconclusive"]) == "inconclusive"
+    assert judge_consistency(["supported", "no runs yet"]) == "inconclusive"
+    assert judge_consistency(["supported", "not supported", "no runs yet"]) == "not supported"
+    assert judge_consistency(["no runs yet", "no runs yet"]) == "no runs yet"
 
 
 def test_primary_claims_are_planned_on_study_seeds_alone() -> None:

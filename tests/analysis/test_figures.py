@@ -1,5 +1,6 @@
 """Figures show what they should, in words that can be searched, and always alike."""
 
+import json
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable
 from pathlib import Path
@@ -12,16 +13,17 @@ from PIL import Image
 
 from analysis.figures import StudyFigures, draw_study, selection
 from analysis.figures.cells import cell_panels
-from analysis.figures.curves import COMPUTE_METRICS, over_seeds, pair_panels, quantities
+from analysis.figures.curves import cost_panels, cost_quantities, over_seeds, pair_panels, quantities
 from analysis.labels import SELECTIONS, cell_colour
 from analysis.logs import load_logs
+from analysis.spending import SPENDING_METRICS
 from analysis.study import Study, split_studies
 
 WriteRun = Callable[..., Path]
 
 
 def study_of(folder: Path) -> Study:
-    [study] = split_studies(load_logs(folder, COMPUTE_METRICS))
+    [study] = split_studies(load_logs(folder, SPENDING_METRICS))
     return study
 
 
@@ -56,7 +58,9 @@ def test_the_main_picture_sets_base_against_adagrpo_beside_the_paper(figures: St
         "main",
         "all-cells-flow_grpo",
         "all-cells",
-        "curves-reward-by-compute-flow_grpo-adagrpo",
+        "curves-reward-by-forwards-flow_grpo-adagrpo",
+        "curves-reward-by-reward-calls-flow_grpo-adagrpo",
+        "curves-reward-by-seconds-flow_grpo-adagrpo",
         "curves-unseen-accuracy-flow_grpo-adagrpo",
         "curves-paper-hpsv2",
         "curves-paper-hpsv3-clip",
@@ -65,7 +69,7 @@ def test_the_main_picture_sets_base_against_adagrpo_beside_the_paper(figures: St
 
 def test_every_figure_is_valid_xml_with_a_png_twin(report: Path) -> None:
     drawn = sorted((report / "figures").glob("*.svg"))
-    assert len(drawn) == 9
+    assert len(drawn) == 11
     for path in drawn:
         ElementTree.parse(path)
         with Image.open(path.with_suffix(".png")) as twin:
@@ -134,11 +138,29 @@ def test_a_mean_over_seeds_ends_where_the_first_run_ends() -> None:
     assert table["mean"].tolist() == [1.0, 2.5]
 
 
-def test_compute_is_the_axis_of_its_curves(figures: StudyFigures) -> None:
-    [by_compute] = [d for d in figures.curves.panels if d.name == "curves-reward-by-compute-flow_grpo-adagrpo"]
+def test_costs_are_the_axes_of_their_curves(figures: StudyFigures) -> None:
+    by_forwards, by_calls, by_seconds = figures.costs.panels
     # 400 sampled and 20 trained forwards, the latter counting 3, end at 460.
-    assert "400" in texts(by_compute.svg)
-    assert "(a trained sample counts 3)" in texts(by_compute.svg)
+    assert {"400", "(a trained sample counts 3)"} <= set(texts(by_forwards.svg))
+    assert {"40", "Reward calls spent on training"} <= set(texts(by_calls.svg))
+    assert {"3", "Seconds of training, as recorded"} <= set(texts(by_seconds.svg))
+
+
+def test_bases_that_cost_as_much_are_drawn_beside_adagrpo(write_run: WriteRun, tmp_path: Path) -> None:
+    write_run("base")
+    write_run("base-1", seed=1)
+    write_run("ours", selection="curriculum", fusion=True)
+    costs = {"total_sample_forwards": 200, "total_train_forwards": 10, "total_reward_calls": 20}
+    for name, group, factor in (("larger", 15, 1.02), ("largest", 20, 1.1)):
+        run = write_run(name, rollout={"group_size": group})
+        lines = [{"iteration": i, **{key: factor * i * cost for key, cost in costs.items()}} for i in (1, 2)]
+        (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    study = study_of(tmp_path / "runs")
+    [panel] = cost_panels(study, cost_quantities(study)[0])
+    axes = Figure().subplots()
+    panel.draw(axes)
+    labels = axes.get_legend_handles_labels()[1]
+    assert labels == ["base, random prompts (2 seeds)", "+ AdaGRPO (1 seed)", "base, G 15 (1 seed)"]
 
 
 def test_a_method_alone_has_its_cells_as_the_main_picture(write_run: WriteRun, tmp_path: Path) -> None:

@@ -1,0 +1,50 @@
+"""What runs spent is counted from their logs, and values at equal cost lie on their curves."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from analysis.labels import Cell
+from analysis.logs import load_logs
+from analysis.spending import FORWARDS, REWARD_CALLS, SECONDS, equal_cost_pair, spent
+from analysis.study import split_studies
+from analysis.verdicts import judge_claims
+
+WriteRun = Callable[..., Path]
+BASE, OURS = Cell("flow_grpo", "random", False, 0.0), Cell("flow_grpo", "curriculum", True, 1.0)
+
+
+def test_spending_is_summed_up_to_each_iteration(write_run: WriteRun, tmp_path: Path) -> None:
+    write_run("ours", selection="curriculum", rewards=(0.1, 0.2, 0.3, 0.4))
+    table = spent(load_logs(tmp_path / "runs").runs).set_index("iteration")
+    # Fabricated iterations: 200 forwards, 10 trained samples, 20 reward calls, as many seconds as their number.
+    assert table[FORWARDS].tolist() == [230, 460, 690]
+    assert table[REWARD_CALLS].tolist() == [20, 40, 60]
+    assert table[SECONDS].tolist() == [1, 3, 6]
+
+
+def test_the_dearer_cell_is_read_where_it_has_spent_the_cheaper_one_s_total(
+    write_run: WriteRun, tmp_path: Path
+) -> None:
+    for seed in (0, 1):
+        write_run(f"base-{seed}", seed=seed, rewards=(0.5, 0.6, 0.7))
+        write_run(f"ours-{seed}", seed=seed, rewards=(0.5, 0.7, 0.8 + 0.1 * seed), selection="curriculum", fusion=True)
+    [study] = split_studies(load_logs(tmp_path / "runs"))
+    seeds, pair = equal_cost_pair(study, OURS, BASE, FORWARDS, among=(0, 1, 2))
+    assert seeds == [0, 1]
+    assert pair.control.tolist() == [0.7, 0.7]
+    # The base spends 2 x 130; the other has 230 at .7 and 460 at .8 or .9.
+    assert pair.treatment.tolist() == pytest.approx([0.7 + 0.1 * 30 / 230, 0.7 + 0.2 * 30 / 230])
+    # Of reward calls both spend as many, so the last values are compared.
+    assert equal_cost_pair(study, OURS, BASE, REWARD_CALLS, among=(1,))[1].treatment.tolist() == [0.9]
+
+
+def test_claims_at_equal_cost_are_among_the_exploratory_ones(write_run: WriteRun, tmp_path: Path) -> None:
+    write_run("base", seed=500, experiment="miniature-study")
+    write_run("ours", seed=500, selection="curriculum", fusion=True, experiment="miniature-study")
+    claims = {one.claim.name: one for one in judge_claims(split_studies(load_logs(tmp_path / "runs")))}
+    own = claims["flow_grpo by forwards"]
+    assert (own.family, own.seeds, own.run_ids) == ("equal compute", 1, ("base", "ours"))
+    assert own.difference == pytest.approx(0.6 + 0.1 * 30 / 230 - 0.7)
+    assert claims["dance_grpo by seconds"].verdict == "no runs yet"

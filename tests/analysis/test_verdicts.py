@@ -1,0 +1,171 @@
+"""Claims are judged from the study's runs alone, on the planned seeds, and the table says what is missing."""
+
+import hashlib
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from analysis import claims, paper
+from analysis.claims import EXPERIMENT, PRIMARY, STUDY_SEEDS, judge_family
+from analysis.claims_table import ClaimsTable, claims_frame, claims_markdown, claims_table, protocol_note
+from analysis.logs import load_logs
+from analysis.report import write_report
+from analysis.stability import roughness
+from analysis.statistics import t_quantile
+from analysis.study import split_studies
+from analysis.verdicts import Compared, judge_claims
+
+WriteRun = Callable[..., Path]
+
+
+@pytest.fixture
+def runs(write_run: WriteRun, tmp_path: Path) -> Path:
+    """Five seeds of Flow-GRPO and of + AdaGRPO, which is .1 better on test words and rougher in its curve."""
+    gains = (0.10, 0.12, 0.08, 0.11, 0.09)
+    for seed, gain in zip(STUDY_SEEDS, gains, strict=False):
+        base = 0.6 + 0.01 * (seed - STUDY_SEEDS[0])
+        write_run(f"base-{seed}", seed=seed, test=base, rewards=(0.5, 0.6, 0.7, 0.8), experiment=EXPERIMENT)
+        curve = (0.5, 0.6, 0.75, 0.8)
+        ours = {"selection": "curriculum", "fusion": True, "rewards": curve}
+        write_run(f"ours-{seed}", seed=seed, test=base + gain, experiment=EXPERIMENT, **ours)
+    return tmp_path / "runs"
+
+
+def judged(folder: Path) -> dict[str, Compared]:
+    return {one.claim.name: one for one in judge_claims(split_studies(load_logs(folder)))}
+
+
+def table_of(folder: Path) -> ClaimsTable | None:
+    logs = load_logs(folder)
+    return claims_table(split_studies(logs), logs)
+
+
+def test_a_claim_has_its_difference_its_interval_and_its_runs(runs: Path) -> None:
+    claim = judged(runs)["flow_grpo"]
+    assert (claim.verdict, claim.seeds) == ("supported", 5)
+    assert claim.difference == pytest.approx(0.1)
+    assert claim.sd == pytest.approx(0.0158, abs=1e-4)
+    # Differences are equal on both words: the interval is Student's, at the confidence of one claim among nine.
+    t = t_quantile(1 - 0.05 / 9 / 2, 4)
+    assert claim.judgement.confidence == pytest.approx(1 - 0.05 / 9)
+    assert claim.judgement.interval.low == pytest.approx(0.1 - t * claim.sd / math.sqrt(5), abs=1e-3)
+    assert claim.run_ids == tuple(sorted(f"{c}-{s}" for c in ("base", "ours") for s in STUDY_SEEDS[:5]))
+    # The mean of the last three validations: (.6 + .75 + .8) / 3 - (.6 + .7 + .8) / 3.
+    assert claim.validation.interval.estimate == pytest.approx(0.05 / 3)
+    assert claim.validation.verdict == "supported"
+
+
+def test_claims_without_runs_say_so_and_still_count_in_the_family(runs: Path) -> None:
+    claims_ = judged(runs)
+    assert [one.verdict for one in claims_.values() if one.family == "primary" and one.claim.name != "flow_grpo"] == [
+        "no runs yet"
+    ] * (len(PRIMARY) - 1)
+    assert claims_["dance_grpo"].seeds == 0
+    assert judge_family([None] * 3)[0].verdict == "no runs yet"
+
+
+def test_seeds_beyond_the_planned_ones_and_of_other_experiments_do_not_count(
+    runs: Path, write_run: WriteRun, tmp_path: Path
+) -> None:
+    before = judged(runs)["flow_grpo"]
+    for seed, experiment in ((3, EXPERIMENT), (STUDY_SEEDS[-1], EXPERIMENT), (STUDY_SEEDS[6], "grid")):
+        write_run(f"base-{seed}", seed=seed, test=0.9, experiment=experiment)
+        write_run(f"ours-{seed}", seed=seed, test=0.1, selection="curriculum", fusion=True, experiment=experiment)
+    after = judged(runs)["flow_grpo"]
+    assert (after.seeds, after.difference) == (before.seeds, before.difference)
+
+
+def test_one_pair_is_a_run_but_no_verdict(write_run: WriteRun, tmp_path: Path) -> None:
+    write_run("base", seed=STUDY_SEEDS[0], test=0.5, experiment=EXPERIMENT)
+    write_run("ours", seed=STUDY_SEEDS[0], test=0.9, selection="curriculum", fusion=True, experiment=EXPERIMENT)
+    claim = judged(tmp_path / "runs")["flow_grpo"]
+    assert (claim.verdict, claim.seeds, claim.difference) == ("inconclusive", 1, pytest.approx(0.4))
+
+
+def test_variants_and_judges_are_exploratory_and_judged_alone(runs: Path, write_run: WriteRun) -> None:
+    for seed in STUDY_SEEDS[:2]:
+        slower = {"capability": {"decay": 0.95}, "rewards": (0.5, 0.6, 0.75, 0.8), "experiment": EXPERIMENT}
+        write_run(f"slow-{seed}", seed=seed, test=0.9, selection="curriculum", fusion=True, **slower)
+    claims_ = judged(runs)
+    slow = claims_["decay 0.95"]
+    assert (slow.family, slow.seeds) == ("one at a time", 2)
+    # .9 - .70 and .9 - .73.
+    assert slow.difference == pytest.approx(0.185)
+    assert slow.judgement.confidence == 0.95
+    unseen = claims_["flow_grpo-ocr-ocr-v4/word_accuracy"]
+    assert (unseen.verdict, unseen.difference, unseen.validation) == ("supported", pytest.approx(0.1), None)
+
+
+def test_roughness_is_the_noise_about_a_trend() -> None:
+    assert roughness([0.1, 0.2, 0.3, 0.4]) == pytest.approx(0)
+    # One deviation of .1 / 2: sqrt(2 / 3) x .05.
+    assert roughness([0.0, 0.1, 0.1]) == pytest.approx(math.sqrt(2 / 3) * 0.05)
+    assert math.isnan(roughness([0.1, 0.2]))
+    noise = pd.Series(range(4000)).map(lambda i: int(hashlib.sha256(str(i).encode()).hexdigest()[:8], 16) / 2**32)
+    assert roughness(noise + 0.3 * noise.index) == pytest.approx(1 / math.sqrt(12), rel=0.03)
+
+
+def test_rougher_curves_are_not_smoother(runs: Path) -> None:
+    smooth = judged(runs)["smooth-flow_grpo"]
+    # Base curves are straight; the others deviate by (.6 + .8) / 2 - .75 once.
+    assert smooth.difference == pytest.approx(-math.sqrt(2 / 3) * 0.05)
+    assert (smooth.verdict, smooth.metric) == ("not supported", "roughness of the base less its own")
+
+
+def test_the_table_has_the_paper_s_numbers_and_all_that_is_counted(runs: Path) -> None:
+    table = table_of(runs)
+    rows = {row.numbers["name"]: row for row in (*table.primary, *table.exploratory)}
+    assert rows["flow_grpo"].paper == "+0.38 HPS-v3 (14.71 → 15.10)"
+    assert rows["flow_grpo"].pairs == "5 of 16"
+    assert rows["curriculum"].ours == "–"
+    assert rows["overhead"].ours == "+24%"
+    assert rows["overhead"].verdict == "supported"
+    # Fabricated runs spend 100 and 200 forwards an iteration, and 10 trained samples.
+    assert rows["overhead compute"].ours == f"{230 / 130 - 1:+.0%}"
+    assert rows["overhead compute"].verdict is None
+    # The unseen judges ocr-v4, its accuracy and colour, of one of nine pairs of cells.
+    assert rows["consistent"].ours == "2 of 3 above 0, 2 with an interval above 0"
+    assert rows["consistent"].paper.startswith("HPS-v2 6 of 6; HPS-v3 3 of 3; UR-v2 alignment 2 of 9")
+    assert rows["consistent"].verdict == "not supported"  # Colour does not move.
+
+
+def test_csv_and_markdown_have_every_claim(runs: Path) -> None:
+    table = table_of(runs)
+    frame = claims_frame(table).set_index("name")
+    assert frame.loc["flow_grpo", "difference"] == pytest.approx(0.1)
+    assert frame.loc["flow_grpo", "run_ids"].split()[0] == f"base-{STUDY_SEEDS[0]}"
+    assert frame.loc["dance_grpo", "verdict"] == "no runs yet"
+    assert {"low", "high", "p_value", "detectable_difference", "correlation", "validation_low"} <= set(frame.columns)
+    text = claims_markdown(table)
+    assert "| Flow-GRPO + AdaGRPO beats Flow-GRPO | supported | +0.100 [" in text
+    assert text.count("\n|") == len(frame) + 2 * 2
+
+
+def test_runs_of_another_protocol_are_counted(runs: Path) -> None:
+    environment = runs / "grid" / f"base-{STUDY_SEEDS[0]}" / "environment.json"
+    now = hashlib.sha256(Path(claims.__file__).read_bytes()).hexdigest()
+    environment.write_text(json.dumps({"protocol_sha256": now}))
+    table = table_of(runs)
+    assert (table.runs, table.other_protocol) == (10, 9)
+    assert "9 of the runs were made under another version of that file" in protocol_note(table)
+
+
+def test_a_report_without_the_study_has_no_claims(grid: Path) -> None:
+    assert table_of(grid) is None
+
+
+def test_the_report_shows_the_claims(runs: Path, tmp_path: Path) -> None:
+    page = write_report(runs, tmp_path / "out").read_text()
+    assert "<h2>The paper's claims</h2>" in page.replace("&#39;", "'")
+    assert 'class="text verdict supported">supported</td>' in page
+    assert 'class="text verdict no-runs-yet">no runs yet</td>' in page
+    assert (tmp_path / "out" / "tables" / "claims.csv").is_file()
+    assert (tmp_path / "out" / "tables" / "claims.md").read_text().startswith("10 finished runs.")
+
+
+def test_the_paper_s_overhead_is_counted() -> None:
+    assert paper.overhead() == pytest.approx(736 / 592 - 1)
