@@ -60,6 +60,8 @@ class Logs(NamedTuple):
     """For each row of ``summary``, values of the last test, prompt by prompt: ``{metric: [prompts]}``."""
     validation_prompts: Sequence[Mapping[str, np.ndarray]]
     """The same of the last validations together, see ``validation_mean``."""
+    chosen_prompts: Sequence[tuple[list[str], np.ndarray]]
+    """For each row of ``summary``, the prompts that were trained on, and their ranks (NaN where none were scored)."""
     configs: Sequence[Mapping[str, Any]]
     """Resolved configuration of each row of ``summary``."""
     environments: Sequence[Mapping[str, Any]]
@@ -170,14 +172,14 @@ def load_logs(folder: Path, train_metrics: Collection[str] | None = None, with_p
     Args:
         folder: see ``find_runs``.
         train_metrics: metrics of training iterations to keep; None for all.
-        with_prompts: whether to read ``test_prompts`` and ``validation_prompts``, too.
+        with_prompts: whether to read what concerns single prompts, too.
 
     Raises:
         RunLogError: names the folder or file that cannot be read.
     """
     read = None if train_metrics is None else {*train_metrics, *COST_METRICS}
     summary, configs, environments, wholes = [], [], [], []
-    test_prompts, validation_prompts = [], []
+    test_prompts, validation_prompts, chosen = [], [], []
     for path in find_runs(folder):
         log = _read(path, read, with_prompts)
         summary.append(_identity(log) | _progress(log) | _costs(log))
@@ -187,11 +189,12 @@ def load_logs(folder: Path, train_metrics: Collection[str] | None = None, with_p
         wholes.append(numbers.filter(pc.is_null(numbers["item"])))
         test_prompts.append(_by_prompt(numbers, "test", 1) if with_prompts else {})
         validation_prompts.append(_by_prompt(numbers, "validation", VALIDATION_POINTS) if with_prompts else {})
+        chosen.append(_chosen_prompts(log.numbers))
     for of_run, variant in zip(summary, name_variants(configs, environments), strict=True):
         of_run["variant"] = variant
     runs = _frame(summary, wholes)[COLUMNS]
     table = pd.DataFrame(summary, columns=SUMMARY_COLUMNS)
-    return Logs(runs, table, test_prompts, validation_prompts, configs, environments)
+    return Logs(runs, table, test_prompts, validation_prompts, chosen, configs, environments)
 
 
 def reward_name(weights: Mapping[str, float]) -> str:
@@ -278,6 +281,11 @@ def _by_prompt(numbers: pa.Table, split: str, num_points: int) -> dict[str, np.n
         for metric, series in values.items()
         if len(series) % len(points) == 0
     }
+
+
+def _chosen_prompts(numbers: pa.Table) -> tuple[list[str], np.ndarray]:
+    rows = numbers.filter(pc.equal(numbers["metric"], CHOSEN_PROMPT))
+    return rows["text"].to_pylist(), rows["value"].to_numpy()
 
 
 def _without(numbers: pa.Table, train_metrics: Collection[str] | None) -> pa.Table:

@@ -10,6 +10,7 @@ import jinja2
 import pandas as pd
 
 from analysis import paper
+from analysis.chosen import chosen_table
 from analysis.claims import EXPERIMENT
 from analysis.claims_table import ClaimsTable, protocol_note
 from analysis.figures import StudyFigures
@@ -18,6 +19,7 @@ from analysis.gallery import Gallery
 from analysis.labels import METHOD_NAMES, Cell, selection_order, split_cells
 from analysis.logs import TRAINING_REWARD, Logs, load_gallery
 from analysis.settings import describe_environments, split_settings
+from analysis.stability import stability_table
 from analysis.study import MIN_SEEDS_FOR_INTERVAL, Study, missing_cells
 from analysis.tables import CellRow, extra_gain_table, main_table, paper_table
 
@@ -92,6 +94,8 @@ def _section(logs: Logs, study: Study, rows: Sequence[CellRow], figures: StudyFi
         "base_compute": {row.cell.method: row.costs["compute"] for row in rows if study.base_of(row.cell) == row.cell},
         "main": main_table(study),
         "extra_gain": extra_gain_table(study),
+        "stability": stability_table(study),
+        "chosen": chosen_table(study, logs),
         "missing": _missing(study),
         "shared": shared,
         "varied": varied,

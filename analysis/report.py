@@ -6,13 +6,15 @@ from pathlib import Path
 
 import pandas as pd
 
+from analysis.chosen import CHOSEN_METRICS, chosen_frame, chosen_table
 from analysis.claims_table import claims_frame, claims_markdown, claims_table
 from analysis.figures import draw_study
 from analysis.formats import latex, markdown
-from analysis.logs import find_runs, load_logs
+from analysis.logs import Logs, find_runs, load_logs
 from analysis.page import render_page
 from analysis.runlog import RunLogError
 from analysis.spending import SPENDING_METRICS
+from analysis.stability import stability_frame, stability_table
 from analysis.study import Study, split_studies
 from analysis.tables import (
     CellRow,
@@ -35,21 +37,21 @@ def write_report(runs_folder: Path, output: Path) -> Path:
         output: folder to write to; made if missing.
 
     Returns:
-        The page's path. tables/ gets cells, main (base and + AdaGRPO beside the paper's numbers) and runs as .csv,
-        cells and main as .md and main as .tex, and of the study's runs claims as .csv and .md; figures/ gets .svg and
-        .png of every figure, and main.png.
+        The page's path. tables/ gets cells, main (base and + AdaGRPO beside the paper's numbers), runs, stability and
+        prompts (those that were trained on) as .csv, all but runs as .md and main as .tex, and of the study's runs
+        claims as .csv and .md; figures/ gets .svg and .png of every figure, and main.png.
 
     Raises:
         RunLogError: there is no run, or a file of one cannot be read; names it.
     """
     if not find_runs(runs_folder):
         raise RunLogError(f"{runs_folder}: holds no run (no config.yaml and no shard at any depth)")
-    logs = load_logs(runs_folder, SPENDING_METRICS)
+    logs = load_logs(runs_folder, (*SPENDING_METRICS, *CHOSEN_METRICS))
     studies = [(study, cell_rows(study), draw_study(study)) for study in split_studies(logs)]
     for _, _, figures in studies:
         for drawing in figures.drawings:
             drawing.save(output / "figures")
-    _write_tables([(study, rows) for study, rows, _ in studies], output / "tables")
+    _write_tables([(study, rows) for study, rows, _ in studies], logs, output / "tables")
     claims = claims_table([study for study, _, _ in studies], logs)
     if claims is not None:
         frame = claims_frame(claims)
@@ -59,7 +61,7 @@ def write_report(runs_folder: Path, output: Path) -> Path:
     return output / "report.html"
 
 
-def _write_tables(studies: Sequence[tuple[Study, Sequence[CellRow]]], folder: Path) -> None:
+def _write_tables(studies: Sequence[tuple[Study, Sequence[CellRow]]], logs: Logs, folder: Path) -> None:
     """Tables with all digits and run ids as CSV, and as people read them as Markdown and LaTeX."""
     folder.mkdir(parents=True, exist_ok=True)
     main, cells = [], []
@@ -70,6 +72,8 @@ def _write_tables(studies: Sequence[tuple[Study, Sequence[CellRow]]], folder: Pa
         "main": [main_frame(study) for study, _ in studies],
         "cells": [cell_frame(study, rows) for study, rows in studies],
         "runs": [run_frame(study) for study, _ in studies],
+        "stability": [stability_frame(study) for study, _ in studies],
+        "prompts": [chosen_frame(study, logs) for study, _ in studies],
     }
     for name, parts in frames.items():
         pd.concat(parts, ignore_index=True).to_csv(folder / f"{name}.csv", index=False, lineterminator="\n")
@@ -77,6 +81,12 @@ def _write_tables(studies: Sequence[tuple[Study, Sequence[CellRow]]], folder: Pa
     (folder / "main.md").write_text("\n".join(map(markdown, beside_paper)), encoding="utf-8")
     (folder / "main.tex").write_text("\n".join(map(latex, beside_paper)), encoding="utf-8")
     (folder / "cells.md").write_text("\n".join(map(markdown, cells)), encoding="utf-8")
+    for name, tables in (
+        ("stability", [stability_table(study) for study, _ in studies]),
+        ("prompts", [chosen_table(study, logs) for study, _ in studies]),
+    ):
+        shown = [table for table in tables if table is not None]
+        (folder / f"{name}.md").write_text("\n".join(map(markdown, shown)), encoding="utf-8")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -64,8 +64,13 @@ class Study:
     @cached_property
     def reader(self) -> str | None:
         """An unseen judge that reads words: its accuracy is the plainest of the measures. None if there is none."""
-        unseen = [judge for judge in self.judges if all(judge in judges for judges in self.summary["unseen_judges"])]
-        return next((judge for judge in unseen if f"{judge}/word_accuracy" in self._logged), None)
+        unseen = self.summary["unseen_judges"]
+        return next((judge for judge in self.reading_judges if all(judge in judges for judges in unseen)), None)
+
+    @property
+    def reading_judges(self) -> list[str]:
+        """Judges that read words, trained on or not."""
+        return [judge for judge in self.judges if f"{judge}/word_accuracy" in self._logged]
 
     @cached_property
     def judges(self) -> list[str]:
@@ -77,6 +82,10 @@ class Study:
         """What tables show, by metric: the trained reward, then the judges."""
         wanted = metric_names(self.reward, self.judges, self.reader)
         return {metric: name for metric, name in wanted.items() if metric in self._logged and metric != self.reward}
+
+    def has_logged(self, metric: str) -> bool:
+        """Whether a run's evaluation has a metric."""
+        return metric in self._logged
 
     @cached_property
     def _logged(self) -> set[str]:
@@ -176,9 +185,18 @@ class Study:
             split: test, or validation for the mean of the last ones.
             among: seeds that count; None for all.
         """
-        ours, theirs = (self.values(cell, metric, split) for cell in (treatment, control))
+        return self._pair((treatment, metric), (control, metric), split, among)
+
+    def pair_of_metrics(self, cell: Cell, first: str, second: str) -> tuple[list[int], Pair]:
+        """Two metrics of one cell on test prompts, as ``pair`` gives two cells."""
+        return self._pair((cell, first), (cell, second), "test", None)
+
+    def _pair(
+        self, first: tuple[Cell, str], second: tuple[Cell, str], split: str, among: Collection[int] | None
+    ) -> tuple[list[int], Pair]:
+        ours, theirs = (self.values(*side, split) for side in (first, second))
         seeds = sorted(set(ours.index) & set(theirs.index) & set(ours.index if among is None else among))
-        by_prompt = [self._by_prompt(cell, metric, split, seeds) for cell in (treatment, control)]
+        by_prompt = [self._by_prompt(*side, split, seeds) for side in (first, second)]
         if by_prompt[0] is not None and by_prompt[1] is not None and by_prompt[0].shape == by_prompt[1].shape:
             return seeds, Pair(by_prompt[0], by_prompt[1])
         return seeds, Pair(ours[seeds].to_numpy(), theirs[seeds].to_numpy())

@@ -35,6 +35,8 @@ class StudyFigures(NamedTuple):
     """The same of cells with other settings, beside those that they vary."""
     costs: Group
     """Base against + AdaGRPO by what was spent, with bases that cost as much."""
+    stability: Group
+    """Signs of hacking and collapse over training, base against + AdaGRPO."""
     curves: Group
     """Further curves: by an unseen judge, and of all selections."""
     published: Group
@@ -72,6 +74,7 @@ def draw_study(study: Study) -> StudyFigures:
         cells=_group(study, "all-cells", "All cells, every seed", cells.cell_panels(study), num_columns=3),
         variants=_group(study, "variants", "Other settings, every seed", cells.variant_panels(study), num_columns=3),
         costs=Group([draw_panel(panel) for panel in costs]),
+        stability=Group([draw_panel(panel) for q in curves.signs(study) for panel in curves.pair_panels(study, q)]),
         curves=Group([draw_panel(panel) for panel in (*more, *of_all)]),
         published=Group([draw_panel(panel) for panel in published.values()] if pairs else []),
     )

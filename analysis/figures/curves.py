@@ -41,6 +41,20 @@ def quantities(study: Study) -> list[Quantity]:
     return wanted
 
 
+def signs(study: Study) -> list[Quantity]:
+    """Signs of hacking and collapse that runs logged on validation prompts."""
+    wanted = (
+        ("background-error", "colour/background_error", "Background error"),
+        ("texture", "pictures/texture", "Background texture"),
+        ("mono-font", "pictures/font_mono", "Share of mono font"),
+    )
+    return [
+        Quantity(name, metric, ITERATION, f"{label}\n(validation prompts)")
+        for name, metric, label in wanted
+        if study.has_logged(metric)
+    ]
+
+
 def cost_quantities(study: Study) -> list[Quantity]:
     """Validation reward by what was spent: network forwards, reward calls, seconds."""
     label = f"Validation reward ({study.reward})"

@@ -25,9 +25,9 @@ WriteRun = Callable[..., Path]
 def test_the_frame_has_one_row_a_number(grid: Path) -> None:
     frame = load_runs(grid)
     assert list(frame.columns) == COLUMNS
-    # Two iterations of reward_mean, 3 totals and 2 phases; five evaluations of 4 metrics, the training reward, seconds,
+    # Two iterations of reward_mean, 3 totals and 2 phases; five evaluations of 5 metrics, the training reward, seconds,
     # and the numbers of prompts and noises. With candidates, there is a capability, too.
-    of_base, of_ours = 2 * 6 + 5 * 8, 2 * 7 + 5 * 8
+    of_base, of_ours = 2 * 6 + 5 * 9, 2 * 7 + 5 * 9
     assert frame.groupby("run_id").size().to_dict() == {
         "base-0": of_base,
         "base-1": of_base,
