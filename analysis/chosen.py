@@ -51,9 +51,8 @@ def chosen_frame(study: Study, logs: Logs) -> pd.DataFrame:
     return pd.DataFrame(records)
 
 
-def chosen_table(study: Study, logs: Logs) -> WideTable | None:
+def chosen_table(study: Study, frame: pd.DataFrame) -> WideTable | None:
     """``chosen_frame`` as people read it, without variants of cells; None if nothing was logged."""
-    frame = chosen_frame(study, logs)
     frame = frame[frame["cell"].isin([cell.label for cell, _ in study.grid_cells]) & (frame["runs"] > 0)]
     if frame.empty:
         return None

@@ -40,16 +40,24 @@ class PromptPictures(NamedTuple):
     tiles: Sequence[Tile]
 
 
-def render_page(
-    logs: Logs,
-    studies: Sequence[tuple[Study, Sequence[CellRow], StudyFigures]],
-    claims: ClaimsTable | None = None,
-) -> str:
+class Part(NamedTuple):
+    """A study, and what a report shows of it."""
+
+    study: Study
+    cells: Sequence[CellRow]
+    figures: StudyFigures
+    stability: pd.DataFrame
+    """As of ``stability_frame``."""
+    chosen: pd.DataFrame
+    """As of ``chosen_frame``."""
+
+
+def render_page(logs: Logs, parts: Sequence[Part], claims: ClaimsTable | None = None) -> str:
     """The page as text.
 
     Args:
         logs: all runs.
-        studies: each with its cell table and figures.
+        parts: of each study.
         claims: of the study's runs, if there are any.
     """
     environment = jinja2.Environment(
@@ -64,7 +72,7 @@ def render_page(
     summary = logs.summary
     finished = summary[summary["state"] == "finished"]
     return environment.get_template("report.html.j2").render(
-        studies=[_section(logs, *study) for study in studies],
+        studies=[_section(logs, part) for part in parts],
         num_runs=len(summary),
         num_finished=len(finished),
         num_seeds=finished["seed"].nunique(),
@@ -81,7 +89,8 @@ def render_page(
     )
 
 
-def _section(logs: Logs, study: Study, rows: Sequence[CellRow], figures: StudyFigures) -> dict[str, Any]:
+def _section(logs: Logs, part: Part) -> dict[str, Any]:
+    study, rows = part.study, part.cells
     shared, varied = split_settings([logs.configs[i] for i in study.summary.index])
     final = study.final[study.final["split"] == "test"]
     return {
@@ -89,13 +98,13 @@ def _section(logs: Logs, study: Study, rows: Sequence[CellRow], figures: StudyFi
         "reward": study.reward,
         "is_judged": study.experiment == EXPERIMENT,
         "metrics": study.metrics,
-        "figures": figures,
+        "figures": part.figures,
         "cells": rows,
         "base_compute": {row.cell.method: row.costs["compute"] for row in rows if study.base_of(row.cell) == row.cell},
         "main": main_table(study),
         "extra_gain": extra_gain_table(study),
-        "stability": stability_table(study),
-        "chosen": chosen_table(study, logs),
+        "stability": stability_table(study, part.stability),
+        "chosen": chosen_table(study, part.chosen),
         "missing": _missing(study),
         "shared": shared,
         "varied": varied,

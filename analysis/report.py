@@ -9,15 +9,14 @@ import pandas as pd
 from analysis.chosen import CHOSEN_METRICS, chosen_frame, chosen_table
 from analysis.claims_table import claims_frame, claims_markdown, claims_table
 from analysis.figures import draw_study
-from analysis.formats import latex, markdown
-from analysis.logs import Logs, find_runs, load_logs
-from analysis.page import render_page
+from analysis.formats import WideTable, latex, markdown
+from analysis.logs import find_runs, load_logs
+from analysis.page import Part, render_page
 from analysis.runlog import RunLogError
 from analysis.spending import SPENDING_METRICS
 from analysis.stability import stability_frame, stability_table
-from analysis.study import Study, split_studies
+from analysis.study import split_studies
 from analysis.tables import (
-    CellRow,
     cell_frame,
     cell_rows,
     cells_table,
@@ -47,46 +46,50 @@ def write_report(runs_folder: Path, output: Path) -> Path:
     if not find_runs(runs_folder):
         raise RunLogError(f"{runs_folder}: holds no run (no config.yaml and no shard at any depth)")
     logs = load_logs(runs_folder, (*SPENDING_METRICS, *CHOSEN_METRICS))
-    studies = [(study, cell_rows(study), draw_study(study)) for study in split_studies(logs)]
-    for _, _, figures in studies:
-        for drawing in figures.drawings:
+    parts = [
+        Part(study, cell_rows(study), draw_study(study), stability_frame(study), chosen_frame(study, logs))
+        for study in split_studies(logs)
+    ]
+    for part in parts:
+        for drawing in part.figures.drawings:
             drawing.save(output / "figures")
-    _write_tables([(study, rows) for study, rows, _ in studies], logs, output / "tables")
-    claims = claims_table([study for study, _, _ in studies], logs)
+    _write_tables(parts, output / "tables")
+    claims = claims_table([part.study for part in parts], logs)
     if claims is not None:
-        frame = claims_frame(claims)
-        frame.to_csv(output / "tables" / "claims.csv", index=False, lineterminator="\n")
+        _write_frame(claims_frame(claims), output / "tables" / "claims.csv")
         (output / "tables" / "claims.md").write_text(claims_markdown(claims), encoding="utf-8")
-    (output / "report.html").write_text(render_page(logs, studies, claims), encoding="utf-8")
+    (output / "report.html").write_text(render_page(logs, parts, claims), encoding="utf-8")
     return output / "report.html"
 
 
-def _write_tables(studies: Sequence[tuple[Study, Sequence[CellRow]]], logs: Logs, folder: Path) -> None:
+def _write_tables(parts: Sequence[Part], folder: Path) -> None:
     """Tables with all digits and run ids as CSV, and as people read them as Markdown and LaTeX."""
     folder.mkdir(parents=True, exist_ok=True)
-    main, cells = [], []
-    for study, rows in studies:
-        main += [table for table in (main_table(study), extra_gain_table(study)) if table is not None]
-        cells.append(cells_table(study, rows))
     frames = {
-        "main": [main_frame(study) for study, _ in studies],
-        "cells": [cell_frame(study, rows) for study, rows in studies],
-        "runs": [run_frame(study) for study, _ in studies],
-        "stability": [stability_frame(study) for study, _ in studies],
-        "prompts": [chosen_frame(study, logs) for study, _ in studies],
+        "main": [main_frame(part.study) for part in parts],
+        "cells": [cell_frame(part.study, part.cells) for part in parts],
+        "runs": [run_frame(part.study) for part in parts],
+        "stability": [part.stability for part in parts],
+        "prompts": [part.chosen for part in parts],
     }
-    for name, parts in frames.items():
-        pd.concat(parts, ignore_index=True).to_csv(folder / f"{name}.csv", index=False, lineterminator="\n")
-    beside_paper = [*main, paper_table()]
-    (folder / "main.md").write_text("\n".join(map(markdown, beside_paper)), encoding="utf-8")
-    (folder / "main.tex").write_text("\n".join(map(latex, beside_paper)), encoding="utf-8")
-    (folder / "cells.md").write_text("\n".join(map(markdown, cells)), encoding="utf-8")
-    for name, tables in (
-        ("stability", [stability_table(study) for study, _ in studies]),
-        ("prompts", [chosen_table(study, logs) for study, _ in studies]),
-    ):
-        shown = [table for table in tables if table is not None]
+    for name, of_parts in frames.items():
+        _write_frame(pd.concat(of_parts, ignore_index=True), folder / f"{name}.csv")
+    main = [table for part in parts for table in (main_table(part.study), extra_gain_table(part.study))]
+    tables: dict[str, list[WideTable | None]] = {
+        "main": [*main, paper_table()],
+        "cells": [cells_table(part.study, part.cells) for part in parts],
+        "stability": [stability_table(part.study, part.stability) for part in parts],
+        "prompts": [chosen_table(part.study, part.chosen) for part in parts],
+    }
+    for name, found in tables.items():
+        shown = [table for table in found if table is not None]
         (folder / f"{name}.md").write_text("\n".join(map(markdown, shown)), encoding="utf-8")
+        if name == "main":
+            (folder / "main.tex").write_text("\n".join(map(latex, shown)), encoding="utf-8")
+
+
+def _write_frame(frame: pd.DataFrame, path: Path) -> None:
+    frame.to_csv(path, index=False, lineterminator="\n")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

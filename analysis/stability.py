@@ -98,9 +98,8 @@ def stability_frame(study: Study) -> pd.DataFrame:
     return pd.DataFrame(records)
 
 
-def stability_table(study: Study) -> WideTable | None:
+def stability_table(study: Study, frame: pd.DataFrame) -> WideTable | None:
     """``stability_frame`` as people read it; None without a finished run."""
-    frame = stability_frame(study)
     if frame.empty:
         return None
     shown = {name: heading for name, heading in HEADINGS.items() if frame[f"{name}_mean"].notna().any()}

@@ -4,13 +4,13 @@ import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 
 from analysis import statistics
-from analysis.claims import Pair, validation_mean
+from analysis.claims import VALIDATION_POINTS, Pair
 from analysis.labels import PAPER_GRID, Cell, is_adagrpo, is_base, metric_names, split_cells
 from analysis.logs import Logs
 from analysis.statistics import Interval
@@ -103,14 +103,23 @@ class Study:
 
     def values(self, cell: Cell, metric: str, split: str = "test") -> pd.Series:
         """Final values of a cell by seed, of the test or of the last validations; runs of a seed are averaged."""
-        rows = self.final[
-            _of_cell(self.final, cell) & (self.final["metric"] == metric) & (self.final["split"] == split)
+        return self._values.get((cell, metric, split), pd.Series(dtype=float))
+
+    @cached_property
+    def _values(self) -> dict[tuple[Cell, str, str], pd.Series]:
+        rows, keys = self.final.sort_values("iteration"), ["run_id", "split", "metric"]
+        # The means of ``validation_mean``, of all runs at once.
+        last = [
+            rows[rows["split"] == split].groupby(keys, observed=True).tail(num_points)
+            for split, num_points in (("test", 1), ("validation", VALIDATION_POINTS))
         ]
-        if rows.empty:
-            return pd.Series(dtype=float)
-        of_runs = rows.sort_values("iteration").groupby(["seed", "run_id"], observed=True)["value"]
-        last = of_runs.agg("last" if split == "test" else lambda of_run: float(validation_mean(of_run)))
-        return last.groupby("seed").mean()
+        values = pd.concat(last).groupby(keys, observed=True)["value"].mean().reset_index()
+        found = {}
+        for cell, members in self.cells:
+            own = values.merge(members[["run_id", "seed"]], on="run_id")
+            for (metric, of_split), of_cell in own.groupby(["metric", "split"], observed=True):
+                found[cell, str(metric), str(of_split)] = of_cell.groupby("seed")["value"].mean()
+        return found
 
     def untrained(self, cell: Cell) -> tuple[pd.Series, str]:
         """Values of the untrained model by metric, and where they were measured.
@@ -257,7 +266,3 @@ def missing_cells(study: Study) -> dict[str, list[Cell]]:
         if cell[:3] not in there:
             missing.setdefault(cell.method, []).append(cell)
     return missing
-
-
-def _of_cell(rows: pd.DataFrame, cell: Cell) -> Any:
-    return np.logical_and.reduce([rows[name] == value for name, value in cell._asdict().items()])

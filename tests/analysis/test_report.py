@@ -10,12 +10,14 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from analysis.chosen import chosen_frame
 from analysis.figures import Group, StudyFigures
 from analysis.logs import find_runs, load_logs
-from analysis.page import render_page
+from analysis.page import Part, render_page
 from analysis.report import main, write_report
 from analysis.runlog import RunLogError
 from analysis.shards import write_shards
+from analysis.stability import stability_frame
 from analysis.study import split_studies
 from analysis.tables import cell_rows
 
@@ -30,7 +32,11 @@ def page_of(folder: Path) -> str:
     """The page without its figures, which take seconds to draw."""
     logs = load_logs(folder, ())
     nothing = StudyFigures(*(Group([]) for _ in StudyFigures._fields))
-    return render_page(logs, [(study, cell_rows(study), nothing) for study in split_studies(logs)])
+    parts = [
+        Part(study, cell_rows(study), nothing, stability_frame(study), chosen_frame(study, logs))
+        for study in split_studies(logs)
+    ]
+    return render_page(logs, parts)
 
 
 def text_of(page: str) -> str:

@@ -65,12 +65,12 @@ def test_a_cell_s_signs_are_those_of_its_test_prompts(write_run: WriteRun, tmp_p
 def test_the_table_shows_what_was_logged(write_run: WriteRun, tmp_path: Path) -> None:
     write_run("base")
     [study] = split_studies(load_logs(tmp_path / "runs", ()))
-    table = stability_table(study)
+    table = stability_table(study, stability_frame(study))
     assert table.head == ["Cell", "Seeds", "Trained less unseen reader", "Readers' disagreement a word"]
     assert [label for label, _ in table.rows] == ["Untrained", "Flow-GRPO"]
     assert signs(study) == []
     write_run("other", state="running", experiment="other", test=None)
-    tables = [stability_table(of) for of in split_studies(load_logs(tmp_path / "runs", ()))]
+    tables = [stability_table(of, stability_frame(of)) for of in split_studies(load_logs(tmp_path / "runs", ()))]
     assert [of is None for of in tables] == [False, True]
 
 
@@ -104,7 +104,7 @@ def test_chosen_prompts_are_described_by_rank_reward_and_word(write_run: WriteRu
     base = frame.loc["Flow-GRPO"]
     assert base["distinct"] == 0.5
     assert math.isnan(base["rank"])
-    table = chosen_table(study, logs)
+    table = chosen_table(study, chosen_frame(study, logs))
     assert table.head[:3] == ["Cell", "Runs", "Rank among candidates"]
     assert len(table.rows) == 2
 
