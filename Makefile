@@ -38,7 +38,7 @@ shards: $(READY)  ## keep the finished runs of PROFILE as small files in results
 reward-env: .venvs/$(REWARD)/.ready  ## make the environment of REWARD's package (hpsv2, hpsv3, imagereward)
 
 # torch brings what its build for this machine needs; all else is pinned and comes without what it asks for.
-.venvs/%/.ready: harness/rewards/environments/%.txt
+.venvs/%/.ready: harness/rewards/environments/%.txt | $(READY)
 	@echo "setting up .venvs/$*: a few minutes, 1 to 2 GB without a GPU"
 	@test -x .venvs/$*/bin/python || $(PYTHON) -m venv .venvs/$*
 	@.venvs/$*/bin/python -m pip install -qq --disable-pip-version-check $$(grep '^torch==' $<)
@@ -46,7 +46,7 @@ reward-env: .venvs/$(REWARD)/.ready  ## make the environment of REWARD's package
 	@touch $@
 
 check-reward-parity: $(READY) .venvs/hpsv2/.ready .venvs/hpsv3/.ready  ## score random checkpoints with the packages and here
-	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/adagrpo check-reward-parity
+	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/adagrpo check-reward-parity --output docs/reward-parity.md
 
 study: $(READY)  ## run the study's experiments that have no committed shard; then tables, figures, page
 	@$(BIN)/adagrpo study
