@@ -83,6 +83,7 @@ def write(header, body=b""):
     sys.stdout.buffer.flush()
 
 settings, _ = read()
+Path(settings["path"]).with_suffix(".device").write_text(settings["device"])
 if "broken" in settings["path"]:
     write({"error": "ValueError: no such layer"})
     sys.exit()
@@ -174,6 +175,16 @@ def test_an_image_that_cannot_be_scored_is_named(
     assert error.value.image == 3
     assert "\n" not in str(error.value)
     assert reward.score(pictures(50), PROMPTS[:1]).item() == pytest.approx(50 / 255)
+
+
+@pytest.mark.parametrize(("wanted", "given"), [("auto", "cuda:3"), ("cpu", "cpu"), ("cuda:1", "cuda:1")])
+def test_a_worker_scores_on_the_gpu_of_its_own_process(
+    isolated: Callable[..., IsolatedReward], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wanted: str, given: str
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 3)
+    isolated(device=wanted).score(pictures(50), PROMPTS[:1])
+    assert (tmp_path / "model.device").read_text() == given
 
 
 def test_a_worker_that_does_not_answer_is_ended(isolated: Callable[..., IsolatedReward]) -> None:
