@@ -7,7 +7,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: reward-env check-reward-parity help setup reproduce-paper report figures shards study sweep bench test lint typecheck lock clean clean-venv
+.PHONY: reward-env check-reward-parity help setup reproduce-paper report figures shards study sweep bench test coverage lint typecheck lock clean clean-venv
 
 help:  ## list the targets
 	@grep -E '^[a-z -]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z -]+):.*## */\1\t/' | column -t -s "$$(printf '\t')"
@@ -38,7 +38,7 @@ shards: $(READY)  ## keep the finished runs of PROFILE as small files in results
 reward-env: .venvs/$(REWARD)/.ready  ## make the environment of REWARD's package (hpsv2, hpsv3, imagereward)
 
 # torch brings what its build for this machine needs; all else is pinned and comes without what it asks for.
-.venvs/%/.ready: harness/rewards/environments/%.txt
+.venvs/%/.ready: harness/rewards/environments/%.txt | $(READY)
 	@echo "setting up .venvs/$*: a few minutes, 1 to 2 GB without a GPU"
 	@test -x .venvs/$*/bin/python || $(PYTHON) -m venv .venvs/$*
 	@.venvs/$*/bin/python -m pip install -qq --disable-pip-version-check $$(grep '^torch==' $<)
@@ -46,7 +46,7 @@ reward-env: .venvs/$(REWARD)/.ready  ## make the environment of REWARD's package
 	@touch $@
 
 check-reward-parity: $(READY) .venvs/hpsv2/.ready .venvs/hpsv3/.ready  ## score random checkpoints with the packages and here
-	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/adagrpo check-reward-parity
+	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/adagrpo check-reward-parity --output docs/reward-parity.md
 
 study: $(READY)  ## run the study's experiments that have no committed shard; then tables, figures, page
 	@$(BIN)/adagrpo study
@@ -60,6 +60,9 @@ bench: $(READY)  ## time an iteration against a plain loop; needs a quiet machin
 
 test: $(READY)  ## run the tests
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2
+
+coverage: $(READY)  ## measure which lines the tests and the dry run execute, and write docs/coverage.md
+	@$(BIN)/python -m tests.measure_coverage
 
 lint: $(READY)  ## check style and format
 	@$(BIN)/ruff check

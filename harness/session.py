@@ -4,6 +4,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -19,7 +20,7 @@ from harness.models.registry import build_policy
 from harness.observation import VERSION as OBSERVATION
 from harness.observation import Observer
 from harness.prompts import drawn_prompts, read_prompts
-from harness.rewards import build_rewards
+from harness.rewards import RewardError, build_rewards
 from harness.runs import RunDirectory, environment, write_atomically
 from harness.stopping import StopRun
 from harness.trainer import Trainer
@@ -41,6 +42,7 @@ class Session:
 
     Raises:
         ConfigError: the world size is not the one asked for, or a prompt cannot be drawn by the model.
+        RewardError: something that a reward needs is not there.
     """
 
     def __init__(
@@ -66,6 +68,8 @@ class Session:
             self._prepare_text(policy)
         judges = self.config.evaluation.judges
         reward, self.judges = build_rewards(self.config.reward, judges, self.config.rewards, runtime.threads)
+        for judge in self.judges:
+            judge.check_ready()
         self.trainer = Trainer(self.config, policy, reward, self.prompts["train"], self.accelerator)
 
     def _prepare_text(self, policy: Policy) -> None:
@@ -93,7 +97,7 @@ class Session:
             began, first = time.monotonic(), trainer.iteration
             while trainer.iteration < config.iterations:
                 start = time.perf_counter()
-                record = trainer.iterate()
+                record = self._iterate()
                 record["seconds"]["iteration"] = time.perf_counter() - start
                 if self.is_main:
                     self.run.append("metrics.jsonl", record)
@@ -109,6 +113,20 @@ class Session:
             with trainer.averaged_weights():
                 trainer.policy.save(self.run.folder / "checkpoints" / "final")
             self.run.set_status("finished", trainer.iteration, config.iterations)
+
+    def _iterate(self) -> dict[str, Any]:
+        """An iteration; one whose scores do not arrive has taught nothing, and is not counted."""
+        trainer = self.trainer
+        iteration, tracker = trainer.iteration, trainer.tracker.state_dict()
+        try:
+            return trainer.iterate()
+        except RewardError as error:
+            # Several processes cannot agree on a checkpoint when one of them has failed.
+            if self.accelerator.num_processes == 1:
+                trainer.iteration = iteration
+                trainer.tracker.load_state_dict(tracker)
+                self._save("running", str(error))
+            raise
 
     def _after_iteration(self, mirror: Mirror) -> None:
         trainer, config = self.trainer, self.config

@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+from pathlib import Path
 
 from harness.commands import Commands
 from harness.errors import ConfigError
@@ -13,6 +14,7 @@ def add_parser(commands: Commands) -> None:
         "check-reward-parity", help="score random checkpoints with published packages and with this project"
     )
     parser.add_argument("names", nargs="*", metavar="NAME", help="hpsv2, hpsv3 (default: both); a few minutes")
+    parser.add_argument("--output", type=Path, help="page to write, such as docs/reward-parity.md (default: none)")
     parser.set_defaults(command=_check)
 
 
@@ -20,11 +22,18 @@ def _check(options: argparse.Namespace) -> int:
     from harness.rewards import RewardError
     from harness.rewards.assets import AssetError
     from harness.rewards.parity import REWARDS, check_parity
+    from harness.rewards.parity_page import page, table
+    from harness.runs import write_atomically
 
     try:
-        problems = check_parity(options.names or REWARDS, lambda line: print(line, flush=True))
+        outcomes = check_parity(options.names or REWARDS, lambda line: print(line, flush=True))
     except (RewardError, AssetError) as error:
         raise ConfigError(str(error)) from None
+    print("\n".join(table(outcomes)))
+    if options.output is not None:
+        write_atomically(options.output, page(outcomes))
+        print(f"written to {options.output}")
+    problems = [f"{name}: {problem}" for name, outcome in outcomes.items() for problem in outcome.problems]
     for problem in problems:
         print(f"FAILED {problem}", file=sys.stderr)
     return 1 if problems else 0

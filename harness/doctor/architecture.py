@@ -30,6 +30,8 @@ class Architecture:
     width: int
     latent_channels_per_token: int
     is_sd3: bool
+    text_width: int
+    """Channels of a text token in the transformer's input."""
     text_encoders: int
     """Parameters."""
     vae: int
@@ -44,8 +46,11 @@ class Architecture:
 
     def tokens(self, model: ModelConfig) -> int:
         """Of one sample in the transformer: picture and text."""
-        text = model.max_sequence_length + (_CLIP_TOKENS if self.is_sd3 else 0)
-        return self.image_tokens(model) + text
+        return self.image_tokens(model) + self.text_tokens(model)
+
+    def text_tokens(self, model: ModelConfig) -> int:
+        """Of one prompt."""
+        return model.max_sequence_length + (_CLIP_TOKENS if self.is_sd3 else 0)
 
     def image_tokens(self, model: ModelConfig) -> int:
         """Of one picture."""
@@ -121,6 +126,7 @@ def _measured(class_name: str, config: dict[str, Any], source: str, others: tupl
         width=sizes.num_attention_heads * sizes.attention_head_dim,
         latent_channels_per_token=sizes.in_channels * sizes.patch_size**2,
         is_sd3=class_name.startswith("SD3"),
+        text_width=sizes.joint_attention_dim,
         text_encoders=others[0],
         vae=others[1],
         vae_channels=others[2],

@@ -9,10 +9,11 @@ from harness.config import ConfigError, RunConfig, compose, grid_of
 from harness.doctor import compute, machine
 from harness.doctor.architecture import Architecture, find_architecture
 from harness.doctor.machine import Gpu
-from harness.doctor.memory import checkpoint_bytes, estimate, how_to_save
+from harness.doctor.memory import checkpoint_bytes, embedding_bytes, estimate, how_to_save
 from harness.doctor.report import Finding, Report, size
 from harness.launch.grid import expand_grid
 from harness.launch.plan import measured_cost
+from harness.models.files import cache_folder
 from harness.models.locate import find_local, how_to_get, is_hub_id, problem_of
 from harness.models.published import find_published
 from harness.prompts import read_prompts
@@ -92,10 +93,13 @@ def _memory(
 
 
 def _disk(configs: Sequence[RunConfig], architecture: Architecture, download: bool) -> Finding:
-    """Checkpoints of all runs, and the model's download if there is one; they may share a disk."""
+    """Checkpoints of all runs, embeddings of freed encoders, the model's download; they may share a disk."""
     published = find_published(configs[0].model.path)
     of_runs = sum(checkpoint_bytes(config, architecture) for config in configs)
     needs = [(f"{len(configs)} runs", of_runs, RUNS)]
+    if configs[0].model.execution.text_encoders == "free":
+        of_prompts = compute.most_prompts(configs, _prompt_counter()) * embedding_bytes(configs[0], architecture)
+        needs.append(("embeddings of prompts", of_prompts, cache_folder("embeddings")))
     if download and published is not None:
         needs.append(("the download", int(published.gigabytes * 1e9), machine.hub_cache()))
     on_disk: dict[int, list[tuple[str, int, Path]]] = defaultdict(list)
@@ -104,7 +108,7 @@ def _disk(configs: Sequence[RunConfig], architecture: Architecture, download: bo
     texts, problems = [], []
     for together in on_disk.values():
         total, free, place = sum(need[1] for need in together), machine.free_disk(together[0][2]), together[0][2]
-        what = " and ".join(f"{size(need[1])} for {need[0]}" for need in together)
+        what = ", ".join(f"{size(need[1])} for {need[0]}" for need in together)
         texts.append(f"{what}, {size(free)} free")
         if total > free:
             problems.append(f"{what} are needed, {size(free)} are free at {machine.existing(place)}")

@@ -19,7 +19,7 @@ UTILISATION = 0.4
 
 
 PromptCounter = Callable[[RunConfig, str], int]
-"""How many prompts a run's ``validation`` or ``test`` list has."""
+"""How many prompts a run's ``train``, ``validation`` or ``test`` list has."""
 
 
 @dataclass(frozen=True)
@@ -44,8 +44,16 @@ def work_of(configs: Sequence[RunConfig], count_prompts: PromptCounter) -> Work:
         spent = vars(expected_cost(config))
         training.add({name: count * config.iterations for name, count in spent.items()})
         pictures = evaluation_pictures(config, count_prompts(config, "validation"), count_prompts(config, "test"))
-        forwards += pictures * config.model.num_steps
+        forwards += pictures * (config.evaluation.num_steps or config.model.num_steps)
     return Work(len(configs), sum(config.iterations for config in configs), training, forwards)
+
+
+def most_prompts(configs: Sequence[RunConfig], count_prompts: PromptCounter) -> int:
+    """Most different prompts that runs of the same lists can ask for: what they draw, or all there are."""
+    of_a_seed = {c.seed: c.iterations * c.rollout.prompts_per_update * c.rollout.candidates for c in configs}
+    first = configs[0]
+    drawn = min(count_prompts(first, "train"), sum(of_a_seed.values()))
+    return drawn + count_prompts(first, "validation") + count_prompts(first, "test")
 
 
 def evaluation_pictures(config: RunConfig, num_validation: int, num_test: int) -> int:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from harness.config import RewardConfig, RunConfig, num_trained_steps
 from harness.doctor.architecture import Architecture
+from harness.models.locate import TWIN_PREFIX
 
 _WORKSPACE = 3 * 2**29
 """CUDA context, kernels' workspace, and what the allocator cannot use."""
@@ -157,13 +158,20 @@ def checkpoint_bytes(config: RunConfig, architecture: Architecture) -> int:
     return trained_parameters(config, architecture) * (4 + 8 + average + 4)
 
 
+def embedding_bytes(config: RunConfig, architecture: Architecture) -> int:
+    """Disk of one prompt's text conditioning, where text encoders are freed (without CLIP's pooled vector)."""
+    element = 2 if config.model.precision == "bf16" else 4
+    return architecture.text_tokens(config.model) * architecture.text_width * element
+
+
 def _reward_models(config: RunConfig, rewards: Sequence[str], on_gpu: bool) -> tuple[int, int]:
     """Bytes of the reward models that stay in this process's memory, and of the largest that comes only to score."""
     resident, moving = 0, 0
     for name in rewards:
         settings = config.rewards.get(name, RewardConfig())
         model = REWARD_MODELS.get(name)
-        if model is None or settings.backend == "url" or (on_gpu and settings.device == "cpu"):
+        is_elsewhere = settings.backend == "url" or (on_gpu and settings.device == "cpu")
+        if model is None or is_elsewhere or (settings.path or "").startswith(TWIN_PREFIX):
             continue
         element = (
             model.bytes_per_parameter if settings.precision is None else {"fp32": 4, "bf16": 2}[settings.precision]

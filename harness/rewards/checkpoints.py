@@ -6,7 +6,8 @@ Nothing here downloads: a missing file is an error that names the command to fet
 import hashlib
 import pickle
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -128,6 +129,16 @@ def _sha256(file: Path, _modified: int) -> str:
         return file.name
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+@contextmanager
+def readable(reward: str, key: str, folder: Path) -> Iterator[None]:
+    """Within: what transformers raises about a folder's configuration or tokenizer is a RewardError of one line."""
+    try:
+        yield
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise RewardError(f"reward {reward!r}: rewards.{reward}.{key}: {folder} cannot be read: {reason}") from None
 
 
 def load_weights(reward: str, path: Path) -> dict[str, Tensor]:

@@ -14,13 +14,13 @@ from transformers import AutoTokenizer, CLIPConfig, CLIPModel
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from harness.config import RewardConfig
-from harness.rewards.base import RewardError
 from harness.rewards.batched import NetworkReward
 from harness.rewards.checkpoints import (
     PUBLISHED,
     check_weights,
     load_weights,
     locate,
+    readable,
     sha256_of,
     torch_dtype,
     weights_file,
@@ -116,12 +116,11 @@ class _ModelFolder(ClipCosine):
 
     @cached_property
     def _towers(self) -> Towers:
-        try:
+        with readable(self.name, "path", self._folder):
             config = CLIPConfig.from_pretrained(self._folder)
+        with readable(self.name, "base", self._base):
             processor = CLIPImageProcessorPil.from_pretrained(self._base)
             tokenizer = AutoTokenizer.from_pretrained(self._base)
-        except (OSError, ValueError) as error:
-            raise RewardError(f"reward {self.name!r}: {self._folder}: {str(error).splitlines()[0]}") from None
         weights = load_weights(self.name, self._weights_file)
         model = build_clip(self.name, self._weights_file, weights, config, torch_dtype(self._precision), self._home)
         length = config.text_config.max_position_embeddings

@@ -23,6 +23,7 @@ from harness.rewards.checkpoints import (
     check_weights,
     load_weights,
     locate,
+    readable,
     sha256_of,
     torch_dtype,
 )
@@ -175,7 +176,8 @@ class HpsV3(NetworkReward):
 
     @cached_property
     def _tokenizer(self) -> Any:
-        tokenizer = AutoTokenizer.from_pretrained(self._base, padding_side="right")
+        with readable(self.name, "base", self._base):
+            tokenizer = AutoTokenizer.from_pretrained(self._base, padding_side="right")
         tokenizer.add_special_tokens({"additional_special_tokens": [REWARD_TOKEN]})
         return tokenizer
 
@@ -185,7 +187,8 @@ class HpsV3(NetworkReward):
 
     @cached_property
     def _network(self) -> RewardModel:
-        config = Qwen2VLConfig.from_pretrained(self._base)
+        with readable(self.name, "base", self._base):
+            config = Qwen2VLConfig.from_pretrained(self._base)
         # The checkpoint has a row for each token there is; the base's own table is longer.
         config.text_config.vocab_size = len(self._tokenizer)
         weights = to_transformers_5(load_weights(self.name, self._checkpoint))

@@ -193,7 +193,7 @@ class IsolatedReward(RemoteReward):
             "path": str(path),
             "base": None if base is None else str(base),
             "precision": self._settings.precision,
-            "device": self._settings.device,
+            "device": _device_of_worker(self._settings.device),
             "num_threads": self._num_threads,
         }
         try:
@@ -201,6 +201,13 @@ class IsolatedReward(RemoteReward):
         except (WorkerDied, WorkerRefused) as error:
             raise RewardError(f"reward {self.name!r}: the package's model did not load: {error}") from None
         return self._worker
+
+
+def _device_of_worker(device: str) -> str:
+    """The worker's process would take the first GPU for ``auto``, whichever is this one's."""
+    if device == "auto" and torch.cuda.is_available():
+        return f"cuda:{torch.cuda.current_device()}"
+    return device
 
 
 def _files_of(path: Path) -> list[Path]:

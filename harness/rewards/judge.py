@@ -18,7 +18,7 @@ from torch import Tensor
 from harness.config import ROOT, RewardConfig
 from harness.rewards.base import RewardError
 from harness.rewards.batched import ImageError, RemoteReward
-from harness.rewards.served import fetch
+from harness.rewards.served import as_json, fetch, fetch_patiently
 
 LONGEST_ANSWER = 4096  # tokens
 _NUMBER = r"(?:\s*\(\s*1\s*-\s*5\s*\))?[\s:*]*([0-9]+(?:\.[0-9]+)?)"
@@ -114,6 +114,21 @@ class UnifiedReward(RemoteReward):
         question = hashlib.sha256(self._question.encode()).hexdigest()[:16]
         return f"{self._model}:{question}:{PROTOCOLS[self.name].picture_format}"
 
+    def check_ready(self) -> None:
+        """Ask the server which models it has.
+
+        Raises:
+            RewardError: it cannot be reached, is no OpenAI-compatible server, or does not have the model.
+        """
+        url = f"{self._url}/v1/models"
+        listed = as_json(self.name, url, fetch(self.name, url, None, self._timeout)).get("data")
+        models = [str(entry.get("id")) for entry in listed or () if isinstance(entry, dict)]
+        if self._model not in models:
+            raise RewardError(
+                f"reward {self.name!r}: {url} has no model {self._model!r} but {', '.join(models) or 'none'}; "
+                f"set rewards.{self.name}.model"
+            )
+
     @cached_property
     def _requests(self) -> ThreadPoolExecutor:
         return ThreadPoolExecutor(max_workers=self.batch_size, thread_name_prefix=self.name)
@@ -148,7 +163,7 @@ class UnifiedReward(RemoteReward):
             "max_tokens": LONGEST_ANSWER,
         }
         url = f"{self._url}/v1/chat/completions"
-        answer = fetch(self.name, url, json.dumps(message).encode(), self._timeout, "application/json")
+        answer = fetch_patiently(self.name, url, json.dumps(message).encode(), self._timeout, "application/json")
         try:
             return str(json.loads(answer)["choices"][0]["message"]["content"])
         except (ValueError, LookupError, TypeError):

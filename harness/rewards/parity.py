@@ -5,7 +5,7 @@ the same comparison must fail on each of three planted errors.
 """
 
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -65,12 +65,28 @@ class Comparison:
         return None
 
 
-def check_parity(names: Sequence[str], say: Callable[[str], None]) -> list[str]:
-    """Compare package and project on each reward, print the figures, and return what failed.
+@dataclass(frozen=True)
+class Outcome:
+    """How package and project compare on one reward."""
+
+    pairs: Pairs
+    comparison: Comparison
+    planted: Mapping[str, float]
+    """Largest difference that each planted error makes."""
+
+    @property
+    def problems(self) -> list[str]:
+        """Why the check fails; empty if it does not."""
+        unnoticed = [f"{error} goes unnoticed" for error, deviation in self.planted.items() if deviation <= TOLERANCE]
+        return [*([self.comparison.problem] if self.comparison.problem else []), *unnoticed]
+
+
+def check_parity(names: Sequence[str], say: Callable[[str], None]) -> dict[str, Outcome]:
+    """Compare package and project on each reward.
 
     Args:
         names: of ``REWARDS``; their environments must be there.
-        say: receives a line at a time.
+        say: receives a line of progress at a time.
 
     Raises:
         RewardError: no such reward, its environment is missing, or it cannot score.
@@ -78,26 +94,13 @@ def check_parity(names: Sequence[str], say: Callable[[str], None]) -> list[str]:
     for name in names:
         if name not in REWARDS:
             raise RewardError(f"no package to compare {name!r} with; there are {', '.join(REWARDS)}")
-    problems = []
+        _ = IsolatedReward(name, RewardConfig()).command  # minutes may pass before a missing one would be noticed
+    outcomes = {}
     for name in names:
         with tempfile.TemporaryDirectory(prefix="adagrpo-parity-") as folder:
             say(f"{name}: writing a random checkpoint")
-            compare, planted = {"hpsv2": _hpsv2, "hpsv3": _hpsv3}[name](Path(folder), say)
-        say(
-            f"{name}: largest difference {compare.deviation:.2g}; scores spread by {compare.over_pictures:.2g} over "
-            f"pictures and {compare.over_prompts:.2g} over prompts"
-        )
-        if compare.problem:
-            problems.append(f"{name}: {compare.problem}")
-        for error, deviation in planted.items():
-            say(f"{name}: planted error, {error}: largest difference {deviation:.2g}")
-            if deviation <= TOLERANCE:
-                problems.append(f"{name}: {error} goes unnoticed")
-    return problems
-
-
-Outcome = tuple[Comparison, dict[str, float]]
-"""How package and project compare, and the largest difference that each planted error makes."""
+            outcomes[name] = {"hpsv2": _hpsv2, "hpsv3": _hpsv3}[name](Path(folder), say)
+    return outcomes
 
 
 def _hpsv2(folder: Path, say: Callable[[str], None]) -> Outcome:
@@ -110,10 +113,11 @@ def _hpsv2(folder: Path, say: Callable[[str], None]) -> Outcome:
     # A planted error that a few pairs show need not be paid for on all.
     few: Pairs = [(1, 0), (2, 0)]
     rows = [EACH_ONCE.index(pair) for pair in few]
-    return comparison, {
+    planted = {
         "centre crop instead of padding": _deviation(package[rows], _scores(cropping, few)),
         "shuffled prompts": _deviation(package[rows], _scores(project, few, shuffled=True)),
     }
+    return Outcome(EACH_ONCE, comparison, planted)
 
 
 def _hpsv3(folder: Path, say: Callable[[str], None]) -> Outcome:
@@ -122,10 +126,11 @@ def _hpsv3(folder: Path, say: Callable[[str], None]) -> Outcome:
     package = _package_scores("hpsv3", settings, EVERY_PAIR, say)
     project, on_a_plane = HpsV3(settings), HpsV3(settings)
     on_a_plane.model_class = _OnAPlane
-    return Comparison.of(package, _scores(project, EVERY_PAIR), EVERY_PAIR), {
+    planted = {
         "shuffled prompts": _deviation(package, _scores(project, EVERY_PAIR, shuffled=True)),
         "mrope positions": _deviation(package, _scores(on_a_plane, EVERY_PAIR)),
     }
+    return Outcome(EVERY_PAIR, Comparison.of(package, _scores(project, EVERY_PAIR), EVERY_PAIR), planted)
 
 
 def _package_scores(name: str, settings: RewardConfig, pairs: Pairs, say: Callable[[str], None]) -> Tensor:

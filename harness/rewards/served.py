@@ -4,10 +4,13 @@
 metrics, see ``frames``; an error is JSON with ``error`` and, where it is one image that cannot be scored, ``image``.
 """
 
+import http.client
 import io
 import json
 import math
+import sys
 import threading
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Sequence
@@ -61,18 +64,47 @@ class ServedReward(RemoteReward):
 
     @cached_property
     def _description(self) -> dict[str, Any]:
-        description = json.loads(fetch(self.name, f"{self._url}/reward", None, self._timeout))
-        if description.get("name") != self.name:
-            raise RewardError(f"reward {self.name!r}: {self._url} serves {description.get('name')!r}")
+        description = as_json(self.name, self._url, fetch(self.name, f"{self._url}/reward", None, self._timeout))
+        if "name" not in description or "fingerprint" not in description:
+            raise RewardError(f"reward {self.name!r}: {self._url} is no reward server: it answers {description}")
+        if description["name"] != self.name:
+            raise RewardError(f"reward {self.name!r}: {self._url} serves {description['name']!r}")
         return description
 
     def _measure_batch(self, levels: Tensor, prompts: Sequence[str]) -> dict[str, Tensor]:
-        answer = fetch(self.name, f"{self._url}/score", pack(*request(levels, prompts)), self._timeout)
+        frame = pack(*request(levels, prompts))
+        answer = fetch_patiently(self.name, f"{self._url}/score", frame, self._timeout)
         try:
             header, body = read_frame(io.BytesIO(answer))
             return read_reply(header, body, len(prompts))
         except FrameError as error:
             raise RewardError(f"reward {self.name!r}: {self._url} is no reward server: {error}") from None
+
+
+class Unreachable(RewardError):
+    """Nobody answers at an address, or says that it cannot now."""
+
+
+_BUSY = (429, 502, 503, 504)
+"""HTTP codes of a server that is there but cannot answer now, or whose proxy finds it away."""
+
+
+def fetch_patiently(
+    reward: str, url: str, data: bytes, timeout: float, content_type: str = "application/octet-stream"
+) -> bytes:
+    """``fetch``, asked again for ``timeout`` seconds while nobody answers: a server may be restarted."""
+    began, pause, said = time.monotonic(), 0.25, False
+    while True:
+        try:
+            return fetch(reward, url, data, timeout, content_type)
+        except Unreachable as error:
+            if time.monotonic() - began + pause > timeout:
+                raise
+            if not said:
+                print(f"{error}; asked again for {timeout:g} s", file=sys.stderr, flush=True)
+                said = True
+        time.sleep(pause)
+        pause = min(2 * pause, 10.0)
 
 
 def fetch(
@@ -82,7 +114,8 @@ def fetch(
 
     Raises:
         ImageError: the server could not score one image.
-        RewardError: no answer, or any other error, in one line that names reward and address.
+        Unreachable: no answer.
+        RewardError: any other error, in one line that names reward and address.
     """
     try:
         asked = urllib.request.Request(url, data, {"Content-Type": content_type})
@@ -92,10 +125,24 @@ def fetch(
         reason, image = _explain(error.read())
         if image is not None:
             raise ImageError(image, reason) from None
-        raise RewardError(f"reward {reward!r}: {url} answered {error.code}: {reason or error.reason}") from None
-    except OSError as error:
-        cause = error.reason if isinstance(error, urllib.error.URLError) else error
-        raise RewardError(f"reward {reward!r}: {url} cannot be reached ({cause}): is its server running?") from None
+        kind = Unreachable if error.code in _BUSY else RewardError
+        raise kind(f"reward {reward!r}: {url} answered {error.code}: {reason or error.reason}") from None
+    except (OSError, http.client.HTTPException) as error:
+        cause = error.reason if isinstance(error, urllib.error.URLError) else f"{type(error).__name__} {error}".strip()
+        raise Unreachable(f"reward {reward!r}: {url} cannot be reached ({cause}): is its server running?") from None
+
+
+def as_json(reward: str, url: str, answer: bytes) -> dict[str, Any]:
+    """An answer's JSON object. Raises RewardError if it is none: the address is of something else."""
+    try:
+        content = json.loads(answer)
+    except ValueError:
+        content = None
+    if not isinstance(content, dict):
+        raise RewardError(
+            f"reward {reward!r}: {url} answers no JSON object but {answer[:80]!r}: is it the right address?"
+        )
+    return content
 
 
 def _explain(body: bytes) -> tuple[str, int | None]:

@@ -19,7 +19,7 @@ from harness.rewards.base import RewardError
 if TYPE_CHECKING:
     from transformers import CLIPConfig
 
-_VERSION = 1
+_VERSION = 2
 """Raised with any change of what is built."""
 
 _SEED = 20_260_606
@@ -87,6 +87,7 @@ def _build_clip(folder: Path) -> None:
     tokenizer = clip_tokenizer("<|endoftext|>")
     config = clip_architecture()
     config.text_config.vocab_size = len(tokenizer)
+    config.text_config.bos_token_id = tokenizer.bos_token_id
     config.text_config.eos_token_id = tokenizer.eos_token_id
     with torch.random.fork_rng():
         torch.manual_seed(_SEED)

@@ -15,9 +15,16 @@ from harness.config import ROOT, RunConfig, compose
 from harness.doctor import checks, machine
 from harness.doctor.architecture import Architecture, find_architecture
 from harness.doctor.checks import check
-from harness.doctor.compute import evaluation_pictures, known_gpu, scoring_seconds, seconds_per_forward, work_of
+from harness.doctor.compute import (
+    evaluation_pictures,
+    known_gpu,
+    most_prompts,
+    scoring_seconds,
+    seconds_per_forward,
+    work_of,
+)
 from harness.doctor.machine import Gpu
-from harness.doctor.memory import checkpoint_bytes, estimate, trained_parameters
+from harness.doctor.memory import checkpoint_bytes, embedding_bytes, estimate, trained_parameters
 from harness.doctor.report import Finding, Report, size
 from harness.launch.plan import Cost
 from harness.models.flux import FluxPolicy
@@ -77,6 +84,7 @@ def test_a_trained_sample_counts_three_forwards() -> None:
 @pytest.mark.parametrize("kind", ["anchor_branch", "full_sde"])
 def test_expected_counts_are_what_the_trainer_counts(kind: str, selection: str) -> None:
     overrides = [
+        "model.execution.compile=never",
         f"rollout.kind={kind}",
         f"selection={selection}",
         "reward={colour: 1}",
@@ -111,6 +119,8 @@ def test_work_adds_up_over_runs() -> None:
     assert work.training == Counters(10 * 592 + 20 * 736, 30 * 4, 10 * 48 + 20 * 58)
     assert work.evaluation_forwards == 16 * (2 * (50 + 8) + 50 + 2 * (50 + 8) + 50)
     assert work.forwards == work.training.forwards + work.evaluation_forwards
+    other_steps = work_of([config_of(*PAPER, "iterations=10", "evaluation.num_steps=40")], lambda config, split: 50)
+    assert other_steps.evaluation_forwards == 40 * (2 * (50 + 8) + 50)
 
 
 # --- sizes
@@ -268,6 +278,17 @@ def test_a_full_disk_is_named(gpu_profile: Path, monkeypatch: pytest.MonkeyPatch
     (disk,) = (line for line in check(str(gpu_profile)).missing if line.startswith("disk"))
     assert "31.5 GiB for the download" in disk
     assert "1.0 GiB are free" in disk
+
+
+def test_embeddings_of_freed_encoders_take_disk(gpu_profile: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "find_gpus", list)
+    monkeypatch.setattr(machine, "free_disk", lambda path: 2**30)
+    free = "model.execution.text_encoders=free"
+    # 256 T5 tokens of 4096 channels in bf16, a prompt; 2 x 12 candidates in each of 10 iterations, and two lists.
+    assert embedding_bytes(config_of(*PAPER), architecture_of(FLUX)) == 256 * 4096 * 2
+    (disk,) = (line for line in check(str(gpu_profile), [free, "iterations=10"]).missing if line.startswith("disk"))
+    assert f"{size((240 + 240 + 240) * 256 * 4096 * 2)} for embeddings of prompts" in disk
+    assert most_prompts([compose(str(gpu_profile))], lambda config, split: 100) == 300
 
 
 def test_given_seconds_decide_the_hours(gpu_profile: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from harness.config import ROOT, RewardConfig
 from harness.rewards import RewardError, build_reward, parity
 from harness.rewards.hpsv2 import preprocess
 from harness.rewards.hpsv3 import HpsV3
-from harness.rewards.parity import EVERY_PAIR, TOLERANCE, Comparison, check_parity
+from harness.rewards.parity import EVERY_PAIR, TOLERANCE, Comparison, Outcome
 from harness.rewards.parity_models import SIZES, pictures, write_hpsv3
 
 SPREAD_OUT = torch.rand(len(EVERY_PAIR), generator=torch.Generator().manual_seed(0))
@@ -37,10 +38,51 @@ def test_a_comparison_fails_on_differences_and_on_scores_that_are_all_alike(
     assert (found is None) if problem is None else (problem in str(found))
 
 
-def test_a_planted_error_that_goes_unnoticed_is_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
-    fine = Comparison(deviation=1e-7, over_pictures=0.1, over_prompts=0.1)
-    monkeypatch.setattr(parity, "_hpsv3", lambda *_: (fine, {"mrope positions": 1e-6, "shuffled prompts": 0.1}))
-    assert check_parity(["hpsv3"], lambda line: None) == ["hpsv3: mrope positions goes unnoticed"]
+FINE = Outcome(EVERY_PAIR, Comparison(5e-7, 0.11, 0.14), {"shuffled prompts": 0.42, "mrope positions": 0.23})
+UNNOTICED = replace(FINE, planted={"mrope positions": 1e-6, "shuffled prompts": 0.1})
+
+
+def check(outcome: Outcome, page: Path, monkeypatch: pytest.MonkeyPatch) -> int:
+    """The command on HPS-v3, whose comparison comes out so."""
+    monkeypatch.setattr(parity, "_hpsv3", lambda *_: outcome)
+    monkeypatch.setattr(parity.IsolatedReward, "command", ["python"])
+    with pytest.raises(SystemExit) as end:
+        main(["check-reward-parity", "hpsv3", "--output", str(page)])
+    return int(end.value.code or 0)
+
+
+def test_the_page_has_the_figures_and_the_verdict(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert check(FINE, tmp_path / "page.md", monkeypatch) == 0
+    rows = dict(re.findall(r"^\| (.*?) \| (.*) \|$", (tmp_path / "page.md").read_text(), re.M))
+    assert rows["package"] == "hpsv3 1.0.0"
+    assert rows["its environment"] == "torch 2.13.0, transformers 4.45.2"
+    assert (rows["scores compared"], rows["largest difference"]) == ("24", "5.0e-07")
+    assert (rows["spread over pictures (one prompt)"], rows["spread over prompts (one picture)"]) == ("0.11", "0.14")
+    assert rows["planted error: mrope positions"] == "0.23"
+    assert rows["verdict"] == "the same scores"
+    assert "| verdict | the same scores |" in capsys.readouterr().out
+
+
+def test_a_planted_error_that_goes_unnoticed_is_a_failure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert check(UNNOTICED, tmp_path / "page.md", monkeypatch) == 1
+    assert capsys.readouterr().err == "FAILED hpsv3: mrope positions goes unnoticed\n"
+    assert "| verdict | mrope positions goes unnoticed |" in (tmp_path / "page.md").read_text()
+
+
+def test_a_missing_environment_is_said_before_anything_is_computed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("harness.rewards.isolated.ENVIRONMENTS", tmp_path)
+    for reward in ("_hpsv2", "_hpsv3"):
+        monkeypatch.setattr(parity, reward, lambda *_: pytest.fail("computed"))
+    with pytest.raises(SystemExit) as end:
+        main(["check-reward-parity"])
+    assert end.value.code == 2
+    assert capsys.readouterr().err.endswith("make it with `make reward-env REWARD=hpsv2`\n")
 
 
 def test_the_planted_errors_are_errors(tmp_path: Path) -> None:

@@ -1,7 +1,9 @@
 """Twins of reward models: the published models' own classes on small random weights; and models that are offloaded."""
 
+import shutil
 from collections.abc import Sequence
 from contextlib import nullcontext
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,6 +12,7 @@ from torch import Tensor
 from harness.config import RewardConfig
 from harness.rewards import Reward, RewardError, build_reward
 from harness.rewards.batched import ImageError, NetworkReward
+from harness.rewards.twins import find_twin
 
 PROMPTS = ["a photo of a cat", "two dogs, oil on canvas", "a lighthouse"]
 SETTINGS = {
@@ -44,6 +47,27 @@ def test_a_twin_scores_by_picture_and_prompt(name: str) -> None:
 def test_a_twin_that_does_not_exist_is_one_line(key: str, known: str) -> None:
     with pytest.raises(RewardError, match=rf"rewards.hpsv3.{key}: there is no twin 'hpsv9', there are {known}$"):
         twin("hpsv3", **{key: "twin:hpsv9"}).fingerprint()
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "file"),
+    [
+        ("clip", "path", "config.json"),
+        ("clip", "base", "preprocessor_config.json"),
+        ("clip", "base", "tokenizer.json"),
+        ("hpsv3", "base", "config.json"),
+        ("hpsv3", "base", "tokenizer_config.json"),
+    ],
+)
+def test_a_folder_that_cannot_be_read_is_one_line(name: str, key: str, file: str, tmp_path: Path) -> None:
+    place = "path" if name == "clip" else key
+    folder = Path(shutil.copytree(find_twin(name, place, name), tmp_path / name))
+    (folder / file).write_text("<html>")
+    with pytest.raises(
+        RewardError, match=rf"reward '{name}': rewards\.{name}\.{key}: {folder} cannot be read"
+    ) as error:
+        twin(name, **{place: str(folder)}).score(pictures(), PROMPTS)
+    assert "\n" not in str(error.value)
 
 
 # --- offloading

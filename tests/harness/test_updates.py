@@ -16,7 +16,12 @@ from harness.prompts import drawn_prompts, read_prompts
 from harness.rewards import build_reward
 from harness.trainer import Trainer
 
-SMALL = ["rollout.candidates=2", "rollout.group_size=4", "rollout.branch_indices=[1,3]"]
+SMALL = [
+    "model.execution.compile=never",
+    "rollout.candidates=2",
+    "rollout.group_size=4",
+    "rollout.branch_indices=[1,3]",
+]
 FULL_SDE = [*SMALL, "rollout.kind=full_sde"]
 
 

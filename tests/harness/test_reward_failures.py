@@ -1,0 +1,90 @@
+"""A reward that fails: before training nothing has begun, in the middle of it nothing is lost."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from torch import Tensor
+
+from harness import session
+from harness.config import ROOT, compose
+from harness.rewards import RewardError
+from harness.rewards.base import Pending
+from harness.rewards.colour import ColourReward
+from harness.runs import RunDirectory, prepare_run
+from harness.session import Session
+
+
+class Flaky(ColourReward):
+    """Fails when it is asked for the n-th time."""
+
+    def __init__(self, fails_at: int | None) -> None:
+        super().__init__()
+        self.calls, self.fails_at = 0, fails_at
+
+    def submit(self, images: Tensor, prompts: Sequence[str]) -> Pending:
+        self.calls += 1
+        if self.calls == self.fails_at:
+            raise RewardError("reward 'colour': http://127.0.0.1:8500 cannot be reached")
+        return super().submit(images, prompts)
+
+
+def execute(folder: Path, monkeypatch: pytest.MonkeyPatch, fails_at: int | None = None) -> RunDirectory:
+    test = folder / "test.txt"
+    folder.mkdir(exist_ok=True)
+    test.write_text("\n".join((ROOT / "harness/models/miniature/data/test.txt").read_text().splitlines()[:2]) + "\n")
+    settings = {
+        "experiment": "flaky",
+        "iterations": 2,
+        "selection": "curriculum",
+        "fusion": {"enabled": True},
+        "reward": {"colour": 1.0},
+        "model": {"execution": {"compile": "never"}},
+        "rollout": {"candidates": 3, "group_size": 2},
+        "evaluation": {"interval": 2, "validation_prompts": 2, "gallery": 0, "judges": ["colour"]},
+        "prompts": {"test": str(test)},
+    }
+    run = prepare_run(compose("miniature", settings=settings), folder)
+    reward = Flaky(fails_at)
+    monkeypatch.setattr(session, "build_rewards", lambda *_: (reward, [reward]))
+    with run.failure_noted():
+        Session(run, say=lambda line: None).execute()
+    return run
+
+
+def numbers(run: RunDirectory) -> list[dict[str, Any]]:
+    records = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in record.items() if key != "seconds"} for record in records]
+
+
+def test_an_iteration_without_scores_is_begun_anew_and_nothing_else_is_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = execute(tmp_path / "whole", monkeypatch)
+    # Two scorings an iteration: of candidates, and of the rollout, when the capability has moved already.
+    for fails_at in (3, 4):
+        place = tmp_path / str(fails_at)
+        with pytest.raises(RewardError, match="cannot be reached"):
+            execute(place, monkeypatch, fails_at)
+        (folder,) = (place / "flaky").glob("flow*")
+        failed = RunDirectory(folder)
+        status = failed.status()
+        assert (status["state"], status["iteration"]) == ("failed", 1)
+        assert status["reason"] == "RewardError: reward 'colour': http://127.0.0.1:8500 cannot be reached"
+        assert numbers(failed) == numbers(whole)[:1]
+        again = execute(place, monkeypatch)
+        assert again.run_id == failed.run_id == whole.run_id
+        assert numbers(again) == numbers(whole)
+
+
+def test_what_a_judge_lacks_is_said_before_anything_is_drawn(tmp_path: Path) -> None:
+    overrides = [
+        "evaluation.judges=[ocr, unifiedreward-v2]",
+        "rewards.unifiedreward-v2.url=http://127.0.0.1:9",
+        "model.execution.compile=never",
+    ]
+    run = prepare_run(compose("miniature", overrides=overrides), tmp_path)
+    with pytest.raises(RewardError, match=r"reward 'unifiedreward-v2': http://127.0.0.1:9/v1/models cannot be reached"):
+        Session(run, say=lambda line: None)

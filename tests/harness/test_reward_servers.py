@@ -1,0 +1,262 @@
+"""Rewards over HTTP: reward servers, judges behind an OpenAI-compatible address, and addresses of something else."""
+
+import base64
+import io
+import json
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from harness.config import RewardConfig
+from harness.rewards import RewardError, build_reward
+from harness.rewards.judge import AnswerError, parse_answer
+from harness.rewards.served import make_server
+
+# --- servers
+
+
+@pytest.fixture
+def serve() -> Iterator[Callable[[ThreadingHTTPServer], str]]:
+    running: list[ThreadingHTTPServer] = []
+
+    def start(server: ThreadingHTTPServer) -> str:
+        running.append(server)
+        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+        return f"http://127.0.0.1:{server.server_port}"
+
+    yield start
+    for server in running:
+        server.shutdown()
+        server.server_close()
+
+
+Serve = Callable[[ThreadingHTTPServer], str]
+WORDS = ['the word "tin" in red on white', 'the word "up" in blue on yellow', 'the word "oak" in black on white']
+
+
+def noise(count: int = 3) -> Tensor:
+    return (torch.rand(count, 3, 32, 128, generator=torch.Generator().manual_seed(0)) * 255).round() / 255
+
+
+def test_a_served_reward_is_the_same_reward(serve: Serve) -> None:
+    here = build_reward("colour")
+    url = serve(make_server(build_reward("colour"), "127.0.0.1", 0))
+    there = build_reward("colour", 1, RewardConfig(backend="url", url=url, batch_size=2))
+    assert there.fingerprint() == here.fingerprint()
+    ours, theirs = here.measure(noise(), WORDS), there.measure(noise(), WORDS)
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    with pytest.raises(ValueError, match="is not one the miniature can draw"):
+        there.check_prompt("a cat")
+
+
+def test_a_server_says_what_it_cannot_score(serve: Serve) -> None:
+    url = serve(make_server(build_reward("colour"), "127.0.0.1", 0))
+    there = build_reward("colour", 1, RewardConfig(backend="url", url=url))
+    with pytest.raises(RewardError, match=r"reward 'colour': http://127.0.0.1:\d+/score answered 422: "):
+        there.score(noise(1), ["a cat"])
+    assert there.score(noise(1), WORDS[:1]).isfinite().all()
+
+
+def test_a_server_with_another_reward_is_refused(serve: Serve) -> None:
+    url = serve(make_server(build_reward("colour"), "127.0.0.1", 0))
+    with pytest.raises(RewardError, match="serves 'colour'"):
+        build_reward("hpsv3", 1, RewardConfig(backend="url", url=url)).fingerprint()
+
+
+def free_port() -> int:
+    with ThreadingHTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler) as server:
+        return server.server_port
+
+
+@pytest.mark.parametrize("name", ["hpsv3", "unifiedreward-v1"])
+def test_a_url_that_cannot_be_reached_is_one_line(name: str) -> None:
+    url = f"http://127.0.0.1:{free_port()}"
+    with pytest.raises(
+        RewardError, match=rf"reward '{name}': {url}/\S+ cannot be reached .* is its server running\?"
+    ) as e:
+        build_reward(name, 1, RewardConfig(backend="url", url=url, timeout_seconds=0.3)).score(noise(1), ["a cat"])
+    assert "\n" not in str(e.value)
+    with pytest.raises(RewardError, match="cannot be reached"):
+        build_reward(name, 1, RewardConfig(backend="url", url=url)).check_ready()
+
+
+def answering(body: bytes) -> int:
+    """A server, in a thread, that says the same to everyone; returns its port."""
+    listener = socket.create_server(("127.0.0.1", 0))
+
+    def answer() -> None:
+        while True:
+            connection, _ = listener.accept()
+            with connection:
+                connection.recv(10_000)
+                connection.sendall(body)
+
+    threading.Thread(target=answer, daemon=True).start()
+    return int(listener.getsockname()[1])
+
+
+@pytest.mark.parametrize("name", ["hpsv3", "unifiedreward-v1"])
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        (b"SSH-2.0-OpenSSH_9.2\r\n", "cannot be reached .*BadStatusLine"),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n{", "cannot be reached .*IncompleteRead"),
+        (
+            b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\n<html>",
+            "answers no JSON object but b'<html>': is it the right",
+        ),
+        (
+            b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}",
+            "is no reward server|has no model 'UnifiedReward' but none",
+        ),
+        (b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n", "answered 404: Not Found"),
+    ],
+)
+def test_an_address_of_something_else_is_one_line(name: str, body: bytes, message: str) -> None:
+    url = f"http://127.0.0.1:{answering(body)}"
+    with pytest.raises(RewardError, match=rf"reward '{name}': {url}.*({message})") as error:
+        build_reward(name, 1, RewardConfig(backend="url", url=url)).check_ready()
+    assert "\n" not in str(error.value)
+
+
+def test_a_server_that_is_restarted_loses_nothing(capfd: pytest.CaptureFixture[str]) -> None:
+    here, port = build_reward("colour"), free_port()
+    there = build_reward("colour", 1, RewardConfig(backend="url", url=f"http://127.0.0.1:{port}", timeout_seconds=20))
+    asked = there.submit(noise(1), WORDS[:1])
+    time.sleep(0.3)
+    with make_server(here, "127.0.0.1", port) as server:
+        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+        assert torch.equal(asked()["colour"], here.score(noise(1), WORDS[:1]))
+        server.shutdown()
+    assert capfd.readouterr().err.count("is its server running?; asked again for 20 s") == 1
+
+
+@pytest.mark.parametrize("name", ["hpsv3", "unifiedreward-v2"])
+def test_a_url_is_needed(name: str) -> None:
+    with pytest.raises(ValueError, match=rf"rewards.{name}.url is missing"):
+        build_reward(name, 1, RewardConfig(backend="url"))
+
+
+# --- judges
+
+
+class Judge(BaseHTTPRequestHandler):
+    """An OpenAI-compatible server whose model judges a picture by its first red level: 51 a point."""
+
+    models: ClassVar[list[str]] = ["judge", "UnifiedReward"]
+    answer = "Alignment Score (1-5): {0}\nCoherence Score (1-5): {1}\nStyle Score (1-5): 2.5"
+    asked: ClassVar[list[dict[str, Any]]] = []
+
+    def do_GET(self) -> None:
+        assert self.path == "/v1/models"
+        self.say(200, {"object": "list", "data": [{"id": name, "object": "model"} for name in self.models]})
+
+    def do_POST(self) -> None:
+        assert self.path == "/v1/chat/completions"
+        message = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        self.asked.append(message)
+        picture = message["messages"][0]["content"][0]
+        data = picture["image_url"]["url"].partition(";base64,")[2]
+        level = int(np.array(Image.open(io.BytesIO(base64.b64decode(data))))[0, 0, 0])
+        said = {0: "I cannot see it.", 255: None}.get(level, self.answer.format(level / 51, 5 - level / 51))
+        code = 500 if said is None else 200
+        content: dict[str, Any] = {"choices": [{"message": {"role": "assistant", "content": said}}]}
+        self.say(code, content if code == 200 else {"error": {"message": "out of memory"}})
+
+    def say(self, code: int, content: dict[str, Any]) -> None:
+        body = json.dumps(content).encode()
+        self.send_response(code)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None: ...
+
+
+def plain(*levels: int) -> Tensor:
+    return torch.tensor(levels).view(-1, 1, 1, 1).expand(-1, 3, 8, 8) / 255
+
+
+@pytest.fixture
+def judge_url(serve: Serve) -> str:
+    Judge.asked.clear()
+    return serve(ThreadingHTTPServer(("127.0.0.1", 0), Judge))
+
+
+def test_a_judge_is_asked_by_the_protocol_and_its_scores_keep_their_order(judge_url: str) -> None:
+    reward = build_reward("unifiedreward-v2", 1, RewardConfig(url=judge_url + "/v1", model="judge", batch_size=3))
+    levels = [51, 102, 153, 204]
+    measured = reward.measure(plain(*levels), ["a cat", "a {dog}", "c", "d"])
+    alignment = [level / 51 for level in levels]
+    assert measured["unifiedreward-v2/alignment"].tolist() == pytest.approx(alignment)
+    assert measured["unifiedreward-v2/style"].tolist() == [2.5] * 4
+    assert measured["unifiedreward-v2"].tolist() == pytest.approx([7.5 / 3] * 4)
+    first = next(m for m in Judge.asked if "[a {dog}]" in m["messages"][0]["content"][1]["text"])
+    assert (first["model"], first["temperature"]) == ("judge", 0)
+    assert first["messages"][0]["content"][0]["image_url"]["url"].startswith("data:image/jpeg;base64,")
+
+
+def test_a_judge_is_ready_if_its_server_has_the_model(judge_url: str) -> None:
+    build_reward("unifiedreward-v2", 1, RewardConfig(url=judge_url)).check_ready()
+    with pytest.raises(
+        RewardError, match=r"has no model 'judg' but judge, UnifiedReward; set rewards\.unifiedreward-v2"
+    ):
+        build_reward("unifiedreward-v2", 1, RewardConfig(url=judge_url, model="judg")).check_ready()
+
+
+@pytest.mark.parametrize(
+    ("level", "message"),
+    [
+        (0, "reward 'unifiedreward-v2': image 1: its answer has no alignment score from 1 to 5: 'I cannot see it.'"),
+        (255, r"reward 'unifiedreward-v2': http\S+ answered 500: out of memory"),
+    ],
+)
+def test_a_judge_that_does_not_judge_is_one_line(judge_url: str, level: int, message: str) -> None:
+    with pytest.raises(RewardError, match=message):
+        build_reward("unifiedreward-v2", 1, RewardConfig(url=judge_url)).score(plain(51, level), ["a", "b"])
+
+
+def test_a_question_of_ones_own_is_asked(judge_url: str, tmp_path: Path) -> None:
+    usual = build_reward("unifiedreward-v2", 1, RewardConfig(url=judge_url))
+    (tmp_path / "question.txt").write_text("How good is {prompt}?")
+    own = build_reward("unifiedreward-v2", 1, RewardConfig(url=judge_url, question=str(tmp_path / "question.txt")))
+    own.score(plain(51), ["a cat"])
+    assert Judge.asked[0]["messages"][0]["content"][1]["text"] == "How good is a cat?"
+    assert own.fingerprint() != usual.fingerprint()
+    (tmp_path / "question.txt").write_text("How good is it?")
+    with pytest.raises(ValueError, match=r"has no \{prompt\} in it"):
+        build_reward("unifiedreward-v2", 1, RewardConfig(url=judge_url, question=str(tmp_path / "question.txt")))
+
+
+@pytest.mark.parametrize(
+    ("version", "answer", "score"),
+    [
+        ("unifiedreward-v1", "cat (animal): 1\nhat (object): 0\nFinal Score: 3.75", 3.75),
+        ("unifiedreward-v1", "I first thought Final Score: 2, but then: **Final Score:** 4/5", 4.0),
+        (
+            "unifiedreward-v2",
+            "Alignment Score (1-5): 2.6947\nCoherence Score (1-5): 2.3\nStyle Score (1-5): 4.0053",
+            3.0,
+        ),
+        ("unifiedreward-v2", "**Alignment Score (1-5)**: 1\nCoherence Score: 2\nstyle score ( 1 - 5 ): 3", 2.0),
+    ],
+)
+def test_published_answers_are_read(version: str, answer: str, score: float) -> None:
+    assert parse_answer(version, answer)[""] == pytest.approx(score)
+
+
+@pytest.mark.parametrize("answer", ["Final Score:", "Final Score: 7", "Final Score: (1-5)", ""])
+def test_answers_without_a_score_are_errors(answer: str) -> None:
+    with pytest.raises(AnswerError):
+        parse_answer("unifiedreward-v1", answer)
