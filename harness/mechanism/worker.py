@@ -88,17 +88,22 @@ def _claimed(left: Sequence[Chunk], chunks: Sequence[Chunk]) -> Iterator[Chunk |
     yield None
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Entry point; 2 for a ConfigError, whose message is the last line of standard error."""
+def mechanism_of(arguments: Sequence[str] | None) -> Mechanism:
+    """The measurement that a worker's arguments name."""
     parser = argparse.ArgumentParser(prog="python -m harness.mechanism.worker", description="Measure gradients.")
     parser.add_argument("name", help="file in experiments/mechanism/, or a path")
     parser.add_argument("--checkpoints", nargs="+", required=True)
     parser.add_argument("--overrides", nargs="*", default=[])
     options = parser.parse_args(arguments)
+    return load_mechanism(options.name, options.checkpoints, options.overrides)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point; 2 for a ConfigError, whose message is the last line of standard error."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     end_with_input()
     try:
-        work(load_mechanism(options.name, options.checkpoints, options.overrides), lambda line: print(line, flush=True))
+        work(mechanism_of(arguments), lambda line: print(line, flush=True))
     except HarnessError as error:
         print(error, file=sys.stderr)
         return 2 if isinstance(error, ConfigError) else 1
