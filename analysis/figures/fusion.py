@@ -14,18 +14,17 @@ from analysis.figures.marks import series_colour
 
 _EXAMPLE_WEIGHTS = (1.0, 5.0, 15.0)
 _TITLES = {
-    "weak": "The paper's weak group: mean below the capability",
-    "strong": "The paper's strong group: mean above the capability",
+    "weak": "The paper's weak example group",
+    "strong": "The paper's strong example group",
 }
 
 
 def example_panels() -> list[Panel]:
     """The paper's two example groups: advantage against reward, local and fused at several weights."""
     table = paper.example_groups()
-    note = "Shaded: between group mean and capability, where the local sign is wrong; a line that crosses 0 further "
-    note += "towards the capability corrects more"
+    note = "Shaded: between group mean and capability, where the local sign is wrong"
     return [
-        Panel(f"fusion-example-{group}", title, partial(_draw_example, table[table["group"] == group]), 3.8, note)
+        Panel(f"fusion-example-{group}", title, partial(_draw_example, table[table["group"] == group]), 5.2, note)
         for group, title in _TITLES.items()
     ]
 
@@ -39,7 +38,7 @@ def sign_panel(signs: pd.DataFrame, labels: dict[str, str]) -> Panel:
     """
     note = "Of samples whose local advantage has another sign than reward minus capability; band: 95 % interval"
     draw = partial(_draw_signs, signs=signs, labels=labels)
-    return Panel("mechanism-signs", "Wrong signs that fusion corrects", draw, note=note)
+    return Panel("mechanism-signs", "Wrong signs that fusion corrects", draw, 3.0 + 0.45 * len(labels), note)
 
 
 def _draw_example(rows: pd.DataFrame, axes: Axes) -> None:
@@ -72,6 +71,6 @@ def _draw_signs(axes: Axes, signs: pd.DataFrame, labels: dict[str, str]) -> None
             axes.fill_between(weights, low, high, color=colour, alpha=0.18, linewidth=0)
             axes.plot(weights, values, dash, color=colour, linewidth=2, label=f"{label}, {sides} groups")
     axes.set_xlabel("Fusion weight")
-    axes.set_ylabel("Share of wrong signs corrected")
+    axes.set_ylabel("Share corrected")
     axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     axes.set_ylim(-0.03, 1.03)

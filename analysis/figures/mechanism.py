@@ -1,5 +1,6 @@
 """Gradients at fixed checkpoints: by strategy, by difficulty, and by the weight of fusion and of its control."""
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import NamedTuple
@@ -11,6 +12,7 @@ from matplotlib.axes import Axes
 from analysis.figures.drawing import GREY, Panel
 from analysis.figures.marks import mark_intervals, series_colour
 
+_LABEL_WIDTH = 28  # Letters in a line beside an axis.
 _NOTE = "Lines: 95 % intervals over blocks of rounds"
 _CURVES_NOTE = "Random prompts; bands: 95 % intervals over blocks of rounds; weight 0: local advantages"
 
@@ -48,6 +50,7 @@ def set_panels(shown: Shown, name: str, title: str, sets: Mapping[str, str], x_l
                 sets=sets,
                 labels=(x_label, label),
             ),
+            height=3.1 + 0.2 * len(shown.checkpoints),
             note=_NOTE,
         )
         for metric, label in shown.metrics.items()
@@ -62,6 +65,7 @@ def weight_panels(shown: Shown, selection: str = "random") -> list[Panel]:
             f"mechanism-fusion-{metric}",
             "Fusion and rescaling by weight",
             partial(_draw_weights, rows=rows[rows["metric"] == metric], checkpoints=shown.checkpoints, label=label),
+            height=3.1 + 0.4 * len(shown.checkpoints),
             note=_CURVES_NOTE,
         )
         for metric, label in shown.metrics.items()
@@ -79,7 +83,7 @@ def _draw_sets(
     axes.axhline(0, color=GREY, linewidth=0.8)
     axes.set_xticks(range(len(sets)), list(sets.values()), fontsize=9.5)
     axes.set_xlabel(labels[0])
-    axes.set_ylabel(labels[1])
+    axes.set_ylabel(textwrap.fill(labels[1], _LABEL_WIDTH))
     axes.grid(visible=False, axis="x")
 
 
@@ -92,6 +96,7 @@ def _draw_weights(axes: Axes, rows: pd.DataFrame, checkpoints: Mapping[str, str]
             colour = series_colour(number)
             if advantage == "fused":
                 axes.fill_between(curve["weight"], curve["low"], curve["high"], color=colour, alpha=0.15, linewidth=0)
-            axes.plot(curve["weight"], curve["value"], dash, color=colour, linewidth=2, label=f"{name}, {advantage}")
+            line = axes.plot(curve["weight"], curve["value"], dash, color=colour, linewidth=2, marker="o", markersize=3)
+            line[0].set_label(f"{name}, {advantage}")
     axes.set_xlabel("Weight")
-    axes.set_ylabel(label)
+    axes.set_ylabel(textwrap.fill(label, _LABEL_WIDTH))

@@ -43,10 +43,10 @@ class Advantage(NamedTuple):
         return f"{self.name} {self.weight:g}" if self.name in ("fused", "rescaled") else self.name
 
 
-LOCAL = Advantage("local")
+UNBIASED, LOCAL, CAPABILITY = Advantage("unbiased"), Advantage("local"), Advantage("capability")
 FUSED = tuple(Advantage("fused", weight) for weight in WEIGHTS)
 RESCALED = tuple(Advantage("rescaled", weight) for weight in WEIGHTS)
-ADVANTAGES = (Advantage("unbiased"), Advantage("capability"), LOCAL, *FUSED, *RESCALED)
+ADVANTAGES = (UNBIASED, CAPABILITY, LOCAL, *FUSED, *RESCALED)
 
 
 class Measured:

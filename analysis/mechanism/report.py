@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from analysis.figures.drawing import Drawing, Panel, draw_panel, draw_together
+from analysis.figures.drawing import Drawing, draw_panel
 from analysis.figures.fusion import example_panels, sign_panel
 from analysis.figures.mechanism import Shown, set_panels, weight_panels
 from analysis.mechanism.effects import METRICS, Measured, comparison_frame, effect_frame
@@ -49,25 +49,19 @@ def frames_of(measured: Sequence[Measured]) -> dict[str, pd.DataFrame]:
 
 
 def drawings(tables: MechanismTables, effects: pd.DataFrame, signs: pd.DataFrame) -> list[Drawing]:
-    """All figures of a measurement: narrow panels, and each question's side by side."""
+    """All figures of a measurement: a panel for each metric of each question, the paper's example groups, signs."""
     labels = checkpoint_labels(tables)
     shown = Shown(effects, labels, METRICS)
     strategies = {name: name for name in tables.strategies}
     by_difficulty = "Reward of the candidate's deterministic sample"
-    pictures: dict[str, tuple[str, Sequence[Panel]]] = {
-        "mechanism-selection": (
-            "Which prompts teach: by strategy",
-            set_panels(shown, "selection", "By strategy", strategies, "Strategy"),
-        ),
-        "mechanism-difficulty": (
-            "Which prompts teach: by difficulty",
-            set_panels(shown, "difficulty", "By difficulty", tables.bins, by_difficulty),
-        ),
-        "mechanism-fusion": ("What fusion does to the gradient", weight_panels(shown)),
-        "fusion-examples": ("What fusion does to the paper's example groups", example_panels()),
-    }
-    drawn = [draw_together(name, title, panels, num_columns=3) for name, (title, panels) in pictures.items()]
-    return [*drawn, draw_panel(sign_panel(signs[signs["set"] == EVERYTHING], labels))]
+    panels = [
+        *set_panels(shown, "selection", "Which prompts teach: by strategy", strategies, "Strategy"),
+        *set_panels(shown, "difficulty", "Which prompts teach: by difficulty", tables.bins, by_difficulty),
+        *weight_panels(shown),
+        sign_panel(signs[signs["set"] == EVERYTHING], labels),
+        *example_panels(),
+    ]
+    return [draw_panel(panel) for panel in panels]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -14,8 +14,8 @@ from analysis.statistics import Resampled, Values, resampling_weights
 
 Mask = NDArray[np.bool_]
 ONE_SIDED, TWO_SIDED = "one-sided", "two-sided"
-SIGN_COLUMNS = ["checkpoint", "iteration", "set", "groups", "sides", "share_of_groups", "wrong_share", "weight"]
-SIGN_COLUMNS += ["corrected", "low", "high"]
+SIGN_COLUMNS = ["checkpoint", "iteration", "set", "groups", "sides", "share_of_groups", "wrong_share"]
+SIGN_COLUMNS += ["median_weight", "weight", "corrected", "low", "high"]
 
 
 class Signs(NamedTuple):
@@ -58,7 +58,8 @@ def needed_weights(signs: Signs, local: Values, global_: Values) -> Values:
 def sign_frame(tables: MechanismTables) -> pd.DataFrame:
     """Share of wrong-signed samples, and of these the share that fusion corrects, by weight and by sides of groups.
 
-    Columns ``SIGN_COLUMNS``: of all different prompts that were chosen and of each strategy's.
+    Columns ``SIGN_COLUMNS``: of all different prompts that were chosen and of each strategy's. ``median_weight`` is the
+    weight that corrects half of the wrong signs, infinite where none does.
     """
     rows: list[tuple[object, ...]] = []
     for checkpoint, iteration in tables.iterations.items():
@@ -72,14 +73,16 @@ def _of_set(units: Units) -> Iterator[tuple[object, ...]]:
     local, global_ = units.siblings("local"), units.siblings("global")
     capability = np.broadcast_to(units.rows["capability_mean"].to_numpy(dtype=float)[:, None], local.shape[:2])
     signs = sign_errors(units.siblings("rewards"), local, capability)
+    needed = needed_weights(signs, local, global_)
     for sides in (ONE_SIDED, TWO_SIDED):
         mask = signs.one_sided == (sides == ONE_SIDED)
         num_samples, num_wrong = int(mask.sum()), int((signs.wrong & mask).sum())
         groups = num_samples // local.shape[-1]
         shares = num_samples / mask.size, num_wrong / num_samples if num_samples else np.nan
+        median = float(np.median(needed[signs.wrong & mask])) if num_wrong else np.nan
         for weight in WEIGHTS:
             corrected = corrected_signs(signs, local, global_, weight) & mask
-            yield groups, sides, *shares, weight, *_share(units, corrected, signs.wrong & mask)
+            yield groups, sides, *shares, median, weight, *_share(units, corrected, signs.wrong & mask)
 
 
 def _share(units: Units, part: Mask, whole: Mask) -> tuple[float, float, float]:

@@ -5,8 +5,8 @@ from typing import Any
 
 import pandas as pd
 
-from analysis.formats import Entry, WideTable, markdown, number
-from analysis.mechanism.effects import FUSED, LOCAL, METRICS, RESCALED, Measured
+from analysis.formats import Entry, WideTable, entry_text, markdown
+from analysis.mechanism.effects import CAPABILITY, FUSED, LOCAL, METRICS, RESCALED, UNBIASED, Measured
 from analysis.mechanism.signs import ONE_SIDED, TWO_SIDED
 from analysis.mechanism.tables import EVERYTHING, MechanismTables
 from analysis.statistics import Interval
@@ -17,8 +17,8 @@ _QUESTIONS = {
     "kink": "More than a rescaling: fused against rescaled advantages of the same weight",
     "adagrpo": "Both parts: curriculum prompts with fused advantages against random prompts with local ones",
 }
-_SHOWN = (LOCAL, FUSED[0], FUSED[2], RESCALED[2], FUSED[4], RESCALED[4])
-_DIGITS = 3
+_SHOWN = (UNBIASED, LOCAL, FUSED[0], FUSED[2], RESCALED[2], FUSED[4], RESCALED[4], CAPABILITY)
+_DIGITS = {"cosine": 3, "alignment": 3, "snr": 4}
 
 
 def checkpoint_labels(tables: MechanismTables) -> dict[str, str]:
@@ -40,12 +40,24 @@ def summary(measured: Sequence[Measured], effects: pd.DataFrame, comparisons: pd
         rows = comparisons[comparisons["question"] == question]
         if len(rows):
             lines += [f"## {title}", "", *_verdicts(rows, labels), "", markdown(_differences(rows, labels)), ""]
-    lines += ["## By strategy", ""]
+    lines += ["## By strategy", "", *_pictures("selection"), ""]
     lines += _tables(effects, labels, {name: name for name in tables.strategies}, "Strategy")
     lines += ["## By difficulty", "", "Bins of the reward of a candidate's deterministic sample.", ""]
+    lines += [*_pictures("difficulty"), ""]
     lines += _tables(effects, labels, tables.bins, "Reward")
-    lines += ["## Wrong signs", "", markdown(_sign_table(signs[signs["set"] == EVERYTHING], labels))]
+    lines += ["## By weight of fusion", "", *_pictures("fusion"), ""]
+    lines += [
+        "## Wrong signs",
+        "",
+        "![Wrong signs corrected](figures/mechanism-signs.png)",
+        "",
+        markdown(_sign_table(signs[signs["set"] == EVERYTHING], labels)),
+    ]
     return "\n".join(lines)
+
+
+def _pictures(name: str) -> list[str]:
+    return [f"![{label}](figures/mechanism-{name}-{metric}.png)" for metric, label in METRICS.items()]
 
 
 def _introduction(measured: Sequence[Measured], labels: dict[str, str]) -> Iterator[str]:
@@ -67,7 +79,7 @@ def _introduction(measured: Sequence[Measured], labels: dict[str, str]) -> Itera
         prompts = len(tables.units(at.checkpoint, EVERYTHING).rows)
         yield (
             f"- {labels[at.checkpoint]} (`{at.checkpoint}`): {prompts} different prompts; the reference's share "
-            f"of signal is {_text(reliability)}; {minutes:.0f} minutes of processor time."
+            f"of signal is {entry_text(_entry(reliability, 'alignment'))}; {minutes:.0f} minutes of processor time."
         )
 
 
@@ -87,7 +99,7 @@ def _differences(rows: pd.DataFrame, labels: dict[str, str]) -> WideTable:
     found = _intervals(rows, ["treatment", "control", "checkpoint", "metric"], "difference")
     body = []
     for treatment, control in dict.fromkeys(key[:2] for key in found):
-        entries = [_entry(found[treatment, control, c, m], signed=True) for c in labels for m in METRICS]
+        entries = [_entry(found[treatment, control, c, m], m, signed=True) for c in labels for m in METRICS]
         body.append((f"{treatment} against {control}", entries))
     return WideTable("Differences", head, body)
 
@@ -101,7 +113,7 @@ def _tables(effects: pd.DataFrame, labels: dict[str, str], sets: dict[str, str],
             body = []
             for key, title in sets.items():
                 if (checkpoint, key) in updates:
-                    entries = [_entry(found[checkpoint, metric, key, *advantage]) for advantage in _SHOWN]
+                    entries = [_entry(found[checkpoint, metric, key, *advantage], metric) for advantage in _SHOWN]
                     body.append((title, [Entry(int(updates[checkpoint, key]), digits=0), *entries]))
             head = [what, "Updates", *(advantage.label for advantage in _SHOWN)]
             yield markdown(WideTable(f"{name}, {label}", head, body))
@@ -114,13 +126,14 @@ def _intervals(rows: pd.DataFrame, keys: list[str], estimate: str) -> dict[tuple
     return {key: Interval(*interval) for key, interval in zip(named, numbers.tolist(), strict=True)}
 
 
-def _entry(interval: Interval, signed: bool = False) -> Entry:
-    return Entry(interval.estimate, interval=interval, digits=_DIGITS, signed=signed)
+def _entry(interval: Interval, metric: str, signed: bool = False) -> Entry:
+    return Entry(interval.estimate, interval=interval, digits=_DIGITS[metric], signed=signed)
 
 
 def _sign_table(signs: pd.DataFrame, labels: dict[str, str]) -> WideTable:
     weights = sorted(signs["weight"].unique())
     head = ["", "Groups", "Share of groups", "Wrong signs", *(f"corrected by weight {w:g}" for w in weights)]
+    head.append("weight for half of them")
     body = []
     for checkpoint, label in labels.items():
         for sides in (TWO_SIDED, ONE_SIDED):
@@ -132,10 +145,6 @@ def _sign_table(signs: pd.DataFrame, labels: dict[str, str]) -> WideTable:
                 Entry(float(first["wrong_share"]), digits=0, percent=True),
             ]
             entries += [Entry(float(rows.loc[w, "corrected"]), digits=0, percent=True) for w in weights]
+            entries.append(Entry(float(first["median_weight"]), digits=1))
             body.append((f"{label}, {sides}", entries))
     return WideTable("Samples whose local advantage has another sign than reward minus capability", head, body)
-
-
-def _text(interval: Interval) -> str:
-    low, high = (number(bound, _DIGITS) for bound in interval[1:])
-    return f"{number(interval.estimate, _DIGITS)} [{low}, {high}]"

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import xml.etree.ElementTree as ElementTree
 from itertools import combinations_with_replacement
 from pathlib import Path
@@ -15,7 +16,7 @@ from matplotlib.figure import Figure
 from analysis import paper
 from analysis.figures.fusion import example_panels, sign_panel
 from analysis.mechanism import MechanismTableError, write_mechanism_report
-from analysis.mechanism.effects import FUSED, LOCAL, RESCALED, Advantage, Measured, contrasts
+from analysis.mechanism.effects import FUSED, LOCAL, METRICS, RESCALED, Advantage, Measured, contrasts
 from analysis.mechanism.signs import corrected_signs, needed_weights, sign_errors, sign_frame
 from analysis.mechanism.tables import load_mechanism_tables
 
@@ -257,6 +258,7 @@ def test_the_paper_s_examples_need_the_weights_that_are_known_of_them() -> None:
 def test_shares_of_corrected_signs_count_samples(folder: Path, known: Known) -> None:
     table = sign_frame(load_mechanism_tables(folder)).query("checkpoint == 'base' and set == 'all' and weight == 5")
     wrong = corrected = one_sided = 0
+    needed: list[float] = []
     for row in known.rows:
         for rewards in row["rewards"].reshape(2, GROUP):
             is_one_sided = (rewards > 0.5).all() or (rewards < 0.5).all()
@@ -268,10 +270,13 @@ def test_shares_of_corrected_signs_count_samples(folder: Path, known: Known) -> 
             sides = np.where(right > 0, right.clip(0).sum(), (-right).clip(0).sum())
             is_wrong = local * right < 0
             wrong += is_wrong.sum()
+            needed += (-local / (right / sides))[is_wrong].tolist()
             corrected += (is_wrong & ((local + 5 * right / sides) * right > 0)).sum()
     of = table.set_index("sides")
     assert 0 < corrected < wrong
     assert of.loc["two-sided", "corrected"] == pytest.approx(corrected / wrong)
+    assert of.loc["two-sided", "median_weight"] == pytest.approx(np.median(needed))
+    assert of.loc["one-sided", "median_weight"] == math.inf
     assert of.loc["one-sided", "groups"] == one_sided > 0
     assert of.loc["one-sided", ["corrected", "low", "high"]].tolist() == [0, 0, 0]
 
@@ -288,10 +293,12 @@ def test_the_report_has_words_tables_and_figures(folder: Path) -> None:
     assert "| 80 iterations, one-sided |" in text
     figures = folder / "figures"
     names = {path.stem for path in figures.glob("*.svg")}
-    assert names == {"fusion-examples", "mechanism-signs"} | {
-        f"mechanism-{name}" for name in ("selection", "difficulty", "fusion")
+    assert names == {"fusion-example-weak", "fusion-example-strong", "mechanism-signs"} | {
+        f"mechanism-{name}-{metric}" for name in ("selection", "difficulty", "fusion") for metric in METRICS
     }
-    words = [t.strip() for t in ElementTree.parse(figures / "mechanism-difficulty.svg").getroot().itertext()]
+    for picture in re.findall(r"\]\((.*?\.png)\)", text):
+        assert (folder / picture).is_file()
+    words = [t.strip() for t in ElementTree.parse(figures / "mechanism-difficulty-snr.svg").getroot().itertext()]
     for word in ("below 0.2", "0.2 to 0.4", "from 0.8", "untrained", "80 iterations"):
         assert word in words
 

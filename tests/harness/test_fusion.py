@@ -2,6 +2,7 @@
 
 import math
 
+import pandas as pd
 import pytest
 import torch
 from accelerate import Accelerator
@@ -11,7 +12,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from harness.adagrpo import fuse_advantages, global_advantage, local_advantage, rescale_advantages
-from harness.config import ConfigError, compose, run_id
+from harness.config import ROOT, ConfigError, compose, run_id
 from harness.launch.cells import cell_name
 from harness.models.registry import build_policy
 from harness.prompts import read_prompts
@@ -97,6 +98,15 @@ def test_fusion_spoils_no_right_sign_and_corrects_none_of_a_one_sided_group(
     assert (fused.sign() == right)[was_right].all()
     if (rewards > mean).all() or (rewards < mean).all():
         assert (fused.sign() == local.sign())[clear].all()
+
+
+def test_the_published_example_groups_have_the_advantages_that_figures_show() -> None:
+    table = pd.read_csv(ROOT / "results" / "paper" / "example_groups.csv")
+    for _, rows in table.groupby("group"):
+        rewards = torch.tensor(rows["reward"].to_numpy())
+        local, global_ = local_advantage(rewards), global_advantage(rewards, rows["capability_mean"].iloc[0], 1.0)
+        assert rows["local"].tolist() == pytest.approx(local.tolist(), abs=1e-6)
+        assert rows["global"].tolist() == pytest.approx(global_.tolist(), abs=1e-6)
 
 
 # --- What a shift does to the gradient

@@ -317,6 +317,16 @@ def test_bad_input_is_one_line_and_exit_code_2(
     assert len(error.strip().splitlines()) == 1
 
 
+def test_the_miniature_s_measurement_is_large_enough() -> None:
+    loaded = load_mechanism("miniature", ["base"])
+    rollout = loaded.config.rollout
+    groups_a_prompt = len(rollout.branch_indices)
+    assert loaded.file.reference_prompts * groups_a_prompt * rollout.group_size >= 4000
+    assert loaded.file.rounds * groups_a_prompt >= 500
+    # No run of a study, pilot, sweep or checkpoint trains on its draws.
+    assert loaded.config.seed == 3000
+
+
 def test_an_unknown_key_of_the_file_is_named(tmp_path: Path) -> None:
     path = tmp_path / "wrong.yaml"
     path.write_text(TINY.replace("rounds: 2", "round: 2", 1))
