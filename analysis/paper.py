@@ -85,3 +85,13 @@ def unseen_gains() -> dict[str, tuple[int, int]]:
                 differences.append(ours - base)
         gains[judge] = sum(difference > 0 for difference in differences), len(differences)
     return gains
+
+
+def example_groups() -> pd.DataFrame:
+    """The paper's two example groups of rewards, below and above the capability.
+
+    Returns:
+        Columns group ("weak", "strong"), capability_mean, reward: as published. Columns local and global: their
+        advantages by the paper's equations; both groups are two-sided, so that no capability std matters.
+    """
+    return pd.read_csv(_FOLDER / "example_groups.csv")

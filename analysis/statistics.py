@@ -153,6 +153,43 @@ def paired_p_value(
     return 2 * t_distribution(-deviate * math.sqrt((count - 1) / count), count - 1)
 
 
+def resampling_weights(counts: Sequence[int], num_resamples: int = NUM_RESAMPLES) -> list[Values]:
+    """Weights of independent units, for the bootstrap of any statistic that is a function of them; see ``Resampled``.
+
+    Args:
+        counts: n of each stratum, at least 2; strata are resampled independently.
+        num_resamples: bootstrap samples. The same counts have the same ones, so that differences are paired.
+
+    Returns:
+        For each stratum ``[1 + resamples, n]``; rows sum to 1. The first is of equal weights: the sample itself.
+
+    Raises:
+        ValueError: no stratum, or one with fewer than 2 units.
+    """
+    if not counts or min(counts) < 2:
+        raise ValueError(f"{list(counts)} units: a bootstrap needs strata of at least 2 units each")
+    drawn = [_weights(count, num_resamples, str(number)) for number, count in enumerate(counts)]
+    return [np.vstack([np.full(shares.shape[1], 1 / shares.shape[1]), shares]) for shares in drawn]
+
+
+class Resampled(NamedTuple):
+    """A statistic for each row of ``resampling_weights``, the first being its estimate; NaN where it is not defined."""
+
+    values: Values
+    counts: Sequence[int]
+    """Units in each stratum that was resampled."""
+
+    def minus(self, other: "Resampled") -> "Resampled":
+        """The paired difference of two statistics of the same weights."""
+        return Resampled(self.values - other.values, self.counts)
+
+    def interval(self, confidence: float = 0.95) -> Interval:
+        """Percentile interval, widened for few units (``_tail``); NaN bounds if it was undefined in any resample."""
+        tail = _tail(confidence, self.counts)
+        low, high = np.quantile(self.values[1:], [tail, 1 - tail])
+        return Interval(float(self.values[0]), float(low), float(high))
+
+
 def probability_of_improvement(treatment: Sequence[ArrayLike], control: Sequence[ArrayLike]) -> float:
     """Probability that a random run of the treatment beats a random run of the control; .5 is no difference.
 
@@ -282,6 +319,7 @@ def t_distribution(t: float, degrees: int) -> float:
     return (1 + within) / 2
 
 
+@lru_cache(maxsize=256)
 def t_quantile(probability: float, degrees: int) -> float:
     """The t with ``t_distribution(t, degrees) == probability``, which lies in (0, 1)."""
     if probability < 0.5:
@@ -343,7 +381,7 @@ def _resampled_means(differences: Values, num_resamples: int) -> Values:
 
 @lru_cache(maxsize=8)
 def _weights(count: int, num_resamples: int, of: str) -> Values:
-    """``[resamples, count]``: shares that the drawn ones have in a bootstrap mean; of seeds and prompts independent."""
+    """``[resamples, count]``: shares that the drawn ones have in a bootstrap mean; independent for each ``of``."""
     generator = np.random.default_rng([RESAMPLING_SEED, ord(of[0])])
     weights = generator.multinomial(count, np.full(count, 1 / count), size=num_resamples) / count
     weights.flags.writeable = False

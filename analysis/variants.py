@@ -23,6 +23,7 @@ _SHORT = {
     "capability.anchor": "anchor",
     "optimizer.learning_rate": "lr",
     "method.eta": "eta",
+    "fusion.kind": "fusion",
 }
 _NOT_READ_BY_BASE = ("fusion.", "capability.", "rollout.candidates")
 _MODEL = "model"

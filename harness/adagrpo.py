@@ -1,7 +1,8 @@
 """AdaGRPO's two parts, for any GRPO trainer of a flow model: this file needs nothing but torch and may be copied.
 
 Online Curriculum Filtering: `CapabilityTracker` and `select_prompt`.
-Cross-Level Advantage Fusion: `local_advantage`, `global_advantage` and `fuse_advantages`.
+Cross-Level Advantage Fusion: `local_advantage`, `global_advantage` and `fuse_advantages`; and `rescale_advantages`, a
+control that is no part of the paper.
 
 How a trainer uses them (``docs/example_loop.py`` is a complete, runnable one)::
 
@@ -228,11 +229,33 @@ def fuse_advantages(local: Tensor, global_: Tensor, weight: float = 1.0) -> Tens
 
     Raises ValueError if the two are not one-dimensional and of one length, or the weight is out of range.
     """
-    if local.ndim != 1 or local.shape != global_.shape:
-        raise ValueError(f"advantages to fuse must both be [G], got {list(local.shape)} and {list(global_.shape)}")
-    if not (math.isfinite(weight) and weight >= 0):
-        raise ValueError(f"the fusion weight must be finite and at least 0, got {weight}")
+    _check_fused(local, global_, weight, "global ones")
     return local + weight * global_
+
+
+def rescale_advantages(local: Tensor, rewards: Tensor, std: float, weight: float = 1.0) -> Tensor:
+    """Control for the fusion: the local advantages of a group, all multiplied by one number.
+
+    A_j = local_j (1 + weight * (std(R) + 1e-8) / (sigma_ema + 1e-8)), std unbiased.
+
+    It is what `fuse_advantages` makes of a one-sided group before clipping, applied to every group: it knows how spread
+    a group is beside the capability, but not whether a sample lies above it. What the fusion gains over it is more than
+    a rescaling (docs/fusion.md).
+
+    Args:
+        local: ``[G]``, from `local_advantage`; the result is shaped like it.
+        rewards: ``[G]``, G >= 2: what they were made of, in the reward's own unit.
+        std: sigma_ema >= 0, `CapabilityTracker.std`, in the same unit.
+        weight: >= 0; 0 leaves the local advantages alone.
+
+    Raises ValueError if the two are not one-dimensional and of one length, the rewards are not finite, or std or weight
+    is out of range.
+    """
+    _check_fused(local, rewards, weight, "rewards")
+    if not 0 <= std < math.inf:
+        raise ValueError(f"the capability needs a finite std >= 0, got {std}")
+    spread = _checked_rewards(rewards, minimum=2).std(correction=1)
+    return local * (1 + weight * (spread + EPSILON) / (std + EPSILON)).to(local)
 
 
 def _checked_rewards(rewards: Tensor, minimum: int) -> Tensor:
@@ -246,6 +269,13 @@ def _checked_rewards(rewards: Tensor, minimum: int) -> Tensor:
     if not values.isfinite().all():
         raise ValueError(f"rewards must be finite, got {values.tolist()}")
     return values if values.dtype == torch.float64 else values.float()
+
+
+def _check_fused(local: Tensor, other: Tensor, weight: float, what: str) -> None:
+    if local.ndim != 1 or local.shape != other.shape:
+        raise ValueError(f"local advantages and {what} must be [G] of one G, got {[*local.shape]} and {[*other.shape]}")
+    if not (math.isfinite(weight) and weight >= 0):
+        raise ValueError(f"the fusion weight must be finite and at least 0, got {weight}")
 
 
 def _check_clip(clip: float) -> None:

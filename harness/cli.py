@@ -14,6 +14,7 @@ COMMANDS = (
     "reproduce",
     "study",
     "sweep",
+    "mechanism",
     "status",
     "doctor",
     "report",

@@ -93,6 +93,13 @@ class FusionConfig(Section):
 
     enabled: bool = False
     weight: float = Field(1.0, ge=0)
+    kind: Literal["fused", "rescaled"] = "fused"
+    """The paper's fusion, or the control that only rescales local advantages: see docs/fusion.md."""
+
+    @property
+    def name(self) -> str:
+        """In names of runs and cells."""
+        return "fusion" if self.kind == "fused" else self.kind
 
 
 class CapabilityConfig(Section):
@@ -375,6 +382,8 @@ class RunConfig(Section):
             )
         if self.evaluation.base_test and not self.evaluation.test:
             raise ValueError("evaluation.base_test: no test list is read with evaluation.test=false; set it to false")
+        if self.fusion.kind == "rescaled" and not self.fusion.enabled:
+            raise ValueError("fusion.kind: rescaled has no effect without fusion; set fusion.enabled=true")
         self._check_updates()
         return self
 
@@ -432,7 +441,7 @@ def run_id(config: RunConfig, fingerprints: Mapping[str, str]) -> str:
     """
     content = numeric_settings(config)
     payload = json.dumps([content, dict(fingerprints), NUMERICS_VERSION], sort_keys=True)
-    fusion = f"-fusion{config.fusion.weight:g}" if config.fusion.enabled else ""
+    fusion = f"-{config.fusion.name}{config.fusion.weight:g}" if config.fusion.enabled else ""
     digest = hashlib.sha256(payload.encode()).hexdigest()[:10]
     return f"{config.method.kernel}-{config.selection}{fusion}-seed{config.seed}-{digest}"
 

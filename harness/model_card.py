@@ -96,7 +96,7 @@ def _settings(config: RunConfig) -> str:
     rows = {
         "step": f"{config.method.kernel}, eta {config.method.eta:g}",
         "prompt selection": config.selection,
-        "advantage fusion": f"weight {config.fusion.weight:g}" if config.fusion.enabled else "none",
+        "advantage fusion": _fusion_of(config),
         "reward": ", ".join(f"{name} (weight {weight:g})" for name, weight in config.reward.items()),
         "rollout": f"{rollout.kind}, steps {', '.join(map(str, rollout.branch_indices))} of {config.model.num_steps}",
         "candidates, group, prompts an update": f"{rollout.candidates}, {rollout.group_size}, "
@@ -135,11 +135,19 @@ def _method_of(config: RunConfig) -> str:
     if _is_adagrpo(config):
         return f"{name} + AdaGRPO"
     selection = "" if config.selection == "random" else f" + {config.selection} prompts"
-    return f"{name}{selection}{' + advantage fusion' if config.fusion.enabled else ''}"
+    fusion = {"fused": " + advantage fusion", "rescaled": " + rescaled advantages"}[config.fusion.kind]
+    return f"{name}{selection}{fusion if config.fusion.enabled else ''}"
+
+
+def _fusion_of(config: RunConfig) -> str:
+    if not config.fusion.enabled:
+        return "none"
+    rescaled = ", rescaling alone" if config.fusion.kind == "rescaled" else ""
+    return f"weight {config.fusion.weight:g}{rescaled}"
 
 
 def _is_adagrpo(config: RunConfig) -> bool:
-    return config.selection == "curriculum" and config.fusion.enabled
+    return config.selection == "curriculum" and config.fusion.enabled and config.fusion.kind == "fused"
 
 
 def _base_of(config: RunConfig) -> str:

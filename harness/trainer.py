@@ -14,7 +14,14 @@ from accelerate.utils import gather_object
 from torch import Tensor
 
 from harness.accounting import Counters, Stopwatch, across_processes, mean_and_std
-from harness.adagrpo import CapabilityTracker, fuse_advantages, global_advantage, local_advantage, select_prompt
+from harness.adagrpo import (
+    CapabilityTracker,
+    fuse_advantages,
+    global_advantage,
+    local_advantage,
+    rescale_advantages,
+    select_prompt,
+)
 from harness.config import ConfigError, RunConfig
 from harness.errors import HarnessError
 from harness.models.embedding import PromptEmbedding
@@ -216,7 +223,6 @@ class Trainer:
         self, rewards: Sequence[Tensor], components: Sequence[dict[str, Tensor]] | None = None
     ) -> list[Tensor]:
         """Fused advantages of each slot's groups, ``[groups, G]``; the paths of a full-SDE rollout are one group."""
-        fusion, clip = self.config.fusion, self.config.objective.advantage_clip
         local = self._local_advantages(rewards)
         if components is not None and self.config.objective.combine == "advantages":
             each = {name: self._local_advantages([slot[name] for slot in components]) for name in self.reward.weights}
@@ -224,18 +230,20 @@ class Trainer:
                 torch.stack([weight * each[name][slot] for name, weight in self.reward.weights.items()]).sum(0)
                 for slot in range(len(rewards))
             ]
-        if not fusion.enabled:
+        if not self.config.fusion.enabled:
             return local
-        mean, std = self.tracker.mean, self.tracker.std
         return [
-            torch.stack(
-                [
-                    fuse_advantages(own, global_advantage(group, mean, std, clip), fusion.weight)
-                    for own, group in zip(locals_, groups, strict=True)
-                ]
-            )
+            torch.stack([self._fused(own, group) for own, group in zip(locals_, groups, strict=True)])
             for locals_, groups in zip(local, rewards, strict=True)
         ]
+
+    def _fused(self, local: Tensor, rewards: Tensor) -> Tensor:
+        """A group's local advantages ``[G]`` fused with the global ones of its rewards, or rescaled as a control."""
+        fusion, capability = self.config.fusion, self.tracker
+        if fusion.kind == "rescaled":
+            return rescale_advantages(local, rewards, capability.std, fusion.weight)
+        clip = self.config.objective.advantage_clip
+        return fuse_advantages(local, global_advantage(rewards, capability.mean, capability.std, clip), fusion.weight)
 
     def _local_advantages(self, rewards: Sequence[Tensor]) -> list[Tensor]:
         """Local advantages of each slot's groups, ``[groups, G]``, of one reward."""

@@ -14,7 +14,7 @@ _NO_MATTER |= {"model": {"path": True, "execution": True}}
 
 def cell_name(config: RunConfig) -> str:
     """Method, selection and fusion, as in ``flow_grpo curriculum + fusion 1``."""
-    fusion = f" + fusion {config.fusion.weight:g}" if config.fusion.enabled else ""
+    fusion = f" + {config.fusion.name} {config.fusion.weight:g}" if config.fusion.enabled else ""
     return f"{config.method.kernel} {config.selection}{fusion}"
 
 

@@ -1,4 +1,4 @@
-"""Starts a sweep's workers on this machine, replaces those that are killed, and waits for them."""
+"""Starts the workers of a sweep or a measurement on this machine, replaces those that are killed, waits for them."""
 
 import os
 import signal
@@ -20,7 +20,7 @@ _POLL_SECONDS, _PATIENCE_SECONDS = 0.2, 60.0
 
 @dataclass
 class Worker:
-    """A process that executes trials, and its log."""
+    """A process that works off what there is to do, and its log."""
 
     log: Path
     environment: Mapping[str, str]
@@ -98,7 +98,7 @@ def _settle(worker: Worker, command: Sequence[str], say: Callable[[str], None]) 
     killed_by = signal.Signals(-code).name if code < 0 else "SIGTERM" if code == INTERRUPTED_CODE else None
     if killed_by and worker.restarts < MAX_RESTARTS:
         worker.restarts += 1
-        say(f"a worker was killed by {killed_by}: another takes its place, and its trial is tried again")
+        say(f"a worker was killed by {killed_by}: another takes its place, and its work is tried again")
         _start(worker, command)
         return
     cause = f"was killed by {killed_by} again and again" if killed_by else f"ended early: {worker.last_line()}"

@@ -61,12 +61,12 @@ def test_methods_and_rewards_have_usual_settings_of_their_own() -> None:
 
 def test_a_setting_that_an_old_run_does_not_know_is_at_its_default() -> None:
     old = run({"iterations": 80})
-    new = run({"iterations": 80}, fusion={"control": "none"})
-    control = run({"iterations": 80, "fusion": {"control": "rescale"}}, fusion={"control": "rescale"})
-    assert names(old, new, control) == ["", "", "fusion.control rescale"]
+    new = run({"iterations": 80}, fusion={"kind": "fused"})
+    control = run({"iterations": 80, "fusion": {"kind": "rescaled"}}, fusion={"kind": "rescaled"})
+    assert names(old, new, control) == ["", "", "fusion rescaled"]
     # A run that did not record its settings cannot say that it is like the others.
     unknown = (old[0], {})
-    assert names(unknown, new, new) == ["fusion.control unset", "", ""]
+    assert names(unknown, new, new) == ["fusion unset", "", ""]
 
 
 def test_of_equally_frequent_settings_the_default_is_the_usual_one() -> None:
@@ -76,7 +76,7 @@ def test_of_equally_frequent_settings_the_default_is_the_usual_one() -> None:
 
 def test_the_base_of_a_variant_differs_in_what_a_base_reads() -> None:
     assert variant_of_base("decay 0.95, G 15, B 24") == "G 15"
-    assert variant_of_base("fusion.control rescale") == variant_of_base("anchor before") == ""
+    assert variant_of_base("fusion rescaled") == variant_of_base("anchor before") == ""
     assert variant_of_base("branches 0 1, P 2") == "branches 0 1, P 2"
 
 

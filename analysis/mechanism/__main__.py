@@ -1,0 +1,5 @@
+"""``python -m analysis.mechanism FOLDER``."""
+
+from analysis.mechanism.report import main
+
+raise SystemExit(main())

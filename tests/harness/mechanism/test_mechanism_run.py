@@ -1,0 +1,390 @@
+"""A measurement is cut into chunks, can be killed and continued, is shared by workers, and ends in tables."""
+
+import argparse
+import fcntl
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from analysis.mechanism.effects import ADVANTAGES, Measured
+from analysis.mechanism.signs import sign_frame
+from analysis.mechanism.tables import load_mechanism_tables
+from harness import cli
+from harness.commands import mechanism as command
+from harness.config import ConfigError
+from harness.mechanism import chunks as chunks_module
+from harness.mechanism import definition, worker
+from harness.mechanism.checkpoint import find_measured, read_adapters
+from harness.mechanism.chunks import SETS, difficulty_of, is_ready, load, plan
+from harness.mechanism.definition import Mechanism, load_mechanism
+from harness.mechanism.gradients import KINDS, advantages_of, update_gradients
+from harness.mechanism.sampling import Sampler, select_all
+from harness.mechanism.tables import is_written, write_tables
+from harness.mechanism.worker import make_sampler, mechanism_of, work
+from harness.runs import RunDirectory
+
+TINY = """
+profile: miniature
+seed: 5
+rounds: 2
+warm_up_rounds: 1
+reference_prompts: 2
+chunk: 1
+settings:
+  reward: {colour: 1}
+  rollout: {candidates: 2, group_size: 2}
+  evaluation: {judges: [colour]}
+"""
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("tiny") / "tiny.yaml"
+    path.write_text(TINY)
+    return path
+
+
+@pytest.fixture(scope="module")
+def finished(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Mechanism, Path]:
+    """A measurement of the untrained model, with its working folder; not to be written to."""
+    folder = tmp_path_factory.mktemp("runs")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(definition, "RUNS", folder)
+        loaded = load_mechanism(str(tiny), ["base"])
+        work(loaded, say=lambda line: None)
+    return loaded, folder
+
+
+@pytest.fixture(scope="module")
+def sampler(finished: tuple[Mechanism, Path]) -> Sampler:
+    """What draws for it, made once."""
+    return make_sampler(finished[0], plan(finished[0])[0])
+
+
+@pytest.fixture
+def copied(finished: tuple[Mechanism, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Mechanism, Path]:
+    """The same, to be written to."""
+    loaded, folder = finished
+    shutil.copytree(folder, tmp_path / "runs")
+    monkeypatch.setattr(definition, "RUNS", tmp_path / "runs")
+    return loaded, tmp_path / "runs"
+
+
+# --- Chunks
+
+
+def test_chunks_cover_everything_once(finished: tuple[Mechanism, Path]) -> None:
+    loaded, _ = finished
+    members = {stage: [] for stage in ("reference", "candidates", "groups")}
+    for chunk in plan(loaded):
+        members[chunk.stage] += chunk.members
+    # Round 1 warms the capability up.
+    assert members == {"reference": [0, 1], "candidates": [1, 2, 3], "groups": [2, 3]}
+
+
+def test_what_is_there_is_not_computed_again(copied: tuple[Mechanism, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*arguments: object) -> None:
+        raise AssertionError("nothing is left to compute")
+
+    monkeypatch.setattr(worker, "make_sampler", refuse)
+    said: list[str] = []
+    work(copied[0], said.append)
+    assert said == []
+
+
+def test_a_lost_chunk_comes_back_the_same_and_nothing_else_is_touched(copied: tuple[Mechanism, Path]) -> None:
+    loaded, _ = copied
+    chunks = plan(loaded)
+    lost = chunks[-1]
+    before, others = load(lost), {c.path: c.path.stat().st_mtime_ns for c in chunks[:-1]}
+    lost.path.unlink()
+    said: list[str] = []
+    work(loaded, said.append)
+    assert said == ["base: groups-001"]
+    after = load(lost)
+    for name in before.keys() - {"seconds"}:
+        np.testing.assert_array_equal(after[name], before[name])
+    assert {path: path.stat().st_mtime_ns for path in others} == others
+
+
+def test_a_kill_within_a_chunk_leaves_no_part_of_it(
+    copied: tuple[Mechanism, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded, _ = copied
+    lost = plan(loaded)[0]
+    lost.path.unlink()
+
+    def killed(self: Sampler, number: int) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Sampler, "of_reference", killed)
+    with pytest.raises(KeyboardInterrupt):
+        work(loaded, say=lambda line: None)
+    assert not lost.is_done
+    assert not list(lost.path.parent.glob(".partial*"))
+
+
+def test_groups_wait_for_reference_and_candidates(copied: tuple[Mechanism, Path]) -> None:
+    chunks = plan(copied[0])
+    groups = chunks[-1]
+    assert is_ready(groups, chunks)
+    for needed in (chunks[0], chunks[2]):
+        content = needed.path.read_bytes()
+        needed.path.unlink()
+        assert not is_ready(groups, chunks)
+        needed.path.write_bytes(content)
+
+
+def test_a_chunk_that_another_worker_is_at_is_left_to_it(copied: tuple[Mechanism, Path]) -> None:
+    loaded, _ = copied
+    first, second = plan(loaded)[:2]
+    for chunk in (first, second):
+        chunk.path.unlink()
+    contents = {}
+
+    def computed_by_the_other(line: str) -> None:
+        contents["said"] = line
+        # The other worker finishes as this one has nothing left but to wait.
+        first.path.write_bytes(b"")
+
+    with first.path.with_suffix(".lock").open("w") as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        work(loaded, computed_by_the_other, poll_seconds=0.01)
+    assert contents["said"] == "base: reference-001"
+    assert first.path.read_bytes() == b""
+
+
+def test_difficulties_are_bins_of_the_anchor_s_reward() -> None:
+    assert [difficulty_of(reward) for reward in (-1.0, 0.0, 0.19, 0.2, 0.59, 0.8, 1.0)] == [0, 0, 0, 1, 2, 4, 4]
+
+
+# --- Tables
+
+
+def test_tables_hold_the_gradients_products(finished: tuple[Mechanism, Path], sampler: Sampler, tmp_path: Path) -> None:
+    loaded, folder = finished
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(definition, "RUNS", folder)
+        assert not is_written(loaded, tmp_path)
+        write_tables(loaded, tmp_path)
+        assert is_written(loaded, tmp_path)
+    units, blocks = (pd.read_parquet(tmp_path / f"{name}.parquet") for name in ("units", "blocks"))
+    rewards = torch.stack([sampler.candidate_rewards(number) for number in (1, 2, 3)])
+    selections = select_all(rewards, 1, loaded.config)
+    prompts = [sampler.of_reference(number) for number in (0, 1)]
+    unbiased = [{"unbiased": advantages_of(s.rewards, 0.0, 1.0, 5.0)["unbiased"]} for s in prompts]
+    reference = torch.cat([update_gradients(s.scores, a) for s, a in zip(prompts, unbiased, strict=True)])
+    gradients = {}
+    for number in (2, 3):
+        choice = selections[number - 1]
+        candidate = choice.chosen["hardest"]
+        sampled = sampler.of_candidate(number, candidate)
+        advantages = advantages_of(sampled.rewards, choice.mean, choice.std, 5.0)
+        gradients[number] = dict(zip(KINDS, update_gradients(sampled.scores, advantages), strict=True))
+        [(_, row)] = units[(units["round"] == number) & units["hardest"]].iterrows()
+        assert row["prompt"] == sampler.candidates(number)[candidate]
+        assert row["anchor_reward"] == pytest.approx(float(rewards[number - 1, candidate]), rel=1e-5)
+        assert row["capability_mean"] == pytest.approx(choice.mean, rel=1e-5)
+        assert row["rewards"].tolist() == pytest.approx(sampled.rewards.flatten().tolist(), rel=1e-5)
+        assert row["global"].tolist() == pytest.approx(advantages["global"].flatten().tolist(), rel=1e-4, abs=1e-5)
+        own = gradients[number]
+        assert row["local|global"] == pytest.approx(float(own["local"] @ own["global"]), rel=1e-4)
+        assert row["local|reference"] == pytest.approx(float(own["local"] @ reference.mean(0)), rel=1e-3)
+    of = blocks.set_index(["set", "kind", "other_kind", "block", "other_block"])["value"]
+    first, second = gradients[2], gradients[3]
+    both = (first["local"] @ second["global"] + second["local"] @ first["global"]) / 2
+    size = float(first["local"].norm() * second["global"].norm())
+    assert of["hardest", "local", "global", 0, 1] == pytest.approx(float(both), abs=1e-3 * size)
+    crossed = float(second["local"] @ reference[0])
+    assert of["hardest", "local", "reference", 1, 0] == pytest.approx(crossed, rel=1e-3)
+    assert of["reference", "reference", "reference", 0, 1] == pytest.approx(
+        float(reference[0] @ reference[1]), rel=1e-3
+    )
+    assert set(blocks["set"]) == {*SETS, "reference"}
+    # Two strategies that choose the same prompt share its row.
+    assert len(units) == sum(len(set(choice.chosen.values())) for choice in selections[1:])
+    assert (units[["random", "easiest", "hardest", "medium", "curriculum"]].sum() == 2).all()
+
+
+def test_the_analysis_reads_what_was_written(finished: tuple[Mechanism, Path], tmp_path: Path) -> None:
+    loaded, folder = finished
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(definition, "RUNS", folder)
+        write_tables(loaded, tmp_path)
+    tables = load_mechanism_tables(tmp_path)
+    measured = Measured(tables, "base")
+    for strategy in tables.strategies:
+        for advantage in ADVANTAGES:
+            assert abs(measured.metrics(strategy, advantage)["cosine"].values[0]) <= 1
+    assert measured.num_updates("curriculum") == 2
+    signs = sign_frame(tables).query("set == 'random' and weight == 1")
+    assert signs["groups"].sum() == 4
+
+
+def test_unfinished_measurements_have_no_tables(copied: tuple[Mechanism, Path], tmp_path: Path) -> None:
+    loaded, _ = copied
+    plan(loaded)[3].path.unlink()
+    with pytest.raises(RuntimeError, match=r"1 chunks are missing, such as candidates-001\.npz"):
+        write_tables(loaded, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_tables_of_another_measurement_do_not_count(
+    finished: tuple[Mechanism, Path], tiny: Path, tmp_path: Path
+) -> None:
+    loaded, folder = finished
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(definition, "RUNS", folder)
+        write_tables(loaded, tmp_path)
+    assert is_written(load_mechanism(str(tiny), ["base"]), tmp_path)
+    assert not is_written(load_mechanism(str(tiny), ["base"], ["rollout.group_size=3"]), tmp_path)
+    about = json.loads((tmp_path / "about.json").read_text())
+    about["checkpoints"].append({"label": "run@3", "iteration": 3, "weights": "x"})
+    (tmp_path / "about.json").write_text(json.dumps(about))
+    assert not is_written(loaded, tmp_path)
+
+
+# --- Checkpoints
+
+
+def test_final_adapters_are_those_of_the_last_checkpoint(lora_run: RunDirectory, tiny: Path) -> None:
+    loaded = load_mechanism(str(tiny), [str(lora_run.folder), "base"])
+    base, trained = loaded.checkpoints
+    assert (base.label, trained.label, trained.iteration) == ("base", f"{lora_run.run_id}@1", 1)
+    state = lora_run.load_checkpoint()
+    assert state is not None
+    final = read_adapters(lora_run)
+    assert final.keys() == state["parameters"].keys()
+    assert any(tensor.abs().max() > 0 for name, tensor in final.items() if "lora_B" in name)
+    policy = trained.load(loaded.config, torch.device("cpu"))
+    for name, parameter in policy.trainable().items():
+        assert torch.equal(parameter, state["parameters"][name])
+
+
+def test_an_unfinished_run_is_measured_at_its_checkpoint(lora_run: RunDirectory, tiny: Path, tmp_path: Path) -> None:
+    config = load_mechanism(str(tiny), ["base"]).config
+    run = RunDirectory(tmp_path / "unfinished")
+    shutil.copytree(lora_run.folder, run.folder)
+    shutil.rmtree(run.folder / "checkpoints" / "final")
+    run.set_status("running", 1, 40)
+    assert find_measured(str(run.folder), config).label == "unfinished@1"
+    run.checkpoint_path.unlink()
+    with pytest.raises(ConfigError, match="has no checkpoint yet"):
+        find_measured(str(run.folder), config)
+
+
+def test_a_run_of_other_adapters_or_of_none_is_refused(
+    lora_run: RunDirectory, full_run: RunDirectory, tiny: Path
+) -> None:
+    with pytest.raises(ConfigError, match="has other adapters"):
+        load_mechanism(str(tiny), [str(full_run.folder)])
+    with pytest.raises(ConfigError, match="has other adapters"):
+        load_mechanism(str(tiny), [str(lora_run.folder)], ["optimizer.lora.rank=4"])
+    with pytest.raises(ConfigError, match=r"trains .*base, not .*weak"):
+        load_mechanism(str(tiny), [str(lora_run.folder)], ["model.path=harness/models/miniature/weak"])
+    with pytest.raises(ConfigError, match="is there twice"):
+        load_mechanism(str(tiny), ["base", "base"])
+
+
+# --- Command
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["miniatur"], "files there: miniature"),
+        (["--checkpoints", "no/such/run"], "is neither 'base' nor a run directory"),
+        (["selection=curriculum"], "selection=curriculum: only random can be measured"),
+        (["rollout.kind=full_sde"], "rollout.kind=full_sde: only anchor_branch"),
+        (["optimizer.tuning=full"], "optimizer.tuning=full: only lora"),
+        (["rollout.wieght=2"], "the nearest is"),
+        (["--workers", "0"], "--workers 0: must be at least 1"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(
+    arguments: list[str], expected: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as end:
+        cli.main(["mechanism", *arguments])
+    assert end.value.code == 2
+    error = capsys.readouterr().err
+    assert expected in error
+    assert len(error.strip().splitlines()) == 1
+
+
+def test_the_miniature_s_measurement_is_large_enough() -> None:
+    loaded = load_mechanism("miniature", ["base"])
+    rollout = loaded.config.rollout
+    groups_a_prompt = len(rollout.branch_indices)
+    assert loaded.file.reference_prompts * groups_a_prompt * rollout.group_size >= 4000
+    assert loaded.file.rounds * groups_a_prompt >= 500
+    # No run of a study, pilot, sweep or checkpoint trains on its draws.
+    assert loaded.config.seed == 3000
+
+
+def test_an_unknown_key_of_the_file_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "wrong.yaml"
+    path.write_text(TINY.replace("rounds: 2", "round: 2", 1))
+    with pytest.raises(ConfigError, match=r"wrong\.yaml: unknown key 'round'; the nearest is 'rounds'"):
+        load_mechanism(str(path), ["base"])
+
+
+def test_the_command_starts_workers_at_the_same_measurement_and_reports_it(
+    copied: tuple[Mechanism, Path], tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded, _ = copied
+    plan(loaded)[-1].path.unlink()
+    started: list[list[str]] = []
+
+    def run_workers(command: list[str], environments: list[object], *rest: object) -> list[str]:
+        started.extend([command] * len(environments))
+        work(mechanism_of(command[3:]), say=lambda line: None)
+        return []
+
+    monkeypatch.setattr("harness.sweep.supervise.run_workers", run_workers)
+    reported: list[Path] = []
+    monkeypatch.setattr("analysis.mechanism.write_mechanism_report", reported.append)
+    options = argparse.Namespace(
+        words=[str(tiny)], overrides=["runtime.threads=1"], checkpoints=["base"], workers=2, output=tmp_path / "out"
+    )
+    assert command.mechanism(options) == 0
+    assert len(started) == 2
+    assert started[0][1:3] == ["-m", "harness.mechanism.worker"]
+    assert mechanism_of(started[0][3:]).identity == loaded.identity
+    assert is_written(loaded, tmp_path / "out")
+    # Again: nothing to compute, so no workers.
+    assert command.mechanism(options) == 0
+    assert len(started) == 2
+    assert reported == [tmp_path / "out"] * 2
+
+
+def test_progress_names_what_is_left(copied: tuple[Mechanism, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    loaded, _ = copied
+    chunks = plan(loaded)
+    contents = {chunk.path: chunk.path.read_bytes() for chunk in chunks[:2]}
+    for path in contents:
+        path.unlink()
+    monkeypatched = pytest.MonkeyPatch()
+    monkeypatched.setattr(command, "_LOOK_SECONDS", 0.0)
+    look = command._progress(loaded)
+    look()
+    chunks[0].path.write_bytes(contents[chunks[0].path])
+    look()
+    look()
+    monkeypatched.undo()
+    total = sum(chunk.pictures for chunk in chunks)
+    first, second = capsys.readouterr().out.splitlines()
+    assert first == f"7 chunks, about {total} pictures to draw and score; {1 - 8 / total:.0%} done"
+    assert second == f"{1 - 4 / total:.0%} done, about 0 min left"
+
+
+def test_a_chunk_counts_the_pictures_it_scores(finished: tuple[Mechanism, Path]) -> None:
+    by_stage = {chunk.stage: chunk.pictures for chunk in plan(finished[0])}
+    # Two branch indices of two siblings; two candidates, both of which may be chosen.
+    assert by_stage == {"reference": 4, "candidates": 2, "groups": 8}
+    assert chunks_module.SETS[:5] == ("random", "easiest", "hardest", "medium", "curriculum")

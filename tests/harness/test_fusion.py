@@ -1,0 +1,205 @@
+"""What fusion does to a group, by algebra and in numbers, and the control that only rescales (docs/fusion.md)."""
+
+import math
+
+import pandas as pd
+import pytest
+import torch
+from accelerate import Accelerator
+from hypothesis import assume, given
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.testing import assert_close
+
+from harness.adagrpo import fuse_advantages, global_advantage, local_advantage, rescale_advantages
+from harness.config import ROOT, ConfigError, compose, run_id
+from harness.launch.cells import cell_name
+from harness.models.registry import build_policy
+from harness.prompts import read_prompts
+from harness.rewards import build_reward
+from harness.trainer import Trainer
+from harness.transitions import SDETransition
+
+# Whole hundredths, as in the tests of adagrpo.py: rewards differ by 0 or by much more than a rounding error.
+reward_values = st.integers(-1000, 1000).map(lambda hundredths: hundredths / 100)
+groups = st.lists(reward_values, min_size=2, max_size=16).map(lambda values: torch.tensor(values, dtype=torch.float64))
+weights = st.floats(0, 15)
+stds = st.floats(0.05, 20)
+
+
+def unclipped(rewards: Tensor, mean: float, std: float, weight: float) -> Tensor:
+    local = local_advantage(rewards, math.inf)
+    return fuse_advantages(local, global_advantage(rewards, mean, std, math.inf), weight)
+
+
+def spread(rewards: Tensor, mean: float) -> tuple[float, float]:
+    """T+ and T-: what lies above and below the capability mean."""
+    return (rewards - mean).clamp_min(0).sum().item(), (mean - rewards).clamp_min(0).sum().item()
+
+
+# --- Algebra
+
+
+@given(groups, reward_values, stds)
+def test_a_two_sided_global_advantage_is_a_line_and_a_kink_at_the_capability(
+    rewards: Tensor, mean: float, std: float
+) -> None:
+    above, below = spread(rewards, mean)
+    assume(above > 1e-3 and below > 1e-3)
+    line = (1 / above + 1 / below) / 2 * (rewards - mean)
+    kink = (1 / above - 1 / below) / 2 * (rewards - mean).abs()
+    assert_close(global_advantage(rewards, mean, std, math.inf), line + kink, rtol=1e-5, atol=1e-6)
+    # Steeper on the side that holds less: the side of the minority.
+    assert above - below == pytest.approx(len(rewards) * (rewards.mean().item() - mean), abs=1e-9)
+
+
+@given(groups, reward_values, stds, weights)
+def test_fused_advantages_sum_to_zero_so_fusion_shifts_no_group(
+    rewards: Tensor, mean: float, std: float, weight: float
+) -> None:
+    fused = unclipped(rewards, mean, std, weight)
+    assert fused.sum().item() == pytest.approx(0, abs=1e-5 * max(1.0, fused.abs().max().item()))
+
+
+@given(groups, reward_values, stds, weights)
+def test_fused_advantages_rise_with_the_reward(rewards: Tensor, mean: float, std: float, weight: float) -> None:
+    ordered = rewards.sort().values
+    assert (unclipped(ordered, mean, std, weight).diff() >= -1e-9).all()
+
+
+@given(groups, stds, weights, st.booleans())
+def test_the_control_is_the_fusion_of_a_one_sided_group(
+    rewards: Tensor, std: float, weight: float, below: bool
+) -> None:
+    mean = rewards.min().item() - 1 if below else rewards.max().item() + 1
+    control = rescale_advantages(local_advantage(rewards, math.inf), rewards, std, weight)
+    assert_close(unclipped(rewards, mean, std, weight), control, rtol=1e-6, atol=1e-6)
+
+
+@given(groups, stds, weights)
+def test_around_its_own_mean_a_group_is_only_rescaled_too(rewards: Tensor, std: float, weight: float) -> None:
+    mean = rewards.mean().item()
+    above, _ = spread(rewards, mean)
+    assume(above > 1e-3)
+    factor = 1 + weight * rewards.std().item() / above
+    expected = local_advantage(rewards, math.inf) * factor
+    assert_close(unclipped(rewards, mean, std, weight), expected, rtol=1e-4, atol=1e-4)
+
+
+@given(groups, reward_values, stds, weights)
+def test_fusion_spoils_no_right_sign_and_corrects_none_of_a_one_sided_group(
+    rewards: Tensor, mean: float, std: float, weight: float
+) -> None:
+    right = (rewards - mean).sign()
+    local = local_advantage(rewards, math.inf)
+    fused = unclipped(rewards, mean, std, weight)
+    clear = (local.abs() > 1e-6) & (right != 0)
+    was_right = clear & (local.sign() == right)
+    assert (fused.sign() == right)[was_right].all()
+    if (rewards > mean).all() or (rewards < mean).all():
+        assert (fused.sign() == local.sign())[clear].all()
+
+
+def test_the_published_example_groups_have_the_advantages_that_figures_show() -> None:
+    table = pd.read_csv(ROOT / "results" / "paper" / "example_groups.csv")
+    for _, rows in table.groupby("group"):
+        rewards = torch.tensor(rows["reward"].to_numpy())
+        local, global_ = local_advantage(rewards), global_advantage(rewards, rows["capability_mean"].iloc[0], 1.0)
+        assert rows["local"].tolist() == pytest.approx(local.tolist(), abs=1e-6)
+        assert rows["global"].tolist() == pytest.approx(global_.tolist(), abs=1e-6)
+
+
+# --- What a shift does to the gradient
+
+
+def gradient_of_each_group(baseline: float, num_groups: int, group_size: int) -> Tensor:
+    """Policy gradients by theta, ``[groups]``, of x' ~ N(theta, 2^2) with reward x' and advantage reward - baseline."""
+    theta = torch.tensor(1.0, dtype=torch.float64, requires_grad=True)
+    std = torch.tensor(2.0, dtype=torch.float64)
+    noise = torch.randn(num_groups * group_size, 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    samples = (theta + std * noise).detach()
+    transition = SDETransition(mean=theta.expand_as(samples), std=std, diffusion=std)
+    # d log p / d theta of each sample, as the gradient by its own copy of the mean.
+    (score,) = torch.autograd.grad(transition.log_prob(samples).sum(), transition.mean)
+    return ((samples - baseline) * score).reshape(num_groups, group_size).mean(1)
+
+
+@pytest.mark.parametrize("shift", [0.0, 3.0, 10.0])
+def test_a_shift_of_all_advantages_leaves_the_expected_gradient_and_adds_variance(shift: float) -> None:
+    num_groups, group_size = 40_000, 8
+    gradients = gradient_of_each_group(baseline=1.0 - shift, num_groups=num_groups, group_size=group_size)
+    # E[R] = theta, so its gradient is 1. With z = noise: (R - b) score = (theta - b) z / std + z^2.
+    variance = ((shift / 2) ** 2 + 2) / group_size
+    assert gradients.mean().item() == pytest.approx(1.0, abs=4 * math.sqrt(variance / num_groups))
+    assert gradients.var().item() == pytest.approx(variance, rel=0.05)
+
+
+# --- The control
+
+
+def test_the_control_of_a_hand_made_group() -> None:
+    rewards = torch.tensor([1.0, 2.0, 3.0])  # std 1
+    assert_close(rescale_advantages(local_advantage(rewards), rewards, std=0.5, weight=2.0), torch.tensor([-5.0, 0, 5]))
+    assert_close(rescale_advantages(torch.tensor([-1.0, 0, 1]), rewards, 0.5, 0.0), torch.tensor([-1.0, 0, 1]))
+
+
+def test_the_control_does_not_know_where_the_capability_lies() -> None:
+    rewards = torch.tensor([1.0, 2.0, 6.0], dtype=torch.float64)
+    local = local_advantage(rewards)
+    control = rescale_advantages(local, rewards, std=1.0, weight=4.0)
+    assert_close(control / local, torch.full((3,), 1 + 4 * rewards.std().item(), dtype=torch.float64))
+    fused = [fuse_advantages(local, global_advantage(rewards, mean, 1.0), 4.0) for mean in (1.5, 4.0)]
+    assert not torch.allclose(*fused)
+
+
+def test_the_control_refuses_bad_input() -> None:
+    rewards = torch.tensor([1.0, 2.0])
+    with pytest.raises(ValueError, match=r"rewards must be \[G\] of one G, got \[3\] and \[2\]"):
+        rescale_advantages(torch.zeros(3), rewards, 1.0)
+    with pytest.raises(ValueError, match="finite std"):
+        rescale_advantages(torch.zeros(2), rewards, -1.0)
+    with pytest.raises(ValueError, match="fusion weight"):
+        rescale_advantages(torch.zeros(2), rewards, 1.0, weight=math.nan)
+
+
+# --- In a run
+
+RESCALED = ["fusion.enabled=true", "fusion.kind=rescaled", "fusion.weight=3"]
+
+
+def test_the_trainer_uses_the_control_where_the_configuration_says_so() -> None:
+    torch.set_num_threads(1)
+    rewards = torch.tensor([[0.1, 0.3, 0.2, 0.9], [0.6, 0.7, 0.8, 0.9]], dtype=torch.float64)
+    made = {}
+    for kind in ("fused", "rescaled"):
+        overrides = ["fusion.enabled=true", f"fusion.kind={kind}", "fusion.weight=3", "selection=curriculum"]
+        config = compose("miniature", overrides=overrides)
+        policy = build_policy(config.model, config.optimizer, torch.device("cpu"), config.seed)
+        prompts = read_prompts(config.prompts.train).prompts
+        trainer = Trainer(config, policy, build_reward("ocr"), prompts, Accelerator(cpu=True))
+        trainer.tracker.update(torch.tensor([0.3, 0.5]))  # mean .4, std .1
+        [made[kind]] = trainer._advantages([rewards])
+    local = torch.stack([local_advantage(group) for group in rewards])
+    factors = 1 + 3 * rewards.std(dim=1, keepdim=True) / 0.1
+    assert_close(made["rescaled"], local * factors, rtol=1e-6, atol=0)
+    # The first group has rewards on both sides of the capability; the second has not.
+    assert not torch.allclose(made["fused"][0], made["rescaled"][0])
+    clipped = local[1] + 3 * (local[1] * (factors[1] - 1) / 3).clamp(-5, 5)
+    assert_close(made["fused"][1], clipped, rtol=1e-6, atol=0)
+
+
+def test_the_control_is_another_run_and_the_default_the_same_as_before() -> None:
+    fused = compose("miniature", overrides=["fusion.enabled=true", "fusion.weight=3"])
+    explicit = compose("miniature", overrides=["fusion.enabled=true", "fusion.weight=3", "fusion.kind=fused"])
+    rescaled = compose("miniature", overrides=RESCALED)
+    assert run_id(explicit, {}) == run_id(fused, {})
+    assert run_id(rescaled, {}).startswith("flow_grpo-random-rescaled3-seed0-")
+    assert cell_name(rescaled) == "flow_grpo random + rescaled 3"
+    assert rescaled.scores_candidates
+
+
+def test_a_kind_without_fusion_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"fusion\.kind: rescaled has no effect without fusion"):
+        compose("miniature", overrides=["fusion.kind=rescaled"])
+    with pytest.raises(ConfigError, match=r"the nearest is 'rescaled'"):
+        compose("miniature", overrides=["fusion.enabled=true", "fusion.kind=rescale"])
