@@ -213,10 +213,11 @@ def test_warm_up_and_weight_averages() -> None:
     start = {name: p.detach().clone() for name, p in training.parameters.items()}
     assert training.iterate()["learning_rate"] == pytest.approx(3e-4 / 4)
     for name, parameter in training.parameters.items():
-        torch.testing.assert_close(training.averages[name], 0.9 * start[name] + 0.1 * parameter.detach())
+        torch.testing.assert_close(training.engine.averages[name], 0.9 * start[name] + 0.1 * parameter.detach())
     trained = {name: p.detach().clone() for name, p in training.parameters.items()}
-    with training.averaged_weights():
-        assert all(torch.equal(p, training.averages[name]) for name, p in training.parameters.items())
+    averages = {name: average.clone() for name, average in training.engine.averages.items()}
+    with training.engine.averaged_weights():
+        assert all(torch.equal(p, averages[name]) for name, p in training.parameters.items())
     assert all(torch.equal(p, trained[name]) for name, p in training.parameters.items())
 
 
