@@ -118,4 +118,4 @@ def _read_shards(run: RunDirectory, state: Mapping[str, Any], targets: dict[str,
     folder: Path = run.checkpoint_path.with_name(state[_FOLDER])
     if not (folder / ".metadata").is_file():
         raise ConfigError(f"{folder}: is missing or not whole, but {run.checkpoint_path} needs it; copy both together")
-    read_shares(targets, checkpoint_id=folder)
+    read_shares(targets, checkpoint_id=folder, no_dist=not torch.distributed.is_initialized())

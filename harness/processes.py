@@ -72,7 +72,8 @@ class Processes:
         self.accelerator = accelerator
         self.index, self.count = accelerator.process_index, accelerator.num_processes
         self.is_main = accelerator.is_main_process
-        self.device = accelerator.device
+        # accelerate numbers CPUs, as in cpu:0, where there are several processes; not all libraries know such a device.
+        self.device = torch.device("cpu") if accelerator.device.type == "cpu" else accelerator.device
         self.timeout_seconds = timeout_seconds
         self.on_late = on_late
         self._moment = ""
