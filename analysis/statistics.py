@@ -184,10 +184,10 @@ class Resampled(NamedTuple):
         return Resampled(self.values - other.values, self.counts)
 
     def interval(self, confidence: float = 0.95) -> Interval:
-        """Percentile interval, widened for few units (``_tail``); NaN bounds if it was undefined in any resample."""
-        tail = _tail(confidence, self.counts)
-        low, high = np.quantile(self.values[1:], [tail, 1 - tail])
-        return Interval(float(self.values[0]), float(low), float(high))
+        """As ``paired_interval`` has it, widened for few units; NaN bounds if it was undefined in any resample."""
+        resampled = self.values[1:]
+        deviate = _deviate(confidence, self.counts, expand=True)
+        return _interval(float(self.values[0]), resampled, float(resampled.std()), deviate)
 
 
 def probability_of_improvement(treatment: Sequence[ArrayLike], control: Sequence[ArrayLike]) -> float:

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from accelerate.utils import gather_object
 
 from harness.config import RunConfig, num_trained_steps
+from harness.processes import Processes
 
 
 @dataclass
@@ -78,7 +78,10 @@ class Stopwatch:
 
 
 def across_processes(
-    values: Mapping[str, Sequence[Any]], averages: Mapping[str, Mapping[str, float]], spent: Counters
+    values: Mapping[str, Sequence[Any]],
+    averages: Mapping[str, Mapping[str, float]],
+    spent: Counters,
+    processes: Processes,
 ) -> tuple[dict[str, list[Any]], dict[str, dict[str, float]], dict[str, int]]:
     """Bring together what each process logged; equal on every process.
 
@@ -86,8 +89,9 @@ def across_processes(
         values: lists to be joined, in the order of processes.
         averages: sections of numbers to be averaged over processes.
         spent: counts to be added up.
+        processes: all of them.
     """
-    everyone = gather_object([(values, averages, vars(spent))])
+    everyone = processes.gather_objects((values, averages, vars(spent)), "gathering what is logged")
     joined = {key: [value for one in everyone for value in one[0][key]] for key in values}
     averaged = {
         section: {key: sum(one[1][section][key] for one in everyone) / len(everyone) for key in numbers}

@@ -75,13 +75,13 @@ def find_checkpoint(name: str, profile: str) -> Checkpoint:
         raise ConfigError(f"checkpoint {name}: no such file or folder; it can be {_KINDS}")
     if (path / "config.yaml").is_file():
         config = load(path / "config.yaml")
-        label = _label_of(config)
+        label = label_of(config)
     else:
         config, label = compose(profile), path.stem if path.is_file() else path.name
     if (path / "model_index.json").is_file():
         model = config.model.model_copy(update={"path": str(path)})
         return Checkpoint(label, config.model_copy(update={"model": model}))
-    weights = _weights_in(path)
+    weights = weights_in(path)
     if weights is None:
         raise ConfigError(f"checkpoint {name}: has no weights to load; it can be {_KINDS}")
     return Checkpoint(label, config, weights)
@@ -89,24 +89,31 @@ def find_checkpoint(name: str, profile: str) -> Checkpoint:
 
 def find_run_checkpoint(folder: Path) -> Checkpoint:
     """The final weights of a run. Raises ConfigError if the folder is no run directory, or the run not finished."""
-    run = RunDirectory(folder.resolve())
-    if not (run.folder / "config.yaml").is_file() or not (run.folder / "status.json").is_file():
-        raise ConfigError(f"{folder}: is no run directory (it needs config.yaml and status.json)")
+    run = run_in(folder)
     config, status = run.config, run.status()
-    weights = _weights_in(run.folder / "checkpoints" / "final")
+    weights = weights_in(run.folder / "checkpoints" / "final")
     if weights is None:
         raise ConfigError(
             f"run {run.folder}: has no final weights yet (iteration {status['iteration']} of {config.iterations}, "
-            f"{status['state']}); finish it with  adagrpo train --resume {run.folder}"
+            f"{status['state']}); finish it with  adagrpo train --resume {run.folder}  or use  adagrpo export --latest"
         )
-    return Checkpoint(_label_of(config), config, weights, run)
+    return Checkpoint(label_of(config), config, weights, run)
 
 
-def _label_of(config: RunConfig) -> str:
+def run_in(folder: Path) -> RunDirectory:
+    """The run of a directory. Raises ConfigError if it is none."""
+    run = RunDirectory(folder.resolve())
+    if not (run.folder / "config.yaml").is_file() or not (run.folder / "status.json").is_file():
+        raise ConfigError(f"{folder}: is no run directory (it needs config.yaml and status.json)")
+    return run
+
+
+def label_of(config: RunConfig) -> str:
+    """How tables and pictures call a run's weights."""
     return f"{cell_name(config)}, seed {config.seed}"
 
 
-def _weights_in(path: Path) -> Path | None:
+def weights_in(path: Path) -> Path | None:
     """The LoRA file or transformer folder that a path is or holds."""
     if path.is_file():
         return path if path.suffix == ".safetensors" else None

@@ -10,6 +10,7 @@ from harness.errors import HarnessError
 
 COMMANDS = (
     "train",
+    "launch",
     "grid",
     "reproduce",
     "study",

@@ -33,6 +33,15 @@ class Section(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _read_off(cls, content: Any) -> Any:
+        """YAML takes the word off for false."""
+        if not isinstance(content, Mapping):
+            return content
+        words = {key for key, field in cls.model_fields.items() if "off" in get_args(field.annotation)}
+        return {key: "off" if value is False and key in words else value for key, value in content.items()}
+
 
 class ExecutionConfig(Section):
     """How the network is run: memory and speed. Changes no number beyond rounding, so it is no part of a run's name."""
@@ -306,7 +315,15 @@ class RuntimeConfig(Section):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: int = Field(1, ge=1)
     processes: int = Field(1, ge=1)
-    """World size that was asked for; another one found at start is an error."""
+    """World size that was asked for, over all machines; another one found at start is an error."""
+    machines: int = Field(1, ge=1)
+    """That share the processes evenly."""
+    engine: Literal["ddp", "fsdp2", "zero2"] = "ddp"
+    """What each process holds of a model in training. Everything, and gradients are averaged (ddp); a share of weights,
+    gradients and optimiser state (fsdp2); all weights, but a share of gradients and optimiser state (zero2, which needs
+    DeepSpeed). The numbers are the same up to rounding."""
+    timeout_seconds: Positive = 1800.0
+    """Longest wait of a process for the others, wherever all meet."""
     checkpoint_interval: int = Field(25, ge=1)
 
 
@@ -385,7 +402,32 @@ class RunConfig(Section):
         if self.fusion.kind == "rescaled" and not self.fusion.enabled:
             raise ValueError("fusion.kind: rescaled has no effect without fusion; set fusion.enabled=true")
         self._check_updates()
+        self._check_engine()
         return self
+
+    def _check_engine(self) -> None:
+        """Whether the processes can be started, and an engine's can make equally many forwards."""
+        runtime, window = self.runtime, self.rollout.window
+        if runtime.processes % runtime.machines:
+            raise ValueError(
+                f"runtime.machines: {runtime.machines} cannot share runtime.processes={runtime.processes} evenly"
+            )
+        if runtime.engine != "ddp" and runtime.processes == 1:
+            raise ValueError(
+                f"runtime.engine: {runtime.engine} shares a model out to processes, but runtime.processes=1; use ddp"
+            )
+        if runtime.engine != "fsdp2":
+            return
+        if self.rollout.kind == "anchor_branch" and window is not None and window.move == "random":
+            raise ValueError(
+                "runtime.engine: fsdp2 needs equally many forwards in all processes, but rollout.window.move=random "
+                "makes branches of different length; use move=slide, or another engine"
+            )
+        if self.model.execution.compile == "auto":
+            raise ValueError(
+                "runtime.engine: fsdp2 gathers the weights of one block after the other, which "
+                "model.execution.compile=auto cannot; use compile=blocks or off"
+            )
 
     def _check_updates(self) -> None:
         """Whether an iteration's prompts or steps can be dealt out evenly to its updates."""

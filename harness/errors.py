@@ -11,3 +11,7 @@ class ConfigError(HarnessError, ValueError):
     """Input or a configuration that cannot run."""
 
     exit_code = 2
+
+
+class CollectiveError(HarnessError, RuntimeError):
+    """Another process of the run did not come to where all meet: the echo of what happened to it."""

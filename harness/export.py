@@ -1,22 +1,27 @@
 """Hands a run's result over: files that plain diffusers loads, with a model card."""
 
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 
-from harness.checkpoints import LORA_FILE, Checkpoint
+from harness.checkpointing import read_weights
+from harness.checkpoints import LORA_FILE, Checkpoint, label_of, run_in, weights_in
 from harness.config import ConfigError, dump
 from harness.model_card import Form, model_card
 from harness.models.locate import find_pipeline
 from harness.models.published import Licence, find_published
+from harness.models.registry import build_policy
 from harness.models.weights import copy_weights, merge_lora, read_lora
 from harness.runs import write_atomically
 
 
 def export(checkpoint: Checkpoint, folder: Path, *, merge: bool = False, licence: str | None = None) -> Form:
-    """Write a finished run's weights, its configuration (config.yaml) and a model card (README.md).
+    """Write a run's weights, its configuration (config.yaml) and a model card (README.md).
 
     Args:
         checkpoint: of a run.
@@ -49,6 +54,27 @@ def export(checkpoint: Checkpoint, folder: Path, *, merge: bool = False, licence
     write_atomically(folder / "config.yaml", dump(checkpoint.config))
     write_atomically(folder / "README.md", model_card(run, form, terms))
     return form
+
+
+@contextmanager
+def latest_weights(folder: Path) -> Iterator[Checkpoint]:
+    """Within: the weights of a run's latest checkpoint, whole and in diffusers' format, whatever processes saved it.
+
+    Raises:
+        ConfigError: the folder is no run directory, nothing has been saved yet, shards are missing, or the run is
+            finished: then there are final weights.
+    """
+    run = run_in(folder)
+    if run.status()["state"] == "finished":
+        raise ConfigError(f"--latest: run {run.folder} is finished; export its final weights, without --latest")
+    weights = read_weights(run)
+    if weights is None:
+        raise ConfigError(f"--latest: run {run.folder} has no checkpoint yet")
+    config = run.config
+    policy = build_policy(config.model, config.optimizer, torch.device("cpu"), config.seed)
+    with TemporaryDirectory(dir=run.checkpoint_path.parent, prefix=".export-") as scratch:
+        policy.save(Path(scratch), weights)
+        yield Checkpoint(label_of(config), config, weights_in(Path(scratch)), run)
 
 
 def _licence_of(checkpoint: Checkpoint, licence: str | None) -> Licence:

@@ -28,7 +28,7 @@ def model_card(run: RunDirectory, form: Form, licence: Licence) -> str:
     """README.md of an export: YAML front matter as the hub reads it, then text.
 
     Args:
-        run: finished.
+        run: with a checkpoint, which is what was exported.
         form: what was exported.
         licence: of the export.
     """
@@ -37,7 +37,7 @@ def model_card(run: RunDirectory, form: Form, licence: Licence) -> str:
     sections = [
         f"---\n{yaml.safe_dump(_front_matter(config, form, licence), sort_keys=False)}---",
         f"# {name}",
-        _introduction(config, run.run_id, form),
+        _introduction(run, form),
         f"## Use\n\n```python\n{_usage(config, form)}\n```\n\n{_schedule(config, form)}",
         f"## Training\n\n{_settings(config)}\n\nAll settings are in `config.yaml`.",
         f"## Measured\n\n{_measured(run)}",
@@ -58,12 +58,14 @@ def _front_matter(config: RunConfig, form: Form, licence: Licence) -> dict[str, 
     }
 
 
-def _introduction(config: RunConfig, run_id: str, form: Form) -> str:
+def _introduction(run: RunDirectory, form: Form) -> str:
+    config, done = run.config, run.status()["iteration"]
+    length = f"{done}" if done == config.iterations else f"{done} of {config.iterations}"
     what = {"lora": "LoRA adapters for", "transformer": "A transformer for", "pipeline": "A pipeline made from"}[form]
     reward = " + ".join(name if weight == 1 else f"{weight:g} x {name}" for name, weight in config.reward.items())
     return (
-        f"{what} {_base_of(config)}, trained by reinforcement learning ({_method_of(config)}) for {config.iterations} "
-        f"iterations to raise the reward {reward}. Run `{run_id}`."
+        f"{what} {_base_of(config)}, trained by reinforcement learning ({_method_of(config)}) for {length} "
+        f"iterations to raise the reward {reward}. Run `{run.run_id}`."
     )
 
 
@@ -111,7 +113,8 @@ def _settings(config: RunConfig) -> str:
 
 def _measured(run: RunDirectory) -> str:
     """A table for each prompt list: each metric at each iteration that was evaluated first and last."""
-    records = [json.loads(line) for line in (run.folder / "eval.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for line in (run.folder / "eval.jsonl").read_text().splitlines()]
+    records = [line for line in lines if line["iteration"] <= run.status()["iteration"]]
     tables = []
     for split in ("test", "validation"):
         of_split = [record for record in records if record["split"] == split]

@@ -43,12 +43,20 @@ def move_averages(
 
 @contextmanager
 def swapped_in(averages: Mapping[str, Tensor], parameters: Mapping[str, nn.Parameter]) -> Iterator[None]:
-    """Within: the parameters hold the averages, if there are any."""
-    kept = {name: parameters[name].data for name in averages}
-    for name, average in averages.items():
-        parameters[name].data = average
+    """Within: the parameters hold the averages, if there are any, and the averages hold the parameters.
+
+    In place, since an engine that shares weights out keeps memory of its own behind the parameters.
+    """
+    _exchange(averages, parameters)
     try:
         yield
     finally:
-        for name, data in kept.items():
-            parameters[name].data = data
+        _exchange(averages, parameters)
+
+
+@torch.no_grad()
+def _exchange(averages: Mapping[str, Tensor], parameters: Mapping[str, nn.Parameter]) -> None:
+    for name, average in averages.items():
+        kept = average.clone()
+        average.copy_(parameters[name])
+        parameters[name].copy_(kept)

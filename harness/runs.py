@@ -20,7 +20,7 @@ from typing import IO, Any
 
 from harness import config as configuration
 from harness.config import ROOT, ConfigError, RunConfig
-from harness.errors import HarnessError
+from harness.errors import CollectiveError, HarnessError
 
 RUNS = ROOT / "results" / "runs"
 PROTOCOL = ROOT / "analysis" / "claims.py"
@@ -60,7 +60,13 @@ class RunDirectory:
         return unknown | json.loads(path.read_text()) if path.exists() else unknown
 
     def set_status(
-        self, state: str, iteration: int, iterations: int, reason: str | None = None, attempts: int | None = None
+        self,
+        state: str,
+        iteration: int,
+        iterations: int,
+        reason: str | None = None,
+        attempts: int | None = None,
+        keep_failure: bool = False,
     ) -> None:
         """Replace status.json atomically.
 
@@ -70,34 +76,65 @@ class RunDirectory:
             iterations: of the whole run.
             reason: why it failed.
             attempts: how often workers have begun it in this launch; None leaves the number as it is.
+            keep_failure: leave state and reason as they are, if another process of the run has failed.
         """
-        content = {
-            "state": state,
-            "iteration": iteration,
-            "iterations": iterations,
-            "reason": reason,
-            "attempts": self.status()["attempts"] if attempts is None else attempts,
-            "updated": datetime.now(UTC).isoformat(timespec="seconds"),
-        }
-        write_atomically(self.folder / "status.json", json.dumps(content, indent=1) + "\n")
+        with self._sole_writer():
+            before = self.status()
+            if keep_failure and before["reason"] is not None:
+                state, reason = before["state"], before["reason"]
+            attempts = before["attempts"] if attempts is None else attempts
+            content = {"state": state, "iteration": iteration, "iterations": iterations, "reason": reason}
+            self._write_status(content | {"attempts": attempts})
+
+    @contextmanager
+    def _sole_writer(self) -> Iterator[None]:
+        """Within: no other process changes the status; those that fail at the same moment all want to."""
+        with (self.folder / "status.lock").open("w") as stream:
+            fcntl.flock(stream, fcntl.LOCK_EX)
+            yield
 
     @contextmanager
     def failure_noted(self) -> Iterator[None]:
-        """Within: an exception makes the run a failed one, whose reason is the exception's type and message.
-
-        Where several processes execute the run, an error that is none of ours may be the echo of a process that was
-        killed. Then the first one is noted as the reason, but the run may be tried again.
-        """
+        """Within: an exception is noted as by ``note_failure``; an echo is raised with the message of its cause."""
         try:
             yield
         except Exception as error:
-            status = self.status()
-            is_final = int(os.environ.get("WORLD_SIZE", "1")) == 1 or isinstance(error, HarnessError)
-            if is_final or status["reason"] is None:
-                reason = " ".join(f"{type(error).__name__}: {error}".split())[:_LONGEST_REASON]
-                state = "failed" if is_final else status["state"]
-                self.set_status(state, status["iteration"], status["iterations"], reason)
+            cause, own = self.note_failure(error)
+            if cause != own and isinstance(error, CollectiveError):
+                raise CollectiveError(f"{cause} (here: {error})") from error
             raise
+
+    def note_failure(self, error: Exception) -> tuple[str, str]:
+        """Make the run a failed one, unless it is already, with an exception's type and message as the reason.
+
+        Where several processes execute the run, what fails in one makes the others fail. Such an echo is noted until
+        its cause is, and the run is not a failed one yet: perhaps a process was killed, which may also be behind an
+        error that is none of ours, and the run can be tried again.
+
+        Returns:
+            The reason that stands now, and this exception's own.
+        """
+        own = " ".join(f"{type(error).__name__}: {error}".split())[:_LONGEST_REASON]
+        several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+        if several:
+            own = f"rank {os.environ['RANK']}: {own}"
+        is_echo = several and isinstance(error, CollectiveError)
+        is_final = not several or (isinstance(error, HarnessError) and not is_echo)
+        with self._sole_writer():
+            status = self.status()
+            known = status["reason"]
+            if several and status["state"] == "failed":
+                return known, own
+            is_known = known is not None and (is_echo or f" {CollectiveError.__name__}: " not in known)
+            if is_known and not is_final:
+                return known, own
+            state = "failed" if is_final else status["state"]
+            self._write_status(status | {"state": state, "reason": own})
+        return own, own
+
+    def _write_status(self, content: Mapping[str, Any]) -> None:
+        content = {**content, "updated": datetime.now(UTC).isoformat(timespec="seconds")}
+        write_atomically(self.folder / "status.json", json.dumps(content, indent=1) + "\n")
 
     def write_environment(self, content: Mapping[str, Any]) -> None:
         """Replace environment.json."""

@@ -7,10 +7,11 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list, gather_object, set_seed
+from accelerate.utils import set_seed
 
-from harness.config import NUMERICS_VERSION, ConfigError, RunConfig, numeric_settings
+from harness.checkpointing import load_state, save_state
+from harness.config import NUMERICS_VERSION, numeric_settings
+from harness.errors import CollectiveError
 from harness.evaluation import evaluate, sample_images, save_gallery
 from harness.mirror import Mirror
 from harness.models.files import model_fingerprint
@@ -19,6 +20,7 @@ from harness.models.policy import Policy
 from harness.models.registry import build_policy
 from harness.observation import VERSION as OBSERVATION
 from harness.observation import Observer
+from harness.processes import Processes, make_accelerator, print_late
 from harness.prompts import drawn_prompts, read_prompts
 from harness.rewards import RewardError, build_rewards
 from harness.runs import RunDirectory, environment, write_atomically
@@ -37,8 +39,7 @@ class Session:
     Args:
         run: the run.
         say: receives a line of progress now and then, on the main process.
-        on_validation: called after each validation, on the main process. StopRun needs a run of one process: others
-            would wait for ever.
+        on_validation: called after each validation, on the main process; what it raises, StopRun, ends all.
 
     Raises:
         ConfigError: the world size is not the one asked for, or a prompt cannot be drawn by the model.
@@ -57,11 +58,12 @@ class Session:
         torch.set_num_threads(runtime.threads)
         # What an earlier run in this process drew must not matter; numpy takes 32 bits.
         set_seed(self.config.seed % 2**32)
-        self.accelerator = make_accelerator(self.config)
-        self.is_main = self.accelerator.is_main_process
+        accelerator = make_accelerator(self.config)
+        self.processes = Processes(accelerator, runtime.timeout_seconds, self._note_late)
+        self.is_main = self.processes.is_main
         self.say = say if self.is_main else (lambda line: None)
         self.prompts = {s: read_prompts(getattr(self.config.prompts, s)).prompts for s in self.config.prompt_splits}
-        policy = build_policy(self.config.model, self.config.optimizer, self.accelerator.device, seed=self.config.seed)
+        policy = build_policy(self.config.model, self.config.optimizer, self.processes.device, seed=self.config.seed)
         for prompts in self.prompts.values():
             policy.check_prompts(prompts)
         if self.config.model.execution.text_encoders == "free":
@@ -70,15 +72,21 @@ class Session:
         reward, self.judges = build_rewards(self.config.reward, judges, self.config.rewards, runtime.threads)
         for judge in self.judges:
             judge.check_ready()
-        self.trainer = Trainer(self.config, policy, reward, self.prompts["train"], self.accelerator)
+        self.trainer = Trainer(self.config, policy, reward, self.prompts["train"], accelerator)
+        self.trainer.processes.on_late = self._note_late
+        self.processes = self.trainer.processes
+
+    def _note_late(self, error: CollectiveError) -> None:
+        print_late(error)
+        self.run.note_failure(error)
 
     def _prepare_text(self, policy: Policy) -> None:
         """Encode all prompts of the run; each process does a share, and waits until all are on disk."""
         drawn = drawn_prompts(self.prompts["train"], self.config)
         needed = [*drawn, *self.prompts["validation"], *self.prompts.get("test", ())]
         self.say(f"encoding {len(needed)} prompts, but those that are cached")
-        policy.prepare_prompts(needed, self.accelerator.process_index, self.accelerator.num_processes)
-        self.accelerator.wait_for_everyone()
+        policy.prepare_prompts(needed, self.processes.index, self.processes.count)
+        self.processes.wait("encoding prompts")
 
     def execute(self) -> None:
         """Train to the end: validation at the interval, and one test when training is over.
@@ -109,10 +117,11 @@ class Session:
                         f"{trainer.iteration}/{config.iterations}  reward {record['reward_mean']:.3f}  {each:.2f} s an "
                         f"iteration, {each * (config.iterations - trainer.iteration):.0f} s left"
                     )
-        if self.is_main:
-            with trainer.averaged_weights():
-                trainer.policy.save(self.run.folder / "checkpoints" / "final")
-            self.run.set_status("finished", trainer.iteration, config.iterations)
+        with trainer.engine.averaged_weights():
+            weights = trainer.engine.whole_weights()
+            if self.is_main:
+                trainer.policy.save(self.run.folder / "checkpoints" / "final", weights)
+                self.run.set_status("finished", trainer.iteration, config.iterations)
 
     def _iterate(self) -> dict[str, Any]:
         """An iteration; one whose scores do not arrive has taught nothing, and is not counted."""
@@ -122,7 +131,7 @@ class Session:
             return trainer.iterate()
         except RewardError as error:
             # Several processes cannot agree on a checkpoint when one of them has failed.
-            if self.accelerator.num_processes == 1:
+            if self.processes.count == 1:
                 trainer.iteration = iteration
                 trainer.tracker.load_state_dict(tracker)
                 self._save("running", str(error))
@@ -141,24 +150,31 @@ class Session:
 
     def _validate(self, mirror: Mirror) -> None:
         metrics = self._evaluate("validation", mirror)
-        if not self.is_main:
-            return
-        try:
-            self.on_validation(self.trainer.iteration, metrics)
-        except StopRun as stop:
-            self._save("waiting", str(stop))
-            raise
+        stopped: str | None = None
+        if self.is_main:
+            try:
+                self.on_validation(self.trainer.iteration, metrics)
+            except StopRun as stop:
+                stopped = str(stop)
+        stopped = self.processes.broadcast(stopped, "asking whether to go on")
+        if stopped is not None:
+            self._save("waiting", stopped)
+            raise StopRun(stopped)
 
     def _save(self, state: str, reason: str | None = None) -> None:
-        checkpoint = self.trainer.state_dict()
+        # A run stopped before its first iteration begins again, with the evaluations that precede it.
+        if self.trainer.iteration:
+            save_state(self.run, self.trainer.state_dict(), self.processes)
         if self.is_main:
-            # A run stopped before its first iteration begins again, with the evaluations that precede it.
-            if self.trainer.iteration:
-                self.run.save_checkpoint(checkpoint)
-            self.run.set_status(state, self.trainer.iteration, self.config.iterations, reason)
+            self._set_status(state, reason)
+
+    def _set_status(self, state: str, reason: str | None = None) -> None:
+        # Another process may have failed since all last met.
+        keep_failure = self.processes.count > 1
+        self.run.set_status(state, self.trainer.iteration, self.config.iterations, reason, keep_failure=keep_failure)
 
     def _resume(self) -> None:
-        state = self.run.load_checkpoint()
+        state = load_state(self.run, self.trainer.engine, self.processes)
         if state is not None:
             self.trainer.load_state_dict(state)
             self.say(f"continuing at iteration {self.trainer.iteration}")
@@ -166,8 +182,8 @@ class Session:
         if self.is_main:
             self.run.forget_after(self.trainer.iteration if state else -1)
             self.run.write_environment(environment() | {"settings": numeric_settings(self.config)})
-            self.run.set_status("running", self.trainer.iteration, self.config.iterations)
-        self.accelerator.wait_for_everyone()
+            self._set_status("running")
+        self.processes.wait("beginning to train")
 
     def _evaluate(self, split: str, mirror: Mirror) -> dict[str, float]:
         """Measure every judge on a list, shared among processes, and append it to eval.jsonl; means over prompts."""
@@ -177,11 +193,12 @@ class Session:
         per_prompt = self._remembered(split, prompts) if iteration == 0 else self._measure(split, prompts)
         gallery = () if is_test else prompts[: settings.gallery]
         metrics = {metric: sum(values) / len(values) for metric, values in per_prompt.items()}
+        if gallery and (self.is_main or self.trainer.engine.needs_everyone):
+            with self.trainer.engine.averaged_weights():
+                images = sample_images(self.trainer.policy, gallery, noise_index=0, settings=settings)
         if not self.is_main:
             return metrics
         if gallery:
-            with self.trainer.averaged_weights():
-                images = sample_images(self.trainer.policy, gallery, noise_index=0, settings=settings)
             name = f"{split}-{iteration:05d}"
             save_gallery(images, gallery, self.run.folder / "images", name)
             mirror.image(split, self.run.folder / "images" / f"{name}.png", step=iteration)
@@ -207,31 +224,35 @@ class Session:
 
     def _measure(self, split: str, prompts: Sequence[str]) -> dict[str, list[float]]:
         """Every judge's value of each prompt, and what the pictures look like; complete on the main process."""
-        rank, world = self.accelerator.process_index, self.accelerator.num_processes
-        observer = Observer(prompts[rank::world])
-        with self.trainer.averaged_weights():
+        index, count = self.processes.index, self.processes.count
+        # Equally many in all processes, as some engines need: a list that cannot be shared evenly is begun again.
+        mine = [prompts[i % len(prompts)] for i in range(index, -(-len(prompts) // count) * count, count)]
+        observer = Observer(mine)
+        with self.trainer.engine.averaged_weights():
             measured = evaluate(
                 self.trainer.policy,
-                prompts[rank::world],
+                mine,
                 self.judges,
                 self._noises(split),
                 self.config.evaluation,
                 observer.see,
             )
         measured |= observer.metrics()
-        shares: list[dict[str, list[float]]] = gather_object([measured])
+        shares: list[dict[str, list[float]]] = self.processes.gather_objects(measured, f"evaluating on {split} prompts")
         return {
-            metric: [round(shares[i % world][metric][i // world], 6) for i in range(len(prompts))]
+            metric: [round(shares[i % count][metric][i // count], 6) for i in range(len(prompts))]
             for metric in measured
         }
 
     def _remembered(self, split: str, prompts: Sequence[str]) -> dict[str, list[float]]:
         """``_measure`` of the untrained model, which all runs of an experiment share: measured by the first of them."""
         path = self.run.folder.parent / "untrained" / f"{split}-{self._untrained_digest(split, len(prompts))}.json"
-        kept = [json.loads(path.read_text()) if self.is_main and path.exists() else None]
-        broadcast_object_list(kept)
-        if kept[0] is not None:
-            return kept[0]
+        found = json.loads(path.read_text()) if self.is_main and path.exists() else None
+        kept: dict[str, list[float]] | None = self.processes.broadcast(
+            found, "looking for the untrained model's numbers"
+        )
+        if kept is not None:
+            return kept
         measured = self._measure(split, prompts)
         if self.is_main:
             path.parent.mkdir(exist_ok=True)
@@ -253,21 +274,3 @@ class Session:
             [settings.num_steps, settings.height, settings.width],
         ]
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
-
-
-def make_accelerator(config: RunConfig) -> Accelerator:
-    """This process's place among all; the first call in a process joins it to the others.
-
-    Raises:
-        ConfigError: no such device, or the world size is not the one asked for.
-    """
-    wanted = config.runtime.device
-    if wanted == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("runtime.device=cuda, but no CUDA device is there; use auto or cpu")
-    use_cuda = wanted == "cuda" or (wanted == "auto" and torch.cuda.is_available())
-    accelerator = Accelerator(cpu=not use_cuda)
-    if accelerator.num_processes != config.runtime.processes:
-        raise ConfigError(
-            f"runtime.processes={config.runtime.processes} was asked for, but {accelerator.num_processes} are running"
-        )
-    return accelerator

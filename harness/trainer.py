@@ -3,14 +3,13 @@
 import math
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager
 from copy import copy
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
 from torch import Tensor
 
 from harness.accounting import Counters, Stopwatch, across_processes, mean_and_std
@@ -23,11 +22,12 @@ from harness.adagrpo import (
     select_prompt,
 )
 from harness.config import ConfigError, RunConfig
+from harness.engines import build_engine
 from harness.errors import HarnessError
 from harness.models.embedding import PromptEmbedding
 from harness.models.policy import Policy
 from harness.objective import batch_normalised_advantage, surrogate_loss
-from harness.optimisation import build_optimizer, move_averages, start_averages, swapped_in
+from harness.processes import Processes
 from harness.prompts import draw_candidates, generator_for
 from harness.rewards import Reward
 from harness.rollout import Rollout, TrainStep, Trajectory, anchor_branch, full_sde, in_batches, ode_trajectory
@@ -106,11 +106,10 @@ class Trainer:
         accelerator: Accelerator,
     ) -> None:
         self.config, self.policy, self.reward, self.prompts = config, policy, reward, prompts
-        self.accelerator = accelerator
-        slots, world = config.rollout.prompts_per_update, accelerator.num_processes
+        self.processes = Processes(accelerator, config.runtime.timeout_seconds)
         # Consecutive slots, so that what processes gather is in the order of slots, however many processes there are.
-        mine = slots // world
-        self._slots = range(accelerator.process_index * mine, (accelerator.process_index + 1) * mine)
+        mine = config.rollout.prompts_per_update // self.processes.count
+        self._slots = range(self.processes.index * mine, (self.processes.index + 1) * mine)
         self.kernel: Kernel = KERNELS[config.method.kernel](eta=config.method.eta)
         self.sigmas = policy.sigmas(config.model.num_steps)
         self.velocity = in_batches(policy.velocity, config.model.max_batch)
@@ -118,11 +117,10 @@ class Trainer:
         self._latent_dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[config.rollout.latent_precision]
         self.tracker = CapabilityTracker(config.capability.decay)
         self.anchor = self.tracker
-        self.parameters = policy.trainable()
-        self.optimizer = build_optimizer(self.parameters, config.optimizer)
-        self.averages = start_averages(self.parameters, config.optimizer)
         if config.objective.kl_beta:
             policy.keep_reference()
+        self.engine = build_engine(config, policy, self.processes)
+        self.parameters = self.engine.parameters
         self.totals = Counters()
         self.iteration = 0
 
@@ -131,6 +129,10 @@ class Trainer:
     def iterate(self) -> dict[str, Any]:
         """One iteration: draw, score and choose prompts; roll out; estimate advantages; update."""
         self.iteration += 1
+        with self.processes.at(f"iteration {self.iteration}"):
+            return self._iterate()
+
+    def _iterate(self) -> dict[str, Any]:
         watch, spent = Stopwatch(), Counters()
         slots = [self._draw(slot, watch, spent) for slot in self._slots]
         for candidates in slots:
@@ -175,7 +177,7 @@ class Trainer:
     def _update_capability(self, slots: Sequence[Candidates]) -> None:
         rewards = torch.cat([c.rewards for c in slots if c.rewards is not None])
         if self.config.capability.sync == "shared":
-            rewards = self._gather(rewards)
+            rewards = self.processes.gather(rewards, "gathering the candidates' rewards")
         if self.config.capability.anchor == "before" and not self.tracker.is_empty:
             self.anchor = copy(self.tracker)
         self.tracker.update(rewards)
@@ -251,16 +253,16 @@ class Trainer:
         if self.config.objective.normalisation == "group":
             return [torch.stack([local_advantage(group, clip) for group in groups]) for groups in rewards]
         own = torch.cat(list(rewards))
-        normalised = batch_normalised_advantage(self._gather(own), clip=clip)
-        start = self.accelerator.process_index * len(own)
+        everyone = self.processes.gather(own, "gathering rewards")
+        normalised = batch_normalised_advantage(everyone, clip=clip)
+        start = self.processes.index * len(own)
         return list(normalised[start : start + len(own)].split([len(r) for r in rewards]))
 
     def _update(self, rollouts: Sequence[Rollout], advantages: Sequence[Tensor], spent: Counters) -> dict[str, float]:
         """``updates_per_iteration`` optimiser steps on the rollouts; returns means over updates and steps."""
         objective = self.config.objective
         logged: dict[str, list[float]] = defaultdict(list)
-        for group in self.optimizer.param_groups:
-            group["lr"] = self._learning_rate()
+        self.engine.set_learning_rate(self._learning_rate())
         dealt = [self._jobs(batch) for batch in deal(rollouts, advantages, objective)]
         if objective.old_log_prob == "recomputed" and not objective.is_on_policy:
             # All of them before the first update; where updates share all samples, once.
@@ -268,22 +270,14 @@ class Trainer:
             fresh = [self._with_recomputed_log_probs(jobs, spent) for jobs in distinct]
             dealt = fresh * (len(dealt) // len(fresh))
         for number, jobs in enumerate(dealt, start=1):
-            self.optimizer.zero_grad(set_to_none=True)
-            for part in _split(jobs, self._max_train_batch):
-                losses = self._losses(part, logged)
-                torch.stack([job.share * loss for job, loss in zip(part, losses, strict=True)]).sum().backward()
-                count = sum(len(job.step.x) for job in part)
-                spent.train_forwards += count
-                spent.sample_forwards += count if objective.kl_beta else 0  # of the reference
-            norm = self._synchronised_gradient_norm()
+            parts = _split(jobs, self._max_train_batch)
+            norm = self.engine.update([partial(self._loss, part, logged, spent) for part in parts])
             if not math.isfinite(norm):
                 raise TrainingError(
                     f"the gradient is not finite at iteration {self.iteration}: lower the learning rate"
                 )
             logged["grad_norm"].append(norm)
-            self.optimizer.step()
-            updates = (self.iteration - 1) * objective.updates_per_iteration + number
-            move_averages(self.averages, self.parameters, self.config.optimizer, updates)
+            self.engine.move_averages((self.iteration - 1) * objective.updates_per_iteration + number)
         means = {name: sum(values) / len(values) for name, values in logged.items()}
         return means | {"ratio_max_deviation": max(logged["ratio_max_deviation"])}
 
@@ -311,6 +305,14 @@ class Trainer:
                     recomputed.append(replace(job, step=replace(job.step, old_log_prob=log_prob)))
                     spent.sample_forwards += len(job.step.x)
         return recomputed
+
+    def _loss(self, part: Sequence[Job], logged: dict[str, list[float]], spent: Counters) -> Tensor:
+        """A part of an update's loss."""
+        losses = self._losses(part, logged)
+        count = sum(len(job.step.x) for job in part)
+        spent.train_forwards += count
+        spent.sample_forwards += count if self.config.objective.kl_beta else 0  # of the reference
+        return torch.stack([job.share * loss for job, loss in zip(part, losses, strict=True)]).sum()
 
     def _losses(self, jobs: Sequence[Job], logged: dict[str, list[float]]) -> list[Tensor]:
         """The surrogate loss of each job's siblings, from one forward with gradient for all of them."""
@@ -365,26 +367,9 @@ class Trainer:
         with watch.phase("reward"):
             return pending.wait()
 
-    def _gather(self, values: Tensor) -> Tensor:
-        """All processes' values, along the first dimension, on the CPU."""
-        return self.accelerator.gather(values.to(self.accelerator.device)).cpu()
-
     def _learning_rate(self) -> float:
         settings = self.config.optimizer
         return settings.learning_rate * min(1.0, self.iteration / max(1, settings.warmup_iterations))
-
-    def _synchronised_gradient_norm(self) -> float:
-        """Average gradients over processes, clip them to ``max_grad_norm``; the norm before clipping."""
-        gradients = [p.grad for p in self.parameters.values() if p.grad is not None]
-        if self.accelerator.num_processes > 1:
-            flat = self.accelerator.reduce(torch.cat([g.flatten() for g in gradients]), "mean")
-            for gradient, part in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
-                gradient.copy_(part.view_as(gradient))
-        return float(torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.config.optimizer.max_grad_norm))
-
-    def averaged_weights(self) -> AbstractContextManager[None]:
-        """Within: the policy has the averaged weights, if the run keeps any."""
-        return swapped_in(self.averages, self.parameters)
 
     def _record(
         self,
@@ -411,6 +396,7 @@ class Trainer:
             },
             {"update": update, "seconds": watch.seconds},
             spent,
+            self.processes,
         )
         self.totals.add(counts)
         return {
@@ -435,35 +421,28 @@ class Trainer:
     # --- state --------------------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """All that a continued run needs, from every process: call it on all of them.
+        """All that a continued run needs, from every process: an exchange.
 
         Random draws are functions of seed and iteration, so there is no generator in it.
         """
         return {
             "iteration": self.iteration,
-            "parameters": {name: p.detach() for name, p in self.parameters.items()},
-            "averages": self.averages,
-            "optimizer": self.optimizer.state_dict(),
-            "trackers": gather_object([self.tracker.state_dict()]),
+            **self.engine.state_dict(),
+            "trackers": self.processes.gather_objects(self.tracker.state_dict(), "gathering capabilities"),
             "totals": vars(self.totals),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from ``state_dict``, bit for bit.
+        """Continue from ``state_dict``, bit for bit, when the engine has what is its own.
 
         Raises:
             ConfigError: capability is kept per rank, and another number of processes made the state.
         """
-        trackers, world = state["trackers"], self.accelerator.num_processes
+        trackers, world = state["trackers"], self.processes.count
         if self.config.capability.sync == "per_rank" and len(trackers) != world:
             raise ConfigError(
                 f"capability.sync=per_rank: {len(trackers)} processes made the checkpoint, {world} run now"
             )
-        for name, parameter in self.parameters.items():
-            parameter.data.copy_(state["parameters"][name])
-        for name, average in self.averages.items():
-            average.copy_(state["averages"][name])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.tracker.load_state_dict(trackers[self.accelerator.process_index % len(trackers)])
+        self.tracker.load_state_dict(trackers[self.processes.index % len(trackers)])
         self.totals = Counters(**state["totals"])
         self.iteration = state["iteration"]

@@ -3,9 +3,14 @@
 import argparse
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from harness.commands import Commands
 from harness.errors import ConfigError
+
+if TYPE_CHECKING:
+    from harness.config import RunConfig
+    from harness.runs import RunDirectory
 
 
 def add_parser(commands: Commands) -> None:
@@ -19,30 +24,45 @@ def add_parser(commands: Commands) -> None:
 
 
 def train(options: argparse.Namespace) -> int:
-    """Execute or continue a run, unless it is finished."""
+    """Execute or continue a run, unless it is finished. Every process of a launch calls this; the main one prepares."""
     from harness.config import compose
-    from harness.runs import RunDirectory, prepare_run
+    from harness.runs import RunDirectory, find_run, prepare_run
 
+    is_main = int(os.environ.get("RANK", "0")) == 0
     if options.resume is not None:
         if options.overrides:
             raise ConfigError("--resume continues a run as it is; overrides belong to a new run")
         if not (options.resume / "config.yaml").is_file():
             raise ConfigError(f"--resume {options.resume}: no run directory (no config.yaml there)")
         run = RunDirectory(options.resume.resolve())
+        config = run.config
     else:
-        run = prepare_run(compose(options.profile, options.method, overrides=options.overrides))
+        config = compose(options.profile, options.method, overrides=options.overrides)
+        run = prepare_run(config) if is_main else find_run(config)
     if run.status()["state"] == "finished":
-        print(f"{run.folder} is finished already")
+        if is_main:
+            print(f"{run.folder} is finished already")
         return 0
-    from harness.session import Session
-
-    is_main = int(os.environ.get("RANK", "0")) == 0
     lock = run.lock() if is_main else None
     try:
-        print(f"run {run.folder}", flush=True)
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            _begin_together(run, config, is_main)
+        if is_main:
+            print(f"run {run.folder}", flush=True)
+        from harness.session import Session
+
         with run.failure_noted():
             Session(run, say=lambda line: print(line, flush=True)).execute()
     finally:
         if lock is not None:
             lock.close()
     return 0
+
+
+def _begin_together(run: "RunDirectory", config: "RunConfig", is_main: bool) -> None:
+    """Wait until the main process has prepared the run, and has forgotten why it failed before."""
+    from harness.processes import Processes, make_accelerator
+
+    if is_main:
+        run.set_status("running", run.status()["iteration"], config.iterations)
+    Processes(make_accelerator(config), config.runtime.timeout_seconds).wait("preparing the run")

@@ -1,13 +1,21 @@
-"""Command lines of workers: the one place that knows accelerate's and torchrun's options."""
+"""Command lines of processes: the one place that knows accelerate's and torchrun's options."""
 
+import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Literal
 
+from harness.config import ROOT
 from harness.errors import ConfigError
 
-_SETTINGS = Path(__file__).with_name("accelerate.yaml")
+_ACCELERATE = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch"]
+_TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]
+
+CONFIGURATIONS = Path(__file__).with_name("accelerate")
+"""Folder of accelerate's configurations."""
 
 
 @dataclass(frozen=True)
@@ -21,6 +29,7 @@ class Placement:
         machine_rank: of the machine that the command is for, from 0.
         main_address: host name or address of machine 0; several machines need it.
         main_port: a free port there.
+        engine: what the processes hold, as ``runtime.engine``.
 
     Raises:
         ConfigError: a combination that cannot be launched.
@@ -32,6 +41,7 @@ class Placement:
     machine_rank: int = 0
     main_address: str | None = None
     main_port: int = 29500
+    engine: Literal["ddp", "fsdp2", "zero2"] = "ddp"
 
     def __post_init__(self) -> None:
         if self.machines < 1 or self.processes < 1 or self.processes % self.machines:
@@ -42,28 +52,53 @@ class Placement:
             raise ConfigError(f"{self.machines} machines need the address of the first one")
         if not 1 <= self.main_port <= 65535:
             raise ConfigError(f"main port {self.main_port}: must be 1 to 65535")
+        if self.engine == "zero2":
+            require_deepspeed()
+
+    @property
+    def configuration(self) -> Path:
+        """The file that accelerate is given."""
+        if self.processes == 1:
+            return CONFIGURATIONS / "one.yaml"
+        if self.engine == "ddp" and self.machines > 1:
+            return CONFIGURATIONS / "ddp-machines.yaml"
+        return CONFIGURATIONS / f"{self.engine}.yaml"
+
+
+def require_deepspeed() -> None:
+    """Raise ConfigError if DeepSpeed, which is no dependency of this project, is not installed."""
+    if find_spec("deepspeed") is None:
+        raise ConfigError(
+            "runtime.engine=zero2: DeepSpeed is not installed; install the package deepspeed, or use engine=fsdp2"
+        )
 
 
 def worker_command(placement: Placement, module: str, arguments: Sequence[str]) -> list[str]:
     """Command line that executes ``python -m module arguments`` in every process of a placement on one machine.
 
-    accelerate launches one CPU process and any number of GPUs. Several CPU processes go through torchrun:
-    ``accelerate launch --cpu --num_processes 2`` silently runs one. A process finds its place in the environment either
-    way. Processes on one machine meet at a port that is free, so that workers do not collide.
+    accelerate launches one CPU process and any number of GPUs. Several CPU processes go through torchrun, whatever the
+    engine: ``accelerate launch --cpu --num_processes 2`` silently runs one. A process finds its place in the
+    environment either way. Processes on one machine meet at a port that is free, so that workers do not collide.
     """
     job = ["-m", module, *arguments]
     if placement.cuda or placement.processes == 1:
-        return [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", *_accelerate(placement), *job]
-    return [sys.executable, "-m", "torch.distributed.run", *_torchrun(placement), *job]
+        return [*_ACCELERATE, *_accelerate(placement), *job]
+    return [*_TORCHRUN, *_torchrun(placement), *job]
+
+
+def typed(command: Sequence[str]) -> str:
+    """A command line of ``worker_command`` as one types it at the root of the repository, its environment active."""
+    for whole, short in ((_ACCELERATE, ["accelerate", "launch"]), (_TORCHRUN, ["torchrun"])):
+        if list(command[: len(whole)]) == whole:
+            command = [*short, *command[len(whole) :]]
+    return shlex.join(word.removeprefix(f"{ROOT}/") for word in command)
 
 
 def _accelerate(placement: Placement) -> list[str]:
-    options = ["--config_file", str(_SETTINGS), "--num_processes", str(placement.processes)]
+    options = ["--config_file", str(placement.configuration), "--num_processes", str(placement.processes)]
     options += ["--num_machines", str(placement.machines), "--machine_rank", str(placement.machine_rank)]
     if not placement.cuda:
         options += ["--cpu"]
-    if placement.processes > 1:
-        options += ["--multi_gpu"]
     if placement.machines > 1:
         options += ["--main_process_ip", str(placement.main_address), "--main_process_port", str(placement.main_port)]
     elif placement.processes > 1:

@@ -34,14 +34,18 @@ def local_slots(runtimes: Sequence[RuntimeConfig], count: int | None) -> list[Sl
         count: runs at a time; None for as many as cores or GPUs suffice for.
 
     Raises:
-        ConfigError: the runs disagree, or the machine has too few GPUs.
+        ConfigError: the runs disagree or need several machines, the machine has too few GPUs, or DeepSpeed is missing.
     """
-    needs = {(runtime.device, runtime.threads, runtime.processes) for runtime in runtimes}
-    if len(needs) > 1:
-        raise ConfigError(
-            "runs that are launched together need the same runtime.device, runtime.threads and runtime.processes"
-        )
+    keys = ("device", "threads", "processes", "machines", "engine", "timeout_seconds")
+    for key in keys:
+        if len({getattr(runtime, key) for runtime in runtimes}) > 1:
+            raise ConfigError(f"runs that are launched together need the same runtime.{key}")
     runtime = runtimes[0]
+    if runtime.machines > 1:
+        raise ConfigError(
+            f"runtime.machines={runtime.machines}: a grid's runs are launched on this machine alone; launch each run "
+            "with adagrpo launch on every machine"
+        )
     gpus = () if runtime.device == "cpu" else visible_gpus()
     return make_slots(runtime, count, gpus, os.cpu_count() or 1)
 
@@ -62,7 +66,7 @@ def make_slots(runtime: RuntimeConfig, count: int | None, gpus: Sequence[str], c
         raise ConfigError(f"--slots {count}: must be at least 1")
     if runtime.device == "cuda" and not gpus:
         raise ConfigError("runtime.device=cuda, but torch finds no CUDA device here; use auto or cpu")
-    placement = Placement(processes=runtime.processes, cuda=bool(gpus))
+    placement = Placement(processes=runtime.processes, cuda=bool(gpus), engine=runtime.engine)
     environment = {"OMP_NUM_THREADS": str(runtime.threads)}
     if not gpus:
         fitting = cores // (runtime.threads * runtime.processes)

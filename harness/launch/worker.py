@@ -11,12 +11,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from accelerate.utils import broadcast_object_list
 
 from harness.launch.queue import claim_next, read_queue
 from harness.launch.streams import end_with_input, output_to
+from harness.processes import Processes, make_accelerator
 from harness.runs import RunDirectory
-from harness.session import Session, make_accelerator
+from harness.session import Session
 
 
 def work(runs: Sequence[RunDirectory], current: Path) -> bool:
@@ -32,14 +32,14 @@ def work(runs: Sequence[RunDirectory], current: Path) -> bool:
     Raises:
         ConfigError: the processes are not what the runs need.
     """
-    accelerator = make_accelerator(runs[0].config)
+    config = runs[0].config
+    processes = Processes(make_accelerator(config), config.runtime.timeout_seconds)
     while True:
-        claim = claim_next(runs) if accelerator.is_main_process else None
-        chosen: list[str | None] = [None if claim is None else str(claim.run.folder)]
-        broadcast_object_list(chosen)
-        if chosen[0] is None:
+        claim = claim_next(runs) if processes.is_main else None
+        chosen = processes.broadcast(None if claim is None else str(claim.run.folder), "claiming the next run")
+        if chosen is None:
             return True
-        run = RunDirectory(Path(chosen[0]))
+        run = RunDirectory(Path(chosen))
         if claim is not None:
             current.write_text(run.run_id)
         with output_to(run.folder / "log.txt"):
@@ -47,7 +47,7 @@ def work(runs: Sequence[RunDirectory], current: Path) -> bool:
                 print(f"attempt {claim.attempt}", flush=True)
             succeeded = _execute(run)
         # After an error other processes wait for this one for ever, and a CUDA context may be broken for good.
-        if not succeeded and (accelerator.num_processes > 1 or accelerator.device.type == "cuda"):
+        if not succeeded and (processes.count > 1 or processes.device.type == "cuda"):
             return False
         if claim is not None:
             claim.lock.close()

@@ -1,7 +1,7 @@
 """LoRA adapters of a transformer: added, merged into the weights while sampling, and saved as diffusers loads them."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ import torch
 from peft import LoraConfig as PeftLoraConfig
 from peft import get_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
-from torch import nn
+from torch import Tensor, nn
 
 from harness.config import ConfigError, LoraConfig
 
@@ -47,19 +47,20 @@ def add_adapters(transformer: Any, settings: LoraConfig, seed: int) -> None:
 def merged_adapters(transformer: nn.Module) -> Iterator[None]:
     """Within: adapters are added into the weights, so that a forward costs what the base's does.
 
-    The base weights are put back as they were, bit for bit: adding and subtracting would let them drift.
+    The base weights are put back as they were, bit for bit: adding and subtracting would let them drift. They are
+    changed in place, since an engine that shares weights out keeps memory of its own behind them.
     """
     layers = [module for module in transformer.modules() if isinstance(module, LoraLayer)]
-    kept = [layer.get_base_layer().weight.data for layer in layers]
-    for layer, weight in zip(layers, kept, strict=True):
-        merged = weight + layer.get_delta_weight("default")
-        layer.get_base_layer().weight.data = merged.to(weight.dtype)
+    weights = [layer.get_base_layer().weight.data for layer in layers]
+    kept = [weight.clone() for weight in weights]
+    for layer, weight in zip(layers, weights, strict=True):
+        weight.copy_(weight + layer.get_delta_weight("default"))
         layer.merged_adapters.append("default")
     try:
         yield
     finally:
-        for layer, weight in zip(layers, kept, strict=True):
-            layer.get_base_layer().weight.data = weight
+        for layer, weight, before in zip(layers, weights, kept, strict=True):
+            weight.copy_(before)
             layer.merged_adapters.clear()
 
 
@@ -73,13 +74,15 @@ def without_adapters(transformer: Any) -> Iterator[None]:
         transformer.enable_adapters()
 
 
-def save_adapters(transformer: Any, pipeline_class: Any, folder: Path) -> None:
-    """Write adapters that the pipeline class's ``load_lora_weights`` reads."""
+def save_adapters(
+    transformer: Any, pipeline_class: Any, folder: Path, weights: Mapping[str, Tensor] | None = None
+) -> None:
+    """Write adapters that the pipeline class's ``load_lora_weights`` reads: these, by parameter name, or its own."""
     # Without the metadata diffusers takes alpha for the rank on loading, which would halve or double the adapters.
     config = transformer.peft_config["default"].to_dict()
     as_json = json.dumps(config, default=lambda value: sorted(value) if isinstance(value, set) else str(value))
     pipeline_class.save_lora_weights(
         folder,
-        transformer_lora_layers=get_peft_model_state_dict(transformer),
+        transformer_lora_layers=get_peft_model_state_dict(transformer, state_dict=weights),
         transformer_lora_adapter_metadata=json.loads(as_json),
     )

@@ -2,7 +2,7 @@
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, ClassVar
@@ -19,6 +19,7 @@ from harness.models.embedding_store import EmbeddingStore
 from harness.models.files import cache_folder, component_folders, text_fingerprint
 from harness.models.loading import load_component, load_pipeline
 from harness.models.locate import class_name_of, find_pipeline
+from harness.models.weights import whole_network
 
 _ENCODE_BATCH = 16
 """Prompts a forward of the text encoders, where many are prepared."""
@@ -63,6 +64,7 @@ class Policy(ABC):
         without = () if self._keeps_encoders else self._encoders
         self._pipeline = load_pipeline(self._folder, self.pipeline_class, device, self._dtypes(), without)
         self.transformer: Any = self._pipeline.transformer
+        self._network_class = type(self.transformer)  # sharding gives the network another one
         self.transformer.requires_grad_(False)
         if self._is_lora:
             add_adapters(self.transformer, optimizer.lora, seed)
@@ -92,9 +94,8 @@ class Policy(ABC):
             self._compiled = compile_for_sampling(self.transformer, self.device)
         if execution.compile == "blocks":
             # Block by block: all blocks of a kind share one compilation.
-            for blocks in ("transformer_blocks", "single_transformer_blocks"):
-                for block in getattr(self.transformer, blocks, ()):
-                    block.compile()
+            for block in blocks_of(self.transformer):
+                block.compile()
         slicing, tiling = execution.vae_slicing, self.config.vae_tiling
         if (slicing or tiling) and not isinstance(vae, AutoencoderKL):
             raise ConfigError(f"model.execution.vae_slicing, model.vae_tiling: {type(vae).__name__} has neither")
@@ -234,6 +235,11 @@ class Policy(ABC):
 
     # --- weights ------------------------------------------------------------------------------------------------------
 
+    @property
+    def networks(self) -> list[nn.Module]:
+        """The network in training, and the copy of it that is the KL reference, if one is kept."""
+        return [self.transformer, *([] if self._reference is None else [self._reference])]
+
     def trainable(self) -> dict[str, nn.Parameter]:
         """Parameters in training, by name; float32."""
         return {name: p for name, p in self.transformer.named_parameters() if p.requires_grad}
@@ -276,15 +282,28 @@ class Policy(ABC):
             finally:
                 self.transformer = trained
 
-    def save(self, folder: Path) -> None:
-        """Write what was trained in diffusers' format: LoRA weights for ``load_lora_weights``, or the transformer."""
+    def save(self, folder: Path, weights: Mapping[str, Tensor] | None = None) -> None:
+        """Write what was trained in diffusers' format: LoRA weights for ``load_lora_weights``, or the transformer.
+
+        Args:
+            folder: made if it is not there.
+            weights: whole, by the names of ``trainable``, where the network has but a share of them; None is its own.
+        """
         folder.mkdir(parents=True, exist_ok=True)
         if self._is_lora:
-            save_adapters(self.transformer, self.pipeline_class, folder)
-        else:
+            save_adapters(self.transformer, self.pipeline_class, folder, weights)
+        elif weights is None:
             self.transformer.save_pretrained(folder / "transformer")
+        else:
+            whole_network(self._network_class, self.transformer, weights).save_pretrained(folder / "transformer")
 
     def _autocast(self) -> Any:
         if self.config.precision == "bf16":
             return torch.autocast(self.device.type, torch.bfloat16)
         return nullcontext()
+
+
+def blocks_of(transformer: nn.Module) -> list[nn.Module]:
+    """The blocks that are most of a transformer, in the order in which they run."""
+    names = ("transformer_blocks", "single_transformer_blocks")
+    return [block for name in names for block in getattr(transformer, name, ())]

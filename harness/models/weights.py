@@ -1,7 +1,7 @@
 """Puts trained weights into a diffusers transformer, or says in one line why they do not fit."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -83,6 +83,15 @@ def copy_weights(transformer: nn.Module, folder: Path) -> None:
                 missing.discard(name)
     if missing:
         raise ConfigError(f"{folder}: {len(missing)} weights are missing, such as {min(missing)}; fetch it again")
+
+
+def whole_network(network_class: Any, transformer: Any, weights: Mapping[str, Tensor]) -> Any:
+    """A network of a class, configured as another one, with its buffers and the given weights, which are not copied."""
+    with torch.device("meta"):
+        network = network_class.from_config(dict(transformer.config))
+    buffers = {name: buffer for name, buffer in transformer.state_dict().items() if name not in weights}
+    network.load_state_dict({**weights, **buffers}, assign=True)
+    return network
 
 
 @contextmanager

@@ -1,8 +1,6 @@
-"""Training end to end on the miniature: exact resume, the clipped path, paired cells, two processes."""
+"""Training end to end on the miniature: exact resume, the clipped path, paired cells."""
 
 import json
-import os
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +9,7 @@ import torch
 from accelerate import Accelerator
 
 from harness.adagrpo import local_advantage
-from harness.config import ROOT, ConfigError, compose
-from harness.launch.command import Placement, worker_command
-from harness.launch.queue import reset, write_queue
+from harness.config import ROOT, compose
 from harness.models.flux import FluxPolicy
 from harness.prompts import read_prompts
 from harness.rewards import build_reward
@@ -213,49 +209,12 @@ def test_warm_up_and_weight_averages() -> None:
     start = {name: p.detach().clone() for name, p in training.parameters.items()}
     assert training.iterate()["learning_rate"] == pytest.approx(3e-4 / 4)
     for name, parameter in training.parameters.items():
-        torch.testing.assert_close(training.averages[name], 0.9 * start[name] + 0.1 * parameter.detach())
+        torch.testing.assert_close(training.engine.averages[name], 0.9 * start[name] + 0.1 * parameter.detach())
     trained = {name: p.detach().clone() for name, p in training.parameters.items()}
-    with training.averaged_weights():
-        assert all(torch.equal(p, training.averages[name]) for name, p in training.parameters.items())
+    averages = {name: average.clone() for name, average in training.engine.averages.items()}
+    with training.engine.averaged_weights():
+        assert all(torch.equal(p, averages[name]) for name, p in training.parameters.items())
     assert all(torch.equal(p, trained[name]) for name, p in training.parameters.items())
-
-
-def test_two_processes_of_one_prompt_equal_one_process_of_two(tmp_path: Path, short_lists: list[str]) -> None:
-    settings = ["iterations=2", "rollout.prompts_per_update=2", "selection=curriculum", "fusion.enabled=true"]
-    one = prepared(tmp_path / "one", *settings, *short_lists)
-    Session(one, say=lambda line: None).execute()
-    two = prepared(tmp_path / "two", *settings, *short_lists, "runtime.processes=2")
-    # A second run in the same worker: its processes must agree on what comes next, and on the end.
-    short = prepared(tmp_path / "two", *short_lists, "iterations=1", *settings[1:], "runtime.processes=2")
-    reset([two, short])
-    write_queue(tmp_path / "queue", [two, short])
-    arguments = [str(tmp_path / "queue"), str(tmp_path / "current")]
-    subprocess.run(
-        worker_command(Placement(2), "harness.launch.worker", arguments),
-        check=True,
-        cwd=ROOT,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
-    )
-    assert two.run_id == one.run_id
-    assert short.status()["state"] == "finished"
-    assert lines_of(short, "metrics.jsonl")[0]["prompts"] == lines_of(one, "metrics.jsonl")[0]["prompts"]
-    assert not (tmp_path / "current").exists()
-    for ours, theirs in zip(lines_of(two, "metrics.jsonl"), lines_of(one, "metrics.jsonl"), strict=True):
-        assert ours["prompts"] == theirs["prompts"]
-        for key in ("reward_mean", "capability_mean", "capability_std", "grad_norm", "total_sample_forwards"):
-            assert ours[key] == pytest.approx(theirs[key], rel=1e-4, abs=1e-6)
-    first, second = one.load_checkpoint(), two.load_checkpoint()
-    assert first is not None
-    assert second is not None
-    for name, parameter in first["parameters"].items():
-        torch.testing.assert_close(second["parameters"][name], parameter, atol=1e-4, rtol=0)
-
-
-def test_another_world_size_than_asked_for_is_an_error(tmp_path: Path) -> None:
-    run = prepared(tmp_path, "rollout.prompts_per_update=2", "runtime.processes=2")
-    with pytest.raises(ConfigError, match=r"runtime\.processes=2 was asked for, but 1 are running"):
-        Session(run)
 
 
 def test_final_adapters_load_in_plain_diffusers(tmp_path: Path, short_lists: list[str]) -> None:

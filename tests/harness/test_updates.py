@@ -36,13 +36,13 @@ def trainer(*overrides: str) -> Trainer:
 def watched(training: Trainer) -> list[dict[str, Tensor]]:
     """The gradients, by parameter, of each optimiser step to come."""
     seen: list[dict[str, Tensor]] = []
-    step = training.optimizer.step
+    step = training.engine.optimizer.step
 
     def noted(*arguments: Any) -> Any:
         seen.append({name: p.grad.clone() for name, p in training.parameters.items() if p.grad is not None})
         return step(*arguments)
 
-    training.optimizer.step = noted  # type: ignore[method-assign]
+    training.engine.optimizer.step = noted  # type: ignore[method-assign]
     return seen
 
 
@@ -115,19 +115,19 @@ def test_weights_are_averaged_after_every_so_many_updates() -> None:
     training = trainer(*SMALL, *settings)
     start = {name: p.detach().clone() for name, p in training.parameters.items()}
     weights: list[dict[str, Tensor]] = []
-    step = training.optimizer.step
+    step = training.engine.optimizer.step
 
     def noted(*arguments: Any) -> Any:
         result = step(*arguments)
         weights.append({name: p.detach().clone() for name, p in training.parameters.items()})
         return result
 
-    training.optimizer.step = noted  # type: ignore[method-assign]
+    training.engine.optimizer.step = noted  # type: ignore[method-assign]
     training.iterate()
-    assert all(torch.equal(training.averages[name], value) for name, value in start.items())
+    assert all(torch.equal(training.engine.averages[name], value) for name, value in start.items())
     training.iterate()  # updates 3 and 4
     for name, value in start.items():
-        torch.testing.assert_close(training.averages[name], 0.9 * value + 0.1 * weights[2][name])
+        torch.testing.assert_close(training.engine.averages[name], 0.9 * value + 0.1 * weights[2][name])
 
 
 def test_windows_and_shares_reach_the_rollout() -> None:

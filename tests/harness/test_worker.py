@@ -102,13 +102,15 @@ def test_where_several_processes_run_only_our_own_errors_are_final(
     prepared: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "1")
     run = prepared("runs")
     run.set_status("running", 0, 2)
     with pytest.raises(RuntimeError), run.failure_noted():
         raise RuntimeError("out of memory")
     with pytest.raises(RuntimeError), run.failure_noted():
         raise RuntimeError("connection closed by peer")  # the echo in another process
-    assert (run.status()["state"], run.status()["reason"]) == ("running", "RuntimeError: out of memory")
+    assert (run.status()["state"], run.status()["reason"]) == ("running", "rank 1: RuntimeError: out of memory")
     with pytest.raises(TrainingError), run.failure_noted():
         raise TrainingError("the gradient is not finite")
-    assert (run.status()["state"], run.status()["reason"]) == ("failed", "TrainingError: the gradient is not finite")
+    reason = "rank 1: TrainingError: the gradient is not finite"
+    assert (run.status()["state"], run.status()["reason"]) == ("failed", reason)

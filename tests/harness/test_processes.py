@@ -1,0 +1,214 @@
+"""Several processes: the same numbers as one, whatever they share out; a run that changes hands; a failure ends all."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from harness.checkpointing import read_weights
+from harness.config import ROOT, ConfigError, compose
+from harness.launch import process
+from harness.launch.command import Placement, worker_command
+from harness.launch.local import run_all
+from harness.runs import RunDirectory, prepare_run
+from harness.session import Session
+from harness.stopping import StopRun
+
+# Equal up to the last bit only where equal batches go through the network: one term of the loss in a forward, and
+# batches of two, into which all counts divide alike.
+ALIKE = [
+    "model={max_batch: 2, num_steps: 4, execution: {max_train_batch: 1, compile: off}}",
+    "rollout={candidates: 2, group_size: 2, prompts_per_update: 2, branch_indices: [0, 2]}",
+    "reward={colour: 1}",
+    "runtime.device=cpu",
+    "logging.wandb=off",
+]
+
+REPLICATED = [
+    *ALIKE,
+    "iterations=10",
+    "objective={updates_per_iteration: 2, update_on: steps}",
+    "optimizer.weight_ema=0.9",
+    "selection=curriculum",
+    "fusion.enabled=true",
+    "evaluation={interval: 10, validation_prompts: 4, gallery: 1, judges: [ocr], base_test: false}",
+]
+
+SHARED_OUT = [
+    *ALIKE,
+    "iterations=4",
+    "model.width=64",
+    "objective={updates_per_iteration: 2, kl_beta: 0.1}",
+    "optimizer={learning_rate: 1e-4, weight_ema: 0.9, max_grad_norm: 0.01}",
+    "evaluation={interval: 1, validation_prompts: 3, gallery: 1, judges: [colour], base_test: false}",
+]
+
+ADAPTERS = [
+    *SHARED_OUT,
+    "iterations=2",
+    "objective={updates_per_iteration: 1, update_on: all}",
+    "optimizer={tuning: lora, lora: {rank: 4, alpha: 8}}",
+    "evaluation={interval: 2, test: false}",
+]
+
+IN_TWO = ["runtime.processes=2", "runtime.engine=fsdp2"]
+
+
+def logs(run: RunDirectory) -> list[dict[str, Any]]:
+    lines = [json.loads(line) for name in ("metrics.jsonl", "eval.jsonl") for line in (run.folder / name).open()]
+    return [{key: value for key, value in line.items() if key != "seconds"} for line in lines]
+
+
+def difference(ours: Any, theirs: Any) -> float:
+    """The largest one between numbers of two structures, equal in all else; relative between large ones."""
+    if isinstance(ours, Tensor):
+        return float((ours - theirs).abs().max())
+    if isinstance(ours, Mapping):
+        assert ours.keys() == theirs.keys()
+        return max((difference(value, theirs[key]) for key, value in ours.items()), default=0.0)
+    if isinstance(ours, list):
+        return max((difference(a, b) for a, b in zip(ours, theirs, strict=True)), default=0.0)
+    if isinstance(ours, float):
+        return abs(ours - theirs) / max(1.0, abs(theirs))
+    assert ours == theirs
+    return 0.0
+
+
+def state(run: RunDirectory) -> dict[str, Any]:
+    loaded = run.load_checkpoint()
+    assert loaded is not None
+    return loaded
+
+
+def weights(run: RunDirectory) -> dict[str, Tensor]:
+    read = read_weights(run)
+    assert read is not None
+    return read
+
+
+class Runs:
+    """Runs in one process, and what two processes made of the same runs."""
+
+    def __init__(self, folder: Path) -> None:
+        test = (ROOT / "harness/models/miniature/data/test.txt").read_text().splitlines()[:4]
+        (folder / "test.txt").write_text("\n".join(test) + "\n")
+        self.folder = folder
+        self.test = f"prompts.test={folder / 'test.txt'}"
+        self.alone = {
+            "replicated": self.prepare("alone", "miniature", *REPLICATED, self.test),
+            "shared out": self.prepare("alone", "paper-dry", *SHARED_OUT),
+            "adapters": self.prepare("alone", "paper-dry", *ADAPTERS),
+        }
+        for run in self.alone.values():
+            Session(run, say=lambda line: None).execute()
+        begin(self.prepare("together", "paper-dry", *SHARED_OUT))
+        self.together = {
+            "replicated": self.prepare("together", "miniature", *REPLICATED, self.test, "runtime.processes=2"),
+            "shared out": self.prepare("together", "paper-dry", *SHARED_OUT, *IN_TWO),
+            "adapters": self.prepare("together", "paper-dry", *ADAPTERS, *IN_TWO),
+        }
+        (folder / "replicated.txt").write_text(str(self.together["replicated"].folder))
+        self.said: list[str] = []
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(process, "worker_command", self._command)
+            self.outcome = run_all([self.together["adapters"], self.together["shared out"]], 1, self.said.append)
+        assert self.together["replicated"].status()["state"] == "finished", self.said
+        self.seen = [json.loads((folder / f"seen-{index}.json").read_text()) for index in range(2)]
+
+    def prepare(self, place: str, profile: str, *overrides: str) -> RunDirectory:
+        return prepare_run(compose(profile, overrides=overrides), self.folder / place)
+
+    def _command(self, placement: Placement, module: str, arguments: list[str]) -> list[str]:
+        return worker_command(placement, "tests.harness.together", [str(self.folder), *arguments])
+
+
+def begin(run: RunDirectory) -> None:
+    """The first iteration of a run."""
+
+    def stop(iteration: int, metrics: Mapping[str, float]) -> None:
+        if iteration == 1:
+            raise StopRun("far enough")
+
+    with pytest.raises(StopRun):
+        Session(run, say=lambda line: None, on_validation=stop).execute()
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
+    torch.set_num_threads(1)
+    return Runs(tmp_path_factory.mktemp("processes"))
+
+
+def test_two_processes_of_one_prompt_equal_one_process_of_two(runs: Runs) -> None:
+    alone, together = runs.alone["replicated"], runs.together["replicated"]
+    assert together.run_id == alone.run_id
+    assert len(logs(together)) == 10 + 3  # iterations; validations at 0 and 10, a test at 10
+    assert difference(logs(together), logs(alone)) <= 1e-6
+    ours, theirs = state(together), state(alone)
+    assert len(ours["trackers"]) == 2
+    assert ours["trackers"][0] == ours["trackers"][1]
+    for kind in ("parameters", "averages", "optimizer"):
+        assert difference(ours[kind], theirs[kind]) <= 1e-6
+    assert difference(ours["trackers"][0], theirs["trackers"][0]) <= 1e-6
+
+
+def test_the_second_process_writes_nothing(runs: Runs) -> None:
+    main, other = (seen["written"] for seen in runs.seen)
+    assert any(path.endswith("metrics.jsonl") for path in main)
+    assert other == []
+
+
+def test_adapters_that_are_shared_out_train_alike_merged_or_not(runs: Runs) -> None:
+    alone, together = runs.alone["adapters"], runs.together["adapters"]
+    assert alone.config.optimizer.lora.merge_while_sampling
+    assert difference(logs(together), logs(alone)) <= 1e-5
+    assert difference(weights(together), weights(alone)) <= 1e-6
+    names = ("checkpoints", "final", "pytorch_lora_weights.safetensors")
+    ours, theirs = (run.folder.joinpath(*names) for run in (together, alone))
+    assert ours.stat().st_size == theirs.stat().st_size
+
+
+def test_a_process_that_comes_late_is_named_by_what_it_is_waited_for(runs: Runs) -> None:
+    waiting, late = runs.seen
+    wanted = "the other processes have not come within runtime.timeout_seconds=0.5; raise it if they are only slow"
+    assert waiting["said"] == [f"gathering rewards at iteration 7: {wanted}"]
+    assert waiting["complaint"] == f"exchanging weights or gradients at iteration 8: {wanted}"
+    assert late["said"] == []
+    assert waiting["gathered"] == late["gathered"] == [0.0, 1.0]
+
+
+def test_a_failure_in_one_process_ends_all_and_is_the_reason_everywhere(runs: Runs) -> None:
+    run, reason = runs.together["shared out"], "rank 1: TrainingError: this is not my day"
+    assert runs.outcome.finished == [runs.together["adapters"]]
+    assert runs.outcome.failed == {run.run_id: reason}
+    assert any(line.startswith(f"FAILED {run.run_id}: {reason} (log: ") for line in runs.said)
+    log = (run.folder / "log.txt").read_text()
+    assert "harness.trainer.TrainingError: this is not my day" in log
+    # The other process was in the middle of an exchange; what it says is the cause.
+    assert f"harness.errors.CollectiveError: {reason} (here: " in log
+
+
+def test_a_run_that_changes_hands_equals_one_that_stays_in_one_process(runs: Runs, tmp_path: Path) -> None:
+    """The first iteration in one process, the second in two that share the model out, the others in one again."""
+    alone, run = runs.alone["shared out"], runs.together["shared out"]
+    assert all(seen["is shared out"] for seen in runs.seen)
+    saved = state(run)
+    assert saved["iteration"] == 2
+    assert all(tensor.is_meta for tensor in saved["parameters"].values())
+    assert [path.name for path in run.checkpoint_path.parent.glob("shards-*")] == ["shards-00002"]
+
+    Session(runs.prepare("together", "paper-dry", *SHARED_OUT), say=lambda line: None).execute()
+    assert not list(run.checkpoint_path.parent.glob("shards-*"))
+    assert difference(state(run)["parameters"], state(alone)["parameters"]) <= 1e-6
+    assert difference(state(run)["averages"], state(alone)["averages"]) <= 1e-6
+    assert difference(logs(run), logs(alone)) <= 1e-4
+
+
+def test_another_world_size_than_asked_for_is_an_error(runs: Runs) -> None:
+    run = runs.prepare("elsewhere", "miniature", *REPLICATED, runs.test, "runtime.processes=2")
+    with pytest.raises(ConfigError, match=r"runtime\.processes=2 was asked for, but 1 are running"):
+        Session(run)
