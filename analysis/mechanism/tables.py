@@ -34,12 +34,14 @@ class Units:
         kinds: of advantages, in the order of axes.
         num_blocks: of the measurement; a set need not have updates in all of them.
         length: of the reference gradient.
+        num_groups: of one update.
     """
 
     rows: pd.DataFrame
     kinds: tuple[str, ...]
     num_blocks: int
     length: float
+    num_groups: int
 
     @cached_property
     def gram(self) -> Values:
@@ -75,11 +77,7 @@ class Units:
     def siblings(self, name: str) -> Values:
         """``[n, K, G]`` of rewards, local or global."""
         values = np.stack(self.rows[name].to_list()).astype(float)
-        return values.reshape(len(values), self._groups_per_unit, -1)
-
-    @property
-    def _groups_per_unit(self) -> int:
-        return int(self.rows.attrs["groups_per_unit"])
+        return values.reshape(len(values), self.num_groups, -1)
 
 
 @dataclass(frozen=True)
@@ -149,9 +147,7 @@ class MechanismTables:
             rows = rows[rows[name]]
         elif name in self.bins:
             rows = rows[rows["difficulty"] == list(self.bins).index(name)]
-        rows = rows.sort_values("round", kind="stable")
-        rows.attrs["groups_per_unit"] = self.about["groups_per_unit"]
-        return Units(rows, self.kinds, self.num_blocks, self._lengths[checkpoint])
+        return Units(rows, self.kinds, self.num_blocks, self._lengths[checkpoint], self.about["groups_per_unit"])
 
     def blocks(self, checkpoint: str, name: str) -> Blocks:
         """Blocks of a strategy or of a bin of difficulty."""

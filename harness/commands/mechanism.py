@@ -54,13 +54,18 @@ def mechanism(options: argparse.Namespace) -> int:
     folder = options.output or ROOT / "results" / "mechanism"
     if is_written(loaded, folder):
         print(f"{folder} holds this measurement already")
+    elif (folder / "about.json").exists():
+        raise ConfigError(f"{folder}: holds another measurement; name a folder with --output, or delete its about.json")
     else:
         _compute(loaded, overrides, options.workers)
         write_tables(loaded, folder)
 
-    from analysis.mechanism import write_mechanism_report
+    from analysis.mechanism import MechanismTableError, write_mechanism_report
 
-    print(f"summary: {write_mechanism_report(folder)}")
+    try:
+        print(f"summary: {write_mechanism_report(folder)}")
+    except MechanismTableError as error:
+        raise ConfigError(str(error)) from None
     return 0
 
 

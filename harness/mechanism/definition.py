@@ -20,6 +20,7 @@ VERSION = 1
 _REQUIRED: tuple[tuple[str, Any], ...] = (
     ("selection", "random"),
     ("fusion.enabled", False),
+    ("capability.anchor", "after"),
     ("rollout.kind", "anchor_branch"),
     ("rollout.prompts_per_update", 1),
     ("rollout.window", None),

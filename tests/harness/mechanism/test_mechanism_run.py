@@ -361,6 +361,11 @@ def test_the_command_starts_workers_at_the_same_measurement_and_reports_it(
     assert command.mechanism(options) == 0
     assert len(started) == 2
     assert reported == [tmp_path / "out"] * 2
+    # Another measurement does not take its place.
+    options.overrides = ["rollout.group_size=3"]
+    with pytest.raises(ConfigError, match="holds another measurement; name a folder with --output"):
+        command.mechanism(options)
+    assert is_written(loaded, tmp_path / "out")
 
 
 def test_progress_names_what_is_left(copied: tuple[Mechanism, Path], capsys: pytest.CaptureFixture[str]) -> None:
