@@ -6,6 +6,7 @@ the format of torch.distributed.checkpoint, which any number of processes can re
 """
 
 import shutil
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -118,4 +119,6 @@ def _read_shards(run: RunDirectory, state: Mapping[str, Any], targets: dict[str,
     folder: Path = run.checkpoint_path.with_name(state[_FOLDER])
     if not (folder / ".metadata").is_file():
         raise ConfigError(f"{folder}: is missing or not whole, but {run.checkpoint_path} needs it; copy both together")
-    read_shares(targets, checkpoint_id=folder, no_dist=not torch.distributed.is_initialized())
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is .* in a single process")
+        read_shares(targets, checkpoint_id=folder)

@@ -33,15 +33,6 @@ class Section(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    @model_validator(mode="before")
-    @classmethod
-    def _read_off(cls, content: Any) -> Any:
-        """YAML takes the word off for false."""
-        if not isinstance(content, Mapping):
-            return content
-        words = {key for key, field in cls.model_fields.items() if "off" in get_args(field.annotation)}
-        return {key: "off" if value is False and key in words else value for key, value in content.items()}
-
 
 class ExecutionConfig(Section):
     """How the network is run: memory and speed. Changes no number beyond rounding, so it is no part of a run's name."""
@@ -426,7 +417,7 @@ class RunConfig(Section):
         if self.model.execution.compile == "auto":
             raise ValueError(
                 "runtime.engine: fsdp2 gathers the weights of one block after the other, which "
-                "model.execution.compile=auto cannot; use compile=blocks or off"
+                "model.execution.compile=auto cannot; use compile=blocks or never"
             )
 
     def _check_updates(self) -> None:

@@ -193,7 +193,7 @@ class Session:
         per_prompt = self._remembered(split, prompts) if iteration == 0 else self._measure(split, prompts)
         gallery = () if is_test else prompts[: settings.gallery]
         metrics = {metric: sum(values) / len(values) for metric, values in per_prompt.items()}
-        if gallery and (self.is_main or self.trainer.engine.needs_everyone):
+        if gallery and (self.is_main or self.trainer.engine.exchanges_forward):
             with self.trainer.engine.averaged_weights():
                 images = sample_images(self.trainer.policy, gallery, noise_index=0, settings=settings)
         if not self.is_main:

@@ -270,8 +270,11 @@ class Trainer:
             fresh = [self._with_recomputed_log_probs(jobs, spent) for jobs in distinct]
             dealt = fresh * (len(dealt) // len(fresh))
         for number, jobs in enumerate(dealt, start=1):
-            parts = _split(jobs, self._max_train_batch)
-            norm = self.engine.update([partial(self._loss, part, logged, spent) for part in parts])
+            parts = [*_split(jobs, self._max_train_batch)]
+            missing = self._missing(parts, self.engine.exchanges_backward)
+            losses = [partial(self._loss, part, logged, spent) for part in parts]
+            losses += [partial(self._no_loss, parts[-1])] * missing
+            norm = self.engine.update(losses)
             if not math.isfinite(norm):
                 raise TrainingError(
                     f"the gradient is not finite at iteration {self.iteration}: lower the learning rate"
@@ -299,12 +302,24 @@ class Trainer:
         """The jobs with old log-probabilities by the arithmetic of the update: batches, adapters, precision."""
         recomputed = []
         with torch.no_grad():
-            for part in _split(jobs, self._max_train_batch):
+            parts = [*_split(jobs, self._max_train_batch)]
+            missing = self._missing(parts, self.engine.exchanges_forward)
+            for part in parts:
                 for job, transition in zip(part, self._transitions(part), strict=True):
                     log_prob = transition.log_prob(job.step.x_next)
                     recomputed.append(replace(job, step=replace(job.step, old_log_prob=log_prob)))
                     spent.sample_forwards += len(job.step.x)
+            for _ in range(missing):
+                self._transitions(parts[-1])
         return recomputed
+
+    def _missing(self, parts: Sequence[Any], in_step: bool) -> int:
+        """How many parts this process has fewer than another one, if all must keep in step."""
+        return max(self.processes.gather_objects(len(parts), "counting parts")) - len(parts) if in_step else 0
+
+    def _no_loss(self, part: Sequence[Job]) -> Tensor:
+        """What a process computes to keep in step with others: nothing is learnt, and nothing counts."""
+        return 0 * self._loss(part, defaultdict(list), Counters())
 
     def _loss(self, part: Sequence[Job], logged: dict[str, list[float]], spent: Counters) -> Tensor:
         """A part of an update's loss."""

@@ -27,8 +27,10 @@ class Engine(ABC):
         averages: of the weights, by name, if the settings ask for them; shared out as the weights are.
     """
 
-    needs_everyone: ClassVar[bool] = False
-    """Whether a forward is an exchange, so that all processes must make equally many."""
+    exchanges_forward: ClassVar[bool] = False
+    """Whether every forward is an exchange, so that all processes must make equally many."""
+    exchanges_backward: ClassVar[bool] = False
+    """Whether every backward pass is one."""
 
     def __init__(
         self,
@@ -51,7 +53,7 @@ class Engine(ABC):
 
         Args:
             losses: called one after the other, each once the one before has been propagated backward: a forward's
-                activations are in memory for one of them at a time. Equally many in all processes.
+                activations are in memory for one of them at a time.
 
         Returns:
             Norm of the averaged gradient before clipping. If it is not finite, training must end here: whether the step

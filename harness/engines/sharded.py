@@ -47,12 +47,13 @@ def shard(transformer: nn.Module, mesh: DeviceMesh, reshard_after_forward: bool 
 class FullySharded(Engine):
     """Weights, gradients, optimiser state, averages and the KL reference are shared out to all processes."""
 
-    needs_everyone: ClassVar[bool] = True
+    exchanges_forward: ClassVar[bool] = True
+    exchanges_backward: ClassVar[bool] = True
 
     def __init__(self, policy: Policy, settings: OptimizerConfig, processes: Processes) -> None:
         mesh = init_device_mesh(processes.device.type, (processes.count,))
         for network in policy.networks:
-            shard(network, mesh, _reshards(processes.accelerator))
+            shard(network, mesh, reshards(processes.accelerator))
         parameters = policy.trainable()
         super().__init__(parameters, build_optimizer(parameters, settings), settings, processes)
 
@@ -76,8 +77,8 @@ def _whole(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def _reshards(accelerator: Accelerator) -> bool:
-    """What accelerate's configuration says, if it launched the processes for FSDP."""
+def reshards(accelerator: Accelerator) -> bool:
+    """Whether gathered weights are let go of after a forward: as accelerate was told, if it launched for FSDP."""
     plugin = getattr(accelerator.state, "fsdp_plugin", None)
     if plugin is None:
         return True

@@ -8,7 +8,7 @@ DeepSpeed is no dependency of this project: where it is not installed, a stand-i
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from accelerate import Accelerator
@@ -27,6 +27,8 @@ _MOMENTS = ("exp_avg", "exp_avg_sq")
 
 class Zero2(Engine):
     """DeepSpeed averages, clips and steps. Its state is saved whole, so that any engine can go on with it."""
+
+    exchanges_backward: ClassVar[bool] = True
 
     def __init__(self, policy: Policy, settings: OptimizerConfig, processes: Processes) -> None:
         parameters = policy.trainable()

@@ -1,6 +1,7 @@
 """Hand-over: plain diffusers draws the same pictures from what is exported, and the card says what it is."""
 
 import json
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -10,11 +11,12 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file
 
 from harness.checkpoints import LORA_FILE, Checkpoint, find_checkpoint, find_run_checkpoint
 from harness.config import ROOT, ConfigError, compose
 from harness.evaluation import draw
-from harness.export import export
+from harness.export import export, latest_weights
 from harness.models.locate import check_pipeline, find_pipeline
 from harness.models.published import find_published
 from harness.models.trained import load_policy
@@ -146,3 +148,30 @@ def test_only_runs_can_be_exported(tmp_path: Path) -> None:
         find_run_checkpoint(tmp_path)
     with pytest.raises(ConfigError, match="only a run can be exported"):
         export(find_checkpoint("base", "miniature"), tmp_path / "export")
+
+
+def test_the_latest_checkpoint_of_an_unfinished_run_is_exported(tmp_path: Path, full_run: RunDirectory) -> None:
+    run = RunDirectory(tmp_path / "run")
+    shutil.copytree(full_run.folder, run.folder)
+    with (
+        pytest.raises(ConfigError, match="is finished; export its final weights, without --latest"),
+        latest_weights(run.folder),
+    ):
+        pass
+    shutil.rmtree(run.folder / "checkpoints" / "final")
+    run.set_status("running", 1, 1)
+    with pytest.raises(ConfigError, match=r"has no final weights yet .* or use  adagrpo export --latest"):
+        find_run_checkpoint(run.folder)
+    with latest_weights(run.folder) as checkpoint:
+        assert export(checkpoint, tmp_path / "latest") == "transformer"
+    assert export(find_run_checkpoint(full_run.folder), tmp_path / "final") == "transformer"
+    exported, final = (
+        load_file(tmp_path / name / "transformer" / "diffusion_pytorch_model.safetensors")
+        for name in ("latest", "final")
+    )
+    assert exported.keys() == final.keys()
+    assert all(torch.equal(exported[name], weight) for name, weight in final.items())
+    assert not [path for path in run.checkpoint_path.parent.iterdir() if path.name.startswith(".export")]
+    run.checkpoint_path.unlink()
+    with pytest.raises(ConfigError, match="has no checkpoint yet"), latest_weights(run.folder):
+        pass

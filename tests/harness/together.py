@@ -91,7 +91,13 @@ def main(folder: Path, arguments: list[str]) -> int:
         Session(run, say=lambda line: None).execute()
     accelerator = Accelerator(cpu=True)
     seen = {"written": written, **waits(accelerator)}
-    iterate = Trainer.iterate
+    iterate, missing = Trainer.iterate, Trainer._missing
+    seen["missing"] = 0
+
+    def counted(self: Trainer, *arguments: Any) -> int:
+        count = missing(self, *arguments)
+        seen["missing"] += count
+        return count
 
     def unlucky(self: Trainer) -> dict[str, Any]:
         if self.iteration + 1 < UNLUCKY_ITERATION or self.config.optimizer.tuning == "lora":
@@ -102,7 +108,7 @@ def main(folder: Path, arguments: list[str]) -> int:
             raise TrainingError("this is not my day")
         return iterate(self)
 
-    Trainer.iterate = unlucky  # type: ignore[method-assign]
+    Trainer.iterate, Trainer._missing = unlucky, counted  # type: ignore[method-assign]
     return worker.main(arguments)
 
 
