@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from harness.checkpointing import read_weights
 from harness.checkpoints import BASE, find_run_checkpoint
 from harness.config import ConfigError, RunConfig
 from harness.models.files import model_fingerprint
@@ -83,10 +84,10 @@ def read_adapters(run: RunDirectory) -> dict[str, Tensor]:
         assert weights is not None
         tensors, _ = read_lora(weights)
         return {_parameter_name(name): tensor for name, tensor in tensors.items()}
-    state = run.load_checkpoint()
-    if state is None:
+    saved = read_weights(run)
+    if saved is None:
         raise ConfigError(f"--checkpoints {run.folder}: has no checkpoint yet")
-    return dict(state["parameters"])
+    return saved
 
 
 def put_adapters(policy: Policy, adapters: dict[str, Tensor], where: Path) -> None:

@@ -37,7 +37,7 @@ def gradient_of_training(sampler: Sampler, *overrides: str) -> tuple[Tensor, dic
     trainer = Trainer(config, sampler.policy, sampler.reward, sampler.prompts, Accelerator(cpu=True))
     seen: list[Tensor] = []
     # Noted and not taken, so that the policy stays as it is.
-    trainer.optimizer.step = lambda: seen.append(  # type: ignore[method-assign,assignment]
+    trainer.engine.optimizer.step = lambda: seen.append(  # type: ignore[method-assign,assignment]
         torch.cat([p.grad.flatten() for p in trainer.parameters.values() if p.grad is not None])
     )
     record = trainer.iterate()

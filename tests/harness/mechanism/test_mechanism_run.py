@@ -272,7 +272,9 @@ def test_an_unfinished_run_is_measured_at_its_checkpoint(lora_run: RunDirectory,
     shutil.copytree(lora_run.folder, run.folder)
     shutil.rmtree(run.folder / "checkpoints" / "final")
     run.set_status("running", 1, 40)
-    assert find_measured(str(run.folder), config).label == "unfinished@1"
+    unfinished = find_measured(str(run.folder), config)
+    assert unfinished.label == "unfinished@1"
+    assert unfinished.digest == find_measured(str(lora_run.folder), config).digest
     run.checkpoint_path.unlink()
     with pytest.raises(ConfigError, match="has no checkpoint yet"):
         find_measured(str(run.folder), config)
