@@ -1,18 +1,23 @@
-"""Command lines of workers: argv for every placement, and a user's accelerate configuration that changes nothing."""
+"""Command lines of processes: argv of every placement, what accelerate makes of its files, the page that shows them."""
 
 import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+from accelerate.commands import launch
+from accelerate.commands.config.config_args import load_config_from_file
+from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu_env
 
+from harness import cli
 from harness.config import ROOT, ConfigError
-from harness.launch.command import Placement, worker_command
+from harness.launch import command, slots
+from harness.launch.command import CONFIGURATIONS, Placement, typed, worker_command
 
 JOB = ["-m", "harness.launch.worker", "queue"]
 ACCELERATE = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch"]
-SETTINGS = ["--config_file", str(ROOT / "harness" / "launch" / "accelerate.yaml")]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]
 
 
@@ -20,31 +25,43 @@ def argv(placement: Placement) -> list[str]:
     return worker_command(placement, "harness.launch.worker", ["queue"])
 
 
+def settings(name: str) -> list[str]:
+    return ["--config_file", str(ROOT / "harness" / "launch" / "accelerate" / f"{name}.yaml")]
+
+
+@pytest.fixture
+def deepspeed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if it were installed."""
+    monkeypatch.setattr(command, "find_spec", lambda name: name)
+
+
 def test_one_cpu_process() -> None:
     counts = ["--num_processes", "1", "--num_machines", "1", "--machine_rank", "0"]
-    assert argv(Placement()) == [*ACCELERATE, *SETTINGS, *counts, "--cpu", *JOB]
+    assert argv(Placement()) == [*ACCELERATE, *settings("one"), *counts, "--cpu", *JOB]
 
 
 def test_one_gpu() -> None:
     counts = ["--num_processes", "1", "--num_machines", "1", "--machine_rank", "0"]
-    assert argv(Placement(cuda=True)) == [*ACCELERATE, *SETTINGS, *counts, *JOB]
+    assert argv(Placement(cuda=True)) == [*ACCELERATE, *settings("one"), *counts, *JOB]
 
 
-def test_eight_gpus_meet_at_a_port_that_is_free() -> None:
-    counts = ["--num_processes", "8", "--num_machines", "1", "--machine_rank", "0"]
-    meeting = ["--multi_gpu", "--main_process_port", "0"]
-    assert argv(Placement(8, cuda=True)) == [*ACCELERATE, *SETTINGS, *counts, *meeting, *JOB]
+@pytest.mark.parametrize("engine", ["ddp", "fsdp2", "zero2"])
+def test_eight_gpus_meet_at_a_port_that_is_free(engine: Any, deepspeed: None) -> None:
+    counts = ["--num_processes", "8", "--num_machines", "1", "--machine_rank", "0", "--main_process_port", "0"]
+    assert argv(Placement(8, cuda=True, engine=engine)) == [*ACCELERATE, *settings(engine), *counts, *JOB]
 
 
-def test_two_machines_of_eight_gpus() -> None:
+@pytest.mark.parametrize(("engine", "name"), [("ddp", "ddp-machines"), ("fsdp2", "fsdp2"), ("zero2", "zero2")])
+def test_two_machines_of_eight_gpus(engine: Any, name: str, deepspeed: None) -> None:
     counts = ["--num_processes", "16", "--num_machines", "2", "--machine_rank", "1"]
-    meeting = ["--multi_gpu", "--main_process_ip", "node0", "--main_process_port", "29500"]
-    placement = Placement(16, cuda=True, machines=2, machine_rank=1, main_address="node0")
-    assert argv(placement) == [*ACCELERATE, *SETTINGS, *counts, *meeting, *JOB]
+    meeting = ["--main_process_ip", "node0", "--main_process_port", "29500"]
+    placement = Placement(16, cuda=True, machines=2, machine_rank=1, main_address="node0", engine=engine)
+    assert argv(placement) == [*ACCELERATE, *settings(name), *counts, *meeting, *JOB]
 
 
-def test_two_cpu_processes_are_not_left_to_accelerate_which_would_start_one() -> None:
-    assert argv(Placement(2)) == [*TORCHRUN, "--standalone", "--nproc-per-node", "2", *JOB]
+@pytest.mark.parametrize("engine", ["ddp", "fsdp2"])
+def test_two_cpu_processes_are_not_left_to_accelerate_which_would_start_one(engine: Any) -> None:
+    assert argv(Placement(2, engine=engine)) == [*TORCHRUN, "--standalone", "--nproc-per-node", "2", *JOB]
 
 
 def test_two_machines_of_two_cpu_processes() -> None:
@@ -68,6 +85,46 @@ def test_impossible_placements_are_errors(settings: dict, message: str) -> None:
         Placement(**settings)
 
 
+@pytest.mark.parametrize("path", sorted(CONFIGURATIONS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_accelerate_knows_every_key_of_its_files(path: Path) -> None:
+    load_config_from_file(str(path))  # which refuses others
+    options = vars(launch.launch_command_parser().parse_args(["script"]))
+    for section in ("fsdp_config", "deepspeed_config"):
+        assert set(getattr(load_config_from_file(str(path)), section)) <= options.keys()
+
+
+def test_the_files_make_accelerate_launch_what_their_engines_are(
+    deepspeed: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    launchers: dict[str, Any] = {}
+    monkeypatch.setattr(launch, "multi_gpu_launcher", lambda options: launchers.update(torch=options))
+    monkeypatch.setattr(launch, "deepspeed_launcher", lambda options: launchers.update(deepspeed=options))
+
+    def launched(**placement: Any) -> dict[str, str]:
+        """The environment that accelerate would give to the processes of a placement."""
+        launchers.clear()
+        words = argv(Placement(cuda=True, **placement))[len(ACCELERATE) :]
+        launch.launch_command(launch.launch_command_parser().parse_args(words))
+        if "deepspeed" in launchers:
+            return prepare_deepspeed_cmd_env(launchers["deepspeed"])[1]
+        return prepare_multi_gpu_env(launchers["torch"])
+
+    ddp, fsdp2, zero2 = (launched(processes=8, engine=engine) for engine in ("ddp", "fsdp2", "zero2"))
+    assert not ddp.keys() & {"ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"}
+    assert (fsdp2["ACCELERATE_USE_FSDP"], fsdp2["FSDP_VERSION"]) == ("true", "2")
+    assert (fsdp2["FSDP_RESHARD_AFTER_FORWARD"], fsdp2["FSDP_OFFLOAD_PARAMS"]) == ("true", "false")
+    assert fsdp2["FSDP_CPU_RAM_EFFICIENT_LOADING"] == "false"
+    assert (zero2["ACCELERATE_USE_DEEPSPEED"], zero2["ACCELERATE_DEEPSPEED_ZERO_STAGE"]) == ("true", "2")
+    assert zero2["ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE"] == "none"
+    assert all(one["ACCELERATE_MIXED_PRECISION"] == "no" for one in (ddp, fsdp2, zero2))
+    for engine, launcher in (("ddp", "torch"), ("fsdp2", "torch"), ("zero2", "deepspeed")):
+        launched(processes=16, machines=2, machine_rank=1, main_address="node0", engine=engine)
+        (options,) = launchers.values()
+        assert [*launchers] == [launcher]
+        assert (options.nnodes, options.nproc_per_node, options.node_rank) == ("2", "8", 1)
+        assert (options.rdzv_backend, options.rdzv_endpoint) == ("static", "node0:29500")
+
+
 def test_the_users_own_accelerate_configuration_changes_nothing(tmp_path: Path) -> None:
     own = tmp_path / "accelerate" / "default_config.yaml"
     own.parent.mkdir()
@@ -78,11 +135,85 @@ def test_the_users_own_accelerate_configuration_changes_nothing(tmp_path: Path) 
     )
     (tmp_path / "show.py").write_text("import os; print(*(f'{k}={v}' for k, v in os.environ.items()), sep='\\n')")
     environment = {"HF_HOME": str(tmp_path), "PYTHONPATH": str(tmp_path), "OMP_NUM_THREADS": "3"}
-    command = worker_command(Placement(cuda=True), "show", [])
-    shown = subprocess.run(command, env=os.environ | environment, capture_output=True, text=True, check=True).stdout
+    words = worker_command(Placement(cuda=True), "show", [])
+    shown = subprocess.run(words, env=os.environ | environment, capture_output=True, text=True, check=True).stdout
     settings = dict(line.split("=", 1) for line in shown.splitlines() if line.startswith(("ACCELERATE_", "OMP_")))
     assert settings["OMP_NUM_THREADS"] == "3"
     assert settings["ACCELERATE_MIXED_PRECISION"] == "no"
     assert settings["ACCELERATE_DYNAMO_BACKEND"] == "NO"
     assert settings["ACCELERATE_USE_CPU"] == "False"
     assert not settings.keys() & {"ACCELERATE_USE_FSDP", "ACCELERATE_DEBUG_MODE", "ACCELERATE_CPU_AFFINITY"}
+
+
+def run(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str]:
+    with pytest.raises(SystemExit) as end:
+        cli.main(["launch", *words])
+    output = capsys.readouterr()
+    return int(end.value.code or 0), (output.out + output.err).strip()
+
+
+def test_launch_shows_the_line_of_its_configuration(capsys: pytest.CaptureFixture[str]) -> None:
+    wanted = worker_command(Placement(8, cuda=True, engine="fsdp2"), "harness.cli", ["train", "--profile", "paper"])
+    assert run(capsys, "--profile", "paper", "--show") == (0, typed(wanted))
+    words = ["--profile", "paper", "runtime.machines=2", "runtime.processes=16", "rollout.prompts_per_update=16"]
+    code, line = run(capsys, *words, "--show", "--machine-rank", "1", "--main-address", "node0")
+    assert code == 0
+    assert "--num_processes 16 --num_machines 2 --machine_rank 1 --main_process_ip node0" in line
+    assert line.endswith(f"train {' '.join(words)}")
+
+
+def test_launch_checks_what_it_can_before_anything_starts(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(slots, "visible_gpus", lambda: ("0", "1"))
+    monkeypatch.setattr(os, "execve", lambda *arguments: pytest.fail("started"))
+    code, line = run(capsys, "--profile", "paper")
+    assert (code, line) == (
+        2,
+        "adagrpo: error: runtime.processes=8 on 1 machines need 8 GPUs here, but there are 2",
+    )
+    two = ["runtime.processes=2", "rollout.prompts_per_update=2"]
+    assert "nowhere.txt: no such file" in run(capsys, *two, "prompts.train=nowhere.txt")[1]
+    assert "no run directory" in run(capsys, "--resume", str(tmp_path))[1]
+    assert "need the address of the first one" in run(capsys, *two, "runtime.machines=2")[1]
+
+
+def test_launch_becomes_the_launcher(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    class Started(Exception):
+        pass
+
+    seen: list[Any] = []
+
+    def execve(path: str, words: list[str], environment: dict[str, str]) -> None:
+        seen.extend([path, words, environment["OMP_NUM_THREADS"]])
+        raise Started
+
+    monkeypatch.setattr(os, "execve", execve)
+    settings = ["runtime.processes=2", "rollout.prompts_per_update=2", "runtime.device=cpu", "runtime.threads=3"]
+    with pytest.raises(Started):
+        cli.main(["launch", *settings])
+    words = worker_command(Placement(2), "harness.cli", ["train", "--profile", "miniature", *settings])
+    assert seen == [words[0], words, "3"]
+
+
+def test_the_launch_lines_of_the_page_are_those_of_the_function(deepspeed: None) -> None:
+    train = ["train", "--profile", "paper"]
+    over_two = ["runtime.machines=2", "runtime.processes=16", "rollout.prompts_per_update=16"]
+
+    def line(settings: list[str], **placement: Any) -> str:
+        return typed(worker_command(Placement(**placement), "harness.cli", [*train[:2], *settings]))
+
+    several = {"processes": 16, "cuda": True, "machines": 2, "machine_rank": 1, "main_address": "node0"}
+    cpu = ["miniature", "runtime.device=cpu", "runtime.processes=2", "rollout.prompts_per_update=2"]
+    wanted = [
+        line(["single-gpu"], cuda=True),
+        line(["paper-lora"], processes=8, cuda=True),
+        line(["paper"], processes=8, cuda=True, engine="fsdp2"),
+        line(["paper", "runtime.engine=zero2"], processes=8, cuda=True, engine="zero2"),
+        line(["paper-lora", *over_two], **several),
+        line(["paper", *over_two], engine="fsdp2", **several),
+        line(cpu, processes=2),
+    ]
+    page = (ROOT / "docs" / "processes.md").read_text()
+    shown = [text.strip() for text in page.splitlines() if text.startswith(("    accelerate launch", "    torchrun"))]
+    assert shown == wanted

@@ -44,7 +44,21 @@ def test_slots_that_the_machine_cannot_give_are_errors(
         make_slots(runtime, count, gpus, cores=4)
 
 
-def test_runs_that_need_different_processes_are_not_launched_together() -> None:
-    with pytest.raises(ConfigError, match=r"the same runtime\.device, runtime\.threads and runtime\.processes"):
-        local_slots([RuntimeConfig(device="cpu"), RuntimeConfig(device="cpu", threads=2)], None)
+@pytest.mark.parametrize(
+    "other", [{"threads": 2}, {"processes": 2}, {"engine": "fsdp2"}, {"timeout_seconds": 60}, {"machines": 2}]
+)
+def test_runs_that_need_different_processes_are_not_launched_together(other: dict) -> None:
+    (key,) = other
+    with pytest.raises(ConfigError, match=rf"need the same runtime\.{key}"):
+        local_slots([RuntimeConfig(device="cpu"), RuntimeConfig(device="cpu", **other)], None)
     assert local_slots([RuntimeConfig(device="cpu"), RuntimeConfig(device="cpu", checkpoint_interval=3)], 1)
+
+
+def test_a_grid_is_launched_on_one_machine() -> None:
+    with pytest.raises(ConfigError, match=r"runtime\.machines=2: a grid's runs are launched on this machine alone"):
+        local_slots([RuntimeConfig(device="cpu", processes=2, machines=2)], None)
+
+
+def test_slots_know_the_engine() -> None:
+    (slot,) = make_slots(RuntimeConfig(processes=2, engine="fsdp2"), None, gpus=("0", "1"), cores=2)
+    assert slot.placement.configuration.name == "fsdp2.yaml"
