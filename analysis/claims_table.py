@@ -19,6 +19,8 @@ from analysis.study import Study
 from analysis.verdicts import PRIMARY_FAMILY, Compared, cell_of, judge_claims
 
 COLUMNS = ["family", "claim", "metric", "paper", "ours", "pairs", "verdict", "validation", "validation_verdict"]
+_HEAD = ["Claim", "Verdict", "Difference here", "The paper", "Pairs", "Detectable"]
+_HEAD += ["On validation words", "Verdict there"]
 
 
 class Row(NamedTuple):
@@ -38,6 +40,11 @@ class Row(NamedTuple):
     validation_verdict: Verdict | None
     numbers: Mapping[str, Any]
     """All digits, for the CSV."""
+
+    @property
+    def detectable(self) -> str:
+        """Smallest true difference that so many pairs find with probability .8."""
+        return number(self.numbers.get("detectable_difference", math.nan))
 
 
 class ClaimsTable(NamedTuple):
@@ -109,12 +116,11 @@ def _titled(table: ClaimsTable) -> list[tuple[str, Sequence[Row]]]:
 
 
 def _markdown(rows: Sequence[Row]) -> str:
-    head = ["Claim", "Verdict", "Difference here", "The paper", "Pairs", "On validation words", "Verdict there"]
-    lines = [head, ["---"] * len(head)]
+    lines = [_HEAD, ["---"] * len(_HEAD)]
     for row in rows:
         name = row.statement + (f" ({row.measure})" if row.measure else "")
         validation = row.validation, row.validation_verdict or MISSING
-        lines.append([name, row.verdict or MISSING, row.ours, row.paper, row.pairs, *validation])
+        lines.append([name, row.verdict or MISSING, row.ours, row.paper, row.pairs, row.detectable, *validation])
     return "".join("| " + " | ".join(cell.replace("|", r"\|") for cell in line) + " |\n" for line in lines)
 
 

@@ -25,7 +25,8 @@ VARIANTS_OF_ADAGRPO = (
     "P 2",
     "anchor before",
 )
-WEIGHTS = (5.0, 15.0)
+WEIGHTS = {5.0: 2, 15.0: 3}
+"""Of fusion, beside the release's, with their planned pairs."""
 OTHER_SETTINGS = ("G 4", "G 16", "branches 0", "branches 0 1 2 3", "P 2", "model weak", "240 iterations")
 """Of base and + AdaGRPO alike."""
 BASE, ADAGRPO = Arm(), Arm(selection="curriculum", fusion_weight=1.0)
@@ -66,6 +67,11 @@ def _components() -> Iterator[Question]:
             f"fusion-{selection}", f"Fusion adds to {selection} prompts", plain._replace(fusion_weight=1.0), plain, 4
         )
         yield Question("components", claim)
+    for weight, seeds in ((1.0, 6), (15.0, 3)):
+        fused = ADAGRPO._replace(fusion_weight=weight)
+        statement = f"Fusion of weight {weight:g} beats its control that only rescales"
+        claim = Claim(f"rescaled {weight:g}", statement, fused, fused._replace(variant="fusion rescaled"), seeds)
+        yield Question("components", claim)
     longer = BASE._replace(variant="140 iterations")
     claim = Claim("equal-iterations", "+ AdaGRPO beats a base that runs as much longer", ADAGRPO, longer, few)
     yield Question("equal compute", claim)
@@ -99,9 +105,9 @@ def _settings() -> Iterator[Question]:
             variant, f"+ AdaGRPO with {variant} beats + AdaGRPO", ADAGRPO._replace(variant=variant), ADAGRPO, 2
         )
         yield Question("one at a time", claim)
-    for weight in WEIGHTS:
+    for weight, seeds in WEIGHTS.items():
         heavier = ADAGRPO._replace(fusion_weight=weight)
-        claim = Claim(f"weight {weight:g}", f"Fusion weight {weight:g} beats weight 1", heavier, ADAGRPO, 2)
+        claim = Claim(f"weight {weight:g}", f"Fusion weight {weight:g} beats weight 1", heavier, ADAGRPO, seeds)
         yield Question("one at a time", claim)
     own, shared = (ADAGRPO._replace(variant=v) for v in ("capability per_rank, P 2", "P 2"))
     claim = Claim("per-rank", "A capability shared by ranks beats one a rank, P 2", shared, own, 2)

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from analysis.tuning import Tuned
     from harness.launch.study import PlannedRun, Study
+    from harness.runs import RunDirectory
 
 
 def add_parser(commands: Commands) -> None:
@@ -25,10 +26,10 @@ def add_parser(commands: Commands) -> None:
     parser.add_argument("--seeds", metavar="LIST", help="of one experiment, such as 500-503 (default: its own)")
     parser.add_argument("--plan", action="store_true", help="list runs and core-hours against the budget; run nothing")
     parser.add_argument("--slots", type=int, help="runs at a time (default: as many as cores, or GPUs, suffice for)")
-    parser.set_defaults(command=study)
+    parser.set_defaults(command=execute_study)
 
 
-def study(options: argparse.Namespace) -> int:
+def execute_study(options: argparse.Namespace) -> int:
     """Execute experiments, tuning first, or print the plan; 1 if a run failed."""
     from harness.launch.grid import parse_seeds
     from harness.launch.study import DEFAULT, plan_runs, read_study
@@ -58,15 +59,21 @@ def study(options: argparse.Namespace) -> int:
 
 
 def _execute(study: "Study", planned: Sequence["PlannedRun"], slots: int | None) -> int:
+    from analysis.claims import STUDY_SEEDS
+    from analysis.gallery import NUM_PROMPTS
     from analysis.shards import write_shards
     from harness.launch.study import execute
     from harness.runs import RUNS
+
+    def keep(run: "RunDirectory") -> None:
+        # A page shows the pictures of each cell's first seed; of all runs they would be most of what is committed.
+        write_shards(run.folder, study.shards, NUM_PROMPTS if run.config.seed == STUDY_SEEDS[0] else 0)
 
     outcome = execute(
         planned,
         slots,
         lambda line: print(line, flush=True),
-        lambda run: write_shards(run.folder, study.shards),
+        keep,
         RUNS,
     )
     for run_id, reason in outcome.failed.items():

@@ -9,9 +9,10 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from analysis import claims, paper
+from analysis import claims, paper, report
 from analysis.claims import EXPERIMENT, PRIMARY, STUDY_SEEDS, judge_family
 from analysis.claims_table import ClaimsTable, claims_frame, claims_markdown, claims_table, protocol_note
+from analysis.figures import Group, StudyFigures
 from analysis.logs import load_logs
 from analysis.report import write_report
 from analysis.stability import roughness
@@ -158,7 +159,9 @@ def test_a_report_without_the_study_has_no_claims(grid: Path) -> None:
     assert table_of(grid) is None
 
 
-def test_the_report_shows_the_claims(runs: Path, tmp_path: Path) -> None:
+def test_the_report_shows_the_claims(runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    nothing = StudyFigures(*(Group([]) for _ in StudyFigures._fields))  # Figures take seconds to draw.
+    monkeypatch.setattr(report, "draw_study", lambda study: nothing)
     page = write_report(runs, tmp_path / "out").read_text()
     assert "<h2>The paper's claims</h2>" in page.replace("&#39;", "'")
     assert 'class="text verdict supported">supported</td>' in page

@@ -21,6 +21,7 @@ from harness.cli import main
 from harness.config import EXPERIMENTS, ConfigError, RunConfig, compose, numeric_settings
 from harness.launch import local, process
 from harness.launch.study import read_study, tuned_text
+from harness.models.miniature.prompts import list_path
 
 Adagrpo = Callable[..., int]
 
@@ -178,6 +179,10 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     settings = yaml.safe_load(profile.read_text())
     settings |= {"iterations": 2, "reward": {"colour": 1.0}}
     settings["evaluation"] |= {"judges": ["colour"], "interval": 1, "validation_prompts": 3, "gallery": 0}
+    lines = list_path("test").read_text().splitlines()
+    for split in ("train", "validation", "test"):  # short, since every run that is planned checks them
+        (tmp_path / f"{split}.txt").write_text("\n".join(lines[:5]) + "\n")
+    settings["prompts"] = {split: str(tmp_path / f"{split}.txt") for split in ("train", "validation", "test")}
     profile.write_text(yaml.safe_dump(settings))
 
     def command(placement: object, module: str, arguments: Sequence[str]) -> list[str]:
@@ -248,7 +253,7 @@ def test_experiments_share_runs_and_the_plan_counts_them_once(
 ) -> None:
     both = {"method": "study_flow_grpo", "selection": ["random", "hardest"], "seeds": [500]}
     write(folder, "more", **TINY | {"cells": [both]})
-    write(folder, "all", shards=str(folder / "shards"), experiments=["tiny", "more"], budget_hours=0.01)
+    write(folder, "all", shards=str(folder / "shards"), experiments=["tiny", "more"], budget_hours=0.001)
     assert adagrpo("--plan") == 0
     text = capsys.readouterr().out
     assert [line.split()[:6] for line in text.splitlines()[1:3]] == [
@@ -269,9 +274,9 @@ def test_experiments_share_runs_and_the_plan_counts_them_once(
     assert "500.00 ms a forward, 1000.0 ms a reward call, 2000 ms a picture" in text
     base = compose("miniature-study", "study_flow_grpo")
     costs = {s: expected_cost(base.model_copy(update={"selection": s})) for s in ("random", "medium")}
-    each = {s: 2 * (c.forwards * 0.5 + c.reward_calls) + (2 * 3 + 3 * 240) * 2.0 for s, c in costs.items()}
+    each = {s: 2 * (c.forwards * 0.5 + c.reward_calls) + (2 * 3 + 3 * 5) * 2.0 for s, c in costs.items()}
     left = (each["random"] + 4 * each["medium"]) / 3600
-    assert f"about {left:.2f} core-hours left, {left + 2 * 18 / 3600:.2f} in all; budget 0.01: OVER by" in text
+    assert f"about {left:.2f} core-hours left, {left + 2 * 18 / 3600:.2f} in all; budget 0.001: OVER by" in text
 
 
 def test_a_failed_run_is_named_and_the_others_are_kept(
