@@ -23,9 +23,9 @@ def expand_grid(
     """All runs of a grid file, seed by seed, so that every cell has its first seed before any has its second.
 
     A grid file names a ``profile``, ``seeds`` (a list, or text such as "0-4,7") and ``cells``: mappings from a dotted
-    config key, or ``model``, ``method`` or ``reward`` (files in experiments/models/, methods/ and rewards/), to a value
-    or a list of values; a mapping stands for the product of its lists, and its key ``seeds`` gives its cells other
-    seeds than the file's.
+    config key to a value or a list of values, where ``model``, ``method`` and ``reward`` may also be the name of a file
+    in experiments/models/, methods/ and rewards/; a mapping stands for the product of its lists, and its key ``seeds``
+    gives its cells other seeds than the file's.
 
     Args:
         grid: name of a file in experiments/grids/, or a path to one.
@@ -51,11 +51,11 @@ def expand_grid(
     planned = [(position, seed, cell) for cell in cells for position, seed in enumerate(cell["seeds"])]
     runs = []
     for _, seed, cell in sorted(planned, key=itemgetter(0)):
+        files = {kind: cell[kind] for kind in KINDS if isinstance(cell.get(kind), str)}
         settings: dict[str, Any] = {"seed": seed}
         for key, value in cell.items():
-            if key not in (*KINDS, "seeds"):
+            if key not in (*files, "seeds"):
                 settings = merge(settings, nest(key, value))
-        files = {kind: cell.get(kind) for kind in KINDS}
         runs.append(compose(profile or content["profile"], settings=settings, overrides=overrides, **files))
     return runs
 

@@ -84,10 +84,10 @@ def read_adapters(run: RunDirectory) -> dict[str, Tensor]:
         assert weights is not None
         tensors, _ = read_lora(weights)
         return {_parameter_name(name): tensor for name, tensor in tensors.items()}
-    saved = read_weights(run)
-    if saved is None:
+    adapters = read_weights(run)
+    if adapters is None:
         raise ConfigError(f"--checkpoints {run.folder}: has no checkpoint yet")
-    return saved
+    return adapters
 
 
 def put_adapters(policy: Policy, adapters: dict[str, Tensor], where: Path) -> None:

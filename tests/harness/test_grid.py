@@ -55,6 +55,12 @@ def test_values_that_no_cell_has_together_are_an_error(tmp_path: Path) -> None:
         expand_grid(str(grid), only="method=flow_grpo selection=medium")
 
 
+def test_a_reward_is_a_file_s_name_or_weights(tmp_path: Path) -> None:
+    grid = tmp_path / "rewards.yaml"
+    grid.write_text("profile: smoke\nseeds: [0]\ncells:\n  - {reward: [ocr_colour, {ocr-v4: 1.0}]}\n")
+    assert [run.reward for run in expand_grid(str(grid))] == [{"ocr": 1.0, "colour": 0.5}, {"ocr-v4": 1.0}]
+
+
 def test_cells_may_have_seeds_of_their_own(tmp_path: Path) -> None:
     grid = tmp_path / "seeds.yaml"
     grid.write_text(

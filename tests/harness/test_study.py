@@ -14,7 +14,6 @@ from analysis.claims import EXPERIMENT, PILOT_SEEDS, PRIMARY, STUDY_SEEDS, TEST_
 from analysis.exploratory import questions
 from analysis.logs import load_summary, reward_name
 from analysis.variants import name_variants
-from harness import config as config_module
 from harness import runs as runs_module
 from harness.accounting import expected_cost
 from harness.cli import main
@@ -173,7 +172,8 @@ TINY = {
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A repository's worth of experiments, runs and shards, with workers that are quick."""
     shutil.copytree(EXPERIMENTS, tmp_path / "experiments")
-    monkeypatch.setattr(config_module, "EXPERIMENTS", tmp_path / "experiments")
+    for module in ("harness.config", "harness.config.composition"):
+        monkeypatch.setattr(f"{module}.EXPERIMENTS", tmp_path / "experiments")
     monkeypatch.setattr(runs_module, "RUNS", tmp_path / "runs")
     profile = tmp_path / "experiments" / "profiles" / "miniature-study.yaml"
     settings = yaml.safe_load(profile.read_text())

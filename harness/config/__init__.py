@@ -1,0 +1,83 @@
+"""Typed, validated configuration of a run: composed from YAML files under experiments/, overridden by dotted keys.
+
+A section of a configuration is a class; ``run`` has the whole. Everything is imported from here.
+"""
+
+from harness.config.algorithm import (
+    CapabilityConfig,
+    FusionConfig,
+    MethodConfig,
+    ObjectiveConfig,
+    RolloutConfig,
+    Selection,
+    WindowConfig,
+    num_trained_steps,
+)
+from harness.config.composition import (
+    EXPERIMENTS,
+    KINDS,
+    ROOT,
+    compose,
+    dump,
+    grid_of,
+    load,
+    merge,
+    nest,
+    parse_overrides,
+    read_experiment,
+    read_yaml,
+    validate,
+)
+from harness.config.identity import NUMERICS_VERSION, numeric_settings, run_id
+from harness.config.messages import fields_at, nearest, one_line, unknown_key
+from harness.config.model import ExecutionConfig, ModelConfig
+from harness.config.optimizer import LoraConfig, OptimizerConfig
+from harness.config.rewards import RewardConfig
+from harness.config.run import EvaluationConfig, LoggingConfig, PromptsConfig, RunConfig, RuntimeConfig
+from harness.config.section import Positive, Section, Share
+from harness.errors import ConfigError
+
+__all__ = [
+    "EXPERIMENTS",
+    "KINDS",
+    "NUMERICS_VERSION",
+    "ROOT",
+    "CapabilityConfig",
+    "ConfigError",
+    "EvaluationConfig",
+    "ExecutionConfig",
+    "FusionConfig",
+    "LoggingConfig",
+    "LoraConfig",
+    "MethodConfig",
+    "ModelConfig",
+    "ObjectiveConfig",
+    "OptimizerConfig",
+    "Positive",
+    "PromptsConfig",
+    "RewardConfig",
+    "RolloutConfig",
+    "RunConfig",
+    "RuntimeConfig",
+    "Section",
+    "Selection",
+    "Share",
+    "WindowConfig",
+    "compose",
+    "dump",
+    "fields_at",
+    "grid_of",
+    "load",
+    "merge",
+    "nearest",
+    "nest",
+    "num_trained_steps",
+    "numeric_settings",
+    "one_line",
+    "parse_overrides",
+    "read_experiment",
+    "read_yaml",
+    "run_id",
+    "unknown_key",
+    "validate",
+]

@@ -1,0 +1,112 @@
+"""The algorithm: prompt selection, stochastic steps, rollouts, advantages, the loss."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from harness.config.section import Positive, Section, Share
+
+Selection = Literal["random", "easiest", "hardest", "medium", "curriculum"]
+
+
+class MethodConfig(Section):
+    """The stochastic step."""
+
+    kernel: Literal["flow_grpo", "dance_grpo", "flow_cps"]
+    eta: Positive
+
+
+class FusionConfig(Section):
+    """Cross-level advantage fusion."""
+
+    enabled: bool = False
+    weight: float = Field(1.0, ge=0)
+    kind: Literal["fused", "rescaled"] = "fused"
+    """The paper's fusion, or the control that only rescales local advantages: see docs/fusion.md."""
+
+    @property
+    def name(self) -> str:
+        """In names of runs and cells."""
+        return "fusion" if self.kind == "fused" else self.kind
+
+
+class CapabilityConfig(Section):
+    """The moving averages of candidates' rewards."""
+
+    decay: Share = 0.8
+    sync: Literal["shared", "per_rank"] = "shared"
+    """One tracker over all processes, or, as in the official release, one a process."""
+    anchor: Literal["after", "before"] = "after"
+    """Curriculum matches candidates to the capability with this batch in it (the release), or to the one before it."""
+
+
+class WindowConfig(Section):
+    """A window that moves over ``rollout.branch_indices``; steps outside of it are deterministic (Flow-GRPO-Fast)."""
+
+    size: int = Field(2, ge=1)
+    """Consecutive entries of branch_indices."""
+    move: Literal["slide", "random"] = "slide"
+    """One entry further each time, from the last place back to the first; or to a random place, each prompt's own."""
+    interval: int = Field(1, ge=1)
+    """Iterations between moves."""
+
+
+class RolloutConfig(Section):
+    """What is sampled in an iteration."""
+
+    kind: Literal["anchor_branch", "full_sde"] = "anchor_branch"
+    candidates: int = Field(12, ge=1)
+    """B: candidate prompts, one of which is trained on."""
+    prompts_per_update: int = Field(1, ge=1)
+    """P: disjoint batches of candidates, over all processes."""
+    group_size: int = Field(8, ge=2)
+    """G: samples that share a prompt and, in anchor-branch, a branch index."""
+    branch_indices: tuple[int, ...] = (0, 1, 2, 3)
+    """Anchor-branch: steps at which one stochastic step is taken. Full SDE: steps that are stochastic and trained."""
+    window: WindowConfig | None = None
+    """Only some of the branch indices in an iteration; None is all."""
+    trained_share: float = Field(1.0, gt=0, le=1)
+    """Full SDE: share of the stochastic steps that are trained on, rounded down, drawn at random in every iteration
+    (DanceGRPO: .6)."""
+    trained_draw: Literal["prompt", "sample"] = "prompt"
+    """Whether the samples of a prompt share the draw of trained steps, or each has its own (DanceGRPO)."""
+    shared_noise: bool = False
+    """Full SDE: the samples of a group start from the same noise (DanceGRPO)."""
+    latent_precision: Literal["fp32", "bf16"] = "fp32"
+    """Of latents between steps. A draw is rounded before its log-probability is taken."""
+
+
+class ObjectiveConfig(Section):
+    """The loss."""
+
+    updates_per_iteration: int = Field(1, ge=1)
+    """Optimiser steps on one rollout."""
+    update_on: Literal["all", "prompts", "steps"] = "all"
+    """What an update learns from: all samples each time; or an equal part of the iteration's prompts (Flow-GRPO,
+    DanceGRPO) or of the trained steps (AdaGRPO's full fine-tuning), so that each sample is used once."""
+    clip_range: Positive | None = None
+    """PPO range of the ratio. None is the unclipped surrogate, whose ratio is exactly 1 where each sample is used once
+    (AdaGRPO's release)."""
+    old_log_prob: Literal["rollout", "recomputed"] = "rollout"
+    """Log-probability in the ratio's denominator: as it was in the rollout, or computed again before the first update
+    as an update will compute it. In bf16, or with merged adapters, the two differ by more than a clip range of 1e-4."""
+    kl_beta: float = Field(0.0, ge=0)
+    """Weight of the KL to the frozen base model, as the kernel's release defines it."""
+    advantage_clip: Positive = 5.0
+    normalisation: Literal["group", "batch_std"] = "group"
+    """Local advantage by each group's own std, or by that of all samples of the iteration (Flow-GRPO's release)."""
+    combine: Literal["rewards", "advantages"] = "rewards"
+    """Several rewards: local advantages of the weighted sum, or the weighted sum of each reward's local advantages.
+    Selection, capability and global advantages are of the weighted sum either way."""
+
+    @property
+    def is_on_policy(self) -> bool:
+        """Whether the ratio is 1 by definition, so that log-probabilities of the rollout are not needed."""
+        return self.clip_range is None and (self.updates_per_iteration == 1 or self.update_on != "all")
+
+
+def num_trained_steps(rollout: RolloutConfig) -> int:
+    """How many steps of the schedule a prompt is trained on in an iteration."""
+    stochastic = len(rollout.branch_indices) if rollout.window is None else rollout.window.size
+    # .29 of 100 must be 29, though the product is a hair below it in floating point.
+    return int(stochastic * rollout.trained_share + 1e-9)

@@ -1,0 +1,59 @@
+"""What is wrong with a configuration, in one line that names the key and the nearest valid one."""
+
+import difflib
+import types
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Union, get_args, get_origin
+
+from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
+
+from harness.config.run import RunConfig
+
+
+def one_line(error: ValidationError, section: type[BaseModel] = RunConfig) -> str:
+    """What is wrong with the first wrong key of a section's content, and the nearest right one."""
+    problems = error.errors()
+    # A misspelt key is also a missing one; the misspelling says what to do.
+    problem = next((one for one in problems if one["type"] == "extra_forbidden"), problems[0])
+    location = [str(part) for part in problem["loc"]]
+    key = ".".join(location)
+    if problem["type"] == "extra_forbidden":
+        return unknown_key(location, fields_at(location[:-1], section))
+    if problem["type"] == "missing":
+        return f"key {key!r} is missing"
+    message = problem["msg"].removeprefix("Value error, ")
+    if not key:
+        return message
+    if problem["type"] == "literal_error":
+        valid = problem["ctx"]["expected"].replace("'", "").replace(" or ", ", ").split(", ")
+        return f"{key}={problem['input']!r} is unknown; {nearest(str(problem['input']), valid)}"
+    return f"{key}={problem['input']!r}: {message[0].lower()}{message[1:]}"
+
+
+def nearest(word: str, known: Sequence[str]) -> str:
+    """``the nearest is 'X', there are X, Y, Z``: the end of a complaint about a word that is none of the known."""
+    closest = difflib.get_close_matches(word, known, n=1, cutoff=0.0)
+    return f"the nearest is {closest[0]!r}, there are {', '.join(known)}"
+
+
+def unknown_key(location: Sequence[str], valid: Iterable[str]) -> str:
+    """The complaint about a key, given by its parts, whose last part is none of the valid ones."""
+    closest = difflib.get_close_matches(location[-1], list(valid), n=1, cutoff=0.0)
+    return f"unknown key {'.'.join(location)!r}; the nearest is {'.'.join([*location[:-1], *closest])!r}"
+
+
+def fields_at(location: Sequence[str], model: type[BaseModel] = RunConfig) -> Mapping[str, FieldInfo]:
+    """The fields of the section that a key's parts lead to; of none if they lead to a value."""
+    parts = iter(location)
+    for part in parts:
+        annotation = model.model_fields[part].annotation
+        if get_origin(annotation) is dict:
+            next(parts, None)
+            annotation = get_args(annotation)[1]
+        options = get_args(annotation) if get_origin(annotation) in (Union, types.UnionType) else (annotation,)
+        sections = [o for o in options if isinstance(o, type) and issubclass(o, BaseModel)]
+        if not sections:
+            return {}
+        model = sections[0]
+    return model.model_fields

@@ -1,0 +1,48 @@
+"""The optimiser and what is trained."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from harness.config.section import Positive, Section, Share
+
+
+class LoraConfig(Section):
+    """Low-rank adapters."""
+
+    rank: int = Field(16, ge=1)
+    alpha: Positive = 32.0
+    target_modules: tuple[str, ...] = (
+        "attn.to_q",
+        "attn.to_k",
+        "attn.to_v",
+        "attn.to_out.0",
+        "attn.add_q_proj",
+        "attn.add_k_proj",
+        "attn.add_v_proj",
+        "attn.to_add_out",
+        "ff.net.0.proj",
+        "ff.net.2",
+        "ff_context.net.0.proj",
+        "ff_context.net.2",
+    )
+    merge_while_sampling: bool = True
+    """Rollouts with adapters added into the weights: no extra cost a forward, one more copy of the adapted weights."""
+
+
+class OptimizerConfig(Section):
+    """AdamW and what is trained."""
+
+    tuning: Literal["lora", "full"] = "lora"
+    lora: LoraConfig = LoraConfig()
+    learning_rate: Positive = 3e-4
+    betas: tuple[Share, Share] = (0.9, 0.999)
+    epsilon: Positive = 1e-8
+    weight_decay: float = Field(1e-4, ge=0)
+    max_grad_norm: Positive = 1.0
+    warmup_iterations: int = Field(0, ge=0)
+    """Iterations over which the learning rate rises linearly to its value."""
+    weight_ema: Share | None = None
+    """Decay of averaged weights used for evaluation and kept at the end; None for none."""
+    weight_ema_interval: int = Field(1, ge=1)
+    """Optimiser updates between two averagings."""
