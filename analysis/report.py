@@ -38,7 +38,7 @@ def write_report(runs_folder: Path, output: Path) -> Path:
     Returns:
         The page's path. tables/ gets cells, main (base and + AdaGRPO beside the paper's numbers), runs, stability and
         prompts (those that were trained on) as .csv, all but runs as .md and main as .tex, and of the study's runs
-        claims as .csv and .md; figures/ gets .svg and .png of every figure, and main.png.
+        claims as .csv and .md; figures/ gets .svg of every figure, and .png of the wide ones, such as main.png.
 
     Raises:
         RunLogError: there is no run, or a file of one cannot be read; names it.

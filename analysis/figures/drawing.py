@@ -49,13 +49,15 @@ class Drawing:
     """File name without ending."""
     title: str
     svg: str
-    png: bytes
+    png: bytes | None = None
+    """Its twin, of wide pictures only: drawing it takes as long as the SVG, and pages have the SVG."""
 
     def save(self, folder: Path) -> None:
-        """Write NAME.svg and its twin NAME.png."""
+        """Write NAME.svg and, if there is one, its twin NAME.png."""
         folder.mkdir(parents=True, exist_ok=True)
         (folder / f"{self.name}.svg").write_text(self.svg, encoding="utf-8")
-        (folder / f"{self.name}.png").write_bytes(self.png)
+        if self.png is not None:
+            (folder / f"{self.name}.png").write_bytes(self.png)
 
     def inline(self, scope: str) -> str:
         """The SVG as an element of an HTML page: the page's ink and paper, and ids of its own, within ``scope``."""
@@ -87,7 +89,7 @@ def draw_panel(panel: Panel) -> Drawing:
         axes = figure.subplots()
         _fill(axes, panel)
         _add_legend(figure, axes, panel.note)
-        return _render(figure, panel.name, panel.title)
+        return Drawing(panel.name, panel.title, _as_svg(figure))
 
 
 def draw_together(name: str, title: str, panels: Sequence[Panel], num_columns: int) -> Drawing:
@@ -107,7 +109,7 @@ def draw_together(name: str, title: str, panels: Sequence[Panel], num_columns: i
         notes = list(dict.fromkeys(panel.note for panel in panels if panel.note))
         figure.suptitle(title, x=0.01, ha="left", fontsize=13, fontweight="bold")
         figure.supxlabel("\n".join(notes), x=0.01, ha="left", fontsize=9.5)
-        return _render(figure, name, title)
+        return Drawing(name, title, _as_svg(figure), _as_png(figure))
 
 
 def _fill(axes: Axes, panel: Panel) -> None:
@@ -132,10 +134,15 @@ def _add_legend(figure: Figure, axes: Axes, note: str) -> None:
     legend.set_alignment("left")
 
 
-def _render(figure: Figure, name: str, title: str) -> Drawing:
-    svg, png = BytesIO(), BytesIO()
+def _as_svg(figure: Figure) -> str:
+    svg = BytesIO()
     figure.draw_without_rendering()
-    figure.set_layout_engine(None)  # Laid out once, saved twice.
+    figure.set_layout_engine(None)  # Laid out once.
     figure.savefig(svg, format="svg", metadata=_NO_METADATA)
+    return svg.getvalue().decode()
+
+
+def _as_png(figure: Figure) -> bytes:
+    png = BytesIO()
     figure.savefig(png, format="png", dpi=160, metadata={"Software": None})
-    return Drawing(name, title, svg.getvalue().decode(), png.getvalue())
+    return png.getvalue()

@@ -49,7 +49,7 @@ def summary(measured: Sequence[Measured], effects: pd.DataFrame, comparisons: pd
     lines += [
         "## Wrong signs",
         "",
-        "![Wrong signs corrected](figures/mechanism-signs.png)",
+        "![Wrong signs corrected](figures/mechanism-signs.svg)",
         "",
         markdown(_sign_table(signs[signs["set"] == EVERYTHING], labels)),
     ]
@@ -57,7 +57,7 @@ def summary(measured: Sequence[Measured], effects: pd.DataFrame, comparisons: pd
 
 
 def _pictures(name: str) -> list[str]:
-    return [f"![{label}](figures/mechanism-{name}-{metric}.png)" for metric, label in METRICS.items()]
+    return [f"![{label}](figures/mechanism-{name}-{metric}.svg)" for metric, label in METRICS.items()]
 
 
 def _introduction(measured: Sequence[Measured], labels: dict[str, str]) -> Iterator[str]:

@@ -296,7 +296,7 @@ def test_the_report_has_words_tables_and_figures(folder: Path) -> None:
     assert names == {"fusion-example-weak", "fusion-example-strong", "mechanism-signs"} | {
         f"mechanism-{name}-{metric}" for name in ("selection", "difficulty", "fusion") for metric in METRICS
     }
-    for picture in re.findall(r"\]\((.*?\.png)\)", text):
+    for picture in re.findall(r"\]\((.*?\.svg)\)", text):
         assert (folder / picture).is_file()
     words = [t.strip() for t in ElementTree.parse(figures / "mechanism-difficulty-snr.svg").getroot().itertext()]
     for word in ("below 0.2", "0.2 to 0.4", "from 0.8", "untrained", "80 iterations"):

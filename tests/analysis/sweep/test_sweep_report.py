@@ -104,7 +104,7 @@ def confirm(folder: Path, gains: dict[int, list[float]]) -> None:
 def test_the_page_and_the_figures_are_complete_and_the_same_each_time(folder: Path) -> None:
     confirm(folder, {2: [0.1, 0.12, 0.11], 8: [0.0, 0.01, -0.01]})
     page, _ = write_sweep_report(folder)
-    names = {path.stem for path in (folder / "figures").glob("*.png")}
+    names = {path.stem for path in (folder / "figures").glob("*.svg")}
     assert names == {
         "history",
         "contour",
@@ -190,7 +190,7 @@ def test_choices_and_several_objectives_are_drawn_too(folder: Path) -> None:
     trials["value_compute"] = [100.0 * (i % 4) for i in range(10)]
     trials.to_csv(folder / "trials.csv", index=False)
     write_sweep_report(folder)
-    names = {path.stem for path in (folder / "figures").glob("*.png")}
+    names = {path.stem for path in (folder / "figures").glob("*.svg")}
     assert {"pareto", "slice-selection-compute", "parallel-training_reward", "history-compute"} <= names
     assert not any(name.startswith("contour") for name in names)  # there is one range
     # Best reward at each cost: trials 8 (0), 5 (100), 2 (200); 3, 7 cost more and give less.
