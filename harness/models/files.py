@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 # Weights, configurations, and vocabularies of all ages.
@@ -27,6 +28,27 @@ def write_bytes_atomically(path: Path, content: bytes) -> None:
     except BaseException:
         Path(partial).unlink(missing_ok=True)
         raise
+
+
+def build_once(folder: Path, build: Callable[[Path], object]) -> Path:
+    """A folder that ``build`` fills at the first call, and that appears whole, whichever process is first.
+
+    Args:
+        folder: to make; returned.
+        build: fills an empty folder, with the same bytes each time.
+    """
+    if not folder.is_dir():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
+            built = Path(scratch) / folder.name
+            built.mkdir()
+            build(built)
+            try:
+                built.rename(folder)
+            except OSError:
+                if not folder.is_dir():  # else another process was faster
+                    raise
+    return folder
 
 
 def component_folders(pipeline: Path) -> dict[str, tuple[str, str]]:

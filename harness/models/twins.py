@@ -6,7 +6,6 @@ configuration runs. ``model.path: twin:flux`` or ``twin:sd3`` in a configuration
 """
 
 import string
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -31,7 +30,7 @@ from transformers import (
     T5Tokenizer,
 )
 
-from harness.models.files import cache_folder
+from harness.models.files import build_once, cache_folder
 
 _VERSION = 1
 """Raised with any change of what is built, so that an old twin in the cache is not taken for a new one."""
@@ -46,20 +45,13 @@ def twin_folder(name: str) -> Path:
     Args:
         name: a key of ``TWINS``.
     """
-    folder = cache_folder("twins") / f"{name}-{_VERSION}"
-    if not folder.is_dir():
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
-            built = Path(scratch) / name
-            with torch.random.fork_rng():
-                torch.manual_seed(_SEED)
-                TWINS[name]().save_pretrained(built)
-            try:
-                built.rename(folder)
-            except OSError:
-                if not folder.is_dir():  # else another process was faster, with the same bytes
-                    raise
-    return folder
+
+    def build(folder: Path) -> None:
+        with torch.random.fork_rng():
+            torch.manual_seed(_SEED)
+            TWINS[name]().save_pretrained(folder)
+
+    return build_once(cache_folder("twins") / f"{name}-{_VERSION}", build)
 
 
 def build_flux_twin() -> FluxPipeline:

@@ -5,14 +5,13 @@ for CLIP score and PickScore. Their scores mean nothing: they show that a config
 """
 
 import json
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
-from harness.models.files import cache_folder
+from harness.models.files import build_once, cache_folder
 from harness.models.locate import TWIN_PREFIX as TWIN_PREFIX
 from harness.rewards.base import RewardError
 
@@ -40,19 +39,7 @@ def find_twin(reward: str, key: str, name: str) -> Path:
     if build is None or key not in places:
         known = ", ".join(f"{TWIN_PREFIX}{twin}" for twin, (_, of) in _TWINS.items() if key in of)
         raise RewardError(f"reward {reward!r}: rewards.{reward}.{key}: there is no twin {name!r}, there are {known}")
-    folder = cache_folder("twins") / f"reward-{name}-{_VERSION}"
-    if not folder.is_dir():
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
-            built = Path(scratch) / name
-            built.mkdir()
-            build(built)
-            try:
-                built.rename(folder)
-            except OSError:
-                if not folder.is_dir():  # else another process was faster, with the same bytes
-                    raise
-    return folder / places[key]
+    return build_once(cache_folder("twins") / f"reward-{name}-{_VERSION}", build) / places[key]
 
 
 def clip_architecture() -> "CLIPConfig":
