@@ -21,6 +21,7 @@ from typing import IO, Any
 from harness import config as configuration
 from harness.config import ROOT, ConfigError, RunConfig
 from harness.errors import CollectiveError, HarnessError
+from harness.stopping import StopRun
 
 RUNS = ROOT / "results" / "runs"
 PROTOCOL = ROOT / "analysis" / "claims.py"
@@ -98,6 +99,8 @@ class RunDirectory:
         """Within: an exception is noted as by ``note_failure``; an echo is raised with the message of its cause."""
         try:
             yield
+        except StopRun:  # no failure
+            raise
         except Exception as error:
             cause, own = self.note_failure(error)
             if cause != own and isinstance(error, CollectiveError):

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from harness.config import ROOT, compose
+from harness.errors import CollectiveError
 from harness.launch import worker
 from harness.launch.queue import reset
 from harness.runs import RunDirectory, prepare_run
@@ -98,6 +99,20 @@ def test_any_exception_is_named_in_the_status_and_its_traceback_in_the_log(
     assert not any(run.is_locked() for run in runs)
 
 
+def test_an_echo_is_the_reason_until_its_cause_is_known(prepared: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    run = prepared("runs")
+    for rank, error, reason in (
+        ("0", CollectiveError("nobody came"), "rank 0: CollectiveError: nobody came"),
+        ("1", CollectiveError("me too"), "rank 0: CollectiveError: nobody came"),
+        ("1", RuntimeError("out of memory"), "rank 1: RuntimeError: out of memory"),
+    ):
+        monkeypatch.setenv("RANK", rank)
+        with pytest.raises(type(error)), run.failure_noted():
+            raise error
+        assert (run.status()["state"], run.status()["reason"]) == ("waiting", reason)
+
+
 def test_where_several_processes_run_only_our_own_errors_are_final(
     prepared: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -110,6 +125,11 @@ def test_where_several_processes_run_only_our_own_errors_are_final(
     with pytest.raises(RuntimeError), run.failure_noted():
         raise RuntimeError("connection closed by peer")  # the echo in another process
     assert (run.status()["state"], run.status()["reason"]) == ("running", "rank 1: RuntimeError: out of memory")
+    with pytest.raises(CollectiveError, match=r"^rank 1: RuntimeError: out of memory \(here: nobody came\)$"):  # noqa: SIM117
+        with run.failure_noted():
+            raise CollectiveError("nobody came")
+    run.set_status("running", 1, 2, keep_failure=True)  # as by a main process that saves and has not noticed yet
+    assert run.status()["reason"] == "rank 1: RuntimeError: out of memory"
     with pytest.raises(TrainingError), run.failure_noted():
         raise TrainingError("the gradient is not finite")
     reason = "rank 1: TrainingError: the gradient is not finite"
