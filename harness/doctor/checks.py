@@ -11,6 +11,7 @@ from harness.doctor.architecture import Architecture, find_architecture
 from harness.doctor.machine import Gpu
 from harness.doctor.memory import checkpoint_bytes, embedding_bytes, estimate, how_to_save
 from harness.doctor.report import Finding, Report, size
+from harness.launch.command import require_deepspeed
 from harness.launch.grid import expand_grid
 from harness.launch.plan import measured_cost
 from harness.models.files import cache_folder
@@ -40,11 +41,11 @@ def check(profile: str, overrides: Sequence[str] = (), seconds: float | None = N
     problem = None if folder is None else problem_of(folder)
     architecture = find_architecture(path, None if problem else folder)
     rewards = tuple(dict.fromkeys(name for c in configs for name in (*c.reward, *c.evaluation.judges)))
-    findings = [_gpus(config, gpus, on_gpu), _weights(path, folder, problem)]
+    findings = [_gpus(config, gpus, on_gpu), *_engine(config), _weights(path, folder, problem)]
     if architecture is None:
         findings.append(Finding("memory", f"not known: {path} is neither whole here nor one whose sizes are known"))
     else:
-        usable = gpus[: config.runtime.processes] if on_gpu else None
+        usable = gpus[: config.runtime.processes // config.runtime.machines] if on_gpu else None
         findings.append(_memory(configs, architecture, rewards, usable))
         findings.append(_disk(configs, architecture, download=folder is None))
     findings += [*_rewards(rewards, configs), *_prompts(config), _compute(configs, architecture, gpus, on_gpu, seconds)]
@@ -52,12 +53,23 @@ def check(profile: str, overrides: Sequence[str] = (), seconds: float | None = N
 
 
 def _gpus(config: RunConfig, gpus: Sequence[Gpu], on_gpu: bool) -> Finding:
-    wanted = config.runtime.processes
+    wanted = config.runtime.processes // config.runtime.machines
     if not on_gpu:
         return Finding("GPUs", f"none needed: with runtime.device={config.runtime.device} it runs on the CPU here")
     names = ", ".join(sorted({gpu.name for gpu in gpus})) or "none"
     problem = f"{len(gpus)} of {wanted} CUDA devices are here; use such a machine, or fewer runtime.processes"
     return Finding("GPUs", f"{wanted} wanted, {len(gpus)} found: {names}", problem if len(gpus) < wanted else None)
+
+
+def _engine(config: RunConfig) -> list[Finding]:
+    """What an engine needs beside GPUs."""
+    if config.runtime.engine != "zero2":
+        return []
+    try:
+        require_deepspeed()
+    except ConfigError as error:
+        return [Finding("engine", "zero2 needs DeepSpeed", str(error))]
+    return [Finding("engine", "zero2: DeepSpeed is installed")]
 
 
 def _weights(path: str, folder: Path | None, problem: str | None) -> Finding:

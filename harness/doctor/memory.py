@@ -63,7 +63,7 @@ class Estimate:
 
     moment: str
     """``encoding`` (before training, where text encoders are freed), ``sampling``, ``decoding``, ``scoring`` or
-    ``updating``."""
+    ``updating``; ``sharing``, before the weights are shared out."""
     parts: Mapping[str, int]
     """Bytes by component."""
 
@@ -77,7 +77,7 @@ def estimate(config: RunConfig, architecture: Architecture, rewards: Iterable[st
     """What a process needs at its fullest moment.
 
     Weights in training, their gradients and AdamW's two moments are float32; frozen weights are in the network's
-    precision. Every process holds all of them.
+    precision. A process holds all of them, or what its engine leaves to it.
 
     Args:
         config: of the run.
@@ -97,27 +97,36 @@ def _moments(
     element = 2 if model.precision == "bf16" else 4
     trained = trained_parameters(config, architecture)
     always = {"CUDA context and workspace": _WORKSPACE} if on_gpu else {}
+    of_weights, of_state = _shares(config)
     merged: dict[str, int] = {}
     if optimizer.tuning == "lora":
-        weights = {"weights": architecture.parameters * element + 4 * trained}
+        whole = {"weights": architecture.parameters * element + 4 * trained}
         if optimizer.lora.merge_while_sampling:
             adapted = architecture.adapted(optimizer.lora)
-            merged = {"weights with adapters merged": sum(into * out for into, out in adapted) * element}
+            merged = {"weights with adapters merged": sum(into * out for into, out in adapted) * element // of_weights}
     else:
-        # Autocast keeps a copy in bf16 for the backward pass.
-        weights = {"weights": trained * (6 if element == 2 else 4)}
+        whole = {"weights": trained * 4}
         if config.objective.kl_beta:
-            weights["weights of the KL reference"] = trained * 4
-    weights |= {"autoencoder": 4 * architecture.vae}
+            whole["weights of the KL reference"] = trained * 4
+    frozen = {"autoencoder": 4 * architecture.vae}
+    weights = {name: size // of_weights for name, size in whole.items()} | frozen
+    if optimizer.tuning == "full" and element == 2:
+        weights["weights"] += 2 * trained  # autocast keeps a copy in bf16 for the backward pass
+    if of_weights > 1:
+        # That of one block is used while the next one's is on its way.
+        weights["weights gathered"] = 2 * whole["weights"] // architecture.num_blocks
     text = {"text encoders": element * architecture.text_encoders}
     freed = model.execution.text_encoders == "free"
     resident, moving = _reward_models(config, rewards, on_gpu)
     training = always | weights | ({} if freed else text)
-    training |= {"gradients": 4 * trained, "optimiser": 8 * trained}
+    training |= {"gradients": 4 * trained // of_state, "optimiser": 8 * trained // of_state}
+    if config.runtime.engine == "zero2":
+        training["DeepSpeed's copy of the weights"] = 4 * trained // of_state
     if optimizer.weight_ema is not None:
-        training["averaged weights"] = 4 * trained
+        training["averaged weights"] = 4 * trained // of_weights
     training |= {"latents": _latents(config, architecture), "reward models": resident}
     return {
+        "sharing": always | whole | frozen | ({} if freed else text) if of_weights > 1 else {},
         "encoding": always | weights | text if freed else {},
         "sampling": training | merged | {"activations": _sampling(config, architecture, element)},
         "decoding": training | {"activations of the autoencoder": _decoding(config, architecture)},
@@ -126,9 +135,17 @@ def _moments(
     }
 
 
+def _shares(config: RunConfig) -> tuple[int, int]:
+    """How many processes share weights out, and how many gradients and optimiser state."""
+    engine, processes = config.runtime.engine, config.runtime.processes
+    return processes if engine == "fsdp2" else 1, processes if engine != "ddp" else 1
+
+
 def how_to_save(config: RunConfig, moment: str) -> str:
     """What to set so that a run needs less memory at its fullest moment."""
     model, execution = config.model, config.model.execution
+    if config.optimizer.tuning == "full" and config.runtime.engine != "fsdp2" and config.runtime.processes > 1:
+        return "share the model out: runtime.engine=fsdp2; or train adapters: optimizer.tuning=lora"
     if config.optimizer.tuning == "full":
         return "train adapters instead: optimizer.tuning=lora"
     if execution.text_encoders == "keep":

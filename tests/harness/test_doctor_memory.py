@@ -47,6 +47,35 @@ def test_full_fine_tuning_of_flux_needs_18_bytes_a_parameter_and_a_reference_fou
     assert chosen["latents"] == 4 * 64 * 1024 * (10 * 33 + 4 * 12 * 4)
 
 
+def test_engines_leave_a_process_its_share() -> None:
+    flux = architecture_of(FLUX)
+    eight = [*PAPER, "optimizer.tuning=full", "runtime.processes=8", "rollout.prompts_per_update=8"]
+    eight += ["model.execution={compile: never, text_encoders: free}"]
+    alone, shared, deepspeed = (
+        estimate(config_of(*eight, f"runtime.engine={engine}"), flux, []) for engine in ("ddp", "fsdp2", "zero2")
+    )
+    count = flux.parameters
+    assert alone.parts["weights"] + alone.parts["gradients"] + alone.parts["optimiser"] == 18 * count
+    # A copy in bf16 is made of all weights in a forward, whoever holds them.
+    assert shared.parts["weights"] == pytest.approx(count * (4 / 8 + 2))
+    assert shared.parts["gradients"] + shared.parts["optimiser"] == pytest.approx(count * 12 / 8)
+    assert shared.parts["weights gathered"] == pytest.approx(2 * 4 * count / 57, rel=0.01)
+    assert deepspeed.parts["weights"] == 6 * count
+    names = ("gradients", "optimiser", "DeepSpeed's copy of the weights")
+    assert sum(deepspeed.parts[name] for name in names) == pytest.approx(count * 16 / 8)
+    assert shared.total < deepspeed.total < 141e9 < alone.total
+    small = [
+        *eight,
+        "model.max_batch=1",
+        "runtime.engine=fsdp2",
+        "runtime.processes=64",
+        "rollout.prompts_per_update=64",
+    ]
+    assert estimate(config_of(*small), flux, []).moment == "sharing"  # each process reads the whole first
+    advice = how_to_save(config_of(*eight), "updating")
+    assert advice == "share the model out: runtime.engine=fsdp2; or train adapters: optimizer.tuning=lora"
+
+
 def test_activations_by_hand_and_checkpointing_keeps_less() -> None:
     assert activation_bytes(2, 10, 8, num_blocks=3, element=2) == 3 * 34 * 2 * 10 * 8
     assert activation_bytes(2, 10, 8, num_blocks=3, element=2, checkpointing=True) == (3 * 2 + 34) * 2 * 10 * 8
