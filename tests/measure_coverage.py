@@ -25,8 +25,12 @@ _CONDITIONS = {"cuda": "CUDA", "deepspeed": "DeepSpeed"}
 """Words in an if's condition, and what its body needs."""
 _CALLS = {"torch.cuda.": "CUDA", "import deepspeed": "DeepSpeed"}
 """Words in a line, and what it needs itself."""
-_PACKAGES = ("harness/rewards/workers/", "harness/rewards/parity.py")
-"""What runs with the environments of reward packages, by ``make check-reward-parity``."""
+_FILES = {
+    "harness/rewards/workers/": "a reward package's environment",  # by make check-reward-parity
+    "harness/rewards/parity.py": "a reward package's environment",
+    "harness/engines/zero2.py": "DeepSpeed",  # what a stand-in cannot execute
+}
+"""Starts of paths, and what those files need."""
 
 
 @dataclass(frozen=True)
@@ -120,8 +124,9 @@ def page(files: Mapping[str, FileCoverage], sources: Mapping[str, str]) -> str:
 
 def unmeetable(name: str, source: str) -> dict[int, str]:
     """Lines of a file that need a GPU, or what else a plain machine lacks, and what."""
-    if name.startswith(_PACKAGES):
-        return dict.fromkeys(range(1, source.count("\n") + 2), "a reward package's environment")
+    for start, need in _FILES.items():
+        if name.startswith(start):
+            return dict.fromkeys(range(1, source.count("\n") + 2), need)
     return dict(_needs_of(ast.parse(source).body, None))
 
 

@@ -4,7 +4,8 @@ AdaGRPO's release trains so. Under accelerate DeepSpeed takes an optimiser step 
 each part of a loss an update of its own. Here accelerate is told which backward pass is the last of an update, so that
 ``updates_per_iteration`` means what it means everywhere.
 
-DeepSpeed is no dependency of this project: where it is not installed, a stand-in takes its place in the tests.
+DeepSpeed is no dependency of this project. Where it is not installed, tests execute ``update`` with a stand-in, and the
+rest of this module is not executed; docs/processes.md says what was executed with it, on a CPU.
 """
 
 from collections.abc import Callable, Sequence
