@@ -39,6 +39,7 @@ settings:
   reward: {colour: 1}
   rollout: {candidates: 2, group_size: 2}
   evaluation: {judges: [colour]}
+  model.execution.compile: never
 """
 
 
