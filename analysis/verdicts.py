@@ -21,6 +21,7 @@ from analysis.claims import (
     Verdict,
     judge_alone,
     judge_family,
+    settle,
 )
 from analysis.exploratory import questions
 from analysis.labels import Cell
@@ -78,8 +79,10 @@ def judge_claims(studies: Sequence[Study]) -> list[Compared]:
     for question in questions():
         study = of_reward.get(question.claim.control.reward)
         one, (test, validation) = _compare(study, question.group, question.claim, question.metric)
-        is_trained = question.metric == METRIC
-        compared.append(_judged(one, judge_alone(test), judge_alone(validation) if is_trained else None))
+        if question.metric == METRIC:
+            compared.append(_judged(one, judge_alone(test), judge_alone(validation)))
+        else:
+            compared.append(_judged(one, judge_alone(test, margin=None), None))
     return [*compared, *_of_curves(of_reward)]
 
 
@@ -167,11 +170,8 @@ def _described(
 
 
 def _judged(one: Compared, test: Judgement, validation: Judgement | None) -> Compared:
-    # One pair alone has no interval, but it is a run.
-    if one.seeds == 1:
-        test = test._replace(verdict="inconclusive")
-        validation = validation and validation._replace(verdict="inconclusive")
-    return replace(one, judgement=test, validation=validation)
+    pairs = one.seeds, one.claim.seeds
+    return replace(one, judgement=settle(test, *pairs), validation=validation and settle(validation, *pairs))
 
 
 def _run_ids(study: Study, cells: Sequence[Cell], seeds: Sequence[int]) -> tuple[str, ...]:

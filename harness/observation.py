@@ -39,7 +39,7 @@ class Observer:
 
     def see(self, images: Tensor) -> None:
         """Take in one picture of each prompt, ``[prompts, 3, H, W]`` in [0, 1]."""
-        self._small.append(_reduced(images.detach().float().cpu()))
+        self._small.append(reduced(images))
         if self._is_miniature:
             self._lettering.append(lettering.measure(images.detach().float().cpu(), self._prompts))
 
@@ -65,7 +65,25 @@ def _spread(noises: Sequence[Tensor]) -> Tensor:
     return torch.stack(pairs).mean(0)
 
 
-def _reduced(images: Tensor) -> Tensor:
+def group_spreads(images: Tensor, prompt: str, group_size: int) -> dict[str, float]:
+    """The spreads of ``Observer`` within groups of training, mean over groups: ``{"pixel_spread": ...}`` and so on.
+
+    Args:
+        images: ``[groups * group_size, 3, H, W]`` in [0, 1], a group's one after another.
+        prompt: of all of them.
+        group_size: at least 2.
+    """
+    siblings = images.unflatten(0, (-1, group_size)).unbind(1)
+    observer = Observer([prompt] * len(siblings[0]))
+    for of_groups in siblings:
+        observer.see(of_groups)
+    spreads = {name: values for name, values in observer.metrics().items() if name.endswith("_spread")}
+    return {name.removeprefix("pictures/"): sum(values) / len(values) for name, values in spreads.items()}
+
+
+def reduced(images: Tensor) -> Tensor:
+    """Pictures ``[B, 3, H, W]`` on the CPU, with at most ``_LARGEST_SIDE`` pixels a side."""
+    images = images.detach().float().cpu()
     height, width = images.shape[-2:]
     factor = max(height, width) / _LARGEST_SIDE
     if factor <= 1:

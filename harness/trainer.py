@@ -27,6 +27,7 @@ from harness.errors import HarnessError
 from harness.models.embedding import PromptEmbedding
 from harness.models.policy import Policy
 from harness.objective import batch_normalised_advantage, surrogate_loss
+from harness.observation import group_spreads, reduced
 from harness.processes import Processes
 from harness.prompts import draw_candidates, generator_for
 from harness.rewards import Reward
@@ -152,7 +153,8 @@ class Trainer:
         advantages = self._advantages(rewards, [slot.components for slot in scores])
         with watch.phase("update"):
             update = self._update(rollouts, advantages, spent)
-        return self._record(slots, scores, advantages, update, watch, spent)
+        spreads = self._group_spreads(slots, rollouts)
+        return self._record(slots, scores, advantages, {"update": update, "group": spreads}, watch, spent)
 
     def _draw(self, slot: int, watch: Stopwatch, spent: Counters) -> Candidates:
         """B candidate prompts of a slot; with their ODE samples and rewards if anything needs them."""
@@ -382,6 +384,17 @@ class Trainer:
         with watch.phase("reward"):
             return pending.wait()
 
+    def _group_spreads(self, slots: Sequence[Candidates], rollouts: Sequence[Rollout]) -> dict[str, float]:
+        """How far a group's pictures are apart, mean over slots; looked at when a validation is due, else empty."""
+        if self.iteration % self.config.evaluation.interval:
+            return {}
+        spreads = []
+        for candidates, rollout in zip(slots, rollouts, strict=True):
+            parts = rollout.finals.split(self.config.model.max_batch)
+            images = torch.cat([reduced(self._decode(part)) for part in parts])
+            spreads.append(group_spreads(images, candidates.prompts[candidates.chosen], self.config.rollout.group_size))
+        return {name: sum(spread[name] for spread in spreads) / len(spreads) for name in spreads[0]}
+
     def _learning_rate(self) -> float:
         settings = self.config.optimizer
         return settings.learning_rate * min(1.0, self.iteration / max(1, settings.warmup_iterations))
@@ -391,7 +404,7 @@ class Trainer:
         slots: Sequence[Candidates],
         scores: Sequence[Scores],
         advantages: Sequence[Tensor],
-        update: dict[str, float],
+        measured: dict[str, dict[str, float]],
         watch: Stopwatch,
         spent: Counters,
     ) -> dict[str, Any]:
@@ -409,7 +422,7 @@ class Trainer:
                 **{f"component {n}": [x for s in scores for x in s.components[n].flatten().tolist()] for n in parts},
                 "advantages": torch.cat(list(advantages)).abs().flatten().tolist(),
             },
-            {"update": update, "seconds": watch.seconds},
+            {**measured, "seconds": watch.seconds},
             spent,
             self.processes,
         )
@@ -427,6 +440,7 @@ class Trainer:
             "ranks": values["ranks"] if scored else None,
             "advantage_abs_mean": mean_and_std("", values["advantages"])["_mean"],
             "learning_rate": self._learning_rate(),
+            **({"group": averages["group"]} if averages["group"] else {}),
             **averages["update"],
             **counts,
             **{f"total_{name}": count for name, count in vars(self.totals).items()},

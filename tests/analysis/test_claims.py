@@ -14,6 +14,7 @@ from analysis.claims import (
     judge_consistency,
     judge_family,
     judge_overhead,
+    settle,
     validation_mean,
 )
 from analysis.statistics import Interval, paired_interval
@@ -78,6 +79,15 @@ def test_a_difference_the_other_way_is_not_supported_and_counts_as_found() -> No
     judged = judge_family([pair(-0.10, -0.12, -0.09, -0.11), CLEAR])
     assert [one.verdict for one in judged] == ["not supported", "supported"]
     assert sorted(one.confidence for one in judged) == pytest.approx([0.95, 0.975])
+
+
+def test_a_verdict_waits_for_all_planned_pairs() -> None:
+    clear = judge_alone(CLEAR)
+    assert settle(clear, 6, 6) == clear
+    assert settle(clear, 5, 6) == clear._replace(verdict="inconclusive")
+    nothing = judge_alone(None)
+    assert settle(nothing, 0, 6).verdict == "no runs yet"
+    assert settle(nothing, 1, 1).verdict == "inconclusive"
 
 
 def test_false_verdicts_are_as_rare_as_promised() -> None:

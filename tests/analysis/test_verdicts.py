@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from analysis import claims, paper, report
+from analysis import claims, exploratory, paper, report, verdicts
 from analysis.claims import EXPERIMENT, PRIMARY, STUDY_SEEDS, judge_family
 from analysis.claims_table import ClaimsTable, claims_frame, claims_markdown, claims_table, protocol_note
 from analysis.figures import Group, StudyFigures
@@ -24,7 +24,19 @@ WriteRun = Callable[..., Path]
 
 
 @pytest.fixture
-def runs(write_run: WriteRun, tmp_path: Path) -> Path:
+def five_planned(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Claims that plan more pairs plan five."""
+
+    def at_most_five(claim: claims.Claim) -> claims.Claim:
+        return claim._replace(seeds=min(claim.seeds, 5))
+
+    asked = [one._replace(claim=at_most_five(one.claim)) for one in exploratory.questions()]
+    monkeypatch.setattr(verdicts, "PRIMARY", tuple(map(at_most_five, PRIMARY)))
+    monkeypatch.setattr(verdicts, "questions", lambda: asked)
+
+
+@pytest.fixture
+def runs(five_planned: None, write_run: WriteRun, tmp_path: Path) -> Path:
     """Five seeds of Flow-GRPO and of + AdaGRPO, which is .1 better on test words and rougher in its curve."""
     gains = (0.10, 0.12, 0.08, 0.11, 0.09)
     for seed, gain in zip(STUDY_SEEDS, gains, strict=False):
@@ -80,6 +92,15 @@ def test_seeds_beyond_the_planned_ones_and_of_other_experiments_do_not_count(
     assert (after.seeds, after.difference) == (before.seeds, before.difference)
 
 
+def test_without_all_planned_pairs_nothing_is_decided(runs: Path) -> None:
+    status = runs / "grid" / f"ours-{STUDY_SEEDS[4]}" / "status.json"
+    status.write_text(json.dumps(json.loads(status.read_text()) | {"state": "failed", "reason": "not finite"}))
+    claim = judged(runs)["flow_grpo"]
+    assert (claim.verdict, claim.seeds) == ("inconclusive", 4)
+    assert claim.judgement.interval.low > 0
+    assert claim.validation.verdict == "inconclusive"
+
+
 def test_one_pair_is_a_run_but_no_verdict(write_run: WriteRun, tmp_path: Path) -> None:
     write_run("base", seed=STUDY_SEEDS[0], test=0.5, experiment=EXPERIMENT)
     write_run("ours", seed=STUDY_SEEDS[0], test=0.9, selection="curriculum", fusion=True, experiment=EXPERIMENT)
@@ -121,7 +142,7 @@ def test_the_table_has_the_paper_s_numbers_and_all_that_is_counted(runs: Path) -
     table = table_of(runs)
     rows = {row.numbers["name"]: row for row in (*table.primary, *table.exploratory)}
     assert rows["flow_grpo"].paper == "+0.38 HPS-v3 (14.71 → 15.10)"
-    assert rows["flow_grpo"].pairs == "5 of 16"
+    assert rows["flow_grpo"].pairs == "5 of 5"
     assert rows["curriculum"].ours == "–"
     assert rows["overhead"].ours == "+24%"
     assert rows["overhead"].verdict == "supported"
@@ -131,7 +152,8 @@ def test_the_table_has_the_paper_s_numbers_and_all_that_is_counted(runs: Path) -
     # The unseen judges ocr-v4, its accuracy and colour, of one of nine pairs of cells.
     assert rows["consistent"].ours == "2 of 3 above 0, 2 with an interval above 0"
     assert rows["consistent"].paper.startswith("HPS-v2 6 of 6; HPS-v3 3 of 3; UR-v2 alignment 2 of 9")
-    assert rows["consistent"].verdict == "not supported"  # Colour does not move.
+    assert rows["consistent"].pairs == "3 of 9 comparisons"
+    assert rows["consistent"].verdict == "inconclusive"  # Colour does not move, which is no loss.
 
 
 def test_csv_and_markdown_have_every_claim(runs: Path) -> None:

@@ -8,7 +8,7 @@ from torch import Tensor
 from harness.models.miniature.lettering import FONT_NAMES, measure
 from harness.models.miniature.prompts import list_path, parse_prompt
 from harness.models.miniature.render import render
-from harness.observation import Observer
+from harness.observation import Observer, group_spreads
 
 PROMPTS = list_path("test").read_text().splitlines()
 
@@ -69,6 +69,16 @@ def test_spreads_are_of_pictures_of_one_prompt() -> None:
     distance = (first - lighter).square().mean().sqrt().item()
     assert seen["pictures/pixel_spread"][0] == pytest.approx(2 / 3 * distance)
     assert 0 < seen["pictures/colour_spread"][0] <= 0.1
+
+
+def test_a_group_s_spread_is_of_its_own_pictures() -> None:
+    prompt = PROMPTS[0]
+    mono, serif = drawn(prompt, "mono"), drawn(prompt, "serif")
+    # One group of equal pictures and one of different ones; the groups' difference does not count.
+    spreads = group_spreads(torch.stack([mono, mono, mono, serif]), prompt, group_size=2)
+    assert spreads["font_spread"] == pytest.approx(0.5)
+    assert spreads["pixel_spread"] == pytest.approx((mono - serif).square().mean().sqrt().item() / 2)
+    assert set(spreads) == {"font_spread", "colour_spread", "pixel_spread"}
 
 
 def test_pictures_of_other_prompts_have_only_a_spread() -> None:

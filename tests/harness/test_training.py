@@ -86,6 +86,8 @@ def test_interrupted_and_continued_run_equals_an_uninterrupted_one(tmp_path: Pat
         assert torch.equal(ours["parameters"][name], parameter)
         assert torch.equal(ours["averages"][name], theirs["averages"][name])
     assert broken.status()["state"] == "finished"
+    # How far a group's pictures are apart is looked at when a validation is due.
+    assert [record["iteration"] for record in lines_of(whole, "metrics.jsonl") if "group" in record] == [2, 4]
     assert [(e["split"], e["iteration"]) for e in lines_of(whole, "eval.jsonl")] == [
         ("validation", 0),
         ("test", 0),
