@@ -9,6 +9,8 @@ import pytest
 import torch
 
 from harness.config import ROOT, ModelConfig, OptimizerConfig, compose
+from harness.models import policy as policy_module
+from harness.models.compiled import compile_for_sampling
 from harness.models.policy import Policy
 from harness.models.registry import build_policy
 from harness.runs import RunDirectory, prepare_run
@@ -55,6 +57,20 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ADAGRPO_CACHE", str(folder))
         yield folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def uncompiled() -> Iterator[None]:
+    """Nothing is compiled in this process: the numbers are the same up to rounding, and a minute is saved each time."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(policy_module, "compile_for_sampling", lambda network, device: network)
+        yield
+
+
+@pytest.fixture
+def compiled(uncompiled: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sampling is compiled in this test, where settings say so."""
+    monkeypatch.setattr(policy_module, "compile_for_sampling", compile_for_sampling)
 
 
 @pytest.fixture(scope="session")

@@ -236,7 +236,7 @@ def test_compiling_is_asked_of_every_block(make_policy: MakePolicy, monkeypatch:
 
 
 def test_compiled_sampling_is_one_function_of_all_batches_and_weights(
-    make_policy: MakePolicy, monkeypatch: pytest.MonkeyPatch
+    compiled: None, make_policy: MakePolicy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     torch._dynamo.reset()  # what earlier tests compiled says which sizes vary, and would be guarded
     compilations: list[int] = []
@@ -248,20 +248,20 @@ def test_compiled_sampling_is_one_function_of_all_batches_and_weights(
 
     monkeypatch.setattr(torch, "compile", lambda network: compile_it(network, backend=backend))
     policies = [make_policy("flux", execution={"compile": how}) for how in ("auto", "never", "auto", "never")]
-    for compiled, plain in (policies[:2], policies[2:]):
+    for swift, plain in (policies[:2], policies[2:]):
         for stirred in (False, True):
             for size in (3, 2, 5, 1):
                 if stirred:
-                    stir(compiled)
+                    stir(swift)
                     stir(plain)
                 x, text = plain.noise(generator_for(1), size), plain.encode(["a boat"]).repeat(size)
-                with compiled.sampling(), plain.sampling():
-                    torch.testing.assert_close(compiled.velocity(x, 0.5, text), plain.velocity(x, 0.5, text))
+                with swift.sampling(), plain.sampling():
+                    torch.testing.assert_close(swift.velocity(x, 0.5, text), plain.velocity(x, 0.5, text))
     assert len(compilations) == 1
 
 
 def test_without_a_compiler_sampling_goes_on_and_says_so(
-    make_policy: MakePolicy, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    compiled: None, make_policy: MakePolicy, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("CXX", "no-such-compiler")
     policy = make_policy("flux", execution={"compile": "auto"})

@@ -56,7 +56,9 @@ def trainer(*overrides: str) -> Trainer:
     )
 
 
-def test_interrupted_and_continued_run_equals_an_uninterrupted_one(tmp_path: Path, short_lists: list[str]) -> None:
+def test_interrupted_and_continued_run_equals_an_uninterrupted_one(
+    compiled: None, tmp_path: Path, short_lists: list[str]
+) -> None:
     settings = ["iterations=4", "selection=curriculum", "fusion.enabled=true", "optimizer.weight_ema=0.5", *short_lists]
     settings += ["runtime.checkpoint_interval=2"]
     whole = prepared(tmp_path / "whole", *settings)

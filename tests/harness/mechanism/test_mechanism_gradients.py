@@ -22,7 +22,6 @@ from harness.transitions import KERNELS
 
 SMALL = [
     "rollout={candidates: 3, group_size: 3, branch_indices: [1, 3]}",
-    "model.execution.compile=never",  # the same numbers up to rounding, without the minute that compiling takes
     "seed=11",
 ]
 

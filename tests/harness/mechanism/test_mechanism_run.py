@@ -39,7 +39,6 @@ settings:
   reward: {colour: 1}
   rollout: {candidates: 2, group_size: 2}
   evaluation: {judges: [colour]}
-  model.execution.compile: never
 """
 
 
