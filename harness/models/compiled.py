@@ -1,13 +1,17 @@
 """A network's forward without gradients, compiled: many small elementwise steps become few, a third faster here."""
 
+import fcntl
 import os
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from harness.models.files import cache_folder
 
 _BATCHED = ("hidden_states", "timestep", "guidance", "encoder_hidden_states", "pooled_projections")
 """Inputs of diffusers' transformers whose first dimension is the batch."""
@@ -42,13 +46,31 @@ class _Compiled:
         if self.is_proved:
             return self.compiled(**inputs)
         try:
-            result = self.compiled(**inputs)
+            with first_alone():
+                result = self.compiled(**inputs)
         except (torch._dynamo.exc.TorchDynamoException, torch._inductor.exc.InductorError) as error:
             _say_uncompiled(str(error).strip().splitlines()[0])
             self.compiled = self.network
             result = self.network(**inputs)
         self.is_proved = True
         return result
+
+
+@contextmanager
+def first_alone() -> Iterator[None]:
+    """Of processes of a machine that begin at the same time one goes ahead; the others wait for it, then go together.
+
+    So that they find its code in torch's cache, and do not compile the same each for itself.
+    """
+    folder = cache_folder("compiling")
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("a") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            fcntl.flock(stream, fcntl.LOCK_SH)
+            fcntl.flock(stream, fcntl.LOCK_UN)
+        yield
 
 
 def _say_uncompiled(reason: str) -> None:

@@ -1,8 +1,10 @@
 """The policies on twins of FLUX.1-dev and SD3.5: they do what the pipelines do, and train what they should."""
 
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
+from threading import Barrier, Event, Thread
 from typing import Any
 
 import pytest
@@ -12,6 +14,7 @@ from torch import Tensor
 
 from harness.config import ConfigError, compose
 from harness.models import twins
+from harness.models.compiled import first_alone
 from harness.models.flux import FluxPolicy
 from harness.models.locate import TWIN_NAMES, find_pipeline
 from harness.models.policy import Policy
@@ -258,6 +261,27 @@ def test_compiled_sampling_is_one_function_of_all_batches_and_weights(
                 with swift.sampling(), plain.sampling():
                     torch.testing.assert_close(swift.velocity(x, 0.5, text), plain.velocity(x, 0.5, text))
     assert len(compilations) == 1
+
+
+def test_the_first_to_compile_is_alone_and_the_others_then_go_together() -> None:
+    first_is_done, both_inside = Event(), Barrier(2)
+    order: list[str] = []
+
+    def follow() -> None:
+        with first_alone():
+            order.append("another" if first_is_done.is_set() else "too early")
+            both_inside.wait(timeout=20)
+
+    followers = [Thread(target=follow) for _ in range(2)]
+    with first_alone():
+        for follower in followers:
+            follower.start()
+        time.sleep(0.2)
+        first_is_done.set()
+    for follower in followers:
+        follower.join(timeout=30)
+    assert order == ["another", "another"]
+    assert not both_inside.broken
 
 
 def test_without_a_compiler_sampling_goes_on_and_says_so(
