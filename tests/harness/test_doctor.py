@@ -35,7 +35,7 @@ from harness.trainer import Trainer
 
 FLUX = "black-forest-labs/FLUX.1-dev"
 SD35 = "stabilityai/stable-diffusion-3.5-medium"
-PLAIN = ["evaluation.base_test=false", "evaluation.interval=25"]
+PLAIN = ["evaluation.base_test=false", "evaluation.interval=25", "evaluation.validation_prompts=96"]
 PAPER = [
     f"model.path={FLUX}",
     "model.height=512",
