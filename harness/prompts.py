@@ -4,6 +4,7 @@ import hashlib
 import json
 import unicodedata
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -36,6 +37,13 @@ def read_prompts(path: str | Path) -> PromptList:
             for white space.
     """
     file = ROOT / path
+    facts = file.stat() if file.is_file() else None
+    return _read_version(file, (facts.st_size, facts.st_mtime_ns) if facts else None)
+
+
+@lru_cache(maxsize=32)
+def _read_version(file: Path, version: tuple[int, int] | None) -> PromptList:
+    """The list in a file that has the size and the time of change ``version``: a plan of many runs reads it once."""
     seen: dict[str, str] = {}
     prompts = []
     for place, text in read_texts(file):

@@ -214,6 +214,10 @@ class RunDirectory:
         return False
 
 
+_SCORABLE: set[tuple[str, str, str]] = set()
+"""Prompt lists, with rewards and their settings, whose every prompt was found fit: a plan of many runs asks once."""
+
+
 def find_run(config: RunConfig, root: Path = RUNS) -> RunDirectory:
     """The directory that a run has or would have; nothing is written.
 
@@ -236,12 +240,16 @@ def find_run(config: RunConfig, root: Path = RUNS) -> RunDirectory:
         path = getattr(config.prompts, split)
         prompt_list = read_prompts(path)
         fingerprints[split] = prompt_list.sha256
-        for reward in rewards.values():
+        for name, reward in rewards.items():
+            known = (prompt_list.sha256, name, repr(config.rewards.get(name)))
+            if known in _SCORABLE:
+                continue
             for prompt in prompt_list.prompts:
                 try:
                     reward.check_prompt(prompt)
                 except ValueError as error:
                     raise ConfigError(f"prompts.{split} {path}: {error}") from None
+            _SCORABLE.add(known)
     try:
         fingerprints |= {f"reward {name}": reward.fingerprint() for name, reward in rewards.items()}
     except RewardError as error:
