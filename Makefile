@@ -30,7 +30,8 @@ report: $(READY)  ## write tables, figures and the page of PROFILE from its runs
 	@$(BIN)/adagrpo report --runs results/runs/$(PROFILE) --output results/reports/$(PROFILE)
 
 figures: $(READY)  ## the same from the committed outcome in results/PROFILE: the same files every time
-	@$(BIN)/adagrpo report --runs results/$(PROFILE)/runs --output results/$(PROFILE)
+	@$(BIN)/adagrpo report --runs results/$(PROFILE)/runs --output results/$(PROFILE) \
+	  $(if $(filter miniature-study,$(PROFILE)),--readme README.md)
 
 shards: $(READY)  ## keep the finished runs of PROFILE as small files in results/PROFILE, to be committed
 	@$(BIN)/adagrpo shards results/runs/$(PROFILE) --output results/$(PROFILE)/runs
@@ -48,9 +49,9 @@ reward-env: .venvs/$(REWARD)/.ready  ## make the environment of REWARD's package
 check-reward-parity: $(READY) .venvs/hpsv2/.ready .venvs/hpsv3/.ready  ## score random checkpoints with the packages and here
 	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/adagrpo check-reward-parity --output docs/reward-parity.md
 
-study: $(READY)  ## run the study's experiments that have no committed shard; then tables, figures, page
+study: $(READY)  ## run the study's experiments that have no committed shard; then tables, figures, page, README
 	@$(BIN)/adagrpo study
-	@$(BIN)/adagrpo report --runs results/miniature-study/runs --output results/miniature-study
+	@$(MAKE) --no-print-directory figures PROFILE=miniature-study
 
 sweep: $(READY)  ## search EMA decay and fusion weight on the miniature with Optuna
 	@$(BIN)/adagrpo sweep experiments/sweeps/ema_fusion.yaml --workers $(WORKERS)

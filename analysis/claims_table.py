@@ -99,6 +99,20 @@ def claims_markdown(table: ClaimsTable) -> str:
     return "\n".join([f"{protocol_note(table)}\n", *parts])
 
 
+def claims_digest(table: ClaimsTable, links: Mapping[str, str]) -> str:
+    """The primary claims as a README shows them.
+
+    Args:
+        table: all claims.
+        links: what to read further: addresses by name.
+    """
+    columns = [_HEAD.index(name) for name in ("Claim", "Verdict", "Difference here", "The paper", "Pairs")]
+    further = " · ".join(f"[{name}]({address})" for name, address in links.items())
+    opening = f"**The paper's claims, tested.** {protocol_note(table)}"
+    rest = f"These are the primary claims; {len(table.exploratory)} exploratory ones, and all else: {further}."
+    return f"{opening}\n\n{_markdown(table.primary, columns)}\n{rest}"
+
+
 def protocol_note(table: ClaimsTable) -> str:
     """What holds of all verdicts, in sentences."""
     text = (
@@ -116,13 +130,14 @@ def _titled(table: ClaimsTable) -> list[tuple[str, Sequence[Row]]]:
     return [("Primary claims", table.primary), ("Exploratory: each for itself, no conclusion", table.exploratory)]
 
 
-def _markdown(rows: Sequence[Row]) -> str:
+def _markdown(rows: Sequence[Row], columns: Sequence[int] = tuple(range(len(_HEAD)))) -> str:
     lines = [_HEAD, ["---"] * len(_HEAD)]
     for row in rows:
         name = row.statement + (f" ({row.measure})" if row.measure else "")
         validation = row.validation, row.validation_verdict or MISSING
         lines.append([name, row.verdict or MISSING, row.ours, row.paper, row.pairs, row.detectable, *validation])
-    return "".join("| " + " | ".join(cell.replace("|", r"\|") for cell in line) + " |\n" for line in lines)
+    shown = [[line[column].replace("|", r"\|") for column in columns] for line in lines]
+    return "".join("| " + " | ".join(line) + " |\n" for line in shown)
 
 
 def _row(one: Compared) -> Row:

@@ -2,11 +2,12 @@
 
 import base64
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jinja2
+import markupsafe
 import pandas as pd
 
 from analysis import paper
@@ -14,10 +15,13 @@ from analysis.chosen import chosen_table
 from analysis.claims import EXPERIMENT
 from analysis.claims_table import ClaimsTable, protocol_note
 from analysis.figures import StudyFigures
+from analysis.figures.drawing import Drawing
+from analysis.findings import Absent, absences, control_sentence, findings, fusion_rows, limits
 from analysis.formats import entry_text, number
 from analysis.gallery import Gallery
 from analysis.labels import METHOD_NAMES, Cell, selection_order, split_cells
 from analysis.logs import TRAINING_REWARD, Logs, load_gallery
+from analysis.mechanism import MechanismPart
 from analysis.settings import describe_environments, split_settings
 from analysis.stability import stability_table
 from analysis.study import MIN_SEEDS_FOR_INTERVAL, Study, missing_cells
@@ -52,13 +56,57 @@ class Part(NamedTuple):
     """As of ``chosen_frame``."""
 
 
-def render_page(logs: Logs, parts: Sequence[Part], claims: ClaimsTable | None = None) -> str:
+class ClaimsPart(NamedTuple):
+    """What a report shows of the study's claims."""
+
+    table: ClaimsTable
+    drawing: Drawing
+    """Of the primary claims."""
+
+
+SECTIONS = {
+    "claims": "The paper's claims",
+    "experiments": "What was run",
+    "main": "Base methods and + AdaGRPO",
+    "selection": "Which prompt to train on",
+    "costs": "At equal cost",
+    "mechanism": "Gradients at fixed checkpoints",
+    "fusion": "What fusion does",
+    "stability": "Stability, hacking, collapse",
+    "chosen": "What each strategy trained on",
+    "curves": "More curves",
+    "cells": "All cells",
+    "runs": "Runs behind these numbers",
+    "gallery": "Pictures before and after training",
+    "limits": "Limits",
+}
+"""Of the page, in their order: each has a template, and is there if something belongs in it."""
+_EXPECTED = {
+    "main": "+ AdaGRPO beside its base",
+    "selection": "a comparison of prompt selections",
+    "costs": "curves at equal cost",
+    "mechanism": "gradients at fixed checkpoints (adagrpo mechanism)",
+    "stability": "measures of stability",
+    "gallery": "pictures",
+}
+"""What the study's page says is missing where a section is."""
+
+
+def render_page(
+    logs: Logs,
+    parts: Sequence[Part],
+    claims: ClaimsPart | None = None,
+    mechanism: MechanismPart | None = None,
+    examples: Sequence[Drawing] = (),
+) -> str:
     """The page as text.
 
     Args:
         logs: all runs.
         parts: of each study.
         claims: of the study's runs, if there are any.
+        mechanism: what a measurement of gradients found, if there is one.
+        examples: the paper's example groups, where the page is to say what fusion does.
     """
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(_TEMPLATES),
@@ -68,11 +116,20 @@ def render_page(logs: Logs, parts: Sequence[Part], claims: ClaimsTable | None = 
         lstrip_blocks=True,
     )
     environment.filters |= {"number": number, "count": lambda value: f"{value:,.0f}", "entry": entry_text}
-    environment.filters |= {"duration": _duration, "anchor": _anchor}
+    environment.filters |= {"duration": _duration, "anchor": _anchor, "code": _code}
     summary = logs.summary
     finished = summary[summary["state"] == "finished"]
+    several = summary["experiment"].nunique() > 1
+    studies = [_study(logs, part, f"study-{number}", several) for number, part in enumerate(parts, start=1)]
+    there = {"experiments", "cells", "runs"}.union(*(study["parts"] for study in studies))
+    there |= {"mechanism"} if mechanism else set()
+    there |= {"fusion"} if examples else set()
+    there |= {"claims", "limits"} if claims else set()
     return environment.get_template("report.html.j2").render(
-        studies=[_section(logs, part) for part in parts],
+        title="AdaGRPO on the miniature: a study" if claims else "AdaGRPO: training report",
+        sections={name: title for name, title in SECTIONS.items() if name in there},
+        absences=absences(claims.table, _absent(studies, there)) if claims else "",
+        studies=studies,
         num_runs=len(summary),
         num_finished=len(finished),
         num_seeds=finished["seed"].nunique(),
@@ -84,31 +141,65 @@ def render_page(logs: Logs, parts: Sequence[Part], claims: ClaimsTable | None = 
         min_seeds=MIN_SEEDS_FOR_INTERVAL,
         paper=paper_table(),
         paper_overhead=paper.overhead(),
-        claims=claims,
-        claims_note=protocol_note(claims) if claims else "",
+        published=next((part.figures.published.panels for part in parts if part.figures.published.panels), []),
+        claims=_claims(claims) if claims else None,
+        mechanism=mechanism,
+        examples=examples,
     )
 
 
-def _section(logs: Logs, part: Part) -> dict[str, Any]:
-    study, rows = part.study, part.cells
+def _claims(part: ClaimsPart) -> dict[str, Any]:
+    table = part.table
+    return {
+        "table": table,
+        "drawing": part.drawing,
+        "note": protocol_note(table),
+        "findings": findings(table),
+        "fusion": fusion_rows(table),
+        "control": control_sentence(table),
+        "limits": limits(table),
+    }
+
+
+def _absent(studies: Sequence[Mapping[str, Any]], there: Collection[str]) -> Absent:
+    judged = [study for study in studies if study["is_judged"]]
+    has = {name for study in judged for name in study["parts"]} | ({"mechanism"} & set(there))
+    has -= {"main"} if all(study["main"] is None for study in judged) else set()
+    return Absent(
+        [words for name, words in _EXPECTED.items() if name not in has],
+        [study["reward"] for study in judged if study["main"] is not None],
+    )
+
+
+def _study(logs: Logs, part: Part, scope: str, names_experiment: bool) -> dict[str, Any]:
+    study, rows, figures = part.study, part.cells, part.figures
     shared, varied = split_settings([logs.configs[i] for i in study.summary.index])
     final = study.final[study.final["split"] == "test"]
-    return {
-        "experiment": study.experiment,
-        "reward": study.reward,
-        "is_judged": study.experiment == EXPERIMENT,
-        "metrics": study.metrics,
-        "figures": part.figures,
-        "cells": rows,
-        "base_compute": {row.cell.method: row.costs["compute"] for row in rows if study.base_of(row.cell) == row.cell},
+    of_question = {
         "main": main_table(study),
         "extra_gain": extra_gain_table(study),
         "stability": stability_table(study, part.stability),
         "chosen": chosen_table(study, part.chosen),
+        "gallery": gallery(study),
+    }
+    drawn = {"main": [figures.main], "selection": [figures.selection], "costs": [figures.costs]}
+    drawn |= {"curves": [figures.curves, figures.published]}
+    return {
+        "scope": scope,
+        "name": f"{study.experiment}, trained on {study.reward}" if names_experiment else f"Trained on {study.reward}",
+        "experiment": study.experiment,
+        "reward": study.reward,
+        "is_judged": study.experiment == EXPERIMENT,
+        "parts": {name for name, found in of_question.items() if found}
+        | {name for name, groups in drawn.items() if any(group.panels for group in groups)},
+        "metrics": study.metrics,
+        "figures": figures,
+        "cells": rows,
+        "base_compute": {row.cell.method: row.costs["compute"] for row in rows if study.base_of(row.cell) == row.cell},
+        **of_question,
         "missing": _missing(study),
         "shared": shared,
         "varied": varied,
-        "gallery": gallery(study),
         "test_rewards": dict(final.loc[final["metric"] == TRAINING_REWARD, ["run_id", "value"]].to_numpy()),
         "runs": [(cell, members.sort_values("seed").to_dict("records")) for cell, members in study.cells],
     }
@@ -163,6 +254,11 @@ def _missing(study: Study) -> list[tuple[str, list[str]]]:
 
 def _uri(png: bytes) -> str:
     return f"data:image/png;base64,{base64.b64encode(png).decode()}"
+
+
+def _code(text: str) -> markupsafe.Markup:
+    """Markdown's `code` as HTML's."""
+    return markupsafe.Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(markupsafe.escape(text))))
 
 
 def _duration(seconds: float) -> str:

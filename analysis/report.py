@@ -1,17 +1,24 @@
 """The report of a folder of runs: tables, figures, and one self-contained page."""
 
 import argparse
+import os
 from collections.abc import Sequence
-from pathlib import Path
+from pathlib import Path, PurePath
 
 import pandas as pd
 
 from analysis.chosen import CHOSEN_METRICS, chosen_frame, chosen_table
-from analysis.claims_table import claims_frame, claims_markdown, claims_table
+from analysis.claims import EXPERIMENT
+from analysis.claims_table import ClaimsTable, claims_digest, claims_frame, claims_markdown, claims_table
 from analysis.figures import draw_study
+from analysis.figures.claims import claims_panel
+from analysis.figures.drawing import draw_panel
+from analysis.figures.fusion import example_panels
 from analysis.formats import WideTable, latex, markdown
+from analysis.insertion import check_markers, insert
 from analysis.logs import find_runs, load_logs
-from analysis.page import Part, render_page
+from analysis.mechanism import MechanismPart, read_mechanism_report
+from analysis.page import ClaimsPart, Part, render_page
 from analysis.runlog import RunLogError
 from analysis.spending import SPENDING_METRICS
 from analysis.stability import stability_frame, stability_table
@@ -27,39 +34,70 @@ from analysis.tables import (
     run_frame,
 )
 
+MECHANISM = Path(__file__).resolve().parent.parent / "results" / "mechanism"
+"""The measurement of gradients that belongs to the study."""
 
-def write_report(runs_folder: Path, output: Path) -> Path:
+
+def write_report(runs_folder: Path, output: Path, mechanism: Path | None = None, readme: Path | None = None) -> Path:
     """Write report.html, tables/ and figures/; the same logs, as directories or as shards, give the same bytes.
 
     Args:
         runs_folder: holds run directories or shards at any depth, see ``load_runs``.
         output: folder to write to; made if missing.
+        mechanism: folder of a measurement of gradients, to be shown on the page. None for ``MECHANISM``, if it is there
+            and the runs are the study's.
+        readme: file between whose markers the claims go, see ``analysis.insertion``.
 
     Returns:
         The page's path. tables/ gets cells, main (base and + AdaGRPO beside the paper's numbers), runs, stability and
         prompts (those that were trained on) as .csv, all but runs as .md and main as .tex, and of the study's runs
-        claims as .csv and .md; figures/ gets .svg of every figure, and .png of the wide ones, such as main.png.
+        claims as .csv and .md; figures/ gets .svg of every figure, and .png of the wide ones, such as main.png. Figures
+        of the measurement stay in its own folder.
 
     Raises:
-        RunLogError: there is no run, or a file of one cannot be read; names it.
+        RunLogError: there is no run, or a file of one cannot be read; names it. Or no run of the study, for ``readme``.
+        MechanismTableError: a file of the measurement is missing or broken.
+        MarkerError: ``readme`` has no place for the claims; nothing is written then.
     """
     if not find_runs(runs_folder):
         raise RunLogError(f"{runs_folder}: holds no run (no config.yaml and no shard at any depth)")
+    if readme is not None:
+        check_markers(readme)
     logs = load_logs(runs_folder, (*SPENDING_METRICS, *CHOSEN_METRICS))
+    studies = split_studies(logs)
+    claims = claims_table(studies, logs)
+    if claims is None and readme is not None:
+        raise RunLogError(f"{runs_folder}: holds no run of {EXPERIMENT}, so no claims for {readme}")
+    measured = _measured(mechanism, claims)
     parts = [
         Part(study, cell_rows(study), draw_study(study), stability_frame(study), chosen_frame(study, logs))
-        for study in split_studies(logs)
+        for study in studies
     ]
-    for part in parts:
-        for drawing in part.figures.drawings:
-            drawing.save(output / "figures")
+    judged = ClaimsPart(claims, draw_panel(claims_panel(claims.primary))) if claims else None
+    examples = [draw_panel(panel) for panel in example_panels()] if claims or measured else []
+    drawings = [drawing for part in parts for drawing in part.figures.drawings] + examples
+    for drawing in [*drawings, *([judged.drawing] if judged else [])]:
+        drawing.save(output / "figures")
     _write_tables(parts, output / "tables")
-    claims = claims_table([part.study for part in parts], logs)
     if claims is not None:
-        _write_frame(claims_frame(claims), output / "tables" / "claims.csv")
-        (output / "tables" / "claims.md").write_text(claims_markdown(claims), encoding="utf-8")
-    (output / "report.html").write_text(render_page(logs, parts, claims), encoding="utf-8")
+        _write_claims(claims, output, readme)
+    (output / "report.html").write_text(render_page(logs, parts, judged, measured, examples), encoding="utf-8")
     return output / "report.html"
+
+
+def _measured(folder: Path | None, claims: ClaimsTable | None) -> MechanismPart | None:
+    if folder is None and claims is not None and (MECHANISM / "about.json").is_file():
+        folder = MECHANISM
+    return read_mechanism_report(folder) if folder is not None else None
+
+
+def _write_claims(claims: ClaimsTable, output: Path, readme: Path | None) -> None:
+    _write_frame(claims_frame(claims), output / "tables" / "claims.csv")
+    (output / "tables" / "claims.md").write_text(claims_markdown(claims), encoding="utf-8")
+    if readme is not None:
+        folder = PurePath(os.path.relpath(output, readme.parent)).as_posix()
+        links = {"all claims": f"{folder}/tables/claims.md", "the page": f"{folder}/report.html"}
+        insert(readme, claims_digest(claims, links))
 
 
 def _write_tables(parts: Sequence[Part], folder: Path) -> None:

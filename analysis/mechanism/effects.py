@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from analysis.gradients import alignment, combined, cross_product, signal_to_noise, squared_norm, weighted_mean
-from analysis.mechanism.tables import Blocks, MechanismTables, Units, sum_of
+from analysis.mechanism.tables import EVERYTHING, Blocks, MechanismTables, Units, sum_of
 from analysis.statistics import Interval, Resampled, Values, resampling_weights
 
 WEIGHTS = (1.0, 2.0, 5.0, 10.0, 15.0)
@@ -18,6 +18,7 @@ METRICS = {
     "snr": "Signal to noise of one update",
 }
 EFFECT_COLUMNS = ["checkpoint", "iteration", "set", "advantage", "weight", "updates", "metric", "value", "low", "high"]
+CHECKPOINT_COLUMNS = ["checkpoint", "iteration", "prompts", "blocks", "signal", "low", "high", "minutes"]
 COMPARISON_COLUMNS = ["checkpoint", "iteration", "metric", "question", "treatment", "control"]
 COMPARISON_COLUMNS += ["difference", "low", "high"]
 
@@ -75,7 +76,7 @@ class Measured:
 
     def num_updates(self, name: str) -> int:
         """How many updates a set has."""
-        return len(self._of_set(name)[0].rows)
+        return len(self.tables.units(self.checkpoint, name).rows)
 
     def reliability(self) -> Interval:
         """|E r|^2 / |r|^2 of the reference gradient: 1 without noise; cosines are smaller by its root."""
@@ -104,6 +105,16 @@ class Measured:
             "snr": signal_to_noise(signal, squares),
         }
         return {metric: Resampled(values, self._counts) for metric, values in made.items()}
+
+
+def checkpoint_frame(measured: Sequence[Measured]) -> pd.DataFrame:
+    """One row a checkpoint: columns ``CHECKPOINT_COLUMNS``; signal is ``Measured.reliability``, with its bounds."""
+    rows = []
+    for at, seconds in zip(measured, measured[0].tables.about["seconds"], strict=True):
+        prompts = at.num_updates(EVERYTHING)
+        what = (at.checkpoint, at.iteration, prompts, at.tables.num_blocks)
+        rows.append((*what, *at.reliability(), sum(seconds.values()) / 60))
+    return pd.DataFrame(rows, columns=CHECKPOINT_COLUMNS)
 
 
 def effect_frame(measured: Sequence[Measured]) -> pd.DataFrame:

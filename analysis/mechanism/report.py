@@ -1,22 +1,44 @@
-"""The report of a measurement: CSV tables, figures, and summary.md."""
+"""The report of a measurement: CSV tables, figures, and summary.md; and what a page shows of it."""
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import pandas as pd
 
 from analysis.figures.drawing import Drawing, draw_panel
 from analysis.figures.fusion import example_panels, sign_panel
 from analysis.figures.mechanism import Shown, set_panels, weight_panels
-from analysis.mechanism.effects import METRICS, Measured, comparison_frame, effect_frame
+from analysis.mechanism.effects import METRICS, Measured, checkpoint_frame, comparison_frame, effect_frame
 from analysis.mechanism.signs import sign_frame
-from analysis.mechanism.summary import checkpoint_labels, summary
-from analysis.mechanism.tables import EVERYTHING, MechanismTableError, MechanismTables, load_mechanism_tables
+from analysis.mechanism.summary import Section, introduction, sections, summary
+from analysis.mechanism.tables import (
+    EVERYTHING,
+    Measurement,
+    MechanismTableError,
+    load_measurement,
+    load_mechanism_tables,
+)
+
+_FRAMES = ("checkpoints", "effects", "comparisons", "signs")
+
+
+class MechanismPart(NamedTuple):
+    """What a page shows of a measurement."""
+
+    opening: str
+    checkpoints: Sequence[str]
+    """A sentence each."""
+    sections: Sequence[Section]
+    drawings: Mapping[str, Drawing]
+    """By name: at least those that the sections name."""
 
 
 def write_mechanism_report(folder: Path) -> Path:
-    """Write effects.csv, comparisons.csv, signs.csv, figures/ and summary.md; the same tables give the same bytes.
+    """Write checkpoints.csv, effects.csv, comparisons.csv, signs.csv, figures/ and summary.md.
+
+    The same tables give the same bytes.
 
     Args:
         folder: holds the measurement's tables.
@@ -28,38 +50,58 @@ def write_mechanism_report(folder: Path) -> Path:
         MechanismTableError: a table is missing or broken.
     """
     tables = load_mechanism_tables(folder)
-    measured = [Measured(tables, checkpoint) for checkpoint in tables.iterations]
-    frames = frames_of(measured)
+    frames = frames_of([Measured(tables, checkpoint) for checkpoint in tables.iterations])
     for name, frame in frames.items():
         frame.to_csv(folder / f"{name}.csv", index=False, lineterminator="\n", float_format="%.6g")
-    for drawing in drawings(tables, frames["effects"], frames["signs"]):
+    for drawing in [*drawings(tables, frames), *map(draw_panel, example_panels())]:
         drawing.save(folder / "figures")
     path = folder / "summary.md"
-    path.write_text(summary(measured, **frames), encoding="utf-8")
+    path.write_text(summary(tables, frames), encoding="utf-8")
     return path
 
 
+def read_mechanism_report(folder: Path) -> MechanismPart:
+    """What ``write_mechanism_report`` found, from its CSV files: nothing is resampled again.
+
+    Raises:
+        MechanismTableError: about.json or a CSV file is missing or broken.
+    """
+    measurement = load_measurement(folder)
+    frames = {name: _read(folder / f"{name}.csv") for name in _FRAMES}
+    opening, checkpoints = introduction(measurement, frames["checkpoints"])
+    drawn = {drawing.name: drawing for drawing in drawings(measurement, frames)}
+    return MechanismPart(opening, checkpoints, sections(measurement, frames), drawn)
+
+
+def _read(path: Path) -> pd.DataFrame:
+    try:
+        return pd.read_csv(path)
+    except (OSError, ValueError) as error:
+        again = f"python -m analysis.mechanism {path.parent} writes it again"
+        raise MechanismTableError(f"{path}: cannot be read: {error}; {again}") from None
+
+
 def frames_of(measured: Sequence[Measured]) -> dict[str, pd.DataFrame]:
-    """All numbers of a measurement, one entry a checkpoint: effects, comparisons and signs."""
+    """All numbers of a measurement, one entry a checkpoint."""
     return {
+        "checkpoints": checkpoint_frame(measured),
         "effects": effect_frame(measured),
         "comparisons": comparison_frame(measured),
         "signs": sign_frame(measured[0].tables),
     }
 
 
-def drawings(tables: MechanismTables, effects: pd.DataFrame, signs: pd.DataFrame) -> list[Drawing]:
-    """All figures of a measurement: a panel for each metric of each question, the paper's example groups, signs."""
-    labels = checkpoint_labels(tables)
-    shown = Shown(effects, labels, METRICS)
-    strategies = {name: name for name in tables.strategies}
+def drawings(measurement: Measurement, frames: Mapping[str, pd.DataFrame]) -> list[Drawing]:
+    """All figures of a measurement: a panel for each metric of each question, and signs."""
+    labels, signs = measurement.labels, frames["signs"]
+    shown = Shown(frames["effects"], labels, METRICS)
+    strategies = {name: name for name in measurement.strategies}
     by_difficulty = "Reward of the candidate's deterministic sample"
     panels = [
         *set_panels(shown, "selection", "Which prompts teach: by strategy", strategies, "Strategy"),
-        *set_panels(shown, "difficulty", "Which prompts teach: by difficulty", tables.bins, by_difficulty),
+        *set_panels(shown, "difficulty", "Which prompts teach: by difficulty", measurement.bins, by_difficulty),
         *weight_panels(shown),
         sign_panel(signs[signs["set"] == EVERYTHING], labels),
-        *example_panels(),
     ]
     return [draw_panel(panel) for panel in panels]
 

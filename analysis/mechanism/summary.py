@@ -1,86 +1,141 @@
 """A measurement in words: what was measured, what it says of the paper's claims, and the tables behind it."""
 
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import pandas as pd
 
 from analysis.formats import Entry, WideTable, entry_text, markdown
-from analysis.mechanism.effects import CAPABILITY, FUSED, LOCAL, METRICS, RESCALED, UNBIASED, Measured
+from analysis.mechanism.effects import CAPABILITY, FUSED, LOCAL, METRICS, RESCALED, UNBIASED
 from analysis.mechanism.signs import ONE_SIDED, TWO_SIDED
-from analysis.mechanism.tables import EVERYTHING, MechanismTables
+from analysis.mechanism.tables import EVERYTHING, Measurement
 from analysis.statistics import Interval
 
-_QUESTIONS = {
-    "selection": "Which prompts teach: each strategy against random prompts, local advantages",
-    "fusion": "Is fusion less biased: fused against local advantages",
-    "kink": "More than a rescaling: fused against rescaled advantages of the same weight",
-    "adagrpo": "Both parts: curriculum prompts with fused advantages against random prompts with local ones",
-}
+PROMPTS, FUSION = "prompts", "fusion"
+"""Topics: which prompts teach, and what fusion does."""
 _SHOWN = (UNBIASED, LOCAL, FUSED[0], FUSED[2], RESCALED[2], FUSED[4], RESCALED[4], CAPABILITY)
 _DIGITS = {"cosine": 3, "alignment": 3, "snr": 4}
 
 
-def checkpoint_labels(tables: MechanismTables) -> dict[str, str]:
-    """How figures and tables call the checkpoints, in order; runs are named where iterations do not tell them apart."""
-    iterations = list(tables.iterations.values())
-    named = {}
-    for label, iteration in tables.iterations.items():
-        run = f" ({label.partition('@')[0]})" if iterations.count(iteration) > 1 else ""
-        named[label] = "untrained" if label == "base" else f"{iteration} iterations{run}"
-    return named
+class Section(NamedTuple):
+    """One question, and what was found."""
+
+    topic: str
+    """``PROMPTS`` or ``FUSION``."""
+    title: str
+    sentences: Sequence[str]
+    """Each a line of a list."""
+    figures: Sequence[str]
+    """Their names."""
+    tables: Sequence[WideTable]
 
 
-def summary(measured: Sequence[Measured], effects: pd.DataFrame, comparisons: pd.DataFrame, signs: pd.DataFrame) -> str:
-    """The text of summary.md."""
-    tables = measured[0].tables
-    labels = checkpoint_labels(tables)
-    lines = ["# Gradients at fixed checkpoints", "", *_introduction(measured, labels), ""]
-    for question, title in _QUESTIONS.items():
-        rows = comparisons[comparisons["question"] == question]
-        if len(rows):
-            lines += [f"## {title}", "", *_verdicts(rows, labels), "", markdown(_differences(rows, labels)), ""]
-    lines += ["## By strategy", "", *_pictures("selection"), ""]
-    lines += _tables(effects, labels, {name: name for name in tables.strategies}, "Strategy")
-    lines += ["## By difficulty", "", "Bins of the reward of a candidate's deterministic sample.", ""]
-    lines += [*_pictures("difficulty"), ""]
-    lines += _tables(effects, labels, tables.bins, "Reward")
-    lines += ["## By weight of fusion", "", *_pictures("fusion"), ""]
-    lines += [
-        "## Wrong signs",
-        "",
-        "![Wrong signs corrected](figures/mechanism-signs.svg)",
-        "",
-        markdown(_sign_table(signs[signs["set"] == EVERYTHING], labels)),
+def sections(measurement: Measurement, frames: Mapping[str, pd.DataFrame]) -> list[Section]:
+    """What a measurement says, question by question; first of prompts.
+
+    Args:
+        measurement: whose frames.
+        frames: effects, comparisons and signs, as ``analysis.mechanism.report`` writes them.
+    """
+    labels, effects = measurement.labels, frames["effects"]
+    strategies = {name: name for name in measurement.strategies}
+
+    def compared(question: str) -> tuple[list[str], WideTable]:
+        rows = frames["comparisons"][frames["comparisons"]["question"] == question]
+        return list(_verdicts(rows, labels)), _differences(rows, labels)
+
+    (selection, by_selection), (both, by_both) = compared("selection"), compared("adagrpo")
+    (fusion, by_fusion), (kink, by_kink) = compared("fusion"), compared("kink")
+    signs = frames["signs"][frames["signs"]["set"] == EVERYTHING]
+    of_strategies = _tables(effects, labels, strategies, "Strategy")
+    of_bins = _tables(effects, labels, measurement.bins, "Reward")
+    difficulty = list(_extremes(effects, labels, measurement.bins))
+    return [
+        Section(
+            PROMPTS,
+            "Which prompts teach: each strategy against random prompts, local advantages",
+            selection,
+            _of_metrics("selection"),
+            [by_selection, *of_strategies],
+        ),
+        Section(PROMPTS, "Which difficulty teaches", difficulty, _of_metrics("difficulty"), list(of_bins)),
+        Section(
+            PROMPTS,
+            "Both parts: curriculum prompts with fused advantages against random prompts with local ones",
+            both,
+            [],
+            [by_both],
+        ),
+        Section(
+            FUSION,
+            "Is fusion less biased: fused against local advantages",
+            fusion,
+            _of_metrics("fusion"),
+            [by_fusion],
+        ),
+        Section(
+            FUSION,
+            "More than a rescaling: fused against rescaled advantages of the same weight",
+            kink,
+            [],
+            [by_kink],
+        ),
+        Section(
+            FUSION, "Wrong signs", list(_corrected(signs, labels)), ["mechanism-signs"], [_sign_table(signs, labels)]
+        ),
     ]
+
+
+def summary(measurement: Measurement, frames: Mapping[str, pd.DataFrame]) -> str:
+    """The text of summary.md.
+
+    Args:
+        measurement: whose frames.
+        frames: those of ``sections``, and checkpoints.
+    """
+    opening, checkpoints = introduction(measurement, frames["checkpoints"])
+    lines = ["# Gradients at fixed checkpoints", "", opening, "", *_list(checkpoints)]
+    for section in sections(measurement, frames):
+        lines += [f"## {section.title}", "", *_list(section.sentences)]
+        lines += [f"![{name}](figures/{name}.svg)" for name in section.figures]
+        lines += ["", *map(markdown, section.tables)]
     return "\n".join(lines)
 
 
-def _pictures(name: str) -> list[str]:
-    return [f"![{label}](figures/mechanism-{name}-{metric}.svg)" for metric, label in METRICS.items()]
+def introduction(measurement: Measurement, checkpoints: pd.DataFrame) -> tuple[str, list[str]]:
+    """What was measured, and a sentence a checkpoint.
 
-
-def _introduction(measured: Sequence[Measured], labels: dict[str, str]) -> Iterator[str]:
-    tables = measured[0].tables
-    about = tables.about
+    Args:
+        measurement: that is described.
+        checkpoints: of ``analysis.mechanism.effects.checkpoint_frame``.
+    """
+    about, labels = measurement.about, measurement.labels
     updates = about["rounds"]
     groups = about["groups_per_unit"] * updates
     size = about["config"]["rollout"]["group_size"]
     samples = about["reference_prompts"] * about["groups_per_unit"] * size
-    yield (
+    opening = (
         f"{updates} updates ({groups} groups of {size}) for each strategy at each checkpoint; the reference gradient "
         f"is made of {samples} other samples. {about['parameters']:,} parameters. Intervals of 95 % resample "
-        f"{tables.num_blocks} blocks of rounds, and for alignment blocks of the reference. docs/mechanism.md defines "
-        f"all that is measured. These comparisons are exploratory: no level is adjusted for how many there are."
+        f"{checkpoints['blocks'].max()} blocks of rounds, and for alignment blocks of the reference. docs/mechanism.md "
+        f"defines all that is measured. These comparisons are exploratory: no level is adjusted for how many there are."
     )
-    yield ""
-    for at, seconds in zip(measured, about["seconds"], strict=True):
-        reliability, minutes = at.reliability(), sum(seconds.values()) / 60
-        prompts = len(tables.units(at.checkpoint, EVERYTHING).rows)
-        yield (
-            f"- {labels[at.checkpoint]} (`{at.checkpoint}`): {prompts} different prompts; the reference's share "
-            f"of signal is {entry_text(_entry(reliability, 'alignment'))}; {minutes:.0f} minutes of processor time."
+    sentences = []
+    for at in checkpoints.to_dict("records"):
+        signal = _entry(Interval(at["signal"], at["low"], at["high"]), "alignment")
+        sentences.append(
+            f"{labels[at['checkpoint']]} (`{at['checkpoint']}`): {at['prompts']} different prompts; the reference's "
+            f"share of signal is {entry_text(signal)}; {at['minutes']:.0f} minutes of processor time."
         )
+    return opening, sentences
+
+
+def _list(sentences: Sequence[str]) -> list[str]:
+    return [*(f"- {sentence}" for sentence in sentences), ""] if sentences else []
+
+
+def _of_metrics(name: str) -> list[str]:
+    return [f"mechanism-{name}-{metric}" for metric in METRICS]
 
 
 def _verdicts(rows: pd.DataFrame, labels: dict[str, str]) -> Iterator[str]:
@@ -91,7 +146,42 @@ def _verdicts(rows: pd.DataFrame, labels: dict[str, str]) -> Iterator[str]:
         parts = [f"{word}: {'; '.join(of_metric.loc[mask, 'treatment'])}" for word, mask in found.items() if mask.any()]
         if rest := int((~above & ~below).sum()):
             parts.append(f"No difference seen: {rest} of {len(of_metric)}")
-        yield f"- {labels[str(checkpoint)]}, {METRICS[str(metric)].lower()}. {'. '.join(parts)}."
+        yield f"{labels[str(checkpoint)]}, {METRICS[str(metric)].lower()}. {'. '.join(parts)}."
+
+
+def _extremes(effects: pd.DataFrame, labels: dict[str, str], bins: dict[str, str]) -> Iterator[str]:
+    """At which difficulty a metric of local advantages is highest and lowest, one line a checkpoint and metric."""
+    rows = effects[(effects["advantage"] == LOCAL.name) & effects["set"].isin(list(bins))]
+    # Few updates leave an alignment without a value.
+    rows = rows.dropna(subset=["value", "low", "high"])
+    for (checkpoint, metric), of_metric in rows.groupby(["checkpoint", "metric"], sort=False):
+        best, worst = (of_metric.loc[index] for index in (of_metric["value"].idxmax(), of_metric["value"].idxmin()))
+        named = [
+            f"{bins[at['set']]} ({entry_text(_entry(Interval(at['value'], at['low'], at['high']), str(metric)))})"
+            for at in (best, worst)
+        ]
+        overlap = "overlap" if best["low"] <= worst["high"] else "do not overlap"
+        yield (
+            f"{labels[str(checkpoint)]}, {METRICS[str(metric)].lower()}. Highest at rewards {named[0]}, lowest at "
+            f"{named[1]}; these intervals {overlap}."
+        )
+
+
+def _corrected(signs: pd.DataFrame, labels: dict[str, str]) -> Iterator[str]:
+    """How many signs are wrong, and how many of them fusion corrects at its lightest and heaviest weight."""
+    for checkpoint, label in labels.items():
+        for sides in (TWO_SIDED, ONE_SIDED):
+            rows = signs[(signs["checkpoint"] == checkpoint) & (signs["sides"] == sides)].sort_values("weight")
+            light, heavy = rows.iloc[0], rows.iloc[-1]
+            start = f"{label}, {sides} groups ({light['share_of_groups']:.0%} of all)"
+            if not light["wrong_share"] > 0:
+                yield f"{start}: no wrong sign."
+                continue
+            yield (
+                f"{start}: {light['wrong_share']:.0%} of samples have a wrong sign. Fusion corrects "
+                f"{light['corrected']:.0%} of these at weight {light['weight']:g} and {heavy['corrected']:.0%} at "
+                f"weight {heavy['weight']:g}."
+            )
 
 
 def _differences(rows: pd.DataFrame, labels: dict[str, str]) -> WideTable:
@@ -101,10 +191,10 @@ def _differences(rows: pd.DataFrame, labels: dict[str, str]) -> WideTable:
     for treatment, control in dict.fromkeys(key[:2] for key in found):
         entries = [_entry(found[treatment, control, c, m], m, signed=True) for c in labels for m in METRICS]
         body.append((f"{treatment} against {control}", entries))
-    return WideTable("Differences", head, body)
+    return WideTable("Differences, with 95 % intervals", head, body)
 
 
-def _tables(effects: pd.DataFrame, labels: dict[str, str], sets: dict[str, str], what: str) -> Iterator[str]:
+def _tables(effects: pd.DataFrame, labels: dict[str, str], sets: dict[str, str], what: str) -> Iterator[WideTable]:
     """For each checkpoint and metric: a row a set, a column an advantage."""
     found = _intervals(effects, ["checkpoint", "metric", "set", "advantage", "weight"], "value")
     updates = dict(zip(zip(effects["checkpoint"], effects["set"], strict=True), effects["updates"], strict=True))
@@ -116,7 +206,7 @@ def _tables(effects: pd.DataFrame, labels: dict[str, str], sets: dict[str, str],
                     entries = [_entry(found[checkpoint, metric, key, *advantage], metric) for advantage in _SHOWN]
                     body.append((title, [Entry(int(updates[checkpoint, key]), digits=0), *entries]))
             head = [what, "Updates", *(advantage.label for advantage in _SHOWN)]
-            yield markdown(WideTable(f"{name}, {label}", head, body))
+            yield WideTable(f"{name}, {label}", head, body)
 
 
 def _intervals(rows: pd.DataFrame, keys: list[str], estimate: str) -> dict[tuple[Any, ...], Interval]:

@@ -1,4 +1,4 @@
-"""The tables of a measurement, as arrays by checkpoint and set of updates."""
+"""What a measurement is of, and its tables as arrays by checkpoint and set of updates."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -108,7 +108,40 @@ class Reference:
     length: float
 
 
-class MechanismTables:
+class Measurement:
+    """What was measured, in which order.
+
+    Args:
+        about: ``about.json``.
+    """
+
+    def __init__(self, about: Mapping[str, Any]) -> None:
+        self.about = about
+        self.kinds: tuple[str, ...] = tuple(about["kinds"])
+        self.strategies = tuple(name for name in SELECTIONS if name in about["strategies"])
+        self.iterations: dict[str, int] = {c["label"]: c["iteration"] for c in about["checkpoints"]}
+        """Of each checkpoint, in order of training."""
+
+    @property
+    def bins(self) -> dict[str, str]:
+        """Sets by difficulty, hardest first, and what rewards are in them."""
+        edges = [f"{edge:g}" for edge in self.about["difficulty_edges"]]
+        inner = [f"{low} to {high}" for low, high in pairwise(edges)]
+        names = [f"below {edges[0]}", *inner, f"from {edges[-1]}"]
+        return {f"difficulty-{number}": name for number, name in enumerate(names)}
+
+    @property
+    def labels(self) -> dict[str, str]:
+        """How figures and tables call the checkpoints; runs are named where iterations do not tell them apart."""
+        iterations = list(self.iterations.values())
+        named = {}
+        for label, iteration in self.iterations.items():
+            run = f" ({label.partition('@')[0]})" if iterations.count(iteration) > 1 else ""
+            named[label] = "untrained" if label == "base" else f"{iteration} iterations{run}"
+        return named
+
+
+class MechanismTables(Measurement):
     """A measurement's tables.
 
     Args:
@@ -118,22 +151,10 @@ class MechanismTables:
     """
 
     def __init__(self, about: Mapping[str, Any], units: pd.DataFrame, blocks: pd.DataFrame) -> None:
-        self.about = about
-        self.kinds: tuple[str, ...] = tuple(about["kinds"])
-        self.strategies = tuple(name for name in SELECTIONS if name in about["strategies"])
-        self.iterations: dict[str, int] = {c["label"]: c["iteration"] for c in about["checkpoints"]}
-        """Of each checkpoint, in order of training."""
+        super().__init__(about)
         self._units = dict(iter(units.groupby("checkpoint", observed=True)))
         self._blocks = dict(iter(blocks.groupby(["checkpoint", "set"], observed=True)))
         self._lengths = dict(zip(self.iterations, about["reference_lengths"], strict=True))
-
-    @property
-    def bins(self) -> dict[str, str]:
-        """Sets by difficulty, hardest first, and what rewards are in them."""
-        edges = [f"{edge:g}" for edge in self.about["difficulty_edges"]]
-        inner = [f"{low} to {high}" for low, high in pairwise(edges)]
-        names = [f"below {edges[0]}", *inner, f"from {edges[-1]}"]
-        return {f"difficulty-{number}": name for number, name in enumerate(names)}
 
     @cached_property
     def num_blocks(self) -> int:
@@ -168,16 +189,22 @@ class MechanismTables:
         return Reference(products, counts, self._lengths[checkpoint])
 
 
+def load_measurement(folder: Path) -> Measurement:
+    """Read what a measurement's folder says of itself.
+
+    Raises:
+        MechanismTableError: about.json is missing or broken.
+    """
+    return Measurement(_about(folder))
+
+
 def load_mechanism_tables(folder: Path) -> MechanismTables:
     """Read a measurement's folder.
 
     Raises:
         MechanismTableError: a file is missing or broken; names it.
     """
-    try:
-        about = json.loads((folder / "about.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise MechanismTableError(f"{folder / 'about.json'}: cannot be read: {error}") from None
+    about = _about(folder)
     tables = []
     for name in ("units.parquet", "blocks.parquet"):
         try:
@@ -186,6 +213,14 @@ def load_mechanism_tables(folder: Path) -> MechanismTables:
             reason = " ".join(str(error).split())
             raise MechanismTableError(f"{folder / name}: cannot be read: {reason}") from None
     return MechanismTables(about, *tables)
+
+
+def _about(folder: Path) -> dict[str, Any]:
+    path = folder / "about.json"
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError) as error:
+        raise MechanismTableError(f"{path}: cannot be read: {error}") from None
 
 
 def _matrix(rows: pd.DataFrame, shape: tuple[int, int]) -> Values:

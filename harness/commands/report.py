@@ -11,18 +11,26 @@ def add_parser(commands: Commands) -> None:
     parser = commands.add_parser("report", help="write tables, figures and the page from logs, without training")
     parser.add_argument("--runs", type=Path, required=True, help="folder with run directories")
     parser.add_argument("--output", type=Path, required=True, help="folder to write to")
-    parser.set_defaults(command=lambda options: write(options.runs, options.output))
+    parser.add_argument(
+        "--mechanism",
+        type=Path,
+        help="folder that adagrpo mechanism wrote, to be shown, too (default: results/mechanism, for the study)",
+    )
+    parser.add_argument("--readme", type=Path, help="file between whose markers the study's claims go")
+    parser.set_defaults(command=lambda o: write(o.runs, o.output, o.mechanism, o.readme))
 
 
-def write(runs: Path, output: Path) -> int:
-    """Write the report of a folder of runs."""
+def write(runs: Path, output: Path, mechanism: Path | None = None, readme: Path | None = None) -> int:
+    """Write the report of a folder of runs, see ``analysis.report.write_report``."""
+    from analysis.insertion import MarkerError
+    from analysis.mechanism import MechanismTableError
     from analysis.report import write_report
     from analysis.runlog import RunLogError
 
     if not runs.is_dir():
         raise ConfigError(f"--runs {runs}: no such folder")
     try:
-        print(f"report: {write_report(runs, output)}")
-    except RunLogError as error:
+        print(f"report: {write_report(runs, output, mechanism, readme)}")
+    except (RunLogError, MechanismTableError, MarkerError) as error:
         raise ConfigError(str(error)) from None
     return 0

@@ -8,6 +8,7 @@ from itertools import combinations_with_replacement
 from pathlib import Path
 from typing import Any
 
+import fabricated
 import numpy as np
 import pandas as pd
 import pytest
@@ -15,9 +16,11 @@ from matplotlib.figure import Figure
 
 from analysis import paper
 from analysis.figures.fusion import example_panels, sign_panel
-from analysis.mechanism import MechanismTableError, write_mechanism_report
+from analysis.formats import entry_text
+from analysis.mechanism import MechanismTableError, read_mechanism_report, write_mechanism_report
 from analysis.mechanism.effects import FUSED, LOCAL, METRICS, RESCALED, Advantage, Measured, contrasts
 from analysis.mechanism.signs import corrected_signs, needed_weights, sign_errors, sign_frame
+from analysis.mechanism.summary import FUSION, PROMPTS
 from analysis.mechanism.tables import load_mechanism_tables
 
 KINDS = ("unbiased", "local", "global", "rescaling", "capability")
@@ -301,6 +304,27 @@ def test_the_report_has_words_tables_and_figures(folder: Path) -> None:
     words = [t.strip() for t in ElementTree.parse(figures / "mechanism-difficulty-snr.svg").getroot().itertext()]
     for word in ("below 0.2", "0.2 to 0.4", "from 0.8", "untrained", "80 iterations"):
         assert word in words
+
+
+def test_a_page_reads_what_the_summary_says(folder: Path) -> None:
+    text = (folder / "summary.md").read_text()
+    part = read_mechanism_report(folder)
+    assert part.opening in text
+    assert all(f"- {sentence}\n" in text for sentence in part.checkpoints)
+    assert {section.topic for section in part.sections} == {PROMPTS, FUSION}
+    for section in part.sections:
+        assert all(f"- {sentence}\n" in text for sentence in section.sentences)
+        assert all(f"**{table.title}**" in text for table in section.tables)
+        assert set(section.figures) <= set(part.drawings)
+    first = part.sections[0].tables[0]
+    assert f"{first.rows[-1][0]} | {entry_text(first.rows[-1][1][0])} |" in text
+
+
+def test_a_page_names_a_table_that_is_not_there(tmp_path: Path) -> None:
+    folder = fabricated.write_measurement(tmp_path / "measurement")
+    (folder / "signs.csv").unlink()
+    with pytest.raises(MechanismTableError, match=r"signs\.csv: cannot be read: .*; python -m analysis\.mechanism "):
+        read_mechanism_report(folder)
 
 
 def test_example_figure_shows_the_published_rewards() -> None:

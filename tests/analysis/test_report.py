@@ -55,7 +55,7 @@ def test_the_page_has_the_numbers_computed_by_hand(report: Path, same_grid: Path
     # Costs: 400 + 3 x 20 forwards against 200 + 3 x 20.
     assert "Flow-GRPO + AdaGRPO 2 400 20 460 (× 1.77) 40 1.50 3 s 8 s" in text
     assert "Runs finished 4 of 4" in text
-    assert "None: all 4 runs are finished." in text
+    assert "All 4 runs are finished." in text
     for run in find_runs(same_grid):
         assert run.name in text
     assert "ours-1 Flow-GRPO + AdaGRPO grid 1 finished 2 of 2 0.900 1.50 460 40" in text
@@ -65,19 +65,19 @@ def test_the_page_tells_its_parts_in_order(report: Path) -> None:
     page = (report / "report.html").read_text()
     parts = re.findall(r"<h[23]>(.*?)</h[23]>", page)
     assert parts == [
+        "What was run",
         "Experiment “grid”, trained on the reward ocr",
-        "Reward during training",
         "Base methods and + AdaGRPO",
         "At equal cost",
-        "All cells",
         "Stability, hacking, collapse",
         "What each strategy trained on",
         "More curves",
-        "Pictures before and after training",
-        "Costs",
-        "Failed and unfinished runs",
+        "All cells",
         "Runs behind these numbers",
+        "Pictures before and after training",
     ]
+    links = re.findall(r'<a href="#([a-z]+)">', page.partition("<nav>")[2].partition("</nav>")[0])
+    assert links == re.findall(r'<section id="(.*?)">', page)
 
 
 def test_the_page_loads_nothing(report: Path) -> None:
@@ -174,10 +174,12 @@ def test_each_experiment_and_reward_has_a_section_and_figures_of_its_own(
     write_run("other-base", reward=both)
     write_run("other-ours", reward=both, selection="curriculum", fusion=True)
     page = write_report(grid, tmp_path / "out").read_text()
-    assert re.findall(r"<h2>Experiment (.*?)</h2>", page) == [
+    assert re.findall(r"<h3>Experiment (.*?)</h3>", page) == [
         "“grid”, trained on the reward ocr",
         "“grid”, trained on the reward ocr+0.5*colour",
     ]
+    main = page.partition('<section id="main">')[2].partition("</section>")[0]
+    assert re.findall(r"<h3>(.*?)</h3>", main) == ["Trained on ocr", "Trained on ocr+0.5*colour"]
     ids = re.findall(r'\bid="([^"]*)"', page)
     assert len(ids) == len(set(ids))
     assert (tmp_path / "out" / "figures" / "grid-ocr-main.png").is_file()

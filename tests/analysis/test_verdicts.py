@@ -3,9 +3,11 @@
 import hashlib
 import json
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 
+import fabricated
 import pandas as pd
 import pytest
 
@@ -13,8 +15,11 @@ from analysis import claims, exploratory, paper, report, verdicts
 from analysis.claims import EXPERIMENT, PRIMARY, STUDY_SEEDS, judge_family
 from analysis.claims_table import ClaimsTable, claims_frame, claims_markdown, claims_table, protocol_note
 from analysis.figures import Group, StudyFigures
+from analysis.insertion import END, START, MarkerError
 from analysis.logs import load_logs
+from analysis.mechanism.effects import METRICS
 from analysis.report import write_report
+from analysis.runlog import RunLogError
 from analysis.stability import roughness
 from analysis.statistics import t_quantile
 from analysis.study import split_studies
@@ -181,15 +186,79 @@ def test_a_report_without_the_study_has_no_claims(grid: Path) -> None:
     assert table_of(grid) is None
 
 
-def test_the_report_shows_the_claims(runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    nothing = StudyFigures(*(Group([]) for _ in StudyFigures._fields))  # Figures take seconds to draw.
+@pytest.fixture
+def without_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Figures of studies take seconds to draw; and no measurement but a test's own."""
+    nothing = StudyFigures(*(Group([]) for _ in StudyFigures._fields))
     monkeypatch.setattr(report, "draw_study", lambda study: nothing)
+    monkeypatch.setattr(report, "MECHANISM", tmp_path / "measurement")
+
+
+def sections_of(page: str) -> str:
+    return " ".join(re.findall(r'<section id="([a-z]+)">', page))
+
+
+def section_of(page: str, name: str) -> str:
+    return page.partition(f'<section id="{name}">')[2].partition("</section>")[0]
+
+
+@pytest.mark.usefixtures("without_figures")
+def test_the_report_shows_the_claims_and_says_what_is_missing(runs: Path, tmp_path: Path) -> None:
     page = write_report(runs, tmp_path / "out").read_text()
     assert "<h2>The paper's claims</h2>" in page.replace("&#39;", "'")
     assert 'class="text verdict supported">supported</td>' in page
     assert 'class="text verdict no-runs-yet">no runs yet</td>' in page
+    assert "<li>Supported, 1 of 9 primary claims: Flow-GRPO + AdaGRPO beats Flow-GRPO (+0.100 [" in page
     assert (tmp_path / "out" / "tables" / "claims.csv").is_file()
     assert (tmp_path / "out" / "tables" / "claims.md").read_text().startswith("10 finished runs.")
+    assert sections_of(page) == "claims experiments main fusion stability chosen cells runs gallery limits"
+    assert re.search(r"Not there yet: [^.]*gradients at fixed checkpoints \(adagrpo mechanism\);", page)
+    assert "mechanism-" not in page
+    figures = {path.name for path in (tmp_path / "out" / "figures").iterdir()}
+    assert figures == {"claims.svg", "fusion-example-weak.svg", "fusion-example-strong.svg"}
+
+
+@pytest.mark.usefixtures("without_figures")
+def test_the_page_of_the_study_shows_the_measurement_of_gradients(runs: Path, tmp_path: Path) -> None:
+    fabricated.write_measurement(tmp_path / "measurement")
+    page = write_report(runs, tmp_path / "out").read_text()
+    assert sections_of(page) == ("claims experiments main mechanism fusion stability chosen cells runs gallery limits")
+    assert "gradients at fixed checkpoints" not in page.partition("Not there yet")[2].partition("</p>")[0]
+    prompts, fusion = section_of(page, "mechanism"), section_of(page, "fusion")
+    for metric in METRICS:
+        for name, section in (("selection", prompts), ("difficulty", prompts), ("fusion", fusion)):
+            assert f'id="mechanism-mechanism-{name}-{metric}-' in section
+    assert 'id="mechanism-mechanism-signs-' in fusion
+    assert 'id="fusion-fusion-example-weak-' in fusion
+    assert "untrained, signal to noise of one update. Better: curriculum, local. No difference seen: 3 of 4." in prompts
+    assert "<th>80 iterations, one-sided</th><td>300</td><td>15 %</td><td>50 %</td><td>0 %</td>" in fusion
+    assert "untrained (<code>base</code>): 1000 different prompts" in prompts
+    ids = re.findall(r'\bid="([^"]*)"', page)
+    assert len(ids) == len(set(ids))
+
+
+@pytest.mark.usefixtures("without_figures")
+def test_the_readme_gets_the_primary_claims_once(runs: Path, tmp_path: Path) -> None:
+    readme = tmp_path / "README.md"
+    readme.write_text("nothing to fill")
+    with pytest.raises(MarkerError):
+        write_report(runs, tmp_path / "out", readme=readme)
+    assert not (tmp_path / "out").exists()
+    readme.write_text(f"before\n{START}\n{END}\nafter\n")
+    write_report(runs, tmp_path / "out", readme=readme)
+    text = readme.read_text()
+    assert "| Flow-GRPO + AdaGRPO beats Flow-GRPO | supported | +0.100 [" in text
+    assert "| 5 of 16 |" in text
+    assert text.count("\n|") == 2 + len(PRIMARY)
+    assert "[the page](out/report.html)" in text
+
+
+def test_without_runs_of_the_study_the_readme_stays_as_it_is(grid: Path, tmp_path: Path) -> None:
+    readme = tmp_path / "README.md"
+    readme.write_text(f"{START}\n{END}\n")
+    with pytest.raises(RunLogError, match="holds no run of miniature-study, so no claims for"):
+        write_report(grid, tmp_path / "out", readme=readme)
+    assert readme.read_text() == f"{START}\n{END}\n"
 
 
 def test_the_paper_s_overhead_is_counted() -> None:
