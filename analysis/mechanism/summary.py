@@ -155,15 +155,16 @@ def _extremes(effects: pd.DataFrame, labels: dict[str, str], bins: dict[str, str
     # Few updates leave an alignment without a value.
     rows = rows.dropna(subset=["value", "low", "high"])
     for (checkpoint, metric), of_metric in rows.groupby(["checkpoint", "metric"], sort=False):
-        best, worst = (of_metric.loc[index] for index in (of_metric["value"].idxmax(), of_metric["value"].idxmin()))
+        in_order = of_metric.sort_values("value").to_dict("records")
+        worst, best = in_order[0], in_order[-1]
         named = [
             f"{bins[at['set']]} ({entry_text(_entry(Interval(at['value'], at['low'], at['high']), str(metric)))})"
             for at in (best, worst)
         ]
         overlap = "overlap" if best["low"] <= worst["high"] else "do not overlap"
         yield (
-            f"{labels[str(checkpoint)]}, {METRICS[str(metric)].lower()}. Highest at rewards {named[0]}, lowest at "
-            f"{named[1]}; these intervals {overlap}."
+            f"{labels[str(checkpoint)]}, {METRICS[str(metric)].lower()}. Highest: rewards {named[0]}; lowest: "
+            f"{named[1]}. These intervals {overlap}."
         )
 
 
