@@ -32,7 +32,7 @@ def absences(table: ClaimsTable, there: Absent) -> str:
     primary, exploratory = (
         sum(row.verdict == "no runs yet" for row in rows) for rows in (table.primary, table.exploratory)
     )
-    short = sum(row.verdict != "no runs yet" and _seeds(row) < _planned(row) for row in table.primary)
+    short = sum(row.verdict != "no runs yet" and _is_short(row) for row in table.primary)
     untrained = [reward for reward in REWARDS if reward not in there.rewards]
     parts = list(there.sections)
     parts += [f"runs trained on {', '.join(untrained)}"] if untrained else []
@@ -98,10 +98,15 @@ def _primary(rows: Sequence[Row]) -> Iterator[str]:
         if those:
             listed = "; ".join(f"{row.statement} ({row.ours})" for row in those)
             yield f"{name}, {len(those)} of {len(rows)} primary claims: {listed}."
-    for verdict in ("inconclusive", "no runs yet"):
-        names = [row.statement for row in rows if row.verdict == verdict]
-        if names:
-            yield f"{verdict.capitalize()}, {len(names)} of {len(rows)}: {'; '.join(names)}."
+    unclear = [row for row in rows if row.verdict == "inconclusive"]
+    undecided = {
+        "Inconclusive": [row.statement for row in unclear if not _is_short(row)],
+        "Open, since planned pairs are missing": [row.statement for row in unclear if _is_short(row)],
+        "No runs yet": [row.statement for row in rows if row.verdict == "no runs yet"],
+    }
+    for name, statements in undecided.items():
+        if statements:
+            yield f"{name}, {len(statements)} of {len(rows)}: {'; '.join(statements)}."
     others = [
         f"{row.statement} ({row.verdict}; there {row.validation_verdict})"
         for row in rows
@@ -135,6 +140,10 @@ def _seeds(row: Row) -> int:
 
 def _planned(row: Row) -> int:
     return int(row.numbers.get("planned_seeds", 0))
+
+
+def _is_short(row: Row) -> bool:
+    return _seeds(row) < _planned(row)
 
 
 def _finite(rows: Sequence[Row], name: str) -> list[float]:

@@ -21,7 +21,7 @@ def claims_panel(rows: Sequence[Row]) -> Panel:
     Args:
         rows: of primary claims.
     """
-    note = f"Line: interval that holds for all claims together, 95 %; shaded: ±{MARGIN:g}, which counts as none"
+    note = f"Line: interval, at the level that Holm's procedure gives; shaded: ±{MARGIN:g}"
     return Panel("claims", "Primary claims", partial(_draw, rows=rows), 1.0 + 0.52 * len(rows), note)
 
 

@@ -23,6 +23,7 @@ PRIMARY = [
     row("B beats C", "not supported", low=-0.03, high=-0.01, seeds=8, planned_seeds=12, detectable_difference=0.031),
     row("C beats D", "not supported", low=-0.01, high=0.01, seeds=12, planned_seeds=12, correlation=0.4),
     row("D beats E", "inconclusive", "primary", "supported", low=-0.1, high=0.1, seeds=12, planned_seeds=12),
+    row("X beats Y", "inconclusive", low=0.1, high=0.2, seeds=2, planned_seeds=12),
     row("E beats F", "no runs yet", planned_seeds=10),
 ]
 EXPLORATORY = [
@@ -37,11 +38,12 @@ TABLE = ClaimsTable(PRIMARY, EXPLORATORY, runs=40, other_protocol=0)
 
 def test_each_outcome_has_a_sentence_and_the_opposite_is_told_from_nothing() -> None:
     assert findings(TABLE) == [
-        "Supported, 1 of 5 primary claims: A beats B (+0.010).",
-        "Not supported, the opposite was found, 1 of 5 primary claims: B beats C (+0.010).",
-        "Not supported, no difference beyond ±0.02, 1 of 5 primary claims: C beats D (+0.010).",
-        "Inconclusive, 1 of 5: D beats E.",
-        "No runs yet, 1 of 5: E beats F.",
+        "Supported, 1 of 6 primary claims: A beats B (+0.010).",
+        "Not supported, the opposite was found, 1 of 6 primary claims: B beats C (+0.010).",
+        "Not supported, no difference beyond ±0.02, 1 of 6 primary claims: C beats D (+0.010).",
+        "Inconclusive, 1 of 6: D beats E.",
+        "Open, since planned pairs are missing, 1 of 6: X beats Y.",
+        "No runs yet, 1 of 6: E beats F.",
         "On validation words the verdict is another one for 1: D beats E (inconclusive; there supported).",
         "Exploratory, so no conclusion: components, 1 inconclusive of 2; stability, 1 supported of 1.",
     ]
@@ -50,8 +52,8 @@ def test_each_outcome_has_a_sentence_and_the_opposite_is_told_from_nothing() -> 
 def test_what_is_missing_is_one_sentence() -> None:
     said = absences(TABLE, Absent(["pictures"], [REWARDS[0]]))
     assert said == (
-        f"Not there yet: pictures; runs trained on {REWARDS[1]}, {REWARDS[2]}; runs for 1 of 5 primary claims; "
-        "all planned pairs of 1 more; runs for 2 of 5 exploratory claims."
+        f"Not there yet: pictures; runs trained on {REWARDS[1]}, {REWARDS[2]}; runs for 1 of 6 primary claims; "
+        "all planned pairs of 2 more; runs for 2 of 5 exploratory claims."
     )
     whole = ClaimsTable([PRIMARY[0]], [EXPLORATORY[2]], 24, 0)
     assert absences(whole, Absent([], REWARDS)) == "All that was planned is there."
@@ -65,7 +67,7 @@ def test_fusion_is_judged_by_its_control() -> None:
 def test_limits_are_those_of_the_runs_that_are_there() -> None:
     said = limits(TABLE._replace(other_protocol=3))
     assert said == [
-        "Primary claims rest on 8 to 12 finished pairs (planned: 10 to 12).",
+        "Primary claims rest on 2 to 12 finished pairs (planned: 10 to 12).",
         "So many find a true difference of 0.020 to 0.031 with probability .8: smaller ones may be there and not be "
         "seen.",
         "Paired runs correlate by 0.40; the less, the less pairing helps.",

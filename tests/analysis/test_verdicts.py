@@ -248,7 +248,7 @@ def test_the_readme_gets_the_primary_claims_once(runs: Path, tmp_path: Path) -> 
     write_report(runs, tmp_path / "out", readme=readme)
     text = readme.read_text()
     assert "| Flow-GRPO + AdaGRPO beats Flow-GRPO | supported | +0.100 [" in text
-    assert "| 5 of 16 |" in text
+    assert "| 5 of 5 |" in text
     assert text.count("\n|") == 2 + len(PRIMARY)
     assert "[the page](out/report.html)" in text
 
