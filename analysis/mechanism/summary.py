@@ -174,15 +174,19 @@ def _corrected(signs: pd.DataFrame, labels: dict[str, str]) -> Iterator[str]:
         for sides in (TWO_SIDED, ONE_SIDED):
             rows = signs[(signs["checkpoint"] == checkpoint) & (signs["sides"] == sides)].sort_values("weight")
             light, heavy = rows.iloc[0], rows.iloc[-1]
-            start = f"{label}, {sides} groups ({light['share_of_groups']:.0%} of all)"
+            start = f"{label}, {sides} groups ({_percent(light['share_of_groups'])} of all)"
             if not light["wrong_share"] > 0:
                 yield f"{start}: no wrong sign."
                 continue
             yield (
-                f"{start}: {light['wrong_share']:.0%} of samples have a wrong sign. Fusion corrects "
-                f"{light['corrected']:.0%} of these at weight {light['weight']:g} and {heavy['corrected']:.0%} at "
+                f"{start}: {_percent(light['wrong_share'])} of samples have a wrong sign. Fusion corrects "
+                f"{_percent(light['corrected'])} of these at weight {light['weight']:g} and {_percent(heavy['corrected'])} at "
                 f"weight {heavy['weight']:g}."
             )
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.0f} %"
 
 
 def _differences(rows: pd.DataFrame, labels: dict[str, str]) -> WideTable:

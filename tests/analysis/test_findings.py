@@ -71,7 +71,7 @@ def test_limits_are_those_of_the_runs_that_are_there() -> None:
         "So many find a true difference of 0.020 to 0.031 with probability .8: smaller ones may be there and not be "
         "seen.",
         "Paired runs correlate by 0.40; the less, the less pairing helps.",
-        "2 exploratory intervals of 95% each: about 0 of them would miss 0 if nothing were there.",
+        "2 exploratory intervals of 95 % each: about 0 of them would miss 0 if nothing were there.",
         "3 of 40 runs were made under another version of the protocol.",
     ]
     assert limits(ClaimsTable([PRIMARY[-1]], [row("x", "no runs yet", low=math.nan)], 0, 0)) == []
