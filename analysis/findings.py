@@ -75,8 +75,8 @@ def limits(table: ClaimsTable) -> list[str]:
     judged = sum(math.isfinite(row.numbers.get("low", math.nan)) for row in table.exploratory)
     if judged:
         sentences.append(
-            f"{judged} exploratory intervals of {100 * CONFIDENCE:.0f} % each: about {(1 - CONFIDENCE) * judged:.0f} of them "
-            "would miss 0 if nothing were there."
+            f"{judged} exploratory intervals of {100 * CONFIDENCE:.0f} % each: about {(1 - CONFIDENCE) * judged:.0f} "
+            "of them would miss 0 if nothing were there."
         )
     if table.other_protocol:
         sentences.append(

@@ -178,11 +178,9 @@ def _corrected(signs: pd.DataFrame, labels: dict[str, str]) -> Iterator[str]:
             if not light["wrong_share"] > 0:
                 yield f"{start}: no wrong sign."
                 continue
-            yield (
-                f"{start}: {_percent(light['wrong_share'])} of samples have a wrong sign. Fusion corrects "
-                f"{_percent(light['corrected'])} of these at weight {light['weight']:g} and {_percent(heavy['corrected'])} at "
-                f"weight {heavy['weight']:g}."
-            )
+            corrected = " and ".join(f"{_percent(at['corrected'])} at weight {at['weight']:g}" for at in (light, heavy))
+            wrong = _percent(light["wrong_share"])
+            yield f"{start}: {wrong} of samples have a wrong sign. Fusion corrects of these {corrected}."
 
 
 def _percent(share: float) -> str:

@@ -294,6 +294,9 @@ def test_the_report_has_words_tables_and_figures(folder: Path) -> None:
     assert "- 80 iterations (`run-a@80`)" in text
     assert "- untrained, signal to noise of one update. Better: curriculum, local. No difference seen: 3 of 4." in text
     assert "| 80 iterations, one-sided |" in text
+    assert re.search(
+        r"- untrained, cosine of one update with the reference\. Highest: rewards .+; lowest: .+ overlap\.", text
+    )
     figures = folder / "figures"
     names = {path.stem for path in figures.glob("*.svg")}
     assert names == {"fusion-example-weak", "fusion-example-strong", "mechanism-signs"} | {

@@ -231,6 +231,9 @@ def test_the_page_of_the_study_shows_the_measurement_of_gradients(runs: Path, tm
     assert 'id="mechanism-mechanism-signs-' in fusion
     assert 'id="fusion-fusion-example-weak-' in fusion
     assert "untrained, signal to noise of one update. Better: curriculum, local. No difference seen: 3 of 4." in prompts
+    assert (
+        "10 % of samples have a wrong sign. Fusion corrects of these 5 % at weight 1 and 75 % at weight 15." in fusion
+    )
     assert "<th>80 iterations, one-sided</th><td>300</td><td>15 %</td><td>50 %</td><td>0 %</td>" in fusion
     assert "untrained (<code>base</code>): 1000 different prompts" in prompts
     ids = re.findall(r'\bid="([^"]*)"', page)
