@@ -39,7 +39,7 @@ def opened(page: Path, folder: Path, dark: bool, width: int) -> dict[str, Any]:
     command = [str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={folder / 'profile'}"]
     command += [f"--window-size={width},900", f"--blink-settings=preferredColorScheme={0 if dark else 1}"]
     command += ["--enable-logging=stderr", "--dump-dom", probed.as_uri()]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True)
     assert "Uncaught" not in done.stderr, done.stderr
     found = re.search(r'<pre id="result">(.*?)</pre>', done.stdout, re.DOTALL)
     assert found, done.stderr[-2000:]
