@@ -113,10 +113,18 @@ def draw_together(name: str, title: str, panels: Sequence[Panel], num_columns: i
 
 
 def _fill(axes: Axes, panel: Panel) -> None:
-    axes.set_title(panel.title, loc="left", fontweight="bold")
     axes.grid(color=GREY, alpha=0.25, linewidth=0.7)
     axes.set_axisbelow(True)
     panel.draw(axes)
+    # A title without a place looks for one in each pass of the layout, for which all labels are measured once more.
+    # Only a power of ten above the vertical axis makes it necessary.
+    axes.set_title(panel.title, loc="left", fontweight="bold", y=None if _has_power_of_ten(axes) else 1.0)
+
+
+def _has_power_of_ten(axes: Axes) -> bool:
+    formatter = axes.yaxis.get_major_formatter()
+    formatter.set_locs(list(axes.get_yticks()))
+    return bool(formatter.get_offset())
 
 
 def _add_legend(figure: Figure, axes: Axes, note: str) -> None:
@@ -136,8 +144,11 @@ def _add_legend(figure: Figure, axes: Axes, note: str) -> None:
 
 def _as_svg(figure: Figure) -> str:
     svg = BytesIO()
-    figure.draw_without_rendering()
-    figure.set_layout_engine(None)  # Laid out once.
+    # Laid out once: drawing would do so again, for the SVG and for its twin.
+    engine = figure.get_layout_engine()
+    assert engine is not None
+    engine.execute(figure)
+    figure.set_layout_engine(None)
     figure.savefig(svg, format="svg", metadata=_NO_METADATA)
     return svg.getvalue().decode()
 

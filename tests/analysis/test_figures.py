@@ -1,6 +1,7 @@
 """Figures show what they should, in words that can be searched, and always alike."""
 
 import json
+import re
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable
 from pathlib import Path
@@ -8,12 +9,14 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 
 from analysis.figures import StudyFigures, draw_study, selection
 from analysis.figures.cells import cell_panels
 from analysis.figures.curves import cost_panels, cost_quantities, over_seeds, pair_panels, quantities
+from analysis.figures.drawing import Panel, draw_panel
 from analysis.labels import SELECTIONS, cell_colour
 from analysis.logs import load_logs
 from analysis.spending import SPENDING_METRICS
@@ -178,6 +181,23 @@ def test_a_run_without_any_evaluation_has_no_figure(write_run: WriteRun, tmp_pat
     run = write_run("bare", state="running")
     (run / "eval.jsonl").unlink()
     assert draw_study(study_of(tmp_path / "runs")).drawings == []
+
+
+def test_a_title_is_above_a_power_of_ten_and_else_at_its_place() -> None:
+    def heights(highest: float) -> dict[str, float]:
+        """By text, how far below the upper edge."""
+
+        def draw(axes: Axes) -> None:
+            axes.set_ylim(0, highest)
+
+        svg = draw_panel(Panel("panel", "The title", draw)).svg
+        return {text: float(y) for y, text in re.findall(r'<text [^>]*?y="([\d.]+)"[^>]*>([^<]*)</text>', svg)}
+
+    small, plain = heights(1e-7), heights(1)
+    assert small["The title"] < small["1e−7"] - 10
+    assert plain["The title"] < plain["1.0"]
+    # Without one, the axes are taller: nothing keeps a place free.
+    assert plain["1.0"] < small["1.0"] - 5
 
 
 def test_a_cell_has_one_colour_everywhere(figures: StudyFigures) -> None:
