@@ -1,13 +1,14 @@
 """Which prompts each strategy trained on: how hard they were, for the model and by their words."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from functools import cache
 
 import numpy as np
 import pandas as pd
 
 from analysis.formats import Entry, WideTable
-from analysis.logs import Logs
+from analysis.logs import ChosenPrompts, Logs
 from analysis.study import Study
 
 CHOSEN_METRICS = ("chosen_reward_mean", "candidate_reward_mean", "reward_mean", "within_group_std")
@@ -39,12 +40,14 @@ def chosen_frame(study: Study, logs: Logs) -> pd.DataFrame:
     """
     chosen = {logs.summary["run_id"][i]: logs.chosen_prompts[i] for i in study.summary.index}
     candidates = {logs.summary["run_id"][i]: _num_candidates(logs.configs[i]) for i in study.summary.index}
-    train = study.runs[(study.runs["split"] == "train") & study.runs["metric"].isin(CHOSEN_METRICS)]
+    runs = study.runs
+    is_wanted = (runs["split"] == "train") & runs["metric"].isin(CHOSEN_METRICS)
+    train = runs.loc[is_wanted, ["run_id", "metric", "value"]]
     logged = train.groupby(["run_id", "metric"], observed=True)["value"].mean().unstack("metric")
     records = []
     for cell, members in study.cells:
-        ids = [i for i in members["run_id"] if chosen[i][0]]
-        of_runs = [_measures(chosen[i][0], chosen[i][1], candidates[i]) for i in ids]
+        ids = [i for i in members["run_id"] if len(chosen[i].prompts)]
+        of_runs = [_measures(chosen[i], candidates[i]) for i in ids]
         means = pd.DataFrame(of_runs).mean().to_dict() | logged.reindex(members["run_id"]).mean().to_dict()
         head = {"experiment": study.experiment, "reward": study.reward, "cell": cell.label, "runs": len(of_runs)}
         records.append(head | {name: means.get(name, np.nan) for name in HEADINGS})
@@ -68,11 +71,20 @@ def _num_candidates(config: Mapping[str, Mapping[str, int]]) -> int:
     return int(config.get("rollout", {}).get("candidates", 0))
 
 
-def _measures(prompts: Sequence[str], ranks: np.ndarray, candidates: int) -> dict[str, float]:
-    words = [match[1] for prompt in prompts if (match := _WORD.search(prompt))]
-    ranked = ranks[np.isfinite(ranks)]
+@cache  # Runs share prompts.
+def _num_letters(prompt: str) -> int:
+    """Of the quoted word; 0 where nothing is quoted."""
+    match = _WORD.search(prompt)
+    return len(match[1]) if match else 0
+
+
+def _measures(chosen: ChosenPrompts, candidates: int) -> dict[str, float]:
+    distinct = chosen.prompts.dictionary.to_pylist()
+    lengths = np.array([_num_letters(prompt) for prompt in distinct])
+    letters = lengths[chosen.prompts.indices.to_numpy()]
+    ranked = chosen.ranks[np.isfinite(chosen.ranks)]
     return {
         "rank": float(ranked.mean() / (candidates - 1)) if len(ranked) and candidates > 1 else np.nan,
-        "letters": float(np.mean([len(word) for word in words])) if words else np.nan,
-        "distinct": len(set(prompts)) / len(prompts),
+        "letters": float(letters[letters > 0].mean()) if letters.any() else np.nan,
+        "distinct": len(distinct) / len(letters),
     }

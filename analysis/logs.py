@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from analysis.claims import VALIDATION_POINTS
+from analysis.columns import Columns
 from analysis.gallery import Gallery, read_gallery
 from analysis.runlog import CHOSEN_PROMPT, NUMBERS, RunLog, RunLogError, find_paths, read_directory
 from analysis.shards import SUFFIX, read_shard, read_shard_gallery
@@ -49,6 +50,15 @@ COST_METRICS = (*TOTALS.values(), "seconds/iteration")
 """Training metrics that costs are counted from."""
 
 
+class ChosenPrompts(NamedTuple):
+    """The prompts that a run was trained on, in order."""
+
+    prompts: pa.DictionaryArray
+    """Texts, each kept once."""
+    ranks: np.ndarray
+    """Among the candidates; NaN where none were scored."""
+
+
 class Logs(NamedTuple):
     """All that a report needs of a folder of runs, read in one pass."""
 
@@ -60,8 +70,8 @@ class Logs(NamedTuple):
     """For each row of ``summary``, values of the last test, prompt by prompt: ``{metric: [prompts]}``."""
     validation_prompts: Sequence[Mapping[str, np.ndarray]]
     """The same of the last validations together, see ``validation_mean``."""
-    chosen_prompts: Sequence[tuple[list[str], np.ndarray]]
-    """For each row of ``summary``, the prompts that were trained on, and their ranks (NaN where none were scored)."""
+    chosen_prompts: Sequence[ChosenPrompts]
+    """For each row of ``summary``."""
     configs: Sequence[Mapping[str, Any]]
     """Resolved configuration of each row of ``summary``."""
     environments: Sequence[Mapping[str, Any]]
@@ -138,7 +148,7 @@ def load_prompt_values(folder: Path, split: str = "test") -> pd.DataFrame:
     """
 
     def of_prompts(log: RunLog) -> pa.Table:
-        numbers = pa.concat_tables([log.numbers, _training_reward(log)])
+        numbers = pa.concat_tables([log.numbers, _training_reward(log.config, Columns(log.numbers))])
         return numbers.filter(pc.and_(pc.is_valid(numbers["item"]), pc.equal(numbers["split"], split)))
 
     return _load_items(folder, of_prompts).rename(columns={"item": "prompt"})[PROMPT_COLUMNS]
@@ -178,18 +188,21 @@ def load_logs(folder: Path, train_metrics: Collection[str] | None = None, with_p
         RunLogError: names the folder or file that cannot be read.
     """
     read = None if train_metrics is None else {*train_metrics, *COST_METRICS}
+    of_costs_alone = [] if train_metrics is None else [name for name in COST_METRICS if name not in train_metrics]
     summary, configs, environments, wholes = [], [], [], []
     test_prompts, validation_prompts, chosen = [], [], []
     for path in find_runs(folder):
         log = _read(path, read, with_prompts)
-        summary.append(_identity(log) | _progress(log) | _costs(log))
+        numbers = Columns(log.numbers)
+        reward = Columns(_training_reward(log.config, numbers))
+        summary.append(_identity(log) | _progress(log) | _costs(numbers))
         configs.append(log.config)
         environments.append(log.environment)
-        numbers = pa.concat_tables([_without(log.numbers, train_metrics), _training_reward(log)])
-        wholes.append(numbers.filter(pc.is_null(numbers["item"])))
-        test_prompts.append(_by_prompt(numbers, "test", 1) if with_prompts else {})
-        validation_prompts.append(_by_prompt(numbers, "validation", VALIDATION_POINTS) if with_prompts else {})
-        chosen.append(_chosen_prompts(log.numbers))
+        kept = numbers.is_whole & ~numbers.of_metric(*of_costs_alone)
+        wholes.append(pa.concat_tables([numbers.whole_rows(kept), reward.whole_rows(reward.is_whole)]))
+        test_prompts.append(_by_prompt(numbers, reward, "test", 1))
+        validation_prompts.append(_by_prompt(numbers, reward, "validation", VALIDATION_POINTS))
+        chosen.append(_chosen_prompts(numbers))
     for of_run, variant in zip(summary, name_variants(configs, environments), strict=True):
         of_run["variant"] = variant
     runs = _frame(summary, wholes)[COLUMNS]
@@ -251,11 +264,9 @@ def _progress(log: RunLog) -> dict[str, Any]:
     }
 
 
-def _costs(log: RunLog) -> dict[str, Any]:
-    numbers = log.numbers
-
+def _costs(numbers: Columns) -> dict[str, Any]:
     def values(metric: str) -> np.ndarray:
-        return numbers["value"].filter(pc.equal(numbers["metric"], metric)).to_numpy()
+        return numbers.value[numbers.of_metric(metric)]
 
     totals = {name: int(logged[-1]) if len(logged := values(metric)) else 0 for name, metric in TOTALS.items()}
     seconds = values("seconds/iteration")
@@ -267,14 +278,18 @@ def _costs(log: RunLog) -> dict[str, Any]:
     }
 
 
-def _by_prompt(numbers: pa.Table, split: str, num_points: int) -> dict[str, np.ndarray]:
+def _by_prompt(numbers: Columns, reward: Columns, split: str, num_points: int) -> dict[str, np.ndarray]:
     """Values prompt by prompt after training, ``{metric: [prompts]}``: means over the last evaluations."""
-    of_split = pc.and_(pc.equal(numbers["split"], split), pc.is_valid(numbers["item"]))
-    after = numbers.filter(pc.and_(of_split, pc.greater(numbers["iteration"], 0)))
-    points = sorted(pc.unique(after["iteration"]).to_pylist())[-num_points:]
-    last = after.filter(pc.is_in(after["iteration"], value_set=pa.array(points, pa.int32())))
-    by_metric = last.unify_dictionaries().group_by("metric", use_threads=False).aggregate([("value", "list")])
-    values = {str(row["metric"]): np.array(row["value_list"]) for row in by_metric.to_pylist()}
+
+    def after_training(rows: Columns) -> np.ndarray:
+        return rows.of_split(split) & ~rows.is_whole & (rows.iteration > 0)
+
+    points = np.unique(numbers.iteration[after_training(numbers)])[-num_points:]
+    if not len(points):
+        return {}
+    values: dict[str, np.ndarray] = {}
+    for rows in (numbers, reward):
+        values |= rows.by_metric(after_training(rows) & (rows.iteration >= points[0]))
     # Series are evaluation after evaluation; one with another number of prompts cannot be averaged.
     return {
         metric: series.reshape(len(points), -1).mean(axis=0)
@@ -283,26 +298,20 @@ def _by_prompt(numbers: pa.Table, split: str, num_points: int) -> dict[str, np.n
     }
 
 
-def _chosen_prompts(numbers: pa.Table) -> tuple[list[str], np.ndarray]:
-    rows = numbers.filter(pc.equal(numbers["metric"], CHOSEN_PROMPT))
-    return rows["text"].to_pylist(), rows["value"].to_numpy()
+def _chosen_prompts(numbers: Columns) -> ChosenPrompts:
+    where = numbers.of_metric(CHOSEN_PROMPT)
+    texts = numbers.table["text"].filter(pa.array(where)).dictionary_encode().combine_chunks()
+    return ChosenPrompts(texts, numbers.value[where])
 
 
-def _without(numbers: pa.Table, train_metrics: Collection[str] | None) -> pa.Table:
-    """Drop training metrics that were read for their costs alone."""
-    if train_metrics is None:
-        return numbers
-    unwanted = pa.array([metric for metric in COST_METRICS if metric not in train_metrics], pa.string())
-    return numbers.filter(pc.invert(pc.is_in(numbers["metric"], value_set=unwanted)))
-
-
-def _training_reward(log: RunLog) -> pa.Table:
+def _training_reward(config: Mapping[str, Any], numbers: Columns) -> pa.Table:
     """The trained reward's rows under the name ``TRAINING_REWARD``: the logged sum, or the sum of its logged parts."""
-    evaluations = log.numbers.filter(pc.not_equal(log.numbers["split"], "train"))
-    total = evaluations.filter(pc.equal(evaluations["metric"], reward_name(log.config["reward"])))
+    is_evaluation = ~numbers.of_split("train")
+    total = numbers.table.filter(pa.array(is_evaluation & numbers.of_metric(reward_name(config["reward"]))))
     if not len(total):
-        total = _weighted_sum(evaluations, {name: weight for name, weight in log.config["reward"].items() if weight})
-    name = pa.DictionaryArray.from_arrays(np.zeros(len(total), dtype=np.int16), [TRAINING_REWARD])
+        evaluations = numbers.table.filter(pa.array(is_evaluation))
+        total = _weighted_sum(evaluations, {name: weight for name, weight in config["reward"].items() if weight})
+    name = pa.DictionaryArray.from_arrays(np.zeros(len(total), dtype=np.int32), [TRAINING_REWARD])
     return total.set_column(total.schema.get_field_index("metric"), total.schema.field("metric"), name)
 
 
@@ -320,7 +329,7 @@ def _weighted_sum(evaluations: pa.Table, weights: Mapping[str, float]) -> pa.Tab
 
 def _frame(identities: Sequence[Mapping[str, Any]], tables: Sequence[pa.Table]) -> pd.DataFrame:
     """The runs' rows with their identity in front; texts are categories in alphabetical order."""
-    frame = pa.concat_tables([NUMBERS.empty_table(), *tables]).unify_dictionaries().to_pandas()
+    frame = pa.concat_tables(tables or [NUMBERS.empty_table()]).unify_dictionaries().to_pandas()
     for name in ("split", "metric"):
         frame[name] = frame[name].cat.set_categories(sorted(frame[name].cat.remove_unused_categories().cat.categories))
     counts = [len(table) for table in tables]

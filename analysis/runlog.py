@@ -14,8 +14,8 @@ import yaml
 
 NUMBERS = pa.schema(
     [
-        ("split", pa.dictionary(pa.int8(), pa.string())),
-        ("metric", pa.dictionary(pa.int16(), pa.string())),
+        ("split", pa.dictionary(pa.int32(), pa.string())),
+        ("metric", pa.dictionary(pa.int32(), pa.string())),
         ("iteration", pa.int32()),
         ("item", pa.int32()),
         ("value", pa.float64()),
@@ -151,10 +151,10 @@ def numbers_table(split: str, series: Sequence[Series]) -> pa.Table:
         return NUMBERS.empty_table()
     counts = [len(one.iterations) for one in series]
     names = list(dict.fromkeys(one.metric for one in series))
-    codes = np.repeat(np.array([names.index(one.metric) for one in series], dtype=np.int16), counts)
+    codes = np.repeat(np.array([names.index(one.metric) for one in series], dtype=np.int32), counts)
     return pa.table(
         [
-            pa.DictionaryArray.from_arrays(np.zeros(sum(counts), dtype=np.int8), [split]),
+            pa.DictionaryArray.from_arrays(np.zeros(sum(counts), dtype=np.int32), [split]),
             pa.DictionaryArray.from_arrays(codes, names),
             pa.array(np.concatenate([one.iterations for one in series]), type=pa.int32()),
             _joined([one.items for one in series], counts, pa.int32()),
@@ -191,13 +191,14 @@ def _train_table(
 
 def _chosen_prompts(lines: Sequence[Mapping[str, Any]]) -> Series:
     prompts = [line.get("prompts") or [] for line in lines]
-    ranks = [line.get("ranks") or [None] * len(of_line) for line, of_line in zip(lines, prompts, strict=True)]
+    counts = list(map(len, prompts))
+    ranks = [line.get("ranks") or [None] * count for line, count in zip(lines, counts, strict=True)]
     return Series(
         CHOSEN_PROMPT,
-        np.repeat([line["iteration"] for line in lines], [len(of_line) for of_line in prompts]),
-        np.array([rank for of_line in ranks for rank in of_line], dtype=float),
-        np.concatenate([np.arange(len(of_line)) for of_line in prompts]),
-        [prompt for of_line in prompts for prompt in of_line],
+        np.repeat([line["iteration"] for line in lines], counts),
+        np.array(list(chain.from_iterable(ranks)), dtype=float),
+        list(chain.from_iterable(map(range, counts))),
+        list(chain.from_iterable(prompts)),
     )
 
 
@@ -220,16 +221,20 @@ def _per_prompt(metric: str, iterations: Sequence[int], values: Sequence[Sequenc
 
 def _columns(
     lines: Sequence[Mapping[str, Any]], wanted: Collection[str] | None = None, prefix: str = ""
-) -> list[tuple[str, list[Any]]]:
+) -> list[tuple[str, Sequence[Any]]]:
     """Numeric columns of nested records, one value a line, None where a line has none; of ``wanted`` names if given."""
-    columns: list[tuple[str, list[Any]]] = []
-    for key in dict.fromkeys(chain.from_iterable(lines)):
+    shapes = dict.fromkeys(map(tuple, lines))
+    keys = dict.fromkeys(chain.from_iterable(shapes))
+    if len(shapes) > 1:  # As a rule all lines have the same keys.
+        lines = [{key: line.get(key) for key in keys} for line in lines]
+    columns: list[tuple[str, Sequence[Any]]] = []
+    for key, column in zip(keys, zip(*(line.values() for line in lines), strict=True), strict=True):
         name = prefix + key
-        sample = next((value for line in lines if (value := line.get(key)) is not None), None)
+        sample = next((value for value in column if value is not None), None)
         if isinstance(sample, Mapping):
-            columns += _columns([line.get(key) or {} for line in lines], wanted, f"{name}/")
+            columns += _columns([value or {} for value in column], wanted, f"{name}/")
         elif isinstance(sample, int | float) and (wanted is None or name in wanted):
-            columns.append((name, [line.get(key) for line in lines]))
+            columns.append((name, column))
     return columns
 
 
@@ -272,15 +277,28 @@ def _read_lines(path: Path, required: Sequence[str]) -> list[dict[str, Any]]:
     except OSError as error:
         raise RunLogError(f"{path}: cannot be read: {error}") from None
     records: dict[tuple[int, str], dict[str, Any]] = {}
-    for number, line in enumerate(lines, start=1):
-        try:
-            record = json.loads(line)
-        except ValueError:
-            # A run that was killed, or that is being written at this moment, ends in half a line.
-            if number == len(lines):
-                break
-            raise RunLogError(f"{path}: line {number} is not JSON") from None
-        if not isinstance(record, dict) or not set(required) <= record.keys():
+    wanted = set(required)
+    for number, record in enumerate(_parsed(lines, path), start=1):
+        if not isinstance(record, dict) or not wanted <= record.keys():
             raise RunLogError(f"{path}: line {number} must be an object with {', '.join(sorted(required))}")
         records[record["iteration"], record.get("split", "train")] = record
     return [records[key] for key in sorted(records)]
+
+
+def _parsed(lines: Sequence[str], path: Path) -> list[Any]:
+    """What lines of JSON hold, without half a line at the end: a run that was killed, or is being written, has one."""
+    try:
+        # All at once: of parsing line by line, the parser takes the smaller part.
+        records = json.loads(f"[{','.join(lines[:-1])}]")
+        if not lines[-1] and len(records) == len(lines) - 1:
+            return list(records)
+    except ValueError:
+        pass
+    records = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            records.append(json.loads(line))
+        except ValueError:
+            if number < len(lines):
+                raise RunLogError(f"{path}: line {number} is not JSON") from None
+    return records

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from analysis.columns import Columns
 from analysis.gallery import NUM_PROMPTS, Gallery, Picture, read_gallery
 from analysis.runlog import (
     NUMBERS,
@@ -74,16 +75,15 @@ def read_shard(path: Path, train_metrics: Collection[str] | None = None, with_it
         RunLogError: names the file, which is none of ``write_shards``.
     """
     table, documents = _read(path, _NUMBER_GROUP, [*NUMBERS.names, "millionths"])
-    numbers = _decode(table)
-    is_train = pc.equal(numbers["split"], "train")
-    iteration = pc.max(numbers["iteration"].filter(is_train)).as_py() or 0
+    numbers = Columns(_decode(table))
+    is_train = numbers.of_split("train")
+    iteration = int(numbers.iteration[is_train].max(initial=0))
+    kept = np.full(len(is_train), True) if with_items else numbers.is_whole
     if train_metrics is not None:
-        kept = pc.is_in(numbers["metric"], value_set=pa.array(list(train_metrics), pa.string()))
-        numbers = numbers.filter(pc.or_(pc.or_(pc.invert(is_train), pc.is_valid(numbers["item"])), kept))
-    if not with_items:
-        numbers = numbers.filter(pc.is_null(numbers["item"]))
-    config = check_config(documents["config"], path)
-    return RunLog(path, path.stem, config, documents["status"], documents["environment"], iteration, numbers)
+        kept = kept & (~is_train | ~numbers.is_whole | numbers.of_metric(*train_metrics))
+    config, status, environment = (documents[name] for name in _DOCUMENTS)
+    rows = numbers.table.filter(pa.array(kept))
+    return RunLog(path, path.stem, check_config(config, path), status, environment, iteration, rows)
 
 
 def read_shard_gallery(path: Path, num_prompts: int = NUM_PROMPTS) -> Gallery | None:
@@ -140,9 +140,7 @@ def _encode(table: pa.Table) -> pa.Table:
 def _decode(table: pa.Table) -> pa.Table:
     """Undo ``_encode``: columns ``NUMBERS``."""
     values = pc.coalesce(table["value"], pc.divide(table["millionths"].cast(pa.float64()), 1e6))
-    columns = {name: table[name] for name in NUMBERS.names} | {"value": values}
-    columns |= {name: table[name].dictionary_encode() for name in ("split", "metric")}
-    return pa.table(columns).cast(NUMBERS)
+    return table.select(NUMBERS.names).set_column(NUMBERS.names.index("value"), "value", values)
 
 
 def _picture_rows(gallery: Gallery) -> pa.Table:
@@ -159,13 +157,16 @@ def _picture_rows(gallery: Gallery) -> pa.Table:
 
 def _read(path: Path, row_group: int, columns: list[str]) -> tuple[pa.Table, dict[str, Any]]:
     """Columns of a row group, without rows if the file has no such group, and the run's documents."""
+    no_shard = RunLogError(f"{path}: no shard of a run (version {_FORMAT}); write it with write_shards")
     try:
-        with pq.ParquetFile(path) as file:
+        with pq.ParquetFile(path, read_dictionary=["split", "metric"]) as file:
             metadata = file.metadata.metadata or {}
             if metadata.get(b"adagrpo.shard") != _FORMAT.encode():
-                raise RunLogError(f"{path}: no shard of a run (version {_FORMAT}); write it with write_shards")
+                raise no_shard
             groups = [row_group] if row_group < file.num_row_groups else []
             table = file.read_row_groups(groups, columns, use_threads=False)
         return table, {name: json.loads(metadata[f"adagrpo.{name}".encode()]) for name in _DOCUMENTS}
-    except (OSError, KeyError, json.JSONDecodeError, pa.ArrowException) as error:
+    except KeyError:  # A file with other columns or without documents.
+        raise no_shard from None
+    except (OSError, json.JSONDecodeError, pa.ArrowException) as error:
         raise RunLogError(f"{path}: cannot be read: {' '.join(str(error).split())}") from None

@@ -52,8 +52,8 @@ def name_variants(configs: Sequence[Mapping[str, Any]], environments: Sequence[M
         settings = [_settings(s, configs[i]) for s, i in zip(sources, members, strict=True)]
         usual = _usual(settings)
         for i, own in zip(members, settings, strict=True):
-            whole = _settings(configs[i], configs[i])
             unusual = [key for key in sorted(usual) if own.get(key, _ABSENT) != usual[key]]
+            whole = _settings(configs[i], configs[i]) if unusual else {}
             names[i] = ", ".join(_part(key, own.get(key, whole.get(key, "unset"))) for key in unusual)
     return names
 

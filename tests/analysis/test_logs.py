@@ -136,6 +136,14 @@ def test_a_torn_line_within_a_file_is_an_error_that_names_it(write_run: WriteRun
         load_runs(run)
 
 
+def test_two_lines_in_one_are_an_error_that_names_them(write_run: WriteRun) -> None:
+    run = write_run("joined")
+    path = run / "metrics.jsonl"
+    path.write_text(path.read_text().replace("}\n{", "}, {"))
+    with pytest.raises(RunLogError, match=r"joined/metrics\.jsonl: line 1 is not JSON"):
+        load_runs(run)
+
+
 def test_an_iteration_logged_again_after_a_resume_counts_once(write_run: WriteRun) -> None:
     run = write_run("resumed")
     with (run / "metrics.jsonl").open("a") as file:
