@@ -12,6 +12,7 @@ import torch
 from harness.config import ROOT
 from harness.runs import environment
 from tests.benchmarks import parts, processes
+from tests.benchmarks.analysis import measure_analysis
 from tests.benchmarks.iteration import START, differences, make_pair, strict_differences, summarise
 
 OUTPUT = ROOT / "results" / "benchmarks" / "speed.json"
@@ -85,7 +86,7 @@ _PARTS: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
     "candidates": lambda options: parts.measure_candidates(options.rounds),
     "startup": lambda options: processes.measure_startup(),
     "slots": lambda options: processes.measure_slots(options.rounds),
-    "analysis": lambda options: processes.measure_analysis(options.runs),
+    "analysis": lambda options: measure_analysis(options.runs),
 }
 
 if __name__ == "__main__":

@@ -1,23 +1,14 @@
-"""What is timed in processes of its own: start-up, grid throughput against slots, the analysis of many runs."""
+"""What is timed in processes of its own: start-up, and grid throughput against slots."""
 
 import json
 import os
 import subprocess
 import sys
-import tempfile
-import time
-from pathlib import Path
 from statistics import median
 from typing import Any
 
-import numpy as np
-
 from harness.config import ROOT
-from tests.analysis.fabricated import write_run
 from tests.benchmarks.parts import seconds_of
-
-SELECTIONS = ("random", "easiest", "hardest", "medium", "curriculum")
-KERNELS = ("flow_grpo", "dance_grpo", "flow_cps")
 
 
 def measure_startup() -> dict[str, Any]:
@@ -71,52 +62,6 @@ def measure_slots(iterations: int) -> dict[str, Any]:
 def _line(process: subprocess.Popen[str]) -> str:
     assert process.stdout is not None
     return process.stdout.readline()
-
-
-def measure_analysis(num_runs: int, iterations: int = 300, interval: int = 25) -> dict[str, Any]:
-    """Report on synthetic runs of all 30 cells: seconds and peak memory, from run directories and from shards."""
-    measured: dict[str, Any] = {"runs": num_runs, "iterations": iterations}
-    with tempfile.TemporaryDirectory() as folder:
-        logs, shards = Path(folder) / "logs", Path(folder) / "shards"
-        fabricate(logs, num_runs, iterations, interval)
-        write = f"from analysis.shards import write_shards; write_shards(Path({str(logs)!r}), Path({str(shards)!r}))"
-        measured["writing shards"] = _timed(write)
-        for source in (shards, logs):
-            report = f"from analysis.report import write_report; write_report(Path({str(source)!r}), Path({folder!r}))"
-            measured[f"report from {source.name}"] = _timed(report)
-    for name in ("writing shards", "report from shards", "report from logs"):
-        print(f"  {num_runs} runs, {name:20} {measured[name]['seconds']:.1f} s, {measured[name]['MiB']:.0f} MiB")
-    return measured
-
-
-def fabricate(folder: Path, num_runs: int, iterations: int, interval: int) -> None:
-    """Write run directories of numbers that mean nothing: 30 cells, as many seeds as it takes."""
-    generator = np.random.default_rng(0)
-    for number in range(num_runs):
-        seed, cell = divmod(number, 2 * len(SELECTIONS) * len(KERNELS))
-        kernel, selection, fusion = KERNELS[cell % 3], SELECTIONS[cell // 3 % 5], bool(cell // 15)
-        rewards = np.clip(0.5 + 0.02 * np.arange(iterations // interval + 1) + generator.normal(0, 0.02), 0, 1)
-        write_run(
-            folder / "synthetic" / f"{kernel}-{selection}-{'fusion1-' if fusion else ''}seed{seed}",
-            seed=seed,
-            selection=selection,
-            fusion=fusion,
-            rewards=tuple(float(reward) for reward in rewards),
-            test=float(rewards[-1]),
-            interval=interval,
-            experiment="synthetic",
-            method={"kernel": kernel, "eta": 0.7},
-        )
-
-
-def _timed(statement: str) -> dict[str, float]:
-    code = (
-        "import resource\nfrom pathlib import Path\n"
-        f"{statement}\nprint(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)"
-    )
-    began = time.perf_counter()
-    peak = float(_python(["-c", code]).splitlines()[-1])
-    return {"seconds": time.perf_counter() - began, "MiB": peak}
 
 
 def _python(arguments: list[str]) -> str:
