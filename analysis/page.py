@@ -213,7 +213,7 @@ def gallery(study: Study) -> list[tuple[str, str, list[PromptPictures]]]:
     in_order = sorted(study.grid_cells, key=lambda item: (item[0].fusion, selection_order(item[0])))
     of_method: dict[str, list[tuple[Cell, Mapping[Any, Any], Gallery]]] = {}
     for cell, members in in_order:
-        for run in members.sort_values(["seed", "run_id"]).to_dict("records"):
+        for run in members.sort_values(["seed", "run_id"])[["folder", "seed", "state"]].to_dict("records"):
             pictures = load_gallery(Path(run["folder"]))
             if pictures is not None:
                 of_method.setdefault(cell.method, []).append((cell, run, pictures))

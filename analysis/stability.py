@@ -56,11 +56,11 @@ def roughness_by_seed(study: Study, cell: Cell) -> pd.Series:
     move with the prompts that were selected.
     """
     members = dict(study.cells)[cell]
-    rows = study.final
-    rows = rows[(rows["split"] == "validation") & (rows["metric"] == TRAINING_REWARD)]
-    rows = rows[rows["run_id"].isin(members["run_id"])].sort_values("iteration")
-    of_runs = rows.groupby("run_id", observed=True).agg(seed=("seed", "first"), value=("value", roughness))
-    return of_runs.dropna().groupby("seed")["value"].mean()
+    rows = study.validations(TRAINING_REWARD)
+    is_own = rows["run_id"].isin(study.finished.intersection(members["run_id"]))
+    rows = rows[is_own & (rows["iteration"] > 0)].sort_values("iteration")
+    of_runs = rows.groupby(["seed", "run_id"], observed=True)["value"].agg(roughness)
+    return of_runs.dropna().groupby("seed").mean()
 
 
 def roughness_pair(study: Study, first: Cell, second: Cell, among: Collection[int]) -> tuple[list[int], Pair]:

@@ -82,8 +82,7 @@ def stratified_interval(
     arrays = [_one_dimensional(stratum) for stratum in strata]
     if not arrays or min(map(len, arrays)) < 2:
         raise ValueError("a stratified interval needs strata of at least 2 values each")
-    generator = np.random.default_rng(RESAMPLING_SEED)
-    drawn = [a[generator.integers(len(a), size=(num_resamples, len(a)))] for a in arrays]
+    drawn = [a[of_a] for a, of_a in zip(arrays, _draws(tuple(map(len, arrays)), num_resamples), strict=True)]
     resampled = statistic(np.concatenate(drawn, axis=1), axis=-1)
     estimate = float(statistic(np.concatenate(arrays), axis=-1))
     deviate = _deviate(confidence, [len(a) for a in arrays], expand)
@@ -377,6 +376,13 @@ def _resampled_means(differences: Values, num_resamples: int) -> Values:
     """Bootstrap means of ``[seeds]`` or ``[seeds, prompts]``; how often each is drawn is multinomial."""
     means = _weights(len(differences), num_resamples, "seeds") @ differences
     return means if means.ndim == 1 else (means * _weights(means.shape[1], num_resamples, "prompts")).sum(axis=1)
+
+
+@lru_cache(maxsize=8)
+def _draws(counts: Sequence[int], num_resamples: int) -> tuple[NDArray[np.int64], ...]:
+    """For each stratum ``[resamples, count]``: positions of the values that are drawn, the costly part."""
+    generator = np.random.default_rng(RESAMPLING_SEED)
+    return tuple(generator.integers(count, size=(num_resamples, count)) for count in counts)
 
 
 @lru_cache(maxsize=8)

@@ -4,7 +4,7 @@ import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import numpy as np
 import pandas as pd
@@ -13,6 +13,7 @@ from analysis import statistics
 from analysis.claims import VALIDATION_POINTS, Pair
 from analysis.labels import PAPER_GRID, Cell, is_adagrpo, is_base, metric_names, split_cells
 from analysis.logs import Logs
+from analysis.spending import spent
 from analysis.statistics import Interval
 from analysis.variants import variant_of_base
 
@@ -89,17 +90,32 @@ class Study:
 
     @cached_property
     def _logged(self) -> set[str]:
-        return set(self.runs.loc[self.runs["split"] != "train", "metric"].unique())
+        return set(self.evaluations["metric"].unique())
+
+    @cached_property
+    def evaluations(self) -> pd.DataFrame:
+        """Rows of ``runs``, without those of training, which are most of them."""
+        return self.runs[self.runs["split"] != "train"]
 
     @cached_property
     def _start(self) -> pd.DataFrame:
-        return self.runs[(self.runs["iteration"] == 0) & (self.runs["split"] != "train")]
+        return self.evaluations[self.evaluations["iteration"] == 0]
 
     @cached_property
     def final(self) -> pd.DataFrame:
         """Evaluations of finished runs after training began: rows of ``runs``."""
-        rows = self.runs
-        return rows[(rows["split"] != "train") & (rows["iteration"] > 0) & rows["run_id"].isin(self.finished)]
+        rows = self.evaluations
+        return rows[(rows["iteration"] > 0) & rows["run_id"].isin(self.finished)]
+
+    def validations(self, metric: str) -> pd.DataFrame:
+        """Rows of ``runs``: one metric on validation prompts."""
+        return self.evaluations[(self.evaluations["split"] == "validation") & (self.evaluations["metric"] == metric)]
+
+    @cached_property
+    def spent(self) -> pd.DataFrame:
+        """``analysis.spending.spent`` after the iterations that were evaluated."""
+        table = spent(self.runs)
+        return table[table["iteration"].isin(self.evaluations["iteration"].unique())]
 
     def values(self, cell: Cell, metric: str, split: str = "test") -> pd.Series:
         """Final values of a cell by seed, of the test or of the last validations; runs of a seed are averaged."""
@@ -114,12 +130,29 @@ class Study:
             for split, num_points in (("test", 1), ("validation", VALIDATION_POINTS))
         ]
         values = pd.concat(last).groupby(keys, observed=True)["value"].mean().reset_index()
-        found = {}
-        for cell, members in self.cells:
-            own = values.merge(members[["run_id", "seed"]], on="run_id")
-            for (metric, of_split), of_cell in own.groupby(["metric", "split"], observed=True):
-                found[cell, str(metric), str(of_split)] = of_cell.groupby("seed")["value"].mean()
-        return found
+        cells = [cell for cell, _ in self.cells]
+        members = pd.concat([of_cell[["run_id", "seed"]].assign(cell=i) for i, (_, of_cell) in enumerate(self.cells)])
+        keys = ["cell", "metric", "split", "seed"]
+        by_seed = values.merge(members, on="run_id").groupby(keys, observed=True)["value"].mean().reset_index()
+        seeds, means = by_seed["seed"].to_numpy(), by_seed["value"].to_numpy()
+        positions = cast(dict[tuple[int, str, str], np.ndarray], by_seed.groupby(keys[:3], observed=True).indices)
+        return {
+            (cells[i], metric, of_split): pd.Series(means[rows], index=pd.Index(seeds[rows], name="seed"))
+            for (i, metric, of_split), rows in positions.items()
+        }
+
+    def interval(self, cell: Cell, metric: str) -> Interval | None:
+        """95 % interval of a cell's mean over seeds on test prompts; None below ``MIN_SEEDS_FOR_INTERVAL`` seeds."""
+        if (cell, metric) not in self._intervals:
+            values = self.values(cell, metric).to_numpy()
+            is_known = len(values) >= MIN_SEEDS_FOR_INTERVAL
+            found = statistics.stratified_interval([values], statistics.mean) if is_known else None
+            self._intervals[cell, metric] = found
+        return self._intervals[cell, metric]
+
+    @cached_property
+    def _intervals(self) -> dict[tuple[Cell, str], Interval | None]:
+        return {}
 
     def untrained(self, cell: Cell) -> tuple[pd.Series, str]:
         """Values of the untrained model by metric, and where they were measured.
@@ -212,15 +245,22 @@ class Study:
 
     def _by_prompt(self, cell: Cell, metric: str, split: str, seeds: Sequence[int]) -> np.ndarray | None:
         """``[seeds, prompts]`` of the end; None where a run has no value a prompt, or another number of them."""
-        members = dict(self.cells)[cell]
-        rows: list[list[np.ndarray]] = []
-        for seed in seeds:
-            ids = [i for i in members.loc[members["seed"] == seed, "run_id"] if i in self.finished]
-            rows.append([self.prompts[split][i].get(metric, np.empty(0)) for i in ids])
+        runs = self._finished_by_seed[cell]
+        rows = [[self.prompts[split][i].get(metric, np.empty(0)) for i in runs[seed]] for seed in seeds]
         lengths = {len(values) for of_seed in rows for values in of_seed}
         if len(lengths) != 1 or 0 in lengths:
             return None
         return np.stack([np.mean(of_seed, axis=0) for of_seed in rows])
+
+    @cached_property
+    def _finished_by_seed(self) -> dict[Cell, dict[int, list[str]]]:
+        found: dict[Cell, dict[int, list[str]]] = {}
+        for cell, members in self.cells:
+            by_seed = found.setdefault(cell, {})
+            for run_id, seed in zip(members["run_id"], members["seed"], strict=True):
+                if run_id in self.finished:
+                    by_seed.setdefault(seed, []).append(run_id)
+        return found
 
 
 def split_studies(logs: Logs) -> list[Study]:
@@ -236,16 +276,12 @@ def split_studies(logs: Logs) -> list[Study]:
             split: {run_id: values[i] for run_id, i in zip(summary["run_id"], summary.index, strict=True)}
             for split, values in of_split.items()
         }
-        runs = logs.runs[(logs.runs["experiment"] == experiment) & (logs.runs["reward"] == reward)]
+        # The rows of a study alone are not copied: there may be millions.
+        runs = logs.runs
+        if not members.all():
+            runs = runs[(runs["experiment"] == experiment) & (runs["reward"] == reward)]
         studies.append(Study(str(experiment), str(reward), prefix, runs, summary, prompts))
     return studies
-
-
-def cell_interval(values: pd.Series) -> Interval | None:
-    """95 % interval of a cell's mean over seeds; None below ``MIN_SEEDS_FOR_INTERVAL`` seeds."""
-    if len(values) < MIN_SEEDS_FOR_INTERVAL:
-        return None
-    return statistics.stratified_interval([values.to_numpy()], statistics.mean)
 
 
 def adagrpo_pairs(study: Study) -> list[tuple[Cell, list[Cell]]]:

@@ -12,7 +12,7 @@ from analysis.formats import Entry, WideTable
 from analysis.labels import METHOD_NAMES, Cell, judge_name
 from analysis.logs import TRAINING_REWARD
 from analysis.statistics import Interval, interquartile_mean
-from analysis.study import Comparison, Study, adagrpo_pairs, cell_interval
+from analysis.study import Comparison, Study, adagrpo_pairs
 
 _COMPARISON_COLUMNS = [
     "paired_seeds",
@@ -82,7 +82,7 @@ def cell_rows(study: Study) -> list[CellRow]:
                 iterations=int(counted["iteration"].max()),
                 before_split=before_split,
                 metrics={
-                    metric: _reached(study.values(cell, metric), float(before.get(metric, math.nan)))
+                    metric: _reached(study, cell, metric, float(before.get(metric, math.nan)))
                     for metric in study.metrics
                 },
                 comparison=study.compare(cell, TRAINING_REWARD),
@@ -93,12 +93,12 @@ def cell_rows(study: Study) -> list[CellRow]:
     return rows
 
 
-def _reached(values: pd.Series, before: float) -> Reached:
+def _reached(study: Study, cell: Cell, metric: str, before: float) -> Reached:
+    values = study.values(cell, metric)
     if values.empty:
         return Reached(before, math.nan, math.nan, math.nan, None)
-    return Reached(
-        before, float(values.mean()), float(values.std()), float(interquartile_mean(values)), cell_interval(values)
-    )
+    middle = float(interquartile_mean(values))
+    return Reached(before, float(values.mean()), float(values.std()), middle, study.interval(cell, metric))
 
 
 def cell_frame(study: Study, rows: Sequence[CellRow]) -> pd.DataFrame:
@@ -131,7 +131,7 @@ def cells_table(study: Study, rows: Sequence[CellRow]) -> WideTable:
 
 def run_frame(study: Study) -> pd.DataFrame:
     """One row a run, as tables/runs.csv has it: what it is, how far it came, its test values and costs."""
-    last = study.runs[(study.runs["split"] == "test") & (study.runs["iteration"] > 0)]
+    last = study.evaluations[(study.evaluations["split"] == "test") & (study.evaluations["iteration"] > 0)]
     columns = ["experiment", "reward", "cell", *Cell._fields, "seed", "run_id", "state", "reason"]
     columns += ["iteration", "iterations", *COSTS, *TIMES]
     values = last[last["metric"].isin(list(study.metrics))].pivot_table(
@@ -175,7 +175,7 @@ def main_frame(study: Study) -> pd.DataFrame:
                 values = study.values(cell, metric)
                 record: dict[str, Any] = {"experiment": study.experiment, "reward": study.reward, "cell": cell.label}
                 record |= cell._asdict() | {"metric": metric, "seeds": len(values)}
-                record |= {"mean": values.mean(), "sd": values.std(), **_bounds("", cell_interval(values))}
+                record |= {"mean": values.mean(), "sd": values.std(), **_bounds("", study.interval(cell, metric))}
                 record |= _comparison(study.compare(cell, metric))
                 records.append(record | {"run_ids": " ".join(sorted(finished["run_id"]))})
     return pd.DataFrame(records, columns=_MAIN_COLUMNS)

@@ -23,9 +23,10 @@ from analysis.claims import (
     judge_family,
     settle,
 )
+from analysis.equal_cost import equal_cost_pair
 from analysis.exploratory import questions
 from analysis.labels import Cell
-from analysis.spending import AXES, equal_cost_pair
+from analysis.spending import AXES
 from analysis.stability import roughness_pair
 from analysis.study import Study
 

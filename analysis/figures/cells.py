@@ -11,7 +11,7 @@ from analysis.figures.drawing import GREY, INK, Panel
 from analysis.labels import METHOD_NAMES, Cell, is_adagrpo, is_base, selection_order
 from analysis.logs import TRAINING_REWARD
 from analysis.statistics import Interval
-from analysis.study import MIN_SEEDS_FOR_INTERVAL, Study, cell_interval
+from analysis.study import MIN_SEEDS_FOR_INTERVAL, Study
 
 
 class Row(NamedTuple):
@@ -40,7 +40,8 @@ def _panels(study: Study, cells: Sequence[Cell], name: str) -> list[Panel]:
     for cell in sorted(cells, key=selection_order):
         values = study.values(cell, TRAINING_REWARD)
         if len(values):
-            rows_of.setdefault(cell.method, []).append(Row(cell, values.to_numpy(), cell_interval(values)))
+            interval = study.interval(cell, TRAINING_REWARD)
+            rows_of.setdefault(cell.method, []).append(Row(cell, values.to_numpy(), interval))
     everything = [value for rows in rows_of.values() for row in rows for value in row.seeds]
     if not everything:
         return []

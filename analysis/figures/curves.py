@@ -9,10 +9,11 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from analysis import paper, statistics
+from analysis.equal_cost import matched_baselines
 from analysis.figures.drawing import Panel
 from analysis.labels import METHOD_NAMES, Cell, cell_colour, cell_dash, is_base
 from analysis.logs import TRAINING_REWARD
-from analysis.spending import AXES, matched_baselines, with_spending
+from analysis.spending import AXES, with_spending
 from analysis.study import MIN_SEEDS_FOR_INTERVAL, Study, adagrpo_pairs
 
 ITERATION = "iteration"
@@ -122,7 +123,7 @@ def over_seeds(rows: pd.DataFrame, axis: str) -> pd.DataFrame:
 
 def _by_run(rows: pd.DataFrame) -> pd.DataFrame:
     """A row an iteration that all runs have reached, a column a run."""
-    return rows.pivot_table(index=ITERATION, columns="run_id", values="value", observed=True).dropna()
+    return rows.pivot(index=ITERATION, columns="run_id", values="value").dropna()
 
 
 def _bands(rows: pd.DataFrame) -> tuple[list[float], list[float]]:
@@ -173,16 +174,15 @@ def _spread_note(cells: Sequence[pd.DataFrame]) -> str:
 
 def _validation(study: Study, quantity: Quantity) -> dict[Cell, pd.DataFrame]:
     """Rows to draw of each cell, with the column of the axis: its finished runs, or all while none is finished."""
-    rows = study.runs[(study.runs["split"] == "validation") & (study.runs["metric"] == quantity.metric)]
+    rows = study.validations(quantity.metric)
     if quantity.axis != ITERATION:
-        rows = with_spending(rows, study.runs)
-    by_run = dict(iter(rows.groupby("run_id", observed=True)))
+        rows = with_spending(rows, study.spent)
+    measured = set(rows["run_id"].unique())
     of_cells = {}
     for cell, members in study.cells:
-        ids = [i for i in members["run_id"] if i in by_run]
-        chosen = [i for i in ids if i in study.finished] or ids
-        if chosen:
-            of_cells[cell] = pd.concat([by_run[i] for i in chosen])
+        ids = measured & set(members["run_id"])
+        if ids:
+            of_cells[cell] = rows[rows["run_id"].isin(ids & study.finished or ids)]
     return of_cells
 
 

@@ -12,7 +12,7 @@ from analysis.figures.drawing import GREY, INK, Panel
 from analysis.labels import METHOD_NAMES, SELECTIONS, cell_colour
 from analysis.logs import TRAINING_REWARD
 from analysis.statistics import Interval
-from analysis.study import MIN_SEEDS_FOR_INTERVAL, Study, cell_interval
+from analysis.study import MIN_SEEDS_FOR_INTERVAL, Study
 
 
 class Bar(NamedTuple):
@@ -31,7 +31,8 @@ def selection_panels(study: Study) -> list[Panel]:
         values = study.values(cell, TRAINING_REWARD)
         if cell.fusion or cell.selection not in SELECTIONS or values.empty:
             continue
-        bars_of.setdefault(cell.method, {})[cell.selection] = Bar(values.to_numpy(), cell_interval(values))
+        bar = Bar(values.to_numpy(), study.interval(cell, TRAINING_REWARD))
+        bars_of.setdefault(cell.method, {})[cell.selection] = bar
         before, split = study.untrained(cell)
         splits.add(split)
         starts.setdefault(cell.method, float(before.get(TRAINING_REWARD, np.nan)))

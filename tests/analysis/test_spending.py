@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from analysis.equal_cost import equal_cost_pair
 from analysis.labels import Cell
 from analysis.logs import load_logs
-from analysis.spending import FORWARDS, REWARD_CALLS, SECONDS, equal_cost_pair, spent
+from analysis.spending import FORWARDS, REWARD_CALLS, SECONDS, spent
 from analysis.study import split_studies
 from analysis.verdicts import judge_claims
 
