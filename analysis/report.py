@@ -16,7 +16,7 @@ from analysis.figures.drawing import draw_panel
 from analysis.figures.fusion import example_panels
 from analysis.formats import WideTable, latex, markdown
 from analysis.insertion import check_markers, insert
-from analysis.logs import load_logs
+from analysis.logs import find_runs, load_logs
 from analysis.mechanism import MechanismPart, read_mechanism_report
 from analysis.page import ClaimsPart, Part, render_page
 from analysis.runlog import RunLogError
@@ -59,11 +59,11 @@ def write_report(runs_folder: Path, output: Path, mechanism: Path | None = None,
         MechanismTableError: a file of the measurement is missing or broken.
         MarkerError: ``readme`` has no place for the claims; nothing is written then.
     """
+    if not find_runs(runs_folder):
+        raise RunLogError(f"{runs_folder}: holds no run (no config.yaml and no shard at any depth)")
     if readme is not None:
         check_markers(readme)
     logs = load_logs(runs_folder, (*SPENDING_METRICS, *CHOSEN_METRICS))
-    if logs.summary.empty:
-        raise RunLogError(f"{runs_folder}: holds no run (no config.yaml and no shard at any depth)")
     studies = split_studies(logs)
     claims = claims_table(studies, logs)
     if claims is None and readme is not None:
