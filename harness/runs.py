@@ -16,12 +16,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from harness import config as configuration
 from harness.config import ROOT, ConfigError, RunConfig
 from harness.errors import CollectiveError, HarnessError
 from harness.stopping import StopRun
+
+if TYPE_CHECKING:
+    from harness.prompts import PromptList
+    from harness.rewards import Reward
 
 RUNS = ROOT / "results" / "runs"
 PROTOCOL = ROOT / "analysis" / "claims.py"
@@ -241,20 +245,24 @@ def find_run(config: RunConfig, root: Path = RUNS) -> RunDirectory:
         prompt_list = read_prompts(path)
         fingerprints[split] = prompt_list.sha256
         for name, reward in rewards.items():
-            known = (prompt_list.sha256, name, repr(config.rewards.get(name)))
-            if known in _SCORABLE:
-                continue
-            for prompt in prompt_list.prompts:
-                try:
-                    reward.check_prompt(prompt)
-                except ValueError as error:
-                    raise ConfigError(f"prompts.{split} {path}: {error}") from None
-            _SCORABLE.add(known)
+            _require_scorable(reward, repr(config.rewards.get(name)), prompt_list, f"prompts.{split} {path}")
     try:
         fingerprints |= {f"reward {name}": reward.fingerprint() for name, reward in rewards.items()}
     except RewardError as error:
         raise ConfigError(str(error)) from None
     return RunDirectory(root / config.experiment / configuration.run_id(config, fingerprints))
+
+
+def _require_scorable(reward: "Reward", settings: str, prompt_list: "PromptList", where: str) -> None:
+    known = (prompt_list.sha256, reward.name, settings)
+    if known in _SCORABLE:
+        return
+    try:
+        for prompt in prompt_list.prompts:
+            reward.check_prompt(prompt)
+    except ValueError as error:
+        raise ConfigError(f"{where}: {error}") from None
+    _SCORABLE.add(known)
 
 
 def prepare_run(config: RunConfig, root: Path = RUNS) -> RunDirectory:

@@ -19,11 +19,10 @@ from typing import Any
 import numpy as np
 
 from analysis import report
+from analysis.labels import PAPER_GRID
 from tests.analysis.fabricated import write_run
 
 ROOT = Path(__file__).resolve().parents[2]
-SELECTIONS = ("random", "easiest", "hardest", "medium", "curriculum")
-KERNELS = ("flow_grpo", "dance_grpo", "flow_cps")
 STAGES = {
     "load": ("load_logs",),
     "statistics": ("split_studies", "claims_table", "cell_rows", "stability_frame", "chosen_frame"),
@@ -84,19 +83,19 @@ def fabricate(folder: Path, num_runs: int, iterations: int, interval: int) -> No
     """Write run directories of numbers that mean nothing: 30 cells, as many seeds as it takes."""
     generator = np.random.default_rng(0)
     for number in range(num_runs):
-        seed, cell = divmod(number, 2 * len(SELECTIONS) * len(KERNELS))
-        kernel, selection, fusion = KERNELS[cell % 3], SELECTIONS[cell // 3 % 5], bool(cell // 15)
+        seed, place = divmod(number, len(PAPER_GRID))
+        cell = PAPER_GRID[place]
         rewards = np.clip(0.5 + 0.02 * np.arange(iterations // interval + 1) + generator.normal(0, 0.02), 0, 1)
         write_run(
-            folder / "synthetic" / f"{kernel}-{selection}-{'fusion1-' if fusion else ''}seed{seed}",
+            folder / "synthetic" / f"{cell.method}-{cell.selection}-{'fusion1-' if cell.fusion else ''}seed{seed}",
             seed=seed,
-            selection=selection,
-            fusion=fusion,
+            selection=cell.selection,
+            fusion=cell.fusion,
             rewards=tuple(float(reward) for reward in rewards),
             test=float(rewards[-1]),
             interval=interval,
             experiment="synthetic",
-            method={"kernel": kernel, "eta": 0.7},
+            method={"kernel": cell.method, "eta": 0.7},
         )
 
 

@@ -84,7 +84,6 @@ def test_a_trained_sample_counts_three_forwards() -> None:
 @pytest.mark.parametrize("kind", ["anchor_branch", "full_sde"])
 def test_expected_counts_are_what_the_trainer_counts(kind: str, selection: str) -> None:
     overrides = [
-        "model.execution.compile=never",
         f"rollout.kind={kind}",
         f"selection={selection}",
         "reward={colour: 1}",

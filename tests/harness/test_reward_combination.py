@@ -171,7 +171,6 @@ def test_an_unreachable_reward_is_found_before_training(tmp_path: Path) -> None:
 # --- training
 
 FAST = [
-    "model.execution.compile=never",
     "rollout.candidates=3",
     "rollout.group_size=4",
     "rollout.branch_indices=[1,3]",

@@ -41,7 +41,6 @@ def execute(folder: Path, monkeypatch: pytest.MonkeyPatch, fails_at: int | None 
         "selection": "curriculum",
         "fusion": {"enabled": True},
         "reward": {"colour": 1.0},
-        "model": {"execution": {"compile": "never"}},
         "rollout": {"candidates": 3, "group_size": 2},
         "evaluation": {"interval": 2, "validation_prompts": 2, "gallery": 0, "judges": ["colour"]},
         "prompts": {"test": str(test)},
@@ -83,7 +82,6 @@ def test_what_a_judge_lacks_is_said_before_anything_is_drawn(tmp_path: Path) -> 
     overrides = [
         "evaluation.judges=[ocr, unifiedreward-v2]",
         "rewards.unifiedreward-v2.url=http://127.0.0.1:9",
-        "model.execution.compile=never",
     ]
     run = prepare_run(compose("miniature", overrides=overrides), tmp_path)
     with pytest.raises(RewardError, match=r"reward 'unifiedreward-v2': http://127.0.0.1:9/v1/models cannot be reached"):

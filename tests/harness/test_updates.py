@@ -17,7 +17,6 @@ from harness.rewards import build_reward
 from harness.trainer import Trainer
 
 SMALL = [
-    "model.execution.compile=never",
     "rollout.candidates=2",
     "rollout.group_size=4",
     "rollout.branch_indices=[1,3]",
