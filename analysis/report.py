@@ -21,7 +21,7 @@ from analysis.mechanism import MechanismPart, read_mechanism_report
 from analysis.page import ClaimsPart, Part, render_page
 from analysis.runlog import RunLogError
 from analysis.spending import SPENDING_METRICS
-from analysis.stability import stability_frame, stability_table
+from analysis.stability import GROUP_SPREADS, stability_frame, stability_table
 from analysis.study import split_studies
 from analysis.tables import (
     cell_frame,
@@ -63,7 +63,7 @@ def write_report(runs_folder: Path, output: Path, mechanism: Path | None = None,
         raise RunLogError(f"{runs_folder}: holds no run (no config.yaml and no shard at any depth)")
     if readme is not None:
         check_markers(readme)
-    logs = load_logs(runs_folder, (*SPENDING_METRICS, *CHOSEN_METRICS))
+    logs = load_logs(runs_folder, (*SPENDING_METRICS, *CHOSEN_METRICS, *GROUP_SPREADS))
     studies = split_studies(logs)
     claims = claims_table(studies, logs)
     if claims is None and readme is not None:

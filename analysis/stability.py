@@ -27,6 +27,12 @@ HEADINGS = {
     "pictures/pixel_spread": "Pixel spread",
 }
 """Measures of a cell, in the order of columns; those after the fourth are logged."""
+GROUP_SPREADS = {
+    "group/font_spread": "Two pictures differ in font",
+    "group/colour_spread": "Colour spread",
+    "group/pixel_spread": "Pixel spread",
+}
+"""How far the pictures of a group are apart that is trained on: logged in training when a validation is due."""
 
 
 def roughness(values: ArrayLike) -> float:

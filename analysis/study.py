@@ -109,7 +109,12 @@ class Study:
 
     def validations(self, metric: str) -> pd.DataFrame:
         """Rows of ``runs``: one metric on validation prompts."""
-        return self.evaluations[(self.evaluations["split"] == "validation") & (self.evaluations["metric"] == metric)]
+        return self.rows("validation", metric)
+
+    def rows(self, split: str, metric: str) -> pd.DataFrame:
+        """Rows of ``runs``: one metric of evaluations, or of training where it was loaded."""
+        among = self.runs if split == "train" else self.evaluations
+        return among[(among["metric"] == metric) & (among["split"] == split)]
 
     @cached_property
     def spent(self) -> pd.DataFrame:

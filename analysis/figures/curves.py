@@ -14,6 +14,7 @@ from analysis.figures.drawing import Panel
 from analysis.labels import METHOD_NAMES, Cell, cell_colour, cell_dash, is_base
 from analysis.logs import TRAINING_REWARD
 from analysis.spending import AXES, with_spending
+from analysis.stability import GROUP_SPREADS
 from analysis.study import MIN_SEEDS_FOR_INTERVAL, Study, adagrpo_pairs
 
 ITERATION = "iteration"
@@ -31,6 +32,7 @@ class Quantity(NamedTuple):
     metric: str
     axis: str
     label: str
+    split: str = "validation"
 
 
 def quantities(study: Study) -> list[Quantity]:
@@ -43,16 +45,22 @@ def quantities(study: Study) -> list[Quantity]:
 
 
 def signs(study: Study) -> list[Quantity]:
-    """Signs of hacking and collapse that runs logged on validation prompts."""
-    wanted = (
+    """Signs of hacking and collapse that runs logged, on validation prompts and in the groups that were trained on."""
+    validated = (
         ("background-error", "colour/background_error", "Background error"),
         ("texture", "pictures/texture", "Background texture"),
         ("mono-font", "pictures/font_mono", "Share of mono font"),
     )
     return [
         Quantity(name, metric, ITERATION, f"{label}\n(validation prompts)")
-        for name, metric, label in wanted
+        for name, metric, label in validated
         if study.has_logged(metric)
+    ] + [
+        Quantity(
+            metric.replace("/", "-").replace("_", "-"), metric, ITERATION, f"{label}\n(groups trained on)", "train"
+        )
+        for metric, label in GROUP_SPREADS.items()
+        if len(study.rows("train", metric))
     ]
 
 
@@ -140,7 +148,7 @@ def _num_cells(study: Study, method: str) -> int:
 
 
 def _panels(study: Study, quantity: Quantity, groups: dict[str, list[Cell]], kind: str) -> list[Panel]:
-    rows = _validation(study, quantity)
+    rows = _rows_by_cell(study, quantity)
     of_group = {group: [(cell, rows[cell]) for cell in cells if cell in rows] for group, cells in groups.items()}
     of_group = {group: curves for group, curves in of_group.items() if curves}
     if not of_group:
@@ -172,9 +180,9 @@ def _spread_note(cells: Sequence[pd.DataFrame]) -> str:
     return note if all(has_band) else f"{note}, or every seed below {MIN_SEEDS_FOR_INTERVAL} seeds"
 
 
-def _validation(study: Study, quantity: Quantity) -> dict[Cell, pd.DataFrame]:
+def _rows_by_cell(study: Study, quantity: Quantity) -> dict[Cell, pd.DataFrame]:
     """Rows to draw of each cell, with the column of the axis: its finished runs, or all while none is finished."""
-    rows = study.validations(quantity.metric)
+    rows = study.rows(quantity.split, quantity.metric)
     if quantity.axis != ITERATION:
         rows = with_spending(rows, study.spent)
     measured = set(rows["run_id"].unique())

@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from matplotlib.figure import Figure
 
 from analysis.chosen import CHOSEN_METRICS, chosen_frame, chosen_table
-from analysis.figures.curves import signs
+from analysis.figures.curves import pair_panels, signs
 from analysis.logs import load_logs
-from analysis.stability import stability_frame, stability_table
+from analysis.stability import GROUP_SPREADS, stability_frame, stability_table
 from analysis.study import split_studies
 
 WriteRun = Callable[..., Path]
@@ -79,6 +80,24 @@ def test_signs_are_drawn_where_they_were_logged(write_run: WriteRun, tmp_path: P
     add_metrics(run, "validation", 1, {"pictures/texture": [0.1, 0.1]})
     [study] = split_studies(load_logs(tmp_path / "runs", ()))
     assert [quantity.name for quantity in signs(study)] == ["texture"]
+
+
+def test_spreads_of_groups_that_were_trained_on_are_drawn_by_iteration(write_run: WriteRun, tmp_path: Path) -> None:
+    for name, fusion in (("base", False), ("ours", True)):
+        run = write_run(name, selection="curriculum" if fusion else "random", fusion=fusion)
+        spread = 0.2 if fusion else 0.6
+        record_steps(run, [{"group": {"font_spread": spread}}, {}, {"group": {"font_spread": spread / 2}}])
+    [study] = split_studies(load_logs(tmp_path / "runs", GROUP_SPREADS))
+    [quantity] = signs(study)
+    assert (quantity.name, quantity.split) == ("group-font-spread", "train")
+    [panel] = pair_panels(study, quantity)
+    axes = Figure().add_subplot()
+    panel.draw(axes)
+    lines = axes.get_lines()
+    assert sorted((list(line.get_xdata()), list(line.get_ydata())) for line in lines if len(line.get_xdata())) == [
+        ([1, 3], [0.2, 0.1]),
+        ([1, 3], [0.6, 0.3]),
+    ]
 
 
 def test_chosen_prompts_are_described_by_rank_reward_and_word(write_run: WriteRun, tmp_path: Path) -> None:

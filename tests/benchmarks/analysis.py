@@ -101,8 +101,8 @@ def fabricate(folder: Path, num_runs: int, iterations: int, interval: int) -> No
 
 def _timed(*statements: str) -> dict[str, Any]:
     """Seconds and peak MiB of statements in a new process, of which one sets ``stages``."""
-    peak = "resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024"
-    code = ["import json, resource", "from pathlib import Path", *statements, f"print(json.dumps([stages, {peak}]))"]
+    imports = ["import json", "from pathlib import Path", "from tests.benchmarks.memory import peak_mebibytes"]
+    code = [*imports, *statements, "print(json.dumps([stages, peak_mebibytes()]))"]
     began = time.perf_counter()
     process = subprocess.run(
         [sys.executable, "-c", "\n".join(code)], check=True, stdout=subprocess.PIPE, text=True, cwd=ROOT, env=os.environ

@@ -28,14 +28,14 @@ def measure_startup() -> dict[str, Any]:
 def measure_slots(iterations: int) -> dict[str, Any]:
     """Iterations a second of 1 and 2 processes of one thread each, as the launcher's workers are, and their memory."""
     code = (
-        "import json, resource, sys, time\n"
+        "import json, sys, time\n"
         "from tests.benchmarks.iteration import make_trainer\n"
+        "from tests.benchmarks.memory import peak_mebibytes\n"
         "trainer = make_trainer(1)\n"
         "trainer.iterate()\n"
         "print('ready', flush=True); sys.stdin.readline()\n"
         f"began = time.perf_counter()\nfor _ in range({iterations}): trainer.iterate()\n"
-        "peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024\n"
-        f"print(json.dumps([{iterations} / (time.perf_counter() - began), peak]))\n"
+        f"print(json.dumps([{iterations} / (time.perf_counter() - began), peak_mebibytes()]))\n"
     )
     measured: dict[str, Any] = {}
     for slots in (1, 2):
