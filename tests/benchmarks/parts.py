@@ -166,10 +166,10 @@ def measure_scaling(rounds: int) -> dict[str, Any]:
 def measure_candidates(rounds: int) -> dict[str, Any]:
     """What AdaGRPO's candidates cost on top of the base method: by counts and, on the miniature, by time."""
     measured: dict[str, Any] = {}
-    for profile, method in (("miniature", None), ("paper", "flow_grpo_flux")):
+    for profile in ("miniature", "paper"):
         counts = {}
-        for name, overrides in {"base": ["selection=random"], "+ AdaGRPO": ["selection=curriculum"]}.items():
-            cost = expected_cost(compose(profile, method=method, overrides=[*overrides]))
+        for name, selection, fusion in (("base", "random", "false"), ("+ AdaGRPO", "curriculum", "true")):
+            cost = expected_cost(compose(profile, overrides=[f"selection={selection}", f"fusion.enabled={fusion}"]))
             counts[name] = {"forwards": cost.forwards, "reward calls": cost.reward_calls}
         extra = {key: counts["+ AdaGRPO"][key] / counts["base"][key] - 1 for key in counts["base"]}
         measured[profile] = {"counts": counts, "extra": extra}
