@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 from analysis.claims import VALIDATION_POINTS
 from analysis.columns import Columns
 from analysis.gallery import Gallery, read_gallery
+from analysis.parallel import side_by_side
 from analysis.runlog import CHOSEN_PROMPT, NUMBERS, RunLog, RunLogError, find_paths, read_directory
 from analysis.shards import SUFFIX, read_shard, read_shard_gallery
 from analysis.variants import name_variants
@@ -48,6 +49,8 @@ TOTALS = {
 }
 COST_METRICS = (*TOTALS.values(), "seconds/iteration")
 """Training metrics that costs are counted from."""
+_RUNS_AT_A_TIME = 50
+"""Read by one process: a second takes as long to start as a dozen runs to read."""
 
 
 class ChosenPrompts(NamedTuple):
@@ -76,6 +79,19 @@ class Logs(NamedTuple):
     """Resolved configuration of each row of ``summary``."""
     environments: Sequence[Mapping[str, Any]]
     """Environment of each row of ``summary``."""
+
+
+class _Run(NamedTuple):
+    """What ``Logs`` has of one run."""
+
+    summary: dict[str, Any]
+    config: Mapping[str, Any]
+    environment: Mapping[str, Any]
+    whole: pa.Table
+    """Rows of ``Logs.runs``."""
+    test_prompts: dict[str, np.ndarray]
+    validation_prompts: dict[str, np.ndarray]
+    chosen_prompts: ChosenPrompts
 
 
 def find_runs(folder: Path) -> list[Path]:
@@ -189,25 +205,37 @@ def load_logs(folder: Path, train_metrics: Collection[str] | None = None, with_p
     """
     read = None if train_metrics is None else {*train_metrics, *COST_METRICS}
     of_costs_alone = [] if train_metrics is None else [name for name in COST_METRICS if name not in train_metrics]
-    summary, configs, environments, wholes = [], [], [], []
-    test_prompts, validation_prompts, chosen = [], [], []
-    for path in find_runs(folder):
+
+    def load(path: Path) -> _Run:
         log = _read(path, read, with_prompts)
         numbers = Columns(log.numbers)
         reward = Columns(_training_reward(log.config, numbers))
-        summary.append(_identity(log) | _progress(log) | _costs(numbers))
-        configs.append(log.config)
-        environments.append(log.environment)
         kept = numbers.is_whole & ~numbers.of_metric(*of_costs_alone)
-        wholes.append(pa.concat_tables([numbers.whole_rows(kept), reward.whole_rows(reward.is_whole)]))
-        test_prompts.append(_by_prompt(numbers, reward, "test", 1))
-        validation_prompts.append(_by_prompt(numbers, reward, "validation", VALIDATION_POINTS))
-        chosen.append(_chosen_prompts(numbers))
-    for of_run, variant in zip(summary, name_variants(configs, environments), strict=True):
-        of_run["variant"] = variant
-    runs = _frame(summary, wholes)[COLUMNS]
-    table = pd.DataFrame(summary, columns=SUMMARY_COLUMNS)
-    return Logs(runs, table, test_prompts, validation_prompts, chosen, configs, environments)
+        return _Run(
+            summary=_identity(log) | _progress(log) | _costs(numbers),
+            config=log.config,
+            environment=log.environment,
+            whole=pa.concat_tables([numbers.whole_rows(kept), reward.whole_rows(reward.is_whole)]),
+            test_prompts=_by_prompt(numbers, reward, "test", 1),
+            validation_prompts=_by_prompt(numbers, reward, "validation", VALIDATION_POINTS),
+            chosen_prompts=_chosen_prompts(numbers),
+        )
+
+    loaded = side_by_side(load, find_runs(folder), _RUNS_AT_A_TIME)
+    configs, environments = [run.config for run in loaded], [run.environment for run in loaded]
+    summary = [
+        run.summary | {"variant": variant}
+        for run, variant in zip(loaded, name_variants(configs, environments), strict=True)
+    ]
+    return Logs(
+        runs=_frame(summary, [run.whole for run in loaded])[COLUMNS],
+        summary=pd.DataFrame(summary, columns=SUMMARY_COLUMNS),
+        test_prompts=[run.test_prompts for run in loaded],
+        validation_prompts=[run.validation_prompts for run in loaded],
+        chosen_prompts=[run.chosen_prompts for run in loaded],
+        configs=configs,
+        environments=environments,
+    )
 
 
 def reward_name(weights: Mapping[str, float]) -> str:

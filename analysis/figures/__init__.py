@@ -1,10 +1,12 @@
 """The figures of a study, as narrow panels for a page and as wide pictures."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import NamedTuple
 
 from analysis.figures import cells, curves, selection
 from analysis.figures.drawing import Drawing, Panel, draw_panel, draw_together
+from analysis.parallel import side_by_side
 from analysis.study import Study
 
 
@@ -68,20 +70,40 @@ def draw_study(study: Study) -> StudyFigures:
     costs = [panel for quantity in by_cost for panel in curves.cost_panels(study, quantity)]
     strategies = selection.selection_panels(study)
     beside_paper = [*strategies, selection.paper_panel()] if strategies else []
-    return StudyFigures(
-        main=_group(study, "main", "Validation reward during training", main, num_columns=2),
-        selection=_group(study, "selection", "Test reward by prompt selection", beside_paper, num_columns=2),
-        cells=_group(study, "all-cells", "All cells, every seed", cells.cell_panels(study), num_columns=3),
-        variants=_group(study, "variants", "Other settings, every seed", cells.variant_panels(study), num_columns=3),
-        costs=Group([draw_panel(panel) for panel in costs]),
-        stability=Group([draw_panel(panel) for q in curves.signs(study) for panel in curves.pair_panels(study, q)]),
-        curves=Group([draw_panel(panel) for panel in (*more, *of_all)]),
-        published=Group([draw_panel(panel) for panel in published.values()] if pairs else []),
-    )
+    sketches = {
+        "main": _with_picture(study, "main", "Validation reward during training", main, num_columns=2),
+        "selection": _with_picture(study, "selection", "Test reward by prompt selection", beside_paper, num_columns=2),
+        "cells": _with_picture(study, "all-cells", "All cells, every seed", cells.cell_panels(study), num_columns=3),
+        "variants": _with_picture(
+            study, "variants", "Other settings, every seed", cells.variant_panels(study), num_columns=3
+        ),
+        "costs": _Sketch(costs),
+        "stability": _Sketch([panel for q in curves.signs(study) for panel in curves.pair_panels(study, q)]),
+        "curves": _Sketch([*more, *of_all]),
+        "published": _Sketch(list(published.values()) if pairs else []),
+    }
+    return StudyFigures(**_drawn(sketches))
 
 
-def _group(study: Study, name: str, title: str, panels: Sequence[Panel], num_columns: int) -> Group:
-    if not panels:
-        return Group([])
-    picture = draw_together(f"{study.prefix}{name}", title, panels, num_columns)
-    return Group([draw_panel(panel) for panel in panels], picture)
+class _Sketch(NamedTuple):
+    """A group to be drawn."""
+
+    panels: Sequence[Panel]
+    picture: Callable[[], Drawing] | None = None
+
+
+def _with_picture(study: Study, name: str, title: str, panels: Sequence[Panel], num_columns: int) -> _Sketch:
+    picture = partial(draw_together, f"{study.prefix}{name}", title, panels, num_columns)
+    return _Sketch(panels, picture if panels else None)
+
+
+def _drawn(sketches: Mapping[str, _Sketch]) -> dict[str, Group]:
+    jobs: list[Callable[[], Drawing]] = []
+    for sketch in sketches.values():
+        jobs += [partial(draw_panel, panel) for panel in sketch.panels]
+        jobs += [sketch.picture] if sketch.picture else []
+    drawn = iter(side_by_side(lambda number: jobs[number](), range(len(jobs))))
+    return {
+        name: Group([next(drawn) for _ in sketch.panels], next(drawn) if sketch.picture else None)
+        for name, sketch in sketches.items()
+    }
