@@ -50,7 +50,7 @@ TOTALS = {
 COST_METRICS = (*TOTALS.values(), "seconds/iteration")
 """Training metrics that costs are counted from."""
 _RUNS_AT_A_TIME = 50
-"""Read by one process: a second takes as long to start as a dozen runs to read."""
+"""Read by one process: no other is started for fewer."""
 
 
 class ChosenPrompts(NamedTuple):

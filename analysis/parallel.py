@@ -4,6 +4,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from typing import Any, TypeVar
 
@@ -27,6 +28,7 @@ def side_by_side(function: Callable[[Item], Result], items: Sequence[Item], chun
 
     Raises:
         Exception: what ``function`` raises.
+        BrokenProcessPool: a process was killed, such as for memory.
     """
     global _function
     processes = min(_cores(), -(-len(items) // chunk))
@@ -35,8 +37,8 @@ def side_by_side(function: Callable[[Item], Result], items: Sequence[Item], chun
         return [function(item) for item in items]
     _function = function
     try:
-        with get_context("fork").Pool(processes, _leave_interrupts_to_the_parent) as pool:
-            return pool.map(_call, items, chunk)
+        with ProcessPoolExecutor(processes, get_context("fork"), _leave_interrupts_to_the_parent) as pool:
+            return list(pool.map(_call, items, chunksize=chunk))
     finally:
         _function = None
 

@@ -28,9 +28,7 @@ HEADINGS = {
 }
 """Measures of a cell, in the order of columns; those after the fourth are logged."""
 GROUP_SPREADS = {
-    "group/font_spread": "Two pictures differ in font",
-    "group/colour_spread": "Colour spread",
-    "group/pixel_spread": "Pixel spread",
+    f"group/{name}": HEADINGS[f"pictures/{name}"] for name in ("font_spread", "colour_spread", "pixel_spread")
 }
 """How far the pictures of a group are apart that is trained on: logged in training when a validation is due."""
 
