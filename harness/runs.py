@@ -32,6 +32,7 @@ PROTOCOL = ROOT / "analysis" / "claims.py"
 """How results will be judged: a run records which version of it was in force."""
 _PACKAGES = ("torch", "diffusers", "transformers", "accelerate", "peft", "onnxruntime", "numpy")
 _LONGEST_REASON = 500
+_CPUINFO = Path("/proc/cpuinfo")
 
 
 @dataclass(frozen=True)
@@ -295,10 +296,23 @@ def environment() -> dict[str, Any]:
         "numerics_version": configuration.NUMERICS_VERSION,
         "python": platform.python_version(),
         "packages": {name: importlib.metadata.version(name) for name in _PACKAGES},
-        "processor": platform.machine(),
+        "processor": _processor(),
         "cores": os.cpu_count(),
         "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
     }
+
+
+def _processor() -> str:
+    """Name and widest vectors of the CPU: seconds can only be compared between runs where both are the same."""
+    import torch
+
+    names = (
+        (line for line in _CPUINFO.read_text().splitlines() if line.startswith("model name"))
+        if _CPUINFO.exists()
+        else ()
+    )
+    name = next((line.partition(":")[2].strip() for line in names), platform.processor() or platform.machine())
+    return f"{name} ({torch.backends.cpu.get_cpu_capability()})"
 
 
 def write_atomically(path: Path, text: str) -> None:
