@@ -242,7 +242,8 @@ def _overhead(studies: Sequence[Study]) -> list[Row]:
             continue
         for name, column in (("network forwards, a trained sample as 3", "compute"), ("reward calls", "reward_calls")):
             rows.append(_ratio(name, column, cells[base], cells[ours]))
-        rows.append(_ratio("seconds of training", "train_seconds", cells[base], cells[ours]))
+        timed = [study.timed(cells[cell]) for cell in (base, ours)]
+        rows.append(_ratio("seconds of training", "train_seconds", *timed))
     return rows
 
 

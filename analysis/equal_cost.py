@@ -7,7 +7,7 @@ import numpy as np
 from analysis.claims import Pair
 from analysis.labels import Cell
 from analysis.logs import TRAINING_REWARD
-from analysis.spending import with_spending
+from analysis.spending import SECONDS, with_spending
 from analysis.study import Study
 
 _MATCHED = 0.03
@@ -28,7 +28,8 @@ def equal_cost_pair(
 ) -> tuple[list[int], Pair]:
     """Validation rewards when the treatment has spent what the control spent in all: seeds, and both by seed.
 
-    The treatment's is interpolated between its validations; the control's is its last.
+    The treatment's is interpolated between its validations; the control's is its last. Seconds are compared where one
+    processor made both runs.
 
     Args:
         study: of both cells.
@@ -40,20 +41,22 @@ def equal_cost_pair(
     ours, theirs = (_curves(study, cell, axis) for cell in (treatment, control))
     values = {}
     for seed in sorted(set(ours) & set(theirs) & set(among)):
-        (costs, rewards), (budget, reached) = ours[seed], theirs[seed]
-        if costs[-1] >= budget[-1]:
+        (costs, rewards, processor), (budget, reached, its_processor) = ours[seed], theirs[seed]
+        is_comparable = axis != SECONDS or processor == its_processor
+        if is_comparable and costs[-1] >= budget[-1]:
             values[seed] = float(np.interp(budget[-1], costs, rewards)), float(reached[-1])
     pairs = np.array(list(values.values())).reshape(-1, 2)
     return list(values), Pair(pairs[:, 0], pairs[:, 1])
 
 
-def _curves(study: Study, cell: Cell, axis: str) -> dict[int, tuple[np.ndarray, np.ndarray]]:
-    """By seed, costs and validation rewards of a finished run."""
+def _curves(study: Study, cell: Cell, axis: str) -> dict[int, tuple[np.ndarray, np.ndarray, str]]:
+    """By seed, costs and validation rewards of a finished run, and the processor that made it."""
     members = dict(study.cells)[cell]
     ids = set(members["run_id"]) & study.finished
+    made_by = members.set_index("run_id")["processor"]
     rows = study.validations(TRAINING_REWARD)
     curves = with_spending(rows[rows["run_id"].isin(ids)], study.spent).sort_values("iteration")
     return {
-        int(of_run["seed"].iloc[0]): (of_run[axis].to_numpy(), of_run["value"].to_numpy())
-        for _, of_run in curves.groupby("run_id", observed=True)
+        int(of_run["seed"].iloc[0]): (of_run[axis].to_numpy(), of_run["value"].to_numpy(), str(made_by[run_id]))
+        for run_id, of_run in curves.groupby("run_id", observed=True)
     }

@@ -37,6 +37,7 @@ SUMMARY_COLUMNS = [
     "seconds_per_iteration",
     "train_seconds",
     "evaluation_seconds",
+    "processor",
     "folder",
 ]
 TRAINING_REWARD = "training_reward"
@@ -288,6 +289,7 @@ def _progress(log: RunLog) -> dict[str, Any]:
         "reason": log.status.get("reason") or "",
         "iteration": log.iteration,
         "iterations": config["iterations"],
+        "processor": str(log.environment.get("processor", "")),
         "folder": log.path,
     }
 

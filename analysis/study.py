@@ -117,6 +117,15 @@ class Study:
         return among[(among["metric"] == metric) & (among["split"] == split)]
 
     @cached_property
+    def processor(self) -> str:
+        """The CPU that made most of the runs: means of seconds are over those alone, since others have other speeds."""
+        return str(self.summary["processor"].mode().iloc[0])
+
+    def timed(self, members: pd.DataFrame) -> pd.DataFrame:
+        """Those rows of ``summary`` whose seconds can be averaged: of runs that ``processor`` made."""
+        return members[members["processor"] == self.processor]
+
+    @cached_property
     def spent(self) -> pd.DataFrame:
         """``analysis.spending.spent`` after the iterations that were evaluated."""
         table = spent(self.runs)

@@ -61,7 +61,7 @@ class CellRow:
     comparison: Comparison | None
     """Of the trained reward, against the base cell."""
     costs: dict[str, float]
-    """Means over finished runs, or over all runs while none is finished: ``COSTS`` and ``TIMES``."""
+    """Means over finished runs, or over all runs while none is finished: ``COSTS``, and ``TIMES`` of timed runs."""
     run_ids: list[str]
 
 
@@ -86,7 +86,8 @@ def cell_rows(study: Study) -> list[CellRow]:
                     for metric in study.metrics
                 },
                 comparison=study.compare(cell, TRAINING_REWARD),
-                costs={name: float(counted[name].mean()) for name in (*COSTS, *TIMES)},
+                costs={name: float(counted[name].mean()) for name in COSTS}
+                | {name: float(study.timed(counted)[name].mean()) for name in TIMES},
                 run_ids=sorted(members["run_id"]),
             )
         )

@@ -13,7 +13,7 @@ from analysis.equal_cost import matched_baselines
 from analysis.figures.drawing import Panel
 from analysis.labels import METHOD_NAMES, Cell, cell_colour, cell_dash, is_base
 from analysis.logs import TRAINING_REWARD
-from analysis.spending import AXES, with_spending
+from analysis.spending import AXES, SECONDS, with_spending
 from analysis.stability import GROUP_SPREADS
 from analysis.study import MIN_SEEDS_FOR_INTERVAL, Study, adagrpo_pairs
 
@@ -185,6 +185,8 @@ def _rows_by_cell(study: Study, quantity: Quantity) -> dict[Cell, pd.DataFrame]:
     rows = study.rows(quantity.split, quantity.metric)
     if quantity.axis != ITERATION:
         rows = with_spending(rows, study.spent)
+    if quantity.axis == SECONDS:
+        rows = rows[rows["run_id"].isin(study.timed(study.summary)["run_id"])]
     measured = set(rows["run_id"].unique())
     of_cells = {}
     for cell, members in study.cells:

@@ -1,5 +1,6 @@
 """What runs spent is counted from their logs, and values at equal cost lie on their curves."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -39,6 +40,24 @@ def test_the_dearer_cell_is_read_where_it_has_spent_the_cheaper_one_s_total(
     assert pair.treatment.tolist() == pytest.approx([0.7 + 0.1 * 30 / 230, 0.7 + 0.2 * 30 / 230])
     # Of reward calls both spend as many, so the last values are compared.
     assert equal_cost_pair(study, OURS, BASE, REWARD_CALLS, among=(1,))[1].treatment.tolist() == [0.9]
+
+
+def test_seconds_are_compared_where_one_processor_made_both_runs(write_run: WriteRun, tmp_path: Path) -> None:
+    for seed, processor in ((0, "slow"), (1, "fast"), (2, "fast")):
+        base = write_run(f"base-{seed}", seed=seed)
+        _made_by(base, "fast")
+        _made_by(write_run(f"ours-{seed}", seed=seed, selection="curriculum", fusion=True), processor)
+    [study] = split_studies(load_logs(tmp_path / "runs"))
+    assert equal_cost_pair(study, OURS, BASE, SECONDS, among=(0, 1, 2))[0] == [1, 2]
+    assert equal_cost_pair(study, OURS, BASE, FORWARDS, among=(0, 1, 2))[0] == [0, 1, 2]
+    # A mean of seconds is over runs of the processor that made most of them.
+    assert study.processor == "fast"
+    assert set(study.summary["run_id"]) - set(study.timed(study.summary)["run_id"]) == {"ours-0"}
+
+
+def _made_by(run: Path, processor: str) -> None:
+    file = run / "environment.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"processor": processor}))
 
 
 def test_claims_at_equal_cost_are_among_the_exploratory_ones(write_run: WriteRun, tmp_path: Path) -> None:
