@@ -27,6 +27,8 @@ VARIANTS_OF_ADAGRPO = (
 )
 WEIGHTS = {5.0: 2, 15.0: 3}
 """Of fusion, beside the release's, with their planned pairs."""
+_REWARD_SEEDS = 6
+"""Of the cells trained on another reward than ``ocr``."""
 OTHER_SETTINGS = ("G 4", "G 16", "branches 0", "branches 0 1 2 3", "P 2", "model weak", "240 iterations")
 """Of base and + AdaGRPO alike."""
 BASE, ADAGRPO = Arm(), Arm(selection="curriculum", fusion_weight=1.0)
@@ -84,7 +86,7 @@ def _rewards() -> Iterator[Question]:
         for method, name in METHOD_NAMES.items():
             base = Arm(method, reward=reward)
             statement = f"{name} + AdaGRPO beats {name}, trained on {reward}"
-            yield Question("rewards", Claim(f"{method}-{reward}", statement, _adagrpo(base), base, 2))
+            yield Question("rewards", Claim(f"{method}-{reward}", statement, _adagrpo(base), base, _REWARD_SEEDS))
 
 
 def _unseen_judges() -> Iterator[Question]:
@@ -94,7 +96,7 @@ def _unseen_judges() -> Iterator[Question]:
             base = Arm(method, reward=reward)
             for metric in UNSEEN[reward]:
                 statement = f"{name} + AdaGRPO beats {name} in {metric}, trained on {reward}"
-                seeds = planned[method] if reward == "ocr" else 2
+                seeds = planned[method] if reward == "ocr" else _REWARD_SEEDS
                 claim = Claim(f"{method}-{reward}-{metric}", statement, _adagrpo(base), base, seeds)
                 yield Question("unseen judges", claim, metric)
 
