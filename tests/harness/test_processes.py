@@ -4,6 +4,7 @@ import json
 from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ import yaml
 from diffusers import FluxTransformer2DModel
 from torch import Tensor
 
+from harness.accounting import Counters, across_processes, summary_of_updates
 from harness.checkpointing import read_weights
 from harness.config import ROOT, ConfigError, compose
 from harness.export import export, latest_weights
@@ -35,7 +37,8 @@ ALIKE = [
 REPLICATED = [
     *ALIKE,
     "iterations=10",
-    "objective={updates_per_iteration: 2, update_on: steps}",
+    # With a clip range the ratio is not 1 by definition: its largest deviation is another one in each process.
+    "objective={updates_per_iteration: 2, update_on: steps, clip_range: 0.1}",
     "optimizer.weight_ema=0.9",
     "selection=curriculum",
     "fusion.enabled=true",
@@ -170,6 +173,9 @@ def test_two_processes_of_one_prompt_equal_one_process_of_two(runs: Runs) -> Non
     assert together.run_id == alone.run_id
     assert len(logs(together)) == 10 + 3  # iterations; validations at 0 and 10, a test at 10
     assert difference(logs(together), logs(alone)) <= 1e-6
+    trained = [line for line in logs(together) if "prompts" in line]
+    assert all(len(set(line["prompts"])) == 2 for line in trained)  # each process has a prompt of its own
+    assert all(line["ratio_max_deviation"] > 0 for line in trained)
     ours, theirs = state(together), state(alone)
     assert len(ours["trackers"]) == 2
     assert ours["trackers"][0] == ours["trackers"][1]
@@ -244,6 +250,23 @@ def test_a_run_that_deepspeed_continues_equals_one_that_it_never_saw(runs: Runs,
     assert difference(weights(run), weights(alone)) <= 1e-6
     assert difference(state(run)["optimizer"]["state"], state(alone)["optimizer"]["state"]) <= 1e-6
     assert difference(logs(run), logs(alone)) <= ROUNDING
+
+
+def test_what_updates_log_depends_neither_on_how_many_processes_log_it_nor_on_their_order() -> None:
+    """One process has one term of the loss, the other has three."""
+    logged = [
+        {"loss": [0.1], "ratio_max_deviation": [0.002]},
+        {"loss": [0.2, 1e9, -1e9], "ratio_max_deviation": [0.0, 0.005, 0.001]},
+    ]
+
+    def joined(*everyone: Mapping[str, Any]) -> dict[str, float]:
+        brought = [(values, {}, vars(Counters())) for values in everyone]
+        processes: Any = SimpleNamespace(gather_objects=lambda mine, what: brought)
+        return summary_of_updates(across_processes(everyone[0], {}, Counters(), processes)[0])
+
+    whole = {name: [*logged[0][name], *logged[1][name]] for name in logged[0]}
+    assert joined(*logged) == joined(*reversed(logged)) == joined(whole)
+    assert joined(whole) == {"loss": (0.1 + 0.2) / 4, "ratio_max_deviation": 0.005}
 
 
 def test_another_world_size_than_asked_for_is_an_error(runs: Runs) -> None:
