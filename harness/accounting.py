@@ -1,5 +1,6 @@
 """What an iteration cost and what happened in it: counters, stopwatch, and the line of metrics.jsonl."""
 
+import math
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -98,6 +99,18 @@ def across_processes(
         for section, numbers in averages.items()
     }
     return joined, averaged, {key: sum(one[2][key] for one in everyone) for key in vars(spent)}
+
+
+def summary_of_updates(logged: Mapping[str, Sequence[float]]) -> dict[str, float]:
+    """Means of what an iteration's updates logged, a value a term of a loss; of ``ratio_max_deviation`` the largest.
+
+    Sums are exact before they are rounded, so that nothing depends on the order in which processes are joined.
+
+    Args:
+        logged: over all processes, by name; at least one value each.
+    """
+    means = {name: math.fsum(values) / len(values) for name, values in logged.items()}
+    return means | {"ratio_max_deviation": max(logged["ratio_max_deviation"])}
 
 
 def mean_and_std(name: str, values: Sequence[float]) -> dict[str, float | None]:

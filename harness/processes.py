@@ -26,13 +26,19 @@ def make_accelerator(config: RunConfig) -> Accelerator:
     Raises:
         ConfigError: no such device, the world size is not the one asked for, or the processes were launched for another
             engine.
+        CollectiveError: the others have not come, or one of them has failed.
     """
     runtime = config.runtime
     if runtime.device == "cuda" and not torch.cuda.is_available():
         raise ConfigError("runtime.device=cuda, but no CUDA device is there; use auto or cpu")
     use_cuda = runtime.device == "cuda" or (runtime.device == "auto" and torch.cuda.is_available())
     patience = InitProcessGroupKwargs(timeout=timedelta(seconds=runtime.timeout_seconds + _GRACE_SECONDS))
-    accelerator = Accelerator(cpu=not use_cuda, kwargs_handlers=[patience])
+    try:
+        accelerator = Accelerator(cpu=not use_cuda, kwargs_handlers=[patience])
+    except RuntimeError as error:
+        if not _is_of_communication(error):
+            raise
+        raise _complaint("joining the other processes", error, runtime.timeout_seconds) from error
     if accelerator.num_processes != runtime.processes:
         raise ConfigError(
             f"runtime.processes={runtime.processes} was asked for, but {accelerator.num_processes} are running"
@@ -118,7 +124,7 @@ class Processes:
         except RuntimeError as error:
             if isinstance(error, HarnessError) or not _is_of_communication(error):
                 raise
-            raise self._complaint("exchanging weights or gradients", error) from error
+            raise _complaint(f"exchanging weights or gradients{self._moment}", error, self.timeout_seconds) from error
         finally:
             self._moment = before
 
@@ -134,23 +140,25 @@ class Processes:
         try:
             yield
         except RuntimeError as error:
-            raise self._complaint(what, error) from error
+            raise _complaint(f"{what}{self._moment}", error, self.timeout_seconds) from error
         finally:
             late.cancel()
 
     def _say_late(self, what: str) -> None:
-        self.on_late(self._late(what))
+        self.on_late(_late(f"{what}{self._moment}", self.timeout_seconds))
 
-    def _complaint(self, what: str, error: RuntimeError) -> CollectiveError:
-        if "timed out" in str(error).lower() or "timeout" in str(error).lower():
-            return self._late(what)
-        return CollectiveError(f"{what}{self._moment}: another process has failed or was killed")
 
-    def _late(self, what: str) -> CollectiveError:
-        return CollectiveError(
-            f"{what}{self._moment}: the other processes have not come within runtime.timeout_seconds="
-            f"{self.timeout_seconds:g}; raise it if they are only slow"
-        )
+def _complaint(what: str, error: RuntimeError, timeout_seconds: float) -> CollectiveError:
+    if any(word in str(error).lower() for word in ("timed out", "timeout")):
+        return _late(what, timeout_seconds)
+    return CollectiveError(f"{what}: another process has failed or was killed")
+
+
+def _late(what: str, timeout_seconds: float) -> CollectiveError:
+    return CollectiveError(
+        f"{what}: the other processes have not come within runtime.timeout_seconds={timeout_seconds:g}; raise it if "
+        "they are only slow"
+    )
 
 
 def _is_of_communication(error: RuntimeError) -> bool:

@@ -227,8 +227,8 @@ def find_run(config: RunConfig, root: Path = RUNS) -> RunDirectory:
     """The directory that a run has or would have; nothing is written.
 
     Raises:
-        ConfigError: model, prompt list or reward model missing or damaged, unknown reward, or a prompt that a reward
-            cannot score.
+        ConfigError: model, prompt list or reward model missing or damaged, unknown reward, fewer training prompts than
+            an iteration draws, or a prompt that a reward cannot score.
     """
     from harness.models.files import model_fingerprint
     from harness.models.locate import find_pipeline
@@ -245,6 +245,12 @@ def find_run(config: RunConfig, root: Path = RUNS) -> RunDirectory:
         path = getattr(config.prompts, split)
         prompt_list = read_prompts(path)
         fingerprints[split] = prompt_list.sha256
+        drawn = config.rollout.prompts_per_update * config.rollout.candidates
+        if split == "train" and len(prompt_list.prompts) < drawn:
+            raise ConfigError(
+                f"prompts.train {path}: has {len(prompt_list.prompts)} prompts, but an iteration draws {drawn}, "
+                "rollout.prompts_per_update times rollout.candidates"
+            )
         for name, reward in rewards.items():
             _require_scorable(reward, repr(config.rewards.get(name)), prompt_list, f"prompts.{split} {path}")
     try:

@@ -117,7 +117,7 @@ class Session:
                         f"{trainer.iteration}/{config.iterations}  reward {record['reward_mean']:.3f}  {each:.2f} s an "
                         f"iteration, {each * (config.iterations - trainer.iteration):.0f} s left"
                     )
-        with trainer.engine.averaged_weights():
+        with self.processes.at("the end of training"), trainer.engine.averaged_weights():
             weights = trainer.engine.whole_weights()
             if self.is_main:
                 trainer.policy.save(self.run.folder / "checkpoints" / "final", weights)
@@ -187,6 +187,10 @@ class Session:
 
     def _evaluate(self, split: str, mirror: Mirror) -> dict[str, float]:
         """Measure every judge on a list, shared among processes, and append it to eval.jsonl; means over prompts."""
+        with self.processes.at(f"the {split} of iteration {self.trainer.iteration}"):
+            return self._measure_and_log(split, mirror)
+
+    def _measure_and_log(self, split: str, mirror: Mirror) -> dict[str, float]:
         began, iteration, settings = time.perf_counter(), self.trainer.iteration, self.config.evaluation
         is_test = split == "test"
         prompts = self.prompts[split] if is_test else self.prompts[split][: settings.validation_prompts]

@@ -12,7 +12,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from harness.accounting import Counters, Stopwatch, across_processes, mean_and_std
+from harness.accounting import Counters, Stopwatch, across_processes, mean_and_std, summary_of_updates
 from harness.adagrpo import (
     CapabilityTracker,
     fuse_advantages,
@@ -152,9 +152,9 @@ class Trainer:
         rewards = [slot.total for slot in scores]
         advantages = self._advantages(rewards, [slot.components for slot in scores])
         with watch.phase("update"):
-            update = self._update(rollouts, advantages, spent)
+            logged = self._update(rollouts, advantages, spent)
         spreads = self._group_spreads(slots, rollouts)
-        return self._record(slots, scores, advantages, {"update": update, "group": spreads}, watch, spent)
+        return self._record(slots, scores, advantages, logged, spreads, watch, spent)
 
     def _draw(self, slot: int, watch: Stopwatch, spent: Counters) -> Candidates:
         """B candidate prompts of a slot; with their ODE samples and rewards if anything needs them."""
@@ -260,8 +260,10 @@ class Trainer:
         start = self.processes.index * len(own)
         return list(normalised[start : start + len(own)].split([len(r) for r in rewards]))
 
-    def _update(self, rollouts: Sequence[Rollout], advantages: Sequence[Tensor], spent: Counters) -> dict[str, float]:
-        """``updates_per_iteration`` optimiser steps on the rollouts; returns means over updates and steps."""
+    def _update(
+        self, rollouts: Sequence[Rollout], advantages: Sequence[Tensor], spent: Counters
+    ) -> dict[str, list[float]]:
+        """``updates_per_iteration`` optimiser steps on the rollouts; returns what they logged, update by update."""
         objective = self.config.objective
         logged: dict[str, list[float]] = defaultdict(list)
         self.engine.set_learning_rate(self._learning_rate())
@@ -283,8 +285,7 @@ class Trainer:
                 )
             logged["grad_norm"].append(norm)
             self.engine.move_averages((self.iteration - 1) * objective.updates_per_iteration + number)
-        means = {name: sum(values) / len(values) for name, values in logged.items()}
-        return means | {"ratio_max_deviation": max(logged["ratio_max_deviation"])}
+        return logged
 
     def _jobs(self, batch: Batch) -> list[Job]:
         """The terms of an update's loss, which is the mean over all its transitions."""
@@ -404,7 +405,8 @@ class Trainer:
         slots: Sequence[Candidates],
         scores: Sequence[Scores],
         advantages: Sequence[Tensor],
-        measured: dict[str, dict[str, float]],
+        logged: dict[str, list[float]],
+        spreads: dict[str, float],
         watch: Stopwatch,
         spent: Counters,
     ) -> dict[str, Any]:
@@ -421,8 +423,10 @@ class Trainer:
                 "within_group_std": [s.total.std(dim=1, correction=1).mean().item() for s in scores],
                 **{f"component {n}": [x for s in scores for x in s.components[n].flatten().tolist()] for n in parts},
                 "advantages": torch.cat(list(advantages)).abs().flatten().tolist(),
+                # Not each process's means: one may have more terms than another, and a maximum is none.
+                **{f"update {name}": values for name, values in logged.items()},
             },
-            {**measured, "seconds": watch.seconds},
+            {"group": spreads, "seconds": watch.seconds},
             spent,
             self.processes,
         )
@@ -441,7 +445,7 @@ class Trainer:
             "advantage_abs_mean": mean_and_std("", values["advantages"])["_mean"],
             "learning_rate": self._learning_rate(),
             **({"group": averages["group"]} if averages["group"] else {}),
-            **averages["update"],
+            **summary_of_updates({name: values[f"update {name}"] for name in logged}),
             **counts,
             **{f"total_{name}": count for name, count in vars(self.totals).items()},
             "seconds": averages["seconds"],

@@ -7,24 +7,25 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from harness.commands import Commands
+from harness.commands.train import PROFILE, add_run_options, run_to_resume
 from harness.errors import ConfigError
 
 if TYPE_CHECKING:
     from harness.config import RunConfig
     from harness.launch.command import Placement
 
+MAIN_PORT = 29500
+"""Where the processes of several machines meet, on the first one, unless another port is given."""
+
 
 def add_parser(commands: Commands) -> None:
     """Declare the command."""
     parser = commands.add_parser("launch", help="train one run in its runtime.processes, on one machine or several")
-    parser.add_argument("--profile", default="miniature", help="file in experiments/profiles/ (default: miniature)")
-    parser.add_argument("--method", help="file in experiments/methods/")
-    parser.add_argument("--resume", type=Path, metavar="RUN", help="execute or continue this run directory instead")
+    add_run_options(parser, "as in runtime.engine=fsdp2")
     parser.add_argument("--machine-rank", type=int, default=0, help="of this machine among runtime.machines, from 0")
     parser.add_argument("--main-address", help="host name or address of machine 0, where there are several")
-    parser.add_argument("--main-port", type=int, default=29500, help="a free port there (default: 29500)")
+    parser.add_argument("--main-port", type=int, help=f"a free port there (default: {MAIN_PORT})")
     parser.add_argument("--show", action="store_true", help="print the launch line of this machine and do nothing")
-    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="as in runtime.engine=fsdp2")
     parser.set_defaults(command=launch)
 
 
@@ -32,21 +33,17 @@ def launch(options: argparse.Namespace) -> int:  # noqa: RET503 - it does not co
     """Check all that can be checked before anything is started, then become the launcher of ``adagrpo train``."""
     from harness.config import ROOT, compose
     from harness.launch.command import typed, worker_command
-    from harness.runs import RunDirectory, find_run
+    from harness.runs import find_run
 
-    if options.resume is None:
-        config = compose(options.profile, options.method, overrides=options.overrides)
-    elif (options.resume / "config.yaml").is_file():
-        config = RunDirectory(options.resume).config
-    else:
-        raise ConfigError(f"--resume {options.resume}: no run directory (no config.yaml there)")
+    run = run_to_resume(options)
+    config = run.config if run else compose(options.profile or PROFILE, options.method, overrides=options.overrides)
     placement = _placement(options, config)
     command = worker_command(placement, "harness.cli", _train(options))
     if options.show:
         print(typed(command))
         return 0
     _check_gpus(placement)
-    if options.resume is None:
+    if run is None:
         find_run(config)
     os.chdir(ROOT)
     os.execve(command[0], command, os.environ | {"OMP_NUM_THREADS": str(config.runtime.threads)})
@@ -57,13 +54,16 @@ def _placement(options: argparse.Namespace, config: "RunConfig") -> "Placement":
     from harness.launch.slots import visible_gpus
 
     runtime = config.runtime
+    for option in ("main_address", "main_port"):
+        if runtime.machines == 1 and getattr(options, option) is not None:
+            raise ConfigError(f"--{option.replace('_', '-')} is for several machines, but runtime.machines=1")
     return Placement(
         processes=runtime.processes,
         cuda=runtime.device == "cuda" or (runtime.device == "auto" and bool(visible_gpus())),
         machines=runtime.machines,
         machine_rank=options.machine_rank,
         main_address=options.main_address,
-        main_port=options.main_port,
+        main_port=MAIN_PORT if options.main_port is None else options.main_port,
         engine=runtime.engine,
     )
 
@@ -81,7 +81,8 @@ def _check_gpus(placement: "Placement") -> None:
 
 def _train(options: argparse.Namespace) -> Sequence[str]:
     if options.resume is not None:
-        return ["train", "--resume", str(options.resume.resolve()), *options.overrides]
+        return ["train", "--resume", str(options.resume.resolve())]
     method = [] if options.method is None else ["--method", options.method]
-    profile = str(Path(options.profile).resolve()) if options.profile.endswith(".yaml") else options.profile
+    profile = options.profile or PROFILE
+    profile = str(Path(profile).resolve()) if profile.endswith(".yaml") else profile
     return ["train", "--profile", profile, *method, *options.overrides]

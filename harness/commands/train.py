@@ -12,32 +12,53 @@ if TYPE_CHECKING:
     from harness.config import RunConfig
     from harness.runs import RunDirectory
 
+PROFILE = "miniature"
+"""Of a run where none is named."""
+
 
 def add_parser(commands: Commands) -> None:
     """Declare the command."""
     parser = commands.add_parser("train", help="train one run: a profile with overrides, or a prepared run directory")
-    parser.add_argument("--profile", default="miniature", help="file in experiments/profiles/ (default: miniature)")
+    add_run_options(parser, "as in selection=curriculum fusion.weight=2")
+    parser.set_defaults(command=train)
+
+
+def add_run_options(parser: argparse.ArgumentParser, example: str) -> None:
+    """Options that say which run: a profile with a method and overrides, of which an example is shown, or a folder."""
+    parser.add_argument("--profile", help=f"file in experiments/profiles/ (default: {PROFILE})")
     parser.add_argument("--method", help="file in experiments/methods/")
     parser.add_argument("--resume", type=Path, metavar="RUN", help="execute or continue this run directory instead")
-    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="as in selection=curriculum fusion.weight=2")
-    parser.set_defaults(command=train)
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help=example)
+
+
+def run_to_resume(options: argparse.Namespace) -> "RunDirectory | None":
+    """The run of ``--resume``, if it was given.
+
+    Raises:
+        ConfigError: it is no run directory, or there are options beside it that belong to a new run.
+    """
+    from harness.runs import RunDirectory
+
+    if options.resume is None:
+        return None
+    if options.overrides or options.profile is not None or options.method is not None:
+        raise ConfigError("--resume continues a run as it is; a profile, a method and overrides belong to a new run")
+    if not (options.resume / "config.yaml").is_file():
+        raise ConfigError(f"--resume {options.resume}: no run directory (no config.yaml there)")
+    return RunDirectory(options.resume.resolve())
 
 
 def train(options: argparse.Namespace) -> int:
     """Execute or continue a run, unless it is finished. Every process of a launch calls this; the main one prepares."""
     from harness.config import compose
-    from harness.runs import RunDirectory, find_run, prepare_run
+    from harness.runs import find_run, prepare_run
 
     is_main = int(os.environ.get("RANK", "0")) == 0
-    if options.resume is not None:
-        if options.overrides:
-            raise ConfigError("--resume continues a run as it is; overrides belong to a new run")
-        if not (options.resume / "config.yaml").is_file():
-            raise ConfigError(f"--resume {options.resume}: no run directory (no config.yaml there)")
-        run = RunDirectory(options.resume.resolve())
+    run = run_to_resume(options)
+    if run is not None:
         config = run.config
     else:
-        config = compose(options.profile, options.method, overrides=options.overrides)
+        config = compose(options.profile or PROFILE, options.method, overrides=options.overrides)
         run = prepare_run(config) if is_main else find_run(config)
     if run.status()["state"] == "finished":
         if is_main:

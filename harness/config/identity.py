@@ -16,6 +16,8 @@ def numeric_settings(config: RunConfig) -> dict[str, Any]:
     """What a run's numbers depend on beside its files: all settings that are not at their defaults, as in JSON.
 
     Without ``logging``, ``runtime``, ``experiment``, ``model.execution`` and paths; of ``rewards`` only normalisation.
+    With ``runtime.processes``, if there are several and each has a capability of its own: only then do numbers depend
+    on how many there are.
     """
     # Without what is at its default, so that a new setting, off by default, leaves the names of old runs alone.
     content = config.model_dump(
@@ -23,6 +25,8 @@ def numeric_settings(config: RunConfig) -> dict[str, Any]:
     )
     del content["model"]["path"]
     content["model"].pop("execution", None)
+    if config.capability.sync == "per_rank" and config.runtime.processes > 1:
+        content["runtime"] = {"processes": config.runtime.processes}
     if normalised := {name: (r.offset, r.scale) for name, r in config.rewards.items() if (r.offset, r.scale) != (0, 1)}:
         content["normalisation"] = normalised
     return content

@@ -84,7 +84,7 @@ def _memory(
     configs: Sequence[RunConfig], architecture: Architecture, rewards: Sequence[str], gpus: Sequence[Gpu] | None
 ) -> Finding:
     """The cell of the grid that needs most, against the GPU with the least free memory, or main memory."""
-    processes = configs[0].runtime.processes
+    processes = configs[0].runtime.processes // configs[0].runtime.machines
     estimates = [(estimate(config, architecture, rewards, gpus is not None), config) for config in configs]
     needed, config = max(estimates, key=lambda pair: pair[0].total)
     if gpus is None:

@@ -176,6 +176,23 @@ def test_launch_checks_what_it_can_before_anything_starts(
     assert "nowhere.txt: no such file" in run(capsys, *two, "prompts.train=nowhere.txt")[1]
     assert "no run directory" in run(capsys, "--resume", str(tmp_path))[1]
     assert "need the address of the first one" in run(capsys, *two, "runtime.machines=2")[1]
+    few = run(capsys, "runtime.processes=500", "rollout.prompts_per_update=500", "runtime.device=cpu")
+    assert "prompts, but an iteration draws 6000, rollout.prompts_per_update times rollout.candidates" in few[1]
+    for option in (["--main-address", "node0"], ["--main-port", "29501"]):
+        line = f"adagrpo: error: {option[0]} is for several machines, but runtime.machines=1"
+        assert run(capsys, *two, *option, "--show") == (2, line)
+
+
+@pytest.mark.parametrize("command", ["launch", "train"])
+@pytest.mark.parametrize("option", [["--profile", "paper"], ["--method", "flow_cps"], ["seed=1"]])
+def test_a_run_that_is_continued_takes_no_other_settings(
+    command: str, option: list[str], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "config.yaml").write_text("{}")
+    with pytest.raises(SystemExit) as end:
+        cli.main([command, "--resume", str(tmp_path), *option])
+    line = "--resume continues a run as it is; a profile, a method and overrides belong to a new run"
+    assert (end.value.code, capsys.readouterr().err) == (2, f"adagrpo: error: {line}\n")
 
 
 def test_launch_becomes_the_launcher(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

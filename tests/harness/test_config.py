@@ -63,6 +63,13 @@ def test_identity_counts_numerics_and_nothing_else() -> None:
     assert run_id(compose("miniature"), {"model": "b"}) != name
 
 
+@pytest.mark.parametrize(("sync", "is_same"), [("shared", True), ("per_rank", False)])
+def test_the_number_of_processes_counts_where_each_has_a_capability_of_its_own(sync: str, is_same: bool) -> None:
+    settings = ["rollout.prompts_per_update=2", f"capability.sync={sync}"]
+    alone, together = (compose("miniature", overrides=[*settings, f"runtime.processes={n}"]) for n in (1, 2))
+    assert (run_id(alone, {}) == run_id(together, {})) is is_same
+
+
 @pytest.mark.parametrize("word", ["off", '"off"', "offline"])
 def test_off_is_off_on_the_command_line_and_in_yaml(word: str, tmp_path: Path) -> None:
     assert compose("smoke", overrides=[f"logging.wandb={word}"]).logging.wandb == word.strip('"')

@@ -4,23 +4,31 @@ import json
 from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 import yaml
+from accelerate import Accelerator
+from accelerate.utils import DistributedType
 from diffusers import FluxTransformer2DModel
 from torch import Tensor
 
+from harness import processes as processes_module
+from harness.accounting import Counters, across_processes, summary_of_updates
 from harness.checkpointing import read_weights
 from harness.config import ROOT, ConfigError, compose
+from harness.errors import CollectiveError
 from harness.export import export, latest_weights
 from harness.launch import process
 from harness.launch.command import Placement, worker_command
 from harness.launch.local import run_all
+from harness.processes import Processes, make_accelerator
 from harness.runs import RunDirectory, prepare_run
 from harness.session import Session
 from harness.stopping import StopRun
+from harness.trainer import Trainer
 
 # Equal up to the last bit only where equal batches go through the network: one term of the loss in a forward, and
 # batches of two, into which all counts divide alike.
@@ -35,7 +43,8 @@ ALIKE = [
 REPLICATED = [
     *ALIKE,
     "iterations=10",
-    "objective={updates_per_iteration: 2, update_on: steps}",
+    # With a clip range the ratio is not 1 by definition: its largest deviation is another one in each process.
+    "objective={updates_per_iteration: 2, update_on: steps, clip_range: 0.1}",
     "optimizer.weight_ema=0.9",
     "selection=curriculum",
     "fusion.enabled=true",
@@ -170,6 +179,9 @@ def test_two_processes_of_one_prompt_equal_one_process_of_two(runs: Runs) -> Non
     assert together.run_id == alone.run_id
     assert len(logs(together)) == 10 + 3  # iterations; validations at 0 and 10, a test at 10
     assert difference(logs(together), logs(alone)) <= 1e-6
+    trained = [line for line in logs(together) if "prompts" in line]
+    assert all(len(set(line["prompts"])) == 2 for line in trained)  # each process has a prompt of its own
+    assert all(line["ratio_max_deviation"] > 0 for line in trained)
     ours, theirs = state(together), state(alone)
     assert len(ours["trackers"]) == 2
     assert ours["trackers"][0] == ours["trackers"][1]
@@ -244,6 +256,78 @@ def test_a_run_that_deepspeed_continues_equals_one_that_it_never_saw(runs: Runs,
     assert difference(weights(run), weights(alone)) <= 1e-6
     assert difference(state(run)["optimizer"]["state"], state(alone)["optimizer"]["state"]) <= 1e-6
     assert difference(logs(run), logs(alone)) <= ROUNDING
+
+
+def test_what_updates_log_depends_neither_on_how_many_processes_log_it_nor_on_their_order() -> None:
+    """One process has one term of the loss, the other has three."""
+    logged = [
+        {"loss": [0.1], "ratio_max_deviation": [0.002]},
+        {"loss": [0.2, 1e9, -1e9], "ratio_max_deviation": [0.0, 0.005, 0.001]},
+    ]
+
+    def joined(*everyone: Mapping[str, Any]) -> dict[str, float]:
+        brought = [(values, {}, vars(Counters())) for values in everyone]
+        processes: Any = SimpleNamespace(gather_objects=lambda mine, what: brought)
+        return summary_of_updates(across_processes(everyone[0], {}, Counters(), processes)[0])
+
+    whole = {name: [*logged[0][name], *logged[1][name]] for name in logged[0]}
+    assert joined(*logged) == joined(*reversed(logged)) == joined(whole)
+    assert joined(whole) == {"loss": (0.1 + 0.2) / 4, "ratio_max_deviation": 0.005}
+
+
+GLOO_TIMEOUT = RuntimeError("[/gloo/transport/tcp/unbound_buffer.cc:81] Timed out waiting 1000ms for recv operation")
+
+
+def test_an_exchange_of_weights_in_an_evaluation_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def exchange(self: Session, split: str, mirror: Any) -> Any:
+        raise GLOO_TIMEOUT
+
+    session: Any = Session.__new__(Session)
+    session.processes, session.trainer = Processes(Accelerator(cpu=True), 9), SimpleNamespace(iteration=5)
+    monkeypatch.setattr(Session, "_measure_and_log", exchange)
+    wanted = (
+        "exchanging weights or gradients at the validation of iteration 5: the other processes have not come within "
+        "runtime.timeout_seconds=9; raise it if they are only slow"
+    )
+    with pytest.raises(CollectiveError, match=f"^{wanted}$"):
+        session._evaluate("validation", None)
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (
+            torch.distributed.DistStoreError("Timed out after 14 seconds waiting for clients"),
+            "have not come within .*=9",
+        ),
+        (torch.distributed.DistNetworkError("Connection reset by peer"), "another process has failed or was killed"),
+    ],
+)
+def test_processes_that_do_not_join_are_named(
+    error: RuntimeError, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def join(**settings: Any) -> None:
+        assert settings["kwargs_handlers"][0].timeout.total_seconds() > 9
+        raise error
+
+    monkeypatch.setattr(processes_module, "Accelerator", join)
+    config = compose("miniature", overrides=["runtime.device=cpu", "runtime.timeout_seconds=9"])
+    with pytest.raises(CollectiveError, match=f"^joining the other processes: .*{message}"):
+        make_accelerator(config)
+
+
+def test_processes_that_were_launched_for_another_engine_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    launched = SimpleNamespace(num_processes=1, distributed_type=DistributedType.FSDP)
+    monkeypatch.setattr(processes_module, "Accelerator", lambda **settings: launched)
+    with pytest.raises(ConfigError, match=r"runtime\.engine=ddp was asked for, but accelerate was launched for fsdp2"):
+        make_accelerator(compose("miniature", overrides=["runtime.device=cpu"]))
+
+
+def test_capabilities_of_each_process_do_not_change_hands() -> None:
+    config = SimpleNamespace(capability=SimpleNamespace(sync="per_rank"))
+    trainer: Any = SimpleNamespace(config=config, processes=SimpleNamespace(count=1))
+    with pytest.raises(ConfigError, match=r"sync=per_rank: 2 processes made the checkpoint, 1 run now"):
+        Trainer.load_state_dict(trainer, {"trackers": [{}, {}]})
 
 
 def test_another_world_size_than_asked_for_is_an_error(runs: Runs) -> None:

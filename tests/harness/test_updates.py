@@ -150,6 +150,18 @@ def test_windows_and_shares_reach_the_rollout() -> None:
         assert record["ratio_max_deviation"] < 1e-4
 
 
+def test_every_slot_candidate_and_branch_has_noise_of_its_own() -> None:
+    training = trainer(*SMALL, "rollout.prompts_per_update=2", "selection=curriculum")
+    drawn: list[Tensor] = []
+    noise = training.policy.noise
+    training.policy.noise = lambda *arguments: (drawn.append(noise(*arguments)), drawn[-1])[1]  # type: ignore[method-assign]
+    for _ in range(2):
+        training.iterate()
+    each = torch.cat(drawn).flatten(1)
+    assert len(each) == 2 * 2 * (2 + 2 * 4)  # iterations, slots; candidates, and siblings of two branches
+    assert len(each.unique(dim=0)) == len(each)
+
+
 def test_latents_in_bf16_train() -> None:
     record = trainer(*FULL_SDE, "rollout.latent_precision=bf16", "objective.clip_range=1e-4").iterate()
     assert record["ratio_max_deviation"] < 1e-4
