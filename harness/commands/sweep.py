@@ -48,7 +48,7 @@ def add_parser(commands: Commands) -> None:
     confirm = parser.add_argument_group("to confirm")
     confirm.add_argument("--top", type=int, help="how many of the best (default: 3)")
     confirm.add_argument("--seeds", metavar="LIST", help="such as 0-9; none of the sweep's own (default: 0-9)")
-    confirm.add_argument("--slots", type=int, help="runs at a time (default: cores)")
+    confirm.add_argument("--slots", type=int, help="runs at a time (default: as many as cores or GPUs suffice for)")
     parser.set_defaults(command=sweep)
 
 
@@ -67,6 +67,7 @@ def sweep(options: argparse.Namespace) -> int:
 
     file, *overrides = options.words
     loaded = load_sweep(file, options.name, [*overrides, *options.overrides], options.trials)
+    options.again = file + (f" --name {options.name}" if options.name else "")
     return {"run": _run, "show": _show, "confirm": _confirm}[form](loaded, options)
 
 
@@ -86,7 +87,7 @@ def _storage_url(sweep: "Sweep", options: argparse.Namespace, begin: bool = Fals
     if begin:
         file.parent.mkdir(parents=True, exist_ok=True)
     elif not file.exists():
-        raise ConfigError(f"study {sweep.name}: not begun; adagrpo sweep {sweep.path.stem} begins it")
+        raise ConfigError(f"study {sweep.name}: not begun; adagrpo sweep {options.again} begins it")
     return f"sqlite:///{file}"
 
 
@@ -182,7 +183,7 @@ def _confirm(sweep: "Sweep", options: argparse.Namespace) -> int:
     runs = [[prepare_run(config) for config in own] for own in configs]
     # Seed by seed, so that every candidate has its first seed before any has its second.
     in_order = [run for same_seed in zip(*runs, strict=True) for run in same_seed]
-    outcome = run_all(in_order, options.slots or os.cpu_count() or 1, lambda line: print(line, flush=True))
+    outcome = run_all(in_order, options.slots, lambda line: print(line, flush=True))
     for run_id, reason in outcome.failed.items():
         print(f"failed: {run_id}: {reason}", file=sys.stderr)
     write_confirmation(sweep, list(zip(chosen, runs, strict=True)), _output(sweep, options))
@@ -206,7 +207,7 @@ def _report(sweep: "Sweep", study: "optuna.Study", options: argparse.Namespace, 
     folder = _output(sweep, options)
     write_tables(sweep, study, folder)
     page, conclusion = write_sweep_report(folder)
-    again = f"adagrpo sweep confirm {sweep.path.stem}" + (f" --name {options.name}" if options.name else "")
+    again = f"adagrpo sweep confirm {options.again}"
     hint = [f"measure the best again, on fresh seeds and test prompts: {again}"] if best_trials(sweep, study) else []
     print("\n".join(["", *summary(sweep, study), "", *(conclusion or hint)]))
     print(f"tables, figures and page: {page}")
