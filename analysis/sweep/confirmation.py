@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
@@ -27,6 +28,8 @@ class Confirmed:
         difference: value - reference_value, with its interval.
         validation_difference: the same on validation prompts, where the sweep looked.
         claimed: what the sweep said the difference was; NaN where the reference was no trial.
+        sweep_value: what the sweep said the value was, on validation prompts; NaN for a metric that it did not seek.
+        lost: sweep_value - the value on fresh seeds and the same validation prompts, with its interval.
     """
 
     trial: int
@@ -37,9 +40,17 @@ class Confirmed:
     difference: Interval
     validation_difference: float
     claimed: float
+    sweep_value: float
+    lost: Interval
+
+    def too_good(self, objective: Objective) -> Interval:
+        """By how much the sweep's own value was too good, on the prompts where it looked."""
+        if objective.is_maximized:
+            return self.lost
+        return Interval(-self.lost.estimate, -self.lost.high, -self.lost.low)
 
     def optimism(self, objective: Objective) -> float:
-        """By how much the sweep said too much good; negative: too little."""
+        """By how much the sweep said too much good of the difference; negative: too little."""
         return objective.sign * (self.claimed - self.difference.estimate)
 
     def verdict(self, objective: Objective) -> str:
@@ -75,6 +86,7 @@ def judge(tables: SweepTables, metric: str) -> list[Confirmed]:
         test, validation = pairs["test"], pairs["validation"]
         if len(test) < 2:
             continue
+        said = _said(tables, int(number), metric)
         confirmed.append(
             Confirmed(
                 int(number),
@@ -85,6 +97,8 @@ def judge(tables: SweepTables, metric: str) -> list[Confirmed]:
                 paired_interval(test["value"], test["reference"], confidence),
                 float((validation["value"] - validation["reference"]).mean()),
                 _claimed(tables, int(number), metric),
+                said,
+                _lost(said, validation["value"], confidence),
             )
         )
     return confirmed
@@ -96,13 +110,24 @@ def _paired(ours: pd.DataFrame, references: pd.DataFrame, split: str) -> pd.Data
     return pd.DataFrame(dict(zip(("value", "reference"), values, strict=True))).dropna()
 
 
-def _claimed(tables: SweepTables, number: int, metric: str) -> float:
+def _said(tables: SweepTables, number: int, metric: str) -> float:
+    """A trial's own value; NaN for a metric that was not sought."""
     columns = [objective.column for objective in tables.objectives if objective.metric == metric]
+    return float(tables.trials.loc[tables.trials["trial"] == number, columns[0]].iloc[0]) if columns else float("nan")
+
+
+def _lost(said: float, measured: pd.Series, confidence: float) -> Interval:
+    """What a trial's own value is above its mean on fresh seeds; NaN where either is not known."""
+    if pd.isna(said) or len(measured) < 2:
+        return Interval(float("nan"), float("nan"), float("nan"))
+    return paired_interval(np.full(len(measured), said), measured, confidence)
+
+
+def _claimed(tables: SweepTables, number: int, metric: str) -> float:
     reference = tables.reference
-    if not columns or reference is None:
+    if reference is None:
         return float("nan")
-    own = tables.trials.loc[tables.trials["trial"] == number, columns[0]]
-    return float(own.iloc[0] - reference[columns[0]])
+    return _said(tables, number, metric) - _said(tables, int(reference["trial"]), metric)
 
 
 def confirmed_table(confirmed: list[Confirmed], objective: Objective) -> pd.DataFrame:
@@ -120,6 +145,11 @@ def confirmed_table(confirmed: list[Confirmed], objective: Objective) -> pd.Data
             "validation_difference": one.validation_difference,
             "claimed_difference": one.claimed,
             "optimism": one.optimism(objective),
+            "sweep_value": one.sweep_value,
+            "validation": one.sweep_value - one.lost.estimate,
+            "too_good": one.too_good(objective).estimate,
+            "too_good_low": one.too_good(objective).low,
+            "too_good_high": one.too_good(objective).high,
             "verdict": one.verdict(objective),
         }
         for one in confirmed
@@ -136,6 +166,7 @@ def conclusion(confirmed: list[Confirmed], objective: Objective) -> list[str]:
         low, high = one.difference.low, one.difference.high
         claim = "" if pd.isna(one.claimed) else f" The sweep itself had said {one.claimed:+.3f}"
         claim += "" if pd.isna(one.claimed) else f": it was {_how_far(one.optimism(objective))}."
+        claim += "" if pd.isna(one.lost.estimate) else f" {_own_value(one, objective)}"
         sentences.append(
             f"Trial {one.trial} ({one.point}): {one.difference.estimate:+.3f} [{low:+.3f}, {high:+.3f}] against the "
             f"reference on {one.num_seeds} fresh seeds and test prompts: {one.verdict(objective)}.{claim}"
@@ -147,6 +178,39 @@ def conclusion(confirmed: list[Confirmed], objective: Objective) -> list[str]:
     else:
         sentences.append("None of the best trials is better than the reference beyond the noise of seeds.")
     return sentences
+
+
+def reference_sentence(tables: SweepTables, objective: Objective) -> str:
+    """What the reference is, and what it has itself on all of its fresh seeds; without two of them, only the former."""
+    assert tables.confirmation is not None
+    runs = tables.confirmation
+    own = runs[(runs["metric"] == objective.metric) & runs["is_reference"]]
+    about = tables.about["reference"]
+    point = tables.point(pd.Series(about)) if about else "the sweep's settings without its space"
+    values = {split: own.loc[own["split"] == split, "value"].to_numpy(dtype=float) for split in ("test", "validation")}
+    if len(values["test"]) < 2:
+        return f"The reference is {point}."
+    mean = paired_interval(values["test"], np.zeros(len(values["test"])), CONFIDENCE)
+    sentence = (
+        f"The reference is {point}: {mean.estimate:.3f} [{mean.low:.3f}, {mean.high:.3f}] on {len(values['test'])} "
+        f"fresh seeds and test prompts."
+    )
+    trial = tables.reference
+    said = float("nan") if trial is None else _said(tables, int(trial["trial"]), objective.metric)
+    if pd.isna(said):
+        return sentence
+    return (
+        f"{sentence} On validation prompts it had {said:.3f} in the sweep and has {values['validation'].mean():.3f} "
+        "on fresh seeds; it was not chosen for its value, so this is what the seeds alone do."
+    )
+
+
+def _own_value(one: Confirmed, objective: Objective) -> str:
+    lost = one.too_good(objective)
+    return (
+        f"Its own value in the sweep, {one.sweep_value:.3f}, is {one.sweep_value - one.lost.estimate:.3f} on fresh "
+        f"seeds and the same validation prompts: too good by {lost.estimate:+.3f} [{lost.low:+.3f}, {lost.high:+.3f}]."
+    )
 
 
 def _how_far(optimism: float) -> str:

@@ -7,6 +7,7 @@ import jinja2
 import pandas as pd
 
 from analysis.figures.drawing import Drawing
+from analysis.statistics import Interval
 from analysis.sweep.confirmation import (
     CONFIDENCE,
     Confirmed,
@@ -15,6 +16,7 @@ from analysis.sweep.confirmation import (
     draw_confirmation,
     judge,
     main_objective,
+    reference_sentence,
 )
 from analysis.sweep.figures import draw_sweep
 from analysis.sweep.tables import TRAINING_REWARD, Objective, SweepTables, load_sweep_tables
@@ -80,7 +82,12 @@ def write_sweep_report(folder: Path) -> tuple[Path, list[str]]:
     )
     (folder / "report.html").write_text(page, encoding="utf-8")
     parts = [f"# Sweep {tables.about['name']}", " ".join(introduction)]
-    if judgement is not None:
+    if judgement is None:
+        parts += [
+            "Not measured again yet: the best of many noisy trials is the luckiest, too, so its value is too good. "
+            "`adagrpo sweep confirm` measures it on fresh seeds and test prompts."
+        ]
+    else:
         parts += ["\n".join(f"- {sentence}" for sentence in judgement.sentences)]
         parts += [table.markdown() for table in judgement.tables]
     (folder / "summary.md").write_text("\n\n".join([*parts, best.markdown()]), encoding="utf-8")
@@ -100,7 +107,7 @@ def _introduction(tables: SweepTables) -> list[str]:
     return [
         f"Searched: {searched}, to {sought}; profile {about['profile']}, {about['method']}, {about['iterations']} "
         f"iterations, sampler {about['sampler']['kind']}, pruner {about['pruner']['kind']}.",
-        f"{len(trials)} trials of {about['trials']}: {counted}"
+        f"{len(trials)} trials{'' if about['trials'] is None else ' of ' + str(about['trials'])}: {counted}"
         + (
             f"; {collapsed} of the complete ones collapsed: they diverged or fell below the untrained model."
             if collapsed
@@ -139,17 +146,18 @@ def _judge(tables: SweepTables, folder: Path) -> Judgement:
     confirmed = judge(tables, objective.metric)
     confirmed_table(confirmed, objective).to_csv(folder / "differences.csv", index=False, lineterminator="\n")
     figure = draw_confirmation(confirmed, objective) if confirmed else None
-    return Judgement(
-        conclusion(confirmed, objective), [_main_table(confirmed, objective), *_other_tables(tables, objective)], figure
-    )
+    sentences = [reference_sentence(tables, objective), *conclusion(confirmed, objective)]
+    return Judgement(sentences, [_main_table(confirmed, objective), *_other_tables(tables, objective)], figure)
 
 
 def _main_table(confirmed: list[Confirmed], objective: Objective) -> Table:
     title = (
-        f"{objective.label} on test prompts, paired differences from the reference; all intervals hold at once with "
-        f"{CONFIDENCE:.0%} confidence"
+        f"{objective.label} on test prompts, paired differences from the reference, whose intervals all hold at once "
+        f"with {CONFIDENCE:.0%} confidence. Too good by: the trial's own value in the sweep less that on fresh seeds "
+        "and the same validation prompts"
     )
-    head = ["Trial", "Parameters", "Seeds", "Value", "Reference", "Difference", "The sweep said", "Optimism", "Verdict"]
+    head = ["Trial", "Parameters", "Seeds", "Value", "Reference", "Difference", "The sweep said", "Optimism"]
+    head += ["Value in the sweep", "Too good by", "Verdict"]
     rows = [
         [
             str(one.trial),
@@ -157,9 +165,11 @@ def _main_table(confirmed: list[Confirmed], objective: Objective) -> Table:
             str(one.num_seeds),
             _number(one.value),
             _number(one.reference_value),
-            _difference(one),
+            _interval(one.difference),
             _signed(one.claimed),
             _signed(one.optimism(objective)),
+            _number(one.sweep_value),
+            _interval(one.too_good(objective)),
             one.verdict(objective),
         ]
         for one in confirmed
@@ -178,13 +188,15 @@ def _other_tables(tables: SweepTables, objective: Objective) -> list[Table]:
     if not metrics or not judged[metrics[0]]:
         return []
     trials = [one.trial for one in judged[metrics[0]]]
-    rows = [[metric, *(_difference(one) for one in judged[metric])] for metric in metrics]
+    rows = [[metric, *(_interval(one.difference) for one in judged[metric])] for metric in metrics]
     title = "All other metrics on test prompts, paired differences from the reference"
     return [Table(title, ["Metric", *(f"Trial {trial}" for trial in trials)], rows)]
 
 
-def _difference(one: Confirmed) -> str:
-    return f"{_signed(one.difference.estimate)} [{_signed(one.difference.low)}, {_signed(one.difference.high)}]"
+def _interval(interval: Interval) -> str:
+    if pd.isna(interval.estimate):
+        return "–"
+    return f"{_signed(interval.estimate)} [{_signed(interval.low)}, {_signed(interval.high)}]"
 
 
 def _number(value: float) -> str:

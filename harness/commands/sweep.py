@@ -32,7 +32,7 @@ def add_parser(commands: Commands) -> None:
         help="search over any keys of the configuration with Optuna; resumable, on one machine or many",
         usage="adagrpo sweep [show | confirm] SWEEP [options] [KEY=VALUE ...]",
         description="Execute the trials of a sweep that are left; `show` what it has found; `confirm` its best trials "
-        "on fresh seeds and test prompts.",
+        "on fresh seeds and test prompts. `show FOLDER` draws a folder of a sweep's tables again, without its study.",
     )
     parser.add_argument("words", nargs="+", metavar="SWEEP", help="file in experiments/sweeps/, or a path")
     parser.set_defaults(overrides=[])
@@ -48,7 +48,7 @@ def add_parser(commands: Commands) -> None:
     confirm = parser.add_argument_group("to confirm")
     confirm.add_argument("--top", type=int, help="how many of the best (default: 3)")
     confirm.add_argument("--seeds", metavar="LIST", help="such as 0-9; none of the sweep's own (default: 0-9)")
-    confirm.add_argument("--slots", type=int, help="runs at a time (default: cores)")
+    confirm.add_argument("--slots", type=int, help="runs at a time (default: as many as cores or GPUs suffice for)")
     parser.set_defaults(command=sweep)
 
 
@@ -62,11 +62,14 @@ def sweep(options: argparse.Namespace) -> int:
             if getattr(options, name) is not None:
                 raise ConfigError(f"--{name} belongs to adagrpo sweep{'' if other == 'run' else ' ' + other}, not here")
     _check_numbers(options)
+    if form == "show" and _is_folder_of_tables(options.words[0]):
+        return _show_folder(options)
 
     from harness.sweep.definition import load_sweep
 
     file, *overrides = options.words
     loaded = load_sweep(file, options.name, [*overrides, *options.overrides], options.trials)
+    options.again = file + (f" --name {options.name}" if options.name else "")
     return {"run": _run, "show": _show, "confirm": _confirm}[form](loaded, options)
 
 
@@ -86,7 +89,7 @@ def _storage_url(sweep: "Sweep", options: argparse.Namespace, begin: bool = Fals
     if begin:
         file.parent.mkdir(parents=True, exist_ok=True)
     elif not file.exists():
-        raise ConfigError(f"study {sweep.name}: not begun; adagrpo sweep {sweep.path.stem} begins it")
+        raise ConfigError(f"study {sweep.name}: not begun; adagrpo sweep {options.again} begins it")
     return f"sqlite:///{file}"
 
 
@@ -117,7 +120,7 @@ def _run(sweep: "Sweep", options: argparse.Namespace) -> int:
             if line:
                 print(line, flush=True)
 
-    if num_finished(study) < sweep.num_trials:
+    if not sweep.is_full(num_finished(study)):
         _folder(sweep).mkdir(parents=True, exist_ok=True)
         try:
             run_workers(
@@ -132,7 +135,7 @@ def _run(sweep: "Sweep", options: argparse.Namespace) -> int:
             raise
     _report(sweep, study, options, url)
     is_timed = options.hours is not None or sweep.file.hours is not None
-    return 0 if is_timed or num_finished(study) >= sweep.num_trials else 1
+    return 0 if is_timed or sweep.is_full(num_finished(study)) else 1
 
 
 def worker_environments(sweep: "Sweep", workers: int, url: str) -> list[dict[str, str]]:
@@ -150,7 +153,9 @@ def _identity(sweep: "Sweep") -> str:
 
 def _worker_command(sweep: "Sweep", options: argparse.Namespace) -> list[str]:
     command = [sys.executable, "-m", "harness.sweep.worker", str(sweep.path.resolve()), *sweep.overrides]
-    command += ["--name", sweep.name, "--trials", str(sweep.file.trials)]
+    command += ["--name", sweep.name]
+    if sweep.file.trials is not None:
+        command += ["--trials", str(sweep.file.trials)]
     hours = options.hours or sweep.file.hours
     if hours is not None:
         command += ["--deadline", str(time.time() + 3600 * hours)]
@@ -162,6 +167,29 @@ def _show(sweep: "Sweep", options: argparse.Namespace) -> int:
 
     url = _storage_url(sweep, options)
     _report(sweep, find_study(sweep, open_storage(url)), options, url)
+    return 0
+
+
+def _is_folder_of_tables(word: str) -> bool:
+    from harness.config import EXPERIMENTS
+
+    return Path(word).is_dir() and not (EXPERIMENTS / "sweeps" / f"{word}.yaml").exists()
+
+
+def _show_folder(options: argparse.Namespace) -> int:
+    """Draw and judge a sweep from its tables alone, as they are committed."""
+    from analysis.sweep import write_sweep_report
+    from analysis.sweep.tables import SweepTableError
+
+    folder, *others = options.words
+    given = [f"--{name}" for name in ("name", "storage", "output") if getattr(options, name) is not None]
+    if others or given or options.overrides:
+        raise ConfigError(f"adagrpo sweep show {folder}: a folder of tables is all it takes; leave out the rest")
+    try:
+        page, conclusion = write_sweep_report(Path(folder))
+    except SweepTableError as error:
+        raise ConfigError(str(error)) from None
+    print("\n".join([*conclusion, f"figures and page: {page}"]))
     return 0
 
 
@@ -182,7 +210,7 @@ def _confirm(sweep: "Sweep", options: argparse.Namespace) -> int:
     runs = [[prepare_run(config) for config in own] for own in configs]
     # Seed by seed, so that every candidate has its first seed before any has its second.
     in_order = [run for same_seed in zip(*runs, strict=True) for run in same_seed]
-    outcome = run_all(in_order, options.slots or os.cpu_count() or 1, lambda line: print(line, flush=True))
+    outcome = run_all(in_order, options.slots, lambda line: print(line, flush=True))
     for run_id, reason in outcome.failed.items():
         print(f"failed: {run_id}: {reason}", file=sys.stderr)
     write_confirmation(sweep, list(zip(chosen, runs, strict=True)), _output(sweep, options))
@@ -206,7 +234,7 @@ def _report(sweep: "Sweep", study: "optuna.Study", options: argparse.Namespace, 
     folder = _output(sweep, options)
     write_tables(sweep, study, folder)
     page, conclusion = write_sweep_report(folder)
-    again = f"adagrpo sweep confirm {sweep.path.stem}" + (f" --name {options.name}" if options.name else "")
+    again = f"adagrpo sweep confirm {options.again}"
     hint = [f"measure the best again, on fresh seeds and test prompts: {again}"] if best_trials(sweep, study) else []
     print("\n".join(["", *summary(sweep, study), "", *(conclusion or hint)]))
     print(f"tables, figures and page: {page}")

@@ -83,8 +83,8 @@ def assign_devices(devices: Sequence[str], slots: int, per_slot: int) -> list[tu
     """
     if slots * per_slot > len(devices):
         raise ConfigError(
-            f"{slots} slots of {per_slot} GPUs need {slots * per_slot}, but there are {len(devices)}: lower --slots or "
-            "runtime.processes"
+            f"{slots} slots of {per_slot} GPUs need {slots * per_slot}, but there are {len(devices)}: lower "
+            "--slots (of a sweep, --workers) or runtime.processes"
         )
     return [tuple(devices[slot * per_slot : (slot + 1) * per_slot]) for slot in range(slots)]
 

@@ -79,7 +79,8 @@ def write_confirmation(
 ) -> None:
     """Write confirmation.csv: each metric of each finished run, on validation and on test prompts.
 
-    Columns: ``trial``, ``is_reference``, one a parameter, ``seed``, ``run_id``, ``split``, ``metric``, ``value``.
+    The folder is made if it is missing. Columns: ``trial``, ``is_reference``, one a parameter, ``seed``, ``run_id``,
+    ``split``, ``metric``, ``value``.
     """
     rows = []
     for candidate, runs in measured:
@@ -96,5 +97,6 @@ def write_confirmation(
                     whose = {"trial": candidate.trial, "is_reference": candidate.is_reference, **point}
                     of_run = {"seed": config.seed, "run_id": run.run_id, "split": split}
                     rows.append({**whose, **of_run, "metric": metric, "value": value})
+    folder.mkdir(parents=True, exist_ok=True)
     names = ["trial", "is_reference", *(p.column for p in sweep.parameters)]
     write_csv(folder / "confirmation.csv", rows, [*names, "seed", "run_id", "split", "metric", "value"])

@@ -92,10 +92,17 @@ class SweepConfig(Section):
     """A value of each path: the first trial, never given up, and what the best are compared with."""
     sampler: SamplerConfig = SamplerConfig()
     pruner: PrunerConfig = PrunerConfig()
-    trials: int = Field(ge=1)
-    """How many trials the study is to have, finished or pruned, over all times that the sweep is called."""
+    trials: int | None = Field(None, ge=1)
+    """How many trials the study is to have, finished or pruned, over all times that the sweep is called; None for as
+    many as ``hours`` suffice for, or all points of a grid."""
     hours: Positive | None = None
     """No trial begins later than this after the call."""
+
+    @model_validator(mode="after")
+    def _check_budget(self) -> "SweepConfig":
+        if self.trials is None and self.hours is None:
+            raise ValueError("a sweep needs a budget: set trials, hours or both")
+        return self
 
 
 @dataclass(frozen=True)
@@ -137,11 +144,17 @@ class Sweep:
         return dict(self.file.reference or {})
 
     @property
-    def num_trials(self) -> int:
-        """The budget: of a grid, no more than there are points."""
+    def num_trials(self) -> int | None:
+        """The budget: of a grid, no more than there are points; None where time alone limits it."""
+        budget = self.file.trials
         if self.file.sampler.kind != "grid":
-            return self.file.trials
-        return min(self.file.trials, len(self.planned_points()))
+            return budget
+        points = len(self.planned_points())
+        return points if budget is None else min(budget, points)
+
+    def is_full(self, num_trials: int) -> bool:
+        """Whether so many trials are all that the study is to have."""
+        return self.num_trials is not None and num_trials >= self.num_trials
 
     def planned_points(self) -> list[dict[str, Scalar]]:
         """What is tried before any sampler is asked, in order: the reference, and all points of a grid."""

@@ -25,11 +25,11 @@ _RESERVED_COLUMNS = ("trial", "state", "origin", "feasible", "collapse", "base",
 class RangeConfig(Section):
     """A range of numbers in a sweep file."""
 
-    low: float
-    high: float
+    low: float = Field(allow_inf_nan=False)
+    high: float = Field(allow_inf_nan=False)
     log: bool = False
     """Uniform in the logarithm."""
-    step: float | None = Field(None, gt=0)
+    step: float | None = Field(None, gt=0, allow_inf_nan=False)
     """Distance of the values that are tried, from ``low`` up."""
     points: int | None = Field(None, ge=2)
     """With the grid sampler: how many values, evenly spaced (in the logarithm with ``log``)."""

@@ -32,11 +32,15 @@ class Progress:
         if finished == self.last:
             return None
         self.last = finished
-        seconds = (time.monotonic() - self.began) / (finished - self.first) * (self.sweep.num_trials - finished)
         best = best_trials(self.sweep, self.study)
         found = f"; best so far {describe(self.sweep, best[0])}" if best else ""
-        left = f"; about {seconds / 60:.0f} min left" if finished < self.sweep.num_trials else ""
-        return f"{counts(self.sweep, self.study)}{found}{left}"
+        return f"{counts(self.sweep, self.study)}{found}{self._left(finished)}"
+
+    def _left(self, finished: int) -> str:
+        if self.sweep.num_trials is None or self.sweep.is_full(finished):
+            return ""
+        seconds = (time.monotonic() - self.began) / (finished - self.first) * (self.sweep.num_trials - finished)
+        return f"; about {seconds / 60:.0f} min left"
 
 
 def num_finished(study: optuna.Study) -> int:
@@ -52,7 +56,8 @@ def counts(sweep: Sweep, study: optuna.Study) -> str:
     parts = [f"{states[name]} {name}" for name in ("complete", "pruned", "running", "waiting") if states[name]]
     parts += [f"{states['fail']} failed"] if states["fail"] else []
     parts += [f"{collapsed} of them collapsed"] if collapsed else []
-    return f"{num_finished(study)} of {sweep.num_trials} trials ({', '.join(parts) or 'none begun'})"
+    budget = "" if sweep.num_trials is None else f" of {sweep.num_trials}"
+    return f"{num_finished(study)}{budget} trials ({', '.join(parts) or 'none begun'})"
 
 
 def describe(sweep: Sweep, trial: FrozenTrial) -> str:

@@ -98,18 +98,20 @@ def _curve_rows(trial: FrozenTrial) -> list[dict[str, Any]]:
 def importance(sweep: Sweep, study: optuna.Study) -> list[dict[str, Any]]:
     """PED-ANOVA of each objective: how much a parameter decides whether a trial is among the best tenth; shares of 1.
 
-    Empty before there are enough complete trials to tell.
+    A collapsed trial counts as the worst, whatever it had reached before. Empty before there are enough complete trials
+    to tell.
     """
     complete = [trial for trial in study.get_trials(deepcopy=False) if trial.state == TrialState.COMPLETE]
     rows = []
     for index, (metric, direction) in enumerate(sweep.file.objectives.items()):
-        sign = 1 if direction == "minimize" else -1
-
-        def lower_is_better(trial: FrozenTrial, index: int = index, sign: int = sign) -> float:
-            return sign * trial.values[index]
-
         if len(complete) < 4:
             continue
+        sign = 1 if direction == "minimize" else -1
+        worst = max(sign * trial.values[index] for trial in complete)
+
+        def lower_is_better(trial: FrozenTrial, index: int = index, sign: int = sign, worst: float = worst) -> float:
+            return sign * trial.values[index] if _is_feasible(trial) else worst
+
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that it takes low targets for good ones, as it is meant to here
             shares = optuna.importance.get_param_importances(study, target=lower_is_better)
@@ -124,9 +126,13 @@ def best_trials(sweep: Sweep, study: optuna.Study) -> list[FrozenTrial]:
     """Complete, feasible trials, best first: by the objective, or, of several, the Pareto front by the first one."""
     multiple = len(sweep.file.objectives) > 1
     trials = study.best_trials if multiple else study.get_trials(states=(TrialState.COMPLETE,))
-    feasible = [trial for trial in trials if all(value <= 0 for value in trial.constraints.values())]
+    feasible = [trial for trial in trials if _is_feasible(trial)]
     sign = 1 if next(iter(sweep.file.objectives.values())) == "minimize" else -1
     return sorted(feasible, key=lambda trial: (sign * trial.values[0], trial.number))
+
+
+def _is_feasible(trial: FrozenTrial) -> bool:
+    return all(value <= 0 for value in trial.constraints.values())
 
 
 def _description(sweep: Sweep) -> dict[str, Any]:

@@ -127,7 +127,7 @@ class Objective:
         taken = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.RUNNING)
         before = [t for t in trial.study.get_trials(deepcopy=False, states=taken) if t.number < trial.number]
         # Two workers may have found the last place free at the same time.
-        if len(before) >= self.sweep.num_trials:
+        if self.sweep.is_full(len(before)):
             trial.set_user_attr(SURPLUS, True)
             raise SurplusTrial
 

@@ -74,9 +74,9 @@ def next_step(study: optuna.Study, sweep: Sweep) -> Literal["done", "wait", "run
     """Whether there is a trial to begin, or others' to wait for: one of them may come back into the queue."""
     counts = Counter(trial.state for trial in study.get_trials(deepcopy=False))
     finished = counts[TrialState.COMPLETE] + counts[TrialState.PRUNED]
-    if finished >= sweep.num_trials:
+    if sweep.is_full(finished):
         return "done"
-    is_free = finished + counts[TrialState.RUNNING] < sweep.num_trials
+    is_free = not sweep.is_full(finished + counts[TrialState.RUNNING])
     # A grid's points are in the queue; there are no others.
     if is_free and (counts[TrialState.WAITING] or sweep.file.sampler.kind != "grid"):
         return "run"

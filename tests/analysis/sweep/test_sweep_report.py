@@ -13,7 +13,7 @@ import pytest
 from analysis.sweep import write_sweep_report
 from analysis.sweep.confirmation import conclusion, judge, main_objective
 from analysis.sweep.surface import best_bandwidth, smooth
-from analysis.sweep.tables import SweepTableError, load_sweep_tables, pareto_front
+from analysis.sweep.tables import Objective, SweepTableError, load_sweep_tables, pareto_front
 
 DECAYS = [0.8, 0.6, 0.9, 0.95, 0.7, 0.85, 0.65, 0.75, 0.88, 0.99]
 WEIGHTS = [1, 0.1, 3, 10, 0.5, 2, 0.2, 5, 4, 14]
@@ -155,6 +155,27 @@ def test_differences_are_paired_and_the_sweep_s_optimism_is_what_it_claimed_beyo
     assert "too optimistic by 0.090" in text
     assert "Better than the reference beyond the noise of seeds: trial 2." in text
     assert "None of the best" in " ".join(conclusion([equal], objective))
+
+
+def test_the_page_says_how_much_too_good_a_trial_s_own_value_was_and_what_the_seeds_alone_do(folder: Path) -> None:
+    confirm(folder, {2: [0.10, 0.12, 0.11], 8: [0.02, -0.02, 0.0]})
+    tables = load_sweep_tables(folder)
+    objective = main_objective(tables)
+    best, _ = judge(tables, objective.metric)
+    # .90 in the sweep; .72, .75, .75 on fresh seeds and the same prompts.
+    too_good = best.too_good(objective)
+    assert too_good.estimate == pytest.approx(0.90 - 0.74)
+    assert 0 < too_good.low < too_good.estimate < too_good.high
+    mirrored = best.too_good(Objective("loss", "value", is_maximized=False))
+    assert mirrored == (-too_good.estimate, -too_good.high, -too_good.low)
+    assert pd.isna(judge(tables, "ocr-v4")[0].too_good(objective).estimate)  # the sweep did not seek it
+    page, sentences = write_sweep_report(folder)
+    assert sentences[0].startswith("The reference is decay 0.8, weight 1: 0.610 [")
+    assert "On validation prompts it had 0.700 in the sweep and has 0.630 on fresh seeds" in sentences[0]
+    assert "0.900, is 0.740 on fresh seeds and the same validation prompts: too good by +0.160 [" in sentences[1]
+    for text in (page.read_text(), (folder / "summary.md").read_text()):
+        assert sentences[0] in text
+        assert "Too good by" in text
 
 
 def test_more_trials_ask_for_more_evidence(folder: Path) -> None:

@@ -1,17 +1,26 @@
 """``adagrpo sweep``: bad input is one line and exit code 2, before anything heavy is loaded."""
 
+import json
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from landscape import write_sweep
+from landscape import execute, height, write_sweep
 
+from harness import runs
+from harness.cli import main
+from harness.commands import sweep as command
 from harness.commands.sweep import worker_environments
 from harness.config import ROOT, ConfigError
-from harness.launch import slots
+from harness.launch import local, slots
+from harness.launch.local import Outcome
+from harness.runs import RunDirectory
 from harness.sweep import STORAGE_VARIABLE
 from harness.sweep.definition import load_sweep
+from harness.sweep.study import open_storage, open_study
+from harness.sweep.worker import work
 
 _CODE = """
 import sys
@@ -49,6 +58,77 @@ def test_bad_input_is_one_line_and_exit_code_2_and_loads_nothing_heavy(arguments
     assert expected in result.stderr
     assert len(result.stderr.strip().splitlines()) == 1
     assert result.stdout.strip() == "False"
+
+
+def exit_code(*arguments: str) -> int:
+    with pytest.raises(SystemExit) as end:
+        main(arguments)
+    assert isinstance(end.value.code, int)
+    return end.value.code
+
+
+@pytest.fixture
+def complete(tmp_path: Path, sqlite_url: str, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Arguments of a sweep whose study has its four trials."""
+    file = write_sweep(tmp_path, trials=4, seeds=[1000])
+    sweep = load_sweep(str(file))
+    storage = open_storage(sqlite_url)
+    monkeypatch.setattr(command, "_identity", lambda sweep: "identity")
+    open_study(sweep, storage, "identity")
+    work(sweep, storage, execute, lambda line: None, poll_seconds=0.1)
+    return [str(file), "--storage", sqlite_url, "--output", str(tmp_path / "out")]
+
+
+def test_a_complete_sweep_is_reported_and_drawn_again_from_its_tables(
+    complete: list[str], tmp_path: Path, sqlite_url: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert exit_code("sweep", *complete) == 0  # nothing is left to execute
+    said = capsys.readouterr().out
+    assert "study landscape: 4 of 4 trials (4 complete)" in said
+    assert f"adagrpo sweep confirm {complete[0]}" in said
+    assert f"optuna-dashboard '{sqlite_url}'" in said
+    files = {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()}
+    assert tmp_path / "out" / "report.html" in files
+    assert exit_code("sweep", "show", *complete) == 0
+    assert exit_code("sweep", "show", str(tmp_path / "out")) == 0
+    assert {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()} == files
+
+
+def test_a_folder_of_tables_takes_no_option_and_must_hold_them(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert exit_code("sweep", "show", str(tmp_path), "--name", "x") == 2
+    assert "leave out the rest" in capsys.readouterr().err
+    assert exit_code("sweep", "show", str(tmp_path)) == 2
+    assert "study.json: cannot be read" in capsys.readouterr().err
+
+
+def test_the_best_and_the_reference_are_run_on_fresh_seeds_in_all_slots_there_are(
+    complete: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    begun: list[tuple[float, int]] = []
+
+    def run_all(given: Sequence[RunDirectory], slots: int | None, say: object) -> Outcome:
+        assert slots is None  # as many as cores or GPUs suffice for
+        for run in given:
+            begun.append((run.config.fusion.weight, run.config.seed))
+            lines = [
+                {"iteration": 8, "split": split, "metrics": {"ocr": height(run.config)}}
+                for split in ("validation", "test")
+            ]
+            (run.folder / "eval.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+            run.set_status("finished", 8, 8)
+        return Outcome(list(given))
+
+    prepare = runs.prepare_run
+    monkeypatch.setattr(runs, "prepare_run", lambda config: prepare(config, tmp_path / "runs"))
+    monkeypatch.setattr(local, "run_all", run_all)
+    assert exit_code("sweep", "confirm", *complete, "--top", "1", "--seeds", "0-1") == 0
+    assert [seed for _, seed in begun] == [0, 0, 1, 1]
+    assert begun[0][0] == begun[2][0] == 1  # the reference's weight
+    said = capsys.readouterr().out
+    assert "The reference is decay 0.8, weight 1" in said
+    assert "too good by" in said
 
 
 def test_a_wrong_path_in_the_file_is_named_with_the_nearest(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """The search space: what a sweep file may say of a config path."""
 
+import math
 from typing import Any
 
 import pytest
@@ -20,6 +21,7 @@ RANGE = {"low": 0.5, "high": 0.9}
         ({"runtime.threads": {"low": 1, "high": 2}}, "does not change what training does"),
         ({"capability.decay": {"low": 0.9, "high": 0.5}}, "the range from 0.9 to 0.5 is empty"),
         ({"capability.decay": {"low": 0.5, "high": 0.5}}, "is empty"),
+        ({"fusion.weight": {"low": 0, "high": math.inf}}, "fusion.weight: high=inf: input should be a finite number"),
         ({"fusion.weight": {"low": 0, "high": 15, "log": True}}, "a logarithmic range cannot begin at 0"),
         ({"fusion.weight": {"low": 0, "hihg": 15}}, "unknown key 'hihg'; the nearest is 'high'"),
         ({"fusion.weight": {"low": 0}}, "key 'high' is missing"),

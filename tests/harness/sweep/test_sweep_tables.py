@@ -2,15 +2,17 @@
 
 import csv
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import optuna
 import pytest
 import yaml
 from landscape import BASE, PEAK_DECAY, PEAK_WEIGHT, execute, height, make_sweep
 from optuna import create_study
 from optuna.study import Study
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState
 
 from harness.config import ConfigError, RunConfig
 from harness.runs import RunDirectory
@@ -18,7 +20,7 @@ from harness.sweep.confirm import candidates, confirmation_configs, write_confir
 from harness.sweep.definition import Sweep
 from harness.sweep.study import make_pruner, make_sampler
 from harness.sweep.summary import summary
-from harness.sweep.tables import best_trials, write_tables
+from harness.sweep.tables import best_trials, importance, write_tables
 from harness.sweep.trial import Objective, OnValidation, RunResult
 
 REFERENCE = {"capability.decay": 0.8, "fusion.weight": 1.0}
@@ -96,6 +98,21 @@ def test_the_best_have_not_collapsed_though_their_last_value_was_higher(sweep: S
     lines = "\n".join(summary(sweep, study))
     assert "6 of 10 trials (5 complete, 1 pruned, 2 waiting, 1 of them collapsed)" in lines
     assert "reference: training_reward 0.7" in lines
+
+
+def test_a_collapsed_trial_does_not_count_as_good_for_importance(
+    sweep: Sweep, study: Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    costs: dict[int, float] = {}
+
+    def shares(study: Study, target: Callable[[FrozenTrial], float]) -> dict[str, float]:
+        costs.update({trial.number: target(trial) for trial in study.get_trials(states=(TrialState.COMPLETE,))})
+        return {}
+
+    monkeypatch.setattr(optuna.importance, "get_param_importances", shares)
+    importance(sweep, study)
+    assert set(costs) == {0, 1, 2, 4, 5}
+    assert costs[4] == costs[0] == max(costs.values())  # its last value, .99, was the highest
 
 
 def test_the_reference_and_the_best_other_points_are_measured_again(sweep: Sweep, study: Study) -> None:

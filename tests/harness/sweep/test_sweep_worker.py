@@ -17,6 +17,7 @@ from harness.config import ROOT, RunConfig
 from harness.sweep import STORAGE_VARIABLE
 from harness.sweep.definition import Sweep, load_sweep
 from harness.sweep.study import GRACE_SECONDS, MAX_RETRIES, find_study, open_storage, open_study
+from harness.sweep.summary import summary
 from harness.sweep.supervise import run_workers
 from harness.sweep.tables import listed_trials
 from harness.sweep.trial import ExecuteRun, OnValidation, RunResult
@@ -180,6 +181,23 @@ def test_no_trial_begins_after_the_deadline(tmp_path: Path, sqlite_url: str) -> 
     study = open_study(sweep, storage, "identity")
     work(sweep, storage, execute, lambda line: None, deadline=time.time() - 1)
     assert [trial.state for trial in study.get_trials()] == [TrialState.WAITING]
+
+
+def test_a_budget_of_time_alone_ends_with_the_deadline(tmp_path: Path, sqlite_url: str) -> None:
+    sweep = make_sweep(tmp_path, trials=None, hours=1, seeds=[1000])
+    storage = open_storage(sqlite_url)
+    study = open_study(sweep, storage, "identity")
+    num_before, deadline = 3, time.time() + 3600
+
+    def last_at_the_deadline(config: RunConfig, on_validation: OnValidation) -> RunResult:
+        if len(finished(study)) == num_before:
+            monkeypatch.setattr(time, "time", lambda: deadline + 1)
+        return execute(config, on_validation)
+
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        work(sweep, storage, last_at_the_deadline, lambda line: None, deadline)
+    assert len(finished(study)) == num_before + 1  # one that was begun before it is finished
+    assert "4 trials (4 complete)" in summary(sweep, study)[0]
 
 
 def test_killed_workers_lose_no_finished_trial_and_the_study_ends_complete(tmp_path: Path, storage_url: str) -> None:
