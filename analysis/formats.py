@@ -38,16 +38,21 @@ def number(value: float, digits: int = 3, signed: bool = False) -> str:
 
 
 def entry_text(entry: Entry) -> str:
-    """As in "0.903 ± 0.022", "+0.016 [+0.005, +0.027]" or "+24 %"."""
+    """As in "0.903 ± 0.022", "+0.016 [+0.005, +0.027]" or "+24 % [+12 %, +36 %]"."""
     if not math.isfinite(entry.value):
         return MISSING
-    if entry.percent:
-        return f"{number(100 * entry.value, entry.digits, entry.signed)} %"
-    text = number(entry.value, entry.digits, entry.signed)
+    text = _text(entry.value, entry)
     if entry.interval is not None:
-        low, high = (number(bound, entry.digits, entry.signed) for bound in entry.interval[1:])
-        return f"{text} [{low}, {high}]"
-    return f"{text} ± {number(entry.sd, entry.digits)}" if math.isfinite(entry.sd) else text
+        return f"{text} [{_text(entry.interval.low, entry)}, {_text(entry.interval.high, entry)}]"
+    return f"{text} ± {_text(entry.sd, entry._replace(signed=False))}" if math.isfinite(entry.sd) else text
+
+
+def _text(value: float, entry: Entry) -> str:
+    return (
+        f"{number(100 * value, entry.digits, entry.signed)} %"
+        if entry.percent
+        else number(value, entry.digits, entry.signed)
+    )
 
 
 def markdown(table: WideTable) -> str:

@@ -207,8 +207,8 @@ def extra_gain_table(study: Study) -> WideTable | None:
     """How much further + AdaGRPO gets, as a share of what its base gained over the untrained model, beside the paper's.
 
     (AdaGRPO - base) / (base - untrained), of means over seeds, on the reward that was trained on: a number without
-    unit, so that studies with other rewards compare. None where no base gained anything, or where the untrained model
-    was not measured on test prompts.
+    unit, so that studies with other rewards compare. The interval is that of the difference, over the same gain. None
+    where no base gained anything, or where the untrained model was not measured on test prompts.
     """
     published = paper.extra_gains().set_index(["training_reward", "method"])["share"]
     rows = []
@@ -218,15 +218,21 @@ def extra_gain_table(study: Study) -> WideTable | None:
         gain = study.values(base, TRAINING_REWARD).mean() - start
         for cell in treatments:
             comparison = study.compare(cell, TRAINING_REWARD)
-            share = comparison.difference / gain if comparison and gain > 0 else math.nan
             name = METHOD_NAMES.get(cell.method, cell.method)
             theirs = [float(published.get((reward, name), math.nan)) for reward in paper.REWARD_NAMES]
-            entries = [Entry(value, digits=0, signed=True, percent=True) for value in (share, *theirs)]
-            rows.append((cell.label, entries))
+            shares = [_share(comparison, gain), *map(Entry, theirs)]
+            rows.append((cell.label, [entry._replace(digits=0, signed=True, percent=True) for entry in shares]))
     if not any(math.isfinite(entries[0].value) for _, entries in rows):
         return None
     head = ["", f"This study ({study.reward})", *(f"The paper ({name})" for name in paper.REWARD_NAMES.values())]
     return WideTable("Extra gain of + AdaGRPO, as a share of the base's gain over the untrained model", head, rows)
+
+
+def _share(comparison: Comparison | None, gain: float) -> Entry:
+    if comparison is None or not gain > 0:
+        return Entry(math.nan)
+    interval = comparison.interval and Interval(*(bound / gain for bound in comparison.interval))
+    return Entry(comparison.difference / gain, interval=interval)
 
 
 def _entry(study: Study, cell: Cell, metric: str) -> Entry:

@@ -119,6 +119,17 @@ def test_the_extra_gain_is_relative_to_the_bases(grid: Path) -> None:
     assert [entry_text(entry) for entry in entries] == ["+48 %", "+24 %", "+27 %", "+38 %"]
 
 
+def test_the_extra_gain_has_the_interval_of_the_difference(write_run: WriteRun, tmp_path: Path) -> None:
+    for seed, ours in enumerate((0.8, 0.9, 0.7, 0.8, 0.85)):
+        write_run(f"base-{seed}", seed=seed, test=0.7, base_test=0.5)
+        write_run(f"ours-{seed}", seed=seed, test=ours, base_test=0.5, selection="curriculum", fusion=True)
+    study = study_of(tmp_path / "runs")
+    [(_, [entry, *_])] = extra_gain_table(study).rows
+    difference = study.compare(OURS, "training_reward").interval
+    assert (entry.interval.low, entry.interval.high) == pytest.approx((difference.low / 0.2, difference.high / 0.2))
+    assert entry_text(entry).startswith("+55 % [+")
+
+
 def test_missing_cells_are_those_of_the_papers_grid(grid: Path, write_run: WriteRun) -> None:
     write_run("cps", method={"kernel": "flow_cps"}, state="failed")
     missing = missing_cells(study_of(grid))
