@@ -3,7 +3,7 @@
 import hashlib
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -102,6 +102,8 @@ class Session:
                 self._validate(mirror)
                 if config.evaluation.base_test:
                     self._evaluate("test", mirror)
+            else:
+                self._evaluate_due(mirror, self._on_record())
             began, first = time.monotonic(), trainer.iteration
             while trainer.iteration < config.iterations:
                 start = time.perf_counter()
@@ -139,14 +141,35 @@ class Session:
 
     def _after_iteration(self, mirror: Mirror) -> None:
         trainer, config = self.trainer, self.config
+        try:
+            self._evaluate_due(mirror)
+        except RewardError as error:
+            # What was trained is whole, and a resumed run makes up for the evaluation; as to processes, see above.
+            if self.processes.count == 1:
+                self._save("running", str(error))
+            raise
         last = trainer.iteration == config.iterations
-        if last or trainer.iteration % config.evaluation.interval == 0:
-            self._validate(mirror)
-        if last and config.evaluation.test:
-            self._evaluate("test", mirror)
         # After the evaluations: a run resumed from this checkpoint need not repeat them.
         if last or trainer.iteration % config.runtime.checkpoint_interval == 0:
             self._save("running")
+
+    def _evaluate_due(self, mirror: Mirror, on_record: Collection[str] = ()) -> None:
+        """The evaluations that the present iteration asks for, but those on record."""
+        iteration, config = self.trainer.iteration, self.config
+        last = iteration == config.iterations
+        if (last or iteration % config.evaluation.interval == 0) and "validation" not in on_record:
+            self._validate(mirror)
+        if last and config.evaluation.test and "test" not in on_record:
+            self._evaluate("test", mirror)
+
+    def _on_record(self) -> list[str]:
+        """Splits that were evaluated at the present iteration."""
+        path, iteration = self.run.folder / "eval.jsonl", self.trainer.iteration
+        lines = path.read_text().splitlines() if self.is_main and path.exists() else []
+        records = [json.loads(line) for line in lines]
+        splits = [record["split"] for record in records if record["iteration"] == iteration]
+        found: list[str] = self.processes.broadcast(splits, "looking for evaluations on record")
+        return found
 
     def _validate(self, mirror: Mirror) -> None:
         metrics = self._evaluate("validation", mirror)

@@ -18,7 +18,7 @@ class RewardConfig(Section):
     base: str | None = None
     """Folder or hub id with the architecture and tokenizer of a checkpoint that holds weights alone."""
     precision: Literal["fp32", "bf16"] | None = None
-    """Of the network; None is bf16 for hpsv3 and fp32 for all others."""
+    """Of the network; None is bf16 for hpsv3 and fp32 for all others. Of packages, hpsv3 alone can be told."""
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
     batch_size: int = Field(8, ge=1)
     """Images at a time. Does not change scores beyond rounding."""
@@ -26,7 +26,8 @@ class RewardConfig(Section):
     """Keep the model in main memory, and on its GPU only while it scores: for a GPU that cannot hold it beside the
     policy. Without a GPU it changes nothing."""
     python: str | None = None
-    """Interpreter of the environment a package runs in; None is the one that ``make reward-env`` made."""
+    """Interpreter of the environment a package runs in, absolute or relative to the repository; None is the one that
+    ``make reward-env`` made."""
     url: str | None = Field(None, pattern=r"^https?://")
     """Of ``adagrpo serve-reward``, or for a judge of an OpenAI-compatible server, without /v1."""
     model: str | None = None

@@ -73,10 +73,9 @@ def _judge(name: str, settings: "RewardConfig", num_threads: int) -> Reward:
     return UnifiedReward(name, settings)
 
 
-_MODEL_KEYS = frozenset({"path", "precision", "device", "batch_size"})
 _SERVED = {"url": _Backend(_served, frozenset({"url", "batch_size", "timeout_seconds"}))}
-_NATIVE_KEYS = _MODEL_KEYS | {"offload"}
-_PACKAGE = {"package": _Backend(_package, _MODEL_KEYS | {"base", "python", "timeout_seconds"})}
+_NATIVE_KEYS = frozenset({"path", "precision", "device", "batch_size", "offload"})
+_PACKAGE_KEYS = frozenset({"path", "device", "batch_size", "python", "timeout_seconds"})
 _JUDGE = {"url": _Backend(_judge, frozenset({"url", "model", "question", "batch_size", "timeout_seconds"}))}
 
 
@@ -84,15 +83,20 @@ def _native(build: Callable[[str, "RewardConfig", int], Reward], keys: frozenset
     return {"native": _Backend(build, keys)}
 
 
+def _packaged(*more: str) -> dict[str, _Backend]:
+    """The published package: it chooses its precision itself, and has all in its checkpoint, but where ``more`` is."""
+    return {"package": _Backend(_package, _PACKAGE_KEYS.union(more))}
+
+
 _BACKENDS: dict[str, dict[str, _Backend]] = {
     "ocr": _native(_ocr, frozenset()) | _SERVED,
     "ocr-v4": _native(_ocr, frozenset()) | _SERVED,
     "colour": _native(_colour, frozenset()) | _SERVED,
-    "hpsv2": _native(_hpsv2, _NATIVE_KEYS) | _PACKAGE | _SERVED,
-    "hpsv3": _native(_hpsv3, _NATIVE_KEYS | {"base"}) | _PACKAGE | _SERVED,
+    "hpsv2": _native(_hpsv2, _NATIVE_KEYS) | _packaged() | _SERVED,
+    "hpsv3": _native(_hpsv3, _NATIVE_KEYS | {"base"}) | _packaged("base", "precision") | _SERVED,
     "clip": _native(_clip, _NATIVE_KEYS) | _SERVED,
     "pickscore": _native(_clip, _NATIVE_KEYS | {"base"}) | _SERVED,
-    "imagereward": _PACKAGE | _SERVED,
+    "imagereward": _packaged("base") | _SERVED,
     "unifiedreward-v1": _JUDGE,
     "unifiedreward-v2": _JUDGE,
 }

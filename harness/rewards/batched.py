@@ -133,6 +133,8 @@ class RemoteReward(BatchedReward):
     """A reward computed by another process: scoring runs in a thread that waits, so that this process can go on."""
 
     elsewhere = True
+    _failures = 0
+    """How many submitted parts could not be scored."""
 
     @cached_property
     def _thread(self) -> ThreadPoolExecutor:
@@ -140,5 +142,20 @@ class RemoteReward(BatchedReward):
         return ThreadPoolExecutor(max_workers=1, thread_name_prefix=f"reward-{self.name}")
 
     def submit(self, images: Tensor, prompts: Sequence[str]) -> Pending:
-        """Start scoring in the background, see ``Reward.submit``."""
-        return self._thread.submit(lambda: {self.name: self.score(images, prompts)}).result
+        """Start scoring in the background, see ``Reward.submit``.
+
+        When a part cannot be scored, parts that wait behind it are not tried: each might take its whole timeout, and
+        this process could not end before.
+        """
+        before = self._failures
+
+        def work() -> dict[str, Tensor]:
+            if self._failures != before:
+                raise RewardError(f"reward {self.name!r}: not asked, since what was to be scored before failed")
+            try:
+                return {self.name: self.score(images, prompts)}
+            except Exception:
+                self._failures += 1
+                raise
+
+        return self._thread.submit(work).result

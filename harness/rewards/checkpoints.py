@@ -4,7 +4,6 @@ Nothing here downloads: a missing file is an error that names the command to fet
 """
 
 import hashlib
-import pickle
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,7 +14,6 @@ from pathlib import Path
 import torch
 from huggingface_hub import snapshot_download, try_to_load_from_cache
 from huggingface_hub.errors import LocalEntryNotFoundError
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -78,6 +76,17 @@ def locate(reward: str, key: str, place: str, needs: Sequence[str] = (), weights
     return path
 
 
+def locate_file(reward: str, key: str, place: str) -> Path:
+    """``locate`` of a checkpoint that is one file. Raises RewardError too if the place is a folder."""
+    path = locate(reward, key, place)
+    if not path.is_file():
+        raise RewardError(
+            f"reward {reward!r}: rewards.{reward}.{key}: {path} is no file; give the checkpoint itself, as in "
+            f"{PUBLISHED[reward].path}"
+        )
+    return path
+
+
 def weights_file(reward: str, key: str, folder: Path, place: str) -> Path:
     """The weights of a model folder. Raises RewardError if there are none."""
     for name in WEIGHT_FILES:
@@ -136,7 +145,7 @@ def readable(reward: str, key: str, folder: Path) -> Iterator[None]:
     """Within: what transformers raises about a folder's configuration or tokenizer is a RewardError of one line."""
     try:
         yield
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except Exception as error:  # noqa: BLE001 - on damaged files transformers and tokenizers raise errors of any kind
         reason = " ".join(str(error).split())[:200]
         raise RewardError(f"reward {reward!r}: rewards.{reward}.{key}: {folder} cannot be read: {reason}") from None
 
@@ -151,7 +160,7 @@ def load_weights(reward: str, path: Path) -> dict[str, Tensor]:
         if path.suffix == ".safetensors":
             return load_file(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, RuntimeError, EOFError, OSError, pickle.UnpicklingError) as error:
+    except Exception as error:  # noqa: BLE001 - on damaged files the readers raise errors of any kind
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise RewardError(
             f"reward {reward!r}: {path} is truncated or no checkpoint ({reason[:120]}); fetch it again"

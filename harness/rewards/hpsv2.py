@@ -11,7 +11,7 @@ from transformers import CLIPConfig
 
 from harness.config import RewardConfig
 from harness.rewards.batched import ImageError
-from harness.rewards.checkpoints import PUBLISHED, load_weights, locate, sha256_of, torch_dtype
+from harness.rewards.checkpoints import PUBLISHED, load_weights, locate_file, sha256_of, torch_dtype
 from harness.rewards.clip import ClipCosine, Towers, build_clip
 from harness.rewards.open_clip import END, ClipTokenizer, to_transformers
 from harness.rewards.twins import TWIN_PREFIX, clip_architecture
@@ -89,7 +89,7 @@ class HpsV2(ClipCosine):
 
     @cached_property
     def _checkpoint(self) -> Path:
-        return locate(self.name, "path", self._place)
+        return locate_file(self.name, "path", self._place)
 
     @cached_property
     def _towers(self) -> Towers:

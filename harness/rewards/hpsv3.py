@@ -23,6 +23,7 @@ from harness.rewards.checkpoints import (
     check_weights,
     load_weights,
     locate,
+    locate_file,
     readable,
     sha256_of,
     torch_dtype,
@@ -167,7 +168,7 @@ class HpsV3(NetworkReward):
 
     @cached_property
     def _checkpoint(self) -> Path:
-        return locate(self.name, "path", self._settings.path or PUBLISHED[self.name].path)
+        return locate_file(self.name, "path", self._settings.path or PUBLISHED[self.name].path)
 
     @cached_property
     def _base(self) -> Path:

@@ -17,7 +17,7 @@ from torch import Tensor
 from harness.config import ROOT, RewardConfig
 from harness.rewards.base import RewardError
 from harness.rewards.batched import ImageError, RemoteReward
-from harness.rewards.checkpoints import PUBLISHED, locate, sha256_of
+from harness.rewards.checkpoints import PUBLISHED, locate, locate_file, sha256_of
 from harness.rewards.frames import FrameError, read_frame, read_reply, request, write_frame
 
 ENVIRONMENTS = ROOT / ".venvs"
@@ -25,7 +25,7 @@ ENVIRONMENTS = ROOT / ".venvs"
 REQUIREMENTS = Path(__file__).parent / "environments"
 
 _NEEDS = {"imagereward": ("ImageReward.pt", "med_config.json")}
-"""Files that a checkpoint folder must have."""
+"""Files that a checkpoint folder must have; the other checkpoints are one file."""
 
 
 class WorkerDied(Exception):
@@ -45,7 +45,7 @@ class Worker:
         timeout: seconds it may take to load, and for each answer.
 
     Raises:
-        WorkerDied: it ended or fell silent while it loaded.
+        WorkerDied: it cannot be started, or ended or fell silent while it loaded.
         WorkerRefused: it could not load its model.
     """
 
@@ -53,16 +53,19 @@ class Worker:
         self._timeout = timeout
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - read when the process has died
         environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
-        self._process = subprocess.Popen(
-            list(command),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._errors,
-            cwd=ROOT,
-            env=environment,
-            # Ctrl-C is for this process, which ends the worker; a worker that died of it would be started again.
-            start_new_session=True,
-        )
+        try:
+            self._process = subprocess.Popen(
+                list(command),
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=self._errors,
+                cwd=ROOT,
+                env=environment,
+                # Ctrl-C is for this process, which ends the worker; a worker that died of it would be started again.
+                start_new_session=True,
+            )
+        except OSError as error:
+            raise WorkerDied(f"{command[0]} cannot be started ({error.strerror})") from None
         self.stop = weakref.finalize(self, _stop, self._process)
         self.ask(settings)
 
@@ -118,11 +121,13 @@ class IsolatedReward(RemoteReward):
         super().__init__(name, settings.batch_size)
         self.low, self.high = (-1.0, 1.0) if name == "hpsv2" else (-float("inf"), float("inf"))
         self._settings, self._num_threads = settings, num_threads
+        # The other packages choose theirs themselves.
+        self._precision = settings.precision or ("bf16" if name == "hpsv3" else None)
         self._worker: Worker | None = None
         self._lock = threading.Lock()
 
     def fingerprint(self) -> str:
-        """sha256 of the checkpoint and of the environment's pins, and the precision.
+        """sha256 of the checkpoint and of the environment's pins, and the precision that was chosen for it.
 
         Raises:
             RewardError: checkpoint or environment are not on this machine.
@@ -130,7 +135,7 @@ class IsolatedReward(RemoteReward):
         path, base = self._places
         _ = self.command  # an environment that is missing is an error now, not at the first score
         files = [REQUIREMENTS / f"{self.name}.txt", *_files_of(path), *([] if base is None else _small_files_of(base))]
-        return f"{sha256_of(files)}:package:{self._settings.precision}"
+        return f"{sha256_of(files)}:package:{self._precision}"
 
     def close(self) -> None:
         """End the worker; the next score starts another."""
@@ -141,7 +146,7 @@ class IsolatedReward(RemoteReward):
     @cached_property
     def command(self) -> list[str]:
         """How the worker is started. Raises RewardError if its environment is not there."""
-        python = Path(self._settings.python or ENVIRONMENTS / self.name / "bin" / "python").expanduser()
+        python = ROOT / Path(self._settings.python or ENVIRONMENTS / self.name / "bin" / "python").expanduser()
         if not python.is_file():
             raise RewardError(
                 f"reward {self.name!r}: no environment at {python}; make it with `make reward-env REWARD={self.name}`"
@@ -151,7 +156,8 @@ class IsolatedReward(RemoteReward):
     @cached_property
     def _places(self) -> tuple[Path, Path | None]:
         published = PUBLISHED[self.name]
-        path = locate(self.name, "path", self._settings.path or published.path, _NEEDS.get(self.name, ()))
+        place, needs = self._settings.path or published.path, _NEEDS.get(self.name)
+        path = locate_file(self.name, "path", place) if needs is None else locate(self.name, "path", place, needs)
         base = self._settings.base or published.base
         # The hpsv3 package loads the base's weights before it replaces them; the image-reward package has none to load.
         return path, None if base is None else locate(self.name, "base", base, weights=self.name == "hpsv3")
@@ -192,7 +198,7 @@ class IsolatedReward(RemoteReward):
         settings = {
             "path": str(path),
             "base": None if base is None else str(base),
-            "precision": self._settings.precision,
+            "precision": self._precision,
             "device": _device_of_worker(self._settings.device),
             "num_threads": self._num_threads,
         }

@@ -103,9 +103,11 @@ class UnifiedReward(RemoteReward):
         if settings.question is not None:
             path = ROOT / Path(settings.question).expanduser()
             try:
-                self._question = path.read_text()
+                self._question = path.read_text(encoding="utf-8")
             except OSError as error:
                 raise ValueError(f"rewards.{name}.question: {path} cannot be read ({error.strerror})") from None
+            except UnicodeDecodeError:
+                raise ValueError(f"rewards.{name}.question: {path} is no text in UTF-8") from None
             if "{prompt}" not in self._question:
                 raise ValueError(f"rewards.{name}.question: {path} has no {{prompt}} in it")
 

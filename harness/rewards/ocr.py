@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from harness.errors import ConfigError
 from harness.rewards.assets import ASSETS, asset_path
 from harness.rewards.base import Reward, check_images
 
@@ -190,7 +191,7 @@ class OcrReward(Reward):
         """``[B, 3, H, W]`` uint8 -> ``[B, T, 27]`` probabilities of blank and a-z."""
         height, width = levels.shape[-2:]
         if width < 2 * height:
-            raise ValueError(f"reward {self.name!r} reads one line of text: {width} x {height} pictures are too high")
+            raise ConfigError(f"reward {self.name!r} reads one line of text: {width} x {height} pictures are too high")
         session, letter_columns = self._recogniser
         input_name = session.get_inputs()[0].name
         parts = []

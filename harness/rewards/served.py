@@ -1,7 +1,8 @@
 """Rewards over HTTP: a server that holds one (``adagrpo serve-reward``), and the client that is the backend ``url``.
 
 ``GET /reward`` describes it in JSON. ``POST /score`` takes a frame of pictures and prompts and answers with a frame of
-metrics, see ``frames``; an error is JSON with ``error`` and, where it is one image that cannot be scored, ``image``.
+metrics, see ``frames``, whose header also has the reward's ``fingerprint``; an error is JSON with ``error`` and, where
+it is one image that cannot be scored, ``image``.
 """
 
 import http.client
@@ -76,9 +77,16 @@ class ServedReward(RemoteReward):
         answer = fetch_patiently(self.name, f"{self._url}/score", frame, self._timeout)
         try:
             header, body = read_frame(io.BytesIO(answer))
-            return read_reply(header, body, len(prompts))
+            measured = read_reply(header, body, len(prompts))
         except FrameError as error:
             raise RewardError(f"reward {self.name!r}: {self._url} is no reward server: {error}") from None
+        if header.get("fingerprint") != self.fingerprint():
+            # A server that was restarted may hold other weights: scores of two models must not be mixed.
+            raise RewardError(
+                f"reward {self.name!r}: {self._url} scores with another model than it had when it was first asked; "
+                "start its server with that one again, or begin a new run"
+            )
+        return measured
 
 
 class Unreachable(RewardError):
@@ -152,8 +160,11 @@ def _explain(body: bytes) -> tuple[str, int | None]:
         return " ".join(body.decode(errors="replace").split())[:200], None
     error = content.get("error") if isinstance(content, dict) else None
     if isinstance(error, dict):  # as OpenAI-compatible servers say it
-        return str(error.get("message")), None
-    return str(error), content.get("image") if isinstance(content, dict) else None
+        return " ".join(str(error.get("message")).split())[:200], None
+    if error is None:  # as other servers say it
+        return " ".join(body.decode(errors="replace").split())[:200], None
+    image = content.get("image")
+    return str(error), image if isinstance(image, int) else None
 
 
 def make_server(reward: Reward, host: str, port: int) -> ThreadingHTTPServer:
@@ -161,10 +172,12 @@ def make_server(reward: Reward, host: str, port: int) -> ThreadingHTTPServer:
 
     Raises:
         OSError: the address cannot be used.
+        RewardError: the reward's model is not on this machine.
     """
+    fingerprint = reward.fingerprint()
     server = ThreadingHTTPServer((host, port), _Handler)
     server.daemon_threads = True
-    vars(server).update(reward=reward, turn=threading.Lock())
+    vars(server).update(reward=reward, fingerprint=fingerprint, turn=threading.Lock())
     return server
 
 
@@ -176,7 +189,7 @@ class _Handler(BaseHTTPRequestHandler):
         if self.path != "/reward":
             self._answer_json(404, {"error": f"no such path: {self.path}; there are /reward and /score"})
             return
-        self._answer_json(200, {"name": reward.name, "fingerprint": reward.fingerprint()})
+        self._answer_json(200, {"name": reward.name, "fingerprint": self.server.fingerprint})  # type: ignore[attr-defined]
 
     def do_POST(self) -> None:
         length = int(self.headers.get("Content-Length", 0))
@@ -195,9 +208,14 @@ class _Handler(BaseHTTPRequestHandler):
             with self.server.turn:  # type: ignore[attr-defined]
                 measured = reward.measure(levels.float() / 255, prompts)
         except (ValueError, RuntimeError) as error:
-            self._answer_json(422, {"error": str(error), "image": getattr(error, "image", None)})
+            image = getattr(error, "image", None)
+            # Whoever asked says which reward, and which image it is among all of its own.
+            reason = str(error).removeprefix(f"reward {reward.name!r}: image {image}: ")
+            self._answer_json(422, {"error": reason, "image": image})
             return
-        self._answer(200, "application/octet-stream", pack(*reply(measured)))
+        header, body = reply(measured)
+        header["fingerprint"] = self.server.fingerprint  # type: ignore[attr-defined]
+        self._answer(200, "application/octet-stream", pack(header, body))
 
     def _answer_json(self, code: int, content: dict[str, Any]) -> None:
         self._answer(code, "application/json", json.dumps(content).encode())

@@ -84,6 +84,10 @@ def test_a_score_that_is_not_finite_names_image_and_component() -> None:
         ("imagereward", {"backend": "native"}, "rewards.imagereward.backend=native: the nearest is"),
         ("unifiedreward-v1", {"backend": "package"}, "the nearest is 'url'"),
         ("clip", {"question": "q.txt"}, "has no such setting"),
+        ("hpsv2", {"backend": "package", "base": "b"}, "rewards.hpsv2.base: hpsv2 with backend package has no such"),
+        ("hpsv2", {"backend": "package", "precision": "bf16"}, "rewards.hpsv2.precision: hpsv2 with backend package"),
+        ("imagereward", {"precision": "fp32"}, "rewards.imagereward.precision: imagereward with backend package has"),
+        ("hpsv3", {"backend": "package", "offload": True}, "rewards.hpsv3.offload: hpsv3 with backend package has no"),
     ],
 )
 def test_a_setting_without_effect_is_an_error(name: str, settings: dict[str, Any], message: str) -> None:

@@ -18,20 +18,31 @@ from harness.session import Session
 
 
 class Flaky(ColourReward):
-    """Fails when it is asked for the n-th time."""
+    """Fails when it is asked for the n-th time: in training, or, with ``measuring``, in an evaluation."""
 
-    def __init__(self, fails_at: int | None) -> None:
+    def __init__(self, fails_at: int | None, measuring: bool = False) -> None:
         super().__init__()
-        self.calls, self.fails_at = 0, fails_at
+        self.calls, self.fails_at, self.measuring = 0, fails_at, measuring
+
+    def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        return super().measure(images, prompts)[self.name]
+
+    def measure(self, images: Tensor, prompts: Sequence[str]) -> dict[str, Tensor]:
+        self.calls += self.measuring
+        if self.measuring and self.calls == self.fails_at:
+            raise RewardError("reward 'colour': http://127.0.0.1:8500 cannot be reached")
+        return super().measure(images, prompts)
 
     def submit(self, images: Tensor, prompts: Sequence[str]) -> Pending:
-        self.calls += 1
-        if self.calls == self.fails_at:
+        self.calls += not self.measuring
+        if not self.measuring and self.calls == self.fails_at:
             raise RewardError("reward 'colour': http://127.0.0.1:8500 cannot be reached")
         return super().submit(images, prompts)
 
 
-def execute(folder: Path, monkeypatch: pytest.MonkeyPatch, fails_at: int | None = None) -> RunDirectory:
+def execute(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, fails_at: int | None = None, measuring: bool = False
+) -> RunDirectory:
     test = folder / "test.txt"
     folder.mkdir(exist_ok=True)
     test.write_text("\n".join((ROOT / "harness/models/miniature/data/test.txt").read_text().splitlines()[:2]) + "\n")
@@ -46,15 +57,15 @@ def execute(folder: Path, monkeypatch: pytest.MonkeyPatch, fails_at: int | None 
         "prompts": {"test": str(test)},
     }
     run = prepare_run(compose("miniature", settings=settings), folder)
-    reward = Flaky(fails_at)
+    reward = Flaky(fails_at, measuring)
     monkeypatch.setattr(session, "build_rewards", lambda *_: (reward, [reward]))
     with run.failure_noted():
         Session(run, say=lambda line: None).execute()
     return run
 
 
-def numbers(run: RunDirectory) -> list[dict[str, Any]]:
-    records = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
+def numbers(run: RunDirectory, log: str = "metrics.jsonl") -> list[dict[str, Any]]:
+    records = [json.loads(line) for line in (run.folder / log).read_text().splitlines()]
     return [{key: value for key, value in record.items() if key != "seconds"} for record in records]
 
 
@@ -76,6 +87,28 @@ def test_an_iteration_without_scores_is_begun_anew_and_nothing_else_is_lost(
         again = execute(place, monkeypatch)
         assert again.run_id == failed.run_id == whole.run_id
         assert numbers(again) == numbers(whole)
+
+
+def test_an_evaluation_without_scores_is_made_up_for_and_no_iteration_is_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = execute(tmp_path / "whole", monkeypatch)
+    evaluated = [(record["iteration"], record["split"]) for record in numbers(whole, "eval.jsonl")]
+    assert evaluated[-2:] == [(2, "validation"), (2, "test")]
+    # The last evaluations of the run: on validation prompts, and on test words.
+    for fails_at in (len(evaluated) - 1, len(evaluated)):
+        place = tmp_path / str(fails_at)
+        with pytest.raises(RewardError, match="cannot be reached"):
+            execute(place, monkeypatch, fails_at, measuring=True)
+        (folder,) = (place / "flaky").glob("flow*")
+        failed = RunDirectory(folder)
+        assert (failed.status()["state"], failed.status()["iteration"]) == ("failed", 2)
+        assert numbers(failed) == numbers(whole)
+        assert len(numbers(failed, "eval.jsonl")) == fails_at - 1
+        again = execute(place, monkeypatch)
+        assert again.status()["state"] == "finished"
+        assert numbers(again) == numbers(whole)
+        assert numbers(again, "eval.jsonl") == numbers(whole, "eval.jsonl")
 
 
 def test_what_a_judge_lacks_is_said_before_anything_is_drawn(tmp_path: Path) -> None:

@@ -196,6 +196,29 @@ def test_a_truncated_checkpoint_is_one_line(hpsv2: HpsV2) -> None:
     assert "\n" not in str(error.value)
 
 
+def test_a_file_cut_anywhere_or_of_another_kind_is_one_line(tmp_path: Path) -> None:
+    whole, path = tmp_path / "whole.pt", tmp_path / "cut.pt"
+    for new in (True, False):  # torch's two formats
+        torch.save({"state_dict": {"a": torch.ones(50)}}, whole, _use_new_zipfile_serialization=new)
+        content = whole.read_bytes()
+        for size in range(0, len(content) - 1, 9):
+            path.write_bytes(content[:size])
+            with pytest.raises(RewardError, match=r"cut.pt is truncated or no checkpoint \(.+\); fetch it again$"):
+                checkpoints.load_weights("hpsv2", path)
+    for first in range(256):
+        path.write_bytes(bytes([first]) + b"ccess denied\n")
+        with pytest.raises(RewardError, match=r"truncated or no checkpoint|no tensors by name"):
+            checkpoints.load_weights("hpsv2", path)
+
+
+@pytest.mark.parametrize("name", ["hpsv2", "hpsv3"])
+@pytest.mark.parametrize("backend", ["native", "package"])
+def test_a_folder_in_the_place_of_a_checkpoint_is_one_line(name: str, backend: str, tmp_path: Path) -> None:
+    reward = build_reward(name, 1, RewardConfig.model_validate({"path": str(tmp_path), "backend": backend}))
+    with pytest.raises(RewardError, match=rf"rewards.{name}.path: {tmp_path} is no file; give the checkpoint itself"):
+        reward.check_ready()
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -226,6 +249,7 @@ def test_a_file_that_holds_code_is_not_run(hpsv2: HpsV2) -> None:
     ("name", "command"),
     [
         ("hpsv2", "`hf download xswu/HPSv2 HPS_v2.1_compressed.pt`"),
+        ("hpsv2", "`hf download xswu/HPSv2 HPS_v2_compressed.pt`"),
         ("hpsv3", "`hf download MizzenAI/HPSv3 HPSv3.safetensors`"),
         ("clip", "`hf download openai/clip-vit-large-patch14`"),
         ("pickscore", "`hf download yuvalkirstain/PickScore_v1`"),
@@ -238,8 +262,9 @@ def test_a_missing_model_names_the_command_that_fetches_it(
     for function in (checkpoints.snapshot_download, checkpoints.try_to_load_from_cache):
         wrapped = lambda *args, f=function, **kwargs: f(*args, cache_dir=tmp_path, **kwargs)  # noqa: E731
         monkeypatch.setattr(checkpoints, function.__name__, wrapped)
+    path = "xswu/HPSv2/HPS_v2_compressed.pt" if "HPS_v2_" in command else None
     with pytest.raises(RewardError) as error:
-        build_reward(name).fingerprint()
+        build_reward(name, 1, RewardConfig(path=path)).fingerprint()
     assert str(error.value).endswith(f"is not on this machine; fetch it with {command}"), error.value
 
 
@@ -268,6 +293,18 @@ def test_the_fingerprint_changes_with_the_weights_and_the_precision(hpsv2: HpsV2
     assert HpsV2(RewardConfig(path=path, precision="bf16")).fingerprint() != before
     torch.save({"state_dict": random_open_clip(seed=1)}, path)
     assert HpsV2(RewardConfig(path=path)).fingerprint() != before
+
+
+def test_hpsv2_of_version_2_0_is_another_checkpoint_of_the_same_layout(hpsv2: HpsV2) -> None:
+    path = hpsv2._checkpoint.with_name("HPS_v2_compressed.pt")
+    weights = random_open_clip(seed=1)
+    torch.save({"state_dict": {name: value.half() for name, value in weights.items()}}, path)
+    older = build_reward("hpsv2", 1, RewardConfig(path=str(path)))
+    pixels = preprocess((pictures() * 255).round().to(torch.uint8))
+    halved = {name: value.half().float() for name, value in weights.items()}
+    expected = open_clip_cosine(halved, pixels, ClipTokenizer()(PROMPTS))
+    torch.testing.assert_close(older.score(pictures(), PROMPTS), expected, atol=1e-6, rtol=0)
+    assert older.fingerprint() != hpsv2.fingerprint()
 
 
 # --- CLIP score and PickScore

@@ -6,7 +6,7 @@ import json
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, ClassVar
@@ -19,6 +19,7 @@ from torch import Tensor
 
 from harness.config import RewardConfig
 from harness.rewards import RewardError, build_reward
+from harness.rewards.colour import ColourReward
 from harness.rewards.judge import AnswerError, parse_answer
 from harness.rewards.served import make_server
 
@@ -66,6 +67,51 @@ def test_a_server_says_what_it_cannot_score(serve: Serve) -> None:
     with pytest.raises(RewardError, match=r"reward 'colour': http://127.0.0.1:\d+/score answered 422: "):
         there.score(noise(1), ["a cat"])
     assert there.score(noise(1), WORDS[:1]).isfinite().all()
+
+
+def test_an_image_that_a_server_cannot_score_has_the_number_it_has_here(serve: Serve) -> None:
+    class Broken(ColourReward):
+        def measure(self, images: Tensor, prompts: Sequence[str]) -> dict[str, Tensor]:
+            if prompts[0] == WORDS[2]:
+                raise RewardError("reward 'colour': image 0: colour is nan, not finite", 0)
+            return super().measure(images, prompts)
+
+    url = serve(make_server(Broken(), "127.0.0.1", 0))
+    there = build_reward("colour", 1, RewardConfig(backend="url", url=url, batch_size=2))
+    with pytest.raises(RewardError, match=r"^reward 'colour': image 2: colour is nan, not finite$") as error:
+        there.score(noise(), WORDS)
+    assert error.value.image == 2
+
+
+def test_a_server_that_comes_back_with_another_model_is_refused() -> None:
+    class Other(ColourReward):
+        def fingerprint(self) -> str:
+            return "other weights"
+
+    port = free_port()
+    there = build_reward("colour", 1, RewardConfig(backend="url", url=f"http://127.0.0.1:{port}", timeout_seconds=20))
+    for reward in (ColourReward(), Other()):
+        with make_server(reward, "127.0.0.1", port) as server:
+            threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+            if isinstance(reward, Other):
+                with pytest.raises(RewardError, match=r"scores with another model than it had when it was first asked"):
+                    there.score(noise(1), WORDS[:1])
+            else:
+                assert there.score(noise(1), WORDS[:1]).isfinite().all()
+            server.shutdown()
+
+
+def test_what_waits_behind_a_failure_is_not_tried() -> None:
+    url = f"http://127.0.0.1:{free_port()}"
+    there = build_reward("colour", 1, RewardConfig(backend="url", url=url, timeout_seconds=0.6))
+    waiting = [there.submit(noise(1), WORDS[:1]) for _ in range(20)]
+    began = time.monotonic()
+    for part, message in zip(waiting, ["cannot be reached", *["not asked, since"] * 19], strict=True):
+        with pytest.raises(RewardError, match=message):
+            part()
+    assert time.monotonic() - began < 6  # not 20 x 0.6
+    with pytest.raises(RewardError, match="cannot be reached"):
+        there.submit(noise(1), WORDS[:1])()
 
 
 def test_a_server_with_another_reward_is_refused(serve: Serve) -> None:
@@ -121,6 +167,7 @@ def answering(body: bytes) -> int:
             "is no reward server|has no model 'UnifiedReward' but none",
         ),
         (b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n", "answered 404: Not Found"),
+        (b'HTTP/1.1 404 No\r\nContent-Length: 16\r\n\r\n{"detail": "no"}', r'answered 404: \{"detail": "no"\}'),
     ],
 )
 def test_an_address_of_something_else_is_one_line(name: str, body: bytes, message: str) -> None:
@@ -234,6 +281,9 @@ def test_a_question_of_ones_own_is_asked(judge_url: str, tmp_path: Path) -> None
     own.score(plain(51), ["a cat"])
     assert Judge.asked[0]["messages"][0]["content"][1]["text"] == "How good is a cat?"
     assert own.fingerprint() != usual.fingerprint()
+    (tmp_path / "question.txt").write_bytes(b"\xff{prompt}")
+    with pytest.raises(ValueError, match=r"rewards.unifiedreward-v2.question: .* is no text in UTF-8"):
+        build_reward("unifiedreward-v2", 1, RewardConfig(url=judge_url, question=str(tmp_path / "question.txt")))
     (tmp_path / "question.txt").write_text("How good is it?")
     with pytest.raises(ValueError, match=r"has no \{prompt\} in it"):
         build_reward("unifiedreward-v2", 1, RewardConfig(url=judge_url, question=str(tmp_path / "question.txt")))

@@ -56,13 +56,17 @@ def test_a_twin_that_does_not_exist_is_one_line(key: str, known: str) -> None:
         ("clip", "base", "preprocessor_config.json"),
         ("clip", "base", "tokenizer.json"),
         ("hpsv3", "base", "config.json"),
+        ("hpsv3", "base", "tokenizer.json"),
         ("hpsv3", "base", "tokenizer_config.json"),
     ],
 )
-def test_a_folder_that_cannot_be_read_is_one_line(name: str, key: str, file: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "content", ["<html>", '{"vision_config": 3', "[]", '{"vision_config": 3, "model": {}, "size": ""}']
+)
+def test_a_folder_that_cannot_be_read_is_one_line(name: str, key: str, file: str, content: str, tmp_path: Path) -> None:
     place = "path" if name == "clip" else key
     folder = Path(shutil.copytree(find_twin(name, place, name), tmp_path / name))
-    (folder / file).write_text("<html>")
+    (folder / file).write_text(content)
     with pytest.raises(
         RewardError, match=rf"reward '{name}': rewards\.{name}\.{key}: {folder} cannot be read"
     ) as error:

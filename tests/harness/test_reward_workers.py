@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from harness.config import RewardConfig
+from harness.config import ROOT, RewardConfig
 from harness.rewards import RewardError, build_reward
 from harness.rewards.frames import FrameError, pack, read_frame, read_reply, read_request, reply, request
 from harness.rewards.isolated import IsolatedReward
@@ -84,6 +84,7 @@ def write(header, body=b""):
 
 settings, _ = read()
 Path(settings["path"]).with_suffix(".device").write_text(settings["device"])
+Path(settings["path"]).with_suffix(".precision").write_text(str(settings["precision"]))
 if "broken" in settings["path"]:
     write({"error": "ValueError: no such layer"})
     sys.exit()
@@ -113,9 +114,9 @@ def isolated(tmp_path: Path) -> Iterator[Callable[..., IsolatedReward]]:
     (tmp_path / "worker.py").write_text(WORKER)
     made = []
 
-    def make(checkpoint: str = "model.pt", **settings: Any) -> IsolatedReward:
+    def make(checkpoint: str = "model.pt", name: str = "hpsv2", **settings: Any) -> IsolatedReward:
         (tmp_path / checkpoint).write_bytes(b"weights")
-        reward = IsolatedReward("hpsv2", RewardConfig(path=str(tmp_path / checkpoint), **settings))
+        reward = IsolatedReward(name, RewardConfig(path=str(tmp_path / checkpoint), **settings))
         vars(reward)["command"] = [sys.executable, str(tmp_path / "worker.py")]
         made.append(reward)
         return reward
@@ -187,6 +188,18 @@ def test_a_worker_scores_on_the_gpu_of_its_own_process(
     assert (tmp_path / "model.device").read_text() == given
 
 
+@pytest.mark.parametrize(
+    ("name", "chosen", "given"), [("hpsv3", None, "bf16"), ("hpsv3", "fp32", "fp32"), ("hpsv2", None, "None")]
+)
+def test_a_worker_is_told_the_precision_that_the_settings_mean(
+    isolated: Callable[..., IsolatedReward], tmp_path: Path, name: str, chosen: str | None, given: str
+) -> None:
+    reward = isolated(name=name, base="twin:hpsv3" if name == "hpsv3" else None, precision=chosen)
+    reward._measure_batch((pictures(50) * 255).round().to(torch.uint8), PROMPTS[:1])
+    assert (tmp_path / "model.precision").read_text() == given
+    assert reward.fingerprint().endswith(f":package:{given}")
+
+
 def test_a_worker_that_does_not_answer_is_ended(isolated: Callable[..., IsolatedReward]) -> None:
     reward = isolated(timeout_seconds=2.0)
     with pytest.raises(RewardError, match="reward 'hpsv2': image 0: its worker did not answer within 2 s"):
@@ -198,6 +211,22 @@ def test_a_model_that_does_not_load_is_one_line(isolated: Callable[..., Isolated
         RewardError, match=r"reward 'hpsv2': the package's model did not load: ValueError: no such layer"
     ):
         isolated("broken.pt").score(pictures(50), PROMPTS[:1])
+
+
+def test_an_interpreter_that_cannot_be_started_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "python").write_text("no program")
+    settings = RewardConfig(backend="package", path=__file__, python=str(tmp_path / "python"))
+    with pytest.raises(RewardError, match=r"did not load: \S+/python cannot be started \(Permission denied\)") as error:
+        build_reward("hpsv2", 1, settings).score(pictures(50), PROMPTS[:1])
+    assert "\n" not in str(error.value)
+
+
+def test_an_interpreter_is_looked_for_in_the_repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    settings = RewardConfig(backend="package", path=__file__, python="harness/cli.py")
+    reward = build_reward("hpsv2", 1, settings)
+    assert isinstance(reward, IsolatedReward)
+    assert reward.command[0] == str(ROOT / "harness" / "cli.py")
 
 
 def test_a_missing_environment_names_the_command_that_makes_it(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from harness.errors import ConfigError
 from harness.models.miniature.prompts import BACKGROUNDS, COLOURS, TEXT_COLOURS
 from harness.rewards import Reward, assets, build_reward, build_weighted
 from harness.rewards.colour import ColourReward
@@ -218,7 +219,7 @@ def test_images_out_of_contract_are_rejected(name: str, change: Callable[[Tensor
 
 
 def test_pictures_that_hold_no_single_line_are_rejected_by_a_recogniser(ocr: OcrReward) -> None:
-    with pytest.raises(ValueError, match="one line of text: 64 x 64"):
+    with pytest.raises(ConfigError, match="one line of text: 64 x 64"):
         ocr.score(torch.ones(1, 3, 64, 64), [prompt("tin")])
 
 
