@@ -37,7 +37,7 @@ class Quantity(NamedTuple):
 
 def quantities(study: Study) -> list[Quantity]:
     """Validation reward by iteration, and the word accuracy of the unseen judge if there is one."""
-    wanted = [Quantity("reward", TRAINING_REWARD, ITERATION, f"Validation reward ({study.reward})")]
+    wanted = [Quantity("reward", TRAINING_REWARD, ITERATION, _reward_label(study))]
     if study.reader is not None:
         label = f"Validation word accuracy\n(unseen judge {study.reader})"
         wanted.append(Quantity("unseen-accuracy", f"{study.reader}/word_accuracy", ITERATION, label))
@@ -66,8 +66,14 @@ def signs(study: Study) -> list[Quantity]:
 
 def cost_quantities(study: Study) -> list[Quantity]:
     """Validation reward by what was spent: network forwards, reward calls, seconds."""
-    label = f"Validation reward ({study.reward})"
+    label = _reward_label(study)
     return [Quantity(f"reward-by-{axis.name.replace('_', '-')}", TRAINING_REWARD, axis.name, label) for axis in AXES]
+
+
+def _reward_label(study: Study) -> str:
+    # A sum's name would not fit beside a small panel.
+    gap = "\n" if "+" in study.reward else " "
+    return f"Validation reward{gap}({study.reward})"
 
 
 def cost_panels(study: Study, quantity: Quantity) -> list[Panel]:
