@@ -1,6 +1,7 @@
 """Names of cells: what the runs that differ only by seed have in common."""
 
 import json
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import PurePath
 from typing import Any
@@ -19,9 +20,9 @@ def cell_name(config: RunConfig) -> str:
 
 
 def cell_names(configs: Sequence[RunConfig]) -> list[str]:
-    """``cell_name`` of each run, and what else tells it from those of the same name: reward, model, group size, ...
+    """``cell_name`` of each run, and what else tells it from most of the same name: reward, model, group size, ...
 
-    Runs of equal names differ by seed alone.
+    Runs of equal names differ by seed alone. A value that most of them have is not named.
     """
     names = [cell_name(config) for config in configs]
     settings = [_settings(config) for config in configs]
@@ -29,11 +30,21 @@ def cell_names(configs: Sequence[RunConfig]) -> list[str]:
     for i, name in enumerate(names):
         same.setdefault(name, []).append(i)
     for members in same.values():
-        keys = dict.fromkeys(key for i in members for key in settings[i])
-        varied = [key for key in keys if len({settings[i].get(key) for i in members}) > 1]
+        usual = _usual([settings[i] for i in members])
         for i in members:
-            names[i] = " ".join([names[i], *(f"{key}={settings[i].get(key, 'none')}" for key in varied)])
+            own = {key: settings[i].get(key) for key in usual}
+            named = (f"{key}={value or 'none'}" for key, value in own.items() if value != usual[key])
+            names[i] = " ".join([names[i], *named])
     return names
+
+
+def _usual(settings: Sequence[Mapping[str, str]]) -> dict[str, str | None]:
+    """Of every key that varies the value that more than half have; "" where none has."""
+    counts = {
+        key: Counter(own.get(key) for own in settings) for key in dict.fromkeys(k for own in settings for k in own)
+    }
+    most = {key: count.most_common(1)[0] for key, count in counts.items() if len(count) > 1}
+    return {key: value if 2 * number > len(settings) else "" for key, (value, number) in most.items()}
 
 
 def _settings(config: RunConfig) -> dict[str, str]:

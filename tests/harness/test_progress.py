@@ -92,6 +92,7 @@ def test_standings_never_pool_runs_that_differ_by_more_than_their_seed(tmp_path:
         "0.200 seeds 1",
         "0.900 seeds 1",
     ]
+    assert lines[1].startswith("flow_grpo random 0.600")  # what most have is not named
     assert "rollout.group_size=15" in lines[0]
     assert "model=weak" in lines[2]
     assert 'reward={"ocr-v4": 1.0}' in lines[3]
