@@ -180,8 +180,9 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     settings |= {"iterations": 2, "reward": {"colour": 1.0}}
     settings["evaluation"] |= {"judges": ["colour"], "interval": 1, "validation_prompts": 3, "gallery": 0}
     lines = list_path("test").read_text().splitlines()
-    for split in ("train", "validation", "test"):  # short, since every run that is planned checks them
-        (tmp_path / f"{split}.txt").write_text("\n".join(lines[:5]) + "\n")
+    # Short, since every run that is planned checks them; an iteration draws up to 24 prompts to train on.
+    for split, number in (("train", 24), ("validation", 5), ("test", 5)):
+        (tmp_path / f"{split}.txt").write_text("\n".join(lines[:number]) + "\n")
     settings["prompts"] = {split: str(tmp_path / f"{split}.txt") for split in ("train", "validation", "test")}
     profile.write_text(yaml.safe_dump(settings))
 

@@ -74,15 +74,17 @@ def execute(config: RunConfig, on_validation: OnValidation) -> RunResult:
 
 
 def main() -> None:
-    """A worker process: SWEEP LOG. Appends its number to LOG when it begins a run; the fifth run is killed."""
+    """A worker process: SWEEP LOG. Appends its number to LOG when it begins a run; the fifth run kills its process, the
+    tenth waits to be killed."""
     file, log = sys.argv[1], Path(sys.argv[2])
 
     def slow(config: RunConfig, on_validation: OnValidation) -> RunResult:
         with log.open("a") as stream:
             stream.write(f"{os.getpid()}\n")
-        if len(log.read_text().splitlines()) == 5:
+        number = len(log.read_text().splitlines())
+        if number == 5:
             os.kill(os.getpid(), signal.SIGKILL)
-        time.sleep(0.05)
+        time.sleep(60 if number == 10 else 0.05)
         return execute(config, on_validation)
 
     storage = open_storage(os.environ[STORAGE_VARIABLE], heartbeat_seconds=1, grace_seconds=2)

@@ -210,10 +210,10 @@ def test_killed_workers_lose_no_finished_trial_and_the_study_ends_complete(tmp_p
 
     def kill_one() -> None:
         begun = log.read_text().splitlines() if log.exists() else []
-        # The fifth run killed its own process in the middle; this kills one in the middle of whatever it is at.
+        # The fifth run killed its own process in the middle; the tenth is in the middle until this kills it.
         if len(begun) >= 10 and not before:
             before.update({trial.number: trial.values for trial in finished(study)})
-            os.kill(int(begun[-1]), signal.SIGKILL)
+            os.kill(int(begun[9]), signal.SIGKILL)
 
     command = [sys.executable, str(Path(landscape.__file__)), str(file), str(log)]
     environment = {STORAGE_VARIABLE: storage_url, "PYTHONPATH": str(ROOT)}
