@@ -144,14 +144,14 @@ def contrasts(strategies: Sequence[str]) -> Iterator[Contrast]:
     """The comparisons that the paper's claims call for.
 
     - selection: each strategy against random prompts, with local advantages.
-    - fusion: fused against local advantages, by weight, on random and on curriculum prompts.
+    - fusion: fused against local advantages, by weight, for each strategy.
     - kink: fused advantages against the control that only rescales.
     - adagrpo: curriculum with fusion of weight 1 against random with local advantages.
     """
     for strategy in strategies:
         if strategy != "random":
             yield Contrast("selection", (strategy, LOCAL), ("random", LOCAL))
-    for strategy in ("random", "curriculum"):
+    for strategy in strategies:
         for fused, rescaled in zip(FUSED, RESCALED, strict=True):
             yield Contrast("fusion", (strategy, fused), (strategy, LOCAL))
             yield Contrast("kink", (strategy, fused), (strategy, rescaled))

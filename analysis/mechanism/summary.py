@@ -1,6 +1,7 @@
 """A measurement in words: what was measured, what it says of the paper's claims, and the tables behind it."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import groupby
 from typing import Any, NamedTuple
 
 import pandas as pd
@@ -143,10 +144,16 @@ def _verdicts(rows: pd.DataFrame, labels: dict[str, str]) -> Iterator[str]:
     for (checkpoint, metric), of_metric in rows.groupby(["checkpoint", "metric"], sort=False):
         above, below = of_metric["low"] > 0, of_metric["high"] < 0
         found = {"Better": above, "Worse": below}
-        parts = [f"{word}: {'; '.join(of_metric.loc[mask, 'treatment'])}" for word, mask in found.items() if mask.any()]
+        parts = [f"{word}: {_joined(of_metric.loc[mask, 'treatment'])}" for word, mask in found.items() if mask.any()]
         if rest := int((~above & ~below).sum()):
             parts.append(f"No difference seen: {rest} of {len(of_metric)}")
         yield f"{labels[str(checkpoint)]}, {METRICS[str(metric)].lower()}. {'. '.join(parts)}."
+
+
+def _joined(treatments: Iterable[str]) -> str:
+    """Treatments in a row; the weights of a strategy's fused advantages together, such as "medium, fused 1, 2"."""
+    together = groupby(treatments, key=lambda name: name.rsplit(" ", 1)[0])
+    return "; ".join(f"{start} {', '.join(name.rsplit(' ', 1)[1] for name in names)}" for start, names in together)
 
 
 def _extremes(effects: pd.DataFrame, labels: dict[str, str], bins: dict[str, str]) -> Iterator[str]:

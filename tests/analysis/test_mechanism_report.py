@@ -219,6 +219,9 @@ def test_the_comparisons_are_those_of_the_claims() -> None:
             (strategy, fused), (other, rescaled) = contrast.treatment, contrast.control
             assert (strategy, fused.name, fused.weight) == (other, "fused", rescaled.weight)
             assert rescaled.name == "rescaled"
+    for question in ("fusion", "kink"):  # no strategy is left out: a claim on fusion is one on all of them
+        asked = [c.treatment for c in made if c.question == question]
+        assert asked == [(strategy, fused) for strategy in STRATEGIES for fused in FUSED]
     assert made[-1].treatment == ("curriculum", FUSED[0])
 
 
