@@ -180,6 +180,19 @@ def conclusion(confirmed: list[Confirmed], objective: Objective) -> list[str]:
     return sentences
 
 
+def unmeasured(tables: SweepTables) -> list[str]:
+    """That the sweep went on and found something better since; nothing where its best was measured again."""
+    assert tables.confirmation is not None
+    best = tables.best()
+    points = [tables.point(row) for _, row in tables.confirmation.iterrows()]
+    if best.empty or tables.point(best.iloc[0]) in points:
+        return []
+    return [
+        f"Trial {best.iloc[0]['trial']} ({tables.point(best.iloc[0])}), the sweep's best by now, is not among them: "
+        "`adagrpo sweep confirm` measures it."
+    ]
+
+
 def reference_sentence(tables: SweepTables, objective: Objective) -> str:
     """What the reference is, and what it has itself on all of its fresh seeds; without two of them, only the former."""
     assert tables.confirmation is not None

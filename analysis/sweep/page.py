@@ -17,6 +17,7 @@ from analysis.sweep.confirmation import (
     judge,
     main_objective,
     reference_sentence,
+    unmeasured,
 )
 from analysis.sweep.figures import draw_sweep
 from analysis.sweep.tables import TRAINING_REWARD, Objective, SweepTables, load_sweep_tables
@@ -100,6 +101,7 @@ def _introduction(tables: SweepTables) -> list[str]:
     counted = ", ".join(
         f"{states[s]} {s}" for s in ("complete", "pruned", "failed", "running", "waiting") if s in states
     )
+    budget = "" if about["trials"] is None else f" of {about['trials']}"
     collapsed = int((~tables.complete["feasible"]).sum())
     seeds = ", ".join(map(str, about["seeds"]))
     searched = ", ".join(parameter.path for parameter in tables.parameters)
@@ -107,7 +109,7 @@ def _introduction(tables: SweepTables) -> list[str]:
     return [
         f"Searched: {searched}, to {sought}; profile {about['profile']}, {about['method']}, {about['iterations']} "
         f"iterations, sampler {about['sampler']['kind']}, pruner {about['pruner']['kind']}.",
-        f"{len(trials)} trials{'' if about['trials'] is None else ' of ' + str(about['trials'])}: {counted}"
+        f"{int(trials['state'].isin(['complete', 'pruned']).sum())}{budget} trials are finished: {counted}"
         + (
             f"; {collapsed} of the complete ones collapsed: they diverged or fell below the untrained model."
             if collapsed
@@ -146,7 +148,7 @@ def _judge(tables: SweepTables, folder: Path) -> Judgement:
     confirmed = judge(tables, objective.metric)
     confirmed_table(confirmed, objective).to_csv(folder / "differences.csv", index=False, lineterminator="\n")
     figure = draw_confirmation(confirmed, objective) if confirmed else None
-    sentences = [reference_sentence(tables, objective), *conclusion(confirmed, objective)]
+    sentences = [reference_sentence(tables, objective), *conclusion(confirmed, objective), *unmeasured(tables)]
     return Judgement(sentences, [_main_table(confirmed, objective), *_other_tables(tables, objective)], figure)
 
 

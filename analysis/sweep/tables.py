@@ -184,7 +184,7 @@ def load_sweep_tables(folder: Path) -> SweepTables:
         _read(folder / "trials.csv", texts).astype({"feasible": bool}),
         _read(folder / "curves.csv", {}),
         _read(folder / "importance.csv", {}),
-        _read(confirmation, texts) if confirmation.exists() else None,
+        _read(confirmation, texts).astype({"is_reference": bool}) if confirmation.exists() else None,
     )
 
 

@@ -2,8 +2,10 @@
 
 import argparse
 import os
+import shlex
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -68,9 +70,21 @@ def sweep(options: argparse.Namespace) -> int:
     from harness.sweep.definition import load_sweep
 
     file, *overrides = options.words
-    loaded = load_sweep(file, options.name, [*overrides, *options.overrides], options.trials)
-    options.again = file + (f" --name {options.name}" if options.name else "")
+    overrides += options.overrides
+    loaded = load_sweep(file, options.name, overrides, options.trials)
+    options.again = _again(file, overrides, options)
     return {"run": _run, "show": _show, "confirm": _confirm}[form](loaded, options)
+
+
+def _again(file: str, overrides: Sequence[str], options: argparse.Namespace) -> str:
+    """The words that name the same study to another form of the command."""
+    from harness.sweep.study import shown_url
+
+    words = [file, *(["--name", options.name] if options.name else [])]
+    # Without the password: what is printed ends up in logs.
+    words += ["--storage", shown_url(options.storage)] if options.storage else []
+    words += ["--output", str(options.output)] if options.output else []
+    return shlex.join([*words, *overrides])
 
 
 def _check_numbers(options: argparse.Namespace) -> None:
@@ -84,7 +98,9 @@ def _storage_url(sweep: "Sweep", options: argparse.Namespace, begin: bool = Fals
     """The studies' database; a SQLite file in the sweep's folder where none is named."""
     given = options.storage or os.environ.get(STORAGE_VARIABLE)
     if given:
-        return given
+        from harness.sweep.study import shared_url
+
+        return shared_url(given)
     file = _folder(sweep) / "study.db"
     if begin:
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -102,15 +118,20 @@ def _folder(sweep: "Sweep") -> Path:
 def _run(sweep: "Sweep", options: argparse.Namespace) -> int:
     import optuna
 
-    from harness.sweep.study import open_storage, open_study
-    from harness.sweep.summary import Progress, num_finished
-    from harness.sweep.supervise import run_workers
+    from harness.sweep.study import lost_storage_is_one_line, open_storage, open_study
 
     url = _storage_url(sweep, options, begin=True)
     storage = open_storage(url)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    study = open_study(sweep, storage, _identity(sweep))
-    progress, looked = Progress(sweep, study), 0.0
+    with lost_storage_is_one_line(url):
+        return _execute(sweep, open_study(sweep, storage, _identity(sweep)), options, url)
+
+
+def _execute(sweep: "Sweep", study: "optuna.Study", options: argparse.Namespace, url: str) -> int:
+    from harness.sweep.summary import Progress, num_finished
+    from harness.sweep.supervise import run_workers
+
+    progress, looked, failures = Progress(sweep, study), 0.0, list[str]()
 
     def look() -> None:
         nonlocal looked
@@ -123,7 +144,7 @@ def _run(sweep: "Sweep", options: argparse.Namespace) -> int:
     if not sweep.is_full(num_finished(study)):
         _folder(sweep).mkdir(parents=True, exist_ok=True)
         try:
-            run_workers(
+            failures = run_workers(
                 _worker_command(sweep, options),
                 worker_environments(sweep, options.workers or 1, url),
                 _folder(sweep),
@@ -135,7 +156,7 @@ def _run(sweep: "Sweep", options: argparse.Namespace) -> int:
             raise
     _report(sweep, study, options, url)
     is_timed = options.hours is not None or sweep.file.hours is not None
-    return 0 if is_timed or sweep.is_full(num_finished(study)) else 1
+    return 0 if sweep.is_full(num_finished(study)) or (is_timed and not failures) else 1
 
 
 def worker_environments(sweep: "Sweep", workers: int, url: str) -> list[dict[str, str]]:
@@ -227,7 +248,6 @@ def _output(sweep: "Sweep", options: argparse.Namespace) -> Path:
 def _report(sweep: "Sweep", study: "optuna.Study", options: argparse.Namespace, url: str) -> None:
     """Write tables, figures and page, and print what the study has found and what is left of it on fresh seeds."""
     from analysis.sweep import write_sweep_report
-    from harness.sweep.study import shown_url
     from harness.sweep.summary import summary
     from harness.sweep.tables import best_trials, write_tables
 
@@ -238,4 +258,12 @@ def _report(sweep: "Sweep", study: "optuna.Study", options: argparse.Namespace, 
     hint = [f"measure the best again, on fresh seeds and test prompts: {again}"] if best_trials(sweep, study) else []
     print("\n".join(["", *summary(sweep, study), "", *(conclusion or hint)]))
     print(f"tables, figures and page: {page}")
-    print(f"look inside: pip install optuna-dashboard && optuna-dashboard '{shown_url(url)}'")
+    print(f"look inside: pip install optuna-dashboard && optuna-dashboard {_dashboard_words(options, url)}")
+
+
+def _dashboard_words(options: argparse.Namespace, url: str) -> str:
+    from harness.sweep.study import shown_url
+
+    # A password stays where it is.
+    is_hidden = shown_url(url) != url and not options.storage
+    return f'"${STORAGE_VARIABLE}"' if is_hidden else f"'{shown_url(url)}'"

@@ -15,7 +15,7 @@ from harness.runs import RunDirectory
 from harness.sweep.definition import TRAINING_REWARD, Sweep
 from harness.sweep.runlog import evaluations
 from harness.sweep.study import REFERENCE
-from harness.sweep.tables import best_trials, listed_trials, write_csv
+from harness.sweep.tables import best_trials, cells, listed_trials, write_csv
 
 _MIN_SEEDS = 2
 
@@ -84,9 +84,7 @@ def write_confirmation(
     """
     rows = []
     for candidate, runs in measured:
-        point = {
-            p.column: p.suggested(candidate.values[p.path]) for p in sweep.parameters if p.path in candidate.values
-        }
+        point = {p.path: p.suggested(candidate.values[p.path]) for p in sweep.parameters if p.path in candidate.values}
         for run in runs:
             if run.status()["state"] != "finished":
                 continue
@@ -94,7 +92,7 @@ def write_confirmation(
             for split in ("validation", "test"):
                 _, metrics = evaluations(run, split)[-1]
                 for metric, value in {TRAINING_REWARD: config.trained_reward(metrics), **metrics}.items():
-                    whose = {"trial": candidate.trial, "is_reference": candidate.is_reference, **point}
+                    whose = {"trial": candidate.trial, "is_reference": candidate.is_reference, **cells(sweep, point)}
                     of_run = {"seed": config.seed, "run_id": run.run_id, "split": split}
                     rows.append({**whose, **of_run, "metric": metric, "value": value})
     folder.mkdir(parents=True, exist_ok=True)

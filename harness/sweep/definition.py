@@ -242,8 +242,6 @@ def _check_reference(sweep: Sweep) -> None:
         if parameter.path not in sweep.file.reference:
             raise ConfigError(f"reference: {parameter.path} is missing")
         parameter.suggested(sweep.file.reference[parameter.path])
-    if sweep.file.sampler.kind == "grid":
-        sweep.planned_points()
 
 
 def _check_keys_are_free(sweep: Sweep) -> None:
@@ -274,8 +272,11 @@ def _leaves(content: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
 
 
 def _check_points(sweep: Sweep) -> None:
-    """Every bound and choice makes a run that is valid, beside the reference's other values, which are valid."""
-    _ = sweep.base
+    """Every bound and choice makes a run that is valid, beside the reference's other values, which are valid.
+
+    Two that are valid beside the reference may not go together; a trial of such a point is given up at once.
+    """
+    _ = sweep.base, sweep.planned_points()
     for parameter in sweep.parameters:
         for value in parameter.extremes():
             try:

@@ -4,17 +4,19 @@ import hashlib
 import sqlite3
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import optuna
 from optuna.distributions import BaseDistribution
-from optuna.exceptions import DuplicatedStudyError, ExperimentalWarning
+from optuna.exceptions import DuplicatedStudyError, ExperimentalWarning, StorageInternalError
 from optuna.samplers import BaseSampler
 from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback
 from optuna.trial import FrozenTrial, TrialState
-from sqlalchemy import make_url
-from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
+from sqlalchemy import URL, make_url
+from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, SQLAlchemyError
 
 from harness.config import ConfigError
 from harness.sweep.definition import Sweep
@@ -62,11 +64,7 @@ def open_storage(
     Raises:
         ConfigError: it cannot be reached, or is no such database.
     """
-    try:
-        parsed = make_url(url)
-    except ArgumentError:
-        raise ConfigError(f"--storage {url!r}: no database URL; write sqlite:///FILE or postgresql://...") from None
-    shown = parsed.render_as_string(hide_password=True)
+    parsed, shown = _parsed(url), shown_url(url)
     arguments = {
         # SQLite has one writer at a time; the others wait instead of failing.
         "sqlite": {"timeout": _BUSY_SECONDS, "factory": _QuickConnection},
@@ -100,9 +98,44 @@ def _first_line(error: BaseException | None) -> str:
     return lines[0] if lines else type(error).__name__
 
 
+def _parsed(url: str) -> URL:
+    try:
+        return make_url(url)
+    except (ArgumentError, ValueError):
+        raise ConfigError(f"--storage {url!r}: no database URL; write sqlite:///FILE or postgresql://...") from None
+
+
 def shown_url(url: str) -> str:
     """A storage's URL without its password."""
-    return make_url(url).render_as_string(hide_password=True)
+    return _parsed(url).render_as_string(hide_password=True)
+
+
+def shared_url(url: str) -> str:
+    """A storage's URL as every process can use it, whatever folder it is in.
+
+    Raises:
+        ConfigError: it is no URL, or of a database in memory, which is one process's own.
+    """
+    parsed = _parsed(url)
+    if parsed.get_backend_name() != "sqlite":
+        return url
+    if parsed.database in (None, "", ":memory:"):
+        raise ConfigError(f"--storage {url}: workers cannot share a database in memory; write sqlite:///FILE")
+    return parsed.set(database=str(Path(parsed.database).absolute())).render_as_string(hide_password=False)
+
+
+@contextmanager
+def lost_storage_is_one_line(url: str) -> Iterator[None]:
+    """Raises ConfigError where a database is lost in the middle."""
+    try:
+        yield
+    except (StorageInternalError, SQLAlchemyError) as error:
+        # Optuna wraps what the driver said.
+        cause = error.__cause__ if isinstance(error, StorageInternalError) and error.__cause__ else error
+        cause = cause.orig if isinstance(cause, DBAPIError) and cause.orig else cause
+        raise ConfigError(
+            f"storage {shown_url(url)}: lost: {_first_line(cause)}; the same command continues when it is back"
+        ) from None
 
 
 def open_study(sweep: Sweep, storage: RDBStorage, identity: str) -> optuna.Study:
@@ -120,16 +153,38 @@ def open_study(sweep: Sweep, storage: RDBStorage, identity: str) -> optuna.Study
     try:
         study = optuna.create_study(storage=storage, study_name=sweep.name, directions=directions)
     except DuplicatedStudyError:
-        return find_study(sweep, storage, identity)
-    for index, point in enumerate(sweep.planned_points()):
-        is_reference = index == 0 and sweep.file.reference is not None
-        study.enqueue_trial(point, user_attrs={"origin": REFERENCE if is_reference else PLANNED})
+        study = optuna.load_study(study_name=sweep.name, storage=storage)
+        if _await_definition(study) is not None or not _is_half_made(study, sweep):
+            study = find_study(sweep, storage, identity)
+            _queue_planned(study, sweep)
+            return study
+    _queue_planned(study, sweep)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ExperimentalWarning)
         study.set_metric_names(list(sweep.file.objectives))
     # Last: a study with a definition is complete.
     study.set_user_attr(_DEFINITION, _definition(sweep) | {_IDENTITY: identity})
     return study
+
+
+def _is_half_made(study: optuna.Study, sweep: Sweep) -> bool:
+    """Whether a study without a definition is one whose maker was killed: nothing in it but what it queued."""
+    directions = [direction.name.lower() for direction in study.directions]
+    states = {trial.state for trial in study.get_trials(deepcopy=False)}
+    return directions == list(sweep.file.objectives.values()) and states <= {TrialState.WAITING}
+
+
+def _queue_planned(study: optuna.Study, sweep: Sweep) -> None:
+    """Queue what is planned and neither there nor done: all of it in a new study, failed points in one that goes on."""
+    there = [
+        trial.params or trial.system_attrs.get("fixed_params", {})
+        for trial in study.get_trials(deepcopy=False)
+        if trial.state != TrialState.FAIL
+    ]
+    for index, point in enumerate(sweep.planned_points()):
+        if point not in there:
+            is_reference = index == 0 and sweep.file.reference is not None
+            study.enqueue_trial(point, user_attrs={"origin": REFERENCE if is_reference else PLANNED})
 
 
 def find_study(sweep: Sweep, storage: RDBStorage, identity: str | None = None) -> optuna.Study:

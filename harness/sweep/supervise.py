@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -46,7 +47,7 @@ def run_workers(
     Args:
         command: of each of them; it ends when its standard input does.
         environments: one a process: variables in addition to this process's.
-        folder: for their logs, ``worker-N.log``.
+        folder: for their logs, ``worker-HOST-N.log``; hosts may share it.
         look: called again and again meanwhile.
         say: receives lines of progress.
 
@@ -57,7 +58,8 @@ def run_workers(
         ConfigError: of a worker (exit code 2).
         KeyboardInterrupt: on Ctrl-C and SIGTERM, after the workers have ended.
     """
-    workers = [Worker(folder / f"worker-{i}.log", environment) for i, environment in enumerate(environments)]
+    logs = [folder / f"worker-{socket.gethostname()}-{i}.log" for i in range(len(environments))]
+    workers = [Worker(log, environment) for log, environment in zip(logs, environments, strict=True)]
     with sigterm_interrupts():
         try:
             for worker in workers:

@@ -1,6 +1,7 @@
 """A study as plain tables, for the analysis: nothing but these files is needed to draw and to judge a sweep."""
 
 import csv
+import io
 import json
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
@@ -27,7 +28,7 @@ def write_tables(sweep: Sweep, study: optuna.Study, folder: Path) -> None:
     trials = listed_trials(study)
     write_atomically(folder / "study.json", json.dumps(_description(sweep), indent=1) + "\n")
     rows = [trial_row(sweep, trial) for trial in trials]
-    write_csv(folder / "trials.csv", rows)
+    write_csv(folder / "trials.csv", rows, trial_columns(sweep))
     write_csv(folder / "curves.csv", [row for trial in trials for row in _curve_rows(trial)], _CURVE_COLUMNS)
     write_csv(folder / "importance.csv", importance(sweep, study), _IMPORTANCE_COLUMNS)
 
@@ -54,13 +55,24 @@ def objective_columns(sweep: Sweep) -> dict[str, str]:
     return {metric: "value" if len(metrics) == 1 else f"value_{metric}" for metric in metrics}
 
 
+def cells(sweep: Sweep, point: Mapping[str, Any]) -> dict[str, Any]:
+    """A point's columns in a table: no choice is an empty cell, which is what a parameter without a value is."""
+    return {p.column: "None" if point.get(p.path, "") is None else point.get(p.path) for p in sweep.parameters}
+
+
+def trial_columns(sweep: Sweep) -> list[str]:
+    """Columns of ``trial_row``."""
+    start = ["trial", *(p.column for p in sweep.parameters), *objective_columns(sweep).values()]
+    return [*start, "seeds", "state", "feasible", "collapse", "base", "origin", "seconds"]
+
+
 def trial_row(sweep: Sweep, trial: FrozenTrial) -> dict[str, Any]:
     """A trial in the table.
 
     Columns: ``trial`` (its number), one a parameter, one an objective (mean over seeds; of a pruned trial at its latest
     validation), ``seeds`` (how many were begun), ``state`` (complete, pruned, failed, running, waiting), ``feasible``,
-    ``collapse`` (why training broke off, or below_base), ``base`` (trained reward of the untrained model), ``origin``
-    (reference, planned, sampled), ``seconds``.
+    ``collapse`` (why training broke off or could not begin, or below_base), ``base`` (trained reward of the untrained
+    model), ``origin`` (reference, planned, sampled), ``seconds``.
     """
     seeds: list[Mapping[str, Any]] = trial.user_attrs.get("seeds", []) if trial.state.is_finished() else []
     curves = [seed["curve"] for seed in seeds if seed["curve"]]
@@ -68,7 +80,7 @@ def trial_row(sweep: Sweep, trial: FrozenTrial) -> dict[str, Any]:
     violated = [name for name, value in trial.constraints.items() if value > 0]
     return {
         "trial": trial.number,
-        **{p.column: _point(trial).get(p.path) for p in sweep.parameters},
+        **cells(sweep, _point(trial)),
         **dict(zip(objective_columns(sweep).values(), values, strict=False)),
         "seeds": len(curves),
         "state": "failed" if trial.state == TrialState.FAIL else trial.state.name.lower(),
@@ -138,7 +150,7 @@ def _is_feasible(trial: FrozenTrial) -> bool:
 def _description(sweep: Sweep) -> dict[str, Any]:
     """What the tables do not say: names, scales, directions."""
     file, columns = sweep.file, objective_columns(sweep)
-    reference = {p.column: p.suggested(file.reference[p.path]) for p in sweep.parameters} if file.reference else None
+    reference = {p.path: p.suggested(file.reference[p.path]) for p in sweep.parameters} if file.reference else None
     return {
         "name": sweep.name,
         "profile": file.profile,
@@ -152,20 +164,17 @@ def _description(sweep: Sweep) -> dict[str, Any]:
             {"metric": metric, "direction": direction, "column": columns[metric]}
             for metric, direction in file.objectives.items()
         ],
-        "reference": reference,
+        "reference": reference and cells(sweep, reference),
         "sampler": file.sampler.model_dump(),
         "pruner": file.pruner.model_dump(),
         "trials": sweep.num_trials,
     }
 
 
-def write_csv(path: Path, rows: Iterable[Mapping[str, Any]], columns: Sequence[str] | None = None) -> None:
+def write_csv(path: Path, rows: Iterable[Mapping[str, Any]], columns: Sequence[str]) -> None:
     """Replace a table; without rows it has its header alone."""
-    rows = list(rows)
-    names = list(columns or (rows[0] if rows else ()))
-    partial = path.with_suffix(".partial")
-    with partial.open("w", newline="") as stream:
-        writer = csv.DictWriter(stream, names, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-    partial.replace(path)
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_atomically(path, text.getvalue())

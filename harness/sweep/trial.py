@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from statistics import mean
+from typing import Any
 
 import optuna
 from optuna.exceptions import UpdateFinishedTrialError
@@ -16,8 +17,9 @@ from harness.stopping import StopRun
 from harness.sweep.definition import COSTS, TRAINING_REWARD, Sweep
 from harness.sweep.study import REFERENCE
 
-NOT_FINITE, BELOW_BASE = "not_finite", "below_base"
-"""Constraints of a trial, violated above 0: seeds that diverged; trained reward lost against the untrained model."""
+NOT_FINITE, BELOW_BASE, NOT_VALID = "not_finite", "below_base", "not_valid"
+"""Constraints of a trial, violated above 0: seeds that diverged; trained reward lost against the untrained model; that
+the configuration refuses the point, each of whose values it takes beside the reference's."""
 SURPLUS, INTERRUPTED = "surplus", "interrupted"
 """User attributes: of a trial begun beyond the budget; the number of the interrupted trial that this one repeats."""
 
@@ -105,8 +107,9 @@ class Objective:
         self.say(f"trial {trial.number}: " + "  ".join(f"{path} {value}" for path, value in suggested.items()))
         seeds: list[SeedRecord] = []
         divergence = None
+        configs = self._configs(trial, values)
         try:
-            for config in self.sweep.configs(values, self.sweep.file.seeds):
+            for config in configs:
                 seeds.append(SeedRecord(config.seed))
                 divergence = self._execute_seed(trial, config, seeds)
                 # The others would cost what this trial is not worth.
@@ -119,6 +122,16 @@ class Objective:
         trial.set_constraint(NOT_FINITE, float(divergence is not None))
         trial.set_constraint(BELOW_BASE, mean(s.base for s in seeds) - mean(s.reached for s in seeds))
         return [mean(record.values[metric] for record in seeds) for metric in self.sweep.file.objectives]
+
+    def _configs(self, trial: optuna.Trial, values: Mapping[str, Any]) -> list[RunConfig]:
+        """The runs of a point. Raises TrialPruned if there can be none: the sampler learns to keep away from it."""
+        try:
+            return self.sweep.configs(values, self.sweep.file.seeds)
+        except ConfigError as error:
+            trial.set_user_attr("collapse", str(error))
+            trial.set_constraint(NOT_VALID, 1.0)
+            self.say(f"trial {trial.number}: no run can have these values: {error}")
+            raise optuna.TrialPruned(str(error)) from None
 
     def _begin(self, trial: optuna.Trial) -> None:
         # With the number: a trial that is tried again inherits the attributes of the one before.

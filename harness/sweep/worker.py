@@ -10,22 +10,31 @@ import signal
 import sys
 import threading
 import time
+import traceback
 import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
-from datetime import datetime, timedelta
+from contextlib import suppress
 from types import FrameType
 from typing import Literal
 
 import optuna
-from optuna.exceptions import ExperimentalWarning
+from optuna.exceptions import ExperimentalWarning, UpdateFinishedTrialError
 from optuna.storages import RDBStorage, fail_stale_trials
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from harness.config import ConfigError
 from harness.sweep import STORAGE_VARIABLE
 from harness.sweep.definition import Sweep, load_sweep
-from harness.sweep.study import RETRY, find_study, make_pruner, make_sampler, open_storage
+from harness.sweep.study import (
+    MAX_RETRIES,
+    RETRY,
+    find_study,
+    lost_storage_is_one_line,
+    make_pruner,
+    make_sampler,
+    open_storage,
+)
 from harness.sweep.supervise import INTERRUPTED_CODE
 from harness.sweep.trial import INTERRUPTED, ExecuteRun, Objective, SurplusTrial
 
@@ -54,20 +63,23 @@ def work(
 
     Raises:
         KeyboardInterrupt: on Ctrl-C and SIGTERM; the trial goes back into the queue.
-        Exception: of a trial that failed; it is tried again by the next worker, ``study.MAX_RETRIES`` times.
+        Exception: of a trial that failed, if as many failed one after another as no single point accounts for: each is
+            tried again ``study.MAX_RETRIES`` times.
     """
     study = find_study(sweep, storage)
     study.sampler, study.pruner = make_sampler(sweep), make_pruner(sweep)
     objective = Objective(sweep, execute, say)
+    not_begun: dict[int, float] = {}
+    failures = 0
     while deadline is None or time.time() < deadline:
-        recover(study, storage)
+        recover(study, storage, not_begun)
         match next_step(study, sweep):
             case "done":
                 return
             case "wait":
                 time.sleep(poll_seconds)
             case "run":
-                _run_trial(study, objective, say)
+                failures = 0 if _run_trial(study, objective, say, is_last_try=failures > MAX_RETRIES) else failures + 1
 
 
 def next_step(study: optuna.Study, sweep: Sweep) -> Literal["done", "wait", "run"]:
@@ -83,7 +95,8 @@ def next_step(study: optuna.Study, sweep: Sweep) -> Literal["done", "wait", "run
     return "wait" if counts[TrialState.RUNNING] else "done"
 
 
-def _run_trial(study: optuna.Study, objective: Objective, say: Say) -> None:
+def _run_trial(study: optuna.Study, objective: Objective, say: Say, is_last_try: bool) -> bool:
+    """Execute a trial; False if it failed and is to be tried again. The last try's failure is raised."""
     objective.number, objective.was_taken_over = None, False
     try:
         study.optimize(objective, n_trials=1, catch=(SurplusTrial,))
@@ -92,14 +105,19 @@ def _run_trial(study: optuna.Study, objective: Objective, say: Say) -> None:
         if failed is not None:
             requeue(study, failed)
         raise
-    except Exception:
+    except Exception as error:
         if objective.was_taken_over:
             say(f"trial {objective.number}: this worker was silent for too long, and another has it now")
-            return
+            return True
         failed = _failed_trial(study, objective)
         if failed is not None:
             RETRY(study, failed)
-        raise
+        if failed is None or is_last_try or isinstance(error, ConfigError):
+            raise
+        traceback.print_exc()
+        say(f"trial {objective.number} failed: {type(error).__name__}: {error}")
+        return False
+    return True
 
 
 def _failed_trial(study: optuna.Study, objective: Objective) -> FrozenTrial | None:
@@ -123,18 +141,30 @@ def requeue(study: optuna.Study, trial: FrozenTrial) -> None:
     )
 
 
-def recover(study: optuna.Study, storage: RDBStorage) -> None:
-    """Put the trials of workers that are silent back into the queue."""
+def recover(study: optuna.Study, storage: RDBStorage, not_begun: dict[int, float]) -> None:
+    """Put the trials of workers that are silent back into the queue.
+
+    Args:
+        study: whose trials.
+        storage: where it is; has the seconds of silence that are too many.
+        not_begun: of trials that have no heartbeat yet, when this worker first saw them: the hosts' clocks need not
+            agree. Kept up to date.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ExperimentalWarning)
         fail_stale_trials(study)
     # A worker that died between asking for a trial and its first heartbeat has left one that Optuna waits for for ever.
-    latest = datetime.now() - timedelta(seconds=storage.grace_period or 0)
-    for trial in study.get_trials(states=(TrialState.RUNNING,)):
-        has_begun = trial.user_attrs.get("begun") == trial.number
-        if not has_begun and trial.datetime_start is not None and trial.datetime_start < latest:
-            ended = study.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
-            if ended.state == TrialState.FAIL:
+    running = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+    now = time.monotonic()
+    seen = {trial.number: trial for trial in running if trial.user_attrs.get("begun") != trial.number}
+    since = {number: not_begun.get(number, now) for number in seen}
+    not_begun.clear()
+    not_begun.update(since)
+    for number, trial in seen.items():
+        if now - since[number] > (storage.grace_period or 0):
+            # Another worker that saw the same was faster.
+            with suppress(ValueError, UpdateFinishedTrialError):
+                study.tell(number, state=TrialState.FAIL)
                 RETRY(study, trial)
 
 
@@ -170,10 +200,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _end_with_command()
     try:
         sweep = load_sweep(options.sweep, options.name, options.overrides, options.trials)
-        storage = open_storage(os.environ[STORAGE_VARIABLE])
+        url = os.environ[STORAGE_VARIABLE]
+        storage = open_storage(url)
         from harness.sweep.execute import execute_run
 
-        work(sweep, storage, execute_run, lambda line: print(line, flush=True), options.deadline)
+        with lost_storage_is_one_line(url):
+            work(sweep, storage, execute_run, lambda line: print(line, flush=True), options.deadline)
     except ConfigError as error:
         print(error, file=sys.stderr)
         return 2

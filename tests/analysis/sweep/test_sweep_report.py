@@ -128,7 +128,7 @@ def test_the_page_and_the_figures_are_complete_and_the_same_each_time(folder: Pa
 def test_the_page_says_what_became_of_the_trials_and_loads_nothing(folder: Path) -> None:
     page = write_sweep_report(folder)[0].read_text()
     text = " ".join(re.sub(r"<[^>]+>", " ", page).split())
-    assert "10 trials of 12: 9 complete, 1 pruned; 1 of the complete ones collapsed" in text
+    assert "10 of 12 trials are finished: 9 complete, 1 pruned; 1 of the complete ones collapsed" in text
     assert "test prompts were not read" in text
     assert "Not measured again yet" in text
     assert not re.search(r'(?:src|href)="(?!data:|#)', page)
@@ -188,6 +188,14 @@ def test_more_trials_ask_for_more_evidence(folder: Path) -> None:
     assert together.difference.estimate == alone.difference.estimate
 
 
+def test_a_best_trial_found_since_is_named_as_not_measured_again(folder: Path) -> None:
+    confirm(folder, {8: [0.1, 0.2, 0.1]})
+    _, sentences = write_sweep_report(folder)
+    assert sentences[-1].startswith("Trial 2 (decay 0.9, weight 3), the sweep's best by now, is not among them")
+    confirm(folder, {2: [0.1, 0.2, 0.1], 8: [0.1, 0.2, 0.1]})
+    assert not any("is not among them" in sentence for sentence in write_sweep_report(folder)[1])
+
+
 def test_seeds_that_one_side_lacks_do_not_count(folder: Path) -> None:
     confirm(folder, {2: [0.1, 0.1, 0.4]})
     table = pd.read_csv(folder / "confirmation.csv")
@@ -243,7 +251,7 @@ def test_a_study_without_trials_yet_has_a_page(folder: Path) -> None:
     for name in ("trials", "curves", "importance"):
         header = (folder / f"{name}.csv").read_text().splitlines()[0]
         (folder / f"{name}.csv").write_text(header + "\n")
-    assert "0 trials of 12" in write_sweep_report(folder)[0].read_text()
+    assert "0 of 12 trials are finished" in write_sweep_report(folder)[0].read_text()
 
 
 @pytest.mark.parametrize("name", ["study.json", "trials.csv", "curves.csv"])

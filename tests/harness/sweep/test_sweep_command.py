@@ -1,13 +1,20 @@
 """``adagrpo sweep``: bad input is one line and exit code 2, before anything heavy is loaded."""
 
+import contextlib
 import json
+import shutil
+import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+import time
+import uuid
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import optuna
 import pytest
 from landscape import execute, height, write_sweep
+from optuna.trial import TrialState
 
 from harness import runs
 from harness.cli import main
@@ -17,7 +24,8 @@ from harness.config import ROOT, ConfigError
 from harness.launch import local, slots
 from harness.launch.local import Outcome
 from harness.runs import RunDirectory
-from harness.sweep import STORAGE_VARIABLE
+from harness.sweep import STORAGE_VARIABLE, supervise
+from harness.sweep import study as study_module
 from harness.sweep.definition import load_sweep
 from harness.sweep.study import open_storage, open_study
 from harness.sweep.worker import work
@@ -85,13 +93,82 @@ def test_a_complete_sweep_is_reported_and_drawn_again_from_its_tables(
     assert exit_code("sweep", *complete) == 0  # nothing is left to execute
     said = capsys.readouterr().out
     assert "study landscape: 4 of 4 trials (4 complete)" in said
-    assert f"adagrpo sweep confirm {complete[0]}" in said
+    assert f"adagrpo sweep confirm {' '.join(complete)}\n" in said  # the same study, to the same folder
     assert f"optuna-dashboard '{sqlite_url}'" in said
     files = {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()}
     assert tmp_path / "out" / "report.html" in files
     assert exit_code("sweep", "show", *complete) == 0
     assert exit_code("sweep", "show", str(tmp_path / "out")) == 0
     assert {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()} == files
+
+
+def test_a_password_is_not_printed(
+    complete: list[str], sqlite_url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file, _, _, *output = complete
+    monkeypatch.setenv(STORAGE_VARIABLE, "postgresql://me:secret@host/study")
+    monkeypatch.setattr(study_module, "open_storage", lambda url: open_storage(sqlite_url))
+    assert exit_code("sweep", "show", file, *output) == 0
+    said = capsys.readouterr()
+    assert 'optuna-dashboard "$ADAGRPO_STORAGE"' in said.out
+    assert "secret" not in said.out + said.err
+
+
+@pytest.mark.parametrize(("failures", "expected"), [([], 0), (["a worker ended early"], 1)])
+def test_a_budget_of_time_does_not_hide_that_workers_failed(
+    tmp_path: Path, sqlite_url: str, monkeypatch: pytest.MonkeyPatch, failures: list[str], expected: int
+) -> None:
+    monkeypatch.setattr(command, "_identity", lambda sweep: "identity")
+    monkeypatch.setattr(supervise, "run_workers", lambda *arguments: failures)
+    file = write_sweep(tmp_path, trials=None, hours=1)
+    assert exit_code("sweep", str(file), "--storage", sqlite_url, "--output", str(tmp_path / "out")) == expected
+
+
+@pytest.fixture
+def own_name() -> Iterator[str]:
+    """Of a study whose runs are removed after the test."""
+    name = f"test-{uuid.uuid4().hex[:8]}"
+    yield name
+    shutil.rmtree(runs.RUNS / f"sweep-{name}", ignore_errors=True)
+
+
+def test_a_sweep_that_is_interrupted_in_the_middle_is_continued_by_the_same_command(
+    tmp_path: Path, own_name: str
+) -> None:
+    """Everything is real: two workers, training, the storage."""
+    settings = {"selection": "curriculum", "fusion.enabled": True, "iterations": 4, "model.execution.compile": "never"}
+    evaluation = {"interval": 2, "validation_prompts": 2, "gallery": 0, "judges": ["ocr"]}
+    rollout = {"candidates": 3, "group_size": 2, "branch_indices": [1]}
+    settings |= {"evaluation": evaluation, "rollout": rollout}
+    file = write_sweep(tmp_path, settings=settings, trials=6, seeds=[1000])
+    words = [sys.executable, "-c", _CODE, "sweep", str(file), "--name", own_name, "--workers", "2"]
+    words += ["--output", str(tmp_path / "out")]
+    folder = runs.RUNS / f"sweep-{own_name}"
+
+    def finished() -> dict[int, list[float]]:
+        if not (folder / "study.db").exists():
+            return {}
+        with contextlib.suppress(KeyError):  # not made yet
+            study = optuna.load_study(study_name=own_name, storage=f"sqlite:///{folder}/study.db")
+            return {trial.number: trial.values for trial in study.get_trials(states=(TrialState.COMPLETE,))}
+        return {}
+
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True, cwd=ROOT) as begun:
+        while begun.poll() is None and not finished():
+            time.sleep(0.2)
+        begun.send_signal(signal.SIGTERM)
+        said, _ = begun.communicate()
+    assert begun.returncode == 130
+    assert "the same command continues" in said
+    before = finished()
+    assert 0 < len(before) < 6
+    done = subprocess.run(words, stdout=subprocess.PIPE, text=True, cwd=ROOT, check=True)
+    assert "6 of 6 trials (6 complete" in done.stdout
+    after = finished()
+    assert len(after) == 6
+    assert before.items() <= after.items()
+    # One run a trial: what was interrupted has been continued.
+    assert len(list(folder.glob("*/config.yaml"))) == 6
 
 
 def test_a_folder_of_tables_takes_no_option_and_must_hold_them(

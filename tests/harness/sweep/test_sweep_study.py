@@ -1,5 +1,6 @@
 """Studies and their storage: refused in one line where they do not fit, whatever the database."""
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -8,15 +9,27 @@ import pytest
 from landscape import FILE, make_sweep
 
 from harness.config import ConfigError
-from harness.sweep.study import find_study, open_storage, open_study, shown_url
+from harness.sweep.study import (
+    find_study,
+    lost_storage_is_one_line,
+    open_storage,
+    open_study,
+    shared_url,
+    shown_url,
+)
 
 SPACE = FILE["space"]
+GRID = {
+    "capability.decay": {"low": 0.5, "high": 0.8, "points": 2},
+    "fusion.weight": {"low": 1, "high": 4, "step": 3},
+}
 
 
 @pytest.mark.parametrize(
     ("url", "expected"),
     [
         ("nonsense", "no database URL"),
+        ("postgresql://me:secret@host:port/study", "no database URL"),
         ("oracle://somewhere/else", "needs a driver that is not installed"),
         ("nosuch://somewhere/else", "needs a driver that is not installed"),
         ("sqlite:////no/such/folder/study.db", "unable to open database file"),
@@ -83,6 +96,54 @@ def test_budget_sampler_and_pruner_may_change_from_call_to_call(tmp_path: Path, 
     later = make_sweep(tmp_path, trials=99, sampler={"kind": "random"}, pruner={"kind": "median"})
     study = open_study(later, open_storage(sqlite_url), "identity")
     assert len(study.get_trials()) == 1  # the reference is not queued again
+
+
+def test_a_study_whose_maker_was_killed_is_made_to_the_end(
+    tmp_path: Path, sqlite_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)
+    sweep = make_sweep(tmp_path, sampler={"kind": "grid"}, space=GRID, reference=None)
+    begun = optuna.create_study(storage=sqlite_url, study_name="landscape", directions=["maximize"])
+    begun.enqueue_trial(sweep.planned_points()[2])
+    study = open_study(sweep, open_storage(sqlite_url), "identity")
+    queued = [trial.system_attrs["fixed_params"] for trial in study.get_trials()]
+    assert sorted(map(str, queued)) == sorted(map(str, sweep.planned_points()))
+    assert find_study(sweep, open_storage(sqlite_url), "identity").study_name == "landscape"
+
+
+def test_a_study_that_no_sweep_made_is_left_alone(
+    tmp_path: Path, sqlite_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)
+    foreign = optuna.create_study(storage=sqlite_url, study_name="landscape", direction="maximize")
+    foreign.optimize(lambda trial: trial.suggest_float("x", 0, 1), n_trials=1)
+    with pytest.raises(ConfigError, match="was never made to the end, or not by a sweep"):
+        open_study(make_sweep(tmp_path), open_storage(sqlite_url), "identity")
+    assert len(foreign.get_trials()) == 1
+
+
+def test_a_relative_file_is_the_same_for_workers_in_another_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert shared_url("sqlite:///study.db") == f"sqlite:///{tmp_path}/study.db"
+    assert shared_url("postgresql://me:secret@host/study") == "postgresql://me:secret@host/study"
+    for url in ("sqlite://", "sqlite:///:memory:"):
+        with pytest.raises(ConfigError, match="cannot share a database in memory"):
+            shared_url(url)
+
+
+def test_a_storage_that_is_lost_in_the_middle_is_one_line(tmp_path: Path, sqlite_url: str) -> None:
+    study = open_study(make_sweep(tmp_path), open_storage(sqlite_url), "identity")
+    database = tmp_path / "study.db"
+    for file in tmp_path.glob("study.db*"):
+        file.unlink()
+    database.mkdir()
+    study._storage._backend.engine.dispose()  # type: ignore[attr-defined]
+    with pytest.raises(ConfigError) as error, lost_storage_is_one_line(sqlite_url):
+        study.get_trials()
+    assert f"storage {sqlite_url}: lost: unable to open database file" in str(error.value)
+    assert "\n" not in str(error.value)
 
 
 def test_a_study_that_is_not_there_is_named_beside_those_that_are(tmp_path: Path, sqlite_url: str) -> None:

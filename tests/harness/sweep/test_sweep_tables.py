@@ -14,13 +14,14 @@ from optuna import create_study
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
+from analysis.sweep import write_sweep_report
 from harness.config import ConfigError, RunConfig
 from harness.runs import RunDirectory
 from harness.sweep.confirm import candidates, confirmation_configs, write_confirmation
 from harness.sweep.definition import Sweep
-from harness.sweep.study import make_pruner, make_sampler
+from harness.sweep.study import RETRY, make_pruner, make_sampler
 from harness.sweep.summary import summary
-from harness.sweep.tables import best_trials, importance, write_tables
+from harness.sweep.tables import best_trials, importance, listed_trials, write_tables
 from harness.sweep.trial import Objective, OnValidation, RunResult
 
 REFERENCE = {"capability.decay": 0.8, "fusion.weight": 1.0}
@@ -175,12 +176,45 @@ def test_confirmation_holds_every_metric_of_finished_runs(sweep: Sweep, study: S
     assert {row["metric"] for row in table} == {"training_reward", "ocr", "colour"}
 
 
+def test_a_choice_of_nothing_is_drawn_like_any_other(tmp_path: Path) -> None:
+    space = {"optimizer.weight_ema": [None, 0.9]}
+    sweep = make_sweep(tmp_path, space=space, reference={"optimizer.weight_ema": None})
+    study = create_study(direction="maximize")
+    for label in (None, 0.9):
+        study.enqueue_trial({"optimizer.weight_ema": label}, user_attrs={"origin": "sampled" if label else "reference"})
+    study.optimize(Objective(sweep, execute, lambda line: None), n_trials=2)
+    write_tables(sweep, study, tmp_path)
+    assert [row["weight_ema"] for row in rows(tmp_path / "trials.csv")] == ["None", "0.9"]
+    write_confirmation(sweep, [(candidates(sweep, study, top=1)[0], [])], tmp_path)
+    page, _ = write_sweep_report(tmp_path)
+    assert "weight_ema None" in page.read_text()
+
+
+def test_a_study_without_trials_has_tables_and_a_page(tmp_path: Path) -> None:
+    sweep = make_sweep(tmp_path, reference=None)
+    write_tables(sweep, create_study(direction="maximize"), tmp_path)
+    assert "0 of 10 trials are finished" in write_sweep_report(tmp_path)[0].read_text()
+
+
+def test_a_confirmation_of_which_no_run_is_finished_says_that_nothing_can_be_concluded(
+    tmp_path: Path, sweep: Sweep, study: Study
+) -> None:
+    write_tables(sweep, study, tmp_path)
+    write_confirmation(sweep, [(candidate, []) for candidate in candidates(sweep, study, top=1)], tmp_path)
+    _, conclusion = write_sweep_report(tmp_path)
+    assert any(sentence.startswith("Nothing can be concluded") for sentence in conclusion)
+
+
 def test_states_of_trials_that_only_failed_are_listed_once(sweep: Sweep) -> None:
     study = create_study(direction="maximize")
 
     def failing(config: RunConfig, on_validation: OnValidation) -> RunResult:
         raise OSError("disk full")
 
+    for _ in range(2):
+        study.optimize(Objective(sweep, failing, lambda line: None), n_trials=1, catch=(OSError,))
+        RETRY(study, study.get_trials()[-1])
+    assert [trial.state for trial in study.get_trials()] == [TrialState.FAIL] * 2 + [TrialState.WAITING]
+    assert [trial.number for trial in listed_trials(study)] == [2]
     study.optimize(Objective(sweep, failing, lambda line: None), n_trials=1, catch=(OSError,))
-    assert [trial.state for trial in study.get_trials()] == [TrialState.FAIL]
-    assert "1 failed" in summary(sweep, study)[0]
+    assert "(1 failed)" in summary(sweep, study)[0]

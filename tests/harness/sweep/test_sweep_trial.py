@@ -118,6 +118,17 @@ def test_a_trial_that_diverges_is_infeasible_and_costs_no_further_seed(tmp_path:
     assert good.values[0] < 0.95
 
 
+def test_a_point_whose_values_do_not_go_together_is_given_up_and_the_others_go_on(tmp_path: Path) -> None:
+    # Each of them goes with the reference; Flow-CPS's eta is at most 1.
+    space = {"method": ["flow_grpo", "flow_cps"], "method.eta": {"low": 0.3, "high": 1.2}}
+    sweep = make_sweep(tmp_path, space=space, reference={"method": "flow_grpo", "method.eta": 0.7})
+    points = [{"method": "flow_cps", "method.eta": 1.1}, {"method": "flow_cps", "method.eta": 0.5}]
+    refused, taken = run_points(sweep, points)
+    assert (refused.state, taken.state) == (TrialState.PRUNED, TrialState.COMPLETE)
+    assert refused.constraints == {"not_valid": 1.0}
+    assert "eta" in refused.user_attrs["collapse"]
+
+
 def _below_base(config: RunConfig, on_validation: OnValidation) -> RunResult:
     on_validation(0, {"ocr": BASE})
     on_validation(ITERATIONS, {"ocr": BASE - 0.1})

@@ -116,7 +116,7 @@ def test_an_interruption_after_a_trial_s_end_repeats_nothing(
     assert [trial.state for trial in study.get_trials()] == [TrialState.COMPLETE]
 
 
-def test_a_trial_that_fails_ends_its_worker_and_is_given_up_after_some_attempts(
+def test_a_point_that_fails_is_given_up_after_some_attempts_and_holds_up_no_other(
     tmp_path: Path, sqlite_url: str
 ) -> None:
     attempts = 0
@@ -128,13 +128,42 @@ def test_a_trial_that_fails_ends_its_worker_and_is_given_up_after_some_attempts(
             raise MemoryError("too large")
         return execute(config, on_validation)
 
-    sweep = make_sweep(tmp_path, trials=2)
-    for _ in range(MAX_RETRIES + 1):
-        with pytest.raises(MemoryError):
-            study_of(sweep, sqlite_url, failing)
-    study = study_of(sweep, sqlite_url, failing)
+    study = study_of(make_sweep(tmp_path, trials=2), sqlite_url, failing)
     assert attempts == MAX_RETRIES + 1
     assert [trial.state for trial in listed_trials(study)] == [TrialState.FAIL, *[TrialState.COMPLETE] * 2]
+    # What was planned is tried once more when it is asked for once more: the cause may be gone.
+    study = study_of(make_sweep(tmp_path, trials=3), sqlite_url)
+    assert [trial.state for trial in listed_trials(study)] == [TrialState.FAIL, *[TrialState.COMPLETE] * 3]
+    assert finished(study)[-1].user_attrs["origin"] == "reference"
+
+
+def test_a_worker_in_which_everything_fails_ends(tmp_path: Path, sqlite_url: str) -> None:
+    attempts = 0
+
+    def failing(config: RunConfig, on_validation: OnValidation) -> RunResult:
+        nonlocal attempts
+        attempts += 1
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        study_of(make_sweep(tmp_path, trials=9), sqlite_url, failing)
+    assert attempts == MAX_RETRIES + 2  # more than one point accounts for
+
+
+def test_a_grid_begun_with_a_smaller_budget_or_another_sampler_gets_all_its_points(
+    tmp_path: Path, sqlite_url: str
+) -> None:
+    space = {
+        "capability.decay": {"low": 0.5, "high": 0.8, "step": 0.15},
+        "fusion.weight": {"low": 1, "high": 4, "step": 3},
+    }
+    common: dict[str, Any] = {"space": space, "seeds": [1000]}
+    study_of(make_sweep(tmp_path, **common, sampler={"kind": "random"}, trials=2), sqlite_url)
+    study_of(make_sweep(tmp_path, **common, sampler={"kind": "grid"}, trials=4), sqlite_url)
+    study = study_of(make_sweep(tmp_path, **common, sampler={"kind": "grid"}, trials=6), sqlite_url)
+    points = {(round(trial.params["capability.decay"], 2), trial.params["fusion.weight"]) for trial in finished(study)}
+    assert len(finished(study)) == 6
+    assert points == {(decay, weight) for decay in (0.5, 0.65, 0.8) for weight in (1, 4)}
 
 
 def test_a_worker_whose_trial_was_given_to_another_stops_the_run_and_goes_on(tmp_path: Path, sqlite_url: str) -> None:
