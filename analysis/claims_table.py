@@ -118,12 +118,19 @@ def protocol_note(table: ClaimsTable) -> str:
     text = (
         f"{table.runs} finished runs. Verdicts by analysis/claims.py: supported where the interval lies above 0, not "
         f"supported where it lies below 0 or within ±{claims.MARGIN:g}, else inconclusive. Intervals resample seeds "
-        "and words. Holm's procedure keeps the chance of any false verdict among the primary claims at 5 %. A claim is "
-        "inconclusive while planned pairs are missing."
+        "and words. Holm's procedure keeps the chance of any false “supported” among the primary claims at 5 %: "
+        f"their intervals are of {_levels(table.primary)}, those of other tables of {100 * claims.CONFIDENCE:g} %. A "
+        "claim is inconclusive while planned pairs are missing."
     )
     if table.other_protocol:
         text += f" {table.other_protocol} of the runs were made under another version of that file."
     return text
+
+
+def _levels(rows: Sequence[Row]) -> str:
+    """Confidence of the rows' intervals, such as "99.4 %", or from the least to the greatest."""
+    levels = sorted({f"{100 * row.numbers['confidence']:.1f} %" for row in rows if row.numbers.get("confidence")})
+    return " to ".join(dict.fromkeys((levels[0], levels[-1]))) if levels else "no confidence yet"
 
 
 def _titled(table: ClaimsTable) -> list[tuple[str, Sequence[Row]]]:
