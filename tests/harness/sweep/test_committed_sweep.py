@@ -1,0 +1,32 @@
+"""The committed sweep: its tables are its study's, and its conclusion is what its tables give."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from analysis.sweep import write_sweep_report
+from harness.config import ROOT
+from harness.sweep.definition import load_sweep
+from harness.sweep.study import find_study, open_storage
+from harness.sweep.tables import write_tables
+
+FOLDER = ROOT / "results" / "sweep-ema_fusion"
+
+
+@pytest.mark.parametrize("name", ["study.json", "trials.csv", "curves.csv", "importance.csv"])
+def test_the_tables_are_those_of_the_study(tmp_path: Path, name: str) -> None:
+    shutil.copy(FOLDER / "study.db", tmp_path)
+    sweep = load_sweep("ema_fusion")
+    write_tables(sweep, find_study(sweep, open_storage(f"sqlite:///{tmp_path / 'study.db'}")), tmp_path / "out")
+    assert (tmp_path / "out" / name).read_text() == (FOLDER / name).read_text()
+
+
+def test_the_conclusion_is_drawn_again_from_the_tables(tmp_path: Path) -> None:
+    shutil.copytree(FOLDER, tmp_path / "copy")
+    for name in ("summary.md", "differences.csv", "report.html"):
+        (tmp_path / "copy" / name).unlink()
+    _, conclusion = write_sweep_report(tmp_path / "copy")
+    assert conclusion[-1] == "None of the best trials is better than the reference beyond the noise of seeds."
+    for name in ("summary.md", "differences.csv"):
+        assert (tmp_path / "copy" / name).read_text() == (FOLDER / name).read_text()
