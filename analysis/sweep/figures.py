@@ -220,11 +220,12 @@ def _pareto(tables: SweepTables) -> Panel:
             if len(rows):
                 mark(axes, kind, rows[first.column], rows[second.column])
         front = tables.best().sort_values(first.column)
-        # What a trial reaches, all can have that may spend more.
+        # What a trial reaches, all can have that may spend more. With a third objective the front is no line.
         where: Literal["pre", "post"] = "pre" if first.is_maximized else "post"
-        axes.step(
-            front[first.column], front[second.column], where=where, color=GREEN, linewidth=1.6, label="Pareto front"
-        )
+        if len(tables.objectives) == 2:
+            axes.step(
+                front[first.column], front[second.column], where=where, color=GREEN, linewidth=1.6, label="Pareto front"
+            )
         mark(axes, "best", front[first.column], front[second.column], label=False)
         reference = tables.reference
         if reference is not None:
