@@ -47,6 +47,11 @@ def entry_text(entry: Entry) -> str:
     return f"{text} ± {_text(entry.sd, entry._replace(signed=False))}" if math.isfinite(entry.sd) else text
 
 
+def interval_text(interval: Interval) -> str:
+    """A difference with its bounds, as in "+0.016 [+0.005, +0.027]"; a dash where there is none."""
+    return entry_text(Entry(interval.estimate, interval=interval, signed=True))
+
+
 def _text(value: float, entry: Entry) -> str:
     return (
         f"{number(100 * value, entry.digits, entry.signed)} %"

@@ -7,6 +7,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from analysis.figures.drawing import GREY, Drawing, Panel, draw_panel
+from analysis.formats import interval_text, number
 from analysis.statistics import Interval, paired_interval
 from analysis.sweep.marks import BLUE, ORANGE
 from analysis.sweep.tables import TRAINING_REWARD, Objective, SweepTables
@@ -78,25 +79,25 @@ def judge(tables: SweepTables, metric: str) -> list[Confirmed]:
     own = runs[runs["metric"] == metric]
     references = own[own["is_reference"]]
     best = own[~own["is_reference"]]
-    numbers = list(dict.fromkeys(best["trial"]))
-    confidence = 1 - (1 - CONFIDENCE) / max(1, len(numbers))
+    trials = list(dict.fromkeys(best["trial"]))
+    confidence = 1 - (1 - CONFIDENCE) / max(1, len(trials))
     confirmed = []
-    for number in numbers:
-        pairs = {split: _paired(best[best["trial"] == number], references, split) for split in ("test", "validation")}
+    for trial in trials:
+        pairs = {split: _paired(best[best["trial"] == trial], references, split) for split in ("test", "validation")}
         test, validation = pairs["test"], pairs["validation"]
         if len(test) < 2:
             continue
-        said = _said(tables, int(number), metric)
+        said = _said(tables, int(trial), metric)
         confirmed.append(
             Confirmed(
-                int(number),
-                tables.point(best[best["trial"] == number].iloc[0]),
+                int(trial),
+                tables.point(best[best["trial"] == trial].iloc[0]),
                 len(test),
                 float(test["value"].mean()),
                 float(test["reference"].mean()),
                 paired_interval(test["value"], test["reference"], confidence),
                 float((validation["value"] - validation["reference"]).mean()),
-                _claimed(tables, int(number), metric),
+                _claimed(tables, int(trial), metric),
                 said,
                 _lost(said, validation["value"], confidence),
             )
@@ -163,13 +164,12 @@ def conclusion(confirmed: list[Confirmed], objective: Objective) -> list[str]:
         return ["Nothing can be concluded: no trial and the reference have two finished seeds in common."]
     sentences = []
     for one in confirmed:
-        low, high = one.difference.low, one.difference.high
-        claim = "" if pd.isna(one.claimed) else f" The sweep itself had said {one.claimed:+.3f}"
+        claim = "" if pd.isna(one.claimed) else f" The sweep itself had said {number(one.claimed, signed=True)}"
         claim += "" if pd.isna(one.claimed) else f": it was {_how_far(one.optimism(objective))}."
         claim += "" if pd.isna(one.lost.estimate) else f" {_own_value(one, objective)}"
         sentences.append(
-            f"Trial {one.trial} ({one.point}): {one.difference.estimate:+.3f} [{low:+.3f}, {high:+.3f}] against the "
-            f"reference on {one.num_seeds} fresh seeds and test prompts: {one.verdict(objective)}.{claim}"
+            f"Trial {one.trial} ({one.point}): {interval_text(one.difference)} against the reference on "
+            f"{one.num_seeds} fresh seeds and test prompts: {one.verdict(objective)}.{claim}"
         )
     better = [one.trial for one in confirmed if one.verdict(objective) == "better"]
     if better:
@@ -219,10 +219,9 @@ def reference_sentence(tables: SweepTables, objective: Objective) -> str:
 
 
 def _own_value(one: Confirmed, objective: Objective) -> str:
-    lost = one.too_good(objective)
     return (
         f"Its own value in the sweep, {one.sweep_value:.3f}, is {one.sweep_value - one.lost.estimate:.3f} on fresh "
-        f"seeds and the same validation prompts: too good by {lost.estimate:+.3f} [{lost.low:+.3f}, {lost.high:+.3f}]."
+        f"seeds and the same validation prompts: too good by {interval_text(one.too_good(objective))}."
     )
 
 

@@ -7,7 +7,7 @@ import jinja2
 import pandas as pd
 
 from analysis.figures.drawing import Drawing
-from analysis.statistics import Interval
+from analysis.formats import interval_text, number
 from analysis.sweep.confirmation import (
     CONFIDENCE,
     Confirmed,
@@ -155,23 +155,19 @@ def _judge(tables: SweepTables, folder: Path) -> Judgement:
 def _main_table(confirmed: list[Confirmed], objective: Objective) -> Table:
     title = (
         f"{objective.label} on test prompts, paired differences from the reference, whose intervals all hold at once "
-        f"with {CONFIDENCE:.0%} confidence. Too good by: the trial's own value in the sweep less that on fresh seeds "
+        f"with {100 * CONFIDENCE:g} % confidence. Too good by: the trial's own value in the sweep less that on fresh seeds "
         "and the same validation prompts"
     )
-    head = ["Trial", "Parameters", "Seeds", "Value", "Reference", "Difference", "The sweep said", "Optimism"]
-    head += ["Value in the sweep", "Too good by", "Verdict"]
+    head = ["Trial", "Parameters", "Seeds", "Value", "Difference", "The sweep said", "Too good by", "Verdict"]
     rows = [
         [
             str(one.trial),
             one.point,
             str(one.num_seeds),
             _number(one.value),
-            _number(one.reference_value),
-            _interval(one.difference),
-            _signed(one.claimed),
-            _signed(one.optimism(objective)),
-            _number(one.sweep_value),
-            _interval(one.too_good(objective)),
+            interval_text(one.difference),
+            number(one.claimed, signed=True),
+            interval_text(one.too_good(objective)),
             one.verdict(objective),
         ]
         for one in confirmed
@@ -190,20 +186,10 @@ def _other_tables(tables: SweepTables, objective: Objective) -> list[Table]:
     if not metrics or not judged[metrics[0]]:
         return []
     trials = [one.trial for one in judged[metrics[0]]]
-    rows = [[metric, *(_interval(one.difference) for one in judged[metric])] for metric in metrics]
+    rows = [[metric, *(interval_text(one.difference) for one in judged[metric])] for metric in metrics]
     title = "All other metrics on test prompts, paired differences from the reference"
     return [Table(title, ["Metric", *(f"Trial {trial}" for trial in trials)], rows)]
 
 
-def _interval(interval: Interval) -> str:
-    if pd.isna(interval.estimate):
-        return "–"
-    return f"{_signed(interval.estimate)} [{_signed(interval.low)}, {_signed(interval.high)}]"
-
-
 def _number(value: float) -> str:
-    return "–" if pd.isna(value) else f"{value:,.3f}" if abs(value) < 100 else f"{value:,.0f}"
-
-
-def _signed(value: float) -> str:
-    return "–" if pd.isna(value) else f"{value:+.3f}".replace("-", "−")
+    return number(value, digits=3 if abs(value) < 100 else 0)
