@@ -155,8 +155,8 @@ def _judge(tables: SweepTables, folder: Path) -> Judgement:
 def _main_table(confirmed: list[Confirmed], objective: Objective) -> Table:
     title = (
         f"{objective.label} on test prompts, paired differences from the reference, whose intervals all hold at once "
-        f"with {100 * CONFIDENCE:g} % confidence. Too good by: the trial's own value in the sweep less that on fresh seeds "
-        "and the same validation prompts"
+        f"with {100 * CONFIDENCE:g} % confidence. Too good by: the trial's own value in the sweep less that on fresh "
+        "seeds and the same validation prompts"
     )
     head = ["Trial", "Parameters", "Seeds", "Value", "Difference", "The sweep said", "Too good by", "Verdict"]
     rows = [
