@@ -1,5 +1,6 @@
 """All cells at once: every seed, mean and interval, without fusion and with it in neighbouring rows."""
 
+import textwrap
 from collections.abc import Sequence
 from functools import partial
 from typing import NamedTuple
@@ -12,6 +13,9 @@ from analysis.labels import METHOD_NAMES, Cell, is_adagrpo, is_base, selection_o
 from analysis.logs import TRAINING_REWARD
 from analysis.statistics import Interval
 from analysis.study import MIN_SEEDS_FOR_INTERVAL, Study
+
+_LABEL_WIDTH, _MAX_LINES = 28, 2
+"""Letters in a line of a variant's settings beside the axis, and lines of them."""
 
 
 class Row(NamedTuple):
@@ -57,7 +61,7 @@ def _panels(study: Study, cells: Sequence[Cell], name: str) -> list[Panel]:
             f"{study.prefix}{name}-{method}",
             METHOD_NAMES.get(method, method),
             partial(_draw, rows=rows_of[method], limits=limits, label=label),
-            height=1.6 + 0.29 * len(rows_of[method]),
+            height=1.6 + sum(_row_height(row.cell) for row in rows_of[method]),
             note=note,
         )
         for method in methods
@@ -66,7 +70,16 @@ def _panels(study: Study, cells: Sequence[Cell], name: str) -> list[Panel]:
 
 def _label(cell: Cell) -> str:
     is_plain = is_adagrpo(cell.selection, cell.fusion) and not cell.variant
-    return f"{cell.short}\n= AdaGRPO" if is_plain else cell.short.replace(", ", "\n", 1)
+    if is_plain:
+        return f"{cell.short}\n= AdaGRPO"
+    name, _, rest = cell.short.partition(", ")
+    # What is cut is whole in the table of cells.
+    return "\n".join([name, *textwrap.wrap(rest, _LABEL_WIDTH, max_lines=_MAX_LINES, placeholder=" …")])
+
+
+def _row_height(cell: Cell) -> float:
+    """Inches: two lines of a label fit where one does."""
+    return 0.29 + 0.16 * max(0, _label(cell).count("\n") - 1)
 
 
 def _draw(axes: Axes, rows: Sequence[Row], limits: tuple[float, float], label: str) -> None:
@@ -87,5 +100,7 @@ def _draw(axes: Axes, rows: Sequence[Row], limits: tuple[float, float], label: s
     axes.set_yticks(range(len(rows)), [_label(row.cell) for row in rows], fontsize=9.5)
     axes.set_ylim(len(rows) - 0.5, -0.5)
     axes.set_xlim(*limits)
+    if any(_label(row.cell).count("\n") > 1 for row in rows):
+        axes.locator_params(axis="x", nbins=3)  # long labels leave little room
     axes.set_xlabel(label)
     axes.grid(visible=False, axis="y")

@@ -2,6 +2,7 @@
 
 import json
 import re
+import warnings
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +15,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from analysis.figures import StudyFigures, draw_study, selection
-from analysis.figures.cells import cell_panels
+from analysis.figures.cells import cell_panels, variant_panels
 from analysis.figures.curves import cost_panels, cost_quantities, over_seeds, pair_panels, quantities
 from analysis.figures.drawing import Panel, draw_panel
 from analysis.labels import SELECTIONS, cell_colour
@@ -120,6 +121,23 @@ def test_all_cells_show_every_seed_with_fusion_next_to_without(write_run: WriteR
     assert [sorted(set(np.asarray(d)[:, 1])) for d in dots] == [[0], [1], [2], [3]]
     assert np.asarray(dots[1])[:, 0] == pytest.approx([0.6, 0.61, 0.62, 0.63, 0.64])
     assert "line: 95 % interval" in panel.note
+
+
+def test_a_variant_of_many_settings_leaves_room_for_its_axes(write_run: WriteRun, tmp_path: Path) -> None:
+    for seed in range(3):
+        write_run(f"usual-{seed}", seed=seed)
+    optimizer = {"max_grad_norm": 0.01, "weight_ema": 0.995, "tuning": "full", "learning_rate": 1e-5}
+    write_run("recipe", optimizer=optimizer, objective={"clip_range": 1e-4, "old_log_prob": "rollout"})
+    [panel] = variant_panels(study_of(tmp_path / "runs"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # matplotlib's, that there is no room
+        drawing = draw_panel(panel)
+    # In the SVG each line of a label is a text of its own: the cell, and two of settings.
+    lines = texts(drawing.svg)
+    [cut] = [i for i, line in enumerate(lines) if line.endswith("…")]
+    assert lines[cut - 2] == "random"
+    assert lines[cut - 1] == "objective.clip_range 0.0001,"
+    assert len(lines[cut]) <= 28
 
 
 def test_bands_are_intervals_from_five_seeds_on(write_run: WriteRun, tmp_path: Path) -> None:
