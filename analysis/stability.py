@@ -103,10 +103,12 @@ def stability_frame(study: Study) -> pd.DataFrame:
 
 
 def stability_table(study: Study, frame: pd.DataFrame) -> WideTable | None:
-    """``stability_frame`` as people read it; None without a finished run."""
+    """``stability_frame`` as people read it; None without a finished run, or without anything measured."""
     if frame.empty:
         return None
     shown = {name: heading for name, heading in HEADINGS.items() if frame[f"{name}_mean"].notna().any()}
+    if not shown:
+        return None
     rows = [
         (str(row["cell"]), [Entry(row["seeds"], digits=0), *(Entry(row[f"{n}_mean"], row[f"{n}_sd"]) for n in shown)])
         for row in frame.to_dict("records")
