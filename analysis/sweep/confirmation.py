@@ -188,8 +188,8 @@ def unmeasured(tables: SweepTables) -> list[str]:
     if best.empty or tables.point(best.iloc[0]) in points:
         return []
     return [
-        f"Trial {best.iloc[0]['trial']} ({tables.point(best.iloc[0])}), the sweep's best by now, is not among them: "
-        "`adagrpo sweep confirm` measures it."
+        f"Trial {best.iloc[0]['trial']} ({tables.point(best.iloc[0])}), the sweep's best by now, has not been measured "
+        "again: `adagrpo sweep confirm` does."
     ]
 
 

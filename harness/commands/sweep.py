@@ -73,7 +73,16 @@ def sweep(options: argparse.Namespace) -> int:
     overrides += options.overrides
     loaded = load_sweep(file, options.name, overrides, options.trials)
     options.again = _again(file, overrides, options)
-    return {"run": _run, "show": _show, "confirm": _confirm}[form](loaded, options)
+    if form == "confirm":
+        from harness.launch.grid import parse_seeds
+
+        options.seeds = parse_seeds(options.seeds or "0-9")
+
+    from harness.sweep.study import lost_storage_is_one_line
+
+    url = _storage_url(loaded, options, begin=form == "run")
+    with lost_storage_is_one_line(url):
+        return {"run": _run, "show": _show, "confirm": _confirm}[form](loaded, options, url)
 
 
 def _again(file: str, overrides: Sequence[str], options: argparse.Namespace) -> str:
@@ -94,7 +103,7 @@ def _check_numbers(options: argparse.Namespace) -> None:
             raise ConfigError(f"--{name} {value}: must be above 0")
 
 
-def _storage_url(sweep: "Sweep", options: argparse.Namespace, begin: bool = False) -> str:
+def _storage_url(sweep: "Sweep", options: argparse.Namespace, begin: bool) -> str:
     """The studies' database; a SQLite file in the sweep's folder where none is named."""
     given = options.storage or os.environ.get(STORAGE_VARIABLE)
     if given:
@@ -115,22 +124,16 @@ def _folder(sweep: "Sweep") -> Path:
     return RUNS / sweep.experiment
 
 
-def _run(sweep: "Sweep", options: argparse.Namespace) -> int:
+def _run(sweep: "Sweep", options: argparse.Namespace, url: str) -> int:
     import optuna
 
-    from harness.sweep.study import lost_storage_is_one_line, open_storage, open_study
-
-    url = _storage_url(sweep, options, begin=True)
-    storage = open_storage(url)
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    with lost_storage_is_one_line(url):
-        return _execute(sweep, open_study(sweep, storage, _identity(sweep)), options, url)
-
-
-def _execute(sweep: "Sweep", study: "optuna.Study", options: argparse.Namespace, url: str) -> int:
+    from harness.sweep.study import open_storage, open_study
     from harness.sweep.summary import Progress, num_finished
     from harness.sweep.supervise import run_workers
 
+    storage = open_storage(url)
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    study = open_study(sweep, storage, _identity(sweep))
     progress, looked, failures = Progress(sweep, study), 0.0, list[str]()
 
     def look() -> None:
@@ -183,10 +186,9 @@ def _worker_command(sweep: "Sweep", options: argparse.Namespace) -> list[str]:
     return command
 
 
-def _show(sweep: "Sweep", options: argparse.Namespace) -> int:
+def _show(sweep: "Sweep", options: argparse.Namespace, url: str) -> int:
     from harness.sweep.study import find_study, open_storage
 
-    url = _storage_url(sweep, options)
     _report(sweep, find_study(sweep, open_storage(url)), options, url)
     return 0
 
@@ -214,16 +216,13 @@ def _show_folder(options: argparse.Namespace) -> int:
     return 0
 
 
-def _confirm(sweep: "Sweep", options: argparse.Namespace) -> int:
-    from harness.launch.grid import parse_seeds
+def _confirm(sweep: "Sweep", options: argparse.Namespace, url: str) -> int:
     from harness.sweep.confirm import candidates, confirmation_configs, write_confirmation
     from harness.sweep.study import find_study, open_storage
 
-    seeds = parse_seeds(options.seeds or "0-9")
-    url = _storage_url(sweep, options)
     study = find_study(sweep, open_storage(url), _identity(sweep))
     chosen = candidates(sweep, study, options.top or 3)
-    configs = [confirmation_configs(sweep, candidate, seeds) for candidate in chosen]
+    configs = [confirmation_configs(sweep, candidate, options.seeds) for candidate in chosen]
 
     from harness.launch.local import run_all
     from harness.runs import prepare_run

@@ -1,10 +1,12 @@
 """A sweep's study in its storage: opened, made, compared with the sweep; its sampler and pruner."""
 
 import hashlib
+import math
+import re
 import sqlite3
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -26,6 +28,8 @@ GRACE_SECONDS = 90
 """A trial whose worker has been silent for so long is given to another."""
 MAX_RETRIES = 3
 """How often a trial is tried again after its worker died or failed."""
+MAX_FAILURES = 10
+"""Failures one after another that end a worker: more than two points account for."""
 _CONNECT_SECONDS, _BUSY_SECONDS = 10, 60
 _DEFINITION, _IDENTITY = "definition", "model, prompt lists and rewards"
 
@@ -102,12 +106,14 @@ def _parsed(url: str) -> URL:
     try:
         return make_url(url)
     except (ArgumentError, ValueError):
-        raise ConfigError(f"--storage {url!r}: no database URL; write sqlite:///FILE or postgresql://...") from None
+        shown = re.sub("//.*@", "//***@", url)
+        raise ConfigError(f"storage {shown!r}: no database URL; write sqlite:///FILE or postgresql://...") from None
 
 
 def shown_url(url: str) -> str:
     """A storage's URL without its password."""
-    return _parsed(url).render_as_string(hide_password=True)
+    parsed = _parsed(url)
+    return url if parsed.password is None else parsed.render_as_string(hide_password=True)
 
 
 def shared_url(url: str) -> str:
@@ -117,7 +123,7 @@ def shared_url(url: str) -> str:
         ConfigError: it is no URL, or of a database in memory, which is one process's own.
     """
     parsed = _parsed(url)
-    if parsed.get_backend_name() != "sqlite":
+    if parsed.get_backend_name() != "sqlite" or (parsed.database or "").startswith("file:"):
         return url
     if parsed.database in (None, "", ":memory:"):
         raise ConfigError(f"--storage {url}: workers cannot share a database in memory; write sqlite:///FILE")
@@ -154,7 +160,7 @@ def open_study(sweep: Sweep, storage: RDBStorage, identity: str) -> optuna.Study
         study = optuna.create_study(storage=storage, study_name=sweep.name, directions=directions)
     except DuplicatedStudyError:
         study = optuna.load_study(study_name=sweep.name, storage=storage)
-        if _await_definition(study) is not None or not _is_half_made(study, sweep):
+        if not _is_half_made(study, sweep):
             study = find_study(sweep, storage, identity)
             _queue_planned(study, sweep)
             return study
@@ -168,23 +174,33 @@ def open_study(sweep: Sweep, storage: RDBStorage, identity: str) -> optuna.Study
 
 
 def _is_half_made(study: optuna.Study, sweep: Sweep) -> bool:
-    """Whether a study without a definition is one whose maker was killed: nothing in it but what it queued."""
+    """Whether a study's maker was killed: it gets no definition, and there is nothing in it but what is queued."""
     directions = [direction.name.lower() for direction in study.directions]
     states = {trial.state for trial in study.get_trials(deepcopy=False)}
-    return directions == list(sweep.file.objectives.values()) and states <= {TrialState.WAITING}
+    is_new = directions == list(sweep.file.objectives.values()) and states <= {TrialState.WAITING}
+    return is_new and _await_definition(study) is None
 
 
 def _queue_planned(study: optuna.Study, sweep: Sweep) -> None:
     """Queue what is planned and neither there nor done: all of it in a new study, failed points in one that goes on."""
     there = [
-        trial.params or trial.system_attrs.get("fixed_params", {})
+        # A trial that has just begun has not all its parameters yet.
+        trial.system_attrs.get("fixed_params", trial.params)
         for trial in study.get_trials(deepcopy=False)
         if trial.state != TrialState.FAIL
     ]
     for index, point in enumerate(sweep.planned_points()):
-        if point not in there:
+        if not any(_is_same_point(point, other) for other in there):
             is_reference = index == 0 and sweep.file.reference is not None
             study.enqueue_trial(point, user_attrs={"origin": REFERENCE if is_reference else PLANNED})
+
+
+def _is_same_point(point: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether two points are equal but for the rounding of what a step or a logarithm gives."""
+    return point.keys() == other.keys() and all(
+        math.isclose(value, other[path]) if isinstance(value, float) else value == other[path]
+        for path, value in point.items()
+    )
 
 
 def find_study(sweep: Sweep, storage: RDBStorage, identity: str | None = None) -> optuna.Study:
@@ -220,10 +236,14 @@ def find_study(sweep: Sweep, storage: RDBStorage, identity: str | None = None) -
 
 
 def _await_definition(study: optuna.Study) -> dict[str, Any] | None:
-    for _ in range(50):
+    """A study's definition; None if there is none and for ten seconds nobody has been making it."""
+    tries, queued = 50, 0
+    while tries:
         found = study.user_attrs.get(_DEFINITION)
         if found is not None:
             return found
+        num_trials = len(study.get_trials(deepcopy=False))
+        tries, queued = 50 if num_trials > queued else tries - 1, num_trials
         time.sleep(0.2)  # another host is making it at this moment
     return None
 

@@ -9,6 +9,7 @@ from optuna.trial import FrozenTrial, TrialState
 from harness.sweep.definition import Sweep
 from harness.sweep.study import REFERENCE
 from harness.sweep.tables import best_trials, importance, listed_trials
+from harness.sweep.trial import NOT_VALID
 
 _SHOWN = 5
 
@@ -52,10 +53,13 @@ def counts(sweep: Sweep, study: optuna.Study) -> str:
     """How many trials there are, by state, and of how many."""
     trials = listed_trials(study)
     states = Counter(trial.state.name.lower() for trial in trials)
-    collapsed = sum(any(value > 0 for value in trial.constraints.values()) for trial in trials)
+    violated = [{name for name, value in trial.constraints.items() if value > 0} for trial in trials]
+    refused = sum(NOT_VALID in names for names in violated)
+    collapsed = sum(bool(names - {NOT_VALID}) for names in violated)
     parts = [f"{states[name]} {name}" for name in ("complete", "pruned", "running", "waiting") if states[name]]
     parts += [f"{states['fail']} failed"] if states["fail"] else []
     parts += [f"{collapsed} of them collapsed"] if collapsed else []
+    parts += [f"{refused} that no run can have"] if refused else []
     budget = "" if sweep.num_trials is None else f" of {sweep.num_trials}"
     return f"{num_finished(study)}{budget} trials ({', '.join(parts) or 'none begun'})"
 

@@ -56,7 +56,7 @@ def objective_columns(sweep: Sweep) -> dict[str, str]:
 
 
 def cells(sweep: Sweep, point: Mapping[str, Any]) -> dict[str, Any]:
-    """A point's columns in a table: no choice is an empty cell, which is what a parameter without a value is."""
+    """A point's columns in a table. The choice None is written out: an empty cell is a parameter without a value."""
     return {p.column: "None" if point.get(p.path, "") is None else point.get(p.path) for p in sweep.parameters}
 
 

@@ -124,7 +124,7 @@ class Objective:
         return [mean(record.values[metric] for record in seeds) for metric in self.sweep.file.objectives]
 
     def _configs(self, trial: optuna.Trial, values: Mapping[str, Any]) -> list[RunConfig]:
-        """The runs of a point. Raises TrialPruned if there can be none: the sampler learns to keep away from it."""
+        """The runs of a point. Raises TrialPruned if there can be none; TPE learns to keep away from it."""
         try:
             return self.sweep.configs(values, self.sweep.file.seeds)
         except ConfigError as error:

@@ -27,7 +27,7 @@ from harness.config import ConfigError
 from harness.sweep import STORAGE_VARIABLE
 from harness.sweep.definition import Sweep, load_sweep
 from harness.sweep.study import (
-    MAX_RETRIES,
+    MAX_FAILURES,
     RETRY,
     find_study,
     lost_storage_is_one_line,
@@ -63,7 +63,7 @@ def work(
 
     Raises:
         KeyboardInterrupt: on Ctrl-C and SIGTERM; the trial goes back into the queue.
-        Exception: of a trial that failed, if as many failed one after another as no single point accounts for: each is
+        Exception: of a trial that failed, if it is the last of ``study.MAX_FAILURES`` one after another. Each point is
             tried again ``study.MAX_RETRIES`` times.
     """
     study = find_study(sweep, storage)
@@ -79,7 +79,8 @@ def work(
             case "wait":
                 time.sleep(poll_seconds)
             case "run":
-                failures = 0 if _run_trial(study, objective, say, is_last_try=failures > MAX_RETRIES) else failures + 1
+                is_last_try = failures + 1 >= MAX_FAILURES
+                failures = 0 if _run_trial(study, objective, say, is_last_try) else failures + 1
 
 
 def next_step(study: optuna.Study, sweep: Sweep) -> Literal["done", "wait", "run"]:

@@ -40,6 +40,7 @@ def test_a_storage_that_cannot_be_reached_is_one_line(url: str, expected: str) -
     with pytest.raises(ConfigError) as error:
         open_storage(url)
     assert expected in str(error.value)
+    assert "secret" not in str(error.value)
     assert "\n" not in str(error.value)
 
 
@@ -51,6 +52,7 @@ def test_a_server_that_does_not_answer_is_named_without_its_password() -> None:
     assert "secret" not in str(error.value)
     assert "\n" not in str(error.value)
     assert shown_url("postgresql://me:secret@host/study") == "postgresql://me:***@host/study"
+    assert shown_url("sqlite:////a(b)/study.db") == "sqlite:////a(b)/study.db"
 
 
 @pytest.mark.parametrize(
@@ -127,7 +129,8 @@ def test_a_relative_file_is_the_same_for_workers_in_another_folder(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert shared_url("sqlite:///study.db") == f"sqlite:///{tmp_path}/study.db"
-    assert shared_url("postgresql://me:secret@host/study") == "postgresql://me:secret@host/study"
+    for url in ("postgresql://me:secret@host/study", "sqlite:///file:/x/study.db?uri=true"):
+        assert shared_url(url) == url
     for url in ("sqlite://", "sqlite:///:memory:"):
         with pytest.raises(ConfigError, match="cannot share a database in memory"):
             shared_url(url)
