@@ -100,7 +100,8 @@ def _draw(axes: Axes, rows: Sequence[Row], limits: tuple[float, float], label: s
     axes.set_yticks(range(len(rows)), [_label(row.cell) for row in rows], fontsize=9.5)
     axes.set_ylim(len(rows) - 0.5, -0.5)
     axes.set_xlim(*limits)
-    if any(_label(row.cell).count("\n") > 1 for row in rows):
-        axes.locator_params(axis="x", nbins=3)  # long labels leave little room
+    is_narrow = limits[1] - limits[0] < 0.01 * max(map(abs, limits))
+    if is_narrow or any(_label(row.cell).count("\n") > 1 for row in rows):
+        axes.locator_params(axis="x", nbins=3)  # numbers of many digits, and long labels, leave little room
     axes.set_xlabel(label)
     axes.grid(visible=False, axis="y")

@@ -30,6 +30,7 @@ _STYLE = {
     "text.color": INK,
     "xtick.color": INK,
     "ytick.color": INK,
+    "axes.formatter.useoffset": False,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "figure.facecolor": _PAPER,
@@ -106,7 +107,8 @@ def draw_together(name: str, title: str, panels: Sequence[Panel], num_columns: i
                 axes.legend(loc="lower right", fontsize=9.5)
         for axes in grid[len(panels) :]:
             axes.set_axis_off()
-        notes = list(dict.fromkeys(panel.note for panel in panels if panel.note))
+        width = _NOTE_WIDTH * num_columns
+        notes = [textwrap.fill(note, width) for note in dict.fromkeys(panel.note for panel in panels) if note]
         figure.suptitle(title, x=0.01, ha="left", fontsize=13, fontweight="bold")
         figure.supxlabel("\n".join(notes), x=0.01, ha="left", fontsize=9.5)
         return Drawing(name, title, _as_svg(figure), _as_png(figure))
