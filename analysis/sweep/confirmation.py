@@ -7,7 +7,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from analysis.figures.drawing import GREY, Drawing, Panel, draw_panel
-from analysis.formats import interval_text, number
+from analysis.formats import Entry, entry_text, interval_text, number
 from analysis.statistics import Interval, paired_interval
 from analysis.sweep.marks import BLUE, ORANGE
 from analysis.sweep.tables import TRAINING_REWARD, Objective, SweepTables
@@ -184,7 +184,8 @@ def unmeasured(tables: SweepTables) -> list[str]:
     """That the sweep went on and found something better since; nothing where its best was measured again."""
     assert tables.confirmation is not None
     best = tables.best()
-    points = [tables.point(row) for _, row in tables.confirmation.iterrows()]
+    measured = tables.confirmation.drop_duplicates([parameter.column for parameter in tables.parameters])
+    points = [tables.point(row) for _, row in measured.iterrows()]
     if best.empty or tables.point(best.iloc[0]) in points:
         return []
     return [
@@ -205,8 +206,8 @@ def reference_sentence(tables: SweepTables, objective: Objective) -> str:
         return f"The reference is {point}."
     mean = paired_interval(values["test"], np.zeros(len(values["test"])), CONFIDENCE)
     sentence = (
-        f"The reference is {point}: {mean.estimate:.3f} [{mean.low:.3f}, {mean.high:.3f}] on {len(values['test'])} "
-        f"fresh seeds and test prompts."
+        f"The reference is {point}: {entry_text(Entry(mean.estimate, interval=mean))} on {len(values['test'])} fresh "
+        "seeds and test prompts."
     )
     trial = tables.reference
     said = float("nan") if trial is None else _said(tables, int(trial["trial"]), objective.metric)

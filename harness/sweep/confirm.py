@@ -84,7 +84,7 @@ def write_confirmation(
     """
     rows = []
     for candidate, runs in measured:
-        point = {p.path: p.suggested(candidate.values[p.path]) for p in sweep.parameters if p.path in candidate.values}
+        point = cells(sweep, sweep.suggested(candidate.values))
         for run in runs:
             if run.status()["state"] != "finished":
                 continue
@@ -92,7 +92,7 @@ def write_confirmation(
             for split in ("validation", "test"):
                 _, metrics = evaluations(run, split)[-1]
                 for metric, value in {TRAINING_REWARD: config.trained_reward(metrics), **metrics}.items():
-                    whose = {"trial": candidate.trial, "is_reference": candidate.is_reference, **cells(sweep, point)}
+                    whose = {"trial": candidate.trial, "is_reference": candidate.is_reference, **point}
                     of_run = {"seed": config.seed, "run_id": run.run_id, "split": split}
                     rows.append({**whose, **of_run, "metric": metric, "value": value})
     folder.mkdir(parents=True, exist_ok=True)

@@ -143,7 +143,7 @@ class Sweep:
         """The reference as configuration values; empty without one."""
         return dict(self.file.reference or {})
 
-    @property
+    @cached_property
     def num_trials(self) -> int | None:
         """The budget: of a grid, no more than there are points; None where time alone limits it."""
         budget = self.file.trials
@@ -156,11 +156,19 @@ class Sweep:
         """Whether so many trials are all that the study is to have."""
         return self.num_trials is not None and num_trials >= self.num_trials
 
+    def suggested(self, values: Mapping[str, Any]) -> dict[str, Scalar]:
+        """A point's configuration values as a study holds them; only of the paths that it has.
+
+        Raises:
+            ConfigError: a value is outside the space.
+        """
+        return {p.path: p.suggested(values[p.path]) for p in self.parameters if p.path in values}
+
     def planned_points(self) -> list[dict[str, Scalar]]:
         """What is tried before any sampler is asked, in order: the reference, and all points of a grid."""
         points = []
         if self.file.reference is not None:
-            points.append({p.path: p.suggested(self.file.reference[p.path]) for p in self.parameters})
+            points.append(self.suggested(self.file.reference))
         if self.file.sampler.kind == "grid":
             grid = grid_points(self.parameters, self.file.sampler.seed)
             points += [point for point in grid if point not in points]

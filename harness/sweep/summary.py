@@ -8,7 +8,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from harness.sweep.definition import Sweep
 from harness.sweep.study import REFERENCE
-from harness.sweep.tables import best_trials, importance, listed_trials
+from harness.sweep.tables import best_trials, importance, listed_trials, violated
 from harness.sweep.trial import NOT_VALID
 
 _SHOWN = 5
@@ -53,9 +53,9 @@ def counts(sweep: Sweep, study: optuna.Study) -> str:
     """How many trials there are, by state, and of how many."""
     trials = listed_trials(study)
     states = Counter(trial.state.name.lower() for trial in trials)
-    violated = [{name for name, value in trial.constraints.items() if value > 0} for trial in trials]
-    refused = sum(NOT_VALID in names for names in violated)
-    collapsed = sum(bool(names - {NOT_VALID}) for names in violated)
+    infeasible = [names for names in map(violated, trials) if names]
+    refused = sum(NOT_VALID in names for names in infeasible)
+    collapsed = len(infeasible) - refused
     parts = [f"{states[name]} {name}" for name in ("complete", "pruned", "running", "waiting") if states[name]]
     parts += [f"{states['fail']} failed"] if states["fail"] else []
     parts += [f"{collapsed} of them collapsed"] if collapsed else []

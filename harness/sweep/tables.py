@@ -77,15 +77,15 @@ def trial_row(sweep: Sweep, trial: FrozenTrial) -> dict[str, Any]:
     seeds: list[Mapping[str, Any]] = trial.user_attrs.get("seeds", []) if trial.state.is_finished() else []
     curves = [seed["curve"] for seed in seeds if seed["curve"]]
     values = trial.values or [None] * len(sweep.file.objectives)
-    violated = [name for name, value in trial.constraints.items() if value > 0]
+    collapse = violated(trial)
     return {
         "trial": trial.number,
         **cells(sweep, _point(trial)),
         **dict(zip(objective_columns(sweep).values(), values, strict=False)),
         "seeds": len(curves),
         "state": "failed" if trial.state == TrialState.FAIL else trial.state.name.lower(),
-        "feasible": not violated,
-        "collapse": trial.user_attrs.get("collapse") or " ".join(violated),
+        "feasible": not collapse,
+        "collapse": trial.user_attrs.get("collapse") or " ".join(collapse),
         "base": sum(curve[0][1] for curve in curves) / len(curves) if curves else None,
         "origin": trial.user_attrs.get("origin", "sampled"),
         "seconds": round(trial.user_attrs.get("seconds", 0.0), 3),
@@ -122,7 +122,7 @@ def importance(sweep: Sweep, study: optuna.Study) -> list[dict[str, Any]]:
         worst = max(sign * trial.values[index] for trial in complete)
 
         def lower_is_better(trial: FrozenTrial, index: int = index, sign: int = sign, worst: float = worst) -> float:
-            return sign * trial.values[index] if _is_feasible(trial) else worst
+            return sign * trial.values[index] if not violated(trial) else worst
 
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that it takes low targets for good ones, as it is meant to here
@@ -138,19 +138,19 @@ def best_trials(sweep: Sweep, study: optuna.Study) -> list[FrozenTrial]:
     """Complete, feasible trials, best first: by the objective, or, of several, the Pareto front by the first one."""
     multiple = len(sweep.file.objectives) > 1
     trials = study.best_trials if multiple else study.get_trials(states=(TrialState.COMPLETE,))
-    feasible = [trial for trial in trials if _is_feasible(trial)]
+    feasible = [trial for trial in trials if not violated(trial)]
     sign = 1 if next(iter(sweep.file.objectives.values())) == "minimize" else -1
     return sorted(feasible, key=lambda trial: (sign * trial.values[0], trial.number))
 
 
-def _is_feasible(trial: FrozenTrial) -> bool:
-    return all(value <= 0 for value in trial.constraints.values())
+def violated(trial: FrozenTrial) -> list[str]:
+    """Names of the constraints that a trial violates; none of a feasible one."""
+    return [name for name, value in trial.constraints.items() if value > 0]
 
 
 def _description(sweep: Sweep) -> dict[str, Any]:
     """What the tables do not say: names, scales, directions."""
     file, columns = sweep.file, objective_columns(sweep)
-    reference = {p.path: p.suggested(file.reference[p.path]) for p in sweep.parameters} if file.reference else None
     return {
         "name": sweep.name,
         "profile": file.profile,
@@ -164,7 +164,7 @@ def _description(sweep: Sweep) -> dict[str, Any]:
             {"metric": metric, "direction": direction, "column": columns[metric]}
             for metric, direction in file.objectives.items()
         ],
-        "reference": reference and cells(sweep, reference),
+        "reference": cells(sweep, sweep.suggested(file.reference)) if file.reference else None,
         "sampler": file.sampler.model_dump(),
         "pruner": file.pruner.model_dump(),
         "trials": sweep.num_trials,

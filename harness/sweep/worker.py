@@ -148,24 +148,20 @@ def recover(study: optuna.Study, storage: RDBStorage, not_begun: dict[int, float
     Args:
         study: whose trials.
         storage: where it is; has the seconds of silence that are too many.
-        not_begun: of trials that have no heartbeat yet, when this worker first saw them: the hosts' clocks need not
-            agree. Kept up to date.
+        not_begun: when this worker first saw each trial that had no heartbeat yet, by number; added to. The hosts'
+            clocks need not agree.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ExperimentalWarning)
         fail_stale_trials(study)
     # A worker that died between asking for a trial and its first heartbeat has left one that Optuna waits for for ever.
-    running = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
     now = time.monotonic()
-    seen = {trial.number: trial for trial in running if trial.user_attrs.get("begun") != trial.number}
-    since = {number: not_begun.get(number, now) for number in seen}
-    not_begun.clear()
-    not_begun.update(since)
-    for number, trial in seen.items():
-        if now - since[number] > (storage.grace_period or 0):
+    for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+        has_begun = trial.user_attrs.get("begun") == trial.number
+        if not has_begun and now - not_begun.setdefault(trial.number, now) > (storage.grace_period or 0):
             # Another worker that saw the same was faster.
             with suppress(ValueError, UpdateFinishedTrialError):
-                study.tell(number, state=TrialState.FAIL)
+                study.tell(trial.number, state=TrialState.FAIL)
                 RETRY(study, trial)
 
 
