@@ -18,12 +18,13 @@ from torch import Tensor
 from harness.checkpoints import Checkpoint
 from harness.config import ConfigError
 from harness.evaluation import evaluate
+from harness.files import file_sha256, write_atomically
 from harness.models.policy import Policy
 from harness.models.trained import load_policy
 from harness.pictures import SEEDS, Row, draw_seeds, save_grid
 from harness.prompts import PromptList
 from harness.rewards.readiness import Panel
-from harness.runs import environment, write_atomically
+from harness.runs import environment
 
 PAPER_COLUMNS = {
     "hpsv2": "HPS-v2",
@@ -177,8 +178,7 @@ def _identity(checkpoint: Checkpoint) -> dict[str, Any]:
     files = [] if weights is None else [weights] if weights.is_file() else sorted(weights.glob("*.safetensors"))
     digest = hashlib.sha256()
     for file in files:
-        with file.open("rb") as stream:
-            digest.update(hashlib.file_digest(stream, "sha256").digest())
+        digest.update(bytes.fromhex(file_sha256(file)))
     return {
         "label": checkpoint.label,
         "run_id": checkpoint.run.run_id if checkpoint.run else None,

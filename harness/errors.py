@@ -15,3 +15,7 @@ class ConfigError(HarnessError, ValueError):
 
 class CollectiveError(HarnessError, RuntimeError):
     """Another process of the run did not come to where all meet: the echo of what happened to it."""
+
+
+class FileError(HarnessError):
+    """A file of the project's own that cannot be written, or is not what was written."""

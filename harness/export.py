@@ -12,12 +12,12 @@ import torch
 from harness.checkpointing import read_weights
 from harness.checkpoints import LORA_FILE, Checkpoint, label_of, run_in, weights_in
 from harness.config import ConfigError, dump
+from harness.files import write_atomically
 from harness.model_card import Form, model_card
 from harness.models.locate import find_pipeline
 from harness.models.published import Licence, find_published
 from harness.models.registry import build_policy
 from harness.models.weights import copy_weights, merge_lora, read_lora
-from harness.runs import write_atomically
 
 
 def export(checkpoint: Checkpoint, folder: Path, *, merge: bool = False, licence: str | None = None) -> Form:

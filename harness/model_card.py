@@ -113,7 +113,7 @@ def _settings(config: RunConfig) -> str:
 
 def _measured(run: RunDirectory) -> str:
     """A table for each prompt list: each metric at each iteration that was evaluated first and last."""
-    lines = [json.loads(line) for line in (run.folder / "eval.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for line in (run.folder / "eval.jsonl").read_text(encoding="utf-8").splitlines()]
     records = [line for line in lines if line["iteration"] <= run.status()["iteration"]]
     tables = []
     for split in ("test", "validation"):

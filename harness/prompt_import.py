@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from harness.config import ConfigError
+from harness.files import write_atomically
 from harness.prompts import MAX_CHARACTERS, normalise, problem_with, read_texts
-from harness.runs import write_atomically
 
 SPLITS = ("train", "validation", "test")
 

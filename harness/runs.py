@@ -3,7 +3,6 @@
 Launching and looking need neither torch nor rewards: the functions that do import them themselves.
 """
 
-import fcntl
 import hashlib
 import importlib.metadata
 import json
@@ -12,15 +11,17 @@ import platform
 import subprocess
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from harness import config as configuration
+from harness import files
 from harness.config import ROOT, ConfigError, RunConfig
 from harness.errors import CollectiveError, HarnessError
+from harness.files import read_text, write_atomically
 from harness.stopping import StopRun
 
 if TYPE_CHECKING:
@@ -63,7 +64,7 @@ class RunDirectory:
         """
         path = self.folder / "status.json"
         unknown = {"state": "waiting", "iteration": 0, "iterations": None, "reason": None, "attempts": 0}
-        return unknown | json.loads(path.read_text()) if path.exists() else unknown
+        return unknown | json.loads(read_text(path)) if path.exists() else unknown
 
     def set_status(
         self,
@@ -95,8 +96,7 @@ class RunDirectory:
     @contextmanager
     def _sole_writer(self) -> Iterator[None]:
         """Within: no other process changes the status; those that fail at the same moment all want to."""
-        with (self.folder / "status.lock").open("w") as stream:
-            fcntl.flock(stream, fcntl.LOCK_EX)
+        with files.lock(self.folder / "status.lock", wait=True) or nullcontext():
             yield
 
     @contextmanager
@@ -150,7 +150,7 @@ class RunDirectory:
 
     def append(self, name: str, record: Mapping[str, Any]) -> None:
         """Append one JSON line; NaN and infinities are an error, since no JSON reader takes them."""
-        with (self.folder / name).open("a") as stream:
+        with (self.folder / name).open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(record, allow_nan=False) + "\n")
 
     def forget_after(self, iteration: int) -> None:
@@ -158,20 +158,15 @@ class RunDirectory:
         for name in ("metrics.jsonl", "eval.jsonl"):
             path = self.folder / name
             if path.exists():
-                lines = [line for line in path.read_text().splitlines() if _iteration_of(line) <= iteration]
+                lines = [line for line in read_text(path).splitlines() if _iteration_of(line) <= iteration]
                 write_atomically(path, "".join(f"{line}\n" for line in lines))
 
     def save_checkpoint(self, state: Mapping[str, Any]) -> None:
         """Replace the checkpoint atomically: a kill at any moment leaves the old one or the new one."""
         import torch
 
-        self.checkpoint_path.parent.mkdir(exist_ok=True)
-        partial = self.checkpoint_path.with_suffix(".partial")
-        with partial.open("wb") as stream:
+        with files.replacing(self.checkpoint_path, durable=True) as stream:
             torch.save(dict(state), stream)
-            stream.flush()
-            os.fsync(stream.fileno())
-        partial.replace(self.checkpoint_path)
 
     def load_checkpoint(self) -> dict[str, Any] | None:
         """The checkpoint, or None before the first one."""
@@ -181,7 +176,7 @@ class RunDirectory:
 
         return torch.load(self.checkpoint_path, map_location="cpu", weights_only=True)
 
-    def lock(self, wait: bool = False) -> IO[str]:
+    def lock(self, wait: bool = False) -> IO[bytes]:
         """Claim the run for this process as long as the returned file is open.
 
         Args:
@@ -190,33 +185,23 @@ class RunDirectory:
         Raises:
             ConfigError: another process is at work on it, and ``wait`` is false.
         """
-        stream = (self.folder / "lock").open("w")
-        if wait:
-            fcntl.flock(stream, fcntl.LOCK_EX)
-            return stream
         # Tried again, since ``is_locked`` holds the lock for a moment to look.
-        for patience in (0.05, 0.2, None):
-            try:
-                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                if patience is None:
-                    raise ConfigError(f"{self.folder}: another process is training this run") from None
-                time.sleep(patience)
-            else:
-                break
-        return stream
+        for patience in (0.05, 0.2, 0):
+            held = files.lock(self.folder / "lock", wait)
+            if held is not None:
+                return held
+            time.sleep(patience)
+        raise ConfigError(f"{self.folder}: another process is training this run")
 
     def is_locked(self) -> bool:
         """Whether a process is at work on the run now."""
         path = self.folder / "lock"
         if not path.exists():
             return False
-        with path.open() as stream:
-            try:
-                fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            except OSError:
-                return True
-        return False
+        held = files.lock(path, shared=True)
+        if held is not None:
+            held.close()
+        return held is None
 
 
 _SCORABLE: set[tuple[str, str, str]] = set()
@@ -312,20 +297,10 @@ def _processor() -> str:
     """Name and widest vectors of the CPU: seconds can only be compared between runs where both are the same."""
     import torch
 
-    names = (
-        (line for line in _CPUINFO.read_text().splitlines() if line.startswith("model name"))
-        if _CPUINFO.exists()
-        else ()
-    )
-    name = next((line.partition(":")[2].strip() for line in names), platform.processor() or platform.machine())
+    lines = _CPUINFO.read_text(encoding="utf-8", errors="replace").splitlines() if _CPUINFO.exists() else ()
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    name = next(names, platform.processor() or platform.machine())
     return f"{name} ({torch.backends.cpu.get_cpu_capability()})"
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Replace a text file in one step, also when several processes write it at once."""
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    partial.write_text(text)
-    partial.replace(path)
 
 
 def _iteration_of(line: str) -> float:

@@ -13,6 +13,7 @@ from harness.checkpointing import load_state, save_state
 from harness.config import NUMERICS_VERSION, numeric_settings
 from harness.errors import CollectiveError
 from harness.evaluation import evaluate, sample_images, save_gallery
+from harness.files import read_text, write_atomically
 from harness.mirror import Mirror
 from harness.models.files import model_fingerprint
 from harness.models.locate import find_pipeline
@@ -23,7 +24,7 @@ from harness.observation import Observer
 from harness.processes import Processes, make_accelerator, print_late
 from harness.prompts import drawn_prompts, read_prompts
 from harness.rewards import RewardError, build_rewards
-from harness.runs import RunDirectory, environment, write_atomically
+from harness.runs import RunDirectory, environment
 from harness.stopping import StopRun
 from harness.trainer import Trainer
 
@@ -165,7 +166,7 @@ class Session:
     def _on_record(self) -> list[str]:
         """Splits that were evaluated at the present iteration."""
         path, iteration = self.run.folder / "eval.jsonl", self.trainer.iteration
-        lines = path.read_text().splitlines() if self.is_main and path.exists() else []
+        lines = read_text(path).splitlines() if self.is_main and path.exists() else []
         records = [json.loads(line) for line in lines]
         splits = [record["split"] for record in records if record["iteration"] == iteration]
         found: list[str] = self.processes.broadcast(splits, "looking for evaluations on record")
@@ -274,7 +275,7 @@ class Session:
     def _remembered(self, split: str, prompts: Sequence[str]) -> dict[str, list[float]]:
         """``_measure`` of the untrained model, which all runs of an experiment share: measured by the first of them."""
         path = self.run.folder.parent / "untrained" / f"{split}-{self._untrained_digest(split, len(prompts))}.json"
-        found = json.loads(path.read_text()) if self.is_main and path.exists() else None
+        found = json.loads(path.read_text(encoding="utf-8")) if self.is_main and path.exists() else None
         kept: dict[str, list[float]] | None = self.processes.broadcast(
             found, "looking for the untrained model's numbers"
         )

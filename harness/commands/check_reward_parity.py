@@ -19,11 +19,11 @@ def add_parser(commands: Commands) -> None:
 
 
 def _check(options: argparse.Namespace) -> int:
+    from harness.files import write_atomically
     from harness.rewards import RewardError
     from harness.rewards.assets import AssetError
     from harness.rewards.parity import REWARDS, check_parity
     from harness.rewards.parity_page import page, table
-    from harness.runs import write_atomically
 
     try:
         outcomes = check_parity(options.names or REWARDS, lambda line: print(line, flush=True))

@@ -115,8 +115,8 @@ def _write_tuned(study: "Study") -> None:
     """Write what tuning chose into the method files of the other experiments."""
     from analysis.claims import PILOT_SEEDS, VALIDATION_POINTS
     from harness.config import EXPERIMENTS
+    from harness.files import read_text, write_atomically
     from harness.launch.study import tuned_method, tuned_text
-    from harness.runs import write_atomically
 
     table, chosen = _tuning(study)
     for kernel, setting in chosen.items():
@@ -134,7 +134,7 @@ def _write_tuned(study: "Study") -> None:
         ]
         path = EXPERIMENTS / "methods" / f"{tuned_method(kernel)}.yaml"
         text = tuned_text(kernel, *setting, evidence)
-        if path.read_text() != text:
+        if read_text(path) != text:
             write_atomically(path, text)
         print(f"{kernel}: eta {setting.eta:g}, learning rate {setting.learning_rate:g} ({path})")
 

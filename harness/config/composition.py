@@ -20,7 +20,7 @@ _YAML_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 def read_yaml(path: Path) -> dict[str, Any]:
     """A YAML file's mapping. Raises ConfigError if it is missing, broken, or no mapping."""
     try:
-        content = yaml.load(path.read_text(), _YAML_LOADER) or {}
+        content = yaml.load(path.read_text(encoding="utf-8"), _YAML_LOADER) or {}
     except OSError as error:
         known = ", ".join(sorted(p.stem for p in path.parent.glob("*.yaml"))) or "none"
         raise ConfigError(f"{path}: cannot be read ({error.strerror}); files there: {known}") from None

@@ -86,8 +86,8 @@ def _as_published(repository: str) -> Architecture | None:
 
 @cache
 def _from_folder(folder: Path) -> Architecture:
-    config = json.loads((folder / "transformer" / "config.json").read_text())
-    vae = json.loads((folder / "vae" / "config.json").read_text())
+    config = json.loads((folder / "transformer" / "config.json").read_text(encoding="utf-8"))
+    vae = json.loads((folder / "vae" / "config.json").read_text(encoding="utf-8"))
     encoders = sum(_count(folder / name) for name in ("text_encoder", "text_encoder_2", "text_encoder_3"))
     # The decoder reaches full resolution with the channels of its last but one block.
     others = (encoders, _count(folder / "vae"), vae["block_out_channels"][1])

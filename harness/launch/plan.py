@@ -67,7 +67,7 @@ def measured_cost(experiments: set[str]) -> Cost | None:
 
 
 def _lines(run: RunDirectory, name: str) -> list[dict]:
-    return [json.loads(line) for line in (run.folder / name).read_text().splitlines()]
+    return [json.loads(line) for line in (run.folder / name).read_text(encoding="utf-8").splitlines()]
 
 
 def _state(run: RunDirectory) -> str:

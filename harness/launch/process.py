@@ -43,7 +43,7 @@ class WorkerProcess:
     def run_id(self) -> str | None:
         """The run that it is at, or was at when it died; None before, between and after runs."""
         try:
-            return self._current.read_text() or None
+            return self._current.read_text(encoding="utf-8") or None
         except FileNotFoundError:
             return None
 

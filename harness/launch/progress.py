@@ -89,7 +89,7 @@ def latest_validation(run: RunDirectory) -> tuple[float, int] | None:
     path = run.folder / "eval.jsonl"
     if not path.exists():
         return None
-    for line in reversed(path.read_text().splitlines()):
+    for line in reversed(path.read_text(encoding="utf-8").splitlines()):
         try:
             record = json.loads(line)
         except json.JSONDecodeError:

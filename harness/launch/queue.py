@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import IO
 
 from harness.config import ConfigError
-from harness.runs import RunDirectory, write_atomically
+from harness.files import read_text, write_atomically
+from harness.runs import RunDirectory
 
 SETTLED = ("finished", "failed")
 """States of runs that need no worker any more in this launch."""
@@ -26,7 +27,7 @@ class Claim:
     run: RunDirectory
     attempt: int
     """From 1."""
-    lock: IO[str]
+    lock: IO[bytes]
 
 
 def write_queue(path: Path, runs: Sequence[RunDirectory]) -> None:
@@ -36,7 +37,7 @@ def write_queue(path: Path, runs: Sequence[RunDirectory]) -> None:
 
 def read_queue(path: Path) -> list[RunDirectory]:
     """The runs of a launch, in the order in which they are wanted."""
-    return [RunDirectory(Path(line)) for line in path.read_text().splitlines()]
+    return [RunDirectory(Path(line)) for line in read_text(path).splitlines()]
 
 
 def reset(runs: Sequence[RunDirectory]) -> None:
@@ -91,7 +92,7 @@ def is_settled(run: RunDirectory) -> bool:
     return run.status()["state"] in SETTLED
 
 
-def _try_lock(run: RunDirectory) -> IO[str] | None:
+def _try_lock(run: RunDirectory) -> IO[bytes] | None:
     if run.is_locked():
         return None
     try:

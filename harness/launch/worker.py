@@ -41,7 +41,7 @@ def work(runs: Sequence[RunDirectory], current: Path) -> bool:
             return True
         run = RunDirectory(Path(chosen))
         if claim is not None:
-            current.write_text(run.run_id)
+            current.write_text(run.run_id, encoding="utf-8")
         with output_to(run.folder / "log.txt"):
             if claim is not None:
                 print(f"attempt {claim.attempt}", flush=True)

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from harness.adagrpo import SELECTION_STRATEGIES
+from harness.files import write_atomically
 from harness.mechanism.checkpoint import MeasuredCheckpoint
 from harness.mechanism.definition import Mechanism
 from harness.mechanism.gradients import KINDS, advantages_of, update_gradients
 from harness.mechanism.sampling import Sampler, Selection, select_all
-from harness.models.files import write_bytes_atomically
 
 Stage = Literal["reference", "candidates", "groups"]
 Arrays = Mapping[str, np.ndarray]
@@ -105,7 +105,7 @@ def compute(chunk: Chunk, chunks: Sequence[Chunk], sampler: Sampler) -> None:
         arrays = _groups(chunk, sampler, reference_direction(chunks, chunk.checkpoint), candidates_of(chunks, chunk))
     buffer = BytesIO()
     np.savez(buffer, allow_pickle=False, seconds=np.array(time.process_time() - began), **arrays)
-    write_bytes_atomically(chunk.path, buffer.getvalue())
+    write_atomically(chunk.path, buffer.getvalue())
 
 
 def reference_direction(chunks: Sequence[Chunk], checkpoint: MeasuredCheckpoint) -> Tensor:

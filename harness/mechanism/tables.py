@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from harness.adagrpo import SELECTION_STRATEGIES
+from harness.files import write_atomically
 from harness.mechanism.checkpoint import MeasuredCheckpoint
 from harness.mechanism.chunks import (
     DIFFICULTY_EDGES,
@@ -33,9 +34,8 @@ from harness.mechanism.chunks import (
 )
 from harness.mechanism.definition import Mechanism
 from harness.mechanism.gradients import KINDS
-from harness.models.files import write_bytes_atomically
 from harness.prompts import draw_candidates, read_prompts
-from harness.runs import environment, write_atomically
+from harness.runs import environment
 
 REFERENCE = "reference"
 """Stands for the reference's blocks among ``SETS``, and for its gradient among ``KINDS``."""
@@ -46,7 +46,7 @@ def is_written(mechanism: Mechanism, folder: Path) -> bool:
     """Whether the folder holds the tables of this very measurement."""
     if not all((folder / name).is_file() for name in FILES):
         return False
-    about = json.loads((folder / "about.json").read_text())
+    about = json.loads((folder / "about.json").read_text(encoding="utf-8"))
     return about["identity"] == mechanism.identity and about["checkpoints"] == _checkpoints(mechanism)
 
 
@@ -187,4 +187,4 @@ def _write(table: pa.Table, path: Path) -> None:
         write_statistics=False,
         store_schema=False,
     )
-    write_bytes_atomically(path, buffer.getvalue())
+    write_atomically(path, buffer.getvalue())

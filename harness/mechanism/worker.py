@@ -4,7 +4,6 @@
 """
 
 import argparse
-import fcntl
 import signal
 import sys
 import time
@@ -15,6 +14,7 @@ import torch
 
 from harness.config import ConfigError
 from harness.errors import HarnessError
+from harness.files import lock
 from harness.launch.streams import end_with_input
 from harness.mechanism.chunks import Chunk, compute, is_ready, plan
 from harness.mechanism.definition import Mechanism, load_mechanism
@@ -76,11 +76,10 @@ def _claimed(left: Sequence[Chunk], chunks: Sequence[Chunk]) -> Iterator[Chunk |
         if not is_ready(chunk, chunks):
             continue
         chunk.path.parent.mkdir(parents=True, exist_ok=True)
-        with chunk.path.with_suffix(".lock").open("w") as stream:
-            try:
-                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                continue
+        held = lock(chunk.path.with_suffix(".lock"))
+        if held is None:
+            continue
+        with held:
             # It may have been finished between the look and the lock.
             if not chunk.is_done:
                 yield chunk

@@ -1,16 +1,16 @@
 """A network's forward without gradients, compiled: many small elementwise steps become few, a third faster here."""
 
-import fcntl
 import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from harness.files import lock
 from harness.models.files import cache_folder
 
 _BATCHED = ("hidden_states", "timestep", "guidance", "encoder_hidden_states", "pooled_projections")
@@ -64,12 +64,7 @@ def first_alone() -> Iterator[None]:
     """
     folder = cache_folder("compiling")
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "lock").open("a") as stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            fcntl.flock(stream, fcntl.LOCK_SH)
-            fcntl.flock(stream, fcntl.LOCK_UN)
+    with lock(folder / "lock") or lock(folder / "lock", wait=True, shared=True) or nullcontext():
         yield
 
 

@@ -10,8 +10,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
 from harness.config import ConfigError
+from harness.files import write_atomically
 from harness.models.embedding import PromptEmbedding
-from harness.models.files import write_bytes_atomically
 
 MEMORY_BYTES = 2**30
 """FLUX.1-dev's embedding of a prompt takes 2 MB: room for 500."""
@@ -65,7 +65,7 @@ class EmbeddingStore:
         """Keep the embeddings of n prompts on disk."""
         for row, prompt in enumerate(prompts):
             tensors = {"states": embedding.states[row : row + 1], "pooled": embedding.pooled[row : row + 1]}
-            write_bytes_atomically(self._file(prompt), save({k: v.contiguous() for k, v in tensors.items()}))
+            write_atomically(self._file(prompt), save({k: v.contiguous() for k, v in tensors.items()}))
 
     def _remember(self, prompt: str, embedding: PromptEmbedding) -> None:
         if prompt in self._memory:

@@ -3,9 +3,12 @@
 import hashlib
 import json
 import os
+import re
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+
+from harness.files import file_sha256, read_text, write_atomically
 
 # Weights, configurations, and vocabularies of all ages.
 _SUFFIXES = (".safetensors", ".json", ".txt", ".model")
@@ -15,19 +18,6 @@ def cache_folder(name: str) -> Path:
     """A folder for what can be made again: in ``$ADAGRPO_CACHE``, or in ``.cache`` at the root of the repository."""
     chosen = os.environ.get("ADAGRPO_CACHE")
     return (Path(chosen).expanduser() if chosen else Path(__file__).parents[2] / ".cache") / name
-
-
-def write_bytes_atomically(path: Path, content: bytes) -> None:
-    """Write a file that appears whole or not at all, whoever else writes it at the same moment."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, partial = tempfile.mkstemp(dir=path.parent, prefix=".partial-")
-    try:
-        with os.fdopen(descriptor, "wb") as stream:
-            stream.write(content)
-        os.replace(partial, path)
-    except BaseException:
-        Path(partial).unlink(missing_ok=True)
-        raise
 
 
 def build_once(folder: Path, build: Callable[[Path], object]) -> Path:
@@ -53,7 +43,7 @@ def build_once(folder: Path, build: Callable[[Path], object]) -> Path:
 
 def component_folders(pipeline: Path) -> dict[str, tuple[str, str]]:
     """Library and class of each sub-folder that a pipeline is made of, as its model_index.json lists them."""
-    index = json.loads((pipeline / "model_index.json").read_text())
+    index = json.loads(read_text(pipeline / "model_index.json"))
     return {name: tuple(entry) for name, entry in index.items() if isinstance(entry, list) and entry[1] is not None}
 
 
@@ -91,8 +81,9 @@ def _file_sha256(file: Path) -> str:
     key = hashlib.sha256(f"{real}|{facts.st_size}|{facts.st_mtime_ns}".encode()).hexdigest()
     remembered = cache_folder("fingerprints") / key
     if remembered.is_file():
-        return remembered.read_text()
-    with real.open("rb") as stream:
-        digest = hashlib.file_digest(stream, "sha256").hexdigest()
-    write_bytes_atomically(remembered, digest.encode())
+        digest = remembered.read_bytes().decode(errors="replace")
+        if re.fullmatch("[0-9a-f]{64}", digest):
+            return digest
+    digest = file_sha256(real)
+    write_atomically(remembered, digest)
     return digest

@@ -155,7 +155,7 @@ def _hub_error(repository: str, why: str) -> ConfigError:
 
 def _read_json(file: Path) -> dict[str, Any]:
     try:
-        content = json.loads(file.read_text())
+        content = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not valid JSON"
         raise ConfigError(f"model.path: {file} cannot be read ({reason}); fetch it again") from None

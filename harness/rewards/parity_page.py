@@ -62,5 +62,9 @@ def page(outcomes: Mapping[str, Outcome]) -> str:
 
 def _versions(reward: str, packages: tuple[str, ...]) -> str:
     """Those of the packages that a reward's environment pins."""
-    pins = dict(line.split("==") for line in (REQUIREMENTS / f"{reward}.txt").read_text().split() if "==" in line)
+    pins = dict(
+        line.split("==")
+        for line in (REQUIREMENTS / f"{reward}.txt").read_text(encoding="utf-8").split()
+        if "==" in line
+    )
     return ", ".join(f"{package} {pins[package]}" for package in packages if package in pins)

@@ -81,7 +81,7 @@ def _build_clip(folder: Path) -> None:
         CLIPModel(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     processor = {"image_processor_type": "CLIPImageProcessor", "size": {"shortest_edge": 224}}
-    (folder / "preprocessor_config.json").write_text(json.dumps(processor))
+    (folder / "preprocessor_config.json").write_text(json.dumps(processor), encoding="utf-8")
 
 
 _TWINS: dict[str, tuple[Callable[[Path], None], dict[str, str]]] = {

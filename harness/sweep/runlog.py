@@ -25,7 +25,7 @@ def costs(run: RunDirectory) -> dict[str, float]:
 def _records(run: RunDirectory, name: str) -> list[dict[str, Any]]:
     """Lines of a log; a last one that a kill tore is none."""
     path = run.folder / name
-    lines = path.read_text().splitlines() if path.exists() else []
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     records = []
     for line in lines:
         try:

@@ -11,7 +11,7 @@ from typing import Any
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-from harness.runs import write_atomically
+from harness.files import write_atomically
 from harness.sweep.definition import Sweep
 from harness.sweep.trial import INTERRUPTED, SURPLUS
 

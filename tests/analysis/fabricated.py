@@ -181,4 +181,4 @@ def _evaluation(iteration: int, split: str, reward: float) -> dict[str, Any]:
 
 
 def _write_lines(path: Path, records: list[dict[str, Any]]) -> None:
-    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    path.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")

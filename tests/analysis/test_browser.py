@@ -35,7 +35,7 @@ PROBE = """
 def opened(page: Path, folder: Path, dark: bool, width: int) -> dict[str, Any]:
     """What the probe found, after the page's own scripts have run; fails if the console has an error."""
     probed = folder / "probed.html"
-    probed.write_text(page.read_text().replace("</body>", f"{PROBE}</body>"))
+    probed.write_text(page.read_text(encoding="utf-8").replace("</body>", f"{PROBE}</body>"))
     command = [str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={folder / 'profile'}"]
     command += [f"--window-size={width},900", f"--blink-settings=preferredColorScheme={0 if dark else 1}"]
     command += ["--enable-logging=stderr", "--dump-dom", probed.as_uri()]

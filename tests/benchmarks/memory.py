@@ -8,5 +8,5 @@ def peak_mebibytes() -> float:
 
     Not ``ru_maxrss``, which a child takes over from the process that started it.
     """
-    status = Path("/proc/self/status").read_text()
+    status = Path("/proc/self/status").read_text(encoding="utf-8")
     return next(int(line.split()[1]) / 1024 for line in status.splitlines() if line.startswith("VmHWM:"))

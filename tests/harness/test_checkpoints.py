@@ -94,7 +94,7 @@ def broken(source: Path, target: Path, how: str) -> Path:
     if how == "cut off":
         target.write_bytes(target.read_bytes()[:-100])
     elif how == "no weights":
-        target.write_text("<html>404</html>")
+        target.write_text("<html>404</html>", encoding="utf-8")
     return target
 
 

@@ -44,7 +44,7 @@ def without_one(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def edit(file: Path, **changes: Any) -> None:
-    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+    file.write_text(json.dumps(json.loads(file.read_text(encoding="utf-8")) | changes), encoding="utf-8")
 
 
 BREAKAGES: dict[str, tuple[Callable[[Path], Any], str]] = {

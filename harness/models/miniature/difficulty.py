@@ -57,7 +57,8 @@ def draw(summaries: dict[str, dict[str, float | list[float]]], path: Path) -> No
 
 if __name__ == "__main__":
     results = {model: summary(measure(model)) for model in _MODELS}
-    (Path(__file__).parent / "data" / "difficulty.json").write_text(json.dumps(results, indent=1) + "\n")
+    path = Path(__file__).parent / "data" / "difficulty.json"
+    path.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     draw(results, ROOT / "docs" / "images" / "difficulty.png")
     for model, values in results.items():
         print(model, {key: value for key, value in values.items() if not isinstance(value, list)})

@@ -143,5 +143,5 @@ def list_path(split: Split) -> Path:
 
 if __name__ == "__main__":
     for name in get_args(Split):
-        list_path(name).write_text("\n".join(make_list(name)) + "\n")
+        list_path(name).write_text("\n".join(make_list(name)) + "\n", encoding="utf-8")
         print(f"{list_path(name)}: {len(make_list(name))} prompts")

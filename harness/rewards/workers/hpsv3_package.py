@@ -21,7 +21,7 @@ def load(settings: dict[str, Any]) -> Scorer:
     from hpsv3 import HPSv3RewardInferencer
 
     device, low = device_of(settings), settings["precision"] == "bf16"
-    config = yaml.safe_load((Path(hpsv3.__file__).parent / "config" / "HPSv3_7B.yaml").read_text())
+    config = yaml.safe_load((Path(hpsv3.__file__).parent / "config" / "HPSv3_7B.yaml").read_text(encoding="utf-8"))
     config |= {
         "model_name_or_path": settings["base"],
         "disable_flash_attn2": True,
@@ -31,7 +31,7 @@ def load(settings: dict[str, Any]) -> Scorer:
     }
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "config.yaml"
-        path.write_text(yaml.safe_dump({**config, "output_dir": folder}))
+        path.write_text(yaml.safe_dump({**config, "output_dir": folder}), encoding="utf-8")
         inferencer = HPSv3RewardInferencer(str(path), settings["path"], device=device)
 
     def score(levels: Tensor, prompts: Sequence[str]) -> dict[str, Tensor]:

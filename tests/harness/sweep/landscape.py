@@ -79,9 +79,9 @@ def main() -> None:
     file, log = sys.argv[1], Path(sys.argv[2])
 
     def slow(config: RunConfig, on_validation: OnValidation) -> RunResult:
-        with log.open("a") as stream:
+        with log.open("a", encoding="utf-8") as stream:
             stream.write(f"{os.getpid()}\n")
-        number = len(log.read_text().splitlines())
+        number = len(log.read_text(encoding="utf-8").splitlines())
         if number == 5:
             os.kill(os.getpid(), signal.SIGKILL)
         time.sleep(60 if number == 10 else 0.05)

@@ -55,7 +55,7 @@ def study(sweep: Sweep) -> Study:
 
 
 def rows(path: Path) -> list[dict[str, str]]:
-    with path.open() as stream:
+    with path.open(encoding="utf-8") as stream:
         return list(csv.DictReader(stream))
 
 

@@ -1,0 +1,150 @@
+"""Reading and writing files so that they are whole or not there, and locks. Imports nothing heavy."""
+
+import errno
+import fcntl
+import hashlib
+import os
+import secrets
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from functools import cache
+from pathlib import Path
+from typing import IO, BinaryIO
+
+from harness.errors import ConfigError, FileError
+
+PARTIAL = ".partial"
+"""How the name ends of a file that is being written; a killed process leaves one."""
+
+_WITHOUT_LOCKS = {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL, errno.EIO}
+"""What ``flock`` answers on network and FUSE file systems that have no locks."""
+
+
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Write a file (text as UTF-8) that appears whole or not at all, whoever else writes it at the same moment.
+
+    Args:
+        path: replaced if it exists; its folder is made if missing.
+        content: all of it.
+
+    Raises:
+        FileError: it cannot be written; nothing of it stays.
+    """
+    with replacing(path) as stream:
+        stream.write(content.encode() if isinstance(content, str) else content)
+
+
+@contextmanager
+def replacing(path: Path, durable: bool = False) -> Iterator[BinaryIO]:
+    """A stream whose bytes replace a file in one step when the block ends; an exception leaves the file as it was.
+
+    Args:
+        path: the file; its folder is made if missing.
+        durable: be sure that the bytes are on the disk before they count.
+
+    Raises:
+        FileError: it cannot be written; nothing of it stays.
+    """
+    partial = path.with_name(f".{path.name[:200]}.{secrets.token_hex(4)}{PARTIAL}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with partial.open("wb") as stream:
+            yield stream
+            stream.flush()
+            if durable:
+                os.fsync(stream.fileno())
+        partial.replace(path)
+    except BaseException as error:
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
+        # Such an error may wear another one's clothes: torch.save reports a full disk as a RuntimeError.
+        system = system_error_in(error)
+        if system is None or isinstance(error, FileError):
+            raise
+        raise FileError(f"{path}: cannot be written: {reason_of(system)}; {_remedy(system)}") from None
+
+
+def read_text(path: Path) -> str:
+    """The text of a file in UTF-8. Raises ConfigError if there is none that can be read."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such file") from None
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {reason_of(error)}") from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: is not text in UTF-8 (byte {error.start}); save it as UTF-8") from None
+
+
+def file_sha256(path: Path) -> str:
+    """sha256 of a file's bytes, as hexadecimal digits."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def reason_of(error: OSError) -> str:
+    """What the operating system says, without the file and the number."""
+    return error.strerror or str(error) or type(error).__name__
+
+
+def system_error_in(error: BaseException | None) -> OSError | None:
+    """The OSError that an exception is, or that it was raised from or in the handling of; None if there is none."""
+    while error is not None and not isinstance(error, OSError):
+        error = error.__cause__ or error.__context__
+    return error
+
+
+def _remedy(error: OSError) -> str:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return "free some space and give the same command again"
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return "make its folder writable or choose another one"
+    return "see that its folder is one that can be written to"
+
+
+# --- locks ------------------------------------------------------------------------------------------------------------
+
+
+def lock(path: Path, wait: bool = False, shared: bool = False) -> IO[bytes] | None:
+    """Hold a file's lock as long as the returned stream is open; None if another process holds it.
+
+    Where the file system has no locks, a file in this machine's temporary folder stands in, which keeps apart processes
+    of one machine; where that has none either, nothing is held. Either is said once.
+
+    Args:
+        path: made if missing, unless the lock is a shared one.
+        wait: until the lock is free.
+        shared: with others that hold it so.
+    """
+    flags = (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB)
+    stream: IO[bytes] = path.open("rb" if shared else "ab")
+    for place in (path, None):
+        if place is None:
+            stream = _stand_in(path).open("ab")
+        try:
+            fcntl.flock(stream, flags)
+        except BlockingIOError:
+            stream.close()
+            return None
+        except OSError as error:
+            if error.errno not in _WITHOUT_LOCKS:
+                stream.close()
+                raise
+            _say_once(f"{path}: its file system has no locks ({reason_of(error)}); do not train a run on two machines")
+        else:
+            break
+    return stream
+
+
+def _stand_in(path: Path) -> Path:
+    folder = Path(tempfile.gettempdir()) / f"adagrpo-locks-{os.getuid()}"
+    folder.mkdir(exist_ok=True)
+    return folder / hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:32]
+
+
+@cache
+def _say_once(line: str) -> None:
+    with suppress(OSError):
+        print(f"adagrpo: warning: {line}", file=sys.stderr, flush=True)
