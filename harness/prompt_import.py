@@ -8,7 +8,7 @@ from pathlib import Path
 
 from harness.config import ConfigError
 from harness.files import write_atomically
-from harness.prompts import MAX_CHARACTERS, normalise, problem_with, read_texts
+from harness.prompts import MAX_CHARACTERS, normalise, problem_with, prompt_key, read_texts
 
 SPLITS = ("train", "validation", "test")
 
@@ -54,10 +54,10 @@ class ImportedPrompts:
 def split_of(prompt: str, shares: Shares) -> str:
     """The list that a prompt belongs to, by its hash alone.
 
-    With the same shares a prompt has the same list in whatever file it comes, and so have its variants of case and of
-    white space: lists that were imported apart are disjoint too.
+    With the same shares a prompt has the same list in whatever file it comes, and so have all that have its
+    ``prompt_key``, such as variants of case and of white space: lists that were imported apart are disjoint too.
     """
-    place = _hash("split", normalise(prompt).casefold()) % 10_000 / 100
+    place = _hash("split", prompt_key(prompt)) % 10_000 / 100
     if place < shares.train:
         return "train"
     return "validation" if place < shares.train + shares.validation else "test"
@@ -68,7 +68,7 @@ def import_prompts(
     shares: Shares,
     *,
     exclude: Sequence[Path] = (),
-    key: str = "prompt",
+    column: str | None = None,
     max_characters: int = MAX_CHARACTERS,
 ) -> ImportedPrompts:
     """Read, check, deduplicate and split prompts.
@@ -79,24 +79,24 @@ def import_prompts(
         files: as ``read_texts`` takes them.
         shares: of each list; one of 0 is not made.
         exclude: files whose prompts must be in no list, such as a benchmark's.
-        key: of the prompt in JSON objects.
+        column: of the prompt, as ``read_texts`` takes it.
         max_characters: longer prompts are left out.
 
     Raises:
         ConfigError: a file is not of its format, or a list gets no prompt.
     """
-    taken = {normalise(text).casefold() for file in exclude for _, text in read_texts(file, key)}
+    taken = {prompt_key(text) for file in exclude for _, text in read_texts(file, column)}
     lists: dict[str, list[str]] = {split: [] for split in SPLITS if getattr(shares, split) > 0}
     seen: set[str] = set()
     left_out: Counter[str] = Counter()
-    texts = [text for file in files for _, text in read_texts(file, key)]
+    texts = [text for file in files for _, text in read_texts(file, column)]
     for text in texts:
         prompt = normalise(text)
         reason = _reason_to_leave_out(prompt, seen, taken, max_characters)
         if reason is not None:
             left_out[reason] += 1
             continue
-        seen.add(prompt)
+        seen.add(prompt_key(prompt))
         lists[split_of(prompt, shares)].append(prompt)
     for split, prompts in lists.items():
         if not prompts:
@@ -125,9 +125,10 @@ def _reason_to_leave_out(prompt: str, seen: set[str], taken: set[str], max_chara
     problem = problem_with(prompt, max_characters)
     if problem is not None:
         return problem.kind
-    if prompt in seen:
+    key = prompt_key(prompt)
+    if key in seen:
         return "repeated"
-    return "excluded" if prompt.casefold() in taken else None
+    return "excluded" if key in taken else None
 
 
 def _hash(purpose: str, text: str) -> int:

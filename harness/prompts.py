@@ -1,8 +1,12 @@
 """Prompt lists on disk, and the stateless draw of candidates."""
 
+import csv
 import hashlib
+import io
 import json
+import re
 import unicodedata
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -15,8 +19,6 @@ from harness.config import ROOT, ConfigError, RunConfig
 MAX_CHARACTERS = 2000
 """Longest prompt accepted: about what the 512 tokens of a T5 encoder hold. A model may take less."""
 
-_JOINERS = "\u200c\u200d"  # format characters that scripts and emoji need
-
 
 @dataclass(frozen=True)
 class PromptList:
@@ -27,14 +29,14 @@ class PromptList:
 
 
 def read_prompts(path: str | Path) -> PromptList:
-    """Read a prompt list: text with one prompt a line, or one of the formats of ``read_texts``.
+    """Read a prompt list in any of the formats of ``read_texts``; each prompt is as ``normalise`` makes it.
 
     Args:
         path: absolute or relative to the repository.
 
     Raises:
         ConfigError: the file is missing, has no prompts, or one that is unusable (``problem_with``), or repeats one but
-            for white space.
+            for case and white space (``prompt_key``).
     """
     file = ROOT / path
     facts = file.stat() if file.is_file() else None
@@ -50,51 +52,52 @@ def _read_version(file: Path, version: tuple[int, int] | None) -> PromptList:
         problem = problem_with(text)
         if problem is not None:
             raise ConfigError(f"prompt list {file}: {place} is {problem.kind}{problem.detail}")
-        earlier = seen.setdefault(normalise(text), place)
+        prompt = normalise(text)
+        earlier = seen.setdefault(prompt_key(prompt), place)
         if earlier != place:
             raise ConfigError(
-                f"prompt list {file}: {place} repeats {earlier}, {text.strip()!r}; remove one, or write a list without "
+                f"prompt list {file}: {place} repeats {earlier}, {prompt!r}; remove one, or write a list without "
                 f"repetitions with  adagrpo prompts import"
             )
-        prompts.append(text.strip())
+        prompts.append(prompt)
     if not prompts:
         raise ConfigError(f"prompt list {file}: has no prompts")
     return PromptList(tuple(prompts), hashlib.sha256(file.read_bytes()).hexdigest())
 
 
-def read_texts(file: Path, key: str = "prompt") -> list[tuple[str, str]]:
-    """The prompts of a file as they are, each with its place in it, such as ``line 3``.
+def overlap(prompts: Iterable[str], others: Iterable[str]) -> list[str]:
+    """The prompts that are among the others too, told by ``prompt_key``; in their order."""
+    keys = {prompt_key(other) for other in others}
+    return [prompt for prompt in prompts if prompt_key(prompt) in keys]
 
-    Args:
-        file: ``.jsonl``: an object a line, of which ``key`` is taken and other keys are left alone; ``.json``: a list
-            of strings or of such objects; any other: text, a prompt a line, blank lines skipped.
-        key: of the prompt in an object.
 
-    Raises:
-        ConfigError: the file is missing, not UTF-8, or not of its format.
-    """
-    if not file.is_file():
-        raise ConfigError(f"prompt list {file}: no such file; docs/prompts.md says how to make one")
-    try:
-        content = file.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"prompt list {file}: is not UTF-8 text (byte {error.start})") from None
-    if file.suffix == ".json":
-        items = _parse_json(content, f"prompt list {file}")
-        if not isinstance(items, list):
-            raise ConfigError(f"prompt list {file}: must hold a JSON list of strings or objects")
-        return [(f"item {n}", _text_of(item, key, file, f"item {n}")) for n, item in enumerate(items, 1)]
-    # Not splitlines(): it also splits at characters that JSON allows inside a string.
-    lines = [(f"line {n}", line) for n, line in enumerate(content.split("\n"), 1) if line.strip()]
-    if file.suffix != ".jsonl":
-        return lines
-    parsed = [(place, _parse_json(line, f"prompt list {file}: {place}")) for place, line in lines]
-    return [(place, _text_of(item, key, file, place)) for place, item in parsed]
+# --- characters -----------------------------------------------------------------------------------------------------
+
+_BLANKS = re.compile(r"[\t\n\r \u00a0\u1680\u2000-\u200a\u202f\u205f\u3000]+")
+_JOINERS = "\u200c\u200d"  # format characters that scripts and emoji need, as they need variation selectors
+_AFTER_NOTHING_TO_JOIN = re.compile("(?:^|[\x00-\x7f])[\u200c\u200d\ufe00-\ufe0e]|(?:^|[^\\d#*\x80-\U0010ffff])\ufe0f")
+_UNSEEN = re.compile("[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\uffa0]")
+"""Fillers that Unicode counts as letters or marks, but that show nothing."""
+_LOOK_ALIKES = str.maketrans(
+    "\u2018\u2019\u201a\u02bc\u2032\u201c\u201d\u201e\u2033\u2010\u2012\u2013\u2014\u2212", "'''''\"\"\"\"-----"
+)
 
 
 def normalise(prompt: str) -> str:
-    """The prompt with every stretch of white space made one space: what repetitions are told by."""
-    return " ".join(prompt.split())
+    """The prompt as it is used: Unicode's composed form (NFC), every stretch of white space and line ends one space."""
+    return _BLANKS.sub(" ", unicodedata.normalize("NFC", prompt)).strip(" ")
+
+
+def prompt_key(prompt: str) -> str:
+    """What repetitions, overlaps and splits are told by: without case, width, white space and what cannot be seen.
+
+    Typographic quotation marks and dashes count as the plain ones.
+    """
+    text = "".join(c for c in prompt if unicodedata.category(c) != "Cf" and not "\ufe00" <= c <= "\ufe0f")
+    text = unicodedata.normalize("NFD", _UNSEEN.sub("", text))
+    for _ in range(2):  # as Unicode defines it: folding may undo the normal form, which may bring letters that fold
+        text = unicodedata.normalize("NFKC", text.casefold())
+    return normalise(text.translate(_LOOK_ALIKES))
 
 
 class Problem(NamedTuple):
@@ -105,31 +108,164 @@ class Problem(NamedTuple):
 
 
 def problem_with(prompt: str, max_characters: int = MAX_CHARACTERS) -> Problem | None:
-    """Why a prompt is unusable, or None: empty, too long, or with characters that cannot be seen."""
+    """Why a prompt is unusable, or None: empty, too long, no text but data, or with characters that cannot be seen."""
     text = normalise(prompt)
     if not text:
         return Problem("empty")
     if len(text) > max_characters:
         return Problem("too long", f": {len(text)} characters, at most {max_characters}")
     for character in "" if text.isprintable() else text:
-        if unicodedata.category(character).startswith("C") and character not in _JOINERS:
+        category = unicodedata.category(character)
+        if (category.startswith("C") and character not in _JOINERS) or category in ("Zl", "Zp"):
             return Problem("unprintable", f": has the control character U+{ord(character):04X}")
+    if unseen := _UNSEEN.search(text) or _AFTER_NOTHING_TO_JOIN.search(text):
+        return Problem("unprintable", f": has the invisible character U+{ord(unseen[0][-1]):04X}")
+    if text.startswith("{") and _is_json_object(text):
+        return Problem("not a prompt", ": it is a JSON object; a file of such lines is called .jsonl")
     return None
 
 
-def _parse_json(text: str, where: str) -> Any:
+def _is_json_object(text: str) -> bool:
     try:
-        return json.loads(text)
+        return isinstance(json.loads(text), dict)
+    except (ValueError, RecursionError):
+        return False
+
+
+# --- files ----------------------------------------------------------------------------------------------------------
+
+_SEPARATORS = {".csv": ",", ".tsv": "\t"}
+_OTHER_NAMES = ("caption", "text")
+"""Of the prompt's column, where none is called prompt."""
+
+
+def read_texts(file: Path, column: str | None = None) -> list[tuple[str, str]]:
+    """The prompts of a file as they are, each with its place in it, such as ``line 3``.
+
+    Args:
+        file: by its suffix, in any case: ``.txt``, a prompt a line; ``.csv`` and ``.tsv``, a table with a header;
+            ``.jsonl`` and ``.ndjson``, an object a line; ``.json``, a list of strings or of objects. UTF-8.
+        column: of a table, or key of an object, that has the prompt; None for ``prompt`` in any case or, if there is
+            none, the only one of ``caption`` and ``text``.
+
+    Raises:
+        ConfigError: the file is missing, not UTF-8, or not of its format; or it is not clear which column to take.
+    """
+    where = f"prompt list {file}"
+    if not file.is_file():
+        raise ConfigError(f"{where}: no such file; docs/prompts.md says how to make one")
+    try:
+        content = file.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{where}: is not UTF-8 text (byte {error.start})") from None
+    except OSError as error:
+        raise ConfigError(f"{where}: cannot be read ({error.strerror})") from None
+    match file.suffix.lower():
+        case ".txt":
+            return _read_lines(content, where)
+        case ".csv" | ".tsv" as kind:
+            return _read_table(content, _SEPARATORS[kind], column, where)
+        case ".json":
+            items = _parse_json(content, where)
+            if not isinstance(items, list):
+                raise ConfigError(f"{where}: must hold a JSON list of strings or objects")
+            return _texts_of([(f"item {n}", item) for n, item in enumerate(items, 1)], column, where, bare=True)
+        case ".jsonl" | ".ndjson":
+            parsed = [(place, _parse_json(line, f"{where}: {place}")) for place, line in _numbered(content)]
+            return _texts_of(parsed, column, where, bare=False)
+    raise ConfigError(f"{where}: its suffix must say what it holds: .txt, .csv, .tsv, .json, .jsonl or .ndjson")
+
+
+def _numbered(content: str) -> list[tuple[str, str]]:
+    # Not splitlines(): it also splits at characters that JSON allows inside a string, and that a line must not hide.
+    return [(f"line {n}", line) for n, line in enumerate(content.split("\n"), 1) if line.strip()]
+
+
+def _read_lines(content: str, where: str) -> list[tuple[str, str]]:
+    """Of a text file, which must not be a table or JSON under another name."""
+    lines = _numbered(content)
+    for separator, kind in (("\t", ".tsv"), (",", ".csv")):
+        head = [cell.strip(' "').lower() for cell in lines[0][1].split(separator)] if lines else []
+        named = [name for name in head if name in ("prompt", *_OTHER_NAMES)]
+        if "prompt" in named or (named and len(head) > 1 and all(len(cell.split()) <= 1 for cell in head)):
+            raise ConfigError(f"{where}: line 1 is the header of a table, not a prompt; call the file {kind}")
+    if content.lstrip()[:1] in ("[", "{"):
+        try:
+            json.loads(content)
+        except (ValueError, RecursionError):
+            return lines
+        raise ConfigError(f"{where}: is JSON, not a prompt a line; call the file .json")
+    return lines
+
+
+def _read_table(content: str, separator: str, column: str | None, where: str) -> list[tuple[str, str]]:
+    """Of a table with a header; quoted cells may have separators and line ends in them."""
+    reader = csv.reader(io.StringIO(content), delimiter=separator, strict=True)
+    texts: list[tuple[str, str]] = []
+    head: list[str] = []
+    start = 1
+    try:
+        for row in reader:
+            place, start = f"line {start}", reader.line_num + 1
+            if not any(cell.strip() for cell in row):
+                continue
+            if not head:
+                head = row
+                index = head.index(_choose_column(head, column, where))
+                continue
+            if len(row) != len(head):
+                raise ConfigError(
+                    f"{where}: {place} has {len(row)} cells, but the header {len(head)}; a cell with {separator!r} or "
+                    "quotation marks in it must be quoted"
+                )
+            texts.append((place, row[index]))
+    except csv.Error as error:
+        raise ConfigError(f"{where}: line {start} is no row of a table ({error})") from None
+    return texts
+
+
+def _choose_column(names: Sequence[str], wanted: str | None, where: str) -> str:
+    plain = [name.strip().lower() for name in names]
+    for choices in ([wanted.strip().lower()],) if wanted is not None else (["prompt"], _OTHER_NAMES):
+        found = [name for name, lowered in zip(names, plain, strict=True) if lowered in choices]
+        if len(found) == 1:
+            return found[0]
+        if found:
+            raise ConfigError(f"{where}: has columns {', '.join(map(repr, found))}; name one by  --column")
+    raise ConfigError(
+        f"{where}: has no column {wanted or 'prompt'!r} but {', '.join(map(repr, names)) or 'none'}; name the prompt's "
+        "by  prompts import --column"
+    )
+
+
+def _texts_of(items: list[tuple[str, Any]], column: str | None, where: str, *, bare: bool) -> list[tuple[str, str]]:
+    """Of JSON objects, which all have the prompt under the key that the first has it under; of strings, if ``bare``."""
+    first = next((list(item) for _, item in items if isinstance(item, dict)), None)
+    key = None if first is None else _choose_column(first, column, where)
+    texts = []
+    for place, item in items:
+        text = item.get(key) if isinstance(item, dict) else item
+        # A bare string is an item of a JSON list; on a JSON line it is most likely a mistake.
+        if not isinstance(text, str) or not (bare or isinstance(item, dict)):
+            example = json.dumps({key or column or "prompt": "a red fox"})
+            raise ConfigError(f"{where}: {place} must be an object with a text, as in {example}")
+        texts.append((place, text))
+    return texts
+
+
+def _parse_json(text: str, where: str) -> Any:
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            raise ConfigError(f"{where}: an object has a key twice")
+        return found
+
+    try:
+        return json.loads(text, object_pairs_hook=once)
     except json.JSONDecodeError as error:
         raise ConfigError(f"{where}: is not valid JSON ({error.msg})") from None
-
-
-def _text_of(item: Any, key: str, file: Path, place: str) -> str:
-    text = item.get(key) if isinstance(item, dict) else item
-    # A bare string is an item of a JSON list; on a JSON line it is most likely a mistake.
-    if not isinstance(text, str) or (file.suffix == ".jsonl" and not isinstance(item, dict)):
-        raise ConfigError(f'prompt list {file}: {place} must be an object with a text, as in {{"{key}": "a red fox"}}')
-    return text
+    except RecursionError:
+        raise ConfigError(f"{where}: is JSON nested too deeply") from None
 
 
 def generator_for(*key: int | str) -> torch.Generator:

@@ -11,11 +11,17 @@ def add_parser(commands: Commands) -> None:
     prompts = commands.add_parser("prompts", help="make train, validation and test lists of prompt files")
     actions = prompts.add_subparsers(required=True, metavar="ACTION")
     load = actions.add_parser("import", help="check, deduplicate and split prompts by hash; prints counts")
-    load.add_argument("files", nargs="+", type=Path, metavar="FILE", help="text, .jsonl or .json; see docs/prompts.md")
+    load.add_argument(
+        "files",
+        nargs="+",
+        type=Path,
+        metavar="FILE",
+        help=".txt, .csv, .tsv, .json, .jsonl or .ndjson; see docs/prompts.md",
+    )
     load.add_argument("--output", type=Path, required=True, help="folder to write train, validation and test lists to")
     load.add_argument("--shares", default="90,5,5", help="percent for train, validation, test (default: 90,5,5)")
     load.add_argument("--exclude", type=Path, action="append", default=[], metavar="FILE", help="prompts to keep out")
-    load.add_argument("--key", default="prompt", help="of the prompt in JSON objects (default: prompt)")
+    load.add_argument("--column", "--key", help="of the prompt in a table or in JSON objects (default: prompt)")
     load.add_argument("--max-characters", type=int, help="longer prompts are left out (default: 2000)")
     load.set_defaults(command=_import)
 
@@ -29,7 +35,9 @@ def _import(options: argparse.Namespace) -> int:
     if not 1 <= limit <= MAX_CHARACTERS:
         raise ConfigError(f"--max-characters {limit}: must be 1 to {MAX_CHARACTERS}")
     shares = Shares.parse(options.shares)
-    imported = import_prompts(options.files, shares, exclude=options.exclude, key=options.key, max_characters=limit)
+    imported = import_prompts(
+        options.files, shares, exclude=options.exclude, column=options.column, max_characters=limit
+    )
     paths = write_lists(imported.lists, options.output)
     print("\n".join([*imported.summary(), "in a configuration:", "prompts:"]))
     for split, path in zip(imported.lists, paths, strict=True):

@@ -3,6 +3,7 @@
 import json
 import re
 import shlex
+import unicodedata
 from pathlib import Path
 
 import pytest
@@ -12,15 +13,16 @@ from hypothesis import strategies as st
 from harness.cli import main
 from harness.config import ROOT, ConfigError, compose
 from harness.prompt_import import SPLITS, Shares, import_prompts, split_of, write_lists
-from harness.prompts import MAX_CHARACTERS, normalise, problem_with, read_prompts, read_texts
+from harness.prompts import MAX_CHARACTERS, normalise, overlap, problem_with, prompt_key, read_prompts, read_texts
 
+CASES = ROOT / "tests" / "data" / "cases"
 SHARES = Shares(60, 20, 20)
 NUMBERED = [f"a drawing of {n} boats" for n in range(200)]
 
 
 def written(folder: Path, name: str, content: str) -> Path:
     path = folder / name
-    path.write_text(content)
+    path.write_text(content, encoding="utf-8", newline="")
     return path
 
 
@@ -32,6 +34,9 @@ def test_text_and_json_lists_hold_the_same_prompts_and_other_keys_are_kept_out(t
         "list.jsonl": "".join(json.dumps(item) + "\n" for item in objects),
         "list.json": json.dumps(objects),
         "strings.json": json.dumps(prompts),
+        "LIST.NDJSON": "".join(json.dumps({"Prompt": prompt, "text": "x"}) + "\r\n" for prompt in prompts),
+        "list.CSV": '\ufeffid,Prompt\r\n1,a red fox\r\n\r\n2," a café,\r\none cup"\r\n',
+        "list.tsv": "caption\tnote\na  red fox\t\na cafe\u0301, one cup\tx\n",
     }.items():
         assert read_prompts(written(tmp_path, name, content)).prompts == prompts
 
@@ -45,12 +50,40 @@ def test_a_line_separator_inside_a_json_string_does_not_end_the_line(tmp_path: P
     ("name", "content", "expected"),
     [
         ("empty.txt", "\n \n", "has no prompts"),
-        ("twice.txt", "a  red fox\na cat\n a red\tfox\n", "line 3 repeats line 1, 'a red\\\\tfox'"),
+        ("twice.txt", "a  red fox\na cat\n a red\tfox\n", "line 3 repeats line 1, 'a red fox'"),
         ("long.txt", "a" * (MAX_CHARACTERS + 1), "line 1 is too long: 2001 characters, at most 2000"),
         ("bell.txt", "a cat\na \x07dog", "line 2 is unprintable: has the control character U\\+0007"),
         ("blank.jsonl", '{"prompt": "  "}', "line 1 is empty"),
         ("torn.jsonl", '{"prompt": "a cat"}\n{"prom', "line 2: is not valid JSON"),
-        ("keyless.jsonl", '{"text": "a cat"}', 'line 1 must be an object with a text, as in {"prompt"'),
+        ("keyless.jsonl", '{"title": "a cat"}', "no column 'prompt' but 'title'"),
+        (
+            "other.jsonl",
+            '{"prompt": "a cat"}\n{"text": "a dog"}',
+            'line 2 must be an object with a text, as in {"prompt"',
+        ),
+        ("twice.jsonl", '{"prompt": "a cat", "prompt": "a dog"}', "line 1: an object has a key twice"),
+        ("deep.json", "[" * 100_000, "nested too deeply"),
+        ("both.csv", "caption,text\na cat,b\n", "columns 'caption', 'text'; name one by  --column"),
+        ("twins.tsv", "Prompt\tPROMPT\na cat\ta dog\n", "columns 'Prompt', 'PROMPT'"),
+        ("none.csv", "a cat\na dog\n", "no column 'prompt' but 'a cat'"),
+        ("semicolons.csv", "id;prompt\n1;a cat\n", "no column 'prompt' but 'id;prompt'"),
+        ("unquoted.csv", "prompt,id\na cat, a dog,1\n", "line 2 has 3 cells, but the header 2"),
+        ("short.tsv", 'prompt\tid\n"a\ncat"\t1\na dog\n', "line 4 has 1 cells"),
+        ("open.csv", 'prompt\n"a cat\n', "line 2 is no row of a table"),
+        ("table.txt", "Prompt\tCategory\na cat\tAnimals\n", r"header of a table, not a prompt; call the file \.tsv"),
+        ("table2.txt", "id,prompt\n1,a cat\n", r"call the file \.csv"),
+        ("lines.txt", 'a dog\n{"prompt": "a cat"}\n', r"line 2 is not a prompt: .*\.jsonl"),
+        ("list.txt", '[\n"a cat",\n"a dog"\n]', r"is JSON, not a prompt a line; call the file \.json"),
+        ("list.md", "a cat\n", "its suffix must say what it holds"),
+        ("list", "a cat\n", "its suffix must say what it holds"),
+        ("feed.txt", "a cat\na \x0cdog", r"line 2 is unprintable: has the control character U\+000C"),
+        ("separator.json", '["a \\u2028cat"]', r"U\+2028"),
+        ("surrogate.json", '["a \\ud800cat"]', r"U\+D800"),
+        ("hyphen.txt", "a ca\u00adt", r"U\+00AD"),
+        ("joined.txt", "a\u200d cat", r"invisible character U\+200D"),
+        ("filler.txt", "a \u3164 cat", r"invisible character U\+3164"),
+        ("composed.txt", "a café\nA cafe\u0301\n", "line 2 repeats line 1"),
+        ("wide.txt", "a cat’s\na\u00a0\uff43at's\n", "line 2 repeats line 1"),
         ("bare.jsonl", '"a cat"', "line 1 must be an object"),
         ("number.json", "[7]", "item 1 must be an object"),
         ("object.json", '{"prompt": "a cat"}', "must hold a JSON list"),
@@ -73,7 +106,8 @@ def test_bytes_that_are_no_text_are_named(tmp_path: Path) -> None:
 
 def test_joined_emoji_and_accents_are_fine_and_invisible_characters_are_not() -> None:
     assert problem_with("a family \U0001f469\u200d\U0001f467 at the café") is None
-    for character in ("\x00", "\u200b", "\ue000", "\u202e"):
+    assert problem_with("key 1\ufe0f\u20e3, \u2764\ufe0f and नमस्\u200dते") is None
+    for character in ("\x00", "\u200b", "\ue000", "\u202e", "\x85", "\u2029", "\x1d", "\ufe0f", "\ufeff"):
         assert problem_with(f"a {character}cat") is not None
 
 
@@ -100,6 +134,37 @@ def test_an_import_is_disjoint_without_repetitions_and_counts_what_it_leaves_out
     assert {split: len(prompts) for split, prompts in imported.lists.items()} == pytest.approx(
         {"train": 120, "validation": 40, "test": 40}, abs=20
     )
+
+
+def test_spellings_of_one_prompt_are_in_one_list_and_excluded_together(tmp_path: Path) -> None:
+    source = CASES / "nfc-nfd.txt"
+    imported = import_prompts([source], Shares(50, 25, 25))
+    together = [prompt for prompts in imported.lists.values() for prompt in prompts]
+    assert len({prompt_key(prompt) for prompt in together}) == len(together) == 9  # one of them ends in a full stop
+    assert imported.left_out == {"repeated": 13, "unprintable": 4}
+    composed = [text for _, text in read_texts(source) if unicodedata.is_normalized("NFC", text)]
+    assert len(composed) > 9
+    exclude = written(tmp_path, "composed.txt", "\n".join(composed))
+    with pytest.raises(ConfigError, match="gets none"):
+        import_prompts([source], Shares(100, 0, 0), exclude=[exclude])
+
+
+def test_tables_and_lines_of_json_are_imported_by_their_column() -> None:
+    for name, prompt in {
+        "table.tsv": "a blue heron beside a rusty gate",
+        "lines.ndjson": "two owls on a lamp post",
+    }.items():
+        imported = import_prompts([CASES / name], Shares(100, 0, 0)).lists["train"]
+        assert set(imported) == {"a teapot on a stone wall", prompt}
+
+
+def test_another_column_is_taken_where_it_is_named(tmp_path: Path) -> None:
+    table = written(tmp_path, "list.csv", "prompt,title\na cat,a dog\n")
+    assert import_prompts([table], Shares(100, 0, 0), column="Title").lists["train"] == ["a dog"]
+
+
+def test_lists_overlap_where_prompts_differ_in_spelling_only() -> None:
+    assert overlap(["A  Café", "a dog"], ["a cafe\u0301", "a cat"]) == ["A  Café"]
 
 
 def test_lists_of_imports_made_apart_are_disjoint(tmp_path: Path) -> None:
