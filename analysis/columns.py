@@ -27,6 +27,15 @@ class Columns:
         """Where rows are one of some metrics'."""
         return _is_one_of(self._metrics, self._metric, metrics)
 
+    def names(self, where: np.ndarray) -> list[str]:
+        """Metrics of those of the rows."""
+        return [self._metrics[code] for code in np.unique(self._metric[where])]
+
+    def points(self, where: np.ndarray) -> set[tuple[str, int]]:
+        """Splits and iterations of those of the rows."""
+        found = np.unique(np.stack([self._split[where], self.iteration[where]]), axis=1)
+        return {(self._splits[split], int(iteration)) for split, iteration in found.T}
+
     def by_metric(self, where: np.ndarray) -> dict[str, np.ndarray]:
         """Values of those of the rows, ``{metric: values}``, in their order."""
         codes, values = self._metric[where], self.value[where]

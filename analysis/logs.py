@@ -16,6 +16,7 @@ from analysis.parallel import side_by_side
 from analysis.runlog import CHOSEN_PROMPT, NUMBERS, RunLog, RunLogError, find_paths, read_directory
 from analysis.shards import SUFFIX, read_shard, read_shard_gallery
 from analysis.variants import name_variants
+from harness.trained_reward import TrainedReward, trained_reward
 
 IDENTITY = ["experiment", "run_id", "method", "selection", "fusion", "fusion_weight", "variant", "reward", "seed"]
 COLUMNS = [*IDENTITY, "split", "iteration", "metric", "value"]
@@ -165,7 +166,7 @@ def load_prompt_values(folder: Path, split: str = "test") -> pd.DataFrame:
     """
 
     def of_prompts(log: RunLog) -> pa.Table:
-        numbers = pa.concat_tables([log.numbers, _training_reward(log.config, Columns(log.numbers))])
+        numbers = pa.concat_tables([log.numbers, _training_reward(log, Columns(log.numbers))])
         return numbers.filter(pc.and_(pc.is_valid(numbers["item"]), pc.equal(numbers["split"], split)))
 
     return _load_items(folder, of_prompts).rename(columns={"item": "prompt"})[PROMPT_COLUMNS]
@@ -210,7 +211,7 @@ def load_logs(folder: Path, train_metrics: Collection[str] | None = None, with_p
     def load(path: Path) -> _Run:
         log = _read(path, read, with_prompts)
         numbers = Columns(log.numbers)
-        reward = Columns(_training_reward(log.config, numbers))
+        reward = Columns(_training_reward(log, numbers))
         kept = numbers.is_whole & ~numbers.of_metric(*of_costs_alone)
         return _Run(
             summary=_identity(log) | _progress(log) | _costs(numbers),
@@ -239,13 +240,6 @@ def load_logs(folder: Path, train_metrics: Collection[str] | None = None, with_p
     )
 
 
-def reward_name(weights: Mapping[str, float]) -> str:
-    """Name of a weighted sum of rewards, as in "ocr" or "ocr+0.5*colour": largest weight first."""
-    ordered = sorted(weights.items(), key=lambda item: (-abs(item[1]), item[0]))
-    terms = "".join(f"{weight:+g}*{name}" for name, weight in ordered)
-    return terms.replace("+1*", "+").replace("-1*", "-").removeprefix("+")
-
-
 def _read(path: Path, train_metrics: Collection[str] | None, with_items: bool) -> RunLog:
     return (read_directory if path.is_dir() else read_shard)(path, train_metrics, with_items)
 
@@ -272,7 +266,7 @@ def _identity(log: RunLog) -> dict[str, Any]:
         "selection": str(config["selection"]),
         "fusion": fusion,
         "fusion_weight": float(config["fusion"].get("weight", 1.0)) if fusion else 0.0,
-        "reward": reward_name(config["reward"]),
+        "reward": TrainedReward(config["reward"]).name,
         "seed": int(config["seed"]),
     }
 
@@ -334,27 +328,22 @@ def _chosen_prompts(numbers: Columns) -> ChosenPrompts:
     return ChosenPrompts(texts, numbers.value[where])
 
 
-def _training_reward(config: Mapping[str, Any], numbers: Columns) -> pa.Table:
-    """The trained reward's rows under the name ``TRAINING_REWARD``: the logged sum, or the sum of its logged parts."""
+def _training_reward(log: RunLog, numbers: Columns) -> pa.Table:
+    """The trained reward's rows, as the run logged them in every evaluation, under the name ``TRAINING_REWARD``."""
     is_evaluation = ~numbers.of_split("train")
-    total = numbers.table.filter(pa.array(is_evaluation & numbers.of_metric(reward_name(config["reward"]))))
-    if not len(total):
-        evaluations = numbers.table.filter(pa.array(is_evaluation))
-        total = _weighted_sum(evaluations, {name: weight for name, weight in config["reward"].items() if weight})
+    wanted = is_evaluation
+    if is_evaluation.any():
+        try:
+            metric = trained_reward(log.config).logged_as(numbers.names(is_evaluation))
+        except ValueError as error:
+            raise RunLogError(f"{log.path}: {error}") from None
+        wanted = is_evaluation & numbers.of_metric(metric)
+        missing = numbers.points(is_evaluation & numbers.is_whole) - numbers.points(wanted & numbers.is_whole)
+        for split, iteration in sorted(missing):
+            raise RunLogError(f"{log.path}: {split} at iteration {iteration} has no metric {metric!r}, as others have")
+    total = numbers.table.filter(pa.array(wanted))
     name = pa.DictionaryArray.from_arrays(np.zeros(len(total), dtype=np.int32), [TRAINING_REWARD])
     return total.set_column(total.schema.get_field_index("metric"), total.schema.field("metric"), name)
-
-
-def _weighted_sum(evaluations: pa.Table, weights: Mapping[str, float]) -> pa.Table:
-    """Rows of sum over parts of weight * value, where every part was measured; ``metric`` is one of theirs."""
-    parts = evaluations.filter(pc.is_in(evaluations["metric"], value_set=pa.array(list(weights)))).to_pandas()
-    if parts.empty:
-        return NUMBERS.empty_table()
-    parts["value"] *= parts["metric"].astype(str).map(weights)
-    grouped = parts.groupby(["split", "iteration", "item"], dropna=False, sort=False, observed=True)
-    summed = grouped.agg(metric=("metric", "first"), value=("value", "sum"), parts=("value", "size")).reset_index()
-    summed = summed[summed["parts"] == len(weights)].assign(text=None)
-    return pa.Table.from_pandas(summed[NUMBERS.names], schema=NUMBERS, preserve_index=False)
 
 
 def _frame(identities: Sequence[Mapping[str, Any]], tables: Sequence[pa.Table]) -> pd.DataFrame:

@@ -18,6 +18,7 @@ from harness.config.model import ModelConfig
 from harness.config.optimizer import OptimizerConfig
 from harness.config.rewards import RewardConfig
 from harness.config.section import Positive, Section
+from harness.trained_reward import Normalisation, TrainedReward
 
 
 class PromptsConfig(Section):
@@ -112,11 +113,8 @@ class RunConfig(Section):
 
     def trained_reward(self, metrics: Mapping[str, float]) -> float:
         """What is trained on, of an evaluation's metrics: the weighted sum of the normalised rewards."""
-        total = 0.0
-        for name, weight in self.reward.items():
-            settings = self.rewards.get(name, RewardConfig())
-            total += weight * (metrics[name] - settings.offset) / settings.scale
-        return total
+        normalisations = {name: Normalisation(r.offset, r.scale) for name, r in self.rewards.items()}
+        return float(TrainedReward(self.reward, normalisations).total(metrics))
 
     @property
     def scores_candidates(self) -> bool:

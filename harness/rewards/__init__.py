@@ -161,7 +161,8 @@ def build_weighted(
     Raises:
         ValueError: an unknown name or setting, or weights that ``WeightedSum`` rejects.
     """
-    from harness.rewards.combined import Normalisation, WeightedSum
+    from harness.rewards.combined import WeightedSum
+    from harness.trained_reward import Normalisation
 
     settings = settings or {}
     rewards = {build_reward(name, num_threads, settings.get(name)): weight for name, weight in components.items()}

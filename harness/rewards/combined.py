@@ -1,27 +1,15 @@
 """A weighted sum of rewards, itself a reward."""
 
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 from torch import Tensor
 
 from harness.rewards.base import Pending, Reward
-
-
-@dataclass(frozen=True)
-class Normalisation:
-    """score -> (score - offset) / scale: fixed numbers, so that a score means the same in all of a run."""
-
-    offset: float = 0.0
-    scale: float = 1.0
-
-    def __call__(self, scores: Tensor) -> Tensor:
-        return (scores - self.offset) / self.scale
+from harness.trained_reward import Normalisation, TrainedReward
 
 
 class WeightedSum(Reward):
-    """score = sum over components of weight x (score - offset) / scale; offset 0 and scale 1 where none is given."""
+    """``harness.trained_reward.TrainedReward`` of rewards that are computed here."""
 
     def __init__(
         self, components: Mapping[Reward, float], normalisations: Mapping[str, Normalisation] | None = None
@@ -40,18 +28,9 @@ class WeightedSum(Reward):
         names = [reward.name for reward in components]
         if len(set(names)) < len(names):
             raise ValueError(f"rewards of a weighted sum need different names, not {', '.join(names)}")
-        for reward, weight in components.items():
-            if not math.isfinite(weight):
-                raise ValueError(f"weight of reward {reward.name!r} must be finite, not {weight}")
-        if not any(components.values()):
-            raise ValueError(f"a weighted sum needs a weight other than 0; given: {', '.join(names) or 'no reward'}")
         self._components = dict(components)
-        self._normalise = {name: Normalisation() for name in names} | dict(normalisations or {})
-        terms = [f"{weight:+g}*{reward.name}" for reward, weight in components.items()]
-        self.name = "".join(terms).replace("+1*", "+").replace("-1*", "-").removeprefix("+")
-        if self.name in names:
-            # Its own raw score and the normalised one would have the same name in every log.
-            raise ValueError(f"rewards.{self.name}: offset and scale are for sums of several rewards")
+        self.formula = TrainedReward({r.name: weight for r, weight in components.items()}, normalisations)
+        self.name = self.formula.name
         bounds = [self._bounds(reward, weight) for reward, weight in components.items() if weight]
         self.low, self.high = sum(low for low, _ in bounds), sum(high for _, high in bounds)
 
@@ -63,7 +42,7 @@ class WeightedSum(Reward):
     @property
     def weights(self) -> Mapping[str, float]:
         """Weight of each component that counts."""
-        return {reward.name: weight for reward, weight in self._components.items() if weight}
+        return self.formula.weights
 
     def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         """Score each image, see ``Reward.score``; raises what a component raises."""
@@ -78,10 +57,7 @@ class WeightedSum(Reward):
 
     def total(self, components: Mapping[str, Tensor]) -> Tensor:
         """The weighted sum of normalised scores."""
-        terms = [weight * self._normalise[name](components[name]) for name, weight in self.weights.items()]
-        total = terms[0]
-        for term in terms[1:]:
-            total = total + term
+        total: Tensor = self.formula.total(components)
         return total
 
     def measure(self, images: Tensor, prompts: Sequence[str]) -> dict[str, Tensor]:
@@ -114,10 +90,10 @@ class WeightedSum(Reward):
         )
 
     def _suffix(self, name: str) -> str:
-        normalisation = self._normalise[name]
+        normalisation = self.formula.normalisations[name]
         return "" if normalisation == Normalisation() else f"({normalisation.offset!r},{normalisation.scale!r})"
 
     def _bounds(self, reward: Reward, weight: float) -> tuple[float, float]:
-        n = self._normalise[reward.name]
+        n = self.formula.normalisations[reward.name]
         ends = [weight * (end - n.offset) / n.scale for end in (reward.low, reward.high)]
         return min(ends), max(ends)

@@ -20,6 +20,7 @@ from analysis.mechanism.effects import (
     contrasts,
 )
 from analysis.mechanism.signs import ONE_SIDED, SIGN_COLUMNS, TWO_SIDED
+from harness.trained_reward import TrainedReward, trained_reward
 
 PROMPTS = ['the word "dog" in red on white', 'the word "zebra" in blue on yellow']
 PACKAGES = {"torch": "2.13.0", "numpy": "2.4.6"}
@@ -82,11 +83,12 @@ def write_run(
     steps = [
         _step(iteration, candidates=selection != "random" or bool(fusion)) for iteration in range(1, iterations + 1)
     ]
+    trained = trained_reward(settings)
     evaluations = [(i * interval, "validation", reward) for i, reward in enumerate(rewards)]
     evaluations += [(0, "test", base_test)] if base_test is not None else []
     evaluations += [(max(2, iterations), "test", test)] if test is not None else []
     _write_lines(folder / "metrics.jsonl", steps)
-    _write_lines(folder / "eval.jsonl", [_evaluation(*evaluation) for evaluation in evaluations])
+    _write_lines(folder / "eval.jsonl", [_evaluation(trained, *evaluation) for evaluation in evaluations])
     (folder / "images" / "prompts.json").write_text(json.dumps(PROMPTS))
     width, height = picture_size
     for i in range(len(rewards)):
@@ -165,10 +167,14 @@ def _step(iteration: int, candidates: bool) -> dict[str, Any]:
     }
 
 
-def _evaluation(iteration: int, split: str, reward: float) -> dict[str, Any]:
+def _evaluation(trained: TrainedReward, iteration: int, split: str, reward: float) -> dict[str, Any]:
     metrics = metrics_of(reward)
     # Two prompts, .05 above and below the mean.
     per_prompt = {name: [round(value + 0.05, 6), round(value - 0.05, 6)] for name, value in metrics.items()}
+    if trained.name not in metrics:
+        metrics |= {trained.name: trained.total(metrics)}
+        prompts = [trained.total({name: values[i] for name, values in per_prompt.items()}) for i in range(2)]
+        per_prompt |= {trained.name: prompts}
     return {
         "iteration": iteration,
         "split": split,

@@ -15,7 +15,6 @@ from analysis.logs import (
     load_prompt_values,
     load_runs,
     load_summary,
-    reward_name,
 )
 from analysis.runlog import RunLogError
 
@@ -112,11 +111,6 @@ def test_the_training_reward_of_a_weighted_sum_is_the_sum(write_run: WriteRun) -
     assert load_summary(run)["unseen_judges"].tolist() == [["ocr-v4"]]
     by_prompt = load_prompt_values(run).query("metric == 'training_reward'")["value"]
     assert by_prompt.tolist() == pytest.approx([0.45 + 0.5 * 0.95, 0.35 + 0.5 * 0.85])
-
-
-def test_a_part_that_was_not_measured_leaves_no_training_reward(write_run: WriteRun) -> None:
-    run = write_run("sum", reward={"ocr": 1.0, "unknown": 0.5})
-    assert "training_reward" not in set(load_runs(run)["metric"])
 
 
 def test_a_torn_last_line_is_dropped(write_run: WriteRun) -> None:
@@ -219,9 +213,3 @@ def test_cells_have_the_names_of_the_field() -> None:
     assert cell_label("flow_grpo", "hardest", False) == "Flow-GRPO hardest"
     assert cell_label("flow_grpo", "hardest", True) == "Flow-GRPO hardest + fusion"
     assert cell_colour("random", False) != cell_colour("curriculum", True) != cell_colour("curriculum", False)
-
-
-def test_a_reward_is_named_by_its_weighted_parts() -> None:
-    assert reward_name({"ocr": 1.0}) == "ocr"
-    assert reward_name({"ocr": 1.0, "colour": 0.5}) == reward_name({"colour": 0.5, "ocr": 1.0}) == "ocr+0.5*colour"
-    assert reward_name({"a": -1.0, "b": -0.25}) == "-a-0.25*b"

@@ -288,7 +288,7 @@ def test_texture_on_the_background_lowers_the_score_and_shows_as_background_erro
 
 def test_a_weighted_sum_is_the_sum_by_hand() -> None:
     total = WeightedSum({Constant("ocr", 0.5): 1.0, Constant("colour", 0.25): 0.5, Constant("size", 3.0, 1.0, 4.0): -2})
-    assert total.name == "ocr+0.5*colour-2*size"
+    assert total.name == "-2*size+ocr+0.5*colour"
     assert (total.low, total.high) == (-8.0, -0.5)
     images, prompts = torch.ones(2, 3, 32, 128), ["a", "b"]
     assert total.score(images, prompts).tolist() == [0.5 + 0.125 - 6.0] * 2

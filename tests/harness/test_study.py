@@ -12,7 +12,7 @@ import yaml
 from analysis import paper
 from analysis.claims import EXPERIMENT, PILOT_SEEDS, PRIMARY, STUDY_SEEDS, TEST_NOISES, Arm
 from analysis.exploratory import questions
-from analysis.logs import load_summary, reward_name
+from analysis.logs import load_summary
 from analysis.variants import name_variants
 from harness import runs as runs_module
 from harness.accounting import expected_cost
@@ -21,6 +21,7 @@ from harness.config import EXPERIMENTS, ConfigError, RunConfig, compose, numeric
 from harness.launch import local, process
 from harness.launch.study import read_study, tuned_text
 from harness.models.miniature.prompts import list_path
+from harness.trained_reward import TrainedReward
 
 Adagrpo = Callable[..., int]
 
@@ -32,7 +33,7 @@ def arms_of(configs: Sequence[RunConfig]) -> dict[Arm, list[int]]:
     arms: dict[Arm, list[int]] = {}
     for config, variant in zip(configs, variants, strict=True):
         weight = config.fusion.weight if config.fusion.enabled else 0.0
-        arm = Arm(config.method.kernel, config.selection, weight, variant, reward_name(config.reward))
+        arm = Arm(config.method.kernel, config.selection, weight, variant, TrainedReward(config.reward).name)
         arms.setdefault(arm, []).append(config.seed)
     return arms
 

@@ -1,0 +1,106 @@
+"""The reward that a run is trained on, defined once: what it adds up and under which name it is logged.
+
+Training, sweeps and the analysis all take formula and name from here. Nothing heavy is imported.
+"""
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from harness.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Normalisation:
+    """score -> (score - offset) / scale: fixed numbers, so that a score means the same in all of a run."""
+
+    offset: float = 0.0
+    scale: float = 1.0
+
+    def __call__(self, scores: Any) -> Any:
+        """Normalised scores: numbers or tensors, in the reward's own unit before and without unit after."""
+        return (scores - self.offset) / self.scale
+
+
+class TrainedReward:
+    """sum over rewards of weight x (score - offset) / scale.
+
+    Neither value nor name depends on the order in which weights are given: a run's identity does not, either.
+
+    Args:
+        weights: of each reward, by name. One of weight 0 is measured, but not added.
+        normalisations: by name of the reward; offset 0 and scale 1 where none is given.
+
+    Raises:
+        ValueError: a weight that is not finite, only zero weights, or a normalised sum of one.
+    """
+
+    def __init__(self, weights: Mapping[str, float], normalisations: Mapping[str, Normalisation] | None = None) -> None:
+        for name, weight in weights.items():
+            if not math.isfinite(weight):
+                raise ValueError(f"weight of reward {name!r} must be finite, not {weight}")
+        if not any(weights.values()):
+            raise ValueError(f"a weighted sum needs a weight other than 0; given: {', '.join(weights) or 'no reward'}")
+        ordered = sorted(weights.items(), key=lambda item: (-abs(item[1]), item[0]))
+        self.weights = {name: weight for name, weight in ordered if weight}
+        """Of the rewards that count, largest first."""
+        given = normalisations or {}
+        self.normalisations = {name: given.get(name, Normalisation()) for name in weights}
+        self._terms = [f"{weight:+g}*{name}".replace("+1*", "+").replace("-1*", "-") for name, weight in ordered]
+        self.name = "".join(self._terms).removeprefix("+")
+        """Metric of the sum in every log, as in "ocr" or "ocr+0.5*colour"."""
+        if self.name in weights and self.normalisations[self.name] != Normalisation():
+            # Its own raw score and the normalised one would have the same name in every log.
+            raise ValueError(f"rewards.{self.name}: offset and scale are for sums of several rewards")
+
+    def total(self, scores: Mapping[str, Any]) -> Any:
+        """The sum, of scores by name of the reward: numbers, or tensors of one shape.
+
+        Raises:
+            ConfigError: a score is missing; names it and those that are there.
+        """
+        terms = []
+        for name, weight in self.weights.items():
+            if name not in scores:
+                raise ConfigError(f"no score {name!r} for the trained reward {self.name}; there are {_listed(scores)}")
+            terms.append(weight * self.normalisations[name](scores[name]))
+        total = terms[0]
+        for term in terms[1:]:
+            total = total + term
+        return total
+
+    def logged_as(self, metrics: Iterable[str]) -> str:
+        """The one of an evaluation's metrics that is the sum; runs of before named it in the order of their file.
+
+        Raises:
+            ConfigError: none of them is; names those that are there.
+        """
+        among = list(metrics)
+        if self.name in among:
+            return self.name
+        found = next((metric for metric in among if self._is_name(metric)), None)
+        if found is None:
+            raise ConfigError(f"no metric {self.name!r}, the trained reward; there are {_listed(among)}")
+        return found
+
+    def _is_name(self, metric: str) -> bool:
+        rest = metric if metric.startswith(("+", "-")) else f"+{metric}"
+        for term in sorted(self._terms, key=len, reverse=True):
+            if term not in rest:
+                return False
+            rest = rest.replace(term, "", 1)
+        return not rest
+
+
+def trained_reward(config: Mapping[str, Any]) -> TrainedReward:
+    """The trained reward of a run's configuration as config.yaml has it, whose sections are mappings."""
+    normalisations = {
+        name: Normalisation(settings.get("offset", 0.0), settings.get("scale", 1.0))
+        for name, settings in (config.get("rewards") or {}).items()
+    }
+    return TrainedReward(config["reward"], normalisations)
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(sorted(names)) or "none"

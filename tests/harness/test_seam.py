@@ -1,0 +1,176 @@
+"""What a run logs is what the analysis reads: a real run, interrupted once, and every reward of the paper's grid."""
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+
+from analysis.logs import TRAINING_REWARD, load_chosen_prompts, load_logs, load_prompt_values, load_runs
+from analysis.runlog import RunLogError
+from analysis.shards import write_shards
+from harness.config import EXPERIMENTS, ROOT, RunConfig, compose, dump
+from harness.rewards import build_weighted
+from harness.runs import RunDirectory, prepare_run
+from harness.session import Session
+
+SETTINGS = [
+    "iterations=3",
+    "selection=curriculum",
+    "fusion.enabled=true",
+    # Not in the order of weights, and not as the scores come.
+    "reward={colour: 0.5, ocr: 1}",
+    "rewards.ocr={offset: 0.3, scale: 0.2}",
+    "rewards.colour={offset: 0.5, scale: 0.25}",
+    "rollout.candidates=3",
+    "rollout.group_size=2",
+    "rollout.branch_indices=[1]",
+    "evaluation={validation_prompts: 3, interval: 2, gallery: 1, base_test: true, judges: [ocr, colour]}",
+    "runtime.checkpoint_interval=2",
+]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
+    """Two rewards, fusion on; broken off after its third iteration, of which the checkpoint has two; and resumed."""
+    torch.set_num_threads(1)
+    folder = tmp_path_factory.mktemp("seam")
+    data = ROOT / "harness/models/miniature/data/test.txt"
+    (folder / "test.txt").write_text("\n".join(data.read_text(encoding="utf-8").splitlines()[:3]), encoding="utf-8")
+    prepared = prepare_run(compose("miniature", overrides=[*SETTINGS, f"prompts.test={folder}/test.txt"]), folder)
+    with pytest.MonkeyPatch.context() as patch:
+        append = RunDirectory.append
+
+        def torn(self: RunDirectory, name: str, record: Mapping[str, Any]) -> None:
+            append(self, name, record)
+            if record["iteration"] == 3:
+                raise KeyboardInterrupt
+
+        patch.setattr(RunDirectory, "append", torn)
+        with pytest.raises(KeyboardInterrupt):
+            Session(prepared, say=lambda line: None).execute()
+    Session(prepared, say=lambda line: None).execute()
+    return prepared
+
+
+@pytest.fixture(params=["directory", "shard"])
+def folder(request: pytest.FixtureRequest, run: RunDirectory, tmp_path: Path) -> Path:
+    """The run as the harness wrote it, and as its shard."""
+    if request.param == "directory":
+        return run.folder
+    write_shards(run.folder, tmp_path)
+    return tmp_path
+
+
+def lines(run: RunDirectory, name: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run.folder / name).read_text(encoding="utf-8").splitlines()]
+
+
+def numbers_in(record: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
+    for key, value in record.items():
+        if isinstance(value, dict):
+            yield from numbers_in(value, f"{prefix}{key}/")
+        elif value is not None and not isinstance(value, list | str):
+            yield prefix + key, value
+
+
+def rows_of(frame: pd.DataFrame, *columns: str) -> dict[tuple[Any, ...], float]:
+    found = {tuple(key): value for *key, value in frame[[*columns, "value"]].to_numpy().tolist()}
+    assert len(found) == len(frame)
+    return found
+
+
+def test_every_number_of_an_iteration_is_read_as_it_was_logged(run: RunDirectory, folder: Path) -> None:
+    logged = lines(run, "metrics.jsonl")
+    assert [line["iteration"] for line in logged] == [1, 2, 3]
+    expected = {
+        (line["iteration"], metric): value
+        for line in logged
+        for metric, value in numbers_in({key: value for key, value in line.items() if key != "iteration"})
+    }
+    assert {"components/ocr/reward_mean", "components/colour/reward_mean", "capability_std", "seconds/iteration"} <= {
+        metric for _, metric in expected
+    }
+    for frame in (load_runs(folder), load_logs(folder).runs):
+        assert rows_of(frame[frame["split"] == "train"], "iteration", "metric") == expected
+    chosen = load_chosen_prompts(folder)
+    assert chosen["prompt"].tolist() == [prompt for line in logged for prompt in line["prompts"]]
+    assert chosen["rank"].tolist() == [rank for line in logged for rank in line["ranks"]]
+
+
+def test_every_number_of_an_evaluation_is_read_as_it_was_logged(run: RunDirectory, folder: Path) -> None:
+    logged = lines(run, "eval.jsonl")
+    assert [(line["split"], line["iteration"]) for line in logged] == [
+        ("validation", 0),
+        ("test", 0),
+        ("validation", 2),
+        ("validation", 3),
+        ("test", 3),
+    ]
+    summed = build_weighted(run.config.reward, settings=run.config.rewards).name
+    expected, by_prompt = {}, {}
+    for line in logged:
+        at = line["split"], line["iteration"]
+        assert set(line) == {"iteration", "split", "num_prompts", "num_noises", "seconds", "metrics", "per_prompt"}
+        numbers = {key: line[key] for key in ("num_prompts", "num_noises", "seconds")} | line["metrics"]
+        sought = run.config.trained_reward(line["metrics"])
+        assert line["metrics"][summed] == pytest.approx(sought, abs=1e-5)
+        numbers[TRAINING_REWARD] = line["metrics"][summed]
+        values = {**line["per_prompt"], TRAINING_REWARD: line["per_prompt"][summed]}
+        expected |= {(*at, metric): value for metric, value in numbers.items()}
+        by_prompt |= {(*at, metric, i): v for metric, vs in values.items() for i, v in enumerate(vs)}
+    for frame in (load_runs(folder), load_logs(folder).runs):
+        assert rows_of(frame[frame["split"] != "train"], "split", "iteration", "metric") == expected
+    prompts = pd.concat([load_prompt_values(folder, split) for split in ("validation", "test")])
+    assert rows_of(prompts, "split", "iteration", "metric", "prompt") == by_prompt
+
+
+def _logged(config: RunConfig, folder: Path, metrics: Callable[[str], dict[str, float]]) -> Path:
+    """A run directory with one evaluation, whose metrics are made by hand from the name of the trained reward."""
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text(dump(config), encoding="utf-8")
+    record = {"iteration": 0, "split": "validation", "seconds": 1.0}
+    record |= {"metrics": metrics(build_weighted(config.reward, settings=config.rewards).name)}
+    (folder / "eval.jsonl").write_text(json.dumps(record) + "\n", encoding="utf-8")
+    (folder / "status.json").write_text('{"state": "finished"}', encoding="utf-8")
+    return folder
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in (EXPERIMENTS / "rewards").glob("*.yaml")))
+@pytest.mark.parametrize("reverse", [False, True])
+def test_the_trained_reward_of_every_file_is_the_one_that_was_logged(name: str, reverse: bool, tmp_path: Path) -> None:
+    profile = "miniature" if name.startswith("ocr") else "paper"
+    config = compose(profile, reward=name)
+    order = sorted(config.reward.items(), reverse=reverse)
+    config = config.model_copy(update={"reward": dict(order)})
+    scores = {judge: 14.94 + number / 7 for number, judge in enumerate(config.reward)}
+    expected = config.trained_reward(scores)
+    if name == "hpsv3_clip":
+        assert scores["hpsv3"] + scores["clip"] != pytest.approx(expected)
+    run = _logged(config, tmp_path / "run", lambda summed: {**scores, summed: expected})
+    shards = tmp_path / "shards"
+    write_shards(run, shards)
+    for place in (run, shards):
+        frame = load_runs(place)
+        assert frame.loc[frame["metric"] == TRAINING_REWARD, "value"].tolist() == pytest.approx([expected])
+
+
+def test_a_run_named_in_the_order_of_its_file_is_still_read(tmp_path: Path) -> None:
+    config = compose("paper", reward="hpsv3_clip")
+    frame = load_runs(_logged(config, tmp_path / "run", lambda summed: {"hpsv3": 15.0, "clip": 0.4, "hpsv3+clip": 3.0}))
+    assert frame.loc[frame["metric"] == TRAINING_REWARD, "value"].tolist() == [3.0]
+
+
+def test_an_evaluation_without_the_trained_reward_is_an_error_that_names_what_is_there(tmp_path: Path) -> None:
+    config = compose("paper", reward="hpsv3_clip")
+    run = _logged(config, tmp_path / "run", lambda summed: {"hpsv3": 15.0, "clip": 0.4})
+    with pytest.raises(RunLogError, match=r"run: .*'clip\+hpsv3'.* clip, hpsv3"):
+        load_runs(run)
+    _logged(config, tmp_path / "later", lambda summed: {summed: 1.0})
+    with (tmp_path / "later" / "eval.jsonl").open("a", encoding="utf-8") as stream:
+        stream.write('{"iteration": 2, "split": "test", "seconds": 1.0, "metrics": {"clip": 0.4}}\n')
+    with pytest.raises(RunLogError, match=r"later: test at iteration 2 .*'clip\+hpsv3'"):
+        load_runs(tmp_path / "later")
