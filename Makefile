@@ -7,7 +7,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: reward-env check-reward-parity help setup reproduce-paper report figures shards study sweep bench test coverage lint typecheck lock clean clean-venv
+.PHONY: reward-env check-reward-parity help setup reproduce-paper report figures shards study sweep bench test test-processors coverage lint typecheck lock clean clean-venv
 
 help:  ## list the targets
 	@grep -E '^[a-z -]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z -]+):.*## */\1\t/' | column -t -s "$$(printf '\t')"
@@ -61,6 +61,9 @@ bench: $(READY)  ## time an iteration against a plain loop; needs a quiet machin
 
 test: $(READY)  ## run the tests
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2
+
+test-processors: $(READY)  ## compare with committed numbers as this processor and older ones compute them
+	@OMP_NUM_THREADS=1 $(BIN)/python -m tests.instruction_sets
 
 coverage: $(READY)  ## measure which lines the tests and the dry run execute, and write docs/coverage.md
 	@$(BIN)/python -m tests.measure_coverage

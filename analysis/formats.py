@@ -1,8 +1,11 @@
-"""Wide tables as Markdown and LaTeX; numbers as people read them."""
+"""Tables as CSV, Markdown and LaTeX; numbers as people read them."""
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
+
+import pandas as pd
 
 from analysis.statistics import Interval
 
@@ -28,6 +31,14 @@ class WideTable(NamedTuple):
     head: Sequence[str]
     """Of all columns, the first of which has the rows' labels."""
     rows: Sequence[tuple[str, Sequence[Entry]]]
+
+
+def write_frame(frame: pd.DataFrame, path: Path) -> None:
+    """Write a table as CSV, statistics with six significant digits: further ones depend on the processor.
+
+    Whole numbers of integer columns keep all digits. Below 1e-12 there is only what rounding has left of 0.
+    """
+    frame.round(12).to_csv(path, index=False, lineterminator="\n", float_format="%.6g", encoding="utf-8")
 
 
 def number(value: float, digits: int = 3, signed: bool = False) -> str:

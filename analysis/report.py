@@ -14,7 +14,7 @@ from analysis.figures import draw_study
 from analysis.figures.claims import claims_panel
 from analysis.figures.drawing import draw_panel
 from analysis.figures.fusion import example_panels
-from analysis.formats import WideTable, latex, markdown
+from analysis.formats import WideTable, latex, markdown, write_frame
 from analysis.insertion import check_markers, insert
 from analysis.logs import find_runs, load_logs
 from analysis.mechanism import MechanismPart, read_mechanism_report
@@ -92,7 +92,7 @@ def _measured(folder: Path | None, claims: ClaimsTable | None) -> MechanismPart 
 
 
 def _write_claims(claims: ClaimsTable, output: Path, readme: Path | None) -> None:
-    _write_frame(claims_frame(claims), output / "tables" / "claims.csv")
+    write_frame(claims_frame(claims), output / "tables" / "claims.csv")
     (output / "tables" / "claims.md").write_text(claims_markdown(claims), encoding="utf-8")
     if readme is not None:
         folder = PurePath(os.path.relpath(output, readme.parent)).as_posix()
@@ -111,7 +111,7 @@ def _write_tables(parts: Sequence[Part], folder: Path) -> None:
         "prompts": [part.chosen for part in parts],
     }
     for name, of_parts in frames.items():
-        _write_frame(pd.concat(of_parts, ignore_index=True), folder / f"{name}.csv")
+        write_frame(pd.concat(of_parts, ignore_index=True), folder / f"{name}.csv")
     main = [table for part in parts for table in (main_table(part.study), extra_gain_table(part.study))]
     tables: dict[str, list[WideTable | None]] = {
         "main": [*main, paper_table()],
@@ -124,10 +124,6 @@ def _write_tables(parts: Sequence[Part], folder: Path) -> None:
         (folder / f"{name}.md").write_text("\n".join(map(markdown, shown)), encoding="utf-8")
         if name == "main":
             (folder / "main.tex").write_text("\n".join(map(latex, shown)), encoding="utf-8")
-
-
-def _write_frame(frame: pd.DataFrame, path: Path) -> None:
-    frame.to_csv(path, index=False, lineterminator="\n")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -10,6 +10,7 @@ import pandas as pd
 from analysis.figures.drawing import Drawing, draw_panel
 from analysis.figures.fusion import example_panels, sign_panel
 from analysis.figures.mechanism import Shown, set_panels, weight_panels
+from analysis.formats import write_frame
 from analysis.mechanism.effects import METRICS, Measured, checkpoint_frame, comparison_frame, effect_frame
 from analysis.mechanism.signs import sign_frame
 from analysis.mechanism.summary import Section, introduction, sections, summary
@@ -52,7 +53,7 @@ def write_mechanism_report(folder: Path) -> Path:
     tables = load_mechanism_tables(folder)
     frames = frames_of([Measured(tables, checkpoint) for checkpoint in tables.iterations])
     for name, frame in frames.items():
-        frame.to_csv(folder / f"{name}.csv", index=False, lineterminator="\n", float_format="%.6g")
+        write_frame(frame, folder / f"{name}.csv")
     for drawing in [*drawings(tables, frames), *map(draw_panel, example_panels())]:
         drawing.save(folder / "figures")
     path = folder / "summary.md"

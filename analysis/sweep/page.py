@@ -7,7 +7,7 @@ import jinja2
 import pandas as pd
 
 from analysis.figures.drawing import Drawing
-from analysis.formats import interval_text, number
+from analysis.formats import interval_text, number, write_frame
 from analysis.sweep.confirmation import (
     CONFIDENCE,
     Confirmed,
@@ -146,7 +146,7 @@ def _best_table(tables: SweepTables) -> Table:
 def _judge(tables: SweepTables, folder: Path) -> Judgement:
     objective = main_objective(tables)
     confirmed = judge(tables, objective.metric)
-    confirmed_table(confirmed, objective).to_csv(folder / "differences.csv", index=False, lineterminator="\n")
+    write_frame(confirmed_table(confirmed, objective), folder / "differences.csv")
     figure = draw_confirmation(confirmed, objective) if confirmed else None
     sentences = [reference_sentence(tables, objective), *conclusion(confirmed, objective), *unmeasured(tables)]
     return Judgement(sentences, [_main_table(confirmed, objective), *_other_tables(tables, objective)], figure)

@@ -129,7 +129,9 @@ def importance(sweep: Sweep, study: optuna.Study) -> list[dict[str, Any]]:
             shares = optuna.importance.get_param_importances(study, target=lower_is_better)
         columns = {parameter.path: parameter.column for parameter in sweep.parameters}
         rows += [
-            {"objective": metric, "parameter": columns[path], "importance": value} for path, value in shares.items()
+            # Digits beyond these depend on the processor.
+            {"objective": metric, "parameter": columns[path], "importance": round(value, 6)}
+            for path, value in shares.items()
         ]
     return rows
 

@@ -32,6 +32,7 @@ groups = st.lists(reward_values, min_size=2, max_size=24).map(lambda values: tor
 # --- The release's numbers
 
 
+@pytest.mark.golden
 @pytest.mark.parametrize("case", VECTORS["advantage"])
 def test_advantages_equal_the_release(case: dict[str, Any]) -> None:
     rewards = torch.tensor(case["rewards"])
@@ -42,6 +43,7 @@ def test_advantages_equal_the_release(case: dict[str, Any]) -> None:
     assert_close(fuse_advantages(local, global_), torch.tensor(case["fused_weight_1"]), rtol=1e-5, atol=0)
 
 
+@pytest.mark.golden
 @pytest.mark.parametrize("case", VECTORS["capability"])
 def test_capability_and_selection_equal_the_release(case: dict[str, Any]) -> None:
     tracker = CapabilityTracker(case["decay"])

@@ -100,6 +100,7 @@ def test_fusion_spoils_no_right_sign_and_corrects_none_of_a_one_sided_group(
         assert (fused.sign() == local.sign())[clear].all()
 
 
+@pytest.mark.golden
 def test_the_published_example_groups_have_the_advantages_that_figures_show() -> None:
     table = pd.read_csv(ROOT / "results" / "paper" / "example_groups.csv")
     for _, rows in table.groupby("group"):

@@ -33,6 +33,7 @@ def latents(seed: int, *shape: int) -> Tensor:
 # --- The releases' numbers
 
 
+@pytest.mark.golden
 @pytest.mark.parametrize("method", KERNELS)
 @pytest.mark.parametrize("case", VECTORS["kernels"])
 def test_kernels_equal_the_releases(case: dict[str, Any], method: str) -> None:
