@@ -15,9 +15,10 @@ from harness.config import ConfigError, dump
 from harness.files import write_atomically
 from harness.model_card import Form, model_card
 from harness.models.locate import find_pipeline
+from harness.models.lora_files import read_lora
 from harness.models.published import Licence, find_published
 from harness.models.registry import build_policy
-from harness.models.weights import copy_weights, merge_lora, read_lora
+from harness.models.weights import copy_weights, merge_lora
 
 
 def export(checkpoint: Checkpoint, folder: Path, *, merge: bool = False, licence: str | None = None) -> Form:

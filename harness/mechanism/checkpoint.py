@@ -12,9 +12,9 @@ from harness.checkpoints import BASE, find_run_checkpoint
 from harness.config import ConfigError, RunConfig
 from harness.models.files import model_fingerprint
 from harness.models.locate import find_pipeline
+from harness.models.lora_files import read_lora
 from harness.models.policy import Policy
 from harness.models.registry import build_policy
-from harness.models.weights import read_lora
 from harness.runs import RunDirectory
 
 
@@ -82,8 +82,12 @@ def read_adapters(run: RunDirectory) -> dict[str, Tensor]:
     if run.status()["state"] == "finished":
         weights = find_run_checkpoint(run.folder).weights
         assert weights is not None
-        tensors, _ = read_lora(weights)
-        return {_parameter_name(name): tensor for name, tensor in tensors.items()}
+        lora = run.config.optimizer.lora
+        # A file's B has alpha / rank in it; the parameter in training has not.
+        return {
+            _parameter_name(name): tensor / (lora.alpha / lora.rank if ".lora_B." in name else 1.0)
+            for name, tensor in read_lora(weights).items()
+        }
     adapters = read_weights(run)
     if adapters is None:
         raise ConfigError(f"--checkpoints {run.folder}: has no checkpoint yet")

@@ -5,9 +5,14 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+from safetensors import SafetensorError, safe_open
+
+from harness.errors import ConfigError
 from harness.files import file_sha256, read_text, write_atomically
 
 # Weights, configurations, and vocabularies of all ages.
@@ -87,3 +92,17 @@ def _file_sha256(file: Path) -> str:
     digest = file_sha256(real)
     write_atomically(remembered, digest)
     return digest
+
+
+@contextmanager
+def opened(file: Path) -> Iterator[Any]:
+    """A safetensors file, open. Raises ConfigError if it is missing or damaged."""
+    if not file.is_file():
+        raise ConfigError(f"{file}: cannot be read (no such file)")
+    try:
+        with safe_open(file, framework="pt") as content:
+            yield content
+    except OSError as error:
+        raise ConfigError(f"{file}: cannot be read ({error.strerror or 'missing'})") from None
+    except SafetensorError as error:
+        raise ConfigError(f"{file}: is damaged or was cut off ({error}); fetch or export it again") from None

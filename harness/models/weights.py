@@ -1,16 +1,15 @@
 """Puts trained weights into a diffusers transformer, or says in one line why they do not fit."""
 
-import json
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from harness.config import ConfigError
+from harness.models.files import opened
+from harness.models.lora_files import read_lora
 
 _PREFIX = "transformer."
 _PARTS = (".lora_A.weight", ".lora_B.weight")
@@ -21,35 +20,16 @@ def merge_lora(transformer: Any, file: Path) -> None:
 
     Args:
         transformer: of diffusers, without adapters.
-        file: as ``save_lora_weights`` writes it.
+        file: as ``read_lora`` takes it.
 
     Raises:
         ConfigError: the file is missing, damaged, of another format, or of another model.
     """
-    tensors, metadata = read_lora(file)
+    tensors = read_lora(file)
     check_lora(transformer, tensors, file)
-    transformer.load_lora_adapter(tensors, prefix="transformer", metadata=metadata)
+    transformer.load_lora_adapter(tensors, prefix="transformer")
     transformer.fuse_lora()
     transformer.unload_lora()
-
-
-def read_lora(file: Path) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
-    """Tensors of a LoRA file by name, and its adapter metadata (rank, alpha, targets), if it has any.
-
-    Raises:
-        ConfigError: the file is missing, damaged, holds no diffusers LoRA, or numbers that are not finite.
-    """
-    with _opened(file) as content:
-        tensors = {name: content.get_tensor(name) for name in content.keys()}  # noqa: SIM118 - not a mapping
-        metadata = (content.metadata() or {}).get("lora_adapter_metadata")
-    for name, tensor in tensors.items():
-        if not (name.startswith(_PREFIX) and name.endswith(_PARTS)):
-            raise ConfigError(f"{file}: holds {name!r}, which is no adapter of a transformer as diffusers saves them")
-        if not tensor.isfinite().all():
-            raise ConfigError(f"{file}: {name} has values that are not finite")
-    if not tensors:
-        raise ConfigError(f"{file}: holds no weights")
-    return tensors, None if metadata is None else json.loads(metadata)
 
 
 def check_lora(transformer: nn.Module, tensors: dict[str, Tensor], file: Path) -> None:
@@ -70,17 +50,26 @@ def copy_weights(transformer: nn.Module, folder: Path) -> None:
     """Replace all of a transformer's weights by those of a folder that ``save_pretrained`` wrote.
 
     Raises:
-        ConfigError: a file is missing or damaged, or the weights are of another model.
+        ConfigError: a file is missing or damaged, holds a weight that another has too or one that is not finite, or the
+            weights are of another model.
     """
     wanted = transformer.state_dict()
-    missing = set(wanted)
+    found: dict[str, Path] = {}
     for file in sorted(folder.glob("*.safetensors")):
-        with _opened(file) as content, torch.no_grad():
+        with opened(file) as content, torch.no_grad():
             for name in content.keys():  # noqa: SIM118 - not a mapping
                 if name not in wanted or list(wanted[name].shape) != content.get_slice(name).get_shape():
                     raise ConfigError(f"{file}: is of another model: {name} does not fit {type(transformer).__name__}")
-                wanted[name].copy_(content.get_tensor(name))
-                missing.discard(name)
+                if earlier := found.get(name):
+                    raise ConfigError(f"{file}: has {name}, as {earlier.name} has; leave one set of weights there")
+                tensor = content.get_tensor(name)
+                if wanted[name].is_floating_point() and not (
+                    tensor.is_floating_point() and tensor.float().isfinite().all()
+                ):
+                    raise ConfigError(f"{file}: {name} has values that are not finite, or no floating-point numbers")
+                wanted[name].copy_(tensor)
+                found[name] = file
+    missing = wanted.keys() - found.keys()
     if missing:
         raise ConfigError(f"{folder}: {len(missing)} weights are missing, such as {min(missing)}; fetch it again")
 
@@ -92,14 +81,3 @@ def whole_network(network_class: Any, transformer: Any, weights: Mapping[str, Te
     buffers = {name: buffer for name, buffer in transformer.state_dict().items() if name not in weights}
     network.load_state_dict({**weights, **buffers}, assign=True)
     return network
-
-
-@contextmanager
-def _opened(file: Path) -> Iterator[Any]:
-    try:
-        with safe_open(file, framework="pt") as content:
-            yield content
-    except OSError as error:
-        raise ConfigError(f"{file}: cannot be read ({error.strerror or 'missing'})") from None
-    except SafetensorError as error:
-        raise ConfigError(f"{file}: is damaged or was cut off ({error}); fetch or export it again") from None

@@ -1,16 +1,22 @@
 """Checkpoints: everything that can be drawn from is found, draws what it should, and is named if it is broken."""
 
+import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from harness.checkpoints import LORA_FILE, Checkpoint, find_checkpoint
+from harness.cli import main
 from harness.config import ROOT, ConfigError, compose
 from harness.evaluation import draw
+from harness.models.lora_files import read_lora
 from harness.models.trained import load_policy
 from harness.runs import RunDirectory
 
@@ -83,7 +89,7 @@ def broken(source: Path, target: Path, how: str) -> Path:
     tensors = load_file(source)
     first = next(iter(tensors))
     if how == "another model":
-        tensors[first.replace("blocks.0", "blocks.18")] = tensors.pop(first)
+        tensors = {name.replace("blocks.0", "blocks.18"): tensor for name, tensor in tensors.items()}
     elif how == "another width":
         tensors[first] = tensors[first][:, :-1].contiguous()
     elif how == "not finite":
@@ -96,6 +102,101 @@ def broken(source: Path, target: Path, how: str) -> Path:
     elif how == "no weights":
         target.write_text("<html>404</html>", encoding="utf-8")
     return target
+
+
+def small_lora(path: Path, change: Callable[[dict[str, Tensor], dict[str, Any]], object] = lambda t, m: None) -> Path:
+    """A LoRA file of one module with rank 2 and alpha 4, changed."""
+    tensors = {"transformer.x.lora_A.weight": torch.ones(2, 3), "transformer.x.lora_B.weight": torch.ones(5, 2)}
+    metadata: dict[str, Any] = {"transformer.r": 2, "transformer.lora_alpha": 4}
+    change(tensors, metadata)
+    save_file(tensors, path, {"lora_adapter_metadata": json.dumps(metadata)} if metadata else None)
+    return path
+
+
+A, B = "transformer.x.lora_A.weight", "transformer.x.lora_B.weight"
+SCALED: dict[str, tuple[Callable[[dict[str, Tensor], dict[str, Any]], object], float]] = {
+    "alpha / rank": (lambda t, m: None, 2),
+    "no metadata": (lambda t, m: m.clear(), 1),
+    "rank-stabilised": (lambda t, m: m.update({"transformer.use_rslora": True}), 4 / 2**0.5),
+    "of a pattern": (lambda t, m: m.update({"transformer.r": 8, "transformer.rank_pattern": {"x": 2}}), 2),
+    "alpha of a pattern": (lambda t, m: m.update({"transformer.alpha_pattern": {"x": 1}}), 0.5),
+    "alpha as a tensor": (lambda t, m: (m.clear(), t.update({"transformer.x.alpha": torch.tensor(3.0)})), 1.5),
+    "half precision": (lambda t, m: t.update({k: v.bfloat16() for k, v in t.items()}), 2),
+    "peft's names": (
+        lambda t, m: t.update(
+            {f"base_model.model.x.lora_{k}.weight": t.pop(f"transformer.x.lora_{k}.weight") for k in "AB"}
+        ),
+        2,
+    ),
+    "kohya's parts": (lambda t, m: t.update({"x.lora_down.weight": t.pop(A), "x.lora_up.weight": t.pop(B)}), 2),
+}
+
+
+@pytest.mark.parametrize("how", SCALED)
+def test_a_lora_file_gives_the_whole_change_whoever_wrote_it(how: str, tmp_path: Path) -> None:
+    change, scale = SCALED[how]
+    tensors = read_lora(small_lora(tmp_path / "lora.safetensors", change))
+    assert torch.equal(tensors[A], torch.ones(2, 3))
+    torch.testing.assert_close(tensors[B], torch.full((5, 2), float(scale)))
+
+
+REFUSED: dict[str, tuple[Callable[[dict[str, Tensor], dict[str, Any]], object], str]] = {
+    "no A": (lambda t, m: t.pop(A), r"1 of 2 tensors are missing, such as x\.lora_A"),
+    "ranks differ": (lambda t, m: t.update({B: torch.ones(5, 3)}), "no common rank"),
+    "rank 0": (lambda t, m: t.update({A: torch.ones(0, 3), B: torch.ones(5, 0)}), "no common rank"),
+    "a convolution": (lambda t, m: t.update({A: torch.ones(2, 3, 1, 1)}), "no common rank"),
+    "another rank in the metadata": (lambda t, m: m.update({"transformer.r": 4}), "has rank 2, but .* says 4"),
+    "integers": (lambda t, m: t.update({A: torch.ones(2, 3, dtype=torch.int8)}), "int8"),
+    "twice": (lambda t, m: t.update({"x.lora_down.weight": torch.ones(2, 3)}), "lora_A of x twice"),
+    "infinite": (lambda t, m: t.update({B: torch.full((5, 2), torch.inf)}), "not finite"),
+    "an alpha without adapter": (lambda t, m: t.update({"transformer.y.alpha": torch.ones(1)}), "alpha of y"),
+    "no alpha": (lambda t, m: m.pop("transformer.lora_alpha"), "has None for lora_alpha"),
+    "alpha in words": (lambda t, m: m.update({"transformer.lora_alpha": "4"}), "has '4' for lora_alpha"),
+    "alpha 0": (lambda t, m: m.update({"transformer.lora_alpha": 0}), "alpha of x is 0"),
+    "alpha nan": (lambda t, m: m.update({"transformer.lora_alpha": float("nan")}), "alpha of x is nan"),
+    "DoRA": (lambda t, m: m.update({"transformer.use_dora": True}), "use_dora=True, which is not read here"),
+    "PiSSA": (lambda t, m: m.update({"transformer.init_lora_weights": "pissa"}), "init_lora_weights='pissa'"),
+    "a text encoder's": (lambda t, m: t.update({"text_encoder.y.q.lora_magnitude": torch.ones(1)}), "text_encoder"),
+    "kohya's names": (lambda t, m: t.update({"lora_unet_x": torch.ones(1)}), "convert it to diffusers' names"),
+}
+
+
+@pytest.mark.parametrize("how", REFUSED)
+def test_lora_files_that_are_not_whole_or_mean_something_else_are_one_line(how: str, tmp_path: Path) -> None:
+    change, expected = REFUSED[how]
+    path = small_lora(tmp_path / "lora.safetensors", change)
+    with pytest.raises(ConfigError, match=expected) as error:
+        read_lora(path)
+    assert "\n" not in str(error.value)
+    assert str(path) in str(error.value)
+
+
+def test_metadata_that_is_no_json_is_one_line(tmp_path: Path) -> None:
+    path = small_lora(tmp_path / "lora.safetensors")
+    for text in ("{", "[1]", "[" * 100_000, ""):
+        save_file(load_file(path), path, {"lora_adapter_metadata": text})
+        with pytest.raises(ConfigError, match="is no JSON object"):
+            read_lora(path)
+
+
+def test_settings_of_pefts_own_format_lie_beside_it(tmp_path: Path) -> None:
+    path = small_lora(tmp_path / "adapter_model.safetensors", lambda t, m: m.clear())
+    (tmp_path / "adapter_config.json").write_text('{"r": 2, "lora_alpha": 6}', encoding="utf-8")
+    assert read_lora(path)[B][0, 0] == 3
+
+
+def test_half_a_lora_is_refused_and_one_of_a_newer_peft_is_drawn_with_a_warning(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cases = Path(__file__).parents[1] / "data" / "cases"
+    options = ("--profile", "paper-dry", "--prompt", "a cat", "--steps", "2", "--output", str(tmp_path))
+    for name, code, said in (("only-A", 2, "30 of 60 tensors are missing"), ("newer-peft", 0, "new_key_of_peft_9")):
+        with pytest.raises(SystemExit) as ended:
+            main(["sample", str(cases / f"lora-{name}.safetensors"), *options])
+        told = [line for line in capsys.readouterr().err.splitlines() if "lora" in line]
+        assert (ended.value.code or 0) == code
+        assert [said in line and f"lora-{name}" in line for line in told] == [True]
+    assert len(list(tmp_path.glob("*.png"))) == 1
 
 
 @pytest.mark.parametrize(
@@ -129,6 +230,14 @@ def test_broken_transformers_are_one_line(full_run: RunDirectory, tmp_path: Path
         drawn(find_checkpoint(str(folder), "miniature"))
     save_file(whole | {"proj_out.weight": torch.zeros(3, 3)}, file)
     with pytest.raises(ConfigError, match=r"is of another model: proj_out\.weight"):
+        drawn(find_checkpoint(str(folder), "miniature"))
+    save_file(whole, file)
+    save_file({"proj_out.weight": whole["proj_out.weight"]}, folder / "diffusion_pytorch_model-00002.safetensors")
+    with pytest.raises(ConfigError, match=r"has proj_out\.weight, as"):
+        drawn(find_checkpoint(str(folder), "miniature"))
+    (folder / "diffusion_pytorch_model-00002.safetensors").unlink()
+    save_file(whole | {"proj_out.weight": torch.full_like(whole["proj_out.weight"], torch.nan)}, file)
+    with pytest.raises(ConfigError, match=r"proj_out\.weight has values that are not finite"):
         drawn(find_checkpoint(str(folder), "miniature"))
     file.write_bytes((source / file.name).read_bytes()[:5000])
     with pytest.raises(ConfigError, match="is damaged or was cut off"):
