@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
@@ -21,7 +22,23 @@ from harness.rewards.batched import ImageError, RemoteReward
 from harness.rewards.served import as_json, fetch, fetch_patiently
 
 LONGEST_ANSWER = 4096  # tokens
-_NUMBER = r"(?:\s*\(\s*1\s*-\s*5\s*\))?[\s:*]*([0-9]+(?:\.[0-9]+)?)"
+_MARKUP = re.compile(r"[*_`\"'#|]|[\[(](?=\s*[+-]?\d+(?:[.,]\d+)?\s*[\])])")
+_SCALE = r"(?:1(?:\.0)?\s*(?:-|–|—|to)\s*5(?:\.0)?|out of 5|of 5|/\s*5(?:\.0)?)(?![\d.,]*\d)"
+_SCALE_IN_BRACKETS = re.compile(
+    rf"\s*[(\[]\s*(?:on a |in )?(?:scale |range |rating )?(?:of |from )?{_SCALE}(?: scale| points)?\s*[)\]]", re.I
+)
+_VALUE = re.compile(rf"\s*(?:[:=]|\s[-–—]\s|is\b)?\s*([+-]?\d+(?:[.,]\d+)?)(?:\s*{_SCALE})?(?![\w%])", re.I)
+_MORE_NUMBERS = re.compile(r"\d|\b(?:two|three|four|five|half|quarter|zero)\b", re.I)
+_SECOND_THOUGHT = re.compile(
+    r"\b(?:correct(?:ion|ed)|actually|wait|instead|rather|revis\w+|sorry|mistake|reconsider\w*|reflection|thoughts?)\b",
+    re.I,
+)
+_AFTER_A_VALUE = re.compile(
+    r"\s*(?:$|[.,;:!?()\[\]{}<–—-]|(?:points?|stars?)\s*(?:$|[.,;!])|(?:because|since|as|for|and)\b)", re.I
+)
+_THOUGHT = re.compile(r"<(think|thinking|thought|reasoning)>.*?</\1>", re.I | re.S)
+_THOUGHT_BEGINS = re.compile(r"<(?:think|thinking|thought|reasoning)>", re.I)
+_THOUGHT_ENDS = re.compile(r".*</(?:think|thinking|thought|reasoning)>", re.I | re.S)
 
 
 @dataclass(frozen=True)
@@ -67,20 +84,59 @@ class AnswerError(Exception):
 def parse_answer(version: str, answer: str) -> dict[str, float]:
     """The numbers of an answer: of v1 the final score, of v2 alignment, coherence, style and, under "", their mean.
 
-    The last number after a label counts, since an answer may reason before it concludes.
+    An answer is read to its end, without the thoughts in it: a score counts if it follows its label, and if no other
+    number after the label could be meant.
 
     Raises:
-        AnswerError: a score is missing or outside [1, 5].
+        AnswerError: a score is missing, unclear or outside [1, 5], or the answer ends within a thought.
     """
+    said = _THOUGHT.sub(" ", answer)
+    if _THOUGHT_BEGINS.search(said):
+        raise AnswerError(f"its answer ends within its thought: {_excerpt(answer)}")
+    # Where the question opens the thought, the answer has its end only.
+    said = _MARKUP.sub("", _THOUGHT_ENDS.sub("", said))
+    labels = PROTOCOLS[version].labels
+    begins = sorted(match.start() for label in labels.values() for match in re.finditer(label, said, re.I))
     scores = {}
-    for metric, label in PROTOCOLS[version].labels.items():
-        found = re.findall(label + _NUMBER, answer, re.IGNORECASE)
-        if not found or not 1 <= float(found[-1]) <= 5:
-            said = " ".join(answer.split())
-            problem = "has no" if not found else f"has {found[-1]} as"
-            raise AnswerError(f"its answer {problem} {metric or 'final'} score from 1 to 5: {said[-160:]!r}")
-        scores[metric] = float(found[-1])
+    for metric, label in labels.items():
+        name = metric or "final"
+        values = set()
+        for match in re.finditer(label, said, re.I):
+            end = next((start for start in begins if start > match.start()), len(said))
+            if (value := _value_after(said[match.end() : end], name, answer)) is not None:
+                values.add(value)
+        if len(values) != 1:
+            problem = "several different" if values else "no"
+            raise AnswerError(f"its answer has {problem} {name} scores from 1 to 5: {_excerpt(answer)}")
+        scores[metric] = values.pop()
+        if not 1 <= scores[metric] <= 5:
+            raise AnswerError(f"its answer has {scores[metric]:g} as {name} score from 1 to 5: {_excerpt(answer)}")
     return scores if "" in scores else {"": sum(scores.values()) / len(scores)} | scores
+
+
+def _value_after(text: str, name: str, answer: str) -> float | None:
+    """The score between a label and the next one; None where the label stands for itself, without a number.
+
+    Raises:
+        AnswerError: there are numbers, but it is not clear which is the score.
+    """
+    lines = [line for line in _SCALE_IN_BRACKETS.sub("", text, count=1).split("\n") if line.strip(" \t\r:=")]
+    if not lines:
+        return None
+    value = _VALUE.match(lines[0] if text.lstrip(" \t:=")[:1] != "\n" else f": {lines[0].strip()}")
+    rest = re.sub(_SCALE_IN_BRACKETS, "", lines[0][value.end() :] if value else lines[0])
+    is_clear = not (value and not _AFTER_A_VALUE.match(rest)) and not (
+        _MORE_NUMBERS.search(rest) or any(character.isnumeric() for character in rest)
+    )
+    if is_clear and _SECOND_THOUGHT.search(" ".join([rest, *lines[1:]])):
+        is_clear = not any(_MORE_NUMBERS.search(line) for line in lines[1:])
+    if not is_clear:
+        raise AnswerError(f"its answer has no clear {name} score from 1 to 5: {_excerpt(answer)}")
+    return float(value[1].replace(",", ".")) if value else None
+
+
+def _excerpt(answer: str) -> str:
+    return repr(" ".join(answer.split())[-160:])
 
 
 class UnifiedReward(RemoteReward):
@@ -166,7 +222,29 @@ class UnifiedReward(RemoteReward):
         }
         url = f"{self._url}/v1/chat/completions"
         answer = fetch_patiently(self.name, url, json.dumps(message).encode(), self._timeout, "application/json")
-        try:
-            return str(json.loads(answer)["choices"][0]["message"]["content"])
-        except (ValueError, LookupError, TypeError):
-            raise RewardError(f"reward {self.name!r}: {url} gave no chat completion: {answer[:120]!r}") from None
+        return _content_of(as_json(self.name, url, answer), f"reward {self.name!r}: {url}")
+
+
+def _content_of(completion: dict[str, Any], where: str) -> str:
+    """What a chat completion says.
+
+    Raises:
+        RewardError: it is none.
+        AnswerError: it was cut off, or says nothing.
+    """
+    choices = completion.get("choices")
+    choice = choices[0] if isinstance(choices, list) and choices else None
+    message = choice.get("message") if isinstance(choice, dict) else None
+    if not isinstance(choice, dict) or not isinstance(message, dict):
+        error = completion.get("error") or completion
+        reason = " ".join(str(error.get("message") or error if isinstance(error, dict) else error).split())
+        raise RewardError(f"{where} gave no chat completion: {reason[:200]}")
+    content = message.get("content")
+    if isinstance(content, list):
+        content = "".join(str(part.get("text") or "") for part in content if isinstance(part, dict))
+    said = content if isinstance(content, str) else ""
+    if (ended := choice.get("finish_reason")) in ("length", "content_filter", "abort"):
+        raise AnswerError(f"its answer was cut off ({ended}): {_excerpt(said)}")
+    if not said.strip():
+        raise AnswerError(f"its answer is empty{': ' * bool(message.get('refusal'))}{message.get('refusal') or ''}")
+    return said

@@ -20,7 +20,7 @@ from torch import Tensor
 from harness.config import RewardConfig
 from harness.rewards import RewardError, build_reward
 from harness.rewards.colour import ColourReward
-from harness.rewards.judge import AnswerError, parse_answer
+from harness.rewards.judge import AnswerError, _content_of, parse_answer
 from harness.rewards.served import make_server
 
 # --- servers
@@ -265,7 +265,7 @@ def test_a_judge_is_ready_if_its_server_has_the_model(judge_url: str) -> None:
 @pytest.mark.parametrize(
     ("level", "message"),
     [
-        (0, "reward 'unifiedreward-v2': image 1: its answer has no alignment score from 1 to 5: 'I cannot see it.'"),
+        (0, "reward 'unifiedreward-v2': image 1: its answer has no alignment scores from 1 to 5: 'I cannot see it.'"),
         (255, r"reward 'unifiedreward-v2': http\S+ answered 500: out of memory"),
     ],
 )
@@ -293,7 +293,6 @@ def test_a_question_of_ones_own_is_asked(judge_url: str, tmp_path: Path) -> None
     ("version", "answer", "score"),
     [
         ("unifiedreward-v1", "cat (animal): 1\nhat (object): 0\nFinal Score: 3.75", 3.75),
-        ("unifiedreward-v1", "I first thought Final Score: 2, but then: **Final Score:** 4/5", 4.0),
         (
             "unifiedreward-v2",
             "Alignment Score (1-5): 2.6947\nCoherence Score (1-5): 2.3\nStyle Score (1-5): 4.0053",
@@ -306,7 +305,148 @@ def test_published_answers_are_read(version: str, answer: str, score: float) -> 
     assert parse_answer(version, answer)[""] == pytest.approx(score)
 
 
-@pytest.mark.parametrize("answer", ["Final Score:", "Final Score: 7", "Final Score: (1-5)", ""])
+# What follows the label of an answer -> its score; None where it must not be guessed.
+FINAL: dict[str, float | None] = {
+    ": 4": 4,
+    ": 4.": 4,
+    ": 4.5.": 4.5,
+    ":4/5": 4,
+    ": 4 / 5.0": 4,
+    ": 4 out of 5": 4,
+    ": 4 out of 5 stars!": 4,
+    ": 4 points.": 4,
+    ":** 4": 4,
+    ": **4**": 4,
+    ": `4`": 4,
+    ": [4]": 4,
+    ": (4)": 4,
+    '": 4}': 4,
+    " | 4 |": 4,
+    " = 4": 4,
+    " is 4": 4,
+    " - 4": 4,
+    " (1-5): 3,5": 3.5,
+    " (1 to 5): 3.5": 3.5,
+    " [1–5]: 3": 3,
+    " (out of 5): 3": 3,
+    " (on a scale of 1 to 5): 3": 3,
+    ": 3 (on a scale of 1-5)": 3,
+    ":\n4": 4,
+    ":\n\n**4**\n": 4,
+    ": 4\nBoth cats are there, the 3rd is not.": 4,
+    ": 4, since the cat looks good": 4,
+    ": X\nFinal Score: 4": 4,
+    ": 4\nSo the Final Score: 4.0": 4,
+    ": 4</answer>": 4,
+    ": ４": 4,
+    ": 5.0": 5,
+    ": 1-5 scale, I give 4": None,
+    ": 4 (Final Score: 1 means bad, Final Score: 5 means good)": None,
+    ": 4 (1 means bad, 5 means good)": None,
+    " (1 = bad, 5 = good): 4": None,
+    ": 3 1/2": None,
+    ": 3½": None,
+    ": ½": None,
+    ": 4-5": None,
+    ": 4 or 5": None,
+    ": 4 to 5": None,
+    ": 4/10": None,
+    ": 4/50": None,
+    ": 80%": None,
+    ": 4%": None,
+    ": 1e1": None,
+    ": 4th": None,
+    ": four": None,
+    ": 3 and a half": None,
+    ": ~4": None,
+    ": -1": None,
+    ": 0": None,
+    ": 5.1": None,
+    ": 3,5,4": None,
+    ": 7": None,
+    ": 1 point deducted": None,
+    ": 2 objects are missing": None,
+    ": 2, but then: Final Score: 4": None,
+    ": 4, no, three": None,
+    ": 4\nWait, the Final Score should be 3": None,
+    ": 4\nOn reflection I make it 3.": None,
+    ": 4 5": None,
+    ": nan": None,
+    ": (1-5)": None,
+    ": X": None,
+    ":": None,
+}
+
+
+@pytest.mark.parametrize("said", FINAL)
+def test_a_score_is_read_to_the_answers_end_or_not_at_all(said: str) -> None:
+    answer = f"cat (animal): 1\nhat (object): 0\nFinal Score{said}"
+    if (score := FINAL[said]) is not None:
+        assert parse_answer("unifiedreward-v1", answer) == {"": score}
+        return
+    with pytest.raises(AnswerError, match="final score") as error:
+        parse_answer("unifiedreward-v1", answer)
+    assert "Final Score" in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+THOUGHT = "<think>Final Score: 2? No, Final Score: 3.</think>"
+
+
+@pytest.mark.parametrize(
+    "answer", [f"{THOUGHT}Final Score: 4", "2, or 3?</think>\nFinal Score: 4", f"Final Score: 4 {THOUGHT}"]
+)
+def test_thoughts_are_no_answers(answer: str) -> None:
+    assert parse_answer("unifiedreward-v1", answer)[""] == 4
+
+
+@pytest.mark.parametrize("answer", ["", "<think>Final Score: 4", f"{THOUGHT}<think>Final Score: 4", THOUGHT, "4"])
 def test_answers_without_a_score_are_errors(answer: str) -> None:
     with pytest.raises(AnswerError):
         parse_answer("unifiedreward-v1", answer)
+
+
+def test_every_axis_needs_its_own_score() -> None:
+    one_line = "Alignment Score: 1, Coherence Score: 2, Style Score: 3"
+    assert parse_answer("unifiedreward-v2", one_line) == {"": 2, "alignment": 1, "coherence": 2, "style": 3}
+    as_json = '{"Alignment Score": 1, "Coherence Score": 2, "Style Score": 3}'
+    assert parse_answer("unifiedreward-v2", as_json)[""] == 2
+    for answer in (
+        "Alignment Score | Coherence Score | Style Score\n1 | 2 | 3",
+        "Alignment Score: 1\nCoherence Score: 2",
+        "Alignment Score: 1-5 scale, I give 4\nCoherence Score: 2\nStyle Score: 3",
+    ):
+        with pytest.raises(AnswerError):
+            parse_answer("unifiedreward-v2", answer)
+
+
+def completion(content: object, **choice: object) -> dict[str, Any]:
+    return {"choices": [{"message": {"role": "assistant", "content": content}} | choice]}
+
+
+def test_completions_are_read_or_say_what_is_wrong() -> None:
+    parts = [{"type": "text", "text": "Final "}, {"type": "text", "text": "Score: 4"}]
+    assert _content_of(completion(parts), "judge") == "Final Score: 4"
+    assert _content_of(completion("Final Score: 4", finish_reason="stop"), "judge") == "Final Score: 4"
+    cut: tuple[tuple[dict[str, Any], str], ...] = (
+        (completion("Final Score: 4", finish_reason="length"), r"cut off \(length\): 'Final Score: 4'"),
+        (completion(""), "is empty"),
+        (completion(None), "is empty"),
+        (completion([]), "is empty"),
+    )
+    for answer, expected in cut:
+        with pytest.raises(AnswerError, match=expected):
+            _content_of(answer, "judge")
+    none: tuple[dict[str, Any], ...] = (
+        {"choices": None},
+        {"choices": []},
+        {"choices": [None]},
+        {"choices": [{"text": "x"}]},
+        {},
+    )
+    for answer in none:
+        with pytest.raises(RewardError, match="judge gave no chat completion"):
+            _content_of(answer, "judge")
+    for error in ({"message": "out of memory"}, "out of memory"):
+        with pytest.raises(RewardError, match="out of memory"):
+            _content_of({"error": error}, "judge")
