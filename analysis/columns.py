@@ -36,6 +36,13 @@ class Columns:
         found = np.unique(np.stack([self._split[where], self.iteration[where]]), axis=1)
         return {(self._splits[split], int(iteration)) for split, iteration in found.T}
 
+    def latest(self, metric: str) -> dict[str, int]:
+        """The last whole value of a metric of evaluations, by split."""
+        rows = self.of_metric(metric) & self.is_whole
+        return {
+            self._splits[split]: int(value) for split, value in zip(self._split[rows], self.value[rows], strict=True)
+        }
+
     def by_metric(self, where: np.ndarray) -> dict[str, np.ndarray]:
         """Values of those of the rows, ``{metric: values}``, in their order."""
         codes, values = self._metric[where], self.value[where]

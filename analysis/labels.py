@@ -1,6 +1,6 @@
 """How methods, cells and metrics are called and coloured: the same words and colours in every figure and table."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple, cast
 
 import pandas as pd
@@ -150,6 +150,13 @@ def selection_order(cell: Cell) -> tuple[int, str, bool, float, str]:
     """Sort key of a method's cells: by selection in the paper's order, without fusion before with it."""
     position = SELECTIONS.index(cell.selection) if cell.selection in SELECTIONS else len(SELECTIONS)
     return position, cell.selection, cell.fusion, cell.fusion_weight, cell.variant
+
+
+def in_papers_order(selections: Iterable[str]) -> list[str]:
+    """Selections, those of the paper first and in its order, others by name."""
+    return sorted(
+        selections, key=lambda name: (SELECTIONS.index(name) if name in SELECTIONS else len(SELECTIONS), name)
+    )
 
 
 def split_cells(rows: pd.DataFrame) -> list[tuple[Cell, pd.DataFrame]]:

@@ -13,9 +13,10 @@ from analysis.claims import VALIDATION_POINTS
 from analysis.columns import Columns
 from analysis.gallery import Gallery, read_gallery
 from analysis.parallel import side_by_side
+from analysis.recorded import name_files, name_repeats
 from analysis.runlog import CHOSEN_PROMPT, NUMBERS, RunLog, RunLogError, find_paths, read_directory
 from analysis.shards import SUFFIX, read_shard, read_shard_gallery
-from analysis.variants import name_variants
+from analysis.variants import kind_of, name_variants
 from harness.trained_reward import TrainedReward, trained_reward
 
 IDENTITY = ["experiment", "run_id", "method", "selection", "fusion", "fusion_weight", "variant", "reward", "seed"]
@@ -39,6 +40,7 @@ SUMMARY_COLUMNS = [
     "train_seconds",
     "evaluation_seconds",
     "processor",
+    "files",
     "folder",
 ]
 TRAINING_REWARD = "training_reward"
@@ -87,6 +89,8 @@ class _Run(NamedTuple):
     """What ``Logs`` has of one run."""
 
     summary: dict[str, Any]
+    num_prompts: dict[str, int]
+    """Of the last evaluation of each split."""
     config: Mapping[str, Any]
     environment: Mapping[str, Any]
     whole: pa.Table
@@ -143,7 +147,8 @@ def load_summary(folder: Path) -> pd.DataFrame:
     Returns:
         Columns ``SUMMARY_COLUMNS``. ``state`` is running, finished or failed (``reason`` says why); ``iteration`` of
         ``iterations`` are done; forwards and reward calls are totals; ``compute`` counts network forwards, a trained
-        sample as 3; ``unseen_judges`` were not trained on; ``folder`` is the run directory or the shard.
+        sample as 3; ``unseen_judges`` were not trained on; ``folder`` is the run directory or the shard; ``files``
+        tells in which files a run differs from most, see ``analysis.recorded``.
 
     Raises:
         RunLogError: names the folder or file that cannot be read.
@@ -215,6 +220,7 @@ def load_logs(folder: Path, train_metrics: Collection[str] | None = None, with_p
         kept = numbers.is_whole & ~numbers.of_metric(*of_costs_alone)
         return _Run(
             summary=_identity(log) | _progress(log) | _costs(numbers),
+            num_prompts=numbers.latest("num_prompts"),
             config=log.config,
             environment=log.environment,
             whole=pa.concat_tables([numbers.whole_rows(kept), reward.whole_rows(reward.is_whole)]),
@@ -225,9 +231,12 @@ def load_logs(folder: Path, train_metrics: Collection[str] | None = None, with_p
 
     loaded = side_by_side(load, find_runs(folder), _RUNS_AT_A_TIME)
     configs, environments = [run.config for run in loaded], [run.environment for run in loaded]
+    files = name_files([kind_of(config) for config in configs], environments, [run.num_prompts for run in loaded])
     summary = [
-        run.summary | {"variant": variant}
-        for run, variant in zip(loaded, name_variants(configs, environments), strict=True)
+        identity | {"files": name}
+        for identity, name in zip(
+            _named([run.summary for run in loaded], configs, environments, files), files, strict=True
+        )
     ]
     return Logs(
         runs=_frame(summary, [run.whole for run in loaded])[COLUMNS],
@@ -246,14 +255,35 @@ def _read(path: Path, train_metrics: Collection[str] | None, with_items: bool) -
 
 def _load_items(folder: Path, choose: Callable[[RunLog], pa.Table]) -> pd.DataFrame:
     """The rows that ``choose`` takes of each run, with the run's identity."""
-    logs, rows = [], []
+    logs: list[tuple[dict[str, Any], Mapping[str, Any], Mapping[str, Any]]] = []
+    rows, num_prompts = [], []
     for path in find_runs(folder):
         log = _read(path, (), with_items=True)
         logs.append((_identity(log), log.config, log.environment))
         rows.append(choose(log))
+        num_prompts.append(Columns(log.numbers).latest("num_prompts"))
     identities, configs, environments = zip(*logs, strict=True) if logs else ((), (), ())
-    variants = name_variants(configs, environments)
-    return _frame([of_run | {"variant": name} for of_run, name in zip(identities, variants, strict=True)], rows)
+    files = name_files([kind_of(config) for config in configs], environments, num_prompts)
+    return _frame(_named(identities, configs, environments, files), rows)
+
+
+def _named(
+    identities: Sequence[dict[str, Any]],
+    configs: Sequence[Mapping[str, Any]],
+    environments: Sequence[Mapping[str, Any]],
+    files: Sequence[str],
+) -> list[dict[str, Any]]:
+    """Identities with their variants: of runs with one variant and seed none is taken for another."""
+    named = [
+        identity | {"variant": variant}
+        for identity, variant in zip(identities, name_variants(configs, environments, files), strict=True)
+    ]
+    cells = [tuple(identity[name] for name in IDENTITY if name != "run_id") for identity in named]
+    repeats = name_repeats(cells, [identity["run_id"] for identity in named])
+    return [
+        identity | {"variant": ", ".join(filter(None, (identity["variant"], repeat)))}
+        for identity, repeat in zip(named, repeats, strict=True)
+    ]
 
 
 def _identity(log: RunLog) -> dict[str, Any]:

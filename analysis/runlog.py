@@ -27,6 +27,8 @@ the position of a prompt in the split's list; of the metric ``chosen_prompt``, w
 is, and ``value`` its rank among the candidates (null where none were scored)."""
 
 CHOSEN_PROMPT = "chosen_prompt"
+SPLITS = ("validation", "test")
+"""Of evaluations."""
 
 # The parser in C reads 2,000 configurations in a second, the one in Python in ten; both accept the same YAML.
 _YAML = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -48,7 +50,7 @@ class RunLog:
     status: Mapping[str, Any]
     """state, iteration, iterations, reason, updated; empty for a run that just started."""
     environment: Mapping[str, Any]
-    """commit, versions and hardware; empty where none was recorded."""
+    """commit, versions, hardware and fingerprints of files; empty where none was recorded."""
     iteration: int
     """The last that was logged; 0 before the first."""
     numbers: pa.Table
@@ -105,6 +107,8 @@ def read_directory(run: Path, train_metrics: Collection[str] | None = None, with
     evaluations = _read_lines(run / "eval.jsonl", required=("iteration", "split", "metrics"))
     tables = [_train_table(train, train_metrics, with_items, run / "metrics.jsonl")]
     for split in sorted({str(line["split"]) for line in evaluations}, reverse=True):  # validation, test
+        if split not in SPLITS:
+            raise RunLogError(f"{run / 'eval.jsonl'}: split {split!r} is none of {', '.join(SPLITS)}")
         lines = [line for line in evaluations if line["split"] == split]
         tables.append(_evaluation_table(split, lines, with_items, run / "eval.jsonl"))
     return RunLog(
@@ -112,7 +116,7 @@ def read_directory(run: Path, train_metrics: Collection[str] | None = None, with
         run_id=run.name,
         config=config,
         status=_read_object(run / "status.json"),
-        environment=_read_object(run / "environment.json"),
+        environment=_read_environment(run),
         iteration=train[-1]["iteration"] if train else 0,
         numbers=pa.concat_tables(tables).unify_dictionaries().combine_chunks(),
     )
@@ -266,6 +270,12 @@ def _read_object(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise RunLogError(f"{path}: must hold an object")
     return content
+
+
+def _read_environment(run: Path) -> dict[str, Any]:
+    """environment.json, with the fingerprints of the run's files where it has an identity.json."""
+    fingerprints = _read_object(run / "identity.json").get("fingerprints")
+    return _read_object(run / "environment.json") | ({"fingerprints": fingerprints} if fingerprints else {})
 
 
 def _read_lines(path: Path, required: Sequence[str]) -> list[dict[str, Any]]:

@@ -171,12 +171,14 @@ class Study:
     def untrained(self, cell: Cell) -> tuple[pd.Series, str]:
         """Values of the untrained model by metric, and where they were measured.
 
-        Of the first that is there: the finished runs' own test; that of other runs of the same model; the cell's own
+        Of the first that is there: the finished runs' own test; that of other runs of the same files; the cell's own
         first validation. So the split is "test", "validation", or "none".
         """
         members = dict(self.cells)[cell]
         finished = [run for run in members["run_id"] if run in self.finished]
-        model = self.summary.loc[self.summary["model"] == members["model"].iloc[0], "run_id"]
+        first = members.iloc[0]
+        same = (self.summary["model"] == first["model"]) & (self.summary["files"] == first["files"])
+        model = self.summary.loc[same, "run_id"]
         start = self._start
         for ids, split in ((finished, "test"), (model, "test"), (members["run_id"], "validation")):
             rows = start[(start["split"] == split) & start["run_id"].isin(list(ids))]

@@ -53,8 +53,6 @@ class CellRow:
     """Finished ones."""
     num_runs: int
     num_finished: int
-    repeated_seeds: int
-    """Finished runs beyond one a seed: their weights, prompts or rewards differ, but not their settings."""
     iterations: int
     before_split: str
     metrics: dict[str, Reached]
@@ -78,7 +76,6 @@ def cell_rows(study: Study) -> list[CellRow]:
                 seeds=finished["seed"].nunique(),
                 num_runs=len(members),
                 num_finished=len(finished),
-                repeated_seeds=int(finished["seed"].duplicated().sum()),
                 iterations=int(counted["iteration"].max()),
                 before_split=before_split,
                 metrics={

@@ -9,10 +9,11 @@ from pathlib import PurePath
 from typing import Any
 
 from analysis.settings import flatten
+from harness.trained_reward import TrainedReward
 
 # What names a cell, a seed or a study by itself, and what changes no number.
 _NAMED = ("experiment", "seed", "selection", "fusion.enabled", "fusion.weight", "method.kernel")
-_NO_MATTER = ("reward.", "runtime.", "logging.", "prompts.", "model.path", "model.execution.", "rewards.")
+_NO_MATTER = ("runtime.", "logging.", "prompts.", "model.path", "model.execution.", "rewards.")
 _SHORT = {
     "rollout.candidates": "B",
     "rollout.group_size": "G",
@@ -30,7 +31,11 @@ _MODEL = "model"
 _ABSENT = ""
 
 
-def name_variants(configs: Sequence[Mapping[str, Any]], environments: Sequence[Mapping[str, Any]]) -> list[str]:
+def name_variants(
+    configs: Sequence[Mapping[str, Any]],
+    environments: Sequence[Mapping[str, Any]],
+    files: Sequence[str] | None = None,
+) -> list[str]:
     """Each run's variant, as in "G 15" or "decay 0.95, P 2"; empty for one like most of its experiment, reward, method.
 
     A run says itself which settings its numbers depend on, without those at their defaults, so that one made before a
@@ -40,11 +45,11 @@ def name_variants(configs: Sequence[Mapping[str, Any]], environments: Sequence[M
     Args:
         configs: resolved configurations.
         environments: of the same runs.
+        files: of the same runs, see ``analysis.recorded.name_files``; the last part of a variant.
     """
     groups: dict[str, list[int]] = {}
     for i, config in enumerate(configs):
-        kind = config["experiment"], sorted(config["reward"].items()), config["method"]["kernel"]
-        groups.setdefault(str(kind), []).append(i)
+        groups.setdefault(str(kind_of(config)), []).append(i)
     names = [""] * len(configs)
     for members in groups.values():
         recorded = all("settings" in environments[i] for i in members)
@@ -55,7 +60,12 @@ def name_variants(configs: Sequence[Mapping[str, Any]], environments: Sequence[M
             unusual = [key for key in sorted(usual) if own.get(key, _ABSENT) != usual[key]]
             whole = _settings(configs[i], configs[i]) if unusual else {}
             names[i] = ", ".join(_part(key, own.get(key, whole.get(key, "unset"))) for key in unusual)
-    return names
+    return [", ".join(filter(None, parts)) for parts in zip(names, files or [""] * len(names), strict=True)]
+
+
+def kind_of(config: Mapping[str, Any]) -> tuple[str, str, str]:
+    """Experiment, trained reward and method: runs that one label could be given to."""
+    return config["experiment"], TrainedReward(config["reward"]).name, config["method"]["kernel"]
 
 
 def variant_of_base(variant: str) -> str:
@@ -65,9 +75,13 @@ def variant_of_base(variant: str) -> str:
 
 
 def _settings(source: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, str]:
-    settings = {key: text for key, text in flatten(source) if key not in _NAMED and not key.startswith(_NO_MATTER)}
+    settings = {key: text for key, text in flatten(source) if key not in _NAMED and _matters(key)}
     # A path is another one on every machine.
     return settings | {_MODEL: PurePath(str(config.get("model", {}).get("path", ""))).name}
+
+
+def _matters(key: str) -> bool:
+    return not key.startswith(_NO_MATTER) or (key.startswith("rewards.") and key.endswith((".offset", ".scale")))
 
 
 def _usual(settings: Sequence[Mapping[str, str]]) -> dict[str, str]:

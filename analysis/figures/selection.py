@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 
 from analysis import paper
 from analysis.figures.drawing import GREY, INK, Panel
-from analysis.labels import METHOD_NAMES, SELECTIONS, cell_colour
+from analysis.labels import METHOD_NAMES, cell_colour, in_papers_order
 from analysis.logs import TRAINING_REWARD
 from analysis.statistics import Interval
 from analysis.study import MIN_SEEDS_FOR_INTERVAL, Study
@@ -29,7 +29,7 @@ def selection_panels(study: Study) -> list[Panel]:
     splits: set[str] = set()
     for cell, _ in study.grid_cells:
         values = study.values(cell, TRAINING_REWARD)
-        if cell.fusion or cell.selection not in SELECTIONS or values.empty:
+        if cell.fusion or values.empty:
             continue
         bar = Bar(values.to_numpy(), study.interval(cell, TRAINING_REWARD))
         bars_of.setdefault(cell.method, {})[cell.selection] = bar
@@ -79,7 +79,7 @@ def _draw(
     digits: int = 3,
     dots: bool = True,
 ) -> None:
-    shown = [selection for selection in SELECTIONS if selection in bars]
+    shown = in_papers_order(bars)
     for position, selection in enumerate(shown):
         bar, colour = bars[selection], cell_colour(selection, fusion=False)
         mean, bottom = float(bar.seeds.mean()), start if np.isfinite(start) else float(bar.seeds.mean())

@@ -13,7 +13,7 @@ import pandas as pd
 import pyarrow as pa
 
 from analysis.gradients import cosines
-from analysis.labels import SELECTIONS
+from analysis.labels import in_papers_order
 from analysis.statistics import Values
 
 REFERENCE = "reference"
@@ -118,7 +118,7 @@ class Measurement:
     def __init__(self, about: Mapping[str, Any]) -> None:
         self.about = about
         self.kinds: tuple[str, ...] = tuple(about["kinds"])
-        self.strategies = tuple(name for name in SELECTIONS if name in about["strategies"])
+        self.strategies = tuple(in_papers_order(about["strategies"]))
         self.iterations: dict[str, int] = {c["label"]: c["iteration"] for c in about["checkpoints"]}
         """Of each checkpoint, in order of training."""
 

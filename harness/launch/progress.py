@@ -3,12 +3,16 @@
 import json
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from statistics import mean
+from typing import Any
 
+from analysis.recorded import name_files, name_repeats
 from harness.config import ConfigError
+from harness.files import read_text
 from harness.launch.cells import cell_names
 from harness.launch.queue import SETTLED
 from harness.runs import RunDirectory
@@ -68,7 +72,13 @@ def standings(runs: Sequence[RunDirectory]) -> list[str]:
     latest: dict[str, list[tuple[float, int]]] = {}
     rewards: dict[str, str] = {}
     configs = [run.config for run in runs]
-    for run, config, cell in zip(runs, configs, cell_names(configs), strict=True):
+    recorded = [_recorded(run) for run in runs]
+    files = name_files([c.method.kernel for c in configs], [r[0] for r in recorded], [r[1] for r in recorded])
+    cells = [", ".join(filter(None, names)) for names in zip(cell_names(configs), files, strict=True)]
+    seeds = [(cell, config.seed) for cell, config in zip(cells, configs, strict=True)]
+    repeats = name_repeats(seeds, [run.run_id for run in runs])
+    cells = [", ".join(filter(None, names)) for names in zip(cells, repeats, strict=True)]
+    for run, config, cell in zip(runs, configs, cells, strict=True):
         reached = latest_validation(run)
         if reached is not None:
             latest.setdefault(cell, []).append(reached)
@@ -84,19 +94,27 @@ def standings(runs: Sequence[RunDirectory]) -> list[str]:
     ]
 
 
+def _recorded(run: RunDirectory) -> tuple[dict[str, Any], dict[str, int]]:
+    """What ``name_files`` compares: fingerprints of the run's files, and how many prompts were measured."""
+    path = run.folder / "identity.json"
+    identity = json.loads(read_text(path)) if path.is_file() else {}
+    counts = {record["split"]: record["num_prompts"] for record in _evaluations(run) if "num_prompts" in record}
+    return {"fingerprints": identity.get("fingerprints")}, counts
+
+
+def _evaluations(run: RunDirectory) -> Iterator[dict[str, Any]]:
+    path = run.folder / "eval.jsonl"
+    for line in read_text(path).splitlines() if path.exists() else ():
+        with suppress(json.JSONDecodeError):  # is being written at this moment
+            yield json.loads(line)
+
+
 def latest_validation(run: RunDirectory) -> tuple[float, int] | None:
     """The trained reward on validation prompts and the iteration it was measured at; None before the first."""
-    path = run.folder / "eval.jsonl"
-    if not path.exists():
+    records = [record for record in _evaluations(run) if record["split"] == "validation"]
+    if not records:
         return None
-    for line in reversed(path.read_text(encoding="utf-8").splitlines()):
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError:
-            continue  # is being written at this moment
-        if record["split"] == "validation":
-            return run.config.trained_reward(record["metrics"]), record["iteration"]
-    return None
+    return run.config.trained_reward(records[-1]["metrics"]), records[-1]["iteration"]
 
 
 def status_lines(root: Path) -> list[str]:

@@ -166,6 +166,11 @@ def test_a_run_that_just_started_is_running_and_has_no_rows(write_run: WriteRun)
             '{"iteration": 1}\n',
             r"bad/eval\.jsonl: line 1 must be an object with iteration, metrics, split",
         ),
+        (
+            "eval.jsonl",
+            '{"iteration": 1, "split": "holdout", "metrics": {"ocr": 1.0}}\n',
+            r"bad/eval\.jsonl: split 'holdout' is none of validation, test",
+        ),
     ],
 )
 def test_an_unreadable_file_is_named(write_run: WriteRun, name: str, content: str, message: str) -> None:

@@ -1,5 +1,6 @@
 """Runs that differ in any setting are told apart; runs that differ in none are not."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ import pytest
 
 from analysis.labels import Cell
 from analysis.logs import load_chosen_prompts, load_logs, load_summary
+from analysis.report import write_report
 from analysis.study import adagrpo_pairs, missing_cells, split_studies
 from analysis.tables import cell_rows
 from analysis.variants import name_variants, variant_of_base
@@ -95,7 +97,7 @@ def test_variants_are_cells_of_their_own(write_run: WriteRun, tmp_path: Path) ->
     assert study.values(OURS, "training_reward").tolist() == [0.6, 0.6]
     assert study.compare(ours_large, "training_reward").difference == pytest.approx(0.2)
     assert study.compare(ours_slow, "training_reward").difference == pytest.approx(0.3)
-    assert [row.repeated_seeds for row in cell_rows(study)] == [0] * 5
+    assert [row.seeds for row in cell_rows(study)] == [2, 2, 1, 1, 1]
     assert adagrpo_pairs(study) == [(BASE, [OURS])]
     assert ours_large.label == "Flow-GRPO + AdaGRPO, G 15"
     # A variant alone does not fill a cell of the paper's grid.
@@ -123,3 +125,61 @@ def test_other_fusion_weights_stand_beside_the_release_s(write_run: WriteRun, tm
     [study] = split_studies(load_logs(tmp_path / "runs", ()))
     assert [cell for cell, _ in study.grid_cells] == [BASE, OURS]
     assert len(study.cells) == 3
+
+
+def record_files(run: Path, **fingerprints: str) -> Path:
+    (run / "identity.json").write_text(json.dumps({"fingerprints": fingerprints}), encoding="utf-8")
+    return run
+
+
+def test_runs_of_another_test_list_are_cells_of_their_own_in_every_table(write_run: WriteRun, tmp_path: Path) -> None:
+    lists = {"model": "m", "train": "a"}
+    for seed in range(3):
+        record_files(write_run(f"base-{seed}", seed=seed, test=0.5), test="long", **lists)
+    # The list was edited, and the same cell and seed run again; its partner exists for the old list alone.
+    record_files(write_run("base-0-again", seed=0, test=0.9), test="edited", **lists)
+    record_files(write_run("ours-0", seed=0, test=0.6, selection="curriculum", fusion=True), test="long", **lists)
+    runs = tmp_path / "runs"
+    [study] = split_studies(load_logs(runs, ()))
+    assert study.values(BASE, "training_reward").tolist() == [0.5, 0.5, 0.5]
+    [other] = [cell for cell, _ in study.cells if cell.variant]
+    assert other.variant.startswith("test list ")
+    assert study.values(other, "training_reward").tolist() == [0.9]
+    assert study.compare(OURS, "training_reward").difference == pytest.approx(0.1)
+    write_report(runs, tmp_path / "report")
+    for name in ("tables/cells.md", "tables/cells.csv", "report.html"):
+        assert other.label in (tmp_path / "report" / name).read_text(encoding="utf-8")
+
+
+def test_a_cell_is_compared_with_a_base_of_its_own_files_alone(write_run: WriteRun, tmp_path: Path) -> None:
+    for seed in range(2):
+        record_files(write_run(f"base-{seed}", seed=seed), test="long", reward="1")
+        ours = write_run(f"ours-{seed}", seed=seed, selection="curriculum", fusion=True, base_test=None)
+        record_files(ours, test="edited", reward="1")
+    [study] = split_studies(load_logs(tmp_path / "runs", ()))
+    [ours] = [cell for cell, _ in study.cells if cell.selection == "curriculum"]
+    [base] = [cell for cell, _ in study.cells if cell.selection == "random"]
+    assert {bool(ours.variant), bool(base.variant)} == {True, False}
+    assert study.compare(ours, "training_reward") is None
+    # Nor is the untrained model that of another list.
+    assert study.untrained(ours)[1] == "validation"
+
+
+def test_runs_that_recorded_no_files_are_told_apart_by_what_they_measured(write_run: WriteRun, tmp_path: Path) -> None:
+    for name, seed in (("a", 0), ("b", 1), ("c", 1)):
+        write_run(name, seed=seed)
+    longer = tmp_path / "runs" / "grid" / "a" / "eval.jsonl"
+    text = longer.read_text(encoding="utf-8")
+    before, end = text[: text.rindex("num_prompts")], text[text.rindex("num_prompts") :]
+    longer.write_text(before + end.replace(": 2", ": 3", 1), encoding="utf-8")
+    variants = load_summary(tmp_path / "runs").set_index("run_id")["variant"]
+    assert variants.to_dict() == {"a": "test prompts 3", "b": "run b", "c": "run c"}
+    record_files(tmp_path / "runs" / "grid" / "c", test="edited")
+    assert load_summary(tmp_path / "runs").set_index("run_id")["variant"]["c"] == "files recorded"
+
+
+def test_weights_and_scales_that_look_alike_are_not_pooled() -> None:
+    weights = run(reward={"ocr": 1.0, "colour": 0.12345678}), run(reward={"ocr": 1.0, "colour": 0.12345679})
+    assert sorted(names(*weights)) == ["", "reward.colour 0.12345679"]
+    scaled = run(rewards={"ocr": {"scale": 2.0}}), run(rewards={"ocr": {"scale": 3.0, "path": "elsewhere"}})
+    assert sorted(names(*scaled)) == ["", "rewards.ocr.scale 3.0"]

@@ -98,6 +98,21 @@ def test_standings_never_pool_runs_that_differ_by_more_than_their_seed(tmp_path:
     assert 'reward={"ocr-v4": 1.0}' in lines[3]
 
 
+def test_standings_never_pool_runs_of_two_lists(tmp_path: Path) -> None:
+    lists = [tmp_path / "a.txt", tmp_path / "b.txt"]
+    runs = []
+    for words, path in zip((["harbor", "dog"], ["zebra", "dog"]), lists, strict=True):
+        path.write_text("".join(f'the word "{word}" in red on yellow\n' for word in words), encoding="utf-8")
+        runs.append(prepared(tmp_path, f"prompts.test={path}"))
+    for run, value in zip(runs, (0.2, 0.8), strict=True):
+        # As of runs made before identities were kept, too.
+        (run.folder / "identity.json").unlink(missing_ok=True)
+        validated(run, 1, value)
+    lines = standings(runs)
+    assert len(lines) == 2
+    assert all(run.run_id.rpartition("-")[2] in "".join(lines) for run in runs)
+
+
 def test_status_names_failures_with_their_reason(tmp_path: Path) -> None:
     prepared(tmp_path).set_status("failed", 4, 12, "the reward broke")
     prepared(tmp_path, "seed=1").set_status("finished", 12, 12)
