@@ -18,13 +18,14 @@ from torch import Tensor
 from harness.checkpoints import Checkpoint
 from harness.config import ConfigError
 from harness.evaluation import evaluate
-from harness.files import file_sha256, write_atomically
+from harness.files import file_sha256, read_text, write_atomically
 from harness.models.policy import Policy
 from harness.models.trained import load_policy
 from harness.pictures import SEEDS, Row, draw_seeds, save_grid
 from harness.prompts import PromptList
 from harness.rewards.readiness import Panel
 from harness.runs import environment
+from harness.truncation import ReadsText, truncations
 
 PAPER_COLUMNS = {
     "hpsv2": "HPS-v2",
@@ -81,23 +82,49 @@ class Benchmark:
             say: receives lines of progress.
 
         Raises:
-            ConfigError: as ``load_policy``; two checkpoints have one label, or draw different sizes; or a value is not
-                finite. What was written of earlier checkpoints stays.
+            ConfigError: as ``load_policy``; two checkpoints have one label, or draw different sizes; the folder holds
+                an evaluation of something else; or a value is not finite. What was written of earlier checkpoints
+                stays.
         """
         _check_comparable(checkpoints)
+        self._check_folder(checkpoints, folder)
         folder.mkdir(parents=True, exist_ok=True)
         shown = self.prompts.prompts[: self.num_grid_prompts]
         scores: list[Score] = []
+        warnings: list[str] = []
         lines: dict[str, Tensor] = {}
         for checkpoint in checkpoints:
             policy = load_policy(checkpoint, device, self.prompts.prompts)
+            readers: list[ReadsText] = [policy, *(part for reward in self.panel.ready for part in reward.parts)]
+            for line in truncations(readers, self.prompts.prompts, "prompts"):
+                if line not in warnings:
+                    warnings.append(line)
+                    say(f"warning: {line}")
             scores.append(Score(checkpoint, self._measure(policy, checkpoint.label, say)))
-            self._write(scores, folder)
+            self._write(scores, warnings, folder)
             if shown:
                 lines[checkpoint.label] = draw_seeds(policy, shown, SEEDS)
                 rows = [Row(p, {label: images[n] for label, images in lines.items()}) for n, p in enumerate(shown)]
                 save_grid(rows, [f"seed {seed}" for seed in SEEDS], folder / "grid.png")
         return scores
+
+    def _check_folder(self, checkpoints: Sequence[Checkpoint], folder: Path) -> None:
+        """Raise ConfigError if the folder holds an evaluation that is not of these checkpoints on these prompts."""
+        path = folder / "evaluation.json"
+        if not path.exists():
+            return
+        try:
+            found = json.loads(read_text(path))
+            kept = [
+                found["prompts_sha256"],
+                found["num_noises"],
+                [_identity_in(entry) for entry in found["checkpoints"]],
+            ]
+        except (ValueError, LookupError, TypeError):
+            kept = []
+        ours = [json.loads(json.dumps(_identity(checkpoint))) for checkpoint in checkpoints]
+        if kept[:2] != [self.prompts.sha256, self.num_noises] or kept[2] != ours[: len(kept[2])]:
+            raise ConfigError(f"--output {folder}: holds another evaluation; choose a new folder")
 
     def _measure(self, policy: Policy, label: str, say: Callable[[str], None]) -> dict[str, list[float]]:
         """Every metric of every prompt; a batch of pictures at a time, since all of them would not fit in memory."""
@@ -113,12 +140,13 @@ class Benchmark:
             say(f"{label}: {start + len(part)} of {len(prompts)} prompts")
         return dict(collected)
 
-    def _write(self, scores: Sequence[Score], folder: Path) -> None:
+    def _write(self, scores: Sequence[Score], warnings: Sequence[str], folder: Path) -> None:
         content = {
             "prompts_sha256": self.prompts.sha256,
             "num_noises": self.num_noises,
             "not_available": self.panel.missing,
             "not_applicable": self.panel.unfit,
+            "warnings": list(warnings),
             "environment": environment(),
             "checkpoints": [_as_json(score) for score in scores],
             "prompts": list(self.prompts.prompts),
@@ -185,6 +213,11 @@ def _identity(checkpoint: Checkpoint) -> dict[str, Any]:
         "weights_sha256": digest.hexdigest() if files else None,
         "model": checkpoint.config.model.model_dump(mode="json"),
     }
+
+
+def _identity_in(entry: dict[str, Any]) -> dict[str, Any]:
+    """What ``_identity`` was of a checkpoint in an evaluation.json."""
+    return {key: entry[key] for key in ("label", "run_id", "weights_sha256", "model")}
 
 
 def _as_json(score: Score) -> dict[str, Any]:

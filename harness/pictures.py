@@ -1,5 +1,9 @@
 """Pictures on disk: single PNGs, and grids with captions."""
 
+import hashlib
+import io
+import itertools
+import json
 import re
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,7 +16,9 @@ from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
+from harness.config import ConfigError
 from harness.evaluation import draw
+from harness.files import read_text, write_atomically
 from harness.models.policy import Policy
 
 SEEDS = (3407, 3408, 3409)
@@ -42,32 +48,72 @@ def write_pictures(
 ) -> Iterator[Path]:
     """Draw each prompt from each seed's noise, and write each as a PNG as soon as it is drawn.
 
+    What is in the folder stays: the same picture of the same prompt is not written again, another one has another name.
+    A line of ``pictures.jsonl`` beside the pictures says what each shows.
+
     Args:
         policy: that draws.
         prompts: what.
         seeds: of the noise.
-        folder: to write to; a picture of the same prompt and seed is replaced.
-        about: text fields of every PNG, beside its prompt, seed and number of steps.
+        folder: to write to.
+        about: text fields of every PNG, beside its prompt, seed and number of steps; ``checkpoint`` begins its name.
 
     Yields:
         each file, once it is written.
+
+    Raises:
+        ConfigError: it cannot be written.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    for number, prompt in enumerate(prompts):
+    for prompt in prompts:
         images = draw_seeds(policy, [prompt], seeds)[0]
         for seed, image in zip(seeds, images, strict=True):
-            # Long prompts may begin alike: the number keeps their files apart.
-            name = (
-                f"{number:03d}-{_slug(prompt)}-seed{seed}.png"
-                if len(prompts) > 1
-                else f"{_slug(prompt)}-seed{seed}.png"
-            )
-            info = PngInfo()
             fields = {"prompt": prompt, "seed": str(seed), "steps": str(policy.config.num_steps), **about}
-            for key, value in fields.items():
-                info.add_itxt(key, value)
-            _to_image(image).save(folder / name, pnginfo=info)
-            yield folder / name
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+                path = _write_new(_as_png(image, fields), folder, _stem(about.get("checkpoint", ""), prompt, seed))
+                if path.name not in _listed(folder):
+                    with (folder / "pictures.jsonl").open("a", encoding="utf-8") as lines:
+                        lines.write(json.dumps({"file": path.name, **fields}, ensure_ascii=False) + "\n")
+            except OSError as error:
+                raise ConfigError(f"--output {folder}: cannot be written ({error.strerror})") from None
+            yield path
+
+
+def _as_png(image: Tensor, fields: Mapping[str, str]) -> bytes:
+    info = PngInfo()
+    for key, value in fields.items():
+        info.add_itxt(key, value)
+    buffer = io.BytesIO()
+    _to_image(image).save(buffer, "PNG", pnginfo=info)
+    return buffer.getvalue()
+
+
+def _stem(checkpoint: str, prompt: str, seed: int) -> str:
+    """A name that any file system takes; a hash keeps apart prompts that begin alike or have no Latin letters."""
+    words = "-".join(filter(None, (_slug(checkpoint, 40), _slug(prompt, 60))))
+    return f"{words}-{hashlib.sha256(prompt.encode()).hexdigest()[:8]}-seed{seed}"
+
+
+def _write_new(content: bytes, folder: Path, stem: str) -> Path:
+    """Write to the first name that is free, or has this content already."""
+    for number in itertools.count(1):
+        path = folder / (f"{stem}.png" if number == 1 else f"{stem}-{number}.png")
+        if not path.exists():
+            write_atomically(path, content)
+            return path
+        if path.read_bytes() == content:
+            return path
+    raise AssertionError("unreachable")
+
+
+def _listed(folder: Path) -> set[str]:
+    """Files that ``pictures.jsonl`` names."""
+    path = folder / "pictures.jsonl"
+    lines = read_text(path).split("\n") if path.exists() else []
+    try:
+        return {json.loads(line)["file"] for line in lines if line}
+    except (ValueError, LookupError, TypeError):
+        raise ConfigError(f"{path}: a line names no picture; move the file away") from None
 
 
 def save_grid(rows: Sequence[Row], heads: Sequence[str], path: Path) -> None:
@@ -132,9 +178,9 @@ def _to_image(image: Tensor) -> Image.Image:
     return Image.fromarray((image * 255).round().to(torch.uint8).permute(1, 2, 0).contiguous().numpy())
 
 
-def _slug(prompt: str) -> str:
-    """The prompt's first words as part of a file's name."""
-    return re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:60].rstrip("-") or "prompt"
+def _slug(text: str, longest: int) -> str:
+    """The first words of a text as part of a file's name."""
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:longest].rstrip("-")
 
 
 def _font(size: int) -> ImageFont.FreeTypeFont:

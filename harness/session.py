@@ -27,6 +27,7 @@ from harness.rewards import RewardError, build_rewards
 from harness.runs import RunDirectory, environment
 from harness.stopping import StopRun
 from harness.trainer import Trainer
+from harness.truncation import ReadsText, truncations
 
 _SAY_EVERY = 5  # iterations
 
@@ -73,6 +74,9 @@ class Session:
         reward, self.judges = build_rewards(self.config.reward, judges, self.config.rewards, runtime.threads)
         for judge in self.judges:
             judge.check_ready()
+        self.warnings = self._cut_prompts(policy) if self.is_main else []
+        for line in self.warnings:
+            self.say(f"warning: {line}")
         self.trainer = Trainer(self.config, policy, reward, self.prompts["train"], accelerator)
         self.trainer.processes.on_late = self._note_late
         self.processes = self.trainer.processes
@@ -80,6 +84,13 @@ class Session:
     def _note_late(self, error: CollectiveError) -> None:
         print_late(error)
         self.run.note_failure(error)
+
+    def _cut_prompts(self, policy: Policy) -> list[str]:
+        """What the model's text encoders and the rewards do not read of each list."""
+        rewards = {part.name: part for judge in self.judges for part in judge.parts}
+        readers: list[ReadsText] = [policy, *rewards.values()]
+        found = [truncations(readers, prompts, f"prompts.{split}") for split, prompts in self.prompts.items()]
+        return [line for lines in found for line in lines]
 
     def _prepare_text(self, policy: Policy) -> None:
         """Encode all prompts of the run; each process does a share, and waits until all are on disk."""
@@ -205,7 +216,8 @@ class Session:
         # Nobody may append before the main process has cut the logs back to the checkpoint.
         if self.is_main:
             self.run.forget_after(self.trainer.iteration if state else -1)
-            self.run.write_environment(environment() | {"settings": numeric_settings(self.config)})
+            found = {"settings": numeric_settings(self.config), "warnings": self.warnings}
+            self.run.write_environment(environment() | found)
             self._set_status("running")
         self.processes.wait("beginning to train")
 

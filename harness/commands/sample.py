@@ -1,6 +1,7 @@
 """``adagrpo sample``: draw pictures from any checkpoint."""
 
 import argparse
+import sys
 from pathlib import Path
 
 from harness.commands import Commands
@@ -24,6 +25,7 @@ def _sample(options: argparse.Namespace) -> int:
     from harness.models.trained import device_of, load_policy
     from harness.pictures import SEEDS, write_pictures
     from harness.prompts import problem_with, read_prompts
+    from harness.truncation import truncations
 
     if bool(options.prompt) == bool(options.prompts):
         raise ConfigError("give prompts either by --prompt TEXT or by --prompts FILE")
@@ -37,6 +39,8 @@ def _sample(options: argparse.Namespace) -> int:
     device = device_of(options.device)
     checkpoint = checkpoint_of(options.checkpoint, options)
     policy = load_policy(checkpoint, device, prompts)
+    for line in truncations([policy], prompts, "prompts"):
+        print(f"warning: {line}", file=sys.stderr, flush=True)
     for path in write_pictures(policy, prompts, seeds, options.output, {"checkpoint": checkpoint.label}):
         print(path, flush=True)
     return 0

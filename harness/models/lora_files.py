@@ -23,11 +23,11 @@ _ALPHA_KEY = re.compile(r"(?:transformer\.|base_model\.model\.|)(?!lora_)(.+?)\.
 _PARTS = {"lora_A": "lora_A", "lora_down": "lora_A", "lora_B": "lora_B", "lora_up": "lora_B"}
 
 _SCALES = {"r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora"}
-_OF_TRAINING = set(
-    "task_type peft_type peft_version auto_mapping base_model_name_or_path revision inference_mode target_modules "
-    "exclude_modules lora_dropout layers_to_transform layers_pattern bias modules_to_save megatron_config megatron_core "
-    "runtime_config".split()
-)
+_OF_TRAINING = {
+    *("task_type", "peft_type", "peft_version", "auto_mapping", "base_model_name_or_path", "revision"),
+    *("inference_mode", "target_modules", "exclude_modules", "lora_dropout", "layers_to_transform", "bias"),
+    *("layers_pattern", "modules_to_save", "megatron_config", "megatron_core", "runtime_config"),
+}
 """Settings of peft that change nothing about what its tensors mean; tensors that need more are refused by name."""
 _USUAL = {
     f.name: f.default if f.default_factory is dataclasses.MISSING else f.default_factory()

@@ -4,6 +4,7 @@ import copy
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -20,6 +21,7 @@ from harness.models.files import cache_folder, component_folders, text_fingerpri
 from harness.models.loading import load_component, load_pipeline
 from harness.models.locate import class_name_of, find_pipeline
 from harness.models.weights import whole_network
+from harness.truncation import TextReader, all_tokens
 
 _ENCODE_BATCH = 16
 """Prompts a forward of the text encoders, where many are prepared."""
@@ -117,6 +119,19 @@ class Policy(ABC):
                     f"prompt {prompt!r}: {len(ids)} tokens, but model.max_sequence_length is "
                     f"{self.config.max_sequence_length}"
                 )
+
+    def text_readers(self) -> Sequence[TextReader]:
+        """The pipeline's text encoders, which all read the start of a prompt only."""
+        pipeline, limits = self._pipeline, {self.t5_tokenizer: self.config.max_sequence_length}
+        names = [name for name in component_folders(self._folder) if name.startswith("tokenizer")]
+        return [
+            TextReader(
+                f"{name.replace('tokenizer', 'text_encoder')} of the model",
+                limits.get(name, pipeline.tokenizer_max_length),
+                partial(all_tokens, getattr(pipeline, name)),
+            )
+            for name in names
+        ]
 
     def prepare_prompts(self, prompts: Sequence[str], process: int = 0, processes: int = 1) -> None:
         """Where text encoders are freed: encode what is not on disk yet, then free them. Otherwise nothing.

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from harness.errors import HarnessError
+from harness.truncation import TextReader
 
 Pending = Callable[[], dict[str, Tensor]]
 """Waits for scores that were submitted: ``{component: [B]}``; raises what scoring raised."""
@@ -80,6 +81,14 @@ class Reward(ABC):
 
     def check_prompt(self, prompt: str) -> None:  # noqa: B027 - most rewards take any prompt
         """Raise ValueError if this reward cannot score pictures of a prompt; called before a run starts."""
+
+    def text_readers(self) -> Sequence[TextReader]:
+        """Text encoders of this reward that read the start of a prompt only; most rewards have none.
+
+        Raises:
+            RewardError: they are not on this machine.
+        """
+        return ()
 
     def check_ready(self) -> None:
         """Raise, with what to do, if something that scoring needs is not on this machine; loads no model."""

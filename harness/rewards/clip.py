@@ -3,7 +3,7 @@
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from harness.rewards.checkpoints import (
     torch_dtype,
     weights_file,
 )
+from harness.truncation import TextReader, all_tokens
 
 _PREPROCESSOR = "preprocessor_config.json"
 _BASE_FILES = (_PREPROCESSOR, "tokenizer.json", "vocab.json", "merges.txt", "tokenizer_config.json")
@@ -115,12 +116,25 @@ class _ModelFolder(ClipCosine):
         return weights_file(self.name, "path", self._folder, self._place)
 
     @cached_property
-    def _towers(self) -> Towers:
+    def _architecture(self) -> CLIPConfig:
         with readable(self.name, "path", self._folder):
-            config = CLIPConfig.from_pretrained(self._folder)
+            return CLIPConfig.from_pretrained(self._folder)
+
+    @cached_property
+    def _tokenizer(self) -> Any:
+        with readable(self.name, "base", self._base):
+            return AutoTokenizer.from_pretrained(self._base)
+
+    def text_readers(self) -> Sequence[TextReader]:
+        """CLIP's text tower."""
+        length = self._architecture.text_config.max_position_embeddings
+        return [TextReader(f"reward {self.name}", length, partial(all_tokens, self._tokenizer))]
+
+    @cached_property
+    def _towers(self) -> Towers:
+        config, tokenizer = self._architecture, self._tokenizer
         with readable(self.name, "base", self._base):
             processor = CLIPImageProcessorPil.from_pretrained(self._base)
-            tokenizer = AutoTokenizer.from_pretrained(self._base)
         weights = load_weights(self.name, self._weights_file)
         model = build_clip(self.name, self._weights_file, weights, config, torch_dtype(self._precision), self._home)
         length = config.text_config.max_position_embeddings

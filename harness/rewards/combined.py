@@ -6,6 +6,7 @@ from torch import Tensor
 
 from harness.rewards.base import Pending, Reward
 from harness.trained_reward import Normalisation, TrainedReward
+from harness.truncation import TextReader
 
 
 class WeightedSum(Reward):
@@ -76,6 +77,10 @@ class WeightedSum(Reward):
         """Raise what a component raises."""
         for reward in self._components:
             reward.check_prompt(prompt)
+
+    def text_readers(self) -> Sequence[TextReader]:
+        """Those of the components."""
+        return [reader for reward in self._components for reader in reward.text_readers()]
 
     def check_ready(self) -> None:
         """Raise what a component raises."""

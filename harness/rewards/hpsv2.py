@@ -13,8 +13,9 @@ from harness.config import RewardConfig
 from harness.rewards.batched import ImageError
 from harness.rewards.checkpoints import PUBLISHED, load_weights, locate_file, sha256_of, torch_dtype
 from harness.rewards.clip import ClipCosine, Towers, build_clip
-from harness.rewards.open_clip import END, ClipTokenizer, to_transformers
+from harness.rewards.open_clip import CONTEXT_LENGTH, END, ClipTokenizer, to_transformers
 from harness.rewards.twins import TWIN_PREFIX, clip_architecture
+from harness.truncation import TextReader
 
 SIDE = 224
 _MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -92,11 +93,17 @@ class HpsV2(ClipCosine):
         return locate_file(self.name, "path", self._place)
 
     @cached_property
-    def _towers(self) -> Towers:
-        tokenizer = ClipTokenizer()
+    def _tokenizer(self) -> ClipTokenizer:
+        return ClipTokenizer()
 
+    def text_readers(self) -> Sequence[TextReader]:
+        """CLIP's text tower."""
+        return [TextReader(f"reward {self.name}", CONTEXT_LENGTH, self._tokenizer.encode)]
+
+    @cached_property
+    def _towers(self) -> Towers:
         def tokens(texts: Sequence[str]) -> dict[str, Tensor]:
-            return {"input_ids": tokenizer(texts)}
+            return {"input_ids": self._tokenizer(texts)}
 
         weights = to_transformers(load_weights(self.name, self._checkpoint))
         model = build_clip(

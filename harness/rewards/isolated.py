@@ -7,18 +7,21 @@ import tempfile
 import threading
 import weakref
 from collections.abc import Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 import torch
 from torch import Tensor
+from transformers import AutoTokenizer
 
 from harness.config import ROOT, RewardConfig
 from harness.rewards.base import RewardError
 from harness.rewards.batched import ImageError, RemoteReward
-from harness.rewards.checkpoints import PUBLISHED, locate, locate_file, sha256_of
+from harness.rewards.checkpoints import PUBLISHED, locate, locate_file, readable, sha256_of
 from harness.rewards.frames import FrameError, read_frame, read_reply, request, write_frame
+from harness.rewards.open_clip import CONTEXT_LENGTH, ClipTokenizer
+from harness.truncation import TextReader, all_tokens
 
 ENVIRONMENTS = ROOT / ".venvs"
 """One folder a reward, made by ``make reward-env REWARD=name``."""
@@ -26,6 +29,8 @@ REQUIREMENTS = Path(__file__).parent / "environments"
 
 _NEEDS = {"imagereward": ("ImageReward.pt", "med_config.json")}
 """Files that a checkpoint folder must have; the other checkpoints are one file."""
+_IMAGEREWARD_TOKENS = 35
+"""To which the image-reward package cuts a prompt."""
 
 
 class WorkerDied(Exception):
@@ -136,6 +141,22 @@ class IsolatedReward(RemoteReward):
         _ = self.command  # an environment that is missing is an error now, not at the first score
         files = [REQUIREMENTS / f"{self.name}.txt", *_files_of(path), *([] if base is None else _small_files_of(base))]
         return f"{sha256_of(files)}:package:{self._precision}"
+
+    def text_readers(self) -> Sequence[TextReader]:
+        """What the package's text encoder is given: CLIP's 77 tokens, or BERT's 35; hpsv3 is given all.
+
+        Raises:
+            RewardError: the tokenizer is not on this machine.
+        """
+        if self.name == "hpsv2":
+            return [TextReader(f"reward {self.name}", CONTEXT_LENGTH, ClipTokenizer().encode)]
+        if self.name == "imagereward":
+            base = self._places[1]
+            assert base is not None
+            with readable(self.name, "base", base):
+                tokenizer = AutoTokenizer.from_pretrained(base)
+            return [TextReader(f"reward {self.name}", _IMAGEREWARD_TOKENS, partial(all_tokens, tokenizer))]
+        return ()
 
     def close(self) -> None:
         """End the worker; the next score starts another."""

@@ -57,11 +57,14 @@ class ClipTokenizer:
             RewardError: a text needs mending (it is not plain ASCII), and ftfy is not installed.
         """
         ids = torch.zeros(len(texts), CONTEXT_LENGTH, dtype=torch.long)
-        for row, text in enumerate(texts):
-            found = self._tokenizer.encode(clean(text)).ids[: CONTEXT_LENGTH - 2]
-            tokens = torch.tensor([START, *found, END])
+        for row, found in enumerate(self.encode(texts)):
+            tokens = torch.tensor([*found[:-1][: CONTEXT_LENGTH - 1], END])
             ids[row, : len(tokens)] = tokens
         return ids
+
+    def encode(self, texts: Sequence[str]) -> list[list[int]]:
+        """All tokens of each text, however many; raises as a call does."""
+        return [[START, *found.ids, END] for found in self._tokenizer.encode_batch([clean(text) for text in texts])]
 
 
 def clean(text: str) -> str:

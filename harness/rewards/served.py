@@ -25,6 +25,7 @@ from harness.config import RewardConfig
 from harness.rewards.base import Reward, RewardError
 from harness.rewards.batched import ImageError, RemoteReward
 from harness.rewards.frames import FrameError, pack, read_frame, read_reply, read_request, reply, request
+from harness.truncation import TextReader
 
 _LONGEST_BODY = 2**32
 
@@ -56,6 +57,10 @@ class ServedReward(RemoteReward):
     def check_prompt(self, prompt: str) -> None:
         """Raise ValueError if a reward of this name, here, could not score the prompt."""
         self._local.check_prompt(prompt)
+
+    def text_readers(self) -> Sequence[TextReader]:
+        """Those of a reward of this name, here; raises RewardError if its tokenizer is not on this machine."""
+        return self._local.text_readers()
 
     @cached_property
     def _local(self) -> Reward:

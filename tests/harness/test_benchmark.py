@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import shutil
 from collections.abc import Sequence
 from dataclasses import replace
@@ -14,10 +15,11 @@ from PIL import Image
 from torch import Tensor
 
 from harness.benchmark import Benchmark, Score, left_out, table
-from harness.checkpoints import find_checkpoint
+from harness.checkpoints import Checkpoint, find_checkpoint
 from harness.cli import main
 from harness.config import ConfigError, RewardConfig, merge, parse_overrides
-from harness.pictures import SEEDS
+from harness.models.trained import load_policy
+from harness.pictures import SEEDS, write_pictures
 from harness.prompts import PromptList, read_prompts
 from harness.rewards import Reward, readiness
 from harness.rewards.assets import AssetError
@@ -238,12 +240,11 @@ def test_sample_draws_each_prompt_from_each_seed_and_the_files_say_what_they_sho
     arguments = [part for prompt in words for part in ("--prompt", prompt)]
     arguments += ["--seed", "1", "--seed", "2", "--output", str(tmp_path)]
     assert run_command("sample", str(lora_run.folder), *arguments) == 0
-    files = sorted(path.name for path in tmp_path.iterdir())
-    assert files == [
-        "000-the-word-harbor-in-red-on-yellow-seed1.png",
-        "000-the-word-harbor-in-red-on-yellow-seed2.png",
-        "001-the-word-tin-in-red-on-yellow-seed1.png",
-        "001-the-word-tin-in-red-on-yellow-seed2.png",
+    files = sorted(path.name for path in tmp_path.glob("*.png"))
+    assert [re.sub("-[0-9a-f]{8}-", "-", name) for name in files] == [
+        f"flow-grpo-random-seed-0-the-word-{word}-in-red-on-yellow-seed{seed}.png"
+        for word in ("harbor", "tin")
+        for seed in (1, 2)
     ]
     assert capsys.readouterr().out.splitlines() == [str(tmp_path / name) for name in files]
     picture = Image.open(tmp_path / files[0])
@@ -251,6 +252,53 @@ def test_sample_draws_each_prompt_from_each_seed_and_the_files_say_what_they_sho
     assert picture.info["prompt"] == words[0]
     assert (picture.info["seed"], picture.info["checkpoint"]) == ("1", "flow_grpo random, seed 0")
     assert picture.tobytes() != Image.open(tmp_path / files[1]).tobytes()
+
+
+def test_pictures_of_other_prompts_and_weights_stay_beside_each_other(tmp_path: Path) -> None:
+    config = find_checkpoint("base", "paper-dry").config
+    prompts = ["一只红色的狐狸", "两只猫头鹰", "a fox " * 60 + "left", "a fox " * 60 + "right", "con", "../../a?b*c:"]
+    policies = [load_policy(Checkpoint("base", config), CPU, prompts) for _ in range(2)]
+    with torch.no_grad():
+        for parameter in policies[1].transformer.parameters():
+            parameter *= 1.5
+    written = [
+        path
+        for about in ({"checkpoint": "base"}, {"checkpoint": "LoRA"})
+        for policy in policies
+        for path in write_pictures(policy, prompts, [1], tmp_path / "new", about)
+    ]
+    assert len(set(written)) == len(written) == len(list((tmp_path / "new").glob("*.png"))) == 24
+    assert all(re.fullmatch(r"[a-z0-9-]{1,140}\.png", path.name) for path in written)
+    again = list(write_pictures(policies[0], prompts, [1], tmp_path / "new", {"checkpoint": "base"}))
+    assert again == written[:6]
+    lines = [json.loads(line) for line in (tmp_path / "new" / "pictures.jsonl").read_text("utf-8").splitlines()]
+    assert [line["file"] for line in lines] == [path.name for path in written]
+    for line in lines:
+        assert Image.open(tmp_path / "new" / line["file"]).info["prompt"] == line["prompt"]
+
+
+def test_a_folder_that_holds_another_evaluation_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = (
+        "evaluate",
+        "base",
+        "--rewards",
+        "colour",
+        "--steps",
+        "2",
+        "--grid-prompts",
+        "0",
+        "--output",
+        str(tmp_path),
+    )
+    lists = [tmp_path / f"{word}.txt" for word in ("harbor", "tin")]
+    for file in lists:
+        file.write_text(f'the word "{file.stem}" in red on yellow\n', encoding="utf-8")
+    assert run_command(*arguments, "--prompts", str(lists[0])) == 0
+    before = (tmp_path / "evaluation.json").read_bytes()
+    assert run_command(*arguments, "--prompts", str(lists[1])) == 2
+    assert "holds another evaluation" in capsys.readouterr().err
+    assert (tmp_path / "evaluation.json").read_bytes() == before
+    assert run_command(*arguments, "--prompts", str(lists[0])) == 0
 
 
 def test_sample_wants_prompts_in_one_way(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,0 +1,71 @@
+"""What text encoders and rewards leave unread of long prompts: counted, and said once a list."""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from harness.errors import HarnessError
+
+
+@dataclass(frozen=True)
+class TextReader:
+    """A text encoder that reads the start of a prompt only."""
+
+    name: str
+    limit: int
+    """Tokens it reads, the one that ends the text among them."""
+    encode: Callable[[Sequence[str]], Sequence[Sequence[int]]]
+    """Prompts -> their tokens, all of them."""
+
+
+class ReadsText(Protocol):
+    """A policy or a reward."""
+
+    def text_readers(self) -> Sequence[TextReader]:
+        """Its text encoders that read the start of a prompt only."""
+
+
+def all_tokens(tokenizer: Any, prompts: Sequence[str]) -> Sequence[Sequence[int]]:
+    """Tokens by a tokenizer of transformers, uncut and without its warning that they are many."""
+    return tokenizer(list(prompts), truncation=False, verbose=False).input_ids if prompts else []
+
+
+def truncations(sources: Iterable[ReadsText], prompts: Sequence[str], where: str) -> list[str]:
+    """A line for each reader that cuts prompts of a list off: how many, the first, and whether two become the same.
+
+    Args:
+        sources: what will read the prompts.
+        prompts: of one list.
+        where: how the lines call the list.
+    """
+    lines = []
+    for source in sources:
+        try:
+            found = (_line(reader, prompts, where) for reader in source.text_readers())
+            lines += [line for line in found if line is not None]
+        except HarnessError as error:
+            lines.append(f"{where}: whether prompts are cut off is not known: {error}")
+    return lines
+
+
+def _line(reader: TextReader, prompts: Sequence[str], where: str) -> str | None:
+    alike: dict[tuple[int, ...], list[str]] = defaultdict(list)
+    cut = []
+    for prompt, tokens in zip(prompts, reader.encode(prompts), strict=True):
+        alike[tuple(tokens[: reader.limit - 1])].append(prompt)
+        if len(tokens) > reader.limit:
+            cut.append(prompt)
+    if not cut:
+        return None
+    line = f"{where}: {reader.name} reads {reader.limit} tokens of a prompt: {len(cut)} of {len(prompts)} are cut off"
+    line += f", the first is {_short(cut[0])}"
+    shared = [group for group in alike.values() if len(group) > 1 and not set(group).isdisjoint(cut)]
+    if shared:
+        same = f"{_short(shared[0][0])} and {_short(shared[0][1])}"
+        line += f"; {sum(map(len, shared))} of them are the same to it as another one, such as {same}"
+    return line
+
+
+def _short(prompt: str) -> str:
+    return repr(prompt if len(prompt) <= 60 else f"{prompt[:40]}...{prompt[-17:]}")
