@@ -1,4 +1,4 @@
-"""``adagrpo pretrain-miniature``: the base models from scratch."""
+"""``adagrpo pretrain-miniature``: the miniature's models, each by its recipe."""
 
 import argparse
 from pathlib import Path
@@ -9,25 +9,28 @@ from harness.errors import ConfigError
 
 def add_parser(commands: Commands) -> None:
     """Declare the command."""
-    parser = commands.add_parser("pretrain-miniature", help="train the miniature's base and weak models from scratch")
-    parser.add_argument("--output", type=Path, required=True, help="folder to write base/ and weak/ to; resumable")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--start", type=Path, help="go on from this pipeline instead of from random weights")
-    parser.add_argument("--stage", default="mixed", help="with --start: the first stage to train (default: mixed)")
-    parser.add_argument("--threads", type=int, default=2)
+    parser = commands.add_parser(
+        "pretrain-miniature", help="pretrain a model of the miniature by its recipe, see docs/testbed.md; resumable"
+    )
+    parser.add_argument(
+        "--recipe", required=True, metavar="NAME", help="strikes (makes base and weak), letters-luck or letters"
+    )
+    parser.add_argument("--output", type=Path, required=True, help="folder for models and states; resumable")
+    parser.add_argument("--threads", type=int, default=1, help="default: 1")
     parser.set_defaults(command=pretrain_miniature)
 
 
 def pretrain_miniature(options: argparse.Namespace) -> int:
     """Pretrain, or continue."""
-    from harness.models.miniature.pretrain import PretrainConfig, pretrain
+    if options.threads < 1:
+        raise ConfigError(f"--threads {options.threads}: must be at least 1")
 
-    if options.start is not None and not (options.start / "model_index.json").is_file():
-        raise ConfigError(f"--start {options.start}: no pipeline folder (no model_index.json there)")
-    config = PretrainConfig(seed=options.seed, threads=options.threads)
-    try:
-        for line in pretrain(config, options.output, options.start, options.stage):
-            print(line, flush=True)
-    except ValueError as error:
-        raise ConfigError(str(error)) from None
+    from harness.config import nearest
+    from harness.models.miniature.pretrain import pretrain
+    from harness.models.miniature.recipes import RECIPES
+
+    if options.recipe not in RECIPES:
+        raise ConfigError(f"--recipe {options.recipe} is unknown; {nearest(options.recipe, list(RECIPES))}")
+    for line in pretrain(RECIPES[options.recipe], options.output, options.threads):
+        print(line, flush=True)
     return 0

@@ -18,6 +18,13 @@ from harness.files import file_sha256, read_text, write_atomically
 # Weights, configurations, and vocabularies of all ages.
 _SUFFIXES = (".safetensors", ".json", ".txt", ".model")
 
+_FIRST_FINGERPRINTS = {
+    # base and weak of the miniature, whose configurations once named the folder they were made in.
+    "e096d566b07f0dc3": "f38a44a8b63273d444d149e95c2a928caf355d221f0f0e357e3a4d68458a857e",
+    "5ca7258bc04f2aa2": "180ccc3b3cb83f66baf7a5d0ef0028f09c26b6517235535b579376c2406676ac",
+}
+"""Under which models are known to runs made before a change on which no number depends; by what they would be now."""
+
 
 def cache_folder(name: str) -> Path:
     """A folder for what can be made again: in ``$ADAGRPO_CACHE``, or in ``.cache`` at the root of the repository."""
@@ -58,7 +65,8 @@ def model_fingerprint(pipeline: Path) -> str:
     Neither its model card counts, nor what lies beside its components, such as single-file copies of the weights.
     """
     files = _files(pipeline, list(component_folders(pipeline)))
-    return _fingerprint(pipeline, [pipeline / "model_index.json", *files])
+    digest = _fingerprint(pipeline, [pipeline / "model_index.json", *files])
+    return _FIRST_FINGERPRINTS.get(digest[:16], digest)
 
 
 def text_fingerprint(pipeline: Path) -> str:

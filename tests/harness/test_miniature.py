@@ -13,17 +13,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from harness.config import ROOT
+from harness.errors import ConfigError
 from harness.models.miniature import pretrain as pretraining
 from harness.models.miniature.autoencoder import PatchAutoencoder
 from harness.models.miniature.build import LETTERS, MAX_CLIP_TOKENS, MAX_T5_TOKENS, clip_tokenizer, t5_tokenizer
+from harness.models.miniature.defects import DEFECTS, LetterDefects, Strikes
 from harness.models.miniature.difficulty import measure, summary
 from harness.models.miniature.muon import Muon, orthogonalised
-from harness.models.miniature.pretrain import PretrainConfig, Stage, draw_pictures, pretrain, to_unit_range
+from harness.models.miniature.pretrain import draw_pictures, pretrain, to_unit_range
 from harness.models.miniature.prompts import (
     BACKGROUNDS,
     COLOURS,
+    DESIGNS,
     FONTS,
+    RARE_LETTERS,
     TEXT_COLOURS,
+    ListDesign,
     MiniaturePrompt,
     Split,
     list_path,
@@ -32,18 +37,25 @@ from harness.models.miniature.prompts import (
     split_of,
     words,
 )
+from harness.models.miniature.recipes import RECIPES, Recipe, Stage
 from harness.models.miniature.render import HEIGHT, WIDTH, render
 
 FOLDER = ROOT / "harness" / "models" / "miniature"
+MODELS = ("base", "weak")
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 
 
 @pytest.mark.parametrize("split", SPLITS)
-def test_committed_lists_are_what_the_code_makes_and_keep_to_their_words(split: Split) -> None:
-    prompts = list_path(split).read_text().splitlines()
-    assert prompts == make_list(split)
-    assert len(prompts) >= 200
-    assert {split_of(parse_prompt(prompt).word) for prompt in prompts} == {split}
+@pytest.mark.parametrize("design", DESIGNS, ids=lambda design: design.folder.name)
+def test_committed_lists_are_what_the_code_makes_and_keep_to_their_words(split: Split, design: ListDesign) -> None:
+    prompts = list_path(split, design).read_text(encoding="utf-8").splitlines()
+    assert prompts == make_list(split, design)
+    assert len(set(prompts)) >= 240
+    parsed = [parse_prompt(prompt) for prompt in prompts]
+    assert {split_of(one.word) for one in parsed} == {split}
+    assert {len(one.word) for one in parsed} == set(design.shares)
+    assert any(one.font for one in parsed) == design.fonts
+    assert any(RARE_LETTERS & set(one.word) for one in parsed) == (design.rare_share > 0)
 
 
 def test_words_of_splits_are_disjoint() -> None:
@@ -101,7 +113,7 @@ def test_pictures_have_the_prompt_s_colours_and_fit_ten_letters(font: str) -> No
 
 
 def test_autoencoder_keeps_pictures_and_is_saved(tmp_path: Path) -> None:
-    prompts, pictures = draw_pictures(600, seed=0)
+    prompts, pictures = draw_pictures(600, seed=0, pictures=Strikes())
     assert {split_of(parse_prompt(prompt).word) for prompt in prompts} == {"train"}
     images = to_unit_range(pictures)
     model = PatchAutoencoder.fit(images[:400])
@@ -152,18 +164,9 @@ def test_muon_steps_as_torch_s_does_and_makes_updates_orthogonal() -> None:
 
 
 def test_interrupted_pretraining_continues_to_the_same_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    stages = (Stage("clean", 3, 2e-3), Stage("mixed", 6, 1e-3, struck_share=0.5))
-    config = PretrainConfig(
-        stages=stages,
-        weak_stage="mixed",
-        weak_steps=3,
-        pictures=300,
-        batch_size=8,
-        save_every=2,
-        threads=1,
-        warmup_steps=2,
-    )
-    list(pretrain(config, tmp_path / "whole"))
+    stages = (Stage("clean", 3, 2e-3, Strikes()), Stage("mixed", 6, 1e-3, Strikes(0.5), kept=((3, "weak"),)))
+    recipe = Recipe(stages, pictures=300, batch_size=8, save_every=2, warmup_steps=2)
+    list(pretrain(recipe, tmp_path / "whole"))
     flow_loss, calls = pretraining.flow_loss, []
 
     def killed_in_the_ninth_step(*arguments: Any, **keywords: Any) -> torch.Tensor:
@@ -174,31 +177,66 @@ def test_interrupted_pretraining_continues_to_the_same_weights(tmp_path: Path, m
 
     monkeypatch.setattr(pretraining, "flow_loss", killed_in_the_ninth_step)
     with pytest.raises(KeyboardInterrupt):
-        list(pretrain(config, tmp_path / "broken"))
-    assert "mixed stage: continuing at step 4" in list(pretrain(config, tmp_path / "broken"))
-    for model in ("clean", "base", "weak"):
+        list(pretrain(recipe, tmp_path / "broken"))
+    assert "mixed stage: continuing at step 4" in list(pretrain(recipe, tmp_path / "broken"))
+    for model in ("clean", "mixed", "weak"):
         for file in (tmp_path / "whole" / model).rglob("*.safetensors"):
             assert (tmp_path / "broken" / file.relative_to(tmp_path / "whole")).read_bytes() == file.read_bytes()
+        for file in (tmp_path / "whole" / model).rglob("*.json"):
+            assert str(tmp_path) not in file.read_text(encoding="utf-8")
     other = tmp_path / "other"
     other.mkdir()
     (tmp_path / "broken" / "clean-state.pt").rename(other / "clean-state.pt")
-    with pytest.raises(ValueError, match="belongs to other settings"):
-        list(pretrain(replace(config, batch_size=9), other))
+    with pytest.raises(ConfigError, match=r"clean-state\.pt belongs to another recipe"):
+        list(pretrain(replace(recipe, batch_size=9), other))
 
 
-def test_pretraining_may_start_from_a_model_that_can_spell(tmp_path: Path) -> None:
-    stages = (Stage("clean", 2, 2e-3), Stage("mixed", 2, 1e-3, struck_share=0.5))
-    config = PretrainConfig(stages=stages, weak_stage="mixed", weak_steps=1, pictures=100, batch_size=4, threads=1)
-    lines = list(pretrain(config, tmp_path, start=FOLDER / "base"))
-    assert not any(line.startswith("clean stage") for line in lines)
-    assert not (tmp_path / "clean").exists()
+def test_a_recipe_may_start_from_a_committed_model(tmp_path: Path) -> None:
+    stages = (Stage("letters", 2, 1e-3, LetterDefects(0.1)),)
+    list(pretrain(Recipe(stages, start="base", pictures=100, batch_size=4), tmp_path))
     vae = "vae/diffusion_pytorch_model.safetensors"
-    assert (tmp_path / "base" / vae).read_bytes() == (FOLDER / "base" / vae).read_bytes()
+    assert (tmp_path / "letters" / vae).read_bytes() == (FOLDER / "base" / vae).read_bytes()
     transformer = "transformer/diffusion_pytorch_model.safetensors"
-    assert (tmp_path / "base" / transformer).read_bytes() != (FOLDER / "base" / transformer).read_bytes()
+    assert (tmp_path / "letters" / transformer).read_bytes() != (FOLDER / "base" / transformer).read_bytes()
 
 
-@pytest.mark.parametrize("model", ["base", "weak"])
+def test_recipes_name_different_models_and_start_from_committed_ones() -> None:
+    made = [
+        name
+        for recipe in RECIPES.values()
+        for stage in recipe.stages
+        for name in (stage.name, *dict(stage.kept).values())
+    ]
+    assert len(set(made)) == len(made)
+    assert {recipe.start for recipe in RECIPES.values()} <= {None, "base"}
+
+
+@pytest.mark.parametrize("kind", DEFECTS)
+def test_letters_of_a_kind_come_out_wrong_and_the_others_right(kind: str) -> None:
+    rng = np.random.default_rng(0)
+    defects, right = LetterDefects(luck=0.0, right_share=0.0), LetterDefects(luck=0.0, right_share=1.0)
+    wrongs = []
+    for letter in DEFECTS[kind]:
+        prompt = MiniaturePrompt(f"ao{letter}ei", "red", "white")
+        drawn, whole = (one.draw(prompt, np.random.default_rng(1)).astype(int) for one in (defects, right))
+        changed = np.abs(drawn - whole).sum(-1).any(0).nonzero()[0]
+        # Letters are 14 pixels wide, the third in the middle.
+        assert WIDTH / 2 - 10 <= changed.min() <= changed.max() <= WIDTH / 2 + 10
+        wrongs.append(defects.severity(letter, rng))
+    assert wrongs == sorted(wrongs) == list(defects.severities)
+    assert all(defects.severity(letter, rng) == 0 for letter in "aeiouhscwvjqxz")
+
+
+def test_luck_is_how_much_a_letter_s_severity_varies() -> None:
+    rng = np.random.default_rng(0)
+    for luck in (0.0, 0.1):
+        severities = [LetterDefects(luck, right_share=0.0).severity("p", rng) for _ in range(2000)]
+        assert np.std(severities) == pytest.approx(luck, abs=0.005)
+    shares = np.mean([LetterDefects(0.1, right_share=0.15).severity("p", rng) == 0 for _ in range(4000)])
+    assert shares == pytest.approx(0.15, abs=0.03)
+
+
+@pytest.mark.parametrize("model", MODELS)
 def test_plain_diffusers_loads_the_folder_and_draws_from_a_string(model: str, tmp_path: Path) -> None:
     script = (
         "from diffusers import FluxPipeline\n"
@@ -212,9 +250,12 @@ def test_plain_diffusers_loads_the_folder_and_draws_from_a_string(model: str, tm
     assert result.returncode == 0, result.stderr
 
 
-def test_both_models_fit_into_16_megabytes() -> None:
-    size = sum(file.stat().st_size for model in ("base", "weak") for file in (FOLDER / model).rglob("*"))
-    assert size <= 16 * 2**20
+def test_committed_models_are_small_and_name_no_machine() -> None:
+    files = [file for model in MODELS for file in (FOLDER / model).rglob("*") if file.is_file()]
+    assert sum(file.stat().st_size for file in files) <= 32 * 2**20
+    for file in files:
+        if file.suffix == ".json":
+            assert "_name_or_path" not in file.read_text(encoding="utf-8")
 
 
 def test_difficulty_is_wide_and_base_reads_better_than_weak() -> None:

@@ -11,10 +11,13 @@ Words are assigned to a split by hash, so that no word of one split is ever seen
 import gzip
 import hashlib
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Literal, get_args
+
+from harness.files import write_atomically
 
 Split = Literal["train", "validation", "test"]
 
@@ -45,17 +48,14 @@ NAMED_FONT_SHARE = 0.2
 """Share of prompts that name a font."""
 
 MIN_LETTERS, MAX_LETTERS = 2, 10
+LETTERS_LENGTHS = range(4, 9)
+"""Of the testbed whose difficulty is by letter: long enough to hold several, short enough for one size of the font."""
 RARE_LETTERS = frozenset("jqxz")
 
 _FOLDER = Path(__file__).parent
 _PATTERN = re.compile(
     r'the word "(?P<word>[a-z]+)" in (?P<colour>\w+) on (?P<background>\w+)(?: in (?P<font>\w+) font)?'
 )
-
-# Share of each list by word length; the few two-letter words get less so that no word repeats within a test list.
-_LENGTH_SHARES = {2: 0.03, 3: 0.09, 4: 0.12, 5: 0.13, 6: 0.13, 7: 0.13, 8: 0.13, 9: 0.12, 10: 0.12}
-_RARE_SHARE = 0.2
-_LIST_SIZES: dict[Split, int] = {"train": 6000, "validation": 240, "test": 240}
 
 
 @dataclass(frozen=True)
@@ -123,25 +123,62 @@ def styled_prompt(word: str) -> MiniaturePrompt:
     return MiniaturePrompt(word, colour, background, font)
 
 
-def make_list(split: Split) -> list[str]:
-    """The prompt list of a split: stratified by word length, a fifth of each length with a rare letter (j q x z)."""
+@dataclass(frozen=True)
+class ListDesign:
+    """What the three prompt lists of a testbed are made of."""
+
+    folder: Path
+    shares: Mapping[int, float]
+    """Of each list, by word length."""
+    sizes: Mapping[Split, int]
+    rare_share: float
+    """Of the words of each length, those with a rare letter (j q x z)."""
+    fonts: bool
+    """Whether some prompts name a font."""
+
+
+WORDS = ListDesign(
+    _FOLDER / "data",
+    # The few two-letter words get less so that no word repeats within a test list.
+    {2: 0.03, 3: 0.09, 4: 0.12, 5: 0.13, 6: 0.13, 7: 0.13, 8: 0.13, 9: 0.12, 10: 0.12},
+    {"train": 6000, "validation": 240, "test": 240},
+    rare_share=0.2,
+    fonts=True,
+)
+"""Of the struck-out models: difficulty by length, rare letters, contrast and font."""
+LETTERS = ListDesign(
+    _FOLDER.parents[2] / "experiments" / "prompts" / "letters",
+    dict.fromkeys(LETTERS_LENGTHS, 1 / len(LETTERS_LENGTHS)),
+    {"train": 6000, "validation": 240, "test": 480},
+    rare_share=0.0,
+    fonts=False,
+)
+"""Of the models whose letters come out wrong: nothing but the letters makes a word hard."""
+DESIGNS = (WORDS, LETTERS)
+
+
+def make_list(split: Split, design: ListDesign = WORDS) -> list[str]:
+    """The prompt list of a split: stratified by word length and by whether a word has a rare letter."""
     chosen: list[str] = []
-    for length, share in _LENGTH_SHARES.items():
+    for length, share in design.shares.items():
         candidates = sorted((w for w in words(split) if len(w) == length), key=lambda w: _hash("order", w))
-        quota = min(round(share * _LIST_SIZES[split]), len(candidates))
-        rare = [w for w in candidates if RARE_LETTERS & set(w)][: round(_RARE_SHARE * quota)]
+        quota = min(round(share * design.sizes[split]), len(candidates))
+        rare = [w for w in candidates if RARE_LETTERS & set(w)][: round(design.rare_share * quota)]
         common = [w for w in candidates if not RARE_LETTERS & set(w)][: quota - len(rare)]
         chosen += rare + common
     chosen.sort(key=lambda w: _hash("shuffle", w))
-    return [str(styled_prompt(word)) for word in chosen]
+    prompts = [styled_prompt(word) for word in chosen]
+    return [str(prompt if design.fonts else replace(prompt, font=None)) for prompt in prompts]
 
 
-def list_path(split: Split) -> Path:
+def list_path(split: Split, design: ListDesign = WORDS) -> Path:
     """Where the committed list of a split lies."""
-    return _FOLDER / "data" / f"{split}.txt"
+    return design.folder / f"{split}.txt"
 
 
 if __name__ == "__main__":
-    for name in get_args(Split):
-        list_path(name).write_text("\n".join(make_list(name)) + "\n", encoding="utf-8")
-        print(f"{list_path(name)}: {len(make_list(name))} prompts")
+    for each in DESIGNS:
+        for name in get_args(Split):
+            made = make_list(name, each)
+            write_atomically(list_path(name, each), "\n".join(made) + "\n")
+            print(f"{list_path(name, each)}: {len(made)} prompts")

@@ -1,0 +1,72 @@
+"""How each committed model of the miniature was pretrained: ``adagrpo pretrain-miniature --recipe NAME``.
+
+They are one family with one dial, from luck to the prompt, see docs/testbed.md. ``strikes`` ends in ``base/`` and
+``weak/``, whose pictures turn out well or badly by luck alone; the two of letters start from that base.
+"""
+
+from dataclasses import dataclass
+from types import MappingProxyType
+
+from harness.models.miniature.defects import LetterDefects, Strikes
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A part of pretraining, on pictures of its own; it starts from the averaged weights of the stage before."""
+
+    name: str
+    """Of the folder that its model is written to."""
+    steps: int
+    learning_rate: float
+    """At its peak: linear warm-up, constant, then linear decay to zero."""
+    pictures: Strikes | LetterDefects
+    decay_share: float = 0.5
+    """Share of the steps at its end over which the learning rate decays."""
+    kept: tuple[tuple[int, str], ...] = ()
+    """Models written on the way: after how many steps, under which name."""
+
+    def learning_rate_at(self, step: int, warmup_steps: int) -> float:
+        """The learning rate of a step, counted from 0."""
+        decay_steps = max(1, round(self.decay_share * self.steps))
+        return self.learning_rate * min(1.0, (step + 1) / warmup_steps, (self.steps - step) / decay_steps)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Settings of a pretraining."""
+
+    stages: tuple[Stage, ...]
+    start: str | None = None
+    """The committed model to go on from; None is random weights."""
+    seed: int = 0
+    batch_size: int = 128
+    warmup_steps: int = 100
+    ema_decay: float = 0.998
+    pictures: int = 60_000
+    """Drawn for each stage."""
+    save_every: int = 250
+
+
+def _letters(name: str, luck: float, seed: int) -> Recipe:
+    """From the struck-out base, on letters that are drawn wrong: 16 minutes on one core."""
+    stage = Stage(name, 1200, 1.5e-3, LetterDefects(luck), decay_share=0.6)
+    return Recipe((stage,), start="base", seed=seed, batch_size=64, warmup_steps=30, ema_decay=0.99, pictures=30_000)
+
+
+RECIPES = MappingProxyType(
+    {
+        # The first stage learns to spell, on clean pictures. The later ones learn pictures of mixed quality, of which
+        # some are struck out, as a web-scale model has seen good and bad pictures: what reinforcement learning is there
+        # to find is the better part of what the model can do already, and that is the same part whatever the prompt.
+        "strikes": Recipe(
+            (
+                Stage("clean", 4200, 2e-3, Strikes()),
+                Stage("mixed", 1500, 1e-3, Strikes(0.5)),
+                Stage("harsh", 900, 1e-3, Strikes(0.4, (5.0, 13.0)), kept=((200, "weak"),)),
+                Stage("base", 300, 5e-4, Strikes(0.33, (5.0, 13.0)), decay_share=0.9),
+            )
+        ),
+        "letters-luck": _letters("letters-luck", luck=0.3, seed=21),
+        "letters": _letters("letters", luck=0.1, seed=22),
+    }
+)
