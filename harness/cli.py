@@ -16,6 +16,7 @@ COMMANDS = (
     "study",
     "sweep",
     "mechanism",
+    "probe",
     "status",
     "doctor",
     "report",

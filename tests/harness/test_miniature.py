@@ -208,7 +208,7 @@ def test_recipes_name_different_models_and_start_from_committed_ones() -> None:
         for name in (stage.name, *dict(stage.kept).values())
     ]
     assert len(set(made)) == len(made)
-    assert {recipe.start for recipe in RECIPES.values()} <= {None, "base"}
+    assert {recipe.start for recipe in RECIPES.values()} <= {None, "base", "letters"}
 
 
 @pytest.mark.parametrize("kind", DEFECTS)

@@ -106,10 +106,8 @@ def _draw_letter(
     right = left + font.getlength("m")
     ink, paper = TEXT_COLOURS[prompt.colour], BACKGROUNDS[prompt.background]
     kind = _KINDS.get(letter) if severity > 0 else None
-    colour = ink
-    if kind == "fade":
-        share = min(_FADE_START + _FADE_SLOPE * severity, _FADE_MOST)
-        colour = tuple(round(i + share * (p - i)) for i, p in zip(ink, paper, strict=True))
+    share = min(_FADE_START + _FADE_SLOPE * severity, _FADE_MOST) if kind == "fade" else 0.0
+    colour = tuple(round(i + share * (p - i)) for i, p in zip(ink, paper, strict=True))
     canvas = ImageDraw.Draw(image)
     canvas.text((left, baseline), letter, font=font, fill=colour, anchor="ls")
     top = baseline - _COVERED_PIXELS * severity

@@ -1,7 +1,8 @@
 """How each committed model of the miniature was pretrained: ``adagrpo pretrain-miniature --recipe NAME``.
 
 They are one family with one dial, from luck to the prompt, see docs/testbed.md. ``strikes`` ends in ``base/`` and
-``weak/``, whose pictures turn out well or badly by luck alone; the two of letters start from that base.
+``weak/``, whose pictures turn out well or badly by luck alone; ``letters`` starts from that base, ``letters-luck`` from
+``letters``.
 """
 
 from dataclasses import dataclass
@@ -47,10 +48,8 @@ class Recipe:
     save_every: int = 250
 
 
-def _letters(name: str, luck: float, seed: int) -> Recipe:
-    """From the struck-out base, on letters that are drawn wrong: 16 minutes on one core."""
-    stage = Stage(name, 1200, 1.5e-3, LetterDefects(luck), decay_share=0.6)
-    return Recipe((stage,), start="base", seed=seed, batch_size=64, warmup_steps=30, ema_decay=0.99, pictures=30_000)
+def _letters(stage: Stage, start: str, seed: int) -> Recipe:
+    return Recipe((stage,), start, seed, batch_size=64, warmup_steps=30, ema_decay=0.99, pictures=30_000)
 
 
 RECIPES = MappingProxyType(
@@ -66,7 +65,10 @@ RECIPES = MappingProxyType(
                 Stage("base", 300, 5e-4, Strikes(0.33, (5.0, 13.0)), decay_share=0.9),
             )
         ),
-        "letters-luck": _letters("letters-luck", luck=0.3, seed=21),
-        "letters": _letters("letters", luck=0.1, seed=22),
+        "letters": _letters(Stage("letters", 1200, 1.5e-3, LetterDefects(0.1), decay_share=0.6), "base", seed=22),
+        # The same letters, but luck outweighs which letter it is.
+        "letters-luck": _letters(
+            Stage("letters-luck", 300, 1e-3, LetterDefects(0.3), decay_share=0.6), "letters", seed=21
+        ),
     }
 )

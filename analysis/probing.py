@@ -1,0 +1,109 @@
+"""What a model, a reward and a prompt list give a rule for choosing prompts to work with: numbers and one table.
+
+A rule can matter only where the prompt decides how well a picture turns out, where prompts differ, and where a group's
+rewards differ, for else nothing is learnt from it.
+"""
+
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from analysis.formats import Entry, entry_text, number
+from analysis.statistics import Interval, Values, intraclass_correlation
+
+BINS = (0.0, 0.1, 0.3, 0.5, 0.7, 0.9, 1.0)
+"""Edges of the distribution of prompt means, for a reward in [0, 1]."""
+NO_SPREAD = 1e-3
+"""A group whose rewards' standard deviation is below this teaches nothing."""
+
+
+def summary(rewards: ArrayLike, groups: ArrayLike, judged: Mapping[str, ArrayLike]) -> dict[str, Any]:
+    """What was measured of a model, in numbers.
+
+    Args:
+        rewards: ``[prompts, noises]`` of deterministic samples, at least 2 of each.
+        groups: ``[prompts, groups, G]`` of siblings as training draws them.
+        judged: ``[prompts, noises]`` of the same pictures by judges that are not trained on.
+    """
+    pictures = np.asarray(rewards, dtype=float)
+    means = pictures.mean(axis=1)
+    spreads = np.asarray(groups, dtype=float).std(axis=2)
+    return {
+        "prompts": pictures.shape[0],
+        "noises": pictures.shape[1],
+        "mean": float(pictures.mean()),
+        "prompt_share": intraclass_correlation(pictures)._asdict(),
+        "prompt_mean_deciles": np.percentile(means, range(10, 100, 10)).tolist(),
+        "prompt_mean_bins": (np.histogram(means, BINS)[0] / len(means)).tolist(),
+        "within_prompt_std": float(np.sqrt(pictures.var(axis=1, ddof=1).mean())),
+        "group_std": {"mean": float(spreads.mean()), "deciles": np.percentile(spreads, [10, 50, 90]).tolist()},
+        "no_spread_share": float((spreads < NO_SPREAD).mean()),
+        "judges": {name: _agreement(pictures, np.asarray(values, dtype=float)) for name, values in judged.items()},
+    }
+
+
+def _agreement(rewards: Values, judged: Values) -> dict[str, float | None]:
+    """Correlations of a judge with the reward: of prompts' means, and of pictures about their prompt's mean."""
+    ours, theirs = (values - values.mean(axis=1, keepdims=True) for values in (rewards, judged))
+    return {
+        "prompts": _correlation(rewards.mean(axis=1), judged.mean(axis=1)),
+        "within_prompts": _correlation(ours.ravel(), theirs.ravel()),
+    }
+
+
+def _correlation(x: Values, y: Values) -> float | None:
+    return None if min(x.std(), y.std()) == 0 else float(np.corrcoef(x, y)[0, 1])
+
+
+def table(summaries: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Markdown lines, a row of facts and a column a model, by name."""
+    judges = dict.fromkeys(judge for one in summaries.values() for judge in one["judges"])
+    rows: list[tuple[str, Sequence[str]]] = [
+        ("prompts x noises", [f"{one['prompts']} x {one['noises']}" for one in summaries.values()]),
+        ("mean reward", [number(one["mean"]) for one in summaries.values()]),
+        (
+            "share of the variance that is the prompt's",
+            [_share_text(Interval(**one["prompt_share"])) for one in summaries.values()],
+        ),
+        (
+            "deciles of prompt means",
+            [" ".join(number(v, 2) for v in one["prompt_mean_deciles"]) for one in summaries.values()],
+        ),
+        *(
+            (
+                f"prompts of mean {low:g} to {high:g}",
+                [f"{one['prompt_mean_bins'][i]:.0%}" for one in summaries.values()],
+            )
+            for i, (low, high) in enumerate(pairwise(BINS))
+        ),
+        ("sd of a prompt's pictures", [number(one["within_prompt_std"]) for one in summaries.values()]),
+        (
+            "sd of a group: mean (deciles 1, 5, 9)",
+            [
+                f"{number(one['group_std']['mean'])} ({' '.join(number(v, 2) for v in one['group_std']['deciles'])})"
+                for one in summaries.values()
+            ],
+        ),
+        ("groups without spread", [f"{one['no_spread_share']:.0%}" for one in summaries.values()]),
+        *(
+            (
+                f"agreement with {judge}: prompts, within a prompt",
+                [_agreement_text(one["judges"].get(judge, {})) for one in summaries.values()],
+            )
+            for judge in judges
+        ),
+    ]
+    lines = [["", *summaries], ["---"] * (len(summaries) + 1), *([label, *cells] for label, cells in rows)]
+    return [f"| {' | '.join(cells)} |" for cells in lines]
+
+
+def _share_text(share: Interval) -> str:
+    return entry_text(Entry(share.estimate, interval=share, digits=2))
+
+
+def _agreement_text(agreement: Mapping[str, float | None]) -> str:
+    values = [agreement.get(key) for key in ("prompts", "within_prompts")]
+    return ", ".join(number(float("nan") if value is None else value, 2) for value in values)
