@@ -2,7 +2,7 @@
 
 import hashlib
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,10 +10,11 @@ import numpy as np
 import pandas as pd
 
 from analysis import claims, paper
+from analysis.afterwards import Reading, read_afterwards, readings_table, sentences
 from analysis.claims import CLAIMED_OVERHEAD, EXPERIMENT, Judgement, Verdict, judge_consistency, judge_overhead
 from analysis.exploratory import ADAGRPO, BASE
-from analysis.formats import MISSING, number
-from analysis.labels import METHOD_NAMES, judge_name
+from analysis.formats import MISSING, markdown, number
+from analysis.labels import judge_name
 from analysis.logs import Logs
 from analysis.study import Study
 from analysis.verdicts import PRIMARY_FAMILY, Compared, cell_of, judge_claims
@@ -56,6 +57,8 @@ class ClaimsTable(NamedTuple):
     """Finished runs of the study."""
     other_protocol: int
     """Of these, made under another version of the protocol than the present one, or under an unknown one."""
+    readings: Sequence[Reading] = ()
+    """Of the primary claims that have pairs: what they say one-sided."""
 
 
 def claims_table(studies: Sequence[Study], logs: Logs) -> ClaimsTable | None:
@@ -76,7 +79,15 @@ def claims_table(studies: Sequence[Study], logs: Logs) -> ClaimsTable | None:
     is_finished = (logs.summary["experiment"] == EXPERIMENT) & (logs.summary["state"] == "finished")
     made_under = [logs.environments[int(i)].get("protocol_sha256") for i in np.flatnonzero(is_finished)]
     others = sum(sha256 != protocol_sha256() for sha256 in made_under)
-    return ClaimsTable(primary, [*exploratory, _consistency(unseen), *_overhead(own)], len(made_under), others)
+    of_reward = {study.reward: study for study in own}
+    again = [
+        read_afterwards(of_reward[one.claim.control.reward], one)
+        for one in compared
+        if one.family == PRIMARY_FAMILY and one.claim.control.reward in of_reward
+    ]
+    readings = [reading for reading in again if reading is not None]
+    exploratory += [_consistency(unseen), *_overhead(own)]
+    return ClaimsTable(primary, exploratory, len(made_under), others, readings)
 
 
 def protocol_sha256() -> str:
@@ -85,7 +96,7 @@ def protocol_sha256() -> str:
 
 
 def claims_frame(table: ClaimsTable) -> pd.DataFrame:
-    """The claims table with all digits and run ids, as tables/claims.csv has it."""
+    """The claims table with run ids, as tables/claims.csv has it."""
     records = []
     for row in (*table.primary, *table.exploratory):
         shown = dict(zip(COLUMNS, row[:9], strict=True)) | {"validation_verdict": row.validation_verdict or ""}
@@ -96,6 +107,8 @@ def claims_frame(table: ClaimsTable) -> pd.DataFrame:
 def claims_markdown(table: ClaimsTable) -> str:
     """Primary and exploratory claims as tables of GitHub's Markdown."""
     parts = [f"**{title}**\n\n{_markdown(rows)}" for title, rows in _titled(table)]
+    if table.readings:
+        parts.append("\n\n".join([*sentences(table.readings), markdown(readings_table(table.readings))]))
     return "\n".join([f"{protocol_note(table)}\n", *parts])
 
 
@@ -110,7 +123,8 @@ def claims_digest(table: ClaimsTable, links: Mapping[str, str]) -> str:
     further = " · ".join(f"[{name}]({address})" for name, address in links.items())
     opening = f"**The paper's claims, tested.** {protocol_note(table)}"
     rest = f"These are the primary claims; {len(table.exploratory)} exploratory ones, and all else: {further}."
-    return f"{opening}\n\n{_markdown(table.primary, columns)}\n{rest}"
+    again = " ".join(sentences(table.readings)) + "\n\n" if table.readings else ""
+    return f"{opening}\n\n{_markdown(table.primary, columns)}\n{again}{rest}"
 
 
 def protocol_note(table: ClaimsTable) -> str:
@@ -162,15 +176,16 @@ def _row(one: Compared) -> Row:
         "correlation": one.correlation,
         "detectable_difference": one.detectable,
         **(_digits("validation_", validation) if validation else {}),
+        "pairs_on_two_processors": one.mixed,
         "run_ids": " ".join(one.run_ids),
     }
     return Row(
         one.family,
         one.claim.statement,
         "" if one.metric == claims.METRIC else one.metric,
-        _PAPER.get(one.claim.name, lambda: MISSING)(),
+        _published(one.claim.name),
         difference_text(one.difference, judgement),
-        f"{one.seeds} of {one.claim.seeds}",
+        f"{one.seeds} of {one.claim.seeds}" + (f" ({one.mixed} on two processors)" if one.mixed else ""),
         one.verdict,
         difference_text(validation.interval.estimate if validation.interval else math.nan, validation)
         if validation
@@ -276,42 +291,10 @@ def _ratio(name: str, column: str, base: pd.DataFrame, ours: pd.DataFrame) -> Ro
 # --- the paper's numbers --------------------------------------------------------------------------------------------
 
 
-def _strategy(better: str, worse: str) -> str:
-    finals = paper.selection_table().set_index("strategy")["final_hpsv3"]
-    return _change(float(finals[worse]), float(finals[better]), "HPS-v3", 2)
-
-
-def _cells(method: str) -> str:
-    base, ours = (_own_reward(method, adagrpo) for adagrpo in (False, True))
-    return _change(base, ours, "HPS-v3", 2)
-
-
-def _own_reward(method: str, adagrpo: bool) -> float:
-    table = paper.main_table()
-    rows = table[(table["training_reward"] == "hpsv3") & (table["method"] == METHOD_NAMES[method])]
-    return float(rows.loc[rows["adagrpo"] == adagrpo, "hpsv3"].item())
-
-
-def _both_parts() -> str:
-    curriculum = paper.selection_table().set_index("strategy")["final_hpsv3"]["curriculum"]
-    return _change(float(curriculum), _own_reward("flow_grpo", True), "HPS-v3", 2)
-
-
-def _change(before: float, after: float, unit: str, digits: int) -> str:
-    change = number(after - before, digits, signed=True)
-    return f"{change} {unit} ({before:.{digits}f} → {after:.{digits}f})"
-
-
-_PAPER: dict[str, Callable[[], str]] = {
-    "curriculum": lambda: _strategy("curriculum", "random"),
-    "medium": lambda: _strategy("medium", "random"),
-    "curriculum-medium": lambda: _strategy("curriculum", "medium"),
-    "easiest": lambda: _strategy("random", "easiest"),
-    "hardest": lambda: _strategy("hardest", "random"),
-    "medium-hardest": lambda: _strategy("medium", "hardest"),
-    "fusion": _both_parts,
-    "flow_grpo": lambda: _cells("flow_grpo"),
-    "dance_grpo": lambda: _cells("dance_grpo"),
-    "flow_cps": lambda: _cells("flow_cps"),
-}
-"""By a claim's name: what the paper reports, one run each, Flow-GRPO on HPS-v3 where it does not say otherwise."""
+def _published(name: str) -> str:
+    """What the paper reports of a claim, one run each, Flow-GRPO on HPS-v3 where it does not say otherwise."""
+    ends = paper.ends_of(name)
+    if ends is None:
+        return MISSING
+    before, after = ends
+    return f"{number(after - before, 2, signed=True)} HPS-v3 ({before:.2f} → {after:.2f})"

@@ -69,6 +69,16 @@ def limits(table: ClaimsTable) -> list[str]:
             f"So many find a true difference of {_range(detectable)} with probability .8: smaller ones may be there "
             "and not be seen."
         )
+    mixed = [row for row in (*table.primary, *table.exploratory) if row.numbers.get("pairs_on_two_processors")]
+    if mixed:
+        counts = {row.statement: (int(row.numbers["pairs_on_two_processors"]), _seeds(row)) for row in mixed}
+        parts = [f"{name}, {count} of {pairs}" for name, (count, pairs) in counts.items() if count < pairs]
+        whole = sum(count == pairs for count, pairs in counts.values())
+        parts += [f"all pairs of {whole} claims"] if whole else []
+        sentences.append(
+            "Pairs whose two runs were made on two models of processor, between which rewards differ as well "
+            f"(docs/study.md says by how much): {'; '.join(parts)}."
+        )
     correlation = _finite(found, "correlation")
     if correlation:
         sentences.append(f"Paired runs correlate by {_range(correlation, 2)}; the less, the less pairing helps.")

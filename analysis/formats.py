@@ -36,9 +36,14 @@ class WideTable(NamedTuple):
 def write_frame(frame: pd.DataFrame, path: Path) -> None:
     """Write a table as CSV, statistics with six significant digits: further ones depend on the processor.
 
-    Whole numbers of integer columns keep all digits. Below 1e-12 there is only what rounding has left of 0.
+    Integers keep all digits. Below 1e-12 there is only what rounding has left of 0.
     """
-    frame.round(12).to_csv(path, index=False, lineterminator="\n", float_format="%.6g", encoding="utf-8")
+
+    # Not float_format, which leaves alone the columns of objects that joining empty tables makes.
+    def shown(value: object) -> object:
+        return f"{round(value, 12) + 0:.6g}" if isinstance(value, float) and math.isfinite(value) else value
+
+    frame.map(shown).to_csv(path, index=False, lineterminator="\n", encoding="utf-8")
 
 
 def number(value: float, digits: int = 3, signed: bool = False) -> str:

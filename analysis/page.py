@@ -11,6 +11,7 @@ import markupsafe
 import pandas as pd
 
 from analysis import paper
+from analysis.afterwards import readings_table, sentences
 from analysis.chosen import chosen_table
 from analysis.claims import EXPERIMENT
 from analysis.claims_table import ClaimsTable, protocol_note
@@ -158,6 +159,8 @@ def _claims(part: ClaimsPart) -> dict[str, Any]:
         "fusion": fusion_rows(table),
         "control": control_sentence(table),
         "limits": limits(table),
+        "again": sentences(table.readings),
+        "readings": readings_table(table.readings) if table.readings else None,
     }
 
 

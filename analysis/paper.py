@@ -1,5 +1,6 @@
 """The paper's published numbers, from results/paper/."""
 
+import math
 from pathlib import Path
 
 import pandas as pd
@@ -64,6 +65,38 @@ def extra_gains() -> pd.DataFrame:
         base, ours = (pair.loc[pair["adagrpo"] == adagrpo, judge].item() for adagrpo in (False, True))
         rows.append((reward, method, (ours - base) / (base - untrained[judge])))
     return pd.DataFrame(rows, columns=["training_reward", "method", "share"])
+
+
+_SELECTIONS = {
+    "curriculum": ("random", "curriculum"),
+    "medium": ("random", "medium"),
+    "curriculum-medium": ("medium", "curriculum"),
+    "easiest": ("easiest", "random"),
+    "hardest": ("random", "hardest"),
+    "medium-hardest": ("hardest", "medium"),
+}
+"""By a claim's name: the strategies that it compares, the worse one first."""
+_METHODS = {"flow_grpo": "Flow-GRPO", "dance_grpo": "DanceGRPO", "flow_cps": "Flow-CPS"}
+"""By a claim's name: the method that + AdaGRPO is said to better."""
+
+
+def ends_of(claim: str) -> tuple[float, float] | None:
+    """Final HPS-v3 of the control and of the treatment of a claim, by its name; None where the paper has none."""
+    strategies = selection_table().set_index("strategy")["final_hpsv3"]
+    rows = main_table()
+    finals = rows[rows["training_reward"] == "hpsv3"].set_index(["method", "adagrpo"])["hpsv3"]
+    if claim in _SELECTIONS:
+        before, after = _SELECTIONS[claim]
+        return float(strategies[before]), float(strategies[after])
+    if claim in _METHODS:
+        return float(finals[_METHODS[claim], False]), float(finals[_METHODS[claim], True])
+    return (float(strategies["curriculum"]), float(finals["Flow-GRPO", True])) if claim == "fusion" else None
+
+
+def relative_gain(claim: str) -> float:
+    """The paper's difference of a claim as a share of its control's gain over the untrained model; NaN for none."""
+    ends = ends_of(claim)
+    return (ends[1] - ends[0]) / (ends[0] - untrained_hpsv3()) if ends else math.nan
 
 
 def overhead() -> float:

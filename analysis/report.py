@@ -101,7 +101,7 @@ def _write_claims(claims: ClaimsTable, output: Path, readme: Path | None) -> Non
 
 
 def _write_tables(parts: Sequence[Part], folder: Path) -> None:
-    """Tables with all digits and run ids as CSV, and as people read them as Markdown and LaTeX."""
+    """Tables with run ids as CSV, and as people read them as Markdown and LaTeX."""
     folder.mkdir(parents=True, exist_ok=True)
     frames = {
         "main": [main_frame(part.study) for part in parts],

@@ -152,6 +152,47 @@ def paired_p_value(
     return 2 * t_distribution(-deviate * math.sqrt((count - 1) / count), count - 1)
 
 
+def one_sided_bounds(treatment: ArrayLike, control: ArrayLike, confidence: float = 0.95) -> Interval:
+    """Lower and upper bound of the mean difference of runs that share seeds, each of which holds with ``confidence``.
+
+    Together they are ``paired_interval`` at 2 confidence - 1. One of them judges a claim that has a direction; both
+    within a margin are two one-sided tests of equivalence.
+
+    Args:
+        treatment: see ``paired_interval``.
+        control: see ``paired_interval``.
+        confidence: of either bound, in (.5, 1).
+
+    Raises:
+        ValueError: different shapes, or fewer than 2 seeds.
+    """
+    return paired_interval(treatment, control, 2 * confidence - 1)
+
+
+def equivalence_p_value(treatment: ArrayLike, control: ArrayLike, margin: float) -> float:
+    """p-value of "the mean difference is at least ``margin`` in size": the larger of two one-sided tests.
+
+    p = max(P(no more than -margin), P(no less than margin)) (Schuirmann 1987, "A comparison of the two one-sided tests
+    procedure and the power approach", Journal of Pharmacokinetics and Biopharmaceutics 15(6)). Each is half of
+    ``paired_p_value`` of the shifted difference. Below 1 - confidence where ``one_sided_bounds`` lie within the margin.
+
+    Args:
+        treatment: see ``paired_interval``.
+        control: see ``paired_interval``.
+        margin: above 0, in the units of the data.
+
+    Raises:
+        ValueError: a margin that is not above 0, different shapes, or fewer than 2 seeds.
+    """
+    if not margin > 0:
+        raise ValueError(f"margin {margin}: must be above 0")
+    differences = _paired(treatment, control)
+    zero = np.zeros_like(differences)
+    inside = (margin + differences, margin - differences)
+    halves = [(paired_p_value(side, zero) / 2, float(side.mean()) > 0) for side in inside]
+    return max(half if is_inside else 1 - half for half, is_inside in halves)
+
+
 def resampling_weights(counts: Sequence[int], num_resamples: int = NUM_RESAMPLES) -> list[Values]:
     """Weights of independent units, for the bootstrap of any statistic that is a function of them; see ``Resampled``.
 
@@ -309,6 +350,29 @@ def minimum_detectable_effect(
         raise ValueError(f"{num_pairs} pair(s): a detectable effect needs at least 2")
     degrees = num_pairs - 1
     return (t_quantile(1 - alpha / 2, degrees) + t_quantile(power, degrees)) * sd_of_differences / math.sqrt(num_pairs)
+
+
+def detection_power(effect: float, sd_of_differences: float, num_pairs: int, alpha: float = 0.05) -> float:
+    """Probability that a one-sided paired test finds a true mean difference.
+
+    T_{n-1}(effect sqrt(n) / sd - t_{1-alpha, n-1}), as ``minimum_detectable_effect`` has it for two sides.
+
+    Args:
+        effect: true mean difference; NaN has no power, which is NaN.
+        sd_of_differences: sample standard deviation of the paired differences, above 0.
+        num_pairs: n, at least 2.
+        alpha: level of the test, in (0, 1).
+
+    Raises:
+        ValueError: fewer than 2 pairs, or differences that do not vary.
+    """
+    if num_pairs < 2 or not sd_of_differences > 0:
+        raise ValueError(f"{num_pairs} pair(s), deviation {sd_of_differences}: power needs 2 that vary")
+    if math.isnan(effect):
+        return math.nan
+    degrees = num_pairs - 1
+    shift = effect * math.sqrt(num_pairs) / sd_of_differences
+    return t_distribution(shift - t_quantile(1 - alpha, degrees), degrees)
 
 
 def paired_correlation(treatment: ArrayLike, control: ArrayLike) -> float:

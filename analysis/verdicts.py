@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
+import pandas as pd
 
 from analysis import statistics
 from analysis.claims import (
@@ -54,6 +55,8 @@ class Compared:
     """Of the test words."""
     validation: Judgement | None
     """Of the validation words; None for what is not measured by the reward that was trained on."""
+    mixed: int
+    """Pairs of runs that two models of processor made, between which rewards differ as well."""
     run_ids: tuple[str, ...]
 
     @property
@@ -123,7 +126,7 @@ def _curve_claim(
     if study is None or not set(cells) <= {cell for cell, _ in study.cells}:
         return _judged(_without_runs(family, claim, measure), judge_alone(None), None)
     seeds, pair = pair_of(study, *cells, among=_planned(claim))
-    one = _described(family, claim, measure, seeds, pair, _run_ids(study, cells, seeds))
+    one = _described(family, claim, measure, seeds, pair, _runs(study, cells, seeds))
     return _judged(one, judge_alone(pair if len(seeds) > 1 else None, margin), None)
 
 
@@ -140,17 +143,17 @@ def _compare(
         return _without_runs(family, claim, metric), (None, None)
     seeds, test = study.pair(treatment, control, metric, "test", _planned(claim))
     also, validation = study.pair(treatment, control, metric, "validation", _planned(claim))
-    one = _described(family, claim, metric, seeds, test, _run_ids(study, (treatment, control), seeds))
+    one = _described(family, claim, metric, seeds, test, _runs(study, (treatment, control), seeds))
     return one, (test if len(seeds) > 1 else None, validation if len(also) > 1 else None)
 
 
 def _without_runs(family: str, claim: Claim, metric: str) -> Compared:
     empty = np.empty(0)
-    return _described(family, claim, metric, [], Pair(empty, empty), ())
+    return _described(family, claim, metric, [], Pair(empty, empty), None)
 
 
 def _described(
-    family: str, claim: Claim, metric: str, seeds: Sequence[int], pair: Pair, run_ids: tuple[str, ...]
+    family: str, claim: Claim, metric: str, seeds: Sequence[int], pair: Pair, runs: pd.DataFrame | None
 ) -> Compared:
     ours, theirs = (side if side.ndim == 1 else side.mean(axis=1) for side in pair)
     several = len(seeds) > 1
@@ -166,7 +169,8 @@ def _described(
         detectable=statistics.minimum_detectable_effect(sd, len(seeds)) if several else math.nan,
         judgement=Judgement("no runs yet", None, math.nan, math.nan),
         validation=None,
-        run_ids=run_ids,
+        mixed=0 if runs is None else int((runs.groupby("seed")["processor"].nunique() > 1).sum()),
+        run_ids=() if runs is None else tuple(sorted(set(runs["run_id"]))),
     )
 
 
@@ -175,8 +179,7 @@ def _judged(one: Compared, test: Judgement, validation: Judgement | None) -> Com
     return replace(one, judgement=settle(test, *pairs), validation=validation and settle(validation, *pairs))
 
 
-def _run_ids(study: Study, cells: Sequence[Cell], seeds: Sequence[int]) -> tuple[str, ...]:
-    """Finished runs of cells and seeds, sorted."""
-    members = [dict(study.cells)[cell] for cell in cells]
-    ids = {i for rows in members for i in rows.loc[rows["seed"].isin(seeds), "run_id"] if i in study.finished}
-    return tuple(sorted(ids))
+def _runs(study: Study, cells: Sequence[Cell], seeds: Sequence[int]) -> pd.DataFrame:
+    """Rows of ``summary``: finished runs of cells and seeds."""
+    rows = pd.concat([dict(study.cells)[cell] for cell in cells])
+    return rows[rows["seed"].isin(seeds) & rows["run_id"].isin(study.finished)]

@@ -9,9 +9,12 @@ import pytest
 
 from analysis import statistics
 from analysis.statistics import (
+    detection_power,
+    equivalence_p_value,
     holm,
     interquartile_mean,
     minimum_detectable_effect,
+    one_sided_bounds,
     paired_correlation,
     paired_interval,
     paired_p_value,
@@ -179,3 +182,33 @@ def test_the_correlation_of_pairs() -> None:
     assert math.isnan(paired_correlation([1.0, 1.0, 1.0], [1.0, 2.0, 3.0]))
     with pytest.raises(ValueError, match="as many of both"):
         paired_correlation([1.0, 2.0, 3.0], [1.0, 2.0])
+
+
+def test_one_sided_bounds_hold_with_the_confidence_each() -> None:
+    values = [0.1, 0.3, 0.2, 0.4, 0.0]
+    mean, error = 0.2, np.std(values, ddof=1) / math.sqrt(5)
+    bounds = one_sided_bounds(values, np.zeros(5), 0.999)  # beyond all resamples: Student's
+    t = t_quantile(0.999, 4)
+    assert bounds == pytest.approx((mean, mean - t * error, mean + t * error))
+
+
+def test_equivalence_is_shown_where_the_bounds_lie_within_the_margin() -> None:
+    rng = np.random.default_rng(4)
+    treatment, control = rng.normal(0.02, 0.1, size=16), np.zeros(16)
+    bounds = one_sided_bounds(treatment, control)
+    widest = max(-bounds.low, bounds.high)
+    assert equivalence_p_value(treatment, control, 1.05 * widest) < 0.05
+    assert equivalence_p_value(treatment, control, 0.95 * widest) > 0.05
+    assert equivalence_p_value(treatment + 1, control, 0.5) > 0.99  # a large difference is no equivalence
+    with pytest.raises(ValueError, match="margin"):
+        equivalence_p_value(treatment, control, 0)
+
+
+def test_power_is_one_half_at_the_critical_difference_and_agrees_with_the_detectable_one() -> None:
+    assert detection_power(t_quantile(0.95, 15) * 0.03 / 4, 0.03, 16) == pytest.approx(0.5)
+    assert detection_power(0.0, 0.03, 16) == pytest.approx(0.05)
+    found = minimum_detectable_effect(0.03, 16, alpha=0.1)  # one side of a two-sided test at .1
+    assert detection_power(found, 0.03, 16) == pytest.approx(0.8)
+    assert math.isnan(detection_power(math.nan, 0.03, 16))
+    with pytest.raises(ValueError, match="2 that vary"):
+        detection_power(0.1, 0.0, 16)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from analysis.formats import Entry, WideTable, entry_text, latex, markdown
+from analysis.formats import Entry, WideTable, entry_text, latex, markdown, write_frame
 from analysis.labels import Cell
 from analysis.logs import load_logs
 from analysis.statistics import Interval
@@ -192,3 +192,11 @@ def test_tables_are_valid_markdown_and_latex() -> None:
         r"\end{tabular}",
         r"\end{table}",
     ]
+
+
+def test_csv_files_hold_the_digits_that_mean_something(tmp_path: Path) -> None:
+    # Joined with an empty table, a column is one of objects.
+    mixed = pd.Series([0.18708314036483166, None], dtype=object)
+    frame = pd.DataFrame({"share": mixed, "zero": [-1e-17, 2.0], "forwards": [12345678, 1], "name": ["a", "b"]})
+    write_frame(frame, tmp_path / "table.csv")
+    assert (tmp_path / "table.csv").read_text() == "share,zero,forwards,name\n0.187083,0,12345678,a\n,2,1,b\n"

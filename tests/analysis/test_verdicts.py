@@ -15,6 +15,7 @@ from analysis import claims, exploratory, paper, report, verdicts
 from analysis.claims import EXPERIMENT, PRIMARY, STUDY_SEEDS, judge_family
 from analysis.claims_table import ClaimsTable, claims_frame, claims_markdown, claims_table, protocol_note
 from analysis.figures import Group, StudyFigures
+from analysis.findings import limits
 from analysis.insertion import END, START, MarkerError
 from analysis.logs import load_logs
 from analysis.mechanism.effects import METRICS
@@ -161,6 +162,41 @@ def test_the_table_has_the_paper_s_numbers_and_all_that_is_counted(runs: Path) -
     assert rows["consistent"].verdict == "inconclusive"  # Colour does not move, which is no loss.
 
 
+def test_a_claim_is_read_one_sided_beside_its_verdict(runs: Path) -> None:
+    table = table_of(runs)
+    (reading,) = table.readings
+    assert reading.gain == pytest.approx(0.17)
+    assert reading.published == pytest.approx(0.17 * paper.relative_gain("flow_grpo"))
+    assert (reading.outcome, reading.is_smaller) == ("above 0", False)
+    assert 0.08 < reading.bounds.low < reading.bounds.estimate < reading.bounds.high < 0.12
+    assert min(reading.equivalence) > 0.99
+    assert "after the fact" in claims_markdown(table)
+
+
+def test_a_gain_as_large_as_the_paper_s_can_be_excluded(
+    five_planned: None, write_run: WriteRun, tmp_path: Path
+) -> None:
+    for seed, gain in zip(STUDY_SEEDS, (0.001, -0.001, 0.002, 0.0, -0.002), strict=False):
+        write_run(f"base-{seed}", seed=seed, test=0.6, experiment=EXPERIMENT)
+        ours = {"selection": "curriculum", "fusion": True, "test": 0.6 + gain}
+        write_run(f"ours-{seed}", seed=seed, experiment=EXPERIMENT, **ours)
+    (reading,) = table_of(tmp_path / "runs").readings
+    assert reading.is_smaller
+    assert reading.outcome.startswith("equivalent")
+    assert max(reading.equivalence) < 0.05
+    assert reading.power > 0.99
+
+
+def test_pairs_made_on_two_processors_are_named(runs: Path) -> None:
+    for name, processor in ((f"base-{STUDY_SEEDS[0]}", "one"), (f"ours-{STUDY_SEEDS[0]}", "another")):
+        (runs / "grid" / name / "environment.json").write_text(json.dumps({"processor": processor}))
+    table = table_of(runs)
+    rows = {row.numbers["name"]: row for row in table.primary}
+    assert rows["flow_grpo"].numbers["pairs_on_two_processors"] == 1
+    assert rows["flow_grpo"].pairs == "5 of 5 (1 on two processors)"
+    assert any("two models of processor" in sentence and "1 of 5" in sentence for sentence in limits(table))
+
+
 def test_csv_and_markdown_have_every_claim(runs: Path) -> None:
     table = table_of(runs)
     frame = claims_frame(table).set_index("name")
@@ -170,7 +206,7 @@ def test_csv_and_markdown_have_every_claim(runs: Path) -> None:
     assert {"low", "high", "p_value", "detectable_difference", "correlation", "validation_low"} <= set(frame.columns)
     text = claims_markdown(table)
     assert "| Flow-GRPO + AdaGRPO beats Flow-GRPO | supported | +0.100 [" in text
-    assert text.count("\n|") == len(frame) + 2 * 2
+    assert text.partition("after the fact")[0].count("\n|") == len(frame) + 2 * 2
 
 
 def test_runs_of_another_protocol_are_counted(runs: Path) -> None:
