@@ -68,7 +68,7 @@ def _slices(path: Path, num_stacked: int, num_wanted: int) -> list[bytes]:
     try:
         with Image.open(path) as image:
             stack = image.convert("RGB")
-    except OSError as error:
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:  # as PIL's readers fail
         raise RunLogError(f"{path}: cannot be read: {error}") from None
     if num_stacked == 0 or stack.height % num_stacked:
         raise RunLogError(f"{path}: height {stack.height} does not divide into {num_stacked} prompts' pictures")

@@ -24,12 +24,12 @@ def _sample(options: argparse.Namespace) -> int:
     from harness.config import ConfigError
     from harness.models.trained import device_of, load_policy
     from harness.pictures import SEEDS, write_pictures
-    from harness.prompts import problem_with, read_prompts
+    from harness.prompts import normalise, problem_with, read_prompts
     from harness.truncation import truncations
 
     if bool(options.prompt) == bool(options.prompts):
         raise ConfigError("give prompts either by --prompt TEXT or by --prompts FILE")
-    prompts = read_prompts(options.prompts).prompts if options.prompts else tuple(options.prompt)
+    prompts = read_prompts(options.prompts).prompts if options.prompts else tuple(map(normalise, options.prompt))
     for prompt in prompts:
         if problem := problem_with(prompt):
             raise ConfigError(f"--prompt {prompt[:40]!r}: is {problem.kind}{problem.detail}")
