@@ -19,7 +19,9 @@ from harness.config.composition import (
     ROOT,
     compose,
     dump,
+    experiment_path,
     grid_of,
+    leaves,
     load,
     merge,
     nest,
@@ -31,10 +33,11 @@ from harness.config.composition import (
 from harness.config.identity import NUMERICS_VERSION, numeric_settings, run_id
 from harness.config.messages import fields_at, nearest, one_line, unknown_key
 from harness.config.model import ExecutionConfig, ModelConfig
+from harness.config.names import check_name
 from harness.config.optimizer import LoraConfig, OptimizerConfig
 from harness.config.rewards import RewardConfig
 from harness.config.run import EvaluationConfig, LoggingConfig, PromptsConfig, RunConfig, RuntimeConfig
-from harness.config.section import Positive, Section, Share
+from harness.config.section import Positive, Section, Seed, Share
 from harness.errors import ConfigError
 
 __all__ = [
@@ -60,13 +63,17 @@ __all__ = [
     "RunConfig",
     "RuntimeConfig",
     "Section",
+    "Seed",
     "Selection",
     "Share",
     "WindowConfig",
+    "check_name",
     "compose",
     "dump",
+    "experiment_path",
     "fields_at",
     "grid_of",
+    "leaves",
     "load",
     "merge",
     "nearest",

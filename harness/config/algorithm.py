@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from harness.config.section import Positive, Section, Share
+from harness.config.section import Count, Positive, Section, Share
 
 Selection = Literal["random", "easiest", "hardest", "medium", "curriculum"]
 
@@ -43,11 +43,11 @@ class CapabilityConfig(Section):
 class WindowConfig(Section):
     """A window that moves over ``rollout.branch_indices``; steps outside of it are deterministic (Flow-GRPO-Fast)."""
 
-    size: int = Field(2, ge=1)
+    size: Count = 2
     """Consecutive entries of branch_indices."""
     move: Literal["slide", "random"] = "slide"
     """One entry further each time, from the last place back to the first; or to a random place, each prompt's own."""
-    interval: int = Field(1, ge=1)
+    interval: Count = 1
     """Iterations between moves."""
 
 
@@ -55,11 +55,11 @@ class RolloutConfig(Section):
     """What is sampled in an iteration."""
 
     kind: Literal["anchor_branch", "full_sde"] = "anchor_branch"
-    candidates: int = Field(12, ge=1)
+    candidates: Count = 12
     """B: candidate prompts, one of which is trained on."""
-    prompts_per_update: int = Field(1, ge=1)
+    prompts_per_update: Count = 1
     """P: disjoint batches of candidates, over all processes."""
-    group_size: int = Field(8, ge=2)
+    group_size: int = Field(8, ge=2, le=100_000)
     """G: samples that share a prompt and, in anchor-branch, a branch index."""
     branch_indices: tuple[int, ...] = (0, 1, 2, 3)
     """Anchor-branch: steps at which one stochastic step is taken. Full SDE: steps that are stochastic and trained."""
@@ -79,7 +79,7 @@ class RolloutConfig(Section):
 class ObjectiveConfig(Section):
     """The loss."""
 
-    updates_per_iteration: int = Field(1, ge=1)
+    updates_per_iteration: Count = 1
     """Optimiser steps on one rollout."""
     update_on: Literal["all", "prompts", "steps"] = "all"
     """What an update learns from: all samples each time; or an equal part of the iteration's prompts (Flow-GRPO,

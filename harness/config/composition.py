@@ -2,85 +2,131 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import yaml
 from pydantic import ValidationError
 
+from harness.config import strict_yaml
 from harness.config.messages import one_line
+from harness.config.names import check_name
 from harness.config.run import RunConfig
 from harness.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parents[2]
 EXPERIMENTS = ROOT / "experiments"
-# The one written in C reads the configs of a whole grid in a blink; wheels of PyYAML have it, other builds may not.
-_YAML_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+class _Layer(NamedTuple):
+    """Part of a configuration, and where each of its values was written."""
+
+    content: Mapping[str, Any]
+    origins: Mapping[str, str]
+    """By dotted key."""
+
+
+class Weights(dict[str, Any]):
+    """Weights of single rewards, as ``reward.colour=0.5`` gives them: beside those there are, not instead of them."""
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """A YAML file's mapping. Raises ConfigError if it is missing, broken, or no mapping."""
+    """A YAML file's mapping. Raises ConfigError if it is missing, broken, or no mapping, or says a thing twice."""
+    return dict(_read_layer(path).content)
+
+
+def _read_layer(path: Path) -> _Layer:
+    shown = str(path.relative_to(ROOT) if path.is_relative_to(ROOT) else path)
+    origins: dict[str, str] = {}
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), _YAML_LOADER) or {}
+        text = path.read_text(encoding="utf-8-sig")
     except OSError as error:
         known = ", ".join(sorted(p.stem for p in path.parent.glob("*.yaml"))) or "none"
         raise ConfigError(f"{path}: cannot be read ({error.strerror}); files there: {known}") from None
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(content, dict):
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: is not UTF-8 text (byte {error.start})") from None
+    content = strict_yaml.parse(text, str(path), lambda key, line: origins.update({key: f"{shown}:{line}"}))
+    if not isinstance(content, dict) or not content:
         raise ConfigError(f"{path}: must hold key: value pairs")
-    return content
+    return _Layer(content, origins)
 
 
-def read_experiment(path: Path, children: tuple[Path, ...] = ()) -> dict[str, Any]:
+def read_experiment(path: Path) -> dict[str, Any]:
     """A file of experiments/, on top of the one beside it that its key ``extends`` names.
 
     Raises:
         ConfigError: as ``read_yaml``, or files that extend each other.
     """
+    content: dict[str, Any] = {}
+    for layer in _with_parents(path):
+        content = merge(content, layer.content)
+    return content
+
+
+def _with_parents(path: Path, children: tuple[Path, ...] = ()) -> list[_Layer]:
     if path in children:
         raise ConfigError(f"{path}: extends itself, by way of {', '.join(child.stem for child in children)}")
-    content = read_yaml(path)
-    parent = content.pop("extends", None)
-    if parent is None:
-        return content
-    return merge(read_experiment(path.with_name(f"{parent}.yaml"), (*children, path)), content)
+    content, origins = _read_layer(path)
+    own = _Layer({key: value for key, value in content.items() if key != "extends"}, origins)
+    if "extends" not in content:
+        return [own]
+    parent = check_name(content["extends"], f"{path}: extends")
+    return [*_with_parents(path.with_name(f"{parent}.yaml"), (*children, path)), own]
+
+
+def experiment_path(kind: str, name: str) -> Path:
+    """The file of experiments/<kind>/ that a name stands for; a name that ends in .yaml is a path.
+
+    Raises:
+        ConfigError: it is neither.
+    """
+    if isinstance(name, str) and name.endswith(".yaml"):
+        return Path(name)
+    return EXPERIMENTS / kind / f"{check_name(name, f'experiments/{kind}')}.yaml"
 
 
 def merge(base: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
-    """Nested merge, the second wins; ``reward`` is replaced as a whole, since its keys are not fixed."""
+    """Nested merge, the second wins. ``reward`` is replaced as a whole, but by Weights: its keys are not fixed."""
     merged = dict(base)
     for key, value in other.items():
-        if isinstance(value, Mapping) and isinstance(merged.get(key), Mapping) and key != "reward":
-            merged[key] = merge(merged[key], value)
+        before = merged.get(key)
+        replaces = key == "reward" and not isinstance(value, Weights)
+        if isinstance(value, Mapping) and isinstance(before, Mapping) and not replaces:
+            inner = merge(before, value)
+            merged[key] = Weights(inner) if isinstance(before, Weights) else inner
         else:
             merged[key] = value
     return merged
 
 
 def parse_overrides(overrides: Iterable[str]) -> dict[str, Any]:
-    """``["fusion.weight=2", "selection=curriculum"]`` as a nested mapping; values are YAML."""
+    """``["fusion.weight=2", "selection=curriculum"]`` as a nested mapping; values are YAML.
+
+    Raises:
+        ConfigError: no key=value, a value that is not read (see ``strict_yaml``), or two overrides of one key.
+    """
     content: dict[str, Any] = {}
+    given: dict[str, str] = {}
     for override in overrides:
         key, equals, value = override.partition("=")
-        if not equals or not key:
+        if not equals or not all(key.split(".")):
             raise ConfigError(f"override {override!r}: write key=value, as in fusion.weight=2")
-        try:
-            nested: Any = yaml.safe_load(value)
-        except yaml.YAMLError:
-            raise ConfigError(f"override {override!r}: the value is not valid YAML") from None
-        content = merge(content, nest(key, nested))
+        if not value.strip():
+            raise ConfigError(f"override {override!r}: has no value; write {key}=null for none")
+        for earlier, text in given.items():
+            if f"{key}.".startswith(f"{earlier}.") or f"{earlier}.".startswith(f"{key}."):
+                raise ConfigError(
+                    f"overrides {text!r} and {override!r}: both set {max(key, earlier, key=len)}; keep one"
+                )
+        given[key] = override
+        content = merge(content, nest(key, strict_yaml.parse(value, f"override {override!r}")))
     return content
 
 
 def nest(key: str, value: Any) -> dict[str, Any]:
     """``("fusion.weight", 2)`` as ``{"fusion": {"weight": 2}}``."""
-    for part in reversed(key.split(".")):
-        value = {part: value}
-    return value
-
-
-def _profile_path(profile: str) -> Path:
-    return Path(profile) if profile.endswith(".yaml") else EXPERIMENTS / "profiles" / f"{profile}.yaml"
+    first, *rest = key.split(".")
+    for part in reversed(rest):
+        value = Weights({part: value}) if first == "reward" else {part: value}
+    return {first: value}
 
 
 KINDS = ("model", "method", "reward")
@@ -90,7 +136,7 @@ many steps it takes, and at which size, is part of a published method."""
 
 def grid_of(profile: str) -> str:
     """The grid that reproduces a profile: its key ``use_grid``. Raises ConfigError if it names none."""
-    path = _profile_path(profile)
+    path = experiment_path("profiles", profile)
     grid = read_experiment(path).get("use_grid")
     if not isinstance(grid, str):
         raise ConfigError(f"{path}: names no grid; add  use_grid: paper  or run  adagrpo grid GRID --profile {profile}")
@@ -108,7 +154,8 @@ def compose(
 ) -> RunConfig:
     """Compose a run: the model, method and reward files that a profile names, the profile, settings, overrides.
 
-    Any of these files may extend another one of its folder: ``extends: NAME``.
+    Any of these files may extend another one of its folder: ``extends: NAME``. The result knows where each of its
+    values was written, see ``RunConfig.origins``.
 
     Args:
         profile: name of a file in experiments/profiles/, or a path to one.
@@ -121,19 +168,46 @@ def compose(
     Raises:
         ConfigError: one line that names the file or key, and the nearest valid one.
     """
-    path = _profile_path(profile)
-    content = read_experiment(path)
-    content.pop("use_grid", None)
+    path = experiment_path("profiles", profile)
+    profiles = _with_parents(path)
+    named: dict[str, Any] = {}
+    for layer in profiles:
+        named |= {kind: layer.content[f"use_{kind}"] for kind in KINDS if f"use_{kind}" in layer.content}
     given = {"model": model, "method": method, "reward": reward}
-    composed: dict[str, Any] = {}
+    layers: list[_Layer] = []
     for kind in KINDS:
-        own = content.pop(f"use_{kind}", None)
-        name = own if given[kind] is None else given[kind]
+        name = named.get(kind) if given[kind] is None else given[kind]
         if name is not None:
-            composed = merge(composed, read_experiment(EXPERIMENTS / f"{kind}s" / f"{name}.yaml"))
-    for layer in (content, settings or {}, parse_overrides(overrides)):
-        composed = merge(composed, layer)
-    return validate(composed, where=str(path.relative_to(ROOT) if path.is_relative_to(ROOT) else path))
+            layers += _with_parents(experiment_path(f"{kind}s", name))
+    not_settings = {"use_grid", *(f"use_{kind}" for kind in KINDS)}
+    for layer in profiles:
+        settings_alone = {key: value for key, value in layer.content.items() if key not in not_settings}
+        layers.append(_Layer(settings_alone, layer.origins))
+    layers.append(_Layer(settings or {}, dict.fromkeys(leaves(settings or {}), "the grid's cell or the sweep")))
+    parse_overrides(overrides)  # together: two of one key are an error
+    for override in overrides:
+        nested = parse_overrides([override])
+        layers.append(_Layer(nested, dict.fromkeys(leaves(nested), f"override {override}")))
+    composed: dict[str, Any] = {}
+    origins: dict[str, str] = {}
+    for layer in layers:
+        composed = merge(composed, layer.content)
+        origins.update(layer.origins)
+    config = validate(composed, where=str(path.relative_to(ROOT) if path.is_relative_to(ROOT) else path))
+    kept = set(leaves(composed))
+    config.__dict__["origins"] = {key: origin for key, origin in origins.items() if key in kept}
+    return config
+
+
+def leaves(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Every value that is no mapping, or an empty one, by its dotted key."""
+    flat: dict[str, Any] = {}
+    for key, value in content.items():
+        if isinstance(value, Mapping) and value:
+            flat |= {f"{key}.{inner}": one for inner, one in leaves(value).items()}
+        else:
+            flat[key] = value
+    return flat
 
 
 def validate(content: Mapping[str, Any], where: str) -> RunConfig:
@@ -151,4 +225,4 @@ def load(path: Path) -> RunConfig:
 
 def dump(config: RunConfig) -> str:
     """A resolved config as YAML."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+    return strict_yaml.dump(config.model_dump(mode="json"))

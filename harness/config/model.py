@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from harness.config.section import Section
+from harness.config.section import Count, Pixels, Positive, Section
 
 
 class ExecutionConfig(Section):
@@ -19,7 +19,7 @@ class ExecutionConfig(Section):
     """Decode one picture at a time."""
     text_encoders: Literal["keep", "free"] = "keep"
     """Free: encode all prompts of the run before it starts, keep their embeddings on disk, and give the memory back."""
-    max_train_batch: int | None = Field(None, ge=1)
+    max_train_batch: Count | None = None
     """Most samples in one forward with gradient; None is ``max_batch``. Classifier-free guidance makes two of each."""
 
 
@@ -29,17 +29,17 @@ class ModelConfig(Section):
     path: str
     """Folder of a FLUX or Stable Diffusion 3 pipeline, absolute or relative to the repository; or a hub id, owner/name;
     or ``twin:flux``, ``twin:sd3``: a tiny random twin of FLUX.1-dev or SD3.5 medium."""
-    height: int = Field(32, gt=0)
-    width: int = Field(128, gt=0)
+    height: Pixels = 32
+    width: Pixels = 128
     """Pixels."""
-    num_steps: int = Field(8, ge=2)
+    num_steps: int = Field(8, ge=2, le=10_000)
     """Euler steps N of every rollout."""
-    shift: float | Literal["dynamic"] = 3.0
+    shift: Positive | Literal["dynamic"] = 3.0
     """Static sigma shift, or diffusers' resolution-dependent one."""
     guidance: float = Field(3.5, ge=0)
     """Guidance scale: an input of a guidance-distilled FLUX, unused by one without guidance embedding; for Stable
     Diffusion 3 classifier-free, at the price of a second forward, off at 1 and below."""
-    max_sequence_length: int = Field(24, gt=0)
+    max_sequence_length: int = Field(24, ge=1, le=100_000)
     """T5 tokens."""
     allow_unknown_tokens: bool = False
     """Take prompts with characters that the text encoder does not know, instead of refusing them."""
@@ -47,7 +47,7 @@ class ModelConfig(Section):
     """Take prompts longer than ``max_sequence_length``, of which T5 reads the start, instead of refusing them."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """Of the network's arithmetic and of frozen weights; weights in training are fp32, and so are the kernels."""
-    max_batch: int = Field(64, gt=0)
+    max_batch: Count = 64
     """Most samples in one forward of the network: the memory budget. Does not change results beyond rounding."""
     vae_tiling: bool = False
     """Decode pictures larger than the autoencoder was made for in tiles, whose seams are blended."""

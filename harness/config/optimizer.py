@@ -4,13 +4,13 @@ from typing import Literal
 
 from pydantic import Field
 
-from harness.config.section import Positive, Section, Share
+from harness.config.section import Count, CountOrNone, Positive, Section, Share
 
 
 class LoraConfig(Section):
     """Low-rank adapters."""
 
-    rank: int = Field(16, ge=1)
+    rank: int = Field(16, ge=1, le=16_384)
     alpha: Positive = 32.0
     target_modules: tuple[str, ...] = (
         "attn.to_q",
@@ -40,9 +40,9 @@ class OptimizerConfig(Section):
     epsilon: Positive = 1e-8
     weight_decay: float = Field(1e-4, ge=0)
     max_grad_norm: Positive = 1.0
-    warmup_iterations: int = Field(0, ge=0)
+    warmup_iterations: CountOrNone = 0
     """Iterations over which the learning rate rises linearly to its value."""
     weight_ema: Share | None = None
     """Decay of averaged weights used for evaluation and kept at the end; None for none."""
-    weight_ema_interval: int = Field(1, ge=1)
+    weight_ema_interval: Count = 1
     """Optimiser updates between two averagings."""

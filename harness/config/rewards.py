@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from harness.config.section import Positive, Section
+from harness.config.section import Count, Positive, Seconds, Section
 
 
 class RewardConfig(Section):
@@ -20,7 +20,7 @@ class RewardConfig(Section):
     precision: Literal["fp32", "bf16"] | None = None
     """Of the network; None is bf16 for hpsv3 and fp32 for all others. Of packages, hpsv3 alone can be told."""
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
-    batch_size: int = Field(8, ge=1)
+    batch_size: Count = 8
     """Images at a time. Does not change scores beyond rounding."""
     offload: bool = False
     """Keep the model in main memory, and on its GPU only while it scores: for a GPU that cannot hold it beside the
@@ -34,7 +34,7 @@ class RewardConfig(Section):
     """Name under which the judge's server knows the model."""
     question: str | None = None
     """Text file with the judge's question, in which {prompt} stands for the prompt; None is the project's own."""
-    timeout_seconds: Positive = 600.0
+    timeout_seconds: Seconds = 600.0
     """Longest wait for a model to load or for a batch of scores."""
     offset: float = 0.0
     scale: Positive = 1.0

@@ -1,9 +1,10 @@
 """A run: all sections, and which of their values go together."""
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from functools import cached_property
+from typing import Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
 from harness.config.algorithm import (
     CapabilityConfig,
@@ -17,8 +18,8 @@ from harness.config.algorithm import (
 from harness.config.model import ModelConfig
 from harness.config.optimizer import OptimizerConfig
 from harness.config.rewards import RewardConfig
-from harness.config.section import Positive, Section
 from harness.trained_reward import Normalisation, TrainedReward
+from harness.config.section import Count, CountOrNone, Name, Pixels, Seconds, Section, Seed, Steps
 
 
 class PromptsConfig(Section):
@@ -32,11 +33,11 @@ class PromptsConfig(Section):
 class EvaluationConfig(Section):
     """Deterministic ODE samples from fixed noise."""
 
-    interval: int = Field(25, ge=1)
+    interval: Count = 25
     """Iterations between validations; one more is made before the first iteration and one after the last."""
-    validation_prompts: int = Field(96, ge=1)
+    validation_prompts: Count = 96
     """How many of the validation list an interval evaluation reads, from its start."""
-    test_noises: int = Field(1, ge=1)
+    test_noises: Count = 1
     """Samples a test prompt."""
     test: bool = True
     """Measure the trained model on the test list when training is over. Without, the list is not even read: tuning."""
@@ -44,11 +45,11 @@ class EvaluationConfig(Section):
     """Also measure the untrained model on the test list, at iteration 0."""
     judges: tuple[str, ...] = ("ocr", "ocr-v4", "colour")
     """Rewards to report, trained on or not."""
-    num_steps: int | None = Field(None, ge=1)
-    height: int | None = Field(None, gt=0)
-    width: int | None = Field(None, gt=0)
+    num_steps: Steps | None = None
+    height: Pixels | None = None
+    width: Pixels | None = None
     """Euler steps and pixels of evaluations; None is the model's own."""
-    gallery: int = Field(8, ge=0)
+    gallery: CountOrNone = 8
     """How many validation prompts' pictures to keep at each evaluation."""
 
 
@@ -58,43 +59,38 @@ class LoggingConfig(Section):
     wandb: Literal["offline", "online", "off"] = "off"
     wandb_project: str = "adagrpo"
 
-    @field_validator("wandb", mode="before")
-    @classmethod
-    def _word_for_no(cls, value: Any) -> Any:
-        # YAML reads a bare  off  as false.
-        return "off" if value is False else value
-
 
 class RuntimeConfig(Section):
     """How the run is executed; none of it changes what the run is."""
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    threads: int = Field(1, ge=1)
-    processes: int = Field(1, ge=1)
+    threads: int = Field(1, ge=1, le=10_000)
+    processes: Count = 1
     """World size that was asked for, over all machines; another one found at start is an error."""
-    machines: int = Field(1, ge=1)
+    machines: Count = 1
     """That share the processes evenly."""
     engine: Literal["ddp", "fsdp2", "zero2"] = "ddp"
     """What each process holds of a model in training. Everything, and gradients are averaged (ddp); a share of weights,
     gradients and optimiser state (fsdp2); all weights, but a share of gradients and optimiser state (zero2, which needs
     DeepSpeed). The numbers are the same up to rounding."""
-    timeout_seconds: Positive = 1800.0
+    timeout_seconds: Seconds = 1800.0
     """Longest wait of a process for the others, wherever all meet."""
-    checkpoint_interval: int = Field(25, ge=1)
+    checkpoint_interval: Count = 25
 
 
 class RunConfig(Section):
     """Everything that defines one run."""
 
-    experiment: str = Field(pattern=r"^[A-Za-z0-9._-]+$")
-    seed: int = Field(0, ge=0)
-    iterations: int = Field(100, ge=1)
+    experiment: Name
+    """Folder of the run in results/runs/."""
+    seed: Seed = 0
+    iterations: int = Field(100, ge=1, le=10_000_000)
     selection: Selection = "random"
     fusion: FusionConfig = FusionConfig()
     capability: CapabilityConfig = CapabilityConfig()
     model: ModelConfig
     method: MethodConfig
-    reward: dict[str, float]
+    reward: dict[str, float] = Field(min_length=1)
     """Weight of each reward in the sum that is trained on, see ``objective.combine``."""
     rewards: dict[str, RewardConfig] = Field({})
     """Settings of rewards and judges, by name."""
@@ -105,6 +101,12 @@ class RunConfig(Section):
     evaluation: EvaluationConfig = EvaluationConfig()
     logging: LoggingConfig = LoggingConfig()
     runtime: RuntimeConfig = RuntimeConfig()
+
+    @cached_property
+    def origins(self) -> Mapping[str, str]:
+        """Where each value was written, by dotted key: what is not there is the default. ``compose`` fills it in; no
+        part of what the run is, so that two configurations are equal whoever wrote them."""
+        return {}
 
     @property
     def prompt_splits(self) -> tuple[str, ...]:
@@ -152,8 +154,20 @@ class RunConfig(Section):
             )
         if self.evaluation.base_test and not self.evaluation.test:
             raise ValueError("evaluation.base_test: no test list is read with evaluation.test=false; set it to false")
+        for name, weight in self.reward.items():
+            if weight == 0:
+                raise ValueError(f"reward.{name}: weight 0 trains on nothing; leave it out, as in reward={{ocr: 1}}")
         if self.fusion.kind == "rescaled" and not self.fusion.enabled:
             raise ValueError("fusion.kind: rescaled has no effect without fusion; set fusion.enabled=true")
+        if (
+            self.model.precision == "bf16"
+            and self.optimizer.tuning == "lora"
+            and self.optimizer.lora.merge_while_sampling
+        ):
+            raise ValueError(
+                "optimizer.lora.merge_while_sampling: adapters merged into bf16 weights lose most of an update; "
+                "set it to false, or model.precision=fp32"
+            )
         self._check_updates()
         self._check_engine()
         return self

@@ -1,14 +1,44 @@
 """What all sections of a configuration have in common."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+
+from harness.config.names import problem_with_name
+
+
+def _require_name(name: str) -> str:
+    problem = problem_with_name(name)
+    if problem is not None:
+        raise ValueError(problem)
+    return name
+
 
 Positive = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, lt=1)]
+# Upper limits are far beyond any use, and below what would fail late, in a traceback or by eating the memory.
+Count = Annotated[int, Field(ge=1, le=1_000_000)]
+CountOrNone = Annotated[int, Field(ge=0, le=1_000_000)]
+Pixels = Annotated[int, Field(ge=1, le=16_384)]
+Steps = Annotated[int, Field(ge=1, le=10_000)]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+Seconds = Annotated[float, Field(gt=0, le=1e6)]
+Name = Annotated[str, AfterValidator(_require_name)]
+"""Of a file or folder."""
 
 
 class Section(BaseModel):
-    """Base of all sections: unknown keys are errors, values are frozen."""
+    """Base of all sections: unknown keys are errors, values are frozen, finite, and of their own type alone.
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    So a bool is no number, a number no bool, and 3.0 no count; a whole number is also a float.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _lists_are_tuples(cls, content: Any) -> Any:
+        # YAML and JSON have no tuples, and a strict tuple takes no list.
+        if not isinstance(content, dict):
+            return content
+        return {key: tuple(value) if isinstance(value, list) else value for key, value in content.items()}

@@ -7,9 +7,20 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
-from harness.config import EXPERIMENTS, KINDS, ConfigError, RunConfig, compose, merge, nearest, nest, read_yaml
+from harness.config import (
+    KINDS,
+    ConfigError,
+    RunConfig,
+    compose,
+    experiment_path,
+    merge,
+    nearest,
+    nest,
+    read_yaml,
+)
 
 _KEYS = {"profile", "seeds", "cells"}
+_MAX_SEEDS = 100_000
 
 
 def expand_grid(
@@ -38,10 +49,12 @@ def expand_grid(
     Raises:
         ConfigError: one line that names the file or option and what is wrong.
     """
-    path = Path(grid) if grid.endswith(".yaml") else EXPERIMENTS / "grids" / f"{grid}.yaml"
+    path = experiment_path("grids", grid)
     content = read_yaml(path)
     if set(content) != _KEYS:
         raise ConfigError(f"{path}: a grid has the keys profile, seeds and cells, no other")
+    if not isinstance(content["cells"], list) or not all(isinstance(cell, dict) for cell in content["cells"]):
+        raise ConfigError(f"{path}: cells: must be a list of mappings, as in - {{selection: [random, curriculum]}}")
     cells = []
     for mapping in content["cells"]:
         own = _seeds(mapping.get("seeds", content["seeds"]), path) if seeds is None else list(seeds)
@@ -70,6 +83,8 @@ def parse_seeds(text: str, where: str = "--seeds") -> list[int]:
         first, last = int(match[1]), int(match[2] or match[1])
         if last < first:
             raise ConfigError(f"{where} {text}: the range {part.strip()} is empty")
+        if last - first >= _MAX_SEEDS:
+            raise ConfigError(f"{where} {text}: the range {part.strip()} has more than {_MAX_SEEDS:,} seeds")
         seeds += range(first, last + 1)
     return list(dict.fromkeys(seeds))
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import Field, ValidationError
 
-from harness.config import EXPERIMENTS, ConfigError, RunConfig, Section, compose, one_line, read_yaml
+from harness.config import ConfigError, RunConfig, Section, Seed, compose, experiment_path, one_line, read_yaml
 from harness.mechanism.checkpoint import MeasuredCheckpoint, find_measured
 from harness.runs import RUNS, find_run
 
@@ -45,7 +45,7 @@ class MechanismConfig(Section):
     """File in experiments/methods/; None for the profile's own."""
     settings: dict[str, Any] = Field({})
     """Further sections of the configuration."""
-    seed: int = Field(ge=0)
+    seed: Seed
     """Of prompts and noise. Not that of a run whose checkpoints are measured: it has trained on these draws."""
     rounds: int = Field(ge=2)
     """Batches of B candidates, from each of which every strategy chooses."""
@@ -98,7 +98,7 @@ def load_mechanism(name: str, checkpoints: Sequence[str], overrides: Sequence[st
     Raises:
         ConfigError: one line that names the file and the key, or the checkpoint.
     """
-    path = Path(name) if name.endswith(".yaml") else EXPERIMENTS / "mechanism" / f"{name}.yaml"
+    path = experiment_path("mechanism", name)
     try:
         file = MechanismConfig.model_validate(read_yaml(path))
     except ValidationError as error:

@@ -9,12 +9,14 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError, model_validator
 
 from harness.config import (
-    EXPERIMENTS,
     ConfigError,
     Positive,
     RunConfig,
     Section,
+    Seed,
+    check_name,
     compose,
+    experiment_path,
     merge,
     nearest,
     nest,
@@ -38,7 +40,7 @@ class SamplerConfig(Section):
     """How points are chosen."""
 
     kind: Literal["tpe", "random", "grid", "gp"] = "tpe"
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=2**32)  # as many bits as numpy takes
     """One worker and one seed give the same trials."""
     startup_trials: int = Field(10, ge=1)
     """tpe and gp: random trials before they begin to learn."""
@@ -82,7 +84,7 @@ class SweepConfig(Section):
     """File in experiments/methods/; None for the profile's own."""
     settings: dict[str, Any] = Field({})
     """Dotted keys of all trials' runs."""
-    seeds: tuple[int, ...] = Field(min_length=1)
+    seeds: tuple[Seed, ...] = Field(min_length=1)
     """Of each trial's runs: all trials have the same, so that they are paired."""
     objectives: dict[str, Direction] = Field({TRAINING_REWARD: "maximize"}, min_length=1)
     """Metric on validation prompts, or cost, and what is good; with several, the Pareto front is sought."""
@@ -188,11 +190,7 @@ class Sweep:
         settings = _nested(self.file.settings)
         method = values.get("method", self.file.method)
         for path, value in values.items():
-            if path.startswith("reward."):
-                # One weight of several: rewards are otherwise replaced as a whole.
-                whole = settings.get("reward") or self._compose(method, settings).reward
-                settings = settings | {"reward": {**whole, path.removeprefix("reward."): value}}
-            elif path != "method":
+            if path != "method":
                 settings = merge(settings, nest(path, value))
         settings["experiment"] = self.confirmation_experiment if test else self.experiment
         settings = merge(settings, {"evaluation": {"test": test, "base_test": False}})
@@ -214,7 +212,7 @@ def load_sweep(sweep: str, name: str | None = None, overrides: Sequence[str] = (
     Raises:
         ConfigError: one line that names the file and the key, and the nearest valid one.
     """
-    path = Path(sweep) if sweep.endswith(".yaml") else EXPERIMENTS / "sweeps" / f"{sweep}.yaml"
+    path = experiment_path("sweeps", sweep)
     content = read_yaml(path)
     try:
         file = SweepConfig.model_validate(content if trials is None else content | {"trials": trials})
@@ -222,7 +220,9 @@ def load_sweep(sweep: str, name: str | None = None, overrides: Sequence[str] = (
         raise ConfigError(f"{path}: {one_line(error, SweepConfig)}") from None
     try:
         parameters = parse_space(file.space, file.sampler.kind)
-        loaded = Sweep(name or path.stem, path, file, parameters, tuple(overrides))
+        loaded = Sweep(
+            check_name(path.stem if name is None else name, "--name"), path, file, parameters, tuple(overrides)
+        )
         _check_seeds(file)
         _check_reference(loaded)
         _check_keys_are_free(loaded)

@@ -8,6 +8,7 @@ import yaml
 from harness import config as configuration
 from harness.config import EXPERIMENTS, ConfigError, compose, run_id
 from harness.launch.grid import expand_grid
+from harness.sweep.definition import load_sweep
 
 
 def test_base_and_adagrpo_cells_differ_only_in_selection_and_fusion() -> None:
@@ -76,12 +77,127 @@ def test_off_is_off_on_the_command_line_and_in_yaml(word: str, tmp_path: Path) -
     path = tmp_path / "profile.yaml"
     path.write_text((EXPERIMENTS / "profiles" / "smoke.yaml").read_text().replace("wandb: offline", f"wandb: {word}"))
     assert compose(str(path)).logging.wandb == word.strip('"')
-    with pytest.raises(ConfigError, match=r"logging\.wandb=True is unknown; the nearest is"):
+    with pytest.raises(ConfigError, match=r"logging\.wandb='on' is unknown; the nearest is"):
         compose("smoke", overrides=["logging.wandb=on"])
 
 
-def test_reward_weights_replace_the_profile_s() -> None:
+def test_reward_weights_replace_the_profile_s_and_a_single_one_is_added() -> None:
     assert compose("miniature", overrides=["reward={colour: 0.5}"]).reward == {"colour": 0.5}
+    assert compose("miniature", overrides=["reward.colour=0.5"]).reward == {"ocr": 1.0, "colour": 0.5}
+    both = ["reward.colour=0.5", "reward.ocr=2"]
+    assert compose("miniature", overrides=both).reward == {"ocr": 2.0, "colour": 0.5}
+    assert compose("miniature", reward="ocr_colour", overrides=["reward.colour=2"]).reward == {
+        "ocr": 1.0,
+        "colour": 2.0,
+    }
+
+
+def test_single_reward_weights_are_added_in_grids_and_sweeps_too(tmp_path: Path) -> None:
+    cells = "[{reward.colour: [0.25, 0.5], selection: random}]"
+    grid = tmp_path / "grid.yaml"
+    grid.write_text(f"profile: smoke\nseeds: [0]\ncells: {cells}\n")
+    assert [run.reward for run in expand_grid(str(grid))] == [{"ocr": 1.0, "colour": 0.25}, {"ocr": 1.0, "colour": 0.5}]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "named"),
+    [
+        (["seed=1", "seed=2"], "seed"),
+        (["seed=1", "seed=1"], "seed"),
+        (["rollout={group_size: 4}", "rollout.group_size=2"], "rollout.group_size"),
+        (["reward.colour=1", "reward={ocr: 1}"], "reward.colour"),
+        (["seed="], "null"),
+        (["fusion..weight=1"], "key=value"),
+        ([".seed=1"], "key=value"),
+        (["seed=010"], "010"),
+        (["iterations=1:30"], "1:30"),
+        (["objective.kl_beta=on"], "objective.kl_beta"),
+        (["rollout={group_size: 4, group_size: 8}"], "twice"),
+        (["fusion.enabled=1"], "fusion.enabled"),
+        (["fusion.enabled=yes"], "fusion.enabled"),
+        (["fusion.weight=true"], "fusion.weight"),
+        (["fusion.weight='2'"], "fusion.weight"),
+        (["rollout.group_size=8.0"], "rollout.group_size"),
+        (["rollout.branch_indices=[true]"], "rollout.branch_indices"),
+        (["fusion.weight=.inf"], "inf"),
+        (["optimizer.betas=[0.9, .nan]"], "nan"),
+        (["seed=99999999999999999999999999"], "seed"),
+        (["seed=9223372036854775808"], "seed"),
+        (["rollout.group_size=1000000000"], "rollout.group_size"),
+        (["iterations=1000000000"], "iterations"),
+        (["rollout.candidates=1000000000"], "rollout.candidates"),
+        (["model.height=1000000000"], "model.height"),
+        (["runtime.timeout_seconds=1e300"], "runtime.timeout_seconds"),
+        (["reward={}"], "reward"),
+        (["reward.ocr=0"], "reward.ocr"),
+        (["reward.ocr=true"], "reward.ocr"),
+        (["model.precision=bf16"], "merge_while_sampling"),
+    ],
+)
+def test_no_value_is_taken_for_another_one(overrides: list[str], named: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        compose("miniature", overrides=overrides)
+    assert named in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+NO_NAMES = [
+    "..",
+    ".",
+    "...",
+    "a.",
+    ".a",
+    "-a",
+    "a/b",
+    "../a",
+    "a b",
+    "a\tb",
+    "a\n",
+    "",
+    "x" * 101,
+    "\u00e9",
+    "a\\b",
+    "nul\0",
+]
+
+
+@pytest.mark.parametrize("name", NO_NAMES)
+def test_what_becomes_a_path_is_a_name(name: str, tmp_path: Path) -> None:
+    content = {"extends": "smoke", "experiment": name}
+    uses = [{"experiment": name}, {"use_model": name}, {"use_method": name}, {"use_reward": name}, {"extends": name}]
+    for use in uses:
+        profile = tmp_path / "profile.yaml"
+        (tmp_path / "smoke.yaml").write_text((EXPERIMENTS / "profiles" / "smoke.yaml").read_text())
+        profile.write_text(yaml.safe_dump(content | {"experiment": "good"} | use))
+        with pytest.raises(ConfigError):
+            compose(str(profile))
+    for call in (compose, expand_grid, load_sweep, lambda name: compose("smoke", method=name)):
+        with pytest.raises(ConfigError):
+            call(name)
+    with pytest.raises(ConfigError, match="--name"):
+        load_sweep("smoke", name=name)
+
+
+def test_every_profile_with_lora_in_bf16_keeps_adapters_apart() -> None:
+    for path in sorted((EXPERIMENTS / "profiles").glob("*.yaml")):
+        compose(path.stem)  # refused otherwise
+    assert not compose("paper-lora").optimizer.lora.merge_while_sampling
+    assert not compose("single-gpu").optimizer.lora.merge_while_sampling
+
+
+def test_a_value_knows_where_it_was_written() -> None:
+    config = compose("paper-dry", settings={"seed": 3}, overrides=["fusion.weight=2", "reward.clip=1"])
+    origins = config.origins
+    assert origins["fusion.weight"] == "override fusion.weight=2"
+    assert origins["reward.clip"] == "override reward.clip=1"
+    assert origins["reward.hpsv3"].startswith("experiments/rewards/hpsv3.yaml:")
+    assert "cell" in origins["seed"]
+    assert origins["model.precision"].startswith("experiments/models/flux-twin.yaml:")
+    assert origins["model.num_steps"].startswith("experiments/methods/adagrpo_flux.yaml:")
+    line = (EXPERIMENTS / "profiles" / "paper-dry.yaml").read_text().splitlines()
+    assert line[int(origins["iterations"].rpartition(":")[2]) - 1] == "iterations: 2"
+    assert "objective.kl_beta" not in origins
+    assert config == compose("paper-dry", overrides=["fusion.weight=2", "reward.clip=1", "seed=3"])
 
 
 def test_grid_is_the_product_of_its_lists_seed_by_seed() -> None:

@@ -1,0 +1,25 @@
+"""Names that become names of files and folders."""
+
+import re
+
+from harness.errors import ConfigError
+
+MAX_LENGTH = 100
+_NAME = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9._-]*[A-Za-z0-9_-])?")
+
+
+def problem_with_name(name: object) -> str | None:
+    """Why something cannot be the name of a file or folder on every file system, and of nothing outside; or None."""
+    if not isinstance(name, str) or _NAME.fullmatch(name) is None:
+        return "is no name: use letters, digits, '_', '-' and '.', the last two not at the start, no '.' at the end"
+    return f"is too long a name: at most {MAX_LENGTH} characters" if len(name) > MAX_LENGTH else None
+
+
+def check_name(name: object, where: str) -> str:
+    """A name that may become part of a path. Raises ConfigError, which says where it was given, for any other."""
+    problem = problem_with_name(name)
+    if problem is not None:
+        shown = repr(name)
+        raise ConfigError(f"{where}: {shown if len(shown) < 100 else f'{shown[:60]}...'} {problem}")
+    assert isinstance(name, str)
+    return name

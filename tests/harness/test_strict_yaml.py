@@ -1,0 +1,126 @@
+"""YAML is read as people mean it, or refused in one line."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from harness.config import EXPERIMENTS, ConfigError, read_yaml, strict_yaml
+
+
+def refusal(text: str) -> str:
+    with pytest.raises(ConfigError) as error:
+        strict_yaml.parse(text, "file.yaml")
+    assert "\n" not in str(error.value)
+    assert "file.yaml" in str(error.value)
+    return str(error.value)
+
+
+def test_plain_values_are_read() -> None:
+    text = "{a: 1, b: -2.5, c: 1e-4, d: .5, e: true, f: null, g: word, h: [0, 2.], i: '010', j: 3E+2, k: 500-501}"
+    assert strict_yaml.parse(text, "file.yaml") == {
+        "a": 1,
+        "b": -2.5,
+        "c": 1e-4,
+        "d": 0.5,
+        "e": True,
+        "f": None,
+        "g": "word",
+        "h": [0, 2.0],
+        "i": "010",
+        "j": 300.0,
+        "k": "500-501",
+    }
+
+
+@pytest.mark.parametrize(
+    "word", ["yes", "no", "on", "off", "Yes", "OFF", "y", "2026-01-02", "2001-12-14t21:59:43.1-05:00"]
+)
+def test_words_are_no_truth_values_and_no_dates(word: str) -> None:
+    assert strict_yaml.parse(f"a: {word}", "file.yaml") == {"a": word}
+
+
+@pytest.mark.parametrize(
+    "number",
+    [
+        *("010", "00", "1:30", "1:30:00", "190:20:30.15", "1_0", "1_000.5", "0x10", "0o7", "0b1", "-0x1F", "+07"),
+        *(".inf", "-.inf", ".nan", "inf", "nan", "-inf", "1e999", "9" * 5000, "01.5", "1.0_0", "0777"),
+    ],
+)
+def test_only_finite_decimal_numbers_are_numbers(number: str) -> None:
+    assert "line 2: b.c" in refusal(f"a: 1\nb: {{c: {number}}}")
+    assert refusal(number)
+    assert refusal(f"a: [1, {number}]")
+
+
+@pytest.mark.parametrize("text", ["a: 1\nb: 2\na: 3", "a: 1\nb: 2\n'a': 3"])
+def test_a_key_that_stands_twice_is_named_with_both_lines(text: str) -> None:
+    assert "'a' stands twice, in lines 1 and 3" in refusal(text)
+    nested = "x:\n" + "".join(f"  {line}\n" for line in text.split("\n"))
+    assert "'x.a' stands twice, in lines 2 and 4" in refusal(nested)
+    assert "stands twice" in refusal("[{a: 1, a: 1}]")
+
+
+@pytest.mark.parametrize("text", ["1: a", "null: a", "~: a", "true: a", "[a]: b", "? {a: 1}\n: b", "1.5: a", ": a"])
+def test_a_key_is_a_word(text: str) -> None:
+    assert "key" in refusal(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("[" * 100_000, "{a: " * 100_000, "- " * 60 + "a", "[" * 60 + "]" * 60, "x" * 2_000_000),
+        *("a: !!python/name:os.system x", "!!float 3", "a: &a [*a]", "<<: 3", "a: *b"),
+        *("a: 1\n---\nb: 2", "a: [1", "\x00"),
+    ],
+)
+def test_what_cannot_be_read_safely_is_refused(text: str) -> None:
+    refusal(text)
+
+
+def test_aliases_are_values_but_not_without_end() -> None:
+    assert strict_yaml.parse("a: &x [1, 2]\nb: *x", "file.yaml") == {"a": [1, 2], "b": [1, 2]}
+    merged = "a: &x {b: 1, c: 2}\nd: {<<: *x, b: 3}"
+    assert strict_yaml.parse(merged, "file.yaml")["d"] == {"b": 3, "c": 2}
+    laughs = "a0: &a0 [lol]\n" + "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]\n" for i in range(1, 10))
+    assert "aliases" in refusal(laughs)
+
+
+@pytest.mark.parametrize("content", [b"", b"# nothing\n", b"[]\n", b"- a\n", b"word\n", b"0\n", b"{}\n", b"a: \xff\n"])
+def test_a_file_must_hold_keys_in_utf8(content: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "some.yaml"
+    path.write_bytes(content)
+    with pytest.raises(ConfigError, match=r"some\.yaml"):
+        read_yaml(path)
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_key(tmp_path: Path) -> None:
+    (tmp_path / "some.yaml").write_bytes(b"\xef\xbb\xbfa: 1\n")
+    assert read_yaml(tmp_path / "some.yaml") == {"a": 1}
+
+
+values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=12)
+    | st.from_regex(r"[-+]?[0-9._xeE:]{1,8}", fullmatch=True) | st.sampled_from(["on", "no", "~", ".inf", "1e4", "<<"]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(min_size=1, max_size=5), inner, max_size=3),
+    max_leaves=8,
+)  # fmt: skip
+
+
+@given(st.dictionaries(st.from_regex(r"[a-z]{1,4}", fullmatch=True), values, min_size=1))
+def test_what_is_written_is_read_as_it_was_by_this_and_by_any_other_reader(content: dict) -> None:
+    text = strict_yaml.dump(content)
+    assert yaml.safe_load(text) == content
+    assert strict_yaml.parse(text, "file.yaml") == content
+
+
+def test_every_file_of_the_project_means_the_same_to_other_readers() -> None:
+    paths = sorted(EXPERIMENTS.rglob("*.yaml"))
+    assert len(paths) > 40
+    for path in paths:
+        ours, theirs = read_yaml(path), yaml.safe_load(path.read_text(encoding="utf-8"))
+        if isinstance(theirs.get("logging"), dict) and theirs["logging"].get("wandb") is False:
+            theirs["logging"]["wandb"] = "off"  # a word here
+        assert ours == theirs, path
