@@ -42,6 +42,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of ``adagrpo``."""
     options = _parse(arguments)
     try:
+        if given := getattr(options, "overrides", None):
+            from harness.config import check_overrides
+
+            check_overrides(given)
         code = options.command(options)
     except HarnessError as error:
         _fail(str(error), error.exit_code)

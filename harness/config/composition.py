@@ -101,24 +101,30 @@ def parse_overrides(overrides: Iterable[str]) -> dict[str, Any]:
     """``["fusion.weight=2", "selection=curriculum"]`` as a nested mapping; values are YAML.
 
     Raises:
-        ConfigError: no key=value, a value that is not read (see ``strict_yaml``), or two overrides of one key.
+        ConfigError: no key=value, or a value that is not read, see ``strict_yaml``.
     """
     content: dict[str, Any] = {}
-    given: dict[str, str] = {}
     for override in overrides:
         key, equals, value = override.partition("=")
         if not equals or not all(key.split(".")):
             raise ConfigError(f"override {override!r}: write key=value, as in fusion.weight=2")
         if not value.strip():
             raise ConfigError(f"override {override!r}: has no value; write {key}=null for none")
+        content = merge(content, nest(key, strict_yaml.parse(value, f"override {override!r}")))
+    return content
+
+
+def check_overrides(overrides: Iterable[str]) -> None:
+    """Raise ConfigError if two overrides set one value: whoever types both did not mean both."""
+    given: dict[str, str] = {}
+    for override in overrides:
+        key = override.partition("=")[0]
         for earlier, text in given.items():
             if f"{key}.".startswith(f"{earlier}.") or f"{earlier}.".startswith(f"{key}."):
                 raise ConfigError(
                     f"overrides {text!r} and {override!r}: both set {max(key, earlier, key=len)}; keep one"
                 )
         given[key] = override
-        content = merge(content, nest(key, strict_yaml.parse(value, f"override {override!r}")))
-    return content
 
 
 def nest(key: str, value: Any) -> dict[str, Any]:
@@ -161,7 +167,7 @@ def compose(
         profile: name of a file in experiments/profiles/, or a path to one.
         method: name of a file in experiments/methods/; None is the profile's own.
         settings: a grid cell's keys.
-        overrides: dotted ``key=value`` strings; the last word.
+        overrides: dotted ``key=value`` strings; the last word, and of two for one key the second.
         model: name of a file in experiments/models/; None is the profile's own.
         reward: name of a file in experiments/rewards/; None is the profile's own.
 
@@ -184,7 +190,6 @@ def compose(
         settings_alone = {key: value for key, value in layer.content.items() if key not in not_settings}
         layers.append(_Layer(settings_alone, layer.origins))
     layers.append(_Layer(settings or {}, dict.fromkeys(leaves(settings or {}), "the grid's cell or the sweep")))
-    parse_overrides(overrides)  # together: two of one key are an error
     for override in overrides:
         nested = parse_overrides([override])
         layers.append(_Layer(nested, dict.fromkeys(leaves(nested), f"override {override}")))

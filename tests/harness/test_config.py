@@ -6,6 +6,7 @@ import pytest
 import yaml
 
 from harness import config as configuration
+from harness.cli import main
 from harness.config import EXPERIMENTS, ConfigError, compose, run_id
 from harness.launch.grid import expand_grid
 from harness.sweep.definition import load_sweep
@@ -102,10 +103,6 @@ def test_single_reward_weights_are_added_in_grids_and_sweeps_too(tmp_path: Path)
 @pytest.mark.parametrize(
     ("overrides", "named"),
     [
-        (["seed=1", "seed=2"], "seed"),
-        (["seed=1", "seed=1"], "seed"),
-        (["rollout={group_size: 4}", "rollout.group_size=2"], "rollout.group_size"),
-        (["reward.colour=1", "reward={ocr: 1}"], "reward.colour"),
         (["seed="], "null"),
         (["fusion..weight=1"], "key=value"),
         ([".seed=1"], "key=value"),
@@ -139,6 +136,23 @@ def test_no_value_is_taken_for_another_one(overrides: list[str], named: str) -> 
         compose("miniature", overrides=overrides)
     assert named in str(error.value)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "named"),
+    [
+        (["seed=1", "seed=2"], "seed"),
+        (["seed=1", "seed=1"], "seed"),
+        (["rollout={group_size: 4}", "rollout.group_size=2"], "rollout.group_size"),
+        (["reward.colour=1", "reward={ocr: 1}"], "reward.colour"),
+    ],
+)
+def test_a_command_sets_no_value_twice(overrides: list[str], named: str, capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments in (["train", "--profile", "smoke"], ["grid", "smoke"]):
+        with pytest.raises(SystemExit) as exit_:
+            main([*arguments, *overrides])
+        assert exit_.value.code == 2
+        assert f"both set {named}" in capsys.readouterr().err
 
 
 NO_NAMES = [
