@@ -16,6 +16,7 @@ from analysis.exploratory import ADAGRPO, BASE
 from analysis.formats import MISSING, markdown, number
 from analysis.labels import judge_name
 from analysis.logs import Logs
+from analysis.sources import seal_sha256
 from analysis.study import Study
 from analysis.verdicts import PRIMARY_FAMILY, Compared, cell_of, judge_claims
 
@@ -77,8 +78,8 @@ def claims_table(studies: Sequence[Study], logs: Logs) -> ClaimsTable | None:
     exploratory = [row for row in rows if row.family != PRIMARY_FAMILY]
     unseen = [one for one in compared if one.family == "unseen judges"]
     is_finished = (logs.summary["experiment"] == EXPERIMENT) & (logs.summary["state"] == "finished")
-    made_under = [logs.environments[int(i)].get("protocol_sha256") for i in np.flatnonzero(is_finished)]
-    others = sum(sha256 != protocol_sha256() for sha256 in made_under)
+    made_under = [logs.environments[int(i)] for i in np.flatnonzero(is_finished)]
+    others = sum(_is_of_other_protocol(environment) for environment in made_under)
     of_reward = {study.reward: study for study in own}
     again = [
         read_afterwards(of_reward[one.claim.control.reward], one)
@@ -88,6 +89,13 @@ def claims_table(studies: Sequence[Study], logs: Logs) -> ClaimsTable | None:
     readings = [reading for reading in again if reading is not None]
     exploratory += [_consistency(unseen), *_overhead(own)]
     return ClaimsTable(primary, exploratory, len(made_under), others, readings)
+
+
+def _is_of_other_protocol(environment: Mapping[str, Any]) -> bool:
+    """Whether other rules were in force at any time of a run; one of before seals tells of analysis/claims.py alone."""
+    if "seal_sha256" not in environment:
+        return environment.get("protocol_sha256") != protocol_sha256()
+    return any(one.get("seal_sha256") != seal_sha256() for one in (environment, *environment.get("resumed", ())))
 
 
 def protocol_sha256() -> str:

@@ -35,6 +35,12 @@ def describe_environments(environments: Sequence[Mapping[str, Any]]) -> dict[str
     gpus = (gpu for environment in recorded for gpu in environment.get("gpus") or ["no GPU"])
     machines = (f"{e.get('cores', '?')} cores {e.get('processor', '')}".strip() for e in recorded)
     described = {
+        "Code": every(
+            f"{one['code_sha256'][:12]}{' (resumed)' if one is not environment else ''}"
+            for environment in recorded
+            for one in (environment, *environment.get("resumed", ()))
+            if one.get("code_sha256")
+        ),
         "Commit": every(str(e["commit"]) for e in recorded if e.get("commit")),
         "Python": every(str(e["python"]) for e in recorded if e.get("python")),
         "Packages": every(packages),

@@ -86,6 +86,19 @@ def read_shard(path: Path, train_metrics: Collection[str] | None = None, with_it
     return RunLog(path, path.stem, check_config(config, path), status, environment, iteration, rows)
 
 
+def read_shard_environment(path: Path) -> dict[str, Any]:
+    """The environment.json of the run that a shard was made from; its numbers are not read.
+
+    Raises:
+        RunLogError: names the file, which is none of ``write_shards``.
+    """
+    try:
+        environment = json.loads(pq.read_metadata(path).metadata[b"adagrpo.environment"])
+    except (OSError, pa.ArrowException, KeyError, TypeError, ValueError) as error:
+        raise RunLogError(f"{path}: is no shard ({error})") from None
+    return dict(environment)
+
+
 def read_shard_gallery(path: Path, num_prompts: int = NUM_PROMPTS) -> Gallery | None:
     """The pictures that a shard keeps; None where it keeps none.
 

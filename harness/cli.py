@@ -18,6 +18,7 @@ COMMANDS = (
     "mechanism",
     "probe",
     "status",
+    "show_config",
     "doctor",
     "report",
     "shards",

@@ -15,18 +15,16 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, Any
 
+from analysis.sources import numbers_sha256, seal_sha256
 from harness import config as configuration
-from harness import files
+from harness import files, identity
 from harness.config import ROOT, ConfigError, RunConfig
 from harness.errors import CollectiveError, HarnessError
 from harness.files import read_text, write_atomically
+from harness.identity import fingerprints_of
 from harness.stopping import StopRun
-
-if TYPE_CHECKING:
-    from harness.prompts import PromptList
-    from harness.rewards import Reward
 
 RUNS = ROOT / "results" / "runs"
 PROTOCOL = ROOT / "analysis" / "claims.py"
@@ -144,10 +142,6 @@ class RunDirectory:
         content = {**content, "updated": datetime.now(UTC).isoformat(timespec="seconds")}
         write_atomically(self.folder / "status.json", json.dumps(content, indent=1) + "\n")
 
-    def write_environment(self, content: Mapping[str, Any]) -> None:
-        """Replace environment.json."""
-        write_atomically(self.folder / "environment.json", json.dumps(content, indent=1) + "\n")
-
     def append(self, name: str, record: Mapping[str, Any]) -> None:
         """Append one JSON line; NaN and infinities are an error, since no JSON reader takes them."""
         with (self.folder / name).open("a", encoding="utf-8") as stream:
@@ -204,68 +198,44 @@ class RunDirectory:
         return held is None
 
 
-_SCORABLE: set[tuple[str, str, str]] = set()
-"""Prompt lists, with rewards and their settings, whose every prompt was found fit: a plan of many runs asks once."""
-
-
 def find_run(config: RunConfig, root: Path = RUNS) -> RunDirectory:
     """The directory that a run has or would have; nothing is written.
 
     Raises:
-        ConfigError: model, prompt list or reward model missing or damaged, unknown reward, fewer training prompts than
-            an iteration draws, or a prompt that a reward cannot score.
+        ConfigError: as ``fingerprints_of``.
     """
-    from harness.models.files import model_fingerprint
-    from harness.models.locate import find_pipeline
-    from harness.prompts import read_prompts
-    from harness.rewards import RewardError, build_rewards
+    return _find(config, fingerprints_of(config), root)
 
-    fingerprints = {"model": model_fingerprint(find_pipeline(config.model.path))}
-    try:
-        training, measured = build_rewards(config.reward, config.evaluation.judges, config.rewards)
-    except ValueError as error:
-        raise ConfigError(f"reward or evaluation.judges: {error}") from None
-    rewards = {reward.name: reward for reward in (*training.parts, *measured[1:])}
-    for split in config.prompt_splits:
-        path = getattr(config.prompts, split)
-        prompt_list = read_prompts(path)
-        fingerprints[split] = prompt_list.sha256
-        drawn = config.rollout.prompts_per_update * config.rollout.candidates
-        if split == "train" and len(prompt_list.prompts) < drawn:
-            raise ConfigError(
-                f"prompts.train {path}: has {len(prompt_list.prompts)} prompts, but an iteration draws {drawn}, "
-                "rollout.prompts_per_update times rollout.candidates"
-            )
-        for name, reward in rewards.items():
-            _require_scorable(reward, repr(config.rewards.get(name)), prompt_list, f"prompts.{split} {path}")
-    try:
-        fingerprints |= {f"reward {name}": reward.fingerprint() for name, reward in rewards.items()}
-    except RewardError as error:
-        raise ConfigError(str(error)) from None
+
+def _find(config: RunConfig, fingerprints: Mapping[str, str], root: Path) -> RunDirectory:
     return RunDirectory(root / config.experiment / configuration.run_id(config, fingerprints))
 
 
-def _require_scorable(reward: "Reward", settings: str, prompt_list: "PromptList", where: str) -> None:
-    known = (prompt_list.sha256, reward.name, settings)
-    if known in _SCORABLE:
-        return
-    try:
-        for prompt in prompt_list.prompts:
-            reward.check_prompt(prompt)
-    except ValueError as error:
-        raise ConfigError(f"{where}: {error}") from None
-    _SCORABLE.add(known)
-
-
-def prepare_run(config: RunConfig, root: Path = RUNS) -> RunDirectory:
+def prepare_run(config: RunConfig, root: Path = RUNS, rerun_changed: bool = False) -> RunDirectory:
     """The directory of a run, made if it is new; the same run has the same directory, whenever it is prepared.
 
+    Nothing is written into a finished run. An unfinished one takes over how it shall be executed, such as ``runtime``.
+
+    Args:
+        config: the run.
+        root: folder of run directories.
+        rerun_changed: set a run aside that other code has executed, see ``identity.set_aside``, and begin it again.
+
     Raises:
-        ConfigError: as ``find_run``.
+        ConfigError: as ``find_run``, or the directory is not the run of its name any more.
     """
-    run = find_run(config, root)
-    run.folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(run.folder / "config.yaml", configuration.dump(config))
+    fingerprints = fingerprints_of(config)
+    run = _find(config, fingerprints, root)
+    if rerun_changed and not run.is_locked() and identity.by_other_code([run.folder]):
+        identity.set_aside(run.folder)
+    path = run.folder / "config.yaml"
+    if not path.exists():
+        run.folder.mkdir(parents=True, exist_ok=True)
+        identity.write_identity(run.folder, config, fingerprints)
+        write_atomically(path, configuration.dump(config))
+    elif run.status()["state"] != "finished" and run.config != config:
+        identity.require_unchanged(run.folder, run.config, fingerprints)
+        write_atomically(path, configuration.dump(config))
     if not (run.folder / "status.json").exists():
         run.set_status("waiting", 0, config.iterations)
     return run
@@ -284,6 +254,8 @@ def environment() -> dict[str, Any]:
     return {
         "commit": git.stdout.strip() or None,
         "protocol_sha256": hashlib.sha256(PROTOCOL.read_bytes()).hexdigest() if PROTOCOL.exists() else None,
+        "code_sha256": numbers_sha256(),
+        "seal_sha256": seal_sha256(),
         "numerics_version": configuration.NUMERICS_VERSION,
         "python": platform.python_version(),
         "packages": {name: importlib.metadata.version(name) for name in _PACKAGES},

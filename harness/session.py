@@ -9,11 +9,13 @@ from typing import Any
 import torch
 from accelerate.utils import set_seed
 
+from analysis.sources import numbers_sha256
 from harness.checkpointing import load_state, save_state
 from harness.config import NUMERICS_VERSION, numeric_settings
 from harness.errors import CollectiveError
 from harness.evaluation import evaluate, sample_images, save_gallery
 from harness.files import read_text, write_atomically
+from harness.identity import record_execution, require_unchanged
 from harness.mirror import Mirror
 from harness.models.files import model_fingerprint
 from harness.models.locate import find_pipeline
@@ -44,7 +46,8 @@ class Session:
         on_validation: called after each validation, on the main process; what it raises, StopRun, ends all.
 
     Raises:
-        ConfigError: the world size is not the one asked for, or a prompt cannot be drawn by the model.
+        ConfigError: the run is not what it was when it was made, the world size is not the one asked for, or a
+            prompt cannot be drawn by the model.
         RewardError: something that a reward needs is not there.
     """
 
@@ -55,6 +58,7 @@ class Session:
         on_validation: OnValidation = lambda iteration, metrics: None,
     ) -> None:
         self.run, self.config = run, run.config
+        require_unchanged(run.folder, self.config)
         self.on_validation = on_validation
         runtime = self.config.runtime
         torch.set_num_threads(runtime.threads)
@@ -217,7 +221,8 @@ class Session:
         if self.is_main:
             self.run.forget_after(self.trainer.iteration if state else -1)
             found = {"settings": numeric_settings(self.config), "warnings": self.warnings}
-            self.run.write_environment(environment() | found)
+            for line in record_execution(self.run.folder, environment() | found):
+                self.say(line)
             self._set_status("running")
         self.processes.wait("beginning to train")
 
@@ -304,6 +309,7 @@ class Session:
         model, settings = self.config.model, self.config.evaluation
         content = [
             NUMERICS_VERSION,
+            numbers_sha256(),
             OBSERVATION,
             model_fingerprint(find_pipeline(model.path)),
             model.model_dump(mode="json", exclude={"path", "execution"}),

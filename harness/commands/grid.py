@@ -4,6 +4,7 @@ import argparse
 import sys
 
 from harness.commands import Commands
+from harness.commands.train import add_rerun
 
 
 def add_parser(commands: Commands) -> None:
@@ -22,10 +23,12 @@ def add_choices(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seeds", metavar="LIST", help="such as 0-4 or 0,2,5 (default: the grid's own)")
     parser.add_argument("--plan", action="store_true", help="list runs, hours and disk, and run nothing")
     parser.add_argument("--slots", type=int, help="runs at a time (default: as many as cores, or GPUs, suffice for)")
+    add_rerun(parser)
 
 
 def execute_grid(options: argparse.Namespace) -> int:
     """Execute a grid, or print its plan; 1 if a run failed."""
+    from harness.identity import by_other_code, note_on_code
     from harness.launch.grid import expand_grid, parse_seeds
     from harness.launch.local import run_all
     from harness.launch.plan import plan
@@ -38,7 +41,11 @@ def execute_grid(options: argparse.Namespace) -> int:
     if options.plan:
         print("\n".join(plan(configs, len(slots))))
         return 0
-    runs = [prepare_run(config) for config in configs]
+    runs = list(dict.fromkeys(prepare_run(config, rerun_changed=options.rerun_changed) for config in configs))
+    if len(runs) < len(configs):
+        print(f"{len(configs) - len(runs)} runs differ from others in settings without effect, and are the same run")
+    for line in note_on_code(len(by_other_code(run.folder for run in runs))):
+        print(line)
     outcome = run_all(runs, options.slots, lambda line: print(line, flush=True))
     for run_id, reason in outcome.failed.items():
         print(f"failed: {run_id}: {reason}", file=sys.stderr)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from harness.commands import Commands
+from harness.commands.train import add_rerun
 from harness.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ def add_parser(commands: Commands) -> None:
     parser.add_argument("--seeds", metavar="LIST", help="of one experiment, such as 500-503 (default: its own)")
     parser.add_argument("--plan", action="store_true", help="list runs and core-hours against the budget; run nothing")
     parser.add_argument("--slots", type=int, help="runs at a time (default: as many as cores, or GPUs, suffice for)")
+    add_rerun(parser)
     parser.set_defaults(command=execute_study)
 
 
@@ -46,7 +48,7 @@ def execute_study(options: argparse.Namespace) -> int:
         return 0
     code = 0
     if study.file.tuning in names:
-        code = _execute(study, plan_runs(study, configs[study.file.tuning], RUNS), options.slots)
+        code = _execute(study, plan_runs(study, configs[study.file.tuning], RUNS), options)
         if not options.only and not seeds:
             _write_tuned(study)
     rest = [name for name in names if name != study.file.tuning]
@@ -54,11 +56,11 @@ def execute_study(options: argparse.Namespace) -> int:
         _require_tuned(study)
         # Composed again: tuning may have just written their settings.
         wanted = [config for name in rest for config in study.configs(name, options.only, seeds)]
-        code |= _execute(study, plan_runs(study, wanted, RUNS), options.slots)
+        code |= _execute(study, plan_runs(study, wanted, RUNS), options)
     return code
 
 
-def _execute(study: "Study", planned: Sequence["PlannedRun"], slots: int | None) -> int:
+def _execute(study: "Study", planned: Sequence["PlannedRun"], options: argparse.Namespace) -> int:
     from analysis.claims import STUDY_SEEDS
     from analysis.gallery import NUM_PROMPTS
     from analysis.shards import write_shards
@@ -71,10 +73,11 @@ def _execute(study: "Study", planned: Sequence["PlannedRun"], slots: int | None)
 
     outcome = execute(
         planned,
-        slots,
+        options.slots,
         lambda line: print(line, flush=True),
         keep,
         RUNS,
+        options.rerun_changed,
     )
     for run_id, reason in outcome.failed.items():
         print(f"failed: {run_id}: {reason}", file=sys.stderr)
@@ -84,6 +87,7 @@ def _execute(study: "Study", planned: Sequence["PlannedRun"], slots: int | None)
 def _print_plan(study: "Study", experiments: dict[str, list["PlannedRun"]]) -> None:
     from analysis.costs import measured_rates
     from harness.config import ROOT
+    from harness.identity import note_on_code
     from harness.launch.study import hours_left, plan_lines
 
     source, own = study.shards, measured_rates(study.shards)
@@ -93,6 +97,8 @@ def _print_plan(study: "Study", experiments: dict[str, list["PlannedRun"]]) -> N
         rates = measured_rates(source)
     print("\n".join(plan_lines(experiments, rates)))
     every = {one.shard: one for planned in experiments.values() for one in planned}
+    for line in note_on_code(sum(one.is_by_other_code for one in every.values())):
+        print(f"\n{line}")
     left = [one for one in every.values() if not one.is_kept]
     recorded = own.recorded_hours if own else 0.0
     print(f"\n{len(every)} runs, {len(left)} left; {recorded:.2f} core-hours recorded in all shards so far")

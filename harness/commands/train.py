@@ -20,7 +20,14 @@ def add_parser(commands: Commands) -> None:
     """Declare the command."""
     parser = commands.add_parser("train", help="train one run: a profile with overrides, or a prepared run directory")
     add_run_options(parser, "as in selection=curriculum fusion.weight=2")
+    add_rerun(parser)
     parser.set_defaults(command=train)
+
+
+def add_rerun(parser: argparse.ArgumentParser) -> None:
+    """Declare what ``prepare_run`` is told of runs that other code has made."""
+    text = "set runs aside that other code has begun or finished, and run them again"
+    parser.add_argument("--rerun-changed", action="store_true", help=text)
 
 
 def add_run_options(parser: argparse.ArgumentParser, example: str) -> None:
@@ -51,6 +58,7 @@ def run_to_resume(options: argparse.Namespace) -> "RunDirectory | None":
 def train(options: argparse.Namespace) -> int:
     """Execute or continue a run, unless it is finished. Every process of a launch calls this; the main one prepares."""
     from harness.config import compose
+    from harness.identity import by_other_code, note_on_code
     from harness.runs import find_run, prepare_run
 
     is_main = int(os.environ.get("RANK", "0")) == 0
@@ -59,10 +67,10 @@ def train(options: argparse.Namespace) -> int:
         config = run.config
     else:
         config = compose(options.profile or PROFILE, options.method, overrides=options.overrides)
-        run = prepare_run(config) if is_main else find_run(config)
+        run = prepare_run(config, rerun_changed=options.rerun_changed) if is_main else find_run(config)
     if run.status()["state"] == "finished":
         if is_main:
-            print(f"{run.folder} is finished already")
+            print("\n".join([f"{run.folder} is finished already", *note_on_code(len(by_other_code([run.folder])))]))
         return 0
     lock = run.lock() if is_main else None
     try:

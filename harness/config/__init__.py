@@ -31,7 +31,7 @@ from harness.config.composition import (
     read_yaml,
     validate,
 )
-from harness.config.identity import NUMERICS_VERSION, numeric_settings, run_id
+from harness.config.identity import NUMERICS_VERSION, inert_settings, numeric_settings, run_id
 from harness.config.messages import fields_at, nearest, one_line, unknown_key
 from harness.config.model import ExecutionConfig, ModelConfig
 from harness.config.names import check_name
@@ -75,6 +75,7 @@ __all__ = [
     "experiment_path",
     "fields_at",
     "grid_of",
+    "inert_settings",
     "leaves",
     "load",
     "merge",

@@ -3,33 +3,83 @@
 import hashlib
 import json
 from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 from harness.config.run import RunConfig
 
 NUMERICS_VERSION = 2
-"""Raised whenever a change of code or of a default changes the numbers of a run, so that old runs are not taken for
-new ones."""
+"""Raised whenever a change of code changes the numbers of a run, so that old runs are not taken for new ones. A changed
+default needs no such thing: names are told from ``BASELINE``."""
+
+BASELINE = Path(__file__).with_name("baseline.json")
+"""The defaults as they were at NUMERICS_VERSION 2, by dotted key: a run's name tells the values that differ from them.
+
+It never changes but for new settings, each with the value that means that all is as it was before it existed.
+"""
+
+
+@cache
+def baseline() -> Mapping[str, Any]:
+    """``BASELINE``, read."""
+    content: dict[str, Any] = json.loads(BASELINE.read_text(encoding="utf-8"))
+    return content
+
+
+def inert_settings(config: RunConfig) -> dict[str, str]:
+    """Settings that change nothing in a run, each with the reason: runs that differ in these alone are one run.
+
+    Not evaluation.test_noises of a run without test: committed ones have it in their names.
+    """
+    inert = {}
+    if not config.fusion.enabled:
+        inert["fusion.weight"] = "fusion is off"
+        if config.selection != "curriculum":
+            reason = "without fusion, only selection=curriculum reads the capability"
+            inert |= dict.fromkeys(("capability.decay", "capability.sync", "capability.anchor"), reason)
+    if config.optimizer.tuning == "full":
+        inert["optimizer.lora"] = "all weights are trained"
+    if config.optimizer.weight_ema is None:
+        inert["optimizer.weight_ema_interval"] = "no weights are averaged"
+    return inert
 
 
 def numeric_settings(config: RunConfig) -> dict[str, Any]:
-    """What a run's numbers depend on beside its files: all settings that are not at their defaults, as in JSON.
+    """What a run's numbers depend on beside its files: all settings that are not as in ``BASELINE``, as in JSON.
 
-    Without ``logging``, ``runtime``, ``experiment``, ``model.execution`` and paths; of ``rewards`` only normalisation.
-    With ``runtime.processes``, if there are several and each has a capability of its own: only then do numbers depend
-    on how many there are.
+    Without ``logging``, ``runtime``, ``experiment``, ``model.execution``, paths and ``inert_settings``; of ``rewards``
+    only the normalisation of those trained on. With ``runtime.processes``, if there are several and each has a
+    capability of its own: only then do numbers depend on how many there are.
     """
-    # Without what is at its default, so that a new setting, off by default, leaves the names of old runs alone.
-    content = config.model_dump(
-        mode="json", exclude={"logging", "runtime", "experiment", "prompts", "rewards"}, exclude_defaults=True
-    )
-    del content["model"]["path"]
-    content["model"].pop("execution", None)
-    if config.capability.sync == "per_rank" and config.runtime.processes > 1:
-        content["runtime"] = {"processes": config.runtime.processes}
-    if normalised := {name: (r.offset, r.scale) for name, r in config.rewards.items() if (r.offset, r.scale) != (0, 1)}:
-        content["normalisation"] = normalised
-    return content
+    content = config.model_dump(mode="json", exclude={"logging", "runtime", "experiment", "prompts", "rewards"})
+    del content["model"]["path"], content["model"]["execution"]
+    inert = inert_settings(config)
+    settings = _differing(content, "", inert)
+    # Their keys have no defaults, and are there even when nothing else of them differs.
+    settings = {"model": {}, **settings}
+    if config.capability.sync == "per_rank" and config.runtime.processes > 1 and "capability.sync" not in inert:
+        settings["runtime"] = {"processes": config.runtime.processes}
+    trained = {name: config.rewards[name] for name in config.reward if name in config.rewards}
+    if normalised := {name: (r.offset, r.scale) for name, r in trained.items() if (r.offset, r.scale) != (0, 1)}:
+        settings["normalisation"] = normalised
+    return settings
+
+
+def _differing(content: Mapping[str, Any], prefix: str, inert: Mapping[str, str]) -> dict[str, Any]:
+    differing = {}
+    for name, value in content.items():
+        key = f"{prefix}{name}"
+        if key in inert:
+            continue
+        if isinstance(value, Mapping) and key != "reward":
+            inner = _differing(value, f"{key}.", inert)
+            # An optional section that is there differs, even if each of its values is the usual one.
+            if inner or key in baseline():
+                differing[name] = inner
+        elif key not in baseline() or baseline()[key] != value:
+            differing[name] = value
+    return differing
 
 
 def run_id(config: RunConfig, fingerprints: Mapping[str, str]) -> str:

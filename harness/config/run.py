@@ -28,6 +28,8 @@ class PromptsConfig(Section):
     train: str
     validation: str
     test: str
+    allow_overlap: bool = False
+    """Take lists that have prompts in common, instead of refusing them: what is measured on them says less."""
 
 
 class EvaluationConfig(Section):

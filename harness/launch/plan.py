@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from statistics import mean
 
 from harness.config import RunConfig
+from harness.identity import by_other_code, note_on_code
 from harness.launch.cells import cell_names
 from harness.runs import RUNS, RunDirectory, find_run
 
@@ -33,6 +34,7 @@ def plan(configs: Sequence[RunConfig], slots: int) -> list[str]:
         ConfigError: as ``find_run``.
     """
     runs = [(config, find_run(config)) for config in configs]
+    changed = note_on_code(len(by_other_code({run.folder for _, run in runs})))
     cells: dict[str, Counter[str]] = {}
     for cell, (_, run) in zip(cell_names(configs), runs, strict=True):
         cells.setdefault(cell, Counter())[_state(run)] += 1
@@ -42,7 +44,11 @@ def plan(configs: Sequence[RunConfig], slots: int) -> list[str]:
     ]
     unfinished = [(config, run) for config, run in runs if _state(run) != "finished"]
     left = sum(config.iterations - run.status()["iteration"] for config, run in unfinished)
-    lines += ["", f"{len(runs)} runs in {len(cells)} cells; {len(unfinished)} runs and {left:,} iterations left"]
+    lines += [
+        "",
+        f"{len(runs)} runs in {len(cells)} cells; {len(unfinished)} runs and {left:,} iterations left",
+        *changed,
+    ]
     cost = measured_cost({run.folder.parent.name for _, run in runs})
     if cost is None:
         return [*lines, "hours and disk: not known before a run of this experiment has finished"]

@@ -13,6 +13,7 @@ from typing import Any
 from analysis.recorded import name_files, name_repeats
 from harness.config import ConfigError
 from harness.files import read_text
+from harness.identity import by_other_code, note_on_code
 from harness.launch.cells import cell_names
 from harness.launch.queue import SETTLED
 from harness.runs import RunDirectory
@@ -136,6 +137,7 @@ def status_lines(root: Path) -> list[str]:
         for run, state in states.items():
             if state in ("running", "interrupted", "failed"):
                 lines.append(f"  {state} {_describe(run)}")
+        lines += [f"  {line}" for line in note_on_code(len(by_other_code(run.folder for run in runs)))]
         ranked = standings(runs)
         if ranked:
             lines += ["  trained reward on validation prompts, latest, mean over seeds:", *(f"  {r}" for r in ranked)]

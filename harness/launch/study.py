@@ -6,6 +6,8 @@ from typing import NamedTuple, Protocol
 
 from pydantic import Field, ValidationError
 
+from analysis.shards import read_shard_environment
+from harness import identity
 from harness.accounting import expected_cost
 from harness.config import EXPERIMENTS, ROOT, ConfigError, RunConfig, Section, nearest, one_line, read_yaml
 from harness.doctor.compute import evaluation_pictures
@@ -70,6 +72,13 @@ class PlannedRun(NamedTuple):
         """Whether it needs no execution any more: its shard is there."""
         return self.shard.is_file()
 
+    @property
+    def is_by_other_code(self) -> bool:
+        """Whether its shard, or the directory it is executed in, comes of other code than the present one."""
+        if self.is_kept:
+            return identity.is_by_other_code(read_shard_environment(self.shard))
+        return bool(identity.by_other_code([self.run.folder]))
+
 
 def read_study(path: Path = DEFAULT) -> Study:
     """Read a study's file. Raises ConfigError in one line."""
@@ -105,6 +114,7 @@ def execute(
     say: Say,
     keep: Callable[[RunDirectory], object],
     root: Path,
+    rerun_changed: bool = False,
 ) -> Outcome:
     """Execute the runs that have no shard yet; each is kept as soon as it is finished.
 
@@ -114,15 +124,16 @@ def execute(
         say: receives lines of progress.
         keep: writes a finished run's shard.
         root: folder of run directories.
+        rerun_changed: those too that other code has made.
 
     Raises:
         ConfigError, KeyboardInterrupt: as ``run_all``.
     """
-    missing = [one for one in planned if not one.is_kept]
+    missing = [one for one in planned if not one.is_kept or (rerun_changed and one.is_by_other_code)]
     say(f"{len(planned) - len(missing)} of {len(planned)} runs are kept already")
     outcome = Outcome()
     for group in _by_runtime(missing):
-        runs = [prepare_run(one.config, root) for one in group]
+        runs = [prepare_run(one.config, root, rerun_changed) for one in group]
         for run in runs:
             if run.status()["state"] == "finished":
                 keep(run)

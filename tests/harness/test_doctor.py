@@ -210,7 +210,7 @@ def gpu_profile(tmp_path: Path) -> Path:
     path.write_text(
         f"use_grid: {grid}\nuse_model: miniature\nuse_method: flow_grpo\nuse_reward: ocr\nexperiment: on-gpus\n"
         f"iterations: 100\nmodel:\n{settings}rollout: {{prompts_per_update: 2}}\n"
-        "runtime: {device: cuda, processes: 2}\n"
+        "optimizer: {lora: {merge_while_sampling: false}}\nruntime: {device: cuda, processes: 2}\n"
     )
     return path
 

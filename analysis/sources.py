@@ -1,0 +1,104 @@
+"""The code that a number or a verdict depends on, as one hash. Only the standard library is needed."""
+
+import ast
+import hashlib
+from collections.abc import Iterable, Iterator
+from functools import cache
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@cache
+def numbers_sha256(root: Path = ROOT) -> str:
+    """Of all code that the numbers of a run depend on: what its execution imports, and all rewards."""
+    files = _python_files(root / "harness")
+    start = [file for file in files if _defines(file, "Session")]
+    rewards = {file.parent for file in files if _defines(file, "Reward")}
+    start += [file for file in files if rewards & set(file.parents)]
+    return code_sha256(_imported(start, root))
+
+
+@cache
+def seal_sha256(root: Path = ROOT) -> str:
+    """Of all that a verdict depends on: the rules with what they import, and what is run for them."""
+    judging = [file for file in _python_files(root / "analysis") if _defines(file, "judge_claims")]
+    digest = hashlib.sha256(code_sha256(_imported(judging, root)).encode())
+    for file in sorted((root / "experiments" / "studies").glob("*.yaml")):
+        lines = (line.partition(" #")[0].rstrip() for line in file.read_text(encoding="utf-8").splitlines())
+        digest.update("\n".join(line for line in lines if line and not line.lstrip().startswith("#")).encode())
+    return digest.hexdigest()
+
+
+def code_sha256(files: Iterable[Path]) -> str:
+    """Of the statements in Python files, without comments, docstrings and imports, wherever they stand.
+
+    A file or a statement that is moved or a file that is renamed leaves it as it is; a changed statement does not.
+    """
+    statements = sorted(text for file in files for text in _statements(file))
+    return hashlib.sha256("\n".join(statements).encode()).hexdigest()
+
+
+class _Bare(ast.NodeTransformer):
+    """Drops imports, ``__all__`` and strings that stand alone, which only people and tools read."""
+
+    def visit_Import(self, node: ast.Import) -> None: ...
+
+    def visit_ImportFrom(self, node: ast.ImportFrom) -> None: ...
+
+    def visit_Expr(self, node: ast.Expr) -> ast.Expr | None:
+        return None if isinstance(node.value, ast.Constant) and isinstance(node.value.value, str) else node
+
+    def visit_Assign(self, node: ast.Assign) -> ast.Assign | None:
+        return None if any(isinstance(t, ast.Name) and t.id == "__all__" for t in node.targets) else node
+
+
+@cache
+def _tree(file: Path) -> ast.Module:
+    return ast.parse(file.read_text(encoding="utf-8"))
+
+
+def _statements(file: Path) -> Iterator[str]:
+    tree = _Bare().visit(ast.parse(file.read_text(encoding="utf-8")))
+    for node in ast.walk(tree):
+        # What only held imports or a docstring holds nothing now.
+        if isinstance(node, ast.stmt) and getattr(node, "body", None) == []:
+            setattr(node, "body", [ast.Pass()])  # noqa: B010 - statements have no body in common
+    for statement in tree.body:
+        text = ast.unparse(statement)
+        if text not in ("if TYPE_CHECKING:\n    pass", "pass"):
+            yield text
+
+
+def _python_files(folder: Path) -> list[Path]:
+    return sorted(folder.rglob("*.py"))
+
+
+def _defines(file: Path, name: str) -> bool:
+    return any(isinstance(node, ast.ClassDef | ast.FunctionDef) and node.name == name for node in _tree(file).body)
+
+
+def _imported(start: Iterable[Path], root: Path) -> set[Path]:
+    """Files of the project that others import, at the top or later, directly or not, with those themselves."""
+    found: set[Path] = set()
+    left = list(start)
+    while left:
+        file = left.pop()
+        if file not in found:
+            found.add(file)
+            left += [path for path in _imports(file, root) if path.is_file()]
+    return found
+
+
+def _imports(file: Path, root: Path) -> Iterator[Path]:
+    for node in ast.walk(_tree(file)):
+        names = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+        for name in names:
+            if name.split(".")[0] in ("harness", "analysis"):
+                path = root.joinpath(*name.split("."))
+                yield path.with_name(f"{path.name}.py")
+                yield path / "__init__.py"

@@ -1,0 +1,233 @@
+"""What a run is and was made by: the files it reads, the code and the machine it was executed under.
+
+Written into the run when it is made, and compared before anything is trained on: a name that stays is no promise that
+what it stands for has stayed.
+"""
+
+import json
+from collections.abc import Iterable, Mapping
+from itertools import combinations
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from analysis.sources import numbers_sha256
+from harness import config as configuration
+from harness.config import NUMERICS_VERSION, ConfigError, RunConfig, leaves, numeric_settings
+from harness.files import read_text, write_atomically
+
+if TYPE_CHECKING:
+    from harness.prompts import PromptList
+    from harness.rewards import Reward
+
+FILE = "identity.json"
+ENVIRONMENT = "environment.json"
+_EXECUTION = ("commit", "code_sha256", "seal_sha256", "protocol_sha256", "packages", "python", "processor", "gpus")
+"""What makes an execution another one than that before it."""
+
+_SCORABLE: set[tuple[str, str, str]] = set()
+"""Prompt lists, with rewards and their settings, whose every prompt was found fit: a plan of many runs asks once."""
+_DISJOINT: set[tuple[str, str]] = set()
+"""Pairs of prompt lists that have nothing in common."""
+
+
+def fingerprints_of(config: RunConfig) -> dict[str, str]:
+    """sha256 or the like of all that a run reads: ``model``, the prompt lists by split, and ``reward NAME``.
+
+    Raises:
+        ConfigError: model, prompt list or reward model missing or damaged, unknown reward, fewer training prompts than
+            an iteration draws, lists with prompts in common, or a prompt that a reward cannot score.
+    """
+    from harness.models.files import model_fingerprint
+    from harness.models.locate import find_pipeline
+    from harness.prompts import read_prompts
+    from harness.rewards import RewardError, build_rewards
+
+    fingerprints = {"model": model_fingerprint(find_pipeline(config.model.path))}
+    try:
+        training, measured = build_rewards(config.reward, config.evaluation.judges, config.rewards)
+    except ValueError as error:
+        raise ConfigError(f"reward or evaluation.judges: {error}") from None
+    rewards = {reward.name: reward for reward in (*training.parts, *measured[1:])}
+    lists = {split: read_prompts(getattr(config.prompts, split)) for split in config.prompt_splits}
+    for split, prompt_list in lists.items():
+        path = getattr(config.prompts, split)
+        fingerprints[split] = prompt_list.sha256
+        drawn = config.rollout.prompts_per_update * config.rollout.candidates
+        if split == "train" and len(prompt_list.prompts) < drawn:
+            raise ConfigError(
+                f"prompts.train {path}: has {len(prompt_list.prompts)} prompts, but an iteration draws {drawn}, "
+                "rollout.prompts_per_update times rollout.candidates"
+            )
+        for name, reward in rewards.items():
+            _require_scorable(reward, repr(config.rewards.get(name)), prompt_list, f"prompts.{split} {path}")
+    if not config.prompts.allow_overlap:
+        _require_disjoint(config, lists)
+    try:
+        fingerprints |= {f"reward {name}": reward.fingerprint() for name, reward in rewards.items()}
+    except RewardError as error:
+        raise ConfigError(str(error)) from None
+    return fingerprints
+
+
+def _require_scorable(reward: "Reward", settings: str, prompt_list: "PromptList", where: str) -> None:
+    known = (prompt_list.sha256, reward.name, settings)
+    if known in _SCORABLE:
+        return
+    try:
+        for prompt in prompt_list.prompts:
+            reward.check_prompt(prompt)
+    except ValueError as error:
+        raise ConfigError(f"{where}: {error}") from None
+    _SCORABLE.add(known)
+
+
+def _require_disjoint(config: RunConfig, lists: Mapping[str, "PromptList"]) -> None:
+    """Raise ConfigError if prompts that a run learns from are among those that it is judged by."""
+    from harness.prompts import overlap
+
+    for one, other in combinations(lists, 2):
+        pair = (lists[one].sha256, lists[other].sha256)
+        if pair in _DISJOINT:
+            continue
+        common = overlap(lists[other].prompts, lists[one].prompts)
+        if common:
+            path, its_path = (getattr(config.prompts, split) for split in (one, other))
+            raise ConfigError(
+                f"prompts.{one} {path} and prompts.{other} {its_path}: have {len(common)} prompts in common, such as "
+                f"{common[0][:80]!r}; remove them from one, or set prompts.allow_overlap=true"
+            )
+        _DISJOINT.add(pair)
+
+
+# --- what a run is ----------------------------------------------------------------------------------------------------
+
+
+def write_identity(folder: Path, config: RunConfig, fingerprints: Mapping[str, str]) -> None:
+    """Note, once, what a new run is and where its configuration was written."""
+    content = {
+        "numerics_version": NUMERICS_VERSION,
+        "settings": numeric_settings(config),
+        "fingerprints": dict(fingerprints),
+    }
+    write_atomically(folder / FILE, json.dumps(content, indent=1) + "\n")
+    write_atomically(folder / "origins.json", json.dumps(dict(config.origins), indent=1) + "\n")
+
+
+def require_unchanged(folder: Path, config: RunConfig, fingerprints: Mapping[str, str] | None = None) -> None:
+    """Compare a run with what it was when it was made, or, made before that was noted, with its name.
+
+    Args:
+        folder: of the run.
+        config: what is about to be executed there, as it is saved.
+        fingerprints: as ``fingerprints_of`` now; None computes them.
+
+    Raises:
+        ConfigError: names what has changed: a setting, a prompt list, the model or a reward.
+    """
+    now = fingerprints_of(config) if fingerprints is None else fingerprints
+    if not (folder / FILE).is_file():
+        if configuration.run_id(config, now) != folder.name:
+            raise ConfigError(
+                f"{folder}: is not the run of its name any more: its config.yaml was edited, or its model, a prompt "
+                "list or a reward was replaced; undo that, or begin a new run with  adagrpo train --profile ..."
+            )
+        return
+    known = _read(folder / FILE)
+    paths = {split: f"prompts.{split} {getattr(config.prompts, split)}" for split in config.prompt_splits}
+    paths["model"] = f"model.path {config.model.path}"
+    changed = [
+        f"{paths.get(name, name)} is another one than the run was made with"
+        for name in sorted(known["fingerprints"].keys() | now.keys())
+        if known["fingerprints"].get(name) != now.get(name)
+    ]
+    # Through JSON, as it was written: a pair is a list there.
+    before, after = leaves(known["settings"]), leaves(json.loads(json.dumps(numeric_settings(config))))
+    changed += [
+        f"{key} is {after.get(key, 'the default')} in config.yaml, and was {before.get(key, 'the default')}"
+        for key in sorted(before.keys() | after.keys())
+        if before.get(key) != after.get(key)
+    ]
+    if known["numerics_version"] != NUMERICS_VERSION:
+        changed.append(
+            f"the run is of numerics version {known['numerics_version']}, and the code of {NUMERICS_VERSION}"
+        )
+    if changed:
+        more = f" (and {len(changed) - 1} more)" if len(changed) > 1 else ""
+        raise ConfigError(
+            f"{folder}: {changed[0]}{more}; undo that, or begin a new run with  adagrpo train --profile ..."
+        )
+
+
+# --- what it was made by ----------------------------------------------------------------------------------------------
+
+
+def record_execution(folder: Path, environment: Mapping[str, Any]) -> list[str]:
+    """Note under what a run is executed: in environment.json, and under ``resumed`` what is not as it was before.
+
+    Returns:
+        Lines to say: that code, or the rules that its result will be judged by, have changed since the run began.
+    """
+    path = folder / ENVIRONMENT
+    if not path.is_file():
+        write_atomically(path, json.dumps(dict(environment), indent=1) + "\n")
+        return []
+    first = _read(path)
+    last = [first, *first.get("resumed", [])][-1]
+    own = {key: environment.get(key) for key in _EXECUTION}
+    if all(last.get(key) == value for key, value in own.items()):
+        return []
+    write_atomically(path, json.dumps({**first, "resumed": [*first.get("resumed", []), own]}, indent=1) + "\n")
+    said = []
+    if last.get("code_sha256") != own["code_sha256"]:
+        said.append("resumed by other code than it was begun with: its numbers are of both, as environment.json says")
+    if last.get("seal_sha256") != own["seal_sha256"]:
+        said.append("resumed under another seal of the rules that judge it: its result is marked, see environment.json")
+    return said
+
+
+def is_by_other_code(environment: Mapping[str, Any]) -> bool:
+    """Whether a run was executed, at any time, by code that gives other numbers, or by code that was not recorded.
+
+    Args:
+        environment: content of its environment.json; empty for a run that has none yet.
+    """
+    if not environment:
+        return False
+    executions = [environment, *environment.get("resumed", [])]
+    return any(one.get("code_sha256") != numbers_sha256() for one in executions)
+
+
+def by_other_code(folders: Iterable[Path]) -> list[Path]:
+    """Of run directories, those that ``is_by_other_code``."""
+    return [one for one in folders if (one / ENVIRONMENT).is_file() and is_by_other_code(_read(one / ENVIRONMENT))]
+
+
+def note_on_code(count: int) -> list[str]:
+    """The line that says how many runs were made by other code; none for none."""
+    if not count:
+        return []
+    runs = "1 run was" if count == 1 else f"{count} runs were"
+    return [f"{runs} begun or finished by other code than the present one, or by code not recorded: --rerun-changed"]
+
+
+def set_aside(folder: Path) -> Path:
+    """Rename a run's folder to ``NAME.before-N``, where no reader takes it for a run; returns the new path."""
+    number = 1
+    while (kept := folder.with_name(f"{folder.name}.before-{number}")).exists():
+        number += 1
+    folder.rename(kept)
+    # A folder is a run by this file.
+    (kept / "config.yaml").rename(kept / "config.before.yaml")
+    return kept
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(read_text(path))
+    except ValueError as error:
+        if isinstance(error, ConfigError):
+            raise
+        raise ConfigError(f"{path}: is damaged ({error}); restore it, or remove the run's folder") from None
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path}: is damaged; restore it, or remove the run's folder")
+    return content

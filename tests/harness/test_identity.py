@@ -1,0 +1,256 @@
+"""A run is what it was made as: its name, its files, its code."""
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from analysis import sources
+from harness import identity
+from harness.config import EXPERIMENTS, ROOT, ConfigError, RunConfig, compose, leaves, numeric_settings, run_id
+from harness.config.identity import baseline, inert_settings
+from harness.launch.plan import plan
+from harness.runs import RunDirectory, environment, find_run, prepare_run
+from harness.session import Session
+from tests.harness.conftest import SHORT
+
+RESOLVED = Path(__file__).with_name("numerics.json")
+
+
+def resolved_sha256(config: RunConfig) -> str:
+    """Of all that ``numeric_settings`` looks at, defaults included."""
+    content = config.model_dump(mode="json", exclude={"logging", "runtime", "experiment", "prompts"})
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def test_resolved_numerics_of_every_profile_are_those_on_record() -> None:
+    known = json.loads(RESOLVED.read_text(encoding="utf-8"))
+    now = {path.stem: resolved_sha256(compose(path.stem)) for path in sorted((EXPERIMENTS / "profiles").glob("*.yaml"))}
+    assert now == known, (
+        "a profile means other numbers than before: if that is meant, write these values into numerics.json beside this"
+        " file (names of runs change by themselves); if a default moved by accident, move it back"
+    )
+
+
+def test_every_setting_that_counts_has_a_value_in_the_baseline() -> None:
+    config = compose("miniature", overrides=["rollout.window={size: 1}"])
+    content = config.model_dump(mode="json", exclude={"logging", "runtime", "experiment", "prompts", "rewards"})
+    del content["model"]["path"], content["model"]["execution"], content["method"], content["reward"]
+    missing = sorted(set(leaves(content)) - set(baseline()))
+    assert not missing, "add them to harness/config/baseline.json, with the value that means that all is as before"
+
+
+def test_a_default_that_moves_changes_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = compose("miniature")
+    moved = config.model_copy(update={"objective": config.objective.model_copy(update={"advantage_clip": 4.0})})
+    assert numeric_settings(moved)["objective"] == {"advantage_clip": 4.0}
+    assert run_id(moved, {}) != run_id(config, {})
+
+
+@pytest.mark.parametrize(
+    ("cell", "change", "is_same"),
+    [
+        ([], "capability.decay=0.5", True),
+        ([], "capability.sync=per_rank", True),
+        ([], "fusion.weight=3", True),
+        (["selection=medium"], "capability.anchor=before", True),
+        (["selection=curriculum"], "capability.decay=0.5", False),
+        (["selection=curriculum"], "fusion.weight=3", True),
+        (["fusion.enabled=true"], "capability.decay=0.5", False),
+        (["fusion.enabled=true"], "fusion.weight=3", False),
+        (["optimizer.tuning=full"], "optimizer.lora.rank=4", True),
+        ([], "optimizer.lora.rank=4", False),
+        ([], "optimizer.weight_ema_interval=3", True),
+        (["optimizer.weight_ema=0.9"], "optimizer.weight_ema_interval=3", False),
+        ([], "rewards.colour={offset: 1}", True),
+        ([], "rewards.ocr={offset: 1}", False),
+    ],
+)
+def test_runs_that_differ_in_a_setting_without_effect_are_one(cell: list[str], change: str, is_same: bool) -> None:
+    one, other = compose("miniature", overrides=cell), compose("miniature", overrides=[*cell, change])
+    assert (run_id(one, {}) == run_id(other, {})) is is_same
+    assert all(inert_settings(one).values())
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> RunConfig:
+    lines = (ROOT / "harness/models/miniature/data/test.txt").read_text(encoding="utf-8").splitlines()
+    for split, start in (("train", 0), ("validation", 10), ("test", 20)):
+        (tmp_path / f"{split}.txt").write_text("\n".join(lines[start : start + 10]) + "\n", encoding="utf-8")
+    lists = [f"prompts.{split}={tmp_path}/{split}.txt" for split in ("train", "validation", "test")]
+    return compose("miniature", overrides=[*SHORT, *lists])
+
+
+@pytest.fixture
+def run(config: RunConfig, tmp_path: Path) -> RunDirectory:
+    return prepare_run(config, tmp_path / "runs")
+
+
+@pytest.mark.parametrize("split", ["train", "validation", "test"])
+@pytest.mark.parametrize("is_noted", [True, False])
+def test_a_list_that_was_replaced_is_refused(split: str, is_noted: bool, run: RunDirectory, tmp_path: Path) -> None:
+    identity.require_unchanged(run.folder, run.config)
+    if not is_noted:  # made before identities were noted
+        (run.folder / identity.FILE).unlink()
+    path = tmp_path / f"{split}.txt"
+    path.write_text(path.read_text(encoding="utf-8") + 'the word "other" in red on yellow\n', encoding="utf-8")
+    with pytest.raises(ConfigError, match=rf"prompts\.{split}" if is_noted else "list"):
+        Session(run, say=lambda line: None)
+
+
+def test_an_edited_config_is_refused_and_its_key_named(run: RunDirectory) -> None:
+    path = run.folder / "config.yaml"
+    text = path.read_text(encoding="utf-8")
+    path.write_text(text.replace("group_size: 2", "group_size: 3"), encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"rollout\.group_size is 3"):
+        Session(run, say=lambda line: None)
+    path.write_text(text.replace("threads: 1", "threads: 2"), encoding="utf-8")  # changes no number
+    identity.require_unchanged(run.folder, run.config)
+
+
+def test_a_reward_or_a_model_that_was_replaced_is_refused(run: RunDirectory, config: RunConfig) -> None:
+    now = identity.fingerprints_of(config)
+    for name in ("model", "reward colour"):
+        with pytest.raises(ConfigError, match=name.split()[0]):
+            identity.require_unchanged(run.folder, config, now | {name: "another"})
+
+
+def test_lists_with_prompts_in_common_are_refused_unless_that_is_said(config: RunConfig, tmp_path: Path) -> None:
+    shutil.copy(tmp_path / "train.txt", tmp_path / "validation.txt")
+    with pytest.raises(ConfigError, match=r"prompts\.train .* and prompts\.validation .*10 prompts in common"):
+        find_run(config)
+    prompts = config.prompts.model_copy(update={"allow_overlap": True})
+    find_run(config.model_copy(update={"prompts": prompts}))
+    spaced = (tmp_path / "test.txt").read_text(encoding="utf-8").splitlines()[0].replace(" ", "  ")
+    (tmp_path / "validation.txt").write_text(f"{spaced}\n", encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"prompts\.validation .* and prompts\.test .*1 prompts in common"):
+        find_run(config)
+
+
+def test_nothing_is_written_into_a_finished_run(run: RunDirectory, config: RunConfig, tmp_path: Path) -> None:
+    run.set_status("finished", 1, 1)
+    before = {path: path.read_bytes() for path in run.folder.rglob("*") if path.is_file()}
+    other = config.model_copy(update={"runtime": config.runtime.model_copy(update={"threads": 2})})
+    assert prepare_run(other, tmp_path / "runs").folder == run.folder
+    assert {path: path.read_bytes() for path in run.folder.rglob("*") if path.is_file()} == before
+
+
+def test_an_unfinished_run_takes_over_how_it_is_executed(run: RunDirectory, config: RunConfig, tmp_path: Path) -> None:
+    other = config.model_copy(update={"runtime": config.runtime.model_copy(update={"threads": 2})})
+    assert prepare_run(other, tmp_path / "runs").config.runtime.threads == 2
+
+
+def test_a_run_keeps_where_its_values_were_written(run: RunDirectory) -> None:
+    origins = json.loads((run.folder / "origins.json").read_text(encoding="utf-8"))
+    assert origins["rollout.group_size"] == "override rollout.group_size=2"
+    assert origins["experiment"].startswith("experiments/profiles/miniature.yaml:")
+
+
+def test_executions_are_added_and_never_replaced(run: RunDirectory) -> None:
+    first = environment()
+    assert identity.record_execution(run.folder, first) == []
+    assert identity.record_execution(run.folder, first) == []
+    assert not identity.by_other_code([run.folder])
+    said = identity.record_execution(run.folder, first | {"code_sha256": "other", "seal_sha256": "another"})
+    assert len(said) == 2
+    recorded = json.loads((run.folder / "environment.json").read_text(encoding="utf-8"))
+    assert {key: recorded[key] for key in first} == first
+    assert [one["code_sha256"] for one in recorded["resumed"]] == ["other"]
+    assert identity.by_other_code([run.folder]) == [run.folder]
+
+
+def test_a_run_by_other_code_is_named_and_run_again_when_asked(
+    run: RunDirectory, config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    identity.record_execution(run.folder, environment() | {"code_sha256": "other"})
+    run.set_status("finished", 1, 1)
+    monkeypatch.setattr("harness.launch.plan.find_run", lambda config: run)
+    assert any("1 run was" in line and "--rerun-changed" in line for line in plan([config], 1))
+    assert prepare_run(config, tmp_path / "runs").status()["state"] == "finished"
+    again = prepare_run(config, tmp_path / "runs", rerun_changed=True)
+    assert again.status()["state"] == "waiting"
+    kept = again.folder.with_name(f"{again.folder.name}.before-1")
+    assert json.loads((kept / "environment.json").read_text(encoding="utf-8"))["code_sha256"] == "other"
+    assert [path.parent for path in (tmp_path / "runs").rglob("config.yaml")] == [again.folder]
+
+
+# --- code
+
+
+CODE = '''"""Module."""
+# a comment
+from harness import other
+
+LIMIT = 3
+
+
+class Session:
+    """Docstring."""
+
+    value: int = 1
+    """Of an attribute."""
+
+    def execute(self, x: int) -> int:
+        """Another."""
+        return x + LIMIT
+'''
+
+
+def tree(folder: Path, **files: str) -> Path:
+    for name, text in files.items():
+        path = folder / "harness" / f"{name.replace('__', '/')}.py"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+    return folder
+
+
+def test_comments_docstrings_imports_and_places_do_not_count_as_code(tmp_path: Path) -> None:
+    reward = "class Reward:\n    scale = 1.0\n"
+    one = sources.numbers_sha256(
+        tree(tmp_path / "a", session=CODE, other="def f():\n    return 1\n", rewards__base=reward)
+    )
+    moved = (
+        CODE.replace('"""Docstring."""', "")
+        .replace("# a comment", "")
+        .replace("harness import other", "harness.deep import file")
+    )
+    places = tree(tmp_path / "b", training__session=moved, deep__file="def f(): return 1  # one\n", scores__base=reward)
+    assert sources.numbers_sha256(places) == one
+    unused = tree(
+        tmp_path / "c", session=CODE, other="def f():\n    return 1\n", rewards__base=reward, cli="print(1)\n"
+    )
+    assert sources.numbers_sha256(unused) == one
+    for name, old, new in (("session", "LIMIT = 3", "LIMIT = 4"), ("other", "1", "2"), ("rewards__base", "1.0", "2.0")):
+        texts = {"session": CODE, "other": "def f():\n    return 1\n", "rewards__base": reward}
+        texts[name] = texts[name].replace(old, new)
+        assert sources.numbers_sha256(tree(tmp_path / name, **texts)) != one
+
+
+def test_the_code_of_numbers_is_the_method_the_models_and_the_rewards_but_no_command() -> None:
+    found = sources._imported([ROOT / "harness" / "session.py"], ROOT)
+    names = {path.stem for path in found}
+    assert {"adagrpo", "transitions", "objective", "trainer", "flux", "ocr", "combined", "identity"} <= names
+    assert not any("commands" in path.parts or "doctor" in path.parts for path in found)
+
+
+def test_the_seal_covers_rules_statistics_verdicts_and_studies(tmp_path: Path) -> None:
+    for part in ("analysis", "experiments/studies"):
+        shutil.copytree(ROOT / part, tmp_path / part, ignore=shutil.ignore_patterns("__pycache__"))
+    seal = sources.seal_sha256.__wrapped__(tmp_path)
+    assert seal == sources.seal_sha256()
+    (tmp_path / "experiments/studies/main.yaml").open("a", encoding="utf-8").write("# a remark\n")
+    assert sources.seal_sha256.__wrapped__(tmp_path) == seal
+    for name in (
+        "analysis/claims.py",
+        "analysis/statistics.py",
+        "analysis/verdicts.py",
+        "experiments/studies/main.yaml",
+    ):
+        path = tmp_path / name
+        text = path.read_text(encoding="utf-8")
+        path.write_text(text + ("\nOTHER = 1\n" if name.endswith(".py") else "\nother: 1\n"), encoding="utf-8")
+        sources._tree.cache_clear()
+        assert sources.seal_sha256.__wrapped__(tmp_path) != seal, name
+        path.write_text(text, encoding="utf-8")
