@@ -34,14 +34,16 @@ def fingerprints_of(config: RunConfig) -> dict[str, str]:
     """sha256 or the like of all that a run reads: ``model``, the prompt lists by split, and ``reward NAME``.
 
     Raises:
-        ConfigError: model, prompt list or reward model missing or damaged, unknown reward, fewer training prompts than
-            an iteration draws, lists with prompts in common, or a prompt that a reward cannot score.
+        ConfigError: model, prompt list or reward model missing or damaged, unknown reward, adapters merged into bf16
+            weights, fewer training prompts than an iteration draws, lists with prompts in common, or a prompt that a
+            reward cannot score.
     """
     from harness.models.files import model_fingerprint
     from harness.models.locate import find_pipeline
     from harness.prompts import read_prompts
     from harness.rewards import RewardError, build_rewards
 
+    _require_exact_sampling(config)
     fingerprints = {"model": model_fingerprint(find_pipeline(config.model.path))}
     try:
         training, measured = build_rewards(config.reward, config.evaluation.judges, config.rewards)
@@ -67,6 +69,19 @@ def fingerprints_of(config: RunConfig) -> dict[str, str]:
     except RewardError as error:
         raise ConfigError(str(error)) from None
     return fingerprints
+
+
+def _require_exact_sampling(config: RunConfig) -> None:
+    """Raise ConfigError if pictures would be drawn by weights that lack what was learnt.
+
+    Asked before a run is made or trained, and not of every configuration: older runs can still be looked at.
+    """
+    optimizer = config.optimizer
+    if config.model.precision == "bf16" and optimizer.tuning == "lora" and optimizer.lora.merge_while_sampling:
+        raise ConfigError(
+            "optimizer.lora.merge_while_sampling: adapters merged into bf16 weights lose most of an update; set it to "
+            "false, or model.precision=fp32"
+        )
 
 
 def _require_scorable(reward: "Reward", settings: str, prompt_list: "PromptList", where: str) -> None:

@@ -18,8 +18,8 @@ from harness.config.algorithm import (
 from harness.config.model import ModelConfig
 from harness.config.optimizer import OptimizerConfig
 from harness.config.rewards import RewardConfig
-from harness.trained_reward import Normalisation, TrainedReward
 from harness.config.section import Count, CountOrNone, Name, Pixels, Seconds, Section, Seed, Steps
+from harness.trained_reward import Normalisation, TrainedReward
 
 
 class PromptsConfig(Section):
@@ -161,15 +161,6 @@ class RunConfig(Section):
                 raise ValueError(f"reward.{name}: weight 0 trains on nothing; leave it out, as in reward={{ocr: 1}}")
         if self.fusion.kind == "rescaled" and not self.fusion.enabled:
             raise ValueError("fusion.kind: rescaled has no effect without fusion; set fusion.enabled=true")
-        if (
-            self.model.precision == "bf16"
-            and self.optimizer.tuning == "lora"
-            and self.optimizer.lora.merge_while_sampling
-        ):
-            raise ValueError(
-                "optimizer.lora.merge_while_sampling: adapters merged into bf16 weights lose most of an update; "
-                "set it to false, or model.precision=fp32"
-            )
         self._check_updates()
         self._check_engine()
         return self

@@ -43,7 +43,6 @@ PAPER = [
     "model.num_steps=16",
     "model.max_sequence_length=256",
     "model.precision=bf16",
-    "optimizer.lora.merge_while_sampling=false",
     "model.max_batch=12",
     "rollout.candidates=10",
     *PLAIN,
@@ -210,7 +209,7 @@ def gpu_profile(tmp_path: Path) -> Path:
     path.write_text(
         f"use_grid: {grid}\nuse_model: miniature\nuse_method: flow_grpo\nuse_reward: ocr\nexperiment: on-gpus\n"
         f"iterations: 100\nmodel:\n{settings}rollout: {{prompts_per_update: 2}}\n"
-        "optimizer: {lora: {merge_while_sampling: false}}\nruntime: {device: cuda, processes: 2}\n"
+        "runtime: {device: cuda, processes: 2}\n"
     )
     return path
 

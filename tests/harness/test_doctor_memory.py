@@ -17,7 +17,6 @@ PAPER = [
     "model.num_steps=16",
     "model.max_sequence_length=256",
     "model.precision=bf16",
-    "optimizer.lora.merge_while_sampling=false",
     "model.max_batch=12",
     "rollout.candidates=10",
     "rollout.group_size=12",

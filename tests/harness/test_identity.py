@@ -117,6 +117,13 @@ def test_a_reward_or_a_model_that_was_replaced_is_refused(run: RunDirectory, con
             identity.require_unchanged(run.folder, config, now | {name: "another"})
 
 
+def test_adapters_merged_into_bf16_weights_are_refused(config: RunConfig, tmp_path: Path) -> None:
+    low = config.model_copy(update={"model": config.model.model_copy(update={"precision": "bf16"})})
+    with pytest.raises(ConfigError, match="merge_while_sampling"):
+        prepare_run(low, tmp_path / "runs")
+    assert not (tmp_path / "runs").exists()
+
+
 def test_lists_with_prompts_in_common_are_refused_unless_that_is_said(config: RunConfig, tmp_path: Path) -> None:
     shutil.copy(tmp_path / "train.txt", tmp_path / "validation.txt")
     with pytest.raises(ConfigError, match=r"prompts\.train .* and prompts\.validation .*10 prompts in common"):
@@ -236,8 +243,10 @@ def test_the_code_of_numbers_is_the_method_the_models_and_the_rewards_but_no_com
 
 
 def test_the_seal_covers_rules_statistics_verdicts_and_studies(tmp_path: Path) -> None:
-    for part in ("analysis", "experiments/studies"):
-        shutil.copytree(ROOT / part, tmp_path / part, ignore=shutil.ignore_patterns("__pycache__"))
+    for part in ("analysis", "harness", "experiments/studies"):
+        shutil.copytree(
+            ROOT / part, tmp_path / part, ignore=shutil.ignore_patterns("__pycache__", "base", "weak", "data")
+        )
     seal = sources.seal_sha256.__wrapped__(tmp_path)
     assert seal == sources.seal_sha256()
     (tmp_path / "experiments/studies/main.yaml").open("a", encoding="utf-8").write("# a remark\n")

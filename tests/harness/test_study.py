@@ -185,6 +185,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for split, number in (("train", 24), ("validation", 5), ("test", 5)):
         (tmp_path / f"{split}.txt").write_text("\n".join(lines[:number]) + "\n")
     settings["prompts"] = {split: str(tmp_path / f"{split}.txt") for split in ("train", "validation", "test")}
+    settings["prompts"]["allow_overlap"] = True
     profile.write_text(yaml.safe_dump(settings))
 
     def command(placement: object, module: str, arguments: Sequence[str]) -> list[str]:
