@@ -110,7 +110,7 @@ def summary_of_updates(logged: Mapping[str, Sequence[float]]) -> dict[str, float
         logged: over all processes, by name; at least one value each.
     """
     means = {name: math.fsum(values) / len(values) for name, values in logged.items()}
-    return means | {"ratio_max_deviation": max(logged["ratio_max_deviation"])}
+    return means | {name: max(values) for name, values in logged.items() if name.endswith("ratio_max_deviation")}
 
 
 def mean_and_std(name: str, values: Sequence[float]) -> dict[str, float | None]:

@@ -120,8 +120,22 @@ class CapabilityTracker:
         self._mean, self._variance = mean, variance
 
 
+def counts_as_equal(rewards: Tensor, resolution: float = 0.0) -> bool:
+    """Whether rewards, ``[G]``, differ by no more than the reward can tell apart; with 0, whether they are equal.
+
+    Raises ValueError if the resolution is out of range.
+    """
+    if not 0 <= resolution < math.inf:
+        raise ValueError(f"the resolution of a reward must be finite and at least 0, got {resolution}")
+    return bool(rewards.max() - rewards.min() <= resolution)
+
+
 def select_prompt(
-    rewards: Tensor, strategy: str, tracker: CapabilityTracker | None = None, generator: torch.Generator | None = None
+    rewards: Tensor,
+    strategy: str,
+    tracker: CapabilityTracker | None = None,
+    generator: torch.Generator | None = None,
+    resolution: float = 0.0,
 ) -> int:
     """Choose which of the candidate prompts to train on: an index in [0, B). On a tie the lowest index wins.
 
@@ -136,6 +150,7 @@ def select_prompt(
         strategy: one of `SELECTION_STRATEGIES`.
         tracker: the capability; only ``curriculum`` reads it, none changes it.
         generator: for ``random``; None draws from torch's global generator. Others draw nothing.
+        resolution: >= 0: rewards this close are a tie, in the reward's own unit.
 
     Raises:
         ValueError: an unknown strategy; ``curriculum`` without a tracker or with an empty one; or rewards that are
@@ -147,42 +162,49 @@ def select_prompt(
     if strategy == "random":
         device = "cpu" if generator is None else generator.device
         return int(torch.randint(len(values), (1,), generator=generator, device=device).item())
-    if strategy == "easiest":
-        return int(values.argmax().item())
-    if strategy == "hardest":
-        return int(values.argmin().item())
-    if strategy == "medium":
-        # torch's median is an element of the batch (the lower middle one), so the distance of one candidate is 0.
-        return int((values - values.median()).abs().argmin().item())
-    if tracker is None:
+    if strategy == "curriculum" and tracker is None:
         raise ValueError('"curriculum" needs a tracker that was updated with these rewards: tracker.update(rewards)')
-    return int((values - tracker.mean).abs().argmin().item())
+    if strategy == "easiest":
+        wanted = values.max()
+    elif strategy == "hardest":
+        wanted = values.min()
+    elif strategy == "medium" or tracker is None:
+        wanted = values.median()  # torch's is an element of the batch, the lower middle one
+    else:
+        wanted = values.new_tensor(tracker.mean)
+    distance = (values - wanted).abs()
+    return int((distance <= distance.min() + resolution).nonzero()[0])
 
 
-def local_advantage(rewards: Tensor, clip: float = 5.0) -> Tensor:
+def local_advantage(rewards: Tensor, clip: float = 5.0, resolution: float | None = None) -> Tensor:
     """Group-relative advantage: how a sample compares with its siblings.
 
     local_j = clip((R_j - mean(R)) / (std(R) + 1e-8), -c, c), std unbiased (paper; GRPO).
 
-    Computed in the rewards' precision, float32 at least, as the release does. Give float64 if a group may hold equal
-    rewards: in float32 their mean can miss them by a rounding error which, divided by a std as small, becomes an
-    advantage of order 1 for the whole group.
+    Computed in the rewards' precision, float32 at least, as the release does; but 0 in a group whose rewards are equal
+    within `resolution`, if one is given. Rounding, divided by a std as small, becomes an advantage of order 1 there.
 
     Args:
         rewards: ``[G]``, G >= 2: rewards of the siblings, in the reward's own unit.
         clip: c > 0; ``math.inf`` for none.
+        resolution: >= 0, in the reward's own unit: how far apart scores of equal samples may come out. None is the
+            release, which does not ask.
 
     Returns:
         ``[G]``, on the rewards' device, without gradient, in units of the group's std.
 
-    Raises ValueError for fewer than two rewards, not one-dimensional, not finite, or a clip that is not above 0.
+    Raises ValueError for fewer than two rewards, not one-dimensional, not finite, or clip or resolution out of range.
     """
     _check_clip(clip)
     values = _checked_rewards(rewards, minimum=2)
+    if resolution is not None and counts_as_equal(values, resolution):
+        return torch.zeros_like(values)
     return ((values - values.mean()) / (values.std(correction=1) + EPSILON)).clamp(-clip, clip)
 
 
-def global_advantage(rewards: Tensor, mean: float, std: float, clip: float = 5.0) -> Tensor:
+def global_advantage(
+    rewards: Tensor, mean: float, std: float, clip: float = 5.0, resolution: float | None = None
+) -> Tensor:
     """Advantage against the model's capability: a sample above mu_ema gains, one below it loses.
 
     With z_j = (R_j - mu_ema) / (sigma_ema + 1e-8) (paper, Cross-Level Advantage Fusion)::
@@ -192,27 +214,35 @@ def global_advantage(rewards: Tensor, mean: float, std: float, clip: float = 5.0
         global   = z - mean(z)                    in a one-sided group: either sum below 1e-6
 
     then clipped to [-c, c]. By algebra: in a two-sided group sigma_ema cancels, and the positive advantages sum to 1,
-    the negative ones to -1; in a one-sided group the result is parallel to `local_advantage`.
+    the negative ones to -1; in a one-sided group the result is parallel to `local_advantage`. A group whose rewards
+    are equal within `resolution` has 0, and one that lies on one side of mu_ema but for that much is one-sided: else
+    the signs of rounding would share out a whole advantage.
 
     Args:
         rewards: ``[G]``, G >= 2: rewards of the siblings, in the reward's own unit.
         mean: mu_ema, `CapabilityTracker.mean`, in the same unit.
         std: sigma_ema >= 0, `CapabilityTracker.std`, in the same unit.
         clip: c > 0; ``math.inf`` for none.
+        resolution: >= 0, in the same unit: how far apart scores of equal samples may come out. None is the release.
 
     Returns:
         ``[G]``, on the rewards' device, without gradient, dimensionless.
 
-    Raises ValueError for fewer than two rewards, not one-dimensional, anything not finite, or std or clip out of range.
+    Raises ValueError for fewer than two rewards, not one-dimensional, anything not finite, or std, clip or resolution
+    out of range.
     """
     _check_clip(clip)
     if not (math.isfinite(mean) and 0 <= std < math.inf):
         raise ValueError(f"the capability needs a finite mean and a finite std >= 0, got {mean} and {std}")
     values = _checked_rewards(rewards, minimum=2)
+    if resolution is not None and counts_as_equal(values, resolution):
+        return torch.zeros_like(values)
     z = (values - mean) / (std + EPSILON)
     positive_sum = z[z > 0].sum()
     negative_sum = z[z < 0].sum().abs()
-    if positive_sum < ONE_SIDED_THRESHOLD or negative_sum < ONE_SIDED_THRESHOLD:
+    margin = resolution or 0.0
+    on_one_side = values.max() - mean <= margin or mean - values.min() <= margin
+    if on_one_side or positive_sum < ONE_SIDED_THRESHOLD or negative_sum < ONE_SIDED_THRESHOLD:
         advantage = z - z.mean()
     else:
         advantage = z / torch.where(z > 0, positive_sum, negative_sum)

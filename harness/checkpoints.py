@@ -79,7 +79,10 @@ def find_checkpoint(name: str, profile: str) -> Checkpoint:
     else:
         config, label = compose(profile), path.stem if path.is_file() else path.name
     if (path / "model_index.json").is_file():
-        model = config.model.model_copy(update={"path": str(path)})
+        # Trained weights may be merged into its own: in bf16 they would be rounded away.
+        is_merged = (path / "config.yaml").is_file()
+        precision = "fp32" if is_merged else config.model.precision
+        model = config.model.model_copy(update={"path": str(path), "precision": precision})
         return Checkpoint(label, config.model_copy(update={"model": model}))
     weights = weights_in(path)
     if weights is None:

@@ -15,10 +15,10 @@ from harness.config import ConfigError, dump
 from harness.files import write_atomically
 from harness.model_card import Form, model_card
 from harness.models.locate import find_pipeline
-from harness.models.lora_files import read_lora
+from harness.models.lora_files import read_lora, write_lora
 from harness.models.published import Licence, find_published
 from harness.models.registry import build_policy
-from harness.models.weights import copy_weights, merge_lora
+from harness.models.weights import copy_weights, put_lora
 
 
 def export(checkpoint: Checkpoint, folder: Path, *, merge: bool = False, licence: str | None = None) -> Form:
@@ -27,7 +27,8 @@ def export(checkpoint: Checkpoint, folder: Path, *, merge: bool = False, licence
     Args:
         checkpoint: of a run.
         folder: new or empty.
-        merge: write the whole pipeline with the trained weights in it, instead of adapters or a transformer alone.
+        merge: write the whole pipeline with the trained weights in it, instead of adapters or a transformer alone. The
+            transformer is float32 then, whatever the precision of training.
         licence: of the card; None is the base model's, where that is known.
 
     Returns:
@@ -48,8 +49,7 @@ def export(checkpoint: Checkpoint, folder: Path, *, merge: bool = False, licence
     if merge:
         _merged_pipeline(checkpoint, weights).save_pretrained(folder)
     elif checkpoint.is_lora:
-        read_lora(weights)
-        shutil.copyfile(weights, folder / LORA_FILE)
+        write_lora(read_lora(weights), folder / LORA_FILE)
     else:
         shutil.copytree(weights, folder / "transformer")
     write_atomically(folder / "config.yaml", dump(checkpoint.config))
@@ -100,7 +100,9 @@ def _merged_pipeline(checkpoint: Checkpoint, weights: Path) -> Any:
         pipeline = DiffusionPipeline.from_pretrained(folder, dtype=dtype, local_files_only=True)
     except (OSError, ValueError, KeyError) as error:
         raise ConfigError(f"model.path: {folder} cannot be loaded: {' '.join(str(error).split())[:300]}") from None
-    put = merge_lora if checkpoint.is_lora else copy_weights
+    # In bf16 the rounding of a weight is larger than what a short training adds to it.
+    pipeline.transformer.float()
+    put = put_lora if checkpoint.is_lora else copy_weights
     put(pipeline.transformer, weights)
     dynamic = model.shift == "dynamic"
     changes = {"use_dynamic_shifting": dynamic, **({} if dynamic else {"shift": model.shift})}

@@ -3,7 +3,10 @@
 import math
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
+
+from harness.adagrpo import counts_as_equal
 
 
 @dataclass(frozen=True)
@@ -11,8 +14,8 @@ class SurrogateStats:
     """How far the policy has moved since the samples were drawn: detached floats, dimensionless.
 
     Attributes:
-        ratio_mean: mean of r = exp(logp - logp_old); 1 on-policy.
-        ratio_max_deviation: max of |r - 1|; 0 on-policy.
+        ratio_mean: mean of r = exp(logp - logp_old); 1 if sampling and training share one arithmetic and one policy.
+        ratio_max_deviation: max of |r - 1|.
         clip_fraction: fraction of samples with r outside the clip range, whether or not the minimum took the clipped
             branch; 0 without a range.
         approx_kl: 0.5 * mean((logp - logp_old)^2). As a log-probability is a mean over latent dimensions, it is in
@@ -61,17 +64,27 @@ def surrogate_loss(
     objective = advantages * ratio
     if clip_range is not None:
         objective = objective.minimum(advantages * ratio.clamp(low, high))
-    detached = ratio.detach()
-    stats = SurrogateStats(
-        ratio_mean=detached.mean().item(),
-        ratio_max_deviation=(detached - 1).abs().max().item(),
-        clip_fraction=((detached < low) | (detached > high)).float().mean().item(),
-        approx_kl=0.5 * log_ratio.detach().square().mean().item(),
+    return -objective.mean(), ratio_stats(log_prob, old_log_prob, clip_range)
+
+
+def ratio_stats(
+    log_prob: Tensor, old_log_prob: Tensor, clip_range: float | tuple[float, float] | None = None
+) -> SurrogateStats:
+    """How far log-probabilities ``[N]`` are from old ones, and how many are outside a clip range (`surrogate_loss`)."""
+    low, high = _clip_bounds(clip_range)
+    log_ratio = log_prob.detach().float() - old_log_prob.detach().float()
+    ratio = log_ratio.exp()
+    return SurrogateStats(
+        ratio_mean=ratio.mean().item(),
+        ratio_max_deviation=(ratio - 1).abs().max().item(),
+        clip_fraction=((ratio < low) | (ratio > high)).float().mean().item(),
+        approx_kl=0.5 * log_ratio.square().mean().item(),
     )
-    return -objective.mean(), stats
 
 
-def batch_normalised_advantage(rewards: Tensor, epsilon: float = 1e-4, clip: float = 5.0) -> Tensor:
+def batch_normalised_advantage(
+    rewards: Tensor, epsilon: float = 1e-4, clip: float = 5.0, resolution: float = 0.0
+) -> Tensor:
     """Advantage of Flow-GRPO's and Flow-CPS's releases: mean of the prompt's group, std of the whole batch.
 
     A_pj = clip((R_pj - mean_j(R_pj)) / (std(all R) + 1e-4), -c, c), population std.
@@ -83,12 +96,14 @@ def batch_normalised_advantage(rewards: Tensor, epsilon: float = 1e-4, clip: flo
         rewards: ``[P, G]``: G >= 2 samples of each of P prompts, in the reward's own unit.
         epsilon: added to the std; > 0.
         clip: c > 0; ``math.inf`` for none.
+        resolution: >= 0, in the reward's own unit: a group whose rewards are this close counts as equal and has 0.
 
     Returns:
         ``[P, G]``, float32 (float64 for float64 rewards), on the rewards' device, without gradient.
 
     Raises:
-        ValueError: the rewards are not [P >= 1, G >= 2], hold a NaN or an infinity, or epsilon or clip is not above 0.
+        ValueError: the rewards are not [P >= 1, G >= 2], hold a NaN or an infinity, epsilon or clip is not above 0, or
+            the resolution is out of range.
     """
     if rewards.ndim != 2 or rewards.shape[0] < 1 or rewards.shape[1] < 2:
         raise ValueError(f"rewards must be [prompts >= 1, group >= 2], got {list(rewards.shape)}")
@@ -98,6 +113,7 @@ def batch_normalised_advantage(rewards: Tensor, epsilon: float = 1e-4, clip: flo
     if not values.isfinite().all():
         raise ValueError("rewards must be finite, but at least one is a NaN or an infinity")
     centred = values - values.mean(dim=1, keepdim=True)
+    centred[torch.tensor([counts_as_equal(group, resolution) for group in values], device=values.device)] = 0
     return (centred / (values.std(correction=0) + epsilon)).clamp(-clip, clip)
 
 

@@ -26,7 +26,7 @@ from harness.engines import build_engine
 from harness.errors import HarnessError
 from harness.models.embedding import PromptEmbedding
 from harness.models.policy import Policy
-from harness.objective import batch_normalised_advantage, surrogate_loss
+from harness.objective import batch_normalised_advantage, ratio_stats, surrogate_loss
 from harness.observation import group_spreads, reduced
 from harness.processes import Processes
 from harness.prompts import draw_candidates, generator_for
@@ -60,10 +60,9 @@ class Candidates:
     """``[B]`` once the scores are there."""
     chosen: int = 0
 
-    @property
-    def rank(self) -> int | None:
-        """How many candidates have a lower reward than the chosen one."""
-        return None if self.rewards is None else int((self.rewards < self.rewards[self.chosen]).sum())
+    def rank(self, resolution: float) -> int | None:
+        """How many candidates have a reward lower than the chosen one's by more than ``resolution``."""
+        return None if self.rewards is None else int((self.rewards < self.rewards[self.chosen] - resolution).sum())
 
 
 @dataclass(frozen=True)
@@ -74,6 +73,11 @@ class Job:
     text: PromptEmbedding
     advantage: Tensor
     share: float
+    recomputed: Tensor | None = None
+    """``[G]`` old log-probabilities by the arithmetic of the update, where they take the place of the rollout's."""
+
+
+_RATIOS = ("ratio_mean", "ratio_max_deviation", "approx_kl")
 
 
 def _split(jobs: Sequence[Job], max_batch: int) -> Iterator[list[Job]]:
@@ -188,7 +192,7 @@ class Trainer:
         generator = generator_for(self.config.seed, self.iteration, slot, "selection")
         # Random selection reads no reward, so that random with and without fusion choose alike.
         rewards = torch.zeros(len(candidates.prompts)) if candidates.rewards is None else candidates.rewards
-        return select_prompt(rewards, self.config.selection, self.anchor, generator)
+        return select_prompt(rewards, self.config.selection, self.anchor, generator, self.reward.resolution)
 
     def _roll_out(self, slot: int, candidates: Candidates, watch: Stopwatch, spent: Counters) -> Rollout:
         settings, seed, kernel = self.config.rollout, self.config.seed, self.kernel
@@ -226,10 +230,17 @@ class Trainer:
     def _advantages(
         self, rewards: Sequence[Tensor], components: Sequence[dict[str, Tensor]] | None = None
     ) -> list[Tensor]:
-        """Fused advantages of each slot's groups, ``[groups, G]``; the paths of a full-SDE rollout are one group."""
-        local = self._local_advantages(rewards)
+        """Fused advantages of each slot's groups, ``[groups, G]``; the paths of a full-SDE rollout are one group.
+
+        In a group whose scores differ by no more than the reward can tell apart they are 0.
+        """
+        local = self._local_advantages(rewards, self.reward.resolution)
         if components is not None and self.config.objective.combine == "advantages":
-            each = {name: self._local_advantages([slot[name] for slot in components]) for name in self.reward.weights}
+            resolutions = {part.name: part.resolution for part in self.reward.parts}
+            each = {
+                name: self._local_advantages([slot[name] for slot in components], resolutions[name])
+                for name in self.reward.weights
+            }
             local = [
                 torch.stack([weight * each[name][slot] for name, weight in self.reward.weights.items()]).sum(0)
                 for slot in range(len(rewards))
@@ -247,16 +258,17 @@ class Trainer:
         if fusion.kind == "rescaled":
             return rescale_advantages(local, rewards, capability.std, fusion.weight)
         clip = self.config.objective.advantage_clip
-        return fuse_advantages(local, global_advantage(rewards, capability.mean, capability.std, clip), fusion.weight)
+        against_capability = global_advantage(rewards, capability.mean, capability.std, clip, self.reward.resolution)
+        return fuse_advantages(local, against_capability, fusion.weight)
 
-    def _local_advantages(self, rewards: Sequence[Tensor]) -> list[Tensor]:
-        """Local advantages of each slot's groups, ``[groups, G]``, of one reward."""
+    def _local_advantages(self, rewards: Sequence[Tensor], resolution: float) -> list[Tensor]:
+        """Local advantages of each slot's groups, ``[groups, G]``, of one reward and its resolution."""
         clip = self.config.objective.advantage_clip
         if self.config.objective.normalisation == "group":
-            return [torch.stack([local_advantage(group, clip) for group in groups]) for groups in rewards]
+            return [torch.stack([local_advantage(group, clip, resolution) for group in groups]) for groups in rewards]
         own = torch.cat(list(rewards))
         everyone = self.processes.gather(own, "gathering rewards")
-        normalised = batch_normalised_advantage(everyone, clip=clip)
+        normalised = batch_normalised_advantage(everyone, clip=clip, resolution=resolution)
         start = self.processes.index * len(own)
         return list(normalised[start : start + len(own)].split([len(r) for r in rewards]))
 
@@ -309,8 +321,7 @@ class Trainer:
             missing = self._missing(parts, self.engine.exchanges_forward)
             for part in parts:
                 for job, transition in zip(part, self._transitions(part), strict=True):
-                    log_prob = transition.log_prob(job.step.x_next)
-                    recomputed.append(replace(job, step=replace(job.step, old_log_prob=log_prob)))
+                    recomputed.append(replace(job, recomputed=transition.log_prob(job.step.x_next)))
                     spent.sample_forwards += len(job.step.x)
             for _ in range(missing):
                 self._transitions(parts[-1])
@@ -343,12 +354,19 @@ class Trainer:
         losses = []
         for job, transition, reference in zip(jobs, transitions, references, strict=True):
             log_prob = transition.log_prob(job.step.x_next)
-            # The same arithmetic on both sides makes the ratio exactly 1; the rollout's differs in the last digits.
-            old_log_prob = log_prob.detach() if objective.is_on_policy else job.step.old_log_prob
+            from_rollout = ratio_stats(log_prob, job.step.old_log_prob)
+            old_log_prob = job.step.old_log_prob if job.recomputed is None else job.recomputed
+            if objective.is_on_policy:
+                # The same arithmetic on both sides makes the ratio exactly 1; the rollout's differs in the last digits.
+                old_log_prob = log_prob.detach()
             loss, stats = surrogate_loss(log_prob, old_log_prob, job.advantage, objective.clip_range)
             kl = loss.new_zeros(()) if reference is None else transition.kl(reference).mean()
             losses.append(loss + objective.kl_beta * kl)
-            for name, value in {"loss": losses[-1].item(), "kl": kl.item(), **vars(stats)}.items():
+            # By construction the ratio of an on-policy loss says nothing: what is logged is how far sampling was off.
+            ratios = vars(from_rollout if objective.is_on_policy else stats)
+            if job.recomputed is not None:
+                ratios = ratios | {f"rollout_{name}": vars(from_rollout)[name] for name in _RATIOS}
+            for name, value in {"loss": losses[-1].item(), "kl": kl.item(), **ratios}.items():
                 logged[name].append(value)
         return losses
 
@@ -416,13 +434,14 @@ class Trainer:
         values, averages, counts = across_processes(
             {
                 "prompts": [c.prompts[c.chosen] for c in slots],
-                "ranks": [c.rank for c in slots],
+                "ranks": [c.rank(self.reward.resolution) for c in slots],
                 "candidates": torch.cat(scored).tolist() if scored else [],
                 "chosen": [c.rewards[c.chosen].item() for c in slots if c.rewards is not None],
                 "rewards": torch.cat([s.total for s in scores]).flatten().tolist(),
                 "within_group_std": [s.total.std(dim=1, correction=1).mean().item() for s in scores],
                 **{f"component {n}": [x for s in scores for x in s.components[n].flatten().tolist()] for n in parts},
                 "advantages": torch.cat(list(advantages)).abs().flatten().tolist(),
+                "equal_groups": [float(not group.any()) for slot in advantages for group in slot],
                 # Not each process's means: one may have more terms than another, and a maximum is none.
                 **{f"update {name}": values for name, values in logged.items()},
             },
@@ -443,6 +462,7 @@ class Trainer:
             "prompts": values["prompts"],
             "ranks": values["ranks"] if scored else None,
             "advantage_abs_mean": mean_and_std("", values["advantages"])["_mean"],
+            "zero_std_share": mean_and_std("", values["equal_groups"])["_mean"],
             "learning_rate": self._learning_rate(),
             **({"group": averages["group"]} if averages["group"] else {}),
             **summary_of_updates({name: values[f"update {name}"] for name in logged}),

@@ -27,7 +27,7 @@ class LoraConfig(Section):
         "ff_context.net.2",
     )
     merge_while_sampling: bool = True
-    """Rollouts with adapters added into the weights: no extra cost a forward, one more copy of the adapted weights."""
+    """Rollouts with adapters added into float32 weights: no extra cost a forward, one more copy of those weights."""
 
 
 class OptimizerConfig(Section):

@@ -101,7 +101,7 @@ def _moments(
     merged: dict[str, int] = {}
     if optimizer.tuning == "lora":
         whole = {"weights": architecture.parameters * element + 4 * trained}
-        if optimizer.lora.merge_while_sampling:
+        if optimizer.lora.merge_while_sampling and element == 4:
             adapted = architecture.adapted(optimizer.lora)
             merged = {"weights with adapters merged": sum(into * out for into, out in adapted) * element // of_weights}
     else:

@@ -45,12 +45,18 @@ def add_adapters(transformer: Any, settings: LoraConfig, seed: int) -> None:
 
 @contextmanager
 def merged_adapters(transformer: nn.Module) -> Iterator[None]:
-    """Within: adapters are added into the weights, so that a forward costs what the base's does.
+    """Within: adapters are added into float32 weights, so that a forward costs what the base's does.
 
-    The base weights are put back as they were, bit for bit: adding and subtracting would let them drift. They are
-    changed in place, since an engine that shares weights out keeps memory of its own behind them.
+    Weights of less precision stay as they are, and their adapters beside them: their rounding is larger than what the
+    first updates add, most of which would be lost. The base weights are put back as they were, bit for bit: adding and
+    subtracting would let them drift. They are changed in place, since an engine that shares weights out keeps memory of
+    its own behind them.
     """
-    layers = [module for module in transformer.modules() if isinstance(module, LoraLayer)]
+    layers = [
+        module
+        for module in transformer.modules()
+        if isinstance(module, LoraLayer) and module.get_base_layer().weight.dtype == torch.float32
+    ]
     weights = [layer.get_base_layer().weight.data for layer in layers]
     kept = [weight.clone() for weight in weights]
     for layer, weight in zip(layers, weights, strict=True):
@@ -78,11 +84,20 @@ def save_adapters(
     transformer: Any, pipeline_class: Any, folder: Path, weights: Mapping[str, Tensor] | None = None
 ) -> None:
     """Write adapters that the pipeline class's ``load_lora_weights`` reads: these, by parameter name, or its own."""
-    # Without the metadata diffusers takes alpha for the rank on loading, which would halve or double the adapters.
     config = transformer.peft_config["default"].to_dict()
     as_json = json.dumps(config, default=lambda value: sorted(value) if isinstance(value, set) else str(value))
+    layers = get_peft_model_state_dict(transformer, state_dict=weights)
     pipeline_class.save_lora_weights(
         folder,
-        transformer_lora_layers=get_peft_model_state_dict(transformer, state_dict=weights),
-        transformer_lora_adapter_metadata=json.loads(as_json),
+        transformer_lora_layers=with_scale(layers, config["lora_alpha"] / config["r"]),
+        transformer_lora_adapter_metadata=json.loads(as_json) | {"lora_alpha": config["r"]},
     )
+
+
+def with_scale(tensors: Mapping[str, Tensor], scale: float) -> dict[str, Tensor]:
+    """Adapters by name, with alpha / rank multiplied into their B factors, so that alpha is the rank from then on.
+
+    A reader that knows no alpha, or has a file without its metadata, takes alpha for the rank: it would apply a part of
+    the training, or a multiple of it.
+    """
+    return {name: tensor.float() * scale if ".lora_B." in name else tensor for name, tensor in tensors.items()}

@@ -11,6 +11,7 @@ from typing import Any
 
 from peft import LoraConfig
 from peft.utils.other import get_pattern_key
+from safetensors.torch import save_file
 from torch import Tensor
 
 from harness.config import ConfigError
@@ -86,6 +87,18 @@ def read_lora(file: Path) -> dict[str, Tensor]:
         adapters[f"transformer.{module}.lora_A.weight"] = half["lora_A"]
         adapters[f"transformer.{module}.lora_B.weight"] = half["lora_B"] * scale
     return adapters
+
+
+def write_lora(adapters: dict[str, Tensor], file: Path) -> None:
+    """Write adapters of one rank, as ``read_lora`` gives them: with alpha = rank, every reader applies them whole.
+
+    A reader that knows no alpha, or has a file that lost its metadata, takes alpha for the rank.
+    """
+    down = {name: tensor for name, tensor in adapters.items() if name.endswith(".lora_A.weight")}
+    rank = len(next(iter(down.values())))
+    modules = sorted(name.removeprefix("transformer.").removesuffix(".lora_A.weight") for name in down)
+    settings = {"transformer.r": rank, "transformer.lora_alpha": rank, "transformer.target_modules": modules}
+    save_file(adapters, file, {"format": "pt", "lora_adapter_metadata": json.dumps(settings)})
 
 
 def _check_halves(halves: dict[str, dict[str, Tensor]], file: Path) -> None:

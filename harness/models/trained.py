@@ -8,7 +8,7 @@ from harness.checkpoints import Checkpoint
 from harness.config import ConfigError, LoraConfig, OptimizerConfig
 from harness.models.policy import Policy
 from harness.models.registry import build_policy
-from harness.models.weights import copy_weights, merge_lora
+from harness.models.weights import copy_weights, put_lora
 
 # The smallest thing a policy can train, and not trained: its other weights stay frozen, in the network's precision.
 _UNTRAINED = OptimizerConfig(tuning="lora", lora=LoraConfig(rank=1, target_modules=("attn.to_q",)))
@@ -25,12 +25,16 @@ def load_policy(checkpoint: Checkpoint, device: torch.device, prompts: Sequence[
     Raises:
         ConfigError: base or weights are missing, damaged or do not fit each other; or a prompt cannot be drawn.
     """
-    policy = build_policy(checkpoint.config.model, _UNTRAINED, device, seed=0)
+    is_full = checkpoint.weights is not None and not checkpoint.is_lora
+    # Weights that were all trained are float32, as they were in training; autocast rounds them where it did there.
+    optimizer = OptimizerConfig(tuning="full") if is_full else _UNTRAINED
+    policy = build_policy(checkpoint.config.model, optimizer, device, seed=0)
     policy.check_prompts(prompts)
     policy.prepare_prompts(prompts)
-    policy.transformer.unload_lora()
+    if not is_full:
+        policy.transformer.unload_lora()
     if checkpoint.weights is not None:
-        put = merge_lora if checkpoint.is_lora else copy_weights
+        put = put_lora if checkpoint.is_lora else copy_weights
         put(policy.transformer, checkpoint.weights)
     return policy
 

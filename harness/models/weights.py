@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
 from harness.config import ConfigError
@@ -15,11 +16,11 @@ _PREFIX = "transformer."
 _PARTS = (".lora_A.weight", ".lora_B.weight")
 
 
-def merge_lora(transformer: Any, file: Path) -> None:
-    """Add a diffusers LoRA file's adapters into a transformer's own weights.
+def put_lora(transformer: Any, file: Path) -> None:
+    """Add a LoRA file's adapters into a transformer's own weights; beside them, as in training, in bf16.
 
     Args:
-        transformer: of diffusers, without adapters.
+        transformer: of diffusers, without adapters. Weights in less than float32 would lose most of a small adapter.
         file: as ``read_lora`` takes it.
 
     Raises:
@@ -28,8 +29,16 @@ def merge_lora(transformer: Any, file: Path) -> None:
     tensors = read_lora(file)
     check_lora(transformer, tensors, file)
     transformer.load_lora_adapter(tensors, prefix="transformer")
-    transformer.fuse_lora()
-    transformer.unload_lora()
+    if transformer.dtype == torch.float32:
+        transformer.fuse_lora()
+        transformer.unload_lora()
+        return
+    # They were loaded in the precision of the weights: float32 again, as they are in the file.
+    for name, module in transformer.named_modules():
+        if isinstance(module, LoraLayer):
+            for factor, part in ((module.lora_A, "lora_A"), (module.lora_B, "lora_B")):
+                for linear in factor.values():
+                    linear.weight.data = tensors[f"{_PREFIX}{name}.{part}.weight"].to(linear.weight.device)
 
 
 def check_lora(transformer: nn.Module, tensors: dict[str, Tensor], file: Path) -> None:

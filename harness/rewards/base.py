@@ -35,6 +35,9 @@ class Reward(ABC):
     """Smallest possible score."""
     high: float
     """Largest possible score."""
+    resolution: float = 0.0
+    """Largest difference, in score units, that the rest of a batch makes to the score of one picture: scores this close
+    count as equal (docs/rewards.md has what was measured). 0 where scores depend on nothing but picture and prompt."""
     elsewhere: bool = False
     """Whether another process computes it, so that this one can go on meanwhile."""
 

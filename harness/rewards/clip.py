@@ -59,12 +59,17 @@ def build_clip(
     return model.eval().requires_grad_(False).to(device)
 
 
+COSINE_RESOLUTION = {"fp32": 2e-6, "bf16": 2e-3}
+"""Of a cosine, by the precision of the network."""
+
+
 class ClipCosine(NetworkReward):
     """factor x cosine of a CLIP model's embeddings of picture and prompt."""
 
     def __init__(self, name: str, settings: RewardConfig) -> None:
         super().__init__(name, settings)
         self._precision = settings.precision or "fp32"
+        self.resolution = COSINE_RESOLUTION[self._precision]
 
     @cached_property
     @abstractmethod
@@ -178,6 +183,7 @@ class PickScore(_ModelFolder):
 
     def __init__(self, settings: RewardConfig) -> None:
         super().__init__("pickscore", settings)
+        self.resolution *= self.high  # the release's logit scale
 
     def _factor(self, model: Any) -> Tensor:
         return model.logit_scale.float().exp()

@@ -40,6 +40,7 @@ class ColourReward(Reward):
     name = "colour"
     low = 0.0
     high = 1.0
+    resolution = 1e-7  # computed in float64 and rounded to float32
 
     def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         """Score each image, see ``Reward.score``.

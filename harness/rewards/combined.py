@@ -41,6 +41,13 @@ class WeightedSum(Reward):
         return tuple(self._components)
 
     @property
+    def resolution(self) -> float:  # type: ignore[override]
+        """Of the sum: if all components are off by theirs at once."""
+        scales = {name: normalise.scale for name, normalise in self.formula.normalisations.items()}
+        each = {reward.name: reward.resolution for reward in self._components}
+        return sum(abs(weight / scales[name]) * each[name] for name, weight in self.weights.items())
+
+    @property
     def weights(self) -> Mapping[str, float]:
         """Weight of each component that counts."""
         return self.formula.weights

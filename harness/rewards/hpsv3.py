@@ -141,6 +141,10 @@ def to_transformers_5(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     return renamed
 
 
+RESOLUTION = {"fp32": 2e-5, "bf16": 2e-2}
+"""Of a score, by the precision of the network."""
+
+
 class HpsV3(NetworkReward):
     """Human preference score v3: the mean mu of the score that the model predicts; about 0 to 15 for real models."""
 
@@ -150,6 +154,7 @@ class HpsV3(NetworkReward):
     def __init__(self, settings: RewardConfig) -> None:
         super().__init__("hpsv3", settings)
         self._precision = settings.precision or "bf16"
+        self.resolution = RESOLUTION[self._precision]
 
     def check_prompt(self, prompt: str) -> None:
         """Raise ValueError if the prompt would be read as one of the model's own tokens."""

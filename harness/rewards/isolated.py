@@ -33,6 +33,10 @@ _IMAGEREWARD_TOKENS = 35
 """To which the image-reward package cuts a prompt."""
 
 
+_RESOLUTION = {"hpsv2": 2e-3, "hpsv3": 2e-2, "imagereward": 1e-4}
+"""Of scores: the packages choose half precision, but for ImageReward's."""
+
+
 class WorkerDied(Exception):
     """The worker's process ended, or did not answer in time and was ended."""
 
@@ -125,6 +129,7 @@ class IsolatedReward(RemoteReward):
     def __init__(self, name: str, settings: RewardConfig, num_threads: int = 1) -> None:
         super().__init__(name, settings.batch_size)
         self.low, self.high = (-1.0, 1.0) if name == "hpsv2" else (-float("inf"), float("inf"))
+        self.resolution = _RESOLUTION[name]
         self._settings, self._num_threads = settings, num_threads
         # The other packages choose theirs themselves.
         self._precision = settings.precision or ("bf16" if name == "hpsv3" else None)

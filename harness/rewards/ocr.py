@@ -123,6 +123,7 @@ class OcrReward(Reward):
 
     low = 0.0
     high = 1.0
+    resolution = 2e-6
 
     def __init__(self, name: str = "ocr", num_threads: int = 1, batch_size: int = 16) -> None:
         """Choose a recogniser; its weights are loaded at the first use.

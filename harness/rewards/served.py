@@ -63,6 +63,18 @@ class ServedReward(RemoteReward):
         return self._local.text_readers()
 
     @cached_property
+    def resolution(self) -> float:  # type: ignore[override]
+        """That of the server's reward; of one that does not say, what a reward of this name has here."""
+        stated = self._description.get("resolution")
+        if stated is None:
+            return self._local.resolution
+        if not isinstance(stated, int | float) or not 0 <= stated < math.inf:
+            raise RewardError(
+                f"reward {self.name!r}: {self._url} states {stated!r} as its resolution, which is no number"
+            )
+        return stated
+
+    @cached_property
     def _local(self) -> Reward:
         from harness.rewards import build_reward
 
@@ -194,7 +206,8 @@ class _Handler(BaseHTTPRequestHandler):
         if self.path != "/reward":
             self._answer_json(404, {"error": f"no such path: {self.path}; there are /reward and /score"})
             return
-        self._answer_json(200, {"name": reward.name, "fingerprint": self.server.fingerprint})  # type: ignore[attr-defined]
+        fingerprint: str = self.server.fingerprint  # type: ignore[attr-defined]
+        self._answer_json(200, {"name": reward.name, "fingerprint": fingerprint, "resolution": reward.resolution})
 
     def do_POST(self) -> None:
         length = int(self.headers.get("Content-Length", 0))
