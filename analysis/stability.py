@@ -29,8 +29,9 @@ HEADINGS = {
 """Measures of a cell, in the order of columns; those after the fourth are logged."""
 GROUP_SPREADS = {
     f"group/{name}": HEADINGS[f"pictures/{name}"] for name in ("font_spread", "colour_spread", "pixel_spread")
-}
-"""How far the pictures of a group are apart that is trained on: logged in training when a validation is due."""
+} | {"zero_std_share": "Share of equal scores"}
+"""How far the pictures of a group are apart that is trained on, logged in training when a validation is due; and the
+share of groups from which nothing is learnt, since their scores are equal."""
 
 
 def roughness(values: ArrayLike) -> float:

@@ -354,3 +354,30 @@ def test_fusion_refuses_other_shapes_and_weights() -> None:
     for weight in (-1.0, math.inf, math.nan):
         with pytest.raises(ValueError, match="weight"):
             fuse_advantages(torch.zeros(2), torch.zeros(2), weight)
+
+
+def test_scores_closer_than_the_resolution_are_equal() -> None:
+    scored_in_batches_of_five = torch.tensor([0.5] * 5 + [0.5 + 3e-7] * 3, dtype=torch.float64)
+    assert local_advantage(scored_in_batches_of_five).abs().max() > 0.6
+    assert not local_advantage(scored_in_batches_of_five, resolution=2e-6).any()
+    # The capability lies between the two: without a resolution their signs would share out a whole advantage.
+    between = 0.5 + 1e-7
+    assert not global_advantage(scored_in_batches_of_five, between, 0.1, resolution=2e-6).any()
+    assert local_advantage(scored_in_batches_of_five * 1e3, resolution=2e-6).any()
+    with pytest.raises(ValueError, match="resolution"):
+        local_advantage(scored_in_batches_of_five, resolution=-1.0)
+
+
+def test_equal_samples_at_the_capability_share_no_advantage_out() -> None:
+    rewards = torch.tensor([0.5 + 3e-6, 0.5 + 1e-6, 0.5, 0.2], dtype=torch.float64)
+    sharp, blurred = (global_advantage(rewards, 0.5, 0.1, resolution=r) for r in (0.0, 5e-6))
+    assert sharp[0] - sharp[2] > 0.7
+    assert (blurred[0] - blurred[2]).abs() < 1e-4
+
+
+@pytest.mark.parametrize(("strategy", "index"), [("easiest", 1), ("hardest", 0), ("medium", 0), ("curriculum", 1)])
+def test_candidates_closer_than_the_resolution_are_a_tie(strategy: str, index: int) -> None:
+    tracker = CapabilityTracker()
+    tracker.update(torch.tensor([0.6]))
+    rewards = torch.tensor([0.2, 0.7, 0.7 + 1e-7, 0.2 - 1e-7], dtype=torch.float64)
+    assert select_prompt(rewards, strategy, tracker, resolution=1e-6) == index

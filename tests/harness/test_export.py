@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from harness.checkpoints import LORA_FILE, Checkpoint, find_checkpoint, find_run_checkpoint
 from harness.config import ROOT, ConfigError, compose
@@ -20,6 +20,7 @@ from harness.export import export, latest_weights
 from harness.models.locate import check_pipeline, find_pipeline
 from harness.models.published import find_published
 from harness.models.trained import load_policy
+from harness.models.weights import fold_alpha, read_lora
 from harness.rollout import ode_trajectory
 from harness.runs import RunDirectory
 
@@ -175,3 +176,28 @@ def test_the_latest_checkpoint_of_an_unfinished_run_is_exported(tmp_path: Path, 
     run.checkpoint_path.unlink()
     with pytest.raises(ConfigError, match="has no checkpoint yet"), latest_weights(run.folder):
         pass
+
+
+def test_an_export_without_its_metadata_is_the_whole_change(
+    exported: dict[tuple[str, str], Path], tmp_path: Path
+) -> None:
+    """As a tool that re-saves the file leaves it: alpha is taken for the rank."""
+    save_file(load_file(exported["lora_run", "lora"] / LORA_FILE), tmp_path / "mine.safetensors")
+    drawn = []
+    for name in (exported["lora_run", "lora"], tmp_path / "mine.safetensors"):
+        policy = load_policy(find_checkpoint(str(name), "miniature"), torch.device("cpu"), [PROMPT])
+        drawn.append(policy.transformer.state_dict())
+    assert all(torch.equal(drawn[1][name], weight) for name, weight in drawn[0].items())
+
+
+def test_an_export_of_a_file_with_another_alpha_is_folded(lora_run: RunDirectory, tmp_path: Path) -> None:
+    now, metadata = read_lora(lora_run.folder / "checkpoints" / "final" / LORA_FILE)
+    assert metadata is not None
+    assert metadata["transformer.lora_alpha"] == metadata["transformer.r"] == 16
+    earlier = {name: tensor / 2 if ".lora_B." in name else tensor for name, tensor in now.items()}
+    about = json.dumps(metadata | {"transformer.lora_alpha": 32})
+    save_file(earlier, tmp_path / "earlier.safetensors", {"format": "pt", "lora_adapter_metadata": about})
+    fold_alpha(tmp_path / "earlier.safetensors", tmp_path / "folded.safetensors")
+    folded, told = read_lora(tmp_path / "folded.safetensors")
+    assert told == metadata
+    assert all(torch.equal(folded[name], tensor) for name, tensor in now.items())

@@ -143,3 +143,10 @@ def test_batch_normalisation_refuses_wrong_rewards(rewards: Tensor) -> None:
 def test_batch_normalisation_refuses_wrong_settings(epsilon: float, clip: float) -> None:
     with pytest.raises(ValueError, match="epsilon and clip"):
         batch_normalised_advantage(torch.zeros(2, 2), epsilon, clip)
+
+
+def test_a_group_of_equal_scores_has_no_batch_normalised_advantage() -> None:
+    rewards = torch.tensor([[0.5, 0.5 + 3e-7], [0.1, 0.9]], dtype=torch.float64)
+    advantages = batch_normalised_advantage(rewards, resolution=2e-6)
+    assert not advantages[0].any()
+    assert advantages[1].tolist() == batch_normalised_advantage(rewards)[1].tolist()

@@ -12,6 +12,7 @@ import torch
 from diffusers import FluxPipeline, StableDiffusion3Pipeline
 from torch import Tensor
 
+from harness.checkpoints import LORA_FILE
 from harness.config import ConfigError, compose
 from harness.models import twins
 from harness.models.compiled import first_alone
@@ -20,6 +21,7 @@ from harness.models.locate import TWIN_NAMES, find_pipeline
 from harness.models.policy import Policy
 from harness.models.registry import build_policy
 from harness.models.sd3 import StableDiffusion3Policy
+from harness.models.weights import put_lora
 from harness.prompts import generator_for
 from harness.rollout import ode_trajectory
 
@@ -163,6 +165,33 @@ def test_merged_adapters_sample_alike_and_the_base_is_the_reference(make_policy:
     torch.testing.assert_close(reference, base)
     assert (merged - base).abs().max() > 1e-3
     assert all(torch.equal(p, before[key]) for key, p in policy.transformer.named_parameters())
+
+
+@pytest.mark.parametrize("name", TWIN_NAMES)
+def test_in_bf16_sampling_keeps_all_of_a_small_change(make_policy: MakePolicy, name: str, tmp_path: Path) -> None:
+    lora = {"rank": 64, "alpha": 128, "merge_while_sampling": True}
+    policy = make_policy(name, lora=lora, precision="bf16", guidance=GUIDANCE[name])
+    x, text = policy.noise(generator_for(1), 2), policy.encode(PROMPTS)
+    optimizer = torch.optim.AdamW(policy.trainable().values(), lr=1e-4)
+    with policy.sampling():
+        before = policy.velocity(x, 0.5, text)
+    for updates in (1, 5):
+        while optimizer.state_dict()["state"].get(0, {"step": 0})["step"] < updates:
+            optimizer.zero_grad()
+            policy.velocity(x, 0.5, text).square().mean().backward()
+            optimizer.step()
+        trained = policy.velocity(x, 0.5, text).detach()
+        with policy.sampling():
+            assert torch.equal(policy.velocity(x, 0.5, text), trained)
+    assert not torch.equal(trained, before)
+
+    policy.save(tmp_path)
+    again = make_policy(name, precision="bf16", guidance=GUIDANCE[name])
+    again.transformer.unload_lora()
+    put_lora(again.transformer, tmp_path / LORA_FILE)
+    with again.sampling():
+        torch.testing.assert_close(again.velocity(x, 0.5, text), trained, atol=2e-2, rtol=0)
+        assert (again.velocity(x, 0.5, text) - trained).norm() < 0.2 * (trained - before).norm()
 
 
 def test_full_tuning_trains_everything_and_keeps_a_reference(make_policy: MakePolicy) -> None:

@@ -270,3 +270,10 @@ def test_a_sum_with_an_unreachable_part_is_found_before_training(tmp_path: Path)
     overrides = ["reward={ocr: 1, colour: 1}", "rewards.ocr={backend: url, url: 'http://127.0.0.1:9'}"]
     with pytest.raises(ConfigError, match=r"reward 'ocr': http://127.0.0.1:9/reward cannot be reached"):
         find_run(compose("miniature", overrides=overrides), tmp_path)
+
+
+def test_a_sum_is_as_sharp_as_its_scaled_components_together() -> None:
+    first, second, unused = Constant("first", 0.5), Constant("second", 0.5), Constant("unused", 0.5)
+    first.resolution, second.resolution, unused.resolution = 1e-3, 1e-2, 1.0
+    reward = WeightedSum({first: 2.0, second: -1.0, unused: 0.0}, {"second": Normalisation(3.0, 4.0)})
+    assert reward.resolution == pytest.approx(2e-3 + 2.5e-3)

@@ -136,3 +136,14 @@ def test_an_offloaded_model_gives_the_gpu_s_memory_back(name: str) -> None:
     there = twin(name, offload=True, precision="fp32").score(pictures(), PROMPTS)
     assert torch.cuda.memory_allocated() == before
     torch.testing.assert_close(there, twin(name, device="cpu", precision="fp32").score(pictures(), PROMPTS))
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("name", SETTINGS)
+def test_equal_pictures_score_alike_within_the_resolution(name: str, precision: str) -> None:
+    images = pictures()[[0, 1, 2, 0, 0, 0, 0, 0]]
+    scores = [twin(name, precision=precision, batch_size=b).score(images, PROMPTS[:1] * 8) for b in (1, 3, 5, 8)]
+    equal = torch.stack(scores)[:, [0, 3, 4, 5, 6, 7]]
+    resolution = twin(name, precision=precision).resolution
+    assert 0 < equal.max() - equal.min() + 1e-12 <= resolution
+    assert torch.stack(scores)[0].std() > resolution / 10

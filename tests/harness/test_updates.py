@@ -189,3 +189,43 @@ def test_how_the_network_is_run_is_no_part_of_a_run_s_name() -> None:
     assert run_id(compose("miniature", overrides=[frugal]), {}) == name
     for change in ("model.vae_tiling=true", "objective.update_on=prompts", "evaluation.num_steps=28"):
         assert run_id(compose("miniature", overrides=[change]), {}) != name
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ["objective.normalisation=group"],
+        ["objective.normalisation=batch_std"],
+        ["fusion.enabled=true"],
+        ["fusion.enabled=true", "fusion.kind=rescaled"],
+    ],
+)
+def test_nothing_is_learnt_from_a_group_of_equal_pictures(settings: list[str]) -> None:
+    training = trainer(*SMALL, *settings)
+    training.tracker.update(torch.tensor([0.4, 0.5 + 1e-7, 0.6], dtype=torch.float64))
+    rewards = torch.tensor([[0.5, 0.5, 0.5 + 3e-7, 0.5 + 3e-7], [0.1, 0.2, 0.3, 0.9]], dtype=torch.float64)
+    [advantages] = training._advantages([rewards])
+    assert not advantages[0].any()
+    assert advantages[1].any()
+
+
+def test_the_share_of_groups_with_equal_scores_is_logged() -> None:
+    training = trainer(*SMALL)
+    assert training.iterate()["zero_std_share"] == 0
+    training.reward.resolution = 1.0
+    try:
+        record = training.iterate()
+    finally:
+        del training.reward.resolution
+    assert (record["zero_std_share"], record["advantage_abs_mean"]) == (1, 0)
+
+
+def test_in_bf16_sampling_and_training_share_one_arithmetic() -> None:
+    settings = ["model.path=twin:flux", "model.max_sequence_length=64", "model.execution.compile=never"]
+    settings += ["model.precision=bf16", "optimizer.lora.merge_while_sampling=false", "objective.clip_range=1e-4"]
+    for kind in ("anchor_branch", "full_sde"):
+        training = trainer(*SMALL, *settings, f"rollout.kind={kind}", "optimizer.learning_rate=0.01")
+        for _ in range(2):  # adapters count from the second on
+            record = training.iterate()
+            assert record["ratio_max_deviation"] < 1e-4
+            assert record["clip_fraction"] == 0
