@@ -34,7 +34,7 @@ def measured_rates(folder: Path) -> Rates | None:
     """
     if not folder.is_dir() or not find_runs(folder):
         return None
-    logs = load_logs(folder, (_SECONDS, _REWARD_SECONDS), with_prompts=False)
+    logs = load_logs(folder, (_SECONDS, _REWARD_SECONDS), with_prompts=False, skip_damaged=True)
     finished = logs.summary[logs.summary["state"] == "finished"].set_index("run_id")
     if finished.empty:
         return None

@@ -1,5 +1,6 @@
 """Folders of runs, as directories or as shards, become tidy frames. Nothing is trained and nothing is written."""
 
+import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -83,6 +84,8 @@ class Logs(NamedTuple):
     """Resolved configuration of each row of ``summary``."""
     environments: Sequence[Mapping[str, Any]]
     """Environment of each row of ``summary``."""
+    damages: Sequence[str] = ()
+    """Why runs were left out that cannot be read."""
 
 
 class _Run(NamedTuple):
@@ -199,22 +202,33 @@ def load_gallery(run: Path) -> Gallery | None:
     return read_gallery(run) if run.is_dir() else read_shard_gallery(run)
 
 
-def load_logs(folder: Path, train_metrics: Collection[str] | None = None, with_prompts: bool = True) -> Logs:
+def load_logs(
+    folder: Path,
+    train_metrics: Collection[str] | None = None,
+    with_prompts: bool = True,
+    skip_damaged: bool = False,
+) -> Logs:
     """Read every run of a folder once.
 
     Args:
         folder: see ``find_runs``.
         train_metrics: metrics of training iterations to keep; None for all.
         with_prompts: whether to read what concerns single prompts, too.
+        skip_damaged: leave runs out that cannot be read, and say so on stderr and in ``Logs.damages``.
 
     Raises:
-        RunLogError: names the folder or file that cannot be read.
+        RunLogError: names the folder or file that cannot be read; with ``skip_damaged`` only if no run is left.
     """
     read = None if train_metrics is None else {*train_metrics, *COST_METRICS}
     of_costs_alone = [] if train_metrics is None else [name for name in COST_METRICS if name not in train_metrics]
 
-    def load(path: Path) -> _Run:
-        log = _read(path, read, with_prompts)
+    def load(path: Path) -> _Run | str:
+        try:
+            log = _read(path, read, with_prompts)
+        except RunLogError as error:
+            if not skip_damaged:
+                raise
+            return str(error)
         numbers = Columns(log.numbers)
         reward = Columns(_training_reward(log, numbers))
         kept = numbers.is_whole & ~numbers.of_metric(*of_costs_alone)
@@ -229,7 +243,13 @@ def load_logs(folder: Path, train_metrics: Collection[str] | None = None, with_p
             chosen_prompts=_chosen_prompts(numbers),
         )
 
-    loaded = side_by_side(load, find_runs(folder), _RUNS_AT_A_TIME)
+    outcomes = side_by_side(load, find_runs(folder), _RUNS_AT_A_TIME)
+    loaded = [run for run in outcomes if isinstance(run, _Run)]
+    damages = [damage for damage in outcomes if isinstance(damage, str)]
+    if damages and not loaded:
+        raise RunLogError(damages[0])
+    for damage in damages:
+        print(f"warning: left out: {damage}", file=sys.stderr)
     configs, environments = [run.config for run in loaded], [run.environment for run in loaded]
     files = name_files([kind_of(config) for config in configs], environments, [run.num_prompts for run in loaded])
     summary = [
@@ -246,6 +266,7 @@ def load_logs(folder: Path, train_metrics: Collection[str] | None = None, with_p
         chosen_prompts=[run.chosen_prompts for run in loaded],
         configs=configs,
         environments=environments,
+        damages=damages,
     )
 
 

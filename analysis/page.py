@@ -138,6 +138,7 @@ def render_page(
         num_iterations=int(summary["iteration"].sum()),
         seconds=float(summary["train_seconds"].sum() + summary["evaluation_seconds"].sum()),
         unfinished=summary[summary["state"] != "finished"].to_dict("records"),
+        damages=logs.damages,
         environment=describe_environments(logs.environments),
         min_seeds=MIN_SEEDS_FOR_INTERVAL,
         paper=paper_table(),

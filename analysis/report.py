@@ -63,7 +63,8 @@ def write_report(runs_folder: Path, output: Path, mechanism: Path | None = None,
         raise RunLogError(f"{runs_folder}: holds no run (no config.yaml and no shard at any depth)")
     if readme is not None:
         check_markers(readme)
-    logs = load_logs(runs_folder, (*SPENDING_METRICS, *CHOSEN_METRICS, *GROUP_SPREADS))
+    metrics = (*SPENDING_METRICS, *CHOSEN_METRICS, *GROUP_SPREADS)
+    logs = load_logs(runs_folder, metrics, skip_damaged=True)
     studies = split_studies(logs)
     claims = claims_table(studies, logs)
     if claims is None and readme is not None:

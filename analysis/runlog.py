@@ -12,6 +12,10 @@ import numpy as np
 import pyarrow as pa
 import yaml
 
+from harness import records
+from harness.errors import ConfigError
+from harness.files import read_text
+
 NUMBERS = pa.schema(
     [
         ("split", pa.dictionary(pa.int32(), pa.string())),
@@ -34,7 +38,7 @@ SPLITS = ("validation", "test")
 _YAML = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
-class RunLogError(ValueError):
+class RunLogError(ConfigError):
     """A run's file that cannot be read: which one, and why."""
 
 
@@ -58,7 +62,7 @@ class RunLog:
 
     @property
     def state(self) -> str:
-        """running, finished or failed."""
+        """waiting, running, failed, finished; or incomplete: it was finished, and a file is not whole any more."""
         return str(self.status.get("state", "running"))
 
 
@@ -99,12 +103,20 @@ def read_directory(run: Path, train_metrics: Collection[str] | None = None, with
         train_metrics: metrics of whole training iterations to keep; None for all.
         with_items: whether to keep numbers of single prompts.
 
+    A finished run that is not whole any more has the state incomplete, and the reason says what is missing.
+
     Raises:
-        RunLogError: names the file that cannot be read.
+        RunLogError: names the file that cannot be read, or is not what it was when the run finished.
     """
     config = check_config(_read_yaml(run / "config.yaml"), run / "config.yaml")
-    train = _read_lines(run / "metrics.jsonl", required=("iteration",))
-    evaluations = _read_lines(run / "eval.jsonl", required=("iteration", "split", "metrics"))
+    status = _read_status(run / "status.json")
+    sealed = status.get("files", {}) if status.get("state") == "finished" else {}
+    train = _read_lines(run / "metrics.jsonl", ("iteration",), sealed)
+    evaluations = _read_lines(run / "eval.jsonl", ("iteration", "split", "metrics"), sealed)
+    if status.get("state") == "finished" and (lost := _lost(run, config, sealed, train, evaluations)):
+        status |= {"state": "incomplete", "reason": f"{lost}; put back a copy of it, or resume or train the run again"}
+    # What the file says about itself has served.
+    status = {key: value for key, value in status.items() if key not in ("files", "check")}
     tables = [_train_table(train, train_metrics, with_items, run / "metrics.jsonl")]
     for split in sorted({str(line["split"]) for line in evaluations}, reverse=True):  # validation, test
         if split not in SPLITS:
@@ -115,7 +127,7 @@ def read_directory(run: Path, train_metrics: Collection[str] | None = None, with
         path=run,
         run_id=run.name,
         config=config,
-        status=_read_object(run / "status.json"),
+        status=status,
         environment=_read_environment(run),
         iteration=train[-1]["iteration"] if train else 0,
         numbers=pa.concat_tables(tables).unify_dictionaries().combine_chunks(),
@@ -259,13 +271,41 @@ def _read_yaml(path: Path) -> Any:
         raise RunLogError(f"{path}: cannot be read: {' '.join(str(error).split())}") from None
 
 
+def _lost(
+    run: Path,
+    config: Mapping[str, Any],
+    sealed: records.Sealed,
+    train: Sequence[Mapping[str, Any]],
+    evaluations: Sequence[Mapping[str, Any]],
+) -> str | None:
+    """What a finished run lacks, with the file's name; None if it is whole."""
+    if sealed:
+        return records.damage(run, sealed)
+    for name in records.LOGS:
+        path = run / name
+        if path.is_file() and not path.read_bytes().endswith(b"\n"):
+            return f"{name} has lost its end"
+    evaluated = {(line["iteration"], line["split"]) for line in evaluations}
+    found = records.gaps(config, [line["iteration"] for line in train], evaluated, config["iterations"])
+    return found[0] if found else None
+
+
+def _read_status(path: Path) -> dict[str, Any]:
+    """status.json; nothing if it is missing."""
+    try:
+        return records.parse_status(read_text(path)) if path.exists() else {}
+    except ValueError as error:
+        remedy = f"resume the run, which writes it again:  adagrpo train --resume {path.parent}"
+        raise RunLogError(f"{path}: cannot be read: {' '.join(str(error).split())}; {remedy}") from None
+
+
 def _read_object(path: Path) -> dict[str, Any]:
     """A JSON object; empty for a file that is not there."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise RunLogError(f"{path}: cannot be read: {error}") from None
     if not isinstance(content, dict):
         raise RunLogError(f"{path}: must hold an object")
@@ -278,37 +318,45 @@ def _read_environment(run: Path) -> dict[str, Any]:
     return _read_object(run / "environment.json") | ({"fingerprints": fingerprints} if fingerprints else {})
 
 
-def _read_lines(path: Path, required: Sequence[str]) -> list[dict[str, Any]]:
+def _read_lines(path: Path, required: Sequence[str], sealed: records.Sealed) -> list[dict[str, Any]]:
     """Objects of a JSON-lines file, in order; of lines for one iteration and split the last, as a resumed run wrote."""
     try:
-        lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
+        content = path.read_bytes()
     except FileNotFoundError:
         return []
     except OSError as error:
         raise RunLogError(f"{path}: cannot be read: {error}") from None
-    records: dict[tuple[int, str], dict[str, Any]] = {}
+    # One that is shorter or longer is shown as far as it goes, as incomplete; other bytes would be other numbers.
+    if path.name in sealed and len(content) == sealed[path.name][0]:
+        try:
+            records.require_sealed(path, sealed, path.name, content)
+        except ConfigError as error:
+            raise RunLogError(str(error)) from None
+    lines = content.decode(errors="replace").split("\n")
+    found: dict[tuple[int, str], dict[str, Any]] = {}
     wanted = set(required)
     for number, record in enumerate(_parsed(lines, path), start=1):
-        if not isinstance(record, dict) or not wanted <= record.keys():
+        is_record = isinstance(record, dict) and wanted <= record.keys() and type(record["iteration"]) is int
+        if not is_record or not isinstance(record.get("split", ""), str):
             raise RunLogError(f"{path}: line {number} must be an object with {', '.join(sorted(required))}")
-        records[record["iteration"], record.get("split", "train")] = record
-    return [records[key] for key in sorted(records)]
+        found[record["iteration"], record.get("split", "train")] = record
+    return [found[key] for key in sorted(found)]
 
 
 def _parsed(lines: Sequence[str], path: Path) -> list[Any]:
     """What lines of JSON hold, without half a line at the end: a run that was killed, or is being written, has one."""
     try:
         # All at once: of parsing line by line, the parser takes the smaller part.
-        records = json.loads(f"[{','.join(lines[:-1])}]")
-        if not lines[-1] and len(records) == len(lines) - 1:
-            return list(records)
-    except ValueError:
+        parsed = json.loads(f"[{','.join(lines[:-1])}]")
+        if not lines[-1] and len(parsed) == len(lines) - 1:
+            return list(parsed)
+    except (ValueError, RecursionError):
         pass
-    records = []
+    parsed = []
     for number, line in enumerate(lines, start=1):
         try:
-            records.append(json.loads(line))
-        except ValueError:
+            parsed.append(json.loads(line))
+        except (ValueError, RecursionError):
             if number < len(lines):
                 raise RunLogError(f"{path}: line {number} is not JSON") from None
-    return records
+    return parsed

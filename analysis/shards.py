@@ -1,6 +1,8 @@
 """A finished run as one small Parquet file, from which every table, figure and gallery of a report can be made."""
 
+import hashlib
 import json
+import re
 from collections.abc import Collection
 from io import BytesIO
 from pathlib import Path
@@ -23,11 +25,15 @@ from analysis.runlog import (
     numbers_table,
     read_directory,
 )
+from harness.files import write_atomically
 
 SUFFIX = ".parquet"
 _FORMAT = "1"
 _NUMBER_GROUP, _PICTURE_GROUP = 0, 1  # Row groups: reports of thousands of runs read numbers, and few pictures.
 _DOCUMENTS = ("config", "status", "environment")
+_NO_CHECKSUM = "0" * 64
+_SIGNED = re.compile(rb"adagrpo\.sha256.{2}([0-9a-f]{64})", re.DOTALL)
+"""Where a shard has its checksum: that of the whole file with ``_NO_CHECKSUM`` in its place. Older shards have none."""
 
 
 def write_shards(runs_folder: Path, output: Path, num_pictures: int = NUM_PROMPTS) -> list[Path]:
@@ -45,21 +51,24 @@ def write_shards(runs_folder: Path, output: Path, num_pictures: int = NUM_PROMPT
         The shards of all finished runs, sorted.
 
     Raises:
-        RunLogError: names the folder or file that cannot be read.
+        RunLogError: names the folder or file that cannot be read, after the shards of all other runs were written.
     """
-    written = []
+    written, damaged = [], []
     for directory in find_directories(runs_folder):
-        log = read_directory(directory)
-        if log.state != "finished":
+        try:
+            log = read_directory(directory)
+            if log.state != "finished":
+                continue
+            content = _to_parquet(log, read_gallery(directory, num_pictures))
+        except RunLogError as error:
+            damaged.append(error)
             continue
-        content = _to_parquet(log, read_gallery(directory, num_pictures))
         path = output / str(log.config["experiment"]) / f"{log.run_id}{SUFFIX}"
         if not path.is_file() or path.read_bytes() != content:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            partial = path.with_name(path.name + ".partial")
-            partial.write_bytes(content)
-            partial.replace(path)
+            write_atomically(path, content)
         written.append(path)
+    if damaged:
+        raise damaged[0]
     return sorted(written)
 
 
@@ -128,12 +137,19 @@ def _to_parquet(log: RunLog, gallery: Gallery | None) -> bytes:
         column_encoding={"iteration": "DELTA_BINARY_PACKED", "item": "DELTA_BINARY_PACKED"},
         write_statistics=False,
         store_schema=False,
+        write_page_checksum=True,
     ) as writer:
         writer.write_table(numbers)
         if gallery is not None and gallery.pictures:
             writer.write_table(_encode(_picture_rows(gallery)))
-        writer.add_key_value_metadata({f"adagrpo.{key}": text for key, text in {"shard": _FORMAT, **documents}.items()})
-    return buffer.getvalue()
+        about = {"shard": _FORMAT, **documents, "sha256": _NO_CHECKSUM}
+        writer.add_key_value_metadata({f"adagrpo.{key}": text for key, text in about.items()})
+    content = buffer.getvalue()
+    return content.replace(_NO_CHECKSUM.encode(), _sha256(content))
+
+
+def _sha256(content: bytes) -> bytes:
+    return hashlib.sha256(content).hexdigest().encode()
 
 
 def _encode(table: pa.Table) -> pa.Table:
@@ -172,14 +188,26 @@ def _read(path: Path, row_group: int, columns: list[str]) -> tuple[pa.Table, dic
     """Columns of a row group, without rows if the file has no such group, and the run's documents."""
     no_shard = RunLogError(f"{path}: no shard of a run (version {_FORMAT}); write it with write_shards")
     try:
-        with pq.ParquetFile(path, read_dictionary=["split", "metric"]) as file:
+        content = path.read_bytes()
+        # Before anything is made of it: the library trusts the numbers in a file's own description.
+        signed = _SIGNED.search(content)
+        if (
+            signed
+            and hashlib.sha256(content.replace(signed[1], _NO_CHECKSUM.encode())).hexdigest() != signed[1].decode()
+        ):
+            raise RunLogError(f"{path}: is damaged: its checksum is wrong; put back a copy of it")
+        with pq.ParquetFile(
+            pa.BufferReader(content), read_dictionary=["split", "metric"], page_checksum_verification=True
+        ) as file:
             metadata = file.metadata.metadata or {}
             if metadata.get(b"adagrpo.shard") != _FORMAT.encode():
                 raise no_shard
             groups = [row_group] if row_group < file.num_row_groups else []
             table = file.read_row_groups(groups, columns, use_threads=False)
         return table, {name: json.loads(metadata[f"adagrpo.{name}".encode()]) for name in _DOCUMENTS}
+    except RunLogError:
+        raise
     except KeyError:  # A file with other columns or without documents.
         raise no_shard from None
-    except (OSError, json.JSONDecodeError, pa.ArrowException) as error:
+    except (OSError, ValueError, OverflowError, MemoryError, pa.ArrowException) as error:
         raise RunLogError(f"{path}: cannot be read: {' '.join(str(error).split())}") from None

@@ -19,10 +19,12 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from harness.engines.base import Engine, flat
 from harness.errors import ConfigError
+from harness.files import file_sha256
 from harness.processes import Processes
 from harness.runs import RunDirectory
 
 _FOLDER = "folder of shards"
+_DIGESTS = "sha256 of shards"
 
 
 def save_state(run: RunDirectory, state: Mapping[str, Any], processes: Processes) -> None:
@@ -42,7 +44,11 @@ def save_state(run: RunDirectory, state: Mapping[str, Any], processes: Processes
         with processes.at(f"the checkpoint of iteration {state['iteration']}"):
             write_shares(shares, checkpoint_id=folder)
     if processes.is_main:
-        run.save_checkpoint({**_hollow(state), _FOLDER: folder.name} if shares else state)
+        content = dict(state)
+        if shares:
+            digests = {path.name: file_sha256(path) for path in sorted(folder.iterdir())}
+            content = {**_hollow(state), _FOLDER: folder.name, _DIGESTS: digests}
+        run.save_checkpoint(content)
         for old in run.checkpoint_path.parent.glob("shards-*"):
             if not shares or old != folder:
                 shutil.rmtree(old)
@@ -74,7 +80,8 @@ def load_state(run: RunDirectory, engine: Engine, processes: Processes) -> dict[
         for path, tensor in saved.items():
             if not tensor.is_meta:
                 _put(live[path], tensor)
-        _read_shards(run, state, {path: live[path] for path, tensor in saved.items() if tensor.is_meta})
+        # Once is enough: all processes read the same files.
+        _read_shards(run, state, {p: live[p] for p, tensor in saved.items() if tensor.is_meta}, processes.is_main)
     engine.loaded()
     return state
 
@@ -113,12 +120,19 @@ def _put(target: Tensor, value: Tensor) -> None:
     target.copy_(value)
 
 
-def _read_shards(run: RunDirectory, state: Mapping[str, Any], targets: dict[str, Tensor]) -> None:
+def _read_shards(
+    run: RunDirectory, state: Mapping[str, Any], targets: dict[str, Tensor], is_checked: bool = True
+) -> None:
     if not targets:
         return
     folder: Path = run.checkpoint_path.with_name(state[_FOLDER])
     if not (folder / ".metadata").is_file():
         raise ConfigError(f"{folder}: is missing or not whole, but {run.checkpoint_path} needs it; copy both together")
+    for name, digest in state.get(_DIGESTS, {}).items() if is_checked else ():
+        if not (folder / name).is_file() or file_sha256(folder / name) != digest:
+            raise ConfigError(
+                f"{folder / name}: is damaged or missing; put back a copy, or delete {run.checkpoint_path}"
+            )
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="torch.distributed is .* in a single process")
         read_shares(targets, checkpoint_id=folder)

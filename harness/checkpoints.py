@@ -5,6 +5,7 @@ from pathlib import Path
 
 from harness.config import ConfigError, ModelConfig, RunConfig, compose, load
 from harness.launch.cells import cell_name
+from harness.records import require_sealed
 from harness.runs import RunDirectory
 
 LORA_FILE = "pytorch_lora_weights.safetensors"
@@ -100,6 +101,8 @@ def find_run_checkpoint(folder: Path) -> Checkpoint:
             f"run {run.folder}: has no final weights yet (iteration {status['iteration']} of {config.iterations}, "
             f"{status['state']}); finish it with  adagrpo train --resume {run.folder}  or use  adagrpo export --latest"
         )
+    for file in [weights] if weights.is_file() else sorted(weights.iterdir()):
+        require_sealed(file, status.get("files", {}), file.relative_to(run.folder).as_posix())
     return Checkpoint(label_of(config), config, weights, run)
 
 

@@ -1,12 +1,19 @@
-"""The ``adagrpo`` command. Bad input is one clear line and exit code 2; a failed run is exit code 1."""
+"""The ``adagrpo`` command. Bad input is one clear line and exit code 2; a failed run is exit code 1.
+
+What the machine refuses (no such file, no permission, a full disk) is one line, too. Any other exception is a fault of
+the program, and shows where.
+"""
 
 import argparse
+import errno
 import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
 
 from harness.errors import HarnessError
+from harness.files import reason_of
+from harness.output import never_failing
 
 COMMANDS = (
     "train",
@@ -41,23 +48,45 @@ os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of ``adagrpo``."""
-    options = _parse(arguments)
+    with never_failing():
+        sys.exit(_execute(arguments))
+
+
+def _execute(arguments: Sequence[str] | None) -> int:
     try:
+        options = _parse(arguments)
         if given := getattr(options, "overrides", None):
             from harness.config import check_overrides
 
             check_overrides(given)
-        code = options.command(options)
+        code: int = options.command(options)
     except HarnessError as error:
-        _fail(str(error), error.exit_code)
+        return _say(str(error), error.exit_code)
+    except OSError as error:
+        # Nothing is wrong with what was asked for where the machine lacks something.
+        return _say(_of_system(error), 1 if error.filename is None or error.errno in _LACKING else 2)
+    except UnicodeDecodeError as error:
+        return _say(f"a file is not text in {error.encoding}: {error.reason} (byte {error.start}); save it as UTF-8", 2)
+    except RecursionError:
+        return _say("a file or value is nested too deeply to be read", 2)
+    except MemoryError:
+        return _say("out of memory; take fewer or smaller pictures at a time, or fewer runs", 1)
     except KeyboardInterrupt:
-        _fail("interrupted", 130)
-    sys.exit(code)
+        return _say("interrupted", 130)
+    return code
 
 
-def _fail(message: str, code: int) -> None:
-    print(f"adagrpo: error: {message}", file=sys.stderr)
-    sys.exit(code)
+_LACKING = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+
+
+def _of_system(error: OSError) -> str:
+    reason = " ".join(str(reason_of(error)).split())
+    return reason if error.filename is None else f"{error.filename}: {reason}"
+
+
+def _say(message: str, code: int) -> int:
+    print(f"adagrpo: error: {' '.join(message.split(chr(10)))}", file=sys.stderr)
+    return code
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from harness.config import EvaluationConfig
-from harness.files import write_atomically
+from harness.files import replacing, write_atomically
 from harness.models.policy import Policy
 from harness.prompts import generator_for
 from harness.rewards import Reward
@@ -93,7 +93,7 @@ def save_gallery(images: Tensor, prompts: Sequence[str], folder: Path, name: str
     """Stack pictures into one column ``name.png`` and write their prompts beside it."""
     from PIL import Image
 
-    folder.mkdir(exist_ok=True)
     pixels = (images * 255).round().to(torch.uint8).permute(0, 2, 3, 1).flatten(0, 1)
-    Image.fromarray(pixels.numpy()).save(folder / f"{name}.png")
+    with replacing(folder / f"{name}.png") as stream:
+        Image.fromarray(pixels.numpy()).save(stream, format="PNG")
     write_atomically(folder / "prompts.json", json.dumps(list(prompts), indent=1) + "\n")

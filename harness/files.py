@@ -7,7 +7,8 @@ import os
 import secrets
 import sys
 import tempfile
-from collections.abc import Iterator
+import zipfile
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
@@ -66,6 +67,22 @@ def replacing(path: Path, durable: bool = False) -> Iterator[BinaryIO]:
         raise FileError(f"{path}: cannot be written: {reason_of(system)}; {_remedy(system)}") from None
 
 
+def append(path: Path, text: str) -> None:
+    """Add text to the end of a file, made if missing: all of it or nothing. Raises FileError if that cannot be."""
+    size = None
+    try:
+        with path.open("ab", buffering=0) as stream:
+            size = stream.tell()
+            content = text.encode()
+            if stream.write(content) != len(content):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    except OSError as error:
+        if size is not None:
+            with suppress(OSError):
+                os.truncate(path, size)
+        raise FileError(f"{path}: cannot be written: {reason_of(error)}; {_remedy(error)}") from None
+
+
 def read_text(path: Path) -> str:
     """The text of a file in UTF-8. Raises ConfigError if there is none that can be read."""
     try:
@@ -76,6 +93,47 @@ def read_text(path: Path) -> str:
         raise ConfigError(f"{path}: cannot be read: {reason_of(error)}") from None
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: is not text in UTF-8 (byte {error.start}); save it as UTF-8") from None
+
+
+_FOOTER = b"\nsha256 %s\n"
+_FOOTER_SIZE = len(_FOOTER % (b"0" * 64))
+
+
+def write_checked(stream: BinaryIO, write: Callable[[BinaryIO], object]) -> None:
+    """Let ``write`` write a zip archive, such as torch.save makes, to an empty stream, and add a checksum at its end.
+
+    Readers of zip archives pass over what follows the archive.
+    """
+    write(stream)
+    stream.flush()
+    stream.write(_FOOTER % file_sha256(Path(stream.name)).encode())
+
+
+def require_checked(path: Path) -> None:
+    """Raise ConfigError unless a file is as ``write_checked`` wrote it; an older one has its archive's checksums."""
+    with path.open("rb") as stream:
+        size = stream.seek(0, os.SEEK_END)
+        stream.seek(max(0, size - _FOOTER_SIZE))
+        footer = stream.read()
+        stream.seek(0)
+        if footer[-22:-18] == b"PK\5\6":  # the archive's own end: nothing follows it
+            is_whole = _is_whole_archive(stream)
+        else:
+            digest, left = hashlib.sha256(), size - len(footer)
+            while left > 0 and (part := stream.read(min(left, 2**20))):
+                digest.update(part)
+                left -= len(part)
+            is_whole = footer == _FOOTER % digest.hexdigest().encode()
+    if not is_whole:
+        raise ConfigError(f"{path}: is damaged or was cut off; put back a copy, or delete it to begin again without it")
+
+
+def _is_whole_archive(stream: BinaryIO) -> bool:
+    try:
+        with zipfile.ZipFile(stream) as archive:
+            return archive.testzip() is None
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, EOFError):
+        return False
 
 
 def file_sha256(path: Path) -> str:

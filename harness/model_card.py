@@ -1,12 +1,12 @@
 """The model card of an exported run: what it is, how to use it, how it was made, what was measured."""
 
-import json
 from typing import Any, Literal
 
 import yaml
 
 from harness.config import RunConfig
 from harness.models.published import Licence, find_published
+from harness.records import read_lines
 from harness.runs import RunDirectory
 
 Form = Literal["lora", "transformer", "pipeline"]
@@ -113,7 +113,7 @@ def _settings(config: RunConfig) -> str:
 
 def _measured(run: RunDirectory) -> str:
     """A table for each prompt list: each metric at each iteration that was evaluated first and last."""
-    lines = [json.loads(line) for line in (run.folder / "eval.jsonl").read_text(encoding="utf-8").splitlines()]
+    lines = read_lines(run.folder / "eval.jsonl")
     records = [line for line in lines if line["iteration"] <= run.status()["iteration"]]
     tables = []
     for split in ("test", "validation"):

@@ -7,11 +7,12 @@ import hashlib
 import importlib.metadata
 import json
 import os
+import pickle
 import platform
 import subprocess
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,10 +20,10 @@ from typing import IO, Any
 
 from analysis.sources import numbers_sha256, seal_sha256
 from harness import config as configuration
-from harness import files, identity
+from harness import files, identity, records
 from harness.config import ROOT, ConfigError, RunConfig
-from harness.errors import CollectiveError, HarnessError
-from harness.files import read_text, write_atomically
+from harness.errors import CollectiveError, FileError, HarnessError
+from harness.files import append, read_text, write_atomically
 from harness.identity import fingerprints_of
 from harness.stopping import StopRun
 
@@ -56,13 +57,32 @@ class RunDirectory:
         return self.folder / "checkpoints" / "latest.pt"
 
     def status(self) -> dict[str, Any]:
-        """state (waiting, running, finished, failed), iteration, iterations, reason, attempts, updated.
+        """state, iteration, iterations, reason, attempts, updated; of a finished run also files, see ``records.seal``.
 
+        States: waiting, running, finished, failed; also damaged, if status.json cannot be read, and incomplete, if the
+        run was finished and a file of it is not whole any more. The reason then says what to do.
         Of a run that has not been prepared: waiting, at iteration 0 of an unknown number (None).
         """
         path = self.folder / "status.json"
         unknown = {"state": "waiting", "iteration": 0, "iterations": None, "reason": None, "attempts": 0}
-        return unknown | json.loads(read_text(path)) if path.exists() else unknown
+        if not path.exists():
+            return unknown
+        try:
+            status = unknown | records.parse_status(read_text(path))
+            lost = self._damage(status) if status["state"] == "finished" else None
+        except ValueError as error:  # also of read_text and of config.yaml: a ConfigError is one
+            words = str(error) if isinstance(error, ConfigError) else f"{path}: is damaged: {error}"
+            return unknown | {"state": "damaged", "reason": f"{words}; {self._remedy}"}
+        return status if lost is None else status | {"state": "incomplete", "reason": f"{lost}; {self._remedy}"}
+
+    def _damage(self, status: Mapping[str, Any]) -> str | None:
+        if "files" in status:
+            return records.damage(self.folder, status["files"])
+        return records.damage_of_unsealed(self.folder, self.config.model_dump())
+
+    @property
+    def _remedy(self) -> str:
+        return f"put back a copy of it, or run  adagrpo train --resume {self.folder}"
 
     def set_status(
         self,
@@ -89,6 +109,8 @@ class RunDirectory:
                 state, reason = before["state"], before["reason"]
             attempts = before["attempts"] if attempts is None else attempts
             content = {"state": state, "iteration": iteration, "iterations": iterations, "reason": reason}
+            if state == "finished":
+                content["files"] = records.seal(self.folder)
             self._write_status(content | {"attempts": attempts})
 
     @contextmanager
@@ -105,7 +127,10 @@ class RunDirectory:
         except StopRun:  # no failure
             raise
         except Exception as error:
-            cause, own = self.note_failure(error)
+            try:
+                cause, own = self.note_failure(error)
+            except FileError:
+                raise error from None  # the disk is full; whoever looks sees that nobody is at work any more
             if cause != own and isinstance(error, CollectiveError):
                 raise CollectiveError(f"{cause} (here: {error})") from error
             raise
@@ -140,35 +165,69 @@ class RunDirectory:
 
     def _write_status(self, content: Mapping[str, Any]) -> None:
         content = {**content, "updated": datetime.now(UTC).isoformat(timespec="seconds")}
-        write_atomically(self.folder / "status.json", json.dumps(content, indent=1) + "\n")
+        path = self.folder / "status.json"
+        text = json.dumps(records.checked(content), indent=1) + "\n"
+        try:
+            write_atomically(path, text)
+        except FileError:
+            # A full disk mostly has room for as much as is there now, and the state must not stay "running".
+            if not path.exists():
+                raise
+            with suppress(OSError), path.open("r+b") as stream:
+                stream.write(text.encode())
+                stream.truncate()
+                return
+            raise
 
     def append(self, name: str, record: Mapping[str, Any]) -> None:
         """Append one JSON line; NaN and infinities are an error, since no JSON reader takes them."""
-        with (self.folder / name).open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps(record, allow_nan=False) + "\n")
+        append(self.folder / name, json.dumps(record, allow_nan=False) + "\n")
 
     def forget_after(self, iteration: int) -> None:
-        """Drop log lines of iterations after a checkpoint, and a line that was torn, so that they are written once."""
-        for name in ("metrics.jsonl", "eval.jsonl"):
+        """Drop log lines of iterations after a checkpoint, and a last one that was torn, so that they are written once.
+
+        Raises:
+            ConfigError: of what the checkpoint has behind it a line is damaged or missing, but for evaluations of its
+                own iteration, which can be made again.
+        """
+        found = records.gaps_of(self.folder, self.config.model_dump(), iteration) if iteration >= 0 else []
+        own = f"of iteration {iteration} is missing"
+        lost = [gap for gap in found if not (gap.startswith("eval.jsonl") and own in gap)]
+        if lost:
+            raise ConfigError(f"{self.folder}: {lost[0]}; put back a copy of the file, or move the folder away")
+        for path in [*self.folder.glob(f".*{files.PARTIAL}"), *self.folder.glob(f"checkpoints/.*{files.PARTIAL}")]:
+            path.unlink()
+        for name in records.LOGS:
             path = self.folder / name
-            if path.exists():
-                lines = [line for line in read_text(path).splitlines() if _iteration_of(line) <= iteration]
-                write_atomically(path, "".join(f"{line}\n" for line in lines))
+            lines = records.read_lines(path) if iteration >= 0 else []
+            lines = [line for line in lines if line["iteration"] <= iteration]
+            text = "".join(json.dumps(line) + "\n" for line in lines)
+            if path.exists() and read_text(path) != text:
+                write_atomically(path, text)
 
     def save_checkpoint(self, state: Mapping[str, Any]) -> None:
         """Replace the checkpoint atomically: a kill at any moment leaves the old one or the new one."""
         import torch
 
         with files.replacing(self.checkpoint_path, durable=True) as stream:
-            torch.save(dict(state), stream)
+            files.write_checked(stream, lambda target: torch.save(dict(state), target))
 
     def load_checkpoint(self) -> dict[str, Any] | None:
-        """The checkpoint, or None before the first one."""
+        """The checkpoint, or None before the first one.
+
+        Raises:
+            ConfigError: it is damaged: cut off, or a byte is another one.
+        """
         if not self.checkpoint_path.exists():
             return None
         import torch
 
-        return torch.load(self.checkpoint_path, map_location="cpu", weights_only=True)
+        try:
+            files.require_checked(self.checkpoint_path)
+            return torch.load(self.checkpoint_path, map_location="cpu", weights_only=True)
+        except (OSError, RuntimeError, pickle.UnpicklingError, EOFError) as error:
+            reason = " ".join(str(error).split())[:_LONGEST_REASON]
+            raise ConfigError(f"{self.checkpoint_path}: cannot be read: {reason}") from None
 
     def lock(self, wait: bool = False) -> IO[bytes]:
         """Claim the run for this process as long as the returned file is open.
@@ -273,10 +332,3 @@ def _processor() -> str:
     names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     name = next(names, platform.processor() or platform.machine())
     return f"{name} ({torch.backends.cpu.get_cpu_capability()})"
-
-
-def _iteration_of(line: str) -> float:
-    try:
-        return json.loads(line)["iteration"]
-    except json.JSONDecodeError:
-        return float("inf")

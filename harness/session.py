@@ -4,17 +4,19 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate.utils import set_seed
 
 from analysis.sources import numbers_sha256
+from harness import records
 from harness.checkpointing import load_state, save_state
 from harness.config import NUMERICS_VERSION, numeric_settings
 from harness.errors import CollectiveError
 from harness.evaluation import evaluate, sample_images, save_gallery
-from harness.files import read_text, write_atomically
+from harness.files import write_atomically
 from harness.identity import record_execution, require_unchanged
 from harness.mirror import Mirror
 from harness.models.files import model_fingerprint
@@ -28,7 +30,7 @@ from harness.prompts import drawn_prompts, read_prompts
 from harness.rewards import RewardError, build_rewards
 from harness.runs import RunDirectory, environment
 from harness.stopping import StopRun
-from harness.trainer import Trainer
+from harness.trainer import Trainer, TrainingError
 from harness.truncation import ReadsText, truncations
 
 _SAY_EVERY = 5  # iterations
@@ -138,7 +140,9 @@ class Session:
         with self.processes.at("the end of training"), trainer.engine.averaged_weights():
             weights = trainer.engine.whole_weights()
             if self.is_main:
-                trainer.policy.save(self.run.folder / "checkpoints" / "final", weights)
+                trainer.policy.save(self.run.folder / records.FINAL, weights)
+                if gaps := records.gaps_of(self.run.folder, config.model_dump(), config.iterations):
+                    raise TrainingError(f"{self.run.folder}: has been trained, but {'; '.join(gaps)}")
                 self.run.set_status("finished", trainer.iteration, config.iterations)
 
     def _iterate(self) -> dict[str, Any]:
@@ -180,10 +184,8 @@ class Session:
 
     def _on_record(self) -> list[str]:
         """Splits that were evaluated at the present iteration."""
-        path, iteration = self.run.folder / "eval.jsonl", self.trainer.iteration
-        lines = read_text(path).splitlines() if self.is_main and path.exists() else []
-        records = [json.loads(line) for line in lines]
-        splits = [record["split"] for record in records if record["iteration"] == iteration]
+        lines = records.read_lines(self.run.folder / "eval.jsonl") if self.is_main else []
+        splits = [line["split"] for line in lines if line["iteration"] == self.trainer.iteration]
         found: list[str] = self.processes.broadcast(splits, "looking for evaluations on record")
         return found
 
@@ -292,7 +294,7 @@ class Session:
     def _remembered(self, split: str, prompts: Sequence[str]) -> dict[str, list[float]]:
         """``_measure`` of the untrained model, which all runs of an experiment share: measured by the first of them."""
         path = self.run.folder.parent / "untrained" / f"{split}-{self._untrained_digest(split, len(prompts))}.json"
-        found = json.loads(path.read_text(encoding="utf-8")) if self.is_main and path.exists() else None
+        found = self._read_remembered(path, len(prompts)) if self.is_main else None
         kept: dict[str, list[float]] | None = self.processes.broadcast(
             found, "looking for the untrained model's numbers"
         )
@@ -300,9 +302,24 @@ class Session:
             return kept
         measured = self._measure(split, prompts)
         if self.is_main:
-            path.parent.mkdir(exist_ok=True)
-            write_atomically(path, json.dumps(measured))
+            text = json.dumps(measured)
+            write_atomically(path, json.dumps({"sha256": _sha256(text), "measured": measured}))
         return measured
+
+    def _read_remembered(self, path: Path, num_prompts: int) -> dict[str, list[float]] | None:
+        """The numbers kept in a file; None if there are none, or the file is damaged: they are measured again."""
+        try:
+            content = json.loads(path.read_bytes())
+            measured: dict[str, list[float]] = content.get("measured", content)  # older ones have no checksum
+            is_whole = "sha256" not in content or content["sha256"] == _sha256(json.dumps(measured))
+            if is_whole and measured and all(len(values) == num_prompts for values in measured.values()):
+                return measured
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, RecursionError, AttributeError, TypeError):
+            pass
+        self.say(f"{path}: is damaged; the untrained model is measured again")
+        return None
 
     def _untrained_digest(self, split: str, num_prompts: int) -> str:
         """Of all that an evaluation of the untrained model depends on."""
@@ -320,3 +337,7 @@ class Session:
             [settings.num_steps, settings.height, settings.width],
         ]
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()

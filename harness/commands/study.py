@@ -63,13 +63,17 @@ def execute_study(options: argparse.Namespace) -> int:
 def _execute(study: "Study", planned: Sequence["PlannedRun"], options: argparse.Namespace) -> int:
     from analysis.claims import STUDY_SEEDS
     from analysis.gallery import NUM_PROMPTS
+    from analysis.runlog import RunLogError
     from analysis.shards import write_shards
     from harness.launch.study import execute
     from harness.runs import RUNS
 
     def keep(run: "RunDirectory") -> None:
         # A page shows the pictures of each cell's first seed; of all runs they would be most of what is committed.
-        write_shards(run.folder, study.shards, NUM_PROMPTS if run.config.seed == STUDY_SEEDS[0] else 0)
+        try:
+            write_shards(run.folder, study.shards, NUM_PROMPTS if run.config.seed == STUDY_SEEDS[0] else 0)
+        except RunLogError as error:
+            print(f"not kept: {error}", file=sys.stderr)
 
     outcome = execute(
         planned,

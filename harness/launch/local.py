@@ -6,15 +6,18 @@ import signal
 import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 
+from harness.files import lock
 from harness.launch.process import QUEUE_NAME, WorkerProcess
 from harness.launch.progress import Progress, latest_validation, standings
 from harness.launch.queue import give_up, is_settled, reset, write_queue
 from harness.launch.slots import Slot, local_slots
 from harness.runs import RunDirectory
 
+_FOLDER = f".workers-{socket.gethostname()}-"
 _POLL_SECONDS = 0.5
 _STANDINGS_SECONDS = 300.0
 _MAX_FALSE_STARTS = 3
@@ -53,6 +56,8 @@ def run_all(
         ConfigError: the machine cannot give the slots, or the runs need different ones.
         KeyboardInterrupt: on Ctrl-C and SIGTERM, after the workers have ended.
     """
+    if runs:
+        _remove_left_behind(runs[0].folder.parent)
     finished = [run for run in runs if run.status()["state"] == "finished"]
     outcome = Outcome(finished)
     if finished:
@@ -64,6 +69,16 @@ def run_all(
     for line in standings(runs):
         say(line)
     return outcome
+
+
+def _remove_left_behind(folder: Path) -> None:
+    """Remove what launches of this machine that have ended, or were killed, left in an experiment's folder."""
+    for left in folder.glob(f"{_FOLDER}*"):
+        with suppress(OSError):
+            held = lock(left / "lock")
+            if held is not None:
+                held.close()
+                shutil.rmtree(left)
 
 
 class _Launch:
@@ -79,12 +94,13 @@ class _Launch:
     ) -> None:
         self.runs, self.outcome, self.say, self.on_finished = runs, outcome, say, on_finished
         self.progress = Progress(runs)
-        self.folder = runs[0].folder.parent / f".workers-{socket.gethostname()}-{os.getpid()}"
+        self.folder = runs[0].folder.parent / f"{_FOLDER}{os.getpid()}"
         self.folder.mkdir(parents=True, exist_ok=True)
+        self.lock = lock(self.folder / "lock", wait=True)  # until this process ends, however it does
         write_queue(self.folder / QUEUE_NAME, runs)
         self.workers = [WorkerProcess(slot, self.folder, f"worker-{index}") for index, slot in enumerate(slots)]
         self.false_starts = dict.fromkeys(self.workers, 0)
-        self.deaths = 0
+        self.false_start = False
         self.last_percent, self.standings_time = "", time.monotonic()
         if self.progress.running:
             say(f"{self.progress.running} runs are at work under another command; this one waits for them")
@@ -105,9 +121,11 @@ class _Launch:
                     worker.tell_to_end()
             for worker in self.workers:
                 worker.wait()
-        # Workers' own logs are of interest only if one died: each run has its log.
-        if not self.deaths:
-            shutil.rmtree(self.folder)
+            if self.lock is not None:
+                self.lock.close()
+            # Workers' own logs are of interest only if one could not start: else the run has what there is to know.
+            if not self.false_start:
+                shutil.rmtree(self.folder, ignore_errors=True)
 
     def _step(self) -> None:
         for worker in self.workers:
@@ -118,7 +136,7 @@ class _Launch:
             self._settle(run)
         usable = [worker for worker in self.workers if self.false_starts[worker] < _MAX_FALSE_STARTS]
         if not usable:
-            give_up(self.progress.unsettled, f"no worker could start: {self.workers[-1].cause_of_death()}")
+            give_up(self.progress.unsettled, f"no worker could start: {self._cause(self.workers[-1])}")
             return
         free = [worker for worker in usable if not worker.is_running]
         for worker in free[: max(0, self.progress.waiting - starting)]:
@@ -136,13 +154,19 @@ class _Launch:
             return
         if worker.run_id is None:
             self.false_starts[worker] += 1
-            self.deaths += 1
-            self.say(f"a worker could not start: {worker.cause_of_death()}")
+            self.false_start = True
+            self.say(f"a worker could not start: {self._cause(worker)}")
             return
         run = next(run for run in self.runs if run.run_id == worker.run_id)
         if not is_settled(run):
-            self.deaths += 1
-            self.say(f"the worker at {run.run_id} died: {worker.cause_of_death()}")
+            cause = worker.cause_of_death()
+            with suppress(OSError), (run.folder / "log.txt").open("ab") as log:
+                log.write(worker.last_words())
+            self.say(f"the worker at {run.run_id} died: {cause} (log: {run.folder / 'log.txt'})")
+
+    @staticmethod
+    def _cause(worker: WorkerProcess) -> str:
+        return f"{worker.cause_of_death()} (log: {worker.log})"
 
     def _settle(self, run: RunDirectory) -> None:
         status = run.status()

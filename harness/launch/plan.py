@@ -1,6 +1,5 @@
 """What a grid would do: runs, hours and disk, without running or writing anything."""
 
-import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,6 +8,7 @@ from statistics import mean
 from harness.config import RunConfig
 from harness.identity import by_other_code, note_on_code
 from harness.launch.cells import cell_names
+from harness.records import BROKEN, read_lines
 from harness.runs import RUNS, RunDirectory, find_run
 
 
@@ -42,6 +42,7 @@ def plan(configs: Sequence[RunConfig], slots: int) -> list[str]:
     lines = [
         f"{cell:{width}}  {', '.join(f'{n} {state}' for state, n in states.items())}" for cell, states in cells.items()
     ]
+    lines += [f"{run.run_id}: {run.status()['reason']}" for _, run in runs if _state(run) in BROKEN]
     unfinished = [(config, run) for config, run in runs if _state(run) != "finished"]
     left = sum(config.iterations - run.status()["iteration"] for config, run in unfinished)
     lines += [
@@ -66,17 +67,14 @@ def measured_cost(experiments: set[str]) -> Cost | None:
         return None
     training, evaluating, sizes = [], [], []
     for run in finished:
-        training.append(mean(line["seconds"]["iteration"] for line in _lines(run, "metrics.jsonl")))
-        evaluating.append(sum(line["seconds"] for line in _lines(run, "eval.jsonl")))
+        training.append(mean(line["seconds"]["iteration"] for line in read_lines(run.folder / "metrics.jsonl")))
+        evaluating.append(sum(line["seconds"] for line in read_lines(run.folder / "eval.jsonl")))
         sizes.append(sum(file.stat().st_size for file in run.folder.rglob("*") if file.is_file()))
     return Cost(len(finished), mean(training), mean(evaluating), mean(sizes))
-
-
-def _lines(run: RunDirectory, name: str) -> list[dict]:
-    return [json.loads(line) for line in (run.folder / name).read_text(encoding="utf-8").splitlines()]
 
 
 def _state(run: RunDirectory) -> str:
     if not run.folder.exists():
         return "new"
-    return "finished" if run.status()["state"] == "finished" else "unfinished"
+    state = run.status()["state"]
+    return state if state in ("finished", *BROKEN) else "unfinished"

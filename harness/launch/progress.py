@@ -3,8 +3,7 @@
 import json
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from statistics import mean
@@ -16,6 +15,7 @@ from harness.files import read_text
 from harness.identity import by_other_code, note_on_code
 from harness.launch.cells import cell_names
 from harness.launch.queue import SETTLED
+from harness.records import BROKEN, read_lines
 from harness.runs import RunDirectory
 
 
@@ -43,7 +43,8 @@ class Progress:
         """Look again; returns the runs that have been settled since the last look."""
         # From status.json alone: this is asked twice a second, and reading every config would cost the workers.
         statuses = {run: run.status() for run in self.unsettled}
-        trained = {run: status["iteration"] / status["iterations"] for run, status in statuses.items()}
+        # A damaged status tells neither; the run is begun, and has another one then.
+        trained = {run: status["iteration"] / (status["iterations"] or 1) for run, status in statuses.items()}
         settled = [run for run, status in statuses.items() if status["state"] in SETTLED]
         self.unsettled = [run for run in self.unsettled if run not in settled]
         self._trained_and_settled += sum(trained[run] for run in settled)
@@ -64,23 +65,30 @@ class Progress:
         return f"{counts}, about {f'{minutes / 60:.1f} hours' if minutes >= 90 else f'{minutes:.1f} min'} left"
 
 
-def standings(runs: Sequence[RunDirectory]) -> list[str]:
+def standings(runs: Sequence[RunDirectory], damages: dict[str, str] | None = None) -> list[str]:
     """One line a cell, best first: the mean over its seeds of the trained reward at the latest validation.
 
     Rewards are ranked apart, since their scales differ. Cells are in the middle of training and have few seeds: this
-    shows that training works, and compares nothing.
+    shows that training works, and compares nothing. A run that cannot be read is left out; ``damages`` receives why, by
+    its name.
     """
     latest: dict[str, list[tuple[float, int]]] = {}
     rewards: dict[str, str] = {}
-    configs = [run.config for run in runs]
-    recorded = [_recorded(run) for run in runs]
+    readable = []
+    for run in runs:
+        try:
+            readable.append((run, run.config, latest_validation(run), _recorded(run)))
+        except ConfigError as error:
+            if damages is not None:
+                damages[run.run_id] = str(error)
+    configs = [config for _, config, _, _ in readable]
+    recorded = [of_run for _, _, _, of_run in readable]
     files = name_files([c.method.kernel for c in configs], [r[0] for r in recorded], [r[1] for r in recorded])
     cells = [", ".join(filter(None, names)) for names in zip(cell_names(configs), files, strict=True)]
     seeds = [(cell, config.seed) for cell, config in zip(cells, configs, strict=True)]
-    repeats = name_repeats(seeds, [run.run_id for run in runs])
+    repeats = name_repeats(seeds, [run.run_id for run, _, _, _ in readable])
     cells = [", ".join(filter(None, names)) for names in zip(cells, repeats, strict=True)]
-    for run, config, cell in zip(runs, configs, cells, strict=True):
-        reached = latest_validation(run)
+    for (_, config, reached, _), cell in zip(readable, cells, strict=True):
         if reached is not None:
             latest.setdefault(cell, []).append(reached)
             rewards[cell] = str(sorted(config.reward.items()))
@@ -98,24 +106,29 @@ def standings(runs: Sequence[RunDirectory]) -> list[str]:
 def _recorded(run: RunDirectory) -> tuple[dict[str, Any], dict[str, int]]:
     """What ``name_files`` compares: fingerprints of the run's files, and how many prompts were measured."""
     path = run.folder / "identity.json"
-    identity = json.loads(read_text(path)) if path.is_file() else {}
-    counts = {record["split"]: record["num_prompts"] for record in _evaluations(run) if "num_prompts" in record}
-    return {"fingerprints": identity.get("fingerprints")}, counts
-
-
-def _evaluations(run: RunDirectory) -> Iterator[dict[str, Any]]:
-    path = run.folder / "eval.jsonl"
-    for line in read_text(path).splitlines() if path.exists() else ():
-        with suppress(json.JSONDecodeError):  # is being written at this moment
-            yield json.loads(line)
+    try:
+        identity = json.loads(read_text(path)) if path.is_file() else {}
+        fingerprints = {"fingerprints": identity.get("fingerprints")}
+    except (json.JSONDecodeError, RecursionError, AttributeError):
+        raise ConfigError(f"{path}: is damaged; put back a copy of it") from None
+    evaluations = read_lines(run.folder / "eval.jsonl")
+    return fingerprints, {line["split"]: line["num_prompts"] for line in evaluations if "num_prompts" in line}
 
 
 def latest_validation(run: RunDirectory) -> tuple[float, int] | None:
-    """The trained reward on validation prompts and the iteration it was measured at; None before the first."""
-    records = [record for record in _evaluations(run) if record["split"] == "validation"]
-    if not records:
-        return None
-    return run.config.trained_reward(records[-1]["metrics"]), records[-1]["iteration"]
+    """The trained reward on validation prompts and the iteration it was measured at; None before the first.
+
+    Raises:
+        ConfigError: eval.jsonl or config.yaml is damaged.
+    """
+    path = run.folder / "eval.jsonl"
+    for record in reversed(read_lines(path)):
+        if record.get("split") == "validation":
+            try:
+                return run.config.trained_reward(record["metrics"]), record["iteration"]
+            except (KeyError, TypeError) as error:
+                raise ConfigError(f"{path}: iteration {record['iteration']} has no {error}") from None
+    return None
 
 
 def status_lines(root: Path) -> list[str]:
@@ -132,13 +145,16 @@ def status_lines(root: Path) -> list[str]:
     lines: list[str] = []
     for experiment, runs in experiments.items():
         states = {run: state_of(run) for run in runs}
+        damages: dict[str, str] = {}
+        ranked = standings(runs, damages)
         counts = Counter(states.values())
         lines.append(f"{experiment}: {len(runs)} runs, " + ", ".join(f"{n} {s}" for s, n in sorted(counts.items())))
         for run, state in states.items():
-            if state in ("running", "interrupted", "failed"):
+            if state in ("running", "interrupted", "failed", *BROKEN):
                 lines.append(f"  {state} {_describe(run)}")
+            if run.run_id in damages:
+                lines.append(f"  cannot be read: {damages[run.run_id]}")
         lines += [f"  {line}" for line in note_on_code(len(by_other_code(run.folder for run in runs)))]
-        ranked = standings(runs)
         if ranked:
             lines += ["  trained reward on validation prompts, latest, mean over seeds:", *(f"  {r}" for r in ranked)]
         lines.append("")
@@ -147,9 +163,11 @@ def status_lines(root: Path) -> list[str]:
 
 def _describe(run: RunDirectory) -> str:
     status = run.status()
+    reason = f": {status['reason']}" if status["reason"] else ""
+    if status["state"] in BROKEN:
+        return f"{run.run_id}{reason}"
     updated = datetime.fromisoformat(status["updated"])
     minutes = (datetime.now(UTC) - updated).total_seconds() / 60
-    reason = f": {status['reason']}" if status["reason"] else ""
     done = f"{status['iteration']}/{status['iterations']} saved"
     return f"{run.run_id}  {done}, {minutes:.0f} min ago{reason}"
 

@@ -49,7 +49,9 @@ def reset(runs: Sequence[RunDirectory]) -> None:
         with lock:
             status = run.status()
             if status["state"] != "finished":
-                run.set_status("waiting", status["iteration"], status["iterations"], attempts=0)
+                # A damaged status.json does not know the number.
+                iterations = status["iterations"] or run.config.iterations
+                run.set_status("waiting", status["iteration"], iterations, attempts=0)
 
 
 def give_up(runs: Sequence[RunDirectory], reason: str) -> None:

@@ -14,6 +14,7 @@ import torch
 
 from harness.launch.queue import claim_next, read_queue
 from harness.launch.streams import end_with_input, output_to
+from harness.output import never_failing
 from harness.processes import Processes, make_accelerator
 from harness.runs import RunDirectory
 from harness.session import Session
@@ -80,4 +81,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    with never_failing():
+        sys.exit(main())

@@ -20,6 +20,7 @@ from harness.mechanism.chunks import Chunk, compute, is_ready, plan
 from harness.mechanism.definition import Mechanism, load_mechanism
 from harness.mechanism.sampling import Sampler
 from harness.models.trained import device_of
+from harness.output import never_failing
 from harness.prompts import read_prompts
 from harness.rewards import build_weighted
 from harness.sweep.supervise import INTERRUPTED_CODE
@@ -112,4 +113,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    with never_failing():
+        sys.exit(main())

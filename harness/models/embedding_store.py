@@ -2,12 +2,13 @@
 
 import hashlib
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
 
 from harness.config import ConfigError
 from harness.files import write_atomically
@@ -44,7 +45,7 @@ class EmbeddingStore:
         for prompt in dict.fromkeys(prompts):
             if prompt in self._memory:
                 found[prompt] = self._memory[prompt]
-            elif self.has_on_disk(prompt):
+            elif self._folder is not None and self._file(prompt).is_file():
                 found[prompt] = self._read(prompt)
             else:
                 new.append(prompt)
@@ -58,14 +59,21 @@ class EmbeddingStore:
         return PromptEmbedding.cat([found[p] for p in prompts])
 
     def has_on_disk(self, prompt: str) -> bool:
-        """Whether a prompt's embedding is on disk."""
-        return self._folder is not None and self._file(prompt).is_file()
+        """Whether a prompt's embedding is on disk, and as it was written: a damaged one is to be written again."""
+        if self._folder is None or not self._file(prompt).is_file():
+            return False
+        try:
+            self._read(prompt)
+        except ConfigError:
+            return False
+        return True
 
     def write(self, prompts: Sequence[str], embedding: PromptEmbedding) -> None:
         """Keep the embeddings of n prompts on disk."""
         for row, prompt in enumerate(prompts):
             tensors = {"states": embedding.states[row : row + 1], "pooled": embedding.pooled[row : row + 1]}
-            write_atomically(self._file(prompt), save({k: v.contiguous() for k, v in tensors.items()}))
+            tensors = {name: tensor.contiguous().cpu() for name, tensor in tensors.items()}
+            write_atomically(self._file(prompt), save(tensors, {"sha256": _digest(tensors)}))
 
     def _remember(self, prompt: str, embedding: PromptEmbedding) -> None:
         if prompt in self._memory:
@@ -78,13 +86,27 @@ class EmbeddingStore:
             self._bytes -= oldest.num_bytes
 
     def _read(self, prompt: str) -> PromptEmbedding:
+        file = self._file(prompt)
         try:
-            tensors = load_file(self._file(prompt), device=str(self._device))
-        except SafetensorError as error:
-            raise ConfigError(f"{self._file(prompt)}: a cached embedding is damaged ({error}); delete it") from None
-        return PromptEmbedding(tensors["states"], tensors["pooled"])
+            with safe_open(file, framework="pt") as content:
+                tensors = {name: content.get_tensor(name) for name in ("states", "pooled")}
+                digest = (content.metadata() or {}).get("sha256")
+        except (OSError, SafetensorError) as error:
+            raise ConfigError(f"{file}: a cached embedding is damaged ({error}); delete it") from None
+        if digest != _digest(tensors):
+            raise ConfigError(f"{file}: a cached embedding is damaged, or older than its checksum; delete it")
+        return PromptEmbedding(tensors["states"].to(self._device), tensors["pooled"].to(self._device))
 
     def _file(self, prompt: str) -> Path:
         assert self._folder is not None
         name = hashlib.sha256(prompt.encode()).hexdigest()
         return self._folder / name[:2] / f"{name}.safetensors"
+
+
+def _digest(tensors: Mapping[str, Tensor]) -> str:
+    """sha256 of names, shapes, types and bytes."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype} ".encode())
+        digest.update(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

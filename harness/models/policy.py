@@ -20,7 +20,7 @@ from harness.models.embedding_store import EmbeddingStore
 from harness.models.files import cache_folder, component_folders, text_fingerprint
 from harness.models.loading import load_component, load_pipeline
 from harness.models.locate import class_name_of, find_pipeline
-from harness.models.weights import whole_network
+from harness.models.weights import filling, sort_header, whole_network
 from harness.truncation import TextReader, all_tokens
 
 _ENCODE_BATCH = 16
@@ -301,16 +301,18 @@ class Policy(ABC):
         """Write what was trained in diffusers' format: LoRA weights for ``load_lora_weights``, or the transformer.
 
         Args:
-            folder: made if it is not there.
+            folder: replaced in one step if it is there.
             weights: whole, by the names of ``trainable``, where the network has but a share of them; None is its own.
         """
-        folder.mkdir(parents=True, exist_ok=True)
-        if self._is_lora:
-            save_adapters(self.transformer, self.pipeline_class, folder, weights)
-        elif weights is None:
-            self.transformer.save_pretrained(folder / "transformer")
-        else:
-            whole_network(self._network_class, self.transformer, weights).save_pretrained(folder / "transformer")
+        with filling(folder) as partial:
+            if self._is_lora:
+                save_adapters(self.transformer, self.pipeline_class, partial, weights)
+            elif weights is None:
+                self.transformer.save_pretrained(partial / "transformer")
+            else:
+                whole_network(self._network_class, self.transformer, weights).save_pretrained(partial / "transformer")
+            for file in partial.rglob("*.safetensors"):
+                sort_header(file)
 
     def _autocast(self) -> Any:
         if self.config.precision == "bf16":

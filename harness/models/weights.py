@@ -1,14 +1,20 @@
 """Puts trained weights into a diffusers transformer, or says in one line why they do not fit."""
 
-from collections.abc import Mapping
+import json
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft.tuners.lora import LoraLayer
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from harness.config import ConfigError
+from harness.errors import FileError
+from harness.files import PARTIAL
 from harness.models.files import opened
 from harness.models.lora_files import read_lora
 
@@ -90,3 +96,36 @@ def whole_network(network_class: Any, transformer: Any, weights: Mapping[str, Te
     buffers = {name: buffer for name, buffer in transformer.state_dict().items() if name not in weights}
     network.load_state_dict({**weights, **buffers}, assign=True)
     return network
+
+
+@contextmanager
+def filling(folder: Path) -> Iterator[Path]:
+    """An empty folder to be filled, which replaces another one when the block ends.
+
+    Raises:
+        FileError: it cannot be written; nothing of it stays.
+    """
+    partial = folder.with_name(f".{folder.name}{PARTIAL}")
+    shutil.rmtree(partial, ignore_errors=True)  # of a save that was cut off
+    try:
+        partial.mkdir(parents=True)
+        yield partial
+        shutil.rmtree(folder, ignore_errors=True)
+        partial.rename(folder)
+    except (OSError, SafetensorError) as error:
+        raise FileError(f"{folder}: cannot be written: {' '.join(str(error).split())}") from None
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def sort_header(file: Path) -> None:
+    """Bring a safetensors file's metadata into the order of their names: the library writes them in any order."""
+    with file.open("r+b") as stream:
+        size = int.from_bytes(stream.read(8), "little")
+        header = json.loads(stream.read(size))
+        if "__metadata__" in header:
+            header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        if len(text) <= size:  # as it is unless the library writes JSON in another way
+            stream.seek(8)
+            stream.write(text.ljust(size))

@@ -24,6 +24,7 @@ from optuna.storages import RDBStorage, fail_stale_trials
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from harness.config import ConfigError
+from harness.output import never_failing
 from harness.sweep import STORAGE_VARIABLE
 from harness.sweep.definition import Sweep, load_sweep
 from harness.sweep.study import (
@@ -212,4 +213,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    with never_failing():
+        sys.exit(main())
