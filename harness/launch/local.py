@@ -100,7 +100,7 @@ class _Launch:
         write_queue(self.folder / QUEUE_NAME, runs)
         self.workers = [WorkerProcess(slot, self.folder, f"worker-{index}") for index, slot in enumerate(slots)]
         self.false_starts = dict.fromkeys(self.workers, 0)
-        self.false_start = False
+        self.has_died = False
         self.last_percent, self.standings_time = "", time.monotonic()
         if self.progress.running:
             say(f"{self.progress.running} runs are at work under another command; this one waits for them")
@@ -123,8 +123,8 @@ class _Launch:
                 worker.wait()
             if self.lock is not None:
                 self.lock.close()
-            # Workers' own logs are of interest only if one could not start: else the run has what there is to know.
-            if not self.false_start:
+            # Workers' own logs are of interest only if one died: each run has its log. The next launch removes them.
+            if not self.has_died:
                 shutil.rmtree(self.folder, ignore_errors=True)
 
     def _step(self) -> None:
@@ -136,7 +136,7 @@ class _Launch:
             self._settle(run)
         usable = [worker for worker in self.workers if self.false_starts[worker] < _MAX_FALSE_STARTS]
         if not usable:
-            give_up(self.progress.unsettled, f"no worker could start: {self._cause(self.workers[-1])}")
+            give_up(self.progress.unsettled, f"no worker could start: {self.workers[-1].cause_of_death()}")
             return
         free = [worker for worker in usable if not worker.is_running]
         for worker in free[: max(0, self.progress.waiting - starting)]:
@@ -154,19 +154,13 @@ class _Launch:
             return
         if worker.run_id is None:
             self.false_starts[worker] += 1
-            self.false_start = True
-            self.say(f"a worker could not start: {self._cause(worker)}")
+            self.has_died = True
+            self.say(f"a worker could not start: {worker.cause_of_death()}")
             return
         run = next(run for run in self.runs if run.run_id == worker.run_id)
         if not is_settled(run):
-            cause = worker.cause_of_death()
-            with suppress(OSError), (run.folder / "log.txt").open("ab") as log:
-                log.write(worker.last_words())
-            self.say(f"the worker at {run.run_id} died: {cause} (log: {run.folder / 'log.txt'})")
-
-    @staticmethod
-    def _cause(worker: WorkerProcess) -> str:
-        return f"{worker.cause_of_death()} (log: {worker.log})"
+            self.has_died = True
+            self.say(f"the worker at {run.run_id} died: {worker.cause_of_death()}")
 
     def _settle(self, run: RunDirectory) -> None:
         status = run.status()

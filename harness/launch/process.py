@@ -72,22 +72,18 @@ class WorkerProcess:
         return code
 
     def cause_of_death(self) -> str:
-        """The signal or the exception that ended the latest process, as far as its log tells.
+        """The signal or the exception that ended the latest process, as far as its log tells, and where the log is.
 
         The process is accelerate's or torchrun's: its exit code says nothing about the worker below it.
         """
         if self._code < 0:
-            return signal.Signals(-self._code).name
-        text = self.last_words().decode(errors="replace")
+            return f"{signal.Signals(-self._code).name} (log: {self.log})"
+        text = self.log.read_bytes()[self._log_start :].decode(errors="replace")
         for pattern in (_SIGNAL, _EXCEPTION):
             found = pattern.findall(text)
             if found:
-                return str(found[-1])
-        return "no reason given"
-
-    def last_words(self) -> bytes:
-        """What the latest process wrote into its log."""
-        return self.log.read_bytes()[self._log_start :]
+                return f"{found[-1]} (log: {self.log})"
+        return f"no reason given (log: {self.log})"
 
     def tell_to_end(self) -> None:
         """Ask the whole group to end; ``wait`` waits for it."""

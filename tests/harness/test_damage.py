@@ -1,0 +1,376 @@
+"""Files of a run that lost bytes, or hold others: named with what to do, never a traceback, never other numbers."""
+
+import errno
+import json
+import os
+import random
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from analysis.logs import load_logs
+from analysis.runlog import RunLogError, read_directory
+from analysis.shards import read_shard, write_shards
+from harness import cli, files, records
+from harness.checkpoints import find_run_checkpoint
+from harness.config import ConfigError
+from harness.errors import FileError, HarnessError
+from harness.launch.progress import status_lines
+from harness.launch.queue import reset
+from harness.runs import RunDirectory, prepare_run
+from harness.session import Session
+
+LOGS = ("metrics.jsonl", "eval.jsonl")
+FINAL = "checkpoints/final/pytorch_lora_weights.safetensors"
+
+
+@pytest.fixture
+def run(lora_run: RunDirectory, tmp_path: Path) -> RunDirectory:
+    """A finished run that may be damaged."""
+    return RunDirectory(Path(shutil.copytree(lora_run.folder, tmp_path / "runs" / "experiment" / "run")))
+
+
+def cut(path: Path, count: int = 200) -> None:
+    """Take bytes from the end."""
+    path.write_bytes(path.read_bytes()[:-count])
+
+
+def outcome(read: Callable[[], Any]) -> Any:
+    """What a function returns, or what its error says."""
+    try:
+        return read()
+    except HarnessError as error:
+        assert "\n" not in str(error)  # noqa: PT017
+        return str(error)
+
+
+def damages(content: bytes, count: int, seed: int = 0) -> Iterator[bytes]:
+    """The content with a bit flipped, or cut off, at random."""
+    draw = random.Random(seed)
+    for number in range(count):
+        at = draw.randrange(len(content))
+        if number % 4 == 3:
+            yield content[:at]
+        else:
+            yield content[:at] + bytes([content[at] ^ 1 << draw.randrange(8)]) + content[at + 1 :]
+
+
+def test_a_finished_run_is_finished(run: RunDirectory) -> None:
+    assert run.status()["state"] == read_directory(run.folder).state == "finished"
+    assert set(run.status()["files"]) == {*LOGS, FINAL}
+
+
+@pytest.mark.parametrize(
+    ("name", "how", "sealed"),
+    [
+        *[(name, how, True) for name in (*LOGS, FINAL) for how in ("cut", "gone", "longer")],
+        # Of runs that were finished before sizes were kept, less is known.
+        *[(name, how, False) for name in LOGS for how in ("cut", "gone")],
+        (FINAL, "gone", False),
+    ],
+)
+def test_a_finished_run_that_is_not_whole_is_incomplete_and_names_the_file(
+    run: RunDirectory, name: str, how: str, sealed: bool
+) -> None:
+    path = run.folder / name
+    if not sealed:  # as runs were before sizes were kept
+        status = {key: value for key, value in run.status().items() if key not in ("files", "check")}
+        (run.folder / "status.json").write_text(json.dumps(status), encoding="utf-8")
+    if how == "cut":
+        cut(path)
+    elif how == "gone":
+        path.unlink()
+    else:
+        files.append(path, "{")
+    status = run.status()
+    assert status["state"] == "incomplete"
+    assert name.split("/")[0] in status["reason"]
+    assert str(run.folder) in status["reason"]
+    assert any("incomplete" in line and run.run_id in line for line in status_lines(run.folder.parent.parent))
+    if name in LOGS and how != "longer":
+        log = load_logs(run.folder).summary.iloc[0]
+        assert log["state"] == "incomplete"
+        assert name in log["reason"]
+    assert not write_shards(run.folder, run.folder.parent / "shards") or (not sealed and name not in LOGS)
+
+
+def test_an_evaluation_of_the_last_iteration_that_was_lost_is_made_again(run: RunDirectory) -> None:
+    before = (run.folder / "eval.jsonl").read_text(encoding="utf-8")
+    cut(run.folder / "eval.jsonl")
+    Session(run, say=lambda line: None).execute()
+    assert run.status()["state"] == "finished"
+    after = (run.folder / "eval.jsonl").read_text(encoding="utf-8")
+    ours, theirs = ([json.loads(line) | {"seconds": 0} for line in text.splitlines()] for text in (before, after))
+    assert ours == theirs
+
+
+@pytest.mark.parametrize("damage", ["torn middle", "missing", "twice"])
+def test_a_resumed_run_refuses_logs_with_holes_and_leaves_them_as_they_are(run: RunDirectory, damage: str) -> None:
+    path = run.folder / "eval.jsonl" if damage == "torn middle" else run.folder / "metrics.jsonl"
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    changed = {"torn middle": [lines[0][:-30] + "\n", *lines[1:]], "missing": lines[1:], "twice": [*lines, *lines]}
+    path.write_text("".join(changed[damage]), encoding="utf-8")
+    before = path.read_bytes()
+    with pytest.raises(ConfigError, match=path.name):
+        run.forget_after(1)
+    assert path.read_bytes() == before
+
+
+def test_only_a_torn_last_line_is_dropped(run: RunDirectory) -> None:
+    before = (run.folder / "metrics.jsonl").read_bytes()
+    files.append(run.folder / "metrics.jsonl", '{"iteration": 2, "rew')
+    run.forget_after(1)
+    assert (run.folder / "metrics.jsonl").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "content", ["", "{", "[]", '{"state": 3}', '{"state": "finished", "iteration": "x"}', "\udcff"]
+)
+def test_a_damaged_status_is_named_and_the_run_goes_on(run: RunDirectory, content: str) -> None:
+    other = RunDirectory(Path(shutil.copytree(run.folder, run.folder.with_name("other"))))
+    (run.folder / "status.json").write_bytes(content.encode("utf-8", "surrogateescape"))
+    lines = status_lines(run.folder.parent.parent)
+    assert any(run.run_id in line and "status.json" in line and "--resume" in line for line in lines)
+    assert any("1 finished" in line for line in lines)
+    assert list(load_logs(run.folder.parent, skip_damaged=True).summary["folder"]) == [other.folder]
+    reset([run, other])
+    assert run.status()["state"] == "waiting"
+    assert other.status()["state"] == "finished"
+    Session(run, say=lambda line: None).execute()
+    assert run.status()["state"] == "finished"
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "eval.jsonl", "metrics.jsonl"])
+def test_one_damaged_run_hides_no_other(run: RunDirectory, name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copytree(run.folder, run.folder.with_name("other"))
+    content = (run.folder / name).read_bytes()
+    (run.folder / name).write_bytes(b"\xff{" + content[2:])
+    text = "\n".join(status_lines(run.folder.parent.parent))
+    assert f"run/{name}" in text or name == "metrics.jsonl"
+    assert "seeds 1" in text or name == "metrics.jsonl"
+    logs = load_logs(run.folder.parent, skip_damaged=True)
+    assert [path.name for path in logs.summary["folder"]] == ["other"]
+    assert f"run/{name}" in capsys.readouterr().err
+    with pytest.raises(RunLogError, match=name):
+        load_logs(run.folder.parent)
+    with pytest.raises(RunLogError, match=name):
+        write_shards(run.folder.parent, run.folder.parent.parent / "shards")
+    assert len(list((run.folder.parent.parent / "shards").rglob("*.parquet"))) == 1
+
+
+def test_a_bit_of_a_checkpoint_is_never_another_number(run: RunDirectory) -> None:
+    path = run.checkpoint_path
+    content = path.read_bytes()
+    assert run.load_checkpoint() is not None
+    for damaged in damages(content, 200):
+        path.write_bytes(damaged)
+        with pytest.raises(ConfigError, match=r"latest\.pt: is damaged or was cut off; [^\n]+$"):
+            run.load_checkpoint()
+
+
+def test_an_older_checkpoint_without_a_checksum_is_read_and_its_archive_checked(run: RunDirectory) -> None:
+    path = run.checkpoint_path
+    kept = run.load_checkpoint()
+    assert kept is not None
+    torch.save(kept, path)
+    content = path.read_bytes()
+    again = run.load_checkpoint()
+    assert again is not None
+    assert again["iteration"] == kept["iteration"]
+    for damaged in damages(content, 60):
+        path.write_bytes(damaged)
+        found = outcome(run.load_checkpoint)
+        if isinstance(found, str):
+            assert "latest.pt" in found
+            continue
+        # What the archive has no checksum of carries no number.
+        assert found is not None
+        for name, tensor in kept["parameters"].items():
+            assert torch.equal(found["parameters"][name], tensor)
+
+
+def test_final_weights_that_were_changed_are_not_drawn_with(run: RunDirectory) -> None:
+    path = run.folder / FINAL
+    content = bytearray(path.read_bytes())
+    content[-5] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(ConfigError, match="pytorch_lora_weights"):
+        find_run_checkpoint(run.folder)
+
+
+def test_equal_weights_are_equal_files(run: RunDirectory, tmp_path: Path) -> None:
+    first = run.folder / FINAL
+    policy = Session(run, say=lambda line: None).trainer.policy
+    written = set()
+    for number in range(6):
+        policy.save(tmp_path / str(number))
+        written.add((tmp_path / str(number) / first.name).read_bytes())
+    assert len(written) == 1
+
+
+@pytest.mark.parametrize("name", ["status.json", *LOGS])
+def test_a_damaged_log_is_an_error_or_the_same_numbers(run: RunDirectory, name: str) -> None:
+    path, before = run.folder / name, read_directory(run.folder)
+    content = path.read_bytes()
+    progress = {key: run.status()[key] for key in ("iteration", "iterations")}
+    for damaged in damages(content, 100):
+        path.write_bytes(damaged)
+        status = run.status()
+        status_lines(run.folder.parent.parent)
+        log = outcome(lambda: read_directory(run.folder))
+        if isinstance(log, str):
+            assert name in log
+        elif log.state == "finished":
+            assert {key: status[key] for key in progress} == progress
+            assert log.numbers.equals(before.numbers)
+
+
+def test_a_damaged_shard_is_an_error_or_the_same_numbers(run: RunDirectory, tmp_path: Path) -> None:
+    [path] = write_shards(run.folder, tmp_path / "shards")
+    assert write_shards(run.folder, tmp_path / "shards") == [path]
+    before = read_shard(path)
+    assert before.numbers.equals(read_directory(run.folder).numbers)
+    content, told = path.read_bytes(), 0
+    for damaged in damages(content, 100):
+        path.write_bytes(damaged)
+        log = outcome(lambda: read_shard(path))
+        if isinstance(log, str):
+            assert str(path) in log
+            told += 1
+        else:
+            assert (log.config, log.status) == (before.config, before.status)
+            assert log.numbers.equals(before.numbers)
+    assert told > 90
+
+
+def test_a_damaged_cache_is_made_again(run: RunDirectory) -> None:
+    said: list[str] = []
+    session = Session(run, say=said.append)
+    prompts = session.prompts["validation"][:2]
+    path = run.folder.parent / "untrained" / f"validation-{session._untrained_digest('validation', 2)}.json"
+    first = session._remembered("validation", prompts)
+    content = path.read_bytes()
+    for damaged in (b"", b"[]", b"{}", content[:-9], content.replace(b"0.", b"1.", 1), b"\xff"):
+        path.write_bytes(damaged)
+        assert session._remembered("validation", prompts) == first
+        assert path.read_bytes() == content
+    assert len(said) == 6
+
+
+@contextmanager
+def full_disk(monkeypatch: pytest.MonkeyPatch, where: str) -> Iterator[None]:
+    """Within: files whose name has ``where`` in it cannot be written."""
+    real_replacing, real_append = files.replacing, files.append
+
+    class Full:
+        name = where
+
+        def write(self, content: bytes) -> int:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        def flush(self) -> None:
+            pass
+
+    @contextmanager
+    def replacing(path: Path, durable: bool = False) -> Iterator[Any]:
+        with real_replacing(path, durable) as stream:
+            yield Full() if where in path.name else stream
+
+    def append(path: Path, text: str) -> None:
+        if where in path.name:
+            raise FileError(f"{path}: cannot be written: {os.strerror(errno.ENOSPC)}")
+        real_append(path, text)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "replacing", replacing)
+        patch.setattr("harness.runs.append", append)
+        yield
+
+
+@pytest.mark.parametrize("where", ["latest.pt", "metrics.jsonl", "eval.jsonl"])
+def test_a_full_disk_is_one_line_and_the_run_can_be_resumed(
+    lora_run: RunDirectory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    run = prepare_run(lora_run.config, tmp_path)
+    with full_disk(monkeypatch, where), pytest.raises(FileError, match=where), run.failure_noted():
+        Session(run, say=lambda line: None).execute()
+    status = run.status()
+    assert status["state"] == "failed"
+    assert "No space left" in status["reason"]
+    assert not list(run.folder.rglob("*partial*"))
+    Session(run, say=lambda line: None).execute()
+    assert run.status()["state"] == "finished"
+    assert torch.equal(*(first_weight(one) for one in (run, lora_run)))
+
+
+def first_weight(run: RunDirectory) -> torch.Tensor:
+    """Of a run's checkpoint."""
+    state = run.load_checkpoint()
+    assert state is not None
+    return next(iter(state["parameters"].values()))
+
+
+def test_a_status_is_replaced_on_a_disk_without_any_room(run: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: Path, content: str | bytes) -> None:
+        raise FileError(f"{path}: cannot be written")
+
+    monkeypatch.setattr("harness.runs.write_atomically", refuse)
+    run.set_status("failed", 1, 1, "No space left on device")
+    assert (run.status()["state"], run.status()["reason"]) == ("failed", "No space left on device")
+
+
+def test_a_line_is_appended_whole_or_not_at_all(tmp_path: Path) -> None:
+    if os.geteuid() != 0 or shutil.which("mount") is None:
+        pytest.skip("only root mounts")
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "none", disk], capture_output=True).returncode:
+        pytest.skip("mounting is not allowed here")
+    try:
+        log, line = disk / "log", "x" * 5000 + "\n"
+        told = None
+        while told is None:
+            told = outcome(lambda: files.append(log, line))
+        assert "log: cannot be written: No space left" in told
+        assert set(log.read_text(encoding="utf-8").splitlines(keepends=True)) == {line}
+        with pytest.raises(FileError, match=r"big: cannot be written: No space left"):
+            files.write_atomically(disk / "big", b"x" * 100_000)
+        assert list(disk.iterdir()) == [log]
+    finally:
+        subprocess.run(["umount", disk], check=True)
+
+
+def test_a_finished_run_needs_no_write_access(
+    run: RunDirectory, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = {path: path.stat().st_mtime_ns for path in run.folder.rglob("*")}
+
+    def refuse(path: Path, *_: object, **__: object) -> None:
+        raise FileError(f"{path}: cannot be written")
+
+    monkeypatch.setattr(files, "replacing", refuse)
+    monkeypatch.setattr("harness.runs.append", refuse)
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["train", "--resume", str(run.folder)])
+    assert ended.value.code == 0
+    assert "finished already" in capsys.readouterr().out
+    assert {path: path.stat().st_mtime_ns for path in run.folder.rglob("*")} == before
+
+
+def test_the_rule_of_what_is_finished() -> None:
+    config = {"iterations": 5, "evaluation": {"interval": 2, "test": True, "base_test": True}}
+    due = [(0, "test"), (0, "validation"), (2, "validation"), (4, "validation"), (5, "test"), (5, "validation")]
+    assert records.due_evaluations(config) == due
+    assert not records.gaps(config, [1, 2, 3, 4, 5], due, 5)
+    missing: Callable[[Any], str] = lambda left: records.gaps(config, [1, 2, 3, 4, 5], left, 5)[0]  # noqa: E731
+    for evaluation in due:
+        assert str(evaluation[0]) in missing([one for one in due if one != evaluation])
+    assert "3" in records.gaps(config, [1, 2, 4, 5], due, 5)[0]
+    assert "twice" in records.gaps(config, [1, 2, 2, 3, 4, 5], due, 5)[0]
+    assert not records.gaps(config, [1, 2], due[:3], 3 - 1)

@@ -1,0 +1,96 @@
+"""What is printed is a side channel, and what the machine refuses is one line, whatever the command."""
+
+import argparse
+import errno
+import os
+import subprocess
+import sys
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+from harness import cli
+from harness.errors import CollectiveError, ConfigError, FileError
+from harness.output import never_failing
+
+PRINTS = """
+import sys
+from harness.output import never_failing
+with never_failing():
+    for number in range(100_000):
+        print(number, flush=number % 100 == 0)
+    print("warned", file=sys.stderr)
+    open(sys.argv[1], "w").write("done")
+"""
+
+
+@pytest.mark.parametrize("how", ["| head -1", ">&-", "2>&1 >&- | head -0", "> /dev/full", "2> /dev/full > /dev/full"])
+def test_output_that_nobody_takes_ends_no_work(tmp_path: Path, how: str) -> None:
+    done = tmp_path / "done"
+    line = f"{sys.executable} -c '{PRINTS}' {done} {how}; exit ${{PIPESTATUS[0]}}"
+    result = subprocess.run(["bash", "-c", line], capture_output=True, text=True, check=False)
+    assert (result.returncode, done.read_text(encoding="utf-8")) == (0, "done")
+    assert "Error" not in result.stderr
+
+
+def test_a_closed_output_is_not_taken_over_by_the_next_file(tmp_path: Path) -> None:
+    line = f"{sys.executable} -c '{PRINTS}' {tmp_path / 'done'} >&-"
+    subprocess.run(["bash", "-c", line], check=True)
+    assert (tmp_path / "done").read_text(encoding="utf-8") == "done"
+
+
+def test_streams_are_as_before_afterwards() -> None:
+    kept = sys.stdout, sys.stderr
+    with never_failing():
+        assert sys.stdout.isatty() == kept[0].isatty()
+    assert (sys.stdout, sys.stderr) == kept
+
+
+def deep() -> None:
+    """Exceeds the depth of calls."""
+    deep()
+
+
+REFUSALS = {
+    "a full disk": (lambda: _raise(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))), 1),
+    "a file that is not there": (lambda: Path("/nowhere/at all").read_bytes(), 2),
+    "a name that is too long": (lambda: Path("x" * 5000).read_bytes(), 2),
+    "no permission": (lambda: _raise(PermissionError(errno.EACCES, "Permission denied", "/a/file")), 2),
+    "a read-only disk": (lambda: _raise(OSError(errno.EROFS, "Read-only file system", "/a/file")), 2),
+    "no text": (lambda: b"\xff".decode(), 2),
+    "deep nesting": (deep, 2),
+    "no memory": (lambda: _raise(MemoryError()), 1),
+    "bad input": (lambda: _raise(ConfigError("key: two\nlines")), 2),
+    "a file of ours": (lambda: _raise(FileError("cannot be written")), 1),
+    "an echo": (lambda: _raise(CollectiveError("echo")), 1),
+    "an interruption": (lambda: _raise(KeyboardInterrupt()), 130),
+}
+
+
+def _raise(error: BaseException) -> None:
+    raise error
+
+
+@pytest.mark.parametrize("command", cli.COMMANDS)
+def test_what_the_machine_refuses_is_one_line_in_every_command(
+    command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    module = import_module(f"harness.commands.{command}")
+    for what, (refuse, code) in REFUSALS.items():
+
+        def add_parser(commands: argparse._SubParsersAction, refuse: object = refuse) -> None:  # type: ignore[type-arg]
+            commands.add_parser(command).set_defaults(command=lambda options: refuse())  # type: ignore[operator]
+
+        monkeypatch.setattr(module, "add_parser", add_parser)
+        with pytest.raises(SystemExit) as ended:
+            cli.main([command])
+        said = capsys.readouterr().err
+        assert (ended.value.code, said.count("\n")) == (code, 1), what
+        assert said.startswith("adagrpo: error: "), what
+
+
+def test_a_fault_of_the_program_shows_where(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cli, "_parse", lambda arguments: argparse.Namespace(command=lambda options: {}["key"]))
+    with pytest.raises(KeyError):
+        cli.main(["status"])
