@@ -155,6 +155,11 @@ def parse_status(text: str) -> dict[str, Any]:
     for key, kinds in {"iteration": int, "iterations": int | None, "reason": str | None, "attempts": int}.items():
         if key in content and not isinstance(content[key], kinds):
             raise ValueError(f"{key} is {content[key]!r}")
+    sealed = content.get("files", {})
+    if not isinstance(sealed, dict) or not all(
+        isinstance(entry, list) and len(entry) == 2 for entry in sealed.values()
+    ):
+        raise ValueError("files has no sizes and checksums")
     return content
 
 
