@@ -191,10 +191,7 @@ def _read(path: Path, row_group: int, columns: list[str]) -> tuple[pa.Table, dic
         content = path.read_bytes()
         # Before anything is made of it: the library trusts the numbers in a file's own description.
         signed = _SIGNED.search(content)
-        if (
-            signed
-            and hashlib.sha256(content.replace(signed[1], _NO_CHECKSUM.encode())).hexdigest() != signed[1].decode()
-        ):
+        if signed and _sha256(content.replace(signed[1], _NO_CHECKSUM.encode())) != signed[1]:
             raise RunLogError(f"{path}: is damaged: its checksum is wrong; put back a copy of it")
         with pq.ParquetFile(
             pa.BufferReader(content), read_dictionary=["split", "metric"], page_checksum_verification=True

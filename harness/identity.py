@@ -213,8 +213,16 @@ def is_by_other_code(environment: Mapping[str, Any]) -> bool:
 
 
 def by_other_code(folders: Iterable[Path]) -> list[Path]:
-    """Of run directories, those that ``is_by_other_code``."""
-    return [one for one in folders if (one / ENVIRONMENT).is_file() and is_by_other_code(_read(one / ENVIRONMENT))]
+    """Of run directories, those that ``is_by_other_code``; a damaged record is none."""
+    found = []
+    for folder in folders:
+        try:
+            environment = _read(folder / ENVIRONMENT) if (folder / ENVIRONMENT).is_file() else {}
+        except ConfigError:
+            environment = {"code_sha256": None}
+        if is_by_other_code(environment):
+            found.append(folder)
+    return found
 
 
 def note_on_code(count: int) -> list[str]:

@@ -10,6 +10,7 @@ import os
 import pickle
 import platform
 import subprocess
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
@@ -270,6 +271,15 @@ def _find(config: RunConfig, fingerprints: Mapping[str, str], root: Path) -> Run
     return RunDirectory(root / config.experiment / configuration.run_id(config, fingerprints))
 
 
+def _saved_config(run: RunDirectory) -> RunConfig | None:
+    """None if the file is damaged: the run's name tells that it is the one wanted, and the file is made anew."""
+    try:
+        return run.config
+    except ConfigError as error:
+        print(f"warning: {error}; written again", file=sys.stderr)
+        return None
+
+
 def prepare_run(config: RunConfig, root: Path = RUNS, rerun_changed: bool = False) -> RunDirectory:
     """The directory of a run, made if it is new; the same run has the same directory, whenever it is prepared.
 
@@ -292,8 +302,8 @@ def prepare_run(config: RunConfig, root: Path = RUNS, rerun_changed: bool = Fals
         run.folder.mkdir(parents=True, exist_ok=True)
         identity.write_identity(run.folder, config, fingerprints)
         write_atomically(path, configuration.dump(config))
-    elif run.status()["state"] != "finished" and run.config != config:
-        identity.require_unchanged(run.folder, run.config, fingerprints)
+    elif run.status()["state"] != "finished" and (saved := _saved_config(run)) != config:
+        identity.require_unchanged(run.folder, saved or config, fingerprints)
         write_atomically(path, configuration.dump(config))
     if not (run.folder / "status.json").exists():
         run.set_status("waiting", 0, config.iterations)

@@ -76,7 +76,10 @@ class PlannedRun(NamedTuple):
     def is_by_other_code(self) -> bool:
         """Whether its shard, or the directory it is executed in, comes of other code than the present one."""
         if self.is_kept:
-            return identity.is_by_other_code(read_shard_environment(self.shard))
+            try:
+                return identity.is_by_other_code(read_shard_environment(self.shard))
+            except ConfigError:
+                return True  # a damaged shard says nothing of its code; who reads its numbers is told
         return bool(identity.by_other_code([self.run.folder]))
 
 
