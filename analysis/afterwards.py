@@ -119,7 +119,7 @@ def sentences(readings: Sequence[Reading]) -> list[str]:
     powers = [one.power for one in readings if math.isfinite(one.power)]
     if powers:
         said.append(
-            f"The power to see a gain as large as the paper's was {min(powers):.0%} to {max(powers):.0%} (one-sided, "
-            "level .05, chance in the words not counted)."
+            f"The power to see a gain as large as the paper's was {100 * min(powers):.0f} to {100 * max(powers):.0f} % "
+            "(one-sided, level .05, chance in the words not counted)."
         )
     return said

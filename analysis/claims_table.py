@@ -131,7 +131,7 @@ def claims_digest(table: ClaimsTable, links: Mapping[str, str]) -> str:
     further = " · ".join(f"[{name}]({address})" for name, address in links.items())
     opening = f"**The paper's claims, tested.** {protocol_note(table)}"
     rest = f"These are the primary claims; {len(table.exploratory)} exploratory ones, and all else: {further}."
-    again = " ".join(sentences(table.readings)) + "\n\n" if table.readings else ""
+    again = " ".join(sentences(table.readings)[:2]) + "\n\n" if table.readings else ""
     return f"{opening}\n\n{_markdown(table.primary, columns)}\n{again}{rest}"
 
 
