@@ -89,7 +89,7 @@ class ObjectiveConfig(Section):
     (AdaGRPO's release)."""
     old_log_prob: Literal["rollout", "recomputed"] = "rollout"
     """Log-probability in the ratio's denominator: as it was in the rollout, or computed again before the first update
-    as an update will compute it. In bf16, or with merged adapters, the two differ by more than a clip range of 1e-4."""
+    as an update will compute it. The two differ by rounding: batches of another size, a compiled network."""
     kl_beta: float = Field(0.0, ge=0)
     """Weight of the KL to the frozen base model, as the kernel's release defines it."""
     advantage_clip: Positive = 5.0
