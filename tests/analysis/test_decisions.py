@@ -1,0 +1,145 @@
+"""The rule of verdicts: what it decides on plain cases, that it keeps its level, and that its power is the planned."""
+
+import math
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from analysis.decisions import (
+    LEVEL,
+    LOOKS,
+    OUTCOMES,
+    Contrast,
+    Question,
+    contrast,
+    decide,
+    equivalence_power,
+    pairs_needed,
+    power,
+)
+
+MARGIN, PAPER = 0.03, 0.08
+
+
+def _one(mean: float, error: float, paper: float | None = PAPER) -> str:
+    return decide([Question(Contrast(mean, error, 20), MARGIN, paper)])[0].verdict
+
+
+def test_one_stratum_is_students_paired_t():
+    differences = np.array([0.02, -0.01, 0.05, 0.03])
+    found = contrast([differences])
+    expected = stats.ttest_1samp(differences, 0, alternative="greater")
+    assert found.p_above(0) == pytest.approx(expected.pvalue)
+    assert found.p_below(0) == pytest.approx(1 - expected.pvalue)
+    low, high = found.bounds()
+    assert found.p_above(low) == pytest.approx(LEVEL)
+    assert found.p_below(high) == pytest.approx(LEVEL)
+
+
+def test_strata_count_alike_whatever_their_size():
+    found = contrast([[0.1, 0.2], [0.0, 0.0, 0.3, 0.3]])
+    assert found.mean == pytest.approx(0.15)
+    assert found.error == pytest.approx(math.sqrt(0.005 / 2 + 0.03 / 4) / 2)
+    assert 1 < found.degrees <= 4
+
+
+@pytest.mark.parametrize(
+    ("mean", "error", "verdict"),
+    [
+        (0.05, 0.01, "supported"),
+        (-0.05, 0.01, "opposite"),
+        (0.00, 0.01, "equivalent"),
+        (0.02, 0.03, "smaller than the paper's"),
+        (0.05, 0.05, "undecided"),
+        (0.02, 0.001, "supported"),  # within the margin, but found
+    ],
+)
+def test_each_verdict(mean, error, verdict):
+    assert _one(mean, error) == verdict
+
+
+def test_without_a_gain_in_the_paper_nothing_is_smaller_than_it():
+    assert _one(0.02, 0.03, paper=None) == "undecided"
+
+
+def test_equal_runs_are_equivalent_and_not_a_difference():
+    assert decide([Question(contrast([[0.0, 0.0, 0.0]]), MARGIN, PAPER)])[0].verdict == "equivalent"
+
+
+def test_a_claim_without_runs_counts_in_its_family():
+    found = Question(Contrast(0.0175, 0.01, 1000), MARGIN, None)
+    assert decide([found])[0].verdict == "supported"
+    assert [d.verdict for d in decide([found, Question(None, MARGIN, None)])][1] == "undecided"
+    assert decide([found, Question(None, MARGIN, None)])[0].p_values["supported"] > LEVEL
+
+
+def _with_dips(generator: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+    """Scores of runs as training leaves them: most alike, one in ten lower by several standard deviations."""
+    scores = generator.normal(0, 0.02, shape)
+    return scores - generator.binomial(1, 0.1, shape) * generator.uniform(0.05, 0.15, shape)
+
+
+@pytest.mark.parametrize("pairs", [3, 9, 24])
+def test_false_verdicts_keep_to_the_level(pairs):
+    """Nine claims of three strata, no true difference, training noise with dips: any false verdict, by kind."""
+    generator, trials = np.random.default_rng(1), 400
+    wrong = dict.fromkeys(OUTCOMES, 0)
+    for _ in range(trials):
+        differences = _with_dips(generator, (9, 3, pairs)) - _with_dips(generator, (9, 3, pairs))
+        decisions = decide([Question(contrast(strata), MARGIN, None) for strata in differences])
+        for kind in ("supported", "opposite"):
+            wrong[kind] += any(decision.verdict == kind for decision in decisions)
+    # Three standard errors of a share of .05 in so many trials.
+    limit = LEVEL + 3 * math.sqrt(LEVEL * (1 - LEVEL) / trials)
+    assert wrong["supported"] / trials <= limit
+    assert wrong["opposite"] / trials <= limit
+
+
+def test_a_true_margin_is_rarely_called_equivalent_and_the_papers_gain_rarely_smaller():
+    generator, trials = np.random.default_rng(2), 2000
+    draws = generator.normal(0, 0.04, (trials, 16))
+    equivalent = sum(decide([Question(contrast([d + MARGIN]), MARGIN, None)])[0].verdict == "equivalent" for d in draws)
+    smaller = sum(
+        decide([Question(contrast([d + PAPER]), MARGIN, PAPER)])[0].p_values[OUTCOMES[3]] <= LEVEL for d in draws
+    )
+    limit = LEVEL + 3 * math.sqrt(LEVEL * (1 - LEVEL) / trials)
+    assert equivalent / trials <= limit
+    assert smaller / trials <= limit
+
+
+def test_an_early_look_keeps_the_level_too():
+    assert sum(LOOKS) == pytest.approx(LEVEL)
+    generator, trials, wrong = np.random.default_rng(3), 3000, 0
+    for _ in range(trials):
+        differences = generator.normal(0, 0.05, 20)
+        looks = ((differences[:10], LOOKS[0]), (differences, LOOKS[1]))
+        wrong += any(
+            decide([Question(contrast([d]), MARGIN, None)], level)[0].verdict == "supported" for d, level in looks
+        )
+    assert wrong / trials <= LEVEL + 3 * math.sqrt(LEVEL * (1 - LEVEL) / trials)
+
+
+def test_planned_pairs_find_the_effect_with_the_planned_power():
+    pairs = pairs_needed(0.03, 0.05)
+    assert pairs is not None
+    assert power(0.03, 0.05, pairs) >= 0.8 > power(0.03, 0.05, pairs - 1)
+    generator, trials = np.random.default_rng(4), 2000
+    found = sum(
+        decide([Question(contrast([generator.normal(0.03, 0.05, pairs)]), MARGIN, None)])[0].verdict == "supported"
+        for _ in range(trials)
+    )
+    assert found / trials == pytest.approx(power(0.03, 0.05, pairs), abs=0.03)
+
+
+def test_equivalence_is_shown_with_the_planned_power():
+    generator, trials = np.random.default_rng(5), 2000
+    found = sum(
+        decide([Question(contrast([generator.normal(0, 0.05, 40)]), MARGIN, None)])[0].p_values["equivalent"] <= LEVEL
+        for _ in range(trials)
+    )
+    assert found / trials == pytest.approx(equivalence_power(MARGIN, 0.05, 40), abs=0.03)
+
+
+def test_no_number_of_pairs_finds_nothing():
+    assert pairs_needed(0.0, 0.05, most=1000) is None
