@@ -99,6 +99,16 @@ def relative_gain(claim: str) -> float:
     return (ends[1] - ends[0]) / (ends[0] - untrained_hpsv3()) if ends else math.nan
 
 
+def share_of_base_gain(claim: str) -> float:
+    """The paper's difference of a claim as a share of what its base method gains; NaN for none.
+
+    The base method is the one with random prompts: for claims about choices of prompts and fusion, Flow-GRPO.
+    """
+    ends = ends_of(claim)
+    base = ends[0] if ends and claim in _METHODS else float(selection_table().set_index("strategy").loc["random"].item())
+    return (ends[1] - ends[0]) / (base - untrained_hpsv3()) if ends else math.nan
+
+
 def overhead() -> float:
     """AdaGRPO's extra network forwards an iteration at the paper's setting, as a share of the base's; counted."""
     forwards = pd.read_csv(_FOLDER / "cost.csv").set_index("cell")["sample_forwards"]
