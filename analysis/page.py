@@ -10,11 +10,12 @@ import jinja2
 import markupsafe
 import pandas as pd
 
-from analysis import paper
+from analysis import conclusions, paper
 from analysis.afterwards import readings_table, sentences
 from analysis.chosen import chosen_table
 from analysis.claims import EXPERIMENT
 from analysis.claims_table import ClaimsTable, protocol_note
+from analysis.conclusions import Conclusions
 from analysis.figures import StudyFigures
 from analysis.figures.drawing import Drawing
 from analysis.findings import Absent, absences, control_sentence, findings, fusion_rows, limits
@@ -55,6 +56,8 @@ class Part(NamedTuple):
     """As of ``stability_frame``."""
     chosen: pd.DataFrame
     """As of ``chosen_frame``."""
+    conclusions: Conclusions | None
+    """Of the grid's claims; None of the study's own, which has a protocol of its own."""
 
 
 class ClaimsPart(NamedTuple):
@@ -66,6 +69,7 @@ class ClaimsPart(NamedTuple):
 
 
 SECTIONS = {
+    "conclusions": "What these runs decide",
     "claims": "The paper's claims",
     "experiments": "What was run",
     "main": "Base methods and + AdaGRPO",
@@ -117,6 +121,8 @@ def render_page(
         lstrip_blocks=True,
     )
     environment.filters |= {"number": number, "count": lambda value: f"{value:,.0f}", "entry": entry_text}
+    environment.filters |= {"sentences": conclusions.sentences, "claim_rows": conclusions.rows}
+    environment.filters |= {"protocol_note": conclusions.note}
     environment.filters |= {"duration": _duration, "anchor": _anchor, "code": _code}
     summary = logs.summary
     finished = summary[summary["state"] == "finished"]
@@ -147,6 +153,7 @@ def render_page(
         claims=_claims(claims) if claims else None,
         mechanism=mechanism,
         examples=examples,
+        claims_head=conclusions.HEAD,
     )
 
 
@@ -180,6 +187,7 @@ def _study(logs: Logs, part: Part, scope: str, names_experiment: bool) -> dict[s
     shared, varied = split_settings([logs.configs[i] for i in study.summary.index])
     final = study.final[study.final["split"] == "test"]
     of_question = {
+        "conclusions": part.conclusions,
         "main": main_table(study),
         "extra_gain": extra_gain_table(study),
         "stability": stability_table(study, part.stability),
@@ -187,6 +195,7 @@ def _study(logs: Logs, part: Part, scope: str, names_experiment: bool) -> dict[s
         "gallery": gallery(study),
     }
     drawn = {"main": [figures.main], "selection": [figures.selection], "costs": [figures.costs]}
+    drawn |= {"chosen": [figures.chosen]}
     drawn |= {"curves": [figures.curves, figures.published]}
     return {
         "scope": scope,

@@ -10,6 +10,7 @@ import pandas as pd
 from analysis.chosen import CHOSEN_METRICS, chosen_frame, chosen_table
 from analysis.claims import EXPERIMENT
 from analysis.claims_table import ClaimsTable, claims_digest, claims_frame, claims_markdown, claims_table
+from analysis.conclusions import conclude, conclusions_frame, conclusions_markdown
 from analysis.figures import draw_study
 from analysis.figures.claims import claims_panel
 from analysis.figures.drawing import draw_panel
@@ -71,7 +72,14 @@ def write_report(runs_folder: Path, output: Path, mechanism: Path | None = None,
         raise RunLogError(f"{runs_folder}: holds no run of {EXPERIMENT}, so no claims for {readme}")
     measured = _measured(mechanism, claims)
     parts = [
-        Part(study, cell_rows(study), draw_study(study), stability_frame(study), chosen_frame(study, logs))
+        Part(
+            study,
+            cell_rows(study),
+            draw_study(study),
+            stability_frame(study),
+            chosen_frame(study, logs),
+            None if study.experiment == EXPERIMENT else conclude(study),
+        )
         for study in studies
     ]
     judged = ClaimsPart(claims, draw_panel(claims_panel(claims.primary))) if claims else None
@@ -113,6 +121,12 @@ def _write_tables(parts: Sequence[Part], folder: Path) -> None:
     }
     for name, of_parts in frames.items():
         write_frame(pd.concat(of_parts, ignore_index=True), folder / f"{name}.csv")
+    concluded = [(part.study, part.conclusions) for part in parts if part.conclusions]
+    if concluded:
+        frame = pd.concat([conclusions_frame(*one) for one in concluded], ignore_index=True)
+        write_frame(frame, folder / "conclusions.csv")
+        text = "\n".join(conclusions_markdown(*one) for one in concluded)
+        (folder / "conclusions.md").write_text(text, encoding="utf-8")
     main = [table for part in parts for table in (main_table(part.study), extra_gain_table(part.study))]
     tables: dict[str, list[WideTable | None]] = {
         "main": [*main, paper_table()],

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import NamedTuple
 
-from analysis.figures import cells, curves, selection
+from analysis.figures import cells, chosen, curves, selection
 from analysis.figures.drawing import Drawing, Panel, draw_panel, draw_together
 from analysis.parallel import side_by_side
 from analysis.study import Study
@@ -43,6 +43,8 @@ class StudyFigures(NamedTuple):
     """Further curves: by an unseen judge, and of all selections."""
     published: Group
     """The paper's other training curves."""
+    chosen: Group
+    """How hard the prompts are that each selection trains on, over training."""
 
     @property
     def drawings(self) -> list[Drawing]:
@@ -81,6 +83,7 @@ def draw_study(study: Study) -> StudyFigures:
         "stability": _Sketch([panel for q in curves.signs(study) for panel in curves.pair_panels(study, q)]),
         "curves": _Sketch([*more, *of_all]),
         "published": _Sketch(list(published.values()) if pairs else []),
+        "chosen": _Sketch(chosen.chosen_panels(study)),
     }
     return StudyFigures(**_drawn(sketches))
 

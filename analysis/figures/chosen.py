@@ -1,0 +1,52 @@
+"""Which prompts each strategy trains on as the model learns: rewards of the chosen candidates against iterations."""
+
+from collections.abc import Mapping
+from functools import partial
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+
+from analysis.figures.drawing import GREY, INK, Panel
+from analysis.labels import SELECTIONS, cell_colour
+from analysis.statistics import Values
+from analysis.study import Study
+
+_HEIGHT = 5.2  # Inches, six lines of legend included.
+_POINTS = 16
+"""Of a curve: iterations are averaged in as many bins."""
+
+
+def chosen_panels(study: Study) -> list[Panel]:
+    """One panel, over all methods, seeds and both kinds of advantages; none where candidates were not scored."""
+    members = {
+        selection: [run for cell, rows in study.grid_cells if cell.selection == selection for run in rows["run_id"]]
+        for selection in SELECTIONS
+    }
+    chosen = study.rows("train", "chosen_reward_mean")
+    found = {selection: _binned(chosen[chosen["run_id"].isin(ids)]) for selection, ids in members.items()}
+    curves = {selection: curve for selection, curve in found.items() if curve is not None}
+    everything = _binned(study.rows("train", "candidate_reward_mean"))
+    if len(curves) < 2 or everything is None:
+        return []
+    note = "Reward of the deterministic sample of the prompt that is trained on; grey: of all candidates"
+    draw = partial(_draw, curves=curves, everything=everything, label=f"Reward ({study.reward})")
+    return [Panel(f"{study.prefix}chosen", "Difficulty of the prompts trained on", draw, _HEIGHT, note)]
+
+
+def _binned(rows: pd.DataFrame) -> Values | None:
+    """``[2, points]``: iterations and means of values; None without a row."""
+    if rows.empty:
+        return None
+    by_iteration = rows.groupby("iteration")["value"].mean()
+    parts = np.array_split(by_iteration.to_numpy(), min(_POINTS, len(by_iteration)))
+    places = np.array_split(by_iteration.index.to_numpy(dtype=float), min(_POINTS, len(by_iteration)))
+    return np.array([[p.mean() for p in places], [p.mean() for p in parts]])
+
+
+def _draw(axes: Axes, curves: Mapping[str, Values], everything: Values, label: str) -> None:
+    axes.plot(*everything, color=GREY, linewidth=4, alpha=0.5, label="all candidates")
+    for selection, curve in curves.items():
+        axes.plot(*curve, color=cell_colour(selection, fusion=False), linewidth=2, label=selection)
+    axes.set_xlabel("Training iteration", color=INK)
+    axes.set_ylabel(label)
