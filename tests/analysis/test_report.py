@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from analysis.chosen import chosen_frame
+from analysis.conclusions import conclude
 from analysis.figures import Group, StudyFigures
 from analysis.logs import find_runs, load_logs
 from analysis.page import Part, render_page
@@ -33,7 +34,7 @@ def page_of(folder: Path) -> str:
     logs = load_logs(folder, ())
     nothing = StudyFigures(*(Group([]) for _ in StudyFigures._fields))
     parts = [
-        Part(study, cell_rows(study), nothing, stability_frame(study), chosen_frame(study, logs))
+        Part(study, cell_rows(study), nothing, stability_frame(study), chosen_frame(study, logs), conclude(study))
         for study in split_studies(logs)
     ]
     return render_page(logs, parts)
@@ -65,6 +66,7 @@ def test_the_page_tells_its_parts_in_order(report: Path) -> None:
     page = (report / "report.html").read_text()
     parts = re.findall(r"<h[23]>(.*?)</h[23]>", page)
     assert parts == [
+        "What these runs decide",
         "What was run",
         "Experiment “grid”, trained on the reward ocr",
         "Base methods and + AdaGRPO",
