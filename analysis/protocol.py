@@ -81,19 +81,14 @@ def pooled_claims(methods: Sequence[str] = tuple(METHOD_NAMES)) -> list[Claim]:
     A choice of prompts is compared with and without fusion, fusion with every choice of prompts: the main effects of a
     factorial design, whose differences are less noisy than those of single cells.
     """
-    claims = [
-        _selection_claim("curriculum", methods, "curriculum", "random", "Capability-matched prompts beat random prompts"),
-        _selection_claim("medium", methods, "medium", "random", "Prompts of median difficulty beat random prompts"),
-        _selection_claim("hardest", methods, "hardest", "random", "The hardest prompts beat random prompts"),
-        _selection_claim("easiest", methods, "random", "easiest", "Random prompts beat the easiest"),
-        _selection_claim(
-            "curriculum-medium",
-            methods,
-            "curriculum",
-            "medium",
-            "Capability-matched prompts beat those of median difficulty",
-        ),
-    ]
+    of_selection = (
+        ("curriculum", "curriculum", "random", "Capability-matched prompts beat random prompts"),
+        ("medium", "medium", "random", "Prompts of median difficulty beat random prompts"),
+        ("hardest", "hardest", "random", "The hardest prompts beat random prompts"),
+        ("easiest", "random", "easiest", "Random prompts beat the easiest"),
+        ("curriculum-medium", "curriculum", "medium", "Capability-matched prompts beat those of median difficulty"),
+    )
+    claims = [_selection_claim(methods, *one) for one in of_selection]
     fused = tuple((Side(selection, fusion=True), Side(selection, fusion=False)) for selection in SELECTIONS)
     claims.append(Claim("fusion", "Fused advantages beat local ones", fused, tuple(methods), _share(["fusion"])))
     claims.append(_adagrpo_claim("adagrpo", "+ AdaGRPO beats its base method", methods))
@@ -106,7 +101,7 @@ def method_claims(methods: Sequence[str] = tuple(METHOD_NAMES)) -> list[Claim]:
     return [_adagrpo_claim(f"adagrpo-{m}", f"{name} + AdaGRPO beats {name}", [m]) for m, name in names.items()]
 
 
-def _selection_claim(name: str, methods: Sequence[str], better: str, worse: str, statement: str) -> Claim:
+def _selection_claim(methods: Sequence[str], name: str, better: str, worse: str, statement: str) -> Claim:
     comparisons = tuple((Side(better, fusion), Side(worse, fusion)) for fusion in (False, True))
     return Claim(name, statement, comparisons, tuple(methods), _share([name]))
 

@@ -1,4 +1,4 @@
-"""Claims of the paper's grid judged on fabricated runs: what is averaged, what is a stratum, what is not decided yet."""
+"""Claims of the grid judged on fabricated runs: what is averaged, what is a stratum, what is not decided yet."""
 
 from pathlib import Path
 
@@ -70,7 +70,7 @@ def test_methods_with_seeds_of_their_own_are_strata(own_seeds):
 
 
 def test_methods_that_share_seeds_are_one_stratum(tmp_path):
-    _grid(tmp_path, dict.fromkeys(OWN_SEEDS, [1, 2, 3]))
+    _grid(tmp_path, {method: [1, 2, 3] for method in OWN_SEEDS})
     one = _judged(tmp_path)["easiest"]
     assert [len(stratum) for stratum in one.strata] == [3]
     assert one.pairs == 3
