@@ -105,7 +105,7 @@ def share_of_base_gain(claim: str) -> float:
     The base method is the one with random prompts: for claims about choices of prompts and fusion, Flow-GRPO.
     """
     ends = ends_of(claim)
-    random = float(selection_table().set_index("strategy").loc["random"].item())
+    random = float(selection_table().set_index("strategy")["final_hpsv3"]["random"])
     base = ends[0] if ends and claim in _METHODS else random
     return (ends[1] - ends[0]) / (base - untrained_hpsv3()) if ends else math.nan
 
