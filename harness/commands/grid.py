@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+from functools import partial
 
 from harness.commands import Commands
 from harness.commands.train import add_rerun
@@ -41,7 +42,8 @@ def execute_grid(options: argparse.Namespace) -> int:
     if options.plan:
         print("\n".join(plan(configs, len(slots))))
         return 0
-    runs = list(dict.fromkeys(prepare_run(config, rerun_changed=options.rerun_changed) for config in configs))
+    prepare = partial(prepare_run, rerun_changed=True) if options.rerun_changed else prepare_run
+    runs = list(dict.fromkeys(map(prepare, configs)))
     if len(runs) < len(configs):
         print(f"{len(configs) - len(runs)} runs differ from others in settings without effect, and are the same run")
     for line in note_on_code(len(by_other_code(run.folder for run in runs))):
