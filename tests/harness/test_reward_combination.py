@@ -130,13 +130,13 @@ def test_a_bad_setting_is_one_line_that_names_the_key(override: str, expected: s
 
 def test_only_normalisation_counts_in_a_run_s_identity(tmp_path: Path) -> None:
     def identity(*overrides: str) -> str:
-        return run_id(compose("miniature", overrides=overrides), {"reward": "abc"})
+        return run_id(compose("miniature", overrides=["reward.hpsv3=1", *overrides]), {"reward": "abc"})
 
     base = identity()
     assert identity("rewards.hpsv3={path: a.pt, device: cuda, batch_size: 3, timeout_seconds: 5}") == base
     assert identity("rewards.hpsv3.scale=2") != base
     assert identity("rewards.hpsv3.offset=2") != identity("rewards.hpsv3.scale=2")
-    config = compose("miniature", overrides=["rewards.hpsv3={path: a.pt, scale: 2}"])
+    config = compose("miniature", overrides=["reward.hpsv3=1", "rewards.hpsv3={path: a.pt, scale: 2}"])
     (tmp_path / "config.yaml").write_text(dump(config))
     assert load(tmp_path / "config.yaml").rewards["hpsv3"].scale == 2
 
