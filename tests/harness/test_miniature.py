@@ -39,9 +39,10 @@ from harness.models.miniature.prompts import (
 )
 from harness.models.miniature.recipes import RECIPES, Recipe, Stage
 from harness.models.miniature.render import HEIGHT, WIDTH, render
+from harness.models.miniature.transfer import HALVES, compare, half_path, make_half
 
 FOLDER = ROOT / "harness" / "models" / "miniature"
-MODELS = ("base", "weak")
+MODELS = ("base", "weak", "letters", "letters-luck")
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 
 
@@ -265,3 +266,24 @@ def test_difficulty_is_wide_and_base_reads_better_than_weak() -> None:
     assert base["percentile_90"] >= 0.8  # type: ignore[operator]
     assert 0.3 <= base["ocr-v4/word_accuracy"] <= 0.5  # type: ignore[operator]
     assert weak["ocr-v4/word_accuracy"] < base["ocr-v4/word_accuracy"]  # type: ignore[operator]
+
+
+def test_halves_of_the_training_words_share_no_defect_and_are_what_the_code_makes() -> None:
+    for half, other in (HALVES, HALVES[::-1]):
+        prompts = half_path(half).read_text(encoding="utf-8").splitlines()
+        assert prompts == make_half(half)
+        assert len(prompts) > 4 * 12 * 10  # ten iterations of four slots of twelve without a repetition
+        letters = set("".join(parse_prompt(prompt).word for prompt in prompts))
+        assert letters & set("".join(DEFECTS[kind] for kind in half))
+        assert not letters & set("".join(DEFECTS[kind] for kind in other))
+
+
+def test_transfer_is_told_by_the_half_that_was_trained_on() -> None:
+    words = ["ropy", "pill", "nag", "bad", "oasis"]
+    rises = [np.array([0.4, 0.2, 0.0, 0.0, 0.1]), np.array([0.0, 0.1, 0.3, 0.5, 0.1])]
+    rows = compare([{0: np.full(5, 0.2), 20: 0.2 + rise} for rise in rises], words)
+    assert [row["trained_on"] for row in rows] == ["blot-cut", "fade-blur"]
+    assert rows[0]["gain_blot_cut"] == pytest.approx(0.3)
+    assert rows[0]["gain_fade_blur"] == 0
+    assert rows[1]["gain_fade_blur"] == pytest.approx(0.4)
+    assert rows[0]["correlation"] < 0

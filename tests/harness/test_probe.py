@@ -1,0 +1,70 @@
+"""``adagrpo probe``: what is drawn, what is written, what is refused."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from analysis.probing import summary
+from harness.cli import main
+from harness.config import ROOT, compose
+from harness.probe import num_pictures
+
+SMALL = ["--profile", "smoke", "rollout.group_size=2", "rollout.branch_indices=[0,1]"]
+
+
+def run(*arguments: str) -> int:
+    with pytest.raises(SystemExit) as ended:
+        main(["probe", *arguments])
+    return int(ended.value.code or 0)
+
+
+def test_a_probe_writes_what_it_measured_of_each_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    models = ["miniature", "letters"]
+    code = run(*SMALL, "--prompts", "3", "--noises", "2", "--models", *models, "--output", str(tmp_path))
+    assert code == 0
+    told = capsys.readouterr().out
+    for model in models:
+        content = json.loads((tmp_path / f"probe-{model}.json").read_text(encoding="utf-8"))
+        assert np.shape(content["rewards"]) == (3, 2)
+        assert np.shape(content["groups"]) == (3, 2, 2)
+        assert content["summary"]["mean"] == pytest.approx(np.mean(content["rewards"]), abs=1e-4)
+        assert set(content["summary"]["judges"]) == {"ocr-v4", "colour"}
+        assert str(ROOT) not in json.dumps(content)
+        assert len(set(map(tuple, content["rewards"]))) == 3
+    assert content["model"] == "harness/models/miniature/letters"
+    for line in (tmp_path / "probe.md").read_text(encoding="utf-8").splitlines():
+        assert line in told
+        assert line.count("|") == 4
+
+
+def test_the_count_of_pictures_is_said_beforehand() -> None:
+    anchor = compose("smoke", overrides=["rollout.group_size=4", "rollout.branch_indices=[0,1,2]"])
+    assert num_pictures(anchor, 10, 5) == 10 * (5 + 3 * 4)
+    full = compose("smoke", overrides=["rollout.group_size=4", "rollout.kind=full_sde", "rollout.branch_indices=[0,1]"])
+    assert num_pictures(full, 10, 5) == 10 * (5 + 4)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "word"),
+    [(["--noises", "1"], "--noises"), (["--prompts", "100000"], "100000"), (["--models", "letrs"], "letters")],
+)
+def test_what_cannot_be_probed_is_refused(
+    arguments: list[str], word: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(*SMALL, *arguments, "--output", str(tmp_path / "out")) == 2
+    assert word in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_page_of_the_testbed_shows_the_committed_measurements() -> None:
+    page = (ROOT / "docs" / "testbed.md").read_text(encoding="utf-8")
+    folder = ROOT / "results" / "testbed"
+    assert (folder / "probe.md").read_text(encoding="utf-8") in page
+    for model in ("miniature-weak", "letters-luck", "letters"):
+        content = json.loads((folder / f"probe-{model}.json").read_text(encoding="utf-8"))
+        again = summary(content["rewards"], content["groups"], {})
+        assert again["mean"] == pytest.approx(content["summary"]["mean"], abs=1e-4)
+        share = content["summary"]["prompt_share"]["estimate"]
+        assert again["prompt_share"]["estimate"] == pytest.approx(share, abs=2e-3)
