@@ -29,7 +29,6 @@ def add_choices(parser: argparse.ArgumentParser) -> None:
 
 def execute_grid(options: argparse.Namespace) -> int:
     """Execute a grid, or print its plan; 1 if a run failed."""
-    from harness.identity import by_other_code, note_on_code
     from harness.launch.grid import expand_grid, parse_seeds
     from harness.launch.local import run_all
     from harness.launch.plan import plan
@@ -43,11 +42,7 @@ def execute_grid(options: argparse.Namespace) -> int:
         print("\n".join(plan(configs, len(slots))))
         return 0
     prepare = partial(prepare_run, rerun_changed=True) if options.rerun_changed else prepare_run
-    runs = list(dict.fromkeys(map(prepare, configs)))
-    if len(runs) < len(configs):
-        print(f"{len(configs) - len(runs)} runs differ from others in settings without effect, and are the same run")
-    for line in note_on_code(len(by_other_code(run.folder for run in runs))):
-        print(line)
+    runs = [prepare(config) for config in configs]
     outcome = run_all(runs, options.slots, lambda line: print(line, flush=True))
     for run_id, reason in outcome.failed.items():
         print(f"failed: {run_id}: {reason}", file=sys.stderr)
