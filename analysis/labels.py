@@ -6,29 +6,21 @@ from typing import NamedTuple, cast
 import pandas as pd
 
 from analysis.logs import TRAINING_REWARD
+from harness.names import METHODS, REWARDS
+from harness.names import SELECTIONS as SELECTION_COLOURS
 
-METHOD_NAMES = {"flow_grpo": "Flow-GRPO", "dance_grpo": "DanceGRPO", "flow_cps": "Flow-CPS"}
-
-# Okabe and Ito's palette, told apart with any colour vision. A hue is a selection; + AdaGRPO has one of its own.
-_SELECTION_COLOURS = {
-    "random": "#D55E00",
-    "easiest": "#E69F00",
-    "hardest": "#CC79A7",
-    "medium": "#56B4E9",
-    "curriculum": "#009E73",
-}
-SELECTIONS = tuple(_SELECTION_COLOURS)
-"""In the paper's order."""
-_JUDGE_NAMES = {
-    "hpsv2": "HPS-v2",
-    "hpsv3": "HPS-v3",
+METHOD_NAMES = METHODS
+"""By kernel."""
+SELECTIONS = tuple(SELECTION_COLOURS)
+"""In the paper's order. A hue is a selection; + AdaGRPO has one of its own."""
+_PAPERS_JUDGES = {
     "ur_v2_alignment": "UR-v2 alignment",
     "ur_v2_coherence": "UR-v2 coherence",
     "ur_v2_style": "UR-v2 style",
-    "clip": "CLIP",
     "image_reward": "ImageReward",
     "ur_v1": "UR-v1",
 }
+"""Columns of the paper's main table that are no judge of this project."""
 _ADAGRPO_COLOUR = "#0072B2"
 _OTHER_COLOUR = "#888888"
 
@@ -68,7 +60,7 @@ def cell_colour(selection: str, fusion: bool) -> str:
     """Colour of a cell, hexadecimal: the same in every figure, whichever other cells are drawn."""
     if is_adagrpo(selection, fusion):
         return _ADAGRPO_COLOUR
-    return _SELECTION_COLOURS.get(selection, _OTHER_COLOUR)
+    return SELECTION_COLOURS.get(selection, _OTHER_COLOUR)
 
 
 def cell_dash(selection: str, fusion: bool) -> str:
@@ -82,14 +74,15 @@ def cell_order(selection: str, fusion: bool) -> int:
         return 0
     if is_adagrpo(selection, fusion):
         return 1
-    known = list(_SELECTION_COLOURS)
-    position = known.index(selection) if selection in known else len(known)
+    position = SELECTIONS.index(selection) if selection in SELECTIONS else len(SELECTIONS)
     return 2 + 2 * position + int(fusion)
 
 
 def judge_name(judge: str) -> str:
     """A judge as tables call it, as in "HPS-v2"; UR is UnifiedReward."""
-    return _JUDGE_NAMES.get(judge, judge[:1].upper() + judge[1:])
+    if judge in REWARDS:
+        return REWARDS[judge].label
+    return _PAPERS_JUDGES.get(judge, judge[:1].upper() + judge[1:])
 
 
 def metric_names(reward: str, judges: Sequence[str], reader: str | None) -> dict[str, str]:

@@ -30,6 +30,7 @@ from analysis.labels import Cell
 from analysis.spending import AXES
 from analysis.stability import roughness_pair
 from analysis.study import Study
+from harness.names import METHODS
 
 PRIMARY_FAMILY = "primary"
 
@@ -90,7 +91,7 @@ def judge_claims(studies: Sequence[Study]) -> list[Compared]:
     return [*compared, *_of_curves(of_reward)]
 
 
-_OF_METHODS = ("flow_grpo", "dance_grpo", "flow_cps")
+_OF_METHODS = tuple(METHODS)
 """Primary claims that say of a method that + AdaGRPO beats it."""
 
 

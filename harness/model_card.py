@@ -6,13 +6,12 @@ import yaml
 
 from harness.config import RunConfig
 from harness.models.published import Licence, find_published
+from harness.names import FUSIONS, METHODS
 from harness.records import read_lines
 from harness.runs import RunDirectory
 
 Form = Literal["lora", "transformer", "pipeline"]
 """Adapters alone, a whole transformer, or the whole pipeline."""
-
-_METHODS = {"flow_grpo": "Flow-GRPO", "dance_grpo": "DanceGRPO", "flow_cps": "Flow-CPS"}
 
 _LOADING = {
     "lora": 'pipeline = DiffusionPipeline.from_pretrained("{base}", torch_dtype=torch.{dtype})\n'
@@ -134,12 +133,12 @@ def _table(heads: list[str], rows: list[list[str]]) -> str:
 
 
 def _method_of(config: RunConfig) -> str:
-    name = _METHODS[config.method.kernel]
+    name = METHODS[config.method.kernel]
     if _is_adagrpo(config):
         return f"{name} + AdaGRPO"
     selection = "" if config.selection == "random" else f" + {config.selection} prompts"
-    fusion = {"fused": " + advantage fusion", "rescaled": " + rescaled advantages"}[config.fusion.kind]
-    return f"{name}{selection}{fusion if config.fusion.enabled else ''}"
+    fusion = f" + {FUSIONS[config.fusion.kind]}" if config.fusion.enabled else ""
+    return f"{name}{selection}{fusion}"
 
 
 def _fusion_of(config: RunConfig) -> str:

@@ -257,6 +257,8 @@ class Trainer:
         fusion, capability = self.config.fusion, self.tracker
         if fusion.kind == "rescaled":
             return rescale_advantages(local, rewards, capability.std, fusion.weight)
+        if fusion.kind != "fused":
+            raise ConfigError(f"fusion.kind: {fusion.kind} has no arithmetic")
         clip = self.config.objective.advantage_clip
         against_capability = global_advantage(rewards, capability.mean, capability.std, clip, self.reward.resolution)
         return fuse_advantages(local, against_capability, fusion.weight)

@@ -1,18 +1,19 @@
 """The algorithm: prompt selection, stochastic steps, rollouts, advantages, the loss."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
-from harness.config.section import Count, Positive, Section, Share
+from harness.config.section import Count, Positive, Section, Share, one_of
+from harness.names import FUSIONS, METHODS, SELECTIONS
 
-Selection = Literal["random", "easiest", "hardest", "medium", "curriculum"]
+Selection = Annotated[str, one_of(SELECTIONS)]
 
 
 class MethodConfig(Section):
     """The stochastic step."""
 
-    kernel: Literal["flow_grpo", "dance_grpo", "flow_cps"]
+    kernel: Annotated[str, one_of(METHODS)]
     eta: Positive
 
 
@@ -21,7 +22,7 @@ class FusionConfig(Section):
 
     enabled: bool = False
     weight: float = Field(1.0, ge=0)
-    kind: Literal["fused", "rescaled"] = "fused"
+    kind: Annotated[str, one_of(FUSIONS)] = "fused"
     """The paper's fusion, or the control that only rescales local advantages: see docs/fusion.md."""
 
     @property

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from functools import cached_property
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -18,7 +18,8 @@ from harness.config.algorithm import (
 from harness.config.model import ModelConfig
 from harness.config.optimizer import OptimizerConfig
 from harness.config.rewards import RewardConfig
-from harness.config.section import Count, CountOrNone, Name, Pixels, Seconds, Section, Seed, Steps
+from harness.config.section import Count, CountOrNone, Name, Pixels, Seconds, Section, Seed, Steps, one_of
+from harness.names import ENGINES
 from harness.trained_reward import Normalisation, TrainedReward
 
 
@@ -71,7 +72,7 @@ class RuntimeConfig(Section):
     """World size that was asked for, over all machines; another one found at start is an error."""
     machines: Count = 1
     """That share the processes evenly."""
-    engine: Literal["ddp", "fsdp2", "zero2"] = "ddp"
+    engine: Annotated[str, one_of(ENGINES)] = "ddp"
     """What each process holds of a model in training. Everything, and gradients are averaged (ddp); a share of weights,
     gradients and optimiser state (fsdp2); all weights, but a share of gradients and optimiser state (zero2, which needs
     DeepSpeed). The numbers are the same up to rounding."""

@@ -1,8 +1,10 @@
 """What all sections of a configuration have in common."""
 
+from collections.abc import Iterable
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic_core import PydanticCustomError
 
 from harness.config.names import problem_with_name
 
@@ -25,6 +27,17 @@ Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Seconds = Annotated[float, Field(gt=0, le=1e6)]
 Name = Annotated[str, AfterValidator(_require_name)]
 """Of a file or folder."""
+
+
+def one_of(registry: Iterable[str]) -> AfterValidator:
+    """Validates a name by a registry of ``harness.names``, as a Literal of its names would."""
+
+    def known(name: str) -> str:
+        if name not in registry:
+            raise PydanticCustomError("literal_error", "must be {expected}", {"expected": ", ".join(registry)})
+        return name
+
+    return AfterValidator(known)
 
 
 class Section(BaseModel):

@@ -6,29 +6,10 @@ from dataclasses import dataclass
 from harness.config import RewardConfig, RunConfig, num_trained_steps
 from harness.doctor.architecture import Architecture
 from harness.models.locate import TWIN_PREFIX
+from harness.names import model_of
 
 _WORKSPACE = 3 * 2**29
 """CUDA context, kernels' workspace, and what the allocator cannot use."""
-
-
-@dataclass(frozen=True)
-class RewardModel:
-    """Size of a reward's model."""
-
-    parameters: int
-    bytes_per_parameter: int
-    tokens: int
-    """That one scored picture is in it."""
-
-
-REWARD_MODELS = {
-    "hpsv2": RewardModel(986_109_441, 4, 257),
-    "hpsv3": RewardModel(7_754_000_000, 2, 450),
-    "clip": RewardModel(427_616_513, 4, 257),
-    "pickscore": RewardModel(986_109_441, 4, 257),
-    "imagereward": RewardModel(446_000_000, 4, 257),
-}
-"""ViT-H/14, Qwen2-VL-7B without its language head, ViT-L/14 and BLIP; other rewards need no GPU."""
 
 
 def activation_bytes(
@@ -186,7 +167,7 @@ def _reward_models(config: RunConfig, rewards: Sequence[str], on_gpu: bool) -> t
     resident, moving = 0, 0
     for name in rewards:
         settings = config.rewards.get(name, RewardConfig())
-        model = REWARD_MODELS.get(name)
+        model = model_of(name)
         is_elsewhere = settings.backend == "url" or (on_gpu and settings.device == "cpu")
         if model is None or is_elsewhere or (settings.path or "").startswith(TWIN_PREFIX):
             continue

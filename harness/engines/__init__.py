@@ -1,9 +1,34 @@
 """How processes share the work of an update out: what each holds, and when it exchanges what."""
 
+from collections.abc import Callable
+from typing import Any
+
 from harness.config import RunConfig
 from harness.engines.base import Engine
 from harness.models.policy import Policy
 from harness.processes import Processes
+
+
+def _replicated(*arguments: Any) -> Engine:
+    from harness.engines.replicated import Replicated
+
+    return Replicated(*arguments)
+
+
+def _sharded(*arguments: Any) -> Engine:
+    from harness.engines.sharded import FullySharded
+
+    return FullySharded(*arguments)
+
+
+def _zero2(*arguments: Any) -> Engine:
+    from harness.engines.zero2 import Zero2
+
+    return Zero2(*arguments)
+
+
+ENGINES: dict[str, Callable[..., Engine]] = {"ddp": _replicated, "fsdp2": _sharded, "zero2": _zero2}
+"""Of the names of ``harness.names.ENGINES``; each imports its own."""
 
 
 def build_engine(config: RunConfig, policy: Policy, processes: Processes) -> Engine:
@@ -12,14 +37,4 @@ def build_engine(config: RunConfig, policy: Policy, processes: Processes) -> Eng
     Raises:
         ConfigError: DeepSpeed is not installed, or a network cannot be shared out.
     """
-    if config.runtime.engine == "fsdp2":
-        from harness.engines.sharded import FullySharded
-
-        return FullySharded(policy, config.optimizer, processes)
-    if config.runtime.engine == "zero2":
-        from harness.engines.zero2 import Zero2
-
-        return Zero2(policy, config.optimizer, processes)
-    from harness.engines.replicated import Replicated
-
-    return Replicated(policy, config.optimizer, processes)
+    return ENGINES[config.runtime.engine](policy, config.optimizer, processes)

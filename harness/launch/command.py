@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Literal
 
 from harness.config import ROOT
 from harness.errors import ConfigError
@@ -41,7 +40,7 @@ class Placement:
     machine_rank: int = 0
     main_address: str | None = None
     main_port: int = 29500
-    engine: Literal["ddp", "fsdp2", "zero2"] = "ddp"
+    engine: str = "ddp"
 
     def __post_init__(self) -> None:
         if self.machines < 1 or self.processes < 1 or self.processes % self.machines:

@@ -1,0 +1,61 @@
+"""A name stands in one registry, and every part of the project knows each of its entries."""
+
+import pytest
+
+from analysis.labels import METHOD_NAMES, SELECTIONS, cell_colour, cell_label, judge_name
+from harness import adagrpo, engines, names, transitions
+from harness.config import ConfigError, compose
+from harness.doctor.compute import scoring_seconds
+from harness.launch.command import CONFIGURATIONS
+from harness.model_card import _method_of
+from harness.rewards import REWARD_NAMES
+
+OF_SETTINGS = {
+    "method.kernel": names.METHODS,
+    "selection": names.SELECTIONS,
+    "fusion.kind": names.FUSIONS,
+    "runtime.engine": names.ENGINES,
+}
+
+
+def test_every_name_has_its_part() -> None:
+    assert set(transitions.KERNELS) == set(names.METHODS)
+    assert adagrpo.SELECTION_STRATEGIES == SELECTIONS == tuple(names.SELECTIONS)
+    assert tuple(names.REWARDS) == REWARD_NAMES
+    assert METHOD_NAMES == names.METHODS
+    assert [judge_name(name) for name in names.REWARDS] == [reward.label for reward in names.REWARDS.values()]
+    assert set(engines.ENGINES) == set(names.ENGINES)
+    assert all((CONFIGURATIONS / f"{engine}.yaml").is_file() for engine in names.ENGINES)
+    assert len({cell_colour(selection, False) for selection in names.SELECTIONS}) == len(names.SELECTIONS)
+
+
+@pytest.mark.parametrize("key", OF_SETTINGS)
+def test_every_name_is_a_value_of_its_setting_and_another_is_not(key: str) -> None:
+    for name in OF_SETTINGS[key]:
+        overrides = [f"{key}={name}", "fusion.enabled=true", "rollout.prompts_per_update=2", "runtime.processes=2"]
+        config = compose("smoke", overrides=[*overrides, "method.eta=0.5"])
+        assert _method_of(config)
+    wrong = next(iter(OF_SETTINGS[key])) + "x"
+    with pytest.raises(ConfigError, match=rf"{key}='{wrong}' is unknown; the nearest is '{wrong[:-1]}'"):
+        compose("smoke", overrides=[f"{key}={wrong}"])
+
+
+@pytest.mark.parametrize("key", [key for key in OF_SETTINGS if key != "runtime.engine"])
+def test_an_entry_that_is_added_is_known_at_once(key: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(OF_SETTINGS[key], "another", "Another")
+    overrides = [f"{key}=another", "fusion.enabled=true", "rollout.prompts_per_update=2", "runtime.processes=2"]
+    config = compose("smoke", overrides=overrides)
+    assert "nother" in _method_of(config)
+    if key == "selection":
+        assert cell_colour("another", False) == "Another"
+    if key == "method.kernel":
+        assert cell_label("another", "random", False) == "Another"
+
+
+def test_an_unknown_reward_is_one_line_for_the_doctor(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = compose("smoke", overrides=["reward={another: 1}"])
+    with pytest.raises(ConfigError, match=r"'another' is unknown; there are ocr"):
+        scoring_seconds(config, "H100")
+    monkeypatch.setitem(names.REWARDS, "another", names.RewardName("Another judge", names.RewardModel(10, 4, 1)))
+    assert scoring_seconds(config, "H100") > 0
+    assert judge_name("another") == "Another judge"
