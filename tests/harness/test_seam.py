@@ -31,6 +31,7 @@ SETTINGS = [
     "evaluation={validation_prompts: 3, interval: 2, gallery: 1, base_test: true, judges: [ocr, colour]}",
     "runtime.checkpoint_interval=2",
 ]
+SHORT = ["iterations=1", "evaluation.test=false", "evaluation.base_test=false"]
 
 
 @pytest.fixture(scope="module")
@@ -129,12 +130,13 @@ def test_every_number_of_an_evaluation_is_read_as_it_was_logged(run: RunDirector
 
 
 def _logged(config: RunConfig, folder: Path, metrics: Callable[[str], dict[str, float]]) -> Path:
-    """A run directory with one evaluation, whose metrics are made by hand from the name of the trained reward."""
+    """A run directory with two evaluations, whose metrics are made by hand from the name of the trained reward."""
     folder.mkdir(parents=True)
     (folder / "config.yaml").write_text(dump(config), encoding="utf-8")
-    record = {"iteration": 0, "split": "validation", "seconds": 1.0}
-    record |= {"metrics": metrics(build_weighted(config.reward, settings=config.rewards).name)}
-    (folder / "eval.jsonl").write_text(json.dumps(record) + "\n", encoding="utf-8")
+    measured = metrics(build_weighted(config.reward, settings=config.rewards).name)
+    records = [{"iteration": i, "split": "validation", "seconds": 1.0, "metrics": measured} for i in (0, 1)]
+    for name, lines in (("eval.jsonl", records), ("metrics.jsonl", [{"iteration": 1}])):
+        (folder / name).write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
     (folder / "status.json").write_text('{"state": "finished"}', encoding="utf-8")
     return folder
 
@@ -143,7 +145,7 @@ def _logged(config: RunConfig, folder: Path, metrics: Callable[[str], dict[str, 
 @pytest.mark.parametrize("reverse", [False, True])
 def test_the_trained_reward_of_every_file_is_the_one_that_was_logged(name: str, reverse: bool, tmp_path: Path) -> None:
     profile = "miniature" if name.startswith("ocr") else "paper"
-    config = compose(profile, reward=name)
+    config = compose(profile, reward=name, overrides=SHORT)
     order = sorted(config.reward.items(), reverse=reverse)
     config = config.model_copy(update={"reward": dict(order)})
     scores = {judge: 14.94 + number / 7 for number, judge in enumerate(config.reward)}
@@ -155,17 +157,17 @@ def test_the_trained_reward_of_every_file_is_the_one_that_was_logged(name: str, 
     write_shards(run, shards)
     for place in (run, shards):
         frame = load_runs(place)
-        assert frame.loc[frame["metric"] == TRAINING_REWARD, "value"].tolist() == pytest.approx([expected])
+        assert frame.loc[frame["metric"] == TRAINING_REWARD, "value"].tolist() == pytest.approx([expected] * 2)
 
 
 def test_a_run_named_in_the_order_of_its_file_is_still_read(tmp_path: Path) -> None:
-    config = compose("paper", reward="hpsv3_clip")
+    config = compose("paper", reward="hpsv3_clip", overrides=SHORT)
     frame = load_runs(_logged(config, tmp_path / "run", lambda summed: {"hpsv3": 15.0, "clip": 0.4, "hpsv3+clip": 3.0}))
-    assert frame.loc[frame["metric"] == TRAINING_REWARD, "value"].tolist() == [3.0]
+    assert frame.loc[frame["metric"] == TRAINING_REWARD, "value"].tolist() == [3.0, 3.0]
 
 
 def test_an_evaluation_without_the_trained_reward_is_an_error_that_names_what_is_there(tmp_path: Path) -> None:
-    config = compose("paper", reward="hpsv3_clip")
+    config = compose("paper", reward="hpsv3_clip", overrides=SHORT)
     run = _logged(config, tmp_path / "run", lambda summed: {"hpsv3": 15.0, "clip": 0.4})
     with pytest.raises(RunLogError, match=r"run: .*'clip\+hpsv3'.* clip, hpsv3"):
         load_runs(run)
