@@ -26,14 +26,15 @@ def _serve(options: argparse.Namespace) -> int:
     from harness.config import RewardConfig, one_line, parse_overrides
     from harness.rewards import RewardError, build_reward
     from harness.rewards.assets import AssetError
-    from harness.rewards.served import make_server
+    from harness.rewards.served import is_loopback
+    from harness.rewards.server import RewardServer
 
     torch.set_num_threads(options.threads)
     try:
         settings = RewardConfig.model_validate(parse_overrides(options.settings))
         reward = build_reward(options.name, options.threads, settings)
         fingerprint = reward.fingerprint()
-        server = make_server(reward, options.host, options.port)
+        server = RewardServer(reward, options.host, options.port)
     except ValidationError as error:
         raise ConfigError(f"serve-reward: {one_line(error, RewardConfig)}") from None
     except (ValueError, RewardError, AssetError, OverflowError) as error:
@@ -42,7 +43,9 @@ def _serve(options: argparse.Namespace) -> int:
         raise ConfigError(f"serve-reward: cannot listen at {options.host}:{options.port}: {error.strerror}") from None
     address = f"http://{options.host}:{server.server_port}"
     print(f"serving {options.name} ({fingerprint[:12]}) at {address}; for runs: ", end="")
-    print(f"rewards.{options.name}.backend=url rewards.{options.name}.url={address}", flush=True)
+    print(f"rewards.{options.name}.backend=url rewards.{options.name}.url={address}; ", end="")
+    alone = is_loopback(options.host)
+    print("only this machine reaches it" if alone else "all who reach this machine do, without a password", flush=True)
     with server:
         try:
             server.serve_forever()

@@ -13,7 +13,10 @@ from torch import Tensor
 
 _MAGIC = b"AGR1"
 _LENGTHS = struct.Struct("!IQ")
-_LONGEST_HEADER, _LONGEST_BODY = 2**24, 2**32
+_LONGEST_HEADER, _LONGEST_BODY = 2**22, 2**32
+_LONGEST_SIDE = 2**14  # pixels
+LONGEST_REQUEST = 2**29
+"""Bytes of a frame that a reward server takes: 170 pictures of 1024 x 1024."""
 
 
 class FrameError(Exception):
@@ -39,12 +42,20 @@ def read_frame(stream: BinaryIO) -> tuple[dict[str, Any], bytes]:
     if header_length > _LONGEST_HEADER or body_length > _LONGEST_BODY:
         raise FrameError(f"a frame of {header_length} + {body_length} bytes is too long")
     try:
-        header = json.loads(_read(stream, header_length))
+        header = parse_json(_read(stream, header_length))
     except ValueError as error:
         raise FrameError(f"a frame's header is not JSON: {error}") from None
     if not isinstance(header, dict):
         raise FrameError("a frame's header must be a JSON object")
     return header, _read(stream, body_length)
+
+
+def parse_json(text: bytes) -> Any:
+    """JSON from elsewhere. Raises ValueError if it is none, or nested deeper than the parser goes."""
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
 
 
 def pack(header: Mapping[str, Any], body: bytes | memoryview = b"") -> bytes:
@@ -75,10 +86,12 @@ def request(levels: Tensor, prompts: Sequence[str]) -> tuple[dict[str, Any], byt
 def read_request(header: Mapping[str, Any], body: bytes) -> tuple[Tensor, list[str]]:
     """Pictures and prompts of a request. Raises FrameError if they do not fit together."""
     shape, prompts = header.get("shape"), header.get("prompts")
-    if not isinstance(shape, list) or len(shape) != 4 or not all(isinstance(n, int) and n > 0 for n in shape):
-        raise FrameError(f"a request's shape must be [b, 3, H, W], not {shape}")
+    if not isinstance(shape, list) or len(shape) != 4 or not all(type(n) is int and n > 0 for n in shape):
+        raise FrameError(f"a request's shape must be [b, 3, H, W], not {str(shape)[:80]}")
     if shape[1] != 3 or len(body) != shape[0] * shape[1] * shape[2] * shape[3]:
         raise FrameError(f"a request of shape {shape} cannot have {len(body)} bytes of pictures")
+    if max(shape[2:]) > _LONGEST_SIDE:
+        raise FrameError(f"pictures may have {_LONGEST_SIDE} pixels a side, not {shape[2:]}")
     if not isinstance(prompts, list) or len(prompts) != shape[0] or not all(isinstance(p, str) for p in prompts):
         raise FrameError(f"a request for {shape[0]} pictures needs as many prompts")
     return torch.frombuffer(bytearray(body), dtype=torch.uint8).reshape(shape), prompts
@@ -93,7 +106,10 @@ def reply(measured: Mapping[str, Tensor]) -> tuple[dict[str, Any], bytes]:
 def read_reply(header: Mapping[str, Any], body: bytes, count: int) -> dict[str, Tensor]:
     """Metrics of an answer about ``count`` pictures. Raises FrameError if it has none or not as many."""
     metrics = header.get("metrics")
-    if not isinstance(metrics, list) or not metrics or len(body) != 4 * count * len(metrics):
-        raise FrameError(f"an answer for {count} pictures has {len(body)} bytes of metrics {metrics}")
+    is_named = isinstance(metrics, list) and all(isinstance(name, str) for name in metrics)
+    if not metrics or not is_named or len(set(metrics)) != len(metrics):
+        raise FrameError(f"an answer needs metrics of different names, not {str(metrics)[:80]}")
+    if len(body) != 4 * count * len(metrics):
+        raise FrameError(f"an answer for {count} pictures has {len(body)} bytes of metrics {str(metrics)[:80]}")
     values = torch.frombuffer(bytearray(body), dtype=torch.float32).reshape(len(metrics), count)
     return dict(zip(metrics, values, strict=True))

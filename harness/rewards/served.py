@@ -1,4 +1,4 @@
-"""Rewards over HTTP: a server that holds one (``adagrpo serve-reward``), and the client that is the backend ``url``.
+"""Rewards over HTTP: the client that is the backend ``url``; the ``server`` is ``adagrpo serve-reward``.
 
 ``GET /reward`` describes it in JSON. ``POST /score`` takes a frame of pictures and prompts and answers with a frame of
 metrics, see ``frames``, whose header also has the reward's ``fingerprint``; an error is JSON with ``error`` and, where
@@ -7,16 +7,16 @@ it is one image that cannot be scored, ``image``.
 
 import http.client
 import io
-import json
+import ipaddress
 import math
+import socket
 import sys
-import threading
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 from collections.abc import Sequence
 from functools import cached_property
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 from torch import Tensor
@@ -24,10 +24,10 @@ from torch import Tensor
 from harness.config import RewardConfig
 from harness.rewards.base import Reward, RewardError
 from harness.rewards.batched import ImageError, RemoteReward
-from harness.rewards.frames import FrameError, pack, read_frame, read_reply, read_request, reply, request
+from harness.rewards.frames import LONGEST_REQUEST, FrameError, pack, parse_json, read_frame, read_reply, request
 from harness.truncation import TextReader
 
-_LONGEST_BODY = 2**32
+_LONGEST_ANSWER = 2**26
 
 
 class ServedReward(RemoteReward):
@@ -91,10 +91,17 @@ class ServedReward(RemoteReward):
 
     def _measure_batch(self, levels: Tensor, prompts: Sequence[str]) -> dict[str, Tensor]:
         frame = pack(*request(levels, prompts))
+        if len(frame) > LONGEST_REQUEST:
+            raise RewardError(
+                f"reward {self.name!r}: {len(prompts)} pictures have {len(frame)} bytes, a reward server takes "
+                f"{LONGEST_REQUEST} at a time; lower rewards.{self.name}.batch_size"
+            )
         answer = fetch_patiently(self.name, f"{self._url}/score", frame, self._timeout)
         try:
             header, body = read_frame(io.BytesIO(answer))
             measured = read_reply(header, body, len(prompts))
+            if self.name not in measured:
+                raise FrameError(f"an answer about {self.name!r} has metrics {list(measured)}")
         except FrameError as error:
             raise RewardError(f"reward {self.name!r}: {self._url} is no reward server: {error}") from None
         if header.get("fingerprint") != self.fingerprint():
@@ -110,8 +117,9 @@ class Unreachable(RewardError):
     """Nobody answers at an address, or says that it cannot now."""
 
 
-_BUSY = (429, 502, 503, 504)
-"""HTTP codes of a server that is there but cannot answer now, or whose proxy finds it away."""
+def _may_pass(code: int) -> bool:
+    """Whether an HTTP error is of a server that cannot answer now; after a refusal, asking again is no use."""
+    return code in (408, 429) or (code >= 500 and code not in (501, 505))
 
 
 def fetch_patiently(
@@ -142,25 +150,70 @@ def fetch(
         Unreachable: no answer.
         RewardError: any other error, in one line that names reward and address.
     """
+    through = ""
     try:
+        proxies = _proxies(url)
+        through = f"; asked through the proxy {', '.join(map(_without_password, proxies.values()))}" if proxies else ""
+        opener = urllib.request.build_opener(urllib.request.ProxyHandler(proxies))
         asked = urllib.request.Request(url, data, {"Content-Type": content_type})
-        with urllib.request.urlopen(asked, timeout=timeout) as answer:
-            return answer.read()
+        with opener.open(asked, timeout=timeout) as answer:
+            content: bytes = answer.read(_LONGEST_ANSWER + 1)
+            if len(content) > _LONGEST_ANSWER:
+                raise RewardError(f"reward {reward!r}: {url} answers with more than {_LONGEST_ANSWER} bytes")
+            if answer.length:  # ``read`` with a number does not tell that some are missing
+                raise http.client.IncompleteRead(content, answer.length)
+            return content
     except urllib.error.HTTPError as error:
-        reason, image = _explain(error.read())
+        reason, image = _explain(error.read(2**16))
         if image is not None:
             raise ImageError(image, reason) from None
-        kind = Unreachable if error.code in _BUSY else RewardError
-        raise kind(f"reward {reward!r}: {url} answered {error.code}: {reason or error.reason}") from None
+        kind = Unreachable if _may_pass(error.code) else RewardError
+        raise kind(f"reward {reward!r}: {url} answered {error.code}: {reason or error.reason}{through}") from None
+    except (ValueError, http.client.InvalidURL) as error:
+        raise RewardError(f"reward {reward!r}: {url} cannot be asked ({error}){through}") from None
     except (OSError, http.client.HTTPException) as error:
         cause = error.reason if isinstance(error, urllib.error.URLError) else f"{type(error).__name__} {error}".strip()
-        raise Unreachable(f"reward {reward!r}: {url} cannot be reached ({cause}): is its server running?") from None
+        raise Unreachable(
+            f"reward {reward!r}: {url} cannot be reached ({cause}): is its server running?{through}"
+        ) from None
+
+
+def _proxies(url: str) -> dict[str, str]:
+    """The environment's proxy for an address, ``{scheme: proxy}``; none for this machine, which no proxy can see."""
+    parts = urllib.parse.urlsplit(url)
+    host = parts.hostname or ""
+    named = urllib.request.getproxies()
+    proxy = named.get(parts.scheme) or named.get("all")
+    is_here = is_loopback(host) or host in ("0.0.0.0", "::")
+    if not proxy or is_here or urllib.request.proxy_bypass(parts.netloc.rpartition("@")[2]):
+        return {}
+    return {parts.scheme: proxy}
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host is this machine as only itself can reach it: localhost, or an address, also written as 127.1."""
+    if host.rstrip(".") == "localhost" or host.rstrip(".").endswith(".localhost"):
+        return True
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        try:
+            address = ipaddress.ip_address(socket.inet_aton(host))
+        except OSError:
+            return False
+    address = getattr(address, "ipv4_mapped", None) or address
+    return address.is_loopback
+
+
+def _without_password(proxy: str) -> str:
+    scheme, found, rest = proxy.rpartition("://")
+    return f"{scheme}{found}{rest.rpartition('@')[2]}"
 
 
 def as_json(reward: str, url: str, answer: bytes) -> dict[str, Any]:
     """An answer's JSON object. Raises RewardError if it is none: the address is of something else."""
     try:
-        content = json.loads(answer)
+        content = parse_json(answer)
     except ValueError:
         content = None
     if not isinstance(content, dict):
@@ -172,7 +225,7 @@ def as_json(reward: str, url: str, answer: bytes) -> dict[str, Any]:
 
 def _explain(body: bytes) -> tuple[str, int | None]:
     try:
-        content = json.loads(body)
+        content = parse_json(body)
     except ValueError:
         return " ".join(body.decode(errors="replace").split())[:200], None
     error = content.get("error") if isinstance(content, dict) else None
@@ -182,68 +235,3 @@ def _explain(body: bytes) -> tuple[str, int | None]:
         return " ".join(body.decode(errors="replace").split())[:200], None
     image = content.get("image")
     return str(error), image if isinstance(image, int) else None
-
-
-def make_server(reward: Reward, host: str, port: int) -> ThreadingHTTPServer:
-    """A server that holds a reward; call its ``serve_forever``. Port 0 takes a free one, see ``server_port``.
-
-    Raises:
-        OSError: the address cannot be used.
-        RewardError: the reward's model is not on this machine.
-    """
-    fingerprint = reward.fingerprint()
-    server = ThreadingHTTPServer((host, port), _Handler)
-    server.daemon_threads = True
-    vars(server).update(reward=reward, fingerprint=fingerprint, turn=threading.Lock())
-    return server
-
-
-class _Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-
-    def do_GET(self) -> None:
-        reward: Reward = self.server.reward  # type: ignore[attr-defined]
-        if self.path != "/reward":
-            self._answer_json(404, {"error": f"no such path: {self.path}; there are /reward and /score"})
-            return
-        fingerprint: str = self.server.fingerprint  # type: ignore[attr-defined]
-        self._answer_json(200, {"name": reward.name, "fingerprint": fingerprint, "resolution": reward.resolution})
-
-    def do_POST(self) -> None:
-        length = int(self.headers.get("Content-Length", 0))
-        if self.path != "/score" or not 0 < length <= _LONGEST_BODY:
-            self.close_connection = True
-            self._answer_json(404, {"error": f"POST a frame of at most {_LONGEST_BODY} bytes to /score"})
-            return
-        try:
-            levels, prompts = read_request(*read_frame(io.BytesIO(self.rfile.read(length))))
-        except FrameError as error:
-            self._answer_json(400, {"error": str(error)})
-            return
-        reward: Reward = self.server.reward  # type: ignore[attr-defined]
-        try:
-            # A model takes one batch at a time; others wait.
-            with self.server.turn:  # type: ignore[attr-defined]
-                measured = reward.measure(levels.float() / 255, prompts)
-        except (ValueError, RuntimeError) as error:
-            image = getattr(error, "image", None)
-            # Whoever asked says which reward, and which image it is among all of its own.
-            reason = str(error).removeprefix(f"reward {reward.name!r}: image {image}: ")
-            self._answer_json(422, {"error": reason, "image": image})
-            return
-        header, body = reply(measured)
-        header["fingerprint"] = self.server.fingerprint  # type: ignore[attr-defined]
-        self._answer(200, "application/octet-stream", pack(header, body))
-
-    def _answer_json(self, code: int, content: dict[str, Any]) -> None:
-        self._answer(code, "application/json", json.dumps(content).encode())
-
-    def _answer(self, code: int, kind: str, body: bytes) -> None:
-        self.send_response(code)
-        self.send_header("Content-Type", kind)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, *_: object) -> None:
-        """Nothing: a line a request would bury the rest."""

@@ -18,7 +18,7 @@ from harness.models.flux import FluxPolicy
 from harness.prompts import read_prompts
 from harness.rewards import Reward, RewardError, build_reward, build_rewards, build_weighted
 from harness.rewards.combined import Normalisation, WeightedSum
-from harness.rewards.served import make_server
+from harness.rewards.server import RewardServer
 from harness.runs import find_run
 from harness.scoring import start_scoring
 from harness.trainer import Trainer
@@ -221,7 +221,7 @@ def test_advantages_are_combined_by_hand() -> None:
 
 @pytest.fixture
 def ocr_url() -> Iterator[str]:
-    with make_server(build_reward("ocr"), "127.0.0.1", 0) as server:
+    with RewardServer(build_reward("ocr"), "127.0.0.1", 0) as server:
         threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
         yield f"http://127.0.0.1:{server.server_port}"
         server.shutdown()

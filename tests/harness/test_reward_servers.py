@@ -1,6 +1,7 @@
 """Rewards over HTTP: reward servers, judges behind an OpenAI-compatible address, and addresses of something else."""
 
 import base64
+import contextlib
 import io
 import json
 import socket
@@ -18,10 +19,11 @@ from PIL import Image
 from torch import Tensor
 
 from harness.config import RewardConfig
-from harness.rewards import RewardError, build_reward
+from harness.rewards import RewardError, build_reward, served
 from harness.rewards.colour import ColourReward
+from harness.rewards.frames import pack, request
 from harness.rewards.judge import AnswerError, _content_of, parse_answer
-from harness.rewards.served import make_server
+from harness.rewards.server import RewardServer
 
 # --- servers
 
@@ -51,7 +53,7 @@ def noise(count: int = 3) -> Tensor:
 
 def test_a_served_reward_is_the_same_reward(serve: Serve) -> None:
     here = build_reward("colour")
-    url = serve(make_server(build_reward("colour"), "127.0.0.1", 0))
+    url = serve(RewardServer(build_reward("colour"), "127.0.0.1", 0))
     there = build_reward("colour", 1, RewardConfig(backend="url", url=url, batch_size=2))
     assert there.fingerprint() == here.fingerprint()
     ours, theirs = here.measure(noise(), WORDS), there.measure(noise(), WORDS)
@@ -62,7 +64,7 @@ def test_a_served_reward_is_the_same_reward(serve: Serve) -> None:
 
 
 def test_a_server_says_what_it_cannot_score(serve: Serve) -> None:
-    url = serve(make_server(build_reward("colour"), "127.0.0.1", 0))
+    url = serve(RewardServer(build_reward("colour"), "127.0.0.1", 0))
     there = build_reward("colour", 1, RewardConfig(backend="url", url=url))
     with pytest.raises(RewardError, match=r"reward 'colour': http://127.0.0.1:\d+/score answered 422: "):
         there.score(noise(1), ["a cat"])
@@ -76,7 +78,7 @@ def test_an_image_that_a_server_cannot_score_has_the_number_it_has_here(serve: S
                 raise RewardError("reward 'colour': image 0: colour is nan, not finite", 0)
             return super().measure(images, prompts)
 
-    url = serve(make_server(Broken(), "127.0.0.1", 0))
+    url = serve(RewardServer(Broken(), "127.0.0.1", 0))
     there = build_reward("colour", 1, RewardConfig(backend="url", url=url, batch_size=2))
     with pytest.raises(RewardError, match=r"^reward 'colour': image 2: colour is nan, not finite$") as error:
         there.score(noise(), WORDS)
@@ -91,7 +93,7 @@ def test_a_server_that_comes_back_with_another_model_is_refused() -> None:
     port = free_port()
     there = build_reward("colour", 1, RewardConfig(backend="url", url=f"http://127.0.0.1:{port}", timeout_seconds=20))
     for reward in (ColourReward(), Other()):
-        with make_server(reward, "127.0.0.1", port) as server:
+        with RewardServer(reward, "127.0.0.1", port) as server:
             threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
             if isinstance(reward, Other):
                 with pytest.raises(RewardError, match=r"scores with another model than it had when it was first asked"):
@@ -115,7 +117,7 @@ def test_what_waits_behind_a_failure_is_not_tried() -> None:
 
 
 def test_a_server_with_another_reward_is_refused(serve: Serve) -> None:
-    url = serve(make_server(build_reward("colour"), "127.0.0.1", 0))
+    url = serve(RewardServer(build_reward("colour"), "127.0.0.1", 0))
     with pytest.raises(RewardError, match="serves 'colour'"):
         build_reward("hpsv3", 1, RewardConfig(backend="url", url=url)).fingerprint()
 
@@ -182,7 +184,7 @@ def test_a_server_that_is_restarted_loses_nothing(capfd: pytest.CaptureFixture[s
     there = build_reward("colour", 1, RewardConfig(backend="url", url=f"http://127.0.0.1:{port}", timeout_seconds=20))
     asked = there.submit(noise(1), WORDS[:1])
     time.sleep(0.3)
-    with make_server(here, "127.0.0.1", port) as server:
+    with RewardServer(here, "127.0.0.1", port) as server:
         threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
         assert torch.equal(asked()["colour"], here.score(noise(1), WORDS[:1]))
         server.shutdown()
@@ -271,7 +273,9 @@ def test_a_judge_is_ready_if_its_server_has_the_model(judge_url: str) -> None:
 )
 def test_a_judge_that_does_not_judge_is_one_line(judge_url: str, level: int, message: str) -> None:
     with pytest.raises(RewardError, match=message):
-        build_reward("unifiedreward-v2", 1, RewardConfig(url=judge_url)).score(plain(51, level), ["a", "b"])
+        build_reward("unifiedreward-v2", 1, RewardConfig(url=judge_url, timeout_seconds=1)).score(
+            plain(51, level), ["a", "b"]
+        )
 
 
 def test_a_question_of_ones_own_is_asked(judge_url: str, tmp_path: Path) -> None:
@@ -450,3 +454,171 @@ def test_completions_are_read_or_say_what_is_wrong() -> None:
     for error in ({"message": "out of memory"}, "out of memory"):
         with pytest.raises(RewardError, match="out of memory"):
             _content_of({"error": error}, "judge")
+
+
+# --- what a server refuses
+
+
+def converse(port: int, *sent: bytes, seconds: float = 20) -> bytes:
+    """What a server answers to bytes, until it closes the connection."""
+    with socket.create_connection(("127.0.0.1", port), timeout=seconds) as connection:
+        for part in sent:
+            connection.sendall(part)
+        return b"".join(iter(lambda: connection.recv(2**16), b""))
+
+
+def posted(body: bytes, length: int | str | None = None) -> bytes:
+    return b"POST /score HTTP/1.1\r\nContent-Length: %s\r\n\r\n" % str(length or len(body)).encode() + body
+
+
+def framed(header: bytes, body: bytes = b"") -> bytes:
+    return b"AGR1" + len(header).to_bytes(4, "big") + len(body).to_bytes(8, "big") + header + body
+
+
+ONE = request((noise(1) * 255).to(torch.uint8), WORDS[:1])
+
+
+@pytest.mark.parametrize(
+    ("sent", "code", "reason"),
+    [
+        (posted(framed(b"[" * 2_000_000)), 400, "nested too deeply"),
+        (posted(framed(b"{" * 5_000_000)), 400, "too long"),
+        (posted(framed(b"\xff\xfe{}")), 400, "not JSON"),
+        (posted(framed(b"[1]")), 400, "object"),
+        (posted(framed(b'{"shape": [true, 3, 1, 1], "prompts": ["a"]}', b"abc")), 400, "shape"),
+        (posted(framed(b'{"shape": [1, 3, 1, 20000], "prompts": ["a"]}', bytes(60000))), 400, "pixels"),
+        (posted(framed(b'{"shape": [1, 3, 1, 1], "prompts": [1]}', b"abc")), 400, "prompts"),
+        (posted(pack(*ONE) + b"more"), 400, "more than a frame"),
+        (posted(b"no frame at all, but long enough"), 400, "expected a frame"),
+        (posted(b"AGR1"), 400, "ended"),
+        (posted(b"", "many"), 411, "length"),
+        (posted(b"", "-5"), 411, "length"),
+        (posted(b"", "9" * 5000), 413, "batch_size"),
+        (posted(b"", 2**30), 413, "batch_size"),
+        (b"POST /score HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n", 411, "length"),
+        (b"POST /other HTTP/1.1\r\n\r\n", 404, "/score"),
+        (b"DELETE /score HTTP/1.1\r\n\r\n", 405, "DELETE"),
+        (b"nonsense of four words\r\n\r\n", 400, "words"),
+        (b"GET /reward HTTP/1.1\r\n" + b"X: y\r\n" * 200 + b"\r\n", 431, "headers"),
+    ],
+)
+def test_what_is_no_request_is_refused_in_one_line(
+    serve: Serve, sent: bytes, code: int, reason: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    server = RewardServer(ColourReward(), "127.0.0.1", 0)
+    url, began = serve(server), time.monotonic()
+    head, _, body = converse(server.server_port, sent).partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 %d " % code)
+    assert reason in json.loads(body)["error"]
+    assert time.monotonic() - began < 5
+    assert build_reward("colour", 1, RewardConfig(backend="url", url=url)).score(noise(1), WORDS[:1]).isfinite().all()
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_refusal_ends_a_client_at_once(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    url = serve(RewardServer(ColourReward(), "127.0.0.1", 0))
+    there, began = build_reward("colour", 1, RewardConfig(backend="url", url=url)), time.monotonic()
+    monkeypatch.setattr(served, "pack", lambda *_: framed(b"[" * 2_000_000))
+    with pytest.raises(RewardError, match=r"400: .*nested too deeply"):
+        there.score(noise(1), WORDS[:1])
+    assert time.monotonic() - began < 5
+
+
+def test_pictures_beyond_what_a_server_takes_are_not_sent(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(served, "LONGEST_REQUEST", 100)
+    with pytest.raises(RewardError, match=r"lower rewards\.colour\.batch_size"):
+        build_reward("colour", 1, RewardConfig(backend="url", url="http://127.0.0.1:1")).score(noise(1), WORDS[:1])
+
+
+HTTP_500 = b"HTTP/1.1 500 No\r\nContent-Length: 0\r\n\r\n"
+
+
+def test_an_error_that_may_pass_is_asked_again_and_then_told() -> None:
+    url = f"http://127.0.0.1:{answering(HTTP_500)}"
+    there, began = build_reward("colour", 1, RewardConfig(backend="url", url=url, timeout_seconds=1)), time.monotonic()
+    with pytest.raises(RewardError, match="answered 500"):
+        there.score(noise(1), WORDS[:1])
+    assert 0.5 < time.monotonic() - began < 5
+
+
+def test_clients_that_send_half_and_wait_are_bounded_and_timed_out(serve: Serve) -> None:
+    server = RewardServer(ColourReward(), "127.0.0.1", 0, seconds_to_send=3)
+    url, before = serve(server), threading.active_count()
+    half = posted(pack(*ONE))[:-5000]
+    with contextlib.ExitStack() as stack:
+        slow = []
+        for _ in range(150):
+            slow.append(socket.create_connection(("127.0.0.1", server.server_port), timeout=20))
+            stack.enter_context(slow[-1])
+            with contextlib.suppress(OSError):  # those without a place are closed already
+                slow[-1].sendall(half)
+        time.sleep(0.3)
+        assert threading.active_count() - before <= 64
+        answers = []
+        for connection in slow:
+            with contextlib.suppress(OSError):
+                answers.append(connection.recv(2**10)[:12])
+        assert answers.count(b"HTTP/1.1 408") == 64
+        assert set(answers) <= {b"HTTP/1.1 408", b"HTTP/1.1 503", b""}
+    there = build_reward("colour", 1, RewardConfig(backend="url", url=url, timeout_seconds=20))
+    assert there.score(noise(1), WORDS[:1]).isfinite().all()
+
+
+def test_a_slow_drip_is_timed_out(serve: Serve) -> None:
+    server = RewardServer(ColourReward(), "127.0.0.1", 0, seconds_to_send=0.5)
+    serve(server)
+    with socket.create_connection(("127.0.0.1", server.server_port), timeout=20) as connection:
+        connection.sendall(posted(b"A", 1000))
+        began = time.monotonic()
+        with contextlib.suppress(OSError):
+            while time.monotonic() - began < 10:
+                time.sleep(0.1)
+                connection.sendall(b"A")
+        assert time.monotonic() - began < 5
+
+
+@pytest.mark.parametrize(
+    ("header", "values", "message"),
+    [
+        (b'{"metrics": [["colour"]]}', 1, "different names"),
+        (b'{"metrics": ["colour", "colour"]}', 2, "different names"),
+        (b'{"metrics": ["other"]}', 1, "has metrics"),
+        (b'{"metrics": ["colour"]}', 2, "bytes of metrics"),
+        (b"[" * 200_000, 1, "nested too deeply"),
+    ],
+)
+def test_an_answer_is_not_believed(monkeypatch: pytest.MonkeyPatch, header: bytes, values: int, message: str) -> None:
+    monkeypatch.setattr(served, "fetch_patiently", lambda *_: framed(header, bytes(4 * values)))
+    with pytest.raises(RewardError, match=message):
+        build_reward("colour", 1, RewardConfig(backend="url", url="http://127.0.0.1:1")).score(noise(1), WORDS[:1])
+
+
+# --- proxies
+
+
+@pytest.mark.parametrize("variable", ["http_proxy", "HTTP_PROXY", "all_proxy"])
+def test_this_machine_is_reached_past_a_proxy(serve: Serve, monkeypatch: pytest.MonkeyPatch, variable: str) -> None:
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY", "no_proxy", "NO_PROXY", "REQUEST_METHOD"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv(variable, f"http://user:secret@127.0.0.1:{free_port()}")
+    url = serve(RewardServer(ColourReward(), "127.0.0.1", 0))
+    for address in (url, url.replace("127.0.0.1", "localhost"), url.replace("127.0.0.1", "127.1")):
+        assert build_reward("colour", 1, RewardConfig(backend="url", url=address)).fingerprint()
+    with pytest.raises(RewardError, match=r"cannot be reached.*through the proxy http://127") as error:
+        build_reward("colour", 1, RewardConfig(backend="url", url="http://reward.invalid:8500")).fingerprint()
+    assert "secret" not in str(error.value)
+    monkeypatch.setenv("no_proxy", "reward.invalid")
+    with pytest.raises(RewardError, match="cannot be reached") as error:
+        build_reward("colour", 1, RewardConfig(backend="url", url="http://reward.invalid:8500")).fingerprint()
+    assert "proxy" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("host", "here"),
+    [
+        *((host, True) for host in ("localhost", "127.8.9.1", "::1", "::ffff:127.0.0.1", "127.1")),
+        *((host, False) for host in ("10.0.0.1", "localhost.example.org", "127.0.0.1.example.org", "0.0.0.0", "")),
+    ],
+)
+def test_loopback_addresses_are_told(host: str, here: bool) -> None:
+    assert served.is_loopback(host) is here
