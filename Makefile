@@ -4,23 +4,34 @@ PROFILE ?= miniature
 REWARD ?= hpsv3
 WORKERS ?= 2
 BIN := .venv/bin
-READY := .venv/.ready
+# The stamp is of contents: what a checkout or a copy does to times says nothing.
+PINS := $(shell cat requirements.lock pyproject.toml | { sha256sum || shasum -a 256; } 2>/dev/null | cut -c1-16)
+READY := .venv/.ready-$(PINS)
 
 .DEFAULT_GOAL := help
-.PHONY: reward-env check-reward-parity help setup reproduce-paper report figures shards study sweep bench test test-processors coverage lint typecheck lock clean clean-venv
+.PHONY: own-venv reward-env check-reward-parity help setup reproduce-paper report figures shards study sweep bench test test-processors coverage lint typecheck lock clean clean-venv
 
 help:  ## list the targets
 	@grep -E '^[a-z -]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z -]+):.*## */\1\t/' | column -t -s "$$(printf '\t')"
 
 setup: $(READY)  ## make the venv, install pinned dependencies, fetch the text recognisers
 
-$(READY): requirements.lock pyproject.toml
+# Two checkouts that share a venv would run each other's code.
+own-venv:
+	@for installed in .venv/lib/python*/site-packages/adagrpo-*.dist-info/direct_url.json; do \
+	  test ! -e "$$installed" || grep -qF '"file://$(CURDIR)"' "$$installed" || { \
+	    echo ".venv has another checkout installed ($$(sed 's/.*"file:\/\/\([^"]*\)".*/\1/' "$$installed")), whose code" \
+	      "would run: make clean-venv, then again" >&2; exit 2; }; \
+	done
+
+$(READY): | own-venv
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if v == (3, 11) else f"adagrpo needs Python 3.11, but $(PYTHON) is {v[0]}.{v[1]}: set PYTHON=python3.11")'
 	@echo "setting up .venv: about two minutes and 2 GB"
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@$(BIN)/python -m pip install -qq --disable-pip-version-check -r requirements.lock
 	@$(BIN)/python -m pip install -qq --disable-pip-version-check --no-deps -e .
 	@$(BIN)/adagrpo fetch-assets
+	@rm -f .venv/.ready*
 	@touch $@
 
 reproduce-paper: $(READY)  ## train the grid of PROFILE (default: miniature) and write its report

@@ -13,7 +13,7 @@ from analysis import claims, paper
 from analysis.afterwards import Reading, read_afterwards, readings_table, sentences
 from analysis.claims import CLAIMED_OVERHEAD, EXPERIMENT, Judgement, Verdict, judge_consistency, judge_overhead
 from analysis.exploratory import ADAGRPO, BASE
-from analysis.formats import MISSING, markdown, number
+from analysis.formats import MISSING, markdown, markdown_row, number
 from analysis.labels import judge_name
 from analysis.logs import Logs
 from analysis.sources import seal_sha256
@@ -165,8 +165,7 @@ def _markdown(rows: Sequence[Row], columns: Sequence[int] = tuple(range(len(_HEA
         name = row.statement + (f" ({row.measure})" if row.measure else "")
         validation = row.validation, row.validation_verdict or MISSING
         lines.append([name, row.verdict or MISSING, row.ours, row.paper, row.pairs, row.detectable, *validation])
-    shown = [[line[column].replace("|", r"\|") for column in columns] for line in lines]
-    return "".join("| " + " | ".join(line) + " |\n" for line in shown)
+    return "".join(markdown_row([line[column] for column in columns]) + "\n" for line in lines)
 
 
 def _row(one: Compared) -> Row:

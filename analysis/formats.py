@@ -78,8 +78,9 @@ def _text(value: float, entry: Entry) -> str:
 
 def markdown(table: WideTable) -> str:
     """A table of GitHub's Markdown under its title."""
-    lines = [f"**{table.title}**", "", _row(table.head), "|" + "---|" * len(table.head)]
-    lines += [_row([label, *map(entry_text, entries)]) for label, entries in table.rows]
+    title = markdown_text(table.title)
+    lines = [f"**{title}**", "", markdown_row(table.head), "|" + "---|" * len(table.head)]
+    lines += [markdown_row([label, *map(entry_text, entries)]) for label, entries in table.rows]
     return "\n".join([*lines, ""])
 
 
@@ -102,8 +103,14 @@ def latex(table: WideTable) -> str:
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", r"\end{table}", ""])
 
 
-def _row(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cell.replace("|", r"\|") for cell in cells) + " |"
+def markdown_row(cells: Sequence[str]) -> str:
+    """A row of a table of GitHub's Markdown, whatever its cells say."""
+    return "| " + " | ".join(map(markdown_text, cells)) + " |"
+
+
+def markdown_text(text: str) -> str:
+    """Text that neither ends its cell or line nor becomes an element of the page."""
+    return " ".join(text.splitlines()).replace("\\", r"\\").replace("|", r"\|").replace("<", "&lt;")
 
 
 def _latex_row(cells: Sequence[str]) -> str:
@@ -116,4 +123,4 @@ _LATEX |= {"±": r"$\pm$", "−": "$-$", "→": r"$\to$", "–": "--", "×": r"$
 
 
 def _escape(text: str) -> str:
-    return "".join(_LATEX.get(character, character) for character in text)
+    return "".join(_LATEX.get(character, character) for character in " ".join(text.splitlines()))

@@ -93,6 +93,8 @@ def _licence_of(checkpoint: Checkpoint, licence: str | None) -> Licence:
 def _merged_pipeline(checkpoint: Checkpoint, weights: Path) -> Any:
     from diffusers import DiffusionPipeline
 
+    import harness.models.miniature  # noqa: F401 - diffusers takes its class only from a module that was imported
+
     model = checkpoint.config.model
     folder = find_pipeline(model.path)
     dtype = torch.bfloat16 if model.precision == "bf16" else torch.float32

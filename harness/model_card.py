@@ -4,7 +4,8 @@ from typing import Any, Literal
 
 import yaml
 
-from harness.config import RunConfig
+from harness.config import ROOT, RunConfig
+from harness.files import read_text
 from harness.models.published import Licence, find_published
 from harness.names import FUSIONS, METHODS
 from harness.records import read_lines
@@ -72,8 +73,12 @@ def _usage(config: RunConfig, form: Form) -> str:
     model = config.model
     dtype = "bfloat16" if model.precision == "bf16" else "float32"
     loading = _LOADING[form].format(base=_base_of(config), dtype=dtype)
+    index = ROOT / model.path / "model_index.json"
+    is_miniature = index.is_file() and "harness.models.miniature" in read_text(index)
+    # Diffusers takes a class from outside its own library only from a module that has been imported.
+    imports = "import harness.models.miniature  # of the project adagrpo\n" if is_miniature else ""
     return (
-        f"import torch\nfrom diffusers import DiffusionPipeline\n\n{loading}\npicture = pipeline(\n"
+        f"{imports}import torch\nfrom diffusers import DiffusionPipeline\n\n{loading}\npicture = pipeline(\n"
         f"    prompt, height={model.height}, width={model.width}, num_inference_steps={model.num_steps},\n"
         f"    guidance_scale={model.guidance}, max_sequence_length={model.max_sequence_length}\n).images[0]"
     )

@@ -129,7 +129,7 @@ class Session:
                 record["seconds"]["iteration"] = time.perf_counter() - start
                 if self.is_main:
                     self.run.append("metrics.jsonl", record)
-                    mirror.log(record, step=trainer.iteration)
+                    mirror.training(record)
                 self._after_iteration(mirror)
                 if trainer.iteration % _SAY_EVERY == 0 or trainer.iteration == config.iterations:
                     each = (time.monotonic() - began) / (trainer.iteration - first)
@@ -248,20 +248,17 @@ class Session:
         if gallery:
             name = f"{split}-{iteration:05d}"
             save_gallery(images, gallery, self.run.folder / "images", name)
-            mirror.image(split, self.run.folder / "images" / f"{name}.png", step=iteration)
-        self.run.append(
-            "eval.jsonl",
-            {
-                "iteration": iteration,
-                "split": split,
-                "num_prompts": len(prompts),
-                "num_noises": self._noises(split),
-                "seconds": time.perf_counter() - began,
-                "metrics": metrics,
-                "per_prompt": per_prompt,
-            },
-        )
-        mirror.log({f"{split}/{metric}": value for metric, value in metrics.items()}, step=iteration)
+        record = {
+            "iteration": iteration,
+            "split": split,
+            "num_prompts": len(prompts),
+            "num_noises": self._noises(split),
+            "seconds": time.perf_counter() - began,
+            "metrics": metrics,
+            "per_prompt": per_prompt,
+        }
+        self.run.append("eval.jsonl", record)
+        mirror.evaluation(record)
         said = {metric: value for metric, value in metrics.items() if not metric.startswith("pictures/")}
         self.say(f"{split} at {iteration}: " + "  ".join(f"{k} {v:.3f}" for k, v in said.items()))
         return metrics

@@ -1,5 +1,7 @@
 """How figures look and become files: the same numbers give the same bytes."""
 
+import hashlib
+import html
 import re
 import textwrap
 from collections.abc import Callable, Sequence
@@ -14,6 +16,7 @@ matplotlib.use("Agg")
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.ticker import FuncFormatter
 
 INK = "#1b1f24"
 GREY = "#888888"
@@ -56,17 +59,22 @@ class Drawing:
     def save(self, folder: Path) -> None:
         """Write NAME.svg and, if there is one, its twin NAME.png."""
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / f"{self.name}.svg").write_text(self.svg, encoding="utf-8")
+        # A part of the name may be anyone's, such as an experiment's.
+        name = re.sub(r"[^\w .,:()=+@-]", "-", self.name)[:100]
+        if name != self.name:
+            name += f"-{hashlib.sha256(self.name.encode()).hexdigest()[:8]}"
+        (folder / f"{name}.svg").write_text(self.svg, encoding="utf-8")
         if self.png is not None:
-            (folder / f"{self.name}.png").write_bytes(self.png)
+            (folder / f"{name}.png").write_bytes(self.png)
 
     def inline(self, scope: str) -> str:
         """The SVG as an element of an HTML page: the page's ink and paper, and ids of its own, within ``scope``."""
         svg = re.sub(r"<metadata>.*?</metadata>", "", self.svg[self.svg.index("<svg") :], flags=re.DOTALL)
-        svg = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{scope}-{self.name}-", svg)
+        own = html.escape(f"{scope}-{self.name}-")
+        svg = re.sub(r'(\bid="|href="#|url\(#)', lambda found: found[1] + own, svg)
         svg = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", svg, count=1)
         svg = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", svg, count=1)
-        svg = svg.replace("<svg", f'<svg role="img" aria-label="{self.title}"', 1)
+        svg = svg.replace("<svg", f'<svg role="img" aria-label="{html.escape(self.title)}"', 1)
         return svg.replace(INK, "currentColor").replace(f"fill: {_PAPER}", "fill: none")
 
 
@@ -109,8 +117,8 @@ def draw_together(name: str, title: str, panels: Sequence[Panel], num_columns: i
             axes.set_axis_off()
         width = _NOTE_WIDTH * num_columns
         notes = [textwrap.fill(note, width) for note in dict.fromkeys(panel.note for panel in panels) if note]
-        figure.suptitle(title, x=0.01, ha="left", fontsize=13, fontweight="bold")
-        figure.supxlabel("\n".join(notes), x=0.01, ha="left", fontsize=9.5)
+        figure.suptitle(_literal(title), x=0.01, ha="left", fontsize=13, fontweight="bold")
+        figure.supxlabel(_literal("\n".join(notes)), x=0.01, ha="left", fontsize=9.5)
         return Drawing(name, title, _as_svg(figure), _as_png(figure))
 
 
@@ -118,9 +126,28 @@ def _fill(axes: Axes, panel: Panel) -> None:
     axes.grid(color=GREY, alpha=0.25, linewidth=0.7)
     axes.set_axisbelow(True)
     panel.draw(axes)
+    _take_literally(axes)
     # A title without a place looks for one in each pass of the layout, for which all labels are measured once more.
     # Only a power of ten above the vertical axis makes it necessary.
-    axes.set_title(panel.title, loc="left", fontweight="bold", y=None if _has_power_of_ten(axes) else 1.0)
+    axes.set_title(_literal(panel.title), loc="left", fontweight="bold", y=None if _has_power_of_ten(axes) else 1.0)
+
+
+def _take_literally(axes: Axes) -> None:
+    """Names of cells and metrics may be anyone's: a pair of dollars in them is no formula."""
+    for axis in (axes.xaxis, axes.yaxis):
+        # Labels that were given, not made from numbers: those of a logarithmic axis are formulas.
+        if isinstance(axis.get_major_formatter(), FuncFormatter):
+            for label in axis.get_ticklabels():
+                label.set_parse_math(False)
+        axis.label.set_parse_math(False)
+    for text in axes.texts:
+        text.set_parse_math(False)
+    for artist, label in zip(*axes.get_legend_handles_labels(), strict=True):
+        artist.set_label(_literal(label))
+
+
+def _literal(text: str) -> str:
+    return text.replace("$", r"\$")
 
 
 def _has_power_of_ten(axes: Axes) -> bool:
@@ -137,7 +164,7 @@ def _add_legend(figure: Figure, axes: Axes, note: str) -> None:
         handles,
         labels,
         loc="outside lower left",
-        title=textwrap.fill(note, _NOTE_WIDTH) or None,
+        title=_literal(textwrap.fill(note, _NOTE_WIDTH)) or None,
         fontsize=10,
         title_fontsize=9.5,
     )

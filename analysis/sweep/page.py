@@ -7,7 +7,7 @@ import jinja2
 import pandas as pd
 
 from analysis.figures.drawing import Drawing
-from analysis.formats import interval_text, number, write_frame
+from analysis.formats import interval_text, markdown_row, markdown_text, number, write_frame
 from analysis.sweep.confirmation import (
     CONFIDENCE,
     Confirmed,
@@ -35,8 +35,8 @@ class Table(NamedTuple):
 
     def markdown(self) -> str:
         """In GitHub's Markdown, under its title."""
-        lines = [self.head, ["---"] * len(self.head), *self.rows]
-        return "\n".join([self.title, "", *("| " + " | ".join(line) + " |" for line in lines), ""])
+        lines = map(markdown_row, [self.head, ["---"] * len(self.head), *self.rows])
+        return "\n".join([markdown_text(self.title), "", *lines, ""])
 
 
 class Judgement(NamedTuple):
@@ -82,7 +82,7 @@ def write_sweep_report(folder: Path) -> tuple[Path, list[str]]:
         figures=figures,
     )
     (folder / "report.html").write_text(page, encoding="utf-8")
-    parts = [f"# Sweep {tables.about['name']}", " ".join(introduction)]
+    parts = [markdown_text(f"# Sweep {tables.about['name']}"), markdown_text(" ".join(introduction))]
     if judgement is None:
         parts += [
             "Not measured again yet: the best of many noisy trials is the luckiest, too, so its value is too good. "

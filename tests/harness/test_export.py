@@ -27,10 +27,11 @@ from harness.runs import RunDirectory
 PROMPT = 'the word "harbor" in red on yellow'
 BASE = ROOT / "harness/models/miniature/base"
 
-# What a user of plain diffusers writes: nothing of this project is imported but, by diffusers, the autoencoder's class.
+# What a user of plain diffusers writes: nothing of this project is imported but the autoencoder's class.
 DRAW = f"""
 import sys
 import numpy, torch
+import harness.models.miniature
 from diffusers import FluxPipeline, FluxTransformer2DModel
 for folder in sys.argv[1:]:
     form = folder.rsplit("-")[-1]

@@ -1,7 +1,9 @@
 """The miniature: prompts, pictures, pretraining, and the committed pipelines."""
 
+import os
 import subprocess
 import sys
+import tomllib
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -240,6 +242,7 @@ def test_luck_is_how_much_a_letter_s_severity_varies() -> None:
 @pytest.mark.parametrize("model", MODELS)
 def test_plain_diffusers_loads_the_folder_and_draws_from_a_string(model: str, tmp_path: Path) -> None:
     script = (
+        "import harness.models.miniature\n"
         "from diffusers import FluxPipeline\n"
         f"pipeline = FluxPipeline.from_pretrained({str(FOLDER / model)!r})\n"
         "assert str(pipeline.transformer.dtype) == 'torch.float32'\n"
@@ -247,7 +250,9 @@ def test_plain_diffusers_loads_the_folder_and_draws_from_a_string(model: str, tm
         " max_sequence_length=24).images[0]\n"
         "assert image.size == (128, 32)\n"
     )
-    result = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=False)
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "TORCH_DEVICE_BACKEND_AUTOLOAD": "0"}
+    command = [sys.executable, "-c", script]
+    result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
 
 
@@ -257,6 +262,11 @@ def test_committed_models_are_small_and_name_no_machine() -> None:
     for file in files:
         if file.suffix == ".json":
             assert "_name_or_path" not in file.read_text(encoding="utf-8")
+
+
+def test_nothing_of_the_project_is_imported_by_torch() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert "entry-points" not in project
 
 
 def test_difficulty_is_wide_and_base_reads_better_than_weak() -> None:

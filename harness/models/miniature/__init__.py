@@ -1,8 +1,8 @@
 """The miniature: a complete FLUX pipeline of a few megabytes that draws words, and how it was made.
 
-``FluxPipeline.from_pretrained("harness/models/miniature/base")`` works without an import by the caller: diffusers takes
-a class from outside its own library only from a module that has been imported already, and this package has been, by
-torch, through the entry point in pyproject.toml. The class itself is loaded at the first look.
+After ``import harness.models.miniature``, ``FluxPipeline.from_pretrained("harness/models/miniature/base")`` works in
+plain diffusers, which takes a class from outside its own library only from a module that has been imported already. The
+class itself is loaded at the first look.
 """
 
 from typing import Any
@@ -18,4 +18,4 @@ def __getattr__(name: str) -> Any:
 
 
 def imported_by_torch() -> None:
-    """The entry point's target. Nothing is left to do: the import of this package was the point."""
+    """Does nothing. Installs made before 2026-12 name it as an entry point, and without it torch would not import."""

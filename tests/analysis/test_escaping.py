@@ -1,0 +1,95 @@
+"""Names that others chose, in every form a report has: they are text, never a part of it."""
+
+from html.parser import HTMLParser
+from pathlib import Path
+
+import fabricated
+import pytest
+
+from analysis.figures.drawing import Panel, draw_together
+from analysis.formats import Entry, WideTable, latex, markdown
+from analysis.report import write_report
+from analysis.sweep.page import Table
+
+NAMES = ['"><script>alert(1)</script>', 'x" onload="alert(1)', "a|b\\|c", "_&%$#{}$", "`x` $x_{$ <img src=x onerror=y>"]
+
+
+class Elements(HTMLParser):
+    """Tags and attributes of a page."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.found: list[tuple[str, list[str]]] = []
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.found.append((tag, [name for name, _ in attrs]))
+
+
+def check(page: str, scripts: int) -> None:
+    found = Elements(page).found
+    assert [tag for tag, _ in found].count("script") == scripts
+    assert not [name for _, names in found for name in names if name.startswith("on")]
+    assert not [tag for tag, names in found if tag == "img" and "onerror" in names]
+
+
+def test_a_report_of_hostile_runs_has_no_element_of_theirs(tmp_path: Path) -> None:
+    for number, name in enumerate(NAMES[:2] + NAMES[3:]):
+        fabricated.write_run(
+            tmp_path / "runs" / f"foreign-{number}",
+            experiment=name,
+            reward={"ocr": 1.0},
+            state="failed" if number == 0 else "finished",
+            reason=name,
+            method={"kernel": "flow_grpo", "eta": 0.7, "note": name},
+        )
+    report = write_report(tmp_path / "runs", tmp_path / "report")
+    check(report.read_text(encoding="utf-8"), scripts=1)
+    for table in (tmp_path / "report" / "tables").rglob("*.md"):
+        assert "<script" not in table.read_text(encoding="utf-8")
+        assert "<img" not in table.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_figures_show_a_name_as_it_is(name: str) -> None:
+    def draw(axes: object) -> None:
+        axes.plot([0, 1], [0, 1], label=f"a {name}")  # type: ignore[attr-defined]
+        axes.set_yticks([0, 1], [name, "b"])  # type: ignore[attr-defined]
+        axes.set_xlabel(name)  # type: ignore[attr-defined]
+        axes.text(0, 0, name)  # type: ignore[attr-defined]
+
+    drawing = draw_together(f"figure-{name}", name, [Panel("panel", name, draw, note=name)], 1)
+    check(drawing.inline(name), scripts=0)
+    shown: list[str] = []
+    parser = HTMLParser()
+    parser.handle_data = shown.append  # type: ignore[method-assign]
+    parser.feed(drawing.svg)
+    text = "".join(shown)
+    assert text.count(name) >= 5
+
+
+@pytest.mark.parametrize("name", [*NAMES, "two\nlines"])
+def test_tables_keep_their_columns(name: str) -> None:
+    table = WideTable(name, ["", name, "b"], [(name, [Entry(1.0), Entry(2.0)])])
+    for lines in (
+        markdown(table).splitlines(),
+        Table(name, ["", name, "b"], [[name, "1", "2"]]).markdown().splitlines(),
+    ):
+        for row in lines[-3:]:
+            assert columns(row) == 3
+    tex = latex(table).splitlines()
+    assert len(tex) == 11
+    rows = [line.replace(r"\&", "") for line in tex if line.endswith(r"\\")]
+    assert [row.count("&") for row in rows] == [2, 2]
+    for line in tex[2:]:
+        bare = line.replace(r"\$", "").replace("$-$", "").replace(r"\#", "").replace(r"\%", "")
+        assert not set("$#%") & set(bare)
+
+
+def columns(row: str) -> int:
+    """Cells of a row as GitHub's Markdown parts them: at each bar that no backslash precedes, itself unescaped."""
+    count, place = 0, 0
+    while place < len(row):
+        place += 2 if row[place] == "\\" else 1
+        count += place <= len(row) and row[place - 1] == "|" and row[place - 2 : place] != "\\|"
+    return count - 1
