@@ -34,7 +34,7 @@ def check(page: str, scripts: int) -> None:
 
 
 def test_a_report_of_hostile_runs_has_no_element_of_theirs(tmp_path: Path) -> None:
-    for number, name in enumerate(NAMES[:2] + NAMES[3:]):
+    for number, name in enumerate([" ".join(NAMES[:2]), " ".join(NAMES[2:])]):
         fabricated.write_run(
             tmp_path / "runs" / f"foreign-{number}",
             experiment=name,
