@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from harness.config import ROOT
 from harness.errors import ConfigError
+from harness.models.files import model_fingerprint
 from harness.models.miniature import pretrain as pretraining
 from harness.models.miniature.autoencoder import PatchAutoencoder
 from harness.models.miniature.build import LETTERS, MAX_CLIP_TOKENS, MAX_T5_TOKENS, clip_tokenizer, t5_tokenizer
@@ -237,6 +238,11 @@ def test_luck_is_how_much_a_letter_s_severity_varies() -> None:
         assert np.std(severities) == pytest.approx(luck, abs=0.005)
     shares = np.mean([LetterDefects(0.1, right_share=0.15).severity("p", rng) == 0 for _ in range(4000)])
     assert shares == pytest.approx(0.15, abs=0.03)
+
+
+@pytest.mark.parametrize(("model", "first"), [("base", "f38a44a8b63273d4"), ("weak", "180ccc3b3cb83f66")])
+def test_models_are_known_to_the_runs_made_before_they_stopped_naming_their_folder(model: str, first: str) -> None:
+    assert model_fingerprint(FOLDER / model).startswith(first)
 
 
 @pytest.mark.parametrize("model", MODELS)
