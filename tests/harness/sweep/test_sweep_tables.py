@@ -150,7 +150,7 @@ def test_confirmation_holds_every_metric_of_finished_runs(sweep: Sweep, study: S
         folder.mkdir(parents=True)
         (config,) = sweep.configs(PEAK, [seed], test=True)
         (folder / "config.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json")))
-        (folder / "status.json").write_text(json.dumps({"state": state, "iteration": 8}))
+        (folder / "status.json").write_text(json.dumps({"state": state, "iteration": 8, "files": {}}))
         lines: list[dict[str, Any]] = [
             {"iteration": 0, "split": "validation", "metrics": {"ocr": 0.1}},
             {"iteration": 8, "split": "validation", "metrics": {"ocr": test + 0.1}},
