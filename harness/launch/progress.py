@@ -10,7 +10,7 @@ from statistics import mean
 from typing import Any
 
 from analysis.recorded import name_files, name_repeats
-from harness.config import ConfigError
+from harness.config import ConfigError, RunConfig
 from harness.files import read_text
 from harness.identity import by_other_code, note_on_code
 from harness.launch.cells import cell_names
@@ -77,7 +77,8 @@ def standings(runs: Sequence[RunDirectory], damages: dict[str, str] | None = Non
     readable = []
     for run in runs:
         try:
-            readable.append((run, run.config, latest_validation(run), _recorded(run)))
+            config = run.config
+            readable.append((run, config, latest_validation(run, config), _recorded(run)))
         except ConfigError as error:
             if damages is not None:
                 damages[run.run_id] = str(error)
@@ -115,8 +116,12 @@ def _recorded(run: RunDirectory) -> tuple[dict[str, Any], dict[str, int]]:
     return fingerprints, {line["split"]: line["num_prompts"] for line in evaluations if "num_prompts" in line}
 
 
-def latest_validation(run: RunDirectory) -> tuple[float, int] | None:
+def latest_validation(run: RunDirectory, config: RunConfig | None = None) -> tuple[float, int] | None:
     """The trained reward on validation prompts and the iteration it was measured at; None before the first.
+
+    Args:
+        run: the run.
+        config: its configuration, if it has been read.
 
     Raises:
         ConfigError: eval.jsonl or config.yaml is damaged.
@@ -125,7 +130,7 @@ def latest_validation(run: RunDirectory) -> tuple[float, int] | None:
     for record in reversed(read_lines(path)):
         if record.get("split") == "validation":
             try:
-                return run.config.trained_reward(record["metrics"]), record["iteration"]
+                return (config or run.config).trained_reward(record["metrics"]), record["iteration"]
             except (KeyError, TypeError) as error:
                 raise ConfigError(f"{path}: iteration {record['iteration']} has no {error}") from None
     return None
