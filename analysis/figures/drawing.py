@@ -74,7 +74,8 @@ class Drawing:
         svg = re.sub(r'(\bid="|href="#|url\(#)', lambda found: found[1] + own, svg)
         svg = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", svg, count=1)
         svg = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", svg, count=1)
-        svg = svg.replace("<svg", f'<svg role="img" aria-label="{html.escape(self.title)}"', 1)
+        title = html.escape(self.title, quote=False).replace('"', "&quot;")
+        svg = svg.replace("<svg", f'<svg role="img" aria-label="{title}"', 1)
         return svg.replace(INK, "currentColor").replace(f"fill: {_PAPER}", "fill: none")
 
 
