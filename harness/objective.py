@@ -3,10 +3,7 @@
 import math
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
-
-from harness.adagrpo import counts_as_equal
 
 
 @dataclass(frozen=True)
@@ -112,8 +109,10 @@ def batch_normalised_advantage(
     values = rewards.detach().double() if rewards.element_size() == 8 else rewards.detach().float()
     if not values.isfinite().all():
         raise ValueError("rewards must be finite, but at least one is a NaN or an infinity")
+    if not 0 <= resolution < math.inf:
+        raise ValueError(f"the resolution of a reward must be finite and at least 0, got {resolution}")
     centred = values - values.mean(dim=1, keepdim=True)
-    centred[torch.tensor([counts_as_equal(group, resolution) for group in values], device=values.device)] = 0
+    centred[values.amax(-1) - values.amin(-1) <= resolution] = 0
     return (centred / (values.std(correction=0) + epsilon)).clamp(-clip, clip)
 
 

@@ -74,6 +74,7 @@ ADAPTERS = [
     *SHARED_OUT,
     "seed=1",
     "iterations=2",
+    "optimizer.lora.merge_while_sampling=true",
     "model.execution.max_train_batch=2",
     "rollout={kind: full_sde, group_size: 4, branch_indices: [0, 1, 2], trained_share: 0.34, trained_draw: sample}",
     "objective={updates_per_iteration: 2, update_on: all, clip_range: 1.0e-3, old_log_prob: recomputed}",

@@ -135,7 +135,7 @@ def served() -> Iterator[str]:
 
 
 def test_serve_reward_says_what_a_run_needs(served: str) -> None:
-    found = re.search(r"rewards\.colour\.backend=url rewards\.colour\.url=(http://127\.0\.0\.1:\d+)$", served.strip())
+    found = re.search(r"rewards\.colour\.backend=url rewards\.colour\.url=(http://127\.0\.0\.1:\d+);", served)
     assert found is not None
     there = build_reward("colour", 1, RewardConfig(backend="url", url=found[1]))
     assert there.fingerprint() == build_reward("colour").fingerprint()
