@@ -1,8 +1,10 @@
 """The rule of verdicts: what it decides on plain cases, that it keeps its level, and that its power is the planned."""
 
 import math
+from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from scipy import stats
 
@@ -20,6 +22,7 @@ from analysis.decisions import (
 )
 
 MARGIN, PAPER = 0.03, 0.08
+RUNS = Path(__file__).parents[2] / "results" / "miniature-study" / "tables" / "runs.csv"
 
 
 def _one(mean: float, error: float, paper: float | None = PAPER) -> str:
@@ -94,6 +97,30 @@ def test_false_verdicts_keep_to_the_level(pairs):
     limit = LEVEL + 3 * math.sqrt(LEVEL * (1 - LEVEL) / trials)
     assert wrong["supported"] / trials <= limit
     assert wrong["opposite"] / trials <= limit
+
+
+def _real_scores() -> np.ndarray:
+    """Test rewards of the committed study's runs that differ by seed alone, as deviations from their cell's mean."""
+    runs = pd.read_csv(RUNS)
+    finished = runs[
+        (runs["state"] == "finished") & (runs["reward"] == "ocr") & (runs["experiment"] == "miniature-study")
+    ]
+    of_cells = finished.groupby("cell")["test_training_reward"]
+    large = of_cells.transform("size") >= 10
+    return (finished["test_training_reward"] - of_cells.transform("mean"))[large].to_numpy()
+
+
+@pytest.mark.parametrize(("strata", "pairs"), [(1, 10), (3, 3), (3, 8)])
+def test_two_cells_of_equal_runs_are_rarely_told_apart(strata, pairs):
+    """A/A: differences of real runs drawn at random, in which there is nothing to find."""
+    scores, generator, trials = _real_scores(), np.random.default_rng(6), 2000
+    assert len(scores) > 100
+    wrong = 0
+    for _ in range(trials):
+        ours, theirs = generator.choice(scores, (2, strata, pairs))
+        wrong += decide([Question(contrast(ours - theirs), MARGIN, None)])[0].p_values["supported"] <= LEVEL
+    spread = 3 * math.sqrt(LEVEL * (1 - LEVEL) / trials)
+    assert LEVEL - 2 * spread <= wrong / trials <= LEVEL + spread
 
 
 def test_a_true_margin_is_rarely_called_equivalent_and_the_papers_gain_rarely_smaller():
