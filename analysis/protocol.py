@@ -9,7 +9,8 @@ same in every run, so that a verdict is about them; what words and noises add to
 difference already. Margins are relative to what the base gains here: the mean over the methods' base cells of endpoint
 less the untrained model's value on the same words.
 
-A claim is decided once all planned pairs of all its strata are finished. A run that diverged for good leaves its claims
+A pair counts if one model of processor made all its runs: a seed is a block that stays on one machine. A claim is
+decided once all planned pairs of all its strata are finished. A run that diverged for good leaves its claims
 undecided: to drop a pair would favour the setting that diverges. Nothing else is excluded.
 """
 
@@ -18,6 +19,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 
 from analysis import paper
 from analysis.decisions import (
@@ -219,10 +221,15 @@ def _strata(study: Study, claim: Claim) -> list[Values]:
 
 
 def _differences(study: Study, claim: Claim, method: str) -> dict[int, float]:
-    """By seed that all cells of the claim have finished."""
+    """By seed that all cells of the claim have finished on one processor: another one's rounding is no treatment."""
     sides = [(treatment.cell(method), control.cell(method)) for treatment, control in claim.comparisons]
     values = {cell: study.values(cell, TRAINING_REWARD) for pair in sides for cell in pair}
-    seeds = sorted(set.intersection(*(set(of_cell.index) for of_cell in values.values())))
+    members = [runs for cell, runs in study.cells if cell in values]
+    if len(members) < len(values):
+        return {}
+    made_on = pd.concat(members).groupby("seed")["processor"].nunique()
+    finished = set.intersection(*(set(of_cell.index) for of_cell in values.values()))
+    seeds = sorted(seed for seed in finished if made_on[seed] == 1)
     return {seed: float(np.mean([values[a][seed] - values[b][seed] for a, b in sides])) for seed in seeds}
 
 

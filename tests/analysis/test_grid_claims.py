@@ -1,5 +1,6 @@
 """Claims of the grid judged on fabricated runs: what is averaged, what is a stratum, what is not decided yet."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -82,6 +83,17 @@ def test_a_claim_is_undecided_until_its_last_planned_pair(tmp_path):
     assert judged["easiest"].verdict == "undecided"
     assert judged["easiest"].pairs == 8
     assert judged["hardest"].verdict == "supported"
+
+
+def test_a_pair_made_on_two_processors_does_not_count(tmp_path):
+    _grid(tmp_path, OWN_SEEDS)
+    (environment,) = tmp_path.glob("flow_cps-easiest-False-22/environment.json")
+    content = json.loads(environment.read_text(encoding="utf-8"))
+    environment.write_text(json.dumps(content | {"processor": "another one (AVX2)"}), encoding="utf-8")
+    judged = _judged(tmp_path)
+    assert judged["easiest"].pairs == 8
+    assert judged["easiest"].verdict == "undecided"
+    assert judged["hardest"].pairs == 9
 
 
 def test_more_planned_pairs_than_there_are_decide_nothing(own_seeds):
