@@ -8,7 +8,7 @@ import pandas as pd
 
 from analysis.decisions import LEVEL, OUTCOMES, Outcome
 from analysis.formats import MISSING, number
-from analysis.protocol import MARGIN_SHARE, Judged, judge, method_claims, pooled_claims
+from analysis.protocol import MARGIN_SHARE, Judged, judge_grid, method_claims, pooled_claims
 from analysis.study import Study
 
 HEAD = ("Claim", "Verdict", "Difference", "Of the base's gain", "The paper's", "Pairs", "Power", "Pairs needed")
@@ -33,7 +33,7 @@ def conclude(study: Study) -> Conclusions | None:
     """Judge a study's grid; None where no claim has a pair of finished runs."""
     methods = list(dict.fromkeys(cell.method for cell, _ in study.grid_cells))
     planned = max((members["seed"].nunique() for _, members in study.grid_cells), default=0)
-    families = [judge(study, claims(methods), planned) for claims in (pooled_claims, method_claims)]
+    families = [judge_grid(study, claims(methods), planned) for claims in (pooled_claims, method_claims)]
     if not any(one.pairs for family in families for one in family):
         return None
     pooled, by_method = families

@@ -184,7 +184,7 @@ class Judged:
         return self.level / self.family, len(self.strata)
 
 
-def judge(study: Study, claims: Sequence[Claim], planned: int, level: float = LEVEL) -> list[Judged]:
+def judge_grid(study: Study, claims: Sequence[Claim], planned: int, level: float = LEVEL) -> list[Judged]:
     """Judge a family of claims on one study's runs.
 
     Args:

@@ -22,9 +22,11 @@ def numbers_sha256(root: Path = ROOT) -> str:
 @cache
 def seal_sha256(root: Path = ROOT) -> str:
     """Of all that a verdict depends on: the rules with what they import, and what is run for them."""
-    judging = [file for file in _python_files(root / "analysis") if _defines(file, "judge_claims")]
+    files = _python_files(root / "analysis")
+    judging = [file for file in files if _defines(file, "judge_claims") or _defines(file, "judge_grid")]
     digest = hashlib.sha256(code_sha256(_imported(judging, root)).encode())
-    for file in sorted((root / "experiments" / "studies").glob("*.yaml")):
+    planned = [file for kind in ("studies", "grids") for file in sorted((root / "experiments" / kind).glob("*.yaml"))]
+    for file in planned:
         lines = (line.partition(" #")[0].rstrip() for line in file.read_text(encoding="utf-8").splitlines())
         digest.update("\n".join(line for line in lines if line and not line.lstrip().startswith("#")).encode())
     return digest.hexdigest()

@@ -8,7 +8,7 @@ from fabricated import write_run
 
 from analysis.labels import SELECTIONS
 from analysis.logs import load_logs
-from analysis.protocol import MARGIN_SHARE, Judged, judge, method_claims, pooled_claims
+from analysis.protocol import MARGIN_SHARE, Judged, judge_grid, method_claims, pooled_claims
 from analysis.study import split_studies
 
 GAIN = {"random": 0.30, "easiest": 0.10, "hardest": 0.36, "medium": 0.31, "curriculum": 0.30}
@@ -37,7 +37,7 @@ def _grid(folder: Path, seeds: dict[str, list[int]], omit: tuple[str, int] | Non
 
 def _judged(folder: Path, planned: int = 3) -> dict[str, Judged]:
     (study,) = split_studies(load_logs(folder))
-    return {one.claim.name: one for one in judge(study, pooled_claims(), planned)}
+    return {one.claim.name: one for one in judge_grid(study, pooled_claims(), planned)}
 
 
 OWN_SEEDS = {"flow_grpo": [1, 2, 3], "dance_grpo": [11, 12, 13], "flow_cps": [21, 22, 23]}
@@ -110,7 +110,7 @@ def test_an_undecided_claim_says_how_many_pairs_it_takes(own_seeds):
 def test_cells_that_are_not_there_leave_a_claim_undecided(tmp_path):
     _grid(tmp_path, {"flow_grpo": [1, 2, 3]})
     (study,) = split_studies(load_logs(tmp_path))
-    assert {one.verdict for one in judge(study, pooled_claims(), 3)} == {"undecided"}
-    of_method = {one.claim.name: one for one in judge(study, method_claims(), 3)}
+    assert {one.verdict for one in judge_grid(study, pooled_claims(), 3)} == {"undecided"}
+    of_method = {one.claim.name: one for one in judge_grid(study, method_claims(), 3)}
     assert of_method["adagrpo-flow_grpo"].pairs == 3
     assert of_method["adagrpo-flow_cps"].pairs == 0
