@@ -24,7 +24,8 @@ from analysis.gallery import Gallery
 from analysis.labels import METHOD_NAMES, Cell, selection_order, split_cells
 from analysis.logs import TRAINING_REWARD, Logs, load_gallery
 from analysis.mechanism import MechanismPart
-from analysis.settings import describe_environments, split_settings
+from analysis.settings import count_warnings, describe_environments, split_settings
+from analysis.sources import changes_since, note_on_changes
 from analysis.stability import stability_table
 from analysis.study import MIN_SEEDS_FOR_INTERVAL, Study, missing_cells
 from analysis.tables import CellRow, extra_gain_table, main_table, paper_table
@@ -146,6 +147,7 @@ def render_page(
         unfinished=summary[summary["state"] != "finished"].to_dict("records"),
         damages=logs.damages,
         environment=describe_environments(logs.environments),
+        changes=note_on_changes(map(changes_since, logs.environments)),
         min_seeds=MIN_SEEDS_FOR_INTERVAL,
         paper=paper_table(),
         paper_overhead=paper.overhead(),
@@ -214,6 +216,7 @@ def _study(logs: Logs, part: Part, scope: str, names_experiment: bool) -> dict[s
         "num_runs": len(study.summary),
         "processor": study.processor,
         "missing": _missing(study),
+        "warnings": count_warnings([(logs.configs[i], logs.environments[i]) for i in study.summary.index]),
         "shared": shared,
         "varied": varied,
         "test_rewards": dict(final.loc[final["metric"] == TRAINING_REWARD, ["run_id", "value"]].to_numpy()),

@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path, PurePath
 
@@ -21,6 +22,7 @@ from analysis.logs import find_runs, load_logs
 from analysis.mechanism import MechanismPart, read_mechanism_report
 from analysis.page import ClaimsPart, Part, render_page
 from analysis.runlog import RunLogError
+from analysis.sources import changes_since, note_on_changes
 from analysis.spending import SPENDING_METRICS
 from analysis.stability import GROUP_SPREADS, stability_frame, stability_table
 from analysis.study import split_studies
@@ -66,6 +68,8 @@ def write_report(runs_folder: Path, output: Path, mechanism: Path | None = None,
         check_markers(readme)
     metrics = (*SPENDING_METRICS, *CHOSEN_METRICS, *GROUP_SPREADS)
     logs = load_logs(runs_folder, metrics, skip_damaged=True)
+    for line in note_on_changes(map(changes_since, logs.environments)):
+        print(line, file=sys.stderr)
     studies = split_studies(logs)
     claims = claims_table(studies, logs)
     if claims is None and readme is not None:

@@ -1,6 +1,7 @@
 """What was run: the settings that all runs share, those that vary, and where the runs were made."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 _IDENTITY = {"experiment", "seed", "selection", "fusion.enabled", "fusion.weight"}
@@ -48,6 +49,24 @@ def describe_environments(environments: Sequence[Mapping[str, Any]]) -> dict[str
         "GPU": every(gpus),
     }
     return {name: text for name, text in described.items() if text}
+
+
+def count_warnings(runs: Iterable[tuple[Mapping[str, Any], Mapping[str, Any]]]) -> dict[str, int]:
+    """What runs warned of, such as prompts that are cut off, and that their prompt lists may overlap.
+
+    Args:
+        runs: resolved configuration and environment of each.
+
+    Returns:
+        Lines, each with the number of runs that it is true of.
+    """
+    counts: Counter[str] = Counter()
+    for config, environment in runs:
+        counts.update(map(str, environment.get("warnings") or ()))
+        prompts = config.get("prompts")
+        if isinstance(prompts, Mapping) and prompts.get("allow_overlap"):
+            counts["prompts.allow_overlap is set: lists with prompts in common are taken"] += 1
+    return counts
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:

@@ -1,12 +1,69 @@
-"""The code that a number or a verdict depends on, as one hash. Only the standard library is needed."""
+"""What a number or a verdict was made by: code, as one hash, and packages. Only the standard library is needed."""
 
 import ast
 import hashlib
-from collections.abc import Iterable, Iterator
+import importlib.metadata
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
+PACKAGES = ("torch", "diffusers", "transformers", "accelerate", "peft", "onnxruntime", "numpy")
+"""That numbers depend on."""
+_BESIDE_NUMBERS = ("Mirror", "write_atomically", "SELECTIONS", "numbers_sha256")
+"""Files that define these are imported by runs, but no number depends on them: wandb's mirror; files written and read
+as they are; names, labels, colours and sizes of what is computed elsewhere; and this file."""
+
+
+@cache
+def package_versions() -> dict[str, str]:
+    """Of ``PACKAGES``, those that are installed."""
+    found = {}
+    for name in PACKAGES:
+        with suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
+
+
+def changes_since(environment: Mapping[str, Any]) -> list[str]:
+    """What numbers would be made by now that a run's executions, or one of them, were not made by; empty for nothing.
+
+    Args:
+        environment: content of the run's environment.json; empty for a run that has none yet.
+    """
+    if not environment:
+        return []
+    changes, now = [], package_versions()
+    for one in (environment, *environment.get("resumed", ())):
+        if one.get("code_sha256") is None:
+            changes.append("code not recorded")
+        elif one["code_sha256"] != numbers_sha256():
+            changes.append("other code")
+        recorded = one.get("packages") or {}
+        changes += [
+            f"{name} {version} where {now.get(name, 'none')} is now"
+            for name, version in recorded.items()
+            if version != now.get(name)
+        ]
+    return list(dict.fromkeys(changes))
+
+
+def note_on_changes(runs: Iterable[Collection[str]]) -> list[str]:
+    """A line that says how many runs were not made by the present code and packages; none for none.
+
+    Args:
+        runs: ``changes_since`` of each.
+    """
+    changed = [changes for changes in runs if changes]
+    if not changed:
+        return []
+    counts = Counter(change for changes in changed for change in changes)
+    what = ", ".join(f"{change} ({count})" for change, count in sorted(counts.items()))
+    were = "1 run was" if len(changed) == 1 else f"{len(changed)} runs were"
+    return [f"{were} begun or finished by other code than the present one: {what}"]
 
 
 @cache
@@ -16,7 +73,8 @@ def numbers_sha256(root: Path = ROOT) -> str:
     start = [file for file in files if _defines(file, "Session")]
     rewards = {file.parent for file in files if _defines(file, "Reward")}
     start += [file for file in files if rewards & set(file.parents)]
-    return code_sha256(_imported(start, root))
+    beside = {file for file in files if any(_defines(file, name) for name in _BESIDE_NUMBERS)}
+    return code_sha256(_imported(start, root, beside))
 
 
 @cache
@@ -77,16 +135,19 @@ def _python_files(folder: Path) -> list[Path]:
 
 
 def _defines(file: Path, name: str) -> bool:
-    return any(isinstance(node, ast.ClassDef | ast.FunctionDef) and node.name == name for node in _tree(file).body)
+    return any(
+        getattr(node, "name", None) == name or (isinstance(node, ast.AnnAssign) and ast.unparse(node.target) == name)
+        for node in _tree(file).body
+    )
 
 
-def _imported(start: Iterable[Path], root: Path) -> set[Path]:
+def _imported(start: Iterable[Path], root: Path, but: Collection[Path] = ()) -> set[Path]:
     """Files of the project that others import, at the top or later, directly or not, with those themselves."""
     found: set[Path] = set()
     left = list(start)
     while left:
         file = left.pop()
-        if file not in found:
+        if file not in found and file not in but:
             found.add(file)
             left += [path for path in _imports(file, root) if path.is_file()]
     return found

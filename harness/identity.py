@@ -5,12 +5,12 @@ what it stands for has stayed.
 """
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from analysis.sources import numbers_sha256
+from analysis.sources import changes_since, note_on_changes
 from harness import config as configuration
 from harness.config import NUMERICS_VERSION, ConfigError, RunConfig, leaves, numeric_settings
 from harness.files import read_text, write_atomically
@@ -26,8 +26,8 @@ _EXECUTION = ("commit", "code_sha256", "seal_sha256", "protocol_sha256", "packag
 
 _SCORABLE: set[tuple[str, str, str]] = set()
 """Prompt lists, with rewards and their settings, whose every prompt was found fit: a plan of many runs asks once."""
-_DISJOINT: set[tuple[str, str]] = set()
-"""Pairs of prompt lists that have nothing in common."""
+_DISJOINT: set[tuple[str, ...]] = set()
+"""Prompt lists of a run that have nothing in common."""
 
 
 def fingerprints_of(config: RunConfig) -> dict[str, str]:
@@ -98,20 +98,29 @@ def _require_scorable(reward: "Reward", settings: str, prompt_list: "PromptList"
 
 def _require_disjoint(config: RunConfig, lists: Mapping[str, "PromptList"]) -> None:
     """Raise ConfigError if prompts that a run learns from are among those that it is judged by."""
+    known = tuple(prompt_list.sha256 for prompt_list in lists.values())
+    if known in _DISJOINT:
+        return
+    found = overlaps(config, {split: prompt_list.prompts for split, prompt_list in lists.items()})
+    if found:
+        raise ConfigError(f"{found[0]}; remove them from one, or set prompts.allow_overlap=true")
+    _DISJOINT.add(known)
+
+
+def overlaps(config: RunConfig, lists: Mapping[str, Sequence[str]]) -> list[str]:
+    """A line for each two prompt lists of a run, by split, that have prompts in common: how many, and the first."""
     from harness.prompts import overlap
 
+    lines = []
     for one, other in combinations(lists, 2):
-        pair = (lists[one].sha256, lists[other].sha256)
-        if pair in _DISJOINT:
-            continue
-        common = overlap(lists[other].prompts, lists[one].prompts)
+        common = overlap(lists[other], lists[one])
         if common:
             path, its_path = (getattr(config.prompts, split) for split in (one, other))
-            raise ConfigError(
+            lines.append(
                 f"prompts.{one} {path} and prompts.{other} {its_path}: have {len(common)} prompts in common, such as "
-                f"{common[0][:80]!r}; remove them from one, or set prompts.allow_overlap=true"
+                f"{common[0][:80]!r}"
             )
-        _DISJOINT.add(pair)
+    return lines
 
 
 # --- what a run is ----------------------------------------------------------------------------------------------------
@@ -193,44 +202,26 @@ def record_execution(folder: Path, environment: Mapping[str, Any]) -> list[str]:
         return []
     write_atomically(path, json.dumps({**first, "resumed": [*first.get("resumed", []), own]}, indent=1) + "\n")
     said = []
-    if last.get("code_sha256") != own["code_sha256"]:
-        said.append("resumed by other code than it was begun with: its numbers are of both, as environment.json says")
+    if any(last.get(key) != own[key] for key in ("code_sha256", "packages")):
+        said.append(
+            "resumed by other code or packages than it was begun with: its numbers are of both, see environment.json"
+        )
     if last.get("seal_sha256") != own["seal_sha256"]:
         said.append("resumed under another seal of the rules that judge it: its result is marked, see environment.json")
     return said
 
 
-def is_by_other_code(environment: Mapping[str, Any]) -> bool:
-    """Whether a run was executed, at any time, by code that gives other numbers, or by code that was not recorded.
-
-    Args:
-        environment: content of its environment.json; empty for a run that has none yet.
-    """
-    if not environment:
-        return False
-    executions = [environment, *environment.get("resumed", [])]
-    return any(one.get("code_sha256") != numbers_sha256() for one in executions)
+def changes_of(folder: Path) -> list[str]:
+    """``changes_since`` a run directory was executed; a damaged record is none."""
+    try:
+        return changes_since(_read(folder / ENVIRONMENT) if (folder / ENVIRONMENT).is_file() else {})
+    except ConfigError:
+        return ["code not recorded"]
 
 
-def by_other_code(folders: Iterable[Path]) -> list[Path]:
-    """Of run directories, those that ``is_by_other_code``; a damaged record is none."""
-    found = []
-    for folder in folders:
-        try:
-            environment = _read(folder / ENVIRONMENT) if (folder / ENVIRONMENT).is_file() else {}
-        except ConfigError:
-            environment = {"code_sha256": None}
-        if is_by_other_code(environment):
-            found.append(folder)
-    return found
-
-
-def note_on_code(count: int) -> list[str]:
-    """The line that says how many runs were made by other code; none for none."""
-    if not count:
-        return []
-    runs = "1 run was" if count == 1 else f"{count} runs were"
-    return [f"{runs} begun or finished by other code than the present one, or by code not recorded: --rerun-changed"]
+def note_on_code(runs: Iterable[Collection[str]]) -> list[str]:
+    """As ``note_on_changes``, with what to do."""
+    return [f"{line}; --rerun-changed runs again what is changed" for line in note_on_changes(runs)]
 
 
 def set_aside(folder: Path) -> Path:

@@ -5,8 +5,6 @@ An entry here is a valid value of its setting. Nothing heavy is imported: the an
 
 from dataclasses import dataclass
 
-from harness.errors import ConfigError
-
 METHODS: dict[str, str] = {"flow_grpo": "Flow-GRPO", "dance_grpo": "DanceGRPO", "flow_cps": "Flow-CPS"}
 """``method.kernel`` and how papers call it; the step itself is in ``harness.transitions.KERNELS``."""
 
@@ -58,10 +56,3 @@ REWARDS: dict[str, RewardName] = {
     "unifiedreward-v2": RewardName("UR-v2"),
 }
 """What ``reward`` and ``evaluation.judges`` may name; how each is computed is in ``harness.rewards``."""
-
-
-def model_of(reward: str) -> RewardModel | None:
-    """The model of a reward that needs a GPU. Raises ConfigError for a name that is in no registry."""
-    if reward not in REWARDS:
-        raise ConfigError(f"reward {reward!r} is unknown; there are {', '.join(REWARDS)}")
-    return REWARDS[reward].model

@@ -4,7 +4,6 @@ Launching and looking need neither torch nor rewards: the functions that do impo
 """
 
 import hashlib
-import importlib.metadata
 import json
 import os
 import pickle
@@ -19,7 +18,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any
 
-from analysis.sources import numbers_sha256, seal_sha256
+from analysis.sources import numbers_sha256, package_versions, seal_sha256
 from harness import config as configuration
 from harness import files, identity, records
 from harness.config import ROOT, ConfigError, RunConfig
@@ -31,7 +30,6 @@ from harness.stopping import StopRun
 RUNS = ROOT / "results" / "runs"
 PROTOCOL = ROOT / "analysis" / "claims.py"
 """How results will be judged: a run records which version of it was in force."""
-_PACKAGES = ("torch", "diffusers", "transformers", "accelerate", "peft", "onnxruntime", "numpy")
 _LONGEST_REASON = 500
 _CPUINFO = Path("/proc/cpuinfo")
 
@@ -288,14 +286,14 @@ def prepare_run(config: RunConfig, root: Path = RUNS, rerun_changed: bool = Fals
     Args:
         config: the run.
         root: folder of run directories.
-        rerun_changed: set a run aside that other code has executed, see ``identity.set_aside``, and begin it again.
+        rerun_changed: set a run aside that other code or packages have executed, and begin it again.
 
     Raises:
         ConfigError: as ``find_run``, or the directory is not the run of its name any more.
     """
     fingerprints = fingerprints_of(config)
     run = _find(config, fingerprints, root)
-    if rerun_changed and not run.is_locked() and identity.by_other_code([run.folder]):
+    if rerun_changed and not run.is_locked() and identity.changes_of(run.folder):
         identity.set_aside(run.folder)
     path = run.folder / "config.yaml"
     if not path.exists():
@@ -327,7 +325,7 @@ def environment() -> dict[str, Any]:
         "seal_sha256": seal_sha256(),
         "numerics_version": configuration.NUMERICS_VERSION,
         "python": platform.python_version(),
-        "packages": {name: importlib.metadata.version(name) for name in _PACKAGES},
+        "packages": package_versions(),
         "processor": _processor(),
         "cores": os.cpu_count(),
         "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],

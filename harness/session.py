@@ -17,7 +17,7 @@ from harness.config import NUMERICS_VERSION, numeric_settings
 from harness.errors import CollectiveError
 from harness.evaluation import evaluate, sample_images, save_gallery
 from harness.files import write_atomically
-from harness.identity import record_execution, require_unchanged
+from harness.identity import overlaps, record_execution, require_unchanged
 from harness.mirror import Mirror
 from harness.models.files import model_fingerprint
 from harness.models.locate import find_pipeline
@@ -81,6 +81,8 @@ class Session:
         for judge in self.judges:
             judge.check_ready()
         self.warnings = self._cut_prompts(policy) if self.is_main else []
+        if self.is_main and self.config.prompts.allow_overlap:
+            self.warnings += overlaps(self.config, self.prompts)
         for line in self.warnings:
             self.say(f"warning: {line}")
         self.trainer = Trainer(self.config, policy, reward, self.prompts["train"], accelerator)

@@ -101,7 +101,7 @@ def _print_plan(study: "Study", experiments: dict[str, list["PlannedRun"]]) -> N
         rates = measured_rates(source)
     print("\n".join(plan_lines(experiments, rates)))
     every = {one.shard: one for planned in experiments.values() for one in planned}
-    for line in note_on_code(sum(one.is_by_other_code for one in every.values())):
+    for line in note_on_code(one.changes for one in every.values()):
         print(f"\n{line}")
     left = [one for one in every.values() if not one.is_kept]
     recorded = own.recorded_hours if own else 0.0

@@ -25,8 +25,8 @@ def add_parser(commands: Commands) -> None:
 
 
 def add_rerun(parser: argparse.ArgumentParser) -> None:
-    """Declare what ``prepare_run`` is told of runs that other code has made."""
-    text = "set runs aside that other code has begun or finished, and run them again"
+    """Declare what ``prepare_run`` is told of runs that other code or packages have made."""
+    text = "set runs aside that other code, or other packages, have begun or finished, and run them again"
     parser.add_argument("--rerun-changed", action="store_true", help=text)
 
 
@@ -58,7 +58,7 @@ def run_to_resume(options: argparse.Namespace) -> "RunDirectory | None":
 def train(options: argparse.Namespace) -> int:
     """Execute or continue a run, unless it is finished. Every process of a launch calls this; the main one prepares."""
     from harness.config import compose
-    from harness.identity import by_other_code, note_on_code
+    from harness.identity import changes_of, note_on_code
     from harness.runs import find_run, prepare_run
 
     is_main = int(os.environ.get("RANK", "0")) == 0
@@ -70,7 +70,7 @@ def train(options: argparse.Namespace) -> int:
         run = prepare_run(config, rerun_changed=options.rerun_changed) if is_main else find_run(config)
     if run.status()["state"] == "finished":
         if is_main:
-            print("\n".join([f"{run.folder} is finished already", *note_on_code(len(by_other_code([run.folder])))]))
+            print("\n".join([f"{run.folder} is finished already", *note_on_code([changes_of(run.folder)])]))
         return 0
     lock = run.lock() if is_main else None
     try:

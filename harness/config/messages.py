@@ -17,6 +17,8 @@ def one_line(error: ValidationError, section: type[BaseModel] = RunConfig) -> st
     # A misspelt key is also a missing one; the misspelling says what to do.
     problem = next((one for one in problems if one["type"] == "extra_forbidden"), problems[0])
     location = [str(part) for part in problem["loc"]]
+    if location[-1:] == ["[key]"]:  # pydantic's word for a name that is none of the registry's
+        location = location[:-2]
     key = ".".join(location)
     if problem["type"] == "extra_forbidden":
         return unknown_key(location, fields_at(location[:-1], section))

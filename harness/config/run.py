@@ -19,8 +19,10 @@ from harness.config.model import ModelConfig
 from harness.config.optimizer import OptimizerConfig
 from harness.config.rewards import RewardConfig
 from harness.config.section import Count, CountOrNone, Name, Pixels, Seconds, Section, Seed, Steps, one_of
-from harness.names import ENGINES
+from harness.names import ENGINES, REWARDS
 from harness.trained_reward import Normalisation, TrainedReward
+
+KnownReward = Annotated[str, one_of(REWARDS)]
 
 
 class PromptsConfig(Section):
@@ -46,7 +48,7 @@ class EvaluationConfig(Section):
     """Measure the trained model on the test list when training is over. Without, the list is not even read: tuning."""
     base_test: bool = False
     """Also measure the untrained model on the test list, at iteration 0."""
-    judges: tuple[str, ...] = ("ocr", "ocr-v4", "colour")
+    judges: tuple[KnownReward, ...] = ("ocr", "ocr-v4", "colour")
     """Rewards to report, trained on or not."""
     num_steps: Steps | None = None
     height: Pixels | None = None
@@ -93,9 +95,9 @@ class RunConfig(Section):
     capability: CapabilityConfig = CapabilityConfig()
     model: ModelConfig
     method: MethodConfig
-    reward: dict[str, float] = Field(min_length=1)
+    reward: dict[KnownReward, float] = Field(min_length=1)
     """Weight of each reward in the sum that is trained on, see ``objective.combine``."""
-    rewards: dict[str, RewardConfig] = Field({})
+    rewards: dict[KnownReward, RewardConfig] = Field({})
     """Settings of rewards and judges, by name."""
     rollout: RolloutConfig = RolloutConfig()
     objective: ObjectiveConfig = ObjectiveConfig()

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from harness.accounting import Counters, expected_cost
 from harness.config import RunConfig
 from harness.doctor.architecture import Architecture
-from harness.names import model_of
+from harness.names import REWARDS
 
 PEAK_TERAFLOPS = {"H200": 989, "H100": 989, "A100": 312, "L40S": 362, "RTX 4090": 165, "RTX 3090": 71, "A10": 125}
 """Dense bf16 tensor arithmetic, as the maker states it, by a part of the GPU's name."""
@@ -90,7 +90,7 @@ def seconds_per_forward(architecture: Architecture, config: RunConfig, gpu: str)
 
 def scoring_seconds(config: RunConfig, gpu: str) -> float:
     """Of a run's training rewards, by their models' arithmetic; a reward without a model listed here counts nothing."""
-    models = [model for name in config.reward if (model := model_of(name)) is not None]
+    models = [model for name in config.reward if (model := REWARDS[name].model) is not None]
     operations = sum(2 * model.parameters * model.tokens for model in models)
     calls = config.iterations * expected_cost(config).reward_calls
     return calls * operations / (PEAK_TERAFLOPS[gpu] * 1e12 * UTILISATION)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from harness.config import RewardConfig, RunConfig, num_trained_steps
 from harness.doctor.architecture import Architecture
 from harness.models.locate import TWIN_PREFIX
-from harness.names import model_of
+from harness.names import REWARDS
 
 _WORKSPACE = 3 * 2**29
 """CUDA context, kernels' workspace, and what the allocator cannot use."""
@@ -167,7 +167,7 @@ def _reward_models(config: RunConfig, rewards: Sequence[str], on_gpu: bool) -> t
     resident, moving = 0, 0
     for name in rewards:
         settings = config.rewards.get(name, RewardConfig())
-        model = model_of(name)
+        model = REWARDS[name].model
         is_elsewhere = settings.backend == "url" or (on_gpu and settings.device == "cpu")
         if model is None or is_elsewhere or (settings.path or "").startswith(TWIN_PREFIX):
             continue

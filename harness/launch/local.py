@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from harness.files import lock
-from harness.identity import by_other_code, note_on_code
+from harness.identity import changes_of, note_on_code
 from harness.launch.process import QUEUE_NAME, WorkerProcess
 from harness.launch.progress import Progress, latest_validation, standings
 from harness.launch.queue import give_up, is_settled, reset, write_queue
@@ -62,7 +62,7 @@ def run_all(
     given, runs = len(runs), list(dict.fromkeys(runs))
     if len(runs) < given:
         say(f"{given - len(runs)} runs differ from others in settings without effect, and are the same run")
-    for line in note_on_code(len(by_other_code(run.folder for run in runs))):
+    for line in note_on_code(changes_of(run.folder) for run in runs):
         say(line)
     finished = [run for run in runs if run.status()["state"] == "finished"]
     outcome = Outcome(finished)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from statistics import mean
 
 from harness.config import RunConfig
-from harness.identity import by_other_code, note_on_code
+from harness.identity import changes_of, note_on_code
 from harness.launch.cells import cell_names
 from harness.records import BROKEN, read_lines
 from harness.runs import RUNS, RunDirectory, find_run
@@ -34,7 +34,7 @@ def plan(configs: Sequence[RunConfig], slots: int) -> list[str]:
         ConfigError: as ``find_run``.
     """
     runs = [(config, find_run(config)) for config in configs]
-    changed = note_on_code(len(by_other_code({run.folder for _, run in runs})))
+    changed = note_on_code(map(changes_of, {run.folder for _, run in runs}))
     cells: dict[str, Counter[str]] = {}
     for cell, (_, run) in zip(cell_names(configs), runs, strict=True):
         cells.setdefault(cell, Counter())[_state(run)] += 1

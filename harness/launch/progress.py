@@ -12,7 +12,7 @@ from typing import Any
 from analysis.recorded import name_files, name_repeats
 from harness.config import ConfigError, RunConfig
 from harness.files import read_text
-from harness.identity import by_other_code, note_on_code
+from harness.identity import changes_of, note_on_code
 from harness.launch.cells import cell_names
 from harness.launch.queue import SETTLED
 from harness.records import BROKEN, read_lines
@@ -159,7 +159,7 @@ def status_lines(root: Path) -> list[str]:
                 lines.append(f"  {state} {_describe(run)}")
             if run.run_id in damages:
                 lines.append(f"  cannot be read: {damages[run.run_id]}")
-        lines += [f"  {line}" for line in note_on_code(len(by_other_code(run.folder for run in runs)))]
+        lines += [f"  {line}" for line in note_on_code(changes_of(run.folder) for run in runs)]
         if ranked:
             lines += ["  trained reward on validation prompts, latest, mean over seeds:", *(f"  {r}" for r in ranked)]
         lines.append("")

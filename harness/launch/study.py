@@ -7,6 +7,7 @@ from typing import NamedTuple, Protocol
 from pydantic import Field, ValidationError
 
 from analysis.shards import read_shard_environment
+from analysis.sources import changes_since
 from harness import identity
 from harness.accounting import expected_cost
 from harness.config import EXPERIMENTS, ROOT, ConfigError, RunConfig, Section, nearest, one_line, read_yaml
@@ -73,14 +74,14 @@ class PlannedRun(NamedTuple):
         return self.shard.is_file()
 
     @property
-    def is_by_other_code(self) -> bool:
-        """Whether its shard, or the directory it is executed in, comes of other code than the present one."""
-        if self.is_kept:
-            try:
-                return identity.is_by_other_code(read_shard_environment(self.shard))
-            except ConfigError:
-                return True  # a damaged shard says nothing of its code; who reads its numbers is told
-        return bool(identity.by_other_code([self.run.folder]))
+    def changes(self) -> list[str]:
+        """``changes_since`` its shard was made, or what the directory it is executed in has."""
+        if not self.is_kept:
+            return identity.changes_of(self.run.folder)
+        try:
+            return changes_since(read_shard_environment(self.shard))
+        except ConfigError:
+            return ["code not recorded"]  # a damaged shard says nothing of its code; who reads its numbers is told
 
 
 def read_study(path: Path = DEFAULT) -> Study:
@@ -132,7 +133,7 @@ def execute(
     Raises:
         ConfigError, KeyboardInterrupt: as ``run_all``.
     """
-    missing = [one for one in planned if not one.is_kept or (rerun_changed and one.is_by_other_code)]
+    missing = [one for one in planned if not one.is_kept or (rerun_changed and one.changes)]
     say(f"{len(planned) - len(missing)} of {len(planned)} runs are kept already")
     outcome = Outcome()
     for group in _by_runtime(missing):

@@ -1,5 +1,6 @@
 """Logs of runs, finished or broken off, become the tidy frame that they should."""
 
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +17,7 @@ from analysis.logs import (
     load_runs,
     load_summary,
 )
-from analysis.runlog import RunLogError
+from analysis.runlog import RunLogError, read_directory
 
 WriteRun = Callable[..., Path]
 
@@ -218,3 +219,12 @@ def test_cells_have_the_names_of_the_field() -> None:
     assert cell_label("flow_grpo", "hardest", False) == "Flow-GRPO hardest"
     assert cell_label("flow_grpo", "hardest", True) == "Flow-GRPO hardest + fusion"
     assert cell_colour("random", False) != cell_colour("curriculum", True) != cell_colour("curriculum", False)
+
+
+@pytest.mark.parametrize("opening", ["[", "- ", "{a: ", "? "])
+def test_a_configuration_that_nests_without_end_is_one_error(opening: str, write_run: WriteRun) -> None:
+    for depth in (3_000, 100_000):
+        path = write_run(f"nested-{depth}") / "config.yaml"
+        path.write_text(f"reward: {opening * depth}" if opening != "- " else opening * depth, encoding="utf-8")
+        with pytest.raises(RunLogError, match=re.escape(str(path))):
+            read_directory(path.parent)

@@ -1,6 +1,7 @@
 """The report says what the logs say, in one file, the same each time."""
 
 import base64
+import json
 import re
 from collections.abc import Callable
 from html.parser import HTMLParser
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from analysis import sources
 from analysis.chosen import chosen_frame
 from analysis.conclusions import conclude
 from analysis.figures import Group, StudyFigures
@@ -216,3 +218,19 @@ def test_the_command_writes_the_page_or_says_what_is_wrong(
         main([str(tmp_path / "empty"), str(tmp_path / "out")])
     assert exit_.value.code == 2
     assert "holds no run" in capsys.readouterr().err
+
+
+def test_the_page_names_what_runs_were_made_by_and_warned_of(write_run: WriteRun) -> None:
+    cut = "prompts.train: clip reads 77 tokens of a prompt: 12 of 200 are cut off"
+    for number in range(3):
+        run = write_run(f"run-{number}", seed=number, prompts={"allow_overlap": number == 0})
+        made_by = {"code_sha256": sources.numbers_sha256(), "packages": sources.package_versions()}
+        if number:
+            made_by |= {"code_sha256": "other", "packages": {"torch": "1.0"}, "warnings": [cut]}
+        (run / "environment.json").write_text(json.dumps(made_by))
+    text = text_of(page_of(run.parent))
+    assert f"{cut} (2 of 3 runs)" in text
+    assert re.search(r"prompts\.allow_overlap is set[^(]*\(1 of 3 runs\)", text)
+    (made,) = re.findall(r"2 runs were begun or finished by other code[^.]*: ([^;]*?)\. Code", text)
+    assert "other code (2)" in made
+    assert "torch 1.0 where" in made

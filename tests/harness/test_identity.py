@@ -129,7 +129,9 @@ def test_lists_with_prompts_in_common_are_refused_unless_that_is_said(config: Ru
     with pytest.raises(ConfigError, match=r"prompts\.train .* and prompts\.validation .*10 prompts in common"):
         find_run(config)
     prompts = config.prompts.model_copy(update={"allow_overlap": True})
-    find_run(config.model_copy(update={"prompts": prompts}))
+    taken = prepare_run(config.model_copy(update={"prompts": prompts}), tmp_path / "runs")
+    (warning,) = Session(taken).warnings
+    assert "10 prompts in common" in warning
     spaced = (tmp_path / "test.txt").read_text(encoding="utf-8").splitlines()[0].replace(" ", "  ")
     (tmp_path / "validation.txt").write_text(f"{spaced}\n", encoding="utf-8")
     with pytest.raises(ConfigError, match=r"prompts\.validation .* and prompts\.test .*1 prompts in common"):
@@ -159,13 +161,27 @@ def test_executions_are_added_and_never_replaced(run: RunDirectory) -> None:
     first = environment()
     assert identity.record_execution(run.folder, first) == []
     assert identity.record_execution(run.folder, first) == []
-    assert not identity.by_other_code([run.folder])
+    assert identity.changes_of(run.folder) == []
     said = identity.record_execution(run.folder, first | {"code_sha256": "other", "seal_sha256": "another"})
     assert len(said) == 2
     recorded = json.loads((run.folder / "environment.json").read_text(encoding="utf-8"))
     assert {key: recorded[key] for key in first} == first
     assert [one["code_sha256"] for one in recorded["resumed"]] == ["other"]
-    assert identity.by_other_code([run.folder]) == [run.folder]
+    assert identity.changes_of(run.folder) == ["other code"]
+
+
+def test_another_version_of_a_package_is_other_code_and_named(run: RunDirectory) -> None:
+    here = environment()
+    older = here | {"packages": here["packages"] | {"torch": "1.0"}}
+    identity.record_execution(run.folder, older)
+    (change,) = identity.changes_of(run.folder)
+    assert "torch 1.0" in change
+    assert here["packages"]["torch"] in change
+    assert "packages" in identity.record_execution(run.folder, here)[0]
+    (line,) = identity.note_on_code([[change], [change, "other code"], []])
+    assert line.startswith("2 runs were")
+    assert f"{change} (2)" in line
+    assert "other code (1)" in line
 
 
 def test_a_run_by_other_code_is_named_and_run_again_when_asked(
@@ -229,6 +245,14 @@ def test_comments_docstrings_imports_and_places_do_not_count_as_code(tmp_path: P
         tmp_path / "c", session=CODE, other="def f():\n    return 1\n", rewards__base=reward, cli="print(1)\n"
     )
     assert sources.numbers_sha256(unused) == one
+    beside = tree(
+        tmp_path / "d",
+        session=CODE.replace("other", "other, mirror"),
+        other="def f():\n    return 1\n",
+        rewards__base=reward,
+        mirror="class Mirror:\n    patience = 1\n",
+    )
+    assert sources.numbers_sha256(beside) == one
     for name, old, new in (("session", "LIMIT = 3", "LIMIT = 4"), ("other", "1", "2"), ("rewards__base", "1.0", "2.0")):
         texts = {"session": CODE, "other": "def f():\n    return 1\n", "rewards__base": reward}
         texts[name] = texts[name].replace(old, new)
@@ -240,6 +264,12 @@ def test_the_code_of_numbers_is_the_method_the_models_and_the_rewards_but_no_com
     names = {path.stem for path in found}
     assert {"adagrpo", "transitions", "objective", "trainer", "flux", "ocr", "combined", "identity"} <= names
     assert not any("commands" in path.parts or "doctor" in path.parts for path in found)
+
+
+def test_what_stands_beside_numbers_is_one_file_each() -> None:
+    files = [path for folder in ("harness", "analysis") for path in (ROOT / folder).rglob("*.py")]
+    found = [[file.name for file in files if sources._defines(file, name)] for name in sources._BESIDE_NUMBERS]
+    assert found == [["mirror.py"], ["files.py"], ["names.py"], ["sources.py"]]
 
 
 def test_the_seal_covers_rules_statistics_verdicts_and_studies(tmp_path: Path) -> None:

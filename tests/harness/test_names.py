@@ -52,10 +52,16 @@ def test_an_entry_that_is_added_is_known_at_once(key: str, monkeypatch: pytest.M
         assert cell_label("another", "random", False) == "Another"
 
 
-def test_an_unknown_reward_is_one_line_for_the_doctor(monkeypatch: pytest.MonkeyPatch) -> None:
-    config = compose("smoke", overrides=["reward={another: 1}"])
-    with pytest.raises(ConfigError, match=r"'another' is unknown; there are ocr"):
-        scoring_seconds(config, "H100")
+@pytest.mark.parametrize(
+    "override", ["reward={clib: 1}", "reward.clib=1", "evaluation.judges=[ocr, clib]", "rewards.clib.device=cpu"]
+)
+def test_an_unknown_reward_or_judge_is_refused_when_it_is_read(override: str) -> None:
+    with pytest.raises(ConfigError, match=r"^[^\n]*'clib' is unknown; the nearest is 'clip'[^\n]*$"):
+        compose("smoke", overrides=[override])
+
+
+def test_a_reward_of_the_registry_is_known_to_the_doctor(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(names.REWARDS, "another", names.RewardName("Another judge", names.RewardModel(10, 4, 1)))
+    config = compose("smoke", overrides=["reward={another: 1}"])
     assert scoring_seconds(config, "H100") > 0
     assert judge_name("another") == "Another judge"
