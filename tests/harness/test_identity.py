@@ -273,7 +273,7 @@ def test_what_stands_beside_numbers_is_one_file_each() -> None:
 
 
 def test_the_seal_covers_rules_statistics_verdicts_and_studies(tmp_path: Path) -> None:
-    for part in ("analysis", "harness", "experiments/studies"):
+    for part in ("analysis", "harness", "experiments/studies", "experiments/grids"):
         shutil.copytree(
             ROOT / part, tmp_path / part, ignore=shutil.ignore_patterns("__pycache__", "base", "weak", "data")
         )
