@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import yaml
 
+from analysis.sources import require_environment
 from harness import records, strict_yaml
 from harness.errors import ConfigError
 from harness.files import read_text
@@ -323,7 +324,12 @@ def _read_object(path: Path) -> dict[str, Any]:
 def _read_environment(run: Path) -> dict[str, Any]:
     """environment.json, with the fingerprints of the run's files where it has an identity.json."""
     fingerprints = _read_object(run / "identity.json").get("fingerprints")
-    return _read_object(run / "environment.json") | ({"fingerprints": fingerprints} if fingerprints else {})
+    content = _read_object(run / "environment.json")
+    try:
+        require_environment(content)
+    except ValueError as error:
+        raise RunLogError(f"{run / 'environment.json'}: {error}") from None
+    return content | ({"fingerprints": fingerprints} if fingerprints else {})
 
 
 def _read_lines(path: Path, required: Sequence[str], sealed: records.Sealed) -> list[dict[str, Any]]:

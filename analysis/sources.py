@@ -28,6 +28,20 @@ def package_versions() -> dict[str, str]:
     return found
 
 
+_KINDS = {"packages": dict, "resumed": list, "warnings": list, "gpus": list, "code_sha256": str, "seal_sha256": str}
+
+
+def require_environment(content: Mapping[str, Any]) -> None:
+    """Raise ValueError, which names the key, unless a run's environment.json holds what this project writes there."""
+    resumed = content.get("resumed")
+    for one in (content, *(resumed if isinstance(resumed, list) else [])):
+        if not isinstance(one, Mapping):
+            raise ValueError("'resumed' must hold objects")
+        for key, kind in _KINDS.items():
+            if one.get(key) is not None and not isinstance(one[key], kind):
+                raise ValueError(f"{key!r} is no {kind.__name__}")
+
+
 def changes_since(environment: Mapping[str, Any]) -> list[str]:
     """What numbers would be made by now that a run's executions, or one of them, were not made by; empty for nothing.
 

@@ -10,7 +10,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from analysis.sources import changes_since, note_on_changes
+from analysis.sources import changes_since, note_on_changes, require_environment
 from harness import config as configuration
 from harness.config import NUMERICS_VERSION, ConfigError, RunConfig, leaves, numeric_settings
 from harness.files import read_text, write_atomically
@@ -238,10 +238,11 @@ def set_aside(folder: Path) -> Path:
 def _read(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(read_text(path))
+        if not isinstance(content, dict):
+            raise ValueError("no object")
+        require_environment(content)
     except ValueError as error:
         if isinstance(error, ConfigError):
             raise
         raise ConfigError(f"{path}: is damaged ({error}); restore it, or remove the run's folder") from None
-    if not isinstance(content, dict):
-        raise ConfigError(f"{path}: is damaged; restore it, or remove the run's folder")
     return content

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from analysis import sources
+from analysis.runlog import RunLogError, read_directory
 from harness import identity
-from harness.config import EXPERIMENTS, ROOT, ConfigError, RunConfig, compose, leaves, numeric_settings, run_id
+from harness.config import EXPERIMENTS, ROOT, ConfigError, RunConfig, compose, dump, leaves, numeric_settings, run_id
 from harness.config.identity import baseline, inert_settings
 from harness.launch.plan import plan
 from harness.runs import RunDirectory, environment, find_run, prepare_run
@@ -285,6 +286,8 @@ def test_the_seal_covers_rules_statistics_verdicts_and_studies(tmp_path: Path) -
         "analysis/claims.py",
         "analysis/statistics.py",
         "analysis/verdicts.py",
+        "analysis/decisions.py",
+        "analysis/protocol.py",
         "experiments/studies/main.yaml",
     ):
         path = tmp_path / name
@@ -293,3 +296,14 @@ def test_the_seal_covers_rules_statistics_verdicts_and_studies(tmp_path: Path) -
         sources._tree.cache_clear()
         assert sources.seal_sha256.__wrapped__(tmp_path) != seal, name
         path.write_text(text, encoding="utf-8")
+
+
+@pytest.mark.parametrize("content", ['{"resumed": 5}', '{"resumed": [5]}', '{"packages": []}', '{"gpus": "x"}', "[]"])
+def test_a_record_of_executions_of_another_shape_is_one_line_that_names_it(tmp_path: Path, content: str) -> None:
+    (tmp_path / "config.yaml").write_text(dump(compose("miniature")), encoding="utf-8")
+    (tmp_path / "environment.json").write_text(content, encoding="utf-8")
+    with pytest.raises(RunLogError, match=r"environment\.json"):
+        read_directory(tmp_path)
+    with pytest.raises(ConfigError, match=r"environment\.json"):
+        identity.record_execution(tmp_path, {"code_sha256": "a"})
+    assert identity.changes_of(tmp_path) == ["code not recorded"]
