@@ -8,6 +8,7 @@ from typing import NamedTuple
 import pandas as pd
 
 from analysis.statistics import Interval
+from harness.files import write_atomically
 
 MISSING = "–"
 
@@ -43,7 +44,7 @@ def write_frame(frame: pd.DataFrame, path: Path) -> None:
     def shown(value: object) -> object:
         return f"{round(value, 12) + 0:.6g}" if isinstance(value, float) and math.isfinite(value) else value
 
-    frame.map(shown).to_csv(path, index=False, lineterminator="\n", encoding="utf-8")
+    write_atomically(path, frame.map(shown).to_csv(index=False, lineterminator="\n"))
 
 
 def number(value: float, digits: int = 3, signed: bool = False) -> str:

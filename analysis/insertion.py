@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+from harness.files import write_atomically
+
 START, END = "<!-- claims: written by adagrpo report -->", "<!-- end of claims -->"
 
 
@@ -29,7 +31,7 @@ def insert(path: Path, text: str) -> None:
         MarkerError: see ``check_markers``.
     """
     before, after = _split(path)
-    path.write_bytes(f"{before}{START}\n\n{text.strip()}\n\n{END}{after}".encode())
+    write_atomically(path, f"{before}{START}\n\n{text.strip()}\n\n{END}{after}".encode())
 
 
 def _split(path: Path) -> tuple[str, str]:

@@ -36,6 +36,7 @@ from analysis.tables import (
     paper_table,
     run_frame,
 )
+from harness.files import write_atomically
 
 MECHANISM = Path(__file__).resolve().parent.parent / "results" / "mechanism"
 """The measurement of gradients that belongs to the study."""
@@ -94,7 +95,7 @@ def write_report(runs_folder: Path, output: Path, mechanism: Path | None = None,
     _write_tables(parts, output / "tables")
     if claims is not None:
         _write_claims(claims, output, readme)
-    (output / "report.html").write_text(render_page(logs, parts, judged, measured, examples), encoding="utf-8")
+    write_atomically(output / "report.html", render_page(logs, parts, judged, measured, examples))
     return output / "report.html"
 
 
@@ -106,7 +107,7 @@ def _measured(folder: Path | None, claims: ClaimsTable | None) -> MechanismPart 
 
 def _write_claims(claims: ClaimsTable, output: Path, readme: Path | None) -> None:
     write_frame(claims_frame(claims), output / "tables" / "claims.csv")
-    (output / "tables" / "claims.md").write_text(claims_markdown(claims), encoding="utf-8")
+    write_atomically(output / "tables" / "claims.md", claims_markdown(claims))
     if readme is not None:
         folder = PurePath(os.path.relpath(output, readme.parent)).as_posix()
         links = {"all claims": f"{folder}/tables/claims.md", "the page": f"{folder}/report.html"}
@@ -130,7 +131,7 @@ def _write_tables(parts: Sequence[Part], folder: Path) -> None:
         frame = pd.concat([conclusions_frame(*one) for one in concluded], ignore_index=True)
         write_frame(frame, folder / "conclusions.csv")
         text = "\n".join(conclusions_markdown(*one) for one in concluded)
-        (folder / "conclusions.md").write_text(text, encoding="utf-8")
+        write_atomically(folder / "conclusions.md", text)
     main = [table for part in parts for table in (main_table(part.study), extra_gain_table(part.study))]
     tables: dict[str, list[WideTable | None]] = {
         "main": [*main, paper_table()],
@@ -140,9 +141,9 @@ def _write_tables(parts: Sequence[Part], folder: Path) -> None:
     }
     for name, found in tables.items():
         shown = [table for table in found if table is not None]
-        (folder / f"{name}.md").write_text("\n".join(map(markdown, shown)), encoding="utf-8")
+        write_atomically(folder / f"{name}.md", "\n".join(map(markdown, shown)))
         if name == "main":
-            (folder / "main.tex").write_text("\n".join(map(latex, shown)), encoding="utf-8")
+            write_atomically(folder / "main.tex", "\n".join(map(latex, shown)))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -18,6 +18,8 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import FuncFormatter
 
+from harness.files import write_atomically
+
 INK = "#1b1f24"
 GREY = "#888888"
 _PAPER = "#ffffff"
@@ -63,9 +65,9 @@ class Drawing:
         name = re.sub(r"[^\w .,:()=+@-]", "-", self.name)[:100]
         if name != self.name:
             name += f"-{hashlib.sha256(self.name.encode()).hexdigest()[:8]}"
-        (folder / f"{name}.svg").write_text(self.svg, encoding="utf-8")
+        write_atomically(folder / f"{name}.svg", self.svg)
         if self.png is not None:
-            (folder / f"{name}.png").write_bytes(self.png)
+            write_atomically(folder / f"{name}.png", self.png)
 
     def inline(self, scope: str) -> str:
         """The SVG as an element of an HTML page: the page's ink and paper, and ids of its own, within ``scope``."""

@@ -21,6 +21,7 @@ from analysis.mechanism.tables import (
     load_measurement,
     load_mechanism_tables,
 )
+from harness.files import write_atomically
 
 _FRAMES = ("checkpoints", "effects", "comparisons", "signs")
 
@@ -57,7 +58,7 @@ def write_mechanism_report(folder: Path) -> Path:
     for drawing in [*drawings(tables, frames), *map(draw_panel, example_panels())]:
         drawing.save(folder / "figures")
     path = folder / "summary.md"
-    path.write_text(summary(tables, frames), encoding="utf-8")
+    write_atomically(path, summary(tables, frames))
     return path
 
 

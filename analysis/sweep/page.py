@@ -21,6 +21,7 @@ from analysis.sweep.confirmation import (
 )
 from analysis.sweep.figures import draw_sweep
 from analysis.sweep.tables import TRAINING_REWARD, Objective, SweepTables, load_sweep_tables
+from harness.files import write_atomically
 
 _TEMPLATES = Path(__file__).parent.parent / "templates"
 _NUM_BEST = 10
@@ -81,7 +82,7 @@ def write_sweep_report(folder: Path) -> tuple[Path, list[str]]:
         best=best,
         figures=figures,
     )
-    (folder / "report.html").write_text(page, encoding="utf-8")
+    write_atomically(folder / "report.html", page)
     parts = [markdown_text(f"# Sweep {tables.about['name']}"), markdown_text(" ".join(introduction))]
     if judgement is None:
         parts += [
@@ -91,7 +92,7 @@ def write_sweep_report(folder: Path) -> tuple[Path, list[str]]:
     else:
         parts += ["\n".join(f"- {sentence}" for sentence in judgement.sentences)]
         parts += [table.markdown() for table in judgement.tables]
-    (folder / "summary.md").write_text("\n\n".join([*parts, best.markdown()]), encoding="utf-8")
+    write_atomically(folder / "summary.md", "\n\n".join([*parts, best.markdown()]))
     return folder / "report.html", judgement.sentences if judgement else []
 
 

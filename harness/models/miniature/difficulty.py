@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 
 from harness.config import ROOT, compose
 from harness.evaluation import evaluate
+from harness.files import write_atomically
 from harness.models.flux import FluxPolicy
 from harness.prompts import read_prompts
 from harness.rewards import build_reward
@@ -58,7 +59,7 @@ def draw(summaries: dict[str, dict[str, float | list[float]]], path: Path) -> No
 if __name__ == "__main__":
     results = {model: summary(measure(model)) for model in _MODELS}
     path = Path(__file__).parent / "data" / "difficulty.json"
-    path.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    write_atomically(path, json.dumps(results, indent=1) + "\n")
     draw(results, ROOT / "docs" / "images" / "difficulty.png")
     for model, values in results.items():
         print(model, {key: value for key, value in values.items() if not isinstance(value, list)})
