@@ -129,7 +129,7 @@ class Judged:
     """Pairs of each stratum."""
     gain: float
     """Of the base cells over the untrained model, mean over the claim's methods; NaN where it is not known."""
-    contrast: Contrast | None
+    question: Question
     decision: Decision
     level: float
     """Of the family's verdicts."""
@@ -147,14 +147,19 @@ class Judged:
         return sum(map(len, self.strata))
 
     @property
+    def contrast(self) -> Contrast | None:
+        """See ``Question``, like the next two."""
+        return self.question.contrast
+
+    @property
     def margin(self) -> float:
-        """A difference within it is none worth having; in units of the reward."""
-        return MARGIN_SHARE * self.gain
+        """In units of the reward."""
+        return self.question.margin
 
     @property
     def paper(self) -> float | None:
         """The paper's relative gain in the units of the reward here."""
-        return None if self.claim.paper_share is None else self.claim.paper_share * self.gain
+        return self.question.paper
 
     @property
     def sd(self) -> float:
@@ -195,20 +200,19 @@ def judge_grid(study: Study, claims: Sequence[Claim], planned: int, level: float
     """
     found = [_strata(study, claim) for claim in claims]
     gains = [_gain(study, claim.methods) for claim in claims]
-    questions = []
-    for claim, strata, gain in zip(claims, found, gains, strict=True):
-        is_whole = min(map(len, strata)) >= max(planned, MIN_PAIRS)
-        share = claim.paper_share
-        questions.append(
-            Question(
-                contrast(strata) if is_whole else None, MARGIN_SHARE * gain, None if share is None else share * gain
-            )
-        )
-    decisions = decide(questions, level)
+    asked = [_question(*one, planned) for one in zip(claims, found, gains, strict=True)]
     return [
-        Judged(claim, strata, planned, gain, question.contrast, decision, level, len(claims))
-        for claim, strata, gain, question, decision in zip(claims, found, gains, questions, decisions, strict=True)
+        Judged(claim, strata, planned, gain, question, decision, level, len(claims))
+        for claim, strata, gain, question, decision in zip(
+            claims, found, gains, asked, decide(asked, level), strict=True
+        )
     ]
+
+
+def _question(claim: Claim, strata: Sequence[Values], gain: float, planned: int) -> Question:
+    is_whole = min(map(len, strata)) >= max(planned, MIN_PAIRS)
+    of_paper = None if claim.paper_share is None else claim.paper_share * gain
+    return Question(contrast(strata) if is_whole else None, MARGIN_SHARE * gain, of_paper)
 
 
 def _strata(study: Study, claim: Claim) -> list[Values]:
