@@ -73,7 +73,7 @@ def make_pair(threads: int, overrides: tuple[str, ...] = ()) -> Pair:
 def _configuration(threads: int, overrides: tuple[str, ...]) -> RunConfig:
     torch.set_num_threads(threads)
     settings = ("selection=curriculum", "fusion.enabled=true", f"runtime.threads={threads}", *overrides)
-    return compose("miniature", overrides=settings)
+    return compose("miniature-luck", overrides=settings)
 
 
 def project_phases(record: dict[str, Any]) -> dict[str, float]:

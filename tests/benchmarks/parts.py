@@ -137,7 +137,7 @@ def measure_run() -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         for seed in range(3):
             settings = [f"seed={seed}", "iterations=4", "evaluation.validation_prompts=8", "evaluation.base_test=false"]
-            config = compose("miniature", overrides=[*settings, "evaluation.test=false"])
+            config = compose("miniature-luck", overrides=[*settings, "evaluation.test=false"])
             began = time.perf_counter()
             run = prepare_run(config, Path(folder))
             Session(run, say=lambda line: None).execute()

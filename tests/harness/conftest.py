@@ -33,7 +33,7 @@ def _finished(folder: Path, *overrides: str) -> RunDirectory:
     lines = (ROOT / "harness/models/miniature/data/test.txt").read_text().splitlines()[:4]
     prompts = folder / "test-prompts.txt"
     prompts.write_text("\n".join(lines) + "\n")
-    run = prepare_run(compose("miniature", overrides=[*SHORT, f"prompts.test={prompts}", *overrides]), folder)
+    run = prepare_run(compose("miniature-luck", overrides=[*SHORT, f"prompts.test={prompts}", *overrides]), folder)
     Session(run, say=lambda line: None).execute()
     return run
 

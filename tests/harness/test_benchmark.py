@@ -60,10 +60,10 @@ def prompts(lora_run: RunDirectory) -> PromptList:
 def test_a_run_scores_as_it_did_itself_and_pictures_come_in_any_batch(
     lora_run: RunDirectory, prompts: PromptList, tmp_path: Path
 ) -> None:
-    checkpoint = find_checkpoint(str(lora_run.folder), "miniature")
+    checkpoint = find_checkpoint(str(lora_run.folder), "miniature-luck")
     small = checkpoint.config.model.model_copy(update={"max_batch": 3})
     checkpoint = replace(checkpoint, label="tuned", config=checkpoint.config.model_copy(update={"model": small}))
-    base = find_checkpoint("base", "miniature")
+    base = find_checkpoint("base", "miniature-luck")
     plain = base.config.model.model_copy(update={"execution": small.execution})  # the profile's would be compiled
     base = replace(base, config=base.config.model_copy(update={"model": plain}))
     said: list[str] = []
@@ -93,7 +93,7 @@ def test_a_run_scores_as_it_did_itself_and_pictures_come_in_any_batch(
 
 
 def test_size_steps_and_noises_are_those_asked_for(prompts: PromptList, tmp_path: Path) -> None:
-    checkpoint = find_checkpoint("base", "miniature").sampled(height=48, width=160, num_steps=3)
+    checkpoint = find_checkpoint("base", "miniature-luck").sampled(height=48, width=160, num_steps=3)
     panel = Panel(ready=[Brightness()])
     few = Benchmark(prompts, panel, num_noises=1, num_grid_prompts=0)
     many = Benchmark(prompts, panel, num_noises=3, num_grid_prompts=1)
@@ -107,7 +107,7 @@ def test_size_steps_and_noises_are_those_asked_for(prompts: PromptList, tmp_path
 
 
 def test_the_table_has_the_papers_columns_in_its_order_and_a_dash_where_nothing_was_measured() -> None:
-    checkpoint = find_checkpoint("base", "miniature")
+    checkpoint = find_checkpoint("base", "miniature-luck")
     lines = table([Score(checkpoint, {"clip": [0.25, 0.5], "hpsv2": [0.3, 0.3], "colour": [1.0, 1.0]})])
     assert lines[0] == (
         "| checkpoint | HPS-v2 | HPS-v3 | UR-v2 alignment | UR-v2 coherence | UR-v2 style | CLIP | ImageReward | UR-v1 "
@@ -152,7 +152,7 @@ def test_the_recognisers_weights_are_looked_for(tmp_path: Path, monkeypatch: pyt
 
 
 def test_checkpoints_that_cannot_stand_in_one_table_are_refused(prompts: PromptList, tmp_path: Path) -> None:
-    base = find_checkpoint("base", "miniature")
+    base = find_checkpoint("base", "miniature-luck")
     benchmark = Benchmark(prompts, Panel(ready=[Brightness()]))
     with pytest.raises(ConfigError, match="two checkpoints are called 'base"):
         benchmark.run([base, base], CPU, tmp_path, lambda line: None)
@@ -167,7 +167,7 @@ def test_a_value_that_is_not_finite_is_named_at_once(prompts: PromptList, tmp_pa
         def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
             return torch.full((len(prompts),), float("nan"))
 
-    base = find_checkpoint("base", "miniature")
+    base = find_checkpoint("base", "miniature-luck")
     with pytest.raises(ConfigError, match=r"base \(miniature\): brightness of prompt 'the word .*' is nan"):
         Benchmark(prompts, Panel(ready=[Broken()])).run([base], CPU, tmp_path, lambda line: None)
 

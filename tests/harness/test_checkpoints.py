@@ -31,7 +31,7 @@ def drawn(checkpoint: Checkpoint) -> torch.Tensor:
 
 @pytest.fixture(scope="module")
 def of_base() -> torch.Tensor:
-    return drawn(find_checkpoint("base", "miniature"))
+    return drawn(find_checkpoint("base", "miniature-luck"))
 
 
 @pytest.mark.parametrize("kind", ["lora_run", "full_run"])
@@ -43,19 +43,19 @@ def test_a_run_and_its_files_draw_alike_and_unlike_the_base(
     of_run = drawn(find_checkpoint(str(run.folder), "smoke"))
     names = [final, final / LORA_FILE] if kind == "lora_run" else [final, final / "transformer"]
     for name in names:
-        assert torch.equal(drawn(find_checkpoint(str(name), "miniature")), of_run)
+        assert torch.equal(drawn(find_checkpoint(str(name), "miniature-luck")), of_run)
     assert (of_run - of_base).abs().mean() > 0.02
 
 
 def test_a_pipeline_folder_is_a_base_and_labels_tell_what_it_is(lora_run: RunDirectory, of_base: torch.Tensor) -> None:
     folder = ROOT / "harness/models/miniature/base"
-    assert torch.equal(drawn(find_checkpoint(str(folder), "miniature")), of_base)
-    assert find_checkpoint("base", "miniature").label == "base (miniature)"
-    assert find_checkpoint(str(lora_run.folder), "miniature").label == "flow_grpo random, seed 0"
+    assert torch.equal(drawn(find_checkpoint(str(folder), "miniature-luck")), of_base)
+    assert find_checkpoint("base", "miniature-luck").label == "base (miniature)"
+    assert find_checkpoint(str(lora_run.folder), "miniature-luck").label == "flow_grpo random, seed 0"
 
 
 def test_another_size_and_number_of_steps() -> None:
-    checkpoint = find_checkpoint("base", "miniature").sampled(height=48, width=160, num_steps=3)
+    checkpoint = find_checkpoint("base", "miniature-luck").sampled(height=48, width=160, num_steps=3)
     assert drawn(checkpoint).shape == (1, 3, 48, 160)
     for arguments in ({"height": 40}, {"width": 0}, {"num_steps": 1}):
         with pytest.raises(ConfigError, match="must be"):
@@ -64,14 +64,14 @@ def test_another_size_and_number_of_steps() -> None:
 
 def test_a_prompt_that_the_model_cannot_draw_is_named() -> None:
     with pytest.raises(ConfigError, match="has characters or words that"):
-        load_policy(find_checkpoint("base", "miniature"), CPU, ["a cat"])
+        load_policy(find_checkpoint("base", "miniature-luck"), CPU, ["a cat"])
 
 
 def test_what_is_no_checkpoint_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no such file or folder; it can be 'base', a run directory"):
-        find_checkpoint(str(tmp_path / "nothing"), "miniature")
+        find_checkpoint(str(tmp_path / "nothing"), "miniature-luck")
     with pytest.raises(ConfigError, match="has no weights to load"):
-        find_checkpoint(str(tmp_path), "miniature")
+        find_checkpoint(str(tmp_path), "miniature-luck")
 
 
 def test_an_unfinished_run_says_how_to_finish_it(lora_run: RunDirectory, tmp_path: Path) -> None:
@@ -79,7 +79,7 @@ def test_an_unfinished_run_says_how_to_finish_it(lora_run: RunDirectory, tmp_pat
         shutil.copy(lora_run.folder / name, tmp_path)
     RunDirectory(tmp_path).set_status("running", 0, 1)
     with pytest.raises(ConfigError, match=r"iteration 0 of 1, running\); finish it with  adagrpo train --resume"):
-        find_checkpoint(str(tmp_path), "miniature")
+        find_checkpoint(str(tmp_path), "miniature-luck")
 
 
 def broken(source: Path, target: Path, how: str) -> Path:
@@ -213,7 +213,7 @@ def test_half_a_lora_is_refused_and_one_of_a_newer_peft_is_drawn_with_a_warning(
 def test_broken_adapters_are_one_line(how: str, expected: str, lora_run: RunDirectory, tmp_path: Path) -> None:
     path = broken(lora_run.folder / "checkpoints" / "final" / LORA_FILE, tmp_path / "lora.safetensors", how)
     with pytest.raises(ConfigError, match=expected) as error:
-        drawn(find_checkpoint(str(path), "miniature"))
+        drawn(find_checkpoint(str(path), "miniature-luck"))
     assert "\n" not in str(error.value)
     assert str(path) in str(error.value)
 
@@ -227,25 +227,25 @@ def test_broken_transformers_are_one_line(full_run: RunDirectory, tmp_path: Path
     partial = dict(list(whole.items())[1:])
     save_file(partial, file)
     with pytest.raises(ConfigError, match="1 weights are missing, such as"):
-        drawn(find_checkpoint(str(folder), "miniature"))
+        drawn(find_checkpoint(str(folder), "miniature-luck"))
     save_file(whole | {"proj_out.weight": torch.zeros(3, 3)}, file)
     with pytest.raises(ConfigError, match=r"is of another model: proj_out\.weight"):
-        drawn(find_checkpoint(str(folder), "miniature"))
+        drawn(find_checkpoint(str(folder), "miniature-luck"))
     save_file(whole, file)
     save_file({"proj_out.weight": whole["proj_out.weight"]}, folder / "diffusion_pytorch_model-00002.safetensors")
     with pytest.raises(ConfigError, match=r"has proj_out\.weight, as"):
-        drawn(find_checkpoint(str(folder), "miniature"))
+        drawn(find_checkpoint(str(folder), "miniature-luck"))
     (folder / "diffusion_pytorch_model-00002.safetensors").unlink()
     save_file(whole | {"proj_out.weight": torch.full_like(whole["proj_out.weight"], torch.nan)}, file)
     with pytest.raises(ConfigError, match=r"proj_out\.weight has values that are not finite"):
-        drawn(find_checkpoint(str(folder), "miniature"))
+        drawn(find_checkpoint(str(folder), "miniature-luck"))
     file.write_bytes((source / file.name).read_bytes()[:5000])
     with pytest.raises(ConfigError, match="is damaged or was cut off"):
-        drawn(find_checkpoint(str(folder), "miniature"))
+        drawn(find_checkpoint(str(folder), "miniature-luck"))
 
 
 def test_profiles_of_foreign_files_are_checked(tmp_path: Path) -> None:
     save_file({"x": torch.zeros(1)}, tmp_path / "x.safetensors")
     with pytest.raises(ConfigError, match="files there: "):
         find_checkpoint(str(tmp_path / "x.safetensors"), "no-such-profile")
-    assert find_checkpoint(str(tmp_path / "x.safetensors"), "miniature").config == compose("miniature")
+    assert find_checkpoint(str(tmp_path / "x.safetensors"), "miniature-luck").config == compose("miniature-luck")

@@ -209,7 +209,7 @@ def test_launch_becomes_the_launcher(capsys: pytest.CaptureFixture[str], monkeyp
     settings = ["runtime.processes=2", "rollout.prompts_per_update=2", "runtime.device=cpu", "runtime.threads=3"]
     with pytest.raises(Started):
         cli.main(["launch", *settings])
-    words = worker_command(Placement(2), "harness.cli", ["train", "--profile", "miniature", *settings])
+    words = worker_command(Placement(2), "harness.cli", ["train", "--profile", "miniature-luck", *settings])
     assert seen == [words[0], words, "3"]
 
 
@@ -221,7 +221,7 @@ def test_the_launch_lines_of_the_page_are_those_of_the_function(deepspeed: None)
         return typed(worker_command(Placement(**placement), "harness.cli", [*train[:2], *settings]))
 
     several = {"processes": 16, "cuda": True, "machines": 2, "machine_rank": 1, "main_address": "node0"}
-    cpu = ["miniature", "runtime.device=cpu", "runtime.processes=2", "rollout.prompts_per_update=2"]
+    cpu = ["miniature-luck", "runtime.device=cpu", "runtime.processes=2", "rollout.prompts_per_update=2"]
     wanted = [
         line(["single-gpu"], cuda=True),
         line(["paper-lora"], processes=8, cuda=True),

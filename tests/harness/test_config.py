@@ -18,7 +18,7 @@ def test_base_and_adagrpo_cells_differ_only_in_selection_and_fusion() -> None:
 
 
 def test_resolved_config_round_trips_through_yaml() -> None:
-    config = compose("miniature", overrides=["objective.clip_range=1e-4", "rollout.branch_indices=[1,3]"])
+    config = compose("miniature-luck", overrides=["objective.clip_range=1e-4", "rollout.branch_indices=[1,3]"])
     assert configuration.validate(yaml.safe_load(configuration.dump(config)), "test") == config
     assert config.objective.clip_range == 1e-4
     assert config.rollout.branch_indices == (1, 3)
@@ -40,14 +40,14 @@ def test_resolved_config_round_trips_through_yaml() -> None:
 )
 def test_bad_input_is_one_line_that_names_the_key(override: str, expected: str) -> None:
     with pytest.raises(ConfigError) as error:
-        compose("miniature", overrides=[override])
+        compose("miniature-luck", overrides=[override])
     assert expected in str(error.value)
     assert "\n" not in str(error.value)
 
 
 def test_eta_of_flow_cps_above_one_is_refused() -> None:
     with pytest.raises(ConfigError, match="out of range for flow_cps"):
-        compose("miniature", method="flow_cps", overrides=["method.eta=1.2"])
+        compose("miniature-luck", method="flow_cps", overrides=["method.eta=1.2"])
 
 
 def test_unknown_profile_names_those_that_exist() -> None:
@@ -57,18 +57,18 @@ def test_unknown_profile_names_those_that_exist() -> None:
 
 def test_identity_counts_numerics_and_nothing_else() -> None:
     fingerprints = {"model": "a"}
-    name = run_id(compose("miniature"), fingerprints)
-    same = compose("miniature", overrides=["logging.wandb=offline", "runtime.threads=2", "experiment=other"])
+    name = run_id(compose("miniature-luck"), fingerprints)
+    same = compose("miniature-luck", overrides=["logging.wandb=offline", "runtime.threads=2", "experiment=other"])
     assert run_id(same, fingerprints) == name
     for change in ("seed=1", "fusion.enabled=true", "evaluation.interval=10", "optimizer.learning_rate=1e-4"):
-        assert run_id(compose("miniature", overrides=[change]), fingerprints) != name
-    assert run_id(compose("miniature"), {"model": "b"}) != name
+        assert run_id(compose("miniature-luck", overrides=[change]), fingerprints) != name
+    assert run_id(compose("miniature-luck"), {"model": "b"}) != name
 
 
 @pytest.mark.parametrize(("sync", "is_same"), [("shared", True), ("per_rank", False)])
 def test_the_number_of_processes_counts_where_each_has_a_capability_of_its_own(sync: str, is_same: bool) -> None:
     settings = ["selection=curriculum", "rollout.prompts_per_update=2", f"capability.sync={sync}"]
-    alone, together = (compose("miniature", overrides=[*settings, f"runtime.processes={n}"]) for n in (1, 2))
+    alone, together = (compose("miniature-luck", overrides=[*settings, f"runtime.processes={n}"]) for n in (1, 2))
     assert (run_id(alone, {}) == run_id(together, {})) is is_same
 
 
@@ -83,11 +83,11 @@ def test_off_is_off_on_the_command_line_and_in_yaml(word: str, tmp_path: Path) -
 
 
 def test_reward_weights_replace_the_profile_s_and_a_single_one_is_added() -> None:
-    assert compose("miniature", overrides=["reward={colour: 0.5}"]).reward == {"colour": 0.5}
-    assert compose("miniature", overrides=["reward.colour=0.5"]).reward == {"ocr": 1.0, "colour": 0.5}
+    assert compose("miniature-luck", overrides=["reward={colour: 0.5}"]).reward == {"colour": 0.5}
+    assert compose("miniature-luck", overrides=["reward.colour=0.5"]).reward == {"ocr": 1.0, "colour": 0.5}
     both = ["reward.colour=0.5", "reward.ocr=2"]
-    assert compose("miniature", overrides=both).reward == {"ocr": 2.0, "colour": 0.5}
-    assert compose("miniature", reward="ocr_colour", overrides=["reward.colour=2"]).reward == {
+    assert compose("miniature-luck", overrides=both).reward == {"ocr": 2.0, "colour": 0.5}
+    assert compose("miniature-luck", reward="ocr_colour", overrides=["reward.colour=2"]).reward == {
         "ocr": 1.0,
         "colour": 2.0,
     }
@@ -132,7 +132,7 @@ def test_single_reward_weights_are_added_in_grids_and_sweeps_too(tmp_path: Path)
 )
 def test_no_value_is_taken_for_another_one(overrides: list[str], named: str) -> None:
     with pytest.raises(ConfigError) as error:
-        compose("miniature", overrides=overrides)
+        compose("miniature-luck", overrides=overrides)
     assert named in str(error.value)
     assert "\n" not in str(error.value)
 

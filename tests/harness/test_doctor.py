@@ -53,7 +53,7 @@ MINIATURE = ["rollout.candidates=12", "rollout.group_size=8", "rollout.branch_in
 
 
 def config_of(*overrides: str) -> RunConfig:
-    return compose("miniature", overrides=overrides)
+    return compose("miniature-luck", overrides=overrides)
 
 
 def architecture_of(path: str) -> Architecture:
@@ -207,7 +207,7 @@ def gpu_profile(tmp_path: Path) -> Path:
     )
     path = tmp_path / "profile.yaml"
     path.write_text(
-        f"use_grid: {grid}\nuse_model: miniature\nuse_method: flow_grpo\nuse_reward: ocr\nexperiment: on-gpus\n"
+        f"use_grid: {grid}\nuse_model: miniature-luck\nuse_method: flow_grpo\nuse_reward: ocr\nexperiment: on-gpus\n"
         f"iterations: 100\nmodel:\n{settings}rollout: {{prompts_per_update: 2}}\n"
         "runtime: {device: cuda, processes: 2}\n"
     )

@@ -25,7 +25,7 @@ PAPER = [
 
 
 def config_of(*overrides: str) -> RunConfig:
-    return compose("miniature", overrides=overrides)
+    return compose("miniature-luck", overrides=overrides)
 
 
 def architecture_of(path: str) -> Architecture:

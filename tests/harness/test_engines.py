@@ -68,7 +68,7 @@ class Eager(StandIn):
 
 def trainer(monkeypatch: pytest.MonkeyPatch | None = None, stand_in: type[StandIn] = StandIn) -> Trainer:
     torch.set_num_threads(1)
-    config = compose("miniature", overrides=SETTINGS)
+    config = compose("miniature-luck", overrides=SETTINGS)
     if monkeypatch is not None:
 
         def initialize(network: Any, optimizer: Any, settings: Any, processes: Any) -> StandIn:
@@ -125,7 +125,7 @@ def test_a_deepspeed_that_steps_with_every_backward_pass_is_noticed(monkeypatch:
 )
 def test_what_processes_cannot_do_is_said_before_anything_starts(settings: list[str], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        compose("miniature", overrides=settings)
+        compose("miniature-luck", overrides=settings)
 
 
 def test_missing_deepspeed_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -104,7 +104,7 @@ def test_the_dry_run_has_every_paper_scale_method_and_both_models() -> None:
 
 def test_files_extend_each_other_but_not_themselves(tmp_path: Path) -> None:
     (tmp_path / "base.yaml").write_text(
-        "use_model: miniature\nexperiment: base\nseed: 3\noptimizer: {learning_rate: 1.0e-3}\n"
+        "use_model: miniature-luck\nexperiment: base\nseed: 3\noptimizer: {learning_rate: 1.0e-3}\n"
     )
     (tmp_path / "child.yaml").write_text(
         "extends: base\nuse_method: flow_cps\nreward: {ocr: 1}\noptimizer: {tuning: full}\n"

@@ -149,7 +149,7 @@ def test_only_runs_can_be_exported(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="is no run directory"):
         find_run_checkpoint(tmp_path)
     with pytest.raises(ConfigError, match="only a run can be exported"):
-        export(find_checkpoint("base", "miniature"), tmp_path / "export")
+        export(find_checkpoint("base", "miniature-luck"), tmp_path / "export")
 
 
 def test_the_latest_checkpoint_of_an_unfinished_run_is_exported(tmp_path: Path, full_run: RunDirectory) -> None:
@@ -186,7 +186,7 @@ def test_an_export_without_its_metadata_is_the_whole_change(
     save_file(load_file(exported["lora_run", "lora"] / LORA_FILE), tmp_path / "mine.safetensors")
     drawn = []
     for name in (exported["lora_run", "lora"], tmp_path / "mine.safetensors"):
-        policy = load_policy(find_checkpoint(str(name), "miniature"), torch.device("cpu"), [PROMPT])
+        policy = load_policy(find_checkpoint(str(name), "miniature-luck"), torch.device("cpu"), [PROMPT])
         drawn.append(policy.transformer.state_dict())
     assert all(torch.equal(drawn[1][name], weight) for name, weight in drawn[0].items())
 

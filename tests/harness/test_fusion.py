@@ -174,7 +174,7 @@ def test_the_trainer_uses_the_control_where_the_configuration_says_so() -> None:
     made = {}
     for kind in ("fused", "rescaled"):
         overrides = ["fusion.enabled=true", f"fusion.kind={kind}", "fusion.weight=3", "selection=curriculum"]
-        config = compose("miniature", overrides=overrides)
+        config = compose("miniature-luck", overrides=overrides)
         policy = build_policy(config.model, config.optimizer, torch.device("cpu"), config.seed)
         prompts = read_prompts(config.prompts.train).prompts
         trainer = Trainer(config, policy, build_reward("ocr"), prompts, Accelerator(cpu=True))
@@ -190,9 +190,9 @@ def test_the_trainer_uses_the_control_where_the_configuration_says_so() -> None:
 
 
 def test_the_control_is_another_run_and_the_default_the_same_as_before() -> None:
-    fused = compose("miniature", overrides=["fusion.enabled=true", "fusion.weight=3"])
-    explicit = compose("miniature", overrides=["fusion.enabled=true", "fusion.weight=3", "fusion.kind=fused"])
-    rescaled = compose("miniature", overrides=RESCALED)
+    fused = compose("miniature-luck", overrides=["fusion.enabled=true", "fusion.weight=3"])
+    explicit = compose("miniature-luck", overrides=["fusion.enabled=true", "fusion.weight=3", "fusion.kind=fused"])
+    rescaled = compose("miniature-luck", overrides=RESCALED)
     assert run_id(explicit, {}) == run_id(fused, {})
     assert run_id(rescaled, {}).startswith("flow_grpo-random-rescaled3-seed0-")
     assert cell_name(rescaled) == "flow_grpo random + rescaled 3"
@@ -201,6 +201,6 @@ def test_the_control_is_another_run_and_the_default_the_same_as_before() -> None
 
 def test_a_kind_without_fusion_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"fusion\.kind: rescaled has no effect without fusion"):
-        compose("miniature", overrides=["fusion.kind=rescaled"])
+        compose("miniature-luck", overrides=["fusion.kind=rescaled"])
     with pytest.raises(ConfigError, match=r"the nearest is 'rescaled'"):
-        compose("miniature", overrides=["fusion.enabled=true", "fusion.kind=rescale"])
+        compose("miniature-luck", overrides=["fusion.enabled=true", "fusion.kind=rescale"])

@@ -88,10 +88,10 @@ def test_seeds_are_numbers_and_ranges() -> None:
 
 
 def test_a_profile_names_its_grid(tmp_path: Path) -> None:
-    assert grid_of("miniature") == grid_of("weak") == "paper"
+    assert grid_of("miniature-luck") == grid_of("weak") == "paper"
     assert grid_of("smoke") == "smoke"
     profile = tmp_path / "own.yaml"
-    profile.write_text("use_model: miniature\n")
+    profile.write_text("use_model: miniature-luck\n")
     with pytest.raises(ConfigError, match="names no grid"):
         grid_of(str(profile))
 

@@ -36,7 +36,7 @@ def test_resolved_numerics_of_every_profile_are_those_on_record() -> None:
 
 
 def test_every_setting_that_counts_has_a_value_in_the_baseline() -> None:
-    config = compose("miniature", overrides=["rollout.window={size: 1}"])
+    config = compose("miniature-luck", overrides=["rollout.window={size: 1}"])
     content = config.model_dump(mode="json", exclude={"logging", "runtime", "experiment", "prompts", "rewards"})
     del content["model"]["path"], content["model"]["execution"], content["method"], content["reward"]
     missing = sorted(set(leaves(content)) - set(baseline()))
@@ -44,7 +44,7 @@ def test_every_setting_that_counts_has_a_value_in_the_baseline() -> None:
 
 
 def test_a_default_that_moves_changes_names(monkeypatch: pytest.MonkeyPatch) -> None:
-    config = compose("miniature")
+    config = compose("miniature-luck")
     moved = config.model_copy(update={"objective": config.objective.model_copy(update={"advantage_clip": 4.0})})
     assert numeric_settings(moved)["objective"] == {"advantage_clip": 4.0}
     assert run_id(moved, {}) != run_id(config, {})
@@ -70,7 +70,7 @@ def test_a_default_that_moves_changes_names(monkeypatch: pytest.MonkeyPatch) -> 
     ],
 )
 def test_runs_that_differ_in_a_setting_without_effect_are_one(cell: list[str], change: str, is_same: bool) -> None:
-    one, other = compose("miniature", overrides=cell), compose("miniature", overrides=[*cell, change])
+    one, other = compose("miniature-luck", overrides=cell), compose("miniature-luck", overrides=[*cell, change])
     assert (run_id(one, {}) == run_id(other, {})) is is_same
     assert all(inert_settings(one).values())
 
@@ -81,7 +81,7 @@ def config(tmp_path: Path) -> RunConfig:
     for split, start in (("train", 0), ("validation", 10), ("test", 20)):
         (tmp_path / f"{split}.txt").write_text("\n".join(lines[start : start + 10]) + "\n", encoding="utf-8")
     lists = [f"prompts.{split}={tmp_path}/{split}.txt" for split in ("train", "validation", "test")]
-    return compose("miniature", overrides=[*SHORT, *lists])
+    return compose("miniature-luck", overrides=[*SHORT, *lists])
 
 
 @pytest.fixture
@@ -155,7 +155,7 @@ def test_an_unfinished_run_takes_over_how_it_is_executed(run: RunDirectory, conf
 def test_a_run_keeps_where_its_values_were_written(run: RunDirectory) -> None:
     origins = json.loads((run.folder / "origins.json").read_text(encoding="utf-8"))
     assert origins["rollout.group_size"] == "override rollout.group_size=2"
-    assert origins["experiment"].startswith("experiments/profiles/miniature.yaml:")
+    assert origins["experiment"].startswith("experiments/profiles/miniature-luck.yaml:")
 
 
 def test_executions_are_added_and_never_replaced(run: RunDirectory) -> None:
@@ -300,7 +300,7 @@ def test_the_seal_covers_rules_statistics_verdicts_and_studies(tmp_path: Path) -
 
 @pytest.mark.parametrize("content", ['{"resumed": 5}', '{"resumed": [5]}', '{"packages": []}', '{"gpus": "x"}', "[]"])
 def test_a_record_of_executions_of_another_shape_is_one_line_that_names_it(tmp_path: Path, content: str) -> None:
-    (tmp_path / "config.yaml").write_text(dump(compose("miniature")), encoding="utf-8")
+    (tmp_path / "config.yaml").write_text(dump(compose("miniature-luck")), encoding="utf-8")
     (tmp_path / "environment.json").write_text(content, encoding="utf-8")
     with pytest.raises(RunLogError, match=r"environment\.json"):
         read_directory(tmp_path)

@@ -21,7 +21,7 @@ def run(*arguments: str) -> int:
 
 
 def test_a_probe_writes_what_it_measured_of_each_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    models = ["miniature", "letters"]
+    models = ["miniature-luck", "miniature"]
     code = run(*SMALL, "--prompts", "3", "--noises", "2", "--models", *models, "--output", str(tmp_path))
     assert code == 0
     told = capsys.readouterr().out

@@ -130,7 +130,7 @@ class Runs:
         self.twin = folder / "twin.yaml"
         self.twin.write_text(yaml.safe_dump(TWIN))
         self.alone = {
-            "replicated": self.prepare("alone", "miniature", *REPLICATED),
+            "replicated": self.prepare("alone", "miniature-luck", *REPLICATED),
             "shared out": self.prepare("alone", str(self.twin), *SHARED_OUT),
             "adapters": self.prepare("alone", str(self.twin), *ADAPTERS),
         }
@@ -138,7 +138,7 @@ class Runs:
             Session(run, say=lambda line: None).execute()
         begin(self.prepare("together", str(self.twin), *SHARED_OUT))
         self.together = {
-            "replicated": self.prepare("together", "miniature", *REPLICATED, "runtime.processes=2"),
+            "replicated": self.prepare("together", "miniature-luck", *REPLICATED, "runtime.processes=2"),
             "shared out": self.prepare("together", str(self.twin), *SHARED_OUT, *IN_TWO),
             "adapters": self.prepare("together", str(self.twin), *ADAPTERS, *IN_TWO),
         }
@@ -312,7 +312,7 @@ def test_processes_that_do_not_join_are_named(
         raise error
 
     monkeypatch.setattr(processes_module, "Accelerator", join)
-    config = compose("miniature", overrides=["runtime.device=cpu", "runtime.timeout_seconds=9"])
+    config = compose("miniature-luck", overrides=["runtime.device=cpu", "runtime.timeout_seconds=9"])
     with pytest.raises(CollectiveError, match=f"^joining the other processes: .*{message}"):
         make_accelerator(config)
 
@@ -321,7 +321,7 @@ def test_processes_that_were_launched_for_another_engine_are_refused(monkeypatch
     launched = SimpleNamespace(num_processes=1, distributed_type=DistributedType.FSDP)
     monkeypatch.setattr(processes_module, "Accelerator", lambda **settings: launched)
     with pytest.raises(ConfigError, match=r"runtime\.engine=ddp was asked for, but accelerate was launched for fsdp2"):
-        make_accelerator(compose("miniature", overrides=["runtime.device=cpu"]))
+        make_accelerator(compose("miniature-luck", overrides=["runtime.device=cpu"]))
 
 
 def test_capabilities_of_each_process_do_not_change_hands() -> None:
@@ -332,6 +332,6 @@ def test_capabilities_of_each_process_do_not_change_hands() -> None:
 
 
 def test_another_world_size_than_asked_for_is_an_error(runs: Runs) -> None:
-    run = runs.prepare("elsewhere", "miniature", *REPLICATED, "runtime.processes=2")
+    run = runs.prepare("elsewhere", "miniature-luck", *REPLICATED, "runtime.processes=2")
     with pytest.raises(ConfigError, match=r"runtime\.processes=2 was asked for, but 1 are running"):
         Session(run)

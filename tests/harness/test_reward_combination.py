@@ -123,26 +123,26 @@ def test_a_judge_that_is_trained_on_is_built_once() -> None:
 )
 def test_a_bad_setting_is_one_line_that_names_the_key(override: str, expected: str) -> None:
     with pytest.raises(ConfigError) as error:
-        compose("miniature", overrides=[override])
+        compose("miniature-luck", overrides=[override])
     assert expected in str(error.value)
     assert "\n" not in str(error.value)
 
 
 def test_only_normalisation_counts_in_a_run_s_identity(tmp_path: Path) -> None:
     def identity(*overrides: str) -> str:
-        return run_id(compose("miniature", overrides=["reward.hpsv3=1", *overrides]), {"reward": "abc"})
+        return run_id(compose("miniature-luck", overrides=["reward.hpsv3=1", *overrides]), {"reward": "abc"})
 
     base = identity()
     assert identity("rewards.hpsv3={path: a.pt, device: cuda, batch_size: 3, timeout_seconds: 5}") == base
     assert identity("rewards.hpsv3.scale=2") != base
     assert identity("rewards.hpsv3.offset=2") != identity("rewards.hpsv3.scale=2")
-    config = compose("miniature", overrides=["reward.hpsv3=1", "rewards.hpsv3={path: a.pt, scale: 2}"])
+    config = compose("miniature-luck", overrides=["reward.hpsv3=1", "rewards.hpsv3={path: a.pt, scale: 2}"])
     (tmp_path / "config.yaml").write_text(dump(config))
     assert load(tmp_path / "config.yaml").rewards["hpsv3"].scale == 2
 
 
 def test_the_saved_config_of_a_run_builds_the_same_rewards(tmp_path: Path) -> None:
-    config = compose("miniature", overrides=["reward={ocr: 1, colour: 0.5}", "rewards.colour.scale=0.5"])
+    config = compose("miniature-luck", overrides=["reward={ocr: 1, colour: 0.5}", "rewards.colour.scale=0.5"])
     (tmp_path / "config.yaml").write_text(dump(config))
     saved = load(tmp_path / "config.yaml")
     ours, theirs = (build_rewards(c.reward, c.evaluation.judges, c.rewards)[0] for c in (config, saved))
@@ -161,13 +161,13 @@ def test_the_paper_s_combination_is_a_file_and_the_published_grid_has_it() -> No
 
 
 def test_a_missing_model_is_found_before_training(tmp_path: Path) -> None:
-    config = compose("miniature", overrides=["reward={hpsv2: 1}", f"rewards.hpsv2.path={tmp_path}/none.pt"])
+    config = compose("miniature-luck", overrides=["reward={hpsv2: 1}", f"rewards.hpsv2.path={tmp_path}/none.pt"])
     with pytest.raises(ConfigError, match=r"reward 'hpsv2': rewards.hpsv2.path: .*none.pt is not on this machine"):
         find_run(config, tmp_path)
 
 
 def test_an_unreachable_reward_is_found_before_training(tmp_path: Path) -> None:
-    config = compose("miniature", overrides=["rewards.ocr={backend: url, url: 'http://127.0.0.1:9'}"])
+    config = compose("miniature-luck", overrides=["rewards.ocr={backend: url, url: 'http://127.0.0.1:9'}"])
     with pytest.raises(ConfigError, match=r"reward 'ocr': http://127.0.0.1:9/reward cannot be reached"):
         find_run(config, tmp_path)
 
@@ -195,7 +195,7 @@ def trainer(config: RunConfig) -> Trainer:
 
 
 def test_components_are_logged() -> None:
-    record = trainer(compose("miniature", overrides=FAST)).iterate()
+    record = trainer(compose("miniature-luck", overrides=FAST)).iterate()
     assert set(record["components"]) == {"ocr", "colour"}
     ocr, colour = (record["components"][name]["reward_mean"] for name in ("ocr", "colour"))
     assert record["reward_mean"] == pytest.approx(ocr + 0.5 * (colour - 0.5) / 0.25, abs=1e-6)
@@ -203,7 +203,9 @@ def test_components_are_logged() -> None:
 
 
 def test_advantages_are_combined_by_hand() -> None:
-    training = trainer(compose("miniature", overrides=[*FAST, "objective.combine=advantages", "fusion.enabled=false"]))
+    training = trainer(
+        compose("miniature-luck", overrides=[*FAST, "objective.combine=advantages", "fusion.enabled=false"])
+    )
     generator = torch.Generator().manual_seed(0)
     components = [
         {name: torch.rand(2, 4, generator=generator, dtype=torch.float64) for name in ("ocr", "colour")}
@@ -215,7 +217,7 @@ def test_advantages_are_combined_by_hand() -> None:
         for row, group in enumerate(groups):
             expected = local_advantage(slot["ocr"][row]) + 0.5 * local_advantage(slot["colour"][row])
             torch.testing.assert_close(group, expected)
-    at_reward_level = trainer(compose("miniature", overrides=[*FAST, "fusion.enabled=false"]))
+    at_reward_level = trainer(compose("miniature-luck", overrides=[*FAST, "fusion.enabled=false"]))
     assert not torch.allclose(at_reward_level._advantages(rewards, components)[0], combined[0])
 
 
@@ -230,8 +232,10 @@ def ocr_url() -> Iterator[str]:
 def test_training_on_a_reward_elsewhere_gives_the_same_numbers(ocr_url: str) -> None:
     """Scoring overlaps with sampling: slots and parts of a rollout are scored while others are sampled and decoded."""
     overrides = [*FAST, "model.max_batch=4"]
-    here = trainer(compose("miniature", overrides=overrides))
-    there = trainer(compose("miniature", overrides=[*overrides, f"rewards.ocr={{backend: url, url: '{ocr_url}'}}"]))
+    here = trainer(compose("miniature-luck", overrides=overrides))
+    there = trainer(
+        compose("miniature-luck", overrides=[*overrides, f"rewards.ocr={{backend: url, url: '{ocr_url}'}}"])
+    )
     for _ in range(2):
         ours, theirs = here.iterate(), there.iterate()
         del ours["seconds"], theirs["seconds"]
@@ -269,7 +273,7 @@ def test_scoring_elsewhere_overlaps_with_sampling() -> None:
 def test_a_sum_with_an_unreachable_part_is_found_before_training(tmp_path: Path) -> None:
     overrides = ["reward={ocr: 1, colour: 1}", "rewards.ocr={backend: url, url: 'http://127.0.0.1:9'}"]
     with pytest.raises(ConfigError, match=r"reward 'ocr': http://127.0.0.1:9/reward cannot be reached"):
-        find_run(compose("miniature", overrides=overrides), tmp_path)
+        find_run(compose("miniature-luck", overrides=overrides), tmp_path)
 
 
 def test_a_sum_is_as_sharp_as_its_scaled_components_together() -> None:

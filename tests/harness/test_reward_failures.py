@@ -56,7 +56,7 @@ def execute(
         "evaluation": {"interval": 2, "validation_prompts": 2, "gallery": 0, "judges": ["colour"]},
         "prompts": {"test": str(test)},
     }
-    run = prepare_run(compose("miniature", settings=settings), folder)
+    run = prepare_run(compose("miniature-luck", settings=settings), folder)
     reward = Flaky(fails_at, measuring)
     monkeypatch.setattr(session, "build_rewards", lambda *_: (reward, [reward]))
     with run.failure_noted():
@@ -116,6 +116,6 @@ def test_what_a_judge_lacks_is_said_before_anything_is_drawn(tmp_path: Path) -> 
         "evaluation.judges=[ocr, unifiedreward-v2]",
         "rewards.unifiedreward-v2.url=http://127.0.0.1:9",
     ]
-    run = prepare_run(compose("miniature", overrides=overrides), tmp_path)
+    run = prepare_run(compose("miniature-luck", overrides=overrides), tmp_path)
     with pytest.raises(RewardError, match=r"reward 'unifiedreward-v2': http://127.0.0.1:9/v1/models cannot be reached"):
         Session(run, say=lambda line: None)

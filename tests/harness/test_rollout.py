@@ -30,7 +30,7 @@ class LinearFlow:
 @pytest.fixture(scope="module")
 def policy() -> FluxPolicy:
     torch.set_num_threads(1)
-    config = compose("miniature")
+    config = compose("miniature-luck")
     return FluxPolicy(config.model, config.optimizer, torch.device("cpu"), seed=0)
 
 
@@ -108,7 +108,7 @@ def test_static_and_dynamic_shift_are_the_scheduler_s(policy: FluxPolicy) -> Non
     u = torch.linspace(1, 1 / 8, 8)
     torch.testing.assert_close(policy.sigmas(8)[:-1], 3 * u / (1 + 2 * u))
     assert policy.sigmas(8)[-1] == 0
-    dynamic = compose("miniature", overrides=["model.shift=dynamic"])
+    dynamic = compose("miniature-luck", overrides=["model.shift=dynamic"])
     other = FluxPolicy(dynamic.model, dynamic.optimizer, torch.device("cpu"), seed=0)
     # mu of 16 tokens on the line through (256, .5) and (4096, 1.15); time shift exp(mu) / (exp(mu) + 1/u - 1).
     mu = torch.tensor(0.5 + (16 - 256) * (1.15 - 0.5) / (4096 - 256))

@@ -41,7 +41,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
     folder = tmp_path_factory.mktemp("seam")
     data = ROOT / "harness/models/miniature/data/test.txt"
     (folder / "test.txt").write_text("\n".join(data.read_text(encoding="utf-8").splitlines()[:3]), encoding="utf-8")
-    prepared = prepare_run(compose("miniature", overrides=[*SETTINGS, f"prompts.test={folder}/test.txt"]), folder)
+    prepared = prepare_run(compose("miniature-luck", overrides=[*SETTINGS, f"prompts.test={folder}/test.txt"]), folder)
     with pytest.MonkeyPatch.context() as patch:
         append = RunDirectory.append
 
@@ -144,7 +144,7 @@ def _logged(config: RunConfig, folder: Path, metrics: Callable[[str], dict[str, 
 @pytest.mark.parametrize("name", sorted(path.stem for path in (EXPERIMENTS / "rewards").glob("*.yaml")))
 @pytest.mark.parametrize("reverse", [False, True])
 def test_the_trained_reward_of_every_file_is_the_one_that_was_logged(name: str, reverse: bool, tmp_path: Path) -> None:
-    profile = "miniature" if name.startswith("ocr") else "paper"
+    profile = "miniature-luck" if name.startswith("ocr") else "paper"
     config = compose(profile, reward=name, overrides=SHORT)
     order = sorted(config.reward.items(), reverse=reverse)
     config = config.model_copy(update={"reward": dict(order)})

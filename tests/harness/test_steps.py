@@ -84,7 +84,7 @@ def test_a_share_of_the_steps_is_trained_on_and_all_of_them_in_the_long_run(draw
 )
 def test_combinations_that_cannot_run_are_one_line(overrides: list[str], expected: str) -> None:
     with pytest.raises(ConfigError) as error:
-        compose("miniature", overrides=overrides)
+        compose("miniature-luck", overrides=overrides)
     assert expected in str(error.value)
 
 

@@ -26,7 +26,7 @@ FAST = [
 
 
 def prepared(folder: Path, *overrides: str) -> RunDirectory:
-    return prepare_run(compose("miniature", overrides=[*FAST, *overrides]), folder)
+    return prepare_run(compose("miniature-luck", overrides=[*FAST, *overrides]), folder)
 
 
 def evaluations(run: RunDirectory) -> list[dict[str, Any]]:

@@ -37,7 +37,7 @@ def short_lists(tmp_path: Path) -> list[str]:
 
 
 def prepared(folder: Path, *overrides: str) -> RunDirectory:
-    return prepare_run(compose("miniature", overrides=[*FAST, *overrides]), folder)
+    return prepare_run(compose("miniature-luck", overrides=[*FAST, *overrides]), folder)
 
 
 def lines_of(run: RunDirectory, name: str) -> list[dict[str, Any]]:
@@ -49,7 +49,7 @@ def lines_of(run: RunDirectory, name: str) -> list[dict[str, Any]]:
 
 def trainer(*overrides: str) -> Trainer:
     torch.set_num_threads(1)
-    config = compose("miniature", overrides=[*FAST, *overrides])
+    config = compose("miniature-luck", overrides=[*FAST, *overrides])
     policy = FluxPolicy(config.model, config.optimizer, torch.device("cpu"), config.seed)
     return Trainer(
         config, policy, build_reward("ocr"), read_prompts(config.prompts.train).prompts, Accelerator(cpu=True)

@@ -26,7 +26,7 @@ FULL_SDE = [*SMALL, "rollout.kind=full_sde"]
 
 def trainer(*overrides: str) -> Trainer:
     torch.set_num_threads(1)
-    config = compose("miniature", overrides=overrides)
+    config = compose("miniature-luck", overrides=overrides)
     policy = build_policy(config.model, config.optimizer, torch.device("cpu"), config.seed)
     prompts = read_prompts(config.prompts.train).prompts
     return Trainer(config, policy, build_reward("ocr"), prompts, Accelerator(cpu=True))
@@ -184,11 +184,11 @@ def test_drawn_prompts_are_all_that_a_run_will_ask_for(tmp_path: Path) -> None:
 
 
 def test_how_the_network_is_run_is_no_part_of_a_run_s_name() -> None:
-    name = run_id(compose("miniature"), {})
+    name = run_id(compose("miniature-luck"), {})
     frugal = "model.execution={gradient_checkpointing: true, text_encoders: free, max_train_batch: 2}"
-    assert run_id(compose("miniature", overrides=[frugal]), {}) == name
+    assert run_id(compose("miniature-luck", overrides=[frugal]), {}) == name
     for change in ("model.vae_tiling=true", "objective.update_on=prompts", "evaluation.num_steps=28"):
-        assert run_id(compose("miniature", overrides=[change]), {}) != name
+        assert run_id(compose("miniature-luck", overrides=[change]), {}) != name
 
 
 @pytest.mark.parametrize(

@@ -35,7 +35,7 @@ def prepared(tmp_path: Path) -> Any:
     path.write_text("\n".join(lines[:4]) + "\n")
 
     def prepare(folder: str, *overrides: str) -> RunDirectory:
-        config = compose("miniature", overrides=[*FAST, f"prompts.test={path}", *overrides])
+        config = compose("miniature-luck", overrides=[*FAST, f"prompts.test={path}", *overrides])
         run = prepare_run(config, tmp_path / folder)
         reset([run])
         return run

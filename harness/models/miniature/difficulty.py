@@ -23,7 +23,7 @@ _BINS = 20
 
 def measure(model: str) -> dict[str, list[float]]:
     """Every judge's value of one ODE sample per test prompt, for ``base`` or ``weak``."""
-    config = compose("miniature", overrides=[f"model.path=harness/models/miniature/{model}"])
+    config = compose("miniature-luck", overrides=[f"model.path=harness/models/miniature/{model}"])
     policy = FluxPolicy(config.model, config.optimizer, torch.device("cpu"), seed=0)
     judges = [build_reward(name) for name in config.evaluation.judges]
     return evaluate(policy, read_prompts(config.prompts.test).prompts, judges, num_noises=1)

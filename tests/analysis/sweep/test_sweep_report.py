@@ -36,7 +36,7 @@ def folder(tmp_path: Path) -> Path:
     """Ten trials: the reference, seven complete, one pruned, one collapsed."""
     about = {
         "name": "example",
-        "profile": "miniature",
+        "profile": "miniature-luck",
         "method": "flow_grpo",
         "reward": {"ocr": 1.0},
         "iterations": 8,

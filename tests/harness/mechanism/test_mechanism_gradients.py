@@ -29,14 +29,14 @@ SMALL = [
 @pytest.fixture(scope="module")
 def sampler() -> Sampler:
     torch.set_num_threads(1)
-    config = compose("miniature", overrides=SMALL)
+    config = compose("miniature-luck", overrides=SMALL)
     policy = build_policy(config.model, config.optimizer, torch.device("cpu"), config.seed)
     return Sampler(config, policy, build_reward("ocr"), read_prompts(config.prompts.train).prompts)
 
 
 def gradient_of_training(sampler: Sampler, *overrides: str) -> tuple[Tensor, dict[str, Any], Trainer]:
     """The gradient of the first update of a run with the same policy, before clipping, and its line of the log."""
-    config = compose("miniature", overrides=[*SMALL, "optimizer.max_grad_norm=1e9", *overrides])
+    config = compose("miniature-luck", overrides=[*SMALL, "optimizer.max_grad_norm=1e9", *overrides])
     trainer = Trainer(config, sampler.policy, sampler.reward, sampler.prompts, Accelerator(cpu=True))
     seen: list[Tensor] = []
     # Noted and not taken, so that the policy stays as it is.

@@ -29,7 +29,7 @@ from harness.mechanism.worker import make_sampler, mechanism_of, work
 from harness.runs import RunDirectory
 
 TINY = """
-profile: miniature
+profile: miniature-luck
 seed: 5
 rounds: 2
 warm_up_rounds: 1

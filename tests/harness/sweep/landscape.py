@@ -21,7 +21,7 @@ from harness.sweep.worker import work
 BASE, PEAK_DECAY, PEAK_WEIGHT = 0.5, 0.9, 3.0
 ITERATIONS, INTERVAL = 8, 2
 FILE: dict[str, Any] = {
-    "profile": "miniature",
+    "profile": "miniature-luck",
     "settings": {
         "selection": "curriculum",
         "fusion.enabled": True,
