@@ -50,7 +50,7 @@ shards: $(READY)  ## keep the finished runs of PROFILE as small files in results
 reward-env: .venvs/$(REWARD)/.ready  ## make the environment of REWARD's package (hpsv2, hpsv3, imagereward)
 
 # torch brings what its build for this machine needs; all else is pinned and comes without what it asks for.
-.venvs/%/.ready: harness/rewards/environments/%.txt | $(READY)
+.venvs/%/.ready: harness/rewards/remote/environments/%.txt | $(READY)
 	@echo "setting up .venvs/$*: a few minutes, 1 to 2 GB without a GPU"
 	@test -x .venvs/$*/bin/python || $(PYTHON) -m venv .venvs/$*
 	@.venvs/$*/bin/python -m pip install -qq --disable-pip-version-check $$(grep '^torch==' $<)

@@ -19,3 +19,7 @@ class CollectiveError(HarnessError, RuntimeError):
 
 class FileError(HarnessError):
     """A file of the project's own that cannot be written, or is not what was written."""
+
+
+class StopRun(Exception):
+    """Raised by a session's ``on_validation``: the run saves its checkpoint, ends unfinished, and can be resumed."""

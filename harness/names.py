@@ -22,7 +22,8 @@ FUSIONS: dict[str, str] = {"fused": "advantage fusion", "rescaled": "rescaled ad
 """``fusion.kind`` in words; see docs/fusion.md."""
 
 ENGINES: tuple[str, ...] = ("ddp", "fsdp2", "zero2")
-"""``runtime.engine``; what each is stands in ``harness.engines``, how it is launched in harness/launch/accelerate."""
+"""``runtime.engine``; what each is stands in ``harness.training.engines``, how it is launched
+in harness/experiments/jobs/accelerate."""
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from harness.models.embedding import PromptEmbedding
+from harness.models.pipelines.embedding import PromptEmbedding
 from harness.transitions import Kernel
 
 Velocity = Callable[[Tensor, Tensor | float, PromptEmbedding], Tensor]

@@ -26,9 +26,9 @@ _CONDITIONS = {"cuda": "CUDA", "deepspeed": "DeepSpeed"}
 _CALLS = {"torch.cuda.": "CUDA", "import deepspeed": "DeepSpeed"}
 """Words in a line, and what it needs itself."""
 _FILES = {
-    "harness/rewards/workers/": "a reward package's environment",  # by make check-reward-parity
+    "harness/rewards/remote/workers/": "a reward package's environment",  # by make check-reward-parity
     "harness/rewards/parity.py": "a reward package's environment",
-    "harness/engines/zero2.py": "DeepSpeed",  # what a stand-in cannot execute
+    "harness/training/engines/zero2.py": "DeepSpeed",  # what a stand-in cannot execute
 }
 """Starts of paths, and what those files need."""
 

@@ -4,10 +4,10 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import NamedTuple
 
+from analysis.cells.parallel import side_by_side
+from analysis.cells.study import Study
 from analysis.figures import cells, chosen, curves, selection
 from analysis.figures.drawing import Drawing, Panel, draw_panel, draw_together
-from analysis.parallel import side_by_side
-from analysis.study import Study
 
 
 class Group(NamedTuple):

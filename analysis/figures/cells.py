@@ -8,11 +8,11 @@ from typing import NamedTuple
 import numpy as np
 from matplotlib.axes import Axes
 
+from analysis.cells.labels import METHOD_NAMES, Cell, is_adagrpo, is_base, selection_order
+from analysis.cells.logs import TRAINING_REWARD
+from analysis.cells.study import MIN_SEEDS_FOR_INTERVAL, Study
 from analysis.figures.drawing import GREY, INK, Panel
-from analysis.labels import METHOD_NAMES, Cell, is_adagrpo, is_base, selection_order
-from analysis.logs import TRAINING_REWARD
 from analysis.statistics import Interval
-from analysis.study import MIN_SEEDS_FOR_INTERVAL, Study
 
 _LABEL_WIDTH, _MAX_LINES = 28, 2
 """Letters in a line of a variant's settings beside the axis, and lines of them."""

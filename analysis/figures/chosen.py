@@ -7,10 +7,10 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
+from analysis.cells.labels import SELECTIONS, cell_colour
+from analysis.cells.study import Study
 from analysis.figures.drawing import GREY, INK, Panel
-from analysis.labels import SELECTIONS, cell_colour
 from analysis.statistics import Values
-from analysis.study import Study
 
 _HEIGHT = 5.2  # Inches, six lines of legend included.
 _POINTS = 16

@@ -8,8 +8,8 @@ from functools import partial
 from matplotlib.axes import Axes
 
 from analysis.claims import MARGIN
-from analysis.claims_table import Row
 from analysis.figures.drawing import GREY, INK, Panel
+from analysis.verdicts.claims_table import Row
 
 _LABEL_WIDTH = 30  # Letters in a line beside the axis.
 _COLOURS = {"supported": "#009E73", "not supported": "#D55E00", "inconclusive": GREY}

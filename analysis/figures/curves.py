@@ -9,13 +9,13 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from analysis import paper, statistics
-from analysis.equal_cost import matched_baselines
+from analysis.cells.equal_cost import matched_baselines
+from analysis.cells.labels import METHOD_NAMES, Cell, cell_colour, cell_dash, is_base
+from analysis.cells.logs import TRAINING_REWARD
+from analysis.cells.spending import AXES, SECONDS, with_spending
+from analysis.cells.study import MIN_SEEDS_FOR_INTERVAL, Study, adagrpo_pairs
 from analysis.figures.drawing import Panel
-from analysis.labels import METHOD_NAMES, Cell, cell_colour, cell_dash, is_base
-from analysis.logs import TRAINING_REWARD
-from analysis.spending import AXES, SECONDS, with_spending
-from analysis.stability import GROUP_SPREADS
-from analysis.study import MIN_SEEDS_FOR_INTERVAL, Study, adagrpo_pairs
+from analysis.verdicts.stability import GROUP_SPREADS
 
 ITERATION = "iteration"
 _AXIS_LABELS = {ITERATION: "Training iteration"} | {axis.name: axis.label for axis in AXES}

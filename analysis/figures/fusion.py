@@ -33,7 +33,7 @@ def sign_panel(signs: pd.DataFrame, labels: dict[str, str]) -> Panel:
     """Share of wrong-signed samples that fusion corrects, by weight, in one-sided and in two-sided groups.
 
     Args:
-        signs: ``analysis.mechanism.signs.sign_frame``'s rows of all prompts.
+        signs: ``analysis.gradients.signs.sign_frame``'s rows of all prompts.
         labels: of checkpoints, in their order.
     """
     note = "Of samples whose local advantage has another sign than reward minus capability; band: 95 % interval"

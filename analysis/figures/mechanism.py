@@ -21,7 +21,7 @@ class Shown(NamedTuple):
     """What panels of a measurement have in common."""
 
     effects: pd.DataFrame
-    """Of ``analysis.mechanism.effects.effect_frame``."""
+    """Of ``analysis.gradients.effects.effect_frame``."""
     checkpoints: Mapping[str, str]
     """Their labels, in their order."""
     metrics: Mapping[str, str]

@@ -8,11 +8,11 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from analysis import paper
+from analysis.cells.labels import METHOD_NAMES, cell_colour, in_papers_order
+from analysis.cells.logs import TRAINING_REWARD
+from analysis.cells.study import MIN_SEEDS_FOR_INTERVAL, Study
 from analysis.figures.drawing import GREY, INK, Panel
-from analysis.labels import METHOD_NAMES, cell_colour, in_papers_order
-from analysis.logs import TRAINING_REWARD
 from analysis.statistics import Interval
-from analysis.study import MIN_SEEDS_FOR_INTERVAL, Study
 
 
 class Bar(NamedTuple):

@@ -23,7 +23,7 @@ from analysis.sweep.figures import draw_sweep
 from analysis.sweep.tables import TRAINING_REWARD, Objective, SweepTables, load_sweep_tables
 from harness.files import write_atomically
 
-_TEMPLATES = Path(__file__).parent.parent / "templates"
+_TEMPLATES = Path(__file__).parent.parent / "report" / "templates"
 _NUM_BEST = 10
 
 

@@ -21,7 +21,7 @@ def add_parser(commands: Commands) -> None:
 def _check(options: argparse.Namespace) -> int:
     from harness.files import write_atomically
     from harness.rewards import RewardError
-    from harness.rewards.assets import AssetError
+    from harness.rewards.files.assets import AssetError
     from harness.rewards.parity import REWARDS, check_parity
     from harness.rewards.parity_page import page, table
 

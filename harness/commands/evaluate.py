@@ -26,11 +26,11 @@ def add_parser(commands: Commands) -> None:
 
 
 def _evaluate(options: argparse.Namespace) -> int:
-    from harness.benchmark import Benchmark, default_folder, left_out, table
     from harness.config import ROOT, ConfigError
-    from harness.models.trained import device_of
-    from harness.prompts import read_prompts
+    from harness.prompts.lists import read_prompts
     from harness.rewards.readiness import choose_rewards
+    from harness.trained.benchmark import Benchmark, default_folder, left_out, table
+    from harness.trained.loading import device_of
 
     device = device_of(options.device)
     checkpoints = [checkpoint_of(name, options, evaluated=True) for name in options.checkpoints]

@@ -19,8 +19,8 @@ def add_parser(commands: Commands) -> None:
 
 
 def _export(options: argparse.Namespace) -> int:
-    from harness.checkpoints import find_run_checkpoint
-    from harness.export import export, latest_weights
+    from harness.trained.checkpoints import find_run_checkpoint
+    from harness.trained.export import export, latest_weights
 
     with latest_weights(options.run) if options.latest else nullcontext(find_run_checkpoint(options.run)) as checkpoint:
         form = export(checkpoint, options.output, merge=options.merge, licence=options.license)

@@ -13,7 +13,7 @@ def add_parser(commands: Commands) -> None:
 
 def fetch(options: argparse.Namespace) -> int:
     """Fetch what is missing."""
-    from harness.rewards.assets import fetch_assets
+    from harness.rewards.files.assets import fetch_assets
 
     fetch_assets()
     return 0

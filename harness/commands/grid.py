@@ -29,11 +29,11 @@ def add_choices(parser: argparse.ArgumentParser) -> None:
 
 def execute_grid(options: argparse.Namespace) -> int:
     """Execute a grid, or print its plan; 1 if a run failed."""
-    from harness.launch.grid import expand_grid, parse_seeds
-    from harness.launch.local import run_all
-    from harness.launch.plan import plan
-    from harness.launch.slots import local_slots
-    from harness.runs import prepare_run
+    from harness.experiments.grid import expand_grid, parse_seeds
+    from harness.experiments.jobs.local import run_all
+    from harness.experiments.jobs.plan import plan
+    from harness.experiments.jobs.slots import local_slots
+    from harness.runs.directory import prepare_run
 
     seeds = None if options.seeds is None else parse_seeds(options.seeds)
     configs = expand_grid(options.grid, options.overrides, profile=options.profile, only=options.only, seeds=seeds)

@@ -12,7 +12,7 @@ from harness.errors import ConfigError
 
 if TYPE_CHECKING:
     from harness.config import RunConfig
-    from harness.launch.command import Placement
+    from harness.experiments.jobs.command import Placement
 
 MAIN_PORT = 29500
 """Where the processes of several machines meet, on the first one, unless another port is given."""
@@ -32,8 +32,8 @@ def add_parser(commands: Commands) -> None:
 def launch(options: argparse.Namespace) -> int:  # noqa: RET503 - it does not come back
     """Check all that can be checked before anything is started, then become the launcher of ``adagrpo train``."""
     from harness.config import ROOT, compose
-    from harness.launch.command import typed, worker_command
-    from harness.runs import find_run
+    from harness.experiments.jobs.command import typed, worker_command
+    from harness.runs.directory import find_run
 
     run = run_to_resume(options)
     config = run.config if run else compose(options.profile or PROFILE, options.method, overrides=options.overrides)
@@ -50,8 +50,8 @@ def launch(options: argparse.Namespace) -> int:  # noqa: RET503 - it does not co
 
 
 def _placement(options: argparse.Namespace, config: "RunConfig") -> "Placement":
-    from harness.launch.command import Placement
-    from harness.launch.slots import visible_gpus
+    from harness.experiments.jobs.command import Placement
+    from harness.experiments.jobs.slots import visible_gpus
 
     runtime = config.runtime
     for option in ("main_address", "main_port"):
@@ -69,7 +69,7 @@ def _placement(options: argparse.Namespace, config: "RunConfig") -> "Placement":
 
 
 def _check_gpus(placement: "Placement") -> None:
-    from harness.launch.slots import visible_gpus
+    from harness.experiments.jobs.slots import visible_gpus
 
     needed = placement.processes // placement.machines
     if placement.cuda and len(visible_gpus()) < needed:

@@ -11,7 +11,7 @@ from harness.commands import Commands
 from harness.errors import ConfigError, HarnessError
 
 if TYPE_CHECKING:
-    from harness.mechanism.definition import Mechanism
+    from harness.experiments.gradients.definition import Mechanism
 
 _LOOK_SECONDS = 15.0
 
@@ -47,8 +47,8 @@ def mechanism(options: argparse.Namespace) -> int:
         name = overrides.pop(0)
 
     from harness.config import ROOT
-    from harness.mechanism.definition import load_mechanism
-    from harness.mechanism.tables import is_written, write_tables
+    from harness.experiments.gradients.definition import load_mechanism
+    from harness.experiments.gradients.tables import is_written, write_tables
 
     loaded = load_mechanism(name, options.checkpoints, overrides)
     folder = options.output or ROOT / "results" / "mechanism"
@@ -60,7 +60,7 @@ def mechanism(options: argparse.Namespace) -> int:
         _compute(loaded, overrides, options.workers)
         write_tables(loaded, folder)
 
-    from analysis.mechanism import MechanismTableError, write_mechanism_report
+    from analysis.gradients import MechanismTableError, write_mechanism_report
 
     try:
         print(f"summary: {write_mechanism_report(folder)}")
@@ -70,11 +70,11 @@ def mechanism(options: argparse.Namespace) -> int:
 
 
 def _compute(loaded: "Mechanism", overrides: list[str], num_workers: int) -> None:
-    from harness.checkpoints import BASE
-    from harness.sweep.supervise import run_workers
+    from harness.experiments.sweep.supervise import run_workers
+    from harness.trained.checkpoints import BASE
 
     checkpoints = [BASE if one.run is None else str(one.run.folder) for one in loaded.checkpoints]
-    command = [sys.executable, "-m", "harness.mechanism.worker", str(loaded.path.resolve())]
+    command = [sys.executable, "-m", "harness.experiments.gradients.worker", str(loaded.path.resolve())]
     command += ["--checkpoints", *checkpoints, "--overrides", *overrides]
     look = _progress(loaded)
     logs = loaded.folder(loaded.checkpoints[0]).parent
@@ -91,7 +91,7 @@ def _compute(loaded: "Mechanism", overrides: list[str], num_workers: int) -> Non
 
 def _progress(loaded: "Mechanism") -> Callable[[], None]:
     """Says now and then how far the measurement has come, and how long the rest will take at the pace so far."""
-    from harness.mechanism.chunks import plan
+    from harness.experiments.gradients.chunks import plan
 
     chunks = plan(loaded)
     total = sum(chunk.pictures for chunk in chunks)

@@ -4,7 +4,7 @@ import argparse
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from harness.checkpoints import Checkpoint
+    from harness.trained.checkpoints import Checkpoint
 
 
 def add_drawing_options(parser: argparse.ArgumentParser, default: str = "the checkpoint's") -> None:
@@ -31,7 +31,7 @@ def checkpoint_of(name: str, options: argparse.Namespace, evaluated: bool = Fals
     Raises:
         ConfigError: as ``find_checkpoint``, or an unfit size.
     """
-    from harness.checkpoints import find_checkpoint
+    from harness.trained.checkpoints import find_checkpoint
 
     checkpoint = find_checkpoint(name, options.profile)
     if evaluated:

@@ -40,12 +40,12 @@ def probe(options: argparse.Namespace) -> int:
     import torch
 
     from analysis.probing import summary, table
-    from harness import probe as probing
     from harness.config import ROOT, compose
     from harness.files import write_atomically
-    from harness.models.trained import device_of
-    from harness.prompts import read_prompts
-    from harness.runs import environment
+    from harness.prompts.lists import read_prompts
+    from harness.runs.directory import environment
+    from harness.trained import probe as probing
+    from harness.trained.loading import device_of
 
     configs = {
         model: compose(options.profile, overrides=options.overrides, model=model) for model in options.models or [None]

@@ -28,8 +28,8 @@ def add_parser(commands: Commands) -> None:
 
 def _import(options: argparse.Namespace) -> int:
     from harness.config import ConfigError
-    from harness.prompt_import import Shares, import_prompts, write_lists
-    from harness.prompts import MAX_CHARACTERS
+    from harness.prompts.imported import Shares, import_prompts, write_lists
+    from harness.prompts.lists import MAX_CHARACTERS
 
     limit = MAX_CHARACTERS if options.max_characters is None else options.max_characters
     if not 1 <= limit <= MAX_CHARACTERS:

@@ -21,11 +21,11 @@ def add_parser(commands: Commands) -> None:
 
 
 def write(runs: Path, output: Path, mechanism: Path | None = None, readme: Path | None = None) -> int:
-    """Write the report of a folder of runs, see ``analysis.report.write_report``."""
-    from analysis.insertion import MarkerError
-    from analysis.mechanism import MechanismTableError
-    from analysis.report import write_report
-    from analysis.runlog import RunLogError
+    """Write the report of a folder of runs, see ``analysis.report.report.write_report``."""
+    from analysis.gradients import MechanismTableError
+    from analysis.report.insertion import MarkerError
+    from analysis.report.report import write_report
+    from analysis.runs.runlog import RunLogError
 
     if not runs.is_dir():
         raise ConfigError(f"--runs {runs}: no such folder")

@@ -18,11 +18,11 @@ def add_parser(commands: Commands) -> None:
 def reproduce(options: argparse.Namespace) -> int:
     """Execute the grid and report what there is, complete or not; 1 if a run failed."""
     from harness.config import ROOT, compose, grid_of
-    from harness.runs import RUNS
+    from harness.runs.directory import RUNS
 
     grid = grid_of(options.profile)
     if compose(options.profile).runtime.device == "cuda" and not options.plan:
-        from harness.doctor import check
+        from harness.experiments.doctor import check
 
         # Hours of GPUs and gigabytes of weights: what is missing is said before anything starts.
         report = check(options.profile)

@@ -22,10 +22,10 @@ def add_parser(commands: Commands) -> None:
 
 def _sample(options: argparse.Namespace) -> int:
     from harness.config import ConfigError
-    from harness.models.trained import device_of, load_policy
-    from harness.pictures import SEEDS, write_pictures
-    from harness.prompts import normalise, problem_with, read_prompts
-    from harness.truncation import truncations
+    from harness.models.pipelines.truncation import truncations
+    from harness.prompts.lists import normalise, problem_with, read_prompts
+    from harness.trained.loading import device_of, load_policy
+    from harness.trained.pictures import SEEDS, write_pictures
 
     if bool(options.prompt) == bool(options.prompts):
         raise ConfigError("give prompts either by --prompt TEXT or by --prompts FILE")

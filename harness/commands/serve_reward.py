@@ -25,9 +25,9 @@ def _serve(options: argparse.Namespace) -> int:
 
     from harness.config import RewardConfig, one_line, parse_overrides
     from harness.rewards import RewardError, build_reward
-    from harness.rewards.assets import AssetError
-    from harness.rewards.served import is_loopback
-    from harness.rewards.server import RewardServer
+    from harness.rewards.files.assets import AssetError
+    from harness.rewards.remote.served import is_loopback
+    from harness.rewards.remote.server import RewardServer
 
     torch.set_num_threads(options.threads)
     try:

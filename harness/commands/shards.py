@@ -19,8 +19,8 @@ def add_parser(commands: Commands) -> None:
 
 
 def _shards(options: argparse.Namespace) -> int:
-    from analysis.runlog import RunLogError
-    from analysis.shards import write_shards
+    from analysis.runs.runlog import RunLogError
+    from analysis.runs.shards import write_shards
 
     if options.pictures < 0:
         raise ConfigError(f"--pictures {options.pictures}: must be at least 0")

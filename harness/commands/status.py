@@ -16,8 +16,8 @@ def add_parser(commands: Commands) -> None:
 
 def status(options: argparse.Namespace) -> int:
     """Print states, failures and standings."""
-    from harness.launch.progress import status_lines
-    from harness.runs import RUNS
+    from harness.experiments.jobs.progress import status_lines
+    from harness.runs.directory import RUNS
 
     folder = options.runs or RUNS
     if not folder.is_dir():

@@ -13,9 +13,9 @@ from harness.errors import ConfigError
 if TYPE_CHECKING:
     import pandas as pd
 
-    from analysis.tuning import Tuned
-    from harness.launch.study import PlannedRun, Study
-    from harness.runs import RunDirectory
+    from analysis.cells.tuning import Tuned
+    from harness.experiments.study import PlannedRun, Study
+    from harness.runs.directory import RunDirectory
 
 
 def add_parser(commands: Commands) -> None:
@@ -33,9 +33,9 @@ def add_parser(commands: Commands) -> None:
 
 def execute_study(options: argparse.Namespace) -> int:
     """Execute experiments, tuning first, or print the plan; 1 if a run failed."""
-    from harness.launch.grid import parse_seeds
-    from harness.launch.study import DEFAULT, plan_runs, read_study
-    from harness.runs import RUNS
+    from harness.experiments.grid import parse_seeds
+    from harness.experiments.study import DEFAULT, plan_runs, read_study
+    from harness.runs.directory import RUNS
 
     study = read_study(options.study or DEFAULT)
     names = tuple(dict.fromkeys(options.experiments)) or study.names
@@ -62,11 +62,11 @@ def execute_study(options: argparse.Namespace) -> int:
 
 def _execute(study: "Study", planned: Sequence["PlannedRun"], options: argparse.Namespace) -> int:
     from analysis.claims import STUDY_SEEDS
-    from analysis.gallery import NUM_PROMPTS
-    from analysis.runlog import RunLogError
-    from analysis.shards import write_shards
-    from harness.launch.study import execute
-    from harness.runs import RUNS
+    from analysis.runs.gallery import NUM_PROMPTS
+    from analysis.runs.runlog import RunLogError
+    from analysis.runs.shards import write_shards
+    from harness.experiments.study import execute
+    from harness.runs.directory import RUNS
 
     def keep(run: "RunDirectory") -> None:
         # A page shows the pictures of each cell's first seed; of all runs they would be most of what is committed.
@@ -89,10 +89,10 @@ def _execute(study: "Study", planned: Sequence["PlannedRun"], options: argparse.
 
 
 def _print_plan(study: "Study", experiments: dict[str, list["PlannedRun"]]) -> None:
-    from analysis.costs import measured_rates
+    from analysis.cells.costs import measured_rates
     from harness.config import ROOT
-    from harness.identity import note_on_code
-    from harness.launch.study import hours_left, plan_lines
+    from harness.experiments.study import hours_left, plan_lines
+    from harness.runs.identity import note_on_code
 
     source, own = study.shards, measured_rates(study.shards)
     rates = own
@@ -125,8 +125,8 @@ def _write_tuned(study: "Study") -> None:
     """Write what tuning chose into the method files of the other experiments."""
     from analysis.claims import PILOT_SEEDS, VALIDATION_POINTS
     from harness.config import EXPERIMENTS
+    from harness.experiments.study import tuned_method, tuned_text
     from harness.files import read_text, write_atomically
-    from harness.launch.study import tuned_method, tuned_text
 
     table, chosen = _tuning(study)
     for kernel, setting in chosen.items():
@@ -152,7 +152,7 @@ def _write_tuned(study: "Study") -> None:
 def _require_tuned(study: "Study") -> None:
     """Raise ConfigError unless the method files have what tuning chose."""
     from harness.config import EXPERIMENTS, read_experiment
-    from harness.launch.study import tuned_method
+    from harness.experiments.study import tuned_method
 
     if study.file.tuning is None:
         return
@@ -168,10 +168,10 @@ def _require_tuned(study: "Study") -> None:
 
 def _tuning(study: "Study") -> tuple["pd.DataFrame", dict[str, "Tuned"]]:
     """The values of all tuning runs and what they choose; ConfigError while one is left."""
-    from analysis.logs import load_logs
-    from analysis.tuning import chosen_settings, tuning_table
-    from harness.launch.study import plan_runs
-    from harness.runs import RUNS
+    from analysis.cells.logs import load_logs
+    from analysis.cells.tuning import chosen_settings, tuning_table
+    from harness.experiments.study import plan_runs
+    from harness.runs.directory import RUNS
 
     assert study.file.tuning is not None
     configs = study.configs(study.file.tuning)

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING
 
 from harness.commands import Commands
 from harness.errors import ConfigError
-from harness.sweep import STORAGE_VARIABLE
+from harness.experiments.sweep import STORAGE_VARIABLE
 
 if TYPE_CHECKING:
     import optuna
 
-    from harness.sweep.definition import Sweep
+    from harness.experiments.sweep.definition import Sweep
 
 _LOOK_SECONDS = 5.0
 _OPTIONS = {
@@ -67,18 +67,18 @@ def sweep(options: argparse.Namespace) -> int:
     if form == "show" and _is_folder_of_tables(options.words[0]):
         return _show_folder(options)
 
-    from harness.sweep.definition import load_sweep
+    from harness.experiments.sweep.definition import load_sweep
 
     file, *overrides = options.words
     overrides += options.overrides
     loaded = load_sweep(file, options.name, overrides, options.trials)
     options.again = _again(file, overrides, options)
     if form == "confirm":
-        from harness.launch.grid import parse_seeds
+        from harness.experiments.grid import parse_seeds
 
         options.seeds = parse_seeds(options.seeds or "0-9")
 
-    from harness.sweep.study import lost_storage_is_one_line
+    from harness.experiments.sweep.study import lost_storage_is_one_line
 
     url = _storage_url(loaded, options, begin=form == "run")
     with lost_storage_is_one_line(url):
@@ -87,7 +87,7 @@ def sweep(options: argparse.Namespace) -> int:
 
 def _again(file: str, overrides: Sequence[str], options: argparse.Namespace) -> str:
     """The words that name the same study to another form of the command."""
-    from harness.sweep.study import shown_url
+    from harness.experiments.sweep.study import shown_url
 
     words = [file, *(["--name", options.name] if options.name else [])]
     # Without the password: what is printed ends up in logs.
@@ -107,7 +107,7 @@ def _storage_url(sweep: "Sweep", options: argparse.Namespace, begin: bool) -> st
     """The studies' database; a SQLite file in the sweep's folder where none is named."""
     given = options.storage or os.environ.get(STORAGE_VARIABLE)
     if given:
-        from harness.sweep.study import shared_url
+        from harness.experiments.sweep.study import shared_url
 
         return shared_url(given)
     file = _folder(sweep) / "study.db"
@@ -119,7 +119,7 @@ def _storage_url(sweep: "Sweep", options: argparse.Namespace, begin: bool) -> st
 
 
 def _folder(sweep: "Sweep") -> Path:
-    from harness.runs import RUNS
+    from harness.runs.directory import RUNS
 
     return RUNS / sweep.experiment
 
@@ -127,9 +127,9 @@ def _folder(sweep: "Sweep") -> Path:
 def _run(sweep: "Sweep", options: argparse.Namespace, url: str) -> int:
     import optuna
 
-    from harness.sweep.study import open_storage, open_study
-    from harness.sweep.summary import Progress, num_finished
-    from harness.sweep.supervise import run_workers
+    from harness.experiments.sweep.study import open_storage, open_study
+    from harness.experiments.sweep.summary import Progress, num_finished
+    from harness.experiments.sweep.supervise import run_workers
 
     storage = open_storage(url)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -164,19 +164,19 @@ def _run(sweep: "Sweep", options: argparse.Namespace, url: str) -> int:
 
 def worker_environments(sweep: "Sweep", workers: int, url: str) -> list[dict[str, str]]:
     """Variables of each worker: the storage, and threads or a GPU of its own, as the grid's workers have them."""
-    from harness.launch.slots import local_slots
+    from harness.experiments.jobs.slots import local_slots
 
     return [slot.environment | {STORAGE_VARIABLE: url} for slot in local_slots([sweep.base.runtime], workers)]
 
 
 def _identity(sweep: "Sweep") -> str:
-    from harness.runs import find_run
+    from harness.runs.directory import find_run
 
     return find_run(sweep.base).run_id
 
 
 def _worker_command(sweep: "Sweep", options: argparse.Namespace) -> list[str]:
-    command = [sys.executable, "-m", "harness.sweep.worker", str(sweep.path.resolve()), *sweep.overrides]
+    command = [sys.executable, "-m", "harness.experiments.sweep.worker", str(sweep.path.resolve()), *sweep.overrides]
     command += ["--name", sweep.name]
     if sweep.file.trials is not None:
         command += ["--trials", str(sweep.file.trials)]
@@ -187,7 +187,7 @@ def _worker_command(sweep: "Sweep", options: argparse.Namespace) -> list[str]:
 
 
 def _show(sweep: "Sweep", options: argparse.Namespace, url: str) -> int:
-    from harness.sweep.study import find_study, open_storage
+    from harness.experiments.sweep.study import find_study, open_storage
 
     _report(sweep, find_study(sweep, open_storage(url)), options, url)
     return 0
@@ -217,15 +217,15 @@ def _show_folder(options: argparse.Namespace) -> int:
 
 
 def _confirm(sweep: "Sweep", options: argparse.Namespace, url: str) -> int:
-    from harness.sweep.confirm import candidates, confirmation_configs, write_confirmation
-    from harness.sweep.study import find_study, open_storage
+    from harness.experiments.sweep.confirm import candidates, confirmation_configs, write_confirmation
+    from harness.experiments.sweep.study import find_study, open_storage
 
     study = find_study(sweep, open_storage(url), _identity(sweep))
     chosen = candidates(sweep, study, options.top or 3)
     configs = [confirmation_configs(sweep, candidate, options.seeds) for candidate in chosen]
 
-    from harness.launch.local import run_all
-    from harness.runs import prepare_run
+    from harness.experiments.jobs.local import run_all
+    from harness.runs.directory import prepare_run
 
     runs = [[prepare_run(config) for config in own] for own in configs]
     # Seed by seed, so that every candidate has its first seed before any has its second.
@@ -247,8 +247,8 @@ def _output(sweep: "Sweep", options: argparse.Namespace) -> Path:
 def _report(sweep: "Sweep", study: "optuna.Study", options: argparse.Namespace, url: str) -> None:
     """Write tables, figures and page, and print what the study has found and what is left of it on fresh seeds."""
     from analysis.sweep import write_sweep_report
-    from harness.sweep.summary import summary
-    from harness.sweep.tables import best_trials, write_tables
+    from harness.experiments.sweep.summary import summary
+    from harness.experiments.sweep.tables import best_trials, write_tables
 
     folder = _output(sweep, options)
     write_tables(sweep, study, folder)
@@ -261,7 +261,7 @@ def _report(sweep: "Sweep", study: "optuna.Study", options: argparse.Namespace, 
 
 
 def _dashboard_words(options: argparse.Namespace, url: str) -> str:
-    from harness.sweep.study import shown_url
+    from harness.experiments.sweep.study import shown_url
 
     # A password stays where it is.
     is_hidden = shown_url(url) != url and not options.storage

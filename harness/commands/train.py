@@ -10,7 +10,7 @@ from harness.errors import ConfigError
 
 if TYPE_CHECKING:
     from harness.config import RunConfig
-    from harness.runs import RunDirectory
+    from harness.runs.directory import RunDirectory
 
 PROFILE = "miniature"
 """Of a run where none is named."""
@@ -44,7 +44,7 @@ def run_to_resume(options: argparse.Namespace) -> "RunDirectory | None":
     Raises:
         ConfigError: it is no run directory, or there are options beside it that belong to a new run.
     """
-    from harness.runs import RunDirectory
+    from harness.runs.directory import RunDirectory
 
     if options.resume is None:
         return None
@@ -58,8 +58,8 @@ def run_to_resume(options: argparse.Namespace) -> "RunDirectory | None":
 def train(options: argparse.Namespace) -> int:
     """Execute or continue a run, unless it is finished. Every process of a launch calls this; the main one prepares."""
     from harness.config import compose
-    from harness.identity import changes_of, note_on_code
-    from harness.runs import find_run, prepare_run
+    from harness.runs.directory import find_run, prepare_run
+    from harness.runs.identity import changes_of, note_on_code
 
     is_main = int(os.environ.get("RANK", "0")) == 0
     run = run_to_resume(options)
@@ -78,7 +78,7 @@ def train(options: argparse.Namespace) -> int:
             _begin_together(run, config, is_main)
         if is_main:
             print(f"run {run.folder}", flush=True)
-        from harness.session import Session
+        from harness.training.session import Session
 
         with run.failure_noted():
             Session(run, say=lambda line: print(line, flush=True)).execute()
@@ -90,7 +90,7 @@ def train(options: argparse.Namespace) -> int:
 
 def _begin_together(run: "RunDirectory", config: "RunConfig", is_main: bool) -> None:
     """Wait until the main process has prepared the run, and has forgotten why it failed before."""
-    from harness.processes import Processes, make_accelerator
+    from harness.training.processes import Processes, make_accelerator
 
     if is_main:
         run.set_status("running", run.status()["iteration"], config.iterations)

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 
-from harness import strict_yaml
+from harness.config import strict_yaml
 from harness.config.messages import one_line
 from harness.config.names import check_name
 from harness.config.run import RunConfig

@@ -26,49 +26,49 @@ class _Backend:
 
 
 def _ocr(name: str, settings: "RewardConfig", num_threads: int) -> Reward:
-    from harness.rewards.ocr import OcrReward
+    from harness.rewards.native.ocr import OcrReward
 
     return OcrReward(name, num_threads=num_threads)
 
 
 def _colour(name: str, settings: "RewardConfig", num_threads: int) -> Reward:
-    from harness.rewards.colour import ColourReward
+    from harness.rewards.native.colour import ColourReward
 
     return ColourReward()
 
 
 def _clip(name: str, settings: "RewardConfig", num_threads: int) -> Reward:
-    from harness.rewards.clip import ClipScore, PickScore
+    from harness.rewards.native.clip import ClipScore, PickScore
 
     return {"clip": ClipScore, "pickscore": PickScore}[name](settings)
 
 
 def _hpsv2(name: str, settings: "RewardConfig", num_threads: int) -> Reward:
-    from harness.rewards.hpsv2 import HpsV2
+    from harness.rewards.native.hpsv2 import HpsV2
 
     return HpsV2(settings)
 
 
 def _hpsv3(name: str, settings: "RewardConfig", num_threads: int) -> Reward:
-    from harness.rewards.hpsv3 import HpsV3
+    from harness.rewards.native.hpsv3 import HpsV3
 
     return HpsV3(settings)
 
 
 def _package(name: str, settings: "RewardConfig", num_threads: int) -> Reward:
-    from harness.rewards.isolated import IsolatedReward
+    from harness.rewards.remote.isolated import IsolatedReward
 
     return IsolatedReward(name, settings, num_threads)
 
 
 def _served(name: str, settings: "RewardConfig", num_threads: int) -> Reward:
-    from harness.rewards.served import ServedReward
+    from harness.rewards.remote.served import ServedReward
 
     return ServedReward(name, settings)
 
 
 def _judge(name: str, settings: "RewardConfig", num_threads: int) -> Reward:
-    from harness.rewards.judge import UnifiedReward
+    from harness.rewards.remote.judge import UnifiedReward
 
     return UnifiedReward(name, settings)
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from harness.errors import HarnessError
-from harness.truncation import TextReader
+from harness.models.pipelines.truncation import TextReader
 
 Pending = Callable[[], dict[str, Tensor]]
 """Waits for scores that were submitted: ``{component: [B]}``; raises what scoring raised."""

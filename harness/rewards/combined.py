@@ -4,9 +4,9 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
+from harness.models.pipelines.truncation import TextReader
 from harness.rewards.base import Pending, Reward
 from harness.trained_reward import Normalisation, TrainedReward
-from harness.truncation import TextReader
 
 
 class WeightedSum(Reward):

@@ -15,10 +15,10 @@ from torch import Tensor
 
 from harness.config import RewardConfig
 from harness.rewards.base import Reward, RewardError
-from harness.rewards.hpsv2 import SIDE, HpsV2, preprocess
-from harness.rewards.hpsv3 import HpsV3, RewardModel
-from harness.rewards.isolated import IsolatedReward
-from harness.rewards.parity_models import PROMPTS, SIZES, pictures, write_hpsv2, write_hpsv3
+from harness.rewards.files.twin_models import PROMPTS, SIZES, pictures, write_hpsv2, write_hpsv3
+from harness.rewards.native.hpsv2 import SIDE, HpsV2, preprocess
+from harness.rewards.native.hpsv3 import HpsV3, RewardModel
+from harness.rewards.remote.isolated import IsolatedReward
 
 TOLERANCE = 1e-5
 """Largest difference allowed between two scores of the same picture and prompt, in float32."""

@@ -3,9 +3,9 @@
 import importlib.metadata
 from collections.abc import Mapping
 
-from harness.rewards.isolated import REQUIREMENTS
+from harness.rewards.files.twin_models import PROMPTS, SIZES
 from harness.rewards.parity import SPREAD, TOLERANCE, Outcome
-from harness.rewards.parity_models import PROMPTS, SIZES
+from harness.rewards.remote.isolated import REQUIREMENTS
 
 _TITLES = {"hpsv2": "HPS-v2", "hpsv3": "HPS-v3"}
 _CHECKPOINTS = {

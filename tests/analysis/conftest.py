@@ -7,7 +7,7 @@ from typing import Any
 import fabricated
 import pytest
 
-from analysis.report import write_report
+from analysis.report.report import write_report
 
 WriteRun = Callable[..., Path]
 

@@ -9,8 +9,8 @@ import pandas as pd
 import yaml
 from PIL import Image
 
-from analysis.labels import SELECTIONS
-from analysis.mechanism.effects import (
+from analysis.cells.labels import SELECTIONS
+from analysis.gradients.effects import (
     ADVANTAGES,
     CHECKPOINT_COLUMNS,
     COMPARISON_COLUMNS,
@@ -19,7 +19,7 @@ from analysis.mechanism.effects import (
     WEIGHTS,
     contrasts,
 )
-from analysis.mechanism.signs import ONE_SIDED, SIGN_COLUMNS, TWO_SIDED
+from analysis.gradients.signs import ONE_SIDED, SIGN_COLUMNS, TWO_SIDED
 from harness.trained_reward import TrainedReward, trained_reward
 
 PROMPTS = ['the word "dog" in red on white', 'the word "zebra" in blue on yellow']

@@ -8,7 +8,7 @@ import pytest
 
 from analysis.figures.drawing import Panel, draw_together
 from analysis.formats import Entry, WideTable, latex, markdown
-from analysis.report import write_report
+from analysis.report.report import write_report
 from analysis.sweep.page import Table
 
 NAMES = ['"><script>alert(1)</script>', 'x" onload="alert(1)', "a|b\\|c", "_&%$#{}$", "`x` $x_{$ <img src=x onerror=y>"]

@@ -14,14 +14,14 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 
+from analysis.cells.labels import SELECTIONS, cell_colour
+from analysis.cells.logs import load_logs
+from analysis.cells.spending import SPENDING_METRICS
+from analysis.cells.study import Study, split_studies
 from analysis.figures import StudyFigures, draw_study, selection
 from analysis.figures.cells import cell_panels, variant_panels
 from analysis.figures.curves import cost_panels, cost_quantities, over_seeds, pair_panels, quantities
 from analysis.figures.drawing import Panel, draw_panel
-from analysis.labels import SELECTIONS, cell_colour
-from analysis.logs import load_logs
-from analysis.spending import SPENDING_METRICS
-from analysis.study import Study, split_studies
 
 WriteRun = Callable[..., Path]
 

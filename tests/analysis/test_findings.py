@@ -3,9 +3,9 @@
 import math
 
 from analysis.claims import Verdict
-from analysis.claims_table import ClaimsTable, Row
-from analysis.exploratory import REWARDS
-from analysis.findings import Absent, absences, control_sentence, findings, fusion_rows, limits
+from analysis.verdicts.claims_table import ClaimsTable, Row
+from analysis.verdicts.exploratory import REWARDS
+from analysis.verdicts.findings import Absent, absences, control_sentence, findings, fusion_rows, limits
 
 
 def row(

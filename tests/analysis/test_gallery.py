@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from analysis.gallery import read_gallery
-from analysis.runlog import RunLogError
+from analysis.runs.gallery import read_gallery
+from analysis.runs.runlog import RunLogError
 
 
 def png(width: int, height: int) -> bytes:

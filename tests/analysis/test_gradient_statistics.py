@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from analysis.gradients import (
+from analysis.gradients.estimates import (
     alignment,
     combined,
     cosines,

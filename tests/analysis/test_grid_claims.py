@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 from fabricated import write_run
 
-from analysis.labels import SELECTIONS
-from analysis.logs import load_logs
-from analysis.protocol import MARGIN_SHARE, Judged, judge_grid, method_claims, pooled_claims
-from analysis.study import split_studies
+from analysis.cells.labels import SELECTIONS
+from analysis.cells.logs import load_logs
+from analysis.cells.study import split_studies
+from analysis.verdicts.protocol import MARGIN_SHARE, Judged, judge_grid, method_claims, pooled_claims
 
 GAIN = {"random": 0.30, "easiest": 0.10, "hardest": 0.36, "medium": 0.31, "curriculum": 0.30}
 UNTRAINED = 0.45

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from analysis.insertion import END, START, MarkerError, check_markers, insert
+from analysis.report.insertion import END, START, MarkerError, check_markers, insert
 
 AROUND = "# Title\r\n\n{}\nafter, without an end of line"
 

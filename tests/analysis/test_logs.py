@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from analysis.labels import PAPER_GRID, cell_colour, cell_label
-from analysis.logs import (
+from analysis.cells.labels import PAPER_GRID, cell_colour, cell_label
+from analysis.cells.logs import (
     COLUMNS,
     find_runs,
     load_chosen_prompts,
@@ -17,7 +17,7 @@ from analysis.logs import (
     load_runs,
     load_summary,
 )
-from analysis.runlog import RunLogError, read_directory
+from analysis.runs.runlog import RunLogError, read_directory
 
 WriteRun = Callable[..., Path]
 

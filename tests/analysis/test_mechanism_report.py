@@ -17,11 +17,11 @@ from matplotlib.figure import Figure
 from analysis import paper
 from analysis.figures.fusion import example_panels, sign_panel
 from analysis.formats import entry_text
-from analysis.mechanism import MechanismTableError, read_mechanism_report, write_mechanism_report
-from analysis.mechanism.effects import FUSED, LOCAL, METRICS, RESCALED, Advantage, Measured, contrasts
-from analysis.mechanism.signs import corrected_signs, needed_weights, sign_errors, sign_frame
-from analysis.mechanism.summary import FUSION, PROMPTS
-from analysis.mechanism.tables import load_mechanism_tables
+from analysis.gradients import MechanismTableError, read_mechanism_report, write_mechanism_report
+from analysis.gradients.effects import FUSED, LOCAL, METRICS, RESCALED, Advantage, Measured, contrasts
+from analysis.gradients.signs import corrected_signs, needed_weights, sign_errors, sign_frame
+from analysis.gradients.summary import FUSION, PROMPTS
+from analysis.gradients.tables import load_mechanism_tables
 
 KINDS = ("unbiased", "local", "global", "rescaling", "capability")
 STRATEGIES = ("random", "easiest", "hardest", "medium", "curriculum")
@@ -329,7 +329,7 @@ def test_a_page_reads_what_the_summary_says(folder: Path) -> None:
 def test_a_page_names_a_table_that_is_not_there(tmp_path: Path) -> None:
     folder = fabricated.write_measurement(tmp_path / "measurement")
     (folder / "signs.csv").unlink()
-    with pytest.raises(MechanismTableError, match=r"signs\.csv: cannot be read: .*; python -m analysis\.mechanism "):
+    with pytest.raises(MechanismTableError, match=r"signs\.csv: cannot be read: .*; python -m analysis\.gradients "):
         read_mechanism_report(folder)
 
 

@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from analysis import logs, parallel
+from analysis.cells import logs, parallel
+from analysis.cells.logs import load_logs
+from analysis.cells.parallel import side_by_side
+from analysis.cells.study import split_studies
 from analysis.figures import draw_study
-from analysis.logs import load_logs
-from analysis.parallel import side_by_side
-from analysis.runlog import RunLogError
-from analysis.study import split_studies
+from analysis.runs.runlog import RunLogError
 
 
 @pytest.fixture(params=[1, 2])

@@ -11,18 +11,18 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from analysis import sources
-from analysis.chosen import chosen_frame
-from analysis.conclusions import conclude
+from analysis.cells.chosen import chosen_frame
+from analysis.cells.logs import find_runs, load_logs
+from analysis.cells.study import split_studies
 from analysis.figures import Group, StudyFigures
-from analysis.logs import find_runs, load_logs
-from analysis.page import Part, render_page
-from analysis.report import main, write_report
-from analysis.runlog import RunLogError
-from analysis.shards import write_shards
-from analysis.stability import stability_frame
-from analysis.study import split_studies
-from analysis.tables import cell_rows
+from analysis.report.page import Part, render_page
+from analysis.report.report import main, write_report
+from analysis.report.tables import cell_rows
+from analysis.runs import sources
+from analysis.runs.runlog import RunLogError
+from analysis.runs.shards import write_shards
+from analysis.verdicts.conclusions import conclude
+from analysis.verdicts.stability import stability_frame
 
 WriteRun = Callable[..., Path]
 
@@ -36,7 +36,7 @@ def page_of(folder: Path) -> str:
     logs = load_logs(folder, ())
     nothing = StudyFigures(*(Group([]) for _ in StudyFigures._fields))
     parts = [
-        Part(study, cell_rows(study), nothing, stability_frame(study), chosen_frame(study, logs), conclude(study))
+        Part(study, cell_rows(study), nothing, stability_frame(study), chosen_frame(study, logs), conclude(study, []))
         for study in split_studies(logs)
     ]
     return render_page(logs, parts)

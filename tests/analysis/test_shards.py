@@ -9,8 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis.gallery import read_gallery
-from analysis.logs import (
+from analysis.cells.logs import (
     find_runs,
     load_chosen_prompts,
     load_logs,
@@ -18,8 +17,9 @@ from analysis.logs import (
     load_runs,
     load_summary,
 )
-from analysis.runlog import RunLogError, read_directory
-from analysis.shards import read_shard, read_shard_gallery, write_shards
+from analysis.runs.gallery import read_gallery
+from analysis.runs.runlog import RunLogError, read_directory
+from analysis.runs.shards import read_shard, read_shard_gallery, write_shards
 
 WriteRun = Callable[..., Path]
 

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from analysis.equal_cost import equal_cost_pair
-from analysis.labels import Cell
-from analysis.logs import load_logs
-from analysis.spending import FORWARDS, REWARD_CALLS, SECONDS, spent
-from analysis.study import split_studies
-from analysis.verdicts import judge_claims
+from analysis.cells.equal_cost import equal_cost_pair
+from analysis.cells.labels import Cell
+from analysis.cells.logs import load_logs
+from analysis.cells.spending import FORWARDS, REWARD_CALLS, SECONDS, spent
+from analysis.cells.study import split_studies
+from analysis.verdicts.verdicts import judge_claims
 
 WriteRun = Callable[..., Path]
 BASE, OURS = Cell("flow_grpo", "random", False, 0.0), Cell("flow_grpo", "curriculum", True, 1.0)

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 from matplotlib.figure import Figure
 
-from analysis.chosen import CHOSEN_METRICS, chosen_frame, chosen_table
+from analysis.cells.chosen import CHOSEN_METRICS, chosen_frame, chosen_table
+from analysis.cells.logs import load_logs
+from analysis.cells.study import split_studies
 from analysis.figures.curves import pair_panels, signs
-from analysis.logs import load_logs
-from analysis.stability import GROUP_SPREADS, stability_frame, stability_table
-from analysis.study import split_studies
+from analysis.verdicts.stability import GROUP_SPREADS, stability_frame, stability_table
 
 WriteRun = Callable[..., Path]
 

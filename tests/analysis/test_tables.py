@@ -6,12 +6,20 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from analysis.cells.labels import Cell
+from analysis.cells.logs import load_logs
+from analysis.cells.study import Study, missing_cells, split_studies
 from analysis.formats import Entry, WideTable, entry_text, latex, markdown, write_frame
-from analysis.labels import Cell
-from analysis.logs import load_logs
+from analysis.report.tables import (
+    cell_frame,
+    cell_rows,
+    extra_gain_table,
+    main_frame,
+    main_table,
+    paper_table,
+    run_frame,
+)
 from analysis.statistics import Interval
-from analysis.study import Study, missing_cells, split_studies
-from analysis.tables import cell_frame, cell_rows, extra_gain_table, main_frame, main_table, paper_table, run_frame
 
 WriteRun = Callable[..., Path]
 BASE, OURS = Cell("flow_grpo", "random", False, 0.0), Cell("flow_grpo", "curriculum", True, 1.0)

@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
-from analysis.labels import Cell
-from analysis.logs import load_chosen_prompts, load_logs, load_summary
-from analysis.report import write_report
-from analysis.study import adagrpo_pairs, missing_cells, split_studies
-from analysis.tables import cell_rows
-from analysis.variants import name_variants, variant_of_base
+from analysis.cells.labels import Cell
+from analysis.cells.logs import load_chosen_prompts, load_logs, load_summary
+from analysis.cells.study import adagrpo_pairs, missing_cells, split_studies
+from analysis.cells.variants import name_variants, variant_of_base
+from analysis.report.report import write_report
+from analysis.report.tables import cell_rows
 
 WriteRun = Callable[..., Path]
 BASE, OURS = Cell("flow_grpo", "random", False, 0.0), Cell("flow_grpo", "curriculum", True, 1.0)

@@ -11,20 +11,22 @@ import fabricated
 import pandas as pd
 import pytest
 
-from analysis import claims, exploratory, paper, report, verdicts
+from analysis import claims, paper
+from analysis.cells.logs import load_logs
+from analysis.cells.study import split_studies
 from analysis.claims import EXPERIMENT, PRIMARY, STUDY_SEEDS, judge_family
-from analysis.claims_table import ClaimsTable, claims_frame, claims_markdown, claims_table, protocol_note
 from analysis.figures import Group, StudyFigures
-from analysis.findings import limits
-from analysis.insertion import END, START, MarkerError
-from analysis.logs import load_logs
-from analysis.mechanism.effects import METRICS
-from analysis.report import write_report
-from analysis.runlog import RunLogError
-from analysis.stability import roughness
+from analysis.gradients.effects import METRICS
+from analysis.report import report
+from analysis.report.insertion import END, START, MarkerError
+from analysis.report.report import write_report
+from analysis.runs.runlog import RunLogError
 from analysis.statistics import t_quantile
-from analysis.study import split_studies
-from analysis.verdicts import Compared, judge_claims
+from analysis.verdicts import exploratory, verdicts
+from analysis.verdicts.claims_table import ClaimsTable, claims_frame, claims_markdown, claims_table, protocol_note
+from analysis.verdicts.findings import limits
+from analysis.verdicts.stability import roughness
+from analysis.verdicts.verdicts import Compared, judge_claims
 
 WriteRun = Callable[..., Path]
 

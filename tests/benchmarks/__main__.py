@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from harness.config import ROOT
-from harness.runs import environment
+from harness.runs.directory import environment
 from tests.benchmarks import parts, processes
 from tests.benchmarks.analysis import measure_analysis
 from tests.benchmarks.iteration import START, differences, make_pair, strict_differences, summarise

@@ -18,8 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from analysis import report
-from analysis.labels import PAPER_GRID
+from analysis.cells.labels import PAPER_GRID
+from analysis.report.report import report
 from tests.analysis.fabricated import write_run
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -30,8 +30,8 @@ STAGES = {
     "tables": ("_write_tables",),
     "page": ("render_page",),
 }
-"""Functions of ``analysis.report`` by stage; figures and tables compute some statistics of their own. The rest is the
-start of Python, imports, and the writing of figures."""
+"""Functions of ``analysis.report.report`` by stage; figures and tables compute some statistics of their own. The rest
+is the start of Python, imports, and the writing of figures."""
 
 
 def measure_analysis(num_runs: int, iterations: int = 300, interval: int = 25) -> dict[str, Any]:
@@ -47,7 +47,7 @@ def measure_analysis(num_runs: int, iterations: int = 300, interval: int = 25) -
         logs, shards = Path(folder) / "logs", Path(folder) / "shards"
         fabricate(logs, num_runs, iterations, interval)
         write = f"write_shards(Path({str(logs)!r}), Path({str(shards)!r}))"
-        measured["writing shards"] = _timed("from analysis.shards import write_shards", write, "stages = {}")
+        measured["writing shards"] = _timed("from analysis.runs.shards import write_shards", write, "stages = {}")
         for source in (shards, logs):
             by_stage = f"stages = report_by_stage(Path({str(source)!r}), Path({folder!r}))"
             found = _timed("from tests.benchmarks.analysis import report_by_stage", by_stage)

@@ -15,10 +15,10 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from harness.config import RunConfig, compose
-from harness.models.registry import build_policy
-from harness.prompts import read_prompts
+from harness.models.pipelines.registry import build_policy
+from harness.prompts.lists import read_prompts
 from harness.rewards import build_weighted
-from harness.trainer import Trainer
+from harness.training.trainer import Trainer
 from tests.benchmarks.plain_loop import PlainLoop
 
 PHASES = ("sampling", "reward", "update")

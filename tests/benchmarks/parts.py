@@ -13,14 +13,14 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from harness.accounting import expected_cost
 from harness.config import compose
-from harness.evaluation import evaluate
 from harness.rewards import build_rewards
-from harness.rewards.ocr import OcrReward
-from harness.runs import prepare_run
-from harness.session import Session
-from harness.trainer import Trainer
+from harness.rewards.native.ocr import OcrReward
+from harness.runs.directory import prepare_run
+from harness.training.accounting import expected_cost
+from harness.training.evaluation import evaluate
+from harness.training.session import Session
+from harness.training.trainer import Trainer
 from tests.benchmarks.iteration import START, make_trainer, spread
 
 VARIANTS: dict[str, tuple[str, ...]] = {
@@ -82,7 +82,7 @@ def measure_recogniser(num_groups: int) -> dict[str, Any]:
         measured[f"batch {batch}"] = _pictures_a_second(OcrReward(batch_size=batch), pictures, prompts)
     reference = OcrReward().score(pictures, prompts).reshape(num_groups, -1)
     for width in (128, 112, 96):
-        with patch("harness.rewards.ocr.INPUT_WIDTH", width):
+        with patch("harness.rewards.native.ocr.INPUT_WIDTH", width):
             rate = _pictures_a_second(OcrReward(), pictures, prompts)
             scores = OcrReward().score(pictures, prompts).reshape(num_groups, -1)
         measured[f"width {width}"] = rate | {"rank correlation within groups": _rank_correlation(reference, scores)}

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from harness.adagrpo import CapabilityTracker, fuse_advantages, global_advantage, local_advantage, select_prompt
 from harness.config import RunConfig
-from harness.models.flux import FluxPolicy
-from harness.prompts import draw_candidates, generator_for
+from harness.models.pipelines.flux import FluxPolicy
+from harness.prompts.lists import draw_candidates, generator_for
 from harness.rewards import Reward
 from harness.transitions import KERNELS
 

@@ -15,7 +15,7 @@ def measure_startup() -> dict[str, Any]:
     """Seconds of whole processes: the help page, and importing what a run needs."""
     commands = {
         "adagrpo --help": ["-m", "harness.cli", "--help"],
-        "import a run's modules": ["-c", "import harness.session"],
+        "import a run's modules": ["-c", "import harness.training.session"],
     }
     measured = {}
     for name, command in commands.items():

@@ -9,12 +9,12 @@ import pytest
 import torch
 
 from harness.config import ROOT, ModelConfig, OptimizerConfig, compose
-from harness.models import policy as policy_module
-from harness.models.compiled import compile_for_sampling
-from harness.models.policy import Policy
-from harness.models.registry import build_policy
-from harness.runs import RunDirectory, prepare_run
-from harness.session import Session
+from harness.models.pipelines import policy as policy_module
+from harness.models.pipelines.compiled import compile_for_sampling
+from harness.models.pipelines.policy import Policy
+from harness.models.pipelines.registry import build_policy
+from harness.runs.directory import RunDirectory, prepare_run
+from harness.training.session import Session
 
 SHORT = [
     "iterations=1",

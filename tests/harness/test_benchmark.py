@@ -14,17 +14,17 @@ import yaml
 from PIL import Image
 from torch import Tensor
 
-from harness.benchmark import Benchmark, Score, left_out, table
-from harness.checkpoints import Checkpoint, find_checkpoint
 from harness.cli import main
 from harness.config import ConfigError, RewardConfig, merge, parse_overrides
-from harness.models.trained import load_policy
-from harness.pictures import SEEDS, write_pictures
-from harness.prompts import PromptList, read_prompts
+from harness.prompts.lists import PromptList, read_prompts
 from harness.rewards import Reward, readiness
-from harness.rewards.assets import AssetError
+from harness.rewards.files.assets import AssetError
 from harness.rewards.readiness import Panel, find_fit, find_ready
-from harness.runs import RunDirectory
+from harness.runs.directory import RunDirectory
+from harness.trained.benchmark import Benchmark, Score, left_out, table
+from harness.trained.checkpoints import Checkpoint, find_checkpoint
+from harness.trained.loading import load_policy
+from harness.trained.pictures import SEEDS, write_pictures
 
 CPU = torch.device("cpu")
 

@@ -12,13 +12,13 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from harness.checkpoints import LORA_FILE, Checkpoint, find_checkpoint
 from harness.cli import main
 from harness.config import ROOT, ConfigError, compose
-from harness.evaluation import draw
-from harness.models.lora_files import read_lora
-from harness.models.trained import load_policy
-from harness.runs import RunDirectory
+from harness.models.pipelines.lora_files import read_lora
+from harness.runs.directory import RunDirectory
+from harness.trained.checkpoints import LORA_FILE, Checkpoint, find_checkpoint
+from harness.trained.loading import load_policy
+from harness.training.evaluation import draw
 
 PROMPTS = ['the word "harbor" in red on yellow']
 CPU = torch.device("cpu")

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from harness import cli, runs
+from harness import cli
 from harness.config import ROOT
-from harness.launch import local
+from harness.experiments.jobs import local
+from harness.runs import directory as runs
 
 
 def adagrpo(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -88,7 +89,7 @@ def test_help_is_quick_since_it_imports_nothing_heavy() -> None:
 
 
 def test_looking_and_launching_need_no_torch() -> None:
-    script = "import sys, harness.launch.local, harness.launch.progress; sys.exit('torch' in sys.modules)"
+    script = "import sys; from harness.experiments.jobs import local, progress; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=False).returncode == 0
 
 

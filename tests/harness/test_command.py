@@ -13,20 +13,20 @@ from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu
 
 from harness import cli
 from harness.config import ROOT, ConfigError
-from harness.launch import command, slots
-from harness.launch.command import CONFIGURATIONS, Placement, typed, worker_command
+from harness.experiments.jobs import command, slots
+from harness.experiments.jobs.command import CONFIGURATIONS, Placement, typed, worker_command
 
-JOB = ["-m", "harness.launch.worker", "queue"]
+JOB = ["-m", "harness.experiments.jobs.worker", "queue"]
 ACCELERATE = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch"]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]
 
 
 def argv(placement: Placement) -> list[str]:
-    return worker_command(placement, "harness.launch.worker", ["queue"])
+    return worker_command(placement, "harness.experiments.jobs.worker", ["queue"])
 
 
 def settings(name: str) -> list[str]:
-    return ["--config_file", str(ROOT / "harness" / "launch" / "accelerate" / f"{name}.yaml")]
+    return ["--config_file", str(ROOT / "harness" / "experiments" / "jobs" / "accelerate" / f"{name}.yaml")]
 
 
 @pytest.fixture
@@ -176,8 +176,8 @@ def test_launch_checks_what_it_can_before_anything_starts(
     assert "nowhere.txt: no such file" in run(capsys, *two, "prompts.train=nowhere.txt")[1]
     assert "no run directory" in run(capsys, "--resume", str(tmp_path))[1]
     assert "need the address of the first one" in run(capsys, *two, "runtime.machines=2")[1]
-    few = run(capsys, "runtime.processes=500", "rollout.prompts_per_update=500", "runtime.device=cpu")
-    assert "prompts, but an iteration draws 6000, rollout.prompts_per_update times rollout.candidates" in few[1]
+    few = run(capsys, "runtime.processes=1000", "rollout.prompts_per_update=1000", "runtime.device=cpu")
+    assert "prompts, but an iteration draws 8000, rollout.prompts_per_update times rollout.candidates" in few[1]
     for option in (["--main-address", "node0"], ["--main-port", "29501"]):
         line = f"adagrpo: error: {option[0]} is for several machines, but runtime.machines=1"
         assert run(capsys, *two, *option, "--show") == (2, line)
@@ -209,7 +209,7 @@ def test_launch_becomes_the_launcher(capsys: pytest.CaptureFixture[str], monkeyp
     settings = ["runtime.processes=2", "rollout.prompts_per_update=2", "runtime.device=cpu", "runtime.threads=3"]
     with pytest.raises(Started):
         cli.main(["launch", *settings])
-    words = worker_command(Placement(2), "harness.cli", ["train", "--profile", "miniature-luck", *settings])
+    words = worker_command(Placement(2), "harness.cli", ["train", "--profile", "miniature", *settings])
     assert seen == [words[0], words, "3"]
 
 
@@ -221,7 +221,7 @@ def test_the_launch_lines_of_the_page_are_those_of_the_function(deepspeed: None)
         return typed(worker_command(Placement(**placement), "harness.cli", [*train[:2], *settings]))
 
     several = {"processes": 16, "cuda": True, "machines": 2, "machine_rank": 1, "main_address": "node0"}
-    cpu = ["miniature-luck", "runtime.device=cpu", "runtime.processes=2", "rollout.prompts_per_update=2"]
+    cpu = ["miniature", "runtime.device=cpu", "runtime.processes=2", "rollout.prompts_per_update=2"]
     wanted = [
         line(["single-gpu"], cuda=True),
         line(["paper-lora"], processes=8, cuda=True),

@@ -8,8 +8,8 @@ import yaml
 from harness import config as configuration
 from harness.cli import main
 from harness.config import EXPERIMENTS, ConfigError, compose, run_id
-from harness.launch.grid import expand_grid
-from harness.sweep.definition import load_sweep
+from harness.experiments.grid import expand_grid
+from harness.experiments.sweep.definition import load_sweep
 
 
 def test_base_and_adagrpo_cells_differ_only_in_selection_and_fusion() -> None:

@@ -14,17 +14,17 @@ from typing import Any
 import pytest
 import torch
 
-from analysis.logs import load_logs
-from analysis.runlog import RunLogError, read_directory
-from analysis.shards import read_shard, write_shards
+from analysis.cells.logs import load_logs
+from analysis.runs.runlog import RunLogError, read_directory
+from analysis.runs.shards import read_shard, write_shards
 from harness import cli, files, records
-from harness.checkpoints import find_run_checkpoint
 from harness.config import ConfigError
 from harness.errors import FileError, HarnessError
-from harness.launch.progress import status_lines
-from harness.launch.queue import reset
-from harness.runs import RunDirectory, prepare_run
-from harness.session import Session
+from harness.experiments.jobs.progress import status_lines
+from harness.experiments.jobs.queue import reset
+from harness.runs.directory import RunDirectory, prepare_run
+from harness.trained.checkpoints import find_run_checkpoint
+from harness.training.session import Session
 
 LOGS = ("metrics.jsonl", "eval.jsonl")
 FINAL = "checkpoints/final/pytorch_lora_weights.safetensors"
@@ -289,7 +289,7 @@ def full_disk(monkeypatch: pytest.MonkeyPatch, where: str) -> Iterator[None]:
 
     with monkeypatch.context() as patch:
         patch.setattr(files, "replacing", replacing)
-        patch.setattr("harness.runs.append", append)
+        patch.setattr("harness.runs.directory.append", append)
         yield
 
 
@@ -320,7 +320,7 @@ def test_a_status_is_replaced_on_a_disk_without_any_room(run: RunDirectory, monk
     def refuse(path: Path, content: str | bytes) -> None:
         raise FileError(f"{path}: cannot be written")
 
-    monkeypatch.setattr("harness.runs.write_atomically", refuse)
+    monkeypatch.setattr("harness.runs.directory.write_atomically", refuse)
     run.set_status("failed", 1, 1, "No space left on device")
     assert (run.status()["state"], run.status()["reason"]) == ("failed", "No space left on device")
 
@@ -355,7 +355,7 @@ def test_a_finished_run_needs_no_write_access(
         raise FileError(f"{path}: cannot be written")
 
     monkeypatch.setattr(files, "replacing", refuse)
-    monkeypatch.setattr("harness.runs.append", refuse)
+    monkeypatch.setattr("harness.runs.directory.append", refuse)
     with pytest.raises(SystemExit) as ended:
         cli.main(["train", "--resume", str(run.folder)])
     assert ended.value.code == 0

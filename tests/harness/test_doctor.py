@@ -9,13 +9,12 @@ import torch
 from accelerate import Accelerator
 
 from harness import cli
-from harness.accounting import Counters, expected_cost
 from harness.commands import reproduce
 from harness.config import ROOT, RunConfig, compose
-from harness.doctor import checks, machine
-from harness.doctor.architecture import Architecture, find_architecture
-from harness.doctor.checks import check
-from harness.doctor.compute import (
+from harness.experiments.doctor import checks, machine
+from harness.experiments.doctor.architecture import Architecture, find_architecture
+from harness.experiments.doctor.checks import check
+from harness.experiments.doctor.compute import (
     evaluation_pictures,
     known_gpu,
     most_prompts,
@@ -23,15 +22,16 @@ from harness.doctor.compute import (
     seconds_per_forward,
     work_of,
 )
-from harness.doctor.machine import Gpu
-from harness.doctor.memory import checkpoint_bytes, embedding_bytes, estimate, trained_parameters
-from harness.doctor.report import Finding, Report, size
-from harness.launch.plan import Cost
-from harness.models.flux import FluxPolicy
-from harness.prompts import read_prompts
+from harness.experiments.doctor.machine import Gpu
+from harness.experiments.doctor.memory import checkpoint_bytes, embedding_bytes, estimate, trained_parameters
+from harness.experiments.doctor.report import Finding, Report, size
+from harness.experiments.jobs.plan import Cost
+from harness.models.pipelines.flux import FluxPolicy
+from harness.prompts.lists import read_prompts
 from harness.rewards import build_reward
-from harness.runs import RunDirectory
-from harness.trainer import Trainer
+from harness.runs.directory import RunDirectory
+from harness.training.accounting import Counters, expected_cost
+from harness.training.trainer import Trainer
 
 FLUX = "black-forest-labs/FLUX.1-dev"
 SD35 = "stabilityai/stable-diffusion-3.5-medium"

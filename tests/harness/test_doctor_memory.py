@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import pytest
 
 from harness.config import RunConfig, compose
-from harness.doctor.architecture import Architecture, find_architecture
-from harness.doctor.memory import Estimate, activation_bytes, estimate, how_to_save, sampling_bytes
+from harness.experiments.doctor.architecture import Architecture, find_architecture
+from harness.experiments.doctor.memory import Estimate, activation_bytes, estimate, how_to_save, sampling_bytes
 
 FLUX = "black-forest-labs/FLUX.1-dev"
 SD35 = "stabilityai/stable-diffusion-3.5-medium"

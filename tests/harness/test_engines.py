@@ -10,12 +10,12 @@ from accelerate.utils import FullyShardedDataParallelPlugin
 from torch import Tensor, nn
 
 from harness.config import ConfigError, compose
-from harness.engines import sharded, zero2
-from harness.launch import command
-from harness.models.registry import build_policy
-from harness.prompts import read_prompts
+from harness.experiments.jobs import command
+from harness.models.pipelines.registry import build_policy
+from harness.prompts.lists import read_prompts
 from harness.rewards import build_reward
-from harness.trainer import Trainer
+from harness.training.engines import sharded, zero2
+from harness.training.trainer import Trainer
 
 # Two prompts of two branch indices, one of them in a forward: each of two updates has two backward passes.
 SETTINGS = [

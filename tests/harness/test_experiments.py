@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 
 from harness.config import EXPERIMENTS, ConfigError, RunConfig, compose, grid_of
-from harness.launch.grid import expand_grid
-from harness.rewards.checkpoints import PUBLISHED
-from harness.runs import RunDirectory, prepare_run
-from harness.session import Session
+from harness.experiments.grid import expand_grid
+from harness.rewards.files.checkpoints import PUBLISHED
+from harness.runs.directory import RunDirectory, prepare_run
+from harness.training.session import Session
 
 PROFILES = sorted(path.stem for path in (EXPERIMENTS / "profiles").glob("*.yaml"))
 GRIDS = sorted(path.stem for path in (EXPERIMENTS / "grids").glob("*.yaml"))

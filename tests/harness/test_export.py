@@ -13,16 +13,16 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
-from harness.checkpoints import LORA_FILE, Checkpoint, find_checkpoint, find_run_checkpoint
 from harness.config import ROOT, ConfigError, compose
-from harness.evaluation import draw
-from harness.export import export, latest_weights
-from harness.models.locate import check_pipeline, find_pipeline
-from harness.models.lora_files import read_lora
-from harness.models.published import find_published
-from harness.models.trained import load_policy
+from harness.models.pipelines.locate import check_pipeline, find_pipeline
+from harness.models.pipelines.lora_files import read_lora
+from harness.models.pipelines.published import find_published
 from harness.rollout import ode_trajectory
-from harness.runs import RunDirectory
+from harness.runs.directory import RunDirectory
+from harness.trained.checkpoints import LORA_FILE, Checkpoint, find_checkpoint, find_run_checkpoint
+from harness.trained.export import export, latest_weights
+from harness.trained.loading import load_policy
+from harness.training.evaluation import draw
 
 PROMPT = 'the word "harbor" in red on yellow'
 BASE = ROOT / "harness/models/miniature/base"

@@ -13,11 +13,11 @@ from torch.testing import assert_close
 
 from harness.adagrpo import fuse_advantages, global_advantage, local_advantage, rescale_advantages
 from harness.config import ROOT, ConfigError, compose, run_id
-from harness.launch.cells import cell_name
-from harness.models.registry import build_policy
-from harness.prompts import read_prompts
+from harness.config.cells import cell_name
+from harness.models.pipelines.registry import build_policy
+from harness.prompts.lists import read_prompts
 from harness.rewards import build_reward
-from harness.trainer import Trainer
+from harness.training.trainer import Trainer
 from harness.transitions import SDETransition
 
 # Whole hundredths, as in the tests of adagrpo.py: rewards differ by 0 or by much more than a rounding error.

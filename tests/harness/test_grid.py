@@ -4,12 +4,12 @@ from pathlib import Path
 
 import pytest
 
-from harness import runs as runs_module
 from harness.config import ConfigError, compose, grid_of
-from harness.launch import plan as plan_module
-from harness.launch.grid import expand_grid, parse_seeds
-from harness.launch.plan import plan
-from harness.runs import find_run, prepare_run
+from harness.experiments.grid import expand_grid, parse_seeds
+from harness.experiments.jobs import plan as plan_module
+from harness.experiments.jobs.plan import plan
+from harness.runs import directory as runs_module
+from harness.runs.directory import find_run, prepare_run
 
 
 def test_the_paper_grid_is_every_selection_with_and_without_fusion_for_every_method() -> None:

@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from analysis import sources
-from analysis.runlog import RunLogError, read_directory
-from harness import identity
+from analysis.runs import sources
+from analysis.runs.runlog import RunLogError, read_directory
 from harness.config import EXPERIMENTS, ROOT, ConfigError, RunConfig, compose, dump, leaves, numeric_settings, run_id
 from harness.config.identity import baseline, inert_settings
-from harness.launch.plan import plan
-from harness.runs import RunDirectory, environment, find_run, prepare_run
-from harness.session import Session
+from harness.experiments.jobs.plan import plan
+from harness.runs import identity
+from harness.runs.directory import RunDirectory, environment, find_run, prepare_run
+from harness.training.session import Session
 from tests.harness.conftest import SHORT
 
 RESOLVED = Path(__file__).with_name("numerics.json")
@@ -190,7 +190,7 @@ def test_a_run_by_other_code_is_named_and_run_again_when_asked(
 ) -> None:
     identity.record_execution(run.folder, environment() | {"code_sha256": "other"})
     run.set_status("finished", 1, 1)
-    monkeypatch.setattr("harness.launch.plan.find_run", lambda config: run)
+    monkeypatch.setattr("harness.experiments.jobs.plan.find_run", lambda config: run)
     assert any("1 run was" in line and "--rerun-changed" in line for line in plan([config], 1))
     assert prepare_run(config, tmp_path / "runs").status()["state"] == "finished"
     again = prepare_run(config, tmp_path / "runs", rerun_changed=True)
@@ -261,7 +261,7 @@ def test_comments_docstrings_imports_and_places_do_not_count_as_code(tmp_path: P
 
 
 def test_the_code_of_numbers_is_the_method_the_models_and_the_rewards_but_no_command() -> None:
-    found = sources._imported([ROOT / "harness" / "session.py"], ROOT)
+    found = sources._imported([ROOT / "harness" / "training" / "session.py"], ROOT)
     names = {path.stem for path in found}
     assert {"adagrpo", "transitions", "objective", "trainer", "flux", "ocr", "combined", "identity"} <= names
     assert not any("commands" in path.parts or "doctor" in path.parts for path in found)
@@ -273,28 +273,17 @@ def test_what_stands_beside_numbers_is_one_file_each() -> None:
     assert found == [["mirror.py"], ["files.py"], ["names.py"], ["sources.py"]]
 
 
-def test_the_seal_covers_rules_statistics_verdicts_and_studies(tmp_path: Path) -> None:
-    for part in ("analysis", "harness", "experiments/studies", "experiments/grids"):
-        shutil.copytree(
-            ROOT / part, tmp_path / part, ignore=shutil.ignore_patterns("__pycache__", "base", "weak", "data")
-        )
+def test_the_seal_covers_the_rules_and_nothing_beside_them(tmp_path: Path) -> None:
+    shutil.copytree(ROOT / "analysis", tmp_path / "analysis", ignore=shutil.ignore_patterns("__pycache__"))
     seal = sources.seal_sha256.__wrapped__(tmp_path)
     assert seal == sources.seal_sha256()
-    (tmp_path / "experiments/studies/main.yaml").open("a", encoding="utf-8").write("# a remark\n")
-    assert sources.seal_sha256.__wrapped__(tmp_path) == seal
-    for name in (
-        "analysis/claims.py",
-        "analysis/statistics.py",
-        "analysis/verdicts.py",
-        "analysis/decisions.py",
-        "analysis/protocol.py",
-        "experiments/studies/main.yaml",
-    ):
+    names = {"analysis/decisions.py": True, "analysis/verdicts/protocol.py": True, "analysis/cells/study.py": False}
+    for name, counts in names.items():
         path = tmp_path / name
         text = path.read_text(encoding="utf-8")
-        path.write_text(text + ("\nOTHER = 1\n" if name.endswith(".py") else "\nother: 1\n"), encoding="utf-8")
+        path.write_text(f"{text}\nOTHER = 1\n", encoding="utf-8")
         sources._tree.cache_clear()
-        assert sources.seal_sha256.__wrapped__(tmp_path) != seal, name
+        assert (sources.seal_sha256.__wrapped__(tmp_path) != seal) == counts, name
         path.write_text(text, encoding="utf-8")
 
 

@@ -9,17 +9,17 @@ from pathlib import Path
 import pytest
 
 from harness.config import compose
-from harness.launch import local, process
-from harness.launch.progress import state_of
-from harness.runs import RunDirectory, prepare_run
+from harness.experiments.jobs import local, process
+from harness.experiments.jobs.progress import state_of
+from harness.runs.directory import RunDirectory, prepare_run
 
 Launch = Callable[..., local.Outcome]
 
 WORKER = """
 import os, signal, sys
 from pathlib import Path
-from harness.launch.queue import claim_next, read_queue
-from harness.launch.streams import end_with_input
+from harness.experiments.jobs.queue import claim_next, read_queue
+from harness.experiments.jobs.streams import end_with_input
 current = Path(sys.argv[2])
 runs = read_queue(Path(sys.argv[1]))
 end_with_input()

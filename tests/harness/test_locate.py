@@ -14,12 +14,12 @@ from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, Repo
 from safetensors.torch import load_file, save_file
 
 from harness.config import ConfigError, ModelConfig, OptimizerConfig
-from harness.models import files
-from harness.models.files import model_fingerprint, text_fingerprint
-from harness.models.loading import load_pipeline
-from harness.models.locate import check_pipeline, find_local, find_pipeline, how_to_get, problem_of
-from harness.models.published import download_command
-from harness.models.registry import build_policy
+from harness.models.pipelines import files
+from harness.models.pipelines.files import model_fingerprint, text_fingerprint
+from harness.models.pipelines.loading import load_pipeline
+from harness.models.pipelines.locate import check_pipeline, find_local, find_pipeline, how_to_get, problem_of
+from harness.models.pipelines.published import download_command
+from harness.models.pipelines.registry import build_policy
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 FLUX = "black-forest-labs/FLUX.1-dev"

@@ -33,7 +33,9 @@ def test_lines_behind_a_condition_or_an_early_return_need_what_it_names() -> Non
     needs = unmeetable("harness/example.py", SOURCE)
     assert sorted(needs) == [3, 4, 12, 13, 18, 23]
     assert set(needs.values()) == {"CUDA"}
-    assert unmeetable("harness/rewards/workers/example.py", "a = 1\nb = 2\n")[2] == "a reward package's environment"
+    assert (
+        unmeetable("harness/rewards/remote/workers/example.py", "a = 1\nb = 2\n")[2] == "a reward package's environment"
+    )
 
 
 def test_a_page_lists_ranges_by_what_they_need() -> None:

@@ -16,12 +16,10 @@ from hypothesis import strategies as st
 
 from harness.config import ROOT
 from harness.errors import ConfigError
-from harness.models.files import model_fingerprint
 from harness.models.miniature import pretrain as pretraining
 from harness.models.miniature.autoencoder import PatchAutoencoder
 from harness.models.miniature.build import LETTERS, MAX_CLIP_TOKENS, MAX_T5_TOKENS, clip_tokenizer, t5_tokenizer
 from harness.models.miniature.defects import DEFECTS, LetterDefects, Strikes
-from harness.models.miniature.difficulty import measure, summary
 from harness.models.miniature.muon import Muon, orthogonalised
 from harness.models.miniature.pretrain import draw_pictures, pretrain, to_unit_range
 from harness.models.miniature.prompts import (
@@ -42,7 +40,9 @@ from harness.models.miniature.prompts import (
 )
 from harness.models.miniature.recipes import RECIPES, Recipe, Stage
 from harness.models.miniature.render import HEIGHT, WIDTH, render
-from harness.models.miniature.transfer import HALVES, compare, half_path, make_half
+from harness.models.pipelines.files import model_fingerprint
+from harness.trained.difficulty import measure, summary
+from harness.trained.transfer import HALVES, compare, half_path, make_half
 
 FOLDER = ROOT / "harness" / "models" / "miniature"
 MODELS = ("base", "weak", "letters", "letters-luck")

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from harness import mirror as mirror_module
 from harness.config import LoggingConfig, compose
-from harness.mirror import Mirror
-from harness.runs import RunDirectory, prepare_run
+from harness.runs.directory import RunDirectory, prepare_run
+from harness.training import mirror as mirror_module
+from harness.training.mirror import Mirror
 
 OFFLINE = LoggingConfig(wandb="offline")
 

@@ -2,13 +2,14 @@
 
 import pytest
 
-from analysis.labels import METHOD_NAMES, SELECTIONS, cell_colour, cell_label, judge_name
-from harness import adagrpo, engines, names, transitions
+from analysis.cells.labels import METHOD_NAMES, SELECTIONS, cell_colour, cell_label, judge_name
+from harness import adagrpo, names, transitions
 from harness.config import ConfigError, compose
-from harness.doctor.compute import scoring_seconds
-from harness.launch.command import CONFIGURATIONS
-from harness.model_card import _method_of
+from harness.experiments.doctor.compute import scoring_seconds
+from harness.experiments.jobs.command import CONFIGURATIONS
 from harness.rewards import REWARD_NAMES
+from harness.trained.model_card import _method_of
+from harness.training import engines
 
 OF_SETTINGS = {
     "method.kernel": names.METHODS,

@@ -8,7 +8,7 @@ from torch import Tensor
 from harness.models.miniature.lettering import FONT_NAMES, measure
 from harness.models.miniature.prompts import list_path, parse_prompt
 from harness.models.miniature.render import render
-from harness.observation import Observer, group_spreads
+from harness.training.observation import Observer, group_spreads
 
 PROMPTS = list_path("test").read_text().splitlines()
 

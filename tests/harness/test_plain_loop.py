@@ -10,11 +10,11 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from harness.config import RunConfig, compose
-from harness.models.flux import FluxPolicy
-from harness.models.policy import Policy
-from harness.prompts import draw_candidates, generator_for, read_prompts
+from harness.models.pipelines.flux import FluxPolicy
+from harness.models.pipelines.policy import Policy
+from harness.prompts.lists import draw_candidates, generator_for, read_prompts
 from harness.rewards import Reward
-from harness.trainer import Trainer
+from harness.training.trainer import Trainer
 
 ITERATIONS, UPDATES, CLIP, WEIGHT, DECAY = 3, 2, 1e-3, 0.7, 0.8
 SETTINGS = [

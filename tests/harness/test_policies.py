@@ -12,18 +12,18 @@ import torch
 from diffusers import FluxPipeline, StableDiffusion3Pipeline
 from torch import Tensor
 
-from harness.checkpoints import LORA_FILE
 from harness.config import ConfigError, compose
-from harness.models import twins
-from harness.models.compiled import first_alone
-from harness.models.flux import FluxPolicy
-from harness.models.locate import TWIN_NAMES, find_pipeline
-from harness.models.policy import Policy
-from harness.models.registry import build_policy
-from harness.models.sd3 import StableDiffusion3Policy
-from harness.models.weights import put_lora
-from harness.prompts import generator_for
+from harness.models.pipelines import twins
+from harness.models.pipelines.compiled import first_alone
+from harness.models.pipelines.flux import FluxPolicy
+from harness.models.pipelines.locate import TWIN_NAMES, find_pipeline
+from harness.models.pipelines.policy import Policy
+from harness.models.pipelines.registry import build_policy
+from harness.models.pipelines.sd3 import StableDiffusion3Policy
+from harness.models.pipelines.weights import put_lora
+from harness.prompts.lists import generator_for
 from harness.rollout import ode_trajectory
+from harness.trained.checkpoints import LORA_FILE
 
 MakePolicy = Callable[..., Policy]
 
@@ -369,7 +369,7 @@ def test_twins_differ_from_the_published_models_in_widths_and_depths_alone() -> 
 
 
 def test_a_twin_is_the_same_wherever_it_is_built(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from harness.models.files import model_fingerprint
+    from harness.models.pipelines.files import model_fingerprint
 
     here = model_fingerprint(find_pipeline("twin:flux"))
     monkeypatch.setenv("ADAGRPO_CACHE", str(tmp_path))

@@ -9,7 +9,7 @@ import pytest
 from analysis.probing import summary
 from harness.cli import main
 from harness.config import ROOT, compose
-from harness.probe import num_pictures
+from harness.trained.probe import num_pictures
 
 SMALL = ["--profile", "smoke", "rollout.group_size=2", "rollout.branch_indices=[0,1]"]
 

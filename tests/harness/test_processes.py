@@ -15,20 +15,19 @@ from accelerate.utils import DistributedType
 from diffusers import FluxTransformer2DModel
 from torch import Tensor
 
-from harness import processes as processes_module
-from harness.accounting import Counters, across_processes, summary_of_updates
-from harness.checkpointing import read_weights
 from harness.config import ROOT, ConfigError, compose
-from harness.errors import CollectiveError
-from harness.export import export, latest_weights
-from harness.launch import process
-from harness.launch.command import Placement, worker_command
-from harness.launch.local import run_all
-from harness.processes import Processes, make_accelerator
-from harness.runs import RunDirectory, prepare_run
-from harness.session import Session
-from harness.stopping import StopRun
-from harness.trainer import Trainer
+from harness.errors import CollectiveError, StopRun
+from harness.experiments.jobs import process
+from harness.experiments.jobs.command import Placement, worker_command
+from harness.experiments.jobs.local import run_all
+from harness.runs.directory import RunDirectory, prepare_run
+from harness.trained.export import export, latest_weights
+from harness.training import processes as processes_module
+from harness.training.accounting import Counters, across_processes, summary_of_updates
+from harness.training.checkpointing import read_weights
+from harness.training.processes import Processes, make_accelerator
+from harness.training.session import Session
+from harness.training.trainer import Trainer
 
 # Equal up to the last bit only where equal batches go through the network: one term of the loss in a forward, and
 # batches of two, into which all counts divide alike.
@@ -222,7 +221,7 @@ def test_a_failure_in_one_process_ends_all_and_is_the_reason_everywhere(runs: Ru
     assert runs.outcome.finished == [runs.together["adapters"]]
     assert runs.outcome.failed == {run.run_id: reason}
     assert any(line.startswith(f"FAILED {run.run_id}: {reason} (log: ") for line in runs.said)
-    assert "harness.trainer.TrainingError: this is not my day" in (run.folder / "log.txt").read_text()
+    assert "harness.training.trainer.TrainingError: this is not my day" in (run.folder / "log.txt").read_text()
 
 
 def test_a_run_that_changes_hands_equals_one_that_stays_in_one_process(runs: Runs, tmp_path: Path) -> None:

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from harness.config import ConfigError, compose
-from harness.launch import progress as progress_module
-from harness.launch.progress import Progress, standings, state_of, status_lines
-from harness.runs import RunDirectory, prepare_run
+from harness.experiments.jobs import progress as progress_module
+from harness.experiments.jobs.progress import Progress, standings, state_of, status_lines
+from harness.runs.directory import RunDirectory, prepare_run
 
 
 def prepared(folder: Path, *overrides: str) -> RunDirectory:

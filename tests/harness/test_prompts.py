@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from harness.cli import main
 from harness.config import ROOT, ConfigError, compose
-from harness.prompt_import import SPLITS, Shares, import_prompts, split_of, write_lists
-from harness.prompts import MAX_CHARACTERS, normalise, overlap, problem_with, prompt_key, read_prompts, read_texts
+from harness.prompts.imported import SPLITS, Shares, import_prompts, split_of, write_lists
+from harness.prompts.lists import MAX_CHARACTERS, normalise, overlap, problem_with, prompt_key, read_prompts, read_texts
 
 CASES = ROOT / "tests" / "data" / "cases"
 SHARES = Shares(60, 20, 20)

@@ -6,7 +6,7 @@ import json
 import torch
 
 from harness.config import ROOT
-from harness.runs import RunDirectory
+from harness.runs.directory import RunDirectory
 
 
 def test_a_run_records_the_protocol_and_what_its_numbers_depend_on(lora_run: RunDirectory) -> None:

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from harness.config import ROOT, compose
-from harness.launch.queue import MAX_ATTEMPTS, claim_next, give_up, read_queue, reset, write_queue
-from harness.runs import RunDirectory, prepare_run
+from harness.experiments.jobs.queue import MAX_ATTEMPTS, claim_next, give_up, read_queue, reset, write_queue
+from harness.runs.directory import RunDirectory, prepare_run
 
 
 @pytest.fixture
@@ -71,7 +71,7 @@ def test_workers_that_compete_execute_every_run_once(tmp_path: Path) -> None:
     reset(runs)
     write_queue(tmp_path / "queue", runs)
     script = (
-        "import sys; from pathlib import Path; from harness.launch.queue import claim_next, read_queue\n"
+        "import sys; from pathlib import Path; from harness.experiments.jobs.queue import claim_next, read_queue\n"
         "runs = read_queue(Path(sys.argv[1]))\n"
         "while claim := claim_next(runs):\n"
         "    claim.run.append('executions', {})\n"

@@ -13,15 +13,15 @@ from torch import Tensor
 
 from harness.adagrpo import local_advantage
 from harness.config import ConfigError, RewardConfig, RunConfig, compose, dump, load, run_id
-from harness.launch.grid import expand_grid
-from harness.models.flux import FluxPolicy
-from harness.prompts import read_prompts
+from harness.experiments.grid import expand_grid
+from harness.models.pipelines.flux import FluxPolicy
+from harness.prompts.lists import read_prompts
 from harness.rewards import Reward, RewardError, build_reward, build_rewards, build_weighted
 from harness.rewards.combined import Normalisation, WeightedSum
-from harness.rewards.server import RewardServer
-from harness.runs import find_run
-from harness.scoring import start_scoring
-from harness.trainer import Trainer
+from harness.rewards.remote.server import RewardServer
+from harness.runs.directory import find_run
+from harness.training.scoring import start_scoring
+from harness.training.trainer import Trainer
 
 
 class Constant(Reward):

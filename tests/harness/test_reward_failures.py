@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 from torch import Tensor
 
-from harness import session
 from harness.config import ROOT, compose
 from harness.rewards import RewardError
 from harness.rewards.base import Pending
-from harness.rewards.colour import ColourReward
-from harness.runs import RunDirectory, prepare_run
-from harness.session import Session
+from harness.rewards.native.colour import ColourReward
+from harness.runs.directory import RunDirectory, prepare_run
+from harness.training import session
+from harness.training.session import Session
 
 
 class Flaky(ColourReward):

@@ -15,12 +15,13 @@ from torch import Tensor, nn
 from transformers import CLIPConfig, CLIPModel
 
 from harness.config import RewardConfig
-from harness.rewards import RewardError, build_reward, checkpoints
-from harness.rewards.batched import ImageError
-from harness.rewards.hpsv2 import HpsV2, preprocess
-from harness.rewards.hpsv3 import PIXELS, HpsV3, size_in_cells
-from harness.rewards.open_clip import END, START, ClipTokenizer, clean, to_transformers
-from harness.rewards.parity_models import write_hpsv3
+from harness.rewards import RewardError, build_reward
+from harness.rewards.files import checkpoints
+from harness.rewards.files.twin_models import write_hpsv3
+from harness.rewards.native.batched import ImageError
+from harness.rewards.native.hpsv2 import HpsV2, preprocess
+from harness.rewards.native.hpsv3 import PIXELS, HpsV3, size_in_cells
+from harness.rewards.native.open_clip import END, START, ClipTokenizer, clean, to_transformers
 
 PROMPTS = ["a photo of a cat", "two dogs, oil on canvas", "a photo of a cat"]
 

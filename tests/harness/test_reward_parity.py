@@ -13,10 +13,10 @@ import torch
 from harness.cli import main
 from harness.config import ROOT, RewardConfig
 from harness.rewards import RewardError, build_reward, parity
-from harness.rewards.hpsv2 import preprocess
-from harness.rewards.hpsv3 import HpsV3
+from harness.rewards.files.twin_models import SIZES, pictures, write_hpsv3
+from harness.rewards.native.hpsv2 import preprocess
+from harness.rewards.native.hpsv3 import HpsV3
 from harness.rewards.parity import EVERY_PAIR, TOLERANCE, Comparison, Outcome
-from harness.rewards.parity_models import SIZES, pictures, write_hpsv3
 
 SPREAD_OUT = torch.rand(len(EVERY_PAIR), generator=torch.Generator().manual_seed(0))
 
@@ -76,7 +76,7 @@ def test_a_planted_error_that_goes_unnoticed_is_a_failure(
 def test_a_missing_environment_is_said_before_anything_is_computed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("harness.rewards.isolated.ENVIRONMENTS", tmp_path)
+    monkeypatch.setattr("harness.rewards.remote.isolated.ENVIRONMENTS", tmp_path)
     for reward in ("_hpsv2", "_hpsv3"):
         monkeypatch.setattr(parity, reward, lambda *_: pytest.fail("computed"))
     with pytest.raises(SystemExit) as end:

@@ -19,11 +19,12 @@ from PIL import Image
 from torch import Tensor
 
 from harness.config import RewardConfig
-from harness.rewards import RewardError, build_reward, served
-from harness.rewards.colour import ColourReward
-from harness.rewards.frames import pack, request
-from harness.rewards.judge import AnswerError, _content_of, parse_answer
-from harness.rewards.server import RewardServer
+from harness.rewards import RewardError, build_reward
+from harness.rewards.native.colour import ColourReward
+from harness.rewards.remote import served
+from harness.rewards.remote.frames import pack, request
+from harness.rewards.remote.judge import AnswerError, _content_of, parse_answer
+from harness.rewards.remote.server import RewardServer
 
 # --- servers
 

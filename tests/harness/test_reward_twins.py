@@ -11,8 +11,8 @@ from torch import Tensor
 
 from harness.config import RewardConfig
 from harness.rewards import Reward, RewardError, build_reward
-from harness.rewards.batched import ImageError, NetworkReward
-from harness.rewards.twins import find_twin
+from harness.rewards.files.twins import find_twin
+from harness.rewards.native.batched import ImageError, NetworkReward
 
 PROMPTS = ["a photo of a cat", "two dogs, oil on canvas", "a lighthouse"]
 SETTINGS = {

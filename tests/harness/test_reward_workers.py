@@ -13,8 +13,8 @@ from torch import Tensor
 
 from harness.config import ROOT, RewardConfig
 from harness.rewards import RewardError, build_reward
-from harness.rewards.frames import FrameError, pack, read_frame, read_reply, read_request, reply, request
-from harness.rewards.isolated import IsolatedReward
+from harness.rewards.remote.frames import FrameError, pack, read_frame, read_reply, read_request, reply, request
+from harness.rewards.remote.isolated import IsolatedReward
 
 # --- frames
 

@@ -19,10 +19,11 @@ from torch import Tensor
 
 from harness.errors import ConfigError
 from harness.models.miniature.prompts import BACKGROUNDS, COLOURS, TEXT_COLOURS
-from harness.rewards import Reward, assets, build_reward, build_weighted
-from harness.rewards.colour import ColourReward
+from harness.rewards import Reward, build_reward, build_weighted
 from harness.rewards.combined import WeightedSum
-from harness.rewards.ocr import OcrReward, ctc_word_score, edit_distance, greedy_words, letter_probabilities
+from harness.rewards.files import assets
+from harness.rewards.native.colour import ColourReward
+from harness.rewards.native.ocr import OcrReward, ctc_word_score, edit_distance, greedy_words, letter_probabilities
 
 MINIATURE = ("ocr", "ocr-v4", "colour")
 PAIRS = list(itertools.product(TEXT_COLOURS, BACKGROUNDS))

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from harness.config import compose
-from harness.models.embedding import PromptEmbedding
-from harness.models.flux import FluxPolicy
-from harness.prompts import draw_candidates, generator_for
+from harness.models.pipelines.embedding import PromptEmbedding
+from harness.models.pipelines.flux import FluxPolicy
+from harness.prompts.lists import draw_candidates, generator_for
 from harness.rollout import anchor_branch, full_sde, in_batches, ode_trajectory
 from harness.transitions import FlowSDE
 

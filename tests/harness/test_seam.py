@@ -9,13 +9,13 @@ import pandas as pd
 import pytest
 import torch
 
-from analysis.logs import TRAINING_REWARD, load_chosen_prompts, load_logs, load_prompt_values, load_runs
-from analysis.runlog import RunLogError
-from analysis.shards import write_shards
+from analysis.cells.logs import TRAINING_REWARD, load_chosen_prompts, load_logs, load_prompt_values, load_runs
+from analysis.runs.runlog import RunLogError
+from analysis.runs.shards import write_shards
 from harness.config import EXPERIMENTS, ROOT, RunConfig, compose, dump
 from harness.rewards import build_weighted
-from harness.runs import RunDirectory, prepare_run
-from harness.session import Session
+from harness.runs.directory import RunDirectory, prepare_run
+from harness.training.session import Session
 
 SETTINGS = [
     "iterations=3",

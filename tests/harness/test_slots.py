@@ -3,7 +3,7 @@
 import pytest
 
 from harness.config import ConfigError, RuntimeConfig
-from harness.launch.slots import assign_devices, local_slots, make_slots
+from harness.experiments.jobs.slots import assign_devices, local_slots, make_slots
 
 
 def test_devices_are_given_to_one_slot_each_and_neighbours_stay_together() -> None:

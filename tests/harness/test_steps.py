@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from harness.config import ConfigError, ObjectiveConfig, RolloutConfig, compose
-from harness.models.embedding import PromptEmbedding
-from harness.prompts import generator_for
+from harness.models.pipelines.embedding import PromptEmbedding
+from harness.prompts.lists import generator_for
 from harness.rollout import Rollout, TrainStep, anchor_branch, full_sde, ode_trajectory
-from harness.steps import deal, stochastic_steps, trained_steps
+from harness.training.steps import deal, stochastic_steps, trained_steps
 from harness.transitions import KERNELS
 
 INDICES = tuple(range(6))

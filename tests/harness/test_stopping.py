@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from harness.config import ConfigError, compose
-from harness.runs import RunDirectory, prepare_run
-from harness.session import Session
-from harness.stopping import StopRun
-from harness.trainer import TrainingError
+from harness.errors import StopRun
+from harness.runs.directory import RunDirectory, prepare_run
+from harness.training.session import Session
+from harness.training.trainer import TrainingError
 
 FAST = [
     "rollout.candidates=3",

@@ -10,7 +10,7 @@ from harness.config import ROOT
 
 def test_each_log_holds_all_that_is_printed_meanwhile_by_children_too(tmp_path: Path) -> None:
     script = (
-        "import os, sys; from pathlib import Path; from harness.launch.streams import output_to\n"
+        "import os, sys; from pathlib import Path; from harness.experiments.jobs.streams import output_to\n"
         "print('before')\n"
         "for name in 'ab':\n"
         "    with output_to(Path(sys.argv[1]) / name):\n"
@@ -25,7 +25,9 @@ def test_each_log_holds_all_that_is_printed_meanwhile_by_children_too(tmp_path: 
 
 
 def test_a_worker_ends_when_the_launcher_does() -> None:
-    script = "import signal; from harness.launch.streams import end_with_input; end_with_input(); signal.pause()"
+    script = (
+        "import signal; from harness.experiments.jobs.streams import end_with_input; end_with_input(); signal.pause()"
+    )
     worker = subprocess.Popen([sys.executable, "-c", script], stdin=subprocess.PIPE, cwd=ROOT)
     assert worker.stdin is not None
     worker.stdin.close()

@@ -7,8 +7,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness import strict_yaml
-from harness.config import EXPERIMENTS, ConfigError, read_yaml
+from harness.config import EXPERIMENTS, ConfigError, read_yaml, strict_yaml
 
 
 def refusal(text: str) -> str:

@@ -10,18 +10,18 @@ import pytest
 import yaml
 
 from analysis import paper
+from analysis.cells.logs import load_summary
+from analysis.cells.variants import name_variants
 from analysis.claims import EXPERIMENT, PILOT_SEEDS, PRIMARY, STUDY_SEEDS, TEST_NOISES, Arm
-from analysis.exploratory import questions
-from analysis.logs import load_summary
-from analysis.variants import name_variants
-from harness import runs as runs_module
-from harness.accounting import expected_cost
+from analysis.verdicts.exploratory import questions
 from harness.cli import main
 from harness.config import EXPERIMENTS, ConfigError, RunConfig, compose, numeric_settings
-from harness.launch import local, process
-from harness.launch.study import read_study, tuned_text
+from harness.experiments.jobs import local, process
+from harness.experiments.study import read_study, tuned_text
 from harness.models.miniature.prompts import list_path
+from harness.runs import directory as runs
 from harness.trained_reward import TrainedReward
+from harness.training.accounting import expected_cost
 
 Adagrpo = Callable[..., int]
 
@@ -133,8 +133,8 @@ def test_tuning_costs_every_method_the_same(experiments: dict[str, list[RunConfi
 WORKER = """
 import json, sys
 from pathlib import Path
-from harness.launch.queue import claim_next, read_queue
-from harness.launch.streams import end_with_input
+from harness.experiments.jobs.queue import claim_next, read_queue
+from harness.experiments.jobs.streams import end_with_input
 current = Path(sys.argv[2])
 runs = read_queue(Path(sys.argv[1]))
 end_with_input()
@@ -175,7 +175,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     shutil.copytree(EXPERIMENTS, tmp_path / "experiments")
     for module in ("harness.config", "harness.config.composition"):
         monkeypatch.setattr(f"{module}.EXPERIMENTS", tmp_path / "experiments")
-    monkeypatch.setattr(runs_module, "RUNS", tmp_path / "runs")
+    monkeypatch.setattr(runs, "RUNS", tmp_path / "runs")
     profile = tmp_path / "experiments" / "profiles" / "miniature-study.yaml"
     settings = yaml.safe_load(profile.read_text())
     settings |= {"iterations": 2, "reward": {"colour": 1.0}}

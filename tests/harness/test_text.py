@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from harness.config import ConfigError
-from harness.models.embedding import PromptEmbedding
-from harness.models.embedding_store import EmbeddingStore
-from harness.models.locate import TWIN_NAMES
-from harness.models.policy import Policy
+from harness.models.pipelines.embedding import PromptEmbedding
+from harness.models.pipelines.embedding_store import EmbeddingStore
+from harness.models.pipelines.locate import TWIN_NAMES
+from harness.models.pipelines.policy import Policy
 
 MakePolicy = Callable[..., Policy]
 

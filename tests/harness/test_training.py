@@ -10,12 +10,12 @@ from accelerate import Accelerator
 
 from harness.adagrpo import local_advantage
 from harness.config import ROOT, compose
-from harness.models.flux import FluxPolicy
-from harness.prompts import read_prompts
+from harness.models.pipelines.flux import FluxPolicy
+from harness.prompts.lists import read_prompts
 from harness.rewards import build_reward
-from harness.runs import RunDirectory, prepare_run
-from harness.session import Session
-from harness.trainer import Candidates, Job, Trainer
+from harness.runs.directory import RunDirectory, prepare_run
+from harness.training.session import Session
+from harness.training.trainer import Candidates, Job, Trainer
 
 FAST = [
     "rollout.candidates=3",

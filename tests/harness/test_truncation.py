@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from harness.config import OptimizerConfig, RewardConfig, compose
-from harness.models.registry import build_policy
-from harness.prompts import read_prompts
+from harness.models.pipelines.registry import build_policy
+from harness.models.pipelines.truncation import TextReader, truncations
+from harness.prompts.lists import read_prompts
 from harness.rewards import Reward, RewardError, build_reward
 from harness.rewards.combined import WeightedSum
-from harness.truncation import TextReader, truncations
 
 LONG = "red " * 80
 PROMPTS = ["a red fox", f"{LONG}fox", f"{LONG}cat", "red " * 75, "red " * 74 + "owl"]

@@ -9,12 +9,12 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from harness.accounting import Counters, expected_cost
 from harness.config import compose, run_id
-from harness.models.registry import build_policy
-from harness.prompts import drawn_prompts, read_prompts
+from harness.models.pipelines.registry import build_policy
+from harness.prompts.lists import drawn_prompts, read_prompts
 from harness.rewards import build_reward
-from harness.trainer import Trainer
+from harness.training.accounting import Counters, expected_cost
+from harness.training.trainer import Trainer
 
 SMALL = [
     "rollout.candidates=2",

@@ -9,11 +9,11 @@ import torch
 
 from harness.config import ROOT, compose
 from harness.errors import CollectiveError
-from harness.launch import worker
-from harness.launch.queue import reset
-from harness.runs import RunDirectory, prepare_run
-from harness.session import Session
-from harness.trainer import TrainingError
+from harness.experiments.jobs import worker
+from harness.experiments.jobs.queue import reset
+from harness.runs.directory import RunDirectory, prepare_run
+from harness.training.session import Session
+from harness.training.trainer import TrainingError
 
 FAST = [
     "iterations=2",

@@ -17,11 +17,11 @@ from accelerate import Accelerator
 from torch.distributed.tensor import DTensor
 
 from harness.errors import CollectiveError
-from harness.launch import worker
-from harness.processes import Processes
-from harness.runs import RunDirectory
-from harness.session import Session
-from harness.trainer import Trainer, TrainingError
+from harness.experiments.jobs import worker
+from harness.runs.directory import RunDirectory
+from harness.training.processes import Processes
+from harness.training.session import Session
+from harness.training.trainer import Trainer, TrainingError
 
 UNLUCKY_ITERATION = 3
 

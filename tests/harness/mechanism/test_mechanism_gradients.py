@@ -10,14 +10,14 @@ from torch import Tensor
 
 from harness.adagrpo import SELECTION_STRATEGIES
 from harness.config import compose
-from harness.mechanism.gradients import KINDS, advantages_of, score_gradients, update_gradients
-from harness.mechanism.sampling import Sampler, select_all
-from harness.models.policy import Policy
-from harness.models.registry import build_policy
-from harness.prompts import read_prompts
+from harness.experiments.gradients.gradients import KINDS, advantages_of, score_gradients, update_gradients
+from harness.experiments.gradients.sampling import Sampler, select_all
+from harness.models.pipelines.policy import Policy
+from harness.models.pipelines.registry import build_policy
+from harness.prompts.lists import read_prompts
 from harness.rewards import build_reward
 from harness.rollout import Rollout
-from harness.trainer import Trainer
+from harness.training.trainer import Trainer
 from harness.transitions import KERNELS
 
 SMALL = [
@@ -85,7 +85,7 @@ def test_score_gradients_are_those_of_each_sibling_alone(sampler: Sampler) -> No
         return score_gradients(policy, kernel, sigmas, rollout)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("harness.mechanism.sampling.score_gradients", noted)
+        patch.setattr("harness.experiments.gradients.sampling.score_gradients", noted)
         scores = sampler.of_reference(0).scores
     [rollout], policy = seen, sampler.policy
     kernel, parameters = KERNELS["flow_grpo"](eta=0.7), list(policy.trainable().values())

@@ -11,22 +11,22 @@ import pandas as pd
 import pytest
 import torch
 
-from analysis.mechanism.effects import ADVANTAGES, Measured
-from analysis.mechanism.signs import sign_frame
-from analysis.mechanism.tables import load_mechanism_tables
+from analysis.gradients.effects import ADVANTAGES, Measured
+from analysis.gradients.signs import sign_frame
+from analysis.gradients.tables import load_mechanism_tables
 from harness import cli
 from harness.commands import mechanism as command
 from harness.config import ConfigError
-from harness.mechanism import chunks as chunks_module
-from harness.mechanism import definition, worker
-from harness.mechanism.checkpoint import find_measured, read_adapters
-from harness.mechanism.chunks import SETS, difficulty_of, is_ready, load, plan
-from harness.mechanism.definition import Mechanism, load_mechanism
-from harness.mechanism.gradients import KINDS, advantages_of, update_gradients
-from harness.mechanism.sampling import Sampler, select_all
-from harness.mechanism.tables import is_written, write_tables
-from harness.mechanism.worker import make_sampler, mechanism_of, work
-from harness.runs import RunDirectory
+from harness.experiments.gradients import chunks as chunks_module
+from harness.experiments.gradients import definition, worker
+from harness.experiments.gradients.checkpoint import find_measured, read_adapters
+from harness.experiments.gradients.chunks import SETS, difficulty_of, is_ready, load, plan
+from harness.experiments.gradients.definition import Mechanism, load_mechanism
+from harness.experiments.gradients.gradients import KINDS, advantages_of, update_gradients
+from harness.experiments.gradients.sampling import Sampler, select_all
+from harness.experiments.gradients.tables import is_written, write_tables
+from harness.experiments.gradients.worker import make_sampler, mechanism_of, work
+from harness.runs.directory import RunDirectory
 
 TINY = """
 profile: miniature-luck
@@ -348,15 +348,15 @@ def test_the_command_starts_workers_at_the_same_measurement_and_reports_it(
         work(mechanism_of(command[3:]), say=lambda line: None)
         return []
 
-    monkeypatch.setattr("harness.sweep.supervise.run_workers", run_workers)
+    monkeypatch.setattr("harness.experiments.sweep.supervise.run_workers", run_workers)
     reported: list[Path] = []
-    monkeypatch.setattr("analysis.mechanism.write_mechanism_report", reported.append)
+    monkeypatch.setattr("analysis.gradients.write_mechanism_report", reported.append)
     options = argparse.Namespace(
         words=[str(tiny)], overrides=["runtime.threads=1"], checkpoints=["base"], workers=2, output=tmp_path / "out"
     )
     assert command.mechanism(options) == 0
     assert len(started) == 2
-    assert started[0][1:3] == ["-m", "harness.mechanism.worker"]
+    assert started[0][1:3] == ["-m", "harness.experiments.gradients.worker"]
     assert mechanism_of(started[0][3:]).identity == loaded.identity
     assert is_written(loaded, tmp_path / "out")
     # Again: nothing to compute, so no workers.

@@ -12,11 +12,11 @@ from typing import Any
 import yaml
 
 from harness.config import RunConfig
-from harness.sweep import STORAGE_VARIABLE
-from harness.sweep.definition import Sweep, load_sweep
-from harness.sweep.study import open_storage
-from harness.sweep.trial import OnValidation, RunResult
-from harness.sweep.worker import work
+from harness.experiments.sweep import STORAGE_VARIABLE
+from harness.experiments.sweep.definition import Sweep, load_sweep
+from harness.experiments.sweep.study import open_storage
+from harness.experiments.sweep.trial import OnValidation, RunResult
+from harness.experiments.sweep.worker import work
 
 BASE, PEAK_DECAY, PEAK_WEIGHT = 0.5, 0.9, 3.0
 ITERATIONS, INTERVAL = 8, 2

@@ -8,9 +8,9 @@ import pytest
 
 from analysis.sweep import write_sweep_report
 from harness.config import ROOT
-from harness.sweep.definition import load_sweep
-from harness.sweep.study import find_study, open_storage
-from harness.sweep.tables import write_tables
+from harness.experiments.sweep.definition import load_sweep
+from harness.experiments.sweep.study import find_study, open_storage
+from harness.experiments.sweep.tables import write_tables
 
 FOLDER = ROOT / "results" / "sweep-ema_fusion"
 NUMBER = re.compile(r"(?<![\w.])[-−+]?\d+\.\d+(?:e[-+]\d+)?")

@@ -15,19 +15,19 @@ from pathlib import Path
 import pytest
 from landscape import execute, height, write_sweep
 
-from harness import runs
 from harness.cli import main
 from harness.commands import sweep as command
 from harness.commands.sweep import worker_environments
 from harness.config import ROOT, ConfigError
-from harness.launch import local, slots
-from harness.launch.local import Outcome
-from harness.runs import RunDirectory
-from harness.sweep import STORAGE_VARIABLE, supervise
-from harness.sweep import study as study_module
-from harness.sweep.definition import load_sweep
-from harness.sweep.study import open_storage, open_study
-from harness.sweep.worker import work
+from harness.experiments.jobs import local, slots
+from harness.experiments.jobs.local import Outcome
+from harness.experiments.sweep import STORAGE_VARIABLE, supervise
+from harness.experiments.sweep import study as study_module
+from harness.experiments.sweep.definition import load_sweep
+from harness.experiments.sweep.study import open_storage, open_study
+from harness.experiments.sweep.worker import work
+from harness.runs import directory as runs
+from harness.runs.directory import RunDirectory
 
 _CODE = """
 import sys

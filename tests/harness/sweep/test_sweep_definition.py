@@ -7,7 +7,7 @@ import pytest
 from landscape import FILE, make_sweep
 
 from harness.config import ConfigError
-from harness.sweep.definition import load_sweep
+from harness.experiments.sweep.definition import load_sweep
 
 SPACE = FILE["space"]
 

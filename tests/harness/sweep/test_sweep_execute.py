@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 from landscape import make_sweep
 
-from harness import runs
-from harness.runs import RunDirectory
-from harness.stopping import StopRun
-from harness.sweep import execute as execution
-from harness.sweep.execute import execute_run
-from harness.sweep.runlog import costs, evaluations
+from harness.errors import StopRun
+from harness.experiments.sweep import execute as execution
+from harness.experiments.sweep.execute import execute_run
+from harness.experiments.sweep.runlog import costs, evaluations
+from harness.runs import directory as runs
+from harness.runs.directory import RunDirectory
 
 SETTINGS = {
     "selection": "curriculum",

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from harness.config import ConfigError
-from harness.sweep.space import Choice, Range, grid_points, parse_space
+from harness.experiments.sweep.space import Choice, Range, grid_points, parse_space
 
 RANGE = {"low": 0.5, "high": 0.9}
 

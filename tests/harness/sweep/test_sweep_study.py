@@ -9,7 +9,7 @@ import pytest
 from landscape import FILE, make_sweep
 
 from harness.config import ConfigError
-from harness.sweep.study import (
+from harness.experiments.sweep.study import (
     find_study,
     lost_storage_is_one_line,
     open_storage,

@@ -16,13 +16,13 @@ from optuna.trial import FrozenTrial, TrialState
 
 from analysis.sweep import write_sweep_report
 from harness.config import ConfigError, RunConfig
-from harness.runs import RunDirectory
-from harness.sweep.confirm import candidates, confirmation_configs, write_confirmation
-from harness.sweep.definition import Sweep
-from harness.sweep.study import RETRY, make_pruner, make_sampler
-from harness.sweep.summary import summary
-from harness.sweep.tables import best_trials, importance, listed_trials, write_tables
-from harness.sweep.trial import Objective, OnValidation, RunResult
+from harness.experiments.sweep.confirm import candidates, confirmation_configs, write_confirmation
+from harness.experiments.sweep.definition import Sweep
+from harness.experiments.sweep.study import RETRY, make_pruner, make_sampler
+from harness.experiments.sweep.summary import summary
+from harness.experiments.sweep.tables import best_trials, importance, listed_trials, write_tables
+from harness.experiments.sweep.trial import Objective, OnValidation, RunResult
+from harness.runs.directory import RunDirectory
 
 REFERENCE = {"capability.decay": 0.8, "fusion.weight": 1.0}
 PEAK = {"capability.decay": PEAK_DECAY, "fusion.weight": PEAK_WEIGHT}

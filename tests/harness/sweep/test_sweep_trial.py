@@ -11,10 +11,10 @@ from landscape import BASE, INTERVAL, ITERATIONS, execute, height, make_sweep
 from optuna.trial import FrozenTrial, TrialState
 
 from harness.config import ConfigError, RunConfig
-from harness.stopping import StopRun
-from harness.sweep.definition import Sweep
-from harness.sweep.study import make_pruner, make_sampler
-from harness.sweep.trial import ExecuteRun, Objective, OnValidation, RunResult, SurplusTrial
+from harness.errors import StopRun
+from harness.experiments.sweep.definition import Sweep
+from harness.experiments.sweep.study import make_pruner, make_sampler
+from harness.experiments.sweep.trial import ExecuteRun, Objective, OnValidation, RunResult, SurplusTrial
 
 GOOD, BAD = {"capability.decay": 0.9, "fusion.weight": 3.0}, {"capability.decay": 0.55, "fusion.weight": 0.02}
 

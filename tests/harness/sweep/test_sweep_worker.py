@@ -14,14 +14,21 @@ from landscape import execute, make_sweep, write_sweep
 from optuna.trial import FrozenTrial, TrialState
 
 from harness.config import ROOT, RunConfig
-from harness.sweep import STORAGE_VARIABLE
-from harness.sweep.definition import Sweep, load_sweep
-from harness.sweep.study import GRACE_SECONDS, MAX_FAILURES, MAX_RETRIES, find_study, open_storage, open_study
-from harness.sweep.summary import summary
-from harness.sweep.supervise import run_workers
-from harness.sweep.tables import listed_trials
-from harness.sweep.trial import ExecuteRun, OnValidation, RunResult
-from harness.sweep.worker import work
+from harness.experiments.sweep import STORAGE_VARIABLE
+from harness.experiments.sweep.definition import Sweep, load_sweep
+from harness.experiments.sweep.study import (
+    GRACE_SECONDS,
+    MAX_FAILURES,
+    MAX_RETRIES,
+    find_study,
+    open_storage,
+    open_study,
+)
+from harness.experiments.sweep.summary import summary
+from harness.experiments.sweep.supervise import run_workers
+from harness.experiments.sweep.tables import listed_trials
+from harness.experiments.sweep.trial import ExecuteRun, OnValidation, RunResult
+from harness.experiments.sweep.worker import work
 
 
 def study_of(sweep: Sweep, url: str, execute_run: ExecuteRun = execute, grace: int = GRACE_SECONDS) -> optuna.Study:

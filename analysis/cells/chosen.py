@@ -1,0 +1,90 @@
+"""Which prompts each strategy trained on: how hard they were, for the model and by their words."""
+
+import re
+from collections.abc import Mapping
+from functools import cache
+
+import numpy as np
+import pandas as pd
+
+from analysis.cells.logs import ChosenPrompts, Logs
+from analysis.cells.study import Study
+from analysis.formats import Entry, WideTable
+
+CHOSEN_METRICS = ("chosen_reward_mean", "candidate_reward_mean", "reward_mean", "within_group_std")
+"""Training metrics that say how hard chosen prompts were."""
+_WORD = re.compile(r'"([^"]+)"')
+HEADINGS = {
+    "rank": "Rank among candidates",
+    "chosen_reward_mean": "Reward of the chosen",
+    "candidate_reward_mean": "Reward of all candidates",
+    "reward_mean": "Reward of its samples",
+    "within_group_std": "sd within a group",
+    "letters": "Letters",
+    "distinct": "Distinct prompts",
+}
+
+
+def chosen_frame(study: Study, logs: Logs) -> pd.DataFrame:
+    """One row a cell: means over its runs of what they trained on.
+
+    Args:
+        study: whose cells.
+        logs: that it was made from, with ``CHOSEN_METRICS``.
+
+    Returns:
+        Columns experiment, reward, cell, runs, and ``HEADINGS``: ``rank`` as a share, 0 for the hardest candidate and 1
+        for the easiest; rewards of the deterministic sample of the chosen prompt, of all candidates, and of the samples
+        that were trained on; ``letters`` of the quoted word; ``distinct`` prompts as a share of those trained on. NaN
+        where no candidate was scored, or nothing is quoted.
+    """
+    chosen = {logs.summary["run_id"][i]: logs.chosen_prompts[i] for i in study.summary.index}
+    candidates = {logs.summary["run_id"][i]: _num_candidates(logs.configs[i]) for i in study.summary.index}
+    runs = study.runs
+    is_wanted = (runs["split"] == "train") & runs["metric"].isin(CHOSEN_METRICS)
+    train = runs.loc[is_wanted, ["run_id", "metric", "value"]]
+    logged = train.groupby(["run_id", "metric"], observed=True)["value"].mean().unstack("metric")
+    records = []
+    for cell, members in study.cells:
+        ids = [i for i in members["run_id"] if len(chosen[i].prompts)]
+        of_runs = [_measures(chosen[i], candidates[i]) for i in ids]
+        means = pd.DataFrame(of_runs).mean().to_dict() | logged.reindex(members["run_id"]).mean().to_dict()
+        head = {"experiment": study.experiment, "reward": study.reward, "cell": cell.label, "runs": len(of_runs)}
+        records.append(head | {name: means.get(name, np.nan) for name in HEADINGS})
+    return pd.DataFrame(records)
+
+
+def chosen_table(study: Study, frame: pd.DataFrame) -> WideTable | None:
+    """``chosen_frame`` as people read it, without variants of cells; None if nothing was logged."""
+    frame = frame[frame["cell"].isin([cell.label for cell, _ in study.grid_cells]) & (frame["runs"] > 0)]
+    if frame.empty:
+        return None
+    rows = [
+        (str(row["cell"]), [Entry(row["runs"], digits=0), *(Entry(row[name], digits=2) for name in HEADINGS)])
+        for row in frame.to_dict("records")
+    ]
+    title = f"Experiment {study.experiment}, trained on {study.reward}: prompts that were trained on, mean over runs"
+    return WideTable(title, ["Cell", "Runs", *HEADINGS.values()], rows)
+
+
+def _num_candidates(config: Mapping[str, Mapping[str, int]]) -> int:
+    return int(config.get("rollout", {}).get("candidates", 0))
+
+
+@cache  # Runs share prompts.
+def _num_letters(prompt: str) -> int:
+    """Of the quoted word; 0 where nothing is quoted."""
+    match = _WORD.search(prompt)
+    return len(match[1]) if match else 0
+
+
+def _measures(chosen: ChosenPrompts, candidates: int) -> dict[str, float]:
+    distinct = chosen.prompts.dictionary.to_pylist()
+    lengths = np.array([_num_letters(prompt) for prompt in distinct])
+    letters = lengths[chosen.prompts.indices.to_numpy()]
+    ranked = chosen.ranks[np.isfinite(chosen.ranks)]
+    return {
+        "rank": float(ranked.mean() / (candidates - 1)) if len(ranked) and candidates > 1 else np.nan,
+        "letters": float(letters[letters > 0].mean()) if letters.any() else np.nan,
+        "distinct": len(distinct) / len(letters),
+    }

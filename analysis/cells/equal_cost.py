@@ -1,0 +1,62 @@
+"""Cells at equal cost: bases that cost as much as + AdaGRPO, and values when as much was spent."""
+
+from collections.abc import Collection
+
+import numpy as np
+
+from analysis.cells.labels import Cell
+from analysis.cells.logs import TRAINING_REWARD
+from analysis.cells.spending import SECONDS, with_spending
+from analysis.cells.study import Study
+from analysis.claims import Pair
+
+_MATCHED = 0.03
+
+
+def matched_baselines(study: Study, base: Cell, treatment: Cell) -> list[Cell]:
+    """Variants of a base cell whose runs cost as many network forwards as the treatment's, within 3 %."""
+    cost = {cell: float(members["compute"].mean()) for cell, members in study.cells}
+    return [
+        cell
+        for cell in cost
+        if cell.variant and cell._replace(variant="") == base and abs(cost[cell] / cost[treatment] - 1) <= _MATCHED
+    ]
+
+
+def equal_cost_pair(
+    study: Study, treatment: Cell, control: Cell, axis: str, among: Collection[int]
+) -> tuple[list[int], Pair]:
+    """Validation rewards when the treatment has spent what the control spent in all: seeds, and both by seed.
+
+    The treatment's is interpolated between its validations; the control's is its last. Seconds are compared where one
+    processor made both runs.
+
+    Args:
+        study: of both cells.
+        treatment: the cell that costs more an iteration.
+        control: the other.
+        axis: name of one of ``analysis.cells.spending.AXES``.
+        among: seeds that count.
+    """
+    ours, theirs = (_curves(study, cell, axis) for cell in (treatment, control))
+    values = {}
+    for seed in sorted(set(ours) & set(theirs) & set(among)):
+        (costs, rewards, processor), (budget, reached, its_processor) = ours[seed], theirs[seed]
+        is_comparable = axis != SECONDS or processor == its_processor
+        if is_comparable and costs[-1] >= budget[-1]:
+            values[seed] = float(np.interp(budget[-1], costs, rewards)), float(reached[-1])
+    pairs = np.array(list(values.values())).reshape(-1, 2)
+    return list(values), Pair(pairs[:, 0], pairs[:, 1])
+
+
+def _curves(study: Study, cell: Cell, axis: str) -> dict[int, tuple[np.ndarray, np.ndarray, str]]:
+    """By seed, costs and validation rewards of a finished run, and the processor that made it."""
+    members = dict(study.cells)[cell]
+    ids = set(members["run_id"]) & study.finished
+    made_by = members.set_index("run_id")["processor"]
+    rows = study.validations(TRAINING_REWARD)
+    curves = with_spending(rows[rows["run_id"].isin(ids)], study.spent).sort_values("iteration")
+    return {
+        int(of_run["seed"].iloc[0]): (of_run[axis].to_numpy(), of_run["value"].to_numpy(), str(made_by[run_id]))
+        for run_id, of_run in curves.groupby("run_id", observed=True)
+    }

@@ -1,0 +1,330 @@
+"""Runs that belong together, and how their cells compare: values of finished runs, paired by seed."""
+
+import math
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, NamedTuple, cast
+
+import numpy as np
+import pandas as pd
+
+from analysis import statistics
+from analysis.cells.labels import PAPER_GRID, Cell, is_adagrpo, is_base, metric_names, split_cells
+from analysis.cells.logs import Logs
+from analysis.cells.spending import spent
+from analysis.cells.variants import variant_of_base
+from analysis.claims import VALIDATION_POINTS, Pair
+from analysis.statistics import Interval
+
+MIN_SEEDS_FOR_INTERVAL = 5
+
+
+class Comparison(NamedTuple):
+    """A cell against its base on one metric, over the seeds that both have finished."""
+
+    seeds: Sequence[int]
+    difference: float
+    """Mean over seeds of treatment - base."""
+    sd: float
+    """Sample standard deviation of the differences; NaN for one seed."""
+    interval: Interval | None
+    """95 %, resampling seeds, and prompts where all runs logged their values; None below ``MIN_SEEDS_FOR_INTERVAL``."""
+    probability_of_improvement: float
+    correlation: float
+    """Between the paired runs; NaN below 3 seeds."""
+    detectable: float
+    """Smallest true difference that so many seeds find with probability .8; NaN for one seed."""
+
+
+@dataclass(frozen=True, eq=False)
+class Study:
+    """Runs of one experiment on one reward."""
+
+    experiment: str
+    reward: str
+    prefix: str
+    """Of file names, where there are several studies."""
+    runs: pd.DataFrame
+    """Rows of ``load_runs``."""
+    summary: pd.DataFrame
+    """Rows of ``load_summary``."""
+    prompts: Mapping[str, Mapping[str, Mapping[str, np.ndarray]]]
+    """By split and run id: final values prompt by prompt, ``{metric: [prompts]}``; of the last test or validations."""
+
+    @cached_property
+    def finished(self) -> set[str]:
+        """Ids of finished runs."""
+        return set(self.summary.loc[self.summary["state"] == "finished", "run_id"])
+
+    @cached_property
+    def cells(self) -> list[tuple[Cell, pd.DataFrame]]:
+        """Each cell with its rows of ``summary``, ordered by method, base and + AdaGRPO first."""
+        return split_cells(self.summary)
+
+    @cached_property
+    def reader(self) -> str | None:
+        """An unseen judge that reads words: its accuracy is the plainest of the measures. None if there is none."""
+        unseen = self.summary["unseen_judges"]
+        return next((judge for judge in self.reading_judges if all(judge in judges for judges in unseen)), None)
+
+    @property
+    def reading_judges(self) -> list[str]:
+        """Judges that read words, trained on or not."""
+        return [judge for judge in self.judges if f"{judge}/word_accuracy" in self._logged]
+
+    @cached_property
+    def judges(self) -> list[str]:
+        """Every judge of the runs."""
+        return list(dict.fromkeys(judge for judges in self.summary["judges"] for judge in judges))
+
+    @cached_property
+    def metrics(self) -> dict[str, str]:
+        """What tables show, by metric: the trained reward, then the judges."""
+        wanted = metric_names(self.reward, self.judges, self.reader)
+        return {metric: name for metric, name in wanted.items() if metric in self._logged and metric != self.reward}
+
+    def has_logged(self, metric: str) -> bool:
+        """Whether a run's evaluation has a metric."""
+        return metric in self._logged
+
+    @cached_property
+    def _logged(self) -> set[str]:
+        return set(self.evaluations["metric"].unique())
+
+    @cached_property
+    def evaluations(self) -> pd.DataFrame:
+        """Rows of ``runs``, without those of training, which are most of them."""
+        return self.runs[self.runs["split"] != "train"]
+
+    @cached_property
+    def _start(self) -> pd.DataFrame:
+        return self.evaluations[self.evaluations["iteration"] == 0]
+
+    @cached_property
+    def final(self) -> pd.DataFrame:
+        """Evaluations of finished runs after training began: rows of ``runs``."""
+        rows = self.evaluations
+        return rows[(rows["iteration"] > 0) & rows["run_id"].isin(self.finished)]
+
+    def validations(self, metric: str) -> pd.DataFrame:
+        """Rows of ``runs``: one metric on validation prompts."""
+        return self.rows("validation", metric)
+
+    def rows(self, split: str, metric: str) -> pd.DataFrame:
+        """Rows of ``runs``: one metric of evaluations, or of training where it was loaded."""
+        among = self.runs if split == "train" else self.evaluations
+        return among[(among["metric"] == metric) & (among["split"] == split)]
+
+    @cached_property
+    def processor(self) -> str:
+        """The CPU that made most of the runs: means of seconds are over those alone, since others have other speeds."""
+        return str(self.summary["processor"].mode().iloc[0])
+
+    def timed(self, members: pd.DataFrame) -> pd.DataFrame:
+        """Those rows of ``summary`` whose seconds can be averaged: of runs that ``processor`` made."""
+        return members[members["processor"] == self.processor]
+
+    @cached_property
+    def spent(self) -> pd.DataFrame:
+        """``analysis.cells.spending.spent`` after the iterations that were evaluated."""
+        table = spent(self.runs)
+        return table[table["iteration"].isin(self.evaluations["iteration"].unique())]
+
+    def values(self, cell: Cell, metric: str, split: str = "test") -> pd.Series:
+        """Final values of a cell by seed, of the test or of the last validations; runs of a seed are averaged."""
+        return self._values.get((cell, metric, split), pd.Series(dtype=float))
+
+    @cached_property
+    def _values(self) -> dict[tuple[Cell, str, str], pd.Series]:
+        rows, keys = self.final.sort_values("iteration"), ["run_id", "split", "metric"]
+        # The means of ``validation_mean``, of all runs at once.
+        last = [
+            rows[rows["split"] == split].groupby(keys, observed=True).tail(num_points)
+            for split, num_points in (("test", 1), ("validation", VALIDATION_POINTS))
+        ]
+        values = pd.concat(last).groupby(keys, observed=True)["value"].mean().reset_index()
+        cells = [cell for cell, _ in self.cells]
+        members = pd.concat([of_cell[["run_id", "seed"]].assign(cell=i) for i, (_, of_cell) in enumerate(self.cells)])
+        keys = ["cell", "metric", "split", "seed"]
+        by_seed = values.merge(members, on="run_id").groupby(keys, observed=True)["value"].mean().reset_index()
+        seeds, means = by_seed["seed"].to_numpy(), by_seed["value"].to_numpy()
+        positions = cast(dict[tuple[int, str, str], np.ndarray], by_seed.groupby(keys[:3], observed=True).indices)
+        return {
+            (cells[i], metric, of_split): pd.Series(means[rows], index=pd.Index(seeds[rows], name="seed"))
+            for (i, metric, of_split), rows in positions.items()
+        }
+
+    def interval(self, cell: Cell, metric: str) -> Interval | None:
+        """95 % interval of a cell's mean over seeds on test prompts; None below ``MIN_SEEDS_FOR_INTERVAL`` seeds."""
+        if (cell, metric) not in self._intervals:
+            values = self.values(cell, metric).to_numpy()
+            is_known = len(values) >= MIN_SEEDS_FOR_INTERVAL
+            found = statistics.stratified_interval([values], statistics.mean) if is_known else None
+            self._intervals[cell, metric] = found
+        return self._intervals[cell, metric]
+
+    @cached_property
+    def _intervals(self) -> dict[tuple[Cell, str], Interval | None]:
+        return {}
+
+    def untrained(self, cell: Cell) -> tuple[pd.Series, str]:
+        """Values of the untrained model by metric, and where they were measured.
+
+        Of the first that is there: the finished runs' own test; that of other runs of the same files; the cell's own
+        first validation. So the split is "test", "validation", or "none".
+        """
+        members = dict(self.cells)[cell]
+        finished = [run for run in members["run_id"] if run in self.finished]
+        first = members.iloc[0]
+        same = (self.summary["model"] == first["model"]) & (self.summary["files"] == first["files"])
+        model = self.summary.loc[same, "run_id"]
+        start = self._start
+        for ids, split in ((finished, "test"), (model, "test"), (members["run_id"], "validation")):
+            rows = start[(start["split"] == split) & start["run_id"].isin(list(ids))]
+            if len(rows):
+                return rows.groupby("metric")["value"].mean(), split
+        return pd.Series(dtype=float), "none"
+
+    @property
+    def grid_cells(self) -> list[tuple[Cell, pd.DataFrame]]:
+        """Those of ``cells`` that are the paper's: no variants; of fusion weights 1, the release's, if it is there."""
+        plain = [cell for cell, _ in self.cells if not cell.variant]
+        return [
+            (cell, members)
+            for cell, members in self.cells
+            if cell in plain
+            and (not cell.fusion or cell.fusion_weight == 1 or cell._replace(fusion_weight=1.0) not in plain)
+        ]
+
+    def base_of(self, cell: Cell) -> Cell | None:
+        """The same method and settings with random prompts and without fusion; None if the study has none."""
+        base = Cell(cell.method, "random", False, 0.0, variant_of_base(cell.variant))
+        return base if base in dict(self.cells) else None
+
+    def compare(self, cell: Cell, metric: str) -> Comparison | None:
+        """A cell against its base; None where they share no finished seed."""
+        if (cell, metric) not in self._compared:
+            self._compared[cell, metric] = self._compare(cell, metric)
+        return self._compared[cell, metric]
+
+    @cached_property
+    def _compared(self) -> dict[tuple[Cell, str], Comparison | None]:
+        return {}
+
+    def _compare(self, cell: Cell, metric: str) -> Comparison | None:
+        base = self.base_of(cell)
+        if base is None or base == cell:
+            return None
+        seeds, pair = self.pair(cell, base, metric)
+        if not seeds:
+            return None
+        a, b = (values if values.ndim == 1 else values.mean(axis=1) for values in pair)
+        sd = float((a - b).std(ddof=1)) if len(seeds) > 1 else math.nan
+        return Comparison(
+            seeds=seeds,
+            difference=float((a - b).mean()),
+            sd=sd,
+            interval=statistics.paired_interval(*pair) if len(seeds) >= MIN_SEEDS_FOR_INTERVAL else None,
+            probability_of_improvement=statistics.probability_of_improvement([a], [b]),
+            correlation=statistics.paired_correlation(a, b),
+            detectable=statistics.minimum_detectable_effect(sd, len(seeds)) if len(seeds) > 1 else math.nan,
+        )
+
+    def pair(
+        self, treatment: Cell, control: Cell, metric: str, split: str = "test", among: Collection[int] | None = None
+    ) -> tuple[list[int], Pair]:
+        """Seeds that two cells have finished, and their final values there: by prompt where all runs logged these.
+
+        Args:
+            treatment: a cell of the study.
+            control: another one.
+            metric: of evaluations.
+            split: test, or validation for the mean of the last ones.
+            among: seeds that count; None for all.
+        """
+        return self._pair((treatment, metric), (control, metric), split, among)
+
+    def pair_of_metrics(self, cell: Cell, first: str, second: str) -> tuple[list[int], Pair]:
+        """Two metrics of one cell on test prompts, as ``pair`` gives two cells."""
+        return self._pair((cell, first), (cell, second), "test", None)
+
+    def _pair(
+        self, first: tuple[Cell, str], second: tuple[Cell, str], split: str, among: Collection[int] | None
+    ) -> tuple[list[int], Pair]:
+        ours, theirs = (self.values(*side, split) for side in (first, second))
+        seeds = sorted(set(ours.index) & set(theirs.index) & set(ours.index if among is None else among))
+        by_prompt = [self._by_prompt(*side, split, seeds) for side in (first, second)]
+        if by_prompt[0] is not None and by_prompt[1] is not None and by_prompt[0].shape == by_prompt[1].shape:
+            return seeds, Pair(by_prompt[0], by_prompt[1])
+        return seeds, Pair(ours[seeds].to_numpy(), theirs[seeds].to_numpy())
+
+    def _by_prompt(self, cell: Cell, metric: str, split: str, seeds: Sequence[int]) -> np.ndarray | None:
+        """``[seeds, prompts]`` of the end; None where a run has no value a prompt, or another number of them."""
+        runs = self._finished_by_seed[cell]
+        rows = [[self.prompts[split][i].get(metric, np.empty(0)) for i in runs[seed]] for seed in seeds]
+        lengths = {len(values) for of_seed in rows for values in of_seed}
+        if len(lengths) != 1 or 0 in lengths:
+            return None
+        return np.stack([np.mean(of_seed, axis=0) for of_seed in rows])
+
+    @cached_property
+    def _finished_by_seed(self) -> dict[Cell, dict[int, list[str]]]:
+        found: dict[Cell, dict[int, list[str]]] = {}
+        for cell, members in self.cells:
+            by_seed = found.setdefault(cell, {})
+            for run_id, seed in zip(members["run_id"], members["seed"], strict=True):
+                if run_id in self.finished:
+                    by_seed.setdefault(seed, []).append(run_id)
+        return found
+
+
+def split_studies(logs: Logs) -> list[Study]:
+    """Runs of each experiment and reward."""
+    pairs = logs.summary[["experiment", "reward"]].drop_duplicates().sort_values(["experiment", "reward"])
+    studies = []
+    for experiment, reward in pairs.itertuples(index=False):
+        members = ((logs.summary["experiment"] == experiment) & (logs.summary["reward"] == reward)).to_numpy()
+        prefix = f"{experiment}-{reward}-".replace("*", "x").replace("+", "-plus-") if len(pairs) > 1 else ""
+        summary = logs.summary[members]
+        of_split = {"test": logs.test_prompts, "validation": logs.validation_prompts}
+        prompts = {
+            split: {run_id: values[i] for run_id, i in zip(summary["run_id"], summary.index, strict=True)}
+            for split, values in of_split.items()
+        }
+        # The rows of a study alone are not copied: there may be millions.
+        runs = logs.runs
+        if not members.all():
+            runs = runs[(runs["experiment"] == experiment) & (runs["reward"] == reward)]
+        studies.append(Study(str(experiment), str(reward), prefix, runs, summary, prompts))
+    return studies
+
+
+def finished_environments(study: Study, logs: Logs) -> list[Mapping[str, Any]]:
+    """Content of the environment.json of a study's finished runs.
+
+    Args:
+        study: of ``logs``.
+        logs: that it was made from.
+    """
+    return [logs.environments[i] for i in study.summary.index[study.summary["state"] == "finished"]]
+
+
+def adagrpo_pairs(study: Study) -> list[tuple[Cell, list[Cell]]]:
+    """Each method's base cell with its + AdaGRPO cell, or several of other fusion weights; only methods with both."""
+    pairs = []
+    for base in (cell for cell, _ in study.grid_cells if is_base(cell.selection, cell.fusion)):
+        ours = [c for c, _ in study.grid_cells if c.method == base.method and is_adagrpo(c.selection, c.fusion)]
+        if ours:
+            pairs.append((base, ours))
+    return pairs
+
+
+def missing_cells(study: Study) -> dict[str, list[Cell]]:
+    """Cells of the paper's grid without a finished run, by method."""
+    there = {cell[:3] for cell, members in study.grid_cells if (members["state"] == "finished").any()}
+    missing: dict[str, list[Cell]] = {}
+    for cell in PAPER_GRID:
+        if cell[:3] not in there:
+            missing.setdefault(cell.method, []).append(cell)
+    return missing

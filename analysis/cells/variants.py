@@ -1,0 +1,101 @@
+"""What a run has of its own beyond its cell: the settings in which it differs from most runs of its kind.
+
+So runs with another group size, reward weight or model are never pooled, whatever a report is made of.
+"""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import PurePath
+from typing import Any
+
+from analysis.cells.settings import flatten
+from harness.trained_reward import TrainedReward
+
+# What names a cell, a seed or a study by itself, and what changes no number.
+_NAMED = ("experiment", "seed", "selection", "fusion.enabled", "fusion.weight", "method.kernel")
+_NO_MATTER = ("runtime.", "logging.", "prompts.", "model.path", "model.execution.", "rewards.")
+_SHORT = {
+    "rollout.candidates": "B",
+    "rollout.group_size": "G",
+    "rollout.prompts_per_update": "P",
+    "rollout.branch_indices": "branches",
+    "capability.decay": "decay",
+    "capability.sync": "capability",
+    "capability.anchor": "anchor",
+    "optimizer.learning_rate": "lr",
+    "method.eta": "eta",
+    "fusion.kind": "fusion",
+}
+_NOT_READ_BY_BASE = ("fusion.", "capability.", "rollout.candidates")
+_MODEL = "model"
+_ABSENT = ""
+
+
+def name_variants(
+    configs: Sequence[Mapping[str, Any]],
+    environments: Sequence[Mapping[str, Any]],
+    files: Sequence[str] | None = None,
+) -> list[str]:
+    """Each run's variant, as in "G 15" or "decay 0.95, P 2"; empty for one like most of its experiment, reward, method.
+
+    A run says itself which settings its numbers depend on, without those at their defaults, so that one made before a
+    setting existed equals one made with the setting off. Where one of a group does not say so, whole configurations
+    are compared.
+
+    Args:
+        configs: resolved configurations.
+        environments: of the same runs.
+        files: of the same runs, see ``analysis.runs.recorded.name_files``; the last part of a variant.
+    """
+    groups: dict[str, list[int]] = {}
+    for i, config in enumerate(configs):
+        groups.setdefault(str(kind_of(config)), []).append(i)
+    names = [""] * len(configs)
+    for members in groups.values():
+        recorded = all("settings" in environments[i] for i in members)
+        sources = [environments[i]["settings"] if recorded else configs[i] for i in members]
+        settings = [_settings(s, configs[i]) for s, i in zip(sources, members, strict=True)]
+        usual = _usual(settings)
+        for i, own in zip(members, settings, strict=True):
+            unusual = [key for key in sorted(usual) if own.get(key, _ABSENT) != usual[key]]
+            whole = _settings(configs[i], configs[i]) if unusual else {}
+            names[i] = ", ".join(_part(key, own.get(key, whole.get(key, "unset"))) for key in unusual)
+    return [", ".join(filter(None, parts)) for parts in zip(names, files or [""] * len(names), strict=True)]
+
+
+def kind_of(config: Mapping[str, Any]) -> tuple[str, str, str]:
+    """Experiment, trained reward and method: runs that one label could be given to."""
+    return config["experiment"], TrainedReward(config["reward"]).name, config["method"]["kernel"]
+
+
+def variant_of_base(variant: str) -> str:
+    """The variant of the base cell that a cell is compared with: without what a base method does not read."""
+    unread = tuple(f"{name} " for key, name in _SHORT.items() if key.startswith(_NOT_READ_BY_BASE))
+    return ", ".join(part for part in variant.split(", ") if not part.startswith((*unread, *_NOT_READ_BY_BASE)))
+
+
+def _settings(source: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, str]:
+    settings = {key: text for key, text in flatten(source) if key not in _NAMED and _matters(key)}
+    # A path is another one on every machine.
+    return settings | {_MODEL: PurePath(str(config.get("model", {}).get("path", ""))).name}
+
+
+def _matters(key: str) -> bool:
+    return not key.startswith(_NO_MATTER) or (key.startswith("rewards.") and key.endswith((".offset", ".scale")))
+
+
+def _usual(settings: Sequence[Mapping[str, str]]) -> dict[str, str]:
+    """The most frequent value of every key that varies; of equally frequent ones the first by text."""
+    keys = dict.fromkeys(key for own in settings for key in own)
+    counts = {key: Counter(own.get(key, _ABSENT) for own in settings) for key in keys}
+    return {key: min(count, key=lambda v: (-count[v], v)) for key, count in counts.items() if len(count) > 1}
+
+
+def _part(key: str, value: str) -> str:
+    if key == "iterations":
+        return f"{value} iterations"
+    return f"{_name(key)} {value.replace(', ', ' ')}"
+
+
+def _name(key: str) -> str:
+    return _SHORT.get(key, key)

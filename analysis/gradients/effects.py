@@ -1,0 +1,178 @@
+"""How good the gradients of strategies, difficulties and advantages are, with intervals over blocks of rounds."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from analysis.gradients.estimates import (
+    alignment,
+    combined,
+    cross_product,
+    signal_to_noise,
+    squared_norm,
+    weighted_mean,
+)
+from analysis.gradients.tables import EVERYTHING, Blocks, MechanismTables, Units, sum_of
+from analysis.statistics import Interval, Resampled, Values, resampling_weights
+
+WEIGHTS = (1.0, 2.0, 5.0, 10.0, 15.0)
+"""Of fusion and of its control; the gradient is linear in them, so any weight costs nothing but a row."""
+METRICS = {
+    "cosine": "Cosine of one update with the reference",
+    "alignment": "Cosine of the expected update with the reference",
+    "snr": "Signal to noise of one update",
+}
+EFFECT_COLUMNS = ["checkpoint", "iteration", "set", "advantage", "weight", "updates", "metric", "value", "low", "high"]
+CHECKPOINT_COLUMNS = ["checkpoint", "iteration", "prompts", "blocks", "signal", "low", "high", "minutes"]
+COMPARISON_COLUMNS = ["checkpoint", "iteration", "metric", "question", "treatment", "control"]
+COMPARISON_COLUMNS += ["difference", "low", "high"]
+
+
+class Advantage(NamedTuple):
+    """How an update weighs its samples."""
+
+    name: str
+    """unbiased, local, capability, fused or rescaled."""
+    weight: float = 0.0
+
+    def coefficients(self, kinds: Sequence[str]) -> Values:
+        """As a sum of kinds that were measured."""
+        if self.name == "fused":
+            return sum_of(kinds, **{"local": 1, "global": self.weight})
+        if self.name == "rescaled":
+            return sum_of(kinds, local=1, rescaling=self.weight)
+        return sum_of(kinds, **{self.name: 1})
+
+    @property
+    def label(self) -> str:
+        """As in "local" or "fused 5", of weight 5."""
+        return f"{self.name} {self.weight:g}" if self.name in ("fused", "rescaled") else self.name
+
+
+UNBIASED, LOCAL, CAPABILITY = Advantage("unbiased"), Advantage("local"), Advantage("capability")
+FUSED = tuple(Advantage("fused", weight) for weight in WEIGHTS)
+RESCALED = tuple(Advantage("rescaled", weight) for weight in WEIGHTS)
+ADVANTAGES = (UNBIASED, CAPABILITY, LOCAL, *FUSED, *RESCALED)
+
+
+class Measured:
+    """Statistics of sets of updates at one checkpoint, all of the same resamples of blocks.
+
+    Args:
+        tables: of the measurement.
+        checkpoint: its label.
+    """
+
+    def __init__(self, tables: MechanismTables, checkpoint: str) -> None:
+        self.tables, self.checkpoint = tables, checkpoint
+        self.iteration = tables.iterations[checkpoint]
+        self.reference = tables.reference(checkpoint)
+        self._counts = tables.num_blocks, len(self.reference.counts)
+        self._weights, self._reference_weights = resampling_weights(self._counts)
+        self._reference_signal = squared_norm(self.reference.products, self.reference.counts, self._reference_weights)
+        self._sets: dict[str, tuple[Units, Blocks]] = {}
+        self._found: dict[tuple[str, Advantage], dict[str, Resampled]] = {}
+
+    def metrics(self, name: str, advantage: Advantage) -> dict[str, Resampled]:
+        """Every one of ``METRICS`` of a set's updates with an advantage."""
+        if (name, advantage) not in self._found:
+            self._found[name, advantage] = self._measure(name, advantage)
+        return self._found[name, advantage]
+
+    def num_updates(self, name: str) -> int:
+        """How many updates a set has."""
+        return len(self.tables.units(self.checkpoint, name).rows)
+
+    def reliability(self) -> Interval:
+        """|E r|^2 / |r|^2 of the reference gradient: 1 without noise; cosines are smaller by its root."""
+        return Resampled(self._reference_signal / self.reference.length**2, self._counts).interval()
+
+    def _of_set(self, name: str) -> tuple[Units, Blocks]:
+        if name not in self._sets:
+            self._sets[name] = self.tables.units(self.checkpoint, name), self.tables.blocks(self.checkpoint, name)
+        return self._sets[name]
+
+    def _measure(self, name: str, advantage: Advantage) -> dict[str, Resampled]:
+        units, blocks = self._of_set(name)
+        coefficients, weights = advantage.coefficients(self.tables.kinds), self._weights
+        signal = squared_norm(combined(blocks.products, coefficients), units.counts, weights)
+        product = cross_product(
+            np.einsum("k,kab->ab", coefficients, blocks.with_reference),
+            units.counts,
+            weights,
+            self.reference.counts,
+            self._reference_weights,
+        )
+        squares = weighted_mean(units.by_block(units.squares(coefficients)), units.counts, weights)
+        made = {
+            "cosine": weighted_mean(units.by_block(units.cosines(coefficients)), units.counts, weights),
+            "alignment": alignment(product, signal, self._reference_signal),
+            "snr": signal_to_noise(signal, squares),
+        }
+        return {metric: Resampled(values, self._counts) for metric, values in made.items()}
+
+
+def checkpoint_frame(measured: Sequence[Measured]) -> pd.DataFrame:
+    """One row a checkpoint: columns ``CHECKPOINT_COLUMNS``; signal is ``Measured.reliability``, with its bounds."""
+    rows = []
+    for at, seconds in zip(measured, measured[0].tables.about["seconds"], strict=True):
+        prompts = at.num_updates(EVERYTHING)
+        what = (at.checkpoint, at.iteration, prompts, at.tables.num_blocks)
+        rows.append((*what, *at.reliability(), sum(seconds.values()) / 60))
+    return pd.DataFrame(rows, columns=CHECKPOINT_COLUMNS)
+
+
+def effect_frame(measured: Sequence[Measured]) -> pd.DataFrame:
+    """Every metric of every strategy and difficulty with every advantage: columns ``EFFECT_COLUMNS``.
+
+    Sets of fewer than two updates are left out.
+    """
+    rows: list[tuple[Any, ...]] = []
+    for at in measured:
+        for name in (*at.tables.strategies, *at.tables.bins):
+            updates = at.num_updates(name)
+            for advantage in ADVANTAGES if updates > 1 else ():
+                what = (at.checkpoint, at.iteration, name, advantage.name, advantage.weight, updates)
+                rows += [(*what, metric, *found.interval()) for metric, found in at.metrics(name, advantage).items()]
+    return pd.DataFrame(rows, columns=EFFECT_COLUMNS)
+
+
+class Contrast(NamedTuple):
+    """A comparison of two cells, each a strategy and an advantage."""
+
+    question: str
+    treatment: tuple[str, Advantage]
+    control: tuple[str, Advantage]
+
+
+def contrasts(strategies: Sequence[str]) -> Iterator[Contrast]:
+    """The comparisons that the paper's claims call for.
+
+    - selection: each strategy against random prompts, with local advantages.
+    - fusion: fused against local advantages, by weight, for each strategy.
+    - kink: fused advantages against the control that only rescales.
+    - adagrpo: curriculum with fusion of weight 1 against random with local advantages.
+    """
+    for strategy in strategies:
+        if strategy != "random":
+            yield Contrast("selection", (strategy, LOCAL), ("random", LOCAL))
+    for strategy in strategies:
+        for fused, rescaled in zip(FUSED, RESCALED, strict=True):
+            yield Contrast("fusion", (strategy, fused), (strategy, LOCAL))
+            yield Contrast("kink", (strategy, fused), (strategy, rescaled))
+    yield Contrast("adagrpo", ("curriculum", FUSED[0]), ("random", LOCAL))
+
+
+def comparison_frame(measured: Sequence[Measured]) -> pd.DataFrame:
+    """Paired differences of every metric for each of ``contrasts``: columns ``COMPARISON_COLUMNS``."""
+    rows: list[tuple[Any, ...]] = []
+    for at in measured:
+        for question, treatment, control in contrasts(at.tables.strategies):
+            ours, theirs = at.metrics(*treatment), at.metrics(*control)
+            names = [f"{strategy}, {advantage.label}" for strategy, advantage in (treatment, control)]
+            for metric in METRICS:
+                difference = ours[metric].minus(theirs[metric]).interval()
+                rows.append((at.checkpoint, at.iteration, metric, question, *names, *difference))
+    return pd.DataFrame(rows, columns=COMPARISON_COLUMNS)

@@ -1,0 +1,239 @@
+"""What a measurement is of, and its tables as arrays by checkpoint and set of updates."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+
+from analysis.cells.labels import in_papers_order
+from analysis.gradients.estimates import cosines
+from analysis.statistics import Values
+
+REFERENCE = "reference"
+EVERYTHING = "all"
+"""The set of all different prompts that any strategy chose."""
+
+
+class MechanismTableError(ValueError):
+    """A measurement's file that cannot be read: which one, and why."""
+
+
+@dataclass(frozen=True)
+class Units:
+    """Gradients of single updates of one set at one checkpoint; n of them in ``blocks`` blocks.
+
+    Attributes:
+        rows: ``units.parquet``'s rows.
+        kinds: of advantages, in the order of axes.
+        num_blocks: of the measurement; a set need not have updates in all of them.
+        length: of the reference gradient.
+        num_groups: of one update.
+    """
+
+    rows: pd.DataFrame
+    kinds: tuple[str, ...]
+    num_blocks: int
+    length: float
+    num_groups: int
+
+    @cached_property
+    def gram(self) -> Values:
+        """``[n, kinds, kinds]`` inner products of each update's gradients."""
+        columns = {name: self.rows[name].to_numpy(dtype=float) for name in self.rows if "|" in str(name)}
+        pairs = [[columns.get(f"{a}|{b}", columns.get(f"{b}|{a}")) for b in self.kinds] for a in self.kinds]
+        return np.moveaxis(np.array(pairs), -1, 0)
+
+    @cached_property
+    def with_reference(self) -> Values:
+        """``[n, kinds]`` inner products with the reference gradient."""
+        return np.stack([self.rows[f"{kind}|{REFERENCE}"].to_numpy(dtype=float) for kind in self.kinds], axis=1)
+
+    @cached_property
+    def counts(self) -> Values:
+        """``[blocks]`` updates in each block."""
+        return self.by_block(np.ones(len(self.rows)))
+
+    def by_block(self, values: Values) -> Values:
+        """``[n, ...]`` values of updates -> ``[blocks, ...]`` sums."""
+        sums = np.zeros((self.num_blocks, *values.shape[1:]))
+        np.add.at(sums, self.rows["block"].to_numpy(), values)
+        return sums
+
+    def squares(self, coefficients: Values) -> Values:
+        """``[n]`` squared lengths of the gradient of a sum of kinds."""
+        return np.asarray(np.einsum("k,l,nkl->n", coefficients, coefficients, self.gram))
+
+    def cosines(self, coefficients: Values) -> Values:
+        """``[n]`` cosines of the gradient of a sum of kinds with the reference."""
+        return cosines(self.squares(coefficients), self.with_reference @ coefficients, self.length)
+
+    def siblings(self, name: str) -> Values:
+        """``[n, K, G]`` of rewards, local or global."""
+        values = np.stack(self.rows[name].to_list()).astype(float)
+        return values.reshape(len(values), self.num_groups, -1)
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """Inner products of blocks' sums of one set at one checkpoint.
+
+    Attributes:
+        products: ``[kinds, kinds, blocks, blocks]``, 0 on the diagonal of blocks.
+        with_reference: ``[kinds, blocks, reference blocks]``.
+    """
+
+    products: Values
+    with_reference: Values
+
+
+@dataclass(frozen=True)
+class Reference:
+    """The reference gradient's blocks at one checkpoint.
+
+    Attributes:
+        products: ``[reference blocks, reference blocks]``, 0 on the diagonal.
+        counts: ``[reference blocks]`` prompts in each.
+        length: of the gradient, noise included.
+    """
+
+    products: Values
+    counts: Values
+    length: float
+
+
+class Measurement:
+    """What was measured, in which order.
+
+    Args:
+        about: ``about.json``.
+    """
+
+    def __init__(self, about: Mapping[str, Any]) -> None:
+        self.about = about
+        self.kinds: tuple[str, ...] = tuple(about["kinds"])
+        self.strategies = tuple(in_papers_order(about["strategies"]))
+        self.iterations: dict[str, int] = {c["label"]: c["iteration"] for c in about["checkpoints"]}
+        """Of each checkpoint, in order of training."""
+
+    @property
+    def bins(self) -> dict[str, str]:
+        """Sets by difficulty, hardest first, and what rewards are in them."""
+        edges = [f"{edge:g}" for edge in self.about["difficulty_edges"]]
+        inner = [f"{low} to {high}" for low, high in pairwise(edges)]
+        names = [f"below {edges[0]}", *inner, f"from {edges[-1]}"]
+        return {f"difficulty-{number}": name for number, name in enumerate(names)}
+
+    @property
+    def labels(self) -> dict[str, str]:
+        """How figures and tables call the checkpoints; runs are named where iterations do not tell them apart."""
+        iterations = list(self.iterations.values())
+        named = {}
+        for label, iteration in self.iterations.items():
+            run = f" ({label.partition('@')[0]})" if iterations.count(iteration) > 1 else ""
+            named[label] = "untrained" if label == "base" else f"{iteration} iterations{run}"
+        return named
+
+
+class MechanismTables(Measurement):
+    """A measurement's tables.
+
+    Args:
+        about: ``about.json``.
+        units: ``units.parquet``.
+        blocks: ``blocks.parquet``.
+    """
+
+    def __init__(self, about: Mapping[str, Any], units: pd.DataFrame, blocks: pd.DataFrame) -> None:
+        super().__init__(about)
+        self._units = dict(iter(units.groupby("checkpoint", observed=True)))
+        self._blocks = dict(iter(blocks.groupby(["checkpoint", "set"], observed=True)))
+        self._lengths = dict(zip(self.iterations, about["reference_lengths"], strict=True))
+
+    @cached_property
+    def num_blocks(self) -> int:
+        """Of rounds, at each checkpoint."""
+        return 1 + max(int(rows["block"].max()) for rows in self._units.values())
+
+    def units(self, checkpoint: str, name: str) -> Units:
+        """Updates of a strategy, of a bin of difficulty, or all."""
+        rows = self._units[checkpoint]
+        if name in self.strategies:
+            rows = rows[rows[name]]
+        elif name in self.bins:
+            rows = rows[rows["difficulty"] == list(self.bins).index(name)]
+        return Units(rows, self.kinds, self.num_blocks, self._lengths[checkpoint], self.about["groups_per_unit"])
+
+    def blocks(self, checkpoint: str, name: str) -> Blocks:
+        """Blocks of a strategy or of a bin of difficulty."""
+        rows = self._blocks[checkpoint, name]
+        by_kinds = dict(iter(rows.groupby(["kind", "other_kind"], observed=True)))
+        num, num_reference = self.num_blocks, len(self.about["reference_counts"])
+        products = np.zeros((len(self.kinds), len(self.kinds), num, num))
+        for a, first in enumerate(self.kinds):
+            for b, second in enumerate(self.kinds[a:], start=a):
+                products[a, b] = products[b, a] = _symmetric(by_kinds[first, second], num)
+        crossed = [_matrix(by_kinds[kind, REFERENCE], (num, num_reference)) for kind in self.kinds]
+        return Blocks(products, np.stack(crossed))
+
+    def reference(self, checkpoint: str) -> Reference:
+        """The reference's blocks."""
+        counts = np.asarray(self.about["reference_counts"], dtype=float)
+        products = _symmetric(self._blocks[checkpoint, REFERENCE], len(counts))
+        return Reference(products, counts, self._lengths[checkpoint])
+
+
+def load_measurement(folder: Path) -> Measurement:
+    """Read what a measurement's folder says of itself.
+
+    Raises:
+        MechanismTableError: about.json is missing or broken.
+    """
+    return Measurement(_about(folder))
+
+
+def load_mechanism_tables(folder: Path) -> MechanismTables:
+    """Read a measurement's folder.
+
+    Raises:
+        MechanismTableError: a file is missing or broken; names it.
+    """
+    about = _about(folder)
+    tables = []
+    for name in ("units.parquet", "blocks.parquet"):
+        try:
+            tables.append(pd.read_parquet(folder / name))
+        except (OSError, pa.ArrowException) as error:
+            reason = " ".join(str(error).split())
+            raise MechanismTableError(f"{folder / name}: cannot be read: {reason}") from None
+    return MechanismTables(about, *tables)
+
+
+def _about(folder: Path) -> dict[str, Any]:
+    path = folder / "about.json"
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError) as error:
+        raise MechanismTableError(f"{path}: cannot be read: {error}") from None
+
+
+def _matrix(rows: pd.DataFrame, shape: tuple[int, int]) -> Values:
+    matrix = np.zeros(shape)
+    matrix[rows["block"], rows["other_block"]] = rows["value"]
+    return matrix
+
+
+def _symmetric(rows: pd.DataFrame, size: int) -> Values:
+    upper = _matrix(rows, (size, size))
+    return upper + upper.T
+
+
+def sum_of(kinds: Sequence[str], **coefficients: float) -> Values:
+    """``[kinds]`` coefficients of a sum of kinds, 0 for those that are not named."""
+    return np.array([coefficients.get(kind, 0.0) for kind in kinds])

@@ -1,0 +1,294 @@
+"""The report's page: one self-contained HTML file."""
+
+import base64
+import re
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jinja2
+import markupsafe
+import pandas as pd
+
+from analysis import paper
+from analysis.cells.chosen import chosen_table
+from analysis.cells.labels import METHOD_NAMES, Cell, selection_order, split_cells
+from analysis.cells.logs import TRAINING_REWARD, Logs, load_gallery
+from analysis.cells.settings import count_warnings, describe_environments, split_settings
+from analysis.cells.study import MIN_SEEDS_FOR_INTERVAL, Study, missing_cells
+from analysis.claims import EXPERIMENT
+from analysis.figures import StudyFigures
+from analysis.figures.drawing import Drawing
+from analysis.formats import entry_text, number
+from analysis.gradients import MechanismPart
+from analysis.report.tables import CellRow, extra_gain_table, main_table, paper_table
+from analysis.runs.gallery import Gallery
+from analysis.runs.sources import changes_since, note_on_changes
+from analysis.verdicts import conclusions
+from analysis.verdicts.afterwards import readings_table, sentences
+from analysis.verdicts.claims_table import ClaimsTable, protocol_note
+from analysis.verdicts.conclusions import Conclusions
+from analysis.verdicts.findings import Absent, absences, control_sentence, findings, fusion_rows, limits
+from analysis.verdicts.stability import stability_table
+
+_TEMPLATES = Path(__file__).parent / "templates"
+
+
+class Tile(NamedTuple):
+    """A picture of the gallery."""
+
+    label: str
+    uri: str
+
+
+class PromptPictures(NamedTuple):
+    """One prompt drawn by the untrained model and after each cell's training."""
+
+    prompt: str
+    tiles: Sequence[Tile]
+
+
+class Part(NamedTuple):
+    """A study, and what a report shows of it."""
+
+    study: Study
+    cells: Sequence[CellRow]
+    figures: StudyFigures
+    stability: pd.DataFrame
+    """As of ``stability_frame``."""
+    chosen: pd.DataFrame
+    """As of ``chosen_frame``."""
+    conclusions: Conclusions | None
+    """Of the grid's claims; None of the study's own, which has a protocol of its own."""
+
+
+class ClaimsPart(NamedTuple):
+    """What a report shows of the study's claims."""
+
+    table: ClaimsTable
+    drawing: Drawing
+    """Of the primary claims."""
+
+
+SECTIONS = {
+    "conclusions": "What these runs decide",
+    "claims": "The paper's claims",
+    "experiments": "What was run",
+    "main": "Base methods and + AdaGRPO",
+    "selection": "Which prompt to train on",
+    "costs": "At equal cost",
+    "mechanism": "Gradients at fixed checkpoints",
+    "fusion": "What fusion does",
+    "stability": "Stability, hacking, collapse",
+    "chosen": "What each strategy trained on",
+    "curves": "More curves",
+    "cells": "All cells",
+    "runs": "Runs behind these numbers",
+    "gallery": "Pictures before and after training",
+    "limits": "Limits",
+}
+"""Of the page, in their order: each has a template, and is there if something belongs in it."""
+_EXPECTED = {
+    "main": "+ AdaGRPO beside its base",
+    "selection": "a comparison of prompt selections",
+    "costs": "curves at equal cost",
+    "mechanism": "gradients at fixed checkpoints (adagrpo mechanism)",
+    "stability": "measures of stability",
+    "gallery": "pictures",
+}
+"""What the study's page says is missing where a section is."""
+
+
+def render_page(
+    logs: Logs,
+    parts: Sequence[Part],
+    claims: ClaimsPart | None = None,
+    mechanism: MechanismPart | None = None,
+    examples: Sequence[Drawing] = (),
+) -> str:
+    """The page as text.
+
+    Args:
+        logs: all runs.
+        parts: of each study.
+        claims: of the study's runs, if there are any.
+        mechanism: what a measurement of gradients found, if there is one.
+        examples: the paper's example groups, where the page is to say what fusion does.
+    """
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(_TEMPLATES),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"number": number, "count": lambda value: f"{value:,.0f}", "entry": entry_text}
+    environment.filters |= {"sentences": conclusions.sentences, "claim_rows": conclusions.rows}
+    environment.filters |= {"protocol_note": conclusions.note}
+    environment.filters |= {"duration": _duration, "anchor": _anchor, "code": _code}
+    summary = logs.summary
+    finished = summary[summary["state"] == "finished"]
+    several = summary["experiment"].nunique() > 1
+    studies = [_study(logs, part, f"study-{number}", several) for number, part in enumerate(parts, start=1)]
+    there = {"experiments", "cells", "runs"}.union(*(study["parts"] for study in studies))
+    there |= {"mechanism"} if mechanism else set()
+    there |= {"fusion"} if examples else set()
+    there |= {"claims", "limits"} if claims else set()
+    return environment.get_template("report.html.j2").render(
+        title="AdaGRPO on the miniature: a study" if claims else "AdaGRPO: training report",
+        sections={name: title for name, title in SECTIONS.items() if name in there},
+        absences=absences(claims.table, _absent(studies, there)) if claims else "",
+        studies=studies,
+        num_runs=len(summary),
+        num_finished=len(finished),
+        num_seeds=finished["seed"].nunique(),
+        num_cells=len(split_cells(finished)),
+        num_iterations=int(summary["iteration"].sum()),
+        seconds=float(summary["train_seconds"].sum() + summary["evaluation_seconds"].sum()),
+        unfinished=summary[summary["state"] != "finished"].to_dict("records"),
+        damages=logs.damages,
+        environment=describe_environments(logs.environments),
+        changes=note_on_changes(map(changes_since, logs.environments)),
+        min_seeds=MIN_SEEDS_FOR_INTERVAL,
+        paper=paper_table(),
+        paper_overhead=paper.overhead(),
+        published=next((part.figures.published.panels for part in parts if part.figures.published.panels), []),
+        claims=_claims(claims) if claims else None,
+        mechanism=mechanism,
+        examples=examples,
+        claims_head=conclusions.HEAD,
+    )
+
+
+def _claims(part: ClaimsPart) -> dict[str, Any]:
+    table = part.table
+    return {
+        "table": table,
+        "drawing": part.drawing,
+        "note": protocol_note(table),
+        "findings": findings(table),
+        "fusion": fusion_rows(table),
+        "control": control_sentence(table),
+        "limits": limits(table),
+        "again": sentences(table.readings),
+        "readings": readings_table(table.readings) if table.readings else None,
+    }
+
+
+def _absent(studies: Sequence[Mapping[str, Any]], there: Collection[str]) -> Absent:
+    judged = [study for study in studies if study["is_judged"]]
+    has = {name for study in judged for name in study["parts"]} | ({"mechanism"} & set(there))
+    has -= {"main"} if all(study["main"] is None for study in judged) else set()
+    return Absent(
+        [words for name, words in _EXPECTED.items() if name not in has],
+        [study["reward"] for study in judged if study["main"] is not None],
+    )
+
+
+def _study(logs: Logs, part: Part, scope: str, names_experiment: bool) -> dict[str, Any]:
+    study, rows, figures = part.study, part.cells, part.figures
+    shared, varied = split_settings([logs.configs[i] for i in study.summary.index])
+    final = study.final[study.final["split"] == "test"]
+    of_question = {
+        "conclusions": part.conclusions,
+        "main": main_table(study),
+        "extra_gain": extra_gain_table(study),
+        "stability": stability_table(study, part.stability),
+        "chosen": chosen_table(study, part.chosen),
+        "gallery": gallery(study),
+    }
+    drawn = {"main": [figures.main], "selection": [figures.selection], "costs": [figures.costs]}
+    drawn |= {"chosen": [figures.chosen]}
+    drawn |= {"curves": [figures.curves, figures.published]}
+    return {
+        "scope": scope,
+        "name": f"{study.experiment}, trained on {study.reward}" if names_experiment else f"Trained on {study.reward}",
+        "experiment": study.experiment,
+        "reward": study.reward,
+        "is_judged": study.experiment == EXPERIMENT,
+        "parts": {name for name, found in of_question.items() if found}
+        | {name for name, groups in drawn.items() if any(group.panels for group in groups)},
+        "metrics": study.metrics,
+        "figures": figures,
+        "cells": rows,
+        "base_compute": {row.cell.method: row.costs["compute"] for row in rows if study.base_of(row.cell) == row.cell},
+        **of_question,
+        "timed_runs": len(study.timed(study.summary)),
+        "num_runs": len(study.summary),
+        "processor": study.processor,
+        "missing": _missing(study),
+        "warnings": count_warnings([(logs.configs[i], logs.environments[i]) for i in study.summary.index]),
+        "shared": shared,
+        "varied": varied,
+        "test_rewards": dict(final.loc[final["metric"] == TRAINING_REWARD, ["run_id", "value"]].to_numpy()),
+        "runs": [(cell, members.sort_values("seed").to_dict("records")) for cell, members in study.cells],
+    }
+
+
+def gallery(study: Study) -> list[tuple[str, str, list[PromptPictures]]]:
+    """For each method its name, what the pictures are of, and the pictures by prompt: of each cell's first seed.
+
+    Variants of cells have none: there may be many.
+    """
+    in_order = sorted(study.grid_cells, key=lambda item: (item[0].fusion, selection_order(item[0])))
+    of_method: dict[str, list[tuple[Cell, Mapping[Any, Any], Gallery]]] = {}
+    for cell, members in in_order:
+        for run in members.sort_values(["seed", "run_id"])[["folder", "seed", "state"]].to_dict("records"):
+            pictures = load_gallery(Path(run["folder"]))
+            if pictures is not None:
+                of_method.setdefault(cell.method, []).append((cell, run, pictures))
+                break
+    return [
+        (METHOD_NAMES.get(method, method), _caption(entries), _by_prompt(entries))
+        for method, entries in of_method.items()
+    ]
+
+
+def _caption(entries: Sequence[tuple[Cell, Mapping[Any, Any], Gallery]]) -> str:
+    seeds = sorted({run["seed"] for _, run, _ in entries})
+    unfinished = [cell.short for cell, run, _ in entries if run["state"] != "finished"]
+    text = f"Seed {', '.join(map(str, seeds))}"
+    return f"{text}; not finished: {', '.join(unfinished)}" if unfinished else text
+
+
+def _by_prompt(entries: Sequence[tuple[Cell, Mapping[Any, Any], Gallery]]) -> list[PromptPictures]:
+    prompts = dict.fromkeys(picture.prompt for _, _, of_run in entries for picture in of_run.pictures)
+    found = []
+    for prompt in prompts:
+        pictures = [(cell, run, p) for cell, run, of_run in entries for p in of_run.pictures if p.prompt == prompt]
+        # All runs of a model start alike, so that one picture stands for all of them.
+        starts = {picture.before: cell.short for cell, _, picture in reversed(pictures)}
+        several = len(starts) > 1
+        tiles = [
+            Tile(f"before training ({cell})" if several else "before training", _uri(before))
+            for before, cell in reversed(starts.items())
+        ]
+        tiles += [Tile(cell.short, _uri(picture.after)) for cell, _, picture in pictures]
+        found.append(PromptPictures(prompt, tiles))
+    return found
+
+
+def _missing(study: Study) -> list[tuple[str, list[str]]]:
+    return [(METHOD_NAMES[method], [cell.short for cell in cells]) for method, cells in missing_cells(study).items()]
+
+
+def _uri(png: bytes) -> str:
+    return f"data:image/png;base64,{base64.b64encode(png).decode()}"
+
+
+def _code(text: str) -> markupsafe.Markup:
+    """Markdown's `code` as HTML's."""
+    return markupsafe.Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(markupsafe.escape(text))))
+
+
+def _duration(seconds: float) -> str:
+    if pd.isna(seconds):
+        return "–"
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def _anchor(cell: Cell) -> str:
+    variant = re.sub(r"[^A-Za-z0-9.]+", "-", cell.variant)
+    return f"{cell.method}-{cell.selection}-{cell.fusion_weight:g}" + (f"-{variant}" if variant else "")

@@ -1,0 +1,262 @@
+"""What cells reached, how they differ from their base, and what they cost: numbers with the runs they come from."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import pandas as pd
+
+from analysis import paper
+from analysis.cells.labels import METHOD_NAMES, Cell, judge_name
+from analysis.cells.logs import TRAINING_REWARD
+from analysis.cells.study import Comparison, Study, adagrpo_pairs
+from analysis.formats import Entry, WideTable
+from analysis.statistics import Interval, interquartile_mean
+
+_COMPARISON_COLUMNS = [
+    "paired_seeds",
+    "difference",
+    "difference_sd",
+    "difference_low",
+    "difference_high",
+    "probability_of_improvement",
+    "paired_correlation",
+    "detectable_difference",
+]
+_MAIN_COLUMNS = ["experiment", "reward", "cell", *Cell._fields, "metric", "seeds", "mean", "sd", "low", "high"]
+_MAIN_COLUMNS += [*_COMPARISON_COLUMNS, "run_ids"]
+COSTS = ("sample_forwards", "train_forwards", "compute", "reward_calls")
+TIMES = ("seconds_per_iteration", "train_seconds", "evaluation_seconds")
+
+
+class Reached(NamedTuple):
+    """One metric of a cell's finished runs on test prompts."""
+
+    before: float
+    """The untrained model; NaN if it was not measured."""
+    after: float
+    """Mean over seeds; NaN without a finished run."""
+    sd: float
+    """Sample standard deviation over seeds; NaN for one seed."""
+    interquartile_mean: float
+    interval: Interval | None
+    """Of the mean."""
+
+
+@dataclass(frozen=True)
+class CellRow:
+    """A cell of the grid."""
+
+    cell: Cell
+    seeds: int
+    """Finished ones."""
+    num_runs: int
+    num_finished: int
+    iterations: int
+    before_split: str
+    metrics: dict[str, Reached]
+    comparison: Comparison | None
+    """Of the trained reward, against the base cell."""
+    costs: dict[str, float]
+    """Means over finished runs, or over all runs while none is finished: ``COSTS``, and ``TIMES`` of timed runs."""
+    run_ids: list[str]
+
+
+def cell_rows(study: Study) -> list[CellRow]:
+    """One row a cell, from its finished runs."""
+    rows = []
+    for cell, members in study.cells:
+        finished = members[members["state"] == "finished"]
+        before, before_split = study.untrained(cell)
+        counted = finished if len(finished) else members
+        rows.append(
+            CellRow(
+                cell=cell,
+                seeds=finished["seed"].nunique(),
+                num_runs=len(members),
+                num_finished=len(finished),
+                iterations=int(counted["iteration"].max()),
+                before_split=before_split,
+                metrics={
+                    metric: _reached(study, cell, metric, float(before.get(metric, math.nan)))
+                    for metric in study.metrics
+                },
+                comparison=study.compare(cell, TRAINING_REWARD),
+                costs={name: float(counted[name].mean()) for name in COSTS}
+                | {name: float(study.timed(counted)[name].mean()) for name in TIMES},
+                run_ids=sorted(members["run_id"]),
+            )
+        )
+    return rows
+
+
+def _reached(study: Study, cell: Cell, metric: str, before: float) -> Reached:
+    values = study.values(cell, metric)
+    if values.empty:
+        return Reached(before, math.nan, math.nan, math.nan, None)
+    middle = float(interquartile_mean(values))
+    return Reached(before, float(values.mean()), float(values.std()), middle, study.interval(cell, metric))
+
+
+def cell_frame(study: Study, rows: Sequence[CellRow]) -> pd.DataFrame:
+    """The cell table with all digits, as tables/cells.csv has it."""
+    records = []
+    for row in rows:
+        record: dict[str, Any] = {"experiment": study.experiment, "reward": study.reward, "cell": row.cell.label}
+        record |= row.cell._asdict()
+        record |= {n: getattr(row, n) for n in ("seeds", "num_runs", "num_finished", "iterations", "before_split")}
+        for metric, reached in row.metrics.items():
+            record |= {f"{metric}_{end}": getattr(reached, end) for end in Reached._fields[:-1]}
+            record |= _bounds(f"{metric}_", reached.interval)
+        record |= _comparison(row.comparison)
+        records.append(record | row.costs | {"run_ids": " ".join(row.run_ids)})
+    return pd.DataFrame(records)
+
+
+def cells_table(study: Study, rows: Sequence[CellRow]) -> WideTable:
+    """The cell table as people read it: test values after training, the paired difference to the base, and costs."""
+    head = ["Cell", "Seeds", *study.metrics.values(), "Training reward, difference to base", "s/iteration", "Forwards"]
+    body = []
+    for row in rows:
+        entries = [Entry(row.seeds, digits=0)]
+        entries += [Entry(reached.after, reached.sd) for reached in row.metrics.values()]
+        entries += [_difference(row.comparison), Entry(row.costs["seconds_per_iteration"], digits=2)]
+        body.append((row.cell.label, [*entries, Entry(row.costs["compute"], digits=0)]))
+    title = f"Experiment {study.experiment}, trained on {study.reward}: test prompts, mean ± sd over seeds"
+    return WideTable(title, head, body)
+
+
+def run_frame(study: Study) -> pd.DataFrame:
+    """One row a run, as tables/runs.csv has it: what it is, how far it came, its test values and costs."""
+    last = study.evaluations[(study.evaluations["split"] == "test") & (study.evaluations["iteration"] > 0)]
+    columns = ["experiment", "reward", "cell", *Cell._fields, "seed", "run_id", "state", "reason"]
+    columns += ["iteration", "iterations", *COSTS, *TIMES]
+    values = last[last["metric"].isin(list(study.metrics))].pivot_table(
+        index="run_id", columns="metric", values="value", observed=True
+    )
+    values = values.reindex(index=study.summary["run_id"], columns=list(study.metrics))
+    frame = study.summary.assign(cell="").set_index("run_id", drop=False)
+    for cell, members in study.cells:
+        frame.loc[members["run_id"], "cell"] = cell.label
+    order = [run_id for _, members in study.cells for run_id in members.sort_values("seed")["run_id"]]
+    return pd.concat([frame[columns], values.add_prefix("test_")], axis=1).loc[order]
+
+
+def main_table(study: Study) -> WideTable | None:
+    """Untrained, base, + AdaGRPO and their paired difference, by method and judge; None without such a pair."""
+    pairs = adagrpo_pairs(study)
+    if not pairs:
+        return None
+    before, split = study.untrained(pairs[0][0])
+    untrained = "Untrained" if split == "test" else "Untrained (validation prompts)"
+    rows: list[tuple[str, list[Entry]]] = [(untrained, [Entry(before.get(m, math.nan)) for m in study.metrics])]
+    for base, treatments in pairs:
+        rows.append((base.label, [_entry(study, base, metric) for metric in study.metrics]))
+        for cell in treatments:
+            rows.append((cell.label, [_entry(study, cell, metric) for metric in study.metrics]))
+            rows.append(("difference", [_difference(study.compare(cell, metric)) for metric in study.metrics]))
+    return WideTable(
+        f"This study, trained on {study.reward}: test prompts, mean ± sd over seeds",
+        ["", *study.metrics.values()],
+        rows,
+    )
+
+
+def main_frame(study: Study) -> pd.DataFrame:
+    """The main table in long form with all digits and run ids, as tables/main.csv has it."""
+    records = []
+    for base, treatments in adagrpo_pairs(study):
+        for cell in (base, *treatments):
+            finished = dict(study.cells)[cell].query("state == 'finished'")
+            for metric in study.metrics:
+                values = study.values(cell, metric)
+                record: dict[str, Any] = {"experiment": study.experiment, "reward": study.reward, "cell": cell.label}
+                record |= cell._asdict() | {"metric": metric, "seeds": len(values)}
+                record |= {"mean": values.mean(), "sd": values.std(), **_bounds("", study.interval(cell, metric))}
+                record |= _comparison(study.compare(cell, metric))
+                records.append(record | {"run_ids": " ".join(sorted(finished["run_id"]))})
+    return pd.DataFrame(records, columns=_MAIN_COLUMNS)
+
+
+def paper_table() -> WideTable:
+    """The paper's main table: the same rows for each of its training rewards, one run each."""
+    table = paper.main_table()
+
+    def entries(row: pd.Series) -> list[Entry]:
+        return [Entry(float(row[judge]), digits=4) for judge in paper.JUDGES]
+
+    untrained = table[table["training_reward"] == "none"].iloc[0]
+    rows: list[tuple[str, list[Entry]]] = [(f"Untrained {untrained['method']}", entries(untrained))]
+    for reward, name in paper.REWARD_NAMES.items():
+        for method in METHOD_NAMES.values():
+            pair = table[(table["training_reward"] == reward) & (table["method"] == method)]
+            base, ours = (pair[pair["adagrpo"] == adagrpo].iloc[0] for adagrpo in (False, True))
+            rows.append((f"{method} on {name}", entries(base)))
+            rows.append((f"{method} + AdaGRPO on {name}", entries(ours)))
+            changes = [Entry(float(ours[judge] - base[judge]), digits=4, signed=True) for judge in paper.JUDGES]
+            rows.append(("difference", changes))
+    title = "The paper (FLUX.1-dev, 512 x 512): one run each, without spread"
+    return WideTable(title, ["", *map(judge_name, paper.JUDGES)], rows)
+
+
+def extra_gain_table(study: Study) -> WideTable | None:
+    """How much further + AdaGRPO gets, as a share of what its base gained over the untrained model, beside the paper's.
+
+    (AdaGRPO - base) / (base - untrained), of means over seeds, on the reward that was trained on: a number without
+    unit, so that studies with other rewards compare. The interval is that of the difference, over the same gain. None
+    where no base gained anything, or where the untrained model was not measured on test prompts.
+    """
+    published = paper.extra_gains().set_index(["training_reward", "method"])["share"]
+    rows = []
+    for base, treatments in adagrpo_pairs(study):
+        before, split = study.untrained(base)
+        start = before.get(TRAINING_REWARD, math.nan) if split == "test" else math.nan
+        gain = study.values(base, TRAINING_REWARD).mean() - start
+        for cell in treatments:
+            comparison = study.compare(cell, TRAINING_REWARD)
+            name = METHOD_NAMES.get(cell.method, cell.method)
+            theirs = [float(published.get((reward, name), math.nan)) for reward in paper.REWARD_NAMES]
+            shares = [_share(comparison, gain), *map(Entry, theirs)]
+            rows.append((cell.label, [entry._replace(digits=0, signed=True, percent=True) for entry in shares]))
+    if not any(math.isfinite(entries[0].value) for _, entries in rows):
+        return None
+    head = ["", f"This study ({study.reward})", *(f"The paper ({name})" for name in paper.REWARD_NAMES.values())]
+    return WideTable("Extra gain of + AdaGRPO, as a share of the base's gain over the untrained model", head, rows)
+
+
+def _share(comparison: Comparison | None, gain: float) -> Entry:
+    if comparison is None or not gain > 0:
+        return Entry(math.nan)
+    interval = comparison.interval and Interval(*(bound / gain for bound in comparison.interval))
+    return Entry(comparison.difference / gain, interval=interval)
+
+
+def _entry(study: Study, cell: Cell, metric: str) -> Entry:
+    values = study.values(cell, metric)
+    return Entry(float(values.mean()), float(values.std())) if len(values) else Entry(math.nan)
+
+
+def _difference(comparison: Comparison | None) -> Entry:
+    if comparison is None:
+        return Entry(math.nan)
+    return Entry(comparison.difference, comparison.sd, comparison.interval, signed=True)
+
+
+def _bounds(prefix: str, interval: Interval | None) -> dict[str, float]:
+    low, high = (interval.low, interval.high) if interval else (math.nan, math.nan)
+    return {f"{prefix}low": low, f"{prefix}high": high}
+
+
+def _comparison(comparison: Comparison | None) -> dict[str, Any]:
+    if comparison is None:
+        return {"paired_seeds": 0} | dict.fromkeys(_COMPARISON_COLUMNS[1:], math.nan)
+    return {
+        "paired_seeds": len(comparison.seeds),
+        "difference": comparison.difference,
+        "difference_sd": comparison.sd,
+        **_bounds("difference_", comparison.interval),
+        "probability_of_improvement": comparison.probability_of_improvement,
+        "paired_correlation": comparison.correlation,
+        "detectable_difference": comparison.detectable,
+    }

@@ -1,0 +1,82 @@
+"""Pictures before and after training, cut from the stacks that a run keeps."""
+
+import json
+from collections.abc import Sequence
+from io import BytesIO
+from pathlib import Path
+from typing import NamedTuple
+
+from PIL import Image
+
+from analysis.runs.runlog import RunLogError
+
+NUM_PROMPTS = 4
+"""How many prompts' pictures a page shows and a shard keeps, from the start of the validation list."""
+LARGEST_SIDE = 256
+"""Pixels; larger pictures are shrunk, so that pages and shards stay small."""
+
+
+class Picture(NamedTuple):
+    """One prompt's picture before and after training."""
+
+    prompt: str
+    before: bytes
+    """PNG."""
+    after: bytes
+    """PNG."""
+
+
+class Gallery(NamedTuple):
+    """Pictures of one run on validation prompts, from the same noise."""
+
+    before: int
+    """Iteration, as a rule 0."""
+    after: int
+    """Iteration of the last pictures."""
+    pictures: Sequence[Picture]
+
+
+def read_gallery(run: Path, num_prompts: int = NUM_PROMPTS) -> Gallery | None:
+    """The first and last pictures in a run directory; None before there are two stacks of them.
+
+    Args:
+        run: run directory.
+        num_prompts: how many prompts at most.
+
+    Raises:
+        RunLogError: names the picture or list of prompts that cannot be read.
+    """
+    folder = run / "images"
+    stacks, names = sorted(folder.glob("validation-*.png")), folder / "prompts.json"
+    if len(stacks) < 2 or not names.is_file():
+        return None
+    try:
+        prompts = [str(prompt) for prompt in json.loads(names.read_text(encoding="utf-8"))]
+    except ValueError as error:
+        raise RunLogError(f"{names}: not JSON: {error}") from None
+    before, after = (_slices(stack, len(prompts), num_prompts) for stack in (stacks[0], stacks[-1]))
+    pictures = [Picture(*of_prompt) for of_prompt in zip(prompts, before, after, strict=False)]
+    return Gallery(_iteration(stacks[0]), _iteration(stacks[-1]), pictures)
+
+
+def _iteration(stack: Path) -> int:
+    return int(stack.stem.rpartition("-")[2])
+
+
+def _slices(path: Path, num_stacked: int, num_wanted: int) -> list[bytes]:
+    """PNG bytes of the first pictures of a PNG that stacks them in one column."""
+    try:
+        with Image.open(path) as image:
+            stack = image.convert("RGB")
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:  # as PIL's readers fail
+        raise RunLogError(f"{path}: cannot be read: {error}") from None
+    if num_stacked == 0 or stack.height % num_stacked:
+        raise RunLogError(f"{path}: height {stack.height} does not divide into {num_stacked} prompts' pictures")
+    height, slices = stack.height // num_stacked, []
+    for top in range(0, height * min(num_stacked, num_wanted), height):
+        picture = stack.crop((0, top, stack.width, top + height))
+        picture.thumbnail((LARGEST_SIDE, LARGEST_SIDE))
+        buffer = BytesIO()
+        picture.save(buffer, format="PNG", optimize=True)
+        slices.append(buffer.getvalue())
+    return slices

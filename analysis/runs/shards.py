@@ -1,0 +1,210 @@
+"""A finished run as one small Parquet file, from which every table, figure and gallery of a report can be made."""
+
+import hashlib
+import json
+import re
+from collections.abc import Collection
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from analysis.runs.columns import Columns
+from analysis.runs.gallery import NUM_PROMPTS, Gallery, Picture, read_gallery
+from analysis.runs.runlog import (
+    NUMBERS,
+    RunLog,
+    RunLogError,
+    Series,
+    check_config,
+    find_directories,
+    numbers_table,
+    read_directory,
+)
+from harness.files import write_atomically
+
+SUFFIX = ".parquet"
+_FORMAT = "1"
+_NUMBER_GROUP, _PICTURE_GROUP = 0, 1  # Row groups: reports of thousands of runs read numbers, and few pictures.
+_DOCUMENTS = ("config", "status", "environment")
+_NO_CHECKSUM = "0" * 64
+_SIGNED = re.compile(rb"adagrpo\.sha256.{2}([0-9a-f]{64})", re.DOTALL)
+"""Where a shard has its checksum: that of the whole file with ``_NO_CHECKSUM`` in its place. Older shards have none."""
+
+
+def write_shards(runs_folder: Path, output: Path, num_pictures: int = NUM_PROMPTS) -> list[Path]:
+    """Write each finished run to ``output/<experiment>/<run id>.parquet``; the same run gives the same bytes.
+
+    A file that is there already and would not change is left alone; a changed one is replaced in one step. Runs that
+    are not finished have no shard.
+
+    Args:
+        runs_folder: holds run directories at any depth.
+        output: folder to write to; made if missing.
+        num_pictures: prompts whose pictures before and after training are kept; they are most of a shard's size.
+
+    Returns:
+        The shards of all finished runs, sorted.
+
+    Raises:
+        RunLogError: names the folder or file that cannot be read, after the shards of all other runs were written.
+    """
+    written, damaged = [], []
+    for directory in find_directories(runs_folder):
+        try:
+            log = read_directory(directory)
+            if log.state != "finished":
+                continue
+            content = _to_parquet(log, read_gallery(directory, num_pictures))
+        except RunLogError as error:
+            damaged.append(error)
+            continue
+        path = output / str(log.config["experiment"]) / f"{log.run_id}{SUFFIX}"
+        if not path.is_file() or path.read_bytes() != content:
+            write_atomically(path, content)
+        written.append(path)
+    if damaged:
+        raise damaged[0]
+    return sorted(written)
+
+
+def read_shard(path: Path, train_metrics: Collection[str] | None = None, with_items: bool = True) -> RunLog:
+    """Read a shard as ``read_directory`` read the run it was made from.
+
+    Args:
+        path: the shard.
+        train_metrics: metrics of whole training iterations to keep; None for all.
+        with_items: whether to keep numbers of single prompts.
+
+    Raises:
+        RunLogError: names the file, which is none of ``write_shards``.
+    """
+    table, documents = _read(path, _NUMBER_GROUP, [*NUMBERS.names, "millionths"])
+    numbers = Columns(_decode(table))
+    is_train = numbers.of_split("train")
+    iteration = int(numbers.iteration[is_train].max(initial=0))
+    kept = np.full(len(is_train), True) if with_items else numbers.is_whole
+    if train_metrics is not None:
+        kept = kept & (~is_train | ~numbers.is_whole | numbers.of_metric(*train_metrics))
+    config, status, environment = (documents[name] for name in _DOCUMENTS)
+    rows = numbers.table.filter(pa.array(kept))
+    return RunLog(path, path.stem, check_config(config, path), status, environment, iteration, rows)
+
+
+def read_shard_environment(path: Path) -> dict[str, Any]:
+    """The environment.json of the run that a shard was made from; its numbers are not read.
+
+    Raises:
+        RunLogError: names the file, which is none of ``write_shards``.
+    """
+    try:
+        environment = json.loads(pq.read_metadata(path).metadata[b"adagrpo.environment"])
+    except (OSError, pa.ArrowException, KeyError, TypeError, ValueError) as error:
+        raise RunLogError(f"{path}: is no shard ({error})") from None
+    return dict(environment)
+
+
+def read_shard_gallery(path: Path, num_prompts: int = NUM_PROMPTS) -> Gallery | None:
+    """The pictures that a shard keeps; None where it keeps none.
+
+    Raises:
+        RunLogError: names the file, which is none of ``write_shards``.
+    """
+    table, _ = _read(path, _PICTURE_GROUP, ["iteration", "text", "png"])
+    rows = table.to_pylist()
+    if not rows:
+        return None
+    befores, afters = rows[: len(rows) // 2], rows[len(rows) // 2 :]
+    pictures = [Picture(b["text"], b["png"], a["png"]) for b, a in zip(befores, afters, strict=True)]
+    return Gallery(befores[0]["iteration"], afters[0]["iteration"], pictures[:num_prompts])
+
+
+def _to_parquet(log: RunLog, gallery: Gallery | None) -> bytes:
+    numbers = _encode(log.numbers.append_column("png", pa.nulls(len(log.numbers), pa.binary())))
+    documents = {name: json.dumps(getattr(log, name), sort_keys=True) for name in _DOCUMENTS}
+    buffer = BytesIO()
+    with pq.ParquetWriter(
+        buffer,
+        numbers.schema,
+        compression="zstd",
+        compression_level=19,
+        use_dictionary=["split", "metric", "text"],
+        use_byte_stream_split=["value", "millionths"],
+        column_encoding={"iteration": "DELTA_BINARY_PACKED", "item": "DELTA_BINARY_PACKED"},
+        write_statistics=False,
+        store_schema=False,
+        write_page_checksum=True,
+    ) as writer:
+        writer.write_table(numbers)
+        if gallery is not None and gallery.pictures:
+            writer.write_table(_encode(_picture_rows(gallery)))
+        about = {"shard": _FORMAT, **documents, "sha256": _NO_CHECKSUM}
+        writer.add_key_value_metadata({f"adagrpo.{key}": text for key, text in about.items()})
+    content = buffer.getvalue()
+    return content.replace(_NO_CHECKSUM.encode(), _sha256(content))
+
+
+def _sha256(content: bytes) -> bytes:
+    return hashlib.sha256(content).hexdigest().encode()
+
+
+def _encode(table: pa.Table) -> pa.Table:
+    """Move values of at most six decimals, such as those of single prompts, to whole millionths: 3 bytes, not 8."""
+    values = table["value"].to_numpy()
+    whole = np.rint(values * 1e6)
+    exact = (np.abs(whole) < 2**31) & (whole / 1e6 == values)
+    columns = {
+        "value": pa.array(values, mask=exact | np.isnan(values)),
+        "millionths": pa.array(np.where(exact, whole, 0).astype(np.int32), mask=~exact),
+    }
+    return table.set_column(table.schema.get_field_index("value"), "value", columns["value"]).append_column(
+        "millionths", columns["millionths"]
+    )
+
+
+def _decode(table: pa.Table) -> pa.Table:
+    """Undo ``_encode``: columns ``NUMBERS``."""
+    values = pc.coalesce(table["value"], pc.divide(table["millionths"].cast(pa.float64()), 1e6))
+    return table.select(NUMBERS.names).set_column(NUMBERS.names.index("value"), "value", values)
+
+
+def _picture_rows(gallery: Gallery) -> pa.Table:
+    """All pictures before training, then all after it."""
+    count = len(gallery.pictures)
+    prompts = [picture.prompt for picture in gallery.pictures]
+    ends = [
+        Series("picture", [iteration] * count, np.full(count, np.nan), range(count), prompts)
+        for iteration in (gallery.before, gallery.after)
+    ]
+    pngs = [picture.before for picture in gallery.pictures] + [picture.after for picture in gallery.pictures]
+    return numbers_table("validation", ends).append_column("png", pa.array(pngs, type=pa.binary()))
+
+
+def _read(path: Path, row_group: int, columns: list[str]) -> tuple[pa.Table, dict[str, Any]]:
+    """Columns of a row group, without rows if the file has no such group, and the run's documents."""
+    no_shard = RunLogError(f"{path}: no shard of a run (version {_FORMAT}); write it with write_shards")
+    try:
+        content = path.read_bytes()
+        # Before anything is made of it: the library trusts the numbers in a file's own description.
+        signed = _SIGNED.search(content)
+        if signed and _sha256(content.replace(signed[1], _NO_CHECKSUM.encode())) != signed[1]:
+            raise RunLogError(f"{path}: is damaged: its checksum is wrong; put back a copy of it")
+        with pq.ParquetFile(
+            pa.BufferReader(content), read_dictionary=["split", "metric"], page_checksum_verification=True
+        ) as file:
+            metadata = file.metadata.metadata or {}
+            if metadata.get(b"adagrpo.shard") != _FORMAT.encode():
+                raise no_shard
+            groups = [row_group] if row_group < file.num_row_groups else []
+            table = file.read_row_groups(groups, columns, use_threads=False)
+        return table, {name: json.loads(metadata[f"adagrpo.{name}".encode()]) for name in _DOCUMENTS}
+    except RunLogError:
+        raise
+    except KeyError:  # A file with other columns or without documents.
+        raise no_shard from None
+    except (OSError, ValueError, OverflowError, MemoryError, pa.ArrowException) as error:
+        raise RunLogError(f"{path}: cannot be read: {' '.join(str(error).split())}") from None

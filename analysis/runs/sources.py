@@ -1,0 +1,193 @@
+"""What a number or a verdict was made by: code, as one hash, and packages. Only the standard library is needed."""
+
+import ast
+import hashlib
+import importlib.metadata
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import suppress
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+PACKAGES = ("torch", "diffusers", "transformers", "accelerate", "peft", "onnxruntime", "numpy")
+"""That numbers depend on."""
+_RULES = ("judge_grid", "decide")
+"""Files that define these are the rules: ``analysis.verdicts.protocol`` and ``analysis.decisions``."""
+_WIDER_SEALS: dict[str | None, str] = {
+    "376d4b3131cc34cc26b711d6f88154cb41a5769cd1467608929ce259bcad26cb": (
+        "acf719462e24aeb334e1518839ff66f38a67ed3f605559a03421baf316daec25"
+    )
+}
+"""Seals of when they also covered what the rules import, and the rules' own: commit 0f4f2ec has both."""
+_BESIDE_NUMBERS = ("Mirror", "write_atomically", "SELECTIONS", "numbers_sha256")
+"""Files that define these are imported by runs, but no number depends on them: wandb's mirror; files written and read
+as they are; names, labels, colours and sizes of what is computed elsewhere; and this file."""
+
+
+@cache
+def package_versions() -> dict[str, str]:
+    """Of ``PACKAGES``, those that are installed."""
+    found = {}
+    for name in PACKAGES:
+        with suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
+
+
+_KINDS = {"packages": dict, "resumed": list, "warnings": list, "gpus": list, "code_sha256": str, "seal_sha256": str}
+
+
+def require_environment(content: Mapping[str, Any]) -> None:
+    """Raise ValueError, which names the key, unless a run's environment.json holds what this project writes there."""
+    resumed = content.get("resumed")
+    for one in (content, *(resumed if isinstance(resumed, list) else [])):
+        if not isinstance(one, Mapping):
+            raise ValueError("'resumed' must hold objects")
+        for key, kind in _KINDS.items():
+            if one.get(key) is not None and not isinstance(one[key], kind):
+                raise ValueError(f"{key!r} is no {kind.__name__}")
+
+
+def changes_since(environment: Mapping[str, Any]) -> list[str]:
+    """What numbers would be made by now that a run's executions, or one of them, were not made by; empty for nothing.
+
+    Args:
+        environment: content of the run's environment.json; empty for a run that has none yet.
+    """
+    if not environment:
+        return []
+    changes, now = [], package_versions()
+    for one in (environment, *environment.get("resumed", ())):
+        if one.get("code_sha256") is None:
+            changes.append("code not recorded")
+        elif one["code_sha256"] != numbers_sha256():
+            changes.append("other code")
+        recorded = one.get("packages") or {}
+        changes += [
+            f"{name} {version} where {now.get(name, 'none')} is now"
+            for name, version in recorded.items()
+            if version != now.get(name)
+        ]
+    return list(dict.fromkeys(changes))
+
+
+def note_on_changes(runs: Iterable[Collection[str]]) -> list[str]:
+    """A line that says how many runs were not made by the present code and packages; none for none.
+
+    Args:
+        runs: ``changes_since`` of each.
+    """
+    changed = [changes for changes in runs if changes]
+    if not changed:
+        return []
+    counts = Counter(change for changes in changed for change in changes)
+    what = ", ".join(f"{change} ({count})" for change, count in sorted(counts.items()))
+    were = "1 run was" if len(changed) == 1 else f"{len(changed)} runs were"
+    return [f"{were} begun or finished by other code than the present one: {what}"]
+
+
+def was_under_other_rules(environment: Mapping[str, Any]) -> bool:
+    """Whether other rules than the present ones were in force at any execution of a run, or unknown ones."""
+    seals = [one.get("seal_sha256") for one in (environment, *environment.get("resumed", ()))]
+    return any(_WIDER_SEALS.get(seal, seal) != seal_sha256() for seal in seals)
+
+
+@cache
+def numbers_sha256(root: Path = ROOT) -> str:
+    """Of all code that the numbers of a run depend on: what its execution imports, and all rewards."""
+    files = _python_files(root / "harness")
+    start = [file for file in files if _defines(file, "Session")]
+    rewards = {file.parent for file in files if _defines(file, "Reward")}
+    start += [file for file in files if rewards & set(file.parents)]
+    beside = {file for file in files if any(_defines(file, name) for name in _BESIDE_NUMBERS)}
+    return code_sha256(_imported(start, root, beside))
+
+
+@cache
+def seal_sha256(root: Path = ROOT) -> str:
+    """Of the rules: what is claimed of a grid, and how a claim is decided.
+
+    How runs are read and drawn is no part of it and may be mended; a claim, a margin or a test may not.
+    """
+    return code_sha256(
+        file for file in _python_files(root / "analysis") if any(_defines(file, name) for name in _RULES)
+    )
+
+
+def code_sha256(files: Iterable[Path]) -> str:
+    """Of the statements in Python files, without comments, docstrings and imports, wherever they stand.
+
+    A file or a statement that is moved or a file that is renamed leaves it as it is; a changed statement does not.
+    """
+    statements = sorted(text for file in files for text in _statements(file))
+    return hashlib.sha256("\n".join(statements).encode()).hexdigest()
+
+
+class _Bare(ast.NodeTransformer):
+    """Drops imports, ``__all__`` and strings that stand alone, which only people and tools read."""
+
+    def visit_Import(self, node: ast.Import) -> None: ...
+
+    def visit_ImportFrom(self, node: ast.ImportFrom) -> None: ...
+
+    def visit_Expr(self, node: ast.Expr) -> ast.Expr | None:
+        return None if isinstance(node.value, ast.Constant) and isinstance(node.value.value, str) else node
+
+    def visit_Assign(self, node: ast.Assign) -> ast.Assign | None:
+        return None if any(isinstance(t, ast.Name) and t.id == "__all__" for t in node.targets) else node
+
+
+@cache
+def _tree(file: Path) -> ast.Module:
+    return ast.parse(file.read_text(encoding="utf-8"))
+
+
+def _statements(file: Path) -> Iterator[str]:
+    tree = _Bare().visit(ast.parse(file.read_text(encoding="utf-8")))
+    for node in ast.walk(tree):
+        # What only held imports or a docstring holds nothing now.
+        if isinstance(node, ast.stmt) and getattr(node, "body", None) == []:
+            setattr(node, "body", [ast.Pass()])  # noqa: B010 - statements have no body in common
+    for statement in tree.body:
+        text = ast.unparse(statement)
+        if text not in ("if TYPE_CHECKING:\n    pass", "pass"):
+            yield text
+
+
+def _python_files(folder: Path) -> list[Path]:
+    return sorted(folder.rglob("*.py"))
+
+
+def _defines(file: Path, name: str) -> bool:
+    return any(
+        getattr(node, "name", None) == name or (isinstance(node, ast.AnnAssign) and ast.unparse(node.target) == name)
+        for node in _tree(file).body
+    )
+
+
+def _imported(start: Iterable[Path], root: Path, but: Collection[Path] = ()) -> set[Path]:
+    """Files of the project that others import, at the top or later, directly or not, with those themselves."""
+    found: set[Path] = set()
+    left = list(start)
+    while left:
+        file = left.pop()
+        if file not in found and file not in but:
+            found.add(file)
+            left += [path for path in _imports(file, root) if path.is_file()]
+    return found
+
+
+def _imports(file: Path, root: Path) -> Iterator[Path]:
+    for node in ast.walk(_tree(file)):
+        names = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+        for name in names:
+            if name.split(".")[0] in ("harness", "analysis"):
+                path = root.joinpath(*name.split("."))
+                yield path.with_name(f"{path.name}.py")
+                yield path / "__init__.py"

@@ -1,0 +1,158 @@
+"""What a grid can conclude by itself: its claims judged, as a table and in sentences that are computed from it."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import pandas as pd
+
+from analysis.cells.study import Study
+from analysis.decisions import LEVEL, OUTCOMES, Outcome
+from analysis.formats import MISSING, number
+from analysis.runs.sources import seal_sha256, was_under_other_rules
+from analysis.verdicts.protocol import MARGIN_SHARE, Judged, judge_grid, method_claims, pooled_claims
+
+HEAD = ("Claim", "Verdict", "Difference", "Of the base's gain", "The paper's", "Pairs", "Power", "Pairs needed")
+"""Of a table of judged claims; differences with one-sided 95 % bounds."""
+
+
+class Conclusions(NamedTuple):
+    """Of one study."""
+
+    pooled: Sequence[Judged]
+    """The family that the grid decides."""
+    by_method: Sequence[Judged]
+    """+ AdaGRPO of each method, a family of its own."""
+    runs: int
+    """That were finished."""
+    other_rules: int
+    """Of these, made while other rules were in force than the present ones, or unknown ones."""
+
+    @property
+    def families(self) -> dict[str, Sequence[Judged]]:
+        """By title."""
+        return {"Over all methods": self.pooled, "Each method for itself": self.by_method}
+
+
+def conclude(study: Study, environments: Sequence[Mapping[str, Any]]) -> Conclusions | None:
+    """Judge a study's grid; None where no claim has a pair of finished runs.
+
+    Args:
+        study: with its cells' runs.
+        environments: content of the environment.json of its finished runs.
+    """
+    methods = list(dict.fromkeys(cell.method for cell, _ in study.grid_cells))
+    planned = max((members["seed"].nunique() for _, members in study.grid_cells), default=0)
+    families = [judge_grid(study, claims(methods), planned) for claims in (pooled_claims, method_claims)]
+    if not any(one.pairs for family in families for one in family):
+        return None
+    pooled, by_method = families
+    others = sum(was_under_other_rules(environment) for environment in environments)
+    return Conclusions(pooled, by_method if len(methods) > 1 else [], len(environments), others)
+
+
+def sentences(family: Sequence[Judged]) -> list[str]:
+    """What a family of claims says: those decided with their differences, the rest with what a decision takes."""
+    said = []
+    for outcome in OUTCOMES:
+        those = [one for one in family if one.verdict == outcome]
+        if those:
+            listed = "; ".join(f"{one.claim.statement} ({_difference(one)})" for one in those)
+            said.append(f"{_OPENINGS[outcome]}: {listed}.")
+    undecided = [one for one in family if one.verdict == "undecided"]
+    if undecided:
+        said.append(f"Undecided at this size: {'; '.join(map(_open, undecided))}.")
+    return said
+
+
+_OPENINGS: dict[Outcome, str] = {
+    "supported": "Supported here",
+    "opposite": "The opposite was found",
+    "equivalent": f"No difference worth having, within {MARGIN_SHARE:.0%} of the base's gain",
+    "smaller than the paper's": "Smaller here than the paper's share of the gain",
+}
+
+
+def _open(one: Judged) -> str:
+    if one.contrast is None:
+        return f"{one.claim.statement} ({one.pairs} of {one.planned * len(one.strata)} planned pairs are finished)"
+    needed = f"{one.pairs_needed * len(one.strata)} pairs" if one.pairs_needed else "an unknown number of pairs"
+    return f"{one.claim.statement} ({_difference(one)}; to find {MARGIN_SHARE:.0%} of the gain takes {needed})"
+
+
+def rows(family: Sequence[Judged]) -> list[list[str]]:
+    """A row a claim, under ``HEAD``."""
+    return [
+        [
+            one.claim.statement,
+            one.verdict,
+            _difference(one),
+            _share(one.contrast.mean / one.gain if one.contrast else math.nan),
+            _share(one.claim.paper_share if one.claim.paper_share is not None else math.nan),
+            f"{one.pairs} of {one.planned * len(one.strata)}",
+            number(one.power, 2),
+            str(one.pairs_needed * len(one.strata)) if one.pairs_needed else MISSING,
+        ]
+        for one in family
+    ]
+
+
+def conclusions_frame(study: Study, conclusions: Conclusions) -> pd.DataFrame:
+    """All numbers of the judged claims, as tables/conclusions.csv has them."""
+    records = []
+    for family, judged in zip(("pooled", "by method"), conclusions[:2], strict=True):
+        for one in judged:
+            low, high = one.contrast.bounds() if one.contrast else (math.nan, math.nan)
+            records.append(
+                {"experiment": study.experiment, "reward": study.reward, "family": family, "claim": one.claim.name}
+                | {"verdict": one.verdict, "difference": one.contrast.mean if one.contrast else math.nan}
+                | {"lower_bound": low, "upper_bound": high, "sd": one.sd, "pairs": one.pairs}
+                | {"planned_pairs": one.planned * len(one.strata), "gain": one.gain, "margin": one.margin}
+                | {"paper": math.nan if one.paper is None else one.paper, "power": one.power}
+                | {"equivalence_power": one.equivalence_power}
+                | {f"p_{kind.replace(' ', '_')}": p for kind, p in one.decision.p_values.items()}
+            )
+    return pd.DataFrame(records)
+
+
+def conclusions_markdown(study: Study, conclusions: Conclusions) -> str:
+    """The judged claims as tables of GitHub's Markdown."""
+    parts = [note(conclusions), ""]
+    for title, family in conclusions.families.items():
+        if family:
+            parts += [f"**{study.experiment}, trained on {study.reward}. {title}**", ""]
+            lines = [list(HEAD), ["---"] * len(HEAD), *rows(family)]
+            parts += ["| " + " | ".join(cell.replace("|", r"\|") for cell in line) + " |" for line in lines]
+            parts.append("")
+    return "\n".join(parts)
+
+
+def note(conclusions: Conclusions) -> str:
+    """How the verdicts come about, in sentences."""
+    share = f"{MARGIN_SHARE:.0%} of the base's gain"
+    return (
+        "Differences are of the reward on test words, paired by seed, with one-sided 95 % bounds. A choice of prompts "
+        "is compared with and without fusion, fusion with every choice of prompts. Verdicts of "
+        f"{len(conclusions.pooled)} claims by one-sided tests under Holm's procedure: supported or opposite where "
+        f"no difference is rejected, equivalent where both ±{share} are, smaller than the paper's where its share of "
+        f"the gain is, else undecided. A kind of verdict is wrong for any claim with probability {LEVEL:g} at most. "
+        f"Power: to find {share} in the first step of Holm's procedure. {_seal(conclusions)}"
+    )
+
+
+def _seal(conclusions: Conclusions) -> str:
+    others, seal = conclusions.other_rules, seal_sha256()[:12]
+    if others:
+        return f"Other rules than these ({seal}) were in force when {others} of the {conclusions.runs} runs were made."
+    return f"The rules are those that were in force when each of the {conclusions.runs} runs was made (seal {seal})."
+
+
+def _difference(one: Judged) -> str:
+    if one.contrast is None:
+        return MISSING
+    shown = (number(value, 3, signed=True) for value in (one.contrast.mean, *one.contrast.bounds()))
+    return "{} [{}, {}]".format(*shown)
+
+
+def _share(value: float) -> str:
+    return f"{number(100 * value, 0, signed=True)} %" if math.isfinite(value) else MISSING

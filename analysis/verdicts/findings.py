@@ -1,0 +1,166 @@
+"""What the claims table says, in plain words: all of it computed, so that no sentence outlives its numbers."""
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+from analysis.claims import CONFIDENCE, MARGIN
+from analysis.formats import number
+from analysis.verdicts.claims_table import ClaimsTable, Row
+from analysis.verdicts.exploratory import REWARDS
+
+_CONTROLS = ("rescaled 1", "rescaled 15")
+_OF_FUSION = ("fusion", "fusion-alone", *_CONTROLS, "weight 5", "weight 15")
+
+
+class Absent(NamedTuple):
+    """What a study's page may not have yet."""
+
+    sections: Sequence[str]
+    """In words, those that no run has data for."""
+    rewards: Sequence[str]
+    """That something was trained on."""
+
+
+def findings(table: ClaimsTable) -> list[str]:
+    """What was found, a sentence a kind of outcome; exploratory claims are counted, not concluded from."""
+    return [*_primary(table.primary), *_exploratory(table.exploratory)]
+
+
+def absences(table: ClaimsTable, there: Absent) -> str:
+    """One sentence of what is planned and not there yet."""
+    primary, exploratory = (
+        sum(row.verdict == "no runs yet" for row in rows) for rows in (table.primary, table.exploratory)
+    )
+    short = sum(row.verdict != "no runs yet" and _is_short(row) for row in table.primary)
+    untrained = [reward for reward in REWARDS if reward not in there.rewards]
+    parts = list(there.sections)
+    parts += [f"runs trained on {', '.join(untrained)}"] if untrained else []
+    parts += [f"runs for {primary} of {len(table.primary)} primary claims"] if primary else []
+    parts += [f"all planned pairs of {short} more"] if short else []
+    parts += [f"runs for {exploratory} of {len(table.exploratory)} exploratory claims"] if exploratory else []
+    return f"Not there yet: {'; '.join(parts)}." if parts else "All that was planned is there."
+
+
+def fusion_rows(table: ClaimsTable) -> list[Row]:
+    """Claims that say what fusion does in training."""
+    rows = {str(row.numbers.get("name")): row for row in (*table.primary, *table.exploratory)}
+    return [rows[name] for name in _OF_FUSION if name in rows]
+
+
+def control_sentence(table: ClaimsTable) -> str:
+    """Whether fusion beats the control that only rescales, by weight."""
+    controls = [row for row in fusion_rows(table) if row.numbers["name"] in _CONTROLS]
+    return "Here: " + "; ".join(_with_verdict(row) for row in controls) + "."
+
+
+def limits(table: ClaimsTable) -> list[str]:
+    """How much the study can tell, from its own numbers."""
+    found = [row for row in table.primary if _seeds(row)]
+    sentences = []
+    if found:
+        sentences.append(
+            f"Primary claims rest on {_range([_seeds(row) for row in found], 0)} finished pairs (planned: "
+            f"{_range([_planned(row) for row in table.primary], 0)})."
+        )
+    detectable = _finite(found, "detectable_difference")
+    if detectable:
+        sentences.append(
+            f"So many find a true difference of {_range(detectable)} with probability .8: smaller ones may be there "
+            "and not be seen."
+        )
+    mixed = [row for row in (*table.primary, *table.exploratory) if row.numbers.get("pairs_on_two_processors")]
+    if mixed:
+        counts = {row.statement: (int(row.numbers["pairs_on_two_processors"]), _seeds(row)) for row in mixed}
+        parts = [f"{name}, {count} of {pairs}" for name, (count, pairs) in counts.items() if count < pairs]
+        whole = sum(count == pairs for count, pairs in counts.values())
+        parts += [f"all pairs of {whole} claims"] if whole else []
+        sentences.append(
+            "Pairs whose two runs were made on two models of processor, between which rewards differ as well "
+            f"(docs/study.md says by how much): {'; '.join(parts)}."
+        )
+    correlation = _finite(found, "correlation")
+    if correlation:
+        sentences.append(f"Paired runs correlate by {_range(correlation, 2)}; the less, the less pairing helps.")
+    judged = sum(math.isfinite(row.numbers.get("low", math.nan)) for row in table.exploratory)
+    if judged:
+        sentences.append(
+            f"{judged} exploratory intervals of {100 * CONFIDENCE:.0f} % each: about {(1 - CONFIDENCE) * judged:.0f} "
+            "of them would miss 0 if nothing were there."
+        )
+    if table.other_protocol:
+        sentences.append(
+            f"{table.other_protocol} of {table.runs} runs were made under another version of the protocol."
+        )
+    return sentences
+
+
+def _primary(rows: Sequence[Row]) -> Iterator[str]:
+    """Every primary claim once, by its outcome; then where the two measures disagree."""
+    opposite = [row for row in rows if row.verdict == "not supported" and row.numbers.get("high", 0) < 0]
+    nothing = [row for row in rows if row.verdict == "not supported" and row not in opposite]
+    outcomes = {
+        "Supported": [row for row in rows if row.verdict == "supported"],
+        "Not supported, the opposite was found": opposite,
+        f"Not supported, no difference beyond ±{MARGIN:g}": nothing,
+    }
+    for name, those in outcomes.items():
+        if those:
+            listed = "; ".join(f"{row.statement} ({row.ours})" for row in those)
+            yield f"{name}, {len(those)} of {len(rows)} primary claims: {listed}."
+    unclear = [row for row in rows if row.verdict == "inconclusive"]
+    undecided = {
+        "Inconclusive": [row.statement for row in unclear if not _is_short(row)],
+        "Open, since planned pairs are missing": [row.statement for row in unclear if _is_short(row)],
+        "No runs yet": [row.statement for row in rows if row.verdict == "no runs yet"],
+    }
+    for name, statements in undecided.items():
+        if statements:
+            yield f"{name}, {len(statements)} of {len(rows)}: {'; '.join(statements)}."
+    others = [
+        f"{row.statement} ({row.verdict}; there {row.validation_verdict})"
+        for row in rows
+        if row.validation_verdict not in (None, "no runs yet", row.verdict) and row.verdict != "no runs yet"
+    ]
+    if others:
+        yield f"On validation words the verdict is another one for {len(others)}: {'; '.join(others)}."
+
+
+def _exploratory(rows: Sequence[Row]) -> Iterator[str]:
+    """How the claims of each family that has runs came out."""
+    parts = []
+    for family in dict.fromkeys(row.family for row in rows):
+        of_family = [row for row in rows if row.family == family and row.verdict is not None]
+        counts = {v: sum(row.verdict == v for row in of_family) for v in ("supported", "not supported", "inconclusive")}
+        counted = ", ".join(f"{count} {verdict}" for verdict, count in counts.items() if count)
+        if counted:
+            parts.append(f"{family}, {counted} of {len(of_family)}")
+    if parts:
+        yield f"Exploratory, so no conclusion: {'; '.join(parts)}."
+
+
+def _with_verdict(row: Row) -> str:
+    shown = f" ({row.ours})" if row.verdict != "no runs yet" else ""
+    return f"“{row.statement}”: {row.verdict}{shown}"
+
+
+def _seeds(row: Row) -> int:
+    return int(row.numbers.get("seeds", 0))
+
+
+def _planned(row: Row) -> int:
+    return int(row.numbers.get("planned_seeds", 0))
+
+
+def _is_short(row: Row) -> bool:
+    return _seeds(row) < _planned(row)
+
+
+def _finite(rows: Sequence[Row], name: str) -> list[float]:
+    values = [float(row.numbers.get(name, math.nan)) for row in rows]
+    return [value for value in values if math.isfinite(value)]
+
+
+def _range(values: Sequence[float], digits: int = 3) -> str:
+    low, high = number(min(values), digits), number(max(values), digits)
+    return low if low == high else f"{low} to {high}"

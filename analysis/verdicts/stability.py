@@ -1,0 +1,158 @@
+"""How steady training is, and whether it hacks its reward or collapses: measures of runs, cell by cell."""
+
+import math
+from collections.abc import Collection, Mapping
+
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike
+
+from analysis.cells.labels import Cell
+from analysis.cells.logs import TRAINING_REWARD
+from analysis.cells.study import Study
+from analysis.claims import Pair
+from analysis.formats import Entry, WideTable
+
+ROUGHNESS, SEED_SD, GAP, DISAGREEMENT = "roughness", "seed_sd", "judges_gap", "judges_disagreement"
+HEADINGS = {
+    ROUGHNESS: "Roughness of the curve",
+    SEED_SD: "sd between seeds",
+    GAP: "Trained less unseen reader",
+    DISAGREEMENT: "Readers' disagreement a word",
+    "colour/background_error": "Background error",
+    "pictures/texture": "Background texture",
+    "pictures/font_mono": "Share of mono font",
+    "pictures/font_spread": "Two pictures differ in font",
+    "pictures/colour_spread": "Colour spread",
+    "pictures/pixel_spread": "Pixel spread",
+}
+"""Measures of a cell, in the order of columns; those after the fourth are logged."""
+GROUP_SPREADS = {
+    f"group/{name}": HEADINGS[f"pictures/{name}"] for name in ("font_spread", "colour_spread", "pixel_spread")
+} | {"zero_std_share": "Share of equal scores"}
+"""How far the pictures of a group are apart that is trained on, logged in training when a validation is due; and the
+share of groups from which nothing is learnt, since their scores are equal."""
+
+
+def roughness(values: ArrayLike) -> float:
+    """Standard deviation of a curve about its trend, from differences of neighbours, which need no fit of the trend.
+
+    With d_i = (y_{i-1} + y_{i+1}) / 2 - y_i of equally spaced points, sqrt(2 / (3 (n - 2)) sum d_i^2): for independent
+    noise of standard deviation s on a straight line its square has mean s^2 (Gasser, Sroka, Jennen-Steinmetz 1986,
+    "Residual variance and residual pattern in nonlinear regression", Biometrika 73(3)).
+
+    Args:
+        values: ``[n]``, in order.
+
+    Returns:
+        In the units of the values; NaN for n < 3.
+    """
+    curve = np.asarray(values, dtype=float)
+    if len(curve) < 3:
+        return math.nan
+    deviations = (curve[:-2] + curve[2:]) / 2 - curve[1:-1]
+    return float(np.sqrt(2 / 3 * np.mean(deviations**2)))
+
+
+def roughness_by_seed(study: Study, cell: Cell) -> pd.Series:
+    """``roughness`` of the validation reward after the first iteration, of each finished run of a cell, by seed.
+
+    Validation reads the same prompts and noises each time: what moves is the policy. The reward of training would also
+    move with the prompts that were selected.
+    """
+    members = dict(study.cells)[cell]
+    rows = study.validations(TRAINING_REWARD)
+    is_own = rows["run_id"].isin(study.finished.intersection(members["run_id"]))
+    rows = rows[is_own & (rows["iteration"] > 0)].sort_values("iteration")
+    of_runs = rows.groupby(["seed", "run_id"], observed=True)["value"].agg(roughness)
+    return of_runs.dropna().groupby("seed").mean()
+
+
+def roughness_pair(study: Study, first: Cell, second: Cell, among: Collection[int]) -> tuple[list[int], Pair]:
+    """Those seeds of ``among`` that two cells have finished, and their roughness."""
+    ours, theirs = roughness_by_seed(study, first), roughness_by_seed(study, second)
+    shared = sorted(set(ours.index) & set(theirs.index) & set(among))
+    return shared, Pair(ours[shared].to_numpy(), theirs[shared].to_numpy())
+
+
+def stability_frame(study: Study) -> pd.DataFrame:
+    """One row the untrained model, then one a cell with a finished run: seeds, and mean and sd of each measure.
+
+    ``judges_gap`` is the mean of the reader that was trained on less that of the unseen one, on test prompts: it grows
+    where pictures please the former alone. ``judges_disagreement`` is their absolute difference, mean over prompts.
+    Roughness is of the validation reward; all else of test prompts. ``pictures/...`` is what the runs logged of their
+    pictures: texture behind the word, font, and how far two pictures of one prompt are apart.
+
+    Returns:
+        Columns experiment, reward, cell, seeds, and each of ``HEADINGS`` as NAME_mean and NAME_sd, NaN where it was not
+        logged.
+    """
+    records: list[dict[str, object]] = []
+    for cell, _ in study.cells:
+        measured = _measures(study, cell)
+        seeds = len(study.values(cell, TRAINING_REWARD))
+        if not seeds:
+            continue
+        if not records:
+            before, split = study.untrained(cell)
+            untrained = _untrained(study, before if split == "test" else pd.Series(dtype=float))
+            records.append(
+                _record(study, "Untrained", 0, {name: pd.Series([value]) for name, value in untrained.items()})
+            )
+        records.append(_record(study, cell.label, seeds, measured))
+    return pd.DataFrame(records)
+
+
+def stability_table(study: Study, frame: pd.DataFrame) -> WideTable | None:
+    """``stability_frame`` as people read it; None without a finished run, or without anything measured."""
+    if frame.empty:
+        return None
+    shown = {name: heading for name, heading in HEADINGS.items() if frame[f"{name}_mean"].notna().any()}
+    if not shown:
+        return None
+    rows = [
+        (str(row["cell"]), [Entry(row["seeds"], digits=0), *(Entry(row[f"{n}_mean"], row[f"{n}_sd"]) for n in shown)])
+        for row in frame.to_dict("records")
+    ]
+    title = (
+        f"Experiment {study.experiment}, trained on {study.reward}: stability, signs of hacking, mean ± sd over seeds"
+    )
+    return WideTable(title, ["Cell", "Seeds", *shown.values()], rows)
+
+
+def _record(study: Study, cell: str, seeds: int, measured: Mapping[str, pd.Series]) -> dict[str, object]:
+    record: dict[str, object] = {"experiment": study.experiment, "reward": study.reward, "cell": cell, "seeds": seeds}
+    for name in HEADINGS:
+        values = measured.get(name, pd.Series(dtype=float))
+        record |= {f"{name}_mean": float(values.mean()), f"{name}_sd": float(values.std())}
+    return record
+
+
+def _measures(study: Study, cell: Cell) -> dict[str, pd.Series]:
+    """Values by seed of each measure of a cell."""
+    measured = {name: study.values(cell, name) for name in list(HEADINGS)[4:]}
+    measured[ROUGHNESS] = roughness_by_seed(study, cell)
+    measured[SEED_SD] = pd.Series([study.values(cell, TRAINING_REWARD).std()])
+    readers = _readers(study)
+    if readers is not None:
+        trained, unseen = readers
+        measured[GAP] = study.values(cell, trained) - study.values(cell, unseen)
+        seeds, pair = study.pair_of_metrics(cell, trained, unseen)
+        if pair.treatment.ndim == 2:
+            measured[DISAGREEMENT] = pd.Series(np.abs(pair.treatment - pair.control).mean(axis=1), index=seeds)
+    return measured
+
+
+def _untrained(study: Study, before: pd.Series) -> dict[str, float]:
+    values = {name: float(before[name]) for name in HEADINGS if name in before}
+    readers = _readers(study)
+    if readers is not None and set(readers) <= set(before.index):
+        values[GAP] = float(before[readers[0]] - before[readers[1]])
+    return values
+
+
+def _readers(study: Study) -> tuple[str, str] | None:
+    """A judge of words that was trained on, and one that was not; None where one is missing."""
+    unseen = study.reader
+    trained = next((j for j in study.reading_judges if all(j not in u for u in study.summary["unseen_judges"])), None)
+    return None if trained is None or unseen is None else (trained, unseen)

@@ -1,6 +1,0 @@
-"""Can this machine run a profile? Looked at before anything is downloaded, loaded or trained."""
-
-from harness.doctor.checks import check
-from harness.doctor.report import Finding, Report
-
-__all__ = ["Finding", "Report", "check"]

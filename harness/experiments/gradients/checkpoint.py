@@ -1,0 +1,117 @@
+"""Checkpoints whose gradients can be measured: the untrained model, and runs that train adapters."""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from harness.config import ConfigError, RunConfig
+from harness.models.pipelines.files import model_fingerprint
+from harness.models.pipelines.locate import find_pipeline
+from harness.models.pipelines.lora_files import read_lora
+from harness.models.pipelines.policy import Policy
+from harness.models.pipelines.registry import build_policy
+from harness.runs.directory import RunDirectory
+from harness.trained.checkpoints import BASE, find_run_checkpoint
+from harness.training.checkpointing import read_weights
+
+
+@dataclass(frozen=True)
+class MeasuredCheckpoint:
+    """Adapters at one moment of training.
+
+    Attributes:
+        label: short and unique, fit for a file name.
+        iteration: how long they were trained; 0 for the untrained model.
+        run: where they are; None for the untrained model.
+        digest: of the weights.
+    """
+
+    label: str
+    iteration: int
+    run: RunDirectory | None
+    digest: str
+
+    def load(self, config: RunConfig, device: torch.device) -> Policy:
+        """The policy in training with these adapters.
+
+        Raises:
+            ConfigError: the weights do not fit the model.
+        """
+        policy = build_policy(config.model, config.optimizer, device, config.seed)
+        if self.run is not None:
+            put_adapters(policy, read_adapters(self.run), self.run.folder)
+        return policy
+
+
+def find_measured(name: str, config: RunConfig) -> MeasuredCheckpoint:
+    """The checkpoint that a word of the command line means.
+
+    Args:
+        name: ``base``, or a run directory: its final weights if it is finished, else those of its checkpoint.
+        config: whose gradients are to be measured.
+
+    Raises:
+        ConfigError: no run is there, it has no weights, or it trains another model or other adapters.
+    """
+    if name == BASE:
+        return MeasuredCheckpoint(BASE, 0, None, "untrained")
+    run = RunDirectory(Path(name).resolve())
+    if not (run.folder / "config.yaml").is_file():
+        raise ConfigError(
+            f"--checkpoints {name}: is neither {BASE!r} nor a run directory; KEY=VALUE comes before --checkpoints"
+        )
+    trained = run.config
+    if (trained.optimizer.tuning, trained.optimizer.lora) != (config.optimizer.tuning, config.optimizer.lora):
+        raise ConfigError(f"--checkpoints {name}: has other adapters than the measurement; see optimizer.lora of both")
+    ours, theirs = (model_fingerprint(find_pipeline(c.model.path)) for c in (config, trained))
+    if ours != theirs:
+        raise ConfigError(f"--checkpoints {name}: trains {trained.model.path}, not {config.model.path}")
+    iteration = run.status()["iteration"]
+    return MeasuredCheckpoint(f"{run.run_id}@{iteration}", iteration, run, _digest(read_adapters(run)))
+
+
+def read_adapters(run: RunDirectory) -> dict[str, Tensor]:
+    """A run's adapters by parameter name: final ones if it is finished, else those of its checkpoint.
+
+    Raises:
+        ConfigError: it has neither.
+    """
+    if run.status()["state"] == "finished":
+        weights = find_run_checkpoint(run.folder).weights
+        assert weights is not None
+        lora = run.config.optimizer.lora
+        # A file's B has alpha / rank in it; the parameter in training has not.
+        return {
+            _parameter_name(name): tensor / (lora.alpha / lora.rank if ".lora_B." in name else 1.0)
+            for name, tensor in read_lora(weights).items()
+        }
+    adapters = read_weights(run)
+    if adapters is None:
+        raise ConfigError(f"--checkpoints {run.folder}: has no checkpoint yet")
+    return adapters
+
+
+def put_adapters(policy: Policy, adapters: dict[str, Tensor], where: Path) -> None:
+    """Replace the policy's trained parameters. Raises ConfigError unless all of them are there, and no others."""
+    parameters = policy.trainable()
+    shapes = {name: parameter.shape for name, parameter in parameters.items()}
+    if shapes != {name: tensor.shape for name, tensor in adapters.items()}:
+        raise ConfigError(f"--checkpoints {where}: its adapters do not fit the model's")
+    for name, parameter in parameters.items():
+        parameter.data.copy_(adapters[name])
+
+
+def _parameter_name(name: str) -> str:
+    """Of an adapter in diffusers: ``transformer.X.lora_A.weight`` is the parameter ``X.lora_A.default.weight``."""
+    module, part = name.removeprefix("transformer.").removesuffix(".weight").rsplit(".", 1)
+    return f"{module}.{part}.default.weight"
+
+
+def _digest(adapters: dict[str, Tensor]) -> str:
+    hashed = hashlib.sha256()
+    for name in sorted(adapters):
+        hashed.update(name.encode() + adapters[name].float().numpy().tobytes())
+    return hashed.hexdigest()[:8]

@@ -1,0 +1,185 @@
+"""The parts of a measurement: what each computes, and its file."""
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from harness.adagrpo import SELECTION_STRATEGIES
+from harness.experiments.gradients.checkpoint import MeasuredCheckpoint
+from harness.experiments.gradients.definition import Mechanism
+from harness.experiments.gradients.gradients import KINDS, advantages_of, update_gradients
+from harness.experiments.gradients.sampling import Sampler, Selection, select_all
+from harness.files import write_atomically
+
+Stage = Literal["reference", "candidates", "groups"]
+Arrays = Mapping[str, np.ndarray]
+
+DIFFICULTY_EDGES = (0.2, 0.4, 0.6, 0.8)
+"""Of the reward of a candidate's deterministic sample, which strategies choose by: five bins, the hardest first."""
+SETS = (*SELECTION_STRATEGIES, *(f"difficulty-{number}" for number in range(len(DIFFICULTY_EDGES) + 1)))
+"""What gradients are added up over: the updates of a strategy, and the different prompts of a bin."""
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """A part of a measurement.
+
+    Attributes:
+        checkpoint: where.
+        stage: what.
+        members: numbers of reference prompts, from 0, or of rounds, from 1.
+        path: of its file; it is computed once the file is there.
+        pictures: about how many it scores, which is what its time goes with.
+    """
+
+    checkpoint: MeasuredCheckpoint
+    stage: Stage
+    members: range
+    path: Path
+    pictures: int
+
+    @property
+    def is_done(self) -> bool:
+        """Whether its file is there."""
+        return self.path.exists()
+
+
+def plan(mechanism: Mechanism) -> list[Chunk]:
+    """All chunks in the order of work. Groups need the reference and all candidates of their checkpoint."""
+    file, rollout = mechanism.file, mechanism.config.rollout
+    a_prompt = len(rollout.branch_indices) * rollout.group_size
+    first, last = 1 + file.warm_up_rounds, file.warm_up_rounds + file.rounds
+    stages: list[tuple[Stage, range, int]] = [
+        ("reference", range(file.reference_prompts), a_prompt),
+        ("candidates", range(1, last + 1), rollout.candidates),
+        ("groups", range(first, last + 1), a_prompt * min(len(SELECTION_STRATEGIES), rollout.candidates)),
+    ]
+    return [
+        Chunk(
+            checkpoint,
+            stage,
+            members[start : start + file.chunk],
+            mechanism.folder(checkpoint) / f"{stage}-{start // file.chunk:03d}.npz",
+            each * len(members[start : start + file.chunk]),
+        )
+        for checkpoint in mechanism.checkpoints
+        for stage, members, each in stages
+        for start in range(0, len(members), file.chunk)
+    ]
+
+
+def of_stage(chunks: Sequence[Chunk], checkpoint: MeasuredCheckpoint, stage: Stage) -> list[Chunk]:
+    """Those of a checkpoint's stage, in order."""
+    return [chunk for chunk in chunks if chunk.checkpoint == checkpoint and chunk.stage == stage]
+
+
+def is_ready(chunk: Chunk, chunks: Sequence[Chunk]) -> bool:
+    """Whether all that it needs is there."""
+    if chunk.stage != "groups":
+        return True
+    needed = (*of_stage(chunks, chunk.checkpoint, "reference"), *of_stage(chunks, chunk.checkpoint, "candidates"))
+    return all(other.is_done for other in needed)
+
+
+def load(chunk: Chunk) -> dict[str, np.ndarray]:
+    """The arrays of a chunk's file."""
+    with np.load(chunk.path, allow_pickle=False) as content:
+        return dict(content)
+
+
+def compute(chunk: Chunk, chunks: Sequence[Chunk], sampler: Sampler) -> None:
+    """Compute a chunk and write its file, in one step, so that a kill leaves all of it or nothing."""
+    began = time.process_time()
+    if chunk.stage == "reference":
+        arrays = _reference(chunk, sampler)
+    elif chunk.stage == "candidates":
+        arrays = {"rewards": torch.stack([sampler.candidate_rewards(number) for number in chunk.members]).numpy()}
+    else:
+        arrays = _groups(chunk, sampler, reference_direction(chunks, chunk.checkpoint), candidates_of(chunks, chunk))
+    buffer = BytesIO()
+    np.savez(buffer, allow_pickle=False, seconds=np.array(time.process_time() - began), **arrays)
+    write_atomically(chunk.path, buffer.getvalue())
+
+
+def reference_direction(chunks: Sequence[Chunk], checkpoint: MeasuredCheckpoint) -> Tensor:
+    """The reference gradient, ``[parameters]`` float64: the mean over all reference prompts."""
+    parts = [load(chunk) for chunk in of_stage(chunks, checkpoint, "reference")]
+    total = sum(part["sum"].astype(np.float64) for part in parts)
+    return torch.from_numpy(total / sum(int(part["count"]) for part in parts))
+
+
+def candidates_of(chunks: Sequence[Chunk], chunk: Chunk) -> Tensor:
+    """Candidates' rewards of all rounds at a chunk's checkpoint, ``[warm-up and rounds, B]``."""
+    parts = of_stage(chunks, chunk.checkpoint, "candidates")
+    return torch.from_numpy(np.concatenate([load(part)["rewards"] for part in parts]))
+
+
+def difficulty_of(anchor_reward: float) -> int:
+    """Number of the bin that a candidate's reward is in, 0 for the hardest."""
+    return int(np.searchsorted(DIFFICULTY_EDGES, anchor_reward, side="right"))
+
+
+def _reference(chunk: Chunk, sampler: Sampler) -> Arrays:
+    """Sum of the unbiased gradients of prompts, and of their squared lengths."""
+    total, squares = torch.zeros(0, dtype=torch.float64), 0.0
+    for number in chunk.members:
+        sampled = sampler.of_reference(number)
+        # The capability plays no part in this kind.
+        advantages = advantages_of(sampled.rewards, 0.0, 1.0, sampler.config.objective.advantage_clip)
+        [gradient] = update_gradients(sampled.scores, {"unbiased": advantages["unbiased"]})
+        total = gradient if not len(total) else total + gradient
+        squares += float(gradient @ gradient)
+    count = np.array(len(chunk.members))
+    return {"sum": total.float().numpy(), "squares": np.array(squares), "count": count}
+
+
+def _groups(chunk: Chunk, sampler: Sampler, reference: Tensor, rewards: Tensor) -> Arrays:
+    """Every chosen prompt's groups as rows, and sums of gradients over each of ``SETS``.
+
+    Arrays, for n different prompts: ``round``, ``candidate`` ``[n]``; ``anchor_reward``, ``mean``, ``std`` ``[n]``;
+    ``chosen`` ``[n, strategies]`` bool; ``rewards``, ``local``, ``global`` ``[n, K, G]``; ``gram``
+    ``[n, kinds, kinds]`` and ``reference`` ``[n, kinds]``: inner products of the update's gradients with each other and
+    with the reference; ``sums`` ``[sets, kinds, parameters]`` float32.
+    """
+    clip = sampler.config.objective.advantage_clip
+    selections = select_all(rewards, 1, sampler.config)
+    sums = torch.zeros(len(SETS), len(KINDS), len(reference), dtype=torch.float32)
+    rows: list[dict[str, object]] = []
+    for number in chunk.members:
+        selection = selections[number - 1]
+        for candidate, strategies in _by_candidate(selection):
+            anchor_reward = float(rewards[number - 1, candidate])
+            sampled = sampler.of_candidate(number, candidate)
+            advantages = advantages_of(sampled.rewards, selection.mean, selection.std, clip)
+            gradients = update_gradients(sampled.scores, advantages)
+            for name in (*strategies, f"difficulty-{difficulty_of(anchor_reward)}"):
+                sums[SETS.index(name)] += gradients
+            rows.append(
+                {
+                    "round": number,
+                    "candidate": candidate,
+                    "anchor_reward": anchor_reward,
+                    "mean": selection.mean,
+                    "std": selection.std,
+                    "chosen": [strategy in strategies for strategy in SELECTION_STRATEGIES],
+                    "rewards": sampled.rewards.numpy(),
+                    "local": advantages["local"].numpy(),
+                    "global": advantages["global"].numpy(),
+                    "gram": (gradients @ gradients.T).numpy(),
+                    "reference": (gradients @ reference).numpy(),
+                }
+            )
+    return {name: np.array([row[name] for row in rows]) for name in rows[0]} | {"sums": sums.numpy()}
+
+
+def _by_candidate(selection: Selection) -> Iterator[tuple[int, list[str]]]:
+    """Each chosen candidate once, with the strategies that chose it."""
+    for candidate in sorted(set(selection.chosen.values())):
+        yield candidate, [strategy for strategy, chosen in selection.chosen.items() if chosen == candidate]

@@ -1,0 +1,98 @@
+"""Gradients of single samples, and of one update for every kind of advantage."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from harness.adagrpo import EPSILON, global_advantage, local_advantage, rescale_advantages
+from harness.models.pipelines.embedding import PromptEmbedding
+from harness.models.pipelines.policy import Policy
+from harness.rollout import Rollout
+from harness.transitions import Kernel
+
+KINDS = ("unbiased", "local", "global", "rescaling", "capability")
+"""Advantages whose gradients are measured. Others are sums of them: fusion of weight w is local + w global, its control
+is local + w rescaling."""
+
+
+def score_gradients(policy: Policy, kernel: Kernel, sigmas: Tensor, rollout: Rollout) -> Tensor:
+    """Gradient of every sibling's log-probability by the trained parameters.
+
+    Siblings share the state they branch from, so one forward a branch index is enough; the log-probability is the
+    method's own, a mean over latent dimensions, as in the trainer's loss.
+
+    Args:
+        policy: at the weights that drew the rollout.
+        kernel: the method's stochastic step.
+        sigmas: ``[N + 1]``.
+        rollout: anchor-branch, of one prompt: K branch indices with G siblings each.
+
+    Returns:
+        ``[K * G, parameters]`` float32 on the CPU, in the order of steps and siblings; parameters in the order of
+        ``Policy.trainable``.
+    """
+    steps = rollout.steps
+    x = torch.cat([step.x for step in steps])
+    levels = torch.stack([sigmas[step.index] for step in steps])
+    velocity = policy.velocity(x, levels, PromptEmbedding.cat([rollout.text] * len(steps)))
+    log_probs = []
+    for step, at_branch in zip(steps, velocity.split(1), strict=True):
+        siblings = step.x_next
+        pair = sigmas[step.index : step.index + 2].tolist()
+        transition = kernel.step(step.x.expand_as(siblings), at_branch.expand_as(siblings), *pair)
+        log_probs.append(transition.log_prob(siblings))
+    of_each = torch.cat(log_probs)
+    directions = torch.eye(len(of_each), device=of_each.device)
+    gradients = torch.autograd.grad(of_each, list(policy.trainable().values()), directions, is_grads_batched=True)
+    return torch.cat([gradient.flatten(1) for gradient in gradients], dim=1).cpu()
+
+
+def advantages_of(rewards: Tensor, mean: float, std: float, clip: float) -> dict[str, Tensor]:
+    """Advantages of every kind of a prompt's groups.
+
+    - ``unbiased``: G / (G - 1) (R_j - mean(R)) = R_j - mean of the other siblings: a baseline that is independent of
+      the sample, so that the expected gradient is that of the expected reward.
+    - ``local``, ``global``: the paper's two advantages (``harness.adagrpo``).
+    - ``rescaling``: what the control for fusion adds to local a unit of weight.
+    - ``capability``: (R_j - mu_ema) / sigma_ema: the capability alone as baseline and scale.
+
+    Args:
+        rewards: ``[K, G]``.
+        mean: mu_ema.
+        std: sigma_ema.
+        clip: of local and of global advantages.
+
+    Returns:
+        ``{kind: [K, G]}`` for ``KINDS``, float64.
+    """
+    rewards = rewards.double()
+    size = rewards.shape[1]
+    local = torch.stack([local_advantage(group, clip) for group in rewards])
+    rescaled = torch.stack(
+        [rescale_advantages(own, group, std, 1.0) for own, group in zip(local, rewards, strict=True)]
+    )
+    made = {
+        "unbiased": (rewards - rewards.mean(1, keepdim=True)) * size / (size - 1),
+        "local": local,
+        "global": torch.stack([global_advantage(group, mean, std, clip) for group in rewards]),
+        "rescaling": rescaled - local,
+        "capability": (rewards - mean) / (std + EPSILON),
+    }
+    return {kind: made[kind] for kind in KINDS}
+
+
+def update_gradients(scores: Tensor, advantages: Mapping[str, Tensor]) -> Tensor:
+    """Ascent direction of one update for each kind of advantage, as the on-policy loss has it.
+
+    g = 1/K sum over groups of 1/G sum_j A_j grad log p_j: minus the gradient of the trainer's loss.
+
+    Args:
+        scores: ``[K * G, parameters]`` of ``score_gradients``.
+        advantages: ``[K, G]`` of each kind.
+
+    Returns:
+        ``[kinds, parameters]`` float64, in the order given.
+    """
+    weights = torch.stack([advantage.flatten() for advantage in advantages.values()]).double()
+    return weights @ scores.double() / scores.shape[0]

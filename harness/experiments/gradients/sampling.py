@@ -1,0 +1,137 @@
+"""Candidates, groups and gradients of a fixed policy, drawn as the trainer draws them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from harness.adagrpo import SELECTION_STRATEGIES, CapabilityTracker, select_prompt
+from harness.config import RunConfig
+from harness.experiments.gradients.gradients import score_gradients
+from harness.models.pipelines.policy import Policy
+from harness.prompts.lists import draw_candidates, generator_for
+from harness.rewards import Reward
+from harness.rollout import anchor_branch, in_batches, ode_trajectory
+from harness.training.scoring import start_scoring
+from harness.training.trainer import require_finite
+from harness.transitions import KERNELS, Kernel
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """A prompt's groups.
+
+    Attributes:
+        rewards: ``[K, G]`` float64.
+        scores: ``[K * G, parameters]`` float32, of ``score_gradients``.
+    """
+
+    rewards: Tensor
+    scores: Tensor
+
+
+class Sampler:
+    """Draws from a policy that stays as it is.
+
+    Prompts and noise are functions of seed and round: those of round t equal what a run of this seed with one prompt an
+    update draws at iteration t. Strategies share them: whichever prompt is chosen, its siblings get the same noise.
+
+    Args:
+        config: the measured configuration.
+        policy: at the checkpoint.
+        reward: what is trained on.
+        prompts: the training list.
+    """
+
+    def __init__(self, config: RunConfig, policy: Policy, reward: Reward, prompts: tuple[str, ...]) -> None:
+        self.config, self.policy, self.reward, self.prompts = config, policy, reward, prompts
+        self.kernel: Kernel = KERNELS[config.method.kernel](eta=config.method.eta)
+        self.sigmas = policy.sigmas(config.model.num_steps)
+        self.velocity = in_batches(policy.velocity, config.model.max_batch)
+
+    def candidates(self, number: int) -> list[str]:
+        """The B candidate prompts of a round; numbers count from 1."""
+        seed = self.config.seed
+        [drawn] = draw_candidates(self.prompts, 1, self.config.rollout.candidates, seed, number)
+        return drawn
+
+    def candidate_rewards(self, number: int) -> Tensor:
+        """``[B]`` float64: the reward of one deterministic sample of each candidate of a round."""
+        prompts = self.candidates(number)
+        noise = torch.cat([self._anchor_noise(number, candidate) for candidate in range(len(prompts))])
+        with self.policy.sampling():
+            path = ode_trajectory(self.velocity, noise, self.policy.encode(prompts), self.sigmas)
+        return self._score(path.final, prompts)
+
+    def of_candidate(self, number: int, candidate: int) -> Sampled:
+        """Groups of a round's candidate, branched off its deterministic path."""
+        prompt = self.candidates(number)[candidate]
+        return self._sample(prompt, self._anchor_noise(number, candidate), (self.config.seed, number, 0, "branches"))
+
+    def of_reference(self, number: int) -> Sampled:
+        """Groups of a prompt drawn uniformly from the training list, with noise of its own; numbers count from 0."""
+        key = (self.config.seed, "reference", number)
+        drawn = int(torch.randint(len(self.prompts), (1,), generator=generator_for(*key, "prompt")))
+        noise = self.policy.noise(generator_for(*key, "anchor"))
+        return self._sample(self.prompts[drawn], noise, (*key, "branches"))
+
+    def _anchor_noise(self, number: int, candidate: int) -> Tensor:
+        return self.policy.noise(generator_for(self.config.seed, number, 0, candidate, "anchor"))
+
+    def _sample(self, prompt: str, anchor_noise: Tensor, branch_key: tuple[int | str, ...]) -> Sampled:
+        rollout, text = self.config.rollout, self.policy.encode([prompt])
+        generator = generator_for(*branch_key)
+        noise = torch.stack([self.policy.noise(generator, rollout.group_size) for _ in rollout.branch_indices])
+        with self.policy.sampling():
+            anchor = ode_trajectory(self.velocity, anchor_noise, text, self.sigmas)
+            branched = anchor_branch(
+                self.velocity, self.kernel, anchor, text, self.sigmas, rollout.branch_indices, noise
+            )
+        rewards = self._score(branched.finals, [prompt] * len(branched.finals))
+        scores = score_gradients(self.policy, self.kernel, self.sigmas, branched)
+        return Sampled(rewards.reshape(-1, rollout.group_size), scores)
+
+    def _score(self, latents: Tensor, prompts: Sequence[str]) -> Tensor:
+        pending = start_scoring(self.reward, self._decode, latents, prompts, self.config.model.max_batch)
+        return pending.wait().total
+
+    def _decode(self, latents: Tensor) -> Tensor:
+        images = self.policy.decode(latents)
+        require_finite(images, "in a measurement of gradients")
+        return images
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What each strategy does with a round, and the capability it does it with.
+
+    Attributes:
+        chosen: candidate of each strategy.
+        mean: mu_ema after this round's candidates.
+        std: sigma_ema.
+    """
+
+    chosen: dict[str, int]
+    mean: float
+    std: float
+
+
+def select_all(rewards: Tensor, first: int, config: RunConfig) -> list[Selection]:
+    """Every strategy's choice in consecutive rounds, with a capability that has seen all of them so far.
+
+    Args:
+        rewards: ``[rounds, B]``.
+        first: number of the first round.
+        config: seed and EMA decay.
+    """
+    tracker = CapabilityTracker(config.capability.decay)
+    selections = []
+    for number, of_round in enumerate(rewards, start=first):
+        tracker.update(of_round)
+        chosen = {
+            strategy: select_prompt(of_round, strategy, tracker, generator_for(config.seed, number, 0, "selection"))
+            for strategy in SELECTION_STRATEGIES
+        }
+        selections.append(Selection(chosen, tracker.mean, tracker.std))
+    return selections

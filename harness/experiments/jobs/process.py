@@ -1,0 +1,111 @@
+"""The worker process of a slot, as the launcher sees it."""
+
+import os
+import re
+import signal
+import subprocess
+from pathlib import Path
+
+from harness.config import ROOT
+from harness.experiments.jobs.command import worker_command
+from harness.experiments.jobs.slots import Slot
+
+QUEUE_NAME = "queue"
+_SIGNAL = re.compile(r"(?:died with <Signals\.|\bSignal \d+ \()(SIG\w+)")
+_EXCEPTION = re.compile(r"^(?:\[rank\d+\]: ?)?((?!subprocess)[\w.]+(?:Error|Exception): \S.*)$", re.MULTILINE)
+_PATIENCE_SECONDS = 40.0
+"""For a worker that was told to end. torchrun gives its own children 30."""
+
+
+class WorkerProcess:
+    """Starts, watches and ends a slot's worker; each start is a new process in a group of its own.
+
+    Args:
+        slot: where it runs.
+        folder: holds the queue (``QUEUE_NAME``), and the worker's log and the name of the run it is at.
+        name: of its files.
+    """
+
+    def __init__(self, slot: Slot, folder: Path, name: str) -> None:
+        self.log = folder / f"{name}.log"
+        self._slot = slot
+        self._queue = folder / QUEUE_NAME
+        self._current = folder / f"{name}.run"
+        self._log_start = self._code = 0
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def is_running(self) -> bool:
+        """Whether the process has been started and its end has not been seen by ``ended``."""
+        return self._process is not None
+
+    @property
+    def run_id(self) -> str | None:
+        """The run that it is at, or was at when it died; None before, between and after runs."""
+        try:
+            return self._current.read_text(encoding="utf-8") or None
+        except FileNotFoundError:
+            return None
+
+    def start(self) -> None:
+        """Start a new process. It ends when this one does, however that ends: this one holds its standard input."""
+        self._current.unlink(missing_ok=True)
+        arguments = [str(self._queue), str(self._current), "--end-with-input"]
+        with self.log.open("ab") as log:
+            self._log_start = log.tell()
+            self._process = subprocess.Popen(
+                worker_command(self._slot.placement, "harness.experiments.jobs.worker", arguments),
+                stdin=subprocess.PIPE,
+                stdout=log,
+                stderr=log,
+                env=os.environ | self._slot.environment | {"PYTHONUNBUFFERED": "1"},
+                cwd=ROOT,
+                start_new_session=True,
+            )
+
+    def ended(self) -> int | None:
+        """The exit code, once, when the process has ended; otherwise None."""
+        code = None if self._process is None else self._process.poll()
+        if code is not None:
+            self._release()
+            self._code = code
+        return code
+
+    def cause_of_death(self) -> str:
+        """The signal or the exception that ended the latest process, as far as its log tells, and where the log is.
+
+        The process is accelerate's or torchrun's: its exit code says nothing about the worker below it.
+        """
+        if self._code < 0:
+            return f"{signal.Signals(-self._code).name} (log: {self.log})"
+        text = self.log.read_bytes()[self._log_start :].decode(errors="replace")
+        for pattern in (_SIGNAL, _EXCEPTION):
+            found = pattern.findall(text)
+            if found:
+                return f"{found[-1]} (log: {self.log})"
+        return f"no reason given (log: {self.log})"
+
+    def tell_to_end(self) -> None:
+        """Ask the whole group to end; ``wait`` waits for it."""
+        self._signal(signal.SIGTERM)
+
+    def wait(self) -> None:
+        """Wait for the end, and enforce it if it does not come."""
+        if self._process is None:
+            return
+        try:
+            self._process.wait(_PATIENCE_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._signal(signal.SIGKILL)
+            self._process.wait()
+        self._release()
+
+    def _signal(self, number: signal.Signals) -> None:
+        if self._process is not None and self._process.poll() is None:
+            os.killpg(self._process.pid, number)
+
+    def _release(self) -> None:
+        assert self._process is not None
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process = None

@@ -1,0 +1,102 @@
+"""Slots: where this machine's workers run, each with its own threads or GPUs."""
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from harness.config import ConfigError, RuntimeConfig
+from harness.experiments.jobs.command import Placement
+
+
+@dataclass(frozen=True)
+class Slot:
+    """Room for one worker.
+
+    Attributes:
+        placement: of its processes.
+        environment: variables that give each of them its threads and GPUs.
+    """
+
+    placement: Placement
+    environment: dict[str, str]
+
+
+def local_slots(runtimes: Sequence[RuntimeConfig], count: int | None) -> list[Slot]:
+    """This machine's slots for runs.
+
+    Args:
+        runtimes: of each run; a worker's processes serve all of its runs, so these agree.
+        count: runs at a time; None for as many as cores or GPUs suffice for.
+
+    Raises:
+        ConfigError: the runs disagree or need several machines, the machine has too few GPUs, or DeepSpeed is missing.
+    """
+    keys = ("device", "threads", "processes", "machines", "engine", "timeout_seconds")
+    for key in keys:
+        if len({getattr(runtime, key) for runtime in runtimes}) > 1:
+            raise ConfigError(f"runs that are launched together need the same runtime.{key}")
+    runtime = runtimes[0]
+    if runtime.machines > 1:
+        raise ConfigError(
+            f"runtime.machines={runtime.machines}: a grid's runs are launched on this machine alone; launch each run "
+            "with adagrpo launch on every machine"
+        )
+    gpus = () if runtime.device == "cpu" else visible_gpus()
+    return make_slots(runtime, count, gpus, os.cpu_count() or 1)
+
+
+def make_slots(runtime: RuntimeConfig, count: int | None, gpus: Sequence[str], cores: int) -> list[Slot]:
+    """Slots for runs, on GPUs if there are any: one a process. On the CPU, ``runtime.threads`` a process.
+
+    Args:
+        runtime: what each run needs.
+        count: how many; None for as many as ``gpus`` or ``cores`` suffice for, and at least one on the CPU.
+        gpus: identifiers as CUDA_VISIBLE_DEVICES has them.
+        cores: of the machine.
+
+    Raises:
+        ConfigError: a count below 1, or too few GPUs.
+    """
+    if count is not None and count < 1:
+        raise ConfigError(f"--slots {count}: must be at least 1")
+    if runtime.device == "cuda" and not gpus:
+        raise ConfigError("runtime.device=cuda, but torch finds no CUDA device here; use auto or cpu")
+    placement = Placement(processes=runtime.processes, cuda=bool(gpus), engine=runtime.engine)
+    environment = {"OMP_NUM_THREADS": str(runtime.threads)}
+    if not gpus:
+        fitting = cores // (runtime.threads * runtime.processes)
+        return [Slot(placement, environment)] * (count or max(1, fitting))
+    shares = assign_devices(gpus, count or max(1, len(gpus) // runtime.processes), runtime.processes)
+    return [Slot(placement, environment | {"CUDA_VISIBLE_DEVICES": ",".join(share)}) for share in shares]
+
+
+def assign_devices(devices: Sequence[str], slots: int, per_slot: int) -> list[tuple[str, ...]]:
+    """Give each slot devices of its own: neighbours, which are likely to have the fastest link.
+
+    Raises:
+        ConfigError: there are fewer than ``slots * per_slot``.
+    """
+    if slots * per_slot > len(devices):
+        raise ConfigError(
+            f"{slots} slots of {per_slot} GPUs need {slots * per_slot}, but there are {len(devices)}: lower "
+            "--slots (of a sweep, --workers) or runtime.processes"
+        )
+    return [tuple(devices[slot * per_slot : (slot + 1) * per_slot]) for slot in range(slots)]
+
+
+@cache
+def visible_gpus() -> tuple[str, ...]:
+    """The GPUs that torch can use, as CUDA_VISIBLE_DEVICES names them; none without a driver."""
+    if shutil.which("nvidia-smi") is None and not Path("/dev/nvidiactl").exists():
+        return ()
+    # Only torch knows what it can use; in a process of its own, since the launcher needs torch for nothing else.
+    count = "import torch; print(torch.cuda.device_count())"
+    answer = subprocess.run([sys.executable, "-c", count], capture_output=True, text=True, check=True)
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    devices = named.split(",") if named else [str(index) for index in range(int(answer.stdout))]
+    return tuple(devices[: int(answer.stdout)])

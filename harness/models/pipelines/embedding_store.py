@@ -1,0 +1,112 @@
+"""Remembers the text conditioning of prompts: in memory within a budget, and on disk for encoders that are freed."""
+
+import hashlib
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from harness.config import ConfigError
+from harness.files import write_atomically
+from harness.models.pipelines.embedding import PromptEmbedding
+
+MEMORY_BYTES = 2**30
+"""FLUX.1-dev's embedding of a prompt takes 2 MB: room for 500."""
+
+Compute = Callable[[list[str]], PromptEmbedding]
+
+
+class EmbeddingStore:
+    """Embeddings by prompt; the least recently used leave memory first.
+
+    Args:
+        device: where embeddings are handed out.
+        folder: for one file a prompt; None keeps nothing on disk.
+        memory_bytes: most that is kept in memory, beyond what one call needs.
+    """
+
+    def __init__(self, device: torch.device, folder: Path | None = None, memory_bytes: int = MEMORY_BYTES) -> None:
+        self._device, self._folder, self._budget = device, folder, memory_bytes
+        self._memory: OrderedDict[str, PromptEmbedding] = OrderedDict()
+        self._bytes = 0
+
+    def get(self, prompts: Sequence[str], compute: Compute) -> PromptEmbedding:
+        """Embeddings of n prompts, from memory, from disk, or computed in one call for all that are in neither.
+
+        Raises:
+            ConfigError: a file on disk is damaged.
+        """
+        found: dict[str, PromptEmbedding] = {}
+        new = []
+        for prompt in dict.fromkeys(prompts):
+            if prompt in self._memory:
+                found[prompt] = self._memory[prompt]
+            elif self._folder is not None and self._file(prompt).is_file():
+                found[prompt] = self._read(prompt)
+            else:
+                new.append(prompt)
+        if new:
+            computed = compute(new)
+            # Copies: a view would keep the whole batch in memory for as long as one of its prompts stays.
+            states, pooled = computed.states.split(1), computed.pooled.split(1)
+            found |= {p: PromptEmbedding(s.clone(), v.clone()) for p, s, v in zip(new, states, pooled, strict=True)}
+        for prompt, embedding in found.items():
+            self._remember(prompt, embedding)
+        return PromptEmbedding.cat([found[p] for p in prompts])
+
+    def has_on_disk(self, prompt: str) -> bool:
+        """Whether a prompt's embedding is on disk, and as it was written: a damaged one is to be written again."""
+        if self._folder is None or not self._file(prompt).is_file():
+            return False
+        try:
+            self._read(prompt)
+        except ConfigError:
+            return False
+        return True
+
+    def write(self, prompts: Sequence[str], embedding: PromptEmbedding) -> None:
+        """Keep the embeddings of n prompts on disk."""
+        for row, prompt in enumerate(prompts):
+            tensors = {"states": embedding.states[row : row + 1], "pooled": embedding.pooled[row : row + 1]}
+            tensors = {name: tensor.contiguous().cpu() for name, tensor in tensors.items()}
+            write_atomically(self._file(prompt), save(tensors, {"sha256": _digest(tensors)}))
+
+    def _remember(self, prompt: str, embedding: PromptEmbedding) -> None:
+        if prompt in self._memory:
+            self._memory.move_to_end(prompt)
+            return
+        self._memory[prompt] = embedding
+        self._bytes += embedding.num_bytes
+        while self._bytes > self._budget and len(self._memory) > 1:
+            _, oldest = self._memory.popitem(last=False)
+            self._bytes -= oldest.num_bytes
+
+    def _read(self, prompt: str) -> PromptEmbedding:
+        file = self._file(prompt)
+        try:
+            with safe_open(file, framework="pt") as content:
+                tensors = {name: content.get_tensor(name) for name in ("states", "pooled")}
+                digest = (content.metadata() or {}).get("sha256")
+        except (OSError, SafetensorError) as error:
+            raise ConfigError(f"{file}: a cached embedding is damaged ({error}); delete it") from None
+        if digest != _digest(tensors):
+            raise ConfigError(f"{file}: a cached embedding is damaged, or older than its checksum; delete it")
+        return PromptEmbedding(tensors["states"].to(self._device), tensors["pooled"].to(self._device))
+
+    def _file(self, prompt: str) -> Path:
+        assert self._folder is not None
+        name = hashlib.sha256(prompt.encode()).hexdigest()
+        return self._folder / name[:2] / f"{name}.safetensors"
+
+
+def _digest(tensors: Mapping[str, Tensor]) -> str:
+    """sha256 of names, shapes, types and bytes."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype} ".encode())
+        digest.update(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

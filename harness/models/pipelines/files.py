@@ -1,0 +1,116 @@
+"""Facts about a model folder that need none of its classes, and the folder where derived things are kept."""
+
+import hashlib
+import json
+import os
+import re
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+
+from harness.errors import ConfigError
+from harness.files import file_sha256, read_text, write_atomically
+
+# Weights, configurations, and vocabularies of all ages.
+_SUFFIXES = (".safetensors", ".json", ".txt", ".model")
+
+_FIRST_FINGERPRINTS = {
+    # base and weak of the miniature, whose configurations once named the folder they were made in.
+    "e096d566b07f0dc3": "f38a44a8b63273d444d149e95c2a928caf355d221f0f0e357e3a4d68458a857e",
+    "5ca7258bc04f2aa2": "180ccc3b3cb83f66baf7a5d0ef0028f09c26b6517235535b579376c2406676ac",
+}
+"""Under which models are known to runs made before a change on which no number depends; by what they would be now."""
+
+
+def cache_folder(name: str) -> Path:
+    """A folder for what can be made again: in ``$ADAGRPO_CACHE``, or in ``.cache`` at the root of the repository."""
+    chosen = os.environ.get("ADAGRPO_CACHE")
+    return (Path(chosen).expanduser() if chosen else Path(__file__).parents[3] / ".cache") / name
+
+
+def build_once(folder: Path, build: Callable[[Path], object]) -> Path:
+    """A folder that ``build`` fills at the first call, and that appears whole, whichever process is first.
+
+    Args:
+        folder: to make; returned.
+        build: fills an empty folder, with the same bytes each time.
+    """
+    if not folder.is_dir():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
+            built = Path(scratch) / folder.name
+            built.mkdir()
+            build(built)
+            try:
+                built.rename(folder)
+            except OSError:
+                if not folder.is_dir():  # else another process was faster
+                    raise
+    return folder
+
+
+def component_folders(pipeline: Path) -> dict[str, tuple[str, str]]:
+    """Library and class of each sub-folder that a pipeline is made of, as its model_index.json lists them."""
+    index = json.loads(read_text(pipeline / "model_index.json"))
+    return {name: tuple(entry) for name, entry in index.items() if isinstance(entry, list) and entry[1] is not None}
+
+
+def model_fingerprint(pipeline: Path) -> str:
+    """sha256 over the names and bytes of a pipeline's weights and configs.
+
+    Neither its model card counts, nor what lies beside its components, such as single-file copies of the weights.
+    """
+    files = _files(pipeline, list(component_folders(pipeline)))
+    digest = _fingerprint(pipeline, [pipeline / "model_index.json", *files])
+    return _FIRST_FINGERPRINTS.get(digest[:16], digest)
+
+
+def text_fingerprint(pipeline: Path) -> str:
+    """sha256 over the names and bytes of a pipeline's text encoders and tokenizers."""
+    parts = [name for name in component_folders(pipeline) if name.startswith(("text_encoder", "tokenizer"))]
+    return _fingerprint(pipeline, _files(pipeline, parts))
+
+
+def _files(pipeline: Path, components: list[str]) -> list[Path]:
+    return [p for name in components for p in (pipeline / name).rglob("*") if p.suffix in _SUFFIXES]
+
+
+def _fingerprint(pipeline: Path, files: list[Path]) -> str:
+    digest = hashlib.sha256()
+    for file in sorted(files):
+        digest.update(file.relative_to(pipeline).as_posix().encode())
+        digest.update(bytes.fromhex(_file_sha256(file)))
+    return digest.hexdigest()
+
+
+def _file_sha256(file: Path) -> str:
+    """sha256 of a file's bytes, remembered on disk by path, size and time of change: weights take minutes to read."""
+    real = file.resolve()
+    facts = real.stat()
+    key = hashlib.sha256(f"{real}|{facts.st_size}|{facts.st_mtime_ns}".encode()).hexdigest()
+    remembered = cache_folder("fingerprints") / key
+    if remembered.is_file():
+        digest = remembered.read_bytes().decode(errors="replace")
+        if re.fullmatch("[0-9a-f]{64}", digest):
+            return digest
+    digest = file_sha256(real)
+    write_atomically(remembered, digest)
+    return digest
+
+
+@contextmanager
+def opened(file: Path) -> Iterator[Any]:
+    """A safetensors file, open. Raises ConfigError if it is missing or damaged."""
+    if not file.is_file():
+        raise ConfigError(f"{file}: cannot be read (no such file)")
+    try:
+        with safe_open(file, framework="pt") as content:
+            yield content
+    except OSError as error:
+        raise ConfigError(f"{file}: cannot be read ({error.strerror or 'missing'})") from None
+    except SafetensorError as error:
+        raise ConfigError(f"{file}: is damaged or was cut off ({error}); fetch or export it again") from None

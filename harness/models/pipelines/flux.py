@@ -1,0 +1,60 @@
+"""The policy for FLUX pipelines: FLUX.1-dev and the miniature through one class."""
+
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from diffusers import FluxPipeline
+from diffusers.pipelines.flux.pipeline_flux import calculate_shift, retrieve_timesteps
+from torch import Tensor
+
+from harness.models.pipelines.embedding import PromptEmbedding
+from harness.models.pipelines.policy import Policy
+
+
+class FluxPolicy(Policy):
+    """A FLUX network in training; latents are packed, ``[n, tokens, channels]``.
+
+    FLUX.1-dev is distilled: it takes the guidance scale as an input and needs one forward a velocity.
+    """
+
+    pipeline_class: ClassVar[Any] = FluxPipeline
+    t5_tokenizer: ClassVar[str] = "tokenizer_2"
+
+    def _encode_text(self, prompts: list[str]) -> PromptEmbedding:
+        states, pooled, _ = self._pipeline.encode_prompt(
+            prompts, None, device=self.device, max_sequence_length=self.config.max_sequence_length
+        )
+        return PromptEmbedding(states, pooled)
+
+    def sigmas(self, num_steps: int) -> Tensor:
+        scheduler = self._scheduler()
+        tokens = self._latent_size[0] * self._latent_size[1] // 4
+        fields = ("base_image_seq_len", "max_image_seq_len", "base_shift", "max_shift")
+        mu = calculate_shift(tokens, *(scheduler.config[field] for field in fields))
+        retrieve_timesteps(scheduler, num_steps, "cpu", sigmas=np.linspace(1.0, 1 / num_steps, num_steps), mu=mu)
+        return scheduler.sigmas.float()
+
+    def velocity(self, x: Tensor, sigma: Tensor | float, text: PromptEmbedding) -> Tensor:
+        timestep = torch.as_tensor(sigma, dtype=torch.float32, device=x.device).expand(len(x))
+        guided = self.transformer.config.guidance_embeds
+        return self._forward(
+            hidden_states=x.float(),
+            timestep=timestep,
+            guidance=torch.full_like(timestep, self.config.guidance) if guided else None,
+            pooled_projections=text.pooled,
+            encoder_hidden_states=text.states,
+            txt_ids=torch.zeros(text.states.shape[1], 3, device=x.device),
+            img_ids=self._image_ids,
+        )
+
+    def _set_size(self, height: int, width: int) -> None:
+        super()._set_size(height, width)
+        rows, columns = self._latent_size[0] // 2, self._latent_size[1] // 2
+        self._image_ids = self._pipeline._prepare_latent_image_ids(1, rows, columns, self.device, torch.float32)
+
+    def _pack(self, latents: Tensor) -> Tensor:
+        return self._pipeline._pack_latents(latents, *latents.shape)
+
+    def _unpack(self, x: Tensor) -> Tensor:
+        return self._pipeline._unpack_latents(x, self._height, self._width, self._pipeline.vae_scale_factor)

@@ -1,0 +1,84 @@
+"""Loads a pipeline's components strictly: diffusers and transformers fill missing weights with random numbers."""
+
+from collections.abc import Mapping, Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers.utils import logging as diffusers_logging
+from safetensors import SafetensorError
+
+from harness.config import ConfigError
+from harness.models.pipelines.files import component_folders
+
+# Where a class may come from: a folder from elsewhere must not name code to be run.
+_LIBRARIES = ("diffusers", "transformers", "harness.models.miniature")
+
+# What these libraries would warn of is an error here, in one line.
+diffusers_logging.set_verbosity_error()
+
+
+def load_pipeline(
+    folder: Path,
+    pipeline_class: type,
+    device: torch.device,
+    dtypes: Mapping[str, torch.dtype],
+    without: Sequence[str] = (),
+) -> Any:
+    """A pipeline whose every weight comes from its folder.
+
+    Args:
+        folder: of a pipeline, checked by ``check_pipeline``.
+        pipeline_class: of diffusers.
+        device: for its networks; each goes there before the next is read.
+        dtypes: of components; float32 for those not named.
+        without: components to leave out.
+
+    Raises:
+        ConfigError: a component does not fit its configuration, or comes from an unknown library.
+    """
+    components: dict[str, Any] = dict.fromkeys(without)
+    for name in component_folders(folder):
+        if name not in components:
+            components[name] = load_component(folder, name, device, dtypes.get(name, torch.float32))
+    try:
+        return pipeline_class(**components)
+    except TypeError as error:
+        raise ConfigError(f"model.path: {folder} is no complete {pipeline_class.__name__} ({error})") from None
+
+
+def load_component(folder: Path, name: str, device: torch.device, dtype: torch.dtype) -> Any:
+    """One component of a pipeline; a network is in evaluation mode. Raises ConfigError as ``load_pipeline``."""
+    part = folder / name
+    component_class = _class_of(folder, name)
+    try:
+        if name.startswith(("scheduler", "tokenizer")):
+            return component_class.from_pretrained(part, local_files_only=True)
+        settings = {"dtype": dtype, "use_safetensors": True, "local_files_only": True, "output_loading_info": True}
+        if component_class.__module__.startswith("transformers"):
+            settings["ignore_mismatched_sizes"] = True  # told in the report, instead of raised as a RuntimeError
+        loaded, report = component_class.from_pretrained(part, **settings)
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        raise ConfigError(f"model.path: {part} cannot be loaded: {' '.join(str(error).split())[:300]}") from None
+    wrong = [*report["missing_keys"], *report["mismatched_keys"]]
+    if wrong:
+        raise ConfigError(
+            f"model.path: {part} has no fitting weights for {len(wrong)} parameters of {component_class.__name__}, "
+            f"such as {_key_name(wrong[0])}; is it of another model?"
+        )
+    return loaded.eval().to(device)
+
+
+def _class_of(folder: Path, name: str) -> Any:
+    library, class_name = component_folders(folder)[name]
+    if library not in _LIBRARIES:
+        raise ConfigError(f"model.path: {folder / name} is of {library!r}; known are {', '.join(_LIBRARIES)}")
+    try:
+        return getattr(import_module(library), class_name)
+    except AttributeError:
+        raise ConfigError(f"model.path: {folder / name} is a {class_name}, which {library} does not have") from None
+
+
+def _key_name(key: Any) -> str:
+    return str(key[0] if isinstance(key, tuple) else key)

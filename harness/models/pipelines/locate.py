@@ -1,0 +1,188 @@
+"""Finds the pipeline that a configuration names and checks that it is whole, before anything heavy is imported."""
+
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+
+from harness.config import ROOT, ConfigError
+from harness.models.pipelines.files import component_folders
+from harness.models.pipelines.published import UNWANTED, WANTED, how_to_fetch
+
+TWIN_PREFIX = "twin:"
+TWIN_NAMES = ("flux", "sd3")
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+_VOCABULARIES = (("tokenizer.json",), ("vocab.json", "merges.txt"), ("spiece.model",))
+
+
+def find_pipeline(path: str) -> Path:
+    """The complete pipeline folder that ``model.path`` names.
+
+    Args:
+        path: a folder, absolute or relative to the repository; ``twin:flux`` or ``twin:sd3``, built if need be; or a
+            hub id ``owner/name``, taken from the hub's local cache and downloaded if it is not there, or not whole
+            (with HF_HUB_OFFLINE=1: only from the cache).
+
+    Raises:
+        ConfigError: nothing is there, something is missing or damaged, or the hub does not give it; with what to do.
+    """
+    folder = find_local(path)
+    if is_hub_id(path):
+        return folder if folder is not None and problem_of(folder) is None else _download(path)
+    if folder is None:
+        raise ConfigError(f"model.path: {how_to_get(path)}")
+    check_pipeline(folder)
+    return folder
+
+
+def find_local(path: str) -> Path | None:
+    """The folder that ``model.path`` names, whole or not, if it is on this machine; nothing is downloaded.
+
+    Raises:
+        ConfigError: there is no such twin.
+    """
+    if path.startswith(TWIN_PREFIX):
+        return _find_twin(path.removeprefix(TWIN_PREFIX))
+    if is_hub_id(path):
+        return _snapshot(path, local_files_only=True)
+    return ROOT / path if (ROOT / path).is_dir() else None
+
+
+def is_hub_id(path: str) -> bool:
+    """Whether a ``model.path`` means a repository on the hub."""
+    return _HUB_ID.fullmatch(path) is not None and not (ROOT / path).is_dir()
+
+
+def how_to_get(path: str) -> str:
+    """What to do about a model that is not on this machine."""
+    if is_hub_id(path):
+        return how_to_fetch(path)
+    return f"{ROOT / path} is no pipeline folder (no such folder), and {path!r} is no hub id; set model.path"
+
+
+def class_name_of(pipeline: Path) -> str:
+    """Name of the class that a pipeline folder says it is for."""
+    return str(_read_json(pipeline / "model_index.json").get("_class_name"))
+
+
+def check_pipeline(pipeline: Path) -> None:
+    """Raise ConfigError if a component's configuration, vocabulary or weights are missing or cut off.
+
+    Of weights the headers are read, not the numbers: this takes milliseconds for any size.
+    """
+    if not (pipeline / "model_index.json").is_file():
+        raise ConfigError(f"model.path: {pipeline} is no pipeline folder (no model_index.json there)")
+    _read_json(pipeline / "model_index.json")
+    for name in component_folders(pipeline):
+        folder = pipeline / name
+        if name.startswith("scheduler"):
+            _read_json(folder / "scheduler_config.json")
+        elif name.startswith("tokenizer"):
+            if not any(all((folder / file).is_file() for file in files) for files in _VOCABULARIES):
+                raise ConfigError(f"model.path: {folder} has no vocabulary (such as tokenizer.json); fetch it again")
+        else:
+            _read_json(folder / "config.json")
+            for file in _weight_files(folder):
+                _check_weights(file)
+
+
+def problem_of(pipeline: Path) -> str | None:
+    """What ``check_pipeline`` complains about; None if the folder is whole."""
+    try:
+        check_pipeline(pipeline)
+    except ConfigError as error:
+        return str(error)
+    return None
+
+
+def _find_twin(name: str) -> Path:
+    if name not in TWIN_NAMES:
+        raise ConfigError(f"model.path: there is no twin {name!r}, there are {', '.join(TWIN_NAMES)}")
+    from harness.models.pipelines.twins import twin_folder
+
+    return twin_folder(name)
+
+
+def _download(repository: str) -> Path:
+    from huggingface_hub.constants import HF_HUB_OFFLINE
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+
+    if HF_HUB_OFFLINE:
+        raise _hub_error(repository, "is not, or not whole, in the local cache (HF_HUB_OFFLINE is set)")
+    print(f"downloading {repository}: tens of GB, once", file=sys.stderr)
+    try:
+        downloaded = _snapshot(repository, local_files_only=False)
+    except GatedRepoError:
+        raise _hub_error(repository, "is gated, and this machine has no access yet") from None
+    except RepositoryNotFoundError:
+        raise _hub_error(repository, "does not exist on the hub, or needs a login") from None
+    except OSError as error:
+        raise _hub_error(repository, f"cannot be downloaded ({' '.join(str(error).split())[:200]})") from None
+    if downloaded is None:
+        raise _hub_error(repository, "cannot be downloaded (the hub cannot be reached)")
+    check_pipeline(downloaded)
+    return downloaded
+
+
+def _snapshot(repository: str, local_files_only: bool) -> Path | None:
+    """The hub's local copy of a repository, after a download unless ``local_files_only``; None if there is none."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        return Path(
+            snapshot_download(
+                repository,
+                allow_patterns=list(WANTED),
+                ignore_patterns=list(UNWANTED),
+                local_files_only=local_files_only,
+            )
+        )
+    except LocalEntryNotFoundError:
+        return None
+
+
+def _hub_error(repository: str, why: str) -> ConfigError:
+    return ConfigError(
+        f"model.path: {repository} is no folder here, and the hub's repository of that name {why}; "
+        + how_to_fetch(repository)
+    )
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not valid JSON"
+        raise ConfigError(f"model.path: {file} cannot be read ({reason}); fetch it again") from None
+    if not isinstance(content, dict):
+        raise ConfigError(f"model.path: {file} must hold a JSON object; fetch it again")
+    return content
+
+
+def _weight_files(component: Path) -> list[Path]:
+    """The safetensors files that hold a component's weights: those that its index names, or the only one."""
+    indices = sorted(component.glob("*.safetensors.index.json"))
+    if indices:
+        shards = _read_json(indices[0]).get("weight_map", {})
+        return [component / name for name in sorted(set(shards.values()))]
+    files = [component / name for name in ("diffusion_pytorch_model.safetensors", "model.safetensors")]
+    found = [file for file in files if file.is_file()]
+    if not found:
+        raise ConfigError(f"model.path: {component} has no weights (no {files[0].name} or {files[1].name}); fetch them")
+    return found[:1]
+
+
+def _check_weights(file: Path) -> None:
+    """Raise ConfigError unless a safetensors file is there and as long as its header says."""
+    if not file.is_file():
+        raise ConfigError(f"model.path: {file} is missing; fetch it")
+    try:
+        with safe_open(file, framework="numpy"):
+            pass
+    except (OSError, SafetensorError) as error:
+        raise ConfigError(f"model.path: {file} is damaged or was cut off ({error}); fetch it again") from None

@@ -1,0 +1,326 @@
+"""What every policy is: a network that is trained, with all that is frozen around it. Subclasses know one pipeline."""
+
+import copy
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from diffusers import AutoencoderKL
+from torch import Tensor, nn
+
+from harness.config import ConfigError, ModelConfig, OptimizerConfig
+from harness.models.pipelines.adapters import add_adapters, merged_adapters, save_adapters, without_adapters
+from harness.models.pipelines.compiled import compile_for_sampling
+from harness.models.pipelines.embedding import PromptEmbedding
+from harness.models.pipelines.embedding_store import EmbeddingStore
+from harness.models.pipelines.files import cache_folder, component_folders, text_fingerprint
+from harness.models.pipelines.loading import load_component, load_pipeline
+from harness.models.pipelines.locate import class_name_of, find_pipeline
+from harness.models.pipelines.truncation import TextReader, all_tokens
+from harness.models.pipelines.weights import filling, sort_header, whole_network
+
+_ENCODE_BATCH = 16
+"""Prompts a forward of the text encoders, where many are prepared."""
+
+
+class Policy(ABC):
+    """A flow network in training.
+
+    Latents are float32, or less if the caller keeps them so, and shaped as the network takes them. The network may run
+    in bf16; velocities are float32 again.
+
+    Args:
+        model: which pipeline, and its sampling settings.
+        optimizer: whether LoRA adapters or all weights are trained.
+        device: where everything lives.
+        seed: of the adapters' initial weights.
+
+    Raises:
+        ConfigError: the pipeline cannot be found or loaded, is of another class, cannot make pictures of the size asked
+            for, or a LoRA target matches no layer.
+    """
+
+    pipeline_class: ClassVar[Any]
+    """Of diffusers."""
+    t5_tokenizer: ClassVar[str]
+    """The pipeline's component that reads whole prompts."""
+
+    def __init__(self, model: ModelConfig, optimizer: OptimizerConfig, device: torch.device, seed: int) -> None:
+        self.config = model
+        self.device = device
+        self._folder = find_pipeline(model.path)
+        if class_name_of(self._folder) != self.pipeline_class.__name__:
+            raise ConfigError(f"model.path: {model.path} is no {self.pipeline_class.__name__}")
+        self._is_lora = optimizer.tuning == "lora"
+        self._merge = optimizer.lora.merge_while_sampling
+        self._reference: Any = None
+        self._compiled: Any = None
+        self._is_sampling = False
+        self._encoders = [name for name in component_folders(self._folder) if name.startswith("text_encoder")]
+        self._keeps_encoders = model.execution.text_encoders == "keep"
+        self._store = EmbeddingStore(device, None if self._keeps_encoders else self._embedding_folder())
+        without = () if self._keeps_encoders else self._encoders
+        self._pipeline = load_pipeline(self._folder, self.pipeline_class, device, self._dtypes(), without)
+        self.transformer: Any = self._pipeline.transformer
+        self._network_class = type(self.transformer)  # sharding gives the network another one
+        self.transformer.requires_grad_(False)
+        if self._is_lora:
+            add_adapters(self.transformer, optimizer.lora, seed)
+        else:
+            self.transformer.requires_grad_(True)
+        self._set_size(model.height, model.width)
+        self._set_execution()
+
+    def _dtypes(self) -> dict[str, torch.dtype]:
+        """Of components that are not float32; the autoencoder and weights in training always are."""
+        if self.config.precision == "fp32":
+            return {}
+        frozen = [*self._encoders, *(["transformer"] if self._is_lora else [])]
+        return dict.fromkeys(frozen, torch.bfloat16)
+
+    def _embedding_folder(self) -> Path:
+        """Where embeddings are kept on disk: a folder for all that they depend on beside the prompt."""
+        fingerprint = text_fingerprint(self._folder)[:16]
+        name = f"{fingerprint}-{self.config.max_sequence_length}-{self.config.precision}"
+        return cache_folder("embeddings") / name
+
+    def _set_execution(self) -> None:
+        execution, vae = self.config.execution, self._pipeline.vae
+        if execution.gradient_checkpointing:
+            self.transformer.enable_gradient_checkpointing()
+        if execution.compile == "auto":
+            self._compiled = compile_for_sampling(self.transformer, self.device)
+        if execution.compile == "blocks":
+            # Block by block: all blocks of a kind share one compilation.
+            for block in blocks_of(self.transformer):
+                block.compile()
+        slicing, tiling = execution.vae_slicing, self.config.vae_tiling
+        if (slicing or tiling) and not isinstance(vae, AutoencoderKL):
+            raise ConfigError(f"model.execution.vae_slicing, model.vae_tiling: {type(vae).__name__} has neither")
+        if slicing:
+            vae.enable_slicing()
+        if tiling:
+            vae.enable_tiling()
+
+    # --- text ---------------------------------------------------------------------------------------------------------
+
+    def check_prompts(self, prompts: Sequence[str]) -> None:
+        """Raise ConfigError for a prompt too long for the text encoder, or with characters it cannot represent."""
+        tokenizer = getattr(self._pipeline, self.t5_tokenizer)
+        for prompt, ids in zip(prompts, tokenizer(list(prompts)).input_ids, strict=True):
+            if tokenizer.unk_token_id in ids and not self.config.allow_unknown_tokens:
+                raise ConfigError(f"prompt {prompt!r}: has characters or words that {self.config.path} cannot draw")
+            if len(ids) > self.config.max_sequence_length and not self.config.allow_long_prompts:
+                raise ConfigError(
+                    f"prompt {prompt!r}: {len(ids)} tokens, but model.max_sequence_length is "
+                    f"{self.config.max_sequence_length}"
+                )
+
+    def text_readers(self) -> Sequence[TextReader]:
+        """The pipeline's text encoders, which all read the start of a prompt only."""
+        pipeline, limits = self._pipeline, {self.t5_tokenizer: self.config.max_sequence_length}
+        names = [name for name in component_folders(self._folder) if name.startswith("tokenizer")]
+        return [
+            TextReader(
+                f"{name.replace('tokenizer', 'text_encoder')} of the model",
+                limits.get(name, pipeline.tokenizer_max_length),
+                partial(all_tokens, getattr(pipeline, name)),
+            )
+            for name in names
+        ]
+
+    def prepare_prompts(self, prompts: Sequence[str], process: int = 0, processes: int = 1) -> None:
+        """Where text encoders are freed: encode what is not on disk yet, then free them. Otherwise nothing.
+
+        Args:
+            prompts: all that will be encoded.
+            process: this one's number among those that share the work; wait for all before prompts are encoded.
+            processes: how many.
+        """
+        if self._keeps_encoders:
+            return
+        mine = [p for p in [*dict.fromkeys([*prompts, ""])][process::processes] if not self._store.has_on_disk(p)]
+        if not mine:
+            return
+        dtypes = self._dtypes()
+        for name in self._encoders:
+            encoder = load_component(self._folder, name, self.device, dtypes.get(name, torch.float32))
+            self._pipeline.register_modules(**{name: encoder})
+        with torch.no_grad():
+            for start in range(0, len(mine), _ENCODE_BATCH):
+                part = mine[start : start + _ENCODE_BATCH]
+                self._store.write(part, self._encode_text(part))
+        self._pipeline.register_modules(**dict.fromkeys(self._encoders))
+        del encoder
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    @torch.no_grad()
+    def encode(self, prompts: Sequence[str]) -> PromptEmbedding:
+        """Text conditioning of each prompt; every prompt is encoded once and remembered."""
+        return self._store.get(prompts, self._encode_text if self._keeps_encoders else self._encoders_are_gone)
+
+    @abstractmethod
+    def _encode_text(self, prompts: list[str]) -> PromptEmbedding:
+        """What the pipeline's text encoders make of prompts."""
+
+    def _encoders_are_gone(self, prompts: list[str]) -> PromptEmbedding:
+        raise RuntimeError(f"prompt {prompts[0]!r} was not among those given to prepare_prompts()")
+
+    # --- sampling -----------------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def sigmas(self, num_steps: int) -> Tensor:
+        """The schedule, ``[num_steps + 1]`` float32 on the CPU, from 1 to 0, as the pipeline itself would make it.
+
+        Static shift s: sigma = s u / (1 + (s - 1) u). Dynamic: diffusers' mu of the resolution.
+        """
+
+    def noise(self, generator: torch.Generator, count: int = 1) -> Tensor:
+        """Standard normal latents of ``count`` samples, drawn on the CPU in the order of the pipeline."""
+        height, width = self._latent_size
+        x = torch.randn((count, self._latent_channels, height, width), generator=generator)
+        return self._pack(x).to(self.device)
+
+    @abstractmethod
+    def velocity(self, x: Tensor, sigma: Tensor | float, text: PromptEmbedding) -> Tensor:
+        """The network's prediction eps - x0, guidance included.
+
+        Args:
+            x: latents of n samples.
+            sigma: in [0, 1], a float or ``[n]``.
+            text: conditioning of n samples.
+
+        Returns:
+            float32, shaped like x.
+        """
+
+    @torch.no_grad()
+    def decode(self, x: Tensor) -> Tensor:
+        """Latents -> pictures ``[n, 3, H, W]`` float32 on the CPU in [0, 1], rounded to 1/255 like a PNG."""
+        vae, config = self._pipeline.vae, self._pipeline.vae.config
+        images = []
+        for part in x.split(self.config.max_batch):
+            latents = self._unpack(part.float())
+            images.append(
+                vae.decode(latents / config.scaling_factor + config.shift_factor, return_dict=False)[0].float()
+            )
+        return ((torch.cat(images) / 2 + 0.5).clamp(0, 1) * 255).round().cpu() / 255
+
+    @contextmanager
+    def resolution(self, height: int, width: int) -> Iterator[None]:
+        """Within: schedules, latents and pictures are of another size, in pixels. Raises ConfigError if it is unfit."""
+        kept = self._height, self._width
+        self._set_size(height, width)
+        try:
+            yield
+        finally:
+            self._set_size(*kept)
+
+    def _set_size(self, height: int, width: int) -> None:
+        multiple = 2 * self._pipeline.vae_scale_factor
+        if height % multiple or width % multiple:
+            raise ConfigError(f"a picture of {height} x {width}: height and width must be multiples of {multiple}")
+        self._height, self._width = height, width
+        self._latent_size = (height // self._pipeline.vae_scale_factor, width // self._pipeline.vae_scale_factor)
+
+    @property
+    def _latent_channels(self) -> int:
+        return self._pipeline.vae.config.latent_channels
+
+    def _pack(self, latents: Tensor) -> Tensor:
+        """``[n, C, h, w]`` as the network takes it."""
+        return latents
+
+    def _unpack(self, x: Tensor) -> Tensor:
+        """The opposite of ``_pack``."""
+        return x
+
+    def _scheduler(self) -> Any:
+        """The pipeline's scheduler with the configured shift."""
+        scheduler = self._pipeline.scheduler
+        shift = self.config.shift
+        dynamic = shift == "dynamic"
+        changes = {"use_dynamic_shifting": dynamic, **({} if dynamic else {"shift": shift})}
+        return type(scheduler).from_config(scheduler.config, **changes)
+
+    # --- weights ------------------------------------------------------------------------------------------------------
+
+    @property
+    def networks(self) -> list[nn.Module]:
+        """The network in training, and the copy of it that is the KL reference, if one is kept."""
+        return [self.transformer, *([] if self._reference is None else [self._reference])]
+
+    def trainable(self) -> dict[str, nn.Parameter]:
+        """Parameters in training, by name; float32."""
+        return {name: p for name, p in self.transformer.named_parameters() if p.requires_grad}
+
+    @contextmanager
+    def sampling(self) -> Iterator[None]:
+        """Within: no gradients, and LoRA adapters are merged into the weights if the configuration says so."""
+        with torch.no_grad(), merged_adapters(self.transformer) if self._is_lora and self._merge else nullcontext():
+            self._is_sampling = True
+            try:
+                yield
+            finally:
+                self._is_sampling = False
+
+    def _forward(self, **inputs: Any) -> Tensor:
+        """The transformer's first output; compiled while sampling, if the configuration says so."""
+        network = self._compiled if self._is_sampling and self._compiled is not None else self.transformer
+        with self._autocast():
+            output: Tensor = network(**inputs, return_dict=False)[0]
+        return output.float()
+
+    def keep_reference(self) -> None:
+        """Remember the present weights as the KL reference (LoRA needs no copy: its base is the reference)."""
+        if not self._is_lora:
+            self._reference = copy.deepcopy(self.transformer).requires_grad_(False)
+
+    @contextmanager
+    def reference(self) -> Iterator[None]:
+        """Within: no gradients, and ``velocity`` is that of the frozen base model."""
+        with torch.no_grad():
+            if self._is_lora:
+                with without_adapters(self.transformer):
+                    yield
+                return
+            if self._reference is None:
+                raise RuntimeError("call keep_reference() before training starts")
+            trained, self.transformer = self.transformer, self._reference
+            try:
+                yield
+            finally:
+                self.transformer = trained
+
+    def save(self, folder: Path, weights: Mapping[str, Tensor] | None = None) -> None:
+        """Write what was trained in diffusers' format: LoRA weights for ``load_lora_weights``, or the transformer.
+
+        Args:
+            folder: replaced in one step if it is there.
+            weights: whole, by the names of ``trainable``, where the network has but a share of them; None is its own.
+        """
+        with filling(folder) as partial:
+            if self._is_lora:
+                save_adapters(self.transformer, self.pipeline_class, partial, weights)
+            elif weights is None:
+                self.transformer.save_pretrained(partial / "transformer")
+            else:
+                whole_network(self._network_class, self.transformer, weights).save_pretrained(partial / "transformer")
+            for file in partial.rglob("*.safetensors"):
+                sort_header(file)
+
+    def _autocast(self) -> Any:
+        if self.config.precision == "bf16":
+            return torch.autocast(self.device.type, torch.bfloat16)
+        return nullcontext()
+
+
+def blocks_of(transformer: nn.Module) -> list[nn.Module]:
+    """The blocks that are most of a transformer, in the order in which they run."""
+    names = ("transformer_blocks", "single_transformer_blocks")
+    return [block for name in names for block in getattr(transformer, name, ())]

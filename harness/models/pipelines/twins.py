@@ -1,0 +1,185 @@
+"""Twins of the published models: complete pipelines of the same classes with random weights, small enough for a CPU.
+
+A twin copies the published configuration and changes widths and depths alone, so that the code that loads, conditions,
+samples, trains, decodes and saves the real model does so with its twin. Its pictures mean nothing: it shows that a
+configuration runs. ``model.path: twin:flux`` or ``twin:sd3`` in a configuration names one.
+"""
+
+import string
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from diffusers import (
+    AutoencoderKL,
+    DiffusionPipeline,
+    FlowMatchEulerDiscreteScheduler,
+    FluxPipeline,
+    FluxTransformer2DModel,
+    SD3Transformer2DModel,
+    StableDiffusion3Pipeline,
+)
+from tokenizers.pre_tokenizers import ByteLevel
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    CLIPTokenizer,
+    T5Config,
+    T5EncoderModel,
+    T5Tokenizer,
+)
+
+from harness.models.pipelines.files import build_once, cache_folder
+
+_VERSION = 1
+"""Raised with any change of what is built, so that an old twin in the cache is not taken for a new one."""
+
+_SEED = 20_260_606
+_CLIP_L_WIDTH, _CLIP_G_WIDTH, _T5_WIDTH = 16, 24, 64  # published: 768, 1280, 4096
+
+
+def twin_folder(name: str) -> Path:
+    """The pipeline folder of a twin, built at the first call.
+
+    Args:
+        name: a key of ``TWINS``.
+    """
+
+    def build(folder: Path) -> None:
+        with torch.random.fork_rng():
+            torch.manual_seed(_SEED)
+            TWINS[name]().save_pretrained(folder)
+
+    return build_once(cache_folder("twins") / f"{name}-{_VERSION}", build)
+
+
+def build_flux_twin() -> FluxPipeline:
+    """FLUX.1-dev at 1/48 of its width: 2 + 2 of its 19 + 38 blocks, 2 heads of 32 for 24 of 128."""
+    return FluxPipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(
+            shift=3.0,
+            use_dynamic_shifting=True,
+            base_shift=0.5,
+            max_shift=1.15,
+            base_image_seq_len=256,
+            max_image_seq_len=4096,
+        ),
+        vae=_autoencoder(scaling_factor=0.3611, shift_factor=0.1159),
+        text_encoder=CLIPTextModel(_clip_config(_CLIP_L_WIDTH, "quick_gelu")),
+        tokenizer=clip_tokenizer("<|endoftext|>"),
+        text_encoder_2=_t5_encoder(),
+        tokenizer_2=_t5_tokenizer(),
+        transformer=FluxTransformer2DModel(
+            patch_size=1,
+            in_channels=64,
+            num_layers=2,
+            num_single_layers=2,
+            attention_head_dim=32,
+            num_attention_heads=2,
+            joint_attention_dim=_T5_WIDTH,
+            pooled_projection_dim=_CLIP_L_WIDTH,
+            guidance_embeds=True,
+            axes_dims_rope=(4, 14, 14),  # (16, 56, 56) of 128
+        ),
+    )
+
+
+def build_sd3_twin() -> StableDiffusion3Pipeline:
+    """Stable Diffusion 3.5 medium at 1/48 of its width: 3 of its 24 blocks, of which 2 for 13 have dual attention."""
+    return StableDiffusion3Pipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
+        vae=_autoencoder(scaling_factor=1.5305, shift_factor=0.0609),
+        text_encoder=CLIPTextModelWithProjection(_clip_config(_CLIP_L_WIDTH, "quick_gelu")),
+        tokenizer=clip_tokenizer("<|endoftext|>"),
+        text_encoder_2=CLIPTextModelWithProjection(_clip_config(_CLIP_G_WIDTH, "gelu")),
+        tokenizer_2=clip_tokenizer("!"),
+        text_encoder_3=_t5_encoder(),
+        tokenizer_3=_t5_tokenizer(),
+        transformer=SD3Transformer2DModel(
+            sample_size=128,
+            patch_size=2,
+            in_channels=16,
+            out_channels=16,
+            num_layers=3,
+            attention_head_dim=16,
+            num_attention_heads=2,
+            joint_attention_dim=_T5_WIDTH,
+            caption_projection_dim=32,
+            pooled_projection_dim=_CLIP_L_WIDTH + _CLIP_G_WIDTH,
+            pos_embed_max_size=384,
+            dual_attention_layers=(0, 1),
+            qk_norm="rms_norm",
+        ),
+    )
+
+
+TWINS: dict[str, Callable[[], DiffusionPipeline]] = {"flux": build_flux_twin, "sd3": build_sd3_twin}
+"""What builds each twin."""
+
+
+def _autoencoder(scaling_factor: float, shift_factor: float) -> AutoencoderKL:
+    return AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        block_out_channels=(32, 32, 32, 32),  # published: 128, 256, 512, 512; 32 is one channel a group
+        layers_per_block=1,
+        latent_channels=16,
+        norm_num_groups=32,
+        sample_size=1024,
+        scaling_factor=scaling_factor,
+        shift_factor=shift_factor,
+        use_quant_conv=False,
+        use_post_quant_conv=False,
+    )
+
+
+def _clip_config(width: int, activation: str) -> CLIPTextConfig:
+    return CLIPTextConfig(
+        vocab_size=len(clip_tokenizer("!")),
+        hidden_size=width,
+        intermediate_size=4 * width,
+        projection_dim=width,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=77,
+        hidden_act=activation,
+        # As published, and wrong: 2 makes the encoder pool at the highest id, which is the end token.
+        bos_token_id=0,
+        pad_token_id=1,
+        eos_token_id=2,
+    )
+
+
+def clip_tokenizer(pad_token: str) -> CLIPTokenizer:
+    """Every byte, alone and at the end of a word; no merges."""
+    symbols = sorted(ByteLevel.alphabet())
+    tokens = [*symbols, *(f"{symbol}</w>" for symbol in symbols), "<|startoftext|>", "<|endoftext|>"]
+    return CLIPTokenizer(
+        vocab={token: i for i, token in enumerate(tokens)}, merges=[], model_max_length=77, pad_token=pad_token
+    )
+
+
+def _t5_encoder() -> T5EncoderModel:
+    return T5EncoderModel(
+        T5Config(
+            vocab_size=len(_t5_tokenizer()),
+            d_model=_T5_WIDTH,
+            d_kv=16,
+            d_ff=160,
+            num_layers=2,
+            num_heads=4,
+            feed_forward_proj="gated-gelu",
+            relative_attention_num_buckets=32,
+            relative_attention_max_distance=128,
+            dropout_rate=0.1,
+            tie_word_embeddings=False,
+        )
+    )
+
+
+def _t5_tokenizer() -> T5Tokenizer:
+    """Printable ASCII, letter by letter."""
+    characters = [c for c in string.printable if not c.isspace()]
+    pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", -100.0), ("▁", -1.0), *((c, -1.0) for c in characters)]
+    return T5Tokenizer(vocab=pieces, extra_ids=0, model_max_length=512)

@@ -1,0 +1,131 @@
+"""Puts trained weights into a diffusers transformer, or says in one line why they do not fit."""
+
+import json
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft.tuners.lora import LoraLayer
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from harness.config import ConfigError
+from harness.errors import FileError
+from harness.files import PARTIAL
+from harness.models.pipelines.files import opened
+from harness.models.pipelines.lora_files import read_lora
+
+_PREFIX = "transformer."
+_PARTS = (".lora_A.weight", ".lora_B.weight")
+
+
+def put_lora(transformer: Any, file: Path) -> None:
+    """Add a LoRA file's adapters into a transformer's own weights; beside them, as in training, in bf16.
+
+    Args:
+        transformer: of diffusers, without adapters. Weights in less than float32 would lose most of a small adapter.
+        file: as ``read_lora`` takes it.
+
+    Raises:
+        ConfigError: the file is missing, damaged, of another format, or of another model.
+    """
+    tensors = read_lora(file)
+    check_lora(transformer, tensors, file)
+    transformer.load_lora_adapter(tensors, prefix="transformer")
+    if transformer.dtype == torch.float32:
+        transformer.fuse_lora()
+        transformer.unload_lora()
+        return
+    # They were loaded in the precision of the weights: float32 again, as they are in the file.
+    for name, module in transformer.named_modules():
+        if isinstance(module, LoraLayer):
+            for factor, part in ((module.lora_A, "lora_A"), (module.lora_B, "lora_B")):
+                for linear in factor.values():
+                    linear.weight.data = tensors[f"{_PREFIX}{name}.{part}.weight"].to(linear.weight.device)
+
+
+def check_lora(transformer: nn.Module, tensors: dict[str, Tensor], file: Path) -> None:
+    """Raise ConfigError unless every adapter has a linear layer of its size in the transformer."""
+    layers = dict(transformer.named_modules())
+    for name, tensor in tensors.items():
+        down, up = _PARTS
+        module = name.removeprefix(_PREFIX).removesuffix(down).removesuffix(up)
+        layer = layers.get(module)
+        size = tensor.shape[1] if name.endswith(down) else tensor.shape[0]
+        if not isinstance(layer, nn.Linear) or size != (
+            layer.in_features if name.endswith(down) else layer.out_features
+        ):
+            raise ConfigError(f"{file}: is of another model: {module} does not fit this {type(transformer).__name__}")
+
+
+def copy_weights(transformer: nn.Module, folder: Path) -> None:
+    """Replace all of a transformer's weights by those of a folder that ``save_pretrained`` wrote.
+
+    Raises:
+        ConfigError: a file is missing or damaged, holds a weight that another has too or one that is not finite, or the
+            weights are of another model.
+    """
+    wanted = transformer.state_dict()
+    found: dict[str, Path] = {}
+    for file in sorted(folder.glob("*.safetensors")):
+        with opened(file) as content, torch.no_grad():
+            for name in content.keys():  # noqa: SIM118 - not a mapping
+                if name not in wanted or list(wanted[name].shape) != content.get_slice(name).get_shape():
+                    raise ConfigError(f"{file}: is of another model: {name} does not fit {type(transformer).__name__}")
+                if earlier := found.get(name):
+                    raise ConfigError(f"{file}: has {name}, as {earlier.name} has; leave one set of weights there")
+                tensor = content.get_tensor(name)
+                if wanted[name].is_floating_point() and not (
+                    tensor.is_floating_point() and tensor.float().isfinite().all()
+                ):
+                    raise ConfigError(f"{file}: {name} has values that are not finite, or no floating-point numbers")
+                wanted[name].copy_(tensor)
+                found[name] = file
+    missing = wanted.keys() - found.keys()
+    if missing:
+        raise ConfigError(f"{folder}: {len(missing)} weights are missing, such as {min(missing)}; fetch it again")
+
+
+def whole_network(network_class: Any, transformer: Any, weights: Mapping[str, Tensor]) -> Any:
+    """A network of a class, configured as another one, with its buffers and the given weights, which are not copied."""
+    with torch.device("meta"):
+        network = network_class.from_config(dict(transformer.config))
+    buffers = {name: buffer for name, buffer in transformer.state_dict().items() if name not in weights}
+    network.load_state_dict({**weights, **buffers}, assign=True)
+    return network
+
+
+@contextmanager
+def filling(folder: Path) -> Iterator[Path]:
+    """An empty folder to be filled, which replaces another one when the block ends.
+
+    Raises:
+        FileError: it cannot be written; nothing of it stays.
+    """
+    partial = folder.with_name(f".{folder.name}{PARTIAL}")
+    shutil.rmtree(partial, ignore_errors=True)  # of a save that was cut off
+    try:
+        partial.mkdir(parents=True)
+        yield partial
+        shutil.rmtree(folder, ignore_errors=True)
+        partial.rename(folder)
+    except (OSError, SafetensorError) as error:
+        raise FileError(f"{folder}: cannot be written: {' '.join(str(error).split())}") from None
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def sort_header(file: Path) -> None:
+    """Bring a safetensors file's metadata into the order of their names: the library writes them in any order."""
+    with file.open("r+b") as stream:
+        size = int.from_bytes(stream.read(8), "little")
+        header = json.loads(stream.read(size))
+        if "__metadata__" in header:
+            header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        if len(text) <= size:  # as it is unless the library writes JSON in another way
+            stream.seek(8)
+            stream.write(text.ljust(size))

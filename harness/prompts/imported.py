@@ -1,0 +1,135 @@
+"""Makes prompt lists of other people's files: checked, without repetitions, split by hash."""
+
+import hashlib
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from harness.config import ConfigError
+from harness.files import write_atomically
+from harness.prompts.lists import MAX_CHARACTERS, normalise, problem_with, prompt_key, read_texts
+
+SPLITS = ("train", "validation", "test")
+
+
+@dataclass(frozen=True)
+class Shares:
+    """Percent of prompts that go to each list; they add up to 100."""
+
+    train: float
+    validation: float
+    test: float
+
+    @classmethod
+    def parse(cls, text: str) -> "Shares":
+        """``"90,5,5"``. Raises ConfigError unless it is three numbers that add up to 100."""
+        try:
+            train, validation, test = (float(part) for part in text.split(","))
+        except ValueError:
+            raise ConfigError(f"--shares {text}: write three percentages, as in 90,5,5") from None
+        if not min(train, validation, test) >= 0 or abs(train + validation + test - 100) > 1e-9:
+            raise ConfigError(f"--shares {text}: train, validation and test must add up to 100")
+        return cls(train, validation, test)
+
+
+@dataclass(frozen=True)
+class ImportedPrompts:
+    """Lists by split, and what became of the rest."""
+
+    lists: dict[str, list[str]]
+    num_read: int
+    left_out: Counter[str]
+    """Number of prompts by reason."""
+
+    def summary(self) -> list[str]:
+        """Lines to print: how many were read, left out and why, and how many each list holds."""
+        reasons = "".join(f", {count:,} {reason}" for reason, count in self.left_out.most_common())
+        return [
+            f"{self.num_read:,} prompts read{reasons}",
+            *(f"{split:10}  {len(prompts):,} prompts" for split, prompts in self.lists.items()),
+        ]
+
+
+def split_of(prompt: str, shares: Shares) -> str:
+    """The list that a prompt belongs to, by its hash alone.
+
+    With the same shares a prompt has the same list in whatever file it comes, and so have all that have its
+    ``prompt_key``, such as variants of case and of white space: lists that were imported apart are disjoint too.
+    """
+    place = _hash("split", prompt_key(prompt)) % 10_000 / 100
+    if place < shares.train:
+        return "train"
+    return "validation" if place < shares.train + shares.validation else "test"
+
+
+def import_prompts(
+    files: Sequence[Path],
+    shares: Shares,
+    *,
+    exclude: Sequence[Path] = (),
+    column: str | None = None,
+    max_characters: int = MAX_CHARACTERS,
+) -> ImportedPrompts:
+    """Read, check, deduplicate and split prompts.
+
+    The order of each list is that of a hash, so that the start of a list is a fair sample of its sources.
+
+    Args:
+        files: as ``read_texts`` takes them.
+        shares: of each list; one of 0 is not made.
+        exclude: files whose prompts must be in no list, such as a benchmark's.
+        column: of the prompt, as ``read_texts`` takes it.
+        max_characters: longer prompts are left out.
+
+    Raises:
+        ConfigError: a file is not of its format, or a list gets no prompt.
+    """
+    taken = {prompt_key(text) for file in exclude for _, text in read_texts(file, column)}
+    lists: dict[str, list[str]] = {split: [] for split in SPLITS if getattr(shares, split) > 0}
+    seen: set[str] = set()
+    left_out: Counter[str] = Counter()
+    texts = [text for file in files for _, text in read_texts(file, column)]
+    for text in texts:
+        prompt = normalise(text)
+        reason = _reason_to_leave_out(prompt, seen, taken, max_characters)
+        if reason is not None:
+            left_out[reason] += 1
+            continue
+        seen.add(prompt_key(prompt))
+        lists[split_of(prompt, shares)].append(prompt)
+    for split, prompts in lists.items():
+        if not prompts:
+            raise ConfigError(f"{split} gets none of {len(seen)} prompts; give more prompts, or it a larger share")
+        prompts.sort(key=lambda prompt: _hash("order", prompt))
+    return ImportedPrompts(lists, len(texts), left_out)
+
+
+def write_lists(lists: dict[str, list[str]], folder: Path) -> list[Path]:
+    """Write each list to ``folder/<split>.txt``.
+
+    Raises:
+        ConfigError: one is there already.
+    """
+    paths = {split: folder / f"{split}.txt" for split in lists}
+    for path in paths.values():
+        if path.exists():
+            raise ConfigError(f"{path} is there already; choose another folder, since runs depend on it")
+    folder.mkdir(parents=True, exist_ok=True)
+    for split, path in paths.items():
+        write_atomically(path, "".join(f"{prompt}\n" for prompt in lists[split]))
+    return list(paths.values())
+
+
+def _reason_to_leave_out(prompt: str, seen: set[str], taken: set[str], max_characters: int) -> str | None:
+    problem = problem_with(prompt, max_characters)
+    if problem is not None:
+        return problem.kind
+    key = prompt_key(prompt)
+    if key in seen:
+        return "repeated"
+    return "excluded" if key in taken else None
+
+
+def _hash(purpose: str, text: str) -> int:
+    return int.from_bytes(hashlib.sha256(f"{purpose}:{text}".encode()).digest()[:8])

@@ -1,0 +1,190 @@
+"""Files of published packages: fetched once from pinned wheels on PyPI, checked, and kept in a folder.
+
+Only these files are needed: the text recognisers' weights, CLIP's vocabulary, and the module that has HPS-v3's
+question, whose exact words count. The packages themselves would bring OpenCV, old transformers and old Pythons.
+"""
+
+import hashlib
+import os
+import subprocess
+import sys
+import tempfile
+import zipfile
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path, PurePosixPath
+
+from harness.errors import HarnessError
+from harness.files import file_sha256
+
+_NOTICE = """\
+{file} is the text recogniser of PP-OCR, copyright the PaddleOCR authors (https://github.com/PaddlePaddle/PaddleOCR),
+licensed under the Apache License, Version 2.0 (https://www.apache.org/licenses/LICENSE-2.0).
+It was taken unchanged from {member} in the wheel {package} {version} on PyPI, which declares the licence Apache-2.0
+and holds no licence file.
+"""
+
+
+class AssetError(HarnessError, RuntimeError):
+    """A model file is missing, wrong, or could not be fetched."""
+
+
+@dataclass(frozen=True)
+class Asset:
+    """A file inside a published wheel."""
+
+    package: str
+    version: str
+    wheel_sha256: str
+    member: str
+    """The file's path inside the wheel."""
+    sha256: str
+    """Of the file."""
+
+
+ASSETS: dict[str, Asset] = {
+    "PP-OCRv6-rec": Asset(
+        package="rapidocr",
+        version="3.10.0",
+        wheel_sha256="2fc34e26cd0f48514804a94f8832283039c7334076bff60768b1fed9ad068050",
+        member="rapidocr/models/PP-OCRv6_rec_small.onnx",
+        sha256="6f327246b50388f3c176ae304bd95767ea6dc0c9ae92153ef8cbe210b3c14884",
+    ),
+    "PP-OCRv4-rec": Asset(
+        package="rapidocr-onnxruntime",
+        version="1.4.4",
+        wheel_sha256="971d7d5f223a7a808662229df1ef69893809d8457d834e6373d3854bc1782cbf",
+        member="rapidocr_onnxruntime/models/ch_PP-OCRv4_rec_infer.onnx",
+        sha256="48fc40f24f6d2a207a2b1091d3437eb3cc3eb6b676dc3ef9c37384005483683b",
+    ),
+    "CLIP-BPE": Asset(
+        package="open_clip_torch",
+        version="3.3.0",
+        wheel_sha256="c549ad5ed6bfc119cc11105033c0a2b9d7a2a4afeb40a58a09aab3da1a0043ce",
+        member="open_clip/bpe_simple_vocab_16e6.txt.gz",
+        sha256="924691ac288e54409236115652ad4aa250f48203de50a9e4722a6ecd48d6804a",
+    ),
+    "HPSv3-question": Asset(
+        package="hpsv3",
+        version="1.0.0",
+        wheel_sha256="1a1b3ed1f538315ddf0e90c55b9f5c8ab3248d772cd713c11f7dfe35bf867ab3",
+        member="hpsv3/dataset/data_collator_qwen.py",
+        sha256="b0f936e89f8df652c67d470412e1d9afd27aa711dec85724c19989ac91e7a3e3",
+    ),
+}
+
+
+def default_folder() -> Path:
+    """Where assets are kept: ``$ADAGRPO_ASSETS``, or ``.cache/assets`` at the root of the repository."""
+    chosen = os.environ.get("ADAGRPO_ASSETS")
+    return Path(chosen).expanduser() if chosen else Path(__file__).parents[3] / ".cache" / "assets"
+
+
+def asset_path(name: str) -> Path:
+    """The verified model file of an asset in the default folder; hashed at most once a process.
+
+    Args:
+        name: a key of ``ASSETS``.
+
+    Raises:
+        AssetError: the file is missing or its sha256 is wrong.
+        KeyError: no such asset.
+    """
+    path = _model_file(default_folder(), name)
+    if not path.is_file():
+        raise AssetError(
+            f"{path} is missing: run `adagrpo fetch-assets`, or set ADAGRPO_ASSETS to a folder that has it"
+        )
+    _verify(path, ASSETS[name].sha256)
+    return path
+
+
+def fetch_assets(folder: Path | None = None) -> dict[str, Path]:
+    """Download, check and keep all model files with their licences; does nothing where they are already right.
+
+    Safe to run in several processes at once: each works in a temporary folder of its own and moves whole files into
+    place, the model last, so that a model which is there always has its licence beside it.
+
+    Args:
+        folder: where to keep them; None for ``default_folder()``.
+
+    Returns:
+        ``{asset name: model file}``.
+
+    Raises:
+        AssetError: pip could not download a wheel, something downloaded has the wrong sha256, or the folder cannot be
+            written.
+    """
+    folder = default_folder() if folder is None else folder
+    paths = {name: _model_file(folder, name) for name in ASSETS}
+    for name, path in paths.items():
+        try:
+            if not path.is_file() or file_sha256(path) != ASSETS[name].sha256:
+                _fetch(ASSETS[name], path)
+        except OSError as error:
+            raise AssetError(f"cannot keep {path}: {error}; set ADAGRPO_ASSETS to a writable folder") from error
+    return paths
+
+
+def _model_file(folder: Path, name: str) -> Path:
+    return folder / f"{name}{PurePosixPath(ASSETS[name].member).suffix}"
+
+
+@cache
+def _verify(path: Path, sha256: str) -> None:
+    # Only a success is cached: a file that was wrong and is repaired is looked at again.
+    if (found := file_sha256(path)) != sha256:
+        raise AssetError(f"{path} has sha256 {found}, not {sha256}: run `adagrpo fetch-assets` to replace it")
+
+
+def _fetch(asset: Asset, path: Path) -> None:
+    # Inside the destination: a move is atomic only within one file system.
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".fetching-") as temporary:
+        wheel = _download(asset, Path(temporary))
+        licences = path.parent / "licenses" / f"{asset.package}-{asset.version}"
+        licences.mkdir(parents=True, exist_ok=True)
+        with zipfile.ZipFile(wheel) as archive:
+            contents = {licences / Path(name).name: archive.read(name) for name in _licence_members(archive)}
+            if not contents:
+                notice = _NOTICE.format(
+                    file=path.name, member=asset.member, package=asset.package, version=asset.version
+                )
+                contents[licences / "NOTICE"] = notice.encode()
+            model = archive.read(asset.member)
+        if (found := hashlib.sha256(model).hexdigest()) != asset.sha256:
+            raise AssetError(f"{asset.member} in {wheel.name} has sha256 {found}, not {asset.sha256}: not kept")
+        contents[path] = model
+        for destination, data in contents.items():
+            staged = Path(temporary) / destination.name
+            staged.write_bytes(data)
+            staged.replace(destination)
+
+
+def _licence_members(archive: zipfile.ZipFile) -> list[str]:
+    return [name for name in archive.namelist() if ".dist-info/licenses/" in name and not name.endswith("/")]
+
+
+def _download(asset: Asset, folder: Path) -> Path:
+    """Download an asset's wheel into a folder and check it; pip is the client, so its index settings apply."""
+    requirement = f"{asset.package}=={asset.version}"
+    # The packages pin a range of Python versions and many dependencies, which a model file does not have.
+    options = [
+        "--no-deps",
+        "--ignore-requires-python",
+        "--only-binary=:all:",
+        "--disable-pip-version-check",
+        "--no-input",
+    ]
+    command = [sys.executable, "-m", "pip", "download", "--quiet", *options, "--dest", str(folder), requirement]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    wheels = list(folder.glob("*.whl"))
+    if result.returncode != 0 or len(wheels) != 1:
+        reason = (result.stderr.strip() or result.stdout.strip() or "no wheel came").splitlines()[-1]
+        raise AssetError(
+            f"pip could not download {requirement} ({reason}): run `adagrpo fetch-assets` where pip reaches an index, "
+            "or copy the assets folder of another machine and set ADAGRPO_ASSETS to it"
+        )
+    if (found := file_sha256(wheels[0])) != asset.wheel_sha256:
+        raise AssetError(f"{wheels[0].name} has sha256 {found}, not {asset.wheel_sha256}: not kept")
+    return wheels[0]

@@ -1,0 +1,201 @@
+"""Where published reward models lie, what is in them, and one clear line if they are missing or damaged.
+
+Nothing here downloads: a missing file is an error that names the command to fetch it.
+"""
+
+import hashlib
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import torch
+from huggingface_hub import snapshot_download, try_to_load_from_cache
+from huggingface_hub.errors import LocalEntryNotFoundError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from harness.config import ROOT
+from harness.files import file_sha256
+from harness.rewards.base import RewardError
+from harness.rewards.files.twins import TWIN_PREFIX, find_twin
+
+
+@dataclass(frozen=True)
+class Published:
+    """Hub ids of a published model: ``owner/name`` or ``owner/name/file``."""
+
+    path: str
+    base: str | None = None
+    """Architecture, tokenizer or preprocessing, where the checkpoint's own repository does not have them."""
+
+
+PUBLISHED: dict[str, Published] = {
+    # Version 2.1, as in the paper; 2.0 is xswu/HPSv2/HPS_v2_compressed.pt.
+    "hpsv2": Published("xswu/HPSv2/HPS_v2.1_compressed.pt"),
+    "hpsv3": Published("MizzenAI/HPSv3/HPSv3.safetensors", "Qwen/Qwen2-VL-7B-Instruct"),
+    "clip": Published("openai/clip-vit-large-patch14"),
+    "pickscore": Published("yuvalkirstain/PickScore_v1", "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"),
+    "imagereward": Published("THUDM/ImageReward", "google-bert/bert-base-uncased"),
+}
+
+WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
+"""Names of a model folder's weights, the first that is there counts."""
+
+_HUB_ID = re.compile(r"([\w.-]+/[\w.-]+)(?:/([\w./-]+))?")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+def locate(reward: str, key: str, place: str, needs: Sequence[str] = (), weights: bool = True) -> Path:
+    """A checkpoint that is on this machine.
+
+    Args:
+        reward: whose it is, for the errors.
+        key: the setting it comes from, such as ``path``.
+        place: a file or folder, absolute or relative to the repository; or a hub id, ``owner/name`` for a whole
+            repository or ``owner/name/file``, which is looked up in the hub's cache; or a twin, as in ``twin:hpsv2``.
+        needs: files that a folder must have.
+        weights: whether a repository's weights are needed, or only what describes it.
+
+    Raises:
+        RewardError: it is not there; the line ends with the command that fetches it.
+    """
+    if place.startswith(TWIN_PREFIX):
+        return find_twin(reward, key, place.removeprefix(TWIN_PREFIX))
+    path = ROOT / Path(place).expanduser()
+    advice = _advice(place, weights)
+    if not path.exists():
+        found = _in_hub_cache(place)
+        if found is None:
+            raise RewardError(f"reward {reward!r}: rewards.{reward}.{key}: {place} is not on this machine; {advice}")
+        path = found
+    for name in needs:
+        if not (path / name).is_file():
+            raise RewardError(f"reward {reward!r}: rewards.{reward}.{key}: {path} has no {name}; {advice}")
+    return path
+
+
+def locate_file(reward: str, key: str, place: str) -> Path:
+    """``locate`` of a checkpoint that is one file. Raises RewardError too if the place is a folder."""
+    path = locate(reward, key, place)
+    if not path.is_file():
+        raise RewardError(
+            f"reward {reward!r}: rewards.{reward}.{key}: {path} is no file; give the checkpoint itself, as in "
+            f"{PUBLISHED[reward].path}"
+        )
+    return path
+
+
+def weights_file(reward: str, key: str, folder: Path, place: str) -> Path:
+    """The weights of a model folder. Raises RewardError if there are none."""
+    for name in WEIGHT_FILES:
+        if (folder / name).is_file():
+            return folder / name
+    names = " or ".join(WEIGHT_FILES)
+    raise RewardError(f"reward {reward!r}: rewards.{reward}.{key}: {folder} has no {names}; {_advice(place, True)}")
+
+
+def _in_hub_cache(place: str) -> Path | None:
+    match = _HUB_ID.fullmatch(place)
+    if match is None:
+        return None
+    repository, file = match.groups()
+    if file:
+        found = try_to_load_from_cache(repository, file)
+        return Path(found) if isinstance(found, str) else None
+    try:
+        return Path(snapshot_download(repository, local_files_only=True))
+    except LocalEntryNotFoundError:
+        return None
+
+
+def _advice(place: str, weights: bool) -> str:
+    match = _HUB_ID.fullmatch(place)
+    if match is None or (ROOT / place).exists():
+        return "give another place"
+    repository, file = match.groups()
+    what = f" {file}" if file else "" if weights else " --include '*.json' '*.txt'"
+    return f"fetch it with `hf download {repository}{what}`"
+
+
+# --- content --------------------------------------------------------------------------------------------------------
+
+
+def sha256_of(files: Iterable[Path]) -> str:
+    """sha256 over names and contents of files, in the order of their names."""
+    digest = hashlib.sha256()
+    for file in sorted(files):
+        digest.update(file.name.encode())
+        digest.update(_sha256(file.resolve(), file.stat().st_mtime_ns).encode())
+    return digest.hexdigest()
+
+
+@cache
+def _sha256(file: Path, _modified: int) -> str:
+    # The hub's cache names large files by their sha256: tens of gigabytes need not be read again.
+    if file.parent.name == "blobs" and _SHA256.fullmatch(file.name):
+        return file.name
+    return file_sha256(file)
+
+
+@contextmanager
+def readable(reward: str, key: str, folder: Path) -> Iterator[None]:
+    """Within: what transformers raises about a folder's configuration or tokenizer is a RewardError of one line."""
+    try:
+        yield
+    except Exception as error:  # noqa: BLE001 - on damaged files transformers and tokenizers raise errors of any kind
+        reason = " ".join(str(error).split())[:200]
+        raise RewardError(f"reward {reward!r}: rewards.{reward}.{key}: {folder} cannot be read: {reason}") from None
+
+
+def load_weights(reward: str, path: Path) -> dict[str, Tensor]:
+    """Tensors of a checkpoint by name, on the CPU: a safetensors file, or a torch file with or without ``state_dict``.
+
+    Raises:
+        RewardError: the file is truncated, damaged, or holds anything but tensors.
+    """
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # noqa: BLE001 - on damaged files the readers raise errors of any kind
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise RewardError(
+            f"reward {reward!r}: {path} is truncated or no checkpoint ({reason[:120]}); fetch it again"
+        ) from None
+    content = content.get("state_dict", content) if isinstance(content, dict) else content
+    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
+        raise RewardError(f"reward {reward!r}: {path} holds no tensors by name: another model's checkpoint?")
+    return content
+
+
+def check_weights(reward: str, path: Path, given: Mapping[str, Tensor], wanted: Mapping[str, Sequence[int]]) -> None:
+    """Check that a checkpoint has the tensors of a model, no other, and in their shapes.
+
+    Args:
+        reward: whose it is.
+        path: where it came from.
+        given: tensors by name.
+        wanted: shape of each tensor by name.
+
+    Raises:
+        RewardError: in one line, what does not fit.
+    """
+    problems = []
+    if missing := sorted(wanted.keys() - given.keys()):
+        problems.append(f"{len(missing)} tensors are missing ({missing[0]}, ...)")
+    if unknown := sorted(given.keys() - wanted.keys()):
+        problems.append(f"{len(unknown)} are unknown ({unknown[0]}, ...)")
+    for name in sorted(wanted.keys() & given.keys()):
+        if list(given[name].shape) != list(wanted[name]):
+            problems.append(f"{name} is {list(given[name].shape)} instead of {list(wanted[name])}")
+            break
+    if problems:
+        raise RewardError(f"reward {reward!r}: {path} is no checkpoint of this model: {'; '.join(problems)}")
+
+
+def torch_dtype(precision: str) -> torch.dtype:
+    """The network's dtype of a precision's name."""
+    return {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]

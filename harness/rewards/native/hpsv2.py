@@ -1,0 +1,117 @@
+"""HPS-v2 (Wu et al. 2023), versions 2.0 and 2.1: a CLIP ViT-H/14 trained on human choices."""
+
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import CLIPConfig
+
+from harness.config import RewardConfig
+from harness.models.pipelines.truncation import TextReader
+from harness.rewards.files.checkpoints import PUBLISHED, load_weights, locate_file, sha256_of, torch_dtype
+from harness.rewards.files.twins import TWIN_PREFIX, clip_architecture
+from harness.rewards.native.batched import ImageError
+from harness.rewards.native.clip import ClipCosine, Towers, build_clip
+from harness.rewards.native.open_clip import CONTEXT_LENGTH, END, ClipTokenizer, to_transformers
+
+SIDE = 224
+_MEAN = (0.48145466, 0.4578275, 0.40821073)
+_STD = (0.26862954, 0.26130258, 0.27577711)
+_FORMULA_VERSION = "hpsv2-1"
+
+
+def vit_h_14() -> CLIPConfig:
+    """open_clip's ViT-H-14: 32 layers of 1280 for pictures, 24 of 1024 for text, 986 million parameters."""
+    vision = {"hidden_size": 1280, "intermediate_size": 5120, "num_hidden_layers": 32, "num_attention_heads": 16}
+    text = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16}
+    return CLIPConfig(
+        projection_dim=1024,
+        vision_config={**vision, "patch_size": 14, "image_size": SIDE, "hidden_act": "gelu"},
+        text_config={**text, "hidden_act": "gelu", "eos_token_id": END},
+    )
+
+
+def preprocess(levels: Tensor) -> Tensor:
+    """A picture as the hpsv2 package shows it to its model: all of it, in the middle of a black square.
+
+    The longest side becomes 224 (bicubic, antialiased), the rest of the square is zero before normalisation; nothing is
+    cropped. It is resized as floats, which may leave [0, 1] slightly, as in the package.
+
+    Args:
+        levels: ``[b, 3, H, W]`` uint8.
+
+    Returns:
+        ``[b, 3, 224, 224]`` float32, normalised by CLIP's mean and std.
+
+    Raises:
+        ImageError: pictures so narrow that a side would vanish.
+    """
+    height, width = levels.shape[-2:]
+    scale = SIDE / max(height, width)
+    size = round(height * scale), round(width * scale)
+    if 0 in size:
+        raise ImageError(0, f"{width} x {height} pixels are too narrow: a side vanishes at {SIDE} pixels")
+    pixels = levels.float() / 255
+    if scale != 1:
+        pixels = F.interpolate(pixels, size, mode="bicubic", antialias=True, align_corners=False)
+    down, right = SIDE - size[0], SIDE - size[1]
+    pixels = F.pad(pixels, (right // 2, right - right // 2, down // 2, down - down // 2))
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (_MEAN, _STD))
+    return (pixels - mean) / std
+
+
+class HpsV2(ClipCosine):
+    """Human preference score v2: the cosine of picture and prompt, about 0.2 to 0.4."""
+
+    low, high = -1.0, 1.0
+
+    def __init__(self, settings: RewardConfig) -> None:
+        super().__init__("hpsv2", settings)
+
+    def fingerprint(self) -> str:
+        """sha256 of the checkpoint, precision, and version of the formula.
+
+        Raises:
+            RewardError: the checkpoint is not on this machine.
+        """
+        return f"{sha256_of([self._checkpoint])}:{self._precision}:{_FORMULA_VERSION}"
+
+    @property
+    def architecture(self) -> CLIPConfig:
+        """ViT-H/14, or its twin's."""
+        return clip_architecture() if self._place.startswith(TWIN_PREFIX) else vit_h_14()
+
+    @property
+    def _place(self) -> str:
+        return self._settings.path or PUBLISHED[self.name].path
+
+    @cached_property
+    def _checkpoint(self) -> Path:
+        return locate_file(self.name, "path", self._place)
+
+    @cached_property
+    def _tokenizer(self) -> ClipTokenizer:
+        return ClipTokenizer()
+
+    def text_readers(self) -> Sequence[TextReader]:
+        """CLIP's text tower."""
+        return [TextReader(f"reward {self.name}", CONTEXT_LENGTH, self._tokenizer.encode)]
+
+    @cached_property
+    def _towers(self) -> Towers:
+        def tokens(texts: Sequence[str]) -> dict[str, Tensor]:
+            return {"input_ids": self._tokenizer(texts)}
+
+        weights = to_transformers(load_weights(self.name, self._checkpoint))
+        model = build_clip(
+            self.name,
+            self._checkpoint,
+            weights,
+            self.architecture,
+            torch_dtype(self._precision),
+            self._home,
+        )
+        return Towers(model, preprocess, tokens)

@@ -1,0 +1,253 @@
+"""HPS-v3 (Ma et al. 2025): Qwen2-VL-7B with a small head, asked to rate a picture for its prompt."""
+
+import ast
+import math
+import re
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from transformers import AutoTokenizer, Qwen2VLConfig, Qwen2VLModel
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+
+from harness.config import RewardConfig
+from harness.rewards.files.assets import asset_path
+from harness.rewards.files.checkpoints import (
+    PUBLISHED,
+    check_weights,
+    load_weights,
+    locate,
+    locate_file,
+    readable,
+    sha256_of,
+    torch_dtype,
+)
+from harness.rewards.native.batched import ImageError, NetworkReward
+
+PIXELS = 256 * 28 * 28
+"""Area every picture is resized to, about: 200,704 pixels, 256 tokens."""
+CELL = 28
+"""Pixels of a token's side: 2 x 2 patches of 14."""
+MAX_RATIO = 200
+
+REWARD_TOKEN = "<|Reward|>"
+_SPECIAL = re.compile(r"<\|[^|<>\s]+\|>")
+_BASE_FILES = ("config.json", "tokenizer_config.json")
+_TOKENIZER_FILES = (*_BASE_FILES, "tokenizer.json", "vocab.json", "merges.txt", "chat_template.jinja")
+_FORMULA_VERSION = "hpsv3-1"
+
+
+def size_in_cells(height: int, width: int) -> tuple[int, int]:
+    """Height and width, in pixels, that a picture is resized to: multiples of 28 whose product is about ``PIXELS``.
+
+    Each side is rounded to whole cells. If the area is then too large, the sides are scaled to ``PIXELS`` and rounded
+    down; if too small, scaled and rounded up.
+
+    Raises:
+        ImageError: one side is more than 200 times the other, or a side would vanish.
+    """
+    rounded = [max(CELL, round(side / CELL) * CELL) for side in (height, width)]
+    if max(height, width) / min(height, width) > MAX_RATIO:
+        raise ImageError(0, f"{width} x {height} pixels: one side is more than {MAX_RATIO} times the other")
+    area = rounded[0] * rounded[1]
+    if area > PIXELS:
+        shrink = math.sqrt(height * width / PIXELS)
+        rounded = [math.floor(side / shrink / CELL) * CELL for side in (height, width)]
+    elif area < PIXELS:
+        grow = math.sqrt(PIXELS / (height * width))
+        rounded = [math.ceil(side * grow / CELL) * CELL for side in (height, width)]
+    if 0 in rounded:
+        raise ImageError(0, f"{width} x {height} pixels are too narrow: a side vanishes")
+    return rounded[0], rounded[1]
+
+
+def read_question() -> str:
+    """The question that the model was trained with, with ``{text_prompt}`` for the prompt, ending in the reward token.
+
+    Its exact words count, so they are read from the published package's own module, without running it.
+
+    Raises:
+        AssetError: that module has not been fetched.
+    """
+    texts = {}
+    for node in ast.parse(asset_path("HPSv3-question").read_text(encoding="utf-8")).body:
+        match node:
+            case ast.Assign(targets=[ast.Name(id=name)], value=ast.Constant(value=str(text))):
+                texts[name] = text
+    return texts["INSTRUCTION"] + texts["prompt_with_special_token"]
+
+
+class RewardModel(nn.Module):
+    """Qwen2-VL without its language head, and the head that rates: hidden -> 1024 -> 16 -> (mu, log sigma)."""
+
+    def __init__(self, config: Qwen2VLConfig) -> None:
+        super().__init__()
+        self.backbone = Qwen2VLModel(config)
+        self.rm_head = _reward_head(config.text_config.hidden_size)
+
+    def positions(self, ids: Tensor, grid: Tensor) -> Tensor:
+        """Position ids ``[3, b, L]``: the token's index on all three axes, pictures included.
+
+        Qwen2-VL itself would place picture tokens on a plane; the package that HPS-v3 was trained with never does.
+        """
+        return torch.arange(ids.shape[1], device=ids.device).expand(3, *ids.shape)
+
+    def forward(self, ids: Tensor, mask: Tensor, patches: Tensor, grid: Tensor, reward_id: int) -> Tensor:
+        """Rate b conversations that each hold one reward token.
+
+        Args:
+            ids: ``[b, L]``, padded on the right.
+            mask: ``[b, L]``, 1 where a token is.
+            patches: all pictures' patches, as Qwen2-VL's image processor makes them.
+            grid: ``[b, 3]`` patches of each picture in time, height and width.
+            reward_id: id of the token whose last hidden state is rated.
+
+        Returns:
+            ``[b, 2]`` float32: mu, the score, and the logarithm of its sigma.
+        """
+        hidden = self.backbone(
+            input_ids=ids,
+            attention_mask=mask,
+            position_ids=self.positions(ids, grid),
+            pixel_values=patches,
+            image_grid_thw=grid,
+            use_cache=False,
+        ).last_hidden_state
+        return self.rm_head(hidden[ids == reward_id].float())
+
+
+def _reward_head(width: int) -> nn.Sequential:
+    # Dropout does nothing here, but the published checkpoint numbers the layers with it.
+    return nn.Sequential(
+        nn.Linear(width, 1024), nn.ReLU(), nn.Dropout(0.05), nn.Linear(1024, 16), nn.ReLU(), nn.Linear(16, 2)
+    )
+
+
+def to_transformers_5(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Names of transformers 4.45, in which HPS-v3 is published, as ``RewardModel`` has them; no language head."""
+    renamed = {}
+    for name, value in weights.items():
+        if name.startswith("model."):
+            renamed[f"backbone.language_model.{name.removeprefix('model.')}"] = value
+        elif name.startswith("visual."):
+            renamed[f"backbone.{name}"] = value
+        elif name != "lm_head.weight":
+            renamed[name] = value
+    return renamed
+
+
+RESOLUTION = {"fp32": 2e-5, "bf16": 2e-2}
+"""Of a score, by the precision of the network."""
+
+
+class HpsV3(NetworkReward):
+    """Human preference score v3: the mean mu of the score that the model predicts; about 0 to 15 for real models."""
+
+    low, high = -math.inf, math.inf
+    model_class: type[RewardModel] = RewardModel
+
+    def __init__(self, settings: RewardConfig) -> None:
+        super().__init__("hpsv3", settings)
+        self._precision = settings.precision or "bf16"
+        self.resolution = RESOLUTION[self._precision]
+
+    def check_prompt(self, prompt: str) -> None:
+        """Raise ValueError if the prompt would be read as one of the model's own tokens."""
+        if match := _SPECIAL.search(prompt):
+            raise ValueError(f"prompt {prompt!r}: the reward 'hpsv3' cannot score prompts with tokens as {match[0]}")
+
+    def fingerprint(self) -> str:
+        """sha256 of checkpoint and tokenizer, precision, and version of the formula.
+
+        Raises:
+            RewardError: they are not on this machine.
+        """
+        checkpoint = self._checkpoint
+        files = [path for name in _TOKENIZER_FILES if (path := self._base / name).is_file()]
+        return f"{sha256_of([checkpoint, *files])}:{self._precision}:{_FORMULA_VERSION}"
+
+    @cached_property
+    def _checkpoint(self) -> Path:
+        return locate_file(self.name, "path", self._settings.path or PUBLISHED[self.name].path)
+
+    @cached_property
+    def _base(self) -> Path:
+        place = self._settings.base or str(PUBLISHED[self.name].base)
+        return locate(self.name, "base", place, _BASE_FILES, weights=False)
+
+    @cached_property
+    def _tokenizer(self) -> Any:
+        with readable(self.name, "base", self._base):
+            tokenizer = AutoTokenizer.from_pretrained(self._base, padding_side="right")
+        tokenizer.add_special_tokens({"additional_special_tokens": [REWARD_TOKEN]})
+        return tokenizer
+
+    @cached_property
+    def _question(self) -> str:
+        return read_question()
+
+    @cached_property
+    def _network(self) -> RewardModel:
+        with readable(self.name, "base", self._base):
+            config = Qwen2VLConfig.from_pretrained(self._base)
+        # The checkpoint has a row for each token there is; the base's own table is longer.
+        config.text_config.vocab_size = len(self._tokenizer)
+        weights = to_transformers_5(load_weights(self.name, self._checkpoint))
+        with torch.device("meta"):
+            wanted = {name: list(value.shape) for name, value in self.model_class(config).state_dict().items()}
+        check_weights(self.name, self._checkpoint, weights, wanted)
+        return assemble(self.model_class, config, weights, torch_dtype(self._precision)).to(self._home)
+
+    def conversation(self, prompt: str) -> str:
+        """The text put to the model for a prompt, in its chat format, with one place for the picture."""
+        self.check_prompt(prompt)
+        content = [{"type": "image"}, {"type": "text", "text": self._question.format(text_prompt=prompt)}]
+        messages = [{"role": "user", "content": content}]
+        return self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+
+    def picture(self, levels: Tensor) -> np.ndarray:
+        """``[3, H, W]`` uint8 -> ``[H', W', 3]`` uint8 of about 200,704 pixels, resized by PIL (bicubic)."""
+        height, width = size_in_cells(*levels.shape[-2:])
+        picture = Image.fromarray(levels.permute(1, 2, 0).numpy()).resize((width, height), Image.Resampling.BICUBIC)
+        return np.array(picture)
+
+    @torch.no_grad()
+    def _measure_batch(self, levels: Tensor, prompts: Sequence[str]) -> dict[str, Tensor]:
+        model, tokenizer = self._network, self._tokenizer
+        device = next(model.parameters()).device
+        processed = Qwen2VLImageProcessorPil()(
+            [self.picture(image) for image in levels],
+            do_resize=False,
+            return_tensors="pt",
+            input_data_format="channels_last",
+        )
+        num_tokens = (processed.image_grid_thw.prod(-1) // 4).tolist()
+        place = "<|image_pad|>"
+        texts = [self.conversation(p).replace(place, place * n) for p, n in zip(prompts, num_tokens, strict=True)]
+        encoded = tokenizer(texts, padding=True, return_tensors="pt")
+        rated = model(
+            encoded.input_ids.to(device),
+            encoded.attention_mask.to(device),
+            processed.pixel_values.to(device, model.backbone.dtype),
+            processed.image_grid_thw.to(device),
+            tokenizer.convert_tokens_to_ids(REWARD_TOKEN),
+        )
+        return {self.name: rated[:, 0], f"{self.name}/log_sigma": rated[:, 1]}
+
+
+def assemble(
+    model_class: type[RewardModel], config: Qwen2VLConfig, weights: dict[str, Tensor], dtype: torch.dtype
+) -> RewardModel:
+    """A RewardModel of checked weights: the backbone in ``dtype``, the head in float32."""
+    backbone = {name.removeprefix("backbone."): v for name, v in weights.items() if name.startswith("backbone.")}
+    head = {name.removeprefix("rm_head."): v.float() for name, v in weights.items() if name.startswith("rm_head.")}
+    with torch.device("meta"):
+        model = model_class(config)
+    model.backbone = Qwen2VLModel.from_pretrained(None, config=config, state_dict=backbone, dtype=dtype)
+    model.rm_head.load_state_dict(head, assign=True)
+    return model.eval().requires_grad_(False)

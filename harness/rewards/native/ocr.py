@@ -1,0 +1,224 @@
+"""Can an external text recogniser read the word that the prompt asks for?
+
+Two recognisers trained by PaddleOCR on real photographs and documents: ``ocr`` (PP-OCRv6) is the reward, ``ocr-v4``
+(PP-OCRv4) is an unseen judge. Neither has ever seen a picture of the miniature.
+"""
+
+import re
+from collections.abc import Sequence
+from functools import cached_property
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from harness.errors import ConfigError
+from harness.rewards.base import Reward, check_images
+from harness.rewards.files.assets import ASSETS, asset_path
+
+RECOGNISERS: dict[str, str] = {"ocr": "PP-OCRv6-rec", "ocr-v4": "PP-OCRv4-rec"}
+"""Reward name -> asset name."""
+
+LETTERS = "abcdefghijklmnopqrstuvwxyz"
+INPUT_HEIGHT, INPUT_WIDTH = 48, 128
+# The height is the recognisers' own. Wider inputs keep the pictures' 4:1 shape, yet read noisy pictures worse.
+
+_FORMULA_VERSION = "ctc-letters-per-letter-1"
+_TINY = 1e-12
+_WORD = re.compile(r'"([a-z]+)"')
+
+
+def target_word(prompt: str) -> str:
+    """The quoted word that a prompt asks for.
+
+    Raises:
+        ValueError: the prompt has no word of letters a-z in double quotes.
+    """
+    match = _WORD.search(prompt)
+    if match is None:
+        raise ValueError(
+            f'prompt {prompt!r} has no word to read: it needs letters a-z in double quotes, as in "harbor"'
+        )
+    return match.group(1)
+
+
+def letter_probabilities(probabilities: np.ndarray, letter_columns: np.ndarray) -> Tensor:
+    """Reduce a recogniser's distribution over its whole dictionary to blank and a-z.
+
+    P'(letter) = P(lower case) + P(upper case) and P'(blank) = 1 - sum of P'(letter). Everything that is no letter
+    counts as blank: with the whole dictionary, training learns faint textures that are read as dots after the word.
+
+    Args:
+        probabilities: ``[B, T, V]``, each row a distribution.
+        letter_columns: ``[26, 2]`` columns of each letter in lower and upper case.
+
+    Returns:
+        ``[B, T, 27]`` float64, blank first, every entry >= 1e-12.
+    """
+    letters = torch.from_numpy(probabilities[..., letter_columns]).double().sum(-1)
+    blank = 1 - letters.sum(-1, keepdim=True)
+    return torch.cat([blank, letters], dim=-1).clamp_min(_TINY)
+
+
+def ctc_word_score(probabilities: Tensor, words: Sequence[str]) -> Tensor:
+    """How probable a recogniser finds each word: the geometric mean of its probability over its letters.
+
+    score = P(word)^(1 / L) = exp(-nll / L), where P(word) is summed over all alignments of the word's L letters with
+    the T time steps (connectionist temporal classification, Graves et al. 2006). It is smooth where word accuracy
+    only ties, and the root keeps long words comparable with short ones.
+
+    Args:
+        probabilities: ``[B, T, 27]`` of blank and a-z, each entry > 0.
+        words: B words of letters a-z.
+
+    Returns:
+        ``[B]`` float32 in [0, 1].
+
+    Raises:
+        ValueError: a word needs more time steps than T (one a letter, and a blank between two equal letters).
+    """
+    num_steps = probabilities.shape[1]
+    for word in words:
+        num_symbols = len(word) + sum(a == b for a, b in pairwise(word))
+        if num_symbols > num_steps:
+            raise ValueError(f"the word {word!r} needs {num_symbols} time steps, but the recogniser reads {num_steps}")
+    lengths = torch.tensor([len(word) for word in words])
+    targets = torch.tensor([LETTERS.index(letter) + 1 for word in words for letter in word])
+    negative_log_likelihood = F.ctc_loss(
+        probabilities.double().log().transpose(0, 1),
+        targets,
+        torch.full_like(lengths, num_steps),
+        lengths,
+        blank=0,
+        reduction="none",
+    )
+    # Rounding of a recogniser's float32 rows can carry the sum over alignments past 1 by 1e-7.
+    return torch.exp(-negative_log_likelihood / lengths).clamp_max(1).float()
+
+
+def greedy_words(probabilities: Tensor) -> list[str]:
+    """Most probable symbol of each time step, repeats merged and blanks dropped: ``[B, T, 27]`` -> B strings."""
+    words = []
+    for symbols in probabilities.argmax(-1).tolist():
+        merged = [symbol for symbol, before in zip(symbols, [0, *symbols[:-1]], strict=True) if symbol != before]
+        words.append("".join(LETTERS[symbol - 1] for symbol in merged if symbol))
+    return words
+
+
+def edit_distance(first: str, second: str) -> int:
+    """Fewest letters inserted, deleted or replaced between two strings (Levenshtein)."""
+    row = list(range(len(second) + 1))
+    for i, a in enumerate(first, 1):
+        previous, row = row, [i]
+        for j, b in enumerate(second, 1):
+            row.append(min(previous[j] + 1, row[j - 1] + 1, previous[j - 1] + (a != b)))
+    return row[-1]
+
+
+class OcrReward(Reward):
+    """Probability a letter, by a text recogniser, of the word quoted in the prompt (``ctc_word_score``)."""
+
+    low = 0.0
+    high = 1.0
+    resolution = 2e-6
+
+    def __init__(self, name: str = "ocr", num_threads: int = 1, batch_size: int = 16) -> None:
+        """Choose a recogniser; its weights are loaded at the first use.
+
+        Args:
+            name: ``ocr`` (PP-OCRv6) or ``ocr-v4`` (PP-OCRv4).
+            num_threads: CPU threads of one forward pass, >= 1.
+            batch_size: pictures in one forward pass, >= 1; does not change scores.
+
+        Raises:
+            ValueError: an unknown name, or a number below 1.
+        """
+        if name not in RECOGNISERS:
+            raise ValueError(f"unknown recogniser {name!r}; there are {', '.join(RECOGNISERS)}")
+        if num_threads < 1 or batch_size < 1:
+            raise ValueError(f"reward {name!r}: num_threads and batch_size must be >= 1")
+        self.name = name
+        self._asset = RECOGNISERS[name]
+        self._num_threads = num_threads
+        self._batch_size = batch_size
+
+    def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        """Score each image, see ``Reward.score``.
+
+        Raises:
+            ValueError: images out of contract (``check_images``), or a prompt without a quoted word that fits.
+            AssetError: the recogniser's weights have not been fetched.
+        """
+        words = [target_word(prompt) for prompt in prompts]
+        return ctc_word_score(self._recognise(check_images(images, prompts, self.name)), words)
+
+    def measure(self, images: Tensor, prompts: Sequence[str]) -> dict[str, Tensor]:
+        """The score, and of the same forward pass the greedy reading's word accuracy and edit similarity.
+
+        Returns:
+            ``{name: [B], f"{name}/word_accuracy": [B] of 0 or 1, f"{name}/edit_similarity": [B] in [0, 1]}``; edit
+            similarity is 1 - edit distance / length of the longer string.
+        """
+        words = [target_word(prompt) for prompt in prompts]
+        probabilities = self._recognise(check_images(images, prompts, self.name))
+        readings = greedy_words(probabilities)
+        similarity = [1 - edit_distance(r, w) / max(len(r), len(w)) for r, w in zip(readings, words, strict=True)]
+        return {
+            self.name: ctc_word_score(probabilities, words),
+            f"{self.name}/word_accuracy": torch.tensor([float(r == w) for r, w in zip(readings, words, strict=True)]),
+            f"{self.name}/edit_similarity": torch.tensor(similarity),
+        }
+
+    def read(self, images: Tensor) -> list[str]:
+        """What the recogniser reads in each image, letters a-z only, upper case merged into lower."""
+        return greedy_words(self._recognise(check_images(images, [""] * len(images), self.name)))
+
+    def check_prompt(self, prompt: str) -> None:
+        """Raise ValueError if the prompt has no quoted word of letters a-z."""
+        target_word(prompt)
+
+    def check_ready(self) -> None:
+        """Raise AssetError if the recogniser's weights have not been fetched."""
+        asset_path(self._asset)
+
+    def fingerprint(self) -> str:
+        """The weights' sha256 and the version of the formula; needs no weights at hand."""
+        return f"{ASSETS[self._asset].sha256}:{_FORMULA_VERSION}"
+
+    def _recognise(self, levels: Tensor) -> Tensor:
+        """``[B, 3, H, W]`` uint8 -> ``[B, T, 27]`` probabilities of blank and a-z."""
+        height, width = levels.shape[-2:]
+        if width < 2 * height:
+            raise ConfigError(f"reward {self.name!r} reads one line of text: {width} x {height} pictures are too high")
+        session, letter_columns = self._recogniser
+        input_name = session.get_inputs()[0].name
+        parts = []
+        for batch in levels.split(self._batch_size):
+            resized = F.interpolate(
+                batch.float() / 255, (INPUT_HEIGHT, INPUT_WIDTH), mode="bilinear", align_corners=False
+            )
+            # The recognisers were trained on OpenCV's pictures: blue first, values in [-1, 1].
+            pixels = ((resized.flip(1) - 0.5) / 0.5).numpy()
+            parts.append(letter_probabilities(session.run(None, {input_name: pixels})[0], letter_columns))
+        return torch.cat(parts)
+
+    @cached_property
+    def _recogniser(self) -> tuple[Any, np.ndarray]:
+        """The onnxruntime session, and the columns ``[26, 2]`` of a-z and A-Z in its output."""
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = self._num_threads
+        options.inter_op_num_threads = 1
+        # Several workers share the machine: a thread that spins while it waits takes a core from the others.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        options.log_severity_level = 3
+        path = asset_path(self._asset)
+        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        characters = session.get_modelmeta().custom_metadata_map["character"].split("\n")
+        # Column 0 is the blank, so a character's column is its place in the dictionary plus one.
+        columns = [[characters.index(case) + 1 for case in (letter, letter.upper())] for letter in LETTERS]
+        return session, np.array(columns)

@@ -1,0 +1,52 @@
+"""The hpsv2 package, scoring by its own ``img_score.score``."""
+
+import functools
+import shutil
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from harness.rewards.remote.workers.shims import Scorer, allow_torchvision, device_of, package_folder, stub, to_pictures
+
+
+def load(settings: dict[str, Any]) -> Scorer:
+    """The package with a checkpoint of its own format: ``settings["path"]``.
+
+    It is used as it is but for this: its model is built without the LAION weights that it would download only to
+    overwrite them, and the checkpoint, which it reads again for every call, is read once.
+    """
+    if settings["precision"] not in (None, "fp32"):
+        raise ValueError("the hpsv2 package chooses its precision itself: fp32 on a CPU, autocast on a GPU")
+    allow_torchvision()
+    stub("turtle", forward=None)  # imported by accident, and needs tkinter
+    _place("open_clip", "bpe_simple_vocab_16e6.txt.gz", "hpsv2", "src/open_clip")
+    from hpsv2 import img_score
+
+    img_score.device = device_of(settings)
+    model, _, preprocess = img_score.create_model_and_transforms(
+        "ViT-H-14", None, precision="amp", device=img_score.device, light_augmentation=True, output_dict=True
+    )
+    img_score.model_dict.update(model=model, preprocess_val=preprocess)
+    read = functools.cache(torch.load)
+    img_score.torch.load = read
+    # Once in vain: a checkpoint that does not fit is an error now.
+    model.load_state_dict(read(settings["path"], map_location=img_score.device)["state_dict"])
+
+    def score(levels: Tensor, prompts: Sequence[str]) -> dict[str, Tensor]:
+        pictures, scores = to_pictures(levels), torch.zeros(len(prompts))
+        for prompt in dict.fromkeys(prompts):
+            rows = [row for row, other in enumerate(prompts) if other == prompt]
+            found = img_score.score([pictures[row] for row in rows], prompt, cp=settings["path"])
+            scores[rows] = torch.tensor([float(value) for value in found])
+        return {"hpsv2": scores}
+
+    return score
+
+
+def _place(source_package: str, file: str, package: str, folder: str) -> None:
+    """Copy a file that is missing from a package's wheel out of another package."""
+    target = package_folder(package) / folder / file
+    if not target.exists():
+        shutil.copy(package_folder(source_package) / file, target)

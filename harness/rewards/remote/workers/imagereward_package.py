@@ -1,0 +1,62 @@
+"""The image-reward package, scoring by its own ``ImageReward.score``."""
+
+import importlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from harness.rewards.remote.workers.shims import (
+    Scorer,
+    allow_torchvision,
+    device_of,
+    package_folder,
+    skip_init,
+    to_pictures,
+)
+
+
+def load(settings: dict[str, Any]) -> Scorer:
+    """The package with ``settings["path"]``, a folder with its two files, and ``settings["base"]``, BERT's tokenizer.
+
+    Its ``__init__`` is skipped: it imports a trainer and two other scores, with all that those need.
+    """
+    if settings["precision"] not in (None, "fp32"):
+        raise ValueError("the image-reward package computes in fp32: no precision to set")
+    allow_torchvision()
+    package = package_folder("ImageReward")
+    skip_init("ImageReward", package)
+    skip_init("ImageReward.models", package / "models")
+    pretrain = importlib.import_module("ImageReward.models.BLIP.blip_pretrain")
+    init_tokenizer = pretrain.init_tokenizer
+    bert = init_tokenizer.__globals__["BertTokenizer"]
+    # It asks for "bert-base-uncased" by name, which would be looked up on the hub.
+    init_tokenizer.__globals__["BertTokenizer"] = _From(bert, settings["base"])
+    folder = Path(settings["path"])
+    build = importlib.import_module("ImageReward.ImageReward").ImageReward
+    device = device_of(settings)
+    model = build(device=device, med_config=str(folder / "med_config.json")).to(device)
+    weights = torch.load(folder / "ImageReward.pt", map_location="cpu", weights_only=True)
+    missing, unknown = model.load_state_dict(weights, strict=False)
+    missing = [name for name in missing if not name.endswith("position_ids")]
+    if missing or any(not name.endswith("position_ids") for name in unknown):
+        raise ValueError(f"{folder / 'ImageReward.pt'} does not fit: missing {missing[:2]}, unknown {unknown[:2]}")
+    model.eval()
+
+    def score(levels: Tensor, prompts: Sequence[str]) -> dict[str, Tensor]:
+        pictures = to_pictures(levels)
+        return {"imagereward": torch.tensor([model.score(p, i) for p, i in zip(prompts, pictures, strict=True)])}
+
+    return score
+
+
+class _From:
+    """A tokenizer class that loads from one place, whatever name it is asked for."""
+
+    def __init__(self, wrapped: Any, place: str) -> None:
+        self._wrapped, self._place = wrapped, place
+
+    def from_pretrained(self, _name: str, **options: Any) -> Any:
+        return self._wrapped.from_pretrained(self._place, **options)

@@ -1,5 +1,0 @@
-"""Processes that score with a published package in an environment of its own.
-
-They run under that environment's Python, beside old versions of everything: their modules import the standard library,
-torch, numpy and PIL, from this project ``harness.rewards.frames``, and the package they serve.
-"""

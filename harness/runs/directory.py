@@ -1,0 +1,342 @@
+"""A run's directory: configuration, state, logs and checkpoints. The only writer of results/runs/.
+
+Launching and looking need neither torch nor rewards: the functions that do import them themselves.
+"""
+
+import hashlib
+import json
+import os
+import pickle
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import IO, Any
+
+from analysis.runs.sources import numbers_sha256, package_versions, seal_sha256
+from harness import config as configuration
+from harness import files, records
+from harness.config import ROOT, ConfigError, RunConfig
+from harness.errors import CollectiveError, FileError, HarnessError, StopRun
+from harness.files import append, read_text, write_atomically
+from harness.runs import identity
+from harness.runs.identity import fingerprints_of
+
+RUNS = ROOT / "results" / "runs"
+PROTOCOL = ROOT / "analysis" / "claims.py"
+"""How results will be judged: a run records which version of it was in force."""
+_LONGEST_REASON = 500
+_CPUINFO = Path("/proc/cpuinfo")
+
+
+@dataclass(frozen=True)
+class RunDirectory:
+    """Paths of one run, and the ways its files are written."""
+
+    folder: Path
+
+    @property
+    def run_id(self) -> str:
+        """Name of the run."""
+        return self.folder.name
+
+    @property
+    def config(self) -> RunConfig:
+        """The resolved configuration."""
+        return configuration.load(self.folder / "config.yaml")
+
+    @property
+    def checkpoint_path(self) -> Path:
+        """The one resumable checkpoint."""
+        return self.folder / "checkpoints" / "latest.pt"
+
+    def status(self) -> dict[str, Any]:
+        """state, iteration, iterations, reason, attempts, updated; of a finished run also files, see ``records.seal``.
+
+        States: waiting, running, finished, failed; also damaged, if status.json cannot be read, and incomplete, if the
+        run was finished and a file of it is not whole any more. The reason then says what to do.
+        Of a run that has not been prepared: waiting, at iteration 0 of an unknown number (None).
+        """
+        path = self.folder / "status.json"
+        unknown = {"state": "waiting", "iteration": 0, "iterations": None, "reason": None, "attempts": 0}
+        if not path.exists():
+            return unknown
+        try:
+            status = unknown | records.parse_status(read_text(path))
+            lost = self._damage(status) if status["state"] == "finished" else None
+        except ValueError as error:  # also of read_text and of config.yaml: a ConfigError is one
+            words = str(error) if isinstance(error, ConfigError) else f"{path}: is damaged: {error}"
+            return unknown | {"state": "damaged", "reason": f"{words}; {self._remedy}"}
+        return status if lost is None else status | {"state": "incomplete", "reason": f"{lost}; {self._remedy}"}
+
+    def _damage(self, status: Mapping[str, Any]) -> str | None:
+        if "files" in status:
+            return records.damage(self.folder, status["files"])
+        return records.damage_of_unsealed(self.folder, self.config.model_dump())
+
+    @property
+    def _remedy(self) -> str:
+        return f"put back a copy of it, or run  adagrpo train --resume {self.folder}"
+
+    def set_status(
+        self,
+        state: str,
+        iteration: int,
+        iterations: int,
+        reason: str | None = None,
+        attempts: int | None = None,
+        keep_failure: bool = False,
+    ) -> None:
+        """Replace status.json atomically.
+
+        Args:
+            state: waiting, running, finished or failed.
+            iteration: the last one in the checkpoint.
+            iterations: of the whole run.
+            reason: why it failed.
+            attempts: how often workers have begun it in this launch; None leaves the number as it is.
+            keep_failure: leave state and reason as they are, if another process of the run has failed.
+        """
+        with self._sole_writer():
+            before = self.status()
+            if keep_failure and before["reason"] is not None:
+                state, reason = before["state"], before["reason"]
+            attempts = before["attempts"] if attempts is None else attempts
+            content = {"state": state, "iteration": iteration, "iterations": iterations, "reason": reason}
+            if state == "finished":
+                content["files"] = records.seal(self.folder)
+            self._write_status(content | {"attempts": attempts})
+
+    @contextmanager
+    def _sole_writer(self) -> Iterator[None]:
+        """Within: no other process changes the status; those that fail at the same moment all want to."""
+        with files.lock(self.folder / "status.lock", wait=True) or nullcontext():
+            yield
+
+    @contextmanager
+    def failure_noted(self) -> Iterator[None]:
+        """Within: an exception is noted as by ``note_failure``; an echo is raised with the message of its cause."""
+        try:
+            yield
+        except StopRun:  # no failure
+            raise
+        except Exception as error:
+            try:
+                cause, own = self.note_failure(error)
+            except FileError:
+                raise error from None  # the disk is full; whoever looks sees that nobody is at work any more
+            if cause != own and isinstance(error, CollectiveError):
+                raise CollectiveError(f"{cause} (here: {error})") from error
+            raise
+
+    def note_failure(self, error: Exception) -> tuple[str, str]:
+        """Make the run a failed one, unless it is already, with an exception's type and message as the reason.
+
+        Where several processes execute the run, what fails in one makes the others fail. Such an echo is noted until
+        its cause is, and the run is not a failed one yet: perhaps a process was killed, which may also be behind an
+        error that is none of ours, and the run can be tried again.
+
+        Returns:
+            The reason that stands now, and this exception's own.
+        """
+        own = " ".join(f"{type(error).__name__}: {error}".split())[:_LONGEST_REASON]
+        several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+        if several:
+            own = f"rank {os.environ['RANK']}: {own}"
+        is_echo = several and isinstance(error, CollectiveError)
+        is_final = not several or (isinstance(error, HarnessError) and not is_echo)
+        with self._sole_writer():
+            status = self.status()
+            known = status["reason"]
+            if several and status["state"] == "failed":
+                return known, own
+            is_known = known is not None and (is_echo or f" {CollectiveError.__name__}: " not in known)
+            if is_known and not is_final:
+                return known, own
+            state = "failed" if is_final else status["state"]
+            self._write_status(status | {"state": state, "reason": own})
+        return own, own
+
+    def _write_status(self, content: Mapping[str, Any]) -> None:
+        content = {**content, "updated": datetime.now(UTC).isoformat(timespec="seconds")}
+        path = self.folder / "status.json"
+        text = json.dumps(records.checked(content), indent=1) + "\n"
+        try:
+            write_atomically(path, text)
+        except FileError:
+            # A full disk mostly has room for as much as is there now, and the state must not stay "running".
+            if not path.exists():
+                raise
+            with suppress(OSError), path.open("r+b") as stream:
+                stream.write(text.encode())
+                stream.truncate()
+                return
+            raise
+
+    def append(self, name: str, record: Mapping[str, Any]) -> None:
+        """Append one JSON line; NaN and infinities are an error, since no JSON reader takes them."""
+        append(self.folder / name, json.dumps(record, allow_nan=False) + "\n")
+
+    def forget_after(self, iteration: int) -> None:
+        """Drop log lines of iterations after a checkpoint, and a last one that was torn, so that they are written once.
+
+        Raises:
+            ConfigError: of what the checkpoint has behind it a line is damaged or missing, but for evaluations of its
+                own iteration, which can be made again.
+        """
+        found = records.gaps_of(self.folder, self.config.model_dump(), iteration) if iteration >= 0 else []
+        own = f"of iteration {iteration} is missing"
+        lost = [gap for gap in found if not (gap.startswith("eval.jsonl") and own in gap)]
+        if lost:
+            raise ConfigError(f"{self.folder}: {lost[0]}; put back a copy of the file, or move the folder away")
+        for path in [*self.folder.glob(f".*{files.PARTIAL}"), *self.folder.glob(f"checkpoints/.*{files.PARTIAL}")]:
+            path.unlink()
+        for name in records.LOGS:
+            path = self.folder / name
+            lines = records.read_lines(path) if iteration >= 0 else []
+            lines = [line for line in lines if line["iteration"] <= iteration]
+            text = "".join(json.dumps(line) + "\n" for line in lines)
+            if path.exists() and read_text(path) != text:
+                write_atomically(path, text)
+
+    def save_checkpoint(self, state: Mapping[str, Any]) -> None:
+        """Replace the checkpoint atomically: a kill at any moment leaves the old one or the new one."""
+        import torch
+
+        with files.replacing(self.checkpoint_path, durable=True) as stream:
+            files.write_checked(stream, lambda target: torch.save(dict(state), target))
+
+    def load_checkpoint(self) -> dict[str, Any] | None:
+        """The checkpoint, or None before the first one.
+
+        Raises:
+            ConfigError: it is damaged: cut off, or a byte is another one.
+        """
+        if not self.checkpoint_path.exists():
+            return None
+        import torch
+
+        try:
+            files.require_checked(self.checkpoint_path)
+            return torch.load(self.checkpoint_path, map_location="cpu", weights_only=True)
+        except (OSError, RuntimeError, pickle.UnpicklingError, EOFError) as error:
+            reason = " ".join(str(error).split())[:_LONGEST_REASON]
+            raise ConfigError(f"{self.checkpoint_path}: cannot be read: {reason}") from None
+
+    def lock(self, wait: bool = False) -> IO[bytes]:
+        """Claim the run for this process as long as the returned file is open.
+
+        Args:
+            wait: until another process that is at work on it has ended.
+
+        Raises:
+            ConfigError: another process is at work on it, and ``wait`` is false.
+        """
+        # Tried again, since ``is_locked`` holds the lock for a moment to look.
+        for patience in (0.05, 0.2, 0):
+            held = files.lock(self.folder / "lock", wait)
+            if held is not None:
+                return held
+            time.sleep(patience)
+        raise ConfigError(f"{self.folder}: another process is training this run")
+
+    def is_locked(self) -> bool:
+        """Whether a process is at work on the run now."""
+        path = self.folder / "lock"
+        if not path.exists():
+            return False
+        held = files.lock(path, shared=True)
+        if held is not None:
+            held.close()
+        return held is None
+
+
+def find_run(config: RunConfig, root: Path = RUNS) -> RunDirectory:
+    """The directory that a run has or would have; nothing is written.
+
+    Raises:
+        ConfigError: as ``fingerprints_of``.
+    """
+    return _find(config, fingerprints_of(config), root)
+
+
+def _find(config: RunConfig, fingerprints: Mapping[str, str], root: Path) -> RunDirectory:
+    return RunDirectory(root / config.experiment / configuration.run_id(config, fingerprints))
+
+
+def _saved_config(run: RunDirectory) -> RunConfig | None:
+    """None if the file is damaged: the run's name tells that it is the one wanted, and the file is made anew."""
+    try:
+        return run.config
+    except ConfigError as error:
+        print(f"warning: {error}; written again", file=sys.stderr)
+        return None
+
+
+def prepare_run(config: RunConfig, root: Path = RUNS, rerun_changed: bool = False) -> RunDirectory:
+    """The directory of a run, made if it is new; the same run has the same directory, whenever it is prepared.
+
+    Nothing is written into a finished run. An unfinished one takes over how it shall be executed, such as ``runtime``.
+
+    Args:
+        config: the run.
+        root: folder of run directories.
+        rerun_changed: set a run aside that other code or packages have executed, and begin it again.
+
+    Raises:
+        ConfigError: as ``find_run``, or the directory is not the run of its name any more.
+    """
+    fingerprints = fingerprints_of(config)
+    run = _find(config, fingerprints, root)
+    if rerun_changed and not run.is_locked() and identity.changes_of(run.folder):
+        identity.set_aside(run.folder)
+    path = run.folder / "config.yaml"
+    if not path.exists():
+        run.folder.mkdir(parents=True, exist_ok=True)
+        identity.write_identity(run.folder, config, fingerprints)
+        write_atomically(path, configuration.dump(config))
+    elif run.status()["state"] != "finished" and (saved := _saved_config(run)) != config:
+        identity.require_unchanged(run.folder, saved or config, fingerprints)
+        write_atomically(path, configuration.dump(config))
+    if not (run.folder / "status.json").exists():
+        run.set_status("waiting", 0, config.iterations)
+    return run
+
+
+def environment() -> dict[str, Any]:
+    """Commit, protocol, versions and hardware, for environment.json."""
+    import torch
+
+    git = subprocess.run(
+        ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=12"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return {
+        "commit": git.stdout.strip() or None,
+        "protocol_sha256": hashlib.sha256(PROTOCOL.read_bytes()).hexdigest() if PROTOCOL.exists() else None,
+        "code_sha256": numbers_sha256(),
+        "seal_sha256": seal_sha256(),
+        "numerics_version": configuration.NUMERICS_VERSION,
+        "python": platform.python_version(),
+        "packages": package_versions(),
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+    }
+
+
+def _processor() -> str:
+    """Name and widest vectors of the CPU: seconds can only be compared between runs where both are the same."""
+    import torch
+
+    lines = _CPUINFO.read_text(encoding="utf-8", errors="replace").splitlines() if _CPUINFO.exists() else ()
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    name = next(names, platform.processor() or platform.machine())
+    return f"{name} ({torch.backends.cpu.get_cpu_capability()})"

@@ -1,0 +1,248 @@
+"""What a run is and was made by: the files it reads, the code and the machine it was executed under.
+
+Written into the run when it is made, and compared before anything is trained on: a name that stays is no promise that
+what it stands for has stayed.
+"""
+
+import json
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from itertools import combinations
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from analysis.runs.sources import changes_since, note_on_changes, require_environment
+from harness import config as configuration
+from harness.config import NUMERICS_VERSION, ConfigError, RunConfig, leaves, numeric_settings
+from harness.files import read_text, write_atomically
+
+if TYPE_CHECKING:
+    from harness.prompts.lists import PromptList
+    from harness.rewards import Reward
+
+FILE = "identity.json"
+ENVIRONMENT = "environment.json"
+_EXECUTION = ("commit", "code_sha256", "seal_sha256", "protocol_sha256", "packages", "python", "processor", "gpus")
+"""What makes an execution another one than that before it."""
+
+_SCORABLE: set[tuple[str, str, str]] = set()
+"""Prompt lists, with rewards and their settings, whose every prompt was found fit: a plan of many runs asks once."""
+_DISJOINT: set[tuple[str, ...]] = set()
+"""Prompt lists of a run that have nothing in common."""
+
+
+def fingerprints_of(config: RunConfig) -> dict[str, str]:
+    """sha256 or the like of all that a run reads: ``model``, the prompt lists by split, and ``reward NAME``.
+
+    Raises:
+        ConfigError: model, prompt list or reward model missing or damaged, unknown reward, adapters merged into bf16
+            weights, fewer training prompts than an iteration draws, lists with prompts in common, or a prompt that a
+            reward cannot score.
+    """
+    from harness.models.pipelines.files import model_fingerprint
+    from harness.models.pipelines.locate import find_pipeline
+    from harness.prompts.lists import read_prompts
+    from harness.rewards import RewardError, build_rewards
+
+    _require_exact_sampling(config)
+    fingerprints = {"model": model_fingerprint(find_pipeline(config.model.path))}
+    try:
+        training, measured = build_rewards(config.reward, config.evaluation.judges, config.rewards)
+    except ValueError as error:
+        raise ConfigError(f"reward or evaluation.judges: {error}") from None
+    rewards = {reward.name: reward for reward in (*training.parts, *measured[1:])}
+    lists = {split: read_prompts(getattr(config.prompts, split)) for split in config.prompt_splits}
+    for split, prompt_list in lists.items():
+        path = getattr(config.prompts, split)
+        fingerprints[split] = prompt_list.sha256
+        drawn = config.rollout.prompts_per_update * config.rollout.candidates
+        if split == "train" and len(prompt_list.prompts) < drawn:
+            raise ConfigError(
+                f"prompts.train {path}: has {len(prompt_list.prompts)} prompts, but an iteration draws {drawn}, "
+                "rollout.prompts_per_update times rollout.candidates"
+            )
+        for name, reward in rewards.items():
+            _require_scorable(reward, repr(config.rewards.get(name)), prompt_list, f"prompts.{split} {path}")
+    if not config.prompts.allow_overlap:
+        _require_disjoint(config, lists)
+    try:
+        fingerprints |= {f"reward {name}": reward.fingerprint() for name, reward in rewards.items()}
+    except RewardError as error:
+        raise ConfigError(str(error)) from None
+    return fingerprints
+
+
+def _require_exact_sampling(config: RunConfig) -> None:
+    """Raise ConfigError if pictures would be drawn by weights that lack what was learnt.
+
+    Asked before a run is made or trained, and not of every configuration: older runs can still be looked at.
+    """
+    optimizer = config.optimizer
+    if config.model.precision == "bf16" and optimizer.tuning == "lora" and optimizer.lora.merge_while_sampling:
+        raise ConfigError(
+            "optimizer.lora.merge_while_sampling: adapters merged into bf16 weights lose most of an update; set it to "
+            "false, or model.precision=fp32"
+        )
+
+
+def _require_scorable(reward: "Reward", settings: str, prompt_list: "PromptList", where: str) -> None:
+    known = (prompt_list.sha256, reward.name, settings)
+    if known in _SCORABLE:
+        return
+    try:
+        for prompt in prompt_list.prompts:
+            reward.check_prompt(prompt)
+    except ValueError as error:
+        raise ConfigError(f"{where}: {error}") from None
+    _SCORABLE.add(known)
+
+
+def _require_disjoint(config: RunConfig, lists: Mapping[str, "PromptList"]) -> None:
+    """Raise ConfigError if prompts that a run learns from are among those that it is judged by."""
+    known = tuple(prompt_list.sha256 for prompt_list in lists.values())
+    if known in _DISJOINT:
+        return
+    found = overlaps(config, {split: prompt_list.prompts for split, prompt_list in lists.items()})
+    if found:
+        raise ConfigError(f"{found[0]}; remove them from one, or set prompts.allow_overlap=true")
+    _DISJOINT.add(known)
+
+
+def overlaps(config: RunConfig, lists: Mapping[str, Sequence[str]]) -> list[str]:
+    """A line for each two prompt lists of a run, by split, that have prompts in common: how many, and the first."""
+    from harness.prompts.lists import overlap
+
+    lines = []
+    for one, other in combinations(lists, 2):
+        common = overlap(lists[other], lists[one])
+        if common:
+            path, its_path = (getattr(config.prompts, split) for split in (one, other))
+            lines.append(
+                f"prompts.{one} {path} and prompts.{other} {its_path}: have {len(common)} prompts in common, such as "
+                f"{common[0][:80]!r}"
+            )
+    return lines
+
+
+# --- what a run is ----------------------------------------------------------------------------------------------------
+
+
+def write_identity(folder: Path, config: RunConfig, fingerprints: Mapping[str, str]) -> None:
+    """Note, once, what a new run is and where its configuration was written."""
+    content = {
+        "numerics_version": NUMERICS_VERSION,
+        "settings": numeric_settings(config),
+        "fingerprints": dict(fingerprints),
+    }
+    write_atomically(folder / FILE, json.dumps(content, indent=1) + "\n")
+    write_atomically(folder / "origins.json", json.dumps(dict(config.origins), indent=1) + "\n")
+
+
+def require_unchanged(folder: Path, config: RunConfig, fingerprints: Mapping[str, str] | None = None) -> None:
+    """Compare a run with what it was when it was made, or, made before that was noted, with its name.
+
+    Args:
+        folder: of the run.
+        config: what is about to be executed there, as it is saved.
+        fingerprints: as ``fingerprints_of`` now; None computes them.
+
+    Raises:
+        ConfigError: names what has changed: a setting, a prompt list, the model or a reward.
+    """
+    now = fingerprints_of(config) if fingerprints is None else fingerprints
+    if not (folder / FILE).is_file():
+        if configuration.run_id(config, now) != folder.name:
+            raise ConfigError(
+                f"{folder}: is not the run of its name any more: its config.yaml was edited, or its model, a prompt "
+                "list or a reward was replaced; undo that, or begin a new run with  adagrpo train --profile ..."
+            )
+        return
+    known = _read(folder / FILE)
+    paths = {split: f"prompts.{split} {getattr(config.prompts, split)}" for split in config.prompt_splits}
+    paths["model"] = f"model.path {config.model.path}"
+    changed = [
+        f"{paths.get(name, name)} is another one than the run was made with"
+        for name in sorted(known["fingerprints"].keys() | now.keys())
+        if known["fingerprints"].get(name) != now.get(name)
+    ]
+    # Through JSON, as it was written: a pair is a list there.
+    before, after = leaves(known["settings"]), leaves(json.loads(json.dumps(numeric_settings(config))))
+    changed += [
+        f"{key} is {after.get(key, 'the default')} in config.yaml, and was {before.get(key, 'the default')}"
+        for key in sorted(before.keys() | after.keys())
+        if before.get(key) != after.get(key)
+    ]
+    if known["numerics_version"] != NUMERICS_VERSION:
+        changed.append(
+            f"the run is of numerics version {known['numerics_version']}, and the code of {NUMERICS_VERSION}"
+        )
+    if changed:
+        more = f" (and {len(changed) - 1} more)" if len(changed) > 1 else ""
+        raise ConfigError(
+            f"{folder}: {changed[0]}{more}; undo that, or begin a new run with  adagrpo train --profile ..."
+        )
+
+
+# --- what it was made by ----------------------------------------------------------------------------------------------
+
+
+def record_execution(folder: Path, environment: Mapping[str, Any]) -> list[str]:
+    """Note under what a run is executed: in environment.json, and under ``resumed`` what is not as it was before.
+
+    Returns:
+        Lines to say: that code, or the rules that its result will be judged by, have changed since the run began.
+    """
+    path = folder / ENVIRONMENT
+    if not path.is_file():
+        write_atomically(path, json.dumps(dict(environment), indent=1) + "\n")
+        return []
+    first = _read(path)
+    last = [first, *first.get("resumed", [])][-1]
+    own = {key: environment.get(key) for key in _EXECUTION}
+    if all(last.get(key) == value for key, value in own.items()):
+        return []
+    write_atomically(path, json.dumps({**first, "resumed": [*first.get("resumed", []), own]}, indent=1) + "\n")
+    said = []
+    if any(last.get(key) != own[key] for key in ("code_sha256", "packages")):
+        said.append(
+            "resumed by other code or packages than it was begun with: its numbers are of both, see environment.json"
+        )
+    if last.get("seal_sha256") != own["seal_sha256"]:
+        said.append("resumed under another seal of the rules that judge it: its result is marked, see environment.json")
+    return said
+
+
+def changes_of(folder: Path) -> list[str]:
+    """``changes_since`` a run directory was executed; a damaged record is none."""
+    try:
+        return changes_since(_read(folder / ENVIRONMENT) if (folder / ENVIRONMENT).is_file() else {})
+    except ConfigError:
+        return ["code not recorded"]
+
+
+def note_on_code(runs: Iterable[Collection[str]]) -> list[str]:
+    """As ``note_on_changes``, with what to do."""
+    return [f"{line}; --rerun-changed runs again what is changed" for line in note_on_changes(runs)]
+
+
+def set_aside(folder: Path) -> Path:
+    """Rename a run's folder to ``NAME.before-N``, where no reader takes it for a run; returns the new path."""
+    number = 1
+    while (kept := folder.with_name(f"{folder.name}.before-{number}")).exists():
+        number += 1
+    folder.rename(kept)
+    # A folder is a run by this file.
+    (kept / "config.yaml").rename(kept / "config.before.yaml")
+    return kept
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(read_text(path))
+        if not isinstance(content, dict):
+            raise ValueError("no object")
+        require_environment(content)
+    except ValueError as error:
+        if isinstance(error, ConfigError):
+            raise
+        raise ConfigError(f"{path}: is damaged ({error}); restore it, or remove the run's folder") from None
+    return content

@@ -1,0 +1,242 @@
+"""Scores checkpoints on a prompt list: a row of the paper's table each, values per prompt, and a grid of pictures."""
+
+import csv
+import hashlib
+import io
+import json
+import math
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from harness.config import ConfigError
+from harness.files import file_sha256, read_text, write_atomically
+from harness.models.pipelines.policy import Policy
+from harness.models.pipelines.truncation import ReadsText, truncations
+from harness.prompts.lists import PromptList
+from harness.rewards.readiness import Panel
+from harness.runs.directory import environment
+from harness.trained.checkpoints import Checkpoint
+from harness.trained.loading import load_policy
+from harness.trained.pictures import SEEDS, Row, draw_seeds, save_grid
+from harness.training.evaluation import evaluate
+
+PAPER_COLUMNS = {
+    "hpsv2": "HPS-v2",
+    "hpsv3": "HPS-v3",
+    "unifiedreward-v2/alignment": "UR-v2 alignment",
+    "unifiedreward-v2/coherence": "UR-v2 coherence",
+    "unifiedreward-v2/style": "UR-v2 style",
+    "clip": "CLIP",
+    "imagereward": "ImageReward",
+    "unifiedreward-v1": "UR-v1",
+}
+"""Columns of the paper's table, in its order, by metric."""
+
+
+@dataclass(frozen=True)
+class Score:
+    """What was measured of one checkpoint."""
+
+    checkpoint: Checkpoint
+    per_prompt: dict[str, list[float]]
+    """A metric's mean over noises, in the order of the prompts."""
+
+    @property
+    def means(self) -> dict[str, float]:
+        """Mean over prompts of each metric."""
+        return {metric: mean(values) for metric, values in self.per_prompt.items()}
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """What checkpoints are scored on.
+
+    Attributes:
+        prompts: to draw.
+        panel: rewards to score with, fit for the prompts and the pictures' size.
+        num_noises: pictures a prompt.
+        num_grid_prompts: how many prompts, from the list's start, the grid shows.
+    """
+
+    prompts: PromptList
+    panel: Panel
+    num_noises: int = 1
+    num_grid_prompts: int = 4
+
+    def run(
+        self, checkpoints: Sequence[Checkpoint], device: torch.device, folder: Path, say: Callable[[str], None]
+    ) -> list[Score]:
+        """Score checkpoints and write evaluation.json, per_prompt.csv, table.md and grid.png, anew after each.
+
+        Args:
+            checkpoints: of one picture size.
+            device: where they draw.
+            folder: to write to.
+            say: receives lines of progress.
+
+        Raises:
+            ConfigError: as ``load_policy``; two checkpoints have one label, or draw different sizes; the folder holds
+                an evaluation of something else; or a value is not finite. What was written of earlier checkpoints
+                stays.
+        """
+        _check_comparable(checkpoints)
+        self._check_folder(checkpoints, folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        shown = self.prompts.prompts[: self.num_grid_prompts]
+        scores: list[Score] = []
+        warnings: list[str] = []
+        lines: dict[str, Tensor] = {}
+        for checkpoint in checkpoints:
+            policy = load_policy(checkpoint, device, self.prompts.prompts)
+            readers: list[ReadsText] = [policy, *(part for reward in self.panel.ready for part in reward.parts)]
+            for line in truncations(readers, self.prompts.prompts, "prompts"):
+                if line not in warnings:
+                    warnings.append(line)
+                    say(f"warning: {line}")
+            scores.append(Score(checkpoint, self._measure(policy, checkpoint.label, say)))
+            self._write(scores, warnings, folder)
+            if shown:
+                lines[checkpoint.label] = draw_seeds(policy, shown, SEEDS)
+                rows = [Row(p, {label: images[n] for label, images in lines.items()}) for n, p in enumerate(shown)]
+                save_grid(rows, [f"seed {seed}" for seed in SEEDS], folder / "grid.png")
+        return scores
+
+    def _check_folder(self, checkpoints: Sequence[Checkpoint], folder: Path) -> None:
+        """Raise ConfigError if the folder holds an evaluation that is not of these checkpoints on these prompts."""
+        path = folder / "evaluation.json"
+        if not path.exists():
+            return
+        try:
+            found = json.loads(read_text(path))
+            kept = [
+                found["prompts_sha256"],
+                found["num_noises"],
+                [_identity_in(entry) for entry in found["checkpoints"]],
+            ]
+        except (ValueError, LookupError, TypeError):
+            kept = []
+        ours = [json.loads(json.dumps(_identity(checkpoint))) for checkpoint in checkpoints]
+        if kept[:2] != [self.prompts.sha256, self.num_noises] or kept[2] != ours[: len(kept[2])]:
+            raise ConfigError(f"--output {folder}: holds another evaluation; choose a new folder")
+
+    def _measure(self, policy: Policy, label: str, say: Callable[[str], None]) -> dict[str, list[float]]:
+        """Every metric of every prompt; a batch of pictures at a time, since all of them would not fit in memory."""
+        prompts = self.prompts.prompts
+        collected: dict[str, list[float]] = defaultdict(list)
+        for start in range(0, len(prompts), policy.config.max_batch):
+            part = prompts[start : start + policy.config.max_batch]
+            for metric, values in evaluate(policy, part, self.panel.ready, self.num_noises).items():
+                for prompt, value in zip(part, values, strict=True):
+                    if not math.isfinite(value):
+                        raise ConfigError(f"{label}: {metric} of prompt {prompt!r} is {value}; leave that reward out")
+                collected[metric] += values
+            say(f"{label}: {start + len(part)} of {len(prompts)} prompts")
+        return dict(collected)
+
+    def _write(self, scores: Sequence[Score], warnings: Sequence[str], folder: Path) -> None:
+        content = {
+            "prompts_sha256": self.prompts.sha256,
+            "num_noises": self.num_noises,
+            "not_available": self.panel.missing,
+            "not_applicable": self.panel.unfit,
+            "warnings": list(warnings),
+            "environment": environment(),
+            "checkpoints": [_as_json(score) for score in scores],
+            "prompts": list(self.prompts.prompts),
+        }
+        write_atomically(folder / "evaluation.json", json.dumps(content, indent=1, allow_nan=False) + "\n")
+        write_atomically(folder / "per_prompt.csv", _as_csv(self.prompts.prompts, scores))
+        write_atomically(folder / "table.md", "\n".join([*table(scores), "", *left_out(self.panel)]) + "\n")
+
+
+def table(scores: Sequence[Score]) -> list[str]:
+    """Markdown lines, a row a checkpoint: the paper's columns if any of them was measured, then all other metrics."""
+    measured = list(scores[0].per_prompt)
+    of_paper = list(PAPER_COLUMNS) if PAPER_COLUMNS.keys() & set(measured) else []
+    columns = [*of_paper, *(metric for metric in measured if metric not in of_paper)]
+    heads = ["checkpoint", *(PAPER_COLUMNS.get(metric, metric) for metric in columns)]
+    rows = [
+        [score.checkpoint.label, *(f"{score.means[c]:.4f}" if c in score.per_prompt else "–" for c in columns)]
+        for score in scores
+    ]
+    return [f"| {' | '.join(cells)} |" for cells in (heads, ["---"] * len(heads), *rows)]
+
+
+def left_out(panel: Panel) -> list[str]:
+    """A line a reward that did not score, with the reason."""
+    return [
+        *(f"not available: {name}: {reason}" for name, reason in panel.missing.items()),
+        *(f"not applicable: {name}: {reason}" for name, reason in panel.unfit.items()),
+    ]
+
+
+def default_folder(benchmark: Benchmark, checkpoints: Sequence[Checkpoint], root: Path) -> Path:
+    """A folder named by the first checkpoint and a hash of all that the numbers depend on."""
+    facts = [_identity(checkpoint) for checkpoint in checkpoints]
+    settings = [
+        benchmark.prompts.sha256,
+        benchmark.num_noises,
+        [reward.fingerprint() for reward in benchmark.panel.ready],
+    ]
+    digest = hashlib.sha256(json.dumps([facts, settings], sort_keys=True).encode()).hexdigest()[:10]
+    words = "".join(c if c.isalnum() else "-" for c in checkpoints[0].label)
+    return root / f"{'-'.join(filter(None, words.split('-')))}-{digest}"
+
+
+def _check_comparable(checkpoints: Sequence[Checkpoint]) -> None:
+    labels = [checkpoint.label for checkpoint in checkpoints]
+    for label in labels:
+        if labels.count(label) > 1:
+            raise ConfigError(f"two checkpoints are called {label!r}: evaluate them one at a time, or rename a file")
+    sizes = {(c.config.model.height, c.config.model.width) for c in checkpoints}
+    if len(sizes) > 1:
+        raise ConfigError("the checkpoints draw pictures of different sizes: set --height and --width")
+
+
+def _identity(checkpoint: Checkpoint) -> dict[str, Any]:
+    """What a reader needs to draw the same pictures again."""
+    weights = checkpoint.weights
+    files = [] if weights is None else [weights] if weights.is_file() else sorted(weights.glob("*.safetensors"))
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(bytes.fromhex(file_sha256(file)))
+    return {
+        "label": checkpoint.label,
+        "run_id": checkpoint.run.run_id if checkpoint.run else None,
+        "weights_sha256": digest.hexdigest() if files else None,
+        "model": checkpoint.config.model.model_dump(mode="json"),
+    }
+
+
+def _identity_in(entry: dict[str, Any]) -> dict[str, Any]:
+    """What ``_identity`` was of a checkpoint in an evaluation.json."""
+    return {key: entry[key] for key in ("label", "run_id", "weights_sha256", "model")}
+
+
+def _as_json(score: Score) -> dict[str, Any]:
+    summary = {
+        metric: {
+            "mean": mean(values),
+            "standard_error": stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None,
+        }
+        for metric, values in score.per_prompt.items()
+    }
+    return _identity(score.checkpoint) | {"metrics": summary, "per_prompt": score.per_prompt}
+
+
+def _as_csv(prompts: Sequence[str], scores: Sequence[Score]) -> str:
+    stream = io.StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
+    metrics = list(scores[0].per_prompt)
+    writer.writerow(["checkpoint", "prompt", *metrics])
+    for score in scores:
+        for row, prompt in enumerate(prompts):
+            writer.writerow([score.checkpoint.label, prompt, *(score.per_prompt[m][row] for m in metrics)])
+    return stream.getvalue()

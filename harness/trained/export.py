@@ -1,0 +1,112 @@
+"""Hands a run's result over: files that plain diffusers loads, with a model card."""
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+
+from harness.config import ConfigError, dump
+from harness.files import write_atomically
+from harness.models.pipelines.locate import find_pipeline
+from harness.models.pipelines.lora_files import read_lora, write_lora
+from harness.models.pipelines.published import Licence, find_published
+from harness.models.pipelines.registry import build_policy
+from harness.models.pipelines.weights import copy_weights, put_lora
+from harness.trained.checkpoints import LORA_FILE, Checkpoint, label_of, run_in, weights_in
+from harness.trained.model_card import Form, model_card
+from harness.training.checkpointing import read_weights
+
+
+def export(checkpoint: Checkpoint, folder: Path, *, merge: bool = False, licence: str | None = None) -> Form:
+    """Write a run's weights, its configuration (config.yaml) and a model card (README.md).
+
+    Args:
+        checkpoint: of a run.
+        folder: new or empty.
+        merge: write the whole pipeline with the trained weights in it, instead of adapters or a transformer alone. The
+            transformer is float32 then, whatever the precision of training.
+        licence: of the card; None is the base model's, where that is known.
+
+    Returns:
+        what was written.
+
+    Raises:
+        ConfigError: the checkpoint is of no run, the folder is in use, the licence is not known, the base model is
+            missing, or the weights are damaged or do not fit it.
+    """
+    run, weights = checkpoint.run, checkpoint.weights
+    if run is None or weights is None:
+        raise ConfigError(f"{checkpoint.label}: only a run can be exported, since the card reports what it measured")
+    if folder.exists() and any(folder.iterdir()):
+        raise ConfigError(f"--output {folder}: is in use; choose a new folder")
+    terms = _licence_of(checkpoint, licence)
+    form: Form = "pipeline" if merge else "lora" if checkpoint.is_lora else "transformer"
+    folder.mkdir(parents=True, exist_ok=True)
+    if merge:
+        _merged_pipeline(checkpoint, weights).save_pretrained(folder)
+    elif checkpoint.is_lora:
+        write_lora(read_lora(weights), folder / LORA_FILE)
+    else:
+        shutil.copytree(weights, folder / "transformer")
+    write_atomically(folder / "config.yaml", dump(checkpoint.config))
+    write_atomically(folder / "README.md", model_card(run, form, terms))
+    return form
+
+
+@contextmanager
+def latest_weights(folder: Path) -> Iterator[Checkpoint]:
+    """Within: the weights of a run's latest checkpoint, whole and in diffusers' format, whatever processes saved it.
+
+    Raises:
+        ConfigError: the folder is no run directory, nothing has been saved yet, shards are missing, or the run is
+            finished: then there are final weights.
+    """
+    run = run_in(folder)
+    if run.status()["state"] == "finished":
+        raise ConfigError(f"--latest: run {run.folder} is finished; export its final weights, without --latest")
+    weights = read_weights(run)
+    if weights is None:
+        raise ConfigError(f"--latest: run {run.folder} has no checkpoint yet")
+    config = run.config
+    policy = build_policy(config.model, config.optimizer, torch.device("cpu"), config.seed)
+    with TemporaryDirectory(dir=run.checkpoint_path.parent, prefix=".export-") as scratch:
+        policy.save(Path(scratch), weights)
+        yield Checkpoint(label_of(config), config, weights_in(Path(scratch)), run)
+
+
+def _licence_of(checkpoint: Checkpoint, licence: str | None) -> Licence:
+    if licence is not None:
+        return Licence(licence)
+    path = checkpoint.config.model.path
+    base = find_published(path)
+    if base is None:
+        raise ConfigError(
+            f"the licence of {path} is not known here: name it with  --license, as in --license apache-2.0"
+        )
+    return base.licence
+
+
+def _merged_pipeline(checkpoint: Checkpoint, weights: Path) -> Any:
+    from diffusers import DiffusionPipeline
+
+    import harness.models.miniature  # noqa: F401 - diffusers takes its class only from a module that was imported
+
+    model = checkpoint.config.model
+    folder = find_pipeline(model.path)
+    dtype = torch.bfloat16 if model.precision == "bf16" else torch.float32
+    try:
+        pipeline = DiffusionPipeline.from_pretrained(folder, dtype=dtype, local_files_only=True)
+    except (OSError, ValueError, KeyError) as error:
+        raise ConfigError(f"model.path: {folder} cannot be loaded: {' '.join(str(error).split())[:300]}") from None
+    # In bf16 the rounding of a weight is larger than what a short training adds to it.
+    pipeline.transformer.float()
+    put = put_lora if checkpoint.is_lora else copy_weights
+    put(pipeline.transformer, weights)
+    dynamic = model.shift == "dynamic"
+    changes = {"use_dynamic_shifting": dynamic, **({} if dynamic else {"shift": model.shift})}
+    pipeline.scheduler = type(pipeline.scheduler).from_config(pipeline.scheduler.config, **changes)
+    return pipeline

@@ -1,0 +1,162 @@
+"""The model card of an exported run: what it is, how to use it, how it was made, what was measured."""
+
+from typing import Any, Literal
+
+import yaml
+
+from harness.config import ROOT, RunConfig
+from harness.files import read_text
+from harness.models.pipelines.published import Licence, find_published
+from harness.names import FUSIONS, METHODS
+from harness.records import read_lines
+from harness.runs.directory import RunDirectory
+
+Form = Literal["lora", "transformer", "pipeline"]
+"""Adapters alone, a whole transformer, or the whole pipeline."""
+
+_LOADING = {
+    "lora": 'pipeline = DiffusionPipeline.from_pretrained("{base}", torch_dtype=torch.{dtype})\n'
+    'pipeline.load_lora_weights("this/folder")',
+    "transformer": 'pipeline = DiffusionPipeline.from_pretrained("{base}", torch_dtype=torch.{dtype})\n'
+    "pipeline.transformer = type(pipeline.transformer).from_pretrained(\n"
+    '    "this/folder", subfolder="transformer", torch_dtype=torch.{dtype}\n)',
+    "pipeline": 'pipeline = DiffusionPipeline.from_pretrained("this/folder", torch_dtype=torch.{dtype})',
+}
+
+
+def model_card(run: RunDirectory, form: Form, licence: Licence) -> str:
+    """README.md of an export: YAML front matter as the hub reads it, then text.
+
+    Args:
+        run: with a checkpoint, which is what was exported.
+        form: what was exported.
+        licence: of the export.
+    """
+    config = run.config
+    name = f"{_method_of(config)} on {_base_of(config)}"
+    sections = [
+        f"---\n{yaml.safe_dump(_front_matter(config, form, licence), sort_keys=False)}---",
+        f"# {name}",
+        _introduction(run, form),
+        f"## Use\n\n```python\n{_usage(config, form)}\n```\n\n{_schedule(config, form)}",
+        f"## Training\n\n{_settings(config)}\n\nAll settings are in `config.yaml`.",
+        f"## Measured\n\n{_measured(run)}",
+    ]
+    return "\n\n".join(sections) + "\n"
+
+
+def _front_matter(config: RunConfig, form: Form, licence: Licence) -> dict[str, Any]:
+    tags = ["text-to-image", "diffusers", "grpo", config.method.kernel.replace("_", "-")]
+    terms = {"license": licence.identifier, "license_name": licence.name, "license_link": licence.link}
+    return {
+        "base_model": _base_of(config),
+        "base_model_relation": "adapter" if form == "lora" else "finetune",
+        "library_name": "diffusers",
+        "pipeline_tag": "text-to-image",
+        "tags": [*tags, *(["lora"] if form == "lora" else []), *(["adagrpo"] if _is_adagrpo(config) else [])],
+        **{key: value for key, value in terms.items() if value is not None},
+    }
+
+
+def _introduction(run: RunDirectory, form: Form) -> str:
+    config, done = run.config, run.status()["iteration"]
+    length = f"{done}" if done == config.iterations else f"{done} of {config.iterations}"
+    what = {"lora": "LoRA adapters for", "transformer": "A transformer for", "pipeline": "A pipeline made from"}[form]
+    reward = " + ".join(name if weight == 1 else f"{weight:g} x {name}" for name, weight in config.reward.items())
+    return (
+        f"{what} {_base_of(config)}, trained by reinforcement learning ({_method_of(config)}) for {length} "
+        f"iterations to raise the reward {reward}. Run `{run.run_id}`."
+    )
+
+
+def _usage(config: RunConfig, form: Form) -> str:
+    model = config.model
+    dtype = "bfloat16" if model.precision == "bf16" else "float32"
+    loading = _LOADING[form].format(base=_base_of(config), dtype=dtype)
+    index = ROOT / model.path / "model_index.json"
+    is_miniature = index.is_file() and "harness.models.miniature" in read_text(index)
+    # Diffusers takes a class from outside its own library only from a module that has been imported.
+    imports = "import harness.models.miniature  # of the project adagrpo\n" if is_miniature else ""
+    return (
+        f"{imports}import torch\nfrom diffusers import DiffusionPipeline\n\n{loading}\npicture = pipeline(\n"
+        f"    prompt, height={model.height}, width={model.width}, num_inference_steps={model.num_steps},\n"
+        f"    guidance_scale={model.guidance}, max_sequence_length={model.max_sequence_length}\n).images[0]"
+    )
+
+
+def _schedule(config: RunConfig, form: Form) -> str:
+    if config.model.shift == "dynamic":
+        return "Trained with the scheduler's dynamic, resolution-dependent shift."
+    if form == "pipeline":
+        return f"Its scheduler has the static sigma shift of the training, {config.model.shift:g}."
+    return (
+        f"Trained with a static sigma shift of {config.model.shift:g}; if the pipeline's scheduler has another: "
+        f"`pipeline.scheduler = type(pipeline.scheduler).from_config(pipeline.scheduler.config, shift="
+        f"{config.model.shift:g}, use_dynamic_shifting=False)`."
+    )
+
+
+def _settings(config: RunConfig) -> str:
+    rollout, optimizer = config.rollout, config.optimizer
+    lora = f", rank {optimizer.lora.rank}, alpha {optimizer.lora.alpha:g}" if optimizer.tuning == "lora" else ""
+    rows = {
+        "step": f"{config.method.kernel}, eta {config.method.eta:g}",
+        "prompt selection": config.selection,
+        "advantage fusion": _fusion_of(config),
+        "reward": ", ".join(f"{name} (weight {weight:g})" for name, weight in config.reward.items()),
+        "rollout": f"{rollout.kind}, steps {', '.join(map(str, rollout.branch_indices))} of {config.model.num_steps}",
+        "candidates, group, prompts an update": f"{rollout.candidates}, {rollout.group_size}, "
+        f"{rollout.prompts_per_update}",
+        "tuning": f"{optimizer.tuning}{lora}",
+        "learning rate": f"{optimizer.learning_rate:g}",
+        "size": f"{config.model.width} x {config.model.height} pixels",
+        "seed": str(config.seed),
+    }
+    return _table(["setting", "value"], [[key, value] for key, value in rows.items()])
+
+
+def _measured(run: RunDirectory) -> str:
+    """A table for each prompt list: each metric at each iteration that was evaluated first and last."""
+    lines = read_lines(run.folder / "eval.jsonl")
+    records = [line for line in lines if line["iteration"] <= run.status()["iteration"]]
+    tables = []
+    for split in ("test", "validation"):
+        of_split = [record for record in records if record["split"] == split]
+        if not of_split:
+            continue
+        shown = of_split if len(of_split) == 1 else [of_split[0], of_split[-1]]
+        heads = ["metric", *("untrained" if r["iteration"] == 0 else f"iteration {r['iteration']}" for r in shown)]
+        rows = [[metric, *(f"{r['metrics'][metric]:.4f}" for r in shown)] for metric in shown[-1]["metrics"]]
+        last = shown[-1]
+        drawn = f"{last['num_prompts']} {split} prompts, pictures of each: {last['num_noises']}"
+        tables.append(f"By run `{run.run_id}` on {drawn}, sampled deterministically:\n\n{_table(heads, rows)}")
+    return "\n\n".join(tables)
+
+
+def _table(heads: list[str], rows: list[list[str]]) -> str:
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (heads, ["---"] * len(heads), *rows))
+
+
+def _method_of(config: RunConfig) -> str:
+    name = METHODS[config.method.kernel]
+    if _is_adagrpo(config):
+        return f"{name} + AdaGRPO"
+    selection = "" if config.selection == "random" else f" + {config.selection} prompts"
+    fusion = f" + {FUSIONS[config.fusion.kind]}" if config.fusion.enabled else ""
+    return f"{name}{selection}{fusion}"
+
+
+def _fusion_of(config: RunConfig) -> str:
+    if not config.fusion.enabled:
+        return "none"
+    rescaled = ", rescaling alone" if config.fusion.kind == "rescaled" else ""
+    return f"weight {config.fusion.weight:g}{rescaled}"
+
+
+def _is_adagrpo(config: RunConfig) -> bool:
+    return config.selection == "curriculum" and config.fusion.enabled and config.fusion.kind == "fused"
+
+
+def _base_of(config: RunConfig) -> str:
+    published = find_published(config.model.path)
+    return config.model.path if published is None else published.repository

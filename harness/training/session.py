@@ -1,0 +1,341 @@
+"""A run from start to end: set-up or resume, iterations, evaluations, checkpoints, logs."""
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.utils import set_seed
+
+from analysis.runs.sources import numbers_sha256
+from harness import records
+from harness.config import NUMERICS_VERSION, numeric_settings
+from harness.errors import CollectiveError, StopRun
+from harness.files import write_atomically
+from harness.models.pipelines.files import model_fingerprint
+from harness.models.pipelines.locate import find_pipeline
+from harness.models.pipelines.policy import Policy
+from harness.models.pipelines.registry import build_policy
+from harness.models.pipelines.truncation import ReadsText, truncations
+from harness.prompts.lists import drawn_prompts, read_prompts
+from harness.rewards import RewardError, build_rewards
+from harness.runs.directory import RunDirectory, environment
+from harness.runs.identity import overlaps, record_execution, require_unchanged
+from harness.training.checkpointing import load_state, save_state
+from harness.training.evaluation import evaluate, sample_images, save_gallery
+from harness.training.mirror import Mirror
+from harness.training.observation import VERSION as OBSERVATION
+from harness.training.observation import Observer
+from harness.training.processes import Processes, make_accelerator, print_late
+from harness.training.trainer import Trainer, TrainingError
+
+_SAY_EVERY = 5  # iterations
+
+OnValidation = Callable[[int, Mapping[str, float]], None]
+"""Receives an iteration and the metrics measured there on validation prompts; may raise StopRun."""
+
+
+class Session:
+    """Executes a prepared run directory, from the start or from its checkpoint.
+
+    Args:
+        run: the run.
+        say: receives a line of progress now and then, on the main process.
+        on_validation: called after each validation, on the main process; what it raises, StopRun, ends all.
+
+    Raises:
+        ConfigError: the run is not what it was when it was made, the world size is not the one asked for, or a
+            prompt cannot be drawn by the model.
+        RewardError: something that a reward needs is not there.
+    """
+
+    def __init__(
+        self,
+        run: RunDirectory,
+        say: Callable[[str], None] = print,
+        on_validation: OnValidation = lambda iteration, metrics: None,
+    ) -> None:
+        self.run, self.config = run, run.config
+        require_unchanged(run.folder, self.config)
+        self.on_validation = on_validation
+        runtime = self.config.runtime
+        torch.set_num_threads(runtime.threads)
+        # What an earlier run in this process drew must not matter; numpy takes 32 bits.
+        set_seed(self.config.seed % 2**32)
+        accelerator = make_accelerator(self.config)
+        self.processes = Processes(accelerator, runtime.timeout_seconds, self._note_late)
+        self.is_main = self.processes.is_main
+        self.say = say if self.is_main else (lambda line: None)
+        self.prompts = {s: read_prompts(getattr(self.config.prompts, s)).prompts for s in self.config.prompt_splits}
+        policy = build_policy(self.config.model, self.config.optimizer, self.processes.device, seed=self.config.seed)
+        for prompts in self.prompts.values():
+            policy.check_prompts(prompts)
+        if self.config.model.execution.text_encoders == "free":
+            self._prepare_text(policy)
+        judges = self.config.evaluation.judges
+        reward, self.judges = build_rewards(self.config.reward, judges, self.config.rewards, runtime.threads)
+        for judge in self.judges:
+            judge.check_ready()
+        self.warnings = self._cut_prompts(policy) if self.is_main else []
+        if self.is_main and self.config.prompts.allow_overlap:
+            self.warnings += overlaps(self.config, self.prompts)
+        for line in self.warnings:
+            self.say(f"warning: {line}")
+        self.trainer = Trainer(self.config, policy, reward, self.prompts["train"], accelerator)
+        self.trainer.processes.on_late = self._note_late
+        self.processes = self.trainer.processes
+
+    def _note_late(self, error: CollectiveError) -> None:
+        print_late(error)
+        self.run.note_failure(error)
+
+    def _cut_prompts(self, policy: Policy) -> list[str]:
+        """What the model's text encoders and the rewards do not read of each list."""
+        rewards = {part.name: part for judge in self.judges for part in judge.parts}
+        readers: list[ReadsText] = [policy, *rewards.values()]
+        found = [truncations(readers, prompts, f"prompts.{split}") for split, prompts in self.prompts.items()]
+        return [line for lines in found for line in lines]
+
+    def _prepare_text(self, policy: Policy) -> None:
+        """Encode all prompts of the run; each process does a share, and waits until all are on disk."""
+        drawn = drawn_prompts(self.prompts["train"], self.config)
+        needed = [*drawn, *self.prompts["validation"], *self.prompts.get("test", ())]
+        self.say(f"encoding {len(needed)} prompts, but those that are cached")
+        policy.prepare_prompts(needed, self.processes.index, self.processes.count)
+        self.processes.wait("encoding prompts")
+
+    def execute(self) -> None:
+        """Train to the end: validation at the interval, and one test when training is over.
+
+        Raises:
+            StopRun: ``on_validation`` did; the checkpoint has what was trained so far.
+            TrainingError: training cannot go on.
+        """
+        trainer, config = self.trainer, self.config
+        self._resume()
+        with Mirror(self.run, config.logging, enabled=self.is_main) as mirror:
+            if trainer.iteration == 0:
+                self._validate(mirror)
+                if config.evaluation.base_test:
+                    self._evaluate("test", mirror)
+            else:
+                self._evaluate_due(mirror, self._on_record())
+            began, first = time.monotonic(), trainer.iteration
+            while trainer.iteration < config.iterations:
+                start = time.perf_counter()
+                record = self._iterate()
+                record["seconds"]["iteration"] = time.perf_counter() - start
+                if self.is_main:
+                    self.run.append("metrics.jsonl", record)
+                    mirror.training(record)
+                self._after_iteration(mirror)
+                if trainer.iteration % _SAY_EVERY == 0 or trainer.iteration == config.iterations:
+                    each = (time.monotonic() - began) / (trainer.iteration - first)
+                    self.say(
+                        f"{trainer.iteration}/{config.iterations}  reward {record['reward_mean']:.3f}  {each:.2f} s an "
+                        f"iteration, {each * (config.iterations - trainer.iteration):.0f} s left"
+                    )
+        with self.processes.at("the end of training"), trainer.engine.averaged_weights():
+            weights = trainer.engine.whole_weights()
+            if self.is_main:
+                trainer.policy.save(self.run.folder / records.FINAL, weights)
+                if gaps := records.gaps_of(self.run.folder, config.model_dump(), config.iterations):
+                    raise TrainingError(f"{self.run.folder}: has been trained, but {'; '.join(gaps)}")
+                self.run.set_status("finished", trainer.iteration, config.iterations)
+
+    def _iterate(self) -> dict[str, Any]:
+        """An iteration; one whose scores do not arrive has taught nothing, and is not counted."""
+        trainer = self.trainer
+        iteration, tracker = trainer.iteration, trainer.tracker.state_dict()
+        try:
+            return trainer.iterate()
+        except RewardError as error:
+            # Several processes cannot agree on a checkpoint when one of them has failed.
+            if self.processes.count == 1:
+                trainer.iteration = iteration
+                trainer.tracker.load_state_dict(tracker)
+                self._save("running", str(error))
+            raise
+
+    def _after_iteration(self, mirror: Mirror) -> None:
+        trainer, config = self.trainer, self.config
+        try:
+            self._evaluate_due(mirror)
+        except RewardError as error:
+            # What was trained is whole, and a resumed run makes up for the evaluation; as to processes, see above.
+            if self.processes.count == 1:
+                self._save("running", str(error))
+            raise
+        last = trainer.iteration == config.iterations
+        # After the evaluations: a run resumed from this checkpoint need not repeat them.
+        if last or trainer.iteration % config.runtime.checkpoint_interval == 0:
+            self._save("running")
+
+    def _evaluate_due(self, mirror: Mirror, on_record: Collection[str] = ()) -> None:
+        """The evaluations that the present iteration asks for, but those on record."""
+        iteration, config = self.trainer.iteration, self.config
+        last = iteration == config.iterations
+        if (last or iteration % config.evaluation.interval == 0) and "validation" not in on_record:
+            self._validate(mirror)
+        if last and config.evaluation.test and "test" not in on_record:
+            self._evaluate("test", mirror)
+
+    def _on_record(self) -> list[str]:
+        """Splits that were evaluated at the present iteration."""
+        lines = records.read_lines(self.run.folder / "eval.jsonl") if self.is_main else []
+        splits = [line["split"] for line in lines if line["iteration"] == self.trainer.iteration]
+        found: list[str] = self.processes.broadcast(splits, "looking for evaluations on record")
+        return found
+
+    def _validate(self, mirror: Mirror) -> None:
+        metrics = self._evaluate("validation", mirror)
+        stopped: str | None = None
+        if self.is_main:
+            try:
+                self.on_validation(self.trainer.iteration, metrics)
+            except StopRun as stop:
+                stopped = str(stop)
+        stopped = self.processes.broadcast(stopped, "asking whether to go on")
+        if stopped is not None:
+            self._save("waiting", stopped)
+            raise StopRun(stopped)
+
+    def _save(self, state: str, reason: str | None = None) -> None:
+        # A run stopped before its first iteration begins again, with the evaluations that precede it.
+        if self.trainer.iteration:
+            save_state(self.run, self.trainer.state_dict(), self.processes)
+        if self.is_main:
+            self._set_status(state, reason)
+
+    def _set_status(self, state: str, reason: str | None = None) -> None:
+        # Another process may have failed since all last met.
+        keep_failure = self.processes.count > 1
+        self.run.set_status(state, self.trainer.iteration, self.config.iterations, reason, keep_failure=keep_failure)
+
+    def _resume(self) -> None:
+        state = load_state(self.run, self.trainer.engine, self.processes)
+        if state is not None:
+            self.trainer.load_state_dict(state)
+            self.say(f"continuing at iteration {self.trainer.iteration}")
+        # Nobody may append before the main process has cut the logs back to the checkpoint.
+        if self.is_main:
+            self.run.forget_after(self.trainer.iteration if state else -1)
+            found = {"settings": numeric_settings(self.config), "warnings": self.warnings}
+            for line in record_execution(self.run.folder, environment() | found):
+                self.say(line)
+            self._set_status("running")
+        self.processes.wait("beginning to train")
+
+    def _evaluate(self, split: str, mirror: Mirror) -> dict[str, float]:
+        """Measure every judge on a list, shared among processes, and append it to eval.jsonl; means over prompts."""
+        with self.processes.at(f"the {split} of iteration {self.trainer.iteration}"):
+            return self._measure_and_log(split, mirror)
+
+    def _measure_and_log(self, split: str, mirror: Mirror) -> dict[str, float]:
+        began, iteration, settings = time.perf_counter(), self.trainer.iteration, self.config.evaluation
+        is_test = split == "test"
+        prompts = self.prompts[split] if is_test else self.prompts[split][: settings.validation_prompts]
+        per_prompt = self._remembered(split, prompts) if iteration == 0 else self._measure(split, prompts)
+        gallery = () if is_test else prompts[: settings.gallery]
+        metrics = {metric: sum(values) / len(values) for metric, values in per_prompt.items()}
+        if gallery and (self.is_main or self.trainer.engine.exchanges_forward):
+            with self.trainer.engine.averaged_weights():
+                images = sample_images(self.trainer.policy, gallery, noise_index=0, settings=settings)
+        if not self.is_main:
+            return metrics
+        if gallery:
+            name = f"{split}-{iteration:05d}"
+            save_gallery(images, gallery, self.run.folder / "images", name)
+        record = {
+            "iteration": iteration,
+            "split": split,
+            "num_prompts": len(prompts),
+            "num_noises": self._noises(split),
+            "seconds": time.perf_counter() - began,
+            "metrics": metrics,
+            "per_prompt": per_prompt,
+        }
+        self.run.append("eval.jsonl", record)
+        mirror.evaluation(record)
+        said = {metric: value for metric, value in metrics.items() if not metric.startswith("pictures/")}
+        self.say(f"{split} at {iteration}: " + "  ".join(f"{k} {v:.3f}" for k, v in said.items()))
+        return metrics
+
+    def _noises(self, split: str) -> int:
+        return self.config.evaluation.test_noises if split == "test" else 1
+
+    def _measure(self, split: str, prompts: Sequence[str]) -> dict[str, list[float]]:
+        """Every judge's value of each prompt, and what the pictures look like; complete on the main process."""
+        index, count = self.processes.index, self.processes.count
+        # Equally many in all processes, as some engines need: a list that cannot be shared evenly is begun again.
+        mine = [prompts[i % len(prompts)] for i in range(index, -(-len(prompts) // count) * count, count)]
+        observer = Observer(mine)
+        with self.trainer.engine.averaged_weights():
+            measured = evaluate(
+                self.trainer.policy,
+                mine,
+                self.judges,
+                self._noises(split),
+                self.config.evaluation,
+                observer.see,
+            )
+        measured |= observer.metrics()
+        shares: list[dict[str, list[float]]] = self.processes.gather_objects(measured, f"evaluating on {split} prompts")
+        return {
+            metric: [round(shares[i % count][metric][i // count], 6) for i in range(len(prompts))]
+            for metric in measured
+        }
+
+    def _remembered(self, split: str, prompts: Sequence[str]) -> dict[str, list[float]]:
+        """``_measure`` of the untrained model, which all runs of an experiment share: measured by the first of them."""
+        path = self.run.folder.parent / "untrained" / f"{split}-{self._untrained_digest(split, len(prompts))}.json"
+        found = self._read_remembered(path, len(prompts)) if self.is_main else None
+        kept: dict[str, list[float]] | None = self.processes.broadcast(
+            found, "looking for the untrained model's numbers"
+        )
+        if kept is not None:
+            return kept
+        measured = self._measure(split, prompts)
+        if self.is_main:
+            text = json.dumps(measured)
+            write_atomically(path, json.dumps({"sha256": _sha256(text), "measured": measured}))
+        return measured
+
+    def _read_remembered(self, path: Path, num_prompts: int) -> dict[str, list[float]] | None:
+        """The numbers kept in a file; None if there are none, or the file is damaged: they are measured again."""
+        try:
+            content = json.loads(path.read_bytes())
+            measured: dict[str, list[float]] = content.get("measured", content)  # older ones have no checksum
+            is_whole = "sha256" not in content or content["sha256"] == _sha256(json.dumps(measured))
+            if is_whole and measured and all(len(values) == num_prompts for values in measured.values()):
+                return measured
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, RecursionError, AttributeError, TypeError):
+            pass
+        self.say(f"{path}: is damaged; the untrained model is measured again")
+        return None
+
+    def _untrained_digest(self, split: str, num_prompts: int) -> str:
+        """Of all that an evaluation of the untrained model depends on."""
+        model, settings = self.config.model, self.config.evaluation
+        content = [
+            NUMERICS_VERSION,
+            numbers_sha256(),
+            OBSERVATION,
+            model_fingerprint(find_pipeline(model.path)),
+            model.model_dump(mode="json", exclude={"path", "execution"}),
+            {judge.name: judge.fingerprint() for judge in self.judges},
+            read_prompts(getattr(self.config.prompts, split)).sha256,
+            num_prompts,
+            self._noises(split),
+            [settings.num_steps, settings.height, settings.width],
+        ]
+        return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
