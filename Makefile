@@ -58,7 +58,7 @@ reward-env: .venvs/$(REWARD)/.ready  ## make the environment of REWARD's package
 	@touch $@
 
 check-reward-parity: $(READY) .venvs/hpsv2/.ready .venvs/hpsv3/.ready  ## score random checkpoints with the packages and here
-	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/adagrpo check-reward-parity --output docs/reward-parity.md
+	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m tests.parity --output docs/reward-parity.md
 
 study: $(READY)  ## run the study's experiments that have no committed shard; then tables, figures, page, README
 	@$(BIN)/adagrpo study

@@ -31,7 +31,6 @@ COMMANDS = (
     "shards",
     "fetch_assets",
     "serve_reward",
-    "check_reward_parity",
     "evaluate",
     "sample",
     "export",

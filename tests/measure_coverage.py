@@ -27,7 +27,6 @@ _CALLS = {"torch.cuda.": "CUDA", "import deepspeed": "DeepSpeed"}
 """Words in a line, and what it needs itself."""
 _FILES = {
     "harness/rewards/remote/workers/": "a reward package's environment",  # by make check-reward-parity
-    "harness/rewards/parity.py": "a reward package's environment",
     "harness/training/engines/zero2.py": "DeepSpeed",  # what a stand-in cannot execute
 }
 """Starts of paths, and what those files need."""

@@ -17,7 +17,7 @@ from transformers import CLIPConfig, CLIPModel
 from harness.config import RewardConfig
 from harness.rewards import RewardError, build_reward
 from harness.rewards.files import checkpoints
-from harness.rewards.files.twin_models import write_hpsv3
+from harness.rewards.files.twins import write_hpsv3
 from harness.rewards.native.batched import ImageError
 from harness.rewards.native.hpsv2 import HpsV2, preprocess
 from harness.rewards.native.hpsv3 import PIXELS, HpsV3, size_in_cells

@@ -4,7 +4,6 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,94 +11,62 @@ import torch
 
 from harness.cli import main
 from harness.config import ROOT, RewardConfig
-from harness.rewards import RewardError, build_reward, parity
-from harness.rewards.files.twin_models import SIZES, pictures, write_hpsv3
+from harness.rewards import RewardError, build_reward
+from harness.rewards.files.twins import write_hpsv3
 from harness.rewards.native.hpsv2 import preprocess
 from harness.rewards.native.hpsv3 import HpsV3
-from harness.rewards.parity import EVERY_PAIR, TOLERANCE, Comparison, Outcome
+from tests import parity
+from tests.parity import EVERY_PAIR, TOLERANCE, Outcome
 
 SPREAD_OUT = torch.rand(len(EVERY_PAIR), generator=torch.Generator().manual_seed(0))
+PLANTED = {"shuffled prompts": 0.42, "mrope positions": 0.23}
+FINE = Outcome(SPREAD_OUT, SPREAD_OUT + 0.5 * TOLERANCE, EVERY_PAIR, PLANTED)
+ALIKE = torch.arange(24.0) % 8  # prompts count, pictures do not
 
 
 @pytest.mark.parametrize(
-    ("package", "project", "problem"),
+    ("outcome", "problem"),
     [
-        (SPREAD_OUT, SPREAD_OUT + 0.5 * TOLERANCE, None),
-        (SPREAD_OUT, SPREAD_OUT + 2 * TOLERANCE, "differ by 2e-05, more than 1e-05"),
-        (SPREAD_OUT, SPREAD_OUT.index_fill(0, torch.tensor([5]), float("nan")), "differ by nan"),
-        (torch.ones(24), torch.ones(24), "spread by less than"),
-        (torch.arange(24.0) % 8, torch.arange(24.0) % 8, "spread by less than"),  # prompts count, pictures do not
+        (Outcome(SPREAD_OUT, SPREAD_OUT + 2 * TOLERANCE, EVERY_PAIR, PLANTED), "differ by 2e-05, more than 1e-05"),
+        (Outcome(SPREAD_OUT, SPREAD_OUT.where(SPREAD_OUT > 0.5, torch.nan), EVERY_PAIR, {}), "differ by nan"),
+        (Outcome(torch.ones(24), torch.ones(24), EVERY_PAIR, PLANTED), "spread by less than"),
+        (Outcome(ALIKE, ALIKE, EVERY_PAIR, PLANTED), "spread by less than"),
+        (Outcome(SPREAD_OUT, SPREAD_OUT, EVERY_PAIR, {"mrope positions": 1e-6}), "mrope positions goes unnoticed"),
     ],
 )
-def test_a_comparison_fails_on_differences_and_on_scores_that_are_all_alike(
-    package: torch.Tensor, project: torch.Tensor, problem: str | None
+def test_a_comparison_fails_on_differences_on_equal_scores_and_on_errors_that_go_unnoticed(
+    outcome: Outcome, problem: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found = Comparison.of(package, project, EVERY_PAIR).problem
-    assert (found is None) if problem is None else (problem in str(found))
-
-
-FINE = Outcome(EVERY_PAIR, Comparison(5e-7, 0.11, 0.14), {"shuffled prompts": 0.42, "mrope positions": 0.23})
-UNNOTICED = replace(FINE, planted={"mrope positions": 1e-6, "shuffled prompts": 0.1})
-
-
-def check(outcome: Outcome, page: Path, monkeypatch: pytest.MonkeyPatch) -> int:
-    """The command on HPS-v3, whose comparison comes out so."""
-    monkeypatch.setattr(parity, "_hpsv3", lambda *_: outcome)
     monkeypatch.setattr(parity.IsolatedReward, "command", ["python"])
-    with pytest.raises(SystemExit) as end:
-        main(["check-reward-parity", "hpsv3", "--output", str(page)])
-    return int(end.value.code or 0)
-
-
-def test_the_page_has_the_figures_and_the_verdict(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert check(FINE, tmp_path / "page.md", monkeypatch) == 0
-    rows = dict(re.findall(r"^\| (.*?) \| (.*) \|$", (tmp_path / "page.md").read_text(), re.M))
-    assert rows["package"] == "hpsv3 1.0.0"
-    assert rows["its environment"] == "torch 2.13.0, transformers 4.45.2"
-    assert (rows["scores compared"], rows["largest difference"]) == ("24", "5.0e-07")
-    assert (rows["spread over pictures (one prompt)"], rows["spread over prompts (one picture)"]) == ("0.11", "0.14")
-    assert rows["planted error: mrope positions"] == "0.23"
-    assert rows["verdict"] == "the same scores"
-    assert "| verdict | the same scores |" in capsys.readouterr().out
-
-
-def test_a_planted_error_that_goes_unnoticed_is_a_failure(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert check(UNNOTICED, tmp_path / "page.md", monkeypatch) == 1
-    assert capsys.readouterr().err == "FAILED hpsv3: mrope positions goes unnoticed\n"
-    assert "| verdict | mrope positions goes unnoticed |" in (tmp_path / "page.md").read_text()
+    for found, code in ((FINE, 0), (outcome, 1)):
+        monkeypatch.setitem(parity.COMPARISONS, "hpsv3", lambda _, found=found: found)
+        assert parity.main(["hpsv3", "--output", str(tmp_path / "page.md")]) == code
+        rows = dict(re.findall(r"^\| (.*?) \| (.*) \|$", (tmp_path / "page.md").read_text(), re.M))
+        assert (rows["package"], rows["scores compared"]) == ("hpsv3 1.0.0", "24")
+        assert (problem if code else "the same scores") in rows["verdict"]
 
 
 def test_a_missing_environment_is_said_before_anything_is_computed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("harness.rewards.remote.isolated.ENVIRONMENTS", tmp_path)
-    for reward in ("_hpsv2", "_hpsv3"):
-        monkeypatch.setattr(parity, reward, lambda *_: pytest.fail("computed"))
+    for name in parity.COMPARISONS:
+        monkeypatch.setitem(parity.COMPARISONS, name, lambda _: pytest.fail("computed"))
     with pytest.raises(SystemExit) as end:
-        main(["check-reward-parity"])
+        parity.main([])
     assert end.value.code == 2
     assert capsys.readouterr().err.endswith("make it with `make reward-env REWARD=hpsv2`\n")
 
 
 def test_the_planted_errors_are_errors(tmp_path: Path) -> None:
-    for picture in pictures()[1:]:
-        assert (parity._centre_crop(picture[None]) - preprocess(picture[None])).abs().max() > 0.5
+    for picture in parity.pictures()[1:]:
+        assert (parity.centre_crop(picture[None]) - preprocess(picture[None])).abs().max() > 0.5
     checkpoint, base = write_hpsv3(tmp_path)
     settings = RewardConfig(path=str(checkpoint), base=str(base), precision="fp32")
     right, wrong = HpsV3(settings), HpsV3(settings)
-    wrong.model_class = parity._OnAPlane
-    images = pictures()[0][None].float() / 255
+    wrong.model_class = parity.OnAPlane
+    images = parity.pictures()[0][None].float() / 255
     assert (right.score(images, ["a cat"]) - wrong.score(images, ["a cat"])).abs().item() > 100 * TOLERANCE
-
-
-def test_the_pictures_are_those_of_the_comparison() -> None:
-    assert sorted(SIZES) == [(512, 512), (768, 1024), (900, 300)]
-    assert [tuple(picture.shape) for picture in pictures()] == [(3, *size) for size in SIZES]
-    assert all(picture.dtype == torch.uint8 for picture in pictures())
 
 
 # --- the commands and the worker that they start
@@ -108,7 +75,6 @@ def test_the_pictures_are_those_of_the_comparison() -> None:
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (["check-reward-parity", "clip"], "no package to compare 'clip' with; there are hpsv2, hpsv3"),
         (["serve-reward", "hpsv9"], "unknown reward 'hpsv9': the nearest is"),
         (["serve-reward", "colour", "devise=cpu"], "unknown key 'devise'; the nearest is 'device'"),
         (["serve-reward", "hpsv2", "path=none.pt"], "none.pt is not on this machine"),

@@ -4,6 +4,7 @@ Only these files are needed: the text recognisers' weights, CLIP's vocabulary, a
 question, whose exact words count. The packages themselves would bring OpenCV, old transformers and old Pythons.
 """
 
+import ast
 import hashlib
 import os
 import subprocess
@@ -97,6 +98,22 @@ def asset_path(name: str) -> Path:
         )
     _verify(path, ASSETS[name].sha256)
     return path
+
+
+def hpsv3_question() -> str:
+    """The question that HPS-v3 was trained with, with ``{text_prompt}`` for the prompt, ending in the reward token.
+
+    Its exact words count, so they are read from the published package's own module, without running it.
+
+    Raises:
+        AssetError: that module has not been fetched.
+    """
+    texts = {}
+    for node in ast.parse(asset_path("HPSv3-question").read_text(encoding="utf-8")).body:
+        match node:
+            case ast.Assign(targets=[ast.Name(id=name)], value=ast.Constant(value=str(text))):
+                texts[name] = text
+    return texts["INSTRUCTION"] + texts["prompt_with_special_token"]
 
 
 def fetch_assets(folder: Path | None = None) -> dict[str, Path]:

@@ -19,8 +19,9 @@ from torch import Tensor
 
 from harness.config import ROOT
 from harness.files import file_sha256
+from harness.models.pipelines.locate import TWIN_PREFIX
 from harness.rewards.base import RewardError
-from harness.rewards.files.twins import TWIN_PREFIX, find_twin
+from harness.rewards.files.twins import find_twin
 
 
 @dataclass(frozen=True)

@@ -1,22 +1,27 @@
 """Twins of the published reward models: the same classes with random weights, small enough for a dry run on a CPU.
 
 ``rewards.hpsv2.path: twin:hpsv2`` in a configuration names one; ``twin:hpsv3`` is a path and a base, ``twin:clip`` is
-for CLIP score and PickScore. Their scores mean nothing: they show that a configuration runs.
+for CLIP score and PickScore. Their scores mean nothing: they show that a configuration runs. The layouts are the
+published ones, and the scales are chosen so that scores differ between pictures and prompts by far more than rounding:
+``make check-reward-parity`` compares the published packages and this project on them.
 """
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
+from safetensors.torch import save_file
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+from torch import Tensor
+from transformers import CLIPConfig, CLIPModel
 
 from harness.models.pipelines.files import build_once, cache_folder
-from harness.models.pipelines.locate import TWIN_PREFIX as TWIN_PREFIX
+from harness.models.pipelines.locate import TWIN_PREFIX
 from harness.rewards.base import RewardError
-
-if TYPE_CHECKING:
-    from transformers import CLIPConfig
+from harness.rewards.files.architectures import twin_of_clip
+from harness.rewards.files.assets import hpsv3_question
 
 _VERSION = 2
 """Raised with any change of what is built."""
@@ -42,37 +47,214 @@ def find_twin(reward: str, key: str, name: str) -> Path:
     return build_once(cache_folder("twins") / f"reward-{name}-{_VERSION}", build) / places[key]
 
 
-def clip_architecture() -> "CLIPConfig":
-    """ViT-H/14 at 1/40 of its width, 2 of its 32 and 24 layers."""
-    from transformers import CLIPConfig
+class _Random:
+    """Weights drawn one after another from one seed."""
 
-    tower = {"hidden_size": 32, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2}
-    return CLIPConfig(
-        projection_dim=24,
-        vision_config={**tower, "patch_size": 14, "image_size": 224, "hidden_act": "gelu"},
-        text_config={**tower, "hidden_act": "gelu", "eos_token_id": 49_407},
+    def __init__(self, seed: int) -> None:
+        self._generator = torch.Generator().manual_seed(seed)
+
+    def normal(self, *shape: int, std: float) -> Tensor:
+        return std * torch.randn(shape, generator=self._generator)
+
+    def linear(self, name: str, rows: int, columns: int, gain: float = 1.0, bias: bool = True) -> dict[str, Tensor]:
+        weights = {f"{name}.weight": self.normal(rows, columns, std=gain / math.sqrt(columns))}
+        return weights | ({f"{name}.bias": self.normal(rows, std=0.1)} if bias else {})
+
+    def norm(self, name: str, width: int, bias: bool = True) -> dict[str, Tensor]:
+        weights = {f"{name}.weight": 1 + self.normal(width, std=0.1)}
+        return weights | ({f"{name}.bias": self.normal(width, std=0.1)} if bias else {})
+
+
+# --- HPS-v2: open_clip's ViT-H-14 -----------------------------------------------------------------------------------
+
+
+def write_hpsv2(path: Path, sizes: CLIPConfig) -> None:
+    """A checkpoint of float16 weights under open_clip's names, as HPS-v2's releases are."""
+    draw = _Random(2)
+    picture, text, out = sizes.vision_config, sizes.text_config, sizes.projection_dim
+    patch, patches = picture.patch_size, (picture.image_size // picture.patch_size) ** 2
+    weights = {
+        "logit_scale": torch.tensor(math.log(100.0)),
+        "token_embedding.weight": draw.normal(49_408, text.hidden_size, std=1.0),
+        "positional_embedding": draw.normal(77, text.hidden_size, std=0.1),
+        "text_projection": draw.normal(text.hidden_size, out, std=1 / math.sqrt(text.hidden_size)),
+        "visual.class_embedding": draw.normal(picture.hidden_size, std=0.5),
+        "visual.positional_embedding": draw.normal(patches + 1, picture.hidden_size, std=0.1),
+        "visual.conv1.weight": draw.normal(picture.hidden_size, 3, patch, patch, std=1 / math.sqrt(3 * patch**2)),
+        "visual.proj": draw.normal(picture.hidden_size, out, std=1 / math.sqrt(picture.hidden_size)),
+    }
+    weights |= draw.norm("ln_final", text.hidden_size)
+    weights |= draw.norm("visual.ln_pre", picture.hidden_size) | draw.norm("visual.ln_post", picture.hidden_size)
+    for prefix, tower in (("transformer", text), ("visual.transformer", picture)):
+        width, inner = tower.hidden_size, tower.intermediate_size
+        for layer in range(tower.num_hidden_layers):
+            block = f"{prefix}.resblocks.{layer}"
+            weights |= draw.norm(f"{block}.ln_1", width) | draw.norm(f"{block}.ln_2", width)
+            joint = draw.linear("joint", 3 * width, width)
+            weights |= {f"{block}.attn.in_proj_{kind}": joint[f"joint.{kind}"] for kind in ("weight", "bias")}
+            weights |= draw.linear(f"{block}.attn.out_proj", width, width)
+            weights |= draw.linear(f"{block}.mlp.c_fc", inner, width)
+            weights |= draw.linear(f"{block}.mlp.c_proj", width, inner)
+    torch.save({"state_dict": {name: value.half() for name, value in weights.items()}}, path)
+
+
+# --- HPS-v3: a small Qwen2-VL ---------------------------------------------------------------------------------------
+
+PROMPTS = (
+    "a photo of a cat",
+    'the word "Harbor" in red on yellow, hand-painted sign, 1920s',
+    "Two astronauts; one rides a horse & the other doesn't!  (oil on canvas)",
+    "macro shot of dew on a spider's web, 85mm f/1.8, bokeh, golden hour",
+    "caf\u00e9 terrace at night \u2014 in the style of Van Gogh\u2019s \u201cStarry Night\u201d",
+    "<b>bold</b> &amp; bright 3D letters: GRPO",
+    "\u4e00\u53ea\u72d0\u72f8 in the snow",
+    "an endless library " + "with shelves of leather-bound books, ladders and lamps, " * 12,
+)
+"""Its tokenizer is learnt from: short, quoted, punctuated, accented, with HTML, Chinese, and longer than CLIP reads."""
+
+_SPECIALS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>")
+_WIDTH, _HEADS, _KEY_HEADS, _INNER, _LAYERS = 64, 4, 2, 128, 2
+_VISION_WIDTH, _VISION_DEPTH = 32, 2
+_SPARE_ROWS = 7
+"""Rows of the base's embedding table without a token, as Qwen2-VL has; HPS-v3's checkpoints lack them."""
+_CHAT = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{% for part in message['content'] %}"
+    "{% if part['type'] == 'image' %}<|vision_start|><|image_pad|><|vision_end|>{% else %}{{ part['text'] }}{% endif %}"
+    "{% endfor %}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def write_hpsv3(folder: Path) -> tuple[Path, Path]:
+    """A small HPS-v3 and its base folder, under transformers 4.45's names; returns checkpoint and base."""
+    base = folder / "base"
+    base.mkdir(parents=True, exist_ok=True)
+    rows = _write_tokenizer(base) + 1  # the reward token is added by whoever loads it
+    config = _qwen_config(rows)
+    (base / "config.json").write_text(json.dumps(config, indent=1), encoding="utf-8")
+    processor = {"image_processor_type": "Qwen2VLImageProcessor", "processor_class": "Qwen2VLProcessor"}
+    (base / "preprocessor_config.json").write_text(json.dumps(processor), encoding="utf-8")
+    weights = _hpsv3_weights(rows)
+    # The package loads a base model before the checkpoint replaces all of it.
+    original = {name: value for name, value in weights.items() if not name.startswith("rm_head")}
+    for table in ("model.embed_tokens.weight", "lm_head.weight"):
+        original[table] = torch.cat([weights[table], weights[table][:_SPARE_ROWS]])
+    save_file(original, base / "model.safetensors", metadata={"format": "pt"})
+    save_file(weights, folder / "HPSv3.safetensors", metadata={"format": "pt"})
+    return folder / "HPSv3.safetensors", base
+
+
+def _write_tokenizer(base: Path) -> int:
+    """A byte-level tokenizer learnt from the question and the prompts; returns how many tokens it has."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=800, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
     )
+    tokenizer.train_from_iterator([hpsv3_question(), *PROMPTS], trainer)
+    tokenizer.model.save(str(base))
+    tokenizer.add_special_tokens([AddedToken(token, special=True) for token in _SPECIALS])
+    added = {
+        str(tokenizer.token_to_id(token)): {"content": token, "special": True, "normalized": False, "lstrip": False,
+                                            "rstrip": False, "single_word": False}
+        for token in _SPECIALS
+    }  # fmt: skip
+    settings = {
+        "tokenizer_class": "Qwen2Tokenizer",
+        "added_tokens_decoder": added,
+        "additional_special_tokens": list(_SPECIALS[1:]),
+        "bos_token": None,
+        "eos_token": "<|im_end|>",
+        "pad_token": "<|endoftext|>",
+        "unk_token": None,
+        "model_max_length": 32_768,
+        "chat_template": _CHAT,
+    }
+    (base / "tokenizer_config.json").write_text(json.dumps(settings, indent=1), encoding="utf-8")
+    (base / "chat_template.json").write_text(json.dumps({"chat_template": _CHAT}), encoding="utf-8")
+    return tokenizer.get_vocab_size()
 
 
-def _build_hpsv2(folder: Path) -> None:
-    from harness.rewards.files.twin_models import write_hpsv2
+def _qwen_config(rows: int) -> dict[str, object]:
+    ids = {token: rows - 1 - len(_SPECIALS) + number for number, token in enumerate(_SPECIALS)}
+    return {
+        "architectures": ["Qwen2VLForConditionalGeneration"],
+        "model_type": "qwen2_vl",
+        "hidden_size": _WIDTH,
+        "intermediate_size": _INNER,
+        "num_hidden_layers": _LAYERS,
+        "num_attention_heads": _HEADS,
+        "num_key_value_heads": _KEY_HEADS,
+        "vocab_size": rows + _SPARE_ROWS,
+        "max_position_embeddings": 32_768,
+        "rms_norm_eps": 1e-6,
+        "rope_theta": 1_000_000.0,
+        "rope_scaling": {"type": "mrope", "mrope_section": [2, 3, 3]},
+        "tie_word_embeddings": False,
+        "hidden_act": "silu",
+        "image_token_id": ids["<|image_pad|>"],
+        "video_token_id": rows + 5,
+        "vision_start_token_id": ids["<|vision_start|>"],
+        "vision_end_token_id": ids["<|vision_end|>"],
+        "eos_token_id": ids["<|im_end|>"],
+        "bos_token_id": ids["<|endoftext|>"],
+        "torch_dtype": "float32",
+        "vision_config": {
+            "model_type": "qwen2_vl",
+            "depth": _VISION_DEPTH,
+            "embed_dim": _VISION_WIDTH,
+            "hidden_size": _WIDTH,
+            "num_heads": 2,
+            "mlp_ratio": 2,
+            "patch_size": 14,
+            "spatial_patch_size": 14,
+            "spatial_merge_size": 2,
+            "temporal_patch_size": 2,
+            "in_chans": 3,
+        },
+    }
 
-    write_hpsv2(folder / "HPS_v2.1_compressed.pt", clip_architecture())
+
+def _hpsv3_weights(rows: int) -> dict[str, Tensor]:
+    draw = _Random(3)
+    head = _WIDTH // _HEADS
+    weights = {"model.embed_tokens.weight": draw.normal(rows, _WIDTH, std=1.0)}
+    weights["lm_head.weight"] = draw.normal(rows, _WIDTH, std=0.1)
+    for layer in range(_LAYERS):
+        block = f"model.layers.{layer}"
+        weights |= draw.norm(f"{block}.input_layernorm", _WIDTH, bias=False)
+        weights |= draw.norm(f"{block}.post_attention_layernorm", _WIDTH, bias=False)
+        # Keys and queries are drawn large, so that attention picks tokens by content and place.
+        weights |= draw.linear(f"{block}.self_attn.q_proj", _WIDTH, _WIDTH, gain=2)
+        weights |= draw.linear(f"{block}.self_attn.k_proj", _KEY_HEADS * head, _WIDTH, gain=2)
+        weights |= draw.linear(f"{block}.self_attn.v_proj", _KEY_HEADS * head, _WIDTH)
+        weights |= draw.linear(f"{block}.self_attn.o_proj", _WIDTH, _WIDTH, bias=False)
+        for name, shape in (("gate", (_INNER, _WIDTH)), ("up", (_INNER, _WIDTH)), ("down", (_WIDTH, _INNER))):
+            weights |= draw.linear(f"{block}.mlp.{name}_proj", *shape, bias=False)
+    weights |= draw.norm("model.norm", _WIDTH, bias=False)
+    inner, merged = 2 * _VISION_WIDTH, 4 * _VISION_WIDTH
+    patch = 3 * 2 * 14 * 14
+    weights["visual.patch_embed.proj.weight"] = draw.normal(_VISION_WIDTH, 3, 2, 14, 14, std=2 / math.sqrt(patch))
+    for layer in range(_VISION_DEPTH):
+        block = f"visual.blocks.{layer}"
+        weights |= draw.norm(f"{block}.norm1", _VISION_WIDTH) | draw.norm(f"{block}.norm2", _VISION_WIDTH)
+        weights |= draw.linear(f"{block}.attn.qkv", 3 * _VISION_WIDTH, _VISION_WIDTH)
+        weights |= draw.linear(f"{block}.attn.proj", _VISION_WIDTH, _VISION_WIDTH)
+        weights |= draw.linear(f"{block}.mlp.fc1", inner, _VISION_WIDTH)
+        weights |= draw.linear(f"{block}.mlp.fc2", _VISION_WIDTH, inner)
+    weights |= draw.norm("visual.merger.ln_q", _VISION_WIDTH)
+    weights |= draw.linear("visual.merger.mlp.0", merged, merged) | draw.linear("visual.merger.mlp.2", _WIDTH, merged)
+    weights |= draw.linear("rm_head.0", 1024, _WIDTH) | draw.linear("rm_head.3", 16, 1024)
+    return weights | draw.linear("rm_head.5", 2, 16)
 
 
-def _build_hpsv3(folder: Path) -> None:
-    from harness.rewards.files.twin_models import write_hpsv3
-
-    write_hpsv3(folder)
+# --- CLIP score and PickScore ---------------------------------------------------------------------------------------
 
 
-def _build_clip(folder: Path) -> None:
-    from transformers import CLIPModel
-
+def _write_clip(folder: Path) -> None:
     from harness.models.pipelines.twins import clip_tokenizer
 
-    tokenizer = clip_tokenizer("<|endoftext|>")
-    config = clip_architecture()
+    tokenizer, config = clip_tokenizer("<|endoftext|>"), twin_of_clip()
     config.text_config.vocab_size = len(tokenizer)
     config.text_config.bos_token_id = tokenizer.bos_token_id
     config.text_config.eos_token_id = tokenizer.eos_token_id
@@ -84,9 +266,12 @@ def _build_clip(folder: Path) -> None:
     (folder / "preprocessor_config.json").write_text(json.dumps(processor), encoding="utf-8")
 
 
-_TWINS: dict[str, tuple[Callable[[Path], None], dict[str, str]]] = {
-    "hpsv2": (_build_hpsv2, {"path": "HPS_v2.1_compressed.pt"}),
-    "hpsv3": (_build_hpsv3, {"path": "HPSv3.safetensors", "base": "base"}),
-    "clip": (_build_clip, {"path": ""}),
+_TWINS: dict[str, tuple[Callable[[Path], object], dict[str, str]]] = {
+    "hpsv2": (
+        lambda folder: write_hpsv2(folder / "HPS_v2.1_compressed.pt", twin_of_clip()),
+        {"path": "HPS_v2.1_compressed.pt"},
+    ),
+    "hpsv3": (write_hpsv3, {"path": "HPSv3.safetensors", "base": "base"}),
+    "clip": (_write_clip, {"path": ""}),
 }
 """What builds each twin, and what of it a setting means."""

@@ -10,28 +10,18 @@ from torch import Tensor
 from transformers import CLIPConfig
 
 from harness.config import RewardConfig
+from harness.models.pipelines.locate import TWIN_PREFIX
 from harness.models.pipelines.truncation import TextReader
+from harness.rewards.files.architectures import twin_of_clip, vit_h_14
 from harness.rewards.files.checkpoints import PUBLISHED, load_weights, locate_file, sha256_of, torch_dtype
-from harness.rewards.files.twins import TWIN_PREFIX, clip_architecture
 from harness.rewards.native.batched import ImageError
 from harness.rewards.native.clip import ClipCosine, Towers, build_clip
-from harness.rewards.native.open_clip import CONTEXT_LENGTH, END, ClipTokenizer, to_transformers
+from harness.rewards.native.open_clip import CONTEXT_LENGTH, ClipTokenizer, to_transformers
 
 SIDE = 224
 _MEAN = (0.48145466, 0.4578275, 0.40821073)
 _STD = (0.26862954, 0.26130258, 0.27577711)
 _FORMULA_VERSION = "hpsv2-1"
-
-
-def vit_h_14() -> CLIPConfig:
-    """open_clip's ViT-H-14: 32 layers of 1280 for pictures, 24 of 1024 for text, 986 million parameters."""
-    vision = {"hidden_size": 1280, "intermediate_size": 5120, "num_hidden_layers": 32, "num_attention_heads": 16}
-    text = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16}
-    return CLIPConfig(
-        projection_dim=1024,
-        vision_config={**vision, "patch_size": 14, "image_size": SIDE, "hidden_act": "gelu"},
-        text_config={**text, "hidden_act": "gelu", "eos_token_id": END},
-    )
 
 
 def preprocess(levels: Tensor) -> Tensor:
@@ -82,7 +72,7 @@ class HpsV2(ClipCosine):
     @property
     def architecture(self) -> CLIPConfig:
         """ViT-H/14, or its twin's."""
-        return clip_architecture() if self._place.startswith(TWIN_PREFIX) else vit_h_14()
+        return twin_of_clip() if self._place.startswith(TWIN_PREFIX) else vit_h_14()
 
     @property
     def _place(self) -> str:

@@ -1,6 +1,5 @@
 """HPS-v3 (Ma et al. 2025): Qwen2-VL-7B with a small head, asked to rate a picture for its prompt."""
 
-import ast
 import math
 import re
 from collections.abc import Sequence
@@ -16,7 +15,7 @@ from transformers import AutoTokenizer, Qwen2VLConfig, Qwen2VLModel
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from harness.config import RewardConfig
-from harness.rewards.files.assets import asset_path
+from harness.rewards.files.assets import hpsv3_question
 from harness.rewards.files.checkpoints import (
     PUBLISHED,
     check_weights,
@@ -64,22 +63,6 @@ def size_in_cells(height: int, width: int) -> tuple[int, int]:
     if 0 in rounded:
         raise ImageError(0, f"{width} x {height} pixels are too narrow: a side vanishes")
     return rounded[0], rounded[1]
-
-
-def read_question() -> str:
-    """The question that the model was trained with, with ``{text_prompt}`` for the prompt, ending in the reward token.
-
-    Its exact words count, so they are read from the published package's own module, without running it.
-
-    Raises:
-        AssetError: that module has not been fetched.
-    """
-    texts = {}
-    for node in ast.parse(asset_path("HPSv3-question").read_text(encoding="utf-8")).body:
-        match node:
-            case ast.Assign(targets=[ast.Name(id=name)], value=ast.Constant(value=str(text))):
-                texts[name] = text
-    return texts["INSTRUCTION"] + texts["prompt_with_special_token"]
 
 
 class RewardModel(nn.Module):
@@ -189,7 +172,7 @@ class HpsV3(NetworkReward):
 
     @cached_property
     def _question(self) -> str:
-        return read_question()
+        return hpsv3_question()
 
     @cached_property
     def _network(self) -> RewardModel:

@@ -12,10 +12,11 @@ from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 from torch import Tensor
 
 from harness.rewards.base import RewardError
+from harness.rewards.files.architectures import END_OF_TEXT
 from harness.rewards.files.assets import asset_path
 
 CONTEXT_LENGTH = 77
-START, END = 49_406, 49_407
+START, END = 49_406, END_OF_TEXT
 
 _VOCABULARY = "CLIP-BPE"
 _NUM_MERGES = START - 2 * 256
