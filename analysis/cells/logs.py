@@ -78,6 +78,8 @@ class Logs(NamedTuple):
     """For each row of ``summary``, values of the last test, prompt by prompt: ``{metric: [prompts]}``."""
     validation_prompts: Sequence[Mapping[str, np.ndarray]]
     """The same of the last validations together, see ``validation_mean``."""
+    untrained_prompts: Sequence[Mapping[str, np.ndarray]]
+    """The same of the validation before training."""
     chosen_prompts: Sequence[ChosenPrompts]
     """For each row of ``summary``."""
     configs: Sequence[Mapping[str, Any]]
@@ -100,6 +102,7 @@ class _Run(NamedTuple):
     """Rows of ``Logs.runs``."""
     test_prompts: dict[str, np.ndarray]
     validation_prompts: dict[str, np.ndarray]
+    untrained_prompts: dict[str, np.ndarray]
     chosen_prompts: ChosenPrompts
 
 
@@ -240,6 +243,7 @@ def load_logs(
             whole=pa.concat_tables([numbers.whole_rows(kept), reward.whole_rows(reward.is_whole)]),
             test_prompts=_by_prompt(numbers, reward, "test", 1),
             validation_prompts=_by_prompt(numbers, reward, "validation", VALIDATION_POINTS),
+            untrained_prompts=_untrained_by_prompt(numbers, reward),
             chosen_prompts=_chosen_prompts(numbers),
         )
 
@@ -263,6 +267,7 @@ def load_logs(
         summary=pd.DataFrame(summary, columns=SUMMARY_COLUMNS),
         test_prompts=[run.test_prompts for run in loaded],
         validation_prompts=[run.validation_prompts for run in loaded],
+        untrained_prompts=[run.untrained_prompts for run in loaded],
         chosen_prompts=[run.chosen_prompts for run in loaded],
         configs=configs,
         environments=environments,
@@ -371,6 +376,14 @@ def _by_prompt(numbers: Columns, reward: Columns, split: str, num_points: int) -
         for metric, series in values.items()
         if len(series) % len(points) == 0
     }
+
+
+def _untrained_by_prompt(numbers: Columns, reward: Columns) -> dict[str, np.ndarray]:
+    """Values prompt by prompt of the validation before training, ``{metric: [prompts]}``."""
+    values: dict[str, np.ndarray] = {}
+    for rows in (numbers, reward):
+        values |= rows.by_metric(rows.of_split("validation") & ~rows.is_whole & (rows.iteration == 0))
+    return values
 
 
 def _chosen_prompts(numbers: Columns) -> ChosenPrompts:

@@ -50,7 +50,10 @@ class Study:
     summary: pd.DataFrame
     """Rows of ``load_summary``."""
     prompts: Mapping[str, Mapping[str, Mapping[str, np.ndarray]]]
-    """By split and run id: final values prompt by prompt, ``{metric: [prompts]}``; of the last test or validations."""
+    """By split and run id: final values prompt by prompt, ``{metric: [prompts]}``; of the last test or validations.
+
+    Under "untrained": of the validation before training.
+    """
 
     @cached_property
     def finished(self) -> set[str]:
@@ -288,6 +291,7 @@ def split_studies(logs: Logs) -> list[Study]:
         prefix = f"{experiment}-{reward}-".replace("*", "x").replace("+", "-plus-") if len(pairs) > 1 else ""
         summary = logs.summary[members]
         of_split = {"test": logs.test_prompts, "validation": logs.validation_prompts}
+        of_split["untrained"] = logs.untrained_prompts
         prompts = {
             split: {run_id: values[i] for run_id, i in zip(summary["run_id"], summary.index, strict=True)}
             for split, values in of_split.items()

@@ -1,6 +1,5 @@
 """The report's page: one self-contained HTML file."""
 
-import base64
 import re
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -12,8 +11,8 @@ import pandas as pd
 
 from analysis import paper
 from analysis.cells.chosen import chosen_table
-from analysis.cells.labels import METHOD_NAMES, Cell, selection_order, split_cells
-from analysis.cells.logs import TRAINING_REWARD, Logs, load_gallery
+from analysis.cells.labels import METHOD_NAMES, Cell, split_cells
+from analysis.cells.logs import TRAINING_REWARD, Logs
 from analysis.cells.settings import count_warnings, describe_environments, split_settings
 from analysis.cells.study import MIN_SEEDS_FOR_INTERVAL, Study, missing_cells
 from analysis.claims import EXPERIMENT
@@ -21,10 +20,10 @@ from analysis.figures import StudyFigures
 from analysis.figures.drawing import Drawing
 from analysis.formats import entry_text, number
 from analysis.gradients import MechanismPart
+from analysis.report.pictures import gallery, pictures_by_difficulty
 from analysis.report.tables import CellRow, extra_gain_table, main_table, paper_table
-from analysis.runs.gallery import Gallery
 from analysis.runs.sources import changes_since, note_on_changes
-from analysis.verdicts import conclusions
+from analysis.verdicts import conclusions, planning
 from analysis.verdicts.afterwards import readings_table, sentences
 from analysis.verdicts.claims_table import ClaimsTable, protocol_note
 from analysis.verdicts.conclusions import Conclusions
@@ -32,20 +31,6 @@ from analysis.verdicts.findings import Absent, absences, control_sentence, findi
 from analysis.verdicts.stability import stability_table
 
 _TEMPLATES = Path(__file__).parent / "templates"
-
-
-class Tile(NamedTuple):
-    """A picture of the gallery."""
-
-    label: str
-    uri: str
-
-
-class PromptPictures(NamedTuple):
-    """One prompt drawn by the untrained model and after each cell's training."""
-
-    prompt: str
-    tiles: Sequence[Tile]
 
 
 class Part(NamedTuple):
@@ -73,14 +58,14 @@ class ClaimsPart(NamedTuple):
 SECTIONS = {
     "conclusions": "What these runs decide",
     "claims": "The paper's claims",
-    "experiments": "What was run",
     "main": "Base methods and + AdaGRPO",
+    "chosen": "What each strategy trained on",
     "selection": "Which prompt to train on",
     "costs": "At equal cost",
+    "experiments": "What was run",
     "mechanism": "Gradients at fixed checkpoints",
     "fusion": "What fusion does",
     "stability": "Stability, hacking, collapse",
-    "chosen": "What each strategy trained on",
     "curves": "More curves",
     "cells": "All cells",
     "runs": "Runs behind these numbers",
@@ -124,8 +109,9 @@ def render_page(
     )
     environment.filters |= {"number": number, "count": lambda value: f"{value:,.0f}", "entry": entry_text}
     environment.filters |= {"sentences": conclusions.sentences, "claim_rows": conclusions.rows}
+    environment.filters |= {"plan_rows": planning.plan_rows}
     environment.filters |= {"protocol_note": conclusions.note}
-    environment.filters |= {"duration": _duration, "anchor": _anchor, "code": _code}
+    environment.filters |= {"quoted": _quoted, "duration": _duration, "anchor": _anchor, "code": _code}
     summary = logs.summary
     finished = summary[summary["state"] == "finished"]
     several = summary["experiment"].nunique() > 1
@@ -141,7 +127,7 @@ def render_page(
         studies=studies,
         num_runs=len(summary),
         num_finished=len(finished),
-        num_seeds=finished["seed"].nunique(),
+        num_seeds=max((members["seed"].nunique() for _, members in split_cells(finished)), default=0),
         num_cells=len(split_cells(finished)),
         num_iterations=int(summary["iteration"].sum()),
         seconds=float(summary["train_seconds"].sum() + summary["evaluation_seconds"].sum()),
@@ -157,6 +143,8 @@ def render_page(
         mechanism=mechanism,
         examples=examples,
         claims_head=conclusions.HEAD,
+        plan_head=planning.HEAD,
+        plan_note=conclusions.PLAN_NOTE,
     )
 
 
@@ -196,6 +184,7 @@ def _study(logs: Logs, part: Part, scope: str, names_experiment: bool) -> dict[s
         "stability": stability_table(study, part.stability),
         "chosen": chosen_table(study, part.chosen),
         "gallery": gallery(study),
+        "by_difficulty": pictures_by_difficulty(study),
     }
     drawn = {"main": [figures.main], "selection": [figures.selection], "costs": [figures.costs]}
     drawn |= {"chosen": [figures.chosen]}
@@ -225,55 +214,14 @@ def _study(logs: Logs, part: Part, scope: str, names_experiment: bool) -> dict[s
     }
 
 
-def gallery(study: Study) -> list[tuple[str, str, list[PromptPictures]]]:
-    """For each method its name, what the pictures are of, and the pictures by prompt: of each cell's first seed.
-
-    Variants of cells have none: there may be many.
-    """
-    in_order = sorted(study.grid_cells, key=lambda item: (item[0].fusion, selection_order(item[0])))
-    of_method: dict[str, list[tuple[Cell, Mapping[Any, Any], Gallery]]] = {}
-    for cell, members in in_order:
-        for run in members.sort_values(["seed", "run_id"])[["folder", "seed", "state"]].to_dict("records"):
-            pictures = load_gallery(Path(run["folder"]))
-            if pictures is not None:
-                of_method.setdefault(cell.method, []).append((cell, run, pictures))
-                break
-    return [
-        (METHOD_NAMES.get(method, method), _caption(entries), _by_prompt(entries))
-        for method, entries in of_method.items()
-    ]
-
-
-def _caption(entries: Sequence[tuple[Cell, Mapping[Any, Any], Gallery]]) -> str:
-    seeds = sorted({run["seed"] for _, run, _ in entries})
-    unfinished = [cell.short for cell, run, _ in entries if run["state"] != "finished"]
-    text = f"Seed {', '.join(map(str, seeds))}"
-    return f"{text}; not finished: {', '.join(unfinished)}" if unfinished else text
-
-
-def _by_prompt(entries: Sequence[tuple[Cell, Mapping[Any, Any], Gallery]]) -> list[PromptPictures]:
-    prompts = dict.fromkeys(picture.prompt for _, _, of_run in entries for picture in of_run.pictures)
-    found = []
-    for prompt in prompts:
-        pictures = [(cell, run, p) for cell, run, of_run in entries for p in of_run.pictures if p.prompt == prompt]
-        # All runs of a model start alike, so that one picture stands for all of them.
-        starts = {picture.before: cell.short for cell, _, picture in reversed(pictures)}
-        several = len(starts) > 1
-        tiles = [
-            Tile(f"before training ({cell})" if several else "before training", _uri(before))
-            for before, cell in reversed(starts.items())
-        ]
-        tiles += [Tile(cell.short, _uri(picture.after)) for cell, _, picture in pictures]
-        found.append(PromptPictures(prompt, tiles))
-    return found
-
-
 def _missing(study: Study) -> list[tuple[str, list[str]]]:
     return [(METHOD_NAMES[method], [cell.short for cell in cells]) for method, cells in missing_cells(study).items()]
 
 
-def _uri(png: bytes) -> str:
-    return f"data:image/png;base64,{base64.b64encode(png).decode()}"
+def _quoted(prompt: str) -> str:
+    """The word that a prompt wants drawn; a prompt without quotes whole."""
+    found = re.search(r'"([^"]+)"', prompt)
+    return found.group(1) if found else prompt
 
 
 def _code(text: str) -> markupsafe.Markup:

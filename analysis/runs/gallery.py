@@ -10,7 +10,7 @@ from PIL import Image
 
 from analysis.runs.runlog import RunLogError
 
-NUM_PROMPTS = 4
+NUM_PROMPTS = 8
 """How many prompts' pictures a page shows and a shard keeps, from the start of the validation list."""
 LARGEST_SIDE = 256
 """Pixels; larger pictures are shrunk, so that pages and shards stay small."""

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -45,7 +45,8 @@ def write_shards(runs_folder: Path, output: Path, num_pictures: int = NUM_PROMPT
     Args:
         runs_folder: holds run directories at any depth.
         output: folder to write to; made if missing.
-        num_pictures: prompts whose pictures before and after training are kept; they are most of a shard's size.
+        num_pictures: prompts whose pictures before and after training are kept, of each cell's first seed alone, as a
+            page shows them; they would be most of what all shards take.
 
     Returns:
         The shards of all finished runs, sorted.
@@ -54,12 +55,14 @@ def write_shards(runs_folder: Path, output: Path, num_pictures: int = NUM_PROMPT
         RunLogError: names the folder or file that cannot be read, after the shards of all other runs were written.
     """
     written, damaged = [], []
-    for directory in find_directories(runs_folder):
+    directories = find_directories(runs_folder)
+    shown = {of_seed[min(of_seed)] for of_seed in _by_cell(directories).values()}
+    for directory in directories:
         try:
             log = read_directory(directory)
             if log.state != "finished":
                 continue
-            content = _to_parquet(log, read_gallery(directory, num_pictures))
+            content = _to_parquet(log, read_gallery(directory, num_pictures if directory in shown else 0))
         except RunLogError as error:
             damaged.append(error)
             continue
@@ -70,6 +73,17 @@ def write_shards(runs_folder: Path, output: Path, num_pictures: int = NUM_PROMPT
     if damaged:
         raise damaged[0]
     return sorted(written)
+
+
+def _by_cell(directories: Iterable[Path]) -> dict[str, dict[int, Path]]:
+    """Run directories by cell and seed, which stand in their names; one without a seed is a cell of its own."""
+    cells: dict[str, dict[int, Path]] = {}
+    for directory in directories:
+        cell, found, rest = directory.name.rpartition("-seed")
+        seed = rest.partition("-")[0]
+        is_named = found and seed.isdecimal()
+        cells.setdefault(cell if is_named else directory.name, {})[int(seed) if is_named else 0] = directory
+    return cells
 
 
 def read_shard(path: Path, train_metrics: Collection[str] | None = None, with_items: bool = True) -> RunLog:

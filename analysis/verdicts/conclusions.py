@@ -10,10 +10,19 @@ from analysis.cells.study import Study
 from analysis.decisions import LEVEL, OUTCOMES, Outcome
 from analysis.formats import MISSING, number
 from analysis.runs.sources import seal_sha256, was_under_other_rules
-from analysis.verdicts.protocol import MARGIN_SHARE, Judged, judge_grid, method_claims, pooled_claims
+from analysis.verdicts import planning
+from analysis.verdicts.planning import Plan, plan, plan_rows
+from analysis.verdicts.protocol import MARGIN_SHARE, MIN_PAIRS, Judged, judge_grid, method_claims, pooled_claims
 
 HEAD = ("Claim", "Verdict", "Difference", "Of the base's gain", "The paper's", "Pairs", "Power", "Pairs needed")
 """Of a table of judged claims; differences with one-sided 95 % bounds."""
+
+
+PLAN_NOTE = (
+    f"To find {MARGIN_SHARE:.0%} of the base's gain, or the paper's relative gain where that is smaller, with "
+    f"probability {planning.POWER:g} in the first step of Holm's procedure, one thread per run. The standard deviation "
+    "is that of these runs, and from so few pairs known roughly."
+)
 
 
 class Conclusions(NamedTuple):
@@ -27,6 +36,8 @@ class Conclusions(NamedTuple):
     """That were finished."""
     other_rules: int
     """Of these, made while other rules were in force than the present ones, or unknown ones."""
+    plans: Sequence[Plan]
+    """What it would take to decide each pooled claim."""
 
     @property
     def families(self) -> dict[str, Sequence[Judged]]:
@@ -48,7 +59,7 @@ def conclude(study: Study, environments: Sequence[Mapping[str, Any]]) -> Conclus
         return None
     pooled, by_method = families
     others = sum(was_under_other_rules(environment) for environment in environments)
-    return Conclusions(pooled, by_method if len(methods) > 1 else [], len(environments), others)
+    return Conclusions(pooled, by_method if len(methods) > 1 else [], len(environments), others, plan(study, pooled))
 
 
 def sentences(family: Sequence[Judged]) -> list[str]:
@@ -74,6 +85,8 @@ _OPENINGS: dict[Outcome, str] = {
 
 
 def _open(one: Judged) -> str:
+    if one.contrast is None and one.planned < MIN_PAIRS:
+        return f"{one.claim.statement} (one seed has no spread)"
     if one.contrast is None:
         return f"{one.claim.statement} ({one.pairs} of {one.planned * len(one.strata)} planned pairs are finished)"
     needed = f"{one.pairs_needed * len(one.strata)} pairs" if one.pairs_needed else "an unknown number of pairs"
@@ -121,10 +134,16 @@ def conclusions_markdown(study: Study, conclusions: Conclusions) -> str:
     for title, family in conclusions.families.items():
         if family:
             parts += [f"**{study.experiment}, trained on {study.reward}. {title}**", ""]
-            lines = [list(HEAD), ["---"] * len(HEAD), *rows(family)]
-            parts += ["| " + " | ".join(cell.replace("|", r"\|") for cell in line) + " |" for line in lines]
-            parts.append("")
+            parts += _table(HEAD, rows(family))
+    if conclusions.plans:
+        parts += [f"**{study.experiment}. What a decision takes.** {PLAN_NOTE}", ""]
+        parts += _table(planning.HEAD, plan_rows(conclusions.plans))
     return "\n".join(parts)
+
+
+def _table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> list[str]:
+    cells = [head, ["---"] * len(head), *lines]
+    return ["| " + " | ".join(cell.replace("|", r"\|") for cell in line) + " |" for line in cells] + [""]
 
 
 def note(conclusions: Conclusions) -> str:

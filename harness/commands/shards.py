@@ -13,7 +13,7 @@ def add_parser(commands: Commands) -> None:
     parser.add_argument("runs", type=Path, help="folder with run directories, at any depth")
     parser.add_argument("--output", type=Path, required=True, help="folder to write to, such as results/miniature/runs")
     parser.add_argument(
-        "--pictures", type=int, default=4, metavar="N", help="prompts whose pictures are kept (default: 4)"
+        "--pictures", type=int, default=8, metavar="N", help="prompts whose pictures are kept (default: 8)"
     )
     parser.set_defaults(command=_shards)
 

@@ -69,12 +69,12 @@ def test_the_page_tells_its_parts_in_order(report: Path) -> None:
     parts = re.findall(r"<h[23]>(.*?)</h[23]>", page)
     assert parts == [
         "What these runs decide",
+        "Base methods and + AdaGRPO",
+        "What each strategy trained on",
+        "At equal cost",
         "What was run",
         "Experiment “grid”, trained on the reward ocr",
-        "Base methods and + AdaGRPO",
-        "At equal cost",
         "Stability, hacking, collapse",
-        "What each strategy trained on",
         "More curves",
         "All cells",
         "Runs behind these numbers",
@@ -127,6 +127,16 @@ def test_the_gallery_shows_the_start_once_and_every_cell(report: Path) -> None:
     # The first prompt's are blue, as the iteration says, the second prompt's red.
     assert [picture.getpixel((0, 0)) for picture in pictures] == [(0, 0, 0), *[(0, 0, 200)] * 2, *[(255, 0, 0)] * 3]
     assert "the word &#34;zebra&#34; in blue on yellow" in page
+
+
+def test_prompts_are_drawn_from_the_hardest_for_the_untrained_model_to_the_easiest(report: Path) -> None:
+    table = (report / "report.html").read_text().partition('<table class="drawn">')[2].partition("</table>")[0]
+    rewards = [float(text) for text in re.findall(r'<span class="sd">([\d.]+)</span>', table)]
+    assert rewards == sorted(rewards)
+    assert len(rewards) == 2
+    labels = re.findall(r"<tr><th>(.*?)</th>", table.partition("<tbody>")[2])
+    assert labels == ["before training", "Flow-GRPO", "Flow-GRPO + AdaGRPO"]
+    assert table.count("<img") == len(rewards) * len(labels)
 
 
 def test_one_seed_makes_no_claim(write_run: WriteRun) -> None:

@@ -141,3 +141,11 @@ def test_a_run_of_a_hundred_iterations_fits_into_few_kilobytes(write_run: WriteR
     logged = sum((run / name).stat().st_size for name in ("metrics.jsonl", "eval.jsonl"))
     # 20 x 100 numbers of 8 bytes, 4,320 of 3 bytes, and little else.
     assert shard.stat().st_size < 36_000 < logged / 2
+
+
+def test_pictures_are_kept_of_each_cell_s_first_seed(write_run: WriteRun, tmp_path: Path) -> None:
+    for cell, seed in (("base", 10), ("base", 9), ("ours", 3)):
+        write_run(f"{cell}-seed{seed}-abc", seed=seed)
+    written = write_shards(tmp_path / "runs", tmp_path / "shards")
+    kept = [path.stem for path in written if read_shard_gallery(path) is not None]
+    assert kept == ["base-seed9-abc", "ours-seed3-abc"]

@@ -1,0 +1,116 @@
+"""Pictures before and after training, as a page shows them: by difficulty, and those of every cell."""
+
+import base64
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pandas as pd
+
+from analysis.cells.labels import METHOD_NAMES, Cell, selection_order
+from analysis.cells.logs import TRAINING_REWARD, load_gallery
+from analysis.cells.study import Study, adagrpo_pairs
+from analysis.runs.gallery import Gallery
+
+_OF_EACH_CELL = 4
+"""Prompts, of a page's gallery."""
+
+
+class Tile(NamedTuple):
+    """A picture of the gallery."""
+
+    label: str
+    uri: str
+
+
+class PromptPictures(NamedTuple):
+    """One prompt drawn by the untrained model and after each cell's training."""
+
+    prompt: str
+    tiles: Sequence[Tile]
+
+
+class ByDifficulty(NamedTuple):
+    """A table of pictures: a column per prompt, hardest first, a row per policy."""
+
+    prompts: Sequence[tuple[str, float]]
+    """With the untrained model's reward."""
+    rows: Sequence[tuple[str, Sequence[str]]]
+    """What drew them, and the pictures' addresses."""
+
+
+def pictures_by_difficulty(study: Study) -> ByDifficulty | None:
+    """The same prompts and noise before training, and after that of each base and its + AdaGRPO, first seed of each.
+
+    None where no run has pictures, or none the untrained rewards of its prompts.
+    """
+    found: list[tuple[Cell, Mapping[Any, Any], Gallery]] = []
+    members_of = dict(study.grid_cells)
+    for base, ours in adagrpo_pairs(study):
+        found += [entry for cell in (base, *ours) if (entry := _first_pictures(cell, members_of[cell]))]
+    for _, run, start in found:
+        rewards = study.prompts["untrained"].get(run["run_id"], {}).get(TRAINING_REWARD)
+        if rewards is None:
+            continue
+        order = sorted(range(min(len(start.pictures), len(rewards))), key=lambda i: rewards[i])
+        prompts = [(start.pictures[i].prompt, float(rewards[i])) for i in order]
+        rows = [("before training", [_uri(start.pictures[i].before) for i in order])]
+        for cell, _, gallery in found:
+            after = {picture.prompt: picture.after for picture in gallery.pictures}
+            if all(prompt in after for prompt, _ in prompts):
+                rows.append((cell.label, [_uri(after[prompt]) for prompt, _ in prompts]))
+        return ByDifficulty(prompts, rows)
+    return None
+
+
+def gallery(study: Study) -> list[tuple[str, str, list[PromptPictures]]]:
+    """For each method its name, what the pictures are of, and the pictures by prompt: of each cell's first seed.
+
+    Variants of cells have none: there may be many.
+    """
+    in_order = sorted(study.grid_cells, key=lambda item: (item[0].fusion, selection_order(item[0])))
+    of_method: dict[str, list[tuple[Cell, Mapping[Any, Any], Gallery]]] = {}
+    for cell, members in in_order:
+        if entry := _first_pictures(cell, members):
+            of_method.setdefault(cell.method, []).append(entry)
+    return [
+        (METHOD_NAMES.get(method, method), _caption(entries), _by_prompt(entries))
+        for method, entries in of_method.items()
+    ]
+
+
+def _first_pictures(cell: Cell, members: pd.DataFrame) -> tuple[Cell, Mapping[Any, Any], Gallery] | None:
+    """Pictures of the first of a cell's seeds that has some, with its run."""
+    for run in members.sort_values(["seed", "run_id"])[["folder", "seed", "state", "run_id"]].to_dict("records"):
+        pictures = load_gallery(Path(run["folder"]))
+        if pictures is not None:
+            return cell, run, pictures
+    return None
+
+
+def _caption(entries: Sequence[tuple[Cell, Mapping[Any, Any], Gallery]]) -> str:
+    seeds = sorted({run["seed"] for _, run, _ in entries})
+    unfinished = [cell.short for cell, run, _ in entries if run["state"] != "finished"]
+    text = f"Seed {', '.join(map(str, seeds))}"
+    return f"{text}; not finished: {', '.join(unfinished)}" if unfinished else text
+
+
+def _by_prompt(entries: Sequence[tuple[Cell, Mapping[Any, Any], Gallery]]) -> list[PromptPictures]:
+    prompts = dict.fromkeys(picture.prompt for _, _, of_run in entries for picture in of_run.pictures[:_OF_EACH_CELL])
+    found = []
+    for prompt in prompts:
+        pictures = [(cell, run, p) for cell, run, of_run in entries for p in of_run.pictures if p.prompt == prompt]
+        # All runs of a model start alike, so that one picture stands for all of them.
+        starts = {picture.before: cell.short for cell, _, picture in reversed(pictures)}
+        several = len(starts) > 1
+        tiles = [
+            Tile(f"before training ({cell})" if several else "before training", _uri(before))
+            for before, cell in reversed(starts.items())
+        ]
+        tiles += [Tile(cell.short, _uri(picture.after)) for cell, _, picture in pictures]
+        found.append(PromptPictures(prompt, tiles))
+    return found
+
+
+def _uri(png: bytes) -> str:
+    return f"data:image/png;base64,{base64.b64encode(png).decode()}"
