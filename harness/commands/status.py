@@ -16,7 +16,7 @@ def add_parser(commands: Commands) -> None:
 
 def status(options: argparse.Namespace) -> int:
     """Print states, failures and standings."""
-    from harness.experiments.jobs.progress import status_lines
+    from harness.experiments.status import status_lines
     from harness.runs.directory import RUNS
 
     folder = options.runs or RUNS

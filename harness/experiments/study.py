@@ -12,7 +12,8 @@ from harness.config import EXPERIMENTS, ROOT, ConfigError, RunConfig, Section, n
 from harness.config.cells import cell_names
 from harness.experiments.doctor.compute import evaluation_pictures
 from harness.experiments.grid import expand_grid
-from harness.experiments.jobs.local import Outcome, Say, run_all
+from harness.experiments.jobs.runner import Outcome, Say
+from harness.experiments.jobs.runs import run_all
 from harness.prompts.lists import read_prompts
 from harness.runs import identity
 from harness.runs.directory import RunDirectory, find_run, prepare_run

@@ -8,7 +8,8 @@ import pytest
 
 from harness import cli
 from harness.config import ROOT
-from harness.experiments.jobs import local
+from harness.experiments.jobs import runs as jobs
+from harness.experiments.jobs.runner import Outcome
 from harness.runs import directory as runs
 
 
@@ -72,7 +73,7 @@ def test_a_grid_with_a_failed_run_names_it_and_has_exit_code_1(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(runs, "prepare_run", lambda config: config)
-    monkeypatch.setattr(local, "run_all", lambda runs, slots, say: local.Outcome([], {"seed1": "ValueError: broken"}))
+    monkeypatch.setattr(jobs, "run_all", lambda runs, slots, say: Outcome([], {"seed1": "ValueError: broken"}))
     with pytest.raises(SystemExit) as end:
         cli.main(["grid", "smoke", "runtime.device=cpu"])
     assert end.value.code == 1
@@ -89,7 +90,7 @@ def test_help_is_quick_since_it_imports_nothing_heavy() -> None:
 
 
 def test_looking_and_launching_need_no_torch() -> None:
-    script = "import sys; from harness.experiments.jobs import local, progress; sys.exit('torch' in sys.modules)"
+    script = "import sys; from harness.experiments.jobs import runs, worker; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=False).returncode == 0
 
 

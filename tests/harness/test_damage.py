@@ -20,8 +20,9 @@ from analysis.runs.shards import read_shard, write_shards
 from harness import cli, files, records
 from harness.config import ConfigError
 from harness.errors import FileError, HarnessError
-from harness.experiments.jobs.progress import status_lines
-from harness.experiments.jobs.queue import reset
+from harness.experiments.jobs.job import reset
+from harness.experiments.jobs.runs import run_job
+from harness.experiments.status import status_lines
 from harness.runs.directory import RunDirectory, prepare_run
 from harness.trained.checkpoints import find_run_checkpoint
 from harness.training.session import Session
@@ -139,7 +140,7 @@ def test_a_damaged_status_is_named_and_the_run_goes_on(run: RunDirectory, conten
     assert any(run.run_id in line and "status.json" in line and "--resume" in line for line in lines)
     assert any("1 finished" in line for line in lines)
     assert list(load_logs(run.folder.parent, skip_damaged=True).summary["folder"]) == [other.folder]
-    reset([run, other])
+    reset([run_job(run), run_job(other)])
     assert run.status()["state"] == "waiting"
     assert other.status()["state"] == "finished"
     Session(run, say=lambda line: None).execute()

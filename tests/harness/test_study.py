@@ -16,7 +16,7 @@ from analysis.claims import EXPERIMENT, PILOT_SEEDS, PRIMARY, STUDY_SEEDS, TEST_
 from analysis.verdicts.exploratory import questions
 from harness.cli import main
 from harness.config import EXPERIMENTS, ConfigError, RunConfig, compose, numeric_settings
-from harness.experiments.jobs import local, process
+from harness.experiments.jobs import process, runner
 from harness.experiments.study import read_study, tuned_text
 from harness.models.miniature.prompts import list_path
 from harness.runs import directory as runs
@@ -132,34 +132,31 @@ def test_tuning_costs_every_method_the_same(experiments: dict[str, list[RunConfi
 
 WORKER = """
 import json, sys
-from pathlib import Path
-from harness.experiments.jobs.queue import claim_next, read_queue
-from harness.experiments.jobs.streams import end_with_input
-current = Path(sys.argv[2])
-runs = read_queue(Path(sys.argv[1]))
-end_with_input()
-while claim := claim_next(runs):
-    run, config = claim.run, claim.run.config
-    current.write_text(run.run_id)
-    with (run.folder.parent / "executed").open("a") as log:
+from harness.experiments.jobs import runs, worker
+from harness.runs.directory import RunDirectory
+
+def train(folder):
+    run = RunDirectory(folder)
+    config = run.config
+    with (folder.parent / "executed").open("a") as log:
         log.write(run.run_id + "\\n")
     rate = config.optimizer.learning_rate
     if rate > 0.5:
-        run.set_status("failed", 0, 2, "diverged")
-    else:
-        # The best rate is .01 for Flow-GRPO and .001 for Flow-CPS.
-        best = 0.01 if config.method.kernel == "flow_grpo" else 0.001
-        for iteration in (1, 2):
-            metrics = {"colour": 0.9 if rate == best else 0.8}
-            record = {"split": "validation", "metrics": metrics, "seconds": 6.0, "num_prompts": 3, "num_noises": 1}
-            run.append("eval.jsonl", {"iteration": iteration, **record})
-            seconds = {"reward": 1.0, "iteration": 3.0}
-            totals = {"sample_forwards": 4 * iteration, "train_forwards": 0, "reward_calls": iteration}
-            counts = {f"total_{name}": total for name, total in totals.items()}
-            run.append("metrics.jsonl", {"iteration": iteration, "seconds": seconds, **counts})
-        run.set_status("finished", 2, 2)
-    claim.lock.close()
-    current.unlink()
+        raise ValueError("diverged")
+    # The best rate is .01 for Flow-GRPO and .001 for Flow-CPS.
+    best = 0.01 if config.method.kernel == "flow_grpo" else 0.001
+    for iteration in (1, 2):
+        metrics = {"colour": 0.9 if rate == best else 0.8}
+        record = {"split": "validation", "metrics": metrics, "seconds": 6.0, "num_prompts": 3, "num_noises": 1}
+        run.append("eval.jsonl", {"iteration": iteration, **record})
+        seconds = {"reward": 1.0, "iteration": 3.0}
+        totals = {"sample_forwards": 4 * iteration, "train_forwards": 0, "reward_calls": iteration}
+        counts = {f"total_{name}": total for name, total in totals.items()}
+        run.append("metrics.jsonl", {"iteration": iteration, "seconds": seconds, **counts})
+    run.set_status("finished", 2, 2)
+
+runs._train = train
+sys.exit(worker.main())
 """
 
 TINY = {
@@ -188,11 +185,11 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     settings["prompts"]["allow_overlap"] = True
     profile.write_text(yaml.safe_dump(settings))
 
-    def command(placement: object, module: str, arguments: Sequence[str]) -> list[str]:
+    def command(placement: object, arguments: Sequence[str]) -> list[str]:
         return [sys.executable, "-c", WORKER, *arguments]
 
-    monkeypatch.setattr(process, "worker_command", command)
-    monkeypatch.setattr(local, "_POLL_SECONDS", 0.05)
+    monkeypatch.setattr(process, "command", command)
+    monkeypatch.setattr(runner, "_POLL_SECONDS", 0.05)
     write(tmp_path, "all", shards=str(tmp_path / "shards"), experiments=["tiny"])
     write(tmp_path, "tiny", **TINY)
     return tmp_path

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache, partial
 from io import BytesIO
 from pathlib import Path
 from typing import Literal
@@ -15,8 +16,10 @@ from harness.adagrpo import SELECTION_STRATEGIES
 from harness.experiments.gradients.checkpoint import MeasuredCheckpoint
 from harness.experiments.gradients.definition import Mechanism
 from harness.experiments.gradients.gradients import KINDS, advantages_of, update_gradients
-from harness.experiments.gradients.sampling import Sampler, Selection, select_all
+from harness.experiments.gradients.sampling import Sampler, Selection, make_sampler, select_all
+from harness.experiments.jobs.job import Job
 from harness.files import write_atomically
+from harness.trained.loading import device_of
 
 Stage = Literal["reference", "candidates", "groups"]
 Arrays = Mapping[str, np.ndarray]
@@ -80,12 +83,27 @@ def of_stage(chunks: Sequence[Chunk], checkpoint: MeasuredCheckpoint, stage: Sta
     return [chunk for chunk in chunks if chunk.checkpoint == checkpoint and chunk.stage == stage]
 
 
-def is_ready(chunk: Chunk, chunks: Sequence[Chunk]) -> bool:
-    """Whether all that it needs is there."""
-    if chunk.stage != "groups":
-        return True
-    needed = (*of_stage(chunks, chunk.checkpoint, "reference"), *of_stage(chunks, chunk.checkpoint, "candidates"))
-    return all(other.is_done for other in needed)
+def jobs(mechanism: Mechanism) -> list[Job]:
+    """A job for each chunk."""
+    chunks = plan(mechanism)
+    return [
+        Job(
+            id=f"{chunk.checkpoint.label}:{chunk.path.stem}",
+            call=partial(compute, mechanism, chunk),
+            done=chunk.path,
+            log=chunk.path.with_name("log.txt"),
+            config=mechanism.config,
+            needs=needed_by(chunk, chunks),
+            size=chunk.pictures,
+        )
+        for chunk in chunks
+    ]
+
+
+def needed_by(chunk: Chunk, chunks: Sequence[Chunk]) -> list[Path]:
+    """Files without which a chunk cannot be computed."""
+    stages: tuple[Stage, ...] = ("reference", "candidates") if chunk.stage == "groups" else ()
+    return [other.path for stage in stages for other in of_stage(chunks, chunk.checkpoint, stage)]
 
 
 def load(chunk: Chunk) -> dict[str, np.ndarray]:
@@ -94,8 +112,15 @@ def load(chunk: Chunk) -> dict[str, np.ndarray]:
         return dict(content)
 
 
-def compute(chunk: Chunk, chunks: Sequence[Chunk], sampler: Sampler) -> None:
-    """Compute a chunk and write its file, in one step, so that a kill leaves all of it or nothing."""
+def compute(mechanism: Mechanism, chunk: Chunk) -> None:
+    """Compute a chunk and write its file, in one step, so that a kill leaves all of it or nothing.
+
+    Raises:
+        TrainingError: a picture is not finite.
+        RewardError: the reward could not score.
+        ConfigError: the checkpoint does not fit, or a prompt cannot be drawn.
+    """
+    chunks, sampler = plan(mechanism), sampler_at(mechanism, chunk.checkpoint)
     began = time.process_time()
     if chunk.stage == "reference":
         arrays = _reference(chunk, sampler)
@@ -106,6 +131,14 @@ def compute(chunk: Chunk, chunks: Sequence[Chunk], sampler: Sampler) -> None:
     buffer = BytesIO()
     np.savez(buffer, allow_pickle=False, seconds=np.array(time.process_time() - began), **arrays)
     write_atomically(chunk.path, buffer.getvalue())
+
+
+@lru_cache(maxsize=1)
+def sampler_at(mechanism: Mechanism, checkpoint: MeasuredCheckpoint) -> Sampler:
+    """What draws at a checkpoint; the latest is kept for the next chunk."""
+    torch.set_num_threads(mechanism.config.runtime.threads)
+    device = device_of(mechanism.config.runtime.device)
+    return make_sampler(mechanism.config, checkpoint.load(mechanism.config, device))
 
 
 def reference_direction(chunks: Sequence[Chunk], checkpoint: MeasuredCheckpoint) -> Tensor:

@@ -58,7 +58,7 @@ class MechanismConfig(Section):
     resample."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Mechanism:
     """A measurement, ready to be executed.
 

@@ -10,8 +10,8 @@ from harness.adagrpo import SELECTION_STRATEGIES, CapabilityTracker, select_prom
 from harness.config import RunConfig
 from harness.experiments.gradients.gradients import score_gradients
 from harness.models.pipelines.policy import Policy
-from harness.prompts.lists import draw_candidates, generator_for
-from harness.rewards import Reward
+from harness.prompts.lists import draw_candidates, generator_for, read_prompts
+from harness.rewards import Reward, build_weighted
 from harness.rollout import anchor_branch, in_batches, ode_trajectory
 from harness.training.scoring import start_scoring
 from harness.training.trainer import require_finite
@@ -100,6 +100,13 @@ class Sampler:
         images = self.policy.decode(latents)
         require_finite(images, "in a measurement of gradients")
         return images
+
+
+def make_sampler(config: RunConfig, policy: Policy) -> Sampler:
+    """What draws from a policy; raises ConfigError if it cannot draw a prompt of the training list."""
+    prompts = read_prompts(config.prompts.train).prompts
+    policy.check_prompts(prompts)
+    return Sampler(config, policy, build_weighted(config.reward, config.runtime.threads, config.rewards), prompts)
 
 
 @dataclass(frozen=True)

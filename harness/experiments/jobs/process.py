@@ -4,10 +4,12 @@ import os
 import re
 import signal
 import subprocess
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from harness.config import ROOT
-from harness.experiments.jobs.command import worker_command
+from harness.experiments.jobs.command import Placement, worker_command
 from harness.experiments.jobs.slots import Slot
 
 QUEUE_NAME = "queue"
@@ -17,12 +19,20 @@ _PATIENCE_SECONDS = 40.0
 """For a worker that was told to end. torchrun gives its own children 30."""
 
 
+def command(placement: Placement, arguments: Sequence[str]) -> list[str]:
+    """Command line of a worker. One process needs no launcher."""
+    module = "harness.experiments.jobs.worker"
+    if placement.processes == 1:
+        return [sys.executable, "-m", module, *arguments]
+    return worker_command(placement, module, arguments)
+
+
 class WorkerProcess:
     """Starts, watches and ends a slot's worker; each start is a new process in a group of its own.
 
     Args:
         slot: where it runs.
-        folder: holds the queue (``QUEUE_NAME``), and the worker's log and the name of the run it is at.
+        folder: holds the queue (``QUEUE_NAME``), and the worker's log and the id of the job it is at.
         name: of its files.
     """
 
@@ -30,7 +40,7 @@ class WorkerProcess:
         self.log = folder / f"{name}.log"
         self._slot = slot
         self._queue = folder / QUEUE_NAME
-        self._current = folder / f"{name}.run"
+        self._current = folder / f"{name}.job"
         self._log_start = self._code = 0
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -40,8 +50,8 @@ class WorkerProcess:
         return self._process is not None
 
     @property
-    def run_id(self) -> str | None:
-        """The run that it is at, or was at when it died; None before, between and after runs."""
+    def job_id(self) -> str | None:
+        """The job that it is at, or was at when it died; None before, between and after jobs."""
         try:
             return self._current.read_text(encoding="utf-8") or None
         except FileNotFoundError:
@@ -50,11 +60,11 @@ class WorkerProcess:
     def start(self) -> None:
         """Start a new process. It ends when this one does, however that ends: this one holds its standard input."""
         self._current.unlink(missing_ok=True)
-        arguments = [str(self._queue), str(self._current), "--end-with-input"]
+        arguments = [str(self._queue), str(self._current)]
         with self.log.open("ab") as log:
             self._log_start = log.tell()
             self._process = subprocess.Popen(
-                worker_command(self._slot.placement, "harness.experiments.jobs.worker", arguments),
+                command(self._slot.placement, arguments),
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=log,
@@ -74,7 +84,7 @@ class WorkerProcess:
     def cause_of_death(self) -> str:
         """The signal or the exception that ended the latest process, as far as its log tells, and where the log is.
 
-        The process is accelerate's or torchrun's: its exit code says nothing about the worker below it.
+        Of several processes it is accelerate's or torchrun's: its exit code says nothing about the workers below it.
         """
         if self._code < 0:
             return f"{signal.Signals(-self._code).name} (log: {self.log})"

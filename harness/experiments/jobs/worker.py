@@ -1,86 +1,139 @@
-"""A worker: executes the runs of a queue, one after another, in one process, so that imports are paid once.
+"""A worker: does the jobs of a launch, one after another, in one process, so that imports are paid once.
 
 ``python -m harness.experiments.jobs.worker QUEUE CURRENT`` runs in every process of a placement; the main one
-claims the runs.
+claims the jobs.
 """
 
 import argparse
 import gc
+import os
+import pickle
+import signal
 import sys
+import threading
+import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import IO, TYPE_CHECKING
 
-import torch
-
-from harness.experiments.jobs.queue import claim_next, read_queue
-from harness.experiments.jobs.streams import end_with_input, output_to
+from harness.config import RunConfig
+from harness.experiments.jobs.job import Job, claim_next
 from harness.output import never_failing
-from harness.runs.directory import RunDirectory
-from harness.training.processes import Processes, make_accelerator
-from harness.training.session import Session
+
+if TYPE_CHECKING:
+    from harness.training.processes import Processes
+
+_POLL_SECONDS = 0.5
 
 
-def work(runs: Sequence[RunDirectory], current: Path) -> bool:
-    """Execute runs until none is left to claim; a failed one, named in its status.json, does not stop the others.
+def work(jobs: Sequence[Job], current: Path) -> bool:
+    """Do jobs until none is left to claim; one that fails does not stop the others.
 
     Args:
-        runs: the queue.
-        current: file that names the run at work, while there is one.
+        jobs: of the launch.
+        current: file that names the job at work, while there is one.
 
     Returns:
-        False if it ended early, after a failed run, because this process cannot be trusted any more.
+        False if it ended early, after a failed job, because this process cannot be trusted any more.
 
     Raises:
-        ConfigError: the processes are not what the runs need.
+        ConfigError: the processes are not what the jobs need.
     """
-    config = runs[0].config
-    processes = Processes(make_accelerator(config), config.runtime.timeout_seconds)
+    processes = _joined(jobs[0].config) if jobs[0].config.runtime.processes > 1 else None
     while True:
-        claim = claim_next(runs) if processes.is_main else None
-        chosen = processes.broadcast(None if claim is None else str(claim.run.folder), "claiming the next run")
+        claim = _claim(jobs) if processes is None or processes.is_main else None
+        chosen = claim and claim[0].id
+        if processes is not None:
+            chosen = processes.broadcast(chosen, "claiming the next job")
         if chosen is None:
             return True
-        run = RunDirectory(Path(chosen))
+        job = next(job for job in jobs if job.id == chosen)
         if claim is not None:
-            current.write_text(run.run_id, encoding="utf-8")
-        with output_to(run.folder / "log.txt"):
-            if claim is not None:
-                print(f"attempt {claim.attempt}", flush=True)
-            succeeded = _execute(run)
+            current.write_text(job.id, encoding="utf-8")
+        with output_to(job.log):
+            succeeded = _call(job)
+        # What the job has imported; a worker itself needs none of it.
+        torch = sys.modules.get("torch")
         # After an error other processes wait for this one for ever, and a CUDA context may be broken for good.
-        if not succeeded and (processes.count > 1 or processes.device.type == "cuda"):
+        if not succeeded and (processes is not None or (torch is not None and torch.cuda.is_initialized())):
             return False
         if claim is not None:
-            claim.lock.close()
+            claim[1].close()
             current.unlink()
-        # The next run's model need not fit into memory beside this one's.
+        # What the next job loads need not fit into memory beside what this one has loaded.
         gc.collect()
-        torch.cuda.empty_cache()
+        if torch is not None:
+            torch.cuda.empty_cache()
 
 
-def _execute(run: RunDirectory) -> bool:
+def _joined(config: RunConfig) -> "Processes":
+    from harness.training.processes import Processes, make_accelerator
+
+    return Processes(make_accelerator(config), config.runtime.timeout_seconds)
+
+
+def _claim(jobs: Sequence[Job]) -> tuple[Job, IO[bytes]] | None:
+    """The next job; waits as long as there are any that others have to be done for."""
+    while True:
+        claim = claim_next(jobs)
+        if claim is not None or all(job.is_ready() or job.state().name != "waiting" for job in jobs):
+            return claim
+        time.sleep(_POLL_SECONDS)
+
+
+def _call(job: Job) -> bool:
     try:
-        with run.failure_noted():
-            Session(run, say=lambda line: print(line, flush=True)).execute()
-    except Exception:  # noqa: BLE001 - whatever stopped this run, the others go on; the status and the log name it
+        with job.failure_noted():
+            job.call()
+    except Exception:  # noqa: BLE001 - whatever stopped this job, the others go on; its state and its log name it
         traceback.print_exc()
         return False
     return True
 
 
+@contextmanager
+def output_to(path: Path) -> Iterator[None]:
+    """Within: what this process and its children print is appended to a file."""
+    kept = {number: os.dup(number) for number in (1, 2)}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("ab") as log:
+        _redirect(dict.fromkeys(kept, log.fileno()))
+    try:
+        yield
+    finally:
+        _redirect(kept)
+        for copy in kept.values():
+            os.close(copy)
+
+
+def _redirect(targets: dict[int, int]) -> None:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    for number, target in targets.items():
+        os.dup2(target, number)
+
+
+def end_with_input() -> None:
+    """End this process, as SIGTERM does, when its standard input ends: the other end of a pipe is closed or dead."""
+
+    def watch() -> None:
+        while os.read(0, 1):
+            pass
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point; 1 if the worker ended early."""
-    parser = argparse.ArgumentParser(
-        prog="python -m harness.experiments.jobs.worker", description="Execute the runs of a queue."
-    )
-    parser.add_argument("queue", type=Path, help="file with one run directory a line")
-    parser.add_argument("current", type=Path, help="file that will name the run at work, while there is one")
-    parser.add_argument("--end-with-input", action="store_true", help="end when standard input does")
+    parser = argparse.ArgumentParser(prog="python -m harness.experiments.jobs.worker", description="Do queued jobs.")
+    parser.add_argument("queue", type=Path, help="file with the jobs")
+    parser.add_argument("current", type=Path, help="file that will name the job at work, while there is one")
     options = parser.parse_args(arguments)
-    if options.end_with_input:
-        end_with_input()
-    return 0 if work(read_queue(options.queue), options.current) else 1
+    end_with_input()
+    return 0 if work(pickle.loads(options.queue.read_bytes()), options.current) else 1
 
 
 if __name__ == "__main__":

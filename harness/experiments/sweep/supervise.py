@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from harness.config import ROOT, ConfigError
-from harness.experiments.jobs.local import sigterm_interrupts
+from harness.experiments.jobs.runner import sigterm_interrupts
 
 MAX_RESTARTS = 3
 """How often a worker is replaced after it was killed."""

@@ -1,9 +1,10 @@
-"""A measurement is cut into chunks, can be killed and continued, is shared by workers, and ends in tables."""
+"""A measurement is cut into chunks, which are jobs, can be killed and continued, and ends in tables."""
 
 import argparse
-import fcntl
 import json
+import pickle
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,15 +18,16 @@ from analysis.gradients.tables import load_mechanism_tables
 from harness import cli
 from harness.commands import mechanism as command
 from harness.config import ConfigError
-from harness.experiments.gradients import chunks as chunks_module
-from harness.experiments.gradients import definition, worker
+from harness.errors import HarnessError
+from harness.experiments.gradients import definition
 from harness.experiments.gradients.checkpoint import find_measured, read_adapters
-from harness.experiments.gradients.chunks import SETS, difficulty_of, is_ready, load, plan
+from harness.experiments.gradients.chunks import SETS, difficulty_of, jobs, load, plan, sampler_at
 from harness.experiments.gradients.definition import Mechanism, load_mechanism
 from harness.experiments.gradients.gradients import KINDS, advantages_of, update_gradients
 from harness.experiments.gradients.sampling import Sampler, select_all
 from harness.experiments.gradients.tables import is_written, write_tables
-from harness.experiments.gradients.worker import make_sampler, mechanism_of, work
+from harness.experiments.jobs.job import Job
+from harness.experiments.jobs.runner import Outcome
 from harness.runs.directory import RunDirectory
 
 TINY = """
@@ -56,14 +58,15 @@ def finished(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Mech
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(definition, "RUNS", folder)
         loaded = load_mechanism(str(tiny), ["base"])
-        work(loaded, say=lambda line: None)
+        for job in jobs(loaded):
+            job.call()
     return loaded, folder
 
 
 @pytest.fixture(scope="module")
 def sampler(finished: tuple[Mechanism, Path]) -> Sampler:
     """What draws for it, made once."""
-    return make_sampler(finished[0], plan(finished[0])[0])
+    return sampler_at(finished[0], finished[0].checkpoints[0])
 
 
 @pytest.fixture
@@ -78,85 +81,43 @@ def copied(finished: tuple[Mechanism, Path], tmp_path: Path, monkeypatch: pytest
 # --- Chunks
 
 
-def test_chunks_cover_everything_once(finished: tuple[Mechanism, Path]) -> None:
-    loaded, _ = finished
-    members = {stage: [] for stage in ("reference", "candidates", "groups")}
-    for chunk in plan(loaded):
-        members[chunk.stage] += chunk.members
+def test_chunks_cover_everything_once_and_groups_need_the_others(finished: tuple[Mechanism, Path]) -> None:
+    members, sizes = {}, {}
+    for chunk, job in zip(plan(finished[0]), jobs(finished[0]), strict=True):
+        members.setdefault(chunk.stage, []).extend(chunk.members)
+        sizes[chunk.stage] = job.size
+        needed = [] if chunk.stage != "groups" else [c.path for c in plan(finished[0]) if c.stage != "groups"]
+        assert list(job.needs) == needed
     # Round 1 warms the capability up.
     assert members == {"reference": [0, 1], "candidates": [1, 2, 3], "groups": [2, 3]}
+    # Pictures to score: two branch indices of two siblings; two candidates, both of which may be chosen.
+    assert sizes == {"reference": 4, "candidates": 2, "groups": 8}
 
 
-def test_what_is_there_is_not_computed_again(copied: tuple[Mechanism, Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*arguments: object) -> None:
-        raise AssertionError("nothing is left to compute")
-
-    monkeypatch.setattr(worker, "make_sampler", refuse)
-    said: list[str] = []
-    work(copied[0], said.append)
-    assert said == []
-
-
-def test_a_lost_chunk_comes_back_the_same_and_nothing_else_is_touched(copied: tuple[Mechanism, Path]) -> None:
-    loaded, _ = copied
-    chunks = plan(loaded)
-    lost = chunks[-1]
-    before, others = load(lost), {c.path: c.path.stat().st_mtime_ns for c in chunks[:-1]}
+def test_a_lost_chunk_comes_back_the_same(copied: tuple[Mechanism, Path]) -> None:
+    lost = plan(copied[0])[-1]
+    before = load(lost)
     lost.path.unlink()
-    said: list[str] = []
-    work(loaded, said.append)
-    assert said == ["base: groups-001"]
+    jobs(copied[0])[-1].call()
     after = load(lost)
     for name in before.keys() - {"seconds"}:
         np.testing.assert_array_equal(after[name], before[name])
-    assert {path: path.stat().st_mtime_ns for path in others} == others
 
 
 def test_a_kill_within_a_chunk_leaves_no_part_of_it(
     copied: tuple[Mechanism, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    loaded, _ = copied
-    lost = plan(loaded)[0]
-    lost.path.unlink()
+    [first, *_] = jobs(copied[0])
+    first.done.unlink()
 
     def killed(self: Sampler, number: int) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(Sampler, "of_reference", killed)
     with pytest.raises(KeyboardInterrupt):
-        work(loaded, say=lambda line: None)
-    assert not lost.is_done
-    assert not list(lost.path.parent.glob(".partial*"))
-
-
-def test_groups_wait_for_reference_and_candidates(copied: tuple[Mechanism, Path]) -> None:
-    chunks = plan(copied[0])
-    groups = chunks[-1]
-    assert is_ready(groups, chunks)
-    for needed in (chunks[0], chunks[2]):
-        content = needed.path.read_bytes()
-        needed.path.unlink()
-        assert not is_ready(groups, chunks)
-        needed.path.write_bytes(content)
-
-
-def test_a_chunk_that_another_worker_is_at_is_left_to_it(copied: tuple[Mechanism, Path]) -> None:
-    loaded, _ = copied
-    first, second = plan(loaded)[:2]
-    for chunk in (first, second):
-        chunk.path.unlink()
-    contents = {}
-
-    def computed_by_the_other(line: str) -> None:
-        contents["said"] = line
-        # The other worker finishes as this one has nothing left but to wait.
-        first.path.write_bytes(b"")
-
-    with first.path.with_suffix(".lock").open("w") as stream:
-        fcntl.flock(stream, fcntl.LOCK_EX)
-        work(loaded, computed_by_the_other, poll_seconds=0.01)
-    assert contents["said"] == "base: reference-001"
-    assert first.path.read_bytes() == b""
+        first.call()
+    assert not first.done.exists()
+    assert not list(first.done.parent.glob("*.partial"))
 
 
 def test_difficulties_are_bins_of_the_anchor_s_reward() -> None:
@@ -305,7 +266,7 @@ def test_a_run_of_other_adapters_or_of_none_is_refused(
         (["rollout.kind=full_sde"], "rollout.kind=full_sde: only anchor_branch"),
         (["optimizer.tuning=full"], "optimizer.tuning=full: only lora"),
         (["rollout.wieght=2"], "the nearest is"),
-        (["--workers", "0"], "--workers 0: must be at least 1"),
+        (["--slots", "0", "--output", "no/such/folder"], "--slots 0: must be at least 1"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(
@@ -336,62 +297,40 @@ def test_an_unknown_key_of_the_file_is_named(tmp_path: Path) -> None:
         load_mechanism(str(path), ["base"])
 
 
-def test_the_command_starts_workers_at_the_same_measurement_and_reports_it(
+def test_the_command_computes_what_is_missing_and_reports_it(
     copied: tuple[Mechanism, Path], tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loaded, _ = copied
     plan(loaded)[-1].path.unlink()
-    started: list[list[str]] = []
+    computed: list[str] = []
+    failed: dict[str, str] = {}
 
-    def run_workers(command: list[str], environments: list[object], *rest: object) -> list[str]:
-        started.extend([command] * len(environments))
-        work(mechanism_of(command[3:]), say=lambda line: None)
-        return []
+    def run_jobs(given: Sequence[Job], slots: int | None, *rest: object, **options: object) -> Outcome:
+        for job in pickle.loads(pickle.dumps(list(given))):
+            if not job.done.exists():
+                job.call()
+                computed.append(job.id)
+        return Outcome(failed=failed)
 
-    monkeypatch.setattr("harness.experiments.sweep.supervise.run_workers", run_workers)
+    monkeypatch.setattr("harness.experiments.jobs.runner.run_jobs", run_jobs)
     reported: list[Path] = []
     monkeypatch.setattr("analysis.gradients.write_mechanism_report", reported.append)
     options = argparse.Namespace(
-        words=[str(tiny)], overrides=["runtime.threads=1"], checkpoints=["base"], workers=2, output=tmp_path / "out"
+        words=[str(tiny)], overrides=["runtime.threads=1"], checkpoints=["base"], slots=2, output=tmp_path / "out"
     )
+    failed["base:groups-001"] = "RewardError: broken"
+    with pytest.raises(HarnessError, match=r"base:groups-001: RewardError: broken; the same command continues"):
+        command.mechanism(options)
+    failed.clear()
     assert command.mechanism(options) == 0
-    assert len(started) == 2
-    assert started[0][1:3] == ["-m", "harness.experiments.gradients.worker"]
-    assert mechanism_of(started[0][3:]).identity == loaded.identity
+    assert computed == ["base:groups-001"]
     assert is_written(loaded, tmp_path / "out")
-    # Again: nothing to compute, so no workers.
+    # Again: nothing to compute.
+    monkeypatch.setattr("harness.experiments.jobs.runner.run_jobs", None)
     assert command.mechanism(options) == 0
-    assert len(started) == 2
     assert reported == [tmp_path / "out"] * 2
     # Another measurement does not take its place.
     options.overrides = ["rollout.group_size=3"]
     with pytest.raises(ConfigError, match="holds another measurement; name a folder with --output"):
         command.mechanism(options)
     assert is_written(loaded, tmp_path / "out")
-
-
-def test_progress_names_what_is_left(copied: tuple[Mechanism, Path], capsys: pytest.CaptureFixture[str]) -> None:
-    loaded, _ = copied
-    chunks = plan(loaded)
-    contents = {chunk.path: chunk.path.read_bytes() for chunk in chunks[:2]}
-    for path in contents:
-        path.unlink()
-    monkeypatched = pytest.MonkeyPatch()
-    monkeypatched.setattr(command, "_LOOK_SECONDS", 0.0)
-    look = command._progress(loaded)
-    look()
-    chunks[0].path.write_bytes(contents[chunks[0].path])
-    look()
-    look()
-    monkeypatched.undo()
-    total = sum(chunk.pictures for chunk in chunks)
-    first, second = capsys.readouterr().out.splitlines()
-    assert first == f"7 chunks, about {total} pictures to draw and score; {1 - 8 / total:.0%} done"
-    assert second == f"{1 - 4 / total:.0%} done, about 0 min left"
-
-
-def test_a_chunk_counts_the_pictures_it_scores(finished: tuple[Mechanism, Path]) -> None:
-    by_stage = {chunk.stage: chunk.pictures for chunk in plan(finished[0])}
-    # Two branch indices of two siblings; two candidates, both of which may be chosen.
-    assert by_stage == {"reference": 4, "candidates": 2, "groups": 8}
-    assert chunks_module.SETS[:5] == ("random", "easiest", "hardest", "medium", "curriculum")

@@ -19,8 +19,9 @@ from harness.cli import main
 from harness.commands import sweep as command
 from harness.commands.sweep import worker_environments
 from harness.config import ROOT, ConfigError
-from harness.experiments.jobs import local, slots
-from harness.experiments.jobs.local import Outcome
+from harness.experiments.jobs import runs as jobs
+from harness.experiments.jobs import slots
+from harness.experiments.jobs.runner import Outcome
 from harness.experiments.sweep import STORAGE_VARIABLE, supervise
 from harness.experiments.sweep import study as study_module
 from harness.experiments.sweep.definition import load_sweep
@@ -199,11 +200,11 @@ def test_the_best_and_the_reference_are_run_on_fresh_seeds_in_all_slots_there_ar
             ]
             (run.folder / "eval.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
             run.set_status("finished", 8, 8)
-        return Outcome(list(given))
+        return Outcome()
 
     prepare = runs.prepare_run
     monkeypatch.setattr(runs, "prepare_run", lambda config: prepare(config, tmp_path / "runs"))
-    monkeypatch.setattr(local, "run_all", run_all)
+    monkeypatch.setattr(jobs, "run_all", run_all)
     assert exit_code("sweep", "confirm", *complete, "--top", "1", "--seeds", "0-1") == 0
     assert [seed for _, seed in begun] == [0, 0, 1, 1]
     assert begun[0][0] == begun[2][0] == 1  # the reference's weight

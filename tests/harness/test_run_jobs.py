@@ -7,10 +7,11 @@ from typing import Any
 import pytest
 import torch
 
-from harness.config import ROOT, compose
+from harness.config import ROOT, ConfigError, compose
 from harness.errors import CollectiveError
 from harness.experiments.jobs import worker
-from harness.experiments.jobs.queue import reset
+from harness.experiments.jobs.job import State, claim_next, reset
+from harness.experiments.jobs.runs import run_job
 from harness.runs.directory import RunDirectory, prepare_run
 from harness.training.session import Session
 from harness.training.trainer import TrainingError
@@ -36,9 +37,7 @@ def prepared(tmp_path: Path) -> Any:
 
     def prepare(folder: str, *overrides: str) -> RunDirectory:
         config = compose("miniature-luck", overrides=[*FAST, f"prompts.test={path}", *overrides])
-        run = prepare_run(config, tmp_path / folder)
-        reset([run])
-        return run
+        return prepare_run(config, tmp_path / folder)
 
     return prepare
 
@@ -58,7 +57,7 @@ def test_a_run_after_others_equals_the_same_run_alone(prepared: Any, tmp_path: P
     last = prepared("last", *settings)
     torch.manual_seed(7)
     torch.set_num_threads(2)
-    assert worker.work([other, broken, last], tmp_path / "current")
+    assert worker.work([run_job(run) for run in (other, broken, last)], tmp_path / "current")
     assert [run.status()["state"] for run in (other, broken, last)] == ["finished", "failed", "finished"]
     assert numbers(last) == numbers(alone)
     ours, theirs = last.load_checkpoint(), alone.load_checkpoint()
@@ -67,36 +66,31 @@ def test_a_run_after_others_equals_the_same_run_alone(prepared: Any, tmp_path: P
     assert all(torch.equal(ours["parameters"][name], value) for name, value in theirs["parameters"].items())
 
 
-def test_any_exception_is_named_in_the_status_and_its_traceback_in_the_log(
-    prepared: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
-    runs = [prepared("runs", f"seed={seed}") for seed in range(2)]
-    at_work: list[str] = []
-
-    class FailingSession:
-        def __init__(self, run: RunDirectory, say: Any) -> None:
-            self.run, self.say = run, say
-
-        def execute(self) -> None:
-            at_work.append((tmp_path / "current").read_text())
-            assert self.run.is_locked()
-            self.say(f"training {self.run.run_id}")
-            if self.run == runs[0]:
-                raise ZeroDivisionError("a mean of\nnothing")
-            self.run.set_status("finished", 2, 2)
-
-    monkeypatch.setattr(worker, "Session", FailingSession)
-    with capfd.disabled():  # else what Python prints would never reach the descriptors that are redirected
-        assert worker.work(runs, tmp_path / "current")
-    assert at_work == [run.run_id for run in runs]
-    assert not (tmp_path / "current").exists()
-    assert (runs[0].status()["state"], runs[0].status()["reason"]) == ("failed", "ZeroDivisionError: a mean of nothing")
-    assert runs[1].status()["state"] == "finished"
-    log = (runs[0].folder / "log.txt").read_text()
-    assert log.startswith(f"attempt 1\ntraining {runs[0].run_id}\nTraceback")
-    assert "ZeroDivisionError: a mean of\nnothing" in log
-    assert (runs[1].folder / "log.txt").read_text() == f"attempt 1\ntraining {runs[1].run_id}\n"
-    assert not any(run.is_locked() for run in runs)
+def test_where_a_run_stands_and_what_a_launch_does_with_that(prepared: Any) -> None:
+    run = prepared("runs")
+    job = run_job(run)
+    run.set_status("running", 1, 2)  # as a worker that died leaves it
+    assert job.state() == State("waiting", 0.5)
+    run.set_status("running", 1, 2, "rank 1: RuntimeError: out of memory")
+    job.fail("its worker died in each of 3 attempts")
+    reason = "its worker died in each of 3 attempts (rank 1: RuntimeError: out of memory)"
+    assert job.state() == State("failed", 0.5, reason)
+    reset([job])
+    assert (job.state(), run.status()["iteration"]) == (State("waiting", 0.5), 1)
+    claim = claim_next([job])
+    assert claim is not None
+    assert run.status()["state"] == "running"
+    assert claim_next([job]) is None
+    with pytest.raises(ConfigError, match="another process is training this run"):
+        run.lock()
+    reset([job])
+    assert run.status()["state"] == "running"
+    claim[1].close()
+    with pytest.raises(ZeroDivisionError), job.failure_noted():
+        raise ZeroDivisionError("a mean of\nnothing")
+    assert job.state() == State("failed", 0.5, "ZeroDivisionError: a mean of nothing")
+    run.append("eval.jsonl", {"iteration": 2, "split": "validation", "metrics": {"ocr": 0.25}})
+    assert job.result() == "trained reward on validation prompts 0.250"
 
 
 def test_an_echo_is_the_reason_until_its_cause_is_known(prepared: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,8 +6,7 @@ from pathlib import Path
 import pytest
 
 from harness.config import ConfigError, compose
-from harness.experiments.jobs import progress as progress_module
-from harness.experiments.jobs.progress import Progress, standings, state_of, status_lines
+from harness.experiments.status import standings, state_of, status_lines
 from harness.runs.directory import RunDirectory, prepare_run
 
 
@@ -35,28 +34,6 @@ def test_looking_at_a_run_does_not_claim_it(tmp_path: Path) -> None:
     run = prepared(tmp_path)
     assert not run.is_locked()
     assert not (run.folder / "lock").exists()
-
-
-def test_progress_counts_iterations_and_estimates_from_the_pace_since_its_start(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    runs = [prepared(tmp_path, f"seed={seed}") for seed in range(4)]
-    clock = [100.0]
-    monkeypatch.setattr(progress_module.time, "monotonic", lambda: clock[0])
-    runs[0].set_status("finished", 12, 12)
-    runs[1].set_status("running", 6, 12)  # of a worker that died
-    progress = Progress(runs)
-    assert progress.unsettled == runs[1:]
-    assert str(progress) == "38% done, 0 running, 3 waiting"
-    clock[0] += 120
-    runs[1].set_status("failed", 6, 12, "ValueError: broken")
-    runs[2].set_status("running", 6, 12)
-    with runs[2].lock():
-        assert progress.refresh() == [runs[1]]
-    # 6 iterations in two minutes, and 18 left; what the failed run left undone counts for neither.
-    assert str(progress) == "62% done, 1 running, 1 waiting, about 6.0 min left"
-    clock[0] += 5_880
-    assert str(progress).endswith("about 5.0 hours left")
 
 
 def test_standings_are_means_over_seeds_of_the_latest_validation_best_first(tmp_path: Path) -> None:

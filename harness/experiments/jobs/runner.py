@@ -1,0 +1,220 @@
+"""Executes jobs on this machine: a worker in each slot, replaced when it ends before all jobs are settled."""
+
+import os
+import pickle
+import shutil
+import signal
+import socket
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from harness.experiments.jobs.job import Job, give_up, reset
+from harness.experiments.jobs.process import QUEUE_NAME, WorkerProcess
+from harness.experiments.jobs.progress import Progress
+from harness.experiments.jobs.slots import Slot, local_slots
+from harness.files import lock, write_atomically
+
+MAX_ATTEMPTS = 3
+"""How often a job is begun in one launch, if its worker dies in the middle of it each time."""
+LAUNCHES = ".workers-"
+"""How the name begins of a folder that a launch keeps while it is at work."""
+_POLL_SECONDS = 0.5
+_STANDINGS_SECONDS = 300.0
+_MAX_FALSE_STARTS = 3
+"""How often in a row a slot's worker may die before it has claimed a job."""
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a list of jobs ended."""
+
+    finished: list[Job] = field(default_factory=list)
+    failed: dict[str, str] = field(default_factory=dict)
+    """Reason by id."""
+
+
+def run_jobs(
+    jobs: Sequence[Job],
+    slots: int | Sequence[Slot] | None,
+    folder: Path,
+    say: Say,
+    *,
+    on_finished: Callable[[Job], object] = lambda job: None,
+    standings: Callable[[], Sequence[str]] = lambda: (),
+    stop_at_failure: bool = False,
+) -> Outcome:
+    """Have jobs done by workers; those that are done are skipped. Call it from the main thread.
+
+    A job that fails does not stop the others, nor does a worker that dies: a new one does its job again, in at most
+    ``MAX_ATTEMPTS`` attempts. Ctrl-C and SIGTERM end the workers; the same call goes on where they stopped.
+
+    Args:
+        jobs: in the order in which they are wanted.
+        slots: jobs at a time, or where they run; None for as many as the machine suffices for.
+        folder: of the experiment; a folder with the workers' logs is in it as long as the launch lasts.
+        say: receives lines of progress.
+        on_finished: called with each job that finishes meanwhile, soon after it does.
+        standings: lines to say now and then, and at the end.
+        stop_at_failure: end the workers as soon as one job has failed, since the others are of no use without it.
+
+    Raises:
+        ConfigError: the machine cannot give the slots, or the jobs need different ones.
+        KeyboardInterrupt: on Ctrl-C and SIGTERM, after the workers have ended.
+    """
+    _remove_left_behind(folder)
+    finished = [job for job in jobs if job.state().name == "finished"]
+    outcome = Outcome(finished)
+    if finished:
+        say(f"{len(finished)} of {len(jobs)} are finished already")
+    if left := [job for job in jobs if job not in finished]:
+        if slots is None or isinstance(slots, int):
+            slots = local_slots([job.config.runtime for job in left], slots)
+        reset(left)
+        launch = _Launch(left, slots, folder, outcome, say)
+        launch.on_finished, launch.standings, launch.stop_at_failure = on_finished, standings, stop_at_failure
+        launch.execute()
+    for line in standings():
+        say(line)
+    return outcome
+
+
+def launches_at_work(root: Path) -> Iterator[tuple[Path, Progress]]:
+    """The experiment's folder and the progress of every launch under a folder, if it is of this machine."""
+    for folder in sorted(root.rglob(f"{LAUNCHES}*")):
+        held = lock(folder / "lock", shared=True) if (folder / QUEUE_NAME).is_file() else None
+        if held is not None:
+            held.close()
+        elif (folder / QUEUE_NAME).is_file():
+            yield folder.parent, Progress(pickle.loads((folder / QUEUE_NAME).read_bytes()))
+
+
+def _remove_left_behind(folder: Path) -> None:
+    """Remove what launches of this machine that have ended, or were killed, left in an experiment's folder."""
+    for left in folder.glob(f"{LAUNCHES}{socket.gethostname()}-*"):
+        with suppress(OSError):
+            held = lock(left / "lock")
+            if held is not None:
+                held.close()
+                shutil.rmtree(left)
+
+
+class _Launch:
+    """Workers at the jobs of one call of ``run_jobs``."""
+
+    on_finished: Callable[[Job], object]
+    standings: Callable[[], Sequence[str]]
+    stop_at_failure: bool
+
+    def __init__(self, jobs: Sequence[Job], slots: Sequence[Slot], folder: Path, outcome: Outcome, say: Say) -> None:
+        self.outcome, self.say = outcome, say
+        self.progress = Progress(jobs)
+        self.folder = folder / f"{LAUNCHES}{socket.gethostname()}-{os.getpid()}"
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.lock = lock(self.folder / "lock", wait=True)  # until this process ends, however it does
+        write_atomically(self.folder / QUEUE_NAME, pickle.dumps(list(jobs)))
+        self.workers = [WorkerProcess(slot, self.folder, f"worker-{index}") for index, slot in enumerate(slots)]
+        self.false_starts: Counter[WorkerProcess] = Counter()
+        self.deaths: Counter[str] = Counter()
+        self.last_percent, self.standings_time = "", time.monotonic()
+        if self.progress.running:
+            say(f"{self.progress.running} are at work under another command; this one waits for them")
+
+    @property
+    def is_over(self) -> bool:
+        """Whether there is nothing left to wait for."""
+        return not self.progress.unsettled or (self.stop_at_failure and bool(self.outcome.failed))
+
+    def execute(self) -> None:
+        """Supervise until every job is settled. The workers end with it in any case: with the jobs, or by force."""
+        try:
+            with sigterm_interrupts():
+                while not self.is_over:
+                    self._step()
+                    time.sleep(_POLL_SECONDS)
+        except KeyboardInterrupt:
+            self.say("interrupted: the same command continues where it stopped")
+            raise
+        finally:
+            if self.progress.unsettled:
+                for worker in self.workers:
+                    worker.tell_to_end()
+            for worker in self.workers:
+                worker.wait()
+            if self.lock is not None:
+                self.lock.close()
+            # Workers' own logs are of interest only if one died: each job has its log. The next launch removes them.
+            if not self.deaths and not self.false_starts:
+                shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _step(self) -> None:
+        for worker in self.workers:
+            self._bury(worker)
+        # Counted before the jobs are looked at: one that is claimed in between must not look unserved.
+        starting = sum(worker.is_running and worker.job_id is None for worker in self.workers)
+        for job in self.progress.refresh():
+            self._settle(job)
+        usable = [worker for worker in self.workers if self.false_starts[worker] < _MAX_FALSE_STARTS]
+        if not usable:
+            give_up(self.progress.unsettled, f"no worker could start: {self.workers[-1].cause_of_death()}")
+            return
+        free = [worker for worker in usable if not worker.is_running]
+        for worker in free[: max(0, self.progress.waiting - starting)]:
+            worker.start()
+        self._report()
+
+    def _bury(self, worker: WorkerProcess) -> None:
+        """Notice a worker that has ended, and say so unless it has done its work."""
+        code = worker.ended()
+        if code is None:
+            return
+        if code == 0 or worker.job_id is not None:
+            del self.false_starts[worker]
+        if code == 0:
+            return
+        if worker.job_id is None:
+            self.false_starts[worker] += 1
+            self.say(f"a worker could not start: {worker.cause_of_death()}")
+            return
+        for job in self.progress.unsettled:
+            if job.id == worker.job_id and job.state().name == "waiting":
+                cause = worker.cause_of_death()
+                self.say(f"the worker at {job.id} died: {cause}")
+                self.deaths[job.id] += 1
+                if self.deaths[job.id] == MAX_ATTEMPTS:
+                    give_up([job], f"its worker died in each of {MAX_ATTEMPTS} attempts: {cause}")
+
+    def _settle(self, job: Job) -> None:
+        state = job.state()
+        if state.name == "finished":
+            self.outcome.finished.append(job)
+            self.say(": ".join(filter(None, [f"finished {job.id}", job.result()])))
+            self.on_finished(job)
+        else:
+            self.outcome.failed[job.id] = state.reason or "no reason given"
+            self.say(f"FAILED {job.id}: {state.reason} (log: {job.log})")
+
+    def _report(self) -> None:
+        percent = f"{self.progress.share:.0%}"
+        if percent != self.last_percent and self.progress.unsettled:
+            self.last_percent = percent
+            self.say(str(self.progress))
+        if time.monotonic() - self.standings_time > _STANDINGS_SECONDS:
+            self.standings_time = time.monotonic()
+            for standing in self.standings():
+                self.say(f"  {standing}")
+
+
+@contextmanager
+def sigterm_interrupts() -> Iterator[None]:
+    """Within: SIGTERM raises KeyboardInterrupt, as Ctrl-C does."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,118 @@
+"""Training runs as jobs."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import IO, Literal
+
+from harness.config import ConfigError
+from harness.experiments.jobs.job import Job, State
+from harness.experiments.jobs.runner import Outcome, Say, run_jobs
+from harness.experiments.status import latest_validation, standings
+from harness.runs.directory import RunDirectory
+from harness.runs.identity import changes_of, note_on_code
+
+_STATES: dict[str, Literal["waiting", "finished", "failed"]] = {"finished": "finished", "failed": "failed"}
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class RunJob(Job):
+    """A run, whose status.json says where it stands."""
+
+    run: RunDirectory
+
+    def state(self) -> State:
+        """From status.json alone."""
+        status = self.run.status()
+        # A damaged status knows no iterations; the run is begun again, and has another one then.
+        share = status["iteration"] / (status["iterations"] or 1)
+        return State(_STATES.get(status["state"], "waiting"), share, status["reason"])
+
+    def try_lock(self) -> IO[bytes] | None:
+        """The run's own lock, which ``adagrpo train`` takes, too."""
+        if self.is_locked():
+            return None
+        try:
+            return self.run.lock()
+        except ConfigError:
+            return None  # another process was quicker
+
+    def is_locked(self) -> bool:
+        """Whether a process is training it."""
+        return self.run.is_locked()
+
+    def begin(self) -> None:
+        """Note that it is running, and forget what an earlier attempt has noted."""
+        self._set_status("running")
+
+    def reset(self) -> None:
+        """Have it wait, from the iteration that it has reached."""
+        self._set_status("waiting")
+
+    def fail(self, reason: str) -> None:
+        """Have it fail; what one of its processes noted is part of the reason."""
+        known = self.run.status()["reason"]
+        self._set_status("failed", reason if known is None else f"{reason} ({known})")
+
+    @contextmanager
+    def failure_noted(self) -> Iterator[None]:
+        """Within: as ``RunDirectory.failure_noted``."""
+        with self.run.failure_noted():
+            yield
+
+    def result(self) -> str:
+        """What it reached."""
+        reached = latest_validation(self.run, self.config)
+        return "" if reached is None else f"trained reward on validation prompts {reached[0]:.3f}"
+
+    def _set_status(self, state: str, reason: str | None = None) -> None:
+        status = self.run.status()
+        iterations = status["iterations"] or self.config.iterations
+        self.run.set_status(state, status["iteration"], iterations, reason)
+
+
+def run_all(
+    runs: Sequence[RunDirectory],
+    slots: int | None,
+    say: Say,
+    on_finished: Callable[[RunDirectory], object] = lambda run: None,
+) -> Outcome:
+    """Execute runs on this machine; finished ones are skipped, unfinished ones resumed.
+
+    Args:
+        runs: in the order in which they are wanted.
+        slots: runs at a time; None for as many as the machine suffices for.
+        say: receives lines of progress.
+        on_finished: called with each run that finishes meanwhile, soon after it does.
+
+    Raises:
+        ConfigError, KeyboardInterrupt: as ``run_jobs``.
+    """
+    given, runs = len(runs), list(dict.fromkeys(runs))
+    if len(runs) < given:
+        say(f"{given - len(runs)} runs differ from others in settings without effect, and are the same run")
+    for line in note_on_code(changes_of(run.folder) for run in runs):
+        say(line)
+    jobs = [run_job(run) for run in runs]
+    return run_jobs(
+        jobs,
+        slots,
+        runs[0].folder.parent,
+        say,
+        on_finished=lambda job: on_finished(job.run) if isinstance(job, RunJob) else None,
+        standings=lambda: standings(runs),
+    )
+
+
+def run_job(run: RunDirectory) -> RunJob:
+    """The job of a run that has been prepared."""
+    log, done = run.folder / "log.txt", run.folder / "status.json"
+    return RunJob(id=run.run_id, call=partial(_train, run.folder), done=done, log=log, config=run.config, run=run)
+
+
+def _train(folder: Path) -> None:
+    from harness.training.session import Session
+
+    Session(RunDirectory(folder), say=lambda line: print(line, flush=True)).execute()
