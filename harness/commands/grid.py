@@ -2,10 +2,13 @@
 
 import argparse
 import sys
-from functools import partial
+from typing import TYPE_CHECKING
 
 from harness.commands import Commands
 from harness.commands.train import add_rerun
+
+if TYPE_CHECKING:
+    from harness.experiments.jobs.runner import Outcome
 
 
 def add_parser(commands: Commands) -> None:
@@ -41,9 +44,17 @@ def execute_grid(options: argparse.Namespace) -> int:
     if options.plan:
         print("\n".join(plan(configs, len(slots))))
         return 0
-    prepare = partial(prepare_run, rerun_changed=True) if options.rerun_changed else prepare_run
-    runs = [prepare(config) for config in configs]
-    outcome = run_all(runs, options.slots, lambda line: print(line, flush=True))
-    for run_id, reason in outcome.failed.items():
-        print(f"failed: {run_id}: {reason}", file=sys.stderr)
+    runs = [prepare_run(config, rerun_changed=options.rerun_changed) for config in configs]
+    return exit_code(run_all(runs, options.slots, say))
+
+
+def say(line: str) -> None:
+    """Print a line of progress at once, also into a file."""
+    print(line, flush=True)
+
+
+def exit_code(outcome: "Outcome") -> int:
+    """1 if a job failed, which is named once more."""
+    for name, reason in outcome.failed.items():
+        print(f"failed: {name}: {reason}", file=sys.stderr)
     return 1 if outcome.failed else 0

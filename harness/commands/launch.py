@@ -2,7 +2,6 @@
 
 import argparse
 import os
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,9 +13,6 @@ if TYPE_CHECKING:
     from harness.config import RunConfig
     from harness.experiments.jobs.command import Placement
 
-MAIN_PORT = 29500
-"""Where the processes of several machines meet, on the first one, unless another port is given."""
-
 
 def add_parser(commands: Commands) -> None:
     """Declare the command."""
@@ -24,7 +20,7 @@ def add_parser(commands: Commands) -> None:
     add_run_options(parser, "as in runtime.engine=fsdp2")
     parser.add_argument("--machine-rank", type=int, default=0, help="of this machine among runtime.machines, from 0")
     parser.add_argument("--main-address", help="host name or address of machine 0, where there are several")
-    parser.add_argument("--main-port", type=int, help=f"a free port there (default: {MAIN_PORT})")
+    parser.add_argument("--main-port", type=int, help="a free port there (default: 29500)")
     parser.add_argument("--show", action="store_true", help="print the launch line of this machine and do nothing")
     parser.set_defaults(command=launch)
 
@@ -33,6 +29,7 @@ def launch(options: argparse.Namespace) -> int:  # noqa: RET503 - it does not co
     """Check all that can be checked before anything is started, then become the launcher of ``adagrpo train``."""
     from harness.config import ROOT, compose
     from harness.experiments.jobs.command import typed, worker_command
+    from harness.experiments.jobs.slots import visible_gpus
     from harness.runs.directory import find_run
 
     run = run_to_resume(options)
@@ -42,7 +39,12 @@ def launch(options: argparse.Namespace) -> int:  # noqa: RET503 - it does not co
     if options.show:
         print(typed(command))
         return 0
-    _check_gpus(placement)
+    needed = placement.processes // placement.machines
+    if placement.cuda and len(visible_gpus()) < needed:
+        raise ConfigError(
+            f"runtime.processes={placement.processes} on {placement.machines} machines need {needed} GPUs here, but "
+            f"there are {len(visible_gpus())}"
+        )
     if run is None:
         find_run(config)
     os.chdir(ROOT)
@@ -54,32 +56,21 @@ def _placement(options: argparse.Namespace, config: "RunConfig") -> "Placement":
     from harness.experiments.jobs.slots import visible_gpus
 
     runtime = config.runtime
-    for option in ("main_address", "main_port"):
-        if runtime.machines == 1 and getattr(options, option) is not None:
-            raise ConfigError(f"--{option.replace('_', '-')} is for several machines, but runtime.machines=1")
+    named = {"main_address": options.main_address, "main_port": options.main_port}
+    given = {name: value for name, value in named.items() if value is not None}
+    for name in given if runtime.machines == 1 else ():
+        raise ConfigError(f"--{name.replace('_', '-')} is for several machines, but runtime.machines=1")
     return Placement(
         processes=runtime.processes,
         cuda=runtime.device == "cuda" or (runtime.device == "auto" and bool(visible_gpus())),
         machines=runtime.machines,
         machine_rank=options.machine_rank,
-        main_address=options.main_address,
-        main_port=MAIN_PORT if options.main_port is None else options.main_port,
         engine=runtime.engine,
+        **given,
     )
 
 
-def _check_gpus(placement: "Placement") -> None:
-    from harness.experiments.jobs.slots import visible_gpus
-
-    needed = placement.processes // placement.machines
-    if placement.cuda and len(visible_gpus()) < needed:
-        raise ConfigError(
-            f"runtime.processes={placement.processes} on {placement.machines} machines need {needed} GPUs here, but "
-            f"there are {len(visible_gpus())}"
-        )
-
-
-def _train(options: argparse.Namespace) -> Sequence[str]:
+def _train(options: argparse.Namespace) -> list[str]:
     if options.resume is not None:
         return ["train", "--resume", str(options.resume.resolve())]
     method = [] if options.method is None else ["--method", options.method]

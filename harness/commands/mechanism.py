@@ -65,10 +65,10 @@ def mechanism(options: argparse.Namespace) -> int:
 
 
 def _compute(loaded: "Mechanism", slots: int | None) -> None:
-    from harness.experiments.gradients.chunks import jobs
+    from harness.experiments.gradients.chunks import plan
     from harness.experiments.jobs.runner import run_jobs
 
     folder = loaded.folder(loaded.checkpoints[0]).parent
-    outcome = run_jobs(jobs(loaded), slots, folder, lambda line: print(line, flush=True), stop_at_failure=True)
+    outcome = run_jobs(plan(loaded), slots, folder, lambda line: print(line, flush=True), stop_at_failure=True)
     for name, reason in outcome.failed.items():
         raise HarnessError(f"{name}: {reason}; the same command continues where it stopped")

@@ -1,12 +1,18 @@
 """A study: experiments that run in order, share runs, and keep each finished one as a small file that is committed."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import groupby
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 from pydantic import Field, ValidationError
 
-from analysis.runs.shards import read_shard_environment
+from analysis.cells.costs import Rates, measured_rates
+from analysis.claims import STUDY_SEEDS
+from analysis.runs.gallery import NUM_PROMPTS
+from analysis.runs.runlog import RunLogError
+from analysis.runs.shards import read_shard_environment, write_shards
 from analysis.runs.sources import changes_since
 from harness.config import EXPERIMENTS, ROOT, ConfigError, RunConfig, Section, nearest, one_line, read_yaml
 from harness.config.cells import cell_names
@@ -15,8 +21,8 @@ from harness.experiments.grid import expand_grid
 from harness.experiments.jobs.runner import Outcome, Say
 from harness.experiments.jobs.runs import run_all
 from harness.prompts.lists import read_prompts
-from harness.runs import identity
-from harness.runs.directory import RunDirectory, find_run, prepare_run
+from harness.runs import directory, identity
+from harness.runs.directory import RunDirectory
 from harness.training.accounting import expected_cost
 
 DEFAULT = EXPERIMENTS / "studies" / "all.yaml"
@@ -35,29 +41,6 @@ class StudyConfig(Section):
     """Of recorded run time, all runs together."""
     rates_from: str | None = None
     """Folder of runs whose pace serves for estimates until the study has runs of its own."""
-
-
-class Study(NamedTuple):
-    """A study's file, read."""
-
-    path: Path
-    file: StudyConfig
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """All experiments in order, tuning first."""
-        return ((self.file.tuning,) if self.file.tuning else ()) + self.file.experiments
-
-    @property
-    def shards(self) -> Path:
-        """Folder of finished runs."""
-        return ROOT / self.file.shards
-
-    def configs(self, name: str, only: str | None = None, seeds: Sequence[int] | None = None) -> list[RunConfig]:
-        """The runs of an experiment. Raises ConfigError as ``expand_grid``, and for an unknown name."""
-        if name not in self.names:
-            raise ConfigError(f"study {self.path}: unknown experiment {name!r}; {nearest(name, self.names)}")
-        return expand_grid(str(self.path.with_name(f"{name}.yaml")), only=only, seeds=seeds)
 
 
 class PlannedRun(NamedTuple):
@@ -85,6 +68,79 @@ class PlannedRun(NamedTuple):
             return ["code not recorded"]  # a damaged shard says nothing of its code; who reads its numbers is told
 
 
+class Study(NamedTuple):
+    """A study's file, read."""
+
+    path: Path
+    file: StudyConfig
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All experiments in order, tuning first."""
+        return ((self.file.tuning,) if self.file.tuning else ()) + self.file.experiments
+
+    @property
+    def shards(self) -> Path:
+        """Folder of finished runs."""
+        return ROOT / self.file.shards
+
+    def configs(self, name: str, only: str | None = None, seeds: Sequence[int] | None = None) -> list[RunConfig]:
+        """The runs of an experiment. Raises ConfigError as ``expand_grid``, and for an unknown name."""
+        if name not in self.names:
+            raise ConfigError(f"study {self.path}: unknown experiment {name!r}; {nearest(name, self.names)}")
+        return expand_grid(str(self.path.with_name(f"{name}.yaml")), only=only, seeds=seeds)
+
+    def planned(self, configs: Iterable[RunConfig]) -> list[PlannedRun]:
+        """Where runs are and will be kept; one that occurs twice is there once. Raises ConfigError as ``find_run``."""
+        planned: dict[Path, PlannedRun] = {}
+        for config in configs:
+            run = directory.find_run(config, directory.RUNS)
+            shard = self.shards / config.experiment / f"{run.run_id}.parquet"
+            planned.setdefault(run.folder, PlannedRun(config, run, shard))
+        return list(planned.values())
+
+    def keep(self, run: RunDirectory) -> None:
+        """Write a finished run's shard; one that is damaged is named and left out."""
+        # A page shows the pictures of each cell's first seed; of all runs they would be most of what is committed.
+        try:
+            write_shards(run.folder, self.shards, NUM_PROMPTS if run.config.seed == STUDY_SEEDS[0] else 0)
+        except RunLogError as error:
+            print(f"not kept: {error}", file=sys.stderr)
+
+    def execute(
+        self, planned: Sequence[PlannedRun], slots: int | None, say: Say, rerun_changed: bool = False
+    ) -> Outcome:
+        """Execute the runs that have no shard yet; each is kept as soon as it is finished.
+
+        Args:
+            planned: in the order in which they are wanted; those of one process come first.
+            slots: runs at a time, see ``run_all``.
+            say: receives lines of progress.
+            rerun_changed: those too that other code has made.
+
+        Raises:
+            ConfigError, KeyboardInterrupt: as ``run_all``.
+        """
+        missing = [one for one in planned if not one.is_kept or (rerun_changed and one.changes)]
+        say(f"{len(planned) - len(missing)} of {len(planned)} runs are kept already")
+        outcome = Outcome()
+        # What can be launched together, see ``local_slots``.
+        for _, group in groupby(sorted(missing, key=_processes), _processes):
+            runs = [directory.prepare_run(one.config, directory.RUNS, rerun_changed) for one in group]
+            for run in runs:
+                if run.status()["state"] == "finished":
+                    self.keep(run)
+            part = run_all(runs, slots, say, on_finished=self.keep)
+            outcome.finished.extend(part.finished)
+            outcome.failed.update(part.failed)
+        return outcome
+
+
+def _processes(planned: PlannedRun) -> tuple[int, str, int]:
+    runtime = planned.config.runtime
+    return runtime.processes, runtime.device, runtime.threads
+
+
 def read_study(path: Path = DEFAULT) -> Study:
     """Read a study's file. Raises ConfigError in one line."""
     try:
@@ -93,83 +149,7 @@ def read_study(path: Path = DEFAULT) -> Study:
         raise ConfigError(f"{path}: {one_line(error, StudyConfig)}") from None
 
 
-def plan_runs(study: Study, configs: Sequence[RunConfig], root: Path) -> list[PlannedRun]:
-    """Where runs are and will be kept; one that occurs twice is there once.
-
-    Args:
-        study: that they belong to.
-        configs: the runs.
-        root: folder of run directories.
-
-    Raises:
-        ConfigError: as ``find_run``.
-    """
-    planned: dict[Path, PlannedRun] = {}
-    for config in configs:
-        run = find_run(config, root)
-        planned.setdefault(
-            run.folder, PlannedRun(config, run, study.shards / config.experiment / f"{run.run_id}.parquet")
-        )
-    return list(planned.values())
-
-
-def execute(
-    planned: Sequence[PlannedRun],
-    slots: int | None,
-    say: Say,
-    keep: Callable[[RunDirectory], object],
-    root: Path,
-    rerun_changed: bool = False,
-) -> Outcome:
-    """Execute the runs that have no shard yet; each is kept as soon as it is finished.
-
-    Args:
-        planned: in the order in which they are wanted; those of one process a run come first.
-        slots: runs at a time, see ``run_all``.
-        say: receives lines of progress.
-        keep: writes a finished run's shard.
-        root: folder of run directories.
-        rerun_changed: those too that other code has made.
-
-    Raises:
-        ConfigError, KeyboardInterrupt: as ``run_all``.
-    """
-    missing = [one for one in planned if not one.is_kept or (rerun_changed and one.changes)]
-    say(f"{len(planned) - len(missing)} of {len(planned)} runs are kept already")
-    outcome = Outcome()
-    for group in _by_runtime(missing):
-        runs = [prepare_run(one.config, root, rerun_changed) for one in group]
-        for run in runs:
-            if run.status()["state"] == "finished":
-                keep(run)
-        part = run_all(runs, slots, say, on_finished=keep)
-        outcome.finished.extend(part.finished)
-        outcome.failed.update(part.failed)
-    return outcome
-
-
-def _by_runtime(planned: Sequence[PlannedRun]) -> Iterator[list[PlannedRun]]:
-    """Runs that can be launched together, see ``local_slots``."""
-    groups: dict[tuple[int, str, int], list[PlannedRun]] = {}
-    for one in planned:
-        runtime = one.config.runtime
-        groups.setdefault((runtime.processes, runtime.device, runtime.threads), []).append(one)
-    for key in sorted(groups):
-        yield groups[key]
-
-
-# --- what it will take ----------------------------------------------------------------------------------------------
-
-
-class Rates(Protocol):
-    """Seconds of a unit of work, as measured; see ``analysis.cells.costs``."""
-
-    @property
-    def per_forward(self) -> float: ...
-    @property
-    def per_reward_call(self) -> float: ...
-    @property
-    def per_picture(self) -> float: ...
+# --- what it will take ------------------------------------------------------------------------------------------------
 
 
 def expected_seconds(config: RunConfig, rates: Rates) -> float:
@@ -184,50 +164,40 @@ def expected_seconds(config: RunConfig, rates: Rates) -> float:
     return config.iterations * training + pictures * rates.per_picture
 
 
-def plan_lines(experiments: Mapping[str, Sequence[PlannedRun]], rates: Rates | None) -> list[str]:
-    """A line an experiment: cells, runs, runs shared with earlier lines, kept, left, and core-hours left."""
+def plan_lines(study: Study, experiments: Mapping[str, Sequence[PlannedRun]]) -> list[str]:
+    """A table of experiments (cells, runs, those shared with earlier rows, kept, left, core-hours left), and sums."""
+    own = measured_rates(study.shards)
+    source = ROOT / study.file.rates_from if own is None and study.file.rates_from else study.shards
+    rates = own or measured_rates(source)
     lines = [f"{'experiment':16}{'cells':>6}{'runs':>6}{'shared':>8}{'kept':>6}{'left':>6}{'core-hours left':>17}"]
-    seen: set[Path] = set()
+    every: dict[Path, PlannedRun] = {}
     for name, planned in experiments.items():
-        own = [one for one in planned if one.shard not in seen]
-        left = [one for one in own if not one.is_kept]
-        seen |= {one.shard for one in own}
-        hours = f"{hours_left(left, rates):.2f}" if rates else "unknown"
-        cells = len(set(cell_names([one.config for one in planned])))
-        kept, shared = len(own) - len(left), len(planned) - len(own)
-        lines.append(f"{name:16}{cells:6}{len(planned):6}{shared:8}{kept:6}{len(left):6}{hours:>17}")
-    return lines
+        new = [one for one in planned if one.shard not in every]
+        every |= {one.shard: one for one in new}
+        left, cells = _left(new), len(set(cell_names([one.config for one in planned])))
+        hours = f"{_hours(left, rates):.2f}" if rates else "unknown"
+        counts = f"{len(planned):6}{len(planned) - len(new):8}{len(new) - len(left):6}{len(left):6}"
+        lines.append(f"{name:16}{cells:6}{counts}{hours:>17}")
+    lines += [f"\n{line}" for line in identity.note_on_code(one.changes for one in every.values())]
+    left, recorded = _left(every.values()), own.recorded_hours if own else 0.0
+    lines.append(f"\n{len(every)} runs, {len(left)} left; {recorded:.2f} core-hours recorded in all shards so far")
+    if rates is None:
+        return [*lines, "core-hours: not known before a run has finished"]
+    needed, budget = _hours(left, rates), study.file.budget_hours
+    over = recorded + needed - (budget or 0.0)
+    against = f"OVER by {over:.2f}" if over > 0 else f"{-over:.2f} to spare"
+    return [
+        *lines,
+        f"about {needed:.2f} core-hours left, {recorded + needed:.2f} in all"
+        + (f"; budget {budget:g}: {against}" if budget else ""),
+        f"medians of {rates.num_runs} finished runs in {source}: {1e3 * rates.per_forward:.2f} ms a forward, "
+        f"{1e3 * rates.per_reward_call:.1f} ms a reward call, {1e3 * rates.per_picture:.0f} ms a picture evaluated",
+    ]
 
 
-def hours_left(planned: Sequence[PlannedRun], rates: Rates) -> float:
-    """Core-hours of the runs that have no shard yet."""
-    return sum(expected_seconds(one.config, rates) for one in planned if not one.is_kept) / 3600
+def _left(planned: Iterable[PlannedRun]) -> list[PlannedRun]:
+    return [one for one in planned if not one.is_kept]
 
 
-# --- tuned settings -------------------------------------------------------------------------------------------------
-
-
-def tuned_method(kernel: str) -> str:
-    """Name of the method file that tuning writes."""
-    return f"study_{kernel}"
-
-
-def tuned_text(kernel: str, eta: float, learning_rate: float, evidence: Sequence[str]) -> str:
-    """Content of the method file of a kernel.
-
-    Args:
-        kernel: that it extends the method file of.
-        eta: chosen.
-        learning_rate: chosen.
-        evidence: lines that say why.
-    """
-    comment = "".join(f"# {line}\n" for line in evidence)
-    return (
-        f"{comment}extends: {kernel}\nmethod: {{eta: {eta:g}}}\noptimizer: {{learning_rate: {_yaml(learning_rate)}}}\n"
-    )
-
-
-def _yaml(value: float) -> str:
-    """A float as YAML 1.1 knows it: with a dot even before an exponent."""
-    mantissa, e, exponent = f"{value:g}".partition("e")
-    return f"{mantissa}.0{e}{exponent}" if e and "." not in mantissa else f"{value:g}"
+def _hours(planned: Sequence[PlannedRun], rates: Rates) -> float:
+    return sum(expected_seconds(one.config, rates) for one in planned) / 3600

@@ -72,7 +72,7 @@ def test_characters_unknown_to_the_model_are_named_before_training(list_with) ->
 def test_a_grid_with_a_failed_run_names_it_and_has_exit_code_1(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(runs, "prepare_run", lambda config: config)
+    monkeypatch.setattr(runs, "prepare_run", lambda config, rerun_changed: config)
     monkeypatch.setattr(jobs, "run_all", lambda runs, slots, say: Outcome([], {"seed1": "ValueError: broken"}))
     with pytest.raises(SystemExit) as end:
         cli.main(["grid", "smoke", "runtime.device=cpu"])

@@ -13,20 +13,15 @@ from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu
 
 from harness import cli
 from harness.config import ROOT, ConfigError
-from harness.experiments.jobs import command, slots
+from harness.experiments.jobs import command, process, slots
 from harness.experiments.jobs.command import CONFIGURATIONS, Placement, typed, worker_command
 
-JOB = ["-m", "harness.experiments.jobs.worker", "queue"]
 ACCELERATE = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch"]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]
 
 
 def argv(placement: Placement) -> list[str]:
-    return worker_command(placement, "harness.experiments.jobs.worker", ["queue"])
-
-
-def settings(name: str) -> list[str]:
-    return ["--config_file", str(ROOT / "harness" / "experiments" / "jobs" / "accelerate" / f"{name}.yaml")]
+    return worker_command(placement, "harness.cli", ["train"])
 
 
 @pytest.fixture
@@ -35,39 +30,20 @@ def deepspeed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(command, "find_spec", lambda name: name)
 
 
-def test_one_cpu_process() -> None:
-    counts = ["--num_processes", "1", "--num_machines", "1", "--machine_rank", "0"]
-    assert argv(Placement()) == [*ACCELERATE, *settings("one"), *counts, "--cpu", *JOB]
-
-
-def test_one_gpu() -> None:
-    counts = ["--num_processes", "1", "--num_machines", "1", "--machine_rank", "0"]
-    assert argv(Placement(cuda=True)) == [*ACCELERATE, *settings("one"), *counts, *JOB]
-
-
-@pytest.mark.parametrize("engine", ["ddp", "fsdp2", "zero2"])
-def test_eight_gpus_meet_at_a_port_that_is_free(engine: Any, deepspeed: None) -> None:
-    counts = ["--num_processes", "8", "--num_machines", "1", "--machine_rank", "0", "--main_process_port", "0"]
-    assert argv(Placement(8, cuda=True, engine=engine)) == [*ACCELERATE, *settings(engine), *counts, *JOB]
-
-
-@pytest.mark.parametrize(("engine", "name"), [("ddp", "ddp-machines"), ("fsdp2", "fsdp2"), ("zero2", "zero2")])
-def test_two_machines_of_eight_gpus(engine: Any, name: str, deepspeed: None) -> None:
-    counts = ["--num_processes", "16", "--num_machines", "2", "--machine_rank", "1"]
-    meeting = ["--main_process_ip", "node0", "--main_process_port", "29500"]
-    placement = Placement(16, cuda=True, machines=2, machine_rank=1, main_address="node0", engine=engine)
-    assert argv(placement) == [*ACCELERATE, *settings(name), *counts, *meeting, *JOB]
-
-
-@pytest.mark.parametrize("engine", ["ddp", "fsdp2"])
-def test_two_cpu_processes_are_not_left_to_accelerate_which_would_start_one(engine: Any) -> None:
-    assert argv(Placement(2, engine=engine)) == [*TORCHRUN, "--standalone", "--nproc-per-node", "2", *JOB]
-
-
-def test_two_machines_of_two_cpu_processes() -> None:
+def test_command_lines_on_cpus() -> None:
+    """Those of GPUs are on the page that is compared below."""
+    file = ["--config_file", str(CONFIGURATIONS / "one.yaml")]
+    one = "--num_processes 1 --num_machines 1 --machine_rank 0 --cpu -m harness.cli train"
+    assert argv(Placement()) == [*ACCELERATE, *file, *one.split()]
+    # Several are not left to accelerate, which would start one.
     placement = Placement(4, machines=2, machine_rank=1, main_address="node0", main_port=29501)
-    counts = ["--nproc-per-node", "2", "--nnodes", "2", "--node-rank", "1"]
-    assert argv(placement) == [*TORCHRUN, *counts, "--master-addr", "node0", "--master-port", "29501", *JOB]
+    two = "--nproc-per-node 2 --nnodes 2 --node-rank 1 --master-addr node0 --master-port 29501 -m harness.cli train"
+    assert argv(placement) == [*TORCHRUN, *two.split()]
+
+
+def test_a_worker_of_one_process_needs_no_launcher() -> None:
+    assert process.command(Placement(), ["queue"])[1:] == ["-m", "harness.experiments.jobs.worker", "queue"]
+    assert process.command(Placement(2), ["queue"])[: len(TORCHRUN)] == TORCHRUN
 
 
 @pytest.mark.parametrize(
@@ -150,16 +126,6 @@ def run(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str]:
         cli.main(["launch", *words])
     output = capsys.readouterr()
     return int(end.value.code or 0), (output.out + output.err).strip()
-
-
-def test_launch_shows_the_line_of_its_configuration(capsys: pytest.CaptureFixture[str]) -> None:
-    wanted = worker_command(Placement(8, cuda=True, engine="fsdp2"), "harness.cli", ["train", "--profile", "paper"])
-    assert run(capsys, "--profile", "paper", "--show") == (0, typed(wanted))
-    words = ["--profile", "paper", "runtime.machines=2", "runtime.processes=16", "rollout.prompts_per_update=16"]
-    code, line = run(capsys, *words, "--show", "--machine-rank", "1", "--main-address", "node0")
-    assert code == 0
-    assert "--num_processes 16 --num_machines 2 --machine_rank 1 --main_process_ip node0" in line
-    assert line.endswith(f"train {' '.join(words)}")
 
 
 def test_launch_checks_what_it_can_before_anything_starts(

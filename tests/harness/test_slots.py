@@ -3,15 +3,7 @@
 import pytest
 
 from harness.config import ConfigError, RuntimeConfig
-from harness.experiments.jobs.slots import assign_devices, local_slots, make_slots
-
-
-def test_devices_are_given_to_one_slot_each_and_neighbours_stay_together() -> None:
-    assert assign_devices("01234567", 2, 4) == [("0", "1", "2", "3"), ("4", "5", "6", "7")]
-    assert assign_devices(["GPU-a", "GPU-b", "GPU-c"], 3, 1) == [("GPU-a",), ("GPU-b",), ("GPU-c",)]
-    assert assign_devices("012", 1, 2) == [("0", "1")]
-    with pytest.raises(ConfigError, match="2 slots of 4 GPUs need 8, but there are 7"):
-        assign_devices("0123456", 2, 4)
+from harness.experiments.jobs.slots import local_slots, make_slots
 
 
 def test_cpu_slots_share_the_cores() -> None:
@@ -22,10 +14,11 @@ def test_cpu_slots_share_the_cores() -> None:
     assert len(make_slots(RuntimeConfig(), 5, gpus=(), cores=2)) == 5
 
 
-def test_gpu_slots_see_their_own_gpus_only() -> None:
-    slots = make_slots(RuntimeConfig(processes=2), None, gpus=("0", "1", "2", "3", "4"), cores=2)
-    assert [slot.environment["CUDA_VISIBLE_DEVICES"] for slot in slots] == ["0,1", "2,3"]
+def test_gpu_slots_see_their_own_gpus_only_and_know_the_engine() -> None:
+    slots = make_slots(RuntimeConfig(processes=2, engine="fsdp2"), None, gpus=("0", "1", "GPU-a", "3", "4"), cores=2)
+    assert [slot.environment["CUDA_VISIBLE_DEVICES"] for slot in slots] == ["0,1", "GPU-a,3"]
     assert all(slot.placement.cuda and slot.placement.processes == 2 for slot in slots)
+    assert slots[0].placement.configuration.name == "fsdp2.yaml"
 
 
 @pytest.mark.parametrize(
@@ -45,20 +38,14 @@ def test_slots_that_the_machine_cannot_give_are_errors(
 
 
 @pytest.mark.parametrize(
-    "other", [{"threads": 2}, {"processes": 2}, {"engine": "fsdp2"}, {"timeout_seconds": 60}, {"machines": 2}]
+    ("others", "message"),
+    [
+        ([{}, {"threads": 2}], r"need the same runtime\.threads"),
+        ([{}, {"engine": "fsdp2"}], r"need the same runtime\.engine"),
+        ([{"processes": 2, "machines": 2}], r"runtime\.machines=2: a grid's runs are launched on this machine alone"),
+    ],
 )
-def test_runs_that_need_different_processes_are_not_launched_together(other: dict) -> None:
-    (key,) = other
-    with pytest.raises(ConfigError, match=rf"need the same runtime\.{key}"):
-        local_slots([RuntimeConfig(device="cpu"), RuntimeConfig(device="cpu", **other)], None)
+def test_runs_that_need_different_processes_are_not_launched_together(others: list[dict], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        local_slots([RuntimeConfig(device="cpu", **other) for other in others], None)
     assert local_slots([RuntimeConfig(device="cpu"), RuntimeConfig(device="cpu", checkpoint_interval=3)], 1)
-
-
-def test_a_grid_is_launched_on_one_machine() -> None:
-    with pytest.raises(ConfigError, match=r"runtime\.machines=2: a grid's runs are launched on this machine alone"):
-        local_slots([RuntimeConfig(device="cpu", processes=2, machines=2)], None)
-
-
-def test_slots_know_the_engine() -> None:
-    (slot,) = make_slots(RuntimeConfig(processes=2, engine="fsdp2"), None, gpus=("0", "1"), cores=2)
-    assert slot.placement.configuration.name == "fsdp2.yaml"

@@ -17,7 +17,8 @@ from analysis.verdicts.exploratory import questions
 from harness.cli import main
 from harness.config import EXPERIMENTS, ConfigError, RunConfig, compose, numeric_settings
 from harness.experiments.jobs import process, runner
-from harness.experiments.study import read_study, tuned_text
+from harness.experiments.study import read_study
+from harness.experiments.tuning import tuned_text
 from harness.models.miniature.prompts import list_path
 from harness.runs import directory as runs
 from harness.trained_reward import TrainedReward

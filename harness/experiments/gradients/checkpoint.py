@@ -10,11 +10,10 @@ from torch import Tensor
 from harness.config import ConfigError, RunConfig
 from harness.models.pipelines.files import model_fingerprint
 from harness.models.pipelines.locate import find_pipeline
-from harness.models.pipelines.lora_files import read_lora
 from harness.models.pipelines.policy import Policy
 from harness.models.pipelines.registry import build_policy
 from harness.runs.directory import RunDirectory
-from harness.trained.checkpoints import BASE, find_run_checkpoint
+from harness.trained.checkpoints import BASE
 from harness.training.checkpointing import read_weights
 
 
@@ -50,7 +49,7 @@ def find_measured(name: str, config: RunConfig) -> MeasuredCheckpoint:
     """The checkpoint that a word of the command line means.
 
     Args:
-        name: ``base``, or a run directory: its final weights if it is finished, else those of its checkpoint.
+        name: ``base``, or a run directory: the weights of its checkpoint.
         config: whose gradients are to be measured.
 
     Raises:
@@ -74,20 +73,7 @@ def find_measured(name: str, config: RunConfig) -> MeasuredCheckpoint:
 
 
 def read_adapters(run: RunDirectory) -> dict[str, Tensor]:
-    """A run's adapters by parameter name: final ones if it is finished, else those of its checkpoint.
-
-    Raises:
-        ConfigError: it has neither.
-    """
-    if run.status()["state"] == "finished":
-        weights = find_run_checkpoint(run.folder).weights
-        assert weights is not None
-        lora = run.config.optimizer.lora
-        # A file's B has alpha / rank in it; the parameter in training has not.
-        return {
-            _parameter_name(name): tensor / (lora.alpha / lora.rank if ".lora_B." in name else 1.0)
-            for name, tensor in read_lora(weights).items()
-        }
+    """A run's adapters by parameter name, as of its checkpoint. Raises ConfigError if it has none."""
     adapters = read_weights(run)
     if adapters is None:
         raise ConfigError(f"--checkpoints {run.folder}: has no checkpoint yet")
@@ -102,12 +88,6 @@ def put_adapters(policy: Policy, adapters: dict[str, Tensor], where: Path) -> No
         raise ConfigError(f"--checkpoints {where}: its adapters do not fit the model's")
     for name, parameter in parameters.items():
         parameter.data.copy_(adapters[name])
-
-
-def _parameter_name(name: str) -> str:
-    """Of an adapter in diffusers: ``transformer.X.lora_A.weight`` is the parameter ``X.lora_A.default.weight``."""
-    module, part = name.removeprefix("transformer.").removesuffix(".weight").rsplit(".", 1)
-    return f"{module}.{part}.default.weight"
 
 
 def _digest(adapters: dict[str, Tensor]) -> str:

@@ -1,7 +1,7 @@
 """The parts of a measurement: what each computes, and its file."""
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from io import BytesIO
@@ -16,7 +16,7 @@ from harness.adagrpo import SELECTION_STRATEGIES
 from harness.experiments.gradients.checkpoint import MeasuredCheckpoint
 from harness.experiments.gradients.definition import Mechanism
 from harness.experiments.gradients.gradients import KINDS, advantages_of, update_gradients
-from harness.experiments.gradients.sampling import Sampler, Selection, make_sampler, select_all
+from harness.experiments.gradients.sampling import Sampler, make_sampler, select_all
 from harness.experiments.jobs.job import Job
 from harness.files import write_atomically
 from harness.trained.loading import device_of
@@ -30,52 +30,53 @@ SETS = (*SELECTION_STRATEGIES, *(f"difficulty-{number}" for number in range(len(
 """What gradients are added up over: the updates of a strategy, and the different prompts of a bin."""
 
 
-@dataclass(frozen=True)
-class Chunk:
-    """A part of a measurement.
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Chunk(Job):
+    """A part of a measurement. It is done once its file is there; its size is about how many pictures it scores.
 
     Attributes:
         checkpoint: where.
         stage: what.
         members: numbers of reference prompts, from 0, or of rounds, from 1.
-        path: of its file; it is computed once the file is there.
-        pictures: about how many it scores, which is what its time goes with.
     """
 
     checkpoint: MeasuredCheckpoint
     stage: Stage
     members: range
-    path: Path
-    pictures: int
-
-    @property
-    def is_done(self) -> bool:
-        """Whether its file is there."""
-        return self.path.exists()
 
 
 def plan(mechanism: Mechanism) -> list[Chunk]:
     """All chunks in the order of work. Groups need the reference and all candidates of their checkpoint."""
     file, rollout = mechanism.file, mechanism.config.rollout
-    a_prompt = len(rollout.branch_indices) * rollout.group_size
+    per_prompt = len(rollout.branch_indices) * rollout.group_size
     first, last = 1 + file.warm_up_rounds, file.warm_up_rounds + file.rounds
     stages: list[tuple[Stage, range, int]] = [
-        ("reference", range(file.reference_prompts), a_prompt),
+        ("reference", range(file.reference_prompts), per_prompt),
         ("candidates", range(1, last + 1), rollout.candidates),
-        ("groups", range(first, last + 1), a_prompt * min(len(SELECTION_STRATEGIES), rollout.candidates)),
+        ("groups", range(first, last + 1), per_prompt * min(len(SELECTION_STRATEGIES), rollout.candidates)),
     ]
-    return [
-        Chunk(
-            checkpoint,
-            stage,
-            members[start : start + file.chunk],
-            mechanism.folder(checkpoint) / f"{stage}-{start // file.chunk:03d}.npz",
-            each * len(members[start : start + file.chunk]),
-        )
-        for checkpoint in mechanism.checkpoints
-        for stage, members, each in stages
-        for start in range(0, len(members), file.chunk)
-    ]
+    chunks: list[Chunk] = []
+    for checkpoint in mechanism.checkpoints:
+        folder, before = mechanism.folder(checkpoint), len(chunks)
+        for stage, members, each in stages:
+            needs = [chunk.done for chunk in chunks[before:]] if stage == "groups" else []
+            for number, start in enumerate(range(0, len(members), file.chunk)):
+                part, done = members[start : start + file.chunk], folder / f"{stage}-{number:03d}.npz"
+                chunks.append(
+                    Chunk(
+                        id=f"{checkpoint.label}:{done.stem}",
+                        call=partial(compute, mechanism, checkpoint, stage, part, done),
+                        done=done,
+                        log=folder / "log.txt",
+                        config=mechanism.config,
+                        needs=needs,
+                        size=each * len(part),
+                        checkpoint=checkpoint,
+                        stage=stage,
+                        members=part,
+                    )
+                )
+    return chunks
 
 
 def of_stage(chunks: Sequence[Chunk], checkpoint: MeasuredCheckpoint, stage: Stage) -> list[Chunk]:
@@ -83,36 +84,13 @@ def of_stage(chunks: Sequence[Chunk], checkpoint: MeasuredCheckpoint, stage: Sta
     return [chunk for chunk in chunks if chunk.checkpoint == checkpoint and chunk.stage == stage]
 
 
-def jobs(mechanism: Mechanism) -> list[Job]:
-    """A job for each chunk."""
-    chunks = plan(mechanism)
-    return [
-        Job(
-            id=f"{chunk.checkpoint.label}:{chunk.path.stem}",
-            call=partial(compute, mechanism, chunk),
-            done=chunk.path,
-            log=chunk.path.with_name("log.txt"),
-            config=mechanism.config,
-            needs=needed_by(chunk, chunks),
-            size=chunk.pictures,
-        )
-        for chunk in chunks
-    ]
-
-
-def needed_by(chunk: Chunk, chunks: Sequence[Chunk]) -> list[Path]:
-    """Files without which a chunk cannot be computed."""
-    stages: tuple[Stage, ...] = ("reference", "candidates") if chunk.stage == "groups" else ()
-    return [other.path for stage in stages for other in of_stage(chunks, chunk.checkpoint, stage)]
-
-
 def load(chunk: Chunk) -> dict[str, np.ndarray]:
     """The arrays of a chunk's file."""
-    with np.load(chunk.path, allow_pickle=False) as content:
+    with np.load(chunk.done, allow_pickle=False) as content:
         return dict(content)
 
 
-def compute(mechanism: Mechanism, chunk: Chunk) -> None:
+def compute(mechanism: Mechanism, checkpoint: MeasuredCheckpoint, stage: Stage, members: range, path: Path) -> None:
     """Compute a chunk and write its file, in one step, so that a kill leaves all of it or nothing.
 
     Raises:
@@ -120,17 +98,18 @@ def compute(mechanism: Mechanism, chunk: Chunk) -> None:
         RewardError: the reward could not score.
         ConfigError: the checkpoint does not fit, or a prompt cannot be drawn.
     """
-    chunks, sampler = plan(mechanism), sampler_at(mechanism, chunk.checkpoint)
+    sampler = sampler_at(mechanism, checkpoint)
     began = time.process_time()
-    if chunk.stage == "reference":
-        arrays = _reference(chunk, sampler)
-    elif chunk.stage == "candidates":
-        arrays = {"rewards": torch.stack([sampler.candidate_rewards(number) for number in chunk.members]).numpy()}
+    if stage == "reference":
+        arrays = _reference(members, sampler)
+    elif stage == "candidates":
+        arrays = {"rewards": torch.stack([sampler.candidate_rewards(number) for number in members]).numpy()}
     else:
-        arrays = _groups(chunk, sampler, reference_direction(chunks, chunk.checkpoint), candidates_of(chunks, chunk))
+        chunks = plan(mechanism)
+        arrays = _groups(members, sampler, reference_direction(chunks, checkpoint), candidates_of(chunks, checkpoint))
     buffer = BytesIO()
     np.savez(buffer, allow_pickle=False, seconds=np.array(time.process_time() - began), **arrays)
-    write_atomically(chunk.path, buffer.getvalue())
+    write_atomically(path, buffer.getvalue())
 
 
 @lru_cache(maxsize=1)
@@ -148,9 +127,9 @@ def reference_direction(chunks: Sequence[Chunk], checkpoint: MeasuredCheckpoint)
     return torch.from_numpy(total / sum(int(part["count"]) for part in parts))
 
 
-def candidates_of(chunks: Sequence[Chunk], chunk: Chunk) -> Tensor:
-    """Candidates' rewards of all rounds at a chunk's checkpoint, ``[warm-up and rounds, B]``."""
-    parts = of_stage(chunks, chunk.checkpoint, "candidates")
+def candidates_of(chunks: Sequence[Chunk], checkpoint: MeasuredCheckpoint) -> Tensor:
+    """Candidates' rewards of all rounds at a checkpoint, ``[warm-up and rounds, B]``."""
+    parts = of_stage(chunks, checkpoint, "candidates")
     return torch.from_numpy(np.concatenate([load(part)["rewards"] for part in parts]))
 
 
@@ -159,21 +138,21 @@ def difficulty_of(anchor_reward: float) -> int:
     return int(np.searchsorted(DIFFICULTY_EDGES, anchor_reward, side="right"))
 
 
-def _reference(chunk: Chunk, sampler: Sampler) -> Arrays:
+def _reference(members: range, sampler: Sampler) -> Arrays:
     """Sum of the unbiased gradients of prompts, and of their squared lengths."""
-    total, squares = torch.zeros(0, dtype=torch.float64), 0.0
-    for number in chunk.members:
+    total, squares = torch.zeros((), dtype=torch.float64), 0.0
+    for number in members:
         sampled = sampler.of_reference(number)
         # The capability plays no part in this kind.
         advantages = advantages_of(sampled.rewards, 0.0, 1.0, sampler.config.objective.advantage_clip)
         [gradient] = update_gradients(sampled.scores, {"unbiased": advantages["unbiased"]})
-        total = gradient if not len(total) else total + gradient
+        total = total + gradient
         squares += float(gradient @ gradient)
-    count = np.array(len(chunk.members))
+    count = np.array(len(members))
     return {"sum": total.float().numpy(), "squares": np.array(squares), "count": count}
 
 
-def _groups(chunk: Chunk, sampler: Sampler, reference: Tensor, rewards: Tensor) -> Arrays:
+def _groups(members: range, sampler: Sampler, reference: Tensor, rewards: Tensor) -> Arrays:
     """Every chosen prompt's groups as rows, and sums of gradients over each of ``SETS``.
 
     Arrays, for n different prompts: ``round``, ``candidate`` ``[n]``; ``anchor_reward``, ``mean``, ``std`` ``[n]``;
@@ -185,9 +164,10 @@ def _groups(chunk: Chunk, sampler: Sampler, reference: Tensor, rewards: Tensor) 
     selections = select_all(rewards, 1, sampler.config)
     sums = torch.zeros(len(SETS), len(KINDS), len(reference), dtype=torch.float32)
     rows: list[dict[str, object]] = []
-    for number in chunk.members:
+    for number in members:
         selection = selections[number - 1]
-        for candidate, strategies in _by_candidate(selection):
+        for candidate in sorted(set(selection.chosen.values())):
+            strategies = [strategy for strategy, chosen in selection.chosen.items() if chosen == candidate]
             anchor_reward = float(rewards[number - 1, candidate])
             sampled = sampler.of_candidate(number, candidate)
             advantages = advantages_of(sampled.rewards, selection.mean, selection.std, clip)
@@ -210,9 +190,3 @@ def _groups(chunk: Chunk, sampler: Sampler, reference: Tensor, rewards: Tensor) 
                 }
             )
     return {name: np.array([row[name] for row in rows]) for name in rows[0]} | {"sums": sums.numpy()}
-
-
-def _by_candidate(selection: Selection) -> Iterator[tuple[int, list[str]]]:
-    """Each chosen candidate once, with the strategies that chose it."""
-    for candidate in sorted(set(selection.chosen.values())):
-        yield candidate, [strategy for strategy, chosen in selection.chosen.items() if chosen == candidate]

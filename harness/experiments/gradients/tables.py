@@ -57,7 +57,7 @@ def write_tables(mechanism: Mechanism, folder: Path) -> None:
         RuntimeError: a chunk is missing.
     """
     chunks = plan(mechanism)
-    if missing := [chunk.path.name for chunk in chunks if not chunk.is_done]:
+    if missing := [chunk.done.name for chunk in chunks if not chunk.done.exists()]:
         raise RuntimeError(f"{len(missing)} chunks are missing, such as {missing[0]}")
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "about.json").unlink(missing_ok=True)

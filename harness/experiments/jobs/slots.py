@@ -27,17 +27,16 @@ class Slot:
 
 
 def local_slots(runtimes: Sequence[RuntimeConfig], count: int | None) -> list[Slot]:
-    """This machine's slots for runs.
+    """This machine's slots for jobs, on its GPUs if it has any.
 
     Args:
-        runtimes: of each run; a worker's processes serve all of its runs, so these agree.
-        count: runs at a time; None for as many as cores or GPUs suffice for.
+        runtimes: of each job; a worker's processes serve all of its jobs, so these agree.
+        count: jobs at a time; None for as many as cores or GPUs suffice for.
 
     Raises:
-        ConfigError: the runs disagree or need several machines, the machine has too few GPUs, or DeepSpeed is missing.
+        ConfigError: the jobs disagree or need several machines, the machine has too few GPUs, or DeepSpeed is missing.
     """
-    keys = ("device", "threads", "processes", "machines", "engine", "timeout_seconds")
-    for key in keys:
+    for key in ("device", "threads", "processes", "machines", "engine", "timeout_seconds"):
         if len({getattr(runtime, key) for runtime in runtimes}) > 1:
             raise ConfigError(f"runs that are launched together need the same runtime.{key}")
     runtime = runtimes[0]
@@ -51,11 +50,13 @@ def local_slots(runtimes: Sequence[RuntimeConfig], count: int | None) -> list[Sl
 
 
 def make_slots(runtime: RuntimeConfig, count: int | None, gpus: Sequence[str], cores: int) -> list[Slot]:
-    """Slots for runs, on GPUs if there are any: one a process. On the CPU, ``runtime.threads`` a process.
+    """Slots on given GPUs: one per process, neighbours together, which are likely to have the fastest link.
+
+    Without any, on the CPU: ``runtime.threads`` cores per process, and at least one slot.
 
     Args:
-        runtime: what each run needs.
-        count: how many; None for as many as ``gpus`` or ``cores`` suffice for, and at least one on the CPU.
+        runtime: what each job needs.
+        count: how many; None for as many as ``gpus`` or ``cores`` suffice for.
         gpus: identifiers as CUDA_VISIBLE_DEVICES has them.
         cores: of the machine.
 
@@ -66,27 +67,18 @@ def make_slots(runtime: RuntimeConfig, count: int | None, gpus: Sequence[str], c
         raise ConfigError(f"--slots {count}: must be at least 1")
     if runtime.device == "cuda" and not gpus:
         raise ConfigError("runtime.device=cuda, but torch finds no CUDA device here; use auto or cpu")
-    placement = Placement(processes=runtime.processes, cuda=bool(gpus), engine=runtime.engine)
-    environment = {"OMP_NUM_THREADS": str(runtime.threads)}
+    placement, each = Placement(runtime.processes, cuda=bool(gpus), engine=runtime.engine), runtime.processes
+    threads = {"OMP_NUM_THREADS": str(runtime.threads)}
+    count = count or max(1, len(gpus) // each if gpus else cores // (runtime.threads * each))
     if not gpus:
-        fitting = cores // (runtime.threads * runtime.processes)
-        return [Slot(placement, environment)] * (count or max(1, fitting))
-    shares = assign_devices(gpus, count or max(1, len(gpus) // runtime.processes), runtime.processes)
-    return [Slot(placement, environment | {"CUDA_VISIBLE_DEVICES": ",".join(share)}) for share in shares]
-
-
-def assign_devices(devices: Sequence[str], slots: int, per_slot: int) -> list[tuple[str, ...]]:
-    """Give each slot devices of its own: neighbours, which are likely to have the fastest link.
-
-    Raises:
-        ConfigError: there are fewer than ``slots * per_slot``.
-    """
-    if slots * per_slot > len(devices):
+        return [Slot(placement, threads)] * count
+    if count * each > len(gpus):
         raise ConfigError(
-            f"{slots} slots of {per_slot} GPUs need {slots * per_slot}, but there are {len(devices)}: lower "
-            "--slots (of a sweep, --workers) or runtime.processes"
+            f"{count} slots of {each} GPUs need {count * each}, but there are {len(gpus)}: lower --slots (of a sweep, "
+            "--workers) or runtime.processes"
         )
-    return [tuple(devices[slot * per_slot : (slot + 1) * per_slot]) for slot in range(slots)]
+    shares = [gpus[slot * each : (slot + 1) * each] for slot in range(count)]
+    return [Slot(placement, threads | {"CUDA_VISIBLE_DEVICES": ",".join(share)}) for share in shares]
 
 
 @cache

@@ -20,8 +20,8 @@ from harness.commands import mechanism as command
 from harness.config import ConfigError
 from harness.errors import HarnessError
 from harness.experiments.gradients import definition
-from harness.experiments.gradients.checkpoint import find_measured, read_adapters
-from harness.experiments.gradients.chunks import SETS, difficulty_of, jobs, load, plan, sampler_at
+from harness.experiments.gradients.checkpoint import read_adapters
+from harness.experiments.gradients.chunks import SETS, difficulty_of, load, plan, sampler_at
 from harness.experiments.gradients.definition import Mechanism, load_mechanism
 from harness.experiments.gradients.gradients import KINDS, advantages_of, update_gradients
 from harness.experiments.gradients.sampling import Sampler, select_all
@@ -58,7 +58,7 @@ def finished(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Mech
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(definition, "RUNS", folder)
         loaded = load_mechanism(str(tiny), ["base"])
-        for job in jobs(loaded):
+        for job in plan(loaded):
             job.call()
     return loaded, folder
 
@@ -83,11 +83,12 @@ def copied(finished: tuple[Mechanism, Path], tmp_path: Path, monkeypatch: pytest
 
 def test_chunks_cover_everything_once_and_groups_need_the_others(finished: tuple[Mechanism, Path]) -> None:
     members, sizes = {}, {}
-    for chunk, job in zip(plan(finished[0]), jobs(finished[0]), strict=True):
+    chunks = plan(finished[0])
+    for chunk in chunks:
         members.setdefault(chunk.stage, []).extend(chunk.members)
-        sizes[chunk.stage] = job.size
-        needed = [] if chunk.stage != "groups" else [c.path for c in plan(finished[0]) if c.stage != "groups"]
-        assert list(job.needs) == needed
+        sizes[chunk.stage] = chunk.size
+        needed = [other.done for other in chunks if other.stage != "groups" and chunk.stage == "groups"]
+        assert list(chunk.needs) == needed
     # Round 1 warms the capability up.
     assert members == {"reference": [0, 1], "candidates": [1, 2, 3], "groups": [2, 3]}
     # Pictures to score: two branch indices of two siblings; two candidates, both of which may be chosen.
@@ -97,8 +98,8 @@ def test_chunks_cover_everything_once_and_groups_need_the_others(finished: tuple
 def test_a_lost_chunk_comes_back_the_same(copied: tuple[Mechanism, Path]) -> None:
     lost = plan(copied[0])[-1]
     before = load(lost)
-    lost.path.unlink()
-    jobs(copied[0])[-1].call()
+    lost.done.unlink()
+    plan(copied[0])[-1].call()
     after = load(lost)
     for name in before.keys() - {"seconds"}:
         np.testing.assert_array_equal(after[name], before[name])
@@ -107,7 +108,7 @@ def test_a_lost_chunk_comes_back_the_same(copied: tuple[Mechanism, Path]) -> Non
 def test_a_kill_within_a_chunk_leaves_no_part_of_it(
     copied: tuple[Mechanism, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    [first, *_] = jobs(copied[0])
+    [first, *_] = plan(copied[0])
     first.done.unlink()
 
     def killed(self: Sampler, number: int) -> None:
@@ -189,7 +190,7 @@ def test_the_analysis_reads_what_was_written(finished: tuple[Mechanism, Path], t
 
 def test_unfinished_measurements_have_no_tables(copied: tuple[Mechanism, Path], tmp_path: Path) -> None:
     loaded, _ = copied
-    plan(loaded)[3].path.unlink()
+    plan(loaded)[3].done.unlink()
     with pytest.raises(RuntimeError, match=r"1 chunks are missing, such as candidates-001\.npz"):
         write_tables(loaded, tmp_path / "out")
     assert not (tmp_path / "out").exists()
@@ -213,32 +214,24 @@ def test_tables_of_another_measurement_do_not_count(
 # --- Checkpoints
 
 
-def test_final_adapters_are_those_of_the_last_checkpoint(lora_run: RunDirectory, tiny: Path) -> None:
+def test_a_run_is_measured_with_its_adapters(lora_run: RunDirectory, tiny: Path) -> None:
     loaded = load_mechanism(str(tiny), [str(lora_run.folder), "base"])
     base, trained = loaded.checkpoints
     assert (base.label, trained.label, trained.iteration) == ("base", f"{lora_run.run_id}@1", 1)
     state = lora_run.load_checkpoint()
     assert state is not None
-    final = read_adapters(lora_run)
-    assert final.keys() == state["parameters"].keys()
-    assert any(tensor.abs().max() > 0 for name, tensor in final.items() if "lora_B" in name)
     policy = trained.load(loaded.config, torch.device("cpu"))
     for name, parameter in policy.trainable().items():
         assert torch.equal(parameter, state["parameters"][name])
+    assert any(tensor.abs().max() > 0 for name, tensor in read_adapters(lora_run).items() if "lora_B" in name)
 
 
-def test_an_unfinished_run_is_measured_at_its_checkpoint(lora_run: RunDirectory, tiny: Path, tmp_path: Path) -> None:
-    config = load_mechanism(str(tiny), ["base"]).config
+def test_a_run_without_a_checkpoint_is_refused(lora_run: RunDirectory, tiny: Path, tmp_path: Path) -> None:
     run = RunDirectory(tmp_path / "unfinished")
     shutil.copytree(lora_run.folder, run.folder)
-    shutil.rmtree(run.folder / "checkpoints" / "final")
-    run.set_status("running", 1, 40)
-    unfinished = find_measured(str(run.folder), config)
-    assert unfinished.label == "unfinished@1"
-    assert unfinished.digest == find_measured(str(lora_run.folder), config).digest
     run.checkpoint_path.unlink()
     with pytest.raises(ConfigError, match="has no checkpoint yet"):
-        find_measured(str(run.folder), config)
+        load_mechanism(str(tiny), [str(run.folder)])
 
 
 def test_a_run_of_other_adapters_or_of_none_is_refused(
@@ -301,7 +294,7 @@ def test_the_command_computes_what_is_missing_and_reports_it(
     copied: tuple[Mechanism, Path], tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loaded, _ = copied
-    plan(loaded)[-1].path.unlink()
+    plan(loaded)[-1].done.unlink()
     computed: list[str] = []
     failed: dict[str, str] = {}
 
