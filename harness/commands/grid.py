@@ -34,8 +34,8 @@ def execute_grid(options: argparse.Namespace) -> int:
     """Execute a grid, or print its plan; 1 if a run failed."""
     from harness.experiments.grid import expand_grid, parse_seeds
     from harness.experiments.jobs.plan import plan
-    from harness.experiments.jobs.runs import run_all
     from harness.experiments.jobs.slots import local_slots
+    from harness.experiments.runs import run_all
     from harness.runs.directory import prepare_run
 
     seeds = None if options.seeds is None else parse_seeds(options.seeds)

@@ -224,7 +224,7 @@ def _confirm(sweep: "Sweep", options: argparse.Namespace, url: str) -> int:
     chosen = candidates(sweep, study, options.top or 3)
     configs = [confirmation_configs(sweep, candidate, options.seeds) for candidate in chosen]
 
-    from harness.experiments.jobs.runs import run_all
+    from harness.experiments.runs import run_all
     from harness.runs.directory import prepare_run
 
     runs = [[prepare_run(config) for config in own] for own in configs]

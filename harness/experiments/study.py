@@ -19,7 +19,7 @@ from harness.config.cells import cell_names
 from harness.experiments.doctor.compute import evaluation_pictures
 from harness.experiments.grid import expand_grid
 from harness.experiments.jobs.runner import Outcome, Say
-from harness.experiments.jobs.runs import run_all
+from harness.experiments.runs import run_all
 from harness.prompts.lists import read_prompts
 from harness.runs import directory, identity
 from harness.runs.directory import RunDirectory

@@ -21,7 +21,7 @@ from harness import cli, files, records
 from harness.config import ConfigError
 from harness.errors import FileError, HarnessError
 from harness.experiments.jobs.job import reset
-from harness.experiments.jobs.runs import run_job
+from harness.experiments.runs import run_job
 from harness.experiments.status import status_lines
 from harness.runs.directory import RunDirectory, prepare_run
 from harness.trained.checkpoints import find_run_checkpoint

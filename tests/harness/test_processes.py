@@ -19,7 +19,7 @@ from harness.config import ROOT, ConfigError, compose
 from harness.errors import CollectiveError, StopRun
 from harness.experiments.jobs import process
 from harness.experiments.jobs.command import Placement, worker_command
-from harness.experiments.jobs.runs import run_all
+from harness.experiments.runs import run_all
 from harness.runs.directory import RunDirectory, prepare_run
 from harness.trained.export import export, latest_weights
 from harness.training import processes as processes_module

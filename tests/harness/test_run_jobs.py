@@ -11,7 +11,7 @@ from harness.config import ROOT, ConfigError, compose
 from harness.errors import CollectiveError
 from harness.experiments.jobs import worker
 from harness.experiments.jobs.job import State, claim_next, reset
-from harness.experiments.jobs.runs import run_job
+from harness.experiments.runs import run_job
 from harness.runs.directory import RunDirectory, prepare_run
 from harness.training.session import Session
 from harness.training.trainer import TrainingError

@@ -133,7 +133,8 @@ def test_tuning_costs_every_method_the_same(experiments: dict[str, list[RunConfi
 
 WORKER = """
 import json, sys
-from harness.experiments.jobs import runs, worker
+from harness.experiments import runs
+from harness.experiments.jobs import worker
 from harness.runs.directory import RunDirectory
 
 def train(folder):

@@ -19,7 +19,7 @@ from harness.cli import main
 from harness.commands import sweep as command
 from harness.commands.sweep import worker_environments
 from harness.config import ROOT, ConfigError
-from harness.experiments.jobs import runs as jobs
+from harness.experiments import runs as jobs
 from harness.experiments.jobs import slots
 from harness.experiments.jobs.runner import Outcome
 from harness.experiments.sweep import STORAGE_VARIABLE, supervise
