@@ -17,6 +17,10 @@ class CollectiveError(HarnessError, RuntimeError):
     """Another process of the run did not come to where all meet: the echo of what happened to it."""
 
 
+class TrainingError(HarnessError, RuntimeError):
+    """Training cannot go on: what happened, at which iteration."""
+
+
 class FileError(HarnessError):
     """A file of the project's own that cannot be written, or is not what was written."""
 

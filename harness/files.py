@@ -7,7 +7,6 @@ import os
 import secrets
 import sys
 import tempfile
-import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
@@ -110,30 +109,17 @@ def write_checked(stream: BinaryIO, write: Callable[[BinaryIO], object]) -> None
 
 
 def require_checked(path: Path) -> None:
-    """Raise ConfigError unless a file is as ``write_checked`` wrote it; an older one has its archive's checksums."""
+    """Raise ConfigError unless a file is as ``write_checked`` wrote it."""
+    digest = hashlib.sha256()
     with path.open("rb") as stream:
-        size = stream.seek(0, os.SEEK_END)
-        stream.seek(max(0, size - _FOOTER_SIZE))
-        footer = stream.read()
+        left = stream.seek(0, os.SEEK_END) - _FOOTER_SIZE
         stream.seek(0)
-        if footer[-22:-18] == b"PK\5\6":  # the archive's own end: nothing follows it
-            is_whole = _is_whole_archive(stream)
-        else:
-            digest, left = hashlib.sha256(), size - len(footer)
-            while left > 0 and (part := stream.read(min(left, 2**20))):
-                digest.update(part)
-                left -= len(part)
-            is_whole = footer == _FOOTER % digest.hexdigest().encode()
+        while left > 0 and (part := stream.read(min(left, 2**20))):
+            digest.update(part)
+            left -= len(part)
+        is_whole = stream.read() == _FOOTER % digest.hexdigest().encode()
     if not is_whole:
         raise ConfigError(f"{path}: is damaged or was cut off; put back a copy, or delete it to begin again without it")
-
-
-def _is_whole_archive(stream: BinaryIO) -> bool:
-    try:
-        with zipfile.ZipFile(stream) as archive:
-            return archive.testzip() is None
-    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, EOFError):
-        return False
 
 
 def file_sha256(path: Path) -> str:

@@ -21,8 +21,8 @@ SELECTIONS: dict[str, str] = {
 FUSIONS: dict[str, str] = {"fused": "advantage fusion", "rescaled": "rescaled advantages"}
 """``fusion.kind`` in words; see docs/fusion.md."""
 
-ENGINES: tuple[str, ...] = ("ddp", "fsdp2", "zero2")
-"""``runtime.engine``; what each is stands in ``harness.training.engines``, how it is launched
+ENGINES: tuple[str, ...] = ("ddp", "fsdp2")
+"""``runtime.engine``; what each is stands in ``harness.training.engine``, how it is launched
 in harness/experiments/jobs/accelerate."""
 
 

@@ -26,12 +26,12 @@ class SurrogateStats:
 
 
 def surrogate_loss(
-    log_prob: Tensor, old_log_prob: Tensor, advantages: Tensor, clip_range: float | tuple[float, float] | None = None
+    log_prob: Tensor, old_log_prob: Tensor, advantages: Tensor, clip_range: float | None = None
 ) -> tuple[Tensor, SurrogateStats]:
     """Policy-gradient loss of a group of samples, with r = exp(logp - logp_old)::
 
         -mean(A r)                                               clip_range None
-        -mean(min(A r, A clip(r, 1 - low, 1 + high)))            with a clip range (PPO)
+        -mean(min(A r, A clip(r, 1 - c, 1 + c)))                 with a clip range c (PPO)
 
     On-policy use (AdaGRPO's release: one update per rollout): give ``log_prob.detach()``, or `log_prob` itself, as
     `old_log_prob`. The ratio is then exactly 1 and the gradient is -mean(A grad logp); clipping has no effect.
@@ -40,8 +40,8 @@ def surrogate_loss(
         log_prob: ``[N]``, under the policy in training, with gradient.
         old_log_prob: ``[N]``, under the policy that drew the samples. Taken as a constant.
         advantages: ``[N]``. Taken as constants; clip them where they are made.
-        clip_range: None, or how far the ratio may go below and above 1: one number for both, or (low, high);
-            0 < low <= 1, high > 0. The releases' 1e-4 suits log-probabilities that are means over dimensions.
+        clip_range: None, or how far the ratio may go from 1; in (0, 1]. The releases' 1e-4 suits log-probabilities that
+            are means over dimensions.
 
     Returns:
         The loss, a float32 scalar (float64 for float64 log-probabilities), and what to log about it.
@@ -64,9 +64,7 @@ def surrogate_loss(
     return -objective.mean(), ratio_stats(log_prob, old_log_prob, clip_range)
 
 
-def ratio_stats(
-    log_prob: Tensor, old_log_prob: Tensor, clip_range: float | tuple[float, float] | None = None
-) -> SurrogateStats:
+def ratio_stats(log_prob: Tensor, old_log_prob: Tensor, clip_range: float | None = None) -> SurrogateStats:
     """How far log-probabilities ``[N]`` are from old ones, and how many are outside a clip range (`surrogate_loss`)."""
     low, high = _clip_bounds(clip_range)
     log_ratio = log_prob.detach().float() - old_log_prob.detach().float()
@@ -116,11 +114,10 @@ def batch_normalised_advantage(
     return (centred / (values.std(correction=0) + epsilon)).clamp(-clip, clip)
 
 
-def _clip_bounds(clip_range: float | tuple[float, float] | None) -> tuple[float, float]:
+def _clip_bounds(clip_range: float | None) -> tuple[float, float]:
     """The least and greatest ratio that is not clipped."""
     if clip_range is None:
         return -math.inf, math.inf
-    below, above = clip_range if isinstance(clip_range, tuple) else (clip_range, clip_range)
-    if not (0 < below <= 1 and 0 < above < math.inf):
-        raise ValueError(f"a clip range needs 0 < low <= 1 and 0 < high, got ({below}, {above})")
-    return 1 - below, 1 + above
+    if not 0 < clip_range <= 1:
+        raise ValueError(f"a clip range must be in (0, 1], got {clip_range}")
+    return 1 - clip_range, 1 + clip_range

@@ -107,18 +107,6 @@ def damage(folder: Path, sealed: Sealed) -> str | None:
     return None
 
 
-def damage_of_unsealed(folder: Path, config: Mapping[str, Any]) -> str | None:
-    """``damage`` of a run that was finished before sizes were kept: from the number of lines, which is quick."""
-    expected = {"metrics.jsonl": config["iterations"], "eval.jsonl": len(due_evaluations(config))}
-    for name, count in expected.items():
-        content = (folder / name).read_bytes() if (folder / name).is_file() else b""
-        if count and (content.count(b"\n") < count or not content.endswith(b"\n")):
-            return f"{name} has lost lines"
-    if not any((folder / FINAL).rglob("*.safetensors")):
-        return f"{FINAL} has no weights"
-    return None
-
-
 def require_sealed(path: Path, sealed: Sealed, name: str, content: bytes | None = None) -> None:
     """Raise ConfigError unless a file is what it was when the run finished; nothing to compare with is no error.
 

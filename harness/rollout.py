@@ -2,9 +2,6 @@
 
 Sigma schedules come from the policy (``Policy.sigmas``). A velocity of one sample counts as one *sample-forward*,
 wherever it is needed; with classifier-free guidance it costs two forwards of the network.
-
-``dtype`` is that of latents between steps. Each is rounded to it before anything is computed from it, so that the
-log-probability of a draw is that of the numbers which are kept.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -109,15 +106,13 @@ def ode_step(x: Tensor, velocity: Tensor, sigma: float, sigma_next: float) -> Te
     return x + (sigma_next - sigma) * velocity
 
 
-def ode_trajectory(
-    velocity: Velocity, noise: Tensor, text: PromptEmbedding, sigmas: Tensor, dtype: torch.dtype = torch.float32
-) -> Trajectory:
+def ode_trajectory(velocity: Velocity, noise: Tensor, text: PromptEmbedding, sigmas: Tensor) -> Trajectory:
     """Follow the ODE from noise ``[n, ...]`` to data; N = len(sigmas) - 1 forwards a sample."""
     levels = sigmas.tolist()
-    states, velocities = [noise.to(dtype)], []
+    states, velocities = [noise], []
     for sigma, sigma_next in pairwise(levels):
         velocities.append(velocity(states[-1], sigma, text))
-        states.append(ode_step(states[-1], velocities[-1], sigma, sigma_next).to(dtype))
+        states.append(ode_step(states[-1], velocities[-1], sigma, sigma_next))
     return Trajectory(torch.stack(states), torch.stack(velocities))
 
 
@@ -129,7 +124,6 @@ def anchor_branch(
     sigmas: Tensor,
     branch_indices: Sequence[int],
     noise: Tensor,
-    dtype: torch.dtype = torch.float32,
 ) -> Rollout:
     """Branch G siblings off a deterministic path at each index: one stochastic step, then the ODE to the end.
 
@@ -144,7 +138,6 @@ def anchor_branch(
         sigmas: ``[N + 1]``.
         branch_indices: steps to branch at, increasing, each in [0, N - 2].
         noise: ``[number of indices, G, ...]`` standard normal, one draw a sibling.
-        dtype: of the siblings; the anchor has its own.
     """
     levels = sigmas.tolist()
     draws = dict(zip(branch_indices, noise, strict=True))
@@ -155,12 +148,12 @@ def anchor_branch(
         if len(running):
             predicted = velocity(running, sigma, text.repeat(len(running)))
             forwards += len(running)
-            running = ode_step(running, predicted, sigma, sigma_next).to(dtype)
+            running = ode_step(running, predicted, sigma, sigma_next)
         if index in draws:
             x, noises = anchor.states[index], draws[index]
             at_anchor = anchor.velocities[index].expand_as(noises)
             transition = kernel.step(x.expand_as(noises), at_anchor, sigma, sigma_next)
-            siblings = transition.sample(noise=noises).to(dtype)
+            siblings = transition.sample(noise=noises)
             steps.append(TrainStep(index, x, siblings, transition.log_prob(siblings)))
             running = torch.cat([running, siblings])
     return Rollout(text, steps, running, forwards)
@@ -175,7 +168,6 @@ def full_sde(
     stochastic_indices: Sequence[int],
     noise: Tensor,
     trained: Tensor | None = None,
-    dtype: torch.dtype = torch.float32,
 ) -> Rollout:
     """G whole paths of one prompt, stochastic at some steps and deterministic at the others.
 
@@ -188,23 +180,22 @@ def full_sde(
         stochastic_indices: steps that are stochastic, increasing, each in [0, N - 2].
         noise: ``[number of indices, G, ...]`` standard normal.
         trained: ``[number of indices, G]`` bool, which samples are trained on at which of them; None is all at all.
-        dtype: of latents.
     """
     levels = sigmas.tolist()
     draws = dict(zip(stochastic_indices, noise, strict=True))
     everything = torch.ones(noise.shape[:2], dtype=torch.bool)
     rows = dict(zip(stochastic_indices, everything if trained is None else trained, strict=True))
     embedding = text.repeat(len(start))
-    x = start.to(dtype)
+    x = start
     steps = []
     for index, (sigma, sigma_next) in enumerate(pairwise(levels)):
         predicted = velocity(x, sigma, embedding)
         if index in draws:
             transition = kernel.step(x, predicted, sigma, sigma_next)
-            x_next = transition.sample(noise=draws[index]).to(dtype)
+            x_next = transition.sample(noise=draws[index])
             steps += _train_step(TrainStep(index, x, x_next, transition.log_prob(x_next)), rows[index])
         else:
-            x_next = ode_step(x, predicted, sigma, sigma_next).to(dtype)
+            x_next = ode_step(x, predicted, sigma, sigma_next)
         x = x_next
     return Rollout(text, steps, x, len(start) * (len(levels) - 1))
 

@@ -21,13 +21,12 @@ GOAL = 90.0
 _EXPERIMENT = "paper-dry-coverage"
 _RUNS = ROOT / "results" / "runs" / _EXPERIMENT
 _DATA = ROOT / ".cache" / "coverage"
-_CONDITIONS = {"cuda": "CUDA", "deepspeed": "DeepSpeed"}
+_CONDITIONS = {"cuda": "CUDA"}
 """Words in an if's condition, and what its body needs."""
-_CALLS = {"torch.cuda.": "CUDA", "import deepspeed": "DeepSpeed"}
+_CALLS = {"torch.cuda.": "CUDA"}
 """Words in a line, and what it needs itself."""
 _FILES = {
     "harness/rewards/remote/workers/": "a reward package's environment",  # by make check-reward-parity
-    "harness/training/engines/zero2.py": "DeepSpeed",  # what a stand-in cannot execute
 }
 """Starts of paths, and what those files need."""
 

@@ -47,9 +47,8 @@ class WindowConfig(Section):
     size: Count = 2
     """Consecutive entries of branch_indices."""
     move: Literal["slide", "random"] = "slide"
-    """One entry further each time, from the last place back to the first; or to a random place, each prompt's own."""
-    interval: Count = 1
-    """Iterations between moves."""
+    """In every iteration one entry further, from the last place back to the first; or to a random place, each prompt's
+    own."""
 
 
 class RolloutConfig(Section):
@@ -59,7 +58,7 @@ class RolloutConfig(Section):
     candidates: Count = 12
     """B: candidate prompts, one of which is trained on."""
     prompts_per_update: Count = 1
-    """P: disjoint batches of candidates, over all processes."""
+    """P: disjoint batches of candidates per iteration, over all processes."""
     group_size: int = Field(8, ge=2, le=100_000)
     """G: samples that share a prompt and, in anchor-branch, a branch index."""
     branch_indices: tuple[int, ...] = (0, 1, 2, 3)
@@ -73,8 +72,6 @@ class RolloutConfig(Section):
     """Whether the samples of a prompt share the draw of trained steps, or each has its own (DanceGRPO)."""
     shared_noise: bool = False
     """Full SDE: the samples of a group start from the same noise (DanceGRPO)."""
-    latent_precision: Literal["fp32", "bf16"] = "fp32"
-    """Of latents between steps. A draw is rounded before its log-probability is taken."""
 
 
 class ObjectiveConfig(Section):

@@ -223,9 +223,26 @@ def validate(content: Mapping[str, Any], where: str) -> RunConfig:
         raise ConfigError(f"{where}: {one_line(error)}") from None
 
 
+_RETIRED = {
+    "rollout.latent_precision": "fp32",
+    "rollout.window.interval": 1,
+    "model.vae_tiling": False,
+    "optimizer.warmup_iterations": 0,
+    "logging.wandb_project": "adagrpo",
+}
+"""Settings that are none any more, with what they had in every run that was made while they were."""
+
+
 def load(path: Path) -> RunConfig:
     """The resolved config saved with a run."""
-    return validate(read_yaml(path), where=str(path))
+    content = leaves(read_yaml(path))
+    for key, value in _RETIRED.items():
+        if content.get(key) == value:
+            del content[key]
+    nested: dict[str, Any] = {}
+    for key, value in content.items():
+        nested = merge(nested, nest(key, value))
+    return validate(nested, where=str(path))
 
 
 def dump(config: RunConfig) -> str:

@@ -49,6 +49,4 @@ class ModelConfig(Section):
     """Of the network's arithmetic and of frozen weights; weights in training are fp32, and so are the kernels."""
     max_batch: Count = 64
     """Most samples in one forward of the network: the memory budget. Does not change results beyond rounding."""
-    vae_tiling: bool = False
-    """Decode pictures larger than the autoencoder was made for in tiles, whose seams are blended."""
     execution: ExecutionConfig = ExecutionConfig()

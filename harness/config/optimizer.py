@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from harness.config.section import Count, CountOrNone, Positive, Section, Share
+from harness.config.section import Count, Positive, Section, Share
 
 
 class LoraConfig(Section):
@@ -40,8 +40,6 @@ class OptimizerConfig(Section):
     epsilon: Positive = 1e-8
     weight_decay: float = Field(1e-4, ge=0)
     max_grad_norm: Positive = 1.0
-    warmup_iterations: CountOrNone = 0
-    """Iterations over which the learning rate rises linearly to its value."""
     weight_ema: Share | None = None
     """Decay of averaged weights used for evaluation and kept at the end; None for none."""
     weight_ema_interval: Count = 1

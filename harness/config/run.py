@@ -62,7 +62,6 @@ class LoggingConfig(Section):
     """wandb mirrors the run's JSONL and is never needed to analyse."""
 
     wandb: Literal["offline", "online", "off"] = "off"
-    wandb_project: str = "adagrpo"
 
 
 class RuntimeConfig(Section):
@@ -76,8 +75,7 @@ class RuntimeConfig(Section):
     """That share the processes evenly."""
     engine: Annotated[str, one_of(ENGINES)] = "ddp"
     """What each process holds of a model in training. Everything, and gradients are averaged (ddp); a share of weights,
-    gradients and optimiser state (fsdp2); all weights, but a share of gradients and optimiser state (zero2, which needs
-    DeepSpeed). The numbers are the same up to rounding."""
+    gradients and optimiser state (fsdp2). The numbers are the same up to rounding."""
     timeout_seconds: Seconds = 1800.0
     """Longest wait of a process for the others, wherever all meet."""
     checkpoint_interval: Count = 25

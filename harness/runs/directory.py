@@ -63,21 +63,22 @@ class RunDirectory:
         Of a run that has not been prepared: waiting, at iteration 0 of an unknown number (None).
         """
         path = self.folder / "status.json"
-        unknown = {"state": "waiting", "iteration": 0, "iterations": None, "reason": None, "attempts": 0}
+        unknown: dict[str, Any] = {
+            "state": "waiting",
+            "iteration": 0,
+            "iterations": None,
+            "reason": None,
+            "attempts": 0,
+        }
         if not path.exists():
             return unknown
         try:
             status = unknown | records.parse_status(read_text(path))
-            lost = self._damage(status) if status["state"] == "finished" else None
+            lost = records.damage(self.folder, status.get("files", {})) if status["state"] == "finished" else None
         except ValueError as error:  # also of read_text and of config.yaml: a ConfigError is one
             words = str(error) if isinstance(error, ConfigError) else f"{path}: is damaged: {error}"
             return unknown | {"state": "damaged", "reason": f"{words}; {self._remedy}"}
         return status if lost is None else status | {"state": "incomplete", "reason": f"{lost}; {self._remedy}"}
-
-    def _damage(self, status: Mapping[str, Any]) -> str | None:
-        if "files" in status:
-            return records.damage(self.folder, status["files"])
-        return records.damage_of_unsealed(self.folder, self.config.model_dump())
 
     @property
     def _remedy(self) -> str:

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from analysis.runs.sources import changes_since, note_on_changes, require_environment
-from harness import config as configuration
 from harness.config import NUMERICS_VERSION, ConfigError, RunConfig, leaves, numeric_settings
 from harness.files import read_text, write_atomically
 
@@ -138,7 +137,7 @@ def write_identity(folder: Path, config: RunConfig, fingerprints: Mapping[str, s
 
 
 def require_unchanged(folder: Path, config: RunConfig, fingerprints: Mapping[str, str] | None = None) -> None:
-    """Compare a run with what it was when it was made, or, made before that was noted, with its name.
+    """Compare a run with what it was when it was made.
 
     Args:
         folder: of the run.
@@ -149,13 +148,6 @@ def require_unchanged(folder: Path, config: RunConfig, fingerprints: Mapping[str
         ConfigError: names what has changed: a setting, a prompt list, the model or a reward.
     """
     now = fingerprints_of(config) if fingerprints is None else fingerprints
-    if not (folder / FILE).is_file():
-        if configuration.run_id(config, now) != folder.name:
-            raise ConfigError(
-                f"{folder}: is not the run of its name any more: its config.yaml was edited, or its model, a prompt "
-                "list or a reward was replaced; undo that, or begin a new run with  adagrpo train --profile ..."
-            )
-        return
     known = _read(folder / FILE)
     paths = {split: f"prompts.{split} {getattr(config.prompts, split)}" for split in config.prompt_splits}
     paths["model"] = f"model.path {config.model.path}"

@@ -9,9 +9,40 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from harness.config import RunConfig, num_trained_steps
+from harness.rollout import Rollout, Trajectory
 from harness.training.processes import Processes
+from harness.training.scoring import PendingScores, Scores
+
+
+@dataclass
+class Slot:
+    """One of an iteration's prompts to be: B candidates, the one that was chosen, and what became of it."""
+
+    number: int
+    """Over all processes, from 0."""
+    prompts: list[str]
+    trajectories: Trajectory | None = None
+    """The candidates' ODE paths; None if they were not sampled."""
+    rewards: Tensor | None = None
+    """``[B]`` of the candidates, once they are there."""
+    chosen: int = 0
+    pending: PendingScores = field(init=False)
+    """Scores under way: of the candidates' ODE samples, where choosing needs them, then of the rollout."""
+    rollout: Rollout = field(init=False)
+    scores: Scores = field(init=False)
+    """Of the rollout, ``[groups, G]``."""
+
+    @property
+    def prompt(self) -> str:
+        """The chosen one."""
+        return self.prompts[self.chosen]
+
+    def rank(self, resolution: float) -> int | None:
+        """How many candidates have a reward lower than the chosen one's by more than ``resolution``."""
+        return None if self.rewards is None else int((self.rewards < self.rewards[self.chosen] - resolution).sum())
 
 
 @dataclass
@@ -79,26 +110,24 @@ class Stopwatch:
 
 
 def across_processes(
-    values: Mapping[str, Sequence[Any]],
-    averages: Mapping[str, Mapping[str, float]],
-    spent: Counters,
-    processes: Processes,
-) -> tuple[dict[str, list[Any]], dict[str, dict[str, float]], dict[str, int]]:
+    values: Mapping[str, Sequence[Any]], spent: Counters, processes: Processes
+) -> tuple[dict[str, list[Any]], dict[str, int]]:
     """Bring together what each process logged; equal on every process.
 
     Args:
-        values: lists to be joined, in the order of processes.
-        averages: sections of numbers to be averaged over processes.
+        values: lists to be joined, in the order of processes; the same names in all of them.
         spent: counts to be added up.
         processes: all of them.
     """
-    everyone = processes.gather_objects((values, averages, vars(spent)), "gathering what is logged")
+    everyone = processes.gather_objects((values, vars(spent)), "gathering what is logged")
     joined = {key: [value for one in everyone for value in one[0][key]] for key in values}
-    averaged = {
-        section: {key: sum(one[1][section][key] for one in everyone) / len(everyone) for key in numbers}
-        for section, numbers in averages.items()
-    }
-    return joined, averaged, {key: sum(one[2][key] for one in everyone) for key in vars(spent)}
+    return joined, {key: sum(one[1][key] for one in everyone) for key in vars(spent)}
+
+
+def averages_of(values: Mapping[str, Sequence[float]], section: str) -> dict[str, float]:
+    """Means of the lists whose names begin with a section's, without it."""
+    starts = f"{section} "
+    return {k.removeprefix(starts): sum(own) / len(own) for k, own in values.items() if k.startswith(starts)}
 
 
 def summary_of_updates(logged: Mapping[str, Sequence[float]]) -> dict[str, float]:
@@ -111,6 +140,11 @@ def summary_of_updates(logged: Mapping[str, Sequence[float]]) -> dict[str, float
     """
     means = {name: math.fsum(values) / len(values) for name, values in logged.items()}
     return means | {name: max(values) for name, values in logged.items() if name.endswith("ratio_max_deviation")}
+
+
+def mean(values: Sequence[float]) -> float | None:
+    """Mean; None for no values."""
+    return mean_and_std("", values)["_mean"]
 
 
 def mean_and_std(name: str, values: Sequence[float]) -> dict[str, float | None]:

@@ -20,7 +20,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from harness.errors import ConfigError
 from harness.files import file_sha256
 from harness.runs.directory import RunDirectory
-from harness.training.engines.base import Engine, flat
+from harness.training.engine import Engine, flat
 from harness.training.processes import Processes
 
 _FOLDER = "folder of shards"
@@ -82,7 +82,6 @@ def load_state(run: RunDirectory, engine: Engine, processes: Processes) -> dict[
                 _put(live[path], tensor)
         # Once is enough: all processes read the same files.
         _read_shards(run, state, {p: live[p] for p, tensor in saved.items() if tensor.is_meta}, processes.is_main)
-    engine.loaded()
     return state
 
 

@@ -72,9 +72,9 @@ def evaluate(
         policy: that draws.
         prompts: what.
         rewards: all that judge.
-        num_noises: pictures a prompt.
+        num_noises: pictures per prompt.
         settings: see ``draw``.
-        on_images: receives each noise's pictures, one a prompt.
+        on_images: receives each noise's pictures, one per prompt.
     """
     collected: dict[str, list[Tensor]] = defaultdict(list)
     for noise_index in range(num_noises):

@@ -44,7 +44,7 @@ class Observer:
             self._lettering.append(lettering.measure(images.detach().float().cpu(), self._prompts))
 
     def metrics(self) -> dict[str, list[float]]:
-        """``{metric: [a value a prompt]}``, of all that was seen: means over noises and pairs of them."""
+        """``{metric: [one value per prompt]}``, of all that was seen: means over noises and pairs of them."""
         measured: dict[str, Tensor] = {}
         if self._lettering:
             fonts = torch.stack([seen["fonts"] for seen in self._lettering])

@@ -43,7 +43,7 @@ def make_accelerator(config: RunConfig) -> Accelerator:
         raise ConfigError(
             f"runtime.processes={runtime.processes} was asked for, but {accelerator.num_processes} are running"
         )
-    launched = {DistributedType.FSDP: "fsdp2", DistributedType.DEEPSPEED: "zero2"}.get(accelerator.distributed_type)
+    launched = {DistributedType.FSDP: "fsdp2", DistributedType.DEEPSPEED: "DeepSpeed"}.get(accelerator.distributed_type)
     if launched is not None and launched != runtime.engine:
         raise ConfigError(
             f"runtime.engine={runtime.engine} was asked for, but accelerate was launched for {launched}: launch with "

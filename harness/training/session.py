@@ -13,7 +13,7 @@ from accelerate.utils import set_seed
 from analysis.runs.sources import numbers_sha256
 from harness import records
 from harness.config import NUMERICS_VERSION, numeric_settings
-from harness.errors import CollectiveError, StopRun
+from harness.errors import CollectiveError, StopRun, TrainingError
 from harness.files import write_atomically
 from harness.models.pipelines.files import model_fingerprint
 from harness.models.pipelines.locate import find_pipeline
@@ -30,7 +30,7 @@ from harness.training.mirror import Mirror
 from harness.training.observation import VERSION as OBSERVATION
 from harness.training.observation import Observer
 from harness.training.processes import Processes, make_accelerator, print_late
-from harness.training.trainer import Trainer, TrainingError
+from harness.training.trainer import Trainer
 
 _SAY_EVERY = 5  # iterations
 
@@ -125,18 +125,12 @@ class Session:
                 self._evaluate_due(mirror, self._on_record())
             began, first = time.monotonic(), trainer.iteration
             while trainer.iteration < config.iterations:
-                start = time.perf_counter()
-                record = self._iterate()
-                record["seconds"]["iteration"] = time.perf_counter() - start
-                if self.is_main:
-                    self.run.append("metrics.jsonl", record)
-                    mirror.training(record)
-                self._after_iteration(mirror)
+                reward = self._iterate(mirror)["reward_mean"]
                 if trainer.iteration % _SAY_EVERY == 0 or trainer.iteration == config.iterations:
                     each = (time.monotonic() - began) / (trainer.iteration - first)
                     self.say(
-                        f"{trainer.iteration}/{config.iterations}  reward {record['reward_mean']:.3f}  {each:.2f} s an "
-                        f"iteration, {each * (config.iterations - trainer.iteration):.0f} s left"
+                        f"{trainer.iteration}/{config.iterations}  reward {reward:.3f}  {each:.2f} s per iteration, "
+                        f"{each * (config.iterations - trainer.iteration):.0f} s left"
                     )
         with self.processes.at("the end of training"), trainer.engine.averaged_weights():
             weights = trainer.engine.whole_weights()
@@ -146,33 +140,31 @@ class Session:
                     raise TrainingError(f"{self.run.folder}: has been trained, but {'; '.join(gaps)}")
                 self.run.set_status("finished", trainer.iteration, config.iterations)
 
-    def _iterate(self) -> dict[str, Any]:
-        """An iteration; one whose scores do not arrive has taught nothing, and is not counted."""
-        trainer = self.trainer
-        iteration, tracker = trainer.iteration, trainer.tracker.state_dict()
+    def _iterate(self, mirror: Mirror) -> dict[str, Any]:
+        """An iteration with the evaluations and the checkpoint that are due after it; its line of metrics.jsonl."""
+        trainer, config = self.trainer, self.config
+        iteration, tracker, start = trainer.iteration, trainer.tracker.state_dict(), time.perf_counter()
+        has_learnt = False
         try:
-            return trainer.iterate()
+            record = trainer.iterate()
+            has_learnt = True
+            record["seconds"]["iteration"] = time.perf_counter() - start
+            if self.is_main:
+                self.run.append("metrics.jsonl", record)
+                mirror.training(record)
+            self._evaluate_due(mirror)
         except RewardError as error:
             # Several processes cannot agree on a checkpoint when one of them has failed.
             if self.processes.count == 1:
-                trainer.iteration = iteration
-                trainer.tracker.load_state_dict(tracker)
-                self._save("running", str(error))
+                if not has_learnt:  # an iteration whose scores do not arrive does not count
+                    trainer.iteration = iteration
+                    trainer.tracker.load_state_dict(tracker)
+                self._save("running", str(error))  # a resumed run makes up for a missing evaluation
             raise
-
-    def _after_iteration(self, mirror: Mirror) -> None:
-        trainer, config = self.trainer, self.config
-        try:
-            self._evaluate_due(mirror)
-        except RewardError as error:
-            # What was trained is whole, and a resumed run makes up for the evaluation; as to processes, see above.
-            if self.processes.count == 1:
-                self._save("running", str(error))
-            raise
-        last = trainer.iteration == config.iterations
         # After the evaluations: a run resumed from this checkpoint need not repeat them.
-        if last or trainer.iteration % config.runtime.checkpoint_interval == 0:
+        if trainer.iteration == config.iterations or trainer.iteration % config.runtime.checkpoint_interval == 0:
             self._save("running")
+        return record
 
     def _evaluate_due(self, mirror: Mirror, on_record: Collection[str] = ()) -> None:
         """The evaluations that the present iteration asks for, but those on record."""
@@ -208,12 +200,11 @@ class Session:
         if self.trainer.iteration:
             save_state(self.run, self.trainer.state_dict(), self.processes)
         if self.is_main:
-            self._set_status(state, reason)
-
-    def _set_status(self, state: str, reason: str | None = None) -> None:
-        # Another process may have failed since all last met.
-        keep_failure = self.processes.count > 1
-        self.run.set_status(state, self.trainer.iteration, self.config.iterations, reason, keep_failure=keep_failure)
+            # Another process may have failed since all last met.
+            keep_failure = self.processes.count > 1
+            self.run.set_status(
+                state, self.trainer.iteration, self.config.iterations, reason, keep_failure=keep_failure
+            )
 
     def _resume(self) -> None:
         state = load_state(self.run, self.trainer.engine, self.processes)
@@ -226,7 +217,8 @@ class Session:
             found = {"settings": numeric_settings(self.config), "warnings": self.warnings}
             for line in record_execution(self.run.folder, environment() | found):
                 self.say(line)
-            self._set_status("running")
+            count = self.trainer.iteration, self.config.iterations
+            self.run.set_status("running", *count, keep_failure=self.processes.count > 1)
         self.processes.wait("beginning to train")
 
     def _evaluate(self, split: str, mirror: Mirror) -> dict[str, float]:
@@ -241,14 +233,13 @@ class Session:
         per_prompt = self._remembered(split, prompts) if iteration == 0 else self._measure(split, prompts)
         gallery = () if is_test else prompts[: settings.gallery]
         metrics = {metric: sum(values) / len(values) for metric, values in per_prompt.items()}
-        if gallery and (self.is_main or self.trainer.engine.exchanges_forward):
+        if gallery and (self.is_main or self.trainer.engine.keeps_step):
             with self.trainer.engine.averaged_weights():
                 images = sample_images(self.trainer.policy, gallery, noise_index=0, settings=settings)
         if not self.is_main:
             return metrics
         if gallery:
-            name = f"{split}-{iteration:05d}"
-            save_gallery(images, gallery, self.run.folder / "images", name)
+            save_gallery(images, gallery, self.run.folder / "images", f"{split}-{iteration:05d}")
         record = {
             "iteration": iteration,
             "split": split,
@@ -292,32 +283,15 @@ class Session:
     def _remembered(self, split: str, prompts: Sequence[str]) -> dict[str, list[float]]:
         """``_measure`` of the untrained model, which all runs of an experiment share: measured by the first of them."""
         path = self.run.folder.parent / "untrained" / f"{split}-{self._untrained_digest(split, len(prompts))}.json"
-        found = self._read_remembered(path, len(prompts)) if self.is_main else None
-        kept: dict[str, list[float]] | None = self.processes.broadcast(
+        found = _read_checked(path) if self.is_main else None
+        measured: dict[str, list[float]] | None = self.processes.broadcast(
             found, "looking for the untrained model's numbers"
         )
-        if kept is not None:
-            return kept
-        measured = self._measure(split, prompts)
-        if self.is_main:
-            text = json.dumps(measured)
-            write_atomically(path, json.dumps({"sha256": _sha256(text), "measured": measured}))
+        if measured is None:
+            measured = self._measure(split, prompts)
+            if self.is_main:
+                write_atomically(path, json.dumps({"sha256": _sha256(measured), "measured": measured}))
         return measured
-
-    def _read_remembered(self, path: Path, num_prompts: int) -> dict[str, list[float]] | None:
-        """The numbers kept in a file; None if there are none, or the file is damaged: they are measured again."""
-        try:
-            content = json.loads(path.read_bytes())
-            measured: dict[str, list[float]] = content.get("measured", content)  # older ones have no checksum
-            is_whole = "sha256" not in content or content["sha256"] == _sha256(json.dumps(measured))
-            if is_whole and measured and all(len(values) == num_prompts for values in measured.values()):
-                return measured
-        except FileNotFoundError:
-            return None
-        except (OSError, ValueError, RecursionError, AttributeError, TypeError):
-            pass
-        self.say(f"{path}: is damaged; the untrained model is measured again")
-        return None
 
     def _untrained_digest(self, split: str, num_prompts: int) -> str:
         """Of all that an evaluation of the untrained model depends on."""
@@ -334,8 +308,18 @@ class Session:
             self._noises(split),
             [settings.num_steps, settings.height, settings.width],
         ]
-        return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
+        return _sha256(content)[:16]
 
 
-def _sha256(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
+def _read_checked(path: Path) -> dict[str, list[float]] | None:
+    """The numbers kept in a file; None if there are none, or not as they were written: they are measured again."""
+    try:
+        content = json.loads(path.read_bytes())
+        measured: dict[str, list[float]] = content["measured"]
+        return measured if content["sha256"] == _sha256(measured) else None
+    except (OSError, ValueError, RecursionError, LookupError, TypeError):
+        return None
+
+
+def _sha256(content: Any) -> str:
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()

@@ -28,7 +28,7 @@ def stochastic_steps(rollout: RolloutConfig, seed: int, iteration: int, slot: in
     indices, window = rollout.branch_indices, rollout.window
     if window is None:
         return indices
-    places, move = len(indices) - window.size + 1, (iteration - 1) // window.interval
+    places, move = len(indices) - window.size + 1, iteration - 1
     if window.move == "slide":
         first = move % places
     else:

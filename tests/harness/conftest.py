@@ -7,14 +7,18 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate import Accelerator
 
 from harness.config import ROOT, ModelConfig, OptimizerConfig, compose
 from harness.models.pipelines import policy as policy_module
 from harness.models.pipelines.compiled import compile_for_sampling
 from harness.models.pipelines.policy import Policy
 from harness.models.pipelines.registry import build_policy
+from harness.prompts.lists import read_prompts
+from harness.rewards import build_rewards
 from harness.runs.directory import RunDirectory, prepare_run
 from harness.training.session import Session
+from harness.training.trainer import Trainer
 
 SHORT = [
     "iterations=1",
@@ -73,10 +77,19 @@ def compiled(uncompiled: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(policy_module, "compile_for_sampling", compile_for_sampling)
 
 
+def build_trainer(*overrides: str) -> Trainer:
+    """A trainer in this process, of the profile miniature-luck."""
+    torch.set_num_threads(1)
+    config = compose("miniature-luck", overrides=overrides)
+    policy = build_policy(config.model, config.optimizer, torch.device("cpu"), config.seed)
+    reward, _ = build_rewards(config.reward, config.evaluation.judges, config.rewards)
+    prompts = read_prompts(config.prompts.train).prompts
+    return Trainer(config, policy, reward, prompts, Accelerator(cpu=True))
+
+
 @pytest.fixture(scope="session")
 def make_policy(own_cache: Path) -> Callable[..., Policy]:
     """Makes policies on twins: pictures of 32 x 64, 32 T5 tokens, 4 steps, adapters of rank 4."""
-    import torch
 
     def make(name: str, tuning: str = "lora", lora: Mapping[str, object] | None = None, **model: object) -> Policy:
         torch.set_num_threads(1)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
@@ -134,41 +134,12 @@ def test_the_fused_advantage_is_not_clipped_again() -> None:
     assert_close(fuse_advantages(torch.tensor([5.0, -1.0]), torch.tensor([1.0, -1.0]), 15.0), torch.tensor([20.0, -16]))
 
 
-@given(st.data(), groups, reward_values)
-@settings(max_examples=50)
-def test_advantages_follow_a_permutation_of_the_group(data: st.DataObject, rewards: torch.Tensor, mean: float) -> None:
-    order = torch.tensor(data.draw(st.permutations(range(len(rewards)))))
-    assert_close(local_advantage(rewards[order]), local_advantage(rewards)[order], rtol=1e-5, atol=1e-6)
-    assert_close(
-        global_advantage(rewards[order], mean, 1.3), global_advantage(rewards, mean, 1.3)[order], rtol=1e-5, atol=1e-6
-    )
-
-
-def test_equal_rewards_give_no_advantage_in_float64() -> None:
-    # In float32 the release's own case of 24 equal rewards has local advantages of -0.9: see vectors.json.
-    rewards = torch.tensor(VECTORS["advantage"][-1]["rewards"], dtype=torch.float64)
-    assert len(rewards.unique()) == 1
-    assert (local_advantage(rewards) == 0).all()
-    assert (global_advantage(rewards, 0.846, 0.227).abs() < 1e-12).all()
-
-
 @pytest.mark.parametrize(("dtype", "expected"), [(torch.bfloat16, torch.float32), (torch.float64, torch.float64)])
 def test_advantages_are_at_least_float32_and_carry_no_gradient(dtype: torch.dtype, expected: torch.dtype) -> None:
     rewards = torch.tensor([1.0, 2.0, 4.0], dtype=dtype, requires_grad=True)
     for advantage in (local_advantage(rewards), global_advantage(rewards, 2.5, 1.0)):
         assert advantage.dtype == expected
         assert not advantage.requires_grad
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_advantages_stay_on_the_device_of_the_rewards() -> None:
-    rewards = torch.tensor([1.0, 2.0, 4.0], device="cuda")
-    tracker = CapabilityTracker()
-    tracker.update(rewards)
-    fused = fuse_advantages(local_advantage(rewards), global_advantage(rewards, tracker.mean, tracker.std))
-    assert fused.device == rewards.device
-    assert select_prompt(rewards, "curriculum", tracker) == 1
 
 
 # --- The tracker
@@ -273,16 +244,6 @@ def test_random_honours_the_generator_and_reaches_every_candidate() -> None:
     assert set(draws(0)) == set(range(5))
 
 
-@given(groups, st.sampled_from([name for name in SELECTION_STRATEGIES if name != "random"]))
-def test_selection_draws_nothing_and_changes_no_tracker(rewards: torch.Tensor, strategy: str) -> None:
-    tracker = CapabilityTracker()
-    tracker.update(rewards)
-    before, random_state = tracker.state_dict(), torch.random.get_rng_state()
-    assert 0 <= select_prompt(rewards, strategy, tracker) < len(rewards)
-    assert tracker.state_dict() == before
-    assert torch.equal(torch.random.get_rng_state(), random_state)
-
-
 # --- Errors
 
 
@@ -330,20 +291,6 @@ def test_a_group_of_one_is_refused() -> None:
         local_advantage(torch.tensor([1.0]))
     with pytest.raises(ValueError, match="at least two"):
         global_advantage(torch.tensor([1.0]), 0.0, 1.0)
-
-
-@pytest.mark.parametrize(("mean", "std"), [(math.nan, 1.0), (0.0, -1.0), (0.0, math.inf)])
-def test_an_impossible_capability_is_refused(mean: float, std: float) -> None:
-    with pytest.raises(ValueError, match="capability"):
-        global_advantage(torch.tensor([1.0, 2.0]), mean, std)
-
-
-@pytest.mark.parametrize("clip", [0.0, -5.0, math.nan])
-def test_an_impossible_clip_is_refused(clip: float) -> None:
-    with pytest.raises(ValueError, match="clip"):
-        local_advantage(torch.tensor([1.0, 2.0]), clip)
-    with pytest.raises(ValueError, match="clip"):
-        global_advantage(torch.tensor([1.0, 2.0]), 0.0, 1.0, clip)
 
 
 def test_fusion_refuses_other_shapes_and_weights() -> None:

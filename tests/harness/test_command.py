@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 from accelerate.commands import launch
 from accelerate.commands.config.config_args import load_config_from_file
-from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu_env
+from accelerate.utils.launch import prepare_multi_gpu_env
 
 from harness import cli
 from harness.config import ROOT, ConfigError
-from harness.experiments.jobs import command, process, slots
+from harness.experiments.jobs import process, slots
 from harness.experiments.jobs.command import CONFIGURATIONS, Placement, typed, worker_command
 
 ACCELERATE = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch"]
@@ -22,12 +22,6 @@ TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]
 
 def argv(placement: Placement) -> list[str]:
     return worker_command(placement, "harness.cli", ["train"])
-
-
-@pytest.fixture
-def deepspeed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As if it were installed."""
-    monkeypatch.setattr(command, "find_spec", lambda name: name)
 
 
 def test_command_lines_on_cpus() -> None:
@@ -65,38 +59,28 @@ def test_impossible_placements_are_errors(settings: dict, message: str) -> None:
 def test_accelerate_knows_every_key_of_its_files(path: Path) -> None:
     load_config_from_file(str(path))  # which refuses others
     options = vars(launch.launch_command_parser().parse_args(["script"]))
-    for section in ("fsdp_config", "deepspeed_config"):
-        assert set(getattr(load_config_from_file(str(path)), section)) <= options.keys()
+    assert set(load_config_from_file(str(path)).fsdp_config) <= options.keys()
 
 
-def test_the_files_make_accelerate_launch_what_their_engines_are(
-    deepspeed: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    launchers: dict[str, Any] = {}
-    monkeypatch.setattr(launch, "multi_gpu_launcher", lambda options: launchers.update(torch=options))
-    monkeypatch.setattr(launch, "deepspeed_launcher", lambda options: launchers.update(deepspeed=options))
+def test_the_files_make_accelerate_launch_what_their_engines_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    launched_with: list[Any] = []
+    monkeypatch.setattr(launch, "multi_gpu_launcher", launched_with.append)
 
     def launched(**placement: Any) -> dict[str, str]:
         """The environment that accelerate would give to the processes of a placement."""
-        launchers.clear()
         words = argv(Placement(cuda=True, **placement))[len(ACCELERATE) :]
         launch.launch_command(launch.launch_command_parser().parse_args(words))
-        if "deepspeed" in launchers:
-            return prepare_deepspeed_cmd_env(launchers["deepspeed"])[1]
-        return prepare_multi_gpu_env(launchers["torch"])
+        return prepare_multi_gpu_env(launched_with[-1])
 
-    ddp, fsdp2, zero2 = (launched(processes=8, engine=engine) for engine in ("ddp", "fsdp2", "zero2"))
-    assert not ddp.keys() & {"ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"}
+    ddp, fsdp2 = (launched(processes=8, engine=engine) for engine in ("ddp", "fsdp2"))
+    assert "ACCELERATE_USE_FSDP" not in ddp
     assert (fsdp2["ACCELERATE_USE_FSDP"], fsdp2["FSDP_VERSION"]) == ("true", "2")
     assert (fsdp2["FSDP_RESHARD_AFTER_FORWARD"], fsdp2["FSDP_OFFLOAD_PARAMS"]) == ("true", "false")
     assert fsdp2["FSDP_CPU_RAM_EFFICIENT_LOADING"] == "false"
-    assert (zero2["ACCELERATE_USE_DEEPSPEED"], zero2["ACCELERATE_DEEPSPEED_ZERO_STAGE"]) == ("true", "2")
-    assert zero2["ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE"] == "none"
-    assert all(one["ACCELERATE_MIXED_PRECISION"] == "no" for one in (ddp, fsdp2, zero2))
-    for engine, launcher in (("ddp", "torch"), ("fsdp2", "torch"), ("zero2", "deepspeed")):
+    assert all(one["ACCELERATE_MIXED_PRECISION"] == "no" for one in (ddp, fsdp2))
+    for engine in ("ddp", "fsdp2"):
         launched(processes=16, machines=2, machine_rank=1, main_address="node0", engine=engine)
-        (options,) = launchers.values()
-        assert [*launchers] == [launcher]
+        options = launched_with[-1]
         assert (options.nnodes, options.nproc_per_node, options.node_rank) == ("2", "8", 1)
         assert (options.rdzv_backend, options.rdzv_endpoint) == ("static", "node0:29500")
 
@@ -179,7 +163,7 @@ def test_launch_becomes_the_launcher(capsys: pytest.CaptureFixture[str], monkeyp
     assert seen == [words[0], words, "3"]
 
 
-def test_the_launch_lines_of_the_page_are_those_of_the_function(deepspeed: None) -> None:
+def test_the_launch_lines_of_the_page_are_those_of_the_function() -> None:
     train = ["train", "--profile", "paper"]
     over_two = ["runtime.machines=2", "runtime.processes=16", "rollout.prompts_per_update=16"]
 
@@ -192,7 +176,6 @@ def test_the_launch_lines_of_the_page_are_those_of_the_function(deepspeed: None)
         line(["single-gpu"], cuda=True),
         line(["paper-lora"], processes=8, cuda=True),
         line(["paper"], processes=8, cuda=True, engine="fsdp2"),
-        line(["paper", "runtime.engine=zero2"], processes=8, cuda=True, engine="zero2"),
         line(["paper-lora", *over_two], **several),
         line(["paper", *over_two], engine="fsdp2", **several),
         line(cpu, processes=2),

@@ -105,29 +105,21 @@ def test_single_reward_weights_are_added_in_grids_and_sweeps_too(tmp_path: Path)
     [
         (["seed="], "null"),
         (["fusion..weight=1"], "key=value"),
-        ([".seed=1"], "key=value"),
         (["seed=010"], "010"),
         (["iterations=1:30"], "1:30"),
         (["objective.kl_beta=on"], "objective.kl_beta"),
         (["rollout={group_size: 4, group_size: 8}"], "twice"),
         (["fusion.enabled=1"], "fusion.enabled"),
-        (["fusion.enabled=yes"], "fusion.enabled"),
-        (["fusion.weight=true"], "fusion.weight"),
         (["fusion.weight='2'"], "fusion.weight"),
         (["rollout.group_size=8.0"], "rollout.group_size"),
         (["rollout.branch_indices=[true]"], "rollout.branch_indices"),
         (["fusion.weight=.inf"], "inf"),
-        (["optimizer.betas=[0.9, .nan]"], "nan"),
         (["seed=99999999999999999999999999"], "seed"),
-        (["seed=9223372036854775808"], "seed"),
         (["rollout.group_size=1000000000"], "rollout.group_size"),
-        (["iterations=1000000000"], "iterations"),
-        (["rollout.candidates=1000000000"], "rollout.candidates"),
         (["model.height=1000000000"], "model.height"),
         (["runtime.timeout_seconds=1e300"], "runtime.timeout_seconds"),
         (["reward={}"], "reward"),
         (["reward.ocr=0"], "reward.ocr"),
-        (["reward.ocr=true"], "reward.ocr"),
     ],
 )
 def test_no_value_is_taken_for_another_one(overrides: list[str], named: str) -> None:
@@ -154,24 +146,7 @@ def test_a_command_sets_no_value_twice(overrides: list[str], named: str, capsys:
         assert f"both set {named}" in capsys.readouterr().err
 
 
-NO_NAMES = [
-    "..",
-    ".",
-    "...",
-    "a.",
-    ".a",
-    "-a",
-    "a/b",
-    "../a",
-    "a b",
-    "a\tb",
-    "a\n",
-    "",
-    "x" * 101,
-    "\u00e9",
-    "a\\b",
-    "nul\0",
-]
+NO_NAMES = ["..", "a.", ".a", "-a", "../a", "a b", "a\n", "", "x" * 101, "\u00e9", "a\\b", "nul\0"]
 
 
 @pytest.mark.parametrize("name", NO_NAMES)
@@ -215,7 +190,15 @@ def test_a_value_knows_where_it_was_written() -> None:
     assert config == compose("paper-dry", overrides=["fusion.weight=2", "reward.clip=1", "seed=3"])
 
 
-def test_grid_is_the_product_of_its_lists_seed_by_seed() -> None:
-    runs = expand_grid("methods")
-    assert [run.seed for run in runs] == [0] * 4 + [1] * 4 + [2] * 4
-    assert [run.method.kernel for run in runs[:4]] == ["flow_grpo", "dance_grpo", "flow_cps", "flow_grpo"]
+def test_a_saved_configuration_with_settings_of_before_is_read(tmp_path: Path) -> None:
+    config = compose("miniature-luck", overrides=["rollout.window={size: 1}"])
+    old = config.model_dump(mode="json")
+    old["rollout"] |= {"latent_precision": "fp32", "window": old["rollout"]["window"] | {"interval": 1}}
+    old["model"]["vae_tiling"], old["optimizer"]["warmup_iterations"] = False, 0
+    old["logging"]["wandb_project"] = "adagrpo"
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(old))
+    assert configuration.load(path) == config
+    path.write_text(yaml.safe_dump(old | {"optimizer": old["optimizer"] | {"warmup_iterations": 3}}))
+    with pytest.raises(ConfigError, match=r"unknown key 'optimizer\.warmup_iterations'"):
+        configuration.load(path)

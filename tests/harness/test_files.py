@@ -44,12 +44,6 @@ def test_a_full_disk_is_one_line_and_leaves_the_old_file(tmp_path: Path, how: st
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_another_exception_goes_through_and_leaves_no_part(tmp_path: Path) -> None:
-    with pytest.raises(KeyError), replacing(tmp_path / "state"):
-        raise KeyError("bug")
-    assert not list(tmp_path.iterdir())
-
-
 @pytest.mark.parametrize("kind", ["missing", "folder", "latin"])
 def test_text_that_cannot_be_read_is_one_line_that_names_the_file(tmp_path: Path, kind: str) -> None:
     path = tmp_path / "notes.txt"
@@ -111,9 +105,3 @@ def test_where_there_are_no_locks_processes_of_one_machine_are_still_kept_apart(
     assert is_free(tmp_path / "lock")
     [line] = capsys.readouterr().err.splitlines()
     assert str(tmp_path / "lock") in line
-
-
-def test_without_any_locks_work_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    without_locks(monkeypatch, errno.ENOLCK)
-    assert lock(tmp_path / "lock") is not None
-    assert lock(tmp_path / "lock", wait=True, shared=True) is not None

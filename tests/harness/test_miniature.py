@@ -36,9 +36,8 @@ from harness.models.miniature.prompts import (
     make_list,
     parse_prompt,
     split_of,
-    words,
 )
-from harness.models.miniature.recipes import RECIPES, Recipe, Stage
+from harness.models.miniature.recipes import Recipe, Stage
 from harness.models.miniature.render import HEIGHT, WIDTH, render
 from harness.models.pipelines.files import model_fingerprint
 from harness.trained.transfer import HALVES, compare, half_path, make_half
@@ -59,11 +58,6 @@ def test_committed_lists_are_what_the_code_makes_and_keep_to_their_words(split: 
     assert {len(one.word) for one in parsed} == set(design.shares)
     assert any(one.font for one in parsed) == design.fonts
     assert any(RARE_LETTERS & set(one.word) for one in parsed) == (design.rare_share > 0)
-
-
-def test_words_of_splits_are_disjoint() -> None:
-    train, validation, test = (set(words(split)) for split in SPLITS)
-    assert not train & validation | train & test | validation & test
 
 
 @given(
@@ -201,17 +195,6 @@ def test_a_recipe_may_start_from_a_committed_model(tmp_path: Path) -> None:
     assert (tmp_path / "letters" / vae).read_bytes() == (FOLDER / "base" / vae).read_bytes()
     transformer = "transformer/diffusion_pytorch_model.safetensors"
     assert (tmp_path / "letters" / transformer).read_bytes() != (FOLDER / "base" / transformer).read_bytes()
-
-
-def test_recipes_name_different_models_and_start_from_committed_ones() -> None:
-    made = [
-        name
-        for recipe in RECIPES.values()
-        for stage in recipe.stages
-        for name in (stage.name, *dict(stage.kept).values())
-    ]
-    assert len(set(made)) == len(made)
-    assert {recipe.start for recipe in RECIPES.values()} <= {None, "base", "letters"}
 
 
 @pytest.mark.parametrize("kind", DEFECTS)

@@ -9,7 +9,6 @@ from harness.experiments.doctor.compute import scoring_seconds
 from harness.experiments.jobs.command import CONFIGURATIONS
 from harness.rewards import REWARD_NAMES
 from harness.trained.model_card import _method_of
-from harness.training import engines
 
 OF_SETTINGS = {
     "method.kernel": names.METHODS,
@@ -25,7 +24,6 @@ def test_every_name_has_its_part() -> None:
     assert tuple(names.REWARDS) == REWARD_NAMES
     assert METHOD_NAMES == names.METHODS
     assert [judge_name(name) for name in names.REWARDS] == [reward.label for reward in names.REWARDS.values()]
-    assert set(engines.ENGINES) == set(names.ENGINES)
     assert all((CONFIGURATIONS / f"{engine}.yaml").is_file() for engine in names.ENGINES)
     assert len({cell_colour(selection, False) for selection in names.SELECTIONS}) == len(names.SELECTIONS)
 

@@ -36,12 +36,6 @@ def test_unclipped_loss_of_the_same_samples() -> None:
     assert stats.clip_fraction == 0.0
 
 
-def test_an_asymmetric_range_clips_each_side_by_its_own_width() -> None:
-    loss, stats = surrogate_loss(log_of(1.25, 1.5, 0.85), torch.zeros(3), torch.ones(3), clip_range=(0.1, 0.3))
-    assert loss.item() == pytest.approx(-(1.25 + 1.3 + 0.85) / 3)
-    assert stats.clip_fraction == pytest.approx(2 / 3)
-
-
 def test_a_second_update_on_the_same_samples_leaves_the_range() -> None:
     # A Gaussian policy with mean theta and std 1; step by step away from the policy that drew the samples.
     draws, advantages = torch.tensor([-1.0, 0.5, 2.0]), torch.tensor([-1.0, 0.0, 1.0])
@@ -63,11 +57,9 @@ def test_a_second_update_on_the_same_samples_leaves_the_range() -> None:
     assert loss.item() == pytest.approx(-(-0.9 + 0.0 + 1.1) / 3)
 
 
-@pytest.mark.parametrize("clip_range", [None, 1e-4, (0.1, 0.2)])
+@pytest.mark.parametrize("clip_range", [None, 1e-4])
 @pytest.mark.parametrize("detached", [True, False])
-def test_the_on_policy_gradient_is_the_policy_gradient(
-    clip_range: float | tuple[float, float] | None, detached: bool
-) -> None:
+def test_the_on_policy_gradient_is_the_policy_gradient(clip_range: float | None, detached: bool) -> None:
     weights = torch.randn(6, generator=torch.Generator().manual_seed(0)).requires_grad_()
     features = torch.randn(5, 6, generator=torch.Generator().manual_seed(1))
     advantages = torch.tensor([2.0, -1.0, 0.5, -0.25, 0.0])
@@ -103,8 +95,8 @@ def test_shapes_that_would_broadcast_are_refused(shapes: tuple[tuple[int, ...], 
         surrogate_loss(log_prob, old_log_prob, advantages)
 
 
-@pytest.mark.parametrize("clip_range", [0.0, -0.1, 1.5, math.nan, (0.1, 0.0), (0.0, 0.1), (0.1, math.inf)])
-def test_impossible_clip_ranges_are_refused(clip_range: float | tuple[float, float]) -> None:
+@pytest.mark.parametrize("clip_range", [0.0, -0.1, 1.5, math.nan])
+def test_impossible_clip_ranges_are_refused(clip_range: float) -> None:
     with pytest.raises(ValueError, match="clip range"):
         surrogate_loss(torch.zeros(2), torch.zeros(2), torch.ones(2), clip_range)
 
@@ -115,11 +107,6 @@ def test_batch_normalisation_centres_each_prompt_and_divides_by_one_std() -> Non
     expected = 1 / (math.sqrt(28 / 6) + 1e-4)
     assert_close(advantage, torch.tensor([[-expected, 0.0, expected]] * 2))
     assert_close(advantage.sum(1), torch.zeros(2))
-
-
-def test_batch_normalisation_lets_an_even_prompt_count_less_than_an_uneven_one() -> None:
-    advantage = batch_normalised_advantage(torch.tensor([[0.0, 0.1], [0.0, 10.0]]))
-    assert advantage[1, 1] == pytest.approx(100 * advantage[0, 1].item(), rel=1e-5)
 
 
 def test_batch_normalisation_clips_and_is_zero_for_equal_rewards() -> None:
@@ -137,12 +124,6 @@ def test_batch_normalisation_clips_and_is_zero_for_equal_rewards() -> None:
 def test_batch_normalisation_refuses_wrong_rewards(rewards: Tensor) -> None:
     with pytest.raises(ValueError, match="rewards must be"):
         batch_normalised_advantage(rewards)
-
-
-@pytest.mark.parametrize(("epsilon", "clip"), [(0.0, 5.0), (1e-4, 0.0)])
-def test_batch_normalisation_refuses_wrong_settings(epsilon: float, clip: float) -> None:
-    with pytest.raises(ValueError, match="epsilon and clip"):
-        batch_normalised_advantage(torch.zeros(2, 2), epsilon, clip)
 
 
 def test_a_group_of_equal_scores_has_no_batch_normalised_advantage() -> None:

@@ -1,10 +1,7 @@
 """The policies on twins of FLUX.1-dev and SD3.5: they do what the pipelines do, and train what they should."""
 
-import json
-import time
 from collections.abc import Callable
 from pathlib import Path
-from threading import Barrier, Event, Thread
 from typing import Any
 
 import pytest
@@ -13,8 +10,6 @@ from diffusers import FluxPipeline, StableDiffusion3Pipeline
 from torch import Tensor
 
 from harness.config import ConfigError, compose
-from harness.models.pipelines import twins
-from harness.models.pipelines.compiled import first_alone
 from harness.models.pipelines.flux import FluxPolicy
 from harness.models.pipelines.locate import TWIN_NAMES, find_pipeline
 from harness.models.pipelines.policy import Policy
@@ -249,14 +244,13 @@ def test_checkpointing_activations_changes_no_gradient(make_policy: MakePolicy, 
     assert sum(gradient.abs().max() > 0 for gradient in gradients[0]) > len(gradients[0]) / 2
 
 
-def test_slices_and_tiles_are_the_autoencoder_s(make_policy: MakePolicy) -> None:
-    policy = make_policy("flux", execution={"vae_slicing": True}, vae_tiling=True)
+def test_slices_are_the_autoencoder_s(make_policy: MakePolicy) -> None:
+    policy = make_policy("flux", execution={"vae_slicing": True})
     assert policy._pipeline.vae.use_slicing
-    assert policy._pipeline.vae.use_tiling
     x = policy.noise(generator_for(1), 3)
     torch.testing.assert_close(policy.decode(x), make_policy("flux").decode(x), atol=1.1 / 255, rtol=0)
-    miniature = compose("miniature-luck", overrides=["model.vae_tiling=true"])
-    with pytest.raises(ConfigError, match="PatchAutoencoder has neither"):
+    miniature = compose("miniature-luck", overrides=["model.execution.vae_slicing=true"])
+    with pytest.raises(ConfigError, match="PatchAutoencoder has none"):
         build_policy(miniature.model, miniature.optimizer, torch.device("cpu"), 0)
 
 
@@ -292,27 +286,6 @@ def test_compiled_sampling_is_one_function_of_all_batches_and_weights(
     assert len(compilations) == 1
 
 
-def test_the_first_to_compile_is_alone_and_the_others_then_go_together() -> None:
-    first_is_done, both_inside = Event(), Barrier(2)
-    order: list[str] = []
-
-    def follow() -> None:
-        with first_alone():
-            order.append("another" if first_is_done.is_set() else "too early")
-            both_inside.wait(timeout=20)
-
-    followers = [Thread(target=follow) for _ in range(2)]
-    with first_alone():
-        for follower in followers:
-            follower.start()
-        time.sleep(0.2)
-        first_is_done.set()
-    for follower in followers:
-        follower.join(timeout=30)
-    assert order == ["another", "another"]
-    assert not both_inside.broken
-
-
 def test_without_a_compiler_sampling_goes_on_and_says_so(
     compiled: None, make_policy: MakePolicy, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -340,32 +313,7 @@ def test_bf16_freezes_in_bf16_and_trains_and_answers_in_fp32(make_policy: MakePo
     assert velocity.isfinite().all()
 
 
-def test_full_tuning_in_bf16_keeps_master_weights_in_fp32(make_policy: MakePolicy) -> None:
-    policy = make_policy("flux", tuning="full", precision="bf16")
-    assert {p.dtype for p in policy.trainable().values()} == {torch.float32}
-
-
 # --- twins ------------------------------------------------------------------------------------------------------------
-
-
-def test_twins_differ_from_the_published_models_in_widths_and_depths_alone() -> None:
-    assert tuple(twins.TWINS) == TWIN_NAMES
-
-    def config(name: str, part: str) -> dict[str, Any]:
-        return json.loads((find_pipeline(f"twin:{name}") / part / "config.json").read_text())
-
-    flux, sd3 = config("flux", "transformer"), config("sd3", "transformer")
-    assert flux["guidance_embeds"]
-    assert flux["in_channels"] == 64
-    share = [axis / flux["attention_head_dim"] for axis in flux["axes_dims_rope"]]
-    assert share == [axis / 128 for axis in (16, 56, 56)]
-    assert (sd3["qk_norm"], sd3["pos_embed_max_size"], sd3["sample_size"]) == ("rms_norm", 384, 128)
-    assert sd3["dual_attention_layers"]
-    assert set(sd3["dual_attention_layers"]) < set(range(sd3["num_layers"]))
-    for name, scale, shift in (("flux", 0.3611, 0.1159), ("sd3", 1.5305, 0.0609)):
-        vae = config(name, "vae")
-        assert (vae["scaling_factor"], vae["shift_factor"], vae["latent_channels"]) == (scale, shift, 16)
-        assert not vae["use_post_quant_conv"]
 
 
 def test_a_twin_is_the_same_wherever_it_is_built(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

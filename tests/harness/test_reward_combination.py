@@ -20,7 +20,7 @@ from harness.rewards import Reward, RewardError, build_reward, build_rewards, bu
 from harness.rewards.combined import Normalisation, WeightedSum
 from harness.rewards.remote.server import RewardServer
 from harness.runs.directory import find_run
-from harness.training.scoring import start_scoring
+from harness.training.scoring import Scores, start_scoring
 from harness.training.trainer import Trainer
 
 
@@ -211,14 +211,14 @@ def test_advantages_are_combined_by_hand() -> None:
         {name: torch.rand(2, 4, generator=generator, dtype=torch.float64) for name in ("ocr", "colour")}
         for _ in range(2)
     ]
-    rewards = [training.reward.total(slot) for slot in components]
-    combined = training._advantages(rewards, components)
+    scores = [Scores(slot, training.reward.total(slot)) for slot in components]
+    combined = training._advantages(scores)
     for slot, groups in zip(components, combined, strict=True):
         for row, group in enumerate(groups):
             expected = local_advantage(slot["ocr"][row]) + 0.5 * local_advantage(slot["colour"][row])
             torch.testing.assert_close(group, expected)
     at_reward_level = trainer(compose("miniature-luck", overrides=[*FAST, "fusion.enabled=false"]))
-    assert not torch.allclose(at_reward_level._advantages(rewards, components)[0], combined[0])
+    assert not torch.allclose(at_reward_level._advantages(scores)[0], combined[0])
 
 
 @pytest.fixture

@@ -3,9 +3,7 @@
 import pytest
 import torch
 
-from harness.config import compose
 from harness.models.pipelines.embedding import PromptEmbedding
-from harness.models.pipelines.flux import FluxPolicy
 from harness.prompts.lists import draw_candidates, generator_for
 from harness.rollout import anchor_branch, full_sde, in_batches, ode_trajectory
 from harness.transitions import FlowSDE
@@ -25,13 +23,6 @@ class LinearFlow:
         assert len(text) == len(x)
         self.batches.append(len(x))
         return x
-
-
-@pytest.fixture(scope="module")
-def policy() -> FluxPolicy:
-    torch.set_num_threads(1)
-    config = compose("miniature-luck")
-    return FluxPolicy(config.model, config.optimizer, torch.device("cpu"), seed=0)
 
 
 def test_ode_follows_the_closed_form() -> None:
@@ -85,53 +76,6 @@ def test_batches_within_the_budget_give_the_same_numbers() -> None:
     x = torch.randn(7, 2)
     assert torch.equal(in_batches(flow, 3)(x, 0.5, TEXT.repeat(7)), x)
     assert flow.batches == [3, 3, 1]
-
-
-def test_ode_equals_the_pipeline_s_own_picture(policy: FluxPolicy) -> None:
-    generator = generator_for(7)
-    with policy.sampling():
-        noise = policy.noise(generator)
-        ours = policy.decode(ode_trajectory(policy.velocity, noise, policy.encode([PROMPT]), policy.sigmas(8)).final)
-    theirs = policy._pipeline(
-        PROMPT,
-        height=32,
-        width=128,
-        num_inference_steps=8,
-        max_sequence_length=24,
-        latents=noise,
-        output_type="pt",
-    ).images
-    assert (ours - theirs).abs().max() <= 0.5 / 255 + 1e-4  # ours is rounded to 1/255
-
-
-def test_static_and_dynamic_shift_are_the_scheduler_s(policy: FluxPolicy) -> None:
-    u = torch.linspace(1, 1 / 8, 8)
-    torch.testing.assert_close(policy.sigmas(8)[:-1], 3 * u / (1 + 2 * u))
-    assert policy.sigmas(8)[-1] == 0
-    dynamic = compose("miniature-luck", overrides=["model.shift=dynamic"])
-    other = FluxPolicy(dynamic.model, dynamic.optimizer, torch.device("cpu"), seed=0)
-    # mu of 16 tokens on the line through (256, .5) and (4096, 1.15); time shift exp(mu) / (exp(mu) + 1/u - 1).
-    mu = torch.tensor(0.5 + (16 - 256) * (1.15 - 0.5) / (4096 - 256))
-    torch.testing.assert_close(other.sigmas(8)[:-1], mu.exp() / (mu.exp() + 1 / u - 1))
-
-
-def test_merged_adapters_sample_alike_and_leave_no_trace(policy: FluxPolicy) -> None:
-    before = {name: p.detach().clone() for name, p in policy.transformer.named_parameters()}
-    for name, parameter in policy.trainable().items():
-        parameter.data += 0.02 * torch.randn(parameter.shape, generator=generator_for(name))
-    x, text = policy.noise(generator_for(1)), policy.encode([PROMPT])
-    with torch.no_grad():
-        unmerged = policy.velocity(x, 0.9, text)
-    with policy.sampling():
-        merged = policy.velocity(x, 0.9, text)
-    with policy.reference():
-        base = policy.velocity(x, 0.9, text)
-    torch.testing.assert_close(merged, unmerged, atol=1e-4, rtol=1e-4)
-    assert (merged - base).abs().max() > 0.01
-    for name, parameter in policy.transformer.named_parameters():
-        if "lora" in name:
-            parameter.data.copy_(before[name])
-        assert torch.equal(parameter, before[name])
 
 
 def test_candidates_are_disjoint_and_the_same_for_every_cell_of_a_seed() -> None:

@@ -24,12 +24,11 @@ def test_without_a_window_all_branch_indices_are_stochastic_and_trained() -> Non
     assert trained_steps(settings(), INDICES, 0, 1, 0).all()
 
 
-def test_a_sliding_window_moves_one_step_an_interval_and_starts_again_at_the_end() -> None:
-    rollout = settings(window={"size": 4, "move": "slide", "interval": 2})
-    places = [stochastic_steps(rollout, 0, iteration, slot=0) for iteration in range(1, 9)]
-    assert [steps[0] for steps in places] == [0, 0, 1, 1, 2, 2, 0, 0]
-    assert places[2] == (1, 2, 3, 4)
-    assert stochastic_steps(rollout, 5, 3, slot=7) == places[2]  # the same for all prompts and seeds
+def test_a_sliding_window_moves_one_step_per_iteration_and_starts_again_at_the_end() -> None:
+    rollout = settings(window={"size": 4, "move": "slide"})
+    places = [stochastic_steps(rollout, 0, iteration, slot=0) for iteration in range(1, 5)]
+    assert places == [(0, 1, 2, 3), (1, 2, 3, 4), (2, 3, 4, 5), (0, 1, 2, 3)]
+    assert stochastic_steps(rollout, 5, 2, slot=7) == places[1]  # the same for all prompts and seeds
 
 
 def test_a_random_window_is_each_prompt_s_own_and_a_function_of_its_key() -> None:
@@ -38,8 +37,6 @@ def test_a_random_window_is_each_prompt_s_own_and_a_function_of_its_key() -> Non
     assert set(drawn) == set(range(5))
     assert min(drawn.values()) > 200 / 5 / 2
     assert stochastic_steps(rollout, 3, 9, 1) == stochastic_steps(rollout, 3, 9, 1)
-    held = settings(window={"size": 2, "move": "random", "interval": 10})
-    assert len({stochastic_steps(held, 0, iteration, 0) for iteration in range(1, 11)}) == 1
 
 
 @pytest.mark.parametrize("draw", ["prompt", "sample"])
@@ -166,22 +163,18 @@ def flow(x: torch.Tensor, sigma: object, text: PromptEmbedding) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("kernel", sorted(KERNELS))
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_stored_draw_has_the_log_probability_it_was_given(kernel: str, dtype: torch.dtype) -> None:
-    """Rounded after its log-probability was taken, a draw's ratio would not be 1 at the first update."""
+def test_a_draw_has_the_log_probability_it_was_given(kernel: str) -> None:
     method = KERNELS[kernel]()
     noise = torch.randn(2, 5, 30, generator=generator_for(0))
     start = torch.randn(1, 30, generator=generator_for(1))
-    anchor = ode_trajectory(flow, start, TEXT, SIGMAS, dtype)
-    branches = anchor_branch(flow, method, anchor, TEXT, SIGMAS, (0, 2), noise, dtype)
+    anchor = ode_trajectory(flow, start, TEXT, SIGMAS)
+    branches = anchor_branch(flow, method, anchor, TEXT, SIGMAS, (0, 2), noise)
     trained = torch.tensor([[False] * 5, [True, False, True, True, False]])
-    paths = full_sde(flow, method, start.expand(5, -1), TEXT, SIGMAS, (0, 2), noise, trained, dtype)
+    paths = full_sde(flow, method, start.expand(5, -1), TEXT, SIGMAS, (0, 2), noise, trained)
     assert [step.index for step in paths.steps] == [2]
     assert paths.steps[0].of_siblings(torch.arange(5)).tolist() == [0, 2, 3]
     assert len(paths.steps[0].x) == len(paths.steps[0].x_next) == 3
-    assert anchor.states.dtype == branches.finals.dtype == paths.finals.dtype == dtype
     for step in (*branches.steps, *paths.steps):
-        assert step.x.dtype == step.x_next.dtype == dtype
         x = step.x.expand_as(step.x_next)
         sigma, sigma_next = SIGMAS[step.index].item(), SIGMAS[step.index + 1].item()
         again = method.step(x, flow(x, sigma, TEXT), sigma, sigma_next).log_prob(step.x_next)

@@ -7,11 +7,10 @@ from typing import Any
 
 import pytest
 
-from harness.config import ConfigError, compose
-from harness.errors import StopRun
+from harness.config import compose
+from harness.errors import StopRun, TrainingError
 from harness.runs.directory import RunDirectory, prepare_run
 from harness.training.session import Session
-from harness.training.trainer import TrainingError
 
 FAST = [
     "rollout.candidates=3",
@@ -83,8 +82,3 @@ def test_the_test_list_counts_only_in_a_run_that_reads_it(tmp_path: Path) -> Non
     assert prepared(tmp_path).run_id == prepared(tmp_path, f"prompts.test={other}").run_id
     with_test = [prepared(tmp_path, "evaluation.test=true", *more) for more in ([], [f"prompts.test={other}"])]
     assert len({run.run_id for run in (*with_test, prepared(tmp_path))}) == 3
-
-
-def test_a_base_test_without_a_test_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"evaluation\.base_test: no test list is read with evaluation\.test=false"):
-        compose("smoke", overrides=["evaluation.test=false"])

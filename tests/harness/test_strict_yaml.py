@@ -1,7 +1,5 @@
 """YAML is read as people mean it, or refused in one line."""
 
-from pathlib import Path
-
 import pytest
 import yaml
 from hypothesis import given
@@ -86,19 +84,6 @@ def test_aliases_are_values_but_not_without_end() -> None:
     assert strict_yaml.parse(merged, "file.yaml")["d"] == {"b": 3, "c": 2}
     laughs = "a0: &a0 [lol]\n" + "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]\n" for i in range(1, 10))
     assert "aliases" in refusal(laughs)
-
-
-@pytest.mark.parametrize("content", [b"", b"# nothing\n", b"[]\n", b"- a\n", b"word\n", b"0\n", b"{}\n", b"a: \xff\n"])
-def test_a_file_must_hold_keys_in_utf8(content: bytes, tmp_path: Path) -> None:
-    path = tmp_path / "some.yaml"
-    path.write_bytes(content)
-    with pytest.raises(ConfigError, match=r"some\.yaml"):
-        read_yaml(path)
-
-
-def test_a_byte_order_mark_is_no_part_of_the_first_key(tmp_path: Path) -> None:
-    (tmp_path / "some.yaml").write_bytes(b"\xef\xbb\xbfa: 1\n")
-    assert read_yaml(tmp_path / "some.yaml") == {"a": 1}
 
 
 values = st.recursive(

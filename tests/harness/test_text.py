@@ -1,7 +1,6 @@
 """Text conditioning of policies: encoders that are freed leave their embeddings on disk, and memory is bounded."""
 
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 import torch
@@ -41,12 +40,6 @@ def test_freed_encoders_leave_the_same_embeddings_on_disk(
     monkeypatch.setattr(again, "_encode_text", None)
     again.prepare_prompts(prompts)  # all on disk: no encoder is loaded
     assert len(again.encode(prompts)) == 3
-
-
-def test_other_token_limits_and_encoders_have_embeddings_of_their_own(make_policy: MakePolicy, tmp_path: Path) -> None:
-    folders = {freed(make_policy, "flux")._embedding_folder(), freed(make_policy, "sd3")._embedding_folder()}
-    folders |= {freed(make_policy, "flux", max_sequence_length=16)._embedding_folder()}
-    assert len(folders) == 3
 
 
 def test_a_damaged_embedding_is_one_clear_line(make_policy: MakePolicy) -> None:

@@ -1,7 +1,6 @@
 """Prompts that a text encoder reads in part only are counted, and said once a list."""
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import pytest
 import torch
@@ -10,7 +9,6 @@ from torch import Tensor
 from harness.config import OptimizerConfig, RewardConfig, compose
 from harness.models.pipelines.registry import build_policy
 from harness.models.pipelines.truncation import TextReader, truncations
-from harness.prompts.lists import read_prompts
 from harness.rewards import Reward, RewardError, build_reward
 from harness.rewards.combined import WeightedSum
 
@@ -51,12 +49,6 @@ def test_prompts_that_are_cut_and_those_that_become_one_are_counted() -> None:
     assert [line.split()[1] for line in truncations([both], PROMPTS, "list")] == ["some", "few"]
 
 
-def test_a_tokenizer_that_is_not_here_is_said() -> None:
-    assert truncations([Reads("missing", 0)], PROMPTS, "list") == [
-        "list: whether prompts are cut off is not known: missing has no tokenizer here"
-    ]
-
-
 @pytest.mark.parametrize(("name", "twin"), [("hpsv2", "hpsv2"), ("clip", "clip"), ("pickscore", "clip")])
 def test_clips_77_tokens_are_those_that_its_rewards_read(name: str, twin: str) -> None:
     scorer = build_reward(name, 1, RewardConfig(path=f"twin:{twin}"))
@@ -76,9 +68,3 @@ def test_a_pipelines_text_encoders_are_asked(profile: str, encoders: tuple[str, 
     assert [line.split()[1] for line in lines] == [f"text_encoder{suffix}" for suffix in encoders]
     assert "reads 32 tokens" in lines[-1]
     assert truncations([policy], ["a fox"], "list") == []
-
-
-def test_the_projects_own_lists_are_read_whole_by_clip() -> None:
-    for split in ("train", "validation", "test"):
-        prompts = read_prompts(Path("experiments/prompts") / f"{split}.txt").prompts
-        assert truncations([build_reward("hpsv2", 1, RewardConfig(path="twin:hpsv2"))], prompts, split) == []

@@ -16,12 +16,13 @@ import torch
 from accelerate import Accelerator
 from torch.distributed.tensor import DTensor
 
-from harness.errors import CollectiveError
+from harness.errors import CollectiveError, TrainingError
 from harness.experiments.jobs import worker
 from harness.runs.directory import RunDirectory
+from harness.training.learner import Learner
 from harness.training.processes import Processes
 from harness.training.session import Session
-from harness.training.trainer import Trainer, TrainingError
+from harness.training.trainer import Trainer
 
 UNLUCKY_ITERATION = 3
 
@@ -91,10 +92,10 @@ def main(folder: Path, arguments: list[str]) -> int:
         Session(run, say=lambda line: None).execute()
     accelerator = Accelerator(cpu=True)
     seen = {"written": written, **waits(accelerator)}
-    iterate, missing = Trainer.iterate, Trainer._missing
+    iterate, missing = Trainer.iterate, Learner._missing
     seen["missing"] = 0
 
-    def counted(self: Trainer, *arguments: Any) -> int:
+    def counted(self: Learner, *arguments: Any) -> int:
         count = missing(self, *arguments)
         seen["missing"] += count
         return count
@@ -108,7 +109,7 @@ def main(folder: Path, arguments: list[str]) -> int:
             raise TrainingError("this is not my day")
         return iterate(self)
 
-    Trainer.iterate, Trainer._missing = unlucky, counted  # type: ignore[method-assign]
+    Trainer.iterate, Learner._missing = unlucky, counted  # type: ignore[method-assign]
     return worker.main(arguments)
 
 

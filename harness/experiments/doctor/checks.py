@@ -12,7 +12,6 @@ from harness.experiments.doctor.machine import Gpu
 from harness.experiments.doctor.memory import checkpoint_bytes, embedding_bytes, estimate, how_to_save
 from harness.experiments.doctor.report import Finding, Report, size
 from harness.experiments.grid import expand_grid
-from harness.experiments.jobs.command import require_deepspeed
 from harness.experiments.jobs.plan import measured_cost
 from harness.models.pipelines.files import cache_folder
 from harness.models.pipelines.locate import find_local, how_to_get, is_hub_id, problem_of
@@ -41,7 +40,7 @@ def check(profile: str, overrides: Sequence[str] = (), seconds: float | None = N
     problem = None if folder is None else problem_of(folder)
     architecture = find_architecture(path, None if problem else folder)
     rewards = tuple(dict.fromkeys(name for c in configs for name in (*c.reward, *c.evaluation.judges)))
-    findings = [_gpus(config, gpus, on_gpu), *_engine(config), _weights(path, folder, problem)]
+    findings = [_gpus(config, gpus, on_gpu), _weights(path, folder, problem)]
     if architecture is None:
         findings.append(Finding("memory", f"not known: {path} is neither whole here nor one whose sizes are known"))
     else:
@@ -59,17 +58,6 @@ def _gpus(config: RunConfig, gpus: Sequence[Gpu], on_gpu: bool) -> Finding:
     names = ", ".join(sorted({gpu.name for gpu in gpus})) or "none"
     problem = f"{len(gpus)} of {wanted} CUDA devices are here; use such a machine, or fewer runtime.processes"
     return Finding("GPUs", f"{wanted} wanted, {len(gpus)} found: {names}", problem if len(gpus) < wanted else None)
-
-
-def _engine(config: RunConfig) -> list[Finding]:
-    """What an engine needs beside GPUs."""
-    if config.runtime.engine != "zero2":
-        return []
-    try:
-        require_deepspeed()
-    except ConfigError as error:
-        return [Finding("engine", "zero2 needs DeepSpeed", str(error))]
-    return [Finding("engine", "zero2: DeepSpeed is installed")]
 
 
 def _weights(path: str, folder: Path | None, problem: str | None) -> Finding:

@@ -78,48 +78,40 @@ def _moments(
     element = 2 if model.precision == "bf16" else 4
     trained = trained_parameters(config, architecture)
     always = {"CUDA context and workspace": _WORKSPACE} if on_gpu else {}
-    of_weights, of_state = _shares(config)
+    shares = config.runtime.processes if config.runtime.engine == "fsdp2" else 1
     merged: dict[str, int] = {}
     if optimizer.tuning == "lora":
         whole = {"weights": architecture.parameters * element + 4 * trained}
         if optimizer.lora.merge_while_sampling and element == 4:
             adapted = architecture.adapted(optimizer.lora)
-            merged = {"weights with adapters merged": sum(into * out for into, out in adapted) * element // of_weights}
+            merged = {"weights with adapters merged": sum(into * out for into, out in adapted) * element // shares}
     else:
         whole = {"weights": trained * 4}
         if config.objective.kl_beta:
             whole["weights of the KL reference"] = trained * 4
     frozen = {"autoencoder": 4 * architecture.vae}
-    weights = {name: size // of_weights for name, size in whole.items()} | frozen
+    weights = {name: size // shares for name, size in whole.items()} | frozen
     if optimizer.tuning == "full" and element == 2:
         weights["weights"] += 2 * trained  # autocast keeps a copy in bf16 for the backward pass
-    if of_weights > 1:
+    if shares > 1:
         # That of one block is used while the next one's is on its way.
         weights["weights gathered"] = 2 * whole["weights"] // architecture.num_blocks
     text = {"text encoders": element * architecture.text_encoders}
     freed = model.execution.text_encoders == "free"
     resident, moving = _reward_models(config, rewards, on_gpu)
     training = always | weights | ({} if freed else text)
-    training |= {"gradients": 4 * trained // of_state, "optimiser": 8 * trained // of_state}
-    if config.runtime.engine == "zero2":
-        training["DeepSpeed's copy of the weights"] = 4 * trained // of_state
+    training |= {"gradients": 4 * trained // shares, "optimiser": 8 * trained // shares}
     if optimizer.weight_ema is not None:
-        training["averaged weights"] = 4 * trained // of_weights
+        training["averaged weights"] = 4 * trained // shares
     training |= {"latents": _latents(config, architecture), "reward models": resident}
     return {
-        "sharing": always | whole | frozen | ({} if freed else text) if of_weights > 1 else {},
+        "sharing": always | whole | frozen | ({} if freed else text) if shares > 1 else {},
         "encoding": always | weights | text if freed else {},
         "sampling": training | merged | {"activations": _sampling(config, architecture, element)},
         "decoding": training | {"activations of the autoencoder": _decoding(config, architecture)},
         "scoring": training | {"reward models": resident + moving},
         "updating": training | {"activations": _updating(config, architecture, element)},
     }
-
-
-def _shares(config: RunConfig) -> tuple[int, int]:
-    """How many processes share weights out, and how many gradients and optimiser state."""
-    engine, processes = config.runtime.engine, config.runtime.processes
-    return processes if engine == "fsdp2" else 1, processes if engine != "ddp" else 1
 
 
 def how_to_save(config: RunConfig, moment: str) -> str:

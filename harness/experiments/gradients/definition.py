@@ -24,7 +24,6 @@ _REQUIRED: tuple[tuple[str, Any], ...] = (
     ("rollout.kind", "anchor_branch"),
     ("rollout.prompts_per_update", 1),
     ("rollout.window", None),
-    ("rollout.latent_precision", "fp32"),
     ("objective.normalisation", "group"),
     ("objective.kl_beta", 0.0),
     ("objective.updates_per_iteration", 1),

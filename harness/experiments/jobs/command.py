@@ -4,7 +4,6 @@ import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 
 from harness.config import ROOT
@@ -51,8 +50,6 @@ class Placement:
             raise ConfigError(f"{self.machines} machines need the address of the first one")
         if not 1 <= self.main_port <= 65535:
             raise ConfigError(f"main port {self.main_port}: must be 1 to 65535")
-        if self.engine == "zero2":
-            require_deepspeed()
 
     @property
     def configuration(self) -> Path:
@@ -62,14 +59,6 @@ class Placement:
         if self.engine == "ddp" and self.machines > 1:
             return CONFIGURATIONS / "ddp-machines.yaml"
         return CONFIGURATIONS / f"{self.engine}.yaml"
-
-
-def require_deepspeed() -> None:
-    """Raise ConfigError if DeepSpeed, which is no dependency of this project, is not installed."""
-    if find_spec("deepspeed") is None:
-        raise ConfigError(
-            "runtime.engine=zero2: DeepSpeed is not installed; install the package deepspeed, or use engine=fsdp2"
-        )
 
 
 def worker_command(placement: Placement, module: str, arguments: Sequence[str]) -> list[str]:

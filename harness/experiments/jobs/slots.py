@@ -34,7 +34,7 @@ def local_slots(runtimes: Sequence[RuntimeConfig], count: int | None) -> list[Sl
         count: jobs at a time; None for as many as cores or GPUs suffice for.
 
     Raises:
-        ConfigError: the jobs disagree or need several machines, the machine has too few GPUs, or DeepSpeed is missing.
+        ConfigError: the jobs disagree or need several machines, or the machine has too few GPUs.
     """
     for key in ("device", "threads", "processes", "machines", "engine", "timeout_seconds"):
         if len({getattr(runtime, key) for runtime in runtimes}) > 1:

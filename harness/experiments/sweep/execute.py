@@ -6,12 +6,11 @@ from contextlib import closing
 import torch
 
 from harness.config import RunConfig
-from harness.errors import StopRun
+from harness.errors import StopRun, TrainingError
 from harness.experiments.sweep.runlog import costs, evaluations
 from harness.experiments.sweep.trial import OnValidation, RunResult
 from harness.runs.directory import prepare_run
 from harness.training.session import Session
-from harness.training.trainer import TrainingError
 
 
 def execute_run(config: RunConfig, on_validation: OnValidation) -> RunResult:

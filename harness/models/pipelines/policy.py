@@ -98,13 +98,10 @@ class Policy(ABC):
             # Block by block: all blocks of a kind share one compilation.
             for block in blocks_of(self.transformer):
                 block.compile()
-        slicing, tiling = execution.vae_slicing, self.config.vae_tiling
-        if (slicing or tiling) and not isinstance(vae, AutoencoderKL):
-            raise ConfigError(f"model.execution.vae_slicing, model.vae_tiling: {type(vae).__name__} has neither")
-        if slicing:
+        if execution.vae_slicing:
+            if not isinstance(vae, AutoencoderKL):
+                raise ConfigError(f"model.execution.vae_slicing: {type(vae).__name__} has none")
             vae.enable_slicing()
-        if tiling:
-            vae.enable_tiling()
 
     # --- text ---------------------------------------------------------------------------------------------------------
 

@@ -8,15 +8,15 @@ configuration runs. ``model.path: twin:flux`` or ``twin:sd3`` in a configuration
 import string
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import diffusers
 import torch
 from diffusers import (
     AutoencoderKL,
     DiffusionPipeline,
     FlowMatchEulerDiscreteScheduler,
     FluxPipeline,
-    FluxTransformer2DModel,
-    SD3Transformer2DModel,
     StableDiffusion3Pipeline,
 )
 from tokenizers.pre_tokenizers import ByteLevel
@@ -31,6 +31,7 @@ from transformers import (
 )
 
 from harness.models.pipelines.files import build_once, cache_folder
+from harness.models.pipelines.published import FLUX_DEV, SD35_MEDIUM, PublishedModel
 
 _VERSION = 1
 """Raised with any change of what is built, so that an old twin in the cache is not taken for a new one."""
@@ -70,16 +71,14 @@ def build_flux_twin() -> FluxPipeline:
         tokenizer=clip_tokenizer("<|endoftext|>"),
         text_encoder_2=_t5_encoder(),
         tokenizer_2=_t5_tokenizer(),
-        transformer=FluxTransformer2DModel(
-            patch_size=1,
-            in_channels=64,
+        transformer=_transformer(
+            FLUX_DEV,
             num_layers=2,
             num_single_layers=2,
             attention_head_dim=32,
             num_attention_heads=2,
             joint_attention_dim=_T5_WIDTH,
             pooled_projection_dim=_CLIP_L_WIDTH,
-            guidance_embeds=True,
             axes_dims_rope=(4, 14, 14),  # (16, 56, 56) of 128
         ),
     )
@@ -96,26 +95,27 @@ def build_sd3_twin() -> StableDiffusion3Pipeline:
         tokenizer_2=clip_tokenizer("!"),
         text_encoder_3=_t5_encoder(),
         tokenizer_3=_t5_tokenizer(),
-        transformer=SD3Transformer2DModel(
-            sample_size=128,
-            patch_size=2,
-            in_channels=16,
-            out_channels=16,
+        transformer=_transformer(
+            SD35_MEDIUM,
             num_layers=3,
             attention_head_dim=16,
             num_attention_heads=2,
             joint_attention_dim=_T5_WIDTH,
             caption_projection_dim=32,
             pooled_projection_dim=_CLIP_L_WIDTH + _CLIP_G_WIDTH,
-            pos_embed_max_size=384,
             dual_attention_layers=(0, 1),
-            qk_norm="rms_norm",
         ),
     )
 
 
 TWINS: dict[str, Callable[[], DiffusionPipeline]] = {"flux": build_flux_twin, "sd3": build_sd3_twin}
 """What builds each twin."""
+
+
+def _transformer(published: PublishedModel, **smaller: Any) -> Any:
+    assert published.transformer is not None
+    class_name, settings = published.transformer
+    return getattr(diffusers, class_name)(**{**settings, **smaller})
 
 
 def _autoencoder(scaling_factor: float, shift_factor: float) -> AutoencoderKL:

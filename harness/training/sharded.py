@@ -17,8 +17,7 @@ from torch.distributed.tensor import DTensor
 
 from harness.config import ConfigError, OptimizerConfig
 from harness.models.pipelines.policy import Policy, blocks_of
-from harness.training.engines.base import Engine
-from harness.training.engines.optimiser import build_optimizer
+from harness.training.engine import Engine
 from harness.training.processes import Processes
 
 
@@ -47,15 +46,13 @@ def shard(transformer: nn.Module, mesh: DeviceMesh, reshard_after_forward: bool 
 class FullySharded(Engine):
     """Weights, gradients, optimiser state, averages and the KL reference are shared out to all processes."""
 
-    exchanges_forward: ClassVar[bool] = True
-    exchanges_backward: ClassVar[bool] = True
+    keeps_step: ClassVar[bool] = True
 
     def __init__(self, policy: Policy, settings: OptimizerConfig, processes: Processes) -> None:
         mesh = init_device_mesh(processes.device.type, (processes.count,))
         for network in policy.networks:
             shard(network, mesh, reshards(processes.accelerator))
-        parameters = policy.trainable()
-        super().__init__(parameters, build_optimizer(parameters, settings), settings, processes)
+        super().__init__(policy, settings, processes)
 
     def _clip(self, gradients: Sequence[Tensor]) -> float:
         # Averaged by the backward pass, and a share of each: the norm is of all shares.

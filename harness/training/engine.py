@@ -1,0 +1,140 @@
+"""The weights in training and the optimiser: an update is one step of AdamW, however processes share the work out."""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from harness.config import OptimizerConfig, RunConfig
+from harness.models.pipelines.policy import Policy
+from harness.training.processes import Processes
+
+
+class Engine:
+    """Every process holds everything (``runtime.engine=ddp``): data parallelism, or one process alone.
+
+    Gradients are averaged over processes once per update, in one exchange, however many backward passes it has.
+
+    Args:
+        policy: whose weights are trained; its reference is kept already, if it needs one.
+        settings: of the optimiser.
+        processes: that train together.
+
+    Attributes:
+        parameters: in training, by name; the same names in all processes.
+        averages: of the weights, by name, if the settings ask for them; shared out as the weights are.
+    """
+
+    keeps_step: ClassVar[bool] = False
+    """Whether every forward and backward pass is an exchange, so that all processes must make equally many."""
+
+    def __init__(self, policy: Policy, settings: OptimizerConfig, processes: Processes) -> None:
+        self.settings, self.processes = settings, processes
+        self.parameters = policy.trainable()
+        self.optimizer = torch.optim.AdamW(
+            self.parameters.values(),
+            lr=settings.learning_rate,
+            betas=settings.betas,
+            eps=settings.epsilon,
+            weight_decay=settings.weight_decay,
+        )
+        keeps_averages = settings.weight_ema is not None
+        self.averages = {name: p.detach().clone() for name, p in self.parameters.items()} if keeps_averages else {}
+
+    def update(self, losses: Sequence[Callable[[], Tensor]]) -> float:
+        """One optimiser step on the sum of the losses, averaged over processes, with gradients clipped.
+
+        Args:
+            losses: called one after the other, each once the one before has been propagated backward: a forward's
+                activations are in memory for one of them at a time.
+
+        Returns:
+            Norm of the averaged gradient before clipping. If it is not finite, no step was taken.
+        """
+        self.optimizer.zero_grad(set_to_none=True)
+        for loss in losses:
+            loss().backward()
+        norm = self._clip([p.grad for p in self.parameters.values() if p.grad is not None])
+        if math.isfinite(norm):
+            self.optimizer.step()
+        return norm
+
+    def _clip(self, gradients: Sequence[Tensor]) -> float:
+        """Scale gradients, averaged over processes, to ``max_grad_norm``; their norm before."""
+        self.processes.average(gradients, "averaging gradients")
+        return float(torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.settings.max_grad_norm))
+
+    def move_averages(self, updates: int) -> None:
+        """average <- decay * average + (1 - decay) * weights, after every ``weight_ema_interval``-th update.
+
+        Args:
+            updates: done since training began.
+        """
+        if self.settings.weight_ema is not None and updates % self.settings.weight_ema_interval == 0:
+            for name, average in self.averages.items():
+                average.lerp_(self.parameters[name].detach(), 1 - self.settings.weight_ema)
+
+    @contextmanager
+    def averaged_weights(self) -> Iterator[None]:
+        """Within: the network has the averaged weights, if the run keeps any."""
+        self._swap()
+        try:
+            yield
+        finally:
+            self._swap()
+
+    @torch.no_grad()
+    def _swap(self) -> None:
+        # In place, since what shares weights out keeps memory of its own behind the parameters.
+        for name, average in self.averages.items():
+            kept = average.clone()
+            average.copy_(self.parameters[name])
+            self.parameters[name].copy_(kept)
+
+    def whole_weights(self) -> dict[str, Tensor] | None:
+        """The weights in training, by name, on the CPU of the main process (elsewhere none): an exchange.
+
+        None where the network itself holds all of them.
+        """
+        return None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Weights, averages and optimiser state: tensors that this process holds, or its share of them as DTensors."""
+        return {
+            "parameters": {name: p.detach() for name, p in self.parameters.items()},
+            "averages": self.averages,
+            "optimizer": self.optimizer.state_dict(),
+        }
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What ``state_dict`` holds, by path, to be loaded in place; AdamW's moments are made if there are none yet."""
+        for parameter in self.parameters.values():
+            if not self.optimizer.state[parameter]:
+                self.optimizer.state[parameter] |= {
+                    "step": torch.tensor(0.0),
+                    "exp_avg": torch.zeros_like(parameter, memory_format=torch.preserve_format),
+                    "exp_avg_sq": torch.zeros_like(parameter, memory_format=torch.preserve_format),
+                }
+        return flat(self.state_dict())
+
+
+def flat(state: Any, path: str = "") -> dict[str, Tensor]:
+    """The tensors of nested mappings, by the keys that lead to them, joined by ``/``."""
+    if isinstance(state, Tensor):
+        return {path: state}
+    if not isinstance(state, dict):
+        return {}
+    inner = [flat(value, f"{path}/{key}" if path else str(key)) for key, value in state.items()]
+    return {name: tensor for part in inner for name, tensor in part.items()}
+
+
+def build_engine(config: RunConfig, policy: Policy, processes: Processes) -> Engine:
+    """The engine that ``runtime.engine`` names. Raises ConfigError if a network cannot be shared out."""
+    if config.runtime.engine == "ddp":
+        return Engine(policy, config.optimizer, processes)
+    from harness.training.sharded import FullySharded
+
+    return FullySharded(policy, config.optimizer, processes)

@@ -1,0 +1,181 @@
+"""An iteration's optimiser updates: the terms of their losses, and the losses themselves."""
+
+import math
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from harness.config import RunConfig
+from harness.errors import TrainingError
+from harness.models.pipelines.embedding import PromptEmbedding
+from harness.models.pipelines.policy import Policy
+from harness.objective import ratio_stats, surrogate_loss
+from harness.rollout import Rollout, TrainStep
+from harness.training.accounting import Counters
+from harness.training.engine import Engine
+from harness.training.steps import Batch, deal
+from harness.transitions import Kernel, Transition
+
+_RATIOS = ("ratio_mean", "ratio_max_deviation", "approx_kl")
+
+Logged = dict[str, list[float]]
+
+
+@dataclass(frozen=True)
+class Term:
+    """A term of an update's loss: siblings of a step, their prompt and advantages ``[G]``, and the term's weight."""
+
+    step: TrainStep
+    text: PromptEmbedding
+    advantage: Tensor
+    share: float
+    recomputed: Tensor | None = None
+    """``[G]`` old log-probabilities by the arithmetic of the update, where they take the place of the rollout's."""
+
+
+class Learner:
+    """Updates a policy from rollouts and their advantages.
+
+    Args:
+        config: the run.
+        policy: in training.
+        kernel: the method's stochastic step.
+        engine: that has the weights.
+    """
+
+    def __init__(self, config: RunConfig, policy: Policy, kernel: Kernel, engine: Engine) -> None:
+        self.objective, self.policy, self.kernel, self.engine = config.objective, policy, kernel, engine
+        self.sigmas = policy.sigmas(config.model.num_steps)
+        self.max_batch = config.model.execution.max_train_batch or config.model.max_batch
+
+    def update(
+        self, rollouts: Sequence[Rollout], advantages: Sequence[Tensor], iteration: int, spent: Counters
+    ) -> Logged:
+        """``updates_per_iteration`` optimiser steps.
+
+        Args:
+            rollouts: this process's, in the order of slots.
+            advantages: of each, ``[groups, G]``.
+            iteration: 1 and up.
+            spent: forwards are added to it.
+
+        Returns:
+            What was logged, by name: one value per term of a loss, and ``grad_norm`` of each update.
+
+        Raises:
+            TrainingError: a gradient is not finite.
+        """
+        logged: Logged = defaultdict(list)
+        updates = [self._terms(batch) for batch in deal(rollouts, advantages, self.objective)]
+        if self.objective.old_log_prob == "recomputed" and not self.objective.is_on_policy:
+            # All of them before the first update; where updates share all samples, once.
+            distinct = updates[:1] if self.objective.update_on == "all" else updates
+            fresh = [self._with_recomputed_log_probs(terms, spent) for terms in distinct]
+            updates = fresh * (len(updates) // len(fresh))
+        for number, terms in enumerate(updates, start=1):
+            parts = [*self._parts(terms)]
+            missing = self._missing(parts)
+            losses = [partial(self._loss, part, logged, spent) for part in parts]
+            losses += [partial(self._no_loss, parts[-1])] * missing
+            norm = self.engine.update(losses)
+            if not math.isfinite(norm):
+                raise TrainingError(f"the gradient is not finite at iteration {iteration}: lower the learning rate")
+            logged["grad_norm"].append(norm)
+            self.engine.move_averages((iteration - 1) * self.objective.updates_per_iteration + number)
+        return logged
+
+    def _terms(self, batch: Batch) -> list[Term]:
+        """The terms of an update's loss, which is the mean over all its transitions."""
+        total = sum(len(step.x_next) for _, step, _ in batch)
+        return [
+            Term(piece, rollout.text, advantage[rows].to(piece.x.device), len(piece.x_next) / total)
+            for rollout, step, advantage in batch
+            for rows, piece in step.pieces(self.max_batch)
+        ]
+
+    def _parts(self, terms: Sequence[Term]) -> Iterator[list[Term]]:
+        """Consecutive terms, as many as need at most ``max_batch`` samples in a forward, but at least one."""
+        part: list[Term] = []
+        for term in terms:
+            if part and sum(len(other.step.x) for other in [*part, term]) > self.max_batch:
+                yield part
+                part = []
+            part.append(term)
+        yield part
+
+    def _missing(self, parts: Sequence[list[Term]]) -> int:
+        """How many parts this process has fewer than another one, if all must keep in step."""
+        if not self.engine.keeps_step:
+            return 0
+        return max(self.engine.processes.gather_objects(len(parts), "counting parts")) - len(parts)
+
+    @torch.no_grad()
+    def _with_recomputed_log_probs(self, terms: Sequence[Term], spent: Counters) -> list[Term]:
+        """The terms with old log-probabilities by the arithmetic of the update: batches, adapters, precision."""
+        recomputed = []
+        parts = [*self._parts(terms)]
+        missing = self._missing(parts)
+        for part in parts:
+            for term, transition in zip(part, self._transitions(part), strict=True):
+                recomputed.append(replace(term, recomputed=transition.log_prob(term.step.x_next)))
+                spent.sample_forwards += len(term.step.x)
+        for _ in range(missing):
+            self._transitions(parts[-1])
+        return recomputed
+
+    def _loss(self, part: Sequence[Term], logged: Logged, spent: Counters) -> Tensor:
+        """A part of an update's loss."""
+        losses = self._losses(part, logged)
+        count = sum(len(term.step.x) for term in part)
+        spent.train_forwards += count
+        spent.sample_forwards += count if self.objective.kl_beta else 0  # of the reference
+        return torch.stack([term.share * loss for term, loss in zip(part, losses, strict=True)]).sum()
+
+    def _no_loss(self, part: Sequence[Term]) -> Tensor:
+        """What a process computes to keep in step with others: nothing is learnt, and nothing counts."""
+        return 0 * self._loss(part, defaultdict(list), Counters())
+
+    def _losses(self, terms: Sequence[Term], logged: Logged) -> list[Tensor]:
+        """The surrogate loss of each term's siblings, from one forward with gradient for all of them."""
+        objective, transitions = self.objective, self._transitions(terms)
+        references: Sequence[Transition | None] = [None] * len(terms)
+        if objective.kl_beta:
+            with self.policy.reference():
+                references = self._transitions(terms)
+        losses = []
+        for term, transition, reference in zip(terms, transitions, references, strict=True):
+            log_prob = transition.log_prob(term.step.x_next)
+            from_rollout = ratio_stats(log_prob, term.step.old_log_prob)
+            old_log_prob = term.step.old_log_prob if term.recomputed is None else term.recomputed
+            if objective.is_on_policy:
+                # The same arithmetic on both sides makes the ratio exactly 1; the rollout's differs in the last digits.
+                old_log_prob = log_prob.detach()
+            loss, stats = surrogate_loss(log_prob, old_log_prob, term.advantage, objective.clip_range)
+            kl = loss.new_zeros(()) if reference is None else transition.kl(reference).mean()
+            losses.append(loss + objective.kl_beta * kl)
+            # By construction the ratio of an on-policy loss says nothing: what is logged is how far sampling was off.
+            ratios = vars(from_rollout if objective.is_on_policy else stats)
+            if term.recomputed is not None:
+                ratios = ratios | {f"rollout_{name}": vars(from_rollout)[name] for name in _RATIOS}
+            for name, value in {"loss": losses[-1].item(), "kl": kl.item(), **ratios}.items():
+                logged[name].append(value)
+        return losses
+
+    def _transitions(self, terms: Sequence[Term]) -> list[Transition]:
+        """Each term's stochastic step under the present weights; siblings that share x need one forward."""
+        sizes = [len(term.step.x) for term in terms]
+        sigmas = torch.cat([self.sigmas[term.step.index].expand(n) for term, n in zip(terms, sizes, strict=True)])
+        text = PromptEmbedding.cat([term.text.repeat(n) for term, n in zip(terms, sizes, strict=True)])
+        velocity = self.policy.velocity(torch.cat([term.step.x for term in terms]), sigmas, text)
+        return [
+            self.kernel.step(
+                term.step.x.expand_as(term.step.x_next),
+                part.expand_as(term.step.x_next),
+                *self.sigmas[term.step.index : term.step.index + 2].tolist(),
+            )
+            for term, part in zip(terms, velocity.split(sizes), strict=True)
+        ]
