@@ -31,7 +31,8 @@ class WideTable(NamedTuple):
     title: str
     head: Sequence[str]
     """Of all columns, the first of which has the rows' labels."""
-    rows: Sequence[tuple[str, Sequence[Entry]]]
+    rows: Sequence[tuple[str, Sequence[Entry | str]]]
+    """Label and entries; one that is a text is shown as it is."""
 
 
 def write_frame(frame: pd.DataFrame, path: Path) -> None:
@@ -54,8 +55,10 @@ def number(value: float, digits: int = 3, signed: bool = False) -> str:
     return f"{value:{'+' if signed else ''},.{digits}f}".replace("-", "−")
 
 
-def entry_text(entry: Entry) -> str:
+def entry_text(entry: Entry | str) -> str:
     """As in "0.903 ± 0.022", "+0.016 [+0.005, +0.027]" or "+24 % [+12 %, +36 %]"."""
+    if isinstance(entry, str):
+        return entry
     if not math.isfinite(entry.value):
         return MISSING
     text = _text(entry.value, entry)

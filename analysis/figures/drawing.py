@@ -4,6 +4,7 @@ import hashlib
 import html
 import re
 import textwrap
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from io import BytesIO
@@ -123,6 +124,19 @@ def draw_together(name: str, title: str, panels: Sequence[Panel], num_columns: i
         figure.suptitle(_literal(title), x=0.01, ha="left", fontsize=13, fontweight="bold")
         figure.supxlabel(_literal("\n".join(notes)), x=0.01, ha="left", fontsize=9.5)
         return Drawing(name, title, _as_svg(figure), _as_png(figure))
+
+
+def capture(name: str, title: str, plot: Callable[[], object]) -> Drawing:
+    """A figure that another library draws with pyplot; its style changes nothing else."""
+    from matplotlib import pyplot
+
+    with matplotlib.rc_context(_STYLE), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        plot()
+        svg = BytesIO()
+        pyplot.savefig(svg, format="svg", metadata=_NO_METADATA, bbox_inches="tight")
+        pyplot.close("all")
+        return Drawing(name, title, svg.getvalue().decode())
 
 
 def _fill(axes: Axes, panel: Panel) -> None:

@@ -1,196 +1,154 @@
 """A sweep's page: what was tried, what was found, and what is left of it on fresh seeds."""
 
+from collections import Counter
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
 import jinja2
+import optuna
 import pandas as pd
+from matplotlib.axes import Axes
+from optuna.trial import FrozenTrial
+from optuna.visualization import matplotlib as plots
 
-from analysis.figures.drawing import Drawing
-from analysis.formats import interval_text, markdown_row, markdown_text, number, write_frame
+from analysis.figures.drawing import Drawing, capture
+from analysis.formats import Entry, WideTable, entry_text, markdown, markdown_text, write_frame
 from analysis.sweep.confirmation import (
-    CONFIDENCE,
-    Confirmed,
-    conclusion,
-    confirmed_table,
+    confirmation_tables,
     draw_confirmation,
     judge,
-    main_objective,
-    reference_sentence,
-    unmeasured,
+    judged_metric,
+    metric_label,
+    sentences,
 )
-from analysis.sweep.figures import draw_sweep
-from analysis.sweep.tables import TRAINING_REWARD, Objective, SweepTables, load_sweep_tables
+from analysis.sweep.tables import SweepStudy, short, violated
 from harness.files import write_atomically
 
 _TEMPLATES = Path(__file__).parent.parent / "report" / "templates"
 _NUM_BEST = 10
+_PLOTS: dict[str, Callable[..., Any]] = {
+    "history": plots.plot_optimization_history,
+    "contour": plots.plot_contour,
+    "slice": plots.plot_slice,
+    "importance": plots.plot_param_importances,
+    "parallel": plots.plot_parallel_coordinate,
+}
+_NOT_CONFIRMED = (
+    "Not measured again yet: the best of many noisy trials is the luckiest, too, so its value is too good. "
+    "`adagrpo sweep confirm` measures it on fresh seeds and test prompts."
+)
 
 
-class Table(NamedTuple):
-    """A table as people read it."""
+def write_sweep_report(sweep: SweepStudy, about: str, budget: int | None, folder: Path) -> Path:
+    """Write trials.csv, curves.csv, importance.csv, figures/, report.html and summary.md, always the same bytes.
 
-    title: str
-    head: list[str]
-    rows: list[list[str]]
-
-    def markdown(self) -> str:
-        """In GitHub's Markdown, under its title."""
-        lines = map(markdown_row, [self.head, ["---"] * len(self.head), *self.rows])
-        return "\n".join([markdown_text(self.title), "", *lines, ""])
-
-
-class Judgement(NamedTuple):
-    """What fresh seeds say."""
-
-    sentences: list[str]
-    tables: list[Table]
-    figure: Drawing | None
-
-
-def write_sweep_report(folder: Path) -> tuple[Path, list[str]]:
-    """Write report.html, summary.md, figures/ and, where the best were measured again, differences.csv.
+    Where the folder has confirmation.csv, differences.csv is written, too, and the page judges the best trials by it.
 
     Args:
-        folder: holds the sweep's tables; the same tables give the same bytes.
+        sweep: its study, complete or not.
+        about: what its runs are, as in "profile smoke, 10 iterations".
+        budget: trials that it is to have; None where time alone limits it.
+        folder: to write to; made if missing.
 
     Returns:
-        The page's path, and the conclusion from fresh seeds in sentences; none before there is one.
-
-    Raises:
-        SweepTableError: a table is missing or broken.
+        The path of summary.md.
     """
-    tables = load_sweep_tables(folder)
-    figures = draw_sweep(tables)
-    judgement = None if tables.confirmation is None else _judge(tables, folder)
-    for figure in [*figures, *([judgement.figure] if judgement and judgement.figure else [])]:
+    folder.mkdir(parents=True, exist_ok=True)
+    _write_csv(sweep.trial_frame(), folder / "trials.csv")
+    _write_csv(sweep.curve_frame(), folder / "curves.csv")
+    _write_csv(sweep.importance_frame(), folder / "importance.csv")
+    name, introduction, best, figures = sweep.study.study_name, _introduction(sweep, about, budget), _best(sweep), []
+    said, tables = [_NOT_CONFIRMED], list[WideTable]()
+    if (folder / "confirmation.csv").exists():
+        # A choice called "none" is a text like any other.
+        runs = pd.read_csv(folder / "confirmation.csv", keep_default_na=False, na_values=[""])
+        metric = judged_metric(sweep, runs)
+        judged = judge(sweep, runs, metric)
+        write_frame(judged, folder / "differences.csv")
+        said = sentences(sweep, runs, metric, judged)
+        if len(judged):
+            tables = confirmation_tables(sweep, runs, metric, judged)
+            figures = [draw_confirmation(judged, metric)]
+    figures += _figures(sweep)
+    for figure in figures:
         figure.save(folder / "figures")
-    introduction, best = _introduction(tables), _best_table(tables)
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(_TEMPLATES),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
+        loader=jinja2.FileSystemLoader(_TEMPLATES), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True
     )
+    environment.filters["entry"] = entry_text
     page = environment.get_template("sweep.html.j2").render(
-        name=tables.about["name"],
-        introduction=introduction,
-        confirmed=judgement and judgement.tables,
-        conclusion=judgement and judgement.sentences,
-        confirmation_figure=judgement and judgement.figure,
-        best=best,
-        figures=figures,
+        name=name, introduction=introduction, conclusion=said, tables=[*tables, best], figures=figures
     )
     write_atomically(folder / "report.html", page)
-    parts = [markdown_text(f"# Sweep {tables.about['name']}"), markdown_text(" ".join(introduction))]
-    if judgement is None:
-        parts += [
-            "Not measured again yet: the best of many noisy trials is the luckiest, too, so its value is too good. "
-            "`adagrpo sweep confirm` measures it on fresh seeds and test prompts."
-        ]
-    else:
-        parts += ["\n".join(f"- {sentence}" for sentence in judgement.sentences)]
-        parts += [table.markdown() for table in judgement.tables]
-    write_atomically(folder / "summary.md", "\n\n".join([*parts, best.markdown()]))
-    return folder / "report.html", judgement.sentences if judgement else []
+    parts = [markdown_text(f"# Sweep {name}"), markdown_text(" ".join(introduction))]
+    parts += ["\n".join(f"- {sentence}" for sentence in said), *map(markdown, [*tables, best])]
+    write_atomically(folder / "summary.md", "\n\n".join(parts))
+    return folder / "summary.md"
 
 
-def _introduction(tables: SweepTables) -> list[str]:
-    about, trials = tables.about, tables.trials
-    states = trials["state"].value_counts()
-    counted = ", ".join(
-        f"{states[s]} {s}" for s in ("complete", "pruned", "failed", "running", "waiting") if s in states
-    )
-    budget = "" if about["trials"] is None else f" of {about['trials']}"
-    collapsed = int((~tables.complete["feasible"]).sum())
-    seeds = ", ".join(map(str, about["seeds"]))
-    searched = ", ".join(parameter.path for parameter in tables.parameters)
-    sought = " and ".join(f"{entry['direction']} {entry['metric']}" for entry in about["objectives"])
+def _write_csv(frame: pd.DataFrame, path: Path) -> None:
+    write_atomically(path, frame.to_csv(index=False, lineterminator="\n"))
+
+
+def _introduction(sweep: SweepStudy, about: str, budget: int | None) -> list[str]:
+    states = Counter(trial.state.name.lower().replace("fail", "failed") for trial in sweep.trials)
+    counted = ", ".join(f"{count} {state}" for state, count in states.items()) or "none is begun"
+    finished = f"{states['complete'] + states['pruned']}{'' if budget is None else f' of {budget}'}"
+    collapsed = sum(bool(violated(trial)) for trial in sweep.trials)
+    note = f"; {collapsed} collapsed: diverged, fell below the untrained model or had no valid run" if collapsed else ""
+    sought = " and ".join(f"{direction} {metric}" for metric, direction in sweep.objectives.items())
+    seeds = ", ".join(map(str, sweep.study.user_attrs["definition"]["seeds"]))
     return [
-        f"Searched: {searched}, to {sought}; profile {about['profile']}, {about['method']}, {about['iterations']} "
-        f"iterations, sampler {about['sampler']['kind']}, pruner {about['pruner']['kind']}.",
-        f"{int(trials['state'].isin(['complete', 'pruned']).sum())}{budget} trials are finished: {counted}"
-        + (
-            f"; {collapsed} of the complete ones collapsed: they diverged or fell below the untrained model."
-            if collapsed
-            else "."
-        ),
+        f"Searched: {', '.join(sweep.columns)}, to {sought}; {about}.",
+        f"{finished} trials are finished: {counted}{note}.",
         f"A trial's value is the mean over the paired seeds {seeds} on validation prompts; test prompts were not read.",
     ]
 
 
-def _best_table(tables: SweepTables) -> Table:
-    several = len(tables.objectives) > 1
-    rows = tables.best() if several else tables.best().head(_NUM_BEST)
-    reference = tables.reference
-    if reference is not None and reference["trial"] not in list(rows["trial"]):
-        rows = pd.concat([rows, reference.to_frame().T])
-    title = (
-        "The Pareto front and the reference"
-        if several
-        else f"The {min(_NUM_BEST, len(rows))} best trials and the reference"
-    )
-    head = ["Trial", *(p.column for p in tables.parameters), *(o.label for o in tables.objectives), "Seeds"]
-    cells = [
-        [
-            f"{row['trial']}{' (reference)' if row['origin'] == 'reference' else ''}",
-            *(p.text(row[p.column]) for p in tables.parameters),
-            *(_number(row[o.column]) for o in tables.objectives),
-            str(row["seeds"]),
-        ]
-        for _, row in rows.iterrows()
-    ]
-    return Table(title, head, cells)
+def _best(sweep: SweepStudy) -> WideTable:
+    several = len(sweep.objectives) > 1
+    trials = sweep.best if several else sweep.best[:_NUM_BEST]
+    title = f"{'The Pareto front' if several else f'The {len(trials)} best trials'} and the reference"
+    if sweep.reference is not None and sweep.reference not in trials:
+        trials = [*trials, sweep.reference]
+    head = ["Trial", *sweep.columns.values(), *map(metric_label, sweep.objectives), "Seeds"]
+    return WideTable(title, head, [_best_row(sweep, trial) for trial in trials])
 
 
-def _judge(tables: SweepTables, folder: Path) -> Judgement:
-    objective = main_objective(tables)
-    confirmed = judge(tables, objective.metric)
-    write_frame(confirmed_table(confirmed, objective), folder / "differences.csv")
-    figure = draw_confirmation(confirmed, objective) if confirmed else None
-    sentences = [reference_sentence(tables, objective), *conclusion(confirmed, objective), *unmeasured(tables)]
-    return Judgement(sentences, [_main_table(confirmed, objective), *_other_tables(tables, objective)], figure)
+def _best_row(sweep: SweepStudy, trial: FrozenTrial) -> tuple[str, list[Entry | str]]:
+    label = f"{trial.number}{' (reference)' if trial == sweep.reference else ''}"
+    point = [short(value) for value in sweep.cells(trial.params).values()]
+    values = [Entry(value, digits=3 if abs(value) < 100 else 0) for value in trial.values]
+    return label, [*point, *values, str(len(trial.user_attrs["seeds"]))]
 
 
-def _main_table(confirmed: list[Confirmed], objective: Objective) -> Table:
-    title = (
-        f"{objective.label} on test prompts, paired differences from the reference, whose intervals all hold at once "
-        f"with {100 * CONFIDENCE:g} % confidence. Too good by: the trial's own value in the sweep less that on fresh "
-        "seeds and the same validation prompts"
-    )
-    head = ["Trial", "Parameters", "Seeds", "Value", "Difference", "The sweep said", "Too good by", "Verdict"]
-    rows = [
-        [
-            str(one.trial),
-            one.point,
-            str(one.num_seeds),
-            _number(one.value),
-            interval_text(one.difference),
-            number(one.claimed, signed=True),
-            interval_text(one.too_good(objective)),
-            one.verdict(objective),
-        ]
-        for one in confirmed
-    ]
-    return Table(title, head, rows)
+def _figures(sweep: SweepStudy) -> Iterator[Drawing]:
+    """Optuna's own, of each objective, once there are trials enough to draw."""
+    study, importance = sweep.study, sweep.importance_frame()
+    if importance.empty:
+        return
+    several, paths = len(sweep.objectives) > 1, {column: path for path, column in sweep.columns.items()}
+    if several:
+        names = [metric_label(metric) for metric in sweep.objectives]
+        yield capture("pareto", "Pareto front", lambda: plots.plot_pareto_front(study, target_names=names))
+    for index, metric in enumerate(sweep.objectives):
+        decisive = [paths[column] for column in importance.loc[importance["objective"] == metric, "parameter"][:2]]
+        common: dict[str, Any] = {"target_name": metric_label(metric)}
+        common |= {"target": lambda trial, index=index: trial.values[index]} if several else {}
+        for name, plot in _PLOTS.items():
+            if name != "contour" or len(decisive) == 2:
+                suffix = f"-{metric.replace('/', '-')}" if several else ""
+                chosen = {"params": decisive} if name == "contour" else {}
+                title = f"{name.capitalize()}: {metric_label(metric)}"
+                yield capture(name + suffix, title, partial(plot, study, **chosen, **common))
+    if any(trial.intermediate_values for trial in sweep.trials):
+        yield capture("intermediate", "Trained reward during trials", lambda: _intermediate(study))
 
 
-def _other_tables(tables: SweepTables, objective: Objective) -> list[Table]:
-    """The same trials in all other metrics: a reward that rises while other judges fall has been hacked."""
-    assert tables.confirmation is not None
-    # A single reward is also measured under its own name.
-    same = set(tables.about["reward"]) | {TRAINING_REWARD} if len(tables.about["reward"]) == 1 else set()
-    shown = same if objective.metric in same else {objective.metric}
-    metrics = [metric for metric in dict.fromkeys(tables.confirmation["metric"]) if metric not in shown]
-    judged = {metric: judge(tables, metric) for metric in metrics}
-    if not metrics or not judged[metrics[0]]:
-        return []
-    trials = [one.trial for one in judged[metrics[0]]]
-    rows = [[metric, *(interval_text(one.difference) for one in judged[metric])] for metric in metrics]
-    title = "All other metrics on test prompts, paired differences from the reference"
-    return [Table(title, ["Metric", *(f"Trial {trial}" for trial in trials)], rows)]
-
-
-def _number(value: float) -> str:
-    return number(value, digits=3 if abs(value) < 100 else 0)
+def _intermediate(study: optuna.Study) -> Axes:
+    axes = plots.plot_intermediate_values(study)
+    if legend := axes.get_legend():
+        legend.remove()  # it has an entry per trial
+    return axes

@@ -1,196 +1,161 @@
-"""A sweep's tables as frames, and the scales of its parameters."""
+"""A sweep's study as tables, from what the study itself records."""
 
-import json
 import math
-from collections.abc import Sequence
+import warnings
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
-import numpy as np
+import optuna
 import pandas as pd
-from numpy.typing import NDArray
+from optuna.trial import FrozenTrial, TrialState
 
-Values = NDArray[np.float64]
 TRAINING_REWARD = "training_reward"
-
-
-class SweepTableError(ValueError):
-    """A sweep's file that cannot be read: which one, and why."""
-
-
-@dataclass(frozen=True)
-class Parameter:
-    """A dimension of the search.
-
-    Attributes:
-        column: its name in tables and figures.
-        path: in the configuration.
-        choices: of a categorical one, as texts; empty for a range.
-        low: of a range.
-        high: of a range.
-        is_log: whether a range is searched in the logarithm.
-    """
-
-    column: str
-    path: str
-    choices: tuple[str, ...]
-    low: float
-    high: float
-    is_log: bool
-
-    def positions(self, values: pd.Series) -> Values:
-        """Where values lie on the parameter's scale: 0 to 1 from low to high, or the choices evenly spaced."""
-        if self.choices:
-            places = [self.choices.index(str(value)) / (len(self.choices) - 1) for value in values]
-            return np.asarray(places, dtype=float)
-        numbers, low, high = values.to_numpy(dtype=float), self.low, self.high
-        if self.is_log:
-            numbers, low, high = np.log(numbers), math.log(low), math.log(high)
-        return np.asarray((numbers - low) / (high - low), dtype=float)
-
-    def value_at(self, position: float) -> float:
-        """The value of a range at a position."""
-        if self.is_log:
-            return float(self.low * (self.high / self.low) ** position)
-        return self.low + (self.high - self.low) * position
-
-    def text(self, value: object) -> str:
-        """A value as people read it."""
-        return str(value) if self.choices else f"{float(str(value)):.3g}"
+"""Objective: the trained reward on validation prompts, whatever it is made of."""
+DEFINITION = "definition"
+"""User attribute of a study: its ``space``, ``objectives`` and ``seeds``."""
+REFERENCE = "reference"
+"""Origin, in a trial's user attribute ``origin``, of what the others are compared with."""
+_FEWEST_FOR_IMPORTANCE = 4
 
 
 @dataclass(frozen=True)
-class Objective:
-    """What is sought: its metric, its column, and whether more of it is better."""
+class SweepStudy:
+    """An Optuna study of a sweep."""
 
-    metric: str
-    column: str
-    is_maximized: bool
-
-    @property
-    def sign(self) -> int:
-        """1 where more is better, -1 where less is."""
-        return 1 if self.is_maximized else -1
-
-    @property
-    def label(self) -> str:
-        """On axes."""
-        return "Trained reward" if self.metric == TRAINING_REWARD else self.metric.replace("_", " ").capitalize()
-
-
-@dataclass(frozen=True)
-class SweepTables:
-    """All that a sweep's folder holds.
-
-    Attributes:
-        about: study.json.
-        trials: one row a trial; see the sweep's ``trial_row`` for the columns.
-        curves: trained reward of each trial, seed and validation.
-        importance: share of each parameter in each objective; may be empty.
-        confirmation: metrics of the runs on fresh seeds; None before there are any.
-    """
-
-    about: dict[str, Any]
-    trials: pd.DataFrame
-    curves: pd.DataFrame
-    importance: pd.DataFrame
-    confirmation: pd.DataFrame | None
+    study: optuna.Study
 
     @cached_property
-    def parameters(self) -> list[Parameter]:
-        """Dimensions of the search, in the file's order."""
-        return [
-            Parameter(
-                entry["column"],
-                entry["path"],
-                tuple(str(choice) for choice in entry.get("choices", ())),
-                entry.get("low", math.nan),
-                entry.get("high", math.nan),
-                bool(entry.get("log", False)),
-            )
-            for entry in self.about["parameters"]
-        ]
+    def columns(self) -> dict[str, str]:
+        """Short name of each parameter in tables, by its path in the configuration."""
+        return {path: entry["column"] for path, entry in self.study.user_attrs[DEFINITION]["space"].items()}
 
     @cached_property
-    def objectives(self) -> list[Objective]:
-        """What is sought, in the file's order."""
-        return [
-            Objective(entry["metric"], entry["column"], entry["direction"] == "maximize")
-            for entry in self.about["objectives"]
-        ]
+    def objectives(self) -> dict[str, str]:
+        """``maximize`` or ``minimize`` by metric."""
+        return dict(self.study.user_attrs[DEFINITION]["objectives"])
 
-    @property
-    def complete(self) -> pd.DataFrame:
+    @cached_property
+    def value_columns(self) -> list[str]:
+        """Column of each objective: ``value``, or ``value_METRIC`` where there are several."""
+        return ["value"] if len(self.objectives) == 1 else [f"value_{metric}" for metric in self.objectives]
+
+    def sign(self, metric: str) -> int:
+        """-1 where less of a metric is better, 1 where more is."""
+        return -1 if self.objectives.get(metric) == "minimize" else 1
+
+    @cached_property
+    def trials(self) -> list[FrozenTrial]:
+        """All but those that failed and were tried again."""
+        trials = self.study.get_trials()
+        again = {number for trial in trials for number in trial.system_attrs.get("retry_history", [])}
+        return [trial for trial in trials if trial.state != TrialState.FAIL or trial.number not in again]
+
+    @cached_property
+    def complete(self) -> list[FrozenTrial]:
         """Trials trained to the end, collapsed ones too."""
-        return self.trials[self.trials["state"] == "complete"]
+        return [trial for trial in self.trials if trial.state == TrialState.COMPLETE]
+
+    @cached_property
+    def best(self) -> list[FrozenTrial]:
+        """Complete trials that did not collapse, best first: by the objective, or the Pareto front by the first one."""
+        several = len(self.objectives) > 1
+        feasible = [t for t in (self.study.best_trials if several else self.complete) if not violated(t)]
+        sign = self.sign(next(iter(self.objectives)))
+        return sorted(feasible, key=lambda trial: (-sign * trial.values[0], trial.number))
+
+    @cached_property
+    def reference(self) -> FrozenTrial | None:
+        """The reference's trial; None if it is not complete or there is none."""
+        return next((trial for trial in self.complete if trial.user_attrs.get("origin") == REFERENCE), None)
+
+    def value(self, trial: FrozenTrial | None, metric: str) -> float:
+        """A trial's value; NaN without the trial, or of a metric that was not sought."""
+        if trial is None or metric not in self.objectives:
+            return math.nan
+        return float(trial.values[list(self.objectives).index(metric)])
 
     @property
-    def feasible(self) -> pd.DataFrame:
-        """Trials trained to the end that did not collapse."""
-        return self.complete[self.complete["feasible"]]
+    def num_finished(self) -> int:
+        """Trials that count for the budget."""
+        return len(self.complete) + sum(trial.state == TrialState.PRUNED for trial in self.trials)
 
-    @property
-    def reference(self) -> pd.Series | None:
-        """The reference's trial; None if it is not finished or there is none."""
-        rows = self.complete[self.complete["origin"] == "reference"]
-        return None if rows.empty else rows.iloc[0]
+    def cells(self, point: dict[str, Any]) -> dict[str, Any]:
+        """A point's columns. The choice None is written out: an empty cell is a parameter without a value."""
+        values = {column: point.get(path, "") for path, column in self.columns.items()}
+        return {column: "None" if value is None else value for column, value in values.items()}
 
-    def best(self) -> pd.DataFrame:
-        """Feasible trials, best first: by the objective, or of several, the Pareto front by the first of them."""
-        rows = self.feasible
-        if len(self.objectives) > 1:
-            rows = rows[pareto_front([objective.sign * rows[objective.column] for objective in self.objectives])]
-        first = self.objectives[0]
-        return rows.sort_values([first.column, "trial"], ascending=[not first.is_maximized, True], kind="stable")
+    def point_text(self, cells: Any) -> str:
+        """A point as in "decay 0.93, weight 4.2", from ``cells`` or a row that has them."""
+        values = {column: cells[column] for column in self.columns.values()}
+        return ", ".join(f"{column} {short(value)}" for column, value in values.items() if not pd.isna(value))
 
-    def point(self, row: pd.Series) -> str:
-        """A trial's parameters, as in "decay 0.93, weight 4.2"."""
-        return ", ".join(f"{p.column} {p.text(row[p.column])}" for p in self.parameters if not pd.isna(row[p.column]))
+    def trial_frame(self) -> pd.DataFrame:
+        """One row per trial.
+
+        Columns: ``trial`` (its number), one per parameter, one per objective (mean over seeds; of a pruned trial at its
+        latest validation), ``seeds`` (how many were begun), ``state``, ``feasible``, ``collapse`` (why training broke
+        off or could not begin, or below_base), ``base`` (trained reward of the untrained model), ``origin``,
+        ``seconds``.
+        """
+        columns = ["trial", *self.columns.values(), *self.value_columns]
+        columns += ["seeds", "state", "feasible", "collapse", "base", "origin", "seconds"]
+        return pd.DataFrame([self._row(trial) for trial in self.trials], columns=columns, dtype=object)
+
+    def _row(self, trial: FrozenTrial) -> dict[str, Any]:
+        curves = [seed["curve"] for seed in _seeds(trial) if seed["curve"]]
+        collapse = violated(trial)
+        return {
+            "trial": trial.number,
+            # One that waits has its point as what is to be suggested.
+            **self.cells(trial.params or trial.system_attrs.get("fixed_params", {})),
+            **dict(zip(self.value_columns, trial.values or (), strict=False)),
+            "seeds": len(curves),
+            "state": "failed" if trial.state == TrialState.FAIL else trial.state.name.lower(),
+            "feasible": not collapse,
+            "collapse": trial.user_attrs.get("collapse") or " ".join(collapse),
+            "base": sum(curve[0][1] for curve in curves) / len(curves) if curves else None,
+            "origin": trial.user_attrs.get("origin", "sampled"),
+            "seconds": round(trial.user_attrs.get("seconds", 0.0), 3),
+        }
+
+    def curve_frame(self) -> pd.DataFrame:
+        """Columns ``trial``, ``seed``, ``run_id``, ``iteration``, ``value``: trained reward at each validation."""
+        rows = [
+            (trial.number, seed["seed"], seed["run_id"], iteration, value)
+            for trial in self.trials
+            for seed in _seeds(trial)
+            for iteration, value in seed["curve"]
+        ]
+        return pd.DataFrame(rows, columns=["trial", "seed", "run_id", "iteration", "value"])
+
+    def importance_frame(self) -> pd.DataFrame:
+        """Columns ``objective``, ``parameter``, ``importance``: Optuna's PED-ANOVA, which parameter decides whether a
+        trial is among the best; shares of 1. Empty before there are enough complete trials to tell."""
+        rows = []
+        for index, metric in enumerate(self.objectives if len(self.complete) >= _FEWEST_FOR_IMPORTANCE else ()):
+            sign = -self.sign(metric)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # that it takes low targets for good ones, as it is meant to here
+                shares = optuna.importance.get_param_importances(
+                    self.study,
+                    target=lambda trial, index=index, sign=sign: sign * trial.values[index],  # type: ignore[misc]
+                )
+            # Digits beyond these depend on the processor.
+            rows += [(metric, self.columns[path], round(share, 6)) for path, share in shares.items()]
+        return pd.DataFrame(rows, columns=["objective", "parameter", "importance"])
 
 
-def pareto_front(goods: Sequence[pd.Series]) -> Values:
-    """Which rows no other row beats: better in one good and at least as good in all.
-
-    Args:
-        goods: one series a good, more is better.
-
-    Returns:
-        A mask over rows.
-    """
-    matrix = np.stack([good.to_numpy(dtype=float) for good in goods], axis=1)
-    at_least = np.all(matrix[None, :, :] >= matrix[:, None, :], axis=2)
-    better = np.any(matrix[None, :, :] > matrix[:, None, :], axis=2)
-    return np.asarray(~np.any(at_least & better, axis=1))
+def violated(trial: FrozenTrial) -> list[str]:
+    """Names of the constraints that a trial violates: what collapsed."""
+    return [name for name, value in trial.constraints.items() if value > 0]
 
 
-def load_sweep_tables(folder: Path) -> SweepTables:
-    """Read a sweep's folder.
-
-    Raises:
-        SweepTableError: a file is missing or broken; names it.
-    """
-    path = folder / "study.json"
-    try:
-        about = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise SweepTableError(f"{path}: cannot be read: {error}") from None
-    texts: dict[Any, Any] = {entry["column"]: str for entry in about["parameters"] if "choices" in entry}
-    confirmation = folder / "confirmation.csv"
-    return SweepTables(
-        about,
-        # Without rows a column has no type of its own.
-        _read(folder / "trials.csv", texts).astype({"feasible": bool}),
-        _read(folder / "curves.csv", {}),
-        _read(folder / "importance.csv", {}),
-        _read(confirmation, texts).astype({"is_reference": bool}) if confirmation.exists() else None,
-    )
+def short(value: object) -> str:
+    """A parameter's value as people read it."""
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
-def _read(path: Path, texts: dict[Any, Any]) -> pd.DataFrame:
-    try:
-        # A choice called "none" is a text like any other.
-        return pd.read_csv(path, dtype=texts, keep_default_na=False, na_values=[""])
-    except (OSError, ValueError) as error:
-        raise SweepTableError(f"{path}: cannot be read: {error}") from None
+def _seeds(trial: FrozenTrial) -> list[dict[str, Any]]:
+    # A trial that is tried again inherits what the one before measured.
+    return trial.user_attrs.get("seeds", []) if trial.state.is_finished() else []

@@ -18,7 +18,7 @@ def add_parser(commands: Commands) -> None:
 
 def _doctor(options: argparse.Namespace) -> int:
     from harness.config import ConfigError
-    from harness.experiments.doctor import check
+    from harness.experiments.doctor.checks import check
 
     seconds = options.seconds_per_forward
     if seconds is not None and not seconds > 0:

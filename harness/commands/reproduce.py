@@ -22,7 +22,7 @@ def reproduce(options: argparse.Namespace) -> int:
 
     grid = grid_of(options.profile)
     if compose(options.profile).runtime.device == "cuda" and not options.plan:
-        from harness.experiments.doctor import check
+        from harness.experiments.doctor.checks import check
 
         # Hours of GPUs and gigabytes of weights: what is missing is said before anything starts.
         report = check(options.profile)

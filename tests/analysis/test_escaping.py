@@ -9,7 +9,6 @@ import pytest
 from analysis.figures.drawing import Panel, draw_together
 from analysis.formats import Entry, WideTable, latex, markdown
 from analysis.report.report import write_report
-from analysis.sweep.page import Table
 
 NAMES = ['"><script>alert(1)</script>', 'x" onload="alert(1)', "a|b\\|c", "_&%$#{}$", "`x` $x_{$ <img src=x onerror=y>"]
 
@@ -70,13 +69,9 @@ def test_figures_show_a_name_as_it_is(name: str) -> None:
 
 @pytest.mark.parametrize("name", [*NAMES, "two\nlines"])
 def test_tables_keep_their_columns(name: str) -> None:
-    table = WideTable(name, ["", name, "b"], [(name, [Entry(1.0), Entry(2.0)])])
-    for lines in (
-        markdown(table).splitlines(),
-        Table(name, ["", name, "b"], [[name, "1", "2"]]).markdown().splitlines(),
-    ):
-        for row in lines[-3:]:
-            assert columns(row) == 3
+    table = WideTable(name, ["", name, "b"], [(name, [Entry(1.0), name])])
+    for row in markdown(table).splitlines()[-3:]:
+        assert columns(row) == 3
     tex = latex(table).splitlines()
     assert len(tex) == 11
     rows = [line.replace(r"\&", "") for line in tex if line.endswith(r"\\")]

@@ -21,8 +21,6 @@ _CLIP_TOKENS = 77
 class Architecture:
     """Sizes of a pipeline; layers are those of its transformer."""
 
-    source: str
-    """Where the sizes come from."""
     parameters: int
     linears: Mapping[str, tuple[int, int]]
     """(in, out) features of each linear layer, by name."""
@@ -33,9 +31,8 @@ class Architecture:
     text_width: int
     """Channels of a text token in the transformer's input."""
     text_encoders: int
-    """Parameters."""
+    """Parameters, as of the autoencoder."""
     vae: int
-    """Parameters."""
     vae_channels: int
     """Of the decoder's widest feature map at full resolution."""
 
@@ -61,6 +58,7 @@ class Architecture:
         return 2 if self.is_sd3 and model.guidance > 1 else 1
 
 
+@cache
 def find_architecture(path: str, folder: Path | None) -> Architecture | None:
     """Sizes of a pipeline by the configurations in its folder, else as published; None if it is neither.
 
@@ -69,29 +67,18 @@ def find_architecture(path: str, folder: Path | None) -> Architecture | None:
         folder: of the pipeline, if it is whole on this machine.
     """
     if folder is not None:
-        return _from_folder(folder)
-    published = find_published(path)
-    return None if published is None else _as_published(published.repository)
-
-
-@cache
-def _as_published(repository: str) -> Architecture | None:
-    model = find_published(repository)
+        config = json.loads((folder / "transformer" / "config.json").read_text(encoding="utf-8"))
+        vae = json.loads((folder / "vae" / "config.json").read_text(encoding="utf-8"))
+        encoders = sum(_count(folder / name) for name in ("text_encoder", "text_encoder_2", "text_encoder_3"))
+        # The decoder reaches full resolution with the channels of its last but one block.
+        others = (encoders, _count(folder / "vae"), vae["block_out_channels"][1])
+        return _measured(config["_class_name"], config, others)
+    model = find_published(path)
     if model is None or model.transformer is None:
         return None
-    class_name, config = model.transformer
+    class_name, published = model.transformer
     others = (model.text_encoders, model.vae, model.vae_channels)
-    return _measured(class_name, dict(config), f"the published configuration of {repository}", others)
-
-
-@cache
-def _from_folder(folder: Path) -> Architecture:
-    config = json.loads((folder / "transformer" / "config.json").read_text(encoding="utf-8"))
-    vae = json.loads((folder / "vae" / "config.json").read_text(encoding="utf-8"))
-    encoders = sum(_count(folder / name) for name in ("text_encoder", "text_encoder_2", "text_encoder_3"))
-    # The decoder reaches full resolution with the channels of its last but one block.
-    others = (encoders, _count(folder / "vae"), vae["block_out_channels"][1])
-    return _measured(config["_class_name"], config, f"config.json files in {folder}", others)
+    return _measured(class_name, dict(published), others)
 
 
 def _count(component: Path) -> int:
@@ -105,7 +92,7 @@ def _count(component: Path) -> int:
     return total
 
 
-def _measured(class_name: str, config: dict[str, Any], source: str, others: tuple[int, int, int]) -> Architecture:
+def _measured(class_name: str, config: dict[str, Any], others: tuple[int, int, int]) -> Architecture:
     import diffusers
     import torch
     from torch import nn
@@ -115,7 +102,6 @@ def _measured(class_name: str, config: dict[str, Any], source: str, others: tupl
     sizes = transformer.config
     blocks = [m for n, m in transformer.named_children() if isinstance(m, nn.ModuleList) and n.endswith("blocks")]
     return Architecture(
-        source=source,
         parameters=sum(p.numel() for p in transformer.parameters()),
         linears={
             name: (module.in_features, module.out_features)

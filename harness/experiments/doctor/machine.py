@@ -4,8 +4,8 @@ import json
 import shutil
 import subprocess
 import sys
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from harness.config import ConfigError
 
@@ -13,19 +13,15 @@ from harness.config import ConfigError
 _PROBE = """
 import json, torch
 numbers = range(torch.cuda.device_count())
-print(json.dumps([(torch.cuda.get_device_name(n), *torch.cuda.mem_get_info(n)) for n in numbers]))
+print(json.dumps([(torch.cuda.get_device_name(n), torch.cuda.mem_get_info(n)[0]) for n in numbers]))
 """
 
 
-@dataclass(frozen=True)
-class Gpu:
-    """One GPU, as it is now."""
+class Gpu(NamedTuple):
+    """One GPU, as it is now; its free memory in bytes."""
 
     name: str
     free: int
-    """Bytes."""
-    total: int
-    """Bytes."""
 
 
 def find_gpus() -> list[Gpu]:
@@ -50,18 +46,9 @@ def free_memory() -> int:
 
 def existing(path: Path) -> Path:
     """The nearest folder above a path that is there already."""
-    while not path.exists():
-        path = path.parent
-    return path
+    return path if path.exists() else existing(path.parent)
 
 
 def free_disk(path: Path) -> int:
     """Bytes free where a folder is or would be made."""
     return shutil.disk_usage(existing(path)).free
-
-
-def hub_cache() -> Path:
-    """Where the hub's client keeps downloads."""
-    from huggingface_hub.constants import HF_HUB_CACHE
-
-    return Path(HF_HUB_CACHE)

@@ -1,10 +1,10 @@
 """What the doctor found, to print and to act on."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import NamedTuple
 
 
-@dataclass(frozen=True)
-class Finding:
+class Finding(NamedTuple):
     """One fact about the machine, or an estimate."""
 
     area: str
@@ -19,7 +19,7 @@ class Report:
     """All that was looked at for a profile."""
 
     profile: str
-    findings: list[Finding] = field(default_factory=list)
+    findings: list[Finding]
 
     @property
     def missing(self) -> list[str]:
@@ -28,15 +28,15 @@ class Report:
 
     def lines(self) -> list[str]:
         """What to print."""
-        width = max(len(finding.area) for finding in self.findings)
         lines = [f"profile {self.profile}"]
-        for finding in self.findings:
-            mark = " " if finding.problem is None else "!"
-            lines.append(f"{mark} {finding.area:{width}}  {finding.text}")
-            lines += [f"  {'':{width}}    {detail}" for detail in finding.details]
-        if not self.missing:
-            return [*lines, "nothing is missing"]
-        return [*lines, "missing:", *(f"- {line}" for line in self.missing)]
+        for area, text, problem, details in self.findings:
+            lines.append(f"{' ' if problem is None else '!'} {area:9}{text}")
+            lines += [f"{'':15}{detail}" for detail in details]
+        return (
+            [*lines, "missing:", *(f"- {line}" for line in self.missing)]
+            if self.missing
+            else [*lines, "nothing is missing"]
+        )
 
 
 def size(count: float) -> str:

@@ -3,65 +3,42 @@
 The best of many noisy trials is the luckiest, too: what the sweep says of it is too good. Only this says how good.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import optuna
+import pandas as pd
 
+from analysis.sweep.tables import TRAINING_REWARD, SweepStudy
 from harness.config import ConfigError, RunConfig
-from harness.experiments.sweep.definition import TRAINING_REWARD, Sweep
-from harness.experiments.sweep.runlog import evaluations
-from harness.experiments.sweep.study import REFERENCE
-from harness.experiments.sweep.tables import best_trials, cells, listed_trials, write_csv
+from harness.experiments.sweep.definition import Sweep
+from harness.experiments.sweep.space import as_point
+from harness.files import write_atomically
+from harness.records import read_lines
 from harness.runs.directory import RunDirectory
 
-_MIN_SEEDS = 2
+Candidate = tuple[int | None, dict[str, Any]]
+"""A trial's number and its configuration values; without a number, a reference that is not complete."""
 
 
-@dataclass(frozen=True)
-class Candidate:
-    """A point to be measured again.
-
-    Attributes:
-        trial: its number; None for a reference that is no trial.
-        is_reference: whether the others are compared with it.
-        values: config path -> configuration value.
-    """
-
-    trial: int | None
-    is_reference: bool
-    values: dict[str, Any]
-
-
-def candidates(sweep: Sweep, study: optuna.Study, top: int) -> list[Candidate]:
-    """The reference, then the best trials at other points than it and one another.
-
-    Args:
-        sweep: the sweep.
-        study: its study.
-        top: how many, at most.
+def candidates(sweep: Sweep, study: SweepStudy, top: int) -> list[Candidate]:
+    """The reference, then at most ``top`` of the best trials, at other points than it and one another.
 
     Raises:
         ConfigError: no trial is complete and feasible.
     """
-    values = {
-        trial.number: {p.path: p.config_value(trial.params[p.path]) for p in sweep.parameters}
-        for trial in best_trials(sweep, study)
-    }
-    if not values:
+    if not study.best:
         raise ConfigError(f"study {sweep.name}: no trial is complete and has not collapsed; nothing to measure again")
-    origins = {trial.user_attrs.get("origin"): trial.number for trial in listed_trials(study)}
-    chosen = [Candidate(origins.get(REFERENCE), True, sweep.reference_values)]
-    for number, point in values.items():
-        if len(chosen) <= top and all(point != other.values for other in chosen):
-            chosen.append(Candidate(number, False, point))
+    chosen: list[Candidate] = [(study.reference and study.reference.number, sweep.file.reference)]
+    for trial in study.best:
+        values = {p.path: p.config_value(trial.params[p.path]) for p in sweep.parameters}
+        if len(chosen) <= top and all(values != others for _, others in chosen):
+            chosen.append((trial.number, values))
     return chosen
 
 
-def confirmation_configs(sweep: Sweep, candidate: Candidate, seeds: Sequence[int]) -> list[RunConfig]:
-    """The runs of a candidate, one a seed.
+def confirmation_configs(sweep: Sweep, values: Mapping[str, Any], seeds: Sequence[int]) -> list[RunConfig]:
+    """The runs of a candidate's values, one per seed.
 
     Raises:
         ConfigError: a seed is one of the sweep's own, or there are too few for an interval.
@@ -69,32 +46,30 @@ def confirmation_configs(sweep: Sweep, candidate: Candidate, seeds: Sequence[int
     used = sorted(set(seeds) & set(sweep.file.seeds))
     if used:
         raise ConfigError(f"--seeds: {', '.join(map(str, used))} chose the best trials already; take fresh ones")
-    if len(set(seeds)) < _MIN_SEEDS:
-        raise ConfigError(f"--seeds: an interval needs at least {_MIN_SEEDS} seeds")
-    return sweep.configs(candidate.values, seeds, test=True)
+    if len(set(seeds)) < 2:
+        raise ConfigError("--seeds: an interval needs at least 2 seeds")
+    return sweep.configs(values, seeds, test=True)
 
 
 def write_confirmation(
-    sweep: Sweep, measured: Sequence[tuple[Candidate, Sequence[RunDirectory]]], folder: Path
+    sweep: Sweep, study: SweepStudy, measured: Sequence[tuple[Candidate, Sequence[RunDirectory]]], folder: Path
 ) -> None:
     """Write confirmation.csv: each metric of each finished run, on validation and on test prompts.
 
-    The folder is made if it is missing. Columns: ``trial``, ``is_reference``, one a parameter, ``seed``, ``run_id``,
-    ``split``, ``metric``, ``value``.
+    The first of those measured is the reference. Columns: ``trial``, ``is_reference``, one per parameter, ``seed``,
+    ``run_id``, ``split``, ``metric``, ``value``.
     """
     rows = []
-    for candidate, runs in measured:
-        point = cells(sweep, sweep.suggested(candidate.values))
-        for run in runs:
-            if run.status()["state"] != "finished":
-                continue
-            config = run.config
+    for place, ((trial, values), runs) in enumerate(measured):
+        point = study.cells(as_point(sweep.parameters, values))
+        whose = {"trial": trial, "is_reference": place == 0, **point}
+        for run in (run for run in runs if run.status()["state"] == "finished"):
+            latest = {record["split"]: record["metrics"] for record in read_lines(run.folder / "eval.jsonl")}
             for split in ("validation", "test"):
-                _, metrics = evaluations(run, split)[-1]
-                for metric, value in {TRAINING_REWARD: config.trained_reward(metrics), **metrics}.items():
-                    whose = {"trial": candidate.trial, "is_reference": candidate.is_reference, **point}
-                    of_run = {"seed": config.seed, "run_id": run.run_id, "split": split}
-                    rows.append({**whose, **of_run, "metric": metric, "value": value})
+                metrics = {TRAINING_REWARD: run.config.trained_reward(latest[split]), **latest[split]}
+                of_run = {"seed": run.config.seed, "run_id": run.run_id, "split": split}
+                rows += [{**whose, **of_run, "metric": name, "value": value} for name, value in metrics.items()]
+    columns = ["trial", "is_reference", *study.columns.values(), "seed", "run_id", "split", "metric", "value"]
     folder.mkdir(parents=True, exist_ok=True)
-    names = ["trial", "is_reference", *(p.column for p in sweep.parameters)]
-    write_csv(folder / "confirmation.csv", rows, [*names, "seed", "run_id", "split", "metric", "value"])
+    table = pd.DataFrame(rows, columns=columns, dtype=object).to_csv(index=False, lineterminator="\n")
+    write_atomically(folder / "confirmation.csv", table)

@@ -1,13 +1,15 @@
 """What a sweep is: a file in experiments/sweeps/, checked against the configuration that it varies."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, reduce
+from math import inf, prod
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
+from analysis.sweep.tables import TRAINING_REWARD
 from harness.config import (
     ConfigError,
     Positive,
@@ -17,6 +19,7 @@ from harness.config import (
     check_name,
     compose,
     experiment_path,
+    leaves,
     merge,
     nearest,
     nest,
@@ -24,16 +27,10 @@ from harness.config import (
     parse_overrides,
     read_yaml,
 )
-from harness.experiments.sweep.space import Parameter, Scalar, grid_points, parse_space
+from harness.experiments.sweep.space import Parameter, Point, as_point, parse_space
 
-TRAINING_REWARD = "training_reward"
-"""Objective: the trained reward on validation prompts, whatever it is made of."""
 COMPUTE = "compute"
-"""Objective: network forwards spent on training, a trained sample counting 3."""
-COSTS = ("sample_forwards", "train_forwards", "reward_calls", COMPUTE)
-"""Objectives that are not measured on prompts."""
-
-Direction = Literal["maximize", "minimize"]
+"""Objective that is not measured on prompts: network forwards spent on training, a trained sample counting 3."""
 
 
 class SamplerConfig(Section):
@@ -45,11 +42,6 @@ class SamplerConfig(Section):
     startup_trials: int = Field(10, ge=1)
     """tpe and gp: random trials before they begin to learn."""
 
-    @model_validator(mode="after")
-    def _check_keys(self) -> "SamplerConfig":
-        _only_used_keys(self, "sampler", {"startup_trials": ("tpe", "gp")})
-        return self
-
 
 class PrunerConfig(Section):
     """When a trial is given up, from its validations at the interval."""
@@ -59,20 +51,6 @@ class PrunerConfig(Section):
     """median: trials that are finished before any is given up."""
     warmup_iterations: int = Field(0, ge=0)
     """median: iterations of its first seed that a trial always gets."""
-    reduction_factor: int = Field(3, ge=2)
-    """hyperband: one of so many trials goes on at each rung."""
-
-    @model_validator(mode="after")
-    def _check_keys(self) -> "PrunerConfig":
-        used = {"startup_trials": ("median",), "warmup_iterations": ("median",), "reduction_factor": ("hyperband",)}
-        _only_used_keys(self, "pruner", used)
-        return self
-
-
-def _only_used_keys(section: SamplerConfig | PrunerConfig, name: str, used_by: Mapping[str, Sequence[str]]) -> None:
-    for key, kinds in used_by.items():
-        if key in section.model_fields_set and section.kind not in kinds:
-            raise ValueError(f"{name}.{key}: the kind {section.kind} does not use it")
 
 
 class SweepConfig(Section):
@@ -86,11 +64,11 @@ class SweepConfig(Section):
     """Dotted keys of all trials' runs."""
     seeds: tuple[Seed, ...] = Field(min_length=1)
     """Of each trial's runs: all trials have the same, so that they are paired."""
-    objectives: dict[str, Direction] = Field({TRAINING_REWARD: "maximize"}, min_length=1)
-    """Metric on validation prompts, or cost, and what is good; with several, the Pareto front is sought."""
+    objectives: dict[str, Literal["maximize", "minimize"]] = Field({TRAINING_REWARD: "maximize"}, min_length=1)
+    """Metric on validation prompts, or ``compute``, and what is good; with several, the Pareto front is sought."""
     space: dict[str, Any] = Field(min_length=1)
     """Config path -> range or list of choices; see ``parse_space``."""
-    reference: dict[str, Any] | None = None
+    reference: dict[str, Any]
     """A value of each path: the first trial, never given up, and what the best are compared with."""
     sampler: SamplerConfig = SamplerConfig()
     pruner: PrunerConfig = PrunerConfig()
@@ -101,9 +79,11 @@ class SweepConfig(Section):
     """No trial begins later than this after the call."""
 
     @model_validator(mode="after")
-    def _check_budget(self) -> "SweepConfig":
+    def _check(self) -> "SweepConfig":
         if self.trials is None and self.hours is None:
             raise ValueError("a sweep needs a budget: set trials, hours or both")
+        if len(set(self.seeds)) < len(self.seeds):
+            raise ValueError(f"seeds: {list(self.seeds)} must differ")
         return self
 
 
@@ -127,77 +107,47 @@ class Sweep:
 
     @property
     def experiment(self) -> str:
-        """Folder of the trials' runs in results/runs/."""
+        """Folder of the trials' runs in results/runs/; of those that measure the best again, with ``-confirm``."""
         return f"sweep-{self.name}"
-
-    @property
-    def confirmation_experiment(self) -> str:
-        """Folder of the runs that measure the best again."""
-        return f"{self.experiment}-confirm"
 
     @cached_property
     def base(self) -> RunConfig:
-        """The reference's first run; without a reference, what the file says without the space."""
-        return self.configs(self.reference_values, self.file.seeds[:1])[0]
+        """The reference's first run."""
+        return self.configs(self.file.reference, self.file.seeds[:1])[0]
 
     @property
-    def reference_values(self) -> dict[str, Any]:
-        """The reference as configuration values; empty without one."""
-        return dict(self.file.reference or {})
+    def reference(self) -> Point:
+        """The reference as a study holds it."""
+        return as_point(self.parameters, self.file.reference)
 
-    @cached_property
+    @property
     def num_trials(self) -> int | None:
         """The budget: of a grid, no more than there are points; None where time alone limits it."""
-        budget = self.file.trials
         if self.file.sampler.kind != "grid":
-            return budget
-        points = len(self.planned_points())
-        return points if budget is None else min(budget, points)
+            return self.file.trials
+        points = prod(parameter.num_values for parameter in self.parameters)
+        return int(min(points, self.file.trials or points))
 
     def is_full(self, num_trials: int) -> bool:
         """Whether so many trials are all that the study is to have."""
         return self.num_trials is not None and num_trials >= self.num_trials
 
-    def suggested(self, values: Mapping[str, Any]) -> dict[str, Scalar]:
-        """A point's configuration values as a study holds them; only of the paths that it has.
-
-        Raises:
-            ConfigError: a value is outside the space.
-        """
-        return {p.path: p.suggested(values[p.path]) for p in self.parameters if p.path in values}
-
-    def planned_points(self) -> list[dict[str, Scalar]]:
-        """What is tried before any sampler is asked, in order: the reference, and all points of a grid."""
-        points = []
-        if self.file.reference is not None:
-            points.append(self.suggested(self.file.reference))
-        if self.file.sampler.kind == "grid":
-            grid = grid_points(self.parameters, self.file.sampler.seed)
-            points += [point for point in grid if point not in points]
-        return points
-
     def configs(self, values: Mapping[str, Any], seeds: Sequence[int], test: bool = False) -> list[RunConfig]:
-        """The runs of a point, one a seed.
+        """The runs of a point, one per seed.
 
         Args:
-            values: config path -> configuration value; a path left out keeps what the file says without the space.
+            values: config path -> configuration value.
             seeds: of the runs.
             test: whether they are measured on test prompts when they are trained, as ordinary runs are. Trials are not.
 
         Raises:
             ConfigError: a run cannot have these values.
         """
-        settings = _nested(self.file.settings)
-        method = values.get("method", self.file.method)
-        for path, value in values.items():
-            if path != "method":
-                settings = merge(settings, nest(path, value))
-        settings["experiment"] = self.confirmation_experiment if test else self.experiment
+        settings = _nested(self.file.settings | {path: v for path, v in values.items() if path != "method"})
+        settings["experiment"] = f"{self.experiment}-confirm" if test else self.experiment
         settings = merge(settings, {"evaluation": {"test": test, "base_test": False}})
-        return [self._compose(method, settings | {"seed": seed}) for seed in seeds]
-
-    def _compose(self, method: str | None, settings: Mapping[str, Any]) -> RunConfig:
-        return compose(self.file.profile, method, settings, self.overrides)
+        method = values.get("method", self.file.method)
+        return [compose(self.file.profile, method, settings | {"seed": seed}, self.overrides) for seed in seeds]
 
 
 def load_sweep(sweep: str, name: str | None = None, overrides: Sequence[str] = (), trials: int | None = None) -> Sweep:
@@ -218,65 +168,28 @@ def load_sweep(sweep: str, name: str | None = None, overrides: Sequence[str] = (
         file = SweepConfig.model_validate(content if trials is None else content | {"trials": trials})
     except ValidationError as error:
         raise ConfigError(f"{path}: {one_line(error, SweepConfig)}") from None
+    name = check_name(path.stem if name is None else name, "--name")
     try:
-        parameters = parse_space(file.space, file.sampler.kind)
-        loaded = Sweep(
-            check_name(path.stem if name is None else name, "--name"), path, file, parameters, tuple(overrides)
-        )
-        _check_seeds(file)
-        _check_reference(loaded)
+        loaded = Sweep(name, path, file, parse_space(file.space), tuple(overrides))
         _check_keys_are_free(loaded)
         _check_points(loaded)
         _check_objectives(loaded)
-        _check_execution(loaded)
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from None
     return loaded
 
 
-def _check_seeds(file: SweepConfig) -> None:
-    if len(set(file.seeds)) < len(file.seeds) or min(file.seeds) < 0:
-        raise ConfigError(f"seeds: {list(file.seeds)} must differ and be 0 or more")
-
-
-def _check_reference(sweep: Sweep) -> None:
-    paths = [parameter.path for parameter in sweep.parameters]
-    if sweep.file.reference is None:
-        return
-    for path in sweep.file.reference:
-        if path not in paths:
-            raise ConfigError(f"reference: {path!r} is not in the space; {nearest(path, paths)}")
-    for parameter in sweep.parameters:
-        if parameter.path not in sweep.file.reference:
-            raise ConfigError(f"reference: {parameter.path} is missing")
-        parameter.suggested(sweep.file.reference[parameter.path])
+def _nested(settings: Mapping[str, Any]) -> dict[str, Any]:
+    return reduce(merge, (nest(key, value) for key, value in settings.items()), {})
 
 
 def _check_keys_are_free(sweep: Sweep) -> None:
     """No setting or override may set what the sweep sets: one of the two would be ignored."""
-    taken = [parameter.path for parameter in sweep.parameters]
-    taken += ["seed", "experiment", "evaluation.test", "evaluation.base_test"]
-    given = {"settings": _nested(sweep.file.settings), "override": parse_overrides(sweep.overrides)}
-    for where, content in given.items():
-        for key in _leaves(content):
-            for path in taken:
-                if key == path or key.startswith(f"{path}.") or path.startswith(f"{key}."):
-                    raise ConfigError(f"{where} {key}: the sweep itself sets {path}")
-
-
-def _nested(settings: Mapping[str, Any]) -> dict[str, Any]:
-    content: dict[str, Any] = {}
-    for key, value in settings.items():
-        content = merge(content, nest(key, value))
-    return content
-
-
-def _leaves(content: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
-    for key, value in content.items():
-        if isinstance(value, Mapping):
-            yield from _leaves(value, f"{prefix}{key}.")
-        else:
-            yield prefix + key
+    taken = [*(p.path for p in sweep.parameters), "seed", "experiment", "evaluation.test", "evaluation.base_test"]
+    for key in leaves(_nested(sweep.file.settings)) | leaves(parse_overrides(sweep.overrides)):
+        for path in taken:
+            if f"{key}.".startswith(f"{path}.") or path.startswith(f"{key}."):
+                raise ConfigError(f"{key}: the sweep itself sets {path}")
 
 
 def _check_points(sweep: Sweep) -> None:
@@ -284,36 +197,35 @@ def _check_points(sweep: Sweep) -> None:
 
     Two that are valid beside the reference may not go together; a trial of such a point is given up at once.
     """
-    _ = sweep.base, sweep.planned_points()
+    _ = sweep.base, sweep.reference
     for parameter in sweep.parameters:
+        if sweep.file.sampler.kind == "grid" and parameter.num_values == inf:
+            raise ConfigError(f"space: {parameter.path}: the grid sampler needs a step, or a list of choices")
         for value in parameter.extremes():
             try:
-                sweep.configs(sweep.reference_values | {parameter.path: value}, sweep.file.seeds[:1])
+                sweep.configs(sweep.file.reference | {parameter.path: value}, sweep.file.seeds[:1])
             except ConfigError as error:
                 raise ConfigError(f"space: {parameter.path}: {error}") from None
 
 
 def _check_objectives(sweep: Sweep) -> None:
-    measured = [TRAINING_REWARD, *COSTS, *dict.fromkeys((*sweep.base.reward, *sweep.base.evaluation.judges))]
-    for metric in sweep.file.objectives:
+    """That they are measured, and where trials are pruned, more than once and comparably."""
+    file, base = sweep.file, sweep.base
+    measured = [TRAINING_REWARD, COMPUTE, *dict.fromkeys((*base.reward, *base.evaluation.judges))]
+    for metric in file.objectives:
         if metric.partition("/")[0] not in measured:
             raise ConfigError(f"objectives: {metric!r} is not measured; {nearest(metric, measured)}")
-
-
-def _check_execution(sweep: Sweep) -> None:
-    file, base = sweep.file, sweep.base
     if base.runtime.processes > 1:
         raise ConfigError("runtime.processes: a trial's runs are executed in one process; set it to 1")
+    pruner = f"pruner.kind={file.pruner.kind}"
     if file.pruner.kind == "none":
         return
-    if len(file.objectives) > 1 or next(iter(file.objectives)) in COSTS:
-        raise ConfigError(
-            f"pruner.kind={file.pruner.kind}: needs one objective that is measured at validations; use none"
-        )
+    if len(file.objectives) > 1 or COMPUTE in file.objectives:
+        raise ConfigError(f"{pruner}: needs one objective that is measured at validations; use none")
     if any(parameter.path == "iterations" for parameter in sweep.parameters):
-        raise ConfigError(f"pruner.kind={file.pruner.kind}: compares trials of equal iterations; use none")
+        raise ConfigError(f"{pruner}: compares trials of equal iterations; use none")
     if base.evaluation.interval >= base.iterations:
         raise ConfigError(
-            f"pruner.kind={file.pruner.kind}: evaluation.interval={base.evaluation.interval} leaves no validation "
-            f"before the end, iterations={base.iterations}; lower it"
+            f"{pruner}: evaluation.interval={base.evaluation.interval} leaves no validation before the end, "
+            f"iterations={base.iterations}; lower it"
         )

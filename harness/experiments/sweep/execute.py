@@ -6,9 +6,9 @@ from contextlib import closing
 import torch
 
 from harness.config import RunConfig
-from harness.errors import StopRun, TrainingError
-from harness.experiments.sweep.runlog import costs, evaluations
+from harness.errors import TrainingError
 from harness.experiments.sweep.trial import OnValidation, RunResult
+from harness.records import read_lines
 from harness.runs.directory import prepare_run
 from harness.training.session import Session
 
@@ -29,21 +29,18 @@ def execute_run(config: RunConfig, on_validation: OnValidation) -> RunResult:
     run = prepare_run(config)
     divergence = None
     with closing(run.lock(wait=True)):
-        for iteration, metrics in evaluations(run, "validation"):
-            on_validation(iteration, metrics)
+        for record in read_lines(run.folder / "eval.jsonl"):
+            if record["split"] == "validation":
+                on_validation(record["iteration"], record["metrics"])
         if run.status()["state"] != "finished":
             try:
-                Session(run, say=lambda line: print(line, flush=True), on_validation=on_validation).execute()
-            except StopRun:
-                raise
-            except Exception as error:
-                reason = " ".join(str(error).split())
-                run.set_status("failed", run.status()["iteration"], config.iterations, reason)
-                if not isinstance(error, TrainingError):
-                    raise
-                divergence = reason
+                with run.failure_noted():
+                    Session(run, say=lambda line: print(line, flush=True), on_validation=on_validation).execute()
+            except TrainingError as error:
+                divergence = " ".join(str(error).split())
             finally:
                 # The next run's model need not fit into memory beside this one's.
                 gc.collect()
                 torch.cuda.empty_cache()
-    return RunResult(run.run_id, costs(run), divergence)
+    spent = (read_lines(run.folder / "metrics.jsonl") or [{"total_sample_forwards": 0, "total_train_forwards": 0}])[-1]
+    return RunResult(run.run_id, float(spent["total_sample_forwards"] + 3 * spent["total_train_forwards"]), divergence)

@@ -1,22 +1,21 @@
-"""The search space: what a sweep file says about each config path, checked against the configuration's own types."""
+"""The search space: what a sweep file says about each config path, as Optuna's distributions."""
 
-import itertools
 import math
-import random
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
+from typing import Any, get_args
 
-import numpy as np
 import yaml
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.trial import Trial, TrialState, create_trial
 from pydantic import Field, ValidationError
 
-from harness.config import ConfigError, Section, fields_at, one_line, unknown_key
-
-if TYPE_CHECKING:
-    from optuna import Trial
+from harness.config import ConfigError, Section, fields_at, one_line
 
 Scalar = bool | int | float | str | None
+Point = dict[str, Scalar]
+"""Config path -> value as a study holds it: a list or mapping as YAML text."""
 _FIXED = ("experiment", "seed", "logging", "runtime", "prompts", "evaluation")
 """Sections and keys that a sweep sets itself, or that do not change what training does."""
 _RESERVED_COLUMNS = ("trial", "state", "origin", "feasible", "collapse", "base", "seeds", "seconds", "value")
@@ -25,221 +24,139 @@ _RESERVED_COLUMNS = ("trial", "state", "origin", "feasible", "collapse", "base",
 class RangeConfig(Section):
     """A range of numbers in a sweep file."""
 
-    low: float = Field(allow_inf_nan=False)
-    high: float = Field(allow_inf_nan=False)
+    low: float
+    high: float
     log: bool = False
     """Uniform in the logarithm."""
-    step: float | None = Field(None, gt=0, allow_inf_nan=False)
+    step: float | None = Field(None, gt=0)
     """Distance of the values that are tried, from ``low`` up."""
-    points: int | None = Field(None, ge=2)
-    """With the grid sampler: how many values, evenly spaced (in the logarithm with ``log``)."""
 
 
 @dataclass(frozen=True)
-class Range:
-    """Numbers from ``low`` to ``high``, both included."""
+class Parameter:
+    """A dimension of the search.
+
+    Attributes:
+        path: in the configuration.
+        column: short name, in tables and figures.
+        distribution: of its values as a study holds them.
+        choices: of a list, as the configuration has them; empty for a range.
+    """
 
     path: str
     column: str
-    """Short name, in tables and figures."""
-    is_int: bool
-    low: float
-    high: float
-    log: bool
-    step: float | None
-    points: int | None
+    distribution: CategoricalDistribution | FloatDistribution | IntDistribution
+    choices: tuple[Any, ...] = ()
 
-    def suggest(self, trial: "Trial") -> Scalar:
+    def suggest(self, trial: Trial) -> Scalar:
         """The study's value for a trial."""
-        if self.is_int:
-            step = int(self.step or 1)
-            return trial.suggest_int(self.path, int(self.low), int(self.high), log=self.log, step=step)
-        return trial.suggest_float(self.path, self.low, self.high, log=self.log, step=self.step)
+        d = self.distribution
+        if isinstance(d, CategoricalDistribution):
+            return trial.suggest_categorical(self.path, d.choices)
+        if isinstance(d, IntDistribution):
+            return trial.suggest_int(self.path, d.low, d.high, log=d.log, step=d.step)
+        return trial.suggest_float(self.path, d.low, d.high, log=d.log, step=d.step)
 
     def config_value(self, suggested: Any) -> Any:
         """The value in a configuration."""
-        return suggested
-
-    def suggested(self, config_value: Any) -> Scalar:
-        """The value in a study. Raises ConfigError if it is outside the range."""
-        if isinstance(config_value, bool) or not isinstance(config_value, int | float):
-            raise ConfigError(f"{self.path}: {config_value!r} is no number")
-        if not self.low <= config_value <= self.high:
-            raise ConfigError(f"{self.path}: {config_value} is outside the range, {self.low:g} to {self.high:g}")
-        step = 1.0 if self.is_int and self.step is None else self.step
-        if step is not None and not _is_whole((config_value - self.low) / step):
-            raise ConfigError(f"{self.path}: {config_value} is no step of the range, {self.low:g} + n * {step:g}")
-        return int(config_value) if self.is_int else float(config_value)
+        d = self.distribution
+        return self.choices[d.choices.index(suggested)] if isinstance(d, CategoricalDistribution) else suggested
 
     def extremes(self) -> tuple[Any, ...]:
         """Values whose validity stands for all others': the configuration's bounds are intervals."""
-        return (int(self.low), int(self.high)) if self.is_int else (self.low, self.high)
-
-    def grid(self) -> list[Scalar]:
-        """The values of the grid sampler. Raises ConfigError if the file does not say which."""
-        if self.step is not None or (self.is_int and self.points is None):
-            values = np.arange(self.low, self.high + 1e-9 * (self.high - self.low), self.step or 1)
-        elif self.points is None:
-            raise ConfigError(f"{self.path}: the grid sampler needs points or step")
-        else:
-            values = (np.geomspace if self.log else np.linspace)(self.low, self.high, self.points)
-        # Twelve digits: a point must equal the reference where it is meant to.
-        plain = [round(value) if self.is_int else float(f"{value:.12g}") for value in values]
-        return list(dict.fromkeys(plain))
-
-    def describe(self) -> dict[str, Any]:
-        """Plain data: what makes it this parameter, for a study's own record and for tables."""
-        numbers = {"low": self.low, "high": self.high, "log": self.log, "step": self.step, "integer": self.is_int}
-        return {"path": self.path, "column": self.column, **numbers}
-
-
-@dataclass(frozen=True)
-class Choice:
-    """One of several values, of any kind that YAML has."""
-
-    path: str
-    column: str
-    choices: tuple[Any, ...]
-
-    def suggest(self, trial: "Trial") -> Scalar:
-        """The study's value for a trial."""
-        return trial.suggest_categorical(self.path, self.labels)
+        d = self.distribution
+        return self.choices if isinstance(d, CategoricalDistribution) else (d.low, d.high)
 
     @property
-    def labels(self) -> list[Scalar]:
-        """The choices as a study can hold them: lists and mappings as YAML text."""
-        return [_label(choice) for choice in self.choices]
-
-    def config_value(self, suggested: Any) -> Any:
-        """The value in a configuration."""
-        return self.choices[self.labels.index(suggested)]
-
-    def suggested(self, config_value: Any) -> Scalar:
-        """The value in a study. Raises ConfigError if it is none of the choices."""
-        label = _label(config_value)
-        if label not in self.labels:
-            known = ", ".join(str(choice) for choice in self.labels)
-            raise ConfigError(f"{self.path}: {label} is none of the choices, {known}")
-        return label
-
-    def extremes(self) -> tuple[Any, ...]:
-        """Values whose validity stands for all others': all of them."""
-        return self.choices
-
-    def grid(self) -> list[Scalar]:
-        """The values of the grid sampler."""
-        return self.labels
+    def num_values(self) -> float:
+        """How many values there are; infinite without a step."""
+        d = self.distribution
+        if isinstance(d, CategoricalDistribution):
+            return len(d.choices)
+        return math.inf if d.step is None else round((d.high - d.low) / d.step) + 1
 
     def describe(self) -> dict[str, Any]:
-        """Plain data: what makes it this parameter, for a study's own record and for tables."""
-        return {"path": self.path, "column": self.column, "choices": self.labels}
+        """Plain data: what makes it this parameter, for a study's own record."""
+        d, names = self.distribution, {"path": self.path, "column": self.column}
+        if isinstance(d, CategoricalDistribution):
+            return names | {"choices": list(d.choices)}
+        is_int = isinstance(d, IntDistribution)
+        return names | {"low": d.low, "high": d.high, "log": d.log, "step": d.step, "integer": is_int}
 
 
-Parameter = Range | Choice
-
-
-def parse_space(space: Mapping[str, Any], sampler: str) -> tuple[Parameter, ...]:
+def parse_space(space: Mapping[str, Any]) -> tuple[Parameter, ...]:
     """The parameters of a sweep file's ``space``.
 
     Args:
         space: config path -> a range (``low``, ``high``, ...), or a list of choices; the path ``method`` stands for
             files in experiments/methods/.
-        sampler: kind of the sampler; ``points`` belong to the grid sampler alone.
 
     Raises:
-        ConfigError: unknown path, empty range, or a range where the configuration takes no number.
+        ConfigError: a path that a sweep sets itself, or what is no range and no list of choices. Whether the
+            configuration takes the values, only composing it tells.
     """
-    columns = _columns(list(space))
-    return tuple(_parse(path, columns[path], content, sampler) for path, content in space.items())
+    ends = [path.rpartition(".")[2] for path in space]
+    parameters = []
+    for (path, content), end in zip(space.items(), ends, strict=True):
+        column = end if ends.count(end) == 1 and end not in _RESERVED_COLUMNS else path
+        try:
+            parameters.append(_parse(path, column, content))
+        except ValidationError as error:
+            raise ConfigError(f"space: {path}: {one_line(error, RangeConfig)}") from None
+        except (ValueError, UserWarning) as error:  # Optuna's, of ranges
+            raise ConfigError(f"space: {path}: {' '.join(str(error).split())}") from None
+    return tuple(parameters)
 
 
-def grid_points(parameters: Sequence[Parameter], seed: int) -> list[dict[str, Scalar]]:
-    """All combinations of the parameters' grids, shuffled, so that a part of them covers the space."""
-    values = [parameter.grid() for parameter in parameters]
-    points = [
-        dict(zip((parameter.path for parameter in parameters), combination, strict=True))
-        for combination in itertools.product(*values)
-    ]
-    random.Random(seed).shuffle(points)
-    return points
-
-
-def _parse(path: str, column: str, content: Any, sampler: str) -> Parameter:
-    types = _value_types(path)
+def _parse(path: str, column: str, content: Any) -> Parameter:
+    if path.partition(".")[0] in _FIXED:
+        raise ConfigError("is set by the sweep, or does not change what training does")
+    if path == "method" and not (isinstance(content, list) and all(isinstance(choice, str) for choice in content)):
+        raise ConfigError("list names of files in experiments/methods/")
     if isinstance(content, list):
-        if len(content) < 2 or len({_label(choice) for choice in content}) < len(content):
-            raise ConfigError(f"{path}: {content} must list at least two different choices")
-        return Choice(path, column, tuple(content))
+        labels = [_label(choice) for choice in content]
+        if len(set(labels)) < max(2, len(labels)):
+            raise ConfigError(f"{content} must list at least two different choices")
+        return Parameter(path, column, CategoricalDistribution(labels), tuple(content))
+    if not isinstance(content, Mapping):
+        raise ConfigError("write a range, as in {low: 0.1, high: 1}, or a list of choices")
+    given = RangeConfig.model_validate(content)
+    low, high, step = given.low, given.high, given.step
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)  # that a step does not lead to the end
+        if not _is_whole_number(path):
+            return Parameter(path, column, FloatDistribution(low, high, given.log, step))
+        if any(number != int(number) for number in (low, high, step or 1)):
+            raise ConfigError("takes whole numbers; so must low, high and step be")
+        return Parameter(path, column, IntDistribution(int(low), int(high), given.log, int(step or 1)))
+
+
+def as_point(parameters: Sequence[Parameter], values: Mapping[str, Any]) -> Point:
+    """The reference's values, or another point's, as a study holds them. Raises ConfigError outside the space."""
+    distributions = {parameter.path: parameter.distribution for parameter in parameters}
+    if unlike := distributions.keys() ^ values.keys():
+        raise ConfigError(
+            f"reference: needs a value of each path of the space and of no other: {', '.join(sorted(unlike))}"
+        )
+    point: dict[str, Any] = {path: _label(values[path]) for path in distributions}
     try:
-        settings = RangeConfig.model_validate(content)
-    except ValidationError as error:
-        if not isinstance(content, Mapping):
-            raise ConfigError(f"{path}: write a range, as in {{low: 0.1, high: 1}}, or a list of choices") from None
-        raise ConfigError(f"{path}: {one_line(error, RangeConfig)}") from None
-    if not types & {int, float}:
-        raise ConfigError(f"{path}: takes no range of numbers; list the choices")
-    is_int = float not in types
-    _check_range(path, settings, is_int, sampler)
-    return Range(path, column, is_int, *(getattr(settings, key) for key in RangeConfig.model_fields))
+        create_trial(state=TrialState.WAITING, params=point, distributions=dict(distributions))
+        return {path: d.to_external_repr(d.to_internal_repr(point[path])) for path, d in distributions.items()}
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"reference: {' '.join(str(error).split())}") from None
 
 
-def _check_range(path: str, settings: RangeConfig, is_int: bool, sampler: str) -> None:
-    low, high = settings.low, settings.high
-    if not low < high:
-        raise ConfigError(f"{path}: the range from {low:g} to {high:g} is empty; low must be less than high")
-    if settings.log and low <= 0:
-        raise ConfigError(f"{path}: a logarithmic range cannot begin at {low:g}; low must be above 0")
-    if settings.step is not None and (settings.log or settings.points):
-        raise ConfigError(f"{path}: step goes with neither log nor points")
-    if settings.step is not None and not _is_whole((high - low) / settings.step):
-        raise ConfigError(f"{path}: step={settings.step:g} does not lead from {low:g} to {high:g}")
-    if settings.points is not None and sampler != "grid":
-        raise ConfigError(f"{path}: points belong to the grid sampler, and this is {sampler}")
-    if is_int and any(number != int(number) for number in (low, high, settings.step or 1)):
-        raise ConfigError(f"{path}: takes whole numbers; so must low, high and step be")
+def _is_whole_number(path: str) -> bool:
+    *sections, key = path.split(".")
+    try:
+        field = fields_at(sections).get(key)
+    except KeyError:
+        return False  # there is no such path
+    return field is not None and _mentions(field.annotation, int) and not _mentions(field.annotation, float)
 
 
-def _value_types(path: str) -> set[type]:
-    """The types of value that a config path may have. Raises ConfigError if there is no such path."""
-    if path == "method":
-        return {str}
-    parts = path.split(".")
-    if parts[0] in _FIXED:
-        raise ConfigError(f"{path}: is set by the sweep, or does not change what training does")
-    for depth, part in enumerate(parts):
-        fields = fields_at(parts[:depth])
-        if part not in fields:
-            # Rewards are named freely; their weights are numbers.
-            if parts[0] == "reward" and depth == 1 and len(parts) == 2:
-                return {float}
-            if not fields:
-                raise ConfigError(f"{path}: {'.'.join(parts[:depth])} is a value and has no keys")
-            raise ConfigError(unknown_key(parts[: depth + 1], fields))
-    return _plain_types(fields[parts[-1]].annotation)
-
-
-def _plain_types(annotation: Any) -> set[type]:
-    if get_origin(annotation) is Literal:
-        return {type(value) for value in get_args(annotation)}
-    if isinstance(annotation, type) and not get_args(annotation):
-        return {annotation}
-    if get_origin(annotation) in (tuple, dict):
-        return {get_origin(annotation)}
-    parts = [part for part in get_args(annotation) if isinstance(part, type) or get_args(part)]
-    return set().union(*map(_plain_types, parts))
-
-
-def _is_whole(number: float) -> bool:
-    return math.isclose(number, round(number), abs_tol=1e-9)
-
-
-def _columns(paths: Sequence[str]) -> dict[str, str]:
-    """A short name for each path: its last part, where that is no other's."""
-    ends = [path.rpartition(".")[2] for path in paths]
-    return {
-        path: end if ends.count(end) == 1 and end not in _RESERVED_COLUMNS else path
-        for path, end in zip(paths, ends, strict=True)
-    }
+def _mentions(annotation: Any, kind: type) -> bool:
+    return annotation is kind or any(_mentions(part, kind) for part in get_args(annotation))
 
 
 def _label(choice: Any) -> Scalar:

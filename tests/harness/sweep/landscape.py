@@ -4,7 +4,6 @@ import hashlib
 import math
 import os
 import signal
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -69,27 +68,20 @@ def execute(config: RunConfig, on_validation: OnValidation) -> RunResult:
     for iteration in range(0, config.iterations + 1, config.evaluation.interval):
         share = iteration / config.iterations
         on_validation(iteration, {"ocr": BASE + (final - BASE) * math.sqrt(share), "ocr/word_accuracy": share / 2})
-    spent = {"sample_forwards": 100.0, "train_forwards": 10.0, "reward_calls": 20.0, "compute": 130.0}
-    return RunResult(f"run-{config.seed}", spent)
+    return RunResult(f"run-{config.seed}", 130.0)
 
 
-def main() -> None:
-    """A worker process: SWEEP LOG. Appends its number to LOG when it begins a run; the fifth run kills its process, the
-    tenth waits to be killed."""
-    file, log = sys.argv[1], Path(sys.argv[2])
+def deadly_work(file: str, log: Path, done: Path) -> None:
+    """A worker's job: appends its process to the log when it begins a run; the fifth run kills its process."""
 
     def slow(config: RunConfig, on_validation: OnValidation) -> RunResult:
         with log.open("a", encoding="utf-8") as stream:
             stream.write(f"{os.getpid()}\n")
-        number = len(log.read_text(encoding="utf-8").splitlines())
-        if number == 5:
+        if len(log.read_text(encoding="utf-8").splitlines()) == 5:
             os.kill(os.getpid(), signal.SIGKILL)
-        time.sleep(60 if number == 10 else 0.05)
+        time.sleep(0.05)
         return execute(config, on_validation)
 
-    storage = open_storage(os.environ[STORAGE_VARIABLE], heartbeat_seconds=1, grace_seconds=2)
-    work(load_sweep(file), storage, slow, lambda line: print(line, flush=True), poll_seconds=0.2)
-
-
-if __name__ == "__main__":
-    main()
+    storage = open_storage(os.environ[STORAGE_VARIABLE], heartbeat=1, grace=2)
+    work(load_sweep(file), storage, slow, poll_seconds=0.2)
+    done.touch()

@@ -1,4 +1,4 @@
-"""The committed sweep: its tables are its study's, and its conclusion is what its tables give."""
+"""The committed sweep: its tables and its conclusion are what its study and its confirmation give."""
 
 import re
 import shutil
@@ -6,40 +6,28 @@ from pathlib import Path
 
 import pytest
 
-from analysis.sweep import write_sweep_report
+from analysis.sweep.page import write_sweep_report
+from analysis.sweep.tables import SweepStudy
 from harness.config import ROOT
 from harness.experiments.sweep.definition import load_sweep
 from harness.experiments.sweep.study import find_study, open_storage
-from harness.experiments.sweep.tables import write_tables
 
 FOLDER = ROOT / "results" / "sweep-ema_fusion"
 NUMBER = re.compile(r"(?<![\w.])[-−+]?\d+\.\d+(?:e[-+]\d+)?")
-pytestmark = pytest.mark.golden
+ABOUT = "profile miniature-study, flow_grpo, 80 iterations, sampler tpe, pruner median"
 
 
-def assert_same(ours: Path, committed: Path) -> None:
-    """Equal texts, but for the last digit of numbers, which depends on the processor."""
-    texts = [path.read_text(encoding="utf-8") for path in (ours, committed)]
-    assert NUMBER.sub("#", texts[0]) == NUMBER.sub("#", texts[1])
-    for found, expected in zip(*map(NUMBER.findall, texts), strict=True):
-        digits = len(expected.partition("e")[0].partition(".")[2])
-        values = [float(text.replace("−", "-")) for text in (found, expected)]
-        assert values[0] == pytest.approx(values[1], rel=1e-5, abs=1.01 * 10.0**-digits)
-
-
-@pytest.mark.parametrize("name", ["study.json", "trials.csv", "curves.csv", "importance.csv"])
-def test_the_tables_are_those_of_the_study(tmp_path: Path, name: str) -> None:
-    shutil.copy(FOLDER / "study.db", tmp_path)
-    sweep = load_sweep("ema_fusion")
-    write_tables(sweep, find_study(sweep, open_storage(f"sqlite:///{tmp_path / 'study.db'}")), tmp_path / "out")
-    assert_same(tmp_path / "out" / name, FOLDER / name)
-
-
-def test_the_conclusion_is_drawn_again_from_the_tables(tmp_path: Path) -> None:
-    shutil.copytree(FOLDER, tmp_path / "copy")
-    for name in ("summary.md", "differences.csv", "report.html"):
-        (tmp_path / "copy" / name).unlink()
-    _, conclusion = write_sweep_report(tmp_path / "copy")
-    assert conclusion[-1] == "None of the best trials is better than the reference beyond the noise of seeds."
-    for name in ("summary.md", "differences.csv"):
-        assert_same(tmp_path / "copy" / name, FOLDER / name)
+@pytest.mark.golden
+def test_the_tables_and_the_conclusion_are_drawn_again_from_the_study(tmp_path: Path) -> None:
+    for name in ("study.db", "confirmation.csv"):
+        shutil.copy(FOLDER / name, tmp_path)
+    study = find_study(load_sweep("ema_fusion"), open_storage(f"sqlite:///{tmp_path / 'study.db'}"))
+    write_sweep_report(SweepStudy(study), ABOUT, 60, tmp_path)
+    for name in ("trials.csv", "curves.csv", "importance.csv", "differences.csv", "summary.md"):
+        texts = [(folder / name).read_text(encoding="utf-8") for folder in (tmp_path, FOLDER)]
+        # Equal, but for the last digit of numbers, which depends on the processor.
+        assert NUMBER.sub("#", texts[0]) == NUMBER.sub("#", texts[1])
+        for found, expected in zip(*map(NUMBER.findall, texts), strict=True):
+            digits = len(expected.partition("e")[0].partition(".")[2])
+            values = [float(text.replace("−", "-")) for text in (found, expected)]
+            assert values[0] == pytest.approx(values[1], rel=1e-5, abs=1.01 * 10.0**-digits)

@@ -17,12 +17,13 @@ from landscape import execute, height, write_sweep
 
 from harness.cli import main
 from harness.commands import sweep as command
-from harness.commands.sweep import worker_environments
-from harness.config import ROOT, ConfigError
-from harness.experiments import runs as jobs
-from harness.experiments.jobs import slots
+from harness.config import ROOT
+from harness.experiments import runs as experiment_runs
+from harness.experiments.jobs import runner
+from harness.experiments.jobs.job import Job
 from harness.experiments.jobs.runner import Outcome
-from harness.experiments.sweep import STORAGE_VARIABLE, supervise
+from harness.experiments.jobs.slots import Slot
+from harness.experiments.sweep import STORAGE_VARIABLE
 from harness.experiments.sweep import study as study_module
 from harness.experiments.sweep.definition import load_sweep
 from harness.experiments.sweep.study import open_storage, open_study
@@ -46,28 +47,6 @@ def adagrpo(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
 
 
-@pytest.mark.parametrize(
-    ("arguments", "expected"),
-    [
-        (["no-such-sweep"], "files there: cost, ema_fusion, smoke"),
-        (["smoke", "--top", "3"], "--top belongs to adagrpo sweep confirm"),
-        (["show"], "name a sweep"),
-        (["show", "smoke", "--workers", "2"], "--workers belongs to adagrpo sweep, not here"),
-        (["smoke", "--workers", "0"], "--workers 0: must be above 0"),
-        (["smoke", "--workers", "1", "fusion.weight=2"], "the sweep itself sets fusion.weight"),
-        (["smoke", "--storage", "sqlite:////no/such/folder/x.db"], "unable to open database file"),
-        (["show", "smoke", "--name", "not-begun"], "not begun"),
-        (["confirm", "smoke", "--seeds", "4-2"], "the range 4-2 is empty"),
-    ],
-)
-def test_bad_input_is_one_line_and_exit_code_2_and_loads_nothing_heavy(arguments: list[str], expected: str) -> None:
-    result = adagrpo("sweep", *arguments)
-    assert result.returncode == 2
-    assert expected in result.stderr
-    assert len(result.stderr.strip().splitlines()) == 1
-    assert result.stdout.strip() == "False"
-
-
 def exit_code(*arguments: str) -> int:
     with pytest.raises(SystemExit) as end:
         main(arguments)
@@ -75,31 +54,58 @@ def exit_code(*arguments: str) -> int:
     return end.value.code
 
 
+def test_bad_input_loads_nothing_heavy() -> None:
+    result = adagrpo("sweep", "smoke", "--workers", "1", "fusion.weight=2")
+    assert result.returncode == 2
+    assert "the sweep itself sets fusion.weight" in result.stderr
+    assert result.stdout.strip() == "False"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["no-such-sweep"], "files there: cost, ema_fusion, smoke"),
+        (["smoke", "--top", "3"], "--top: not an option of adagrpo sweep"),
+        (["show"], "name a sweep"),
+        (["show", "smoke", "--workers", "2"], "--workers: not an option of adagrpo sweep show"),
+        (["smoke", "--workers", "0"], "--workers 0: must be above 0"),
+        (["smoke", "--storage", "sqlite:////no/such/folder/x.db"], "unable to open database file"),
+        (["show", "smoke", "--name", "not-begun"], "not begun"),
+        (["confirm", "smoke", "--seeds", "4-2"], "the range 4-2 is empty"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(
+    arguments: list[str], expected: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert exit_code("sweep", *arguments) == 2
+    said = capsys.readouterr().err
+    assert expected in said
+    assert len(said.strip().splitlines()) == 1
+
+
 @pytest.fixture
 def complete(tmp_path: Path, sqlite_url: str, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Arguments of a sweep whose study has its four trials."""
-    file = write_sweep(tmp_path, trials=4, seeds=[1000])
+    """Arguments of a sweep whose study has its three trials, too few for figures."""
+    file = write_sweep(tmp_path, trials=3, seeds=[1000])
     sweep = load_sweep(str(file))
     storage = open_storage(sqlite_url)
     monkeypatch.setattr(command, "_identity", lambda sweep: "identity")
     open_study(sweep, storage, "identity")
-    work(sweep, storage, execute, lambda line: None, poll_seconds=0.1)
+    work(sweep, storage, execute, poll_seconds=0.1)
     return [str(file), "--storage", sqlite_url, "--output", str(tmp_path / "out")]
 
 
-def test_a_complete_sweep_is_reported_and_drawn_again_from_its_tables(
+def test_a_complete_sweep_is_only_reported(
     complete: list[str], tmp_path: Path, sqlite_url: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert exit_code("sweep", *complete) == 0  # nothing is left to execute
     said = capsys.readouterr().out
-    assert "study landscape: 4 of 4 trials (4 complete)" in said
-    assert f"adagrpo sweep confirm {' '.join(complete)}\n" in said  # the same study, to the same folder
+    assert "3 of 3 trials are finished: 3 complete" in said
     assert f"optuna-dashboard '{sqlite_url}'" in said
-    files = {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()}
-    assert tmp_path / "out" / "report.html" in files
+    first = {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()}
+    assert tmp_path / "out" / "report.html" in first
     assert exit_code("sweep", "show", *complete) == 0
-    assert exit_code("sweep", "show", str(tmp_path / "out")) == 0
-    assert {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()} == files
+    assert {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()} == first
 
 
 def test_a_password_is_not_printed(
@@ -110,18 +116,23 @@ def test_a_password_is_not_printed(
     monkeypatch.setattr(study_module, "open_storage", lambda url: open_storage(sqlite_url))
     assert exit_code("sweep", "show", file, *output) == 0
     said = capsys.readouterr()
-    assert 'optuna-dashboard "$ADAGRPO_STORAGE"' in said.out
+    assert "optuna-dashboard 'postgresql://me:***@host/study'" in said.out
     assert "secret" not in said.out + said.err
 
 
-@pytest.mark.parametrize(("failures", "expected"), [([], 0), (["a worker ended early"], 1)])
-def test_a_budget_of_time_does_not_hide_that_workers_failed(
-    tmp_path: Path, sqlite_url: str, monkeypatch: pytest.MonkeyPatch, failures: list[str], expected: int
+@pytest.mark.parametrize(("failed", "expected"), [({}, 0), ({"worker 0": "OSError: disk full"}, 1)])
+def test_each_worker_has_the_storage_and_a_budget_of_time_does_not_hide_that_workers_failed(
+    tmp_path: Path, sqlite_url: str, monkeypatch: pytest.MonkeyPatch, failed: dict[str, str], expected: int
 ) -> None:
+    def run_jobs(given: Sequence[Job], slots: Sequence[Slot], *others: object, **more: object) -> Outcome:
+        assert len(given) == 2
+        assert [slot.environment[STORAGE_VARIABLE] for slot in slots] == [sqlite_url] * 2
+        return Outcome([], failed)
+
     monkeypatch.setattr(command, "_identity", lambda sweep: "identity")
-    monkeypatch.setattr(supervise, "run_workers", lambda *arguments: failures)
-    file = write_sweep(tmp_path, trials=None, hours=1)
-    assert exit_code("sweep", str(file), "--storage", sqlite_url, "--output", str(tmp_path / "out")) == expected
+    monkeypatch.setattr(runner, "run_jobs", run_jobs)
+    words = ["--storage", sqlite_url, "--output", str(tmp_path / "out"), "--workers", "2"]
+    assert exit_code("sweep", str(write_sweep(tmp_path, trials=None, hours=1)), *words) == expected
 
 
 @pytest.fixture
@@ -168,21 +179,12 @@ def test_a_sweep_that_is_interrupted_in_the_middle_is_continued_by_the_same_comm
     before = finished()
     assert 0 < len(before) < _MANY
     done = subprocess.run(words, stdout=subprocess.PIPE, text=True, cwd=ROOT, check=True)
-    assert f"{_MANY} of {_MANY} trials ({_MANY} complete" in done.stdout
+    assert f"{_MANY} of {_MANY} trials are finished: {_MANY} complete" in done.stdout
     after = finished()
     assert len(after) == _MANY
     assert before.items() <= after.items()
-    # One run a trial: what was interrupted has been continued.
+    # One run per trial: what was interrupted has been continued.
     assert len(list(folder.glob("*/config.yaml"))) == _MANY
-
-
-def test_a_folder_of_tables_takes_no_option_and_must_hold_them(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert exit_code("sweep", "show", str(tmp_path), "--name", "x") == 2
-    assert "leave out the rest" in capsys.readouterr().err
-    assert exit_code("sweep", "show", str(tmp_path)) == 2
-    assert "study.json: cannot be read" in capsys.readouterr().err
 
 
 def test_the_best_and_the_reference_are_run_on_fresh_seeds_in_all_slots_there_are(
@@ -200,36 +202,14 @@ def test_the_best_and_the_reference_are_run_on_fresh_seeds_in_all_slots_there_ar
             ]
             (run.folder / "eval.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
             run.set_status("finished", 8, 8)
-        return Outcome()
+        return Outcome([])
 
     prepare = runs.prepare_run
     monkeypatch.setattr(runs, "prepare_run", lambda config: prepare(config, tmp_path / "runs"))
-    monkeypatch.setattr(jobs, "run_all", run_all)
+    monkeypatch.setattr(experiment_runs, "run_all", run_all)
     assert exit_code("sweep", "confirm", *complete, "--top", "1", "--seeds", "0-1") == 0
     assert [seed for _, seed in begun] == [0, 0, 1, 1]
     assert begun[0][0] == begun[2][0] == 1  # the reference's weight
     said = capsys.readouterr().out
     assert "The reference is decay 0.8, weight 1" in said
     assert "too good by" in said
-
-
-def test_a_wrong_path_in_the_file_is_named_with_the_nearest(tmp_path: Path) -> None:
-    result = adagrpo("sweep", str(write_sweep(tmp_path, space={"capability.dekay": {"low": 0.1, "high": 1}})))
-    assert result.returncode == 2
-    assert "the nearest is 'capability.decay'" in result.stderr
-
-
-def test_each_worker_has_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(slots, "visible_gpus", lambda: ("0", "1"))
-    sweep = load_sweep("smoke", None, [], None)
-    environments = worker_environments(sweep, 2, "sqlite:///x.db")
-    assert [environment["CUDA_VISIBLE_DEVICES"] for environment in environments] == ["0", "1"]
-    assert {environment[STORAGE_VARIABLE] for environment in environments} == {"sqlite:///x.db"}
-    with pytest.raises(ConfigError, match="3"):
-        worker_environments(sweep, 3, "sqlite:///x.db")
-
-
-def test_without_gpus_workers_have_the_threads_that_a_run_asks_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(slots, "visible_gpus", lambda: ())
-    environments = worker_environments(load_sweep("smoke", None, ["runtime.threads=3"], None), 2, "sqlite:///x.db")
-    assert [environment["OMP_NUM_THREADS"] for environment in environments] == ["3", "3"]

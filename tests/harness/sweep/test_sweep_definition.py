@@ -5,11 +5,19 @@ from typing import Any
 
 import pytest
 from landscape import FILE, make_sweep
+from optuna.distributions import FloatDistribution, IntDistribution
 
 from harness.config import ConfigError
 from harness.experiments.sweep.definition import load_sweep
+from harness.experiments.sweep.space import as_point, parse_space
 
 SPACE = FILE["space"]
+MEDIAN = {"pruner": {"kind": "median"}}
+
+
+def of_space(path: str, content: Any) -> dict[str, Any]:
+    first = content[0] if isinstance(content, list) else content["low"] if isinstance(content, dict) else content
+    return {"space": {path: content}, "settings": {}, "reference": {path: first}}
 
 
 @pytest.mark.parametrize("name", ["ema_fusion", "cost", "smoke"])
@@ -17,12 +25,10 @@ def test_shipped_sweeps_load_and_tune_on_seeds_and_prompts_of_their_own(name: st
     sweep = load_sweep(name)
     assert min(sweep.file.seeds) >= 1000
     assert not sweep.base.evaluation.test
-    assert sweep.planned_points()[0] == {p.path: sweep.reference_values[p.path] for p in sweep.parameters}
 
 
 def test_the_paper_s_setting_is_the_reference_of_the_committed_sweep() -> None:
-    assert load_sweep("ema_fusion").reference_values == {"capability.decay": 0.8, "fusion.weight": 1}
-    assert load_sweep("ema_fusion").file.trials == 60
+    assert load_sweep("ema_fusion").reference == {"capability.decay": 0.8, "fusion.weight": 1}
 
 
 def test_runs_of_a_trial_differ_in_seed_alone_and_trials_in_the_space_alone(tmp_path: Path) -> None:
@@ -39,24 +45,18 @@ def test_runs_of_a_trial_differ_in_seed_alone_and_trials_in_the_space_alone(tmp_
 
 def test_one_weight_of_several_rewards_can_be_searched_and_so_can_the_method(tmp_path: Path) -> None:
     space = {"reward.colour": {"low": 0.1, "high": 1}, "method": ["flow_grpo", "flow_cps"]}
-    sweep = make_sweep(tmp_path, space=space, reference=None)
+    sweep = make_sweep(tmp_path, space=space, reference={"reward.colour": 1, "method": "flow_grpo"})
     (config,) = sweep.configs({"reward.colour": 0.3, "method": "flow_cps"}, [0])
     assert config.reward == {"ocr": 1.0, "colour": 0.3}
     assert config.method.kernel == "flow_cps"
 
 
-def test_a_grid_has_the_reference_first_and_no_point_twice(tmp_path: Path) -> None:
-    space = {
-        "capability.decay": {"low": 0.5, "high": 0.95, "points": 4},
-        "fusion.weight": {"low": 0.1, "high": 10, "log": True, "points": 3},
-    }
+def test_a_grid_has_as_many_trials_as_points_or_fewer(tmp_path: Path) -> None:
+    space = {"capability.decay": {"low": 0.5, "high": 0.9, "step": 0.1}, "fusion.weight": [0.1, 1, 10]}
     grid = {"sampler": {"kind": "grid"}, "space": space}
-    points = make_sweep(tmp_path, **grid, trials=100).planned_points()
-    assert points[0] == {"capability.decay": 0.8, "fusion.weight": 1.0}
-    assert len({tuple(point.values()) for point in points}) == len(points) == 12
-    assert make_sweep(tmp_path, **grid, trials=100).num_trials == 12
+    assert make_sweep(tmp_path, **grid, trials=100).num_trials == 15
     assert make_sweep(tmp_path, **grid, trials=5).num_trials == 5
-    assert make_sweep(tmp_path, **grid, trials=None, hours=1).num_trials == 12
+    assert make_sweep(tmp_path, **grid, trials=None, hours=1).num_trials == 15
 
 
 @pytest.mark.parametrize(
@@ -64,45 +64,36 @@ def test_a_grid_has_the_reference_first_and_no_point_twice(tmp_path: Path) -> No
     [
         ({"space": {"fusion.wieght": {"low": 1, "high": 2}}}, "the nearest is 'fusion.weight'"),
         ({"space": SPACE | {"capability.decay": {"low": 0.5, "high": 1}}}, "space: capability.decay: "),
-        ({"space": SPACE | {"selection": ["random", "curiculum"]}, "settings": {}, "reference": None}, "'curriculum'"),
+        (of_space("selection", ["random", "curiculum"]), "'curriculum'"),
+        (of_space("selektion", ["random", "medium"]), "the nearest is 'selection'"),
+        (of_space("seed", {"low": 0, "high": 9}), "seed: is set by the sweep"),
+        (of_space("runtime.threads", {"low": 1, "high": 2}), "does not change what training does"),
+        (of_space("capability.decay", {"low": 0.9, "high": 0.5}), "space: capability.decay: "),
+        (of_space("fusion.weight", {"low": 0, "high": 15, "log": True}), "space: fusion.weight: "),
+        (of_space("fusion.weight", {"low": 1, "high": 9, "log": True, "step": 2}), "space: fusion.weight: "),
+        (of_space("fusion.weight", {"low": 0, "hihg": 15}), "unknown key 'hihg'; the nearest is 'high'"),
+        (of_space("fusion.weight", 3), "write a range"),
+        (of_space("selection", {"low": 0, "high": 1}), "space: selection: "),
+        (of_space("selection", ["random", "random"]), "at least two different choices"),
+        (of_space("method", {"low": 0, "high": 1}), "list names of files"),
+        (of_space("rollout.group_size", {"low": 4, "high": 8.5}), "takes whole numbers"),
+        (of_space("rollout.group_size", {"low": 4, "high": 9, "step": 2}), "is not divisible by `step`"),
+        ({"sampler": {"kind": "grid"}}, "capability.decay: the grid sampler needs a step"),
         ({"seeds": [1, 1]}, "must differ"),
-        ({"seeds": []}, "seeds"),
-        ({"trials": 0}, "trials=0"),
         ({"trials": None}, "a sweep needs a budget: set trials, hours or both"),
         ({"triels": 3}, "unknown key 'triels'; the nearest is 'trials'"),
         ({"objectives": {"training_rewrad": "maximize"}}, "the nearest is 'training_reward'"),
-        ({"objectives": {"training_reward": "maximise"}}, "the nearest is 'maximize'"),
-        ({"reference": {"capability.decay": 0.8}}, "reference: fusion.weight is missing"),
-        ({"reference": {"capability.decya": 0.8}}, "the nearest is 'capability.decay'"),
-        ({"reference": {"capability.decay": 0.1, "fusion.weight": 1}}, "0.1 is outside the range"),
-        ({"settings": {"fusion.weight": 2}}, "settings fusion.weight: the sweep itself sets fusion.weight"),
-        ({"settings": {"fusion": {"weight": 2}}}, "settings fusion.weight: the sweep itself sets fusion.weight"),
-        ({"settings": {"seed": 2}}, "the sweep itself sets seed"),
+        ({"reference": None}, "key 'reference' is missing"),
+        ({"reference": {"capability.decay": 0.8}}, "reference: needs a value of each path"),
+        ({"reference": {"capability.decay": 0.1, "fusion.weight": 1}}, "reference: "),
+        ({"settings": {"fusion.weight": 2}}, "fusion.weight: the sweep itself sets fusion.weight"),
+        ({"settings": {"fusion": {"weight": 2}}}, "fusion.weight: the sweep itself sets fusion.weight"),
         ({"settings": {"evaluation.test": True}}, "the sweep itself sets evaluation.test"),
         ({"settings": {"rollout.group_size": 1}}, "rollout.group_size=1"),
-        ({"sampler": {"kind": "tep"}}, "the nearest is 'tpe'"),
-        ({"sampler": {"kind": "random", "startup_trials": 3}}, "sampler.startup_trials: the kind random does not"),
-        ({"pruner": {"kind": "hyperband", "warmup_iterations": 3}}, "pruner.warmup_iterations: the kind hyperband"),
-        ({"pruner": {"kind": "median"}, "objectives": {"compute": "minimize"}}, "needs one objective that is measured"),
-        (
-            {"pruner": {"kind": "median"}, "objectives": {"training_reward": "maximize", "compute": "minimize"}},
-            "needs one objective",
-        ),
-        (
-            {"pruner": {"kind": "median"}, "settings": {"evaluation.interval": 100}},
-            "leaves no validation before the end",
-        ),
-        (
-            {
-                "pruner": {"kind": "median"},
-                "space": {"iterations": {"low": 50, "high": 90}},
-                "settings": {},
-                "reference": None,
-            },
-            "compares trials of equal iterations",
-        ),
+        (MEDIAN | {"objectives": {"compute": "minimize"}}, "needs one objective that is measured"),
+        (MEDIAN | {"settings": {"evaluation.interval": 100}}, "leaves no validation before the end"),
+        (MEDIAN | of_space("iterations", {"low": 50, "high": 90}), "compares trials of equal iterations"),
         ({"settings": {"runtime.processes": 2, "rollout.prompts_per_update": 2}}, "executed in one process"),
-        ({"profile": "minature"}, "miniature"),
     ],
 )
 def test_a_wrong_file_is_one_line_that_names_it(tmp_path: Path, changes: dict[str, Any], expected: str) -> None:
@@ -115,10 +106,36 @@ def test_a_wrong_file_is_one_line_that_names_it(tmp_path: Path, changes: dict[st
 
 def test_an_override_cannot_silence_the_search(tmp_path: Path) -> None:
     make_sweep(tmp_path)
-    with pytest.raises(ConfigError, match=r"override fusion\.weight: the sweep itself sets"):
+    with pytest.raises(ConfigError, match=r"fusion\.weight: the sweep itself sets"):
         load_sweep(str(tmp_path / "landscape.yaml"), overrides=["fusion.weight=2"])
 
 
-def test_an_unknown_sweep_names_those_there_are() -> None:
-    with pytest.raises(ConfigError, match="ema_fusion"):
-        load_sweep("ema_fussion")
+def test_numbers_are_whole_where_the_configuration_takes_whole_ones() -> None:
+    rewards = {"reward.base": {"low": 0.5, "high": 0.9}}
+    parameters = parse_space(
+        {"rollout.group_size": {"low": 4, "high": 8}, "model.shift": {"low": 1, "high": 5}} | rewards
+    )
+    kinds = [type(parameter.distribution) for parameter in parameters]
+    assert kinds == [IntDistribution, FloatDistribution, FloatDistribution]  # a shift is a number or "dynamic"
+    # A short name that is no other column's, or the whole path.
+    assert [parameter.column for parameter in parameters] == ["group_size", "shift", "reward.base"]
+
+
+def test_choices_of_any_kind_survive_the_study() -> None:
+    space = {"rollout.branch_indices": [[0, 1], [0, 1, 2, 3]], "objective.clip_range": [None, 0.2]}
+    indices, clip = parse_space(space)
+    point = as_point([indices, clip], {"rollout.branch_indices": [0, 1, 2, 3], "objective.clip_range": None})
+    assert point == {"rollout.branch_indices": "[0, 1, 2, 3]", "objective.clip_range": None}
+    assert indices.config_value("[0, 1]") == [0, 1]
+    assert clip.config_value(None) is None
+
+
+@pytest.mark.parametrize(("path", "value"), [("rollout.group_size", 5), ("rollout.group_size", 10), ("selection", "x")])
+def test_a_value_must_lie_in_the_space(path: str, value: object) -> None:
+    parameters = parse_space(
+        {"rollout.group_size": {"low": 2, "high": 8, "step": 2}, "selection": ["random", "medium"]}
+    )
+    good = {"rollout.group_size": 4, "selection": "medium"}
+    assert as_point(parameters, good) == good
+    with pytest.raises(ConfigError, match="reference: "):
+        as_point(parameters, good | {path: value})

@@ -10,7 +10,7 @@ from landscape import make_sweep
 from harness.errors import StopRun
 from harness.experiments.sweep import execute as execution
 from harness.experiments.sweep.execute import execute_run
-from harness.experiments.sweep.runlog import costs, evaluations
+from harness.records import read_lines
 from harness.runs import directory as runs
 from harness.runs.directory import RunDirectory
 
@@ -57,8 +57,8 @@ def test_a_run_is_stopped_continued_reused_and_reads_no_test_prompt(
     assert [iteration for iteration, _ in seen] == [0, 1, 2]
     assert (result.run_id, result.divergence) == (run.run_id, None)
     last = json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])
-    assert result.costs["compute"] == last["total_sample_forwards"] + 3 * last["total_train_forwards"]
-    assert evaluations(run, "test") == []
+    assert result.compute == last["total_sample_forwards"] + 3 * last["total_train_forwards"]
+    assert {line["split"] for line in read_lines(folder / "eval.jsonl")} == {"validation"}
 
     monkeypatch.setattr(execution, "Session", None)  # a finished run needs none
     again: list[tuple[int, float]] = []
@@ -76,7 +76,3 @@ def test_a_run_that_diverges_is_a_result_and_marked_as_failed(tmp_path: Path) ->
     assert seen == [0]
     (folder,) = (p.parent for p in (tmp_path / "runs" / "sweep-landscape").glob("*/config.yaml"))
     assert RunDirectory(folder).status()["state"] == "failed"
-
-
-def test_costs_of_a_run_that_has_not_begun_are_zero(tmp_path: Path) -> None:
-    assert set(costs(RunDirectory(tmp_path)).values()) == {0}

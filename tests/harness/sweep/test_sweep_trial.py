@@ -1,6 +1,5 @@
 """A trial: the mean over paired seeds, given up where it is not promising, marked where it collapsed."""
 
-from collections.abc import Callable
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -11,10 +10,9 @@ from landscape import BASE, INTERVAL, ITERATIONS, execute, height, make_sweep
 from optuna.trial import FrozenTrial, TrialState
 
 from harness.config import ConfigError, RunConfig
-from harness.errors import StopRun
 from harness.experiments.sweep.definition import Sweep
 from harness.experiments.sweep.study import make_pruner, make_sampler
-from harness.experiments.sweep.trial import ExecuteRun, Objective, OnValidation, RunResult, SurplusTrial
+from harness.experiments.sweep.trial import ExecuteRun, Objective, OnValidation, RunResult
 
 GOOD, BAD = {"capability.decay": 0.9, "fusion.weight": 3.0}, {"capability.decay": 0.55, "fusion.weight": 0.02}
 
@@ -27,7 +25,7 @@ def run_points(
     study = optuna.create_study(study_name=sweep.name, directions=directions, pruner=make_pruner(sweep))
     for point in points:
         study.enqueue_trial(point, user_attrs={"origin": origin})
-    study.optimize(Objective(sweep, execute_run, lambda line: None), n_trials=len(points), catch=(SurplusTrial,))
+    study.optimize(Objective(sweep, execute_run), n_trials=len(points))
     return study.get_trials()
 
 
@@ -84,7 +82,7 @@ def test_a_hopeless_trial_is_given_up_in_its_first_seed(tmp_path: Path) -> None:
 
 
 def test_hyperband_gives_up_bad_trials_and_no_good_one(tmp_path: Path) -> None:
-    sweep = make_sweep(tmp_path, pruner={"kind": "hyperband", "reduction_factor": 2})
+    sweep = make_sweep(tmp_path, pruner={"kind": "hyperband"})
     trials = run_points(sweep, [GOOD, BAD] * 4)
     assert {trial.state for trial in trials[::2]} == {TrialState.COMPLETE}
     assert TrialState.PRUNED in {trial.state for trial in trials[1::2]}
@@ -104,7 +102,7 @@ def test_a_trial_that_diverges_is_infeasible_and_costs_no_further_seed(tmp_path:
             return recording(config, on_validation)
         on_validation(0, {"ocr": BASE})
         on_validation(2, {"ocr": 0.95})
-        return RunResult("broken", {"compute": 7.0}, "pictures are not finite at iteration 3")
+        return RunResult("broken", 7.0, "pictures are not finite at iteration 3")
 
     good, bad = run_points(make_sweep(tmp_path), [GOOD, BAD], diverging)
     assert (bad.state, bad.values) == (TrialState.COMPLETE, [0.95])
@@ -129,15 +127,17 @@ def test_a_point_whose_values_do_not_go_together_is_given_up_and_the_others_go_o
     assert "eta" in refused.user_attrs["collapse"]
 
 
-def _below_base(config: RunConfig, on_validation: OnValidation) -> RunResult:
-    on_validation(0, {"ocr": BASE})
-    on_validation(ITERATIONS, {"ocr": BASE - 0.1})
-    return RunResult("worse", {})
+def test_a_trial_that_ends_below_the_untrained_model_is_infeasible_and_a_repeated_iteration_counts_once(
+    tmp_path: Path,
+) -> None:
+    def worse(config: RunConfig, on_validation: OnValidation) -> RunResult:
+        for iteration in (0, 2, 2, 4):
+            on_validation(iteration, {"ocr": BASE - iteration / 10})
+        return RunResult("worse", 0.0)
 
-
-def test_a_trial_that_ends_below_the_untrained_model_is_infeasible(tmp_path: Path) -> None:
-    (trial,) = run_points(make_sweep(tmp_path), [GOOD], _below_base)
-    assert trial.constraints == {"not_finite": 0.0, "below_base": pytest.approx(0.1)}
+    (trial,) = run_points(make_sweep(tmp_path), [GOOD], worse)
+    assert trial.constraints == {"not_finite": 0.0, "below_base": pytest.approx(0.4)}
+    assert [iteration for iteration, _ in trial.user_attrs["seeds"][0]["curve"]] == [0, 2, 4]
 
 
 def test_the_sampler_learns_to_avoid_where_trials_collapse(tmp_path: Path) -> None:
@@ -150,10 +150,10 @@ def test_the_sampler_learns_to_avoid_where_trials_collapse(tmp_path: Path) -> No
             decay = config.capability.decay
             on_validation(0, {"ocr": BASE})
             on_validation(ITERATIONS, {"ocr": 0.95 if decay > 0.8 else 0.8 - abs(decay - 0.6)})
-            return RunResult("run", {}, "broken" if breaks and decay > 0.8 else None)
+            return RunResult("run", 0.0, "broken" if breaks and decay > 0.8 else None)
 
         study = optuna.create_study(direction="maximize", sampler=make_sampler(sweep))
-        study.optimize(Objective(sweep, tempting, lambda line: None), n_trials=30)
+        study.optimize(Objective(sweep, tempting), n_trials=30)
         return sum(trial.params["capability.decay"] > 0.8 for trial in study.get_trials()[15:])
 
     # Of 15; two fifths of them if the sampler learnt nothing.
@@ -161,32 +161,6 @@ def test_the_sampler_learns_to_avoid_where_trials_collapse(tmp_path: Path) -> No
     assert late_trials_beyond(breaks=True) <= 2
 
 
-def test_an_iteration_that_is_measured_again_counts_once(tmp_path: Path) -> None:
-    def repeated(config: RunConfig, on_validation: OnValidation) -> RunResult:
-        for iteration in (0, 2, 2, 4):
-            on_validation(iteration, {"ocr": BASE + iteration / 10})
-        return RunResult("run", {})
-
-    (trial,) = run_points(make_sweep(tmp_path, seeds=[1000]), [GOOD], repeated)
-    assert [iteration for iteration, _ in trial.user_attrs["seeds"][0]["curve"]] == [0, 2, 4]
-
-
-def test_a_trial_beyond_the_budget_trains_nothing(tmp_path: Path) -> None:
-    recording = Recording()
-    trials = run_points(make_sweep(tmp_path, trials=1), [GOOD, BAD], recording)
-    assert [trial.state for trial in trials] == [TrialState.COMPLETE, TrialState.FAIL]
-    assert len(recording.reached) == 2
-
-
 def test_an_untrained_model_that_cannot_be_measured_is_an_error_and_no_trial(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="the untrained model cannot be measured: pictures are not finite"):
-        run_points(make_sweep(tmp_path), [GOOD], lambda config, watch: RunResult("r", {}, "pictures are not finite"))
-
-
-def test_a_run_that_is_stopped_prunes_the_trial(tmp_path: Path) -> None:
-    def stopped(config: RunConfig, on_validation: Callable[..., None]) -> RunResult:
-        on_validation(0, {"ocr": BASE})
-        raise StopRun("enough")
-
-    (trial,) = run_points(make_sweep(tmp_path), [GOOD], stopped)
-    assert trial.state == TrialState.PRUNED
+        run_points(make_sweep(tmp_path), [GOOD], lambda config, watch: RunResult("r", 0.0, "pictures are not finite"))
