@@ -29,7 +29,7 @@ def candidates(sweep: Sweep, study: SweepStudy, top: int) -> list[Candidate]:
     """
     if not study.best:
         raise ConfigError(f"study {sweep.name}: no trial is complete and has not collapsed; nothing to measure again")
-    chosen: list[Candidate] = [(study.reference and study.reference.number, sweep.file.reference)]
+    chosen: list[Candidate] = [(None if study.reference is None else study.reference.number, sweep.file.reference)]
     for trial in study.best:
         values = {p.path: p.config_value(trial.params[p.path]) for p in sweep.parameters}
         if len(chosen) <= top and all(values != others for _, others in chosen):

@@ -197,7 +197,7 @@ def _check_points(sweep: Sweep) -> None:
 
     Two that are valid beside the reference may not go together; a trial of such a point is given up at once.
     """
-    _ = sweep.base, sweep.reference
+    _ = sweep.base
     for parameter in sweep.parameters:
         if sweep.file.sampler.kind == "grid" and parameter.num_values == inf:
             raise ConfigError(f"space: {parameter.path}: the grid sampler needs a step, or a list of choices")
@@ -206,6 +206,7 @@ def _check_points(sweep: Sweep) -> None:
                 sweep.configs(sweep.file.reference | {parameter.path: value}, sweep.file.seeds[:1])
             except ConfigError as error:
                 raise ConfigError(f"space: {parameter.path}: {error}") from None
+    _ = sweep.reference
 
 
 def _check_objectives(sweep: Sweep) -> None:

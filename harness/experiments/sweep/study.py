@@ -113,10 +113,8 @@ def find_study(sweep: Sweep, storage: RDBStorage, identity: str | None = None) -
         raise ConfigError(f"storage {url}: no study {sweep.name!r}; there are: {known}") from None
     theirs = dict(study.user_attrs.get(DEFINITION, {}))
     made_with = theirs.pop(_IDENTITY, None)
-    there, here = (
-        leaves(theirs | {_IDENTITY: made_with}),
-        leaves(_definition(sweep) | {_IDENTITY: identity or made_with}),
-    )
+    there = leaves(theirs | {_IDENTITY: made_with})
+    here = leaves(_definition(sweep) | {_IDENTITY: identity or made_with})
     for key in {**here, **there}:
         if here.get(key) != there.get(key):
             raise ConfigError(

@@ -143,7 +143,7 @@ def own_name() -> Iterator[str]:
     shutil.rmtree(runs.RUNS / f"sweep-{name}", ignore_errors=True)
 
 
-_MANY = 16
+_MANY = 8
 """Trials: so many that a busy machine does not end them all before it hears of the interruption."""
 
 

@@ -73,7 +73,7 @@ def test_a_grid_has_as_many_trials_as_points_or_fewer(tmp_path: Path) -> None:
         (of_space("fusion.weight", {"low": 1, "high": 9, "log": True, "step": 2}), "space: fusion.weight: "),
         (of_space("fusion.weight", {"low": 0, "hihg": 15}), "unknown key 'hihg'; the nearest is 'high'"),
         (of_space("fusion.weight", 3), "write a range"),
-        (of_space("selection", {"low": 0, "high": 1}), "space: selection: "),
+        (of_space("selection", {"low": 0, "high": 1}), "selection=0"),
         (of_space("selection", ["random", "random"]), "at least two different choices"),
         (of_space("method", {"low": 0, "high": 1}), "list names of files"),
         (of_space("rollout.group_size", {"low": 4, "high": 8.5}), "takes whole numbers"),
