@@ -32,8 +32,6 @@ class RewardModel:
 
     parameters: int
     bytes_per_parameter: int
-    tokens: int
-    """That one scored picture is in it."""
 
 
 @dataclass(frozen=True)
@@ -48,11 +46,11 @@ REWARDS: dict[str, RewardName] = {
     "ocr": RewardName("Ocr"),
     "ocr-v4": RewardName("Ocr-v4"),
     "colour": RewardName("Colour"),
-    "hpsv2": RewardName("HPS-v2", RewardModel(986_109_441, 4, 257)),  # ViT-H/14
-    "hpsv3": RewardName("HPS-v3", RewardModel(7_754_000_000, 2, 450)),  # Qwen2-VL-7B without its language head
-    "clip": RewardName("CLIP", RewardModel(427_616_513, 4, 257)),  # ViT-L/14
-    "pickscore": RewardName("PickScore", RewardModel(986_109_441, 4, 257)),
-    "imagereward": RewardName("ImageReward", RewardModel(446_000_000, 4, 257)),  # BLIP
+    "hpsv2": RewardName("HPS-v2", RewardModel(986_109_441, 4)),  # ViT-H/14
+    "hpsv3": RewardName("HPS-v3", RewardModel(7_754_000_000, 2)),  # Qwen2-VL-7B without its language head
+    "clip": RewardName("CLIP", RewardModel(427_616_513, 4)),  # ViT-L/14
+    "pickscore": RewardName("PickScore", RewardModel(986_109_441, 4)),
+    "imagereward": RewardName("ImageReward", RewardModel(446_000_000, 4)),  # BLIP
     "unifiedreward-v1": RewardName("UR-v1"),
     "unifiedreward-v2": RewardName("UR-v2"),
 }

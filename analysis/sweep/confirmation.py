@@ -43,10 +43,9 @@ def judge(sweep: SweepStudy, runs: pd.DataFrame, metric: str) -> pd.DataFrame:
     own = runs[runs["metric"] == metric]
     reference, best = own[own["is_reference"]], own[~own["is_reference"]]
     confidence = 1 - (1 - CONFIDENCE) / max(1, best["trial"].nunique())
+    others = _by_seed(reference).add_suffix("_reference")
     rows = [
-        _judge_trial(
-            sweep, metric, of_trial, _by_seed(of_trial).join(_by_seed(reference), rsuffix="_reference"), confidence
-        )
+        _judge_trial(sweep, metric, of_trial, _by_seed(of_trial).join(others), confidence)
         for _, of_trial in best.groupby("trial", sort=False)
     ]
     return pd.DataFrame([row for row in rows if row["seeds"] > 1], columns=_COLUMNS)

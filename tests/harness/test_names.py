@@ -5,7 +5,8 @@ import pytest
 from analysis.cells.labels import METHOD_NAMES, SELECTIONS, cell_colour, cell_label, judge_name
 from harness import adagrpo, names, transitions
 from harness.config import ConfigError, compose
-from harness.experiments.doctor.compute import scoring_seconds
+from harness.experiments.doctor.architecture import find_architecture
+from harness.experiments.doctor.memory import estimate
 from harness.experiments.jobs.command import CONFIGURATIONS
 from harness.rewards import REWARD_NAMES
 from harness.trained.model_card import _method_of
@@ -60,7 +61,9 @@ def test_an_unknown_reward_or_judge_is_refused_when_it_is_read(override: str) ->
 
 
 def test_a_reward_of_the_registry_is_known_to_the_doctor(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(names.REWARDS, "another", names.RewardName("Another judge", names.RewardModel(10, 4, 1)))
+    monkeypatch.setitem(names.REWARDS, "another", names.RewardName("Another judge", names.RewardModel(10, 4)))
     config = compose("smoke", overrides=["reward={another: 1}"])
-    assert scoring_seconds(config, "H100") > 0
+    architecture = find_architecture("black-forest-labs/FLUX.1-dev", None)
+    assert architecture is not None
+    assert estimate(config, architecture, config.reward).parts["reward models"] == 40
     assert judge_name("another") == "Another judge"
