@@ -147,7 +147,3 @@ def test_reproduce_on_gpus_asks_the_doctor_first(
     monkeypatch.setattr(reproduce, "execute_grid", lambda options: pytest.fail("training began"))
     assert run_command("reproduce", "--profile", str(gpu_profile)) == 2
     assert "missing:\n- GPUs" in capsys.readouterr().out
-
-
-def test_sizes_are_readable() -> None:
-    assert [size(2**10), size(3.5 * 2**20), size(62 * 2**30)] == ["1.0 KiB", "3.5 MiB", "62.0 GiB"]

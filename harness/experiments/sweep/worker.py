@@ -71,7 +71,7 @@ def _run_trial(study: optuna.Study, objective: Objective, is_last_try: bool) -> 
     try:
         study.optimize(objective, n_trials=1)
     except (Exception, KeyboardInterrupt) as error:
-        if objective.is_lost:
+        if objective.is_lost or isinstance(error, UpdateFinishedTrialError):
             print(f"trial {objective.number}: this worker was silent for too long, and another has it now", flush=True)
             return True
         trial = None if objective.number is None else study.get_trials()[objective.number]

@@ -1,6 +1,7 @@
 """Workers: the same trials twice, continued by name, and complete whatever is killed, interrupted or silent."""
 
 import time
+from collections import Counter
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -95,51 +96,25 @@ def test_an_interrupted_trial_goes_back_into_the_queue(tmp_path: Path, sqlite_ur
     assert len(study.get_trials()) == 6
 
 
-def test_an_interruption_after_a_trial_s_end_repeats_nothing(
-    tmp_path: Path, sqlite_url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    optimize = optuna.Study.optimize
-
-    def interrupted_late(study: optuna.Study, *arguments: Any, **keywords: Any) -> None:
-        optimize(study, *arguments, **keywords)
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(optuna.Study, "optimize", interrupted_late)
-    sweep = make_sweep(tmp_path, trials=3)
-    with pytest.raises(KeyboardInterrupt):
-        study_of(sweep, sqlite_url)
-    study = find_study(sweep, open_storage(sqlite_url))
-    assert [trial.state for trial in study.get_trials()] == [TrialState.COMPLETE]
-
-
-def test_a_point_that_fails_is_given_up_after_some_attempts_and_holds_up_no_other(
+def test_a_point_that_fails_is_given_up_and_holds_up_no_other_and_a_worker_in_which_all_fail_ends(
     tmp_path: Path, sqlite_url: str
 ) -> None:
-    attempts = 0
+    attempts = Counter[bool]()
 
     def failing(config: RunConfig, on_validation: OnValidation) -> RunResult:
-        nonlocal attempts
-        if config.capability.decay == 0.8:
-            attempts += 1
+        is_reference = config.capability.decay == 0.8
+        attempts[is_reference] += 1
+        if is_reference or config.seed == 7:
             raise MemoryError("too large")
         return execute(config, on_validation)
 
     study = study_of(make_sweep(tmp_path, trials=2), sqlite_url, failing)
-    assert attempts == MAX_RETRIES + 1
+    assert attempts[True] == MAX_RETRIES + 1
     assert sorted(states(study)) == [TrialState.COMPLETE, TrialState.COMPLETE, TrialState.FAIL]
-
-
-def test_a_worker_in_which_everything_fails_ends(tmp_path: Path, sqlite_url: str) -> None:
-    attempts = 0
-
-    def failing(config: RunConfig, on_validation: OnValidation) -> RunResult:
-        nonlocal attempts
-        attempts += 1
-        raise OSError("disk full")
-
-    with pytest.raises(OSError, match="disk full"):
-        study_of(make_sweep(tmp_path, trials=9), sqlite_url, failing)
-    assert attempts == MAX_FAILURES
+    attempts.clear()
+    with pytest.raises(MemoryError, match="too large"):
+        study_of(make_sweep(tmp_path, seeds=[7], trials=9), f"sqlite:///{tmp_path}/other.db", failing)
+    assert attempts.total() == MAX_FAILURES
 
 
 def test_a_worker_whose_trial_was_given_to_another_stops_the_run_and_goes_on(tmp_path: Path, sqlite_url: str) -> None:
