@@ -1,6 +1,6 @@
 """A run: all sections, and which of their values go together."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import cached_property
 from typing import Annotated, Literal
 
@@ -128,82 +128,73 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _check_combinations(self) -> "RunConfig":
-        steps, rollout = self.model.num_steps, self.rollout
-        indices = rollout.branch_indices
-        if not indices or list(indices) != sorted(set(indices)):
-            raise ValueError(
-                f"rollout.branch_indices: {list(indices)} must name at least one step, in increasing order"
-            )
-        for index in indices:
-            # The last step is deterministic in Flow-CPS, and no method trains it.
-            if not 0 <= index <= steps - 2:
-                raise ValueError(
-                    f"rollout.branch_indices: {index} is past the trainable steps of model.num_steps={steps}; "
-                    f"use 0 to {steps - 2}"
-                )
-        if rollout.window is not None and rollout.window.size > len(indices):
-            raise ValueError(
-                f"rollout.window.size: {rollout.window.size} is more than the {len(indices)} rollout.branch_indices"
-            )
-        for key in ("trained_share", "trained_draw", "shared_noise"):
-            if rollout.kind != "full_sde" and getattr(rollout, key) != RolloutConfig.model_fields[key].default:
-                raise ValueError(f"rollout.{key}: is for rollout.kind=full_sde")
-        if self.method.kernel == "flow_cps" and self.method.eta > 1:
-            raise ValueError(f"method.eta: {self.method.eta} is out of range for flow_cps; use a value in (0, 1]")
-        if rollout.prompts_per_update % self.runtime.processes:
-            raise ValueError(
-                f"rollout.prompts_per_update: {rollout.prompts_per_update} does not divide over "
-                f"runtime.processes={self.runtime.processes}; use a multiple"
-            )
-        if self.evaluation.base_test and not self.evaluation.test:
-            raise ValueError("evaluation.base_test: no test list is read with evaluation.test=false; set it to false")
-        for name, weight in self.reward.items():
-            if weight == 0:
-                raise ValueError(f"reward.{name}: weight 0 trains on nothing; leave it out, as in reward={{ocr: 1}}")
-        if self.fusion.kind == "rescaled" and not self.fusion.enabled:
-            raise ValueError("fusion.kind: rescaled has no effect without fusion; set fusion.enabled=true")
-        self._check_updates()
-        self._check_engine()
+        problems = (*self._problems_of_steps(), *self._problems_of_the_whole(), *self._problems_of_processes())
+        if problems:
+            raise ValueError(problems[0])
         return self
 
-    def _check_engine(self) -> None:
+    def _problems_of_steps(self) -> Iterator[str]:
+        """What is wrong with the steps that are stochastic or trained, and with what each update learns from."""
+        rollout, objective, last = self.rollout, self.objective, self.model.num_steps - 2
+        indices, window = rollout.branch_indices, rollout.window
+        if not indices or list(indices) != sorted(set(indices)):
+            yield f"rollout.branch_indices: {list(indices)} must name at least one step, in increasing order"
+        for index in indices:
+            # The last step is deterministic in Flow-CPS, and no method trains it.
+            if not 0 <= index <= last:
+                yield (
+                    f"rollout.branch_indices: {index} is past the trainable steps of "
+                    f"model.num_steps={self.model.num_steps}; use 0 to {last}"
+                )
+        if window is not None and window.size > len(indices):
+            yield f"rollout.window.size: {window.size} is more than the {len(indices)} rollout.branch_indices"
+        for key in ("trained_share", "trained_draw", "shared_noise"):
+            if rollout.kind != "full_sde" and getattr(rollout, key) != RolloutConfig.model_fields[key].default:
+                yield f"rollout.{key}: is for rollout.kind=full_sde"
+        trained, prompts = num_trained_steps(rollout), rollout.prompts_per_update // self.runtime.processes
+        if not trained:
+            yield f"rollout.trained_share: {rollout.trained_share} leaves no step to train on"
+        if objective.update_on == "steps" and rollout.trained_draw == "sample":
+            yield "objective.update_on=steps: samples have no steps in common with rollout.trained_draw=sample"
+        for key, count, what in (("prompts", prompts, "prompts a process"), ("steps", trained, "trained steps")):
+            if objective.update_on == key and count % objective.updates_per_iteration:
+                yield (
+                    f"objective.updates_per_iteration: {objective.updates_per_iteration} updates cannot share {count} "
+                    f"{what} evenly (objective.update_on={key})"
+                )
+
+    def _problems_of_the_whole(self) -> Iterator[str]:
+        if self.method.kernel == "flow_cps" and self.method.eta > 1:
+            yield f"method.eta: {self.method.eta} is out of range for flow_cps; use a value in (0, 1]"
+        if self.evaluation.base_test and not self.evaluation.test:
+            yield "evaluation.base_test: no test list is read with evaluation.test=false; set it to false"
+        for name, weight in self.reward.items():
+            if weight == 0:
+                yield f"reward.{name}: weight 0 trains on nothing; leave it out, as in reward={{ocr: 1}}"
+        if self.fusion.kind == "rescaled" and not self.fusion.enabled:
+            yield "fusion.kind: rescaled has no effect without fusion; set fusion.enabled=true"
+
+    def _problems_of_processes(self) -> Iterator[str]:
         """Whether the processes can be started, and an engine's can make equally many forwards."""
-        runtime, window = self.runtime, self.rollout.window
+        runtime, rollout = self.runtime, self.rollout
+        if rollout.prompts_per_update % runtime.processes:
+            yield (
+                f"rollout.prompts_per_update: {rollout.prompts_per_update} does not divide over "
+                f"runtime.processes={runtime.processes}; use a multiple"
+            )
         if runtime.processes % runtime.machines:
-            raise ValueError(
-                f"runtime.machines: {runtime.machines} cannot share runtime.processes={runtime.processes} evenly"
-            )
-        if runtime.engine != "ddp" and runtime.processes == 1:
-            raise ValueError(
-                f"runtime.engine: {runtime.engine} shares a model out to processes, but runtime.processes=1; use ddp"
-            )
-        if runtime.engine != "fsdp2":
+            yield f"runtime.machines: {runtime.machines} cannot share runtime.processes={runtime.processes} evenly"
+        if runtime.engine == "ddp":
             return
-        if self.rollout.kind == "anchor_branch" and window is not None and window.move == "random":
-            raise ValueError(
+        if runtime.processes == 1:
+            yield f"runtime.engine: {runtime.engine} shares a model out to processes, but runtime.processes=1; use ddp"
+        if rollout.kind == "anchor_branch" and rollout.window is not None and rollout.window.move == "random":
+            yield (
                 "runtime.engine: fsdp2 needs equally many forwards in all processes, but rollout.window.move=random "
                 "makes branches of different length; use move=slide, or another engine"
             )
         if self.model.execution.compile == "auto":
-            raise ValueError(
+            yield (
                 "runtime.engine: fsdp2 gathers the weights of one block after the other, which "
                 "model.execution.compile=auto cannot; use compile=blocks or never"
             )
-
-    def _check_updates(self) -> None:
-        """Whether an iteration's prompts or steps can be dealt out evenly to its updates."""
-        updates, update_on = self.objective.updates_per_iteration, self.objective.update_on
-        prompts = self.rollout.prompts_per_update // self.runtime.processes
-        trained = num_trained_steps(self.rollout)
-        if not trained:
-            raise ValueError(f"rollout.trained_share: {self.rollout.trained_share} leaves no step to train on")
-        if update_on == "steps" and self.rollout.trained_draw == "sample":
-            raise ValueError(
-                "objective.update_on=steps: samples have no steps in common with rollout.trained_draw=sample"
-            )
-        for key, count, what in (("prompts", prompts, "prompts a process"), ("steps", trained, "trained steps")):
-            if update_on == key and count % updates:
-                raise ValueError(
-                    f"objective.updates_per_iteration: {updates} updates cannot share {count} {what} evenly "
-                    f"(objective.update_on={key})"
-                )

@@ -70,9 +70,9 @@ def test_standings_never_pool_runs_that_differ_by_more_than_their_seed(tmp_path:
         "0.900 seeds 1",
     ]
     assert lines[1].startswith("flow_grpo random 0.600")  # what most have is not named
-    assert "rollout.group_size=15" in lines[0]
-    assert "model=weak" in lines[2]
-    assert 'reward={"ocr-v4": 1.0}' in lines[3]
+    assert "G 15" in lines[0]
+    assert "model weak" in lines[2]
+    assert "random, ocr-v4" in lines[3]
 
 
 def test_standings_never_pool_runs_of_two_lists(tmp_path: Path) -> None:
