@@ -72,9 +72,12 @@ def sweep(options: argparse.Namespace) -> int:
     options.output = options.output or ROOT / "results" / "reports" / loaded.experiment
     options.seeds = parse_seeds(options.seeds or "0-9")
 
+    import optuna
+
     from analysis.sweep.tables import SweepStudy
     from harness.experiments.sweep.study import find_study, open_storage, open_study, storage_errors
 
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
     url = _storage_url(loaded, options, begin=form == "run")
     with storage_errors(url):
         storage = open_storage(url)
@@ -110,8 +113,6 @@ def _storage_url(sweep: "Sweep", options: argparse.Namespace, begin: bool) -> st
 
 def _execute(sweep: "Sweep", options: argparse.Namespace, study: "optuna.Study", url: str) -> Mapping[str, str]:
     """Have workers execute what is left; which of them failed, and why."""
-    import optuna
-
     from analysis.sweep.tables import SweepStudy
     from harness.experiments.jobs.job import Job
     from harness.experiments.jobs.runner import run_jobs
@@ -121,7 +122,6 @@ def _execute(sweep: "Sweep", options: argparse.Namespace, study: "optuna.Study",
 
     if sweep.is_full(SweepStudy(study).num_finished):
         return {}
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
     folder, hours = RUNS / sweep.experiment, options.hours or sweep.file.hours
     folder.mkdir(parents=True, exist_ok=True)
     deadline = None if hours is None else time.time() + 3600 * hours

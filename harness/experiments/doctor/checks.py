@@ -81,13 +81,17 @@ def _memory(
     configs: Sequence[RunConfig], architecture: Architecture, rewards: Sequence[str], gpus: Sequence[Gpu] | None
 ) -> Finding:
     """The cell of the grid that needs most, against the GPU in use with the least free memory, or main memory."""
+    import psutil
+
     processes = configs[0].runtime.processes // configs[0].runtime.machines
     estimates = [(estimate(config, architecture, rewards, gpus is not None), config) for config in configs]
     needed, config = max(estimates, key=lambda pair: pair[0].total)
     text = f"about {size(needed.total)} per process while {needed.moment}"
     details = tuple(f"{size(part):>10}  {name}" for name, part in needed.parts.items() if part)
     # Without a GPU there is nothing to compare with, and that is a finding of its own.
-    free = [gpu.free for gpu in gpus[:processes]] if gpus is not None else [machine.free_memory() // processes]
+    free = (
+        [gpu.free for gpu in gpus[:processes]] if gpus is not None else [psutil.virtual_memory().available // processes]
+    )
     if not free or needed.total <= min(free):
         return Finding("memory", text, None, details)
     where = "on a GPU" if gpus else "of main memory for each"

@@ -1,4 +1,4 @@
-"""What this machine has: GPUs, memory, disk. Looks only."""
+"""What this machine has: GPUs and disk. Looks only."""
 
 import json
 import shutil
@@ -35,13 +35,6 @@ def find_gpus() -> list[Gpu]:
         reason = (result.stderr.strip().splitlines() or ["no reason given"])[-1]
         raise ConfigError(f"the CUDA devices of this machine do not answer: {reason}")
     return [Gpu(*facts) for facts in json.loads(result.stdout)]
-
-
-def free_memory() -> int:
-    """Bytes of main memory that new processes can have."""
-    import psutil
-
-    return int(psutil.virtual_memory().available)
 
 
 def existing(path: Path) -> Path:

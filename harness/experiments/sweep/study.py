@@ -28,7 +28,6 @@ MAX_RETRIES = 3
 RETRY = RetryHeartbeatStaleTrialCallback(max_retry=MAX_RETRIES)
 """Puts a failed trial's point back into the queue."""
 _IDENTITY = "model, prompt lists and rewards"
-_BUSY_SECONDS = 60
 
 
 def open_storage(url: str, heartbeat: int = HEARTBEAT_SECONDS, grace: int = GRACE_SECONDS) -> RDBStorage:
@@ -43,7 +42,7 @@ def open_storage(url: str, heartbeat: int = HEARTBEAT_SECONDS, grace: int = GRAC
         ConfigError: it cannot be reached, or is no such database.
     """
     # SQLite has one writer at a time; the others wait instead of failing.
-    arguments = {"timeout": _BUSY_SECONDS} if url.startswith("sqlite") else {}
+    arguments = {"timeout": 60} if url.startswith("sqlite") else {"connect_timeout": 10}
     engine = {"connect_args": arguments, "pool_pre_ping": True}
     with storage_errors(url):
         try:
@@ -143,10 +142,6 @@ class SeededByTrial:
 
     So every trial has random numbers of its own, on whichever worker and host, and a study that is continued does not
     draw again what it drew in the beginning, as a sampler that is seeded anew would.
-
-    Args:
-        make: the sampler of a seed.
-        seed: of the study.
     """
 
     def __init__(self, make: Callable[[int], BaseSampler], seed: int) -> None:
