@@ -108,13 +108,6 @@ def test_a_resumed_run_refuses_logs_with_holes_and_leaves_them_as_they_are(run: 
     assert path.read_bytes() == before
 
 
-def test_only_a_torn_last_line_is_dropped(run: RunDirectory) -> None:
-    before = (run.folder / "metrics.jsonl").read_bytes()
-    files.append(run.folder / "metrics.jsonl", '{"iteration": 2, "rew')
-    run.forget_after(1)
-    assert (run.folder / "metrics.jsonl").read_bytes() == before
-
-
 @pytest.mark.parametrize(
     "content", ["", "{", "[]", '{"state": 3}', '{"state": "finished", "iteration": "x"}', "\udcff"]
 )

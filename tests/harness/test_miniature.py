@@ -213,15 +213,6 @@ def test_letters_of_a_kind_come_out_wrong_and_the_others_right(kind: str) -> Non
     assert all(defects.severity(letter, rng) == 0 for letter in "aeiouhscwvjqxz")
 
 
-def test_luck_is_how_much_a_letter_s_severity_varies() -> None:
-    rng = np.random.default_rng(0)
-    for luck in (0.0, 0.1):
-        severities = [LetterDefects(luck, right_share=0.0).severity("p", rng) for _ in range(2000)]
-        assert np.std(severities) == pytest.approx(luck, abs=0.005)
-    shares = np.mean([LetterDefects(0.1, right_share=0.15).severity("p", rng) == 0 for _ in range(4000)])
-    assert shares == pytest.approx(0.15, abs=0.03)
-
-
 @pytest.mark.parametrize(("model", "first"), [("base", "f38a44a8b63273d4"), ("weak", "180ccc3b3cb83f66")])
 def test_models_are_known_to_the_runs_made_before_they_stopped_naming_their_folder(model: str, first: str) -> None:
     assert model_fingerprint(FOLDER / model).startswith(first)

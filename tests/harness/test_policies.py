@@ -10,11 +10,9 @@ from diffusers import FluxPipeline, StableDiffusion3Pipeline
 from torch import Tensor
 
 from harness.config import ConfigError, compose
-from harness.models.pipelines.flux import FluxPolicy
 from harness.models.pipelines.locate import TWIN_NAMES, find_pipeline
 from harness.models.pipelines.policy import Policy
 from harness.models.pipelines.registry import build_policy
-from harness.models.pipelines.sd3 import StableDiffusion3Policy
 from harness.models.pipelines.weights import put_lora
 from harness.prompts.lists import generator_for
 from harness.rollout import ode_trajectory
@@ -52,11 +50,6 @@ def pipeline_picture(policy: Policy, noise: Tensor) -> Tensor:
         latents=noise,
         output_type="pt",
     ).images
-
-
-def test_the_class_in_the_folder_picks_the_policy(make_policy: MakePolicy) -> None:
-    assert isinstance(make_policy("flux"), FluxPolicy)
-    assert isinstance(make_policy("sd3"), StableDiffusion3Policy)
 
 
 def test_ode_equals_the_pipeline_s_own_pictures(policy: Policy) -> None:
@@ -105,14 +98,6 @@ def test_classifier_free_guidance_is_one_forward_of_both_halves_and_none_is_a_pl
     torch.testing.assert_close(guided, unconditional + 4.5 * (plain - unconditional), atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("name", TWIN_NAMES)
-def test_a_sample_does_not_depend_on_its_batch(make_policy: MakePolicy, name: str) -> None:
-    policy = make_policy(name, guidance=GUIDANCE[name])
-    x, text = policy.noise(generator_for(1), 2), policy.encode(PROMPTS)
-    with torch.no_grad():
-        torch.testing.assert_close(policy.velocity(x, 0.5, text)[1:], policy.velocity(x[1:], 0.5, text[1:]))
-
-
 def test_resolution_changes_within_and_comes_back(policy: Policy) -> None:
     policy._pipeline.set_progress_bar_config(disable=True)
     before = policy.sigmas(4)
@@ -136,11 +121,6 @@ def test_resolution_changes_within_and_comes_back(policy: Policy) -> None:
     assert policy.decode(policy.noise(generator_for(1))).shape == (1, 3, 32, 64)
     with pytest.raises(ConfigError, match="multiples of 16"), policy.resolution(40, 32):
         pass
-
-
-def test_positions_beyond_the_network_s_are_refused(make_policy: MakePolicy) -> None:
-    with pytest.raises(ConfigError, match="positions up to 6144 pixels"):
-        make_policy("sd3", height=6160)
 
 
 @pytest.mark.parametrize("name", TWIN_NAMES)

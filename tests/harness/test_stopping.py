@@ -74,11 +74,3 @@ def test_a_policy_that_diverges_is_a_training_error_at_its_iteration(tmp_path: P
     run = prepared(tmp_path, "iterations=3", "optimizer.learning_rate=1e12")
     with pytest.raises(TrainingError, match="pictures are not finite at iteration 2: lower the learning rate"):
         Session(run, say=lambda line: None).execute()
-
-
-def test_the_test_list_counts_only_in_a_run_that_reads_it(tmp_path: Path) -> None:
-    other = tmp_path / "test.txt"
-    other.write_text('the word "harbor" in red on yellow\n')
-    assert prepared(tmp_path).run_id == prepared(tmp_path, f"prompts.test={other}").run_id
-    with_test = [prepared(tmp_path, "evaluation.test=true", *more) for more in ([], [f"prompts.test={other}"])]
-    assert len({run.run_id for run in (*with_test, prepared(tmp_path))}) == 3
