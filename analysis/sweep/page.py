@@ -23,7 +23,7 @@ from analysis.sweep.confirmation import (
     metric_label,
     sentences,
 )
-from analysis.sweep.tables import SweepStudy, short, violated
+from analysis.sweep.tables import DEFINITION, SweepStudy, short, violated
 from harness.files import write_atomically
 
 _TEMPLATES = Path(__file__).parent.parent / "report" / "templates"
@@ -64,6 +64,7 @@ def write_sweep_report(sweep: SweepStudy, about: str, budget: int | None, folder
     if (folder / "confirmation.csv").exists():
         # A choice called "none" is a text like any other.
         runs = pd.read_csv(folder / "confirmation.csv", keep_default_na=False, na_values=[""])
+        runs = runs.astype({"is_reference": bool})  # without rows a column has no type of its own
         metric = judged_metric(sweep, runs)
         judged = judge(sweep, runs, metric)
         write_frame(judged, folder / "differences.csv")
@@ -99,7 +100,7 @@ def _introduction(sweep: SweepStudy, about: str, budget: int | None) -> list[str
     collapsed = sum(bool(violated(trial)) for trial in sweep.trials)
     note = f"; {collapsed} collapsed: diverged, fell below the untrained model or had no valid run" if collapsed else ""
     sought = " and ".join(f"{direction} {metric}" for metric, direction in sweep.objectives.items())
-    seeds = ", ".join(map(str, sweep.study.user_attrs["definition"]["seeds"]))
+    seeds = ", ".join(map(str, sweep.study.user_attrs[DEFINITION]["seeds"]))
     return [
         f"Searched: {', '.join(sweep.columns)}, to {sought}; {about}.",
         f"{finished} trials are finished: {counted}{note}.",

@@ -8,8 +8,9 @@ from typing import Any
 
 import optuna
 from optuna.exceptions import UpdateFinishedTrialError
+from optuna.trial import TrialState
 
-from analysis.sweep.tables import REFERENCE, TRAINING_REWARD
+from analysis.sweep.tables import REFERENCE, SURPLUS, TRAINING_REWARD
 from harness.config import ConfigError, RunConfig, nearest
 from harness.errors import StopRun
 from harness.experiments.sweep.definition import COMPUTE, Sweep
@@ -35,6 +36,10 @@ class RunResult:
 ExecuteRun = Callable[[RunConfig, OnValidation], RunResult]
 """Executes a run, or continues it, and calls back at each validation in order, also at those of an earlier execution;
 an iteration that is measured again after a kill may be reported again."""
+
+
+class SurplusTrial(Exception):
+    """The study has as many trials as it is to have."""
 
 
 @dataclass
@@ -66,10 +71,22 @@ class Objective:
     is_lost: bool = False
 
     def __call__(self, trial: optuna.Trial) -> list[float]:
-        """The values of the objectives. Raises TrialPruned if it is not promising, or another worker has it now."""
+        """The values of the objectives.
+
+        Raises:
+            TrialPruned: it is not promising, or another worker has it now.
+            SurplusTrial: the budget is spent.
+        """
         self.number, self.is_lost, began = trial.number, False, time.monotonic()
         # With the number: a trial that is tried again inherits the attributes of the one before.
         trial.set_user_attr("begun", trial.number)
+        taken = trial.study.get_trials(
+            deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED, TrialState.RUNNING)
+        )
+        # Two workers may have found the last place free at the same time.
+        if self.sweep.is_full(sum(other.number < trial.number for other in taken)):
+            trial.set_user_attr(SURPLUS, True)
+            raise SurplusTrial
         suggested = {p.path: p.suggest(trial) for p in self.sweep.parameters}
         print(f"trial {trial.number}: " + "  ".join(f"{path} {value}" for path, value in suggested.items()), flush=True)
         seeds: list[SeedRecord] = []

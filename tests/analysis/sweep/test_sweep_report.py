@@ -166,3 +166,9 @@ def test_a_study_without_trials_yet_has_a_page(tmp_path: Path) -> None:
     summary = (tmp_path / "summary.md").read_text()
     assert "0 of 12 trials are finished" in summary
     assert "Not measured again yet" in summary
+
+
+def test_a_confirmation_of_which_no_run_is_finished_concludes_nothing(study: SweepStudy, tmp_path: Path) -> None:
+    confirm(tmp_path, {2: [0.1]})[:0].to_csv(tmp_path / "confirmation.csv", index=False)
+    study.__dict__["complete"] = []  # too few for figures
+    assert "Nothing can be concluded" in write_sweep_report(study, "", 12, tmp_path).read_text()
