@@ -107,6 +107,11 @@ def latex(table: WideTable) -> str:
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", r"\end{table}", ""])
 
 
+def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Lines of a table of GitHub's Markdown, each with its end."""
+    return "".join(f"{markdown_row(line)}\n" for line in (head, ["---"] * len(head), *rows))
+
+
 def markdown_row(cells: Sequence[str]) -> str:
     """A row of a table of GitHub's Markdown, whatever its cells say."""
     return "| " + " | ".join(map(markdown_text, cells)) + " |"

@@ -1,6 +1,7 @@
 """The paper's published numbers, from results/paper/."""
 
 import math
+from collections.abc import Iterator
 from pathlib import Path
 
 import pandas as pd
@@ -9,16 +10,7 @@ _FOLDER = Path(__file__).resolve().parent.parent / "results" / "paper"
 
 REWARD_NAMES = {"hpsv2": "HPS-v2", "hpsv3": "HPS-v3", "hpsv3+clip": "HPS-v3 + CLIP"}
 """The paper's training rewards."""
-JUDGES = (
-    "hpsv2",
-    "hpsv3",
-    "ur_v2_alignment",
-    "ur_v2_coherence",
-    "ur_v2_style",
-    "clip",
-    "image_reward",
-    "ur_v1",
-)
+JUDGES = ("hpsv2", "hpsv3", "ur_v2_alignment", "ur_v2_coherence", "ur_v2_style", "clip", "image_reward", "ur_v1")
 """The columns of its main table."""
 _OWN_JUDGE = {"hpsv2": "hpsv2", "hpsv3": "hpsv3", "hpsv3+clip": "hpsv3"}
 
@@ -57,14 +49,20 @@ def extra_gains() -> pd.DataFrame:
     Returns:
         Columns training_reward, method, share.
     """
-    table = main_table()
-    untrained = table[table["training_reward"] == "none"].iloc[0]
+    untrained = main_table().query("training_reward == 'none'").iloc[0]
     rows = []
-    for (reward, method), pair in table[table["training_reward"] != "none"].groupby(["training_reward", "method"]):
-        judge = _OWN_JUDGE[str(reward)]
-        base, ours = (pair.loc[pair["adagrpo"] == adagrpo, judge].item() for adagrpo in (False, True))
-        rows.append((reward, method, (ours - base) / (base - untrained[judge])))
+    for reward, method, base, ours in _pairs():
+        judge = _OWN_JUDGE[reward]
+        rows.append((reward, method, (ours[judge] - base[judge]) / (base[judge] - untrained[judge])))
     return pd.DataFrame(rows, columns=["training_reward", "method", "share"])
+
+
+def _pairs() -> Iterator[tuple[str, str, pd.Series, pd.Series]]:
+    """Training reward, method, and the rows of the main table without and with AdaGRPO."""
+    table = main_table().query("training_reward != 'none'")
+    for (reward, method), pair in table.groupby(["training_reward", "method"]):
+        [base], [ours] = ([row for _, row in pair[pair["adagrpo"] == adagrpo].iterrows()] for adagrpo in (False, True))
+        yield str(reward), str(method), base, ours
 
 
 _SELECTIONS = {
@@ -118,16 +116,10 @@ def overhead() -> float:
 
 def unseen_gains() -> dict[str, tuple[int, int]]:
     """By judge: how many of the paper's pairs of cells that did not train on it + AdaGRPO wins, and of how many."""
-    table = main_table()
-    trained = {reward: set(reward.split("+")) for reward in REWARD_NAMES}
     gains = {}
     for judge in JUDGES:
-        differences = []
-        for (reward, _), pair in table[table["training_reward"] != "none"].groupby(["training_reward", "method"]):
-            if judge not in trained[str(reward)]:
-                base, ours = (pair.loc[pair["adagrpo"] == adagrpo, judge].item() for adagrpo in (False, True))
-                differences.append(ours - base)
-        gains[judge] = sum(difference > 0 for difference in differences), len(differences)
+        wins = [ours[judge] > base[judge] for reward, _, base, ours in _pairs() if judge not in reward.split("+")]
+        gains[judge] = sum(wins), len(wins)
     return gains
 
 

@@ -4,7 +4,7 @@ A rule can matter only where the prompt decides how well a picture turns out, wh
 rewards differ, for else nothing is learnt from it.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from itertools import pairwise
 from typing import Any
 
@@ -61,47 +61,31 @@ def _correlation(x: Values, y: Values) -> float | None:
 def table(summaries: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """Markdown lines, a row of facts and a column a model, by name."""
     judges = dict.fromkeys(judge for one in summaries.values() for judge in one["judges"])
-    rows: list[tuple[str, Sequence[str]]] = [
-        ("prompts x noises", [f"{one['prompts']} x {one['noises']}" for one in summaries.values()]),
-        ("mean reward", [number(one["mean"]) for one in summaries.values()]),
-        (
-            "share of the variance that is the prompt's",
-            [_share_text(Interval(**one["prompt_share"])) for one in summaries.values()],
-        ),
-        (
-            "deciles of prompt means",
-            [" ".join(number(v, 2) for v in one["prompt_mean_deciles"]) for one in summaries.values()],
-        ),
-        *(
-            (
-                f"prompts of mean {low:g} to {high:g}",
-                [f"{one['prompt_mean_bins'][i]:.0%}" for one in summaries.values()],
-            )
-            for i, (low, high) in enumerate(pairwise(BINS))
-        ),
-        ("sd of a prompt's pictures", [number(one["within_prompt_std"]) for one in summaries.values()]),
-        (
-            "sd of a group: mean (deciles 1, 5, 9)",
-            [
-                f"{number(one['group_std']['mean'])} ({' '.join(number(v, 2) for v in one['group_std']['deciles'])})"
-                for one in summaries.values()
-            ],
-        ),
-        ("groups without spread", [f"{one['no_spread_share']:.0%}" for one in summaries.values()]),
-        *(
-            (
-                f"agreement with {judge}: prompts, within a prompt",
-                [_agreement_text(one["judges"].get(judge, {})) for one in summaries.values()],
-            )
-            for judge in judges
-        ),
-    ]
-    lines = [["", *summaries], ["---"] * (len(summaries) + 1), *([label, *cells] for label, cells in rows)]
+    columns = [_facts(one, judges) for one in summaries.values()]
+    rows = [[label, *(facts[label] for facts in columns)] for label in columns[0]]
+    lines = [["", *summaries], ["---"] * (len(summaries) + 1), *rows]
     return [f"| {' | '.join(cells)} |" for cells in lines]
 
 
-def _share_text(share: Interval) -> str:
-    return entry_text(Entry(share.estimate, interval=share, digits=2))
+def _facts(one: Mapping[str, Any], judges: Iterable[str]) -> dict[str, str]:
+    """A column of the table, by row."""
+    share, spread = Interval(**one["prompt_share"]), one["group_std"]
+    bins = zip(pairwise(BINS), one["prompt_mean_bins"], strict=True)
+    return {
+        "prompts x noises": f"{one['prompts']} x {one['noises']}",
+        "mean reward": number(one["mean"]),
+        "share of the variance that is the prompt's": entry_text(Entry(share.estimate, interval=share, digits=2)),
+        "deciles of prompt means": _numbers(one["prompt_mean_deciles"]),
+        **{f"prompts of mean {low:g} to {high:g}": f"{of_bin:.0%}" for (low, high), of_bin in bins},
+        "sd of a prompt's pictures": number(one["within_prompt_std"]),
+        "sd of a group: mean (deciles 1, 5, 9)": f"{number(spread['mean'])} ({_numbers(spread['deciles'])})",
+        "groups without spread": f"{one['no_spread_share']:.0%}",
+        **{f"agreement with {j}: prompts, within a prompt": _agreement_text(one["judges"].get(j, {})) for j in judges},
+    }
+
+
+def _numbers(values: Iterable[float]) -> str:
+    return " ".join(number(value, 2) for value in values)
 
 
 def _agreement_text(agreement: Mapping[str, float | None]) -> str:

@@ -1,18 +1,18 @@
 """Statistics of small numbers of seeds: pure functions on arrays; the same arrays give the same numbers.
 
-Runs are compared the way Agarwal et al. 2021, "Deep Reinforcement Learning at the Edge of the Statistical Precipice"
-(arXiv 2108.13264), propose: interquartile means, stratified bootstrap intervals, probabilities of improvement and
-performance profiles. To these come what a design with shared seeds allows: paired intervals and their power.
+Runs are compared with bootstrap intervals and probabilities of improvement, as Agarwal et al. 2021, "Deep Reinforcement
+Learning at the Edge of the Statistical Precipice" (arXiv 2108.13264), propose; to these come what a design with shared
+seeds allows: paired intervals and their power.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
-from statistics import NormalDist
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.special import ndtr, ndtri
 
 Values = NDArray[np.float64]
 
@@ -32,141 +32,64 @@ class Interval(NamedTuple):
     high: float
 
 
-def mean(values: ArrayLike, axis: int | None = None) -> Values:
-    """Arithmetic mean, as a statistic for ``stratified_interval``."""
-    return np.asarray(np.asarray(values, dtype=float).mean(axis=axis))
-
-
-def interquartile_mean(values: ArrayLike, axis: int | None = None) -> Values:
-    """Mean of the middle half: floor(n / 4) lowest and as many highest values are left out.
-
-    As robust as a median against single odd runs, and less noisy (Agarwal et al. 2021, section 4.3; a trimmed mean
-    with a share of 1/4 at each end).
+def mean_interval(values: ArrayLike, confidence: float = 0.95, num_resamples: int = NUM_RESAMPLES) -> Interval:
+    """Bootstrap interval of the mean of runs, widened for few of them, see ``_deviate``.
 
     Args:
-        values: any shape, finite, not empty along ``axis``.
-        axis: that is averaged away; None for all values together.
-
-    Raises:
-        ValueError: there is no value.
-    """
-    array = np.asarray(values, dtype=float)
-    if axis is None:
-        array, axis = array.ravel(), 0
-    count = array.shape[axis]
-    if count == 0:
-        raise ValueError("an interquartile mean needs at least one value")
-    cut = count // 4
-    return np.asarray(np.sort(array, axis=axis).take(range(cut, count - cut), axis=axis).mean(axis=axis))
-
-
-def stratified_interval(
-    strata: Sequence[ArrayLike],
-    statistic: Callable[..., Values] = interquartile_mean,
-    confidence: float = 0.95,
-    num_resamples: int = NUM_RESAMPLES,
-    expand: bool = True,
-) -> Interval:
-    """Bootstrap interval of a statistic of all values, runs being resampled within each stratum.
-
-    Args:
-        strata: one array of runs for each stratum (a method, a task); every stratum has at least 2 values.
-        statistic: of the pooled values along an axis, called as ``statistic(array, axis=-1)``.
+        values: ``[runs]``, at least 2.
         confidence: in (0, 1).
         num_resamples: bootstrap samples.
-        expand: widen the percentiles for the few values, see ``_deviate``; False for the plain percentile interval.
 
     Raises:
-        ValueError: no stratum, or one with fewer than 2 values.
+        ValueError: fewer than 2 values.
     """
-    arrays = [_one_dimensional(stratum) for stratum in strata]
-    if not arrays or min(map(len, arrays)) < 2:
-        raise ValueError("a stratified interval needs strata of at least 2 values each")
-    drawn = [a[of_a] for a, of_a in zip(arrays, _draws(tuple(map(len, arrays)), num_resamples), strict=True)]
-    resampled = statistic(np.concatenate(drawn, axis=1), axis=-1)
-    estimate = float(statistic(np.concatenate(arrays), axis=-1))
-    deviate = _deviate(confidence, [len(a) for a in arrays], expand)
-    return _interval(estimate, resampled, float(resampled.std()), deviate)
+    array = np.asarray(values, dtype=float)
+    if array.ndim != 1 or len(array) < 2:
+        raise ValueError(f"shape {array.shape}: an interval needs at least 2 values")
+    resampled = array[_draws(len(array), num_resamples)].mean(axis=-1)
+    deviate = _deviate(confidence, [len(array)])
+    return _interval(float(array.mean()), resampled, float(resampled.std()), deviate)
 
 
-def paired_interval(
-    treatment: ArrayLike,
-    control: ArrayLike,
-    confidence: float = 0.95,
-    num_resamples: int = NUM_RESAMPLES,
-    expand: bool = True,
-) -> Interval:
+def paired_interval(treatment: ArrayLike, control: ArrayLike, confidence: float = 0.95) -> Interval:
     """Bootstrap interval of the mean difference ``treatment - control`` of runs that share seeds.
 
     Seeds are drawn with replacement, and independently the prompts, one draw for all seeds: every seed is measured
     on the same prompts, so a prompt's effect is common to them (the pigeonhole bootstrap; Owen 2007, "The pigeonhole
-    bootstrap", Annals of Applied Statistics 1(2)). It errs towards a larger variance.
+    bootstrap", Annals of Applied Statistics 1(2)). It errs towards a larger variance. For few seeds it is widened, see
+    ``_deviate``.
 
     Args:
         treatment: ``[seeds]``, or ``[seeds, prompts]`` to resample prompts as well.
         control: the same shape; row i has the seed of row i of ``treatment``.
         confidence: in (0, 1).
-        num_resamples: bootstrap samples.
-        expand: widen the percentiles for the few seeds, see ``_deviate``.
 
     Raises:
         ValueError: different shapes, or fewer than 2 seeds.
     """
     differences = _paired(treatment, control)
-    resampled = _resampled_means(differences, num_resamples)
-    deviate = _deviate(confidence, [len(differences)], expand)
-    return _interval(float(differences.mean()), resampled, _bootstrap_error(differences), deviate)
+    deviate = _deviate(confidence, [len(differences)])
+    return _interval(float(differences.mean()), _resampled_means(differences), _bootstrap_error(differences), deviate)
 
 
-def paired_p_value(
-    treatment: ArrayLike, control: ArrayLike, num_resamples: int = NUM_RESAMPLES, expand: bool = True
-) -> float:
+def paired_p_value(treatment: ArrayLike, control: ArrayLike) -> float:
     """Two-sided p-value of no difference: 1 - the confidence at which ``paired_interval`` just reaches 0.
 
     With q the smaller share of bootstrap means on one side of 0, and z the deviate beyond which a normal variable has
-    that share, p = 2 q; expanded, p = 2 T_{n-1}(-z sqrt((n - 1) / n)), the inverse of ``_deviate``. Where too few
-    bootstrap means lie there to tell q, z = |mean| / bootstrap standard error.
-
-    Args:
-        treatment: see ``paired_interval``.
-        control: see ``paired_interval``.
-        num_resamples: bootstrap samples.
-        expand: as in the interval it belongs to.
-
-    Raises:
-        ValueError: different shapes, or fewer than 2 seeds.
+    that share, p = 2 T_{n-1}(-z sqrt((n - 1) / n)), the inverse of ``_deviate``. Where too few bootstrap means lie
+    there to tell q, z = |mean| / bootstrap standard error.
     """
     differences = _paired(treatment, control)
-    resampled = _resampled_means(differences, num_resamples)
+    resampled, count = _resampled_means(differences), len(differences)
     beyond = int(min((resampled <= 0).sum(), (resampled >= 0).sum()))
-    if 2 * beyond >= num_resamples:
+    if 2 * beyond >= len(resampled):
         return 1.0
     if beyond >= _FEWEST_BEYOND:
-        deviate = -NormalDist().inv_cdf(beyond / num_resamples)
+        deviate = -float(ndtri(beyond / len(resampled)))
     else:
         error = _bootstrap_error(differences)
         deviate = abs(float(differences.mean())) / error if error else math.inf
-    if not expand:
-        return 2 * NormalDist().cdf(-deviate)
-    count = len(differences)
-    return 2 * t_distribution(-deviate * math.sqrt((count - 1) / count), count - 1)
-
-
-def one_sided_bounds(treatment: ArrayLike, control: ArrayLike, confidence: float = 0.95) -> Interval:
-    """Lower and upper bound of the mean difference of runs that share seeds, each of which holds with ``confidence``.
-
-    Together they are ``paired_interval`` at 2 confidence - 1. One of them judges a claim that has a direction; both
-    within a margin are two one-sided tests of equivalence.
-
-    Args:
-        treatment: see ``paired_interval``.
-        control: see ``paired_interval``.
-        confidence: of either bound, in (.5, 1).
-
-    Raises:
-        ValueError: different shapes, or fewer than 2 seeds.
-    """
-    return paired_interval(treatment, control, 2 * confidence - 1)
+    return 2 * _t_distribution(-deviate * math.sqrt((count - 1) / count), count - 1)
 
 
 def equivalence_p_value(treatment: ArrayLike, control: ArrayLike, margin: float) -> float:
@@ -174,42 +97,32 @@ def equivalence_p_value(treatment: ArrayLike, control: ArrayLike, margin: float)
 
     p = max(P(no more than -margin), P(no less than margin)) (Schuirmann 1987, "A comparison of the two one-sided tests
     procedure and the power approach", Journal of Pharmacokinetics and Biopharmaceutics 15(6)). Each is half of
-    ``paired_p_value`` of the shifted difference. Below 1 - confidence where ``one_sided_bounds`` lie within the margin.
-
-    Args:
-        treatment: see ``paired_interval``.
-        control: see ``paired_interval``.
-        margin: above 0, in the units of the data.
-
-    Raises:
-        ValueError: a margin that is not above 0, different shapes, or fewer than 2 seeds.
+    ``paired_p_value`` of the difference shifted by the margin, which is above 0 in the units of the data.
     """
-    if not margin > 0:
-        raise ValueError(f"margin {margin}: must be above 0")
     differences = _paired(treatment, control)
-    zero = np.zeros_like(differences)
-    inside = (margin + differences, margin - differences)
-    halves = [(paired_p_value(side, zero) / 2, float(side.mean()) > 0) for side in inside]
+    halves = [
+        (paired_p_value(side, np.zeros_like(side)) / 2, side.mean() > 0)
+        for side in (margin + differences, margin - differences)
+    ]
     return max(half if is_inside else 1 - half for half, is_inside in halves)
 
 
-def resampling_weights(counts: Sequence[int], num_resamples: int = NUM_RESAMPLES) -> list[Values]:
+def resampling_weights(counts: Sequence[int]) -> list[Values]:
     """Weights of independent units, for the bootstrap of any statistic that is a function of them; see ``Resampled``.
 
     Args:
-        counts: n of each stratum, at least 2; strata are resampled independently.
-        num_resamples: bootstrap samples. The same counts have the same ones, so that differences are paired.
+        counts: n of each stratum, at least 2; strata are resampled independently. The same counts have the same
+            weights, so that differences are paired.
 
     Returns:
-        For each stratum ``[1 + resamples, n]``; rows sum to 1. The first is of equal weights: the sample itself.
+        For each stratum ``[1 + NUM_RESAMPLES, n]``; rows sum to 1. The first is of equal weights: the sample itself.
 
     Raises:
         ValueError: no stratum, or one with fewer than 2 units.
     """
     if not counts or min(counts) < 2:
         raise ValueError(f"{list(counts)} units: a bootstrap needs strata of at least 2 units each")
-    drawn = [_weights(count, num_resamples, str(number)) for number, count in enumerate(counts)]
-    return [np.vstack([np.full(shares.shape[1], 1 / shares.shape[1]), shares]) for shares in drawn]
+    return [np.vstack([np.full(count, 1 / count), _weights(count, str(number))]) for number, count in enumerate(counts)]
 
 
 class Resampled(NamedTuple):
@@ -226,8 +139,7 @@ class Resampled(NamedTuple):
     def interval(self, confidence: float = 0.95) -> Interval:
         """As ``paired_interval`` has it, widened for few units; NaN bounds if it was undefined in any resample."""
         resampled = self.values[1:]
-        deviate = _deviate(confidence, self.counts, expand=True)
-        return _interval(float(self.values[0]), resampled, float(resampled.std()), deviate)
+        return _interval(float(self.values[0]), resampled, float(resampled.std()), _deviate(confidence, self.counts))
 
 
 def intraclass_correlation(values: ArrayLike, confidence: float = 0.95) -> Interval:
@@ -256,49 +168,18 @@ def intraclass_correlation(values: ArrayLike, confidence: float = 0.95) -> Inter
         return Resampled((between - within) / (between + (count - 1) * within), [units]).interval(confidence)
 
 
-def probability_of_improvement(treatment: Sequence[ArrayLike], control: Sequence[ArrayLike]) -> float:
+def probability_of_improvement(treatment: ArrayLike, control: ArrayLike) -> float:
     """Probability that a random run of the treatment beats a random run of the control; .5 is no difference.
 
-    P(X > Y) = mean over strata of mean over pairs (i, j) of [x_i > y_j] + [x_i = y_j] / 2 (Agarwal et al. 2021,
-    section 4.4; a stratum's term is the Mann-Whitney U statistic over n m).
+    Mean over pairs (i, j) of [x_i > y_j] + [x_i = y_j] / 2 (Agarwal et al. 2021, section 4.4; the Mann-Whitney U
+    statistic over n m).
 
     Args:
-        treatment: one array of runs for each stratum.
-        control: the same number of strata; the runs need not be as many.
-
-    Raises:
-        ValueError: no stratum, an empty one, or different numbers of strata.
+        treatment: ``[n]``, n > 0.
+        control: ``[m]``, m > 0.
     """
-    if not treatment or len(treatment) != len(control):
-        raise ValueError(f"{len(treatment)} and {len(control)} strata: needs equally many, at least one")
-    terms = []
-    for ours, theirs in zip(map(_one_dimensional, treatment), map(_one_dimensional, control), strict=True):
-        if not len(ours) or not len(theirs):
-            raise ValueError("a stratum without a run has no probability of improvement")
-        difference = ours[:, None] - theirs
-        terms.append(float((difference > 0).mean() + (difference == 0).mean() / 2))
-    return sum(terms) / len(terms)
-
-
-def performance_profile(scores: ArrayLike, thresholds: ArrayLike) -> Values:
-    """Share of runs that score above each threshold: F(tau) = mean over all runs of [score > tau].
-
-    The run-score distribution of Agarwal et al. 2021, section 4.2 (after Dolan and More 2002).
-
-    Args:
-        scores: any shape, such as ``[runs, tasks]``.
-        thresholds: ``[T]``.
-
-    Returns:
-        ``[T]`` in [0, 1], falling where thresholds rise.
-
-    Raises:
-        ValueError: there is no score.
-    """
-    flat = np.sort(np.asarray(scores, dtype=float).ravel())
-    if not len(flat):
-        raise ValueError("a performance profile needs at least one score")
-    return 1 - np.searchsorted(flat, np.asarray(thresholds, dtype=float), side="right") / len(flat)
+    difference = np.subtract.outer(np.asarray(treatment, dtype=float), np.asarray(control, dtype=float))
+    return float((difference > 0).mean() + (difference == 0).mean() / 2)
 
 
 def holm(p_values: ArrayLike) -> Values:
@@ -316,7 +197,7 @@ def holm(p_values: ArrayLike) -> Values:
     Raises:
         ValueError: a value outside [0, 1].
     """
-    values = _one_dimensional(p_values)
+    values = np.asarray(p_values, dtype=float)
     if not ((values >= 0) & (values <= 1)).all():
         raise ValueError("p-values must lie in [0, 1]")
     order = np.argsort(values, kind="stable")
@@ -336,20 +217,18 @@ def minimum_detectable_effect(
 
     Args:
         sd_of_differences: sample standard deviation of the paired differences, >= 0.
-        num_pairs: n, at least 2.
+        num_pairs: n.
         alpha: level of the test, in (0, 1).
         power: in (0, 1).
 
     Returns:
-        In the units of the differences.
-
-    Raises:
-        ValueError: fewer than 2 pairs.
+        In the units of the differences; NaN for fewer than 2 pairs.
     """
     if num_pairs < 2:
-        raise ValueError(f"{num_pairs} pair(s): a detectable effect needs at least 2")
+        return math.nan
     degrees = num_pairs - 1
-    return (t_quantile(1 - alpha / 2, degrees) + t_quantile(power, degrees)) * sd_of_differences / math.sqrt(num_pairs)
+    reach = _t_quantile(1 - alpha / 2, degrees) + _t_quantile(power, degrees)
+    return reach * sd_of_differences / math.sqrt(num_pairs)
 
 
 def detection_power(effect: float, sd_of_differences: float, num_pairs: int, alpha: float = 0.05) -> float:
@@ -362,42 +241,49 @@ def detection_power(effect: float, sd_of_differences: float, num_pairs: int, alp
         sd_of_differences: sample standard deviation of the paired differences, above 0.
         num_pairs: n, at least 2.
         alpha: level of the test, in (0, 1).
-
-    Raises:
-        ValueError: fewer than 2 pairs, or differences that do not vary.
     """
-    if num_pairs < 2 or not sd_of_differences > 0:
-        raise ValueError(f"{num_pairs} pair(s), deviation {sd_of_differences}: power needs 2 that vary")
-    if math.isnan(effect):
-        return math.nan
     degrees = num_pairs - 1
     shift = effect * math.sqrt(num_pairs) / sd_of_differences
-    return t_distribution(shift - t_quantile(1 - alpha, degrees), degrees)
+    return _t_distribution(shift - _t_quantile(1 - alpha, degrees), degrees)
 
 
-def paired_correlation(treatment: ArrayLike, control: ArrayLike) -> float:
-    """Pearson's r between runs that share seeds: what pairing gains, since var(X - Y) = var X + var Y - 2 r sd X sd Y.
+class Paired(NamedTuple):
+    """Runs that share seeds, compared."""
 
-    Args:
-        treatment: ``[seeds]``.
-        control: ``[seeds]``, in the order of ``treatment``.
+    difference: float
+    """Mean over seeds of treatment - control; NaN without a seed."""
+    sd: float
+    """Sample standard deviation of the differences; NaN below 2 seeds."""
+    correlation: float
+    """Pearson's r: var(X - Y) = var X + var Y - 2 r sd X sd Y. NaN below 3 seeds, or where a side does not vary."""
+    detectable: float
+    """``minimum_detectable_effect`` of so many pairs."""
 
-    Returns:
-        In [-1, 1]; NaN for fewer than 3 seeds or where a side does not vary.
 
-    Raises:
-        ValueError: different lengths.
+def paired_summary(treatment: Values, control: Values) -> Paired:
+    """What pairs of runs say without an interval; arguments as of ``paired_interval``."""
+    ours, theirs = of_seeds(treatment), of_seeds(control)
+    count = len(ours)
+    varies = count > 2 and np.ptp(ours) > 0 and np.ptp(theirs) > 0
+    sd = float((ours - theirs).std(ddof=1)) if count > 1 else math.nan
+    return Paired(
+        difference=float((ours - theirs).mean()) if count else math.nan,
+        sd=sd,
+        correlation=float(np.corrcoef(ours, theirs)[0, 1]) if varies else math.nan,
+        detectable=minimum_detectable_effect(sd, count),
+    )
+
+
+def of_seeds(values: Values) -> Values:
+    """``[seeds]``, or ``[seeds, prompts]`` averaged over prompts."""
+    return values if values.ndim == 1 else values.mean(axis=1)
+
+
+def _t_distribution(t: float, degrees: int) -> float:
+    """P(T <= t) of Student's t for whole degrees of freedom >= 1 (Abramowitz and Stegun 1964, 26.7.3 and 26.7.4).
+
+    Not scipy's, whose last digits are others: figures of published numbers stay the same, byte by byte.
     """
-    ours, theirs = _one_dimensional(treatment), _one_dimensional(control)
-    if len(ours) != len(theirs):
-        raise ValueError(f"{len(ours)} and {len(theirs)} runs: pairs need as many of both")
-    if len(ours) < 3 or not np.ptp(ours) or not np.ptp(theirs):
-        return math.nan
-    return float(np.corrcoef(ours, theirs)[0, 1])
-
-
-def t_distribution(t: float, degrees: int) -> float:
-    """P(T <= t) of Student's t for whole degrees of freedom >= 1 (Abramowitz and Stegun 1964, 26.7.3 and 26.7.4)."""
     angle = math.atan(t / math.sqrt(degrees))
     odd = degrees % 2
     term, total = (math.cos(angle), 0.0) if odd else (1.0, 0.0)
@@ -409,30 +295,26 @@ def t_distribution(t: float, degrees: int) -> float:
 
 
 @lru_cache(maxsize=256)
-def t_quantile(probability: float, degrees: int) -> float:
-    """The t with ``t_distribution(t, degrees) == probability``, which lies in (0, 1)."""
-    if probability < 0.5:
-        return -t_quantile(1 - probability, degrees)
+def _t_quantile(probability: float, degrees: int) -> float:
+    """The t with ``_t_distribution(t, degrees) == probability``, which lies in [.5, 1)."""
     low, high = 0.0, 1.0
-    while t_distribution(high, degrees) < probability:
+    while _t_distribution(high, degrees) < probability:
         high *= 2
     for _ in range(100):
         middle = (low + high) / 2
-        low, high = (middle, high) if t_distribution(middle, degrees) < probability else (low, middle)
+        low, high = (middle, high) if _t_distribution(middle, degrees) < probability else (low, middle)
     return (low + high) / 2
 
 
-def _deviate(confidence: float, sizes: Sequence[int], expand: bool) -> float:
+def _deviate(confidence: float, sizes: Sequence[int]) -> float:
     """How many standard errors a bound is from the estimate, were the bootstrap distribution normal.
 
-    Expanded, sqrt(n / (n - 1)) t_{(1 + confidence) / 2, n - 1} (Hesterberg 2015, "What Teachers Should Know About the
-    Bootstrap", The American Statistician 69(4)). With normal data and n = 5, plain 95 % percentiles hold the mean 84 %
-    of the time, these 92 %. Of several strata: the smallest n, all degrees of freedom.
+    sqrt(n / (n - 1)) t_{(1 + confidence) / 2, n - 1} (Hesterberg 2015, "What Teachers Should Know About the Bootstrap",
+    The American Statistician 69(4)). With normal data and n = 5, plain 95 % percentiles hold the mean 84 % of the time,
+    these 92 %. Of several strata: the smallest n, all degrees of freedom.
     """
-    if not expand:
-        return NormalDist().inv_cdf((1 + confidence) / 2)
     smallest, degrees = min(sizes), sum(sizes) - len(sizes)
-    return math.sqrt(smallest / (smallest - 1)) * t_quantile((1 + confidence) / 2, degrees)
+    return math.sqrt(smallest / (smallest - 1)) * _t_quantile((1 + confidence) / 2, degrees)
 
 
 def _interval(estimate: float, resampled: Values, error: float, deviate: float) -> Interval:
@@ -441,7 +323,7 @@ def _interval(estimate: float, resampled: Values, error: float, deviate: float) 
     With few seeds, or at the high confidence of one claim among many, that is beyond every bootstrap sample. Then the
     bounds are estimate -+ deviate * bootstrap standard error: for seeds alone exactly Student's interval.
     """
-    tail = NormalDist().cdf(-deviate)
+    tail = float(ndtr(-deviate))
     if tail * len(resampled) < _FEWEST_BEYOND:
         return Interval(estimate, estimate - deviate * error, estimate + deviate * error)
     low, high = np.quantile(resampled, [tail, 1 - tail])
@@ -462,24 +344,23 @@ def _bootstrap_error(differences: Values) -> float:
     return math.sqrt(of_seeds.var() / count + of_prompts.var() / prompts + (left**2).mean() / (count * prompts))
 
 
-def _resampled_means(differences: Values, num_resamples: int) -> Values:
+def _resampled_means(differences: Values) -> Values:
     """Bootstrap means of ``[seeds]`` or ``[seeds, prompts]``; how often each is drawn is multinomial."""
-    means = _weights(len(differences), num_resamples, "seeds") @ differences
-    return means if means.ndim == 1 else (means * _weights(means.shape[1], num_resamples, "prompts")).sum(axis=1)
+    means = _weights(len(differences), "seeds") @ differences
+    return means if means.ndim == 1 else (means * _weights(means.shape[1], "prompts")).sum(axis=1)
 
 
 @lru_cache(maxsize=8)
-def _draws(counts: Sequence[int], num_resamples: int) -> tuple[NDArray[np.int64], ...]:
-    """For each stratum ``[resamples, count]``: positions of the values that are drawn, the costly part."""
-    generator = np.random.default_rng(RESAMPLING_SEED)
-    return tuple(generator.integers(count, size=(num_resamples, count)) for count in counts)
+def _draws(count: int, num_resamples: int) -> NDArray[np.int64]:
+    """``[resamples, count]``: positions of the values that are drawn, the costly part."""
+    return np.random.default_rng(RESAMPLING_SEED).integers(count, size=(num_resamples, count))
 
 
 @lru_cache(maxsize=8)
-def _weights(count: int, num_resamples: int, of: str) -> Values:
+def _weights(count: int, of: str) -> Values:
     """``[resamples, count]``: shares that the drawn ones have in a bootstrap mean; independent for each ``of``."""
     generator = np.random.default_rng([RESAMPLING_SEED, ord(of[0])])
-    weights = generator.multinomial(count, np.full(count, 1 / count), size=num_resamples) / count
+    weights = generator.multinomial(count, np.full(count, 1 / count), size=NUM_RESAMPLES) / count
     weights.flags.writeable = False
     return weights
 
@@ -491,10 +372,3 @@ def _paired(treatment: ArrayLike, control: ArrayLike) -> Values:
     if len(ours) < 2:
         raise ValueError("one seed has no interval: at least 2 are needed")
     return ours - theirs
-
-
-def _one_dimensional(values: ArrayLike) -> Values:
-    array = np.asarray(values, dtype=float)
-    if array.ndim != 1:
-        raise ValueError(f"shape {array.shape}: must have one dimension")
-    return array

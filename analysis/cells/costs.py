@@ -26,15 +26,12 @@ class Rates(NamedTuple):
 def measured_rates(folder: Path) -> Rates | None:
     """Rates of the runs in a folder; None without a folder or without a finished run in it.
 
-    Args:
-        folder: run directories or shards, see ``find_runs``.
-
     Raises:
         RunLogError: names the file that cannot be read.
     """
     if not folder.is_dir() or not find_runs(folder):
         return None
-    logs = load_logs(folder, (_SECONDS, _REWARD_SECONDS), with_prompts=False, skip_damaged=True)
+    logs = load_logs(folder, (_SECONDS, _REWARD_SECONDS), skip_damaged=True)
     finished = logs.summary[logs.summary["state"] == "finished"].set_index("run_id")
     if finished.empty:
         return None

@@ -1,11 +1,10 @@
 """How methods, cells and metrics are called and coloured: the same words and colours in every figure and table."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import NamedTuple, cast
 
 import pandas as pd
 
-from analysis.cells.logs import TRAINING_REWARD
 from harness.names import METHODS, REWARDS
 from harness.names import SELECTIONS as SELECTION_COLOURS
 
@@ -36,15 +35,9 @@ def is_adagrpo(selection: str, fusion: bool) -> bool:
 
 
 def cell_label(method: str, selection: str, fusion: bool) -> str:
-    """Name of a cell of the grid.
+    """Name of a cell of the grid: "Flow-GRPO", "Flow-GRPO + AdaGRPO", "Flow-GRPO + curriculum", "Flow-GRPO hardest".
 
-    Args:
-        method: kernel's name in the configuration; an unknown one is shown as it is.
-        selection: prompt-selection strategy.
-        fusion: whether advantages are fused.
-
-    Returns:
-        As in "Flow-GRPO", "Flow-GRPO + AdaGRPO", "Flow-GRPO + curriculum", "Flow-GRPO hardest + fusion".
+    An unknown method is shown as it is called in the configuration.
     """
     name = METHOD_NAMES.get(method, method)
     if is_adagrpo(selection, fusion):
@@ -58,9 +51,7 @@ def cell_label(method: str, selection: str, fusion: bool) -> str:
 
 def cell_colour(selection: str, fusion: bool) -> str:
     """Colour of a cell, hexadecimal: the same in every figure, whichever other cells are drawn."""
-    if is_adagrpo(selection, fusion):
-        return _ADAGRPO_COLOUR
-    return SELECTION_COLOURS.get(selection, _OTHER_COLOUR)
+    return _ADAGRPO_COLOUR if is_adagrpo(selection, fusion) else SELECTION_COLOURS.get(selection, _OTHER_COLOUR)
 
 
 def cell_dash(selection: str, fusion: bool) -> str:
@@ -68,35 +59,11 @@ def cell_dash(selection: str, fusion: bool) -> str:
     return "--" if fusion and not is_adagrpo(selection, fusion) else "-"
 
 
-def cell_order(selection: str, fusion: bool) -> int:
-    """Sort key: base first, + AdaGRPO second, then the other selections without and with fusion."""
-    if is_base(selection, fusion):
-        return 0
-    if is_adagrpo(selection, fusion):
-        return 1
-    position = SELECTIONS.index(selection) if selection in SELECTIONS else len(SELECTIONS)
-    return 2 + 2 * position + int(fusion)
-
-
 def judge_name(judge: str) -> str:
     """A judge as tables call it, as in "HPS-v2"; UR is UnifiedReward."""
     if judge in REWARDS:
         return REWARDS[judge].label
     return _PAPERS_JUDGES.get(judge, judge[:1].upper() + judge[1:])
-
-
-def metric_names(reward: str, judges: Sequence[str], reader: str | None) -> dict[str, str]:
-    """The metrics that tables may show, in their order, with their headings.
-
-    Args:
-        reward: name of the trained reward.
-        judges: names of all judges.
-        reader: the unseen judge whose word accuracy is shown, too; it comes before the others.
-    """
-    names = {TRAINING_REWARD: f"Training reward ({reward})"}
-    if reader is not None:
-        names |= {reader: f"Unseen judge {reader}", f"{reader}/word_accuracy": f"Word accuracy ({reader})"}
-    return names | {judge: judge_name(judge) for judge in judges if judge != reader}
 
 
 class Cell(NamedTuple):
@@ -139,23 +106,25 @@ PAPER_GRID = tuple(
 """Five selections, fusion off and on, three methods."""
 
 
+def _position(selection: str) -> int:
+    return SELECTIONS.index(selection) if selection in SELECTIONS else len(SELECTIONS)
+
+
 def selection_order(cell: Cell) -> tuple[int, str, bool, float, str]:
     """Sort key of a method's cells: by selection in the paper's order, without fusion before with it."""
-    position = SELECTIONS.index(cell.selection) if cell.selection in SELECTIONS else len(SELECTIONS)
-    return position, cell.selection, cell.fusion, cell.fusion_weight, cell.variant
+    return _position(cell.selection), *cell[1:]
 
 
 def in_papers_order(selections: Iterable[str]) -> list[str]:
     """Selections, those of the paper first and in its order, others by name."""
-    return sorted(
-        selections, key=lambda name: (SELECTIONS.index(name) if name in SELECTIONS else len(SELECTIONS), name)
-    )
+    return sorted(selections, key=lambda name: (_position(name), name))
 
 
 def split_cells(rows: pd.DataFrame) -> list[tuple[Cell, pd.DataFrame]]:
     """Rows of each cell of a frame that has ``Cell``'s fields as columns.
 
-    Ordered by method; without a variant first; then by ``cell_order``.
+    Ordered by method; without a variant first; then the base, + AdaGRPO, and the other selections without and with
+    fusion.
     """
     cells = [
         (Cell(str(method), str(selection), bool(fusion), cast(float, weight), str(variant)), of_cell)
@@ -163,10 +132,10 @@ def split_cells(rows: pd.DataFrame) -> list[tuple[Cell, pd.DataFrame]]:
     ]
     methods = list(METHOD_NAMES)
 
-    def order(item: tuple[Cell, pd.DataFrame]) -> tuple[int, str, bool, int, float, str]:
-        cell = item[0]
-        position = methods.index(cell.method) if cell.method in methods else len(methods)
-        of_grid = cell_order(cell.selection, cell.fusion), cell.fusion_weight
-        return position, cell.method, bool(cell.variant), *of_grid, cell.variant
+    def order(item: tuple[Cell, pd.DataFrame]) -> tuple[int, str, bool, int, int, bool, float, str]:
+        method, selection, fusion, weight, variant = item[0]
+        position = methods.index(method) if method in methods else len(methods)
+        rank = 0 if is_base(selection, fusion) else 1 if is_adagrpo(selection, fusion) else 2
+        return position, method, bool(variant), rank, _position(selection), fusion, weight, variant
 
     return sorted(cells, key=order)

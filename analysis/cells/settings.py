@@ -10,9 +10,6 @@ _IDENTITY = {"experiment", "seed", "selection", "fusion.enabled", "fusion.weight
 def split_settings(configs: Sequence[Mapping[str, Any]]) -> tuple[dict[str, str], dict[str, list[str]]]:
     """Dotted settings of runs as text: those with one value, and those with several, which name no cell or seed.
 
-    Args:
-        configs: resolved configurations.
-
     Returns:
         ``{key: value}`` and ``{key: values}``; a key that some runs lack has the value "-" there.
     """
@@ -25,40 +22,27 @@ def split_settings(configs: Sequence[Mapping[str, Any]]) -> tuple[dict[str, str]
 
 def describe_environments(environments: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     """Where runs were made: commit, Python, packages, hardware; each with all values that occur."""
+    found: dict[str, set[str]] = {}
 
-    def every(values: Iterator[str]) -> str:
-        return ", ".join(sorted(set(values)))
+    def add(name: str, *values: str) -> None:
+        found.setdefault(name, set()).update(filter(None, values))
 
-    recorded = [environment for environment in environments if environment]
-    packages = (
-        f"{name} {version}" for environment in recorded for name, version in environment.get("packages", {}).items()
-    )
-    gpus = (gpu for environment in recorded for gpu in environment.get("gpus") or ["no GPU"])
-    machines = (f"{e.get('cores', '?')} cores {e.get('processor', '')}".strip() for e in recorded)
-    described = {
-        "Code": every(
-            f"{one['code_sha256'][:12]}{' (resumed)' if one is not environment else ''}"
-            for environment in recorded
-            for one in (environment, *environment.get("resumed", ()))
-            if one.get("code_sha256")
-        ),
-        "Commit": every(str(e["commit"]) for e in recorded if e.get("commit")),
-        "Python": every(str(e["python"]) for e in recorded if e.get("python")),
-        "Packages": every(packages),
-        "Hardware": every(machines),
-        "GPU": every(gpus),
-    }
-    return {name: text for name, text in described.items() if text}
+    for one in filter(None, environments):
+        executions = ((one, ""), *((resumed, " (resumed)") for resumed in one.get("resumed", ())))
+        add("Code", *(f"{e['code_sha256'][:12]}{what}" for e, what in executions if e.get("code_sha256")))
+        add("Commit", str(one.get("commit") or ""))
+        add("Python", str(one.get("python") or ""))
+        add("Packages", *(f"{name} {version}" for name, version in one.get("packages", {}).items()))
+        add("Hardware", f"{one.get('cores', '?')} cores {one.get('processor', '')}".strip())
+        add("GPU", *(one.get("gpus") or ["no GPU"]))
+    return {name: ", ".join(sorted(values)) for name, values in found.items() if values}
 
 
 def count_warnings(runs: Iterable[tuple[Mapping[str, Any], Mapping[str, Any]]]) -> dict[str, int]:
-    """What runs warned of, such as prompts that are cut off, and that their prompt lists may overlap.
+    """What runs warned of, such as prompts that are cut off or lists that may overlap: lines, with the number of runs.
 
     Args:
         runs: resolved configuration and environment of each.
-
-    Returns:
-        Lines, each with the number of runs that it is true of.
     """
     counts: Counter[str] = Counter()
     for config, environment in runs:

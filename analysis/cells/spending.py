@@ -28,7 +28,7 @@ def spent(runs: pd.DataFrame) -> pd.DataFrame:
     """What runs had spent on training after each iteration.
 
     Args:
-        runs: rows of ``load_runs``, with ``SPENDING_METRICS``.
+        runs: rows of ``Logs.runs``, with ``SPENDING_METRICS``.
 
     Returns:
         Columns run_id, iteration, forwards (a trained sample counts 3), reward_calls, seconds; nothing at iteration 0.

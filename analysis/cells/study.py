@@ -1,17 +1,16 @@
 """Runs that belong together, and how their cells compare: values of finished runs, paired by seed."""
 
-import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any, NamedTuple, cast
 
 import numpy as np
 import pandas as pd
 
 from analysis import statistics
-from analysis.cells.labels import PAPER_GRID, Cell, is_adagrpo, is_base, metric_names, split_cells
-from analysis.cells.logs import Logs
+from analysis.cells.labels import PAPER_GRID, Cell, is_adagrpo, is_base, judge_name, split_cells
+from analysis.cells.logs import TRAINING_REWARD, Logs
 from analysis.cells.spending import spent
 from analysis.cells.variants import variant_of_base
 from analysis.claims import VALIDATION_POINTS, Pair
@@ -27,14 +26,12 @@ class Comparison(NamedTuple):
     difference: float
     """Mean over seeds of treatment - base."""
     sd: float
-    """Sample standard deviation of the differences; NaN for one seed."""
+    """See ``statistics.Paired``, like the last two."""
     interval: Interval | None
     """95 %, resampling seeds, and prompts where all runs logged their values; None below ``MIN_SEEDS_FOR_INTERVAL``."""
     probability_of_improvement: float
     correlation: float
-    """Between the paired runs; NaN below 3 seeds."""
     detectable: float
-    """Smallest true difference that so many seeds find with probability .8; NaN for one seed."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,9 +43,9 @@ class Study:
     prefix: str
     """Of file names, where there are several studies."""
     runs: pd.DataFrame
-    """Rows of ``load_runs``."""
+    """Rows of ``Logs.runs``."""
     summary: pd.DataFrame
-    """Rows of ``load_summary``."""
+    """Rows of ``Logs.summary``."""
     prompts: Mapping[str, Mapping[str, Mapping[str, np.ndarray]]]
     """By split and run id: final values prompt by prompt, ``{metric: [prompts]}``; of the last test or validations.
 
@@ -83,8 +80,11 @@ class Study:
 
     @cached_property
     def metrics(self) -> dict[str, str]:
-        """What tables show, by metric: the trained reward, then the judges."""
-        wanted = metric_names(self.reward, self.judges, self.reader)
+        """What tables show, by metric: the trained reward, an unseen judge's word accuracy, then the judges."""
+        wanted = {TRAINING_REWARD: f"Training reward ({self.reward})"}
+        if (reader := self.reader) is not None:
+            wanted |= {reader: f"Unseen judge {reader}", f"{reader}/word_accuracy": f"Word accuracy ({reader})"}
+        wanted |= {judge: judge_name(judge) for judge in self.judges if judge != reader}
         return {metric: name for metric, name in wanted.items() if metric in self._logged and metric != self.reward}
 
     def has_logged(self, metric: str) -> bool:
@@ -158,18 +158,18 @@ class Study:
             for (i, metric, of_split), rows in positions.items()
         }
 
-    def interval(self, cell: Cell, metric: str) -> Interval | None:
-        """95 % interval of a cell's mean over seeds on test prompts; None below ``MIN_SEEDS_FOR_INTERVAL`` seeds."""
-        if (cell, metric) not in self._intervals:
-            values = self.values(cell, metric).to_numpy()
-            is_known = len(values) >= MIN_SEEDS_FOR_INTERVAL
-            found = statistics.stratified_interval([values], statistics.mean) if is_known else None
-            self._intervals[cell, metric] = found
-        return self._intervals[cell, metric]
-
     @cached_property
-    def _intervals(self) -> dict[tuple[Cell, str], Interval | None]:
-        return {}
+    def interval(self) -> Callable[[Cell, str], Interval | None]:
+        """95 % interval of a cell's mean of a metric over seeds on test prompts.
+
+        None below ``MIN_SEEDS_FOR_INTERVAL`` seeds.
+        """
+
+        def of(cell: Cell, metric: str) -> Interval | None:
+            values = self.values(cell, metric).to_numpy()
+            return statistics.mean_interval(values) if len(values) >= MIN_SEEDS_FOR_INTERVAL else None
+
+        return cache(of)
 
     def untrained(self, cell: Cell) -> tuple[pd.Series, str]:
         """Values of the untrained model by metric, and where they were measured.
@@ -205,15 +205,10 @@ class Study:
         base = Cell(cell.method, "random", False, 0.0, variant_of_base(cell.variant))
         return base if base in dict(self.cells) else None
 
-    def compare(self, cell: Cell, metric: str) -> Comparison | None:
-        """A cell against its base; None where they share no finished seed."""
-        if (cell, metric) not in self._compared:
-            self._compared[cell, metric] = self._compare(cell, metric)
-        return self._compared[cell, metric]
-
     @cached_property
-    def _compared(self) -> dict[tuple[Cell, str], Comparison | None]:
-        return {}
+    def compare(self) -> Callable[[Cell, str], Comparison | None]:
+        """A cell against its base on a metric; None where they share no finished seed."""
+        return cache(self._compare)
 
     def _compare(self, cell: Cell, metric: str) -> Comparison | None:
         base = self.base_of(cell)
@@ -222,16 +217,15 @@ class Study:
         seeds, pair = self.pair(cell, base, metric)
         if not seeds:
             return None
-        a, b = (values if values.ndim == 1 else values.mean(axis=1) for values in pair)
-        sd = float((a - b).std(ddof=1)) if len(seeds) > 1 else math.nan
+        found = statistics.paired_summary(*pair)
         return Comparison(
             seeds=seeds,
-            difference=float((a - b).mean()),
-            sd=sd,
+            difference=found.difference,
+            sd=found.sd,
             interval=statistics.paired_interval(*pair) if len(seeds) >= MIN_SEEDS_FOR_INTERVAL else None,
-            probability_of_improvement=statistics.probability_of_improvement([a], [b]),
-            correlation=statistics.paired_correlation(a, b),
-            detectable=statistics.minimum_detectable_effect(sd, len(seeds)) if len(seeds) > 1 else math.nan,
+            probability_of_improvement=statistics.probability_of_improvement(*map(statistics.of_seeds, pair)),
+            correlation=found.correlation,
+            detectable=found.detectable,
         )
 
     def pair(
@@ -264,22 +258,13 @@ class Study:
 
     def _by_prompt(self, cell: Cell, metric: str, split: str, seeds: Sequence[int]) -> np.ndarray | None:
         """``[seeds, prompts]`` of the end; None where a run has no value a prompt, or another number of them."""
-        runs = self._finished_by_seed[cell]
-        rows = [[self.prompts[split][i].get(metric, np.empty(0)) for i in runs[seed]] for seed in seeds]
-        lengths = {len(values) for of_seed in rows for values in of_seed}
+        runs = dict(self.cells)[cell][["run_id", "seed"]].to_numpy()
+        of_runs = [(seed, self.prompts[split][i].get(metric, np.empty(0))) for i, seed in runs if i in self.finished]
+        of_runs = [(seed, values) for seed, values in of_runs if seed in seeds]
+        lengths = {len(values) for _, values in of_runs}
         if len(lengths) != 1 or 0 in lengths:
             return None
-        return np.stack([np.mean(of_seed, axis=0) for of_seed in rows])
-
-    @cached_property
-    def _finished_by_seed(self) -> dict[Cell, dict[int, list[str]]]:
-        found: dict[Cell, dict[int, list[str]]] = {}
-        for cell, members in self.cells:
-            by_seed = found.setdefault(cell, {})
-            for run_id, seed in zip(members["run_id"], members["seed"], strict=True):
-                if run_id in self.finished:
-                    by_seed.setdefault(seed, []).append(run_id)
-        return found
+        return np.stack([np.mean([values for own, values in of_runs if own == seed], axis=0) for seed in seeds])
 
 
 def split_studies(logs: Logs) -> list[Study]:
@@ -305,12 +290,7 @@ def split_studies(logs: Logs) -> list[Study]:
 
 
 def finished_environments(study: Study, logs: Logs) -> list[Mapping[str, Any]]:
-    """Content of the environment.json of a study's finished runs.
-
-    Args:
-        study: of ``logs``.
-        logs: that it was made from.
-    """
+    """Content of the environment.json of a study's finished runs."""
     return [logs.environments[i] for i in study.summary.index[study.summary["state"] == "finished"]]
 
 

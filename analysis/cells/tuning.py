@@ -18,28 +18,16 @@ class Tuned(NamedTuple):
 
 
 def tuning_table(logs: Logs) -> pd.DataFrame:
-    """One row a finished run of a base cell: columns ``COLUMNS``, ``value`` as the protocol tunes by.
-
-    Args:
-        logs: of tuning runs alone.
-    """
-    rows = logs.runs[
-        (logs.runs["split"] == "validation") & (logs.runs["metric"] == METRIC) & (logs.runs["iteration"] > 0)
-    ]
-    by_run = {
-        run_id: of_run.sort_values("iteration")["value"] for run_id, of_run in rows.groupby("run_id", observed=True)
-    }
+    """One row a finished run of a base cell: columns ``COLUMNS``, ``value`` as the protocol tunes by."""
+    rows = logs.runs[(logs.runs["metric"] == METRIC) & (logs.runs["split"] == "validation")]
+    rows = rows[rows["iteration"] > 0].sort_values("iteration")
+    values = rows.groupby("run_id", observed=True)["value"].agg(lambda of_run: float(validation_mean(of_run)))
     records = []
     for run, config in zip(logs.summary.to_dict("records"), logs.configs, strict=True):
-        if (
-            run["state"] == "finished"
-            and run["selection"] == "random"
-            and not run["fusion"]
-            and run["run_id"] in by_run
-        ):
+        is_base = run["selection"] == "random" and not run["fusion"]
+        if run["state"] == "finished" and is_base and run["run_id"] in values:
             setting = Tuned(float(config["method"]["eta"]), float(config["optimizer"]["learning_rate"]))
-            value = float(validation_mean(by_run[run["run_id"]]))
-            records.append((run["method"], *setting, run["seed"], run["run_id"], value))
+            records.append((run["method"], *setting, run["seed"], run["run_id"], values[run["run_id"]]))
     return pd.DataFrame(records, columns=COLUMNS).sort_values(COLUMNS[:4], ignore_index=True)
 
 

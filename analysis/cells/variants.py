@@ -3,12 +3,12 @@
 So runs with another group size, reward weight or model are never pooled, whatever a report is made of.
 """
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import PurePath
 from typing import Any
 
 from analysis.cells.settings import flatten
+from analysis.runs.recorded import usual_values
 from harness.trained_reward import TrainedReward
 
 # What names a cell, a seed or a study by itself, and what changes no number.
@@ -55,7 +55,8 @@ def name_variants(
         recorded = all("settings" in environments[i] for i in members)
         sources = [environments[i]["settings"] if recorded else configs[i] for i in members]
         settings = [_settings(s, configs[i]) for s, i in zip(sources, members, strict=True)]
-        usual = _usual(settings)
+        keys = dict.fromkeys(key for own in settings for key in own)
+        usual = usual_values([{key: own.get(key, _ABSENT) for key in keys} for own in settings])
         for i, own in zip(members, settings, strict=True):
             unusual = [key for key in sorted(usual) if own.get(key, _ABSENT) != usual[key]]
             whole = _settings(configs[i], configs[i]) if unusual else {}
@@ -84,18 +85,5 @@ def _matters(key: str) -> bool:
     return not key.startswith(_NO_MATTER) or (key.startswith("rewards.") and key.endswith((".offset", ".scale")))
 
 
-def _usual(settings: Sequence[Mapping[str, str]]) -> dict[str, str]:
-    """The most frequent value of every key that varies; of equally frequent ones the first by text."""
-    keys = dict.fromkeys(key for own in settings for key in own)
-    counts = {key: Counter(own.get(key, _ABSENT) for own in settings) for key in keys}
-    return {key: min(count, key=lambda v: (-count[v], v)) for key, count in counts.items() if len(count) > 1}
-
-
 def _part(key: str, value: str) -> str:
-    if key == "iterations":
-        return f"{value} iterations"
-    return f"{_name(key)} {value.replace(', ', ' ')}"
-
-
-def _name(key: str) -> str:
-    return _SHORT.get(key, key)
+    return f"{value} iterations" if key == "iterations" else f"{_SHORT.get(key, key)} {value.replace(', ', ' ')}"

@@ -1,13 +1,22 @@
 """The figures of a study, as narrow panels for a page and as wide pictures."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import chain
 from typing import NamedTuple
 
 from analysis.cells.parallel import side_by_side
 from analysis.cells.study import Study
 from analysis.figures import cells, chosen, curves, selection
 from analysis.figures.drawing import Drawing, Panel, draw_panel, draw_together
+
+_PICTURES = {
+    "main": ("main", "Validation reward during training", 2),
+    "selection": ("selection", "Test reward by prompt selection", 2),
+    "cells": ("all-cells", "All cells, every seed", 3),
+    "variants": ("variants", "Other settings, every seed", 3),
+}
+"""File, title and columns of the wide pictures, by group."""
 
 
 class Group(NamedTuple):
@@ -58,55 +67,34 @@ def draw_study(study: Study) -> StudyFigures:
     pairs, selections = curves.pair_panels(study, reward), curves.cell_panels(study, reward)
     published = {panel.name: panel for panel in curves.paper_panels()}
     beside = published.pop("curves-paper-hpsv3")
-    # Without a pair to compare, the cells that are there are the main picture.
-    main = [*pairs, beside] if pairs else selections
-    more, of_all = [], list(selections) if pairs else []
     by_cost = curves.cost_quantities(study)
-    for quantity in further:
-        compared = curves.pair_panels(study, quantity)
-        more += compared
-        # Of a judge the main comparison is enough.
-        if not compared:
-            of_all += curves.cell_panels(study, quantity)
-    of_all += curves.cell_panels(study, by_cost[0])
-    costs = [panel for quantity in by_cost for panel in curves.cost_panels(study, quantity)]
+    more = [curves.pair_panels(study, quantity) for quantity in further]
+    # Of a judge the main comparison is enough.
+    of_judges = [curves.cell_panels(study, quantity) for quantity, own in zip(further, more, strict=True) if not own]
+    of_all = [selections if pairs else [], *of_judges, curves.cell_panels(study, by_cost[0])]
     strategies = selection.selection_panels(study)
-    beside_paper = [*strategies, selection.paper_panel()] if strategies else []
-    sketches = {
-        "main": _with_picture(study, "main", "Validation reward during training", main, num_columns=2),
-        "selection": _with_picture(study, "selection", "Test reward by prompt selection", beside_paper, num_columns=2),
-        "cells": _with_picture(study, "all-cells", "All cells, every seed", cells.cell_panels(study), num_columns=3),
-        "variants": _with_picture(
-            study, "variants", "Other settings, every seed", cells.variant_panels(study), num_columns=3
-        ),
-        "costs": _Sketch(costs),
-        "stability": _Sketch([panel for q in curves.signs(study) for panel in curves.pair_panels(study, q)]),
-        "curves": _Sketch([*more, *of_all]),
-        "published": _Sketch(list(published.values()) if pairs else []),
-        "chosen": _Sketch(chosen.chosen_panels(study)),
+    panels: dict[str, Sequence[Panel]] = {
+        # Without a pair to compare, the cells that are there are the main picture.
+        "main": [*pairs, beside] if pairs else selections,
+        "selection": [*strategies, selection.paper_panel()] if strategies else [],
+        "cells": cells.cell_panels(study),
+        "variants": cells.variant_panels(study),
+        "costs": [panel for quantity in by_cost for panel in curves.cost_panels(study, quantity)],
+        "stability": [panel for q in curves.signs(study) for panel in curves.pair_panels(study, q)],
+        "curves": list(chain(*more, *of_all)),
+        "published": list(published.values()) if pairs else [],
+        "chosen": chosen.chosen_panels(study),
     }
-    return StudyFigures(**_drawn(sketches))
-
-
-class _Sketch(NamedTuple):
-    """A group to be drawn."""
-
-    panels: Sequence[Panel]
-    picture: Callable[[], Drawing] | None = None
-
-
-def _with_picture(study: Study, name: str, title: str, panels: Sequence[Panel], num_columns: int) -> _Sketch:
-    picture = partial(draw_together, f"{study.prefix}{name}", title, panels, num_columns)
-    return _Sketch(panels, picture if panels else None)
-
-
-def _drawn(sketches: Mapping[str, _Sketch]) -> dict[str, Group]:
     jobs: list[Callable[[], Drawing]] = []
-    for sketch in sketches.values():
-        jobs += [partial(draw_panel, panel) for panel in sketch.panels]
-        jobs += [sketch.picture] if sketch.picture else []
+    for name, of_group in panels.items():
+        jobs += [partial(draw_panel, panel) for panel in of_group]
+        if of_group and name in _PICTURES:
+            file, title, num_columns = _PICTURES[name]
+            jobs.append(partial(draw_together, f"{study.prefix}{file}", title, of_group, num_columns))
     drawn = iter(side_by_side(lambda number: jobs[number](), range(len(jobs))))
-    return {
-        name: Group([next(drawn) for _ in sketch.panels], next(drawn) if sketch.picture else None)
-        for name, sketch in sketches.items()
-    }
+    return StudyFigures(
+        **{
+            name: Group([next(drawn) for _ in of_group], next(drawn) if of_group and name in _PICTURES else None)
+            for name, of_group in panels.items()
+        }
+    )

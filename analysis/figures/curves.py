@@ -142,10 +142,7 @@ def _by_run(rows: pd.DataFrame) -> pd.DataFrame:
 
 def _bands(rows: pd.DataFrame) -> tuple[list[float], list[float]]:
     """Bounds of the 95 % interval of the mean at each iteration."""
-    intervals = [
-        statistics.stratified_interval([at], statistics.mean, num_resamples=_BAND_RESAMPLES)
-        for at in _by_run(rows).to_numpy()
-    ]
+    intervals = [statistics.mean_interval(at, num_resamples=_BAND_RESAMPLES) for at in _by_run(rows).to_numpy()]
     return [i.low for i in intervals], [i.high for i in intervals]
 
 

@@ -30,12 +30,7 @@ def example_panels() -> list[Panel]:
 
 
 def sign_panel(signs: pd.DataFrame, labels: dict[str, str]) -> Panel:
-    """Share of wrong-signed samples that fusion corrects, by weight, in one-sided and in two-sided groups.
-
-    Args:
-        signs: ``analysis.gradients.signs.sign_frame``'s rows of all prompts.
-        labels: of checkpoints, in their order.
-    """
+    """Share of wrong signs that fusion corrects, by weight, in one- and in two-sided groups: rows of ``sign_frame``."""
     note = "Of samples whose local advantage has another sign than reward minus capability; band: 95 % interval"
     draw = partial(_draw_signs, signs=signs, labels=labels)
     return Panel("mechanism-signs", "Wrong signs that fusion corrects", draw, 3.0 + 0.45 * len(labels), note)

@@ -1,9 +1,8 @@
 """Gradients at fixed checkpoints: by strategy, by difficulty, and by the weight of fusion and of its control."""
 
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import partial
-from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -17,63 +16,38 @@ _NOTE = "Lines: 95 % intervals over blocks of rounds"
 _CURVES_NOTE = "Random prompts; bands: 95 % intervals over blocks of rounds; weight 0: local advantages"
 
 
-class Shown(NamedTuple):
-    """What panels of a measurement have in common."""
-
-    effects: pd.DataFrame
-    """Of ``analysis.gradients.effects.effect_frame``."""
-    checkpoints: Mapping[str, str]
-    """Their labels, in their order."""
-    metrics: Mapping[str, str]
-    """Names of axes."""
-
-
-def set_panels(shown: Shown, name: str, title: str, sets: Mapping[str, str], x_label: str) -> list[Panel]:
-    """For each metric a panel: a point a set of updates and checkpoint, with local advantages.
+def set_panel(
+    name: str,
+    what: str,
+    rows: pd.DataFrame,
+    checkpoints: Mapping[str, str],
+    sets: Mapping[str, str],
+    labels: tuple[str, str],
+) -> Panel:
+    """A point a set of updates and checkpoint, with local advantages.
 
     Args:
-        shown: the measurement.
-        name: of the files.
-        title: what is compared.
+        name: of the file.
+        what: is compared.
+        rows: of one metric of ``analysis.gradients.effects.effect_frame``.
+        checkpoints: their labels, in their order.
         sets: labels of the sets, in the order of the axis.
-        x_label: of the axis.
+        labels: of the axes.
     """
-    rows = shown.effects[(shown.effects["advantage"] == "local") & shown.effects["set"].isin(list(sets))]
-    return [
-        Panel(
-            f"mechanism-{name}-{metric}",
-            title,
-            partial(
-                _draw_sets,
-                rows=rows[rows["metric"] == metric],
-                checkpoints=shown.checkpoints,
-                sets=sets,
-                labels=(x_label, label),
-            ),
-            height=3.1 + 0.2 * len(shown.checkpoints),
-            note=_NOTE,
-        )
-        for metric, label in shown.metrics.items()
-    ]
+    rows = rows[(rows["advantage"] == "local") & rows["set"].isin(list(sets))]
+    draw = partial(_draw_sets, rows=rows, checkpoints=checkpoints, sets=sets, labels=labels)
+    return Panel(f"mechanism-{name}", f"Which prompts teach: {what}", draw, 3.1 + 0.2 * len(checkpoints), _NOTE)
 
 
-def weight_panels(shown: Shown, selection: str = "random") -> list[Panel]:
-    """For each metric a panel: fused (solid) and rescaled advantages (dotted) by weight, a colour a checkpoint."""
-    rows = shown.effects[shown.effects["set"] == selection]
-    return [
-        Panel(
-            f"mechanism-fusion-{metric}",
-            "Fusion and rescaling by weight",
-            partial(_draw_weights, rows=rows[rows["metric"] == metric], checkpoints=shown.checkpoints, label=label),
-            height=3.1 + 0.4 * len(shown.checkpoints),
-            note=_CURVES_NOTE,
-        )
-        for metric, label in shown.metrics.items()
-    ]
+def weight_panel(name: str, rows: pd.DataFrame, checkpoints: Mapping[str, str], label: str) -> Panel:
+    """Fused (solid) and rescaled advantages (dotted) of random prompts by weight, a colour a checkpoint."""
+    draw = partial(_draw_weights, rows=rows[rows["set"] == "random"], checkpoints=checkpoints, label=label)
+    height = 3.1 + 0.4 * len(checkpoints)
+    return Panel(f"mechanism-{name}", "Fusion and rescaling by weight", draw, height, _CURVES_NOTE)
 
 
 def _draw_sets(
-    axes: Axes, rows: pd.DataFrame, checkpoints: Mapping[str, str], sets: Mapping[str, str], labels: Sequence[str]
+    axes: Axes, rows: pd.DataFrame, checkpoints: Mapping[str, str], sets: Mapping[str, str], labels: tuple[str, str]
 ) -> None:
     offsets = np.linspace(-0.2, 0.2, len(checkpoints)) if len(checkpoints) > 1 else [0.0]
     for number, (checkpoint, label) in enumerate(checkpoints.items()):
@@ -90,10 +64,9 @@ def _draw_sets(
 def _draw_weights(axes: Axes, rows: pd.DataFrame, checkpoints: Mapping[str, str], label: str) -> None:
     for number, (checkpoint, name) in enumerate(checkpoints.items()):
         of_checkpoint = rows[rows["checkpoint"] == checkpoint]
-        start = of_checkpoint[of_checkpoint["advantage"] == "local"]
+        start, colour = of_checkpoint[of_checkpoint["advantage"] == "local"], series_colour(number)
         for advantage, dash in (("fused", "-"), ("rescaled", ":")):
             curve = pd.concat([start, of_checkpoint[of_checkpoint["advantage"] == advantage].sort_values("weight")])
-            colour = series_colour(number)
             if advantage == "fused":
                 axes.fill_between(curve["weight"], curve["low"], curve["high"], color=colour, alpha=0.15, linewidth=0)
             line = axes.plot(curve["weight"], curve["value"], dash, color=colour, linewidth=2, marker="o", markersize=3)

@@ -24,35 +24,30 @@ class Bar(NamedTuple):
 
 def selection_panels(study: Study) -> list[Panel]:
     """For each method with several strategies, its cells without fusion; bars start at the untrained model."""
-    bars_of: dict[str, dict[str, Bar]] = {}
     starts: dict[str, float] = {}
+    bars_of: dict[str, dict[str, Bar]] = {}
     splits: set[str] = set()
     for cell, _ in study.grid_cells:
         values = study.values(cell, TRAINING_REWARD)
-        if cell.fusion or values.empty:
-            continue
-        bar = Bar(values.to_numpy(), study.interval(cell, TRAINING_REWARD))
-        bars_of.setdefault(cell.method, {})[cell.selection] = bar
-        before, split = study.untrained(cell)
-        splits.add(split)
-        starts.setdefault(cell.method, float(before.get(TRAINING_REWARD, np.nan)))
+        if not cell.fusion and len(values):
+            bar = Bar(values.to_numpy(), study.interval(cell, TRAINING_REWARD))
+            bars_of.setdefault(cell.method, {})[cell.selection] = bar
+            before, split = study.untrained(cell)
+            splits.add(split)
+            starts.setdefault(cell.method, float(before.get(TRAINING_REWARD, np.nan)))
     bars_of = {method: bars for method, bars in bars_of.items() if len(bars) > 1}
-    if not bars_of:
-        return []
-    highest = max(float(bar.seeds.max()) for bars in bars_of.values() for bar in bars.values())
-    label = f"Test reward ({study.reward})"
-    note = "Bar: mean, from the untrained model up; dots: every seed"
-    if any(bar.interval for bars in bars_of.values() for bar in bars.values()):
-        note += "; line: 95 % interval"
-    else:
-        note += f"; no interval below {MIN_SEEDS_FOR_INTERVAL} seeds"
+    everything = [bar for bars in bars_of.values() for bar in bars.values()]
+    highest = max((float(bar.seeds.max()) for bar in everything), default=0.0)
+    note = "Bar: mean, from the untrained model up; dots: every seed; "
+    has_interval = any(bar.interval for bar in everything)
+    note += "line: 95 % interval" if has_interval else f"no interval below {MIN_SEEDS_FOR_INTERVAL} seeds"
     if "validation" in splits:
         note += "; the untrained model on validation prompts"
     return [
         Panel(
             f"{study.prefix}selection-{method}",
             f"{METHOD_NAMES.get(method, method)}, this study",
-            partial(_draw, bars=bars, start=starts[method], highest=highest, label=label),
+            partial(_draw, bars, starts[method], highest, f"Test reward ({study.reward})"),
             note=note,
         )
         for method, bars in bars_of.items()
@@ -64,20 +59,14 @@ def paper_panel() -> Panel:
     table = paper.selection_table()
     finals = zip(table["strategy"], table["final_hpsv3"], strict=True)
     bars = {str(strategy): Bar(np.array([final]), None) for strategy, final in finals}
-    start, highest = paper.untrained_hpsv3(), float(table["final_hpsv3"].max())
-    draw = partial(_draw, bars=bars, start=start, highest=highest, label="HPS-v3", digits=2, dots=False)
+    highest = float(table["final_hpsv3"].max())
+    draw = partial(_draw, bars, paper.untrained_hpsv3(), highest, "HPS-v3", digits=2, dots=False)
     note = "The paper: from the untrained FLUX.1-dev up, one run each"
     return Panel("selection-paper", "Flow-GRPO, the paper", draw, note=note)
 
 
 def _draw(
-    axes: Axes,
-    bars: Mapping[str, Bar],
-    start: float,
-    highest: float,
-    label: str,
-    digits: int = 3,
-    dots: bool = True,
+    bars: Mapping[str, Bar], start: float, highest: float, label: str, axes: Axes, digits: int = 3, dots: bool = True
 ) -> None:
     shown = in_papers_order(bars)
     for position, selection in enumerate(shown):

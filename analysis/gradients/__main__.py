@@ -1,5 +1,14 @@
-"""``python -m analysis.gradients FOLDER``."""
+"""``python -m analysis.gradients FOLDER``: write the report again from a measurement's tables."""
 
-from analysis.gradients.report import main
+import argparse
+from pathlib import Path
 
-raise SystemExit(main())
+from analysis.gradients.report import write_mechanism_report
+from analysis.gradients.tables import MechanismTableError
+
+parser = argparse.ArgumentParser(prog="python -m analysis.gradients", description="Write a measurement's report.")
+parser.add_argument("folder", type=Path, help="holds about.json, units.parquet and blocks.parquet")
+try:
+    print(write_mechanism_report(parser.parse_args().folder))
+except MechanismTableError as error:
+    parser.exit(2, f"{error}\n")

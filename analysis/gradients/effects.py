@@ -1,6 +1,7 @@
 """How good the gradients of strategies, difficulties and advantages are, with intervals over blocks of rounds."""
 
 from collections.abc import Iterator, Sequence
+from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,7 +15,7 @@ from analysis.gradients.estimates import (
     squared_norm,
     weighted_mean,
 )
-from analysis.gradients.tables import EVERYTHING, Blocks, MechanismTables, Units, sum_of
+from analysis.gradients.tables import EVERYTHING, MechanismTables
 from analysis.statistics import Interval, Resampled, Values, resampling_weights
 
 WEIGHTS = (1.0, 2.0, 5.0, 10.0, 15.0)
@@ -38,12 +39,10 @@ class Advantage(NamedTuple):
     weight: float = 0.0
 
     def coefficients(self, kinds: Sequence[str]) -> Values:
-        """As a sum of kinds that were measured."""
-        if self.name == "fused":
-            return sum_of(kinds, **{"local": 1, "global": self.weight})
-        if self.name == "rescaled":
-            return sum_of(kinds, local=1, rescaling=self.weight)
-        return sum_of(kinds, **{self.name: 1})
+        """``[kinds]``: as a sum of kinds that were measured."""
+        added = {"fused": "global", "rescaled": "rescaling"}.get(self.name)
+        parts = {"local": 1.0, added: self.weight} if added else {self.name: 1.0}
+        return np.array([parts.get(kind, 0.0) for kind in kinds])
 
     @property
     def label(self) -> str:
@@ -58,51 +57,39 @@ ADVANTAGES = (UNBIASED, CAPABILITY, LOCAL, *FUSED, *RESCALED)
 
 
 class Measured:
-    """Statistics of sets of updates at one checkpoint, all of the same resamples of blocks.
-
-    Args:
-        tables: of the measurement.
-        checkpoint: its label.
-    """
+    """Statistics of sets of updates at one checkpoint, all of the same resamples of blocks."""
 
     def __init__(self, tables: MechanismTables, checkpoint: str) -> None:
         self.tables, self.checkpoint = tables, checkpoint
         self.iteration = tables.iterations[checkpoint]
-        self.reference = tables.reference(checkpoint)
-        self._counts = tables.num_blocks, len(self.reference.counts)
+        self._counts = tables.num_blocks, len(tables.reference_counts)
         self._weights, self._reference_weights = resampling_weights(self._counts)
-        self._reference_signal = squared_norm(self.reference.products, self.reference.counts, self._reference_weights)
-        self._sets: dict[str, tuple[Units, Blocks]] = {}
-        self._found: dict[tuple[str, Advantage], dict[str, Resampled]] = {}
-
-    def metrics(self, name: str, advantage: Advantage) -> dict[str, Resampled]:
-        """Every one of ``METRICS`` of a set's updates with an advantage."""
-        if (name, advantage) not in self._found:
-            self._found[name, advantage] = self._measure(name, advantage)
-        return self._found[name, advantage]
+        self._reference_signal = squared_norm(
+            tables.reference(checkpoint), tables.reference_counts, self._reference_weights
+        )
+        self._units = cache(lambda name: tables.units(checkpoint, name))
+        self._blocks = cache(lambda name: tables.blocks(checkpoint, name))
+        self.metrics = cache(self._measure)
+        """``(set, advantage) -> {metric: statistic}``: each of ``METRICS`` of a set's updates with an advantage."""
 
     def num_updates(self, name: str) -> int:
         """How many updates a set has."""
-        return len(self.tables.units(self.checkpoint, name).rows)
+        return len(self._units(name).rows)
 
     def reliability(self) -> Interval:
         """|E r|^2 / |r|^2 of the reference gradient: 1 without noise; cosines are smaller by its root."""
-        return Resampled(self._reference_signal / self.reference.length**2, self._counts).interval()
-
-    def _of_set(self, name: str) -> tuple[Units, Blocks]:
-        if name not in self._sets:
-            self._sets[name] = self.tables.units(self.checkpoint, name), self.tables.blocks(self.checkpoint, name)
-        return self._sets[name]
+        return Resampled(self._reference_signal / self.tables.lengths[self.checkpoint] ** 2, self._counts).interval()
 
     def _measure(self, name: str, advantage: Advantage) -> dict[str, Resampled]:
-        units, blocks = self._of_set(name)
-        coefficients, weights = advantage.coefficients(self.tables.kinds), self._weights
-        signal = squared_norm(combined(blocks.products, coefficients), units.counts, weights)
+        units, weights = self._units(name), self._weights
+        products, with_reference = self._blocks(name)
+        coefficients = advantage.coefficients(self.tables.kinds)
+        signal = squared_norm(combined(products, coefficients), units.counts, weights)
         product = cross_product(
-            np.einsum("k,kab->ab", coefficients, blocks.with_reference),
+            np.einsum("k,kab->ab", coefficients, with_reference),
             units.counts,
             weights,
-            self.reference.counts,
+            self.tables.reference_counts,
             self._reference_weights,
         )
         squares = weighted_mean(units.by_block(units.squares(coefficients)), units.counts, weights)
@@ -118,8 +105,7 @@ def checkpoint_frame(measured: Sequence[Measured]) -> pd.DataFrame:
     """One row a checkpoint: columns ``CHECKPOINT_COLUMNS``; signal is ``Measured.reliability``, with its bounds."""
     rows = []
     for at, seconds in zip(measured, measured[0].tables.about["seconds"], strict=True):
-        prompts = at.num_updates(EVERYTHING)
-        what = (at.checkpoint, at.iteration, prompts, at.tables.num_blocks)
+        what = (at.checkpoint, at.iteration, at.num_updates(EVERYTHING), at.tables.num_blocks)
         rows.append((*what, *at.reliability(), sum(seconds.values()) / 60))
     return pd.DataFrame(rows, columns=CHECKPOINT_COLUMNS)
 

@@ -8,20 +8,18 @@ A gradient g of one update has the expectation E g and the covariance Cov g. Wha
   must be averaged before signal and noise are equal.
 - ``alignment``: cosine between E g and another expected gradient: 1 where the updates have no bias in direction,
   however noisy they are.
-- ``cosines``: between each single gradient and a direction: what one update gets of it, bias and noise together.
 
-Blocks are sums of gradients that are independent of those of other blocks, and ``weights`` of blocks are those of
-``statistics.resampling_weights``. Products of a block with itself are never used: a resample may hold a block twice,
-but no gradient is independent of itself.
+Blocks are sums of gradients that are independent of those of other blocks, and ``weights`` ``[resamples, blocks]`` are
+those of ``statistics.resampling_weights``. Products of a block with itself are never used: a resample may hold a block
+twice, but no gradient is independent of itself. Where nothing was drawn that defines a statistic it is NaN.
 """
 
 import numpy as np
-from numpy.typing import ArrayLike
 
 from analysis.statistics import Values
 
 
-def combined(products: Values, coefficients: ArrayLike) -> Values:
+def combined(products: Values, coefficients: Values) -> Values:
     """Inner products of a sum of several kinds of gradients: of g = sum_k c_k g_k, <g, g> = sum_kl c_k c_l <g_k, g_l>.
 
     Args:
@@ -31,27 +29,10 @@ def combined(products: Values, coefficients: ArrayLike) -> Values:
     Returns:
         ``[...]``.
     """
-    weights = np.asarray(coefficients, dtype=float)
-    return np.asarray(np.einsum("k,l,kl...->...", weights, weights, products))
+    return np.asarray(np.einsum("k,l,kl...->...", coefficients, coefficients, products))
 
 
-def cosines(squares: ArrayLike, with_direction: ArrayLike, length: float) -> Values:
-    """Cosine of each gradient with a direction: <g_i, r> / (|g_i| |r|); 0 for a gradient that is 0.
-
-    Args:
-        squares: ``[n]`` |g_i|^2.
-        with_direction: ``[n]`` <g_i, r>.
-        length: |r| > 0.
-
-    Returns:
-        ``[n]`` in [-1, 1].
-    """
-    lengths = np.sqrt(np.asarray(squares, dtype=float))
-    products = np.asarray(with_direction, dtype=float)
-    return np.divide(products, lengths * length, out=np.zeros_like(products), where=lengths > 0)
-
-
-def squared_norm(products: Values, counts: ArrayLike, weights: Values) -> Values:
+def squared_norm(products: Values, counts: Values, weights: Values) -> Values:
     """|E g|^2 = sum over a != b of w_a w_b <S_a, S_b> / sum over a != b of w_a w_b n_a n_b.
 
     Unbiased for equal weights, so that it may be negative where the signal is lost in the noise.
@@ -59,52 +40,42 @@ def squared_norm(products: Values, counts: ArrayLike, weights: Values) -> Values
     Args:
         products: ``[blocks, blocks]`` <S_a, S_b> of sums of gradients; the diagonal is not used.
         counts: ``[blocks]`` how many gradients each sum has.
-        weights: ``[resamples, blocks]``.
+        weights: of blocks.
 
     Returns:
-        ``[resamples]``; NaN where fewer than two blocks with gradients were drawn.
+        ``[resamples]``.
     """
-    numbers = np.asarray(counts, dtype=float)
     between = products - np.diag(np.diag(products))
     numerator = ((weights @ between) * weights).sum(axis=1)
-    return _ratio(numerator, (weights @ numbers) ** 2 - weights**2 @ numbers**2)
+    return _ratio(numerator, (weights @ counts) ** 2 - weights**2 @ counts**2)
 
 
 def cross_product(
-    products: Values, counts: ArrayLike, weights: Values, other_counts: ArrayLike, other_weights: Values
+    products: Values, counts: Values, weights: Values, other_counts: Values, other_weights: Values
 ) -> Values:
     """<E g, E r> of two independent kinds of gradients.
 
     Args:
         products: ``[blocks, other blocks]`` of sums of g with sums of r.
         counts: ``[blocks]`` of g.
-        weights: ``[resamples, blocks]``.
+        weights: of its blocks.
         other_counts: ``[other blocks]`` of r.
-        other_weights: ``[resamples, other blocks]``, drawn independently.
-
-    Returns:
-        ``[resamples]``; NaN where no block with gradients was drawn.
-    """
-    numerator = ((weights @ products) * other_weights).sum(axis=1)
-    return _ratio(numerator, (weights @ np.asarray(counts)) * (other_weights @ np.asarray(other_counts)))
-
-
-def weighted_mean(sums: ArrayLike, counts: ArrayLike, weights: Values) -> Values:
-    """Mean of single values, from each block's sum and number of them; NaN of none.
-
-    Args:
-        sums: ``[blocks]``.
-        counts: ``[blocks]``.
-        weights: ``[resamples, blocks]``.
+        other_weights: of its blocks, drawn independently.
 
     Returns:
         ``[resamples]``.
     """
-    return _ratio(weights @ np.asarray(sums, dtype=float), weights @ np.asarray(counts, dtype=float))
+    numerator = ((weights @ products) * other_weights).sum(axis=1)
+    return _ratio(numerator, (weights @ counts) * (other_weights @ other_counts))
+
+
+def weighted_mean(sums: Values, counts: Values, weights: Values) -> Values:
+    """``[resamples]`` mean of single values, from each block's sum and number of them."""
+    return _ratio(weights @ sums, weights @ counts)
 
 
 def signal_to_noise(signal: Values, mean_square: Values) -> Values:
-    """|E g|^2 / tr Cov g, with tr Cov g = E |g|^2 - |E g|^2; NaN where it is not defined.
+    """|E g|^2 / tr Cov g, with tr Cov g = E |g|^2 - |E g|^2.
 
     Args:
         signal: |E g|^2 of ``squared_norm``.

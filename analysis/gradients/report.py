@@ -1,6 +1,5 @@
 """The report of a measurement: CSV tables, figures, and summary.md; and what a page shows of it."""
 
-import argparse
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -9,7 +8,7 @@ import pandas as pd
 
 from analysis.figures.drawing import Drawing, draw_panel
 from analysis.figures.fusion import example_panels, sign_panel
-from analysis.figures.mechanism import Shown, set_panels, weight_panels
+from analysis.figures.mechanism import set_panel, weight_panel
 from analysis.formats import write_frame
 from analysis.gradients.effects import METRICS, Measured, checkpoint_frame, comparison_frame, effect_frame
 from analysis.gradients.signs import sign_frame
@@ -22,8 +21,6 @@ from analysis.gradients.tables import (
     load_mechanism_tables,
 )
 from harness.files import write_atomically
-
-_FRAMES = ("checkpoints", "effects", "comparisons", "signs")
 
 
 class MechanismPart(NamedTuple):
@@ -38,12 +35,9 @@ class MechanismPart(NamedTuple):
 
 
 def write_mechanism_report(folder: Path) -> Path:
-    """Write checkpoints.csv, effects.csv, comparisons.csv, signs.csv, figures/ and summary.md.
+    """Write checkpoints.csv, effects.csv, comparisons.csv, signs.csv, figures/ and summary.md beside the tables.
 
     The same tables give the same bytes.
-
-    Args:
-        folder: holds the measurement's tables.
 
     Returns:
         The path of summary.md.
@@ -52,10 +46,16 @@ def write_mechanism_report(folder: Path) -> Path:
         MechanismTableError: a table is missing or broken.
     """
     tables = load_mechanism_tables(folder)
-    frames = frames_of([Measured(tables, checkpoint) for checkpoint in tables.iterations])
+    measured = [Measured(tables, checkpoint) for checkpoint in tables.iterations]
+    frames = {
+        "checkpoints": checkpoint_frame(measured),
+        "effects": effect_frame(measured),
+        "comparisons": comparison_frame(measured),
+        "signs": sign_frame(tables),
+    }
     for name, frame in frames.items():
         write_frame(frame, folder / f"{name}.csv")
-    for drawing in [*drawings(tables, frames), *map(draw_panel, example_panels())]:
+    for drawing in [*_drawings(tables, frames), *map(draw_panel, example_panels())]:
         drawing.save(folder / "figures")
     path = folder / "summary.md"
     write_atomically(path, summary(tables, frames))
@@ -69,9 +69,9 @@ def read_mechanism_report(folder: Path) -> MechanismPart:
         MechanismTableError: about.json or a CSV file is missing or broken.
     """
     measurement = load_measurement(folder)
-    frames = {name: _read(folder / f"{name}.csv") for name in _FRAMES}
+    frames = {name: _read(folder / f"{name}.csv") for name in ("checkpoints", "effects", "comparisons", "signs")}
     opening, checkpoints = introduction(measurement, frames["checkpoints"])
-    drawn = {drawing.name: drawing for drawing in drawings(measurement, frames)}
+    drawn = {drawing.name: drawing for drawing in _drawings(measurement, frames)}
     return MechanismPart(opening, checkpoints, sections(measurement, frames), drawn)
 
 
@@ -83,38 +83,17 @@ def _read(path: Path) -> pd.DataFrame:
         raise MechanismTableError(f"{path}: cannot be read: {error}; {again}") from None
 
 
-def frames_of(measured: Sequence[Measured]) -> dict[str, pd.DataFrame]:
-    """All numbers of a measurement, one entry a checkpoint."""
-    return {
-        "checkpoints": checkpoint_frame(measured),
-        "effects": effect_frame(measured),
-        "comparisons": comparison_frame(measured),
-        "signs": sign_frame(measured[0].tables),
-    }
-
-
-def drawings(measurement: Measurement, frames: Mapping[str, pd.DataFrame]) -> list[Drawing]:
+def _drawings(measurement: Measurement, frames: Mapping[str, pd.DataFrame]) -> list[Drawing]:
     """All figures of a measurement: a panel for each metric of each question, and signs."""
-    labels, signs = measurement.labels, frames["signs"]
-    shown = Shown(frames["effects"], labels, METRICS)
+    labels, effects, signs = measurement.labels, frames["effects"], frames["signs"]
     strategies = {name: name for name in measurement.strategies}
     by_difficulty = "Reward of the candidate's deterministic sample"
-    panels = [
-        *set_panels(shown, "selection", "Which prompts teach: by strategy", strategies, "Strategy"),
-        *set_panels(shown, "difficulty", "Which prompts teach: by difficulty", measurement.bins, by_difficulty),
-        *weight_panels(shown),
-        sign_panel(signs[signs["set"] == EVERYTHING], labels),
-    ]
+    panels = [sign_panel(signs[signs["set"] == EVERYTHING], labels)]
+    for metric, label in METRICS.items():
+        rows = effects[effects["metric"] == metric]
+        panels += [
+            set_panel(f"selection-{metric}", "by strategy", rows, labels, strategies, ("Strategy", label)),
+            set_panel(f"difficulty-{metric}", "by difficulty", rows, labels, measurement.bins, (by_difficulty, label)),
+            weight_panel(f"fusion-{metric}", rows, labels, label),
+        ]
     return [draw_panel(panel) for panel in panels]
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """``python -m analysis.gradients FOLDER``: write the report again from a measurement's tables."""
-    parser = argparse.ArgumentParser(prog="python -m analysis.gradients", description="Write a measurement's report.")
-    parser.add_argument("folder", type=Path, help="holds about.json, units.parquet and blocks.parquet")
-    parsed = parser.parse_args(arguments)
-    try:
-        print(write_mechanism_report(parsed.folder))
-    except MechanismTableError as error:
-        parser.exit(2, f"{error}\n")
-    return 0

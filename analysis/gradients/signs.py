@@ -19,7 +19,7 @@ SIGN_COLUMNS += ["median_weight", "weight", "corrected", "low", "high"]
 
 
 class Signs(NamedTuple):
-    """Of each sample, ``[...]``."""
+    """What is known of each sample, ``[...]``."""
 
     wrong: Mask
     """Local advantage and reward minus capability differ in sign."""
@@ -51,8 +51,7 @@ def corrected_signs(signs: Signs, local: Values, global_: Values, weight: float)
 def needed_weights(signs: Signs, local: Values, global_: Values) -> Values:
     """Weight from which on a wrong sign is corrected, -local / global; infinite if none does, NaN of a right one."""
     opposed = signs.wrong & (local * global_ < 0)
-    weights = np.where(signs.wrong, np.inf, np.nan)
-    return np.divide(-local, global_, out=weights, where=opposed)
+    return np.divide(-local, global_, out=np.where(signs.wrong, np.inf, np.nan), where=opposed)
 
 
 def sign_frame(tables: MechanismTables) -> pd.DataFrame:
@@ -61,11 +60,12 @@ def sign_frame(tables: MechanismTables) -> pd.DataFrame:
     Columns ``SIGN_COLUMNS``: of all different prompts that were chosen and of each strategy's. ``median_weight`` is the
     weight that corrects half of the wrong signs, infinite where none does.
     """
-    rows: list[tuple[object, ...]] = []
-    for checkpoint, iteration in tables.iterations.items():
-        for name in (EVERYTHING, *tables.strategies):
-            for row in _of_set(tables.units(checkpoint, name)):
-                rows.append((checkpoint, iteration, name, *row))
+    rows = [
+        (checkpoint, iteration, name, *row)
+        for checkpoint, iteration in tables.iterations.items()
+        for name in (EVERYTHING, *tables.strategies)
+        for row in _of_set(tables.units(checkpoint, name))
+    ]
     return pd.DataFrame(rows, columns=SIGN_COLUMNS)
 
 
@@ -76,13 +76,13 @@ def _of_set(units: Units) -> Iterator[tuple[object, ...]]:
     needed = needed_weights(signs, local, global_)
     for sides in (ONE_SIDED, TWO_SIDED):
         mask = signs.one_sided == (sides == ONE_SIDED)
-        num_samples, num_wrong = int(mask.sum()), int((signs.wrong & mask).sum())
-        groups = num_samples // local.shape[-1]
-        shares = num_samples / mask.size, num_wrong / num_samples if num_samples else np.nan
-        median = float(np.median(needed[signs.wrong & mask])) if num_wrong else np.nan
+        wrong, num_samples = signs.wrong & mask, int(mask.sum())
+        shares = num_samples / mask.size, float(wrong.sum()) / num_samples if num_samples else np.nan
+        median = float(np.median(needed[wrong])) if wrong.any() else np.nan
         for weight in WEIGHTS:
             corrected = corrected_signs(signs, local, global_, weight) & mask
-            yield groups, sides, *shares, median, weight, *_share(units, corrected, signs.wrong & mask)
+            share = _share(units, corrected, wrong)
+            yield num_samples // local.shape[-1], sides, *shares, median, weight, *share
 
 
 def _share(units: Units, part: Mask, whole: Mask) -> tuple[float, float, float]:
@@ -90,6 +90,5 @@ def _share(units: Units, part: Mask, whole: Mask) -> tuple[float, float, float]:
     if not whole.any():
         return np.nan, np.nan, np.nan
     parts, wholes = (units.by_block(mask.sum(axis=(1, 2)).astype(float)) for mask in (part, whole))
-    counts = [units.num_blocks]
-    [weights] = resampling_weights(counts)
-    return Resampled(weighted_mean(parts, wholes, weights), counts).interval()
+    [weights] = resampling_weights([units.num_blocks])
+    return Resampled(weighted_mean(parts, wholes, weights), [units.num_blocks]).interval()

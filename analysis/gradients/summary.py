@@ -15,7 +15,7 @@ from analysis.statistics import Interval
 PROMPTS, FUSION = "prompts", "fusion"
 """Topics: which prompts teach, and what fusion does."""
 _SHOWN = (UNBIASED, LOCAL, FUSED[0], FUSED[2], RESCALED[2], FUSED[4], RESCALED[4], CAPABILITY)
-_DIGITS = {"cosine": 3, "alignment": 3, "snr": 4}
+_DIGITS = {"snr": 4}
 
 
 class Section(NamedTuple):
@@ -38,62 +38,34 @@ def sections(measurement: Measurement, frames: Mapping[str, pd.DataFrame]) -> li
         measurement: whose frames.
         frames: effects, comparisons and signs, as ``analysis.gradients.report`` writes them.
     """
-    labels, effects = measurement.labels, frames["effects"]
-    strategies = {name: name for name in measurement.strategies}
-
-    def compared(question: str) -> tuple[list[str], WideTable]:
-        rows = frames["comparisons"][frames["comparisons"]["question"] == question]
-        return list(_verdicts(rows, labels)), _differences(rows, labels)
-
-    (selection, by_selection), (both, by_both) = compared("selection"), compared("adagrpo")
-    (fusion, by_fusion), (kink, by_kink) = compared("fusion"), compared("kink")
+    labels, effects, comparisons = measurement.labels, frames["effects"], frames["comparisons"]
     signs = frames["signs"][frames["signs"]["set"] == EVERYTHING]
+
+    def asked(topic: str, question: str, title: str, figures: str = "", tables: Iterable[WideTable] = ()) -> Section:
+        rows = comparisons[comparisons["question"] == question]
+        found = [_differences(rows, labels), *tables]
+        return Section(topic, title, list(_verdicts(rows, labels)), _of_metrics(figures) if figures else [], found)
+
+    strategies = {name: name for name in measurement.strategies}
     of_strategies = _tables(effects, labels, strategies, "Strategy")
-    of_bins = _tables(effects, labels, measurement.bins, "Reward")
-    difficulty = list(_extremes(effects, labels, measurement.bins))
+    of_bins = list(_tables(effects, labels, measurement.bins, "Reward"))
+    extremes = list(_extremes(effects, labels, measurement.bins))
+    which = "Which prompts teach: each strategy against random prompts, local advantages"
+    both = "Both parts: curriculum prompts with fused advantages against random prompts with local ones"
+    kink = "More than a rescaling: fused against rescaled advantages of the same weight"
+    corrected = list(_corrected(signs, labels))
     return [
-        Section(
-            PROMPTS,
-            "Which prompts teach: each strategy against random prompts, local advantages",
-            selection,
-            _of_metrics("selection"),
-            [by_selection, *of_strategies],
-        ),
-        Section(PROMPTS, "Which difficulty teaches", difficulty, _of_metrics("difficulty"), list(of_bins)),
-        Section(
-            PROMPTS,
-            "Both parts: curriculum prompts with fused advantages against random prompts with local ones",
-            both,
-            [],
-            [by_both],
-        ),
-        Section(
-            FUSION,
-            "Is fusion less biased: fused against local advantages",
-            fusion,
-            _of_metrics("fusion"),
-            [by_fusion],
-        ),
-        Section(
-            FUSION,
-            "More than a rescaling: fused against rescaled advantages of the same weight",
-            kink,
-            [],
-            [by_kink],
-        ),
-        Section(
-            FUSION, "Wrong signs", list(_corrected(signs, labels)), ["mechanism-signs"], [_sign_table(signs, labels)]
-        ),
+        asked(PROMPTS, "selection", which, "selection", of_strategies),
+        Section(PROMPTS, "Which difficulty teaches", extremes, _of_metrics("difficulty"), of_bins),
+        asked(PROMPTS, "adagrpo", both),
+        asked(FUSION, "fusion", "Is fusion less biased: fused against local advantages", "fusion"),
+        asked(FUSION, "kink", kink),
+        Section(FUSION, "Wrong signs", corrected, ["mechanism-signs"], [_sign_table(signs, labels)]),
     ]
 
 
 def summary(measurement: Measurement, frames: Mapping[str, pd.DataFrame]) -> str:
-    """The text of summary.md.
-
-    Args:
-        measurement: whose frames.
-        frames: those of ``sections``, and checkpoints.
-    """
+    """The text of summary.md, from the frames of ``sections`` and that of checkpoints."""
     opening, checkpoints = introduction(measurement, frames["checkpoints"])
     lines = ["# Gradients at fixed checkpoints", "", opening, "", *_list(checkpoints)]
     for section in sections(measurement, frames):
@@ -104,30 +76,22 @@ def summary(measurement: Measurement, frames: Mapping[str, pd.DataFrame]) -> str
 
 
 def introduction(measurement: Measurement, checkpoints: pd.DataFrame) -> tuple[str, list[str]]:
-    """What was measured, and a sentence a checkpoint.
-
-    Args:
-        measurement: that is described.
-        checkpoints: of ``analysis.gradients.effects.checkpoint_frame``.
-    """
+    """What was measured, and a sentence a checkpoint, of its row in ``checkpoint_frame``."""
     about, labels = measurement.about, measurement.labels
-    updates = about["rounds"]
-    groups = about["groups_per_unit"] * updates
-    size = about["config"]["rollout"]["group_size"]
-    samples = about["reference_prompts"] * about["groups_per_unit"] * size
+    updates, groups, size = about["rounds"], about["groups_per_unit"], about["config"]["rollout"]["group_size"]
     opening = (
-        f"{updates} updates ({groups} groups of {size}) for each strategy at each checkpoint; the reference gradient "
-        f"is made of {samples} other samples. {about['parameters']:,} parameters. Intervals of 95 % resample "
-        f"{checkpoints['blocks'].max()} blocks of rounds, and for alignment blocks of the reference. docs/mechanism.md "
-        f"defines all that is measured. These comparisons are exploratory: no level is adjusted for how many there are."
+        f"{updates} updates ({groups * updates} groups of {size}) for each strategy at each checkpoint; the reference "
+        f"gradient is made of {about['reference_prompts'] * groups * size} other samples. {about['parameters']:,} "
+        f"parameters. Intervals of 95 % resample {checkpoints['blocks'].max()} blocks of rounds, and for alignment "
+        "blocks of the reference. docs/mechanism.md defines all that is measured. These comparisons are exploratory: "
+        "no level is adjusted for how many there are."
     )
-    sentences = []
-    for at in checkpoints.to_dict("records"):
-        signal = _entry(Interval(at["signal"], at["low"], at["high"]), "alignment")
-        sentences.append(
-            f"{labels[at['checkpoint']]} (`{at['checkpoint']}`): {at['prompts']} different prompts; the reference's "
-            f"share of signal is {entry_text(signal)}; {at['minutes']:.0f} minutes of processor time."
-        )
+    signals = _entries(checkpoints.assign(metric="alignment"), ["checkpoint"], "signal")
+    sentences = [
+        f"{labels[at['checkpoint']]} (`{at['checkpoint']}`): {at['prompts']} different prompts; the reference's "
+        f"share of signal is {entry_text(signals[at['checkpoint'],])}; {at['minutes']:.0f} minutes of processor time."
+        for at in checkpoints.to_dict("records")
+    ]
     return opening, sentences
 
 
@@ -139,15 +103,21 @@ def _of_metrics(name: str) -> list[str]:
     return [f"mechanism-{name}-{metric}" for metric in METRICS]
 
 
-def _verdicts(rows: pd.DataFrame, labels: dict[str, str]) -> Iterator[str]:
-    """What the differences say, one line a checkpoint and metric: which intervals are above, below and around 0."""
+def _by_metric(rows: pd.DataFrame, labels: Mapping[str, str]) -> Iterator[tuple[str, str, pd.DataFrame]]:
+    """How a line begins, the metric, and the rows, for each checkpoint and metric."""
     for (checkpoint, metric), of_metric in rows.groupby(["checkpoint", "metric"], sort=False):
+        yield f"{labels[str(checkpoint)]}, {METRICS[str(metric)].lower()}.", str(metric), of_metric
+
+
+def _verdicts(rows: pd.DataFrame, labels: Mapping[str, str]) -> Iterator[str]:
+    """What the differences say, one line a checkpoint and metric: which intervals are above, below and around 0."""
+    for start, _, of_metric in _by_metric(rows, labels):
         above, below = of_metric["low"] > 0, of_metric["high"] < 0
         found = {"Better": above, "Worse": below}
         parts = [f"{word}: {_joined(of_metric.loc[mask, 'treatment'])}" for word, mask in found.items() if mask.any()]
         if rest := int((~above & ~below).sum()):
             parts.append(f"No difference seen: {rest} of {len(of_metric)}")
-        yield f"{labels[str(checkpoint)]}, {METRICS[str(metric)].lower()}. {'. '.join(parts)}."
+        yield f"{start} {'. '.join(parts)}."
 
 
 def _joined(treatments: Iterable[str]) -> str:
@@ -156,95 +126,91 @@ def _joined(treatments: Iterable[str]) -> str:
     return "; ".join(f"{start} {', '.join(name.rsplit(' ', 1)[1] for name in names)}" for start, names in together)
 
 
-def _extremes(effects: pd.DataFrame, labels: dict[str, str], bins: dict[str, str]) -> Iterator[str]:
+def _extremes(effects: pd.DataFrame, labels: Mapping[str, str], bins: Mapping[str, str]) -> Iterator[str]:
     """At which difficulty a metric of local advantages is highest and lowest, one line a checkpoint and metric."""
     rows = effects[(effects["advantage"] == LOCAL.name) & effects["set"].isin(list(bins))]
     # Few updates leave an alignment without a value.
-    rows = rows.dropna(subset=["value", "low", "high"])
-    for (checkpoint, metric), of_metric in rows.groupby(["checkpoint", "metric"], sort=False):
-        in_order = of_metric.sort_values("value").to_dict("records")
-        worst, best = in_order[0], in_order[-1]
-        named = [
-            f"{bins[at['set']]} ({entry_text(_entry(Interval(at['value'], at['low'], at['high']), str(metric)))})"
-            for at in (best, worst)
-        ]
-        overlap = "overlap" if best["low"] <= worst["high"] else "do not overlap"
-        yield (
-            f"{labels[str(checkpoint)]}, {METRICS[str(metric)].lower()}. Highest: rewards {named[0]}; lowest: "
-            f"{named[1]}. These intervals {overlap}."
-        )
+    for start, _, of_metric in _by_metric(rows.dropna(subset=["value", "low", "high"]), labels):
+        in_order, entries = of_metric.sort_values("value"), _entries(of_metric, ["set"], "value")
+        lowest, highest = (f"{bins[name]} ({entry_text(entries[name,])})" for name in in_order["set"].iloc[[0, -1]])
+        overlap = "overlap" if in_order["low"].iloc[-1] <= in_order["high"].iloc[0] else "do not overlap"
+        yield f"{start} Highest: rewards {highest}; lowest: {lowest}. These intervals {overlap}."
 
 
-def _corrected(signs: pd.DataFrame, labels: dict[str, str]) -> Iterator[str]:
-    """How many signs are wrong, and how many of them fusion corrects at its lightest and heaviest weight."""
+def _by_sides(signs: pd.DataFrame, labels: Mapping[str, str]) -> Iterator[tuple[str, pd.DataFrame]]:
+    """A name and the rows, by weight, of each checkpoint and kind of groups."""
     for checkpoint, label in labels.items():
         for sides in (TWO_SIDED, ONE_SIDED):
-            rows = signs[(signs["checkpoint"] == checkpoint) & (signs["sides"] == sides)].sort_values("weight")
-            light, heavy = rows.iloc[0], rows.iloc[-1]
-            start = f"{label}, {sides} groups ({_percent(light['share_of_groups'])} of all)"
-            if not light["wrong_share"] > 0:
-                yield f"{start}: no wrong sign."
-                continue
-            corrected = " and ".join(f"{_percent(at['corrected'])} at weight {at['weight']:g}" for at in (light, heavy))
-            wrong = _percent(light["wrong_share"])
-            yield f"{start}: {wrong} of samples have a wrong sign. Fusion corrects of these {corrected}."
+            rows = signs[(signs["checkpoint"] == checkpoint) & (signs["sides"] == sides)]
+            yield f"{label}, {sides}", rows.sort_values("weight")
+
+
+def _corrected(signs: pd.DataFrame, labels: Mapping[str, str]) -> Iterator[str]:
+    """How many signs are wrong, and how many of them fusion corrects at its lightest and heaviest weight."""
+    for name, rows in _by_sides(signs, labels):
+        light, heavy = rows.iloc[0], rows.iloc[-1]
+        start = f"{name} groups ({_percent(light['share_of_groups'])} of all)"
+        corrected = " and ".join(f"{_percent(at['corrected'])} at weight {at['weight']:g}" for at in (light, heavy))
+        wrong = f"{_percent(light['wrong_share'])} of samples have a wrong sign. Fusion corrects of these {corrected}."
+        yield f"{start}: {wrong if light['wrong_share'] > 0 else 'no wrong sign.'}"
 
 
 def _percent(share: float) -> str:
     return f"{100 * share:.0f} %"
 
 
-def _differences(rows: pd.DataFrame, labels: dict[str, str]) -> WideTable:
+def _differences(rows: pd.DataFrame, labels: Mapping[str, str]) -> WideTable:
     head = ["", *(f"{METRICS[metric]}, {label}" for label in labels.values() for metric in METRICS)]
-    found = _intervals(rows, ["treatment", "control", "checkpoint", "metric"], "difference")
-    body = []
-    for treatment, control in dict.fromkeys(key[:2] for key in found):
-        entries = [_entry(found[treatment, control, c, m], m, signed=True) for c in labels for m in METRICS]
-        body.append((f"{treatment} against {control}", entries))
+    found = _entries(rows, ["treatment", "control", "checkpoint", "metric"], "difference", signed=True)
+    body = [
+        (f"{treatment} against {control}", [found[treatment, control, c, m] for c in labels for m in METRICS])
+        for treatment, control in dict.fromkeys(key[:2] for key in found)
+    ]
     return WideTable("Differences, with 95 % intervals", head, body)
 
 
-def _tables(effects: pd.DataFrame, labels: dict[str, str], sets: dict[str, str], what: str) -> Iterator[WideTable]:
+def _tables(
+    effects: pd.DataFrame, labels: Mapping[str, str], sets: Mapping[str, str], what: str
+) -> Iterator[WideTable]:
     """For each checkpoint and metric: a row a set, a column an advantage."""
-    found = _intervals(effects, ["checkpoint", "metric", "set", "advantage", "weight"], "value")
-    updates = dict(zip(zip(effects["checkpoint"], effects["set"], strict=True), effects["updates"], strict=True))
+    found = _entries(effects, ["checkpoint", "metric", "set", "advantage", "weight"], "value")
+    updates = effects.groupby(["checkpoint", "set"])["updates"].first()
+    head = [what, "Updates", *(advantage.label for advantage in _SHOWN)]
     for checkpoint, label in labels.items():
         for metric, name in METRICS.items():
-            body = []
-            for key, title in sets.items():
-                if (checkpoint, key) in updates:
-                    entries = [_entry(found[checkpoint, metric, key, *advantage], metric) for advantage in _SHOWN]
-                    body.append((title, [Entry(int(updates[checkpoint, key]), digits=0), *entries]))
-            head = [what, "Updates", *(advantage.label for advantage in _SHOWN)]
+            body = [
+                (title, [_count(updates[checkpoint, key]), *(found[checkpoint, metric, key, *a] for a in _SHOWN)])
+                for key, title in sets.items()
+                if (checkpoint, key) in updates
+            ]
             yield WideTable(f"{name}, {label}", head, body)
 
 
-def _intervals(rows: pd.DataFrame, keys: list[str], estimate: str) -> dict[tuple[Any, ...], Interval]:
-    """A frame's estimates with their bounds, by its key columns."""
-    numbers = rows[[estimate, "low", "high"]].to_numpy(dtype=float)
-    named = zip(*(rows[key] for key in keys), strict=True)
-    return {key: Interval(*interval) for key, interval in zip(named, numbers.tolist(), strict=True)}
+def _entries(rows: pd.DataFrame, keys: list[str], estimate: str, signed: bool = False) -> dict[tuple[Any, ...], Entry]:
+    """A frame's estimates with their bounds, by its key columns; the metric says how many digits they have."""
+    found = {}
+    for row in rows[[*dict.fromkeys([*keys, "metric"]), estimate, "low", "high"]].to_dict("records"):
+        interval, digits = Interval(row[estimate], row["low"], row["high"]), _DIGITS.get(row["metric"], 3)
+        found[tuple(row[key] for key in keys)] = Entry(interval[0], interval=interval, digits=digits, signed=signed)
+    return found
 
 
-def _entry(interval: Interval, metric: str, signed: bool = False) -> Entry:
-    return Entry(interval.estimate, interval=interval, digits=_DIGITS[metric], signed=signed)
+def _count(value: float) -> Entry:
+    return Entry(float(value), digits=0)
 
 
-def _sign_table(signs: pd.DataFrame, labels: dict[str, str]) -> WideTable:
+def _share(value: float) -> Entry:
+    return Entry(float(value), digits=0, percent=True)
+
+
+def _sign_table(signs: pd.DataFrame, labels: Mapping[str, str]) -> WideTable:
     weights = sorted(signs["weight"].unique())
     head = ["", "Groups", "Share of groups", "Wrong signs", *(f"corrected by weight {w:g}" for w in weights)]
-    head.append("weight for half of them")
     body = []
-    for checkpoint, label in labels.items():
-        for sides in (TWO_SIDED, ONE_SIDED):
-            rows = signs[(signs["checkpoint"] == checkpoint) & (signs["sides"] == sides)].set_index("weight")
-            first = rows.iloc[0]
-            entries = [
-                Entry(float(first["groups"]), digits=0),
-                Entry(float(first["share_of_groups"]), digits=0, percent=True),
-                Entry(float(first["wrong_share"]), digits=0, percent=True),
-            ]
-            entries += [Entry(float(rows.loc[w, "corrected"]), digits=0, percent=True) for w in weights]
-            entries.append(Entry(float(first["median_weight"]), digits=1))
-            body.append((f"{label}, {sides}", entries))
-    return WideTable("Samples whose local advantage has another sign than reward minus capability", head, body)
+    for name, rows in _by_sides(signs, labels):
+        first = rows.iloc[0]
+        shares = [first["share_of_groups"], first["wrong_share"], *rows["corrected"]]
+        median = Entry(float(first["median_weight"]), digits=1)
+        body.append((name, [_count(first["groups"]), *map(_share, shares), median]))
+    title = "Samples whose local advantage has another sign than reward minus capability"
+    return WideTable(title, [*head, "weight for half of them"], body)

@@ -1,7 +1,7 @@
 """What a measurement is of, and its tables as arrays by checkpoint and set of updates."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -13,15 +13,15 @@ import pandas as pd
 import pyarrow as pa
 
 from analysis.cells.labels import in_papers_order
-from analysis.gradients.estimates import cosines
 from analysis.statistics import Values
+from harness.errors import ConfigError
 
 REFERENCE = "reference"
 EVERYTHING = "all"
 """The set of all different prompts that any strategy chose."""
 
 
-class MechanismTableError(ValueError):
+class MechanismTableError(ConfigError):
     """A measurement's file that cannot be read: which one, and why."""
 
 
@@ -61,18 +61,17 @@ class Units:
         return self.by_block(np.ones(len(self.rows)))
 
     def by_block(self, values: Values) -> Values:
-        """``[n, ...]`` values of updates -> ``[blocks, ...]`` sums."""
-        sums = np.zeros((self.num_blocks, *values.shape[1:]))
-        np.add.at(sums, self.rows["block"].to_numpy(), values)
-        return sums
+        """``[n]`` values of updates -> ``[blocks]`` sums."""
+        return np.bincount(self.rows["block"], weights=values, minlength=self.num_blocks).astype(float)
 
     def squares(self, coefficients: Values) -> Values:
         """``[n]`` squared lengths of the gradient of a sum of kinds."""
         return np.asarray(np.einsum("k,l,nkl->n", coefficients, coefficients, self.gram))
 
     def cosines(self, coefficients: Values) -> Values:
-        """``[n]`` cosines of the gradient of a sum of kinds with the reference."""
-        return cosines(self.squares(coefficients), self.with_reference @ coefficients, self.length)
+        """``[n]`` cosines of the gradient of a sum of kinds with the reference; 0 for a gradient that is 0."""
+        lengths, products = np.sqrt(self.squares(coefficients)), self.with_reference @ coefficients
+        return np.divide(products, lengths * self.length, out=np.zeros_like(products), where=lengths > 0)
 
     def siblings(self, name: str) -> Values:
         """``[n, K, G]`` of rewards, local or global."""
@@ -80,40 +79,8 @@ class Units:
         return values.reshape(len(values), self.num_groups, -1)
 
 
-@dataclass(frozen=True)
-class Blocks:
-    """Inner products of blocks' sums of one set at one checkpoint.
-
-    Attributes:
-        products: ``[kinds, kinds, blocks, blocks]``, 0 on the diagonal of blocks.
-        with_reference: ``[kinds, blocks, reference blocks]``.
-    """
-
-    products: Values
-    with_reference: Values
-
-
-@dataclass(frozen=True)
-class Reference:
-    """The reference gradient's blocks at one checkpoint.
-
-    Attributes:
-        products: ``[reference blocks, reference blocks]``, 0 on the diagonal.
-        counts: ``[reference blocks]`` prompts in each.
-        length: of the gradient, noise included.
-    """
-
-    products: Values
-    counts: Values
-    length: float
-
-
 class Measurement:
-    """What was measured, in which order.
-
-    Args:
-        about: ``about.json``.
-    """
+    """What was measured, in which order, as about.json says it."""
 
     def __init__(self, about: Mapping[str, Any]) -> None:
         self.about = about
@@ -142,19 +109,16 @@ class Measurement:
 
 
 class MechanismTables(Measurement):
-    """A measurement's tables.
-
-    Args:
-        about: ``about.json``.
-        units: ``units.parquet``.
-        blocks: ``blocks.parquet``.
-    """
+    """A measurement's tables: about.json, units.parquet and blocks.parquet."""
 
     def __init__(self, about: Mapping[str, Any], units: pd.DataFrame, blocks: pd.DataFrame) -> None:
         super().__init__(about)
         self._units = dict(iter(units.groupby("checkpoint", observed=True)))
         self._blocks = dict(iter(blocks.groupby(["checkpoint", "set"], observed=True)))
-        self._lengths = dict(zip(self.iterations, about["reference_lengths"], strict=True))
+        self.lengths: dict[str, float] = dict(zip(self.iterations, about["reference_lengths"], strict=True))
+        """Of the reference gradients, noise included."""
+        self.reference_counts = np.asarray(about["reference_counts"], dtype=float)
+        """``[reference blocks]`` prompts in each."""
 
     @cached_property
     def num_blocks(self) -> int:
@@ -168,25 +132,26 @@ class MechanismTables(Measurement):
             rows = rows[rows[name]]
         elif name in self.bins:
             rows = rows[rows["difficulty"] == list(self.bins).index(name)]
-        return Units(rows, self.kinds, self.num_blocks, self._lengths[checkpoint], self.about["groups_per_unit"])
+        return Units(rows, self.kinds, self.num_blocks, self.lengths[checkpoint], self.about["groups_per_unit"])
 
-    def blocks(self, checkpoint: str, name: str) -> Blocks:
-        """Blocks of a strategy or of a bin of difficulty."""
-        rows = self._blocks[checkpoint, name]
-        by_kinds = dict(iter(rows.groupby(["kind", "other_kind"], observed=True)))
-        num, num_reference = self.num_blocks, len(self.about["reference_counts"])
+    def blocks(self, checkpoint: str, name: str) -> tuple[Values, Values]:
+        """Inner products of the sums of blocks of a strategy or of a bin of difficulty.
+
+        Returns:
+            ``[kinds, kinds, blocks, blocks]``, 0 on the diagonal of blocks; and with the reference's sums
+            ``[kinds, blocks, reference blocks]``.
+        """
+        by_kinds = dict(iter(self._blocks[checkpoint, name].groupby(["kind", "other_kind"], observed=True)))
+        num, num_reference = self.num_blocks, len(self.reference_counts)
         products = np.zeros((len(self.kinds), len(self.kinds), num, num))
         for a, first in enumerate(self.kinds):
             for b, second in enumerate(self.kinds[a:], start=a):
                 products[a, b] = products[b, a] = _symmetric(by_kinds[first, second], num)
-        crossed = [_matrix(by_kinds[kind, REFERENCE], (num, num_reference)) for kind in self.kinds]
-        return Blocks(products, np.stack(crossed))
+        return products, np.stack([_matrix(by_kinds[kind, REFERENCE], num, num_reference) for kind in self.kinds])
 
-    def reference(self, checkpoint: str) -> Reference:
-        """The reference's blocks."""
-        counts = np.asarray(self.about["reference_counts"], dtype=float)
-        products = _symmetric(self._blocks[checkpoint, REFERENCE], len(counts))
-        return Reference(products, counts, self._lengths[checkpoint])
+    def reference(self, checkpoint: str) -> Values:
+        """``[reference blocks, reference blocks]`` inner products of the reference's sums, 0 on the diagonal."""
+        return _symmetric(self._blocks[checkpoint, REFERENCE], len(self.reference_counts))
 
 
 def load_measurement(folder: Path) -> Measurement:
@@ -223,17 +188,12 @@ def _about(folder: Path) -> dict[str, Any]:
         raise MechanismTableError(f"{path}: cannot be read: {error}") from None
 
 
-def _matrix(rows: pd.DataFrame, shape: tuple[int, int]) -> Values:
-    matrix = np.zeros(shape)
+def _matrix(rows: pd.DataFrame, height: int, width: int) -> Values:
+    matrix = np.zeros((height, width))
     matrix[rows["block"], rows["other_block"]] = rows["value"]
     return matrix
 
 
 def _symmetric(rows: pd.DataFrame, size: int) -> Values:
-    upper = _matrix(rows, (size, size))
+    upper = _matrix(rows, size, size)
     return upper + upper.T
-
-
-def sum_of(kinds: Sequence[str], **coefficients: float) -> Values:
-    """``[kinds]`` coefficients of a sum of kinds, 0 for those that are not named."""
-    return np.array([coefficients.get(kind, 0.0) for kind in kinds])

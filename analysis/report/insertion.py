@@ -2,46 +2,34 @@
 
 from pathlib import Path
 
+from harness.errors import ConfigError
 from harness.files import write_atomically
 
 START, END = "<!-- claims: written by adagrpo report -->", "<!-- end of claims -->"
 
 
-class MarkerError(ValueError):
-    """A file that has no place for the text: which, and what is wrong."""
-
-
-def check_markers(path: Path) -> None:
-    """See that a file has both markers, once each and in order.
+def split(path: Path) -> tuple[str, str]:
+    """What stands before and after the markers of a file in UTF-8.
 
     Raises:
-        MarkerError: it has not, or cannot be read.
+        ConfigError: it cannot be read, or has not both markers, once each and in order.
     """
-    _split(path)
-
-
-def insert(path: Path, text: str) -> None:
-    """Replace what stands between the markers; the rest of the file stays as it is, byte by byte.
-
-    Args:
-        path: of a file in UTF-8.
-        text: Markdown.
-
-    Raises:
-        MarkerError: see ``check_markers``.
-    """
-    before, after = _split(path)
-    write_atomically(path, f"{before}{START}\n\n{text.strip()}\n\n{END}{after}".encode())
-
-
-def _split(path: Path) -> tuple[str, str]:
     try:
         content = path.read_bytes().decode()
     except (OSError, UnicodeDecodeError) as error:
-        raise MarkerError(f"{path}: cannot be read: {error}") from None
+        raise ConfigError(f"{path}: cannot be read: {error}") from None
     if content.count(START) != 1 or content.count(END) != 1 or content.index(START) > content.index(END):
-        raise MarkerError(
+        raise ConfigError(
             f"{path}: needs the line {START!r} and after it the line {END!r}, once each; claims go between"
         )
-    before, _, rest = content.partition(START)
-    return before, rest.partition(END)[2]
+    return content.partition(START)[0], content.partition(END)[2]
+
+
+def insert(path: Path, text: str) -> None:
+    """Replace what stands between the markers with Markdown; the rest of the file stays as it is, byte by byte.
+
+    Raises:
+        ConfigError: see ``split``.
+    """
+    before, after = split(path)
+    write_atomically(path, f"{before}{START}\n\n{text.strip()}\n\n{END}{after}".encode())

@@ -1,6 +1,5 @@
 """The report of a folder of runs: tables, figures, and one self-contained page."""
 
-import argparse
 import os
 import sys
 from collections.abc import Sequence
@@ -19,7 +18,7 @@ from analysis.figures.drawing import draw_panel
 from analysis.figures.fusion import example_panels
 from analysis.formats import WideTable, latex, markdown, write_frame
 from analysis.gradients import MechanismPart, read_mechanism_report
-from analysis.report.insertion import check_markers, insert
+from analysis.report.insertion import insert, split
 from analysis.report.page import ClaimsPart, Part, render_page
 from analysis.report.tables import (
     cell_frame,
@@ -46,7 +45,7 @@ def write_report(runs_folder: Path, output: Path, mechanism: Path | None = None,
     """Write report.html, tables/ and figures/; the same logs, as directories or as shards, give the same bytes.
 
     Args:
-        runs_folder: holds run directories or shards at any depth, see ``load_runs``.
+        runs_folder: holds run directories or shards at any depth, see ``find_runs``.
         output: folder to write to; made if missing.
         mechanism: folder of a measurement of gradients, to be shown on the page. None for ``MECHANISM``, if it is there
             and the runs are the study's.
@@ -61,12 +60,12 @@ def write_report(runs_folder: Path, output: Path, mechanism: Path | None = None,
     Raises:
         RunLogError: there is no run, or a file of one cannot be read; names it. Or no run of the study, for ``readme``.
         MechanismTableError: a file of the measurement is missing or broken.
-        MarkerError: ``readme`` has no place for the claims; nothing is written then.
+        ConfigError: ``readme`` has no place for the claims; nothing is written then.
     """
     if not find_runs(runs_folder):
         raise RunLogError(f"{runs_folder}: holds no run (no config.yaml and no shard at any depth)")
     if readme is not None:
-        check_markers(readme)
+        split(readme)
     metrics = (*SPENDING_METRICS, *CHOSEN_METRICS, *GROUP_SPREADS)
     logs = load_logs(runs_folder, metrics, skip_damaged=True)
     for line in note_on_changes(map(changes_since, logs.environments)):
@@ -144,22 +143,3 @@ def _write_tables(parts: Sequence[Part], folder: Path) -> None:
         write_atomically(folder / f"{name}.md", "\n".join(map(markdown, shown)))
         if name == "main":
             write_atomically(folder / "main.tex", "\n".join(map(latex, shown)))
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """``python -m analysis.report.report RUNS OUTPUT``: write it, print its path; 2 when runs cannot be read."""
-    parser = argparse.ArgumentParser(
-        prog="python -m analysis.report.report", description="Write the report of a folder of runs."
-    )
-    parser.add_argument("runs", type=Path, help="folder that holds run directories or shards, at any depth")
-    parser.add_argument("output", type=Path, help="folder to write to")
-    parsed = parser.parse_args(arguments)
-    try:
-        print(write_report(parsed.runs, parsed.output))
-    except RunLogError as error:
-        parser.exit(2, f"{error}\n")
-    return 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

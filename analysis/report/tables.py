@@ -1,33 +1,22 @@
 """What cells reached, how they differ from their base, and what they cost: numbers with the runs they come from."""
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import pandas as pd
+from scipy.stats import trim_mean
 
 from analysis import paper
 from analysis.cells.labels import METHOD_NAMES, Cell, judge_name
 from analysis.cells.logs import TRAINING_REWARD
 from analysis.cells.study import Comparison, Study, adagrpo_pairs
 from analysis.formats import Entry, WideTable
-from analysis.statistics import Interval, interquartile_mean
+from analysis.statistics import Interval
 
-_COMPARISON_COLUMNS = [
-    "paired_seeds",
-    "difference",
-    "difference_sd",
-    "difference_low",
-    "difference_high",
-    "probability_of_improvement",
-    "paired_correlation",
-    "detectable_difference",
-]
-_MAIN_COLUMNS = ["experiment", "reward", "cell", *Cell._fields, "metric", "seeds", "mean", "sd", "low", "high"]
-_MAIN_COLUMNS += [*_COMPARISON_COLUMNS, "run_ids"]
 COSTS = ("sample_forwards", "train_forwards", "compute", "reward_calls")
 TIMES = ("seconds_per_iteration", "train_seconds", "evaluation_seconds")
+_NOT_COMPARED = Comparison([], math.nan, math.nan, None, math.nan, math.nan, math.nan)
 
 
 class Reached(NamedTuple):
@@ -44,8 +33,7 @@ class Reached(NamedTuple):
     """Of the mean."""
 
 
-@dataclass(frozen=True)
-class CellRow:
+class CellRow(NamedTuple):
     """A cell of the grid."""
 
     cell: Cell
@@ -70,24 +58,20 @@ def cell_rows(study: Study) -> list[CellRow]:
         finished = members[members["state"] == "finished"]
         before, before_split = study.untrained(cell)
         counted = finished if len(finished) else members
-        rows.append(
-            CellRow(
-                cell=cell,
-                seeds=finished["seed"].nunique(),
-                num_runs=len(members),
-                num_finished=len(finished),
-                iterations=int(counted["iteration"].max()),
-                before_split=before_split,
-                metrics={
-                    metric: _reached(study, cell, metric, float(before.get(metric, math.nan)))
-                    for metric in study.metrics
-                },
-                comparison=study.compare(cell, TRAINING_REWARD),
-                costs={name: float(counted[name].mean()) for name in COSTS}
-                | {name: float(study.timed(counted)[name].mean()) for name in TIMES},
-                run_ids=sorted(members["run_id"]),
-            )
+        costs = [(COSTS, counted), (TIMES, study.timed(counted))]
+        row = CellRow(
+            cell=cell,
+            seeds=finished["seed"].nunique(),
+            num_runs=len(members),
+            num_finished=len(finished),
+            iterations=int(counted["iteration"].max()),
+            before_split=before_split,
+            metrics={name: _reached(study, cell, name, float(before.get(name, math.nan))) for name in study.metrics},
+            comparison=study.compare(cell, TRAINING_REWARD),
+            costs={name: float(among[name].mean()) for names, among in costs for name in names},
+            run_ids=sorted(members["run_id"]),
         )
+        rows.append(row)
     return rows
 
 
@@ -95,7 +79,7 @@ def _reached(study: Study, cell: Cell, metric: str, before: float) -> Reached:
     values = study.values(cell, metric)
     if values.empty:
         return Reached(before, math.nan, math.nan, math.nan, None)
-    middle = float(interquartile_mean(values))
+    middle = float(trim_mean(values, 0.25))
     return Reached(before, float(values.mean()), float(values.std()), middle, study.interval(cell, metric))
 
 
@@ -132,15 +116,11 @@ def run_frame(study: Study) -> pd.DataFrame:
     last = study.evaluations[(study.evaluations["split"] == "test") & (study.evaluations["iteration"] > 0)]
     columns = ["experiment", "reward", "cell", *Cell._fields, "seed", "run_id", "state", "reason"]
     columns += ["iteration", "iterations", *COSTS, *TIMES]
-    values = last[last["metric"].isin(list(study.metrics))].pivot_table(
-        index="run_id", columns="metric", values="value", observed=True
-    )
-    values = values.reindex(index=study.summary["run_id"], columns=list(study.metrics))
-    frame = study.summary.assign(cell="").set_index("run_id", drop=False)
-    for cell, members in study.cells:
-        frame.loc[members["run_id"], "cell"] = cell.label
-    order = [run_id for _, members in study.cells for run_id in members.sort_values("seed")["run_id"]]
-    return pd.concat([frame[columns], values.add_prefix("test_")], axis=1).loc[order]
+    wanted = last[last["metric"].isin(list(study.metrics))]
+    values = wanted.pivot_table(index="run_id", columns="metric", values="value", observed=True)
+    rows = pd.concat([members.sort_values("seed").assign(cell=cell.label) for cell, members in study.cells])
+    values = values.reindex(index=rows["run_id"], columns=list(study.metrics)).add_prefix("test_")
+    return pd.concat([rows.set_index("run_id", drop=False)[columns], values], axis=1)
 
 
 def main_table(study: Study) -> WideTable | None:
@@ -152,15 +132,13 @@ def main_table(study: Study) -> WideTable | None:
     untrained = "Untrained" if split == "test" else "Untrained (validation prompts)"
     rows: list[tuple[str, list[Entry]]] = [(untrained, [Entry(before.get(m, math.nan)) for m in study.metrics])]
     for base, treatments in pairs:
-        rows.append((base.label, [_entry(study, base, metric) for metric in study.metrics]))
-        for cell in treatments:
-            rows.append((cell.label, [_entry(study, cell, metric) for metric in study.metrics]))
-            rows.append(("difference", [_difference(study.compare(cell, metric)) for metric in study.metrics]))
-    return WideTable(
-        f"This study, trained on {study.reward}: test prompts, mean ± sd over seeds",
-        ["", *study.metrics.values()],
-        rows,
-    )
+        for cell in (base, *treatments):
+            values = [study.values(cell, metric) for metric in study.metrics]
+            rows.append((cell.label, [Entry(of_metric.mean(), of_metric.std()) for of_metric in values]))
+            if cell != base:
+                rows.append(("difference", [_difference(study.compare(cell, metric)) for metric in study.metrics]))
+    title = f"This study, trained on {study.reward}: test prompts, mean ± sd over seeds"
+    return WideTable(title, ["", *study.metrics.values()], rows)
 
 
 def main_frame(study: Study) -> pd.DataFrame:
@@ -181,21 +159,19 @@ def main_frame(study: Study) -> pd.DataFrame:
 
 def paper_table() -> WideTable:
     """The paper's main table: the same rows for each of its training rewards, one run each."""
-    table = paper.main_table()
+    table = paper.main_table().set_index(["training_reward", "method", "adagrpo"])[list(paper.JUDGES)]
 
-    def entries(row: pd.Series) -> list[Entry]:
-        return [Entry(float(row[judge]), digits=4) for judge in paper.JUDGES]
+    def entries(values: Iterable[Any], signed: bool = False) -> list[Entry]:
+        return [Entry(float(value), digits=4, signed=signed) for value in values]
 
-    untrained = table[table["training_reward"] == "none"].iloc[0]
-    rows: list[tuple[str, list[Entry]]] = [(f"Untrained {untrained['method']}", entries(untrained))]
+    [(method, untrained)] = table.loc["none"].droplevel("adagrpo").iterrows()
+    rows: list[tuple[str, list[Entry]]] = [(f"Untrained {method}", entries(untrained))]
     for reward, name in paper.REWARD_NAMES.items():
         for method in METHOD_NAMES.values():
-            pair = table[(table["training_reward"] == reward) & (table["method"] == method)]
-            base, ours = (pair[pair["adagrpo"] == adagrpo].iloc[0] for adagrpo in (False, True))
+            base, ours = (table.xs((reward, method, adagrpo)) for adagrpo in (False, True))
             rows.append((f"{method} on {name}", entries(base)))
             rows.append((f"{method} + AdaGRPO on {name}", entries(ours)))
-            changes = [Entry(float(ours[judge] - base[judge]), digits=4, signed=True) for judge in paper.JUDGES]
-            rows.append(("difference", changes))
+            rows.append(("difference", entries(ours - base, signed=True)))
     title = "The paper (FLUX.1-dev, 512 x 512): one run each, without spread"
     return WideTable(title, ["", *map(judge_name, paper.JUDGES)], rows)
 
@@ -232,11 +208,6 @@ def _share(comparison: Comparison | None, gain: float) -> Entry:
     return Entry(comparison.difference / gain, interval=interval)
 
 
-def _entry(study: Study, cell: Cell, metric: str) -> Entry:
-    values = study.values(cell, metric)
-    return Entry(float(values.mean()), float(values.std())) if len(values) else Entry(math.nan)
-
-
 def _difference(comparison: Comparison | None) -> Entry:
     if comparison is None:
         return Entry(math.nan)
@@ -244,19 +215,22 @@ def _difference(comparison: Comparison | None) -> Entry:
 
 
 def _bounds(prefix: str, interval: Interval | None) -> dict[str, float]:
-    low, high = (interval.low, interval.high) if interval else (math.nan, math.nan)
+    _, low, high = interval or (math.nan,) * 3
     return {f"{prefix}low": low, f"{prefix}high": high}
 
 
 def _comparison(comparison: Comparison | None) -> dict[str, Any]:
-    if comparison is None:
-        return {"paired_seeds": 0} | dict.fromkeys(_COMPARISON_COLUMNS[1:], math.nan)
+    found = comparison or _NOT_COMPARED
     return {
-        "paired_seeds": len(comparison.seeds),
-        "difference": comparison.difference,
-        "difference_sd": comparison.sd,
-        **_bounds("difference_", comparison.interval),
-        "probability_of_improvement": comparison.probability_of_improvement,
-        "paired_correlation": comparison.correlation,
-        "detectable_difference": comparison.detectable,
+        "paired_seeds": len(found.seeds),
+        "difference": found.difference,
+        "difference_sd": found.sd,
+        **_bounds("difference_", found.interval),
+        "probability_of_improvement": found.probability_of_improvement,
+        "paired_correlation": found.correlation,
+        "detectable_difference": found.detectable,
     }
+
+
+_MAIN_COLUMNS = ["experiment", "reward", "cell", *Cell._fields, "metric", "seeds", "mean", "sd", "low", "high"]
+_MAIN_COLUMNS += [*_comparison(None), "run_ids"]

@@ -27,15 +27,20 @@ def name_files(
     names = [""] * len(facts)
     for kind in dict.fromkeys(kinds):
         members = [i for i, other in enumerate(kinds) if other == kind]
-        counted: dict[str, Counter[str]] = {}
-        for i in members:
-            for key, value in facts[i].items():
-                counted.setdefault(key, Counter())[value] += 1
-        usual = {key: min(c, key=lambda v: (-c[v], v)) for key, c in counted.items() if len(c) > 1}
+        usual = usual_values([facts[i] for i in members])
         for i in members:
             own = {key: facts[i][key] for key in usual if facts[i].get(key, usual[key]) != usual[key]}
             names[i] = ", ".join(f"{key} {value}" for key, value in own.items())
     return names
+
+
+def usual_values(facts: Sequence[Mapping[str, str]]) -> dict[str, str]:
+    """The most frequent value of every key that varies; of equally frequent ones the first by text."""
+    counts: dict[str, Counter[str]] = {}
+    for own in facts:
+        for key, value in own.items():
+            counts.setdefault(key, Counter())[value] += 1
+    return {key: min(c, key=lambda v: (-c[v], v)) for key, c in counts.items() if len(c) > 1}
 
 
 def name_repeats(cells: Sequence[Hashable], run_ids: Sequence[str]) -> list[str]:

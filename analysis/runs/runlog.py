@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -14,7 +14,6 @@ import yaml
 
 from analysis.runs.sources import require_environment
 from harness import records
-from harness.config import strict_yaml
 from harness.errors import ConfigError
 from harness.files import read_text
 
@@ -71,15 +70,6 @@ class RunLog:
         return str(self.status.get("state", "running"))
 
 
-def find_directories(folder: Path) -> list[Path]:
-    """Run directories in a folder, at any depth, sorted: those with a config.yaml. The folder may itself be one.
-
-    Raises:
-        RunLogError: the folder does not exist.
-    """
-    return [path for path in find_paths(folder) if path.is_dir()]
-
-
 def find_paths(folder: Path, shard_suffix: str = "") -> list[Path]:
     """Run directories, and files that end in ``shard_suffix`` if it is given, at any depth, sorted.
 
@@ -100,34 +90,40 @@ def find_paths(folder: Path, shard_suffix: str = "") -> list[Path]:
     return sorted(found)
 
 
-def read_directory(run: Path, train_metrics: Collection[str] | None = None, with_items: bool = True) -> RunLog:
+def read_directory(run: Path) -> RunLog:
     """Read a run directory, finished or not.
+
+    A finished run that is not whole any more has the state incomplete, and the reason says what is missing.
 
     Args:
         run: holds config.yaml; any other file may still be missing.
-        train_metrics: metrics of whole training iterations to keep; None for all.
-        with_items: whether to keep numbers of single prompts.
-
-    A finished run that is not whole any more has the state incomplete, and the reason says what is missing.
 
     Raises:
         RunLogError: names the file that cannot be read, or is not what it was when the run finished.
     """
+    try:
+        return _read_directory(run)
+    except RunLogError:
+        raise
+    except ConfigError as error:
+        raise RunLogError(str(error)) from None
+
+
+def _read_directory(run: Path) -> RunLog:
     config = check_config(_read_yaml(run / "config.yaml"), run / "config.yaml")
     status = _read_status(run / "status.json")
-    sealed = status.get("files", {}) if status.get("state") == "finished" else {}
-    train = _read_lines(run / "metrics.jsonl", ("iteration",), sealed)
-    evaluations = _read_lines(run / "eval.jsonl", ("iteration", "split", "metrics"), sealed)
-    if status.get("state") == "finished" and (lost := _lost(run, config, sealed, train, evaluations)):
+    is_finished = status.get("state") == "finished"
+    # What the file says about itself.
+    sealed, _ = status.pop("files", {}), status.pop("check", None)
+    sealed = sealed if is_finished else {}
+    train = _read_lines(run / "metrics.jsonl", sealed)
+    evaluations = _read_lines(run / "eval.jsonl", sealed)
+    if is_finished and (lost := _lost(run, config, sealed, train, evaluations)):
         status |= {"state": "incomplete", "reason": f"{lost}; put back a copy of it, or resume or train the run again"}
-    # What the file says about itself has served.
-    status = {key: value for key, value in status.items() if key not in ("files", "check")}
-    tables = [_train_table(train, train_metrics, with_items, run / "metrics.jsonl")]
-    for split in sorted({str(line["split"]) for line in evaluations}, reverse=True):  # validation, test
-        if split not in SPLITS:
-            raise RunLogError(f"{run / 'eval.jsonl'}: split {split!r} is none of {', '.join(SPLITS)}")
+    tables = [_train_table(train, run / "metrics.jsonl")]
+    for split in sorted({line["split"] for line in evaluations}, reverse=True):  # validation, test
         lines = [line for line in evaluations if line["split"] == split]
-        tables.append(_evaluation_table(split, lines, with_items, run / "eval.jsonl"))
+        tables.append(_evaluation_table(split, lines, run / "eval.jsonl"))
     return RunLog(
         path=run,
         run_id=run.name,
@@ -156,7 +152,7 @@ def check_config(config: Any, path: Path) -> dict[str, Any]:
 
 
 class Series(NamedTuple):
-    """Values of one metric of a split; arrays are as long as ``iterations``."""
+    """Values of one metric of a split; all are as long as ``iterations``."""
 
     metric: str
     iterations: Sequence[int] | np.ndarray
@@ -173,90 +169,64 @@ def numbers_table(split: str, series: Sequence[Series]) -> pa.Table:
     counts = [len(one.iterations) for one in series]
     names = list(dict.fromkeys(one.metric for one in series))
     codes = np.repeat(np.array([names.index(one.metric) for one in series], dtype=np.int32), counts)
-    return pa.table(
-        [
-            pa.DictionaryArray.from_arrays(np.zeros(sum(counts), dtype=np.int32), [split]),
-            pa.DictionaryArray.from_arrays(codes, names),
-            pa.array(np.concatenate([one.iterations for one in series]), type=pa.int32()),
-            _joined([one.items for one in series], counts, pa.int32()),
-            pa.array(np.concatenate([one.values for one in series]), type=pa.float64(), from_pandas=True),
-            _joined([one.texts for one in series], counts, pa.string()),
-        ],
-        schema=NUMBERS,
-    )
 
+    def joined(parts: Sequence[Any], kind: pa.DataType) -> pa.Array:
+        arrays = zip(parts, counts, strict=True)
+        return pa.concat_arrays([pa.nulls(n, kind) if p is None else pa.array(p, type=kind) for p, n in arrays])
 
-def _joined(parts: Sequence[Any], counts: Sequence[int], kind: pa.DataType) -> pa.Array:
-    """Arrays one after the other; null where a part is None."""
-    return pa.concat_arrays(
-        [
-            pa.nulls(count, kind) if part is None else pa.array(part, type=kind)
-            for part, count in zip(parts, counts, strict=True)
-        ]
-    )
-
-
-def _train_table(
-    lines: Sequence[Mapping[str, Any]], wanted: Collection[str] | None, with_items: bool, path: Path
-) -> pa.Table:
-    iterations = [line["iteration"] for line in lines]
-    series = [
-        _numeric(metric, iterations, column, path)
-        for metric, column in _columns(lines, wanted)
-        if metric != "iteration"
+    columns = [
+        pa.DictionaryArray.from_arrays(np.zeros(sum(counts), dtype=np.int32), [split]),
+        pa.DictionaryArray.from_arrays(codes, names),
+        pa.array(np.concatenate([one.iterations for one in series]), type=pa.int32()),
+        joined([one.items for one in series], pa.int32()),
+        pa.array(np.concatenate([one.values for one in series]), type=pa.float64(), from_pandas=True),
+        joined([one.texts for one in series], pa.string()),
     ]
-    if with_items and any(line.get("prompts") for line in lines):
-        series.append(_chosen_prompts(lines))
+    return pa.table(columns, schema=NUMBERS)
+
+
+def _train_table(lines: Sequence[Mapping[str, Any]], path: Path) -> pa.Table:
+    iterations = [line["iteration"] for line in lines]
+    series = [_numeric(name, iterations, column, path) for name, column in _columns(lines) if name != "iteration"]
+    prompts = [line.get("prompts") or [] for line in lines]
+    if any(prompts):
+        counts = list(map(len, prompts))
+        ranks = [line.get("ranks") or [None] * count for line, count in zip(lines, counts, strict=True)]
+        chosen = Series(
+            CHOSEN_PROMPT,
+            np.repeat(iterations, counts),
+            np.array(list(chain.from_iterable(ranks)), dtype=float),
+            list(chain.from_iterable(map(range, counts))),
+            list(chain.from_iterable(prompts)),
+        )
+        series.append(chosen)
     return numbers_table("train", series)
 
 
-def _chosen_prompts(lines: Sequence[Mapping[str, Any]]) -> Series:
-    prompts = [line.get("prompts") or [] for line in lines]
-    counts = list(map(len, prompts))
-    ranks = [line.get("ranks") or [None] * count for line, count in zip(lines, counts, strict=True)]
-    return Series(
-        CHOSEN_PROMPT,
-        np.repeat([line["iteration"] for line in lines], counts),
-        np.array(list(chain.from_iterable(ranks)), dtype=float),
-        list(chain.from_iterable(map(range, counts))),
-        list(chain.from_iterable(prompts)),
-    )
-
-
-def _evaluation_table(split: str, lines: Sequence[Mapping[str, Any]], with_items: bool, path: Path) -> pa.Table:
+def _evaluation_table(split: str, lines: Sequence[Mapping[str, Any]], path: Path) -> pa.Table:
+    if split not in SPLITS:
+        raise RunLogError(f"{path}: split {split!r} is none of {', '.join(SPLITS)}")
     iterations = [line["iteration"] for line in lines]
     whole = [{k: v for k, v in line.items() if k not in ("iteration", "split", "per_prompt")} for line in lines]
-    series = [_numeric(metric.removeprefix("metrics/"), iterations, column, path) for metric, column in _columns(whole)]
-    if with_items:
-        per_prompt = [line.get("per_prompt", {}) for line in lines]
-        for metric in dict.fromkeys(name for values in per_prompt for name in values):
-            series.append(_per_prompt(metric, iterations, [values.get(metric, []) for values in per_prompt]))
+    series = [_numeric(name.removeprefix("metrics/"), iterations, column, path) for name, column in _columns(whole)]
+    per_prompt = [line.get("per_prompt", {}) for line in lines]
+    for metric in dict.fromkeys(name for values in per_prompt for name in values):
+        values = [of_line.get(metric, []) for of_line in per_prompt]
+        counts = list(map(len, values))
+        items = np.concatenate([np.arange(count) for count in counts])
+        series.append(Series(metric, np.repeat(iterations, counts), np.concatenate(values).astype(float), items))
     return numbers_table(split, series)
 
 
-def _per_prompt(metric: str, iterations: Sequence[int], values: Sequence[Sequence[float]]) -> Series:
-    counts = [len(of_iteration) for of_iteration in values]
-    items = np.concatenate([np.arange(count) for count in counts])
-    return Series(metric, np.repeat(iterations, counts), np.concatenate(values).astype(float), items)
-
-
-def _columns(
-    lines: Sequence[Mapping[str, Any]], wanted: Collection[str] | None = None, prefix: str = ""
-) -> list[tuple[str, Sequence[Any]]]:
-    """Numeric columns of nested records, one value a line, None where a line has none; of ``wanted`` names if given."""
-    shapes = dict.fromkeys(map(tuple, lines))
-    keys = dict.fromkeys(chain.from_iterable(shapes))
-    if len(shapes) > 1:  # As a rule all lines have the same keys.
-        lines = [{key: line.get(key) for key in keys} for line in lines]
-    columns: list[tuple[str, Sequence[Any]]] = []
-    for key, column in zip(keys, zip(*(line.values() for line in lines), strict=True), strict=True):
-        name = prefix + key
+def _columns(lines: Sequence[Mapping[str, Any]], prefix: str = "") -> Iterator[tuple[str, Sequence[Any]]]:
+    """Numeric columns of nested records, one value a line, None where a line has none."""
+    for key in dict.fromkeys(chain.from_iterable(lines)):
+        column = [line.get(key) for line in lines]
         sample = next((value for value in column if value is not None), None)
         if isinstance(sample, Mapping):
-            columns += _columns([value or {} for value in column], wanted, f"{name}/")
-        elif isinstance(sample, int | float) and (wanted is None or name in wanted):
-            columns.append((name, column))
-    return columns
+            yield from _columns([value or {} for value in column], f"{prefix}{key}/")
+        elif isinstance(sample, int | float):
+            yield prefix + key, column
 
 
 def _numeric(metric: str, iterations: Sequence[int], column: Sequence[float | None], path: Path) -> Series:
@@ -272,11 +242,7 @@ def _numeric(metric: str, iterations: Sequence[int], column: Sequence[float | No
 def _read_yaml(path: Path) -> Any:
     try:
         text = path.read_text(encoding="utf-8")
-        if len(text) > _SHORT_CONFIG:
-            return strict_yaml.parse(text, str(path))
-        return yaml.load(text, Loader=_YAML)
-    except ConfigError as error:
-        raise RunLogError(str(error)) from None
+        return yaml.load(text, Loader=_YAML if len(text) <= _SHORT_CONFIG else yaml.SafeLoader)
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise RunLogError(f"{path}: cannot be read: {' '.join(str(error).split())}") from None
 
@@ -333,45 +299,14 @@ def _read_environment(run: Path) -> dict[str, Any]:
     return content | ({"fingerprints": fingerprints} if fingerprints else {})
 
 
-def _read_lines(path: Path, required: Sequence[str], sealed: records.Sealed) -> list[dict[str, Any]]:
-    """Objects of a JSON-lines file, in order; of lines for one iteration and split the last, as a resumed run wrote."""
-    try:
-        content = path.read_bytes()
-    except FileNotFoundError:
-        return []
-    except OSError as error:
-        raise RunLogError(f"{path}: cannot be read: {error}") from None
+def _read_lines(path: Path, sealed: records.Sealed) -> list[dict[str, Any]]:
+    """Objects of a log, in order; of lines for one iteration and split the last, as a resumed run wrote."""
     # One that is shorter or longer is shown as far as it goes, as incomplete; other bytes would be other numbers.
-    if path.name in sealed and len(content) == sealed[path.name][0]:
-        try:
-            records.require_sealed(path, sealed, path.name, content)
-        except ConfigError as error:
-            raise RunLogError(str(error)) from None
-    lines = content.decode(errors="replace").split("\n")
+    if path.name in sealed and path.is_file() and path.stat().st_size == sealed[path.name][0]:
+        records.require_sealed(path, sealed, path.name)
     found: dict[tuple[int, str], dict[str, Any]] = {}
-    wanted = set(required)
-    for number, record in enumerate(_parsed(lines, path), start=1):
-        is_record = isinstance(record, dict) and wanted <= record.keys() and type(record["iteration"]) is int
-        if not is_record or not isinstance(record.get("split", ""), str):
-            raise RunLogError(f"{path}: line {number} must be an object with {', '.join(sorted(required))}")
-        found[record["iteration"], record.get("split", "train")] = record
+    for number, line in enumerate(records.read_lines(path), start=1):
+        if path.name == "eval.jsonl" and not (isinstance(line.get("split"), str) and "metrics" in line):
+            raise RunLogError(f"{path}: line {number} must be an object with iteration, split and metrics")
+        found[line["iteration"], line.get("split", "train")] = line
     return [found[key] for key in sorted(found)]
-
-
-def _parsed(lines: Sequence[str], path: Path) -> list[Any]:
-    """What lines of JSON hold, without half a line at the end: a run that was killed, or is being written, has one."""
-    try:
-        # All at once: of parsing line by line, the parser takes the smaller part.
-        parsed = json.loads(f"[{','.join(lines[:-1])}]")
-        if not lines[-1] and len(parsed) == len(lines) - 1:
-            return list(parsed)
-    except (ValueError, RecursionError):
-        pass
-    parsed = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            parsed.append(json.loads(line))
-        except (ValueError, RecursionError):
-            if number < len(lines):
-                raise RunLogError(f"{path}: line {number} is not JSON") from None
-    return parsed

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from analysis.runs.columns import Columns
 from analysis.runs.gallery import NUM_PROMPTS, Gallery, Picture, read_gallery
 from analysis.runs.runlog import (
     NUMBERS,
@@ -21,7 +20,7 @@ from analysis.runs.runlog import (
     RunLogError,
     Series,
     check_config,
-    find_directories,
+    find_paths,
     numbers_table,
     read_directory,
 )
@@ -55,7 +54,7 @@ def write_shards(runs_folder: Path, output: Path, num_pictures: int = NUM_PROMPT
         RunLogError: names the folder or file that cannot be read, after the shards of all other runs were written.
     """
     written, damaged = [], []
-    directories = find_directories(runs_folder)
+    directories = find_paths(runs_folder)
     shown = {of_seed[min(of_seed)] for of_seed in _by_cell(directories).values()}
     for directory in directories:
         try:
@@ -86,27 +85,17 @@ def _by_cell(directories: Iterable[Path]) -> dict[str, dict[int, Path]]:
     return cells
 
 
-def read_shard(path: Path, train_metrics: Collection[str] | None = None, with_items: bool = True) -> RunLog:
+def read_shard(path: Path) -> RunLog:
     """Read a shard as ``read_directory`` read the run it was made from.
-
-    Args:
-        path: the shard.
-        train_metrics: metrics of whole training iterations to keep; None for all.
-        with_items: whether to keep numbers of single prompts.
 
     Raises:
         RunLogError: names the file, which is none of ``write_shards``.
     """
     table, documents = _read(path, _NUMBER_GROUP, [*NUMBERS.names, "millionths"])
-    numbers = Columns(_decode(table))
-    is_train = numbers.of_split("train")
-    iteration = int(numbers.iteration[is_train].max(initial=0))
-    kept = np.full(len(is_train), True) if with_items else numbers.is_whole
-    if train_metrics is not None:
-        kept = kept & (~is_train | ~numbers.is_whole | numbers.of_metric(*train_metrics))
+    numbers = _decode(table)
+    iteration = pc.max(numbers.filter(pc.equal(numbers["split"], "train"))["iteration"]).as_py() or 0
     config, status, environment = (documents[name] for name in _DOCUMENTS)
-    rows = numbers.table.filter(pa.array(kept))
-    return RunLog(path, path.stem, check_config(config, path), status, environment, iteration, rows)
+    return RunLog(path, path.stem, check_config(config, path), status, environment, iteration, numbers)
 
 
 def read_shard_environment(path: Path) -> dict[str, Any]:

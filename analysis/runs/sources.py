@@ -74,11 +74,7 @@ def changes_since(environment: Mapping[str, Any]) -> list[str]:
 
 
 def note_on_changes(runs: Iterable[Collection[str]]) -> list[str]:
-    """A line that says how many runs were not made by the present code and packages; none for none.
-
-    Args:
-        runs: ``changes_since`` of each.
-    """
+    """A line that says how many runs were not made by the present code and packages, see ``changes_since``, or none."""
     changed = [changes for changes in runs if changes]
     if not changed:
         return []

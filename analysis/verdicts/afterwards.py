@@ -12,7 +12,7 @@ from analysis import paper
 from analysis.cells.study import Study
 from analysis.claims import CONFIDENCE, MARGIN, METRIC, STUDY_SEEDS
 from analysis.formats import Entry, WideTable, number
-from analysis.statistics import Interval, detection_power, equivalence_p_value, one_sided_bounds
+from analysis.statistics import Interval, detection_power, equivalence_p_value, paired_interval
 from analysis.verdicts.verdicts import Compared, cell_of
 
 SHARE = 0.1
@@ -62,15 +62,15 @@ def read_afterwards(study: Study, one: Compared) -> Reading | None:
     before, split = study.untrained(control)
     start = float(before.get(METRIC, math.nan)) if split == "test" else math.nan
     gain, share = float(pair.control.mean()) - start, paper.relative_gain(one.claim.name)
-    as_published = pair.control + share * (pair.control - start)
+    as_published, both = pair.control + share * (pair.control - start), 2 * CONFIDENCE - 1
     return Reading(
         one.claim.statement,
-        one_sided_bounds(*pair, CONFIDENCE),
+        paired_interval(*pair, both),
         gain,
         share * gain,
         (equivalence_p_value(*pair, MARGIN), equivalence_p_value(*pair, SHARE * gain) if gain > 0 else math.nan),
-        one_sided_bounds(pair.treatment, as_published, CONFIDENCE) if gain > 0 and math.isfinite(share) else None,
-        detection_power(share * gain, one.sd, one.seeds) if one.sd > 0 else math.nan,
+        paired_interval(pair.treatment, as_published, both) if gain > 0 and math.isfinite(share) else None,
+        detection_power(share * gain, one.paired.sd, one.seeds) if one.paired.sd > 0 else math.nan,
     )
 
 

@@ -14,16 +14,8 @@ UNSEEN = {
 }
 """Measures that a reward did not train on."""
 VARIANTS_OF_ADAGRPO = (
-    "decay 0.5",
-    "decay 0.95",
-    "B 6",
-    "B 24",
-    "G 4",
-    "G 16",
-    "branches 0",
-    "branches 0 1 2 3",
-    "P 2",
-    "anchor before",
+    *("decay 0.5", "decay 0.95", "B 6", "B 24", "G 4", "G 16"),
+    *("branches 0", "branches 0 1 2 3", "P 2", "anchor before"),
 )
 WEIGHTS = {5.0: 2, 15.0: 3}
 """Of fusion, beside the release's, with their planned pairs."""
@@ -42,80 +34,71 @@ class Question(NamedTuple):
     metric: str = METRIC
 
 
-def _adagrpo(arm: Arm) -> Arm:
-    return arm._replace(selection="curriculum", fusion_weight=1.0)
-
-
 def questions() -> list[Question]:
     """All that is looked at, in the order of tables."""
     return [*_components(), *_rewards(), *_unseen_judges(), *_settings()]
 
 
+def _asked(group: str, name: str, statement: str, treatment: Arm, control: Arm, seeds: int) -> Question:
+    return Question(group, Claim(name, statement, treatment, control, seeds))
+
+
+def _adagrpo(arm: Arm) -> Arm:
+    return arm._replace(selection="curriculum", fusion_weight=1.0)
+
+
 def _components() -> Iterator[Question]:
     few, some = 8, 12
-    hardest, curriculum = Arm(selection="hardest"), Arm(selection="curriculum")
-    yield Question("selection", Claim("hardest", "The hardest prompts beat random prompts", hardest, BASE, some))
-    claim = Claim(
-        "medium-hardest", "Median difficulty beats the hardest prompts", Arm(selection="medium"), hardest, some
-    )
-    yield Question("selection", claim)
+    medium, hardest, curriculum = (Arm(selection=selection) for selection in ("medium", "hardest", "curriculum"))
+    yield _asked("selection", "hardest", "The hardest prompts beat random prompts", hardest, BASE, some)
+    beats_hardest = "Median difficulty beats the hardest prompts"
+    yield _asked("selection", "medium-hardest", beats_hardest, medium, hardest, some)
     fused = Arm(fusion_weight=1.0)
-    yield Question("components", Claim("fusion-alone", "Fusion alone beats the base", fused, BASE, few))
-    claim = Claim("curriculum-alone", "Curriculum adds to fusion", ADAGRPO, fused, few)
-    yield Question("components", claim)
+    yield _asked("components", "fusion-alone", "Fusion alone beats the base", fused, BASE, few)
+    yield _asked("components", "curriculum-alone", "Curriculum adds to fusion", ADAGRPO, fused, few)
     for selection in ("easiest", "hardest", "medium"):
-        plain = Arm(selection=selection)
-        claim = Claim(
-            f"fusion-{selection}", f"Fusion adds to {selection} prompts", plain._replace(fusion_weight=1.0), plain, 4
-        )
-        yield Question("components", claim)
+        plain, statement = Arm(selection=selection), f"Fusion adds to {selection} prompts"
+        yield _asked("components", f"fusion-{selection}", statement, plain._replace(fusion_weight=1.0), plain, 4)
     for weight, seeds in ((1.0, 6), (15.0, 3)):
         fused = ADAGRPO._replace(fusion_weight=weight)
         statement = f"Fusion of weight {weight:g} beats its control that only rescales"
-        claim = Claim(f"rescaled {weight:g}", statement, fused, fused._replace(variant="fusion rescaled"), seeds)
-        yield Question("components", claim)
+        control = fused._replace(variant="fusion rescaled")
+        yield _asked("components", f"rescaled {weight:g}", statement, fused, control, seeds)
     longer = BASE._replace(variant="140 iterations")
-    claim = Claim("equal-iterations", "+ AdaGRPO beats a base that runs as much longer", ADAGRPO, longer, few)
-    yield Question("equal compute", claim)
-    claim = Claim("equal-curriculum", "Curriculum beats a base that runs as much longer", curriculum, longer, few)
-    yield Question("equal compute", claim)
+    for name, what, arm in (("iterations", "+ AdaGRPO", ADAGRPO), ("curriculum", "Curriculum", curriculum)):
+        statement = f"{what} beats a base that runs as much longer"
+        yield _asked("equal compute", f"equal-{name}", statement, arm, longer, few)
 
 
 def _rewards() -> Iterator[Question]:
     for reward in REWARDS[1:]:
         for method, name in METHOD_NAMES.items():
-            base = Arm(method, reward=reward)
-            statement = f"{name} + AdaGRPO beats {name}, trained on {reward}"
-            yield Question("rewards", Claim(f"{method}-{reward}", statement, _adagrpo(base), base, _REWARD_SEEDS))
+            base, statement = Arm(method, reward=reward), f"{name} + AdaGRPO beats {name}, trained on {reward}"
+            yield _asked("rewards", f"{method}-{reward}", statement, _adagrpo(base), base, _REWARD_SEEDS)
 
 
 def _unseen_judges() -> Iterator[Question]:
     planned = {"flow_grpo": 16, "dance_grpo": 10, "flow_cps": 10}
     for reward in REWARDS:
         for method, name in METHOD_NAMES.items():
-            base = Arm(method, reward=reward)
+            base, seeds = Arm(method, reward=reward), planned[method] if reward == "ocr" else _REWARD_SEEDS
             for metric in UNSEEN[reward]:
                 statement = f"{name} + AdaGRPO beats {name} in {metric}, trained on {reward}"
-                seeds = planned[method] if reward == "ocr" else _REWARD_SEEDS
                 claim = Claim(f"{method}-{reward}-{metric}", statement, _adagrpo(base), base, seeds)
                 yield Question("unseen judges", claim, metric)
 
 
 def _settings() -> Iterator[Question]:
+    group = "one at a time"
     for variant in VARIANTS_OF_ADAGRPO:
-        claim = Claim(
-            variant, f"+ AdaGRPO with {variant} beats + AdaGRPO", ADAGRPO._replace(variant=variant), ADAGRPO, 2
-        )
-        yield Question("one at a time", claim)
+        other, statement = ADAGRPO._replace(variant=variant), f"+ AdaGRPO with {variant} beats + AdaGRPO"
+        yield _asked(group, variant, statement, other, ADAGRPO, 2)
     for weight, seeds in WEIGHTS.items():
-        heavier = ADAGRPO._replace(fusion_weight=weight)
-        claim = Claim(f"weight {weight:g}", f"Fusion weight {weight:g} beats weight 1", heavier, ADAGRPO, seeds)
-        yield Question("one at a time", claim)
+        heavier, name = ADAGRPO._replace(fusion_weight=weight), f"weight {weight:g}"
+        yield _asked(group, name, f"Fusion {name} beats weight 1", heavier, ADAGRPO, seeds)
     own, shared = (ADAGRPO._replace(variant=v) for v in ("capability per_rank, P 2", "P 2"))
-    claim = Claim("per-rank", "A capability shared by ranks beats one a rank, P 2", shared, own, 2)
-    yield Question("one at a time", claim)
+    yield _asked(group, "per-rank", "A capability shared by ranks beats one a rank, P 2", shared, own, 2)
     for variant in OTHER_SETTINGS:
-        base = BASE._replace(variant=variant)
+        base, statement = BASE._replace(variant=variant), f"+ AdaGRPO beats the base with {variant}"
         seeds = 1 if "iterations" in variant else 2
-        claim = Claim(f"adagrpo {variant}", f"+ AdaGRPO beats the base with {variant}", _adagrpo(base), base, seeds)
-        yield Question("other settings", claim)
+        yield _asked("other settings", f"adagrpo {variant}", statement, _adagrpo(base), base, seeds)

@@ -34,12 +34,14 @@ def absences(table: ClaimsTable, there: Absent) -> str:
     )
     short = sum(row.verdict != "no runs yet" and _is_short(row) for row in table.primary)
     untrained = [reward for reward in REWARDS if reward not in there.rewards]
-    parts = list(there.sections)
-    parts += [f"runs trained on {', '.join(untrained)}"] if untrained else []
-    parts += [f"runs for {primary} of {len(table.primary)} primary claims"] if primary else []
-    parts += [f"all planned pairs of {short} more"] if short else []
-    parts += [f"runs for {exploratory} of {len(table.exploratory)} exploratory claims"] if exploratory else []
-    return f"Not there yet: {'; '.join(parts)}." if parts else "All that was planned is there."
+    parts = {
+        f"runs trained on {', '.join(untrained)}": untrained,
+        f"runs for {primary} of {len(table.primary)} primary claims": primary,
+        f"all planned pairs of {short} more": short,
+        f"runs for {exploratory} of {len(table.exploratory)} exploratory claims": exploratory,
+    }
+    listed = [*there.sections, *(text for text, is_absent in parts.items() if is_absent)]
+    return f"Not there yet: {'; '.join(listed)}." if listed else "All that was planned is there."
 
 
 def fusion_rows(table: ClaimsTable) -> list[Row]:
@@ -51,7 +53,11 @@ def fusion_rows(table: ClaimsTable) -> list[Row]:
 def control_sentence(table: ClaimsTable) -> str:
     """Whether fusion beats the control that only rescales, by weight."""
     controls = [row for row in fusion_rows(table) if row.numbers["name"] in _CONTROLS]
-    return "Here: " + "; ".join(_with_verdict(row) for row in controls) + "."
+    said = [
+        f"“{row.statement}”: {row.verdict}" + (f" ({row.ours})" if row.verdict != "no runs yet" else "")
+        for row in controls
+    ]
+    return f"Here: {'; '.join(said)}."
 
 
 def limits(table: ClaimsTable) -> list[str]:
@@ -60,30 +66,28 @@ def limits(table: ClaimsTable) -> list[str]:
     sentences = []
     if found:
         sentences.append(
-            f"Primary claims rest on {_range([_seeds(row) for row in found], 0)} finished pairs (planned: "
-            f"{_range([_planned(row) for row in table.primary], 0)})."
+            f"Primary claims rest on {_range(list(map(_seeds, found)), 0)} finished pairs (planned: "
+            f"{_range(list(map(_planned, table.primary)), 0)})."
         )
-    detectable = _finite(found, "detectable_difference")
-    if detectable:
+    if detectable := _finite(found, "detectable_difference"):
         sentences.append(
             f"So many find a true difference of {_range(detectable)} with probability .8: smaller ones may be there "
             "and not be seen."
         )
-    mixed = [row for row in (*table.primary, *table.exploratory) if row.numbers.get("pairs_on_two_processors")]
+    rows = (*table.primary, *table.exploratory)
+    mixed = {row.statement: (row.numbers.get("pairs_on_two_processors", 0), _seeds(row)) for row in rows}
+    mixed = {statement: counts for statement, counts in mixed.items() if counts[0]}
     if mixed:
-        counts = {row.statement: (int(row.numbers["pairs_on_two_processors"]), _seeds(row)) for row in mixed}
-        parts = [f"{name}, {count} of {pairs}" for name, (count, pairs) in counts.items() if count < pairs]
-        whole = sum(count == pairs for count, pairs in counts.values())
+        parts = [f"{name}, {count} of {pairs}" for name, (count, pairs) in mixed.items() if count < pairs]
+        whole = sum(count == pairs for count, pairs in mixed.values())
         parts += [f"all pairs of {whole} claims"] if whole else []
         sentences.append(
             "Pairs whose two runs were made on two models of processor, between which rewards differ as well "
             f"(docs/study.md says by how much): {'; '.join(parts)}."
         )
-    correlation = _finite(found, "correlation")
-    if correlation:
+    if correlation := _finite(found, "correlation"):
         sentences.append(f"Paired runs correlate by {_range(correlation, 2)}; the less, the less pairing helps.")
-    judged = sum(math.isfinite(row.numbers.get("low", math.nan)) for row in table.exploratory)
-    if judged:
+    if judged := len(_finite(table.exploratory, "low")):
         sentences.append(
             f"{judged} exploratory intervals of {100 * CONFIDENCE:.0f} % each: about {(1 - CONFIDENCE) * judged:.0f} "
             "of them would miss 0 if nothing were there."
@@ -97,26 +101,23 @@ def limits(table: ClaimsTable) -> list[str]:
 
 def _primary(rows: Sequence[Row]) -> Iterator[str]:
     """Every primary claim once, by its outcome; then where the two measures disagree."""
-    opposite = [row for row in rows if row.verdict == "not supported" and row.numbers.get("high", 0) < 0]
-    nothing = [row for row in rows if row.verdict == "not supported" and row not in opposite]
-    outcomes = {
-        "Supported": [row for row in rows if row.verdict == "supported"],
-        "Not supported, the opposite was found": opposite,
-        f"Not supported, no difference beyond ±{MARGIN:g}": nothing,
-    }
-    for name, those in outcomes.items():
-        if those:
-            listed = "; ".join(f"{row.statement} ({row.ours})" for row in those)
-            yield f"{name}, {len(those)} of {len(rows)} primary claims: {listed}."
-    unclear = [row for row in rows if row.verdict == "inconclusive"]
-    undecided = {
-        "Inconclusive": [row.statement for row in unclear if not _is_short(row)],
-        "Open, since planned pairs are missing": [row.statement for row in unclear if _is_short(row)],
-        "No runs yet": [row.statement for row in rows if row.verdict == "no runs yet"],
-    }
-    for name, statements in undecided.items():
-        if statements:
-            yield f"{name}, {len(statements)} of {len(rows)}: {'; '.join(statements)}."
+    listed: dict[str, list[str]] = {}
+    opposite, nothing = "Not supported, the opposite was found", f"Not supported, no difference beyond ±{MARGIN:g}"
+    decided = ("Supported", opposite, nothing)
+    undecided = ("Inconclusive", "Open, since planned pairs are missing", "No runs yet")
+    for row in rows:
+        if row.verdict == "not supported":
+            outcome = opposite if row.numbers.get("high", 0) < 0 else nothing
+        elif row.verdict == "inconclusive":
+            outcome = undecided[_is_short(row)]
+        else:
+            outcome = str(row.verdict).capitalize()
+        shown = f"{row.statement} ({row.ours})" if outcome in decided else row.statement
+        listed.setdefault(outcome, []).append(shown)
+    for name in (*decided, *undecided):
+        if name in listed:
+            primary = " primary claims" if name in decided else ""
+            yield f"{name}, {len(listed[name])} of {len(rows)}{primary}: {'; '.join(listed[name])}."
     others = [
         f"{row.statement} ({row.verdict}; there {row.validation_verdict})"
         for row in rows
@@ -130,18 +131,13 @@ def _exploratory(rows: Sequence[Row]) -> Iterator[str]:
     """How the claims of each family that has runs came out."""
     parts = []
     for family in dict.fromkeys(row.family for row in rows):
-        of_family = [row for row in rows if row.family == family and row.verdict is not None]
-        counts = {v: sum(row.verdict == v for row in of_family) for v in ("supported", "not supported", "inconclusive")}
+        verdicts = [row.verdict for row in rows if row.family == family and row.verdict is not None]
+        counts = {verdict: verdicts.count(verdict) for verdict in ("supported", "not supported", "inconclusive")}
         counted = ", ".join(f"{count} {verdict}" for verdict, count in counts.items() if count)
         if counted:
-            parts.append(f"{family}, {counted} of {len(of_family)}")
+            parts.append(f"{family}, {counted} of {len(verdicts)}")
     if parts:
         yield f"Exploratory, so no conclusion: {'; '.join(parts)}."
-
-
-def _with_verdict(row: Row) -> str:
-    shown = f" ({row.ours})" if row.verdict != "no runs yet" else ""
-    return f"“{row.statement}”: {row.verdict}{shown}"
 
 
 def _seeds(row: Row) -> int:

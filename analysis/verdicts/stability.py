@@ -87,27 +87,23 @@ def stability_frame(study: Study) -> pd.DataFrame:
         Columns experiment, reward, cell, seeds, and each of ``HEADINGS`` as NAME_mean and NAME_sd, NaN where it was not
         logged.
     """
-    records: list[dict[str, object]] = []
-    for cell, _ in study.cells:
-        measured = _measures(study, cell)
-        seeds = len(study.values(cell, TRAINING_REWARD))
-        if not seeds:
-            continue
-        if not records:
-            before, split = study.untrained(cell)
-            untrained = _untrained(study, before if split == "test" else pd.Series(dtype=float))
-            records.append(
-                _record(study, "Untrained", 0, {name: pd.Series([value]) for name, value in untrained.items()})
-            )
-        records.append(_record(study, cell.label, seeds, measured))
+    cells = [cell for cell, _ in study.cells if len(study.values(cell, TRAINING_REWARD))]
+    rows = [(cell.label, len(study.values(cell, TRAINING_REWARD)), _measures(study, cell)) for cell in cells]
+    if cells:
+        rows.insert(0, ("Untrained", 0, _untrained(study, cells[0])))
+    records = []
+    for label, seeds, measured in rows:
+        record = {"experiment": study.experiment, "reward": study.reward, "cell": label, "seeds": seeds}
+        for name in HEADINGS:
+            values = pd.Series(np.asarray(measured.get(name, ()), dtype=float))
+            record |= {f"{name}_mean": float(values.mean()), f"{name}_sd": float(values.std())}
+        records.append(record)
     return pd.DataFrame(records)
 
 
 def stability_table(study: Study, frame: pd.DataFrame) -> WideTable | None:
     """``stability_frame`` as people read it; None without a finished run, or without anything measured."""
-    if frame.empty:
-        return None
-    shown = {name: heading for name, heading in HEADINGS.items() if frame[f"{name}_mean"].notna().any()}
+    shown = [name for name in HEADINGS if len(frame) and frame[f"{name}_mean"].notna().any()]
     if not shown:
         return None
     rows = [
@@ -117,38 +113,31 @@ def stability_table(study: Study, frame: pd.DataFrame) -> WideTable | None:
     title = (
         f"Experiment {study.experiment}, trained on {study.reward}: stability, signs of hacking, mean ± sd over seeds"
     )
-    return WideTable(title, ["Cell", "Seeds", *shown.values()], rows)
+    return WideTable(title, ["Cell", "Seeds", *(HEADINGS[name] for name in shown)], rows)
 
 
-def _record(study: Study, cell: str, seeds: int, measured: Mapping[str, pd.Series]) -> dict[str, object]:
-    record: dict[str, object] = {"experiment": study.experiment, "reward": study.reward, "cell": cell, "seeds": seeds}
-    for name in HEADINGS:
-        values = measured.get(name, pd.Series(dtype=float))
-        record |= {f"{name}_mean": float(values.mean()), f"{name}_sd": float(values.std())}
-    return record
-
-
-def _measures(study: Study, cell: Cell) -> dict[str, pd.Series]:
+def _measures(study: Study, cell: Cell) -> Mapping[str, ArrayLike]:
     """Values by seed of each measure of a cell."""
-    measured = {name: study.values(cell, name) for name in list(HEADINGS)[4:]}
-    measured[ROUGHNESS] = roughness_by_seed(study, cell)
-    measured[SEED_SD] = pd.Series([study.values(cell, TRAINING_REWARD).std()])
+    measured: dict[str, ArrayLike] = {name: study.values(cell, name) for name in list(HEADINGS)[4:]}
+    measured |= {ROUGHNESS: roughness_by_seed(study, cell), SEED_SD: [study.values(cell, TRAINING_REWARD).std()]}
     readers = _readers(study)
-    if readers is not None:
-        trained, unseen = readers
-        measured[GAP] = study.values(cell, trained) - study.values(cell, unseen)
-        seeds, pair = study.pair_of_metrics(cell, trained, unseen)
+    if readers:
+        trained, unseen = (study.values(cell, reader) for reader in readers)
+        _, pair = study.pair_of_metrics(cell, *readers)
+        measured[GAP] = trained - unseen
         if pair.treatment.ndim == 2:
-            measured[DISAGREEMENT] = pd.Series(np.abs(pair.treatment - pair.control).mean(axis=1), index=seeds)
+            measured[DISAGREEMENT] = np.abs(pair.treatment - pair.control).mean(axis=1)
     return measured
 
 
-def _untrained(study: Study, before: pd.Series) -> dict[str, float]:
-    values = {name: float(before[name]) for name in HEADINGS if name in before}
-    readers = _readers(study)
-    if readers is not None and set(readers) <= set(before.index):
-        values[GAP] = float(before[readers[0]] - before[readers[1]])
-    return values
+def _untrained(study: Study, cell: Cell) -> Mapping[str, ArrayLike]:
+    """What is measured on test prompts of the model that a cell started from."""
+    before, split = study.untrained(cell)
+    if split != "test":
+        return {}
+    trained, unseen = _readers(study) or ("", "")
+    gap = [before.get(trained, math.nan) - before.get(unseen, math.nan)]
+    return {name: [before[name]] for name in HEADINGS if name in before} | {GAP: gap}
 
 
 def _readers(study: Study) -> tuple[str, str] | None:

@@ -1,16 +1,15 @@
 """The study's runs against the protocol: each claim with its difference, interval and verdict, and its runs."""
 
-import math
-from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 
-from analysis import statistics
 from analysis.cells.equal_cost import equal_cost_pair
-from analysis.cells.labels import Cell
+from analysis.cells.labels import METHOD_NAMES, Cell
 from analysis.cells.spending import AXES
 from analysis.cells.study import Study
 from analysis.claims import (
@@ -28,9 +27,9 @@ from analysis.claims import (
     judge_family,
     settle,
 )
+from analysis.statistics import Paired, paired_summary
 from analysis.verdicts.exploratory import questions
 from analysis.verdicts.stability import roughness_pair
-from harness.names import METHODS
 
 PRIMARY_FAMILY = "primary"
 
@@ -45,13 +44,7 @@ class Compared:
     metric: str
     seeds: int
     """Pairs that are finished, of ``claim.seeds``."""
-    difference: float
-    """Mean over seeds; NaN without a pair."""
-    sd: float
-    """Of the paired differences; NaN below two pairs, like the next two."""
-    correlation: float
-    detectable: float
-    """Smallest true difference that so many pairs find with probability .8, at level .05."""
+    paired: Paired
     judgement: Judgement
     """Of the test words."""
     validation: Judgement | None
@@ -71,116 +64,92 @@ def cell_of(arm: Arm) -> Cell:
     return Cell(arm.method, arm.selection, arm.fusion_weight > 0, arm.fusion_weight, arm.variant)
 
 
-def judge_claims(studies: Sequence[Study]) -> list[Compared]:
-    """All claims, primary ones first; those of other experiments' runs have no runs.
+class _Pairs(NamedTuple):
+    """Pairs of finished runs that count for a claim."""
 
-    Args:
-        studies: of a report.
-    """
+    seeds: Sequence[int]
+    pair: Pair
+    runs: pd.DataFrame
+    """Rows of ``summary``."""
+
+    @property
+    def judged(self) -> Pair | None:
+        """None below two seeds."""
+        return self.pair if len(self.seeds) > 1 else None
+
+
+_PairOf = Callable[..., tuple[list[int], Pair]]
+"""Of a study and two cells, among some seeds."""
+
+
+def judge_claims(studies: Sequence[Study]) -> list[Compared]:
+    """All claims on a report's studies, primary ones first; those of other experiments' runs have no runs."""
     of_reward = {study.reward: study for study in studies if study.experiment == EXPERIMENT}
-    primary = [_compare(of_reward.get(c.control.reward), PRIMARY_FAMILY, c, METRIC) for c in PRIMARY]
-    families = [judge_family([pairs[i] for _, pairs in primary]) for i in (0, 1)]
-    compared = [_judged(one, test, validation) for (one, _), test, validation in zip(primary, *families, strict=True)]
-    for question in questions():
-        study = of_reward.get(question.claim.control.reward)
-        one, (test, validation) = _compare(study, question.group, question.claim, question.metric)
-        if question.metric == METRIC:
-            compared.append(_judged(one, judge_alone(test), judge_alone(validation)))
-        else:
-            compared.append(_judged(one, judge_alone(test, margin=None), None))
+
+    def found(claim: Claim, metric: str, split: str) -> _Pairs:
+        return _find(of_reward, claim, lambda study, *cells, among: study.pair(*cells, metric, split, among))
+
+    on_test, on_validation = ([found(claim, METRIC, split) for claim in PRIMARY] for split in ("test", "validation"))
+    families = [judge_family([one.judged for one in of_split]) for of_split in (on_test, on_validation)]
+    compared = [
+        _compared(PRIMARY_FAMILY, claim, METRIC, pairs, *judgements)
+        for claim, pairs, *judgements in zip(PRIMARY, on_test, *families, strict=True)
+    ]
+    for group, claim, metric in questions():
+        test, is_own = found(claim, metric, "test"), metric == METRIC
+        validation = judge_alone(found(claim, metric, "validation").judged) if is_own else None
+        judgement = judge_alone(test.judged, MARGIN if is_own else None)
+        compared.append(_compared(group, claim, metric, test, judgement, validation))
     return [*compared, *_of_curves(of_reward)]
 
 
-_OF_METHODS = tuple(METHODS)
-"""Primary claims that say of a method that + AdaGRPO beats it."""
-
-
-def _of_curves(of_reward: dict[str, Study]) -> Iterator[Compared]:
+def _of_curves(of_reward: Mapping[str, Study]) -> Iterator[Compared]:
     """What is read off the curves of base and + AdaGRPO: values at equal cost, and which is smoother."""
-    for claim in (claim for claim in PRIMARY if claim.name in _OF_METHODS):
-        study = of_reward.get(claim.control.reward)
+
+    def asked(family: str, claim: Claim, measure: str, pair_of: _PairOf, margin: float | None) -> Compared:
+        pairs = _find(of_reward, claim, pair_of)
+        return _compared(family, claim, measure, pairs, judge_alone(pairs.judged, margin), None)
+
+    for claim in (claim for claim in PRIMARY if claim.name in METHOD_NAMES):
         for axis in AXES:
             statement = claim.statement.replace(" beats ", " at equal cost beats ")
             at_cost = claim._replace(name=f"{claim.name} by {axis.name}", statement=statement)
-            measure = f"validation reward at equal {axis.words}"
-            yield _curve_claim(
-                study, "equal compute", at_cost, measure, partial(equal_cost_pair, axis=axis.name), MARGIN
-            )
+            pair_of = partial(equal_cost_pair, axis=axis.name)
+            yield asked("equal compute", at_cost, f"validation reward at equal {axis.words}", pair_of, MARGIN)
         statement = claim.statement.replace(" beats ", " has smoother curves than ")
         smoother = claim._replace(name=f"smooth-{claim.name}", statement=statement)
-        yield _curve_claim(study, "stability", smoother, "roughness of the base less its own", _less_rough, None)
+        yield asked("stability", smoother, "roughness of the base less its own", _less_rough, None)
 
 
-def _less_rough(study: Study, treatment: Cell, control: Cell, among: Collection[int]) -> tuple[list[int], Pair]:
+def _less_rough(study: Study, treatment: Cell, control: Cell, among: Sequence[int]) -> tuple[list[int], Pair]:
     return roughness_pair(study, control, treatment, among)
 
 
-def _curve_claim(
-    study: Study | None,
-    family: str,
-    claim: Claim,
-    measure: str,
-    pair_of: Callable[..., tuple[list[int], Pair]],
-    margin: float | None,
+def _find(of_reward: Mapping[str, Study], claim: Claim, pair_of: _PairOf) -> _Pairs:
+    study = of_reward.get(claim.control.reward)
+    cells = dict(study.cells) if study else {}
+    arms = cell_of(claim.treatment), cell_of(claim.control)
+    if study is None or not set(arms) <= set(cells):
+        return _Pairs([], Pair(np.empty(0), np.empty(0)), pd.DataFrame(columns=["run_id", "seed", "processor"]))
+    seeds, pair = pair_of(study, *arms, among=STUDY_SEEDS[: claim.seeds])
+    rows = pd.concat([cells[arm] for arm in arms])
+    return _Pairs(seeds, pair, rows[rows["seed"].isin(seeds) & rows["run_id"].isin(study.finished)])
+
+
+def _compared(
+    family: str, claim: Claim, metric: str, pairs: _Pairs, test: Judgement, validation: Judgement | None
 ) -> Compared:
-    cells = cell_of(claim.treatment), cell_of(claim.control)
-    if study is None or not set(cells) <= {cell for cell, _ in study.cells}:
-        return _judged(_without_runs(family, claim, measure), judge_alone(None), None)
-    seeds, pair = pair_of(study, *cells, among=_planned(claim))
-    one = _described(family, claim, measure, seeds, pair, _runs(study, cells, seeds))
-    return _judged(one, judge_alone(pair if len(seeds) > 1 else None, margin), None)
-
-
-def _planned(claim: Claim) -> tuple[int, ...]:
-    return STUDY_SEEDS[: claim.seeds]
-
-
-def _compare(
-    study: Study | None, family: str, claim: Claim, metric: str
-) -> tuple[Compared, tuple[Pair | None, Pair | None]]:
-    """A claim's numbers, still to be judged, and its pairs on test and on validation words; None below two seeds."""
-    treatment, control = cell_of(claim.treatment), cell_of(claim.control)
-    if study is None or not {treatment, control} <= {cell for cell, _ in study.cells}:
-        return _without_runs(family, claim, metric), (None, None)
-    seeds, test = study.pair(treatment, control, metric, "test", _planned(claim))
-    also, validation = study.pair(treatment, control, metric, "validation", _planned(claim))
-    one = _described(family, claim, metric, seeds, test, _runs(study, (treatment, control), seeds))
-    return one, (test if len(seeds) > 1 else None, validation if len(also) > 1 else None)
-
-
-def _without_runs(family: str, claim: Claim, metric: str) -> Compared:
-    empty = np.empty(0)
-    return _described(family, claim, metric, [], Pair(empty, empty), None)
-
-
-def _described(
-    family: str, claim: Claim, metric: str, seeds: Sequence[int], pair: Pair, runs: pd.DataFrame | None
-) -> Compared:
-    ours, theirs = (side if side.ndim == 1 else side.mean(axis=1) for side in pair)
-    several = len(seeds) > 1
-    sd = float((ours - theirs).std(ddof=1)) if several else math.nan
+    """A claim as it is judged with so many pairs."""
+    seeds, pair, runs = pairs
+    counts = len(seeds), claim.seeds
     return Compared(
         family,
         claim,
         metric,
         seeds=len(seeds),
-        difference=float((ours - theirs).mean()) if seeds else math.nan,
-        sd=sd,
-        correlation=statistics.paired_correlation(ours, theirs),
-        detectable=statistics.minimum_detectable_effect(sd, len(seeds)) if several else math.nan,
-        judgement=Judgement("no runs yet", None, math.nan, math.nan),
-        validation=None,
-        mixed=0 if runs is None else int((runs.groupby("seed")["processor"].nunique() > 1).sum()),
-        run_ids=() if runs is None else tuple(sorted(set(runs["run_id"]))),
+        paired=paired_summary(*pair),
+        judgement=settle(test, *counts),
+        validation=validation and settle(validation, *counts),
+        mixed=int((runs.groupby("seed")["processor"].nunique() > 1).sum()),
+        run_ids=tuple(sorted(set(runs["run_id"]))),
     )
-
-
-def _judged(one: Compared, test: Judgement, validation: Judgement | None) -> Compared:
-    pairs = one.seeds, one.claim.seeds
-    return replace(one, judgement=settle(test, *pairs), validation=validation and settle(validation, *pairs))
-
-
-def _runs(study: Study, cells: Sequence[Cell], seeds: Sequence[int]) -> pd.DataFrame:
-    """Rows of ``summary``: finished runs of cells and seeds."""
-    rows = pd.concat([dict(study.cells)[cell] for cell in cells])
-    return rows[rows["seed"].isin(seeds) & rows["run_id"].isin(study.finished)]

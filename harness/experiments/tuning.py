@@ -79,7 +79,7 @@ def _tuning(study: Study) -> tuple[pd.DataFrame, dict[str, Tuned]]:
     folders = {one.shard.parent for one in planned if one.is_kept}
     if len(folders) != 1:
         raise ConfigError(f"tuning: no run of it has finished: {again}")
-    table = tuning_table(load_logs(folders.pop(), (), with_prompts=False))
+    table = tuning_table(load_logs(folders.pop(), ()))
     table = table[table["run_id"].isin([one.run.run_id for one in planned])]
     chosen = chosen_settings(table)
     if without := sorted({config.method.kernel for config in configs} - set(chosen)):

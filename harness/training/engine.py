@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from harness.config import OptimizerConfig, RunConfig
+from harness.config import OptimizerConfig
 from harness.models.pipelines.policy import Policy
 from harness.training.processes import Processes
 
@@ -129,12 +129,3 @@ def flat(state: Any, path: str = "") -> dict[str, Tensor]:
         return {}
     inner = [flat(value, f"{path}/{key}" if path else str(key)) for key, value in state.items()]
     return {name: tensor for part in inner for name, tensor in part.items()}
-
-
-def build_engine(config: RunConfig, policy: Policy, processes: Processes) -> Engine:
-    """The engine that ``runtime.engine`` names. Raises ConfigError if a network cannot be shared out."""
-    if config.runtime.engine == "ddp":
-        return Engine(policy, config.optimizer, processes)
-    from harness.training.sharded import FullySharded
-
-    return FullySharded(policy, config.optimizer, processes)

@@ -15,7 +15,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
-from harness.config import ConfigError, OptimizerConfig
+from harness.config import ConfigError, OptimizerConfig, RunConfig
 from harness.models.pipelines.policy import Policy, blocks_of
 from harness.training.engine import Engine
 from harness.training.processes import Processes
@@ -82,3 +82,10 @@ def reshards(accelerator: Accelerator) -> bool:
     if isinstance(plugin.cpu_offload, CPUOffloadPolicy):
         raise ConfigError("fsdp_offload_params=true: weights cannot be kept in main memory here; set it to false")
     return bool(plugin.reshard_after_forward)
+
+
+def build_engine(config: RunConfig, policy: Policy, processes: Processes) -> Engine:
+    """The engine that ``runtime.engine`` names. Raises ConfigError if a network cannot be shared out."""
+    if config.runtime.engine == "ddp":
+        return Engine(policy, config.optimizer, processes)
+    return FullySharded(policy, config.optimizer, processes)

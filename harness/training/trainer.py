@@ -34,11 +34,11 @@ from harness.training.accounting import (
     mean_and_std,
     summary_of_updates,
 )
-from harness.training.engine import build_engine
 from harness.training.learner import Learner
 from harness.training.observation import group_spreads, reduced
 from harness.training.processes import Processes
 from harness.training.scoring import PendingScores, Scores, start_scoring
+from harness.training.sharded import build_engine
 from harness.training.steps import stochastic_steps, trained_steps
 from harness.transitions import KERNELS
 

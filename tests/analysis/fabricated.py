@@ -1,25 +1,12 @@
 """Writes run directories as the harness does, with numbers made by hand: no training, no conclusion."""
 
 import json
-from itertools import product
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import yaml
 from PIL import Image
 
-from analysis.cells.labels import SELECTIONS
-from analysis.gradients.effects import (
-    ADVANTAGES,
-    CHECKPOINT_COLUMNS,
-    COMPARISON_COLUMNS,
-    EFFECT_COLUMNS,
-    METRICS,
-    WEIGHTS,
-    contrasts,
-)
-from analysis.gradients.signs import ONE_SIDED, SIGN_COLUMNS, TWO_SIDED
 from harness.trained_reward import TrainedReward, trained_reward
 
 PROMPTS = ['the word "dog" in red on white', 'the word "zebra" in blue on yellow']
@@ -95,61 +82,6 @@ def write_run(
         stack = Image.new("RGB", (width, height * len(PROMPTS)), (0, 0, 100 * i % 256))
         stack.paste((255, 0, 0), (0, height, width, height * len(PROMPTS)))
         stack.save(folder / "images" / f"validation-{i * interval:05d}.png")
-    return folder
-
-
-def write_measurement(folder: Path, checkpoints: dict[str, int] | None = None) -> Path:
-    """What ``write_mechanism_report`` leaves of a measurement of gradients, without the tables that it reads.
-
-    Curriculum prompts are better than random ones by .2, whatever is measured; the difficulty of .4 to .6 is the best;
-    and fusion corrects a twentieth of the wrong signs a unit of weight, in two-sided groups alone.
-
-    Args:
-        folder: to write.
-        checkpoints: labels and iterations; the untrained model and one of a run where None.
-    """
-    checkpoints = {"base": 0, "run-a@80": 80} if checkpoints is None else checkpoints
-    folder.mkdir(parents=True)
-    about = {
-        "kinds": ["unbiased", "local", "global", "rescaling", "capability"],
-        "strategies": SELECTIONS,
-        "difficulty_edges": [0.2, 0.4, 0.6, 0.8],
-        "checkpoints": [{"label": label, "iteration": iteration} for label, iteration in checkpoints.items()],
-        "reference_prompts": 512,
-        "groups_per_unit": 2,
-        "rounds": 500,
-        "parameters": 12_345,
-        "config": {"rollout": {"group_size": 8}},
-    }
-    (folder / "about.json").write_text(json.dumps(about))
-    levels = dict.fromkeys(SELECTIONS, 0.3) | {"curriculum": 0.5}
-    levels |= {f"difficulty-{number}": 0.5 - 0.1 * abs(number - 2) for number in range(5)}
-    rows: dict[str, list[tuple[Any, ...]]] = {"checkpoints": [], "effects": [], "comparisons": [], "signs": []}
-    for label, iteration in checkpoints.items():
-        at = label, iteration
-        rows["checkpoints"].append((*at, 1000, 20, 0.8, 0.75, 0.85, 31.4))
-        for (name, level), a, metric in product(levels.items(), ADVANTAGES, METRICS):
-            rows["effects"].append((*at, name, a.name, a.weight, 500, metric, level, level - 0.04, level + 0.04))
-        for metric, (question, ours, theirs) in product(METRICS, contrasts(SELECTIONS)):
-            difference = levels[ours[0]] - levels[theirs[0]]
-            names = [f"{strategy}, {advantage.label}" for strategy, advantage in (ours, theirs)]
-            rows["comparisons"].append(
-                (*at, metric, question, *names, difference, difference - 0.05, difference + 0.05)
-            )
-        for name, weight in product(("all", *SELECTIONS), WEIGHTS):
-            share = weight / 20
-            rows["signs"].append((*at, name, 300, ONE_SIDED, 0.15, 0.5, float("inf"), weight, 0.0, 0.0, 0.0))
-            rows["signs"].append(
-                (*at, name, 1700, TWO_SIDED, 0.85, 0.1, 10.0, weight, share, share - 0.02, share + 0.02)
-            )
-    columns = {
-        "checkpoints": CHECKPOINT_COLUMNS,
-        "effects": EFFECT_COLUMNS,
-        "comparisons": COMPARISON_COLUMNS,
-        "signs": SIGN_COLUMNS,
-    }
-    for name, of_table in rows.items():
-        pd.DataFrame(of_table, columns=columns[name]).to_csv(folder / f"{name}.csv", index=False)
     return folder
 
 

@@ -5,15 +5,12 @@ import pytest
 
 from analysis.claims import (
     PILOT_SEEDS,
-    PRIMARY,
-    STUDY_SEEDS,
     Pair,
     choose_setting,
     judge,
     judge_alone,
     judge_consistency,
     judge_family,
-    judge_overhead,
     settle,
     validation_mean,
 )
@@ -32,31 +29,20 @@ TINY = pair(0.004, -0.003, 0.002, -0.002, 0.001, -0.002)
 
 
 @pytest.mark.parametrize(
-    ("low", "high", "verdict"),
+    ("low", "high", "margin", "verdict"),
     [
-        (0.001, 0.3, "supported"),
-        (0.001, 0.015, "supported"),
-        (-0.3, -0.001, "not supported"),
-        (-0.019, 0.019, "not supported"),
-        (-0.021, 0.019, "inconclusive"),
-        (-0.019, 0.021, "inconclusive"),
-        (0.0, 0.1, "inconclusive"),
+        (0.001, 0.3, 0.02, "supported"),
+        (0.001, 0.015, 0.02, "supported"),
+        (-0.3, -0.001, 0.02, "not supported"),
+        (-0.019, 0.019, 0.02, "not supported"),
+        (-0.021, 0.019, 0.02, "inconclusive"),
+        (-0.019, 0.021, 0.02, "inconclusive"),
+        (0.0, 0.1, 0.02, "inconclusive"),
+        (-0.001, 0.001, None, "inconclusive"),
     ],
 )
-def test_the_verdict_is_read_off_the_interval(low: float, high: float, verdict: str) -> None:
-    assert judge(Interval((low + high) / 2, low, high)) == verdict
-
-
-def test_without_a_margin_no_difference_is_too_small() -> None:
-    assert judge(Interval(0.0, -0.001, 0.001), margin=None) == "inconclusive"
-    assert judge(None) == "inconclusive"
-
-
-def test_a_family_of_one_has_the_plain_interval() -> None:
-    judged = judge_alone(CLEAR)
-    assert judged.verdict == "supported"
-    assert judged.confidence == 0.95
-    assert judged.interval == paired_interval(*CLEAR)
+def test_the_verdict_is_read_off_the_interval(low: float, high: float, margin: float | None, verdict: str) -> None:
+    assert judge(Interval((low + high) / 2, low, high), margin) == verdict
 
 
 def test_each_rejection_leaves_fewer_claims_to_adjust_for_and_the_first_failure_ends_it() -> None:
@@ -100,14 +86,6 @@ def test_false_verdicts_are_as_rare_as_promised() -> None:
     assert false <= 33
 
 
-def test_words_count_as_a_source_of_chance() -> None:
-    word_effects = np.tile([0.5, 0.0, -0.3, 0.0, 0.4, -0.3], (6, 1))
-    treatment = 0.03 + 0.002 * np.arange(6)[:, None] + word_effects
-    control = np.zeros_like(treatment)
-    assert judge_alone(Pair(treatment.mean(axis=1), control.mean(axis=1))).verdict == "supported"
-    assert judge_alone(Pair(treatment, control)).verdict == "inconclusive"
-
-
 def test_the_validation_metric_is_the_mean_of_the_last_three_points() -> None:
     assert validation_mean([0.1, 0.2, 0.6, 0.7, 0.8]) == pytest.approx(0.7)
     assert validation_mean([[0.0, 9.0], [0.3, 1.0], [0.6, 2.0], [0.6, 3.0]]).tolist() == pytest.approx([0.5, 2.0])
@@ -126,21 +104,9 @@ def test_tuning_takes_the_best_mean_over_all_pilot_seeds() -> None:
     assert choose_setting({"lucky": {first: 0.9}}) is None
 
 
-def test_the_overhead_is_as_claimed_within_five_points() -> None:
-    assert judge_overhead(736 / 592 - 1) == "supported"
-    assert judge_overhead(0.48) == "not supported"
-
-
 def test_a_gain_is_consistent_if_every_judge_sees_it() -> None:
     assert judge_consistency(["supported", "supported"]) == "supported"
     assert judge_consistency(["supported", "inconclusive"]) == "inconclusive"
     assert judge_consistency(["supported", "no runs yet"]) == "inconclusive"
     assert judge_consistency(["supported", "not supported", "no runs yet"]) == "not supported"
     assert judge_consistency(["no runs yet", "no runs yet"]) == "no runs yet"
-
-
-def test_primary_claims_are_planned_on_study_seeds_alone() -> None:
-    assert not set(STUDY_SEEDS) & set(PILOT_SEEDS)
-    assert len({claim.name for claim in PRIMARY}) == len(PRIMARY)
-    assert all(2 <= claim.seeds <= len(STUDY_SEEDS) for claim in PRIMARY)
-    assert all(claim.treatment != claim.control for claim in PRIMARY)

@@ -1,18 +1,14 @@
 """Figures show what they should, in words that can be searched, and always alike."""
 
 import json
-import re
 import warnings
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pytest
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from PIL import Image
 
 from analysis.cells.labels import SELECTIONS, cell_colour
 from analysis.cells.logs import load_logs
@@ -20,8 +16,8 @@ from analysis.cells.spending import SPENDING_METRICS
 from analysis.cells.study import Study, split_studies
 from analysis.figures import StudyFigures, draw_study, selection
 from analysis.figures.cells import cell_panels, variant_panels
-from analysis.figures.curves import cost_panels, cost_quantities, over_seeds, pair_panels, quantities
-from analysis.figures.drawing import Panel, draw_panel
+from analysis.figures.curves import cost_panels, cost_quantities, pair_panels, quantities
+from analysis.figures.drawing import draw_panel
 
 WriteRun = Callable[..., Path]
 
@@ -71,18 +67,6 @@ def test_the_main_picture_sets_base_against_adagrpo_beside_the_paper(figures: St
     ]
 
 
-def test_every_figure_is_valid_xml_and_wide_ones_have_a_png_twin(report: Path) -> None:
-    drawn = sorted((report / "figures").glob("*.svg"))
-    assert len(drawn) == 11
-    for path in drawn:
-        ElementTree.parse(path)
-    twins = sorted((report / "figures").glob("*.png"))
-    assert [path.stem for path in twins] == ["all-cells", "main"]
-    for path in twins:
-        with Image.open(path) as twin:
-            assert twin.width > 600
-
-
 def test_selections_are_drawn_from_the_untrained_model_up(write_run: WriteRun, tmp_path: Path) -> None:
     for selection_name, reward in zip(SELECTIONS, (0.6, 0.5, 0.7, 0.8, 0.9), strict=True):
         for seed in (0, 1):
@@ -95,13 +79,6 @@ def test_selections_are_drawn_from_the_untrained_model_up(write_run: WriteRun, t
     assert [len(dots.get_offsets()) for dots in axes.collections] == [2] * 5
     assert [label.get_text() for label in axes.get_xticklabels()] == list(SELECTIONS)
     assert [text.get_text() for text in axes.texts] == ["0.610", "0.510", "0.710", "0.810", "0.910"]
-
-
-def test_the_papers_selections_are_drawn_alike() -> None:
-    axes = Figure().subplots()
-    selection.paper_panel().draw(axes)
-    assert [text.get_text() for text in axes.texts] == ["14.71", "14.39", "14.73", "14.87", "14.99"]
-    assert {round(bar.get_y(), 4) for bar in axes.patches} == {13.2803}
 
 
 def test_all_cells_show_every_seed_with_fusion_next_to_without(write_run: WriteRun, tmp_path: Path) -> None:
@@ -155,13 +132,6 @@ def test_bands_are_intervals_from_five_seeds_on(write_run: WriteRun, tmp_path: P
     assert 0.72 < upper.y1 <= 0.8 + 1e-9
 
 
-def test_a_mean_over_seeds_ends_where_the_first_run_ends() -> None:
-    rows = pd.DataFrame({"run_id": list("aaabb"), "iteration": [0, 1, 2, 0, 1], "value": [0.0, 1.0, 5.0, 2.0, 4.0]})
-    table = over_seeds(rows, "iteration")
-    assert table.index.tolist() == [0, 1]
-    assert table["mean"].tolist() == [1.0, 2.5]
-
-
 def test_costs_are_the_axes_of_their_curves(figures: StudyFigures) -> None:
     by_forwards, by_calls, by_seconds = figures.costs.panels
     # 400 sampled and 20 trained forwards, the latter counting 3, end at 460.
@@ -185,37 +155,6 @@ def test_bases_that_cost_as_much_are_drawn_beside_adagrpo(write_run: WriteRun, t
     panel.draw(axes)
     labels = axes.get_legend_handles_labels()[1]
     assert labels == ["base, random prompts (2 seeds)", "+ AdaGRPO (1 seed)", "base, G 15 (1 seed)"]
-
-
-def test_a_method_alone_has_its_cells_as_the_main_picture(write_run: WriteRun, tmp_path: Path) -> None:
-    write_run("only")
-    figures = draw_study(study_of(tmp_path / "runs"))
-    assert [panel.name for panel in figures.main.panels] == ["curves-reward-flow_grpo-cells"]
-    assert "random (1 seed)" in texts(figures.main.panels[0].svg)
-    assert figures.published.panels == []
-
-
-def test_a_run_without_any_evaluation_has_no_figure(write_run: WriteRun, tmp_path: Path) -> None:
-    run = write_run("bare", state="running")
-    (run / "eval.jsonl").unlink()
-    assert draw_study(study_of(tmp_path / "runs")).drawings == []
-
-
-def test_a_title_is_above_a_power_of_ten_and_else_at_its_place() -> None:
-    def heights(highest: float) -> dict[str, float]:
-        """By text, how far below the upper edge."""
-
-        def draw(axes: Axes) -> None:
-            axes.set_ylim(0, highest)
-
-        svg = draw_panel(Panel("panel", "The title", draw)).svg
-        return {text: float(y) for y, text in re.findall(r'<text [^>]*?y="([\d.]+)"[^>]*>([^<]*)</text>', svg)}
-
-    small, plain = heights(1e-7), heights(1)
-    assert small["The title"] < small["1e−7"] - 10
-    assert plain["The title"] < plain["1.0"]
-    # Without one, the axes are taller: nothing keeps a place free.
-    assert plain["1.0"] < small["1.0"] - 5
 
 
 def test_a_cell_has_one_colour_everywhere(figures: StudyFigures) -> None:

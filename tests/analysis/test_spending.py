@@ -11,7 +11,6 @@ from analysis.cells.labels import Cell
 from analysis.cells.logs import load_logs
 from analysis.cells.spending import FORWARDS, REWARD_CALLS, SECONDS, spent
 from analysis.cells.study import split_studies
-from analysis.verdicts.verdicts import judge_claims
 
 WriteRun = Callable[..., Path]
 BASE, OURS = Cell("flow_grpo", "random", False, 0.0), Cell("flow_grpo", "curriculum", True, 1.0)
@@ -58,13 +57,3 @@ def test_seconds_are_compared_where_one_processor_made_both_runs(write_run: Writ
 def _made_by(run: Path, processor: str) -> None:
     file = run / "environment.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"processor": processor}))
-
-
-def test_claims_at_equal_cost_are_among_the_exploratory_ones(write_run: WriteRun, tmp_path: Path) -> None:
-    write_run("base", seed=500, experiment="miniature-study")
-    write_run("ours", seed=500, selection="curriculum", fusion=True, experiment="miniature-study")
-    claims = {one.claim.name: one for one in judge_claims(split_studies(load_logs(tmp_path / "runs")))}
-    own = claims["flow_grpo by forwards"]
-    assert (own.family, own.seeds, own.run_ids) == ("equal compute", 1, ("base", "ours"))
-    assert own.difference == pytest.approx(0.6 + 0.1 * 30 / 230 - 0.7)
-    assert claims["dance_grpo by seconds"].verdict == "no runs yet"

@@ -7,13 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from matplotlib.figure import Figure
 
 from analysis.cells.chosen import CHOSEN_METRICS, chosen_frame, chosen_table
 from analysis.cells.logs import load_logs
 from analysis.cells.study import split_studies
-from analysis.figures.curves import pair_panels, signs
-from analysis.verdicts.stability import GROUP_SPREADS, stability_frame, stability_table
+from analysis.figures.curves import signs
+from analysis.verdicts.stability import stability_frame, stability_table
 
 WriteRun = Callable[..., Path]
 
@@ -75,31 +74,6 @@ def test_the_table_shows_what_was_logged(write_run: WriteRun, tmp_path: Path) ->
     assert [of is None for of in tables] == [False, True]
 
 
-def test_signs_are_drawn_where_they_were_logged(write_run: WriteRun, tmp_path: Path) -> None:
-    run = write_run("base")
-    add_metrics(run, "validation", 1, {"pictures/texture": [0.1, 0.1]})
-    [study] = split_studies(load_logs(tmp_path / "runs", ()))
-    assert [quantity.name for quantity in signs(study)] == ["texture"]
-
-
-def test_spreads_of_groups_that_were_trained_on_are_drawn_by_iteration(write_run: WriteRun, tmp_path: Path) -> None:
-    for name, fusion in (("base", False), ("ours", True)):
-        run = write_run(name, selection="curriculum" if fusion else "random", fusion=fusion)
-        spread = 0.2 if fusion else 0.6
-        record_steps(run, [{"group": {"font_spread": spread}}, {}, {"group": {"font_spread": spread / 2}}])
-    [study] = split_studies(load_logs(tmp_path / "runs", GROUP_SPREADS))
-    [quantity] = signs(study)
-    assert (quantity.name, quantity.split) == ("group-font-spread", "train")
-    [panel] = pair_panels(study, quantity)
-    axes = Figure().add_subplot()
-    panel.draw(axes)
-    lines = axes.get_lines()
-    assert sorted((list(line.get_xdata()), list(line.get_ydata())) for line in lines if len(line.get_xdata())) == [
-        ([1, 3], [0.2, 0.1]),
-        ([1, 3], [0.6, 0.3]),
-    ]
-
-
 def test_chosen_prompts_are_described_by_rank_reward_and_word(write_run: WriteRun, tmp_path: Path) -> None:
     run = write_run("hardest", selection="hardest", rollout={"candidates": 5})
     prompts = ['the word "ab" in red on white', 'the word "abcdef" in red on white']
@@ -126,10 +100,3 @@ def test_chosen_prompts_are_described_by_rank_reward_and_word(write_run: WriteRu
     table = chosen_table(study, chosen_frame(study, logs))
     assert table.head[:3] == ["Cell", "Runs", "Rank among candidates"]
     assert len(table.rows) == 2
-
-
-def test_prompts_without_a_quoted_word_have_no_letters(write_run: WriteRun, tmp_path: Path) -> None:
-    write_run("base")
-    logs = load_logs(tmp_path / "runs", CHOSEN_METRICS)
-    [study] = split_studies(logs)
-    assert math.isnan(chosen_frame(study, logs)["letters"].item())

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from analysis.cells.labels import PAPER_GRID
-from analysis.report.report import report
+from analysis.report import report
 from tests.analysis.fabricated import write_run
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 import torch
 
-from analysis.cells.logs import TRAINING_REWARD, load_chosen_prompts, load_logs, load_prompt_values, load_runs
+from analysis.cells.logs import TRAINING_REWARD, load_logs
 from analysis.runs.runlog import RunLogError
 from analysis.runs.shards import write_shards
 from harness.config import EXPERIMENTS, ROOT, RunConfig, compose, dump
@@ -95,11 +95,11 @@ def test_every_number_of_an_iteration_is_read_as_it_was_logged(run: RunDirectory
     assert {"components/ocr/reward_mean", "components/colour/reward_mean", "capability_std", "seconds/iteration"} <= {
         metric for _, metric in expected
     }
-    for frame in (load_runs(folder), load_logs(folder).runs):
-        assert rows_of(frame[frame["split"] == "train"], "iteration", "metric") == expected
-    chosen = load_chosen_prompts(folder)
-    assert chosen["prompt"].tolist() == [prompt for line in logged for prompt in line["prompts"]]
-    assert chosen["rank"].tolist() == [rank for line in logged for rank in line["ranks"]]
+    logs = load_logs(folder)
+    assert rows_of(logs.runs[logs.runs["split"] == "train"], "iteration", "metric") == expected
+    [chosen] = logs.chosen_prompts
+    assert chosen.prompts.to_pylist() == [prompt for line in logged for prompt in line["prompts"]]
+    assert chosen.ranks.tolist() == [rank for line in logged for rank in line["ranks"]]
 
 
 def test_every_number_of_an_evaluation_is_read_as_it_was_logged(run: RunDirectory, folder: Path) -> None:
@@ -112,7 +112,7 @@ def test_every_number_of_an_evaluation_is_read_as_it_was_logged(run: RunDirector
         ("test", 3),
     ]
     summed = build_weighted(run.config.reward, settings=run.config.rewards).name
-    expected, by_prompt = {}, {}
+    expected, by_prompt = {}, {}  # by prompt: of the last line, the test
     for line in logged:
         at = line["split"], line["iteration"]
         assert set(line) == {"iteration", "split", "num_prompts", "num_noises", "seconds", "metrics", "per_prompt"}
@@ -122,11 +122,11 @@ def test_every_number_of_an_evaluation_is_read_as_it_was_logged(run: RunDirector
         numbers[TRAINING_REWARD] = line["metrics"][summed]
         values = {**line["per_prompt"], TRAINING_REWARD: line["per_prompt"][summed]}
         expected |= {(*at, metric): value for metric, value in numbers.items()}
-        by_prompt |= {(*at, metric, i): v for metric, vs in values.items() for i, v in enumerate(vs)}
-    for frame in (load_runs(folder), load_logs(folder).runs):
-        assert rows_of(frame[frame["split"] != "train"], "split", "iteration", "metric") == expected
-    prompts = pd.concat([load_prompt_values(folder, split) for split in ("validation", "test")])
-    assert rows_of(prompts, "split", "iteration", "metric", "prompt") == by_prompt
+        by_prompt = values
+    logs = load_logs(folder)
+    frame = logs.runs
+    assert rows_of(frame[frame["split"] != "train"], "split", "iteration", "metric") == expected
+    assert {metric: values.tolist() for metric, values in logs.test_prompts[0].items()} == by_prompt
 
 
 def _logged(config: RunConfig, folder: Path, metrics: Callable[[str], dict[str, float]]) -> Path:
@@ -156,13 +156,14 @@ def test_the_trained_reward_of_every_file_is_the_one_that_was_logged(name: str, 
     shards = tmp_path / "shards"
     write_shards(run, shards)
     for place in (run, shards):
-        frame = load_runs(place)
+        frame = load_logs(place).runs
         assert frame.loc[frame["metric"] == TRAINING_REWARD, "value"].tolist() == pytest.approx([expected] * 2)
 
 
 def test_a_run_named_in_the_order_of_its_file_is_still_read(tmp_path: Path) -> None:
     config = compose("paper", reward="hpsv3_clip", overrides=SHORT)
-    frame = load_runs(_logged(config, tmp_path / "run", lambda summed: {"hpsv3": 15.0, "clip": 0.4, "hpsv3+clip": 3.0}))
+    logged = {"hpsv3": 15.0, "clip": 0.4, "hpsv3+clip": 3.0}
+    frame = load_logs(_logged(config, tmp_path / "run", lambda summed: logged)).runs
     assert frame.loc[frame["metric"] == TRAINING_REWARD, "value"].tolist() == [3.0, 3.0]
 
 
@@ -170,9 +171,9 @@ def test_an_evaluation_without_the_trained_reward_is_an_error_that_names_what_is
     config = compose("paper", reward="hpsv3_clip", overrides=SHORT)
     run = _logged(config, tmp_path / "run", lambda summed: {"hpsv3": 15.0, "clip": 0.4})
     with pytest.raises(RunLogError, match=r"run: .*'clip\+hpsv3'.* clip, hpsv3"):
-        load_runs(run)
+        load_logs(run)
     _logged(config, tmp_path / "later", lambda summed: {summed: 1.0})
     with (tmp_path / "later" / "eval.jsonl").open("a", encoding="utf-8") as stream:
         stream.write('{"iteration": 2, "split": "test", "seconds": 1.0, "metrics": {"clip": 0.4}}\n')
     with pytest.raises(RunLogError, match=r"later: test at iteration 2 .*'clip\+hpsv3'"):
-        load_runs(tmp_path / "later")
+        load_logs(tmp_path / "later")

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from analysis import paper
-from analysis.cells.logs import load_summary
+from analysis.cells.logs import load_logs
 from analysis.cells.variants import name_variants
 from analysis.claims import EXPERIMENT, PILOT_SEEDS, PRIMARY, STUDY_SEEDS, TEST_NOISES, Arm
 from analysis.verdicts.exploratory import questions
@@ -314,7 +314,7 @@ def test_tuning_comes_first_and_its_choice_is_what_the_others_run_with(
     assert {k: c.optimizer.learning_rate for k, c in chosen.items()} == {"flow_grpo": 0.01, "flow_cps": 0.001}
     comment = (folder / "experiments" / "methods" / "study_flow_grpo.yaml").read_text()
     assert "# eta 0.7, 0.01: 0.9000 (2 seeds)\n# eta 0.7, 0.001: 0.8000 (2 seeds)\n" in comment
-    summary = load_summary(folder / "shards" / EXPERIMENT)
+    summary = load_logs(folder / "shards" / EXPERIMENT).summary
     assert len(summary) == 6
     # By hand afterwards: refused.
     (folder / "experiments" / "methods" / "study_flow_cps.yaml").write_text(tuned_text("flow_cps", 0.7, 0.02, []))

@@ -1,0 +1,81 @@
+"""An import goes only to a room further down, and never in a circle: the layout that docs and readers rely on."""
+
+import ast
+from collections.abc import Collection, Iterator
+from functools import cache
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+FLOORS = (
+    "harness.cli harness.commands",
+    "harness.experiments",
+    "harness.trained",
+    "harness.training",
+    "harness.runs",
+    "harness.rewards harness.rollout",
+    "harness.models harness.prompts",
+    "harness.config",
+    "analysis.report",
+    "analysis.gradients analysis.sweep",
+    "analysis.figures",
+    "analysis.verdicts",
+    "analysis.cells",
+    "analysis.runs",
+    "analysis.claims analysis.decisions analysis.probing",
+    "analysis.formats analysis.paper",
+    "analysis.statistics",
+    "harness.records",
+    "harness.trained_reward harness.files harness.output",
+    "harness.adagrpo harness.objective harness.transitions harness.errors harness.names",
+)
+"""Rooms from the top down: packages, and modules that stand alone. One of a floor may import those of lower floors."""
+CIRCLE = {"harness.rewards"}
+"""Rooms whose files still import each other in a circle; none is to be added."""
+
+
+@cache
+def imports() -> dict[str, set[str]]:
+    """By module of the project those that it imports, at the top or later."""
+    files = [path for top in ("harness", "analysis") for path in (ROOT / top).rglob("*.py")]
+    modules = {".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path for path in files}
+    return {
+        module: {found for found in named_in(path, modules) if found in modules} for module, path in modules.items()
+    }
+
+
+def named_in(path: Path, modules: Collection[str]) -> Iterator[str]:
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+            yield from (name if name in modules else node.module for name in names)
+
+
+def room(module: str) -> str:
+    return ".".join(module.split(".")[:2])
+
+
+def test_every_room_has_a_floor() -> None:
+    rooms = {room(module) for module in imports()} - {"harness", "analysis"}
+    assert rooms == set(" ".join(FLOORS).split())
+
+
+def test_an_import_goes_only_to_a_room_further_down() -> None:
+    floor = {name: number for number, names in enumerate(FLOORS) for name in names.split()}
+    wrong = {
+        (room(module), room(found)): f"{module} imports {found}"
+        for module, those in imports().items()
+        for found in those
+        if room(module) != room(found) and room(found) in floor and floor[room(module)] >= floor[room(found)]
+    }
+    assert not wrong, "\n".join(wrong.values())
+
+
+def test_no_files_import_each_other_in_a_circle() -> None:
+    among = {module: those for module, those in imports().items() if room(module) not in CIRCLE}
+    try:
+        TopologicalSorter(among).prepare()
+    except CycleError as error:
+        raise AssertionError(" imports ".join(reversed(error.args[1]))) from None
