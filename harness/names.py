@@ -36,22 +36,56 @@ class RewardModel:
 
 @dataclass(frozen=True)
 class RewardName:
-    """A reward or judge as tables call it, and its model where it is one that needs a GPU."""
+    """A reward or judge: how tables call it, and where and how it is computed."""
 
     label: str
+    backends: tuple[str, ...]
+    """Valid values of ``rewards.NAME.backend``, the usual one first."""
+    path: str = ""
+    """The published checkpoint on the hub, where there is one: ``owner/name`` or ``owner/name/file``."""
+    base: str | None = None
+    """Architecture, tokenizer or preprocessing, where the checkpoint's own repository does not have them."""
     model: RewardModel | None = None
+    """Where it is one that needs a GPU."""
 
+    @property
+    def is_judge(self) -> bool:
+        """Whether it is a chat model that answers with a number."""
+        return self.backends == ("url",)
+
+
+_HERE, _PACKAGE, _URL = "native", "package", "url"
+_CLIP_H = RewardModel(986_109_441, 4)  # ViT-H/14
 
 REWARDS: dict[str, RewardName] = {
-    "ocr": RewardName("Ocr"),
-    "ocr-v4": RewardName("Ocr-v4"),
-    "colour": RewardName("Colour"),
-    "hpsv2": RewardName("HPS-v2", RewardModel(986_109_441, 4)),  # ViT-H/14
-    "hpsv3": RewardName("HPS-v3", RewardModel(7_754_000_000, 2)),  # Qwen2-VL-7B without its language head
-    "clip": RewardName("CLIP", RewardModel(427_616_513, 4)),  # ViT-L/14
-    "pickscore": RewardName("PickScore", RewardModel(986_109_441, 4)),
-    "imagereward": RewardName("ImageReward", RewardModel(446_000_000, 4)),  # BLIP
-    "unifiedreward-v1": RewardName("UR-v1"),
-    "unifiedreward-v2": RewardName("UR-v2"),
+    "ocr": RewardName("Ocr", (_HERE, _URL)),
+    "ocr-v4": RewardName("Ocr-v4", (_HERE, _URL)),
+    "colour": RewardName("Colour", (_HERE, _URL)),
+    # Version 2.1, as in the paper; 2.0 is xswu/HPSv2/HPS_v2_compressed.pt.
+    "hpsv2": RewardName("HPS-v2", (_HERE, _PACKAGE, _URL), "xswu/HPSv2/HPS_v2.1_compressed.pt", None, _CLIP_H),
+    "hpsv3": RewardName(
+        "HPS-v3",
+        (_HERE, _PACKAGE, _URL),
+        "MizzenAI/HPSv3/HPSv3.safetensors",
+        "Qwen/Qwen2-VL-7B-Instruct",
+        RewardModel(7_754_000_000, 2),  # without its language head
+    ),
+    "clip": RewardName("CLIP", (_HERE, _URL), "openai/clip-vit-large-patch14", None, RewardModel(427_616_513, 4)),
+    "pickscore": RewardName(
+        "PickScore",
+        (_HERE, _URL),
+        "yuvalkirstain/PickScore_v1",
+        "laion/CLIP-ViT-H-14-laion2B-s32B-b79K",
+        _CLIP_H,
+    ),
+    "imagereward": RewardName(
+        "ImageReward",
+        (_PACKAGE, _URL),
+        "THUDM/ImageReward",
+        "google-bert/bert-base-uncased",
+        RewardModel(446_000_000, 4),  # BLIP
+    ),
+    "unifiedreward-v1": RewardName("UR-v1", (_URL,)),
+    "unifiedreward-v2": RewardName("UR-v2", (_URL,)),
 }
-"""What ``reward`` and ``evaluation.judges`` may name; how each is computed is in ``harness.rewards``."""
+"""What ``reward`` and ``evaluation.judges`` may name; ``harness.rewards`` builds them."""

@@ -41,6 +41,6 @@ def _sample(options: argparse.Namespace) -> int:
     policy = load_policy(checkpoint, device, prompts)
     for line in truncations([policy], prompts, "prompts"):
         print(f"warning: {line}", file=sys.stderr, flush=True)
-    for path in write_pictures(policy, prompts, seeds, options.output, {"checkpoint": checkpoint.label}):
+    for path in write_pictures(policy, prompts, seeds, options.output, checkpoint.label):
         print(path, flush=True)
     return 0

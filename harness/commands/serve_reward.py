@@ -3,7 +3,7 @@
 import argparse
 
 from harness.commands import Commands
-from harness.errors import ConfigError
+from harness.errors import ConfigError, HarnessError
 
 
 def add_parser(commands: Commands) -> None:
@@ -24,25 +24,23 @@ def _serve(options: argparse.Namespace) -> int:
     from pydantic import ValidationError
 
     from harness.config import RewardConfig, one_line, parse_overrides
-    from harness.rewards import RewardError, build_reward
-    from harness.rewards.files.assets import AssetError
-    from harness.rewards.remote.served import is_loopback
-    from harness.rewards.remote.server import RewardServer
+    from harness.rewards import build_reward
+    from harness.rewards.remote.client import is_loopback
+    from harness.rewards.remote.server import serving
 
     torch.set_num_threads(options.threads)
     try:
         settings = RewardConfig.model_validate(parse_overrides(options.settings))
         reward = build_reward(options.name, options.threads, settings)
-        fingerprint = reward.fingerprint()
-        server = RewardServer(reward, options.host, options.port)
+        server = serving(reward, options.host, options.port)
     except ValidationError as error:
         raise ConfigError(f"serve-reward: {one_line(error, RewardConfig)}") from None
-    except (ValueError, RewardError, AssetError, OverflowError) as error:
+    except (ValueError, HarnessError, OverflowError) as error:
         raise ConfigError(f"serve-reward: {error}") from None
     except OSError as error:
         raise ConfigError(f"serve-reward: cannot listen at {options.host}:{options.port}: {error.strerror}") from None
     address = f"http://{options.host}:{server.server_port}"
-    print(f"serving {options.name} ({fingerprint[:12]}) at {address}; for runs: ", end="")
+    print(f"serving {options.name} ({server.about['fingerprint'][:12]}) at {address}; for runs: ", end="")
     print(f"rewards.{options.name}.backend=url rewards.{options.name}.url={address}; ", end="")
     alone = is_loopback(options.host)
     print("only this machine reaches it" if alone else "all who reach this machine do, without a password", flush=True)

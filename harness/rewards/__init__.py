@@ -4,106 +4,17 @@ The processes that serve a package in an environment of its own import it too, s
 """
 
 import difflib
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from functools import cache, partial
+from collections.abc import Mapping
+from functools import cache
 from typing import TYPE_CHECKING
 
+from harness.names import REWARDS
 from harness.rewards.base import Reward, RewardError, check_images
 
 if TYPE_CHECKING:
     from harness.config import RewardConfig
 
-__all__ = ["REWARD_NAMES", "Reward", "RewardError", "build_reward", "build_rewards", "build_weighted", "check_images"]
-
-
-@dataclass(frozen=True)
-class _Backend:
-    """A way to compute a reward, and the keys of its ``RewardConfig`` that it reads."""
-
-    build: Callable[[str, "RewardConfig", int], Reward]
-    keys: frozenset[str]
-
-
-def _ocr(name: str, settings: "RewardConfig", num_threads: int) -> Reward:
-    from harness.rewards.native.ocr import OcrReward
-
-    return OcrReward(name, num_threads=num_threads)
-
-
-def _colour(name: str, settings: "RewardConfig", num_threads: int) -> Reward:
-    from harness.rewards.native.colour import ColourReward
-
-    return ColourReward()
-
-
-def _clip(name: str, settings: "RewardConfig", num_threads: int) -> Reward:
-    from harness.rewards.native.clip import ClipScore, PickScore
-
-    return {"clip": ClipScore, "pickscore": PickScore}[name](settings)
-
-
-def _hpsv2(name: str, settings: "RewardConfig", num_threads: int) -> Reward:
-    from harness.rewards.native.hpsv2 import HpsV2
-
-    return HpsV2(settings)
-
-
-def _hpsv3(name: str, settings: "RewardConfig", num_threads: int) -> Reward:
-    from harness.rewards.native.hpsv3 import HpsV3
-
-    return HpsV3(settings)
-
-
-def _package(name: str, settings: "RewardConfig", num_threads: int) -> Reward:
-    from harness.rewards.remote.isolated import IsolatedReward
-
-    return IsolatedReward(name, settings, num_threads)
-
-
-def _served(name: str, settings: "RewardConfig", num_threads: int) -> Reward:
-    from harness.rewards.remote.served import ServedReward
-
-    return ServedReward(name, settings)
-
-
-def _judge(name: str, settings: "RewardConfig", num_threads: int) -> Reward:
-    from harness.rewards.remote.judge import UnifiedReward
-
-    return UnifiedReward(name, settings)
-
-
-_SERVED = {"url": _Backend(_served, frozenset({"url", "batch_size", "timeout_seconds"}))}
-_NATIVE_KEYS = frozenset({"path", "precision", "device", "batch_size", "offload"})
-_PACKAGE_KEYS = frozenset({"path", "device", "batch_size", "python", "timeout_seconds"})
-_JUDGE = {"url": _Backend(_judge, frozenset({"url", "model", "question", "batch_size", "timeout_seconds"}))}
-
-
-def _native(build: Callable[[str, "RewardConfig", int], Reward], keys: frozenset[str]) -> dict[str, _Backend]:
-    return {"native": _Backend(build, keys)}
-
-
-def _packaged(*more: str) -> dict[str, _Backend]:
-    """The published package: it chooses its precision itself, and has all in its checkpoint, but where ``more`` is."""
-    return {"package": _Backend(_package, _PACKAGE_KEYS.union(more))}
-
-
-_BACKENDS: dict[str, dict[str, _Backend]] = {
-    "ocr": _native(_ocr, frozenset()) | _SERVED,
-    "ocr-v4": _native(_ocr, frozenset()) | _SERVED,
-    "colour": _native(_colour, frozenset()) | _SERVED,
-    "hpsv2": _native(_hpsv2, _NATIVE_KEYS) | _packaged() | _SERVED,
-    "hpsv3": _native(_hpsv3, _NATIVE_KEYS | {"base"}) | _packaged("base", "precision") | _SERVED,
-    "clip": _native(_clip, _NATIVE_KEYS) | _SERVED,
-    "pickscore": _native(_clip, _NATIVE_KEYS | {"base"}) | _SERVED,
-    "imagereward": _packaged("base") | _SERVED,
-    "unifiedreward-v1": _JUDGE,
-    "unifiedreward-v2": _JUDGE,
-}
-# The first backend of each is its usual one.
-
-REWARD_NAMES: tuple[str, ...] = tuple(_BACKENDS)
-"""Every name that ``build_reward`` knows."""
+__all__ = ["Reward", "RewardError", "build_reward", "build_rewards", "build_weighted", "check_images"]
 
 
 def build_reward(name: str, num_threads: int = 1, settings: "RewardConfig | None" = None) -> Reward:
@@ -112,7 +23,7 @@ def build_reward(name: str, num_threads: int = 1, settings: "RewardConfig | None
     Scores depend on no earlier ones, so all runs of a process share one instance, and load its weights once.
 
     Args:
-        name: one of ``REWARD_NAMES``.
+        name: one of ``harness.names.REWARDS``.
         num_threads: CPU threads that the reward's own model may use.
         settings: where its model is and how it runs; None for the published one.
 
@@ -121,29 +32,70 @@ def build_reward(name: str, num_threads: int = 1, settings: "RewardConfig | None
     """
     from harness.config import RewardConfig
 
-    if name not in _BACKENDS:
-        raise ValueError(f"unknown reward {name!r}: {_nearest(name, REWARD_NAMES)}")
+    if name not in REWARDS:
+        raise ValueError(f"unknown reward {name!r}: {_nearest(name, tuple(REWARDS))}")
     settings = settings or RewardConfig()
-    backends = _BACKENDS[name]
-    kind: str = settings.backend or next(iter(backends))
-    if kind not in backends:
-        raise ValueError(f"rewards.{name}.backend={kind}: {_nearest(kind, tuple(backends))}")
-    backend = backends[kind]
-    allowed = backend.keys | {"backend", "offset", "scale"}
+    backends = REWARDS[name].backends
+    backend: str = settings.backend or backends[0]
+    if backend not in backends:
+        raise ValueError(f"rewards.{name}.backend={backend}: {_nearest(backend, backends)}")
+    allowed = {"backend", "offset", "scale", *_settings_of(name, backend)}
     for key in sorted(settings.changed - allowed):
         raise ValueError(
-            f"rewards.{name}.{key}: {name} with backend {kind} has no such setting; it has {', '.join(sorted(allowed))}"
+            f"rewards.{name}.{key}: {name} with backend {backend} has no such setting; "
+            f"it has {', '.join(sorted(allowed))}"
         )
     # A question's file may have changed since an earlier call.
-    build = backend.build if settings.question else partial(_shared, backend.build)
-    return build(name, settings, num_threads)
+    build = _build.__wrapped__ if settings.question else _build
+    return build(name, backend, settings, num_threads)
+
+
+def _settings_of(name: str, backend: str) -> set[str]:
+    """Keys of its ``RewardConfig`` that a reward reads."""
+    reward = REWARDS[name]
+    own = {key for key in ("path", "base") if getattr(reward, key)}
+    if backend == "url":
+        return {"url", "batch_size", "timeout_seconds", *(("model", "question") if reward.is_judge else ())}
+    if backend == "package":  # all but one choose their precision themselves
+        precision = {"precision"} if name == "hpsv3" else set()
+        return {"device", "batch_size", "python", "timeout_seconds"} | own | precision
+    return {"precision", "device", "batch_size", "offload"} | own if own else set()
 
 
 @cache
-def _shared(
-    build: Callable[[str, "RewardConfig", int], Reward], name: str, settings: "RewardConfig", num_threads: int
-) -> Reward:
-    return build(name, settings, num_threads)
+def _build(name: str, backend: str, settings: "RewardConfig", num_threads: int) -> Reward:
+    match backend, name:
+        case "url", _ if REWARDS[name].is_judge:
+            from harness.rewards.remote.judge import UnifiedReward
+
+            return UnifiedReward(name, settings)
+        case "url", _:
+            from harness.rewards.remote.client import ServedReward
+
+            return ServedReward(name, settings)
+        case "package", _:
+            from harness.rewards.remote.isolated import IsolatedReward
+
+            return IsolatedReward(name, settings, num_threads)
+        case _, "colour":
+            from harness.rewards.native.colour import ColourReward
+
+            return ColourReward()
+        case _, "hpsv2":
+            from harness.rewards.native.hpsv2 import HpsV2
+
+            return HpsV2(settings)
+        case _, "hpsv3":
+            from harness.rewards.native.hpsv3 import HpsV3
+
+            return HpsV3(settings)
+        case _, "clip" | "pickscore":
+            from harness.rewards.native.clip import ClipScore, PickScore
+
+            return (ClipScore if name == "clip" else PickScore)(settings)
+    from harness.rewards.native.ocr import OcrReward
+
+    return OcrReward(name, num_threads=num_threads)
 
 
 def build_weighted(
@@ -154,7 +106,7 @@ def build_weighted(
     """The weighted sum of named rewards; one component of weight 1 is that reward itself.
 
     Args:
-        components: weight of each name in ``REWARD_NAMES``.
+        components: weight of each name in ``harness.names.REWARDS``.
         num_threads: as in ``build_reward``.
         settings: of the rewards that need any, by name.
 

@@ -1,7 +1,9 @@
 """What a reward is: a name, a range, and a score per image."""
 
 from abc import ABC, abstractmethod
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
@@ -99,7 +101,82 @@ class Reward(ABC):
 
     @abstractmethod
     def fingerprint(self) -> str:
-        """A string that changes whenever scores could change (weights' sha256, version of the formula)."""
+        """A string that changes whenever scores could change: sha256 of weights and tokenizers, precision, and version
+        of the formula.
+
+        Raises:
+            HarnessError: what it needs is not on this machine.
+        """
+
+
+class ImageError(Exception):
+    """One image of a batch cannot be scored: its index in the batch, and why."""
+
+    def __init__(self, index: int, reason: str) -> None:
+        super().__init__(reason)
+        self.index = index
+
+
+class BatchedReward(Reward):
+    """A reward whose scores are computed ``batch_size`` images at a time; the size does not change them."""
+
+    def __init__(self, name: str, batch_size: int) -> None:
+        self.name, self.batch_size = name, batch_size
+
+    @abstractmethod
+    def _measure_batch(self, levels: Tensor, prompts: Sequence[str]) -> dict[str, Tensor]:
+        """Metrics ``{name: [b]}``, the score under the reward's name.
+
+        Args:
+            levels: ``[b, 3, H, W]`` uint8 on the CPU, b <= batch_size.
+            prompts: b prompt strings.
+
+        Raises:
+            ImageError: one image cannot be scored.
+            RewardError: none can.
+        """
+
+    def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        """Score each image, see ``Reward.score``.
+
+        Raises:
+            ValueError: images out of contract (``check_images``).
+            RewardError: an image cannot be scored or its score is not finite (names its index), or the model fails.
+        """
+        return self.measure(images, prompts)[self.name]
+
+    def measure(self, images: Tensor, prompts: Sequence[str]) -> dict[str, Tensor]:
+        """All metrics of each image, ``{name: [B] float32}``; raises as ``score``."""
+        levels = check_images(images, prompts, self.name)
+        parts: dict[str, list[Tensor]] = defaultdict(list)
+        with self._scoring():
+            for start in range(0, len(levels), self.batch_size):
+                end = start + self.batch_size
+                for metric, values in self._checked(levels[start:end], prompts[start:end], start).items():
+                    parts[metric].append(values)
+        return {metric: torch.cat(values) for metric, values in parts.items()}
+
+    def _scoring(self) -> AbstractContextManager[None]:
+        """Within: all that scoring needs is in place."""
+        return nullcontext()
+
+    def _checked(self, levels: Tensor, prompts: Sequence[str], start: int) -> dict[str, Tensor]:
+        try:
+            measured = self._measure_batch(levels, prompts)
+        except ImageError as error:
+            index = start + error.index
+            raise RewardError(f"reward {self.name!r}: image {index}: {error}", index) from None
+        except torch.OutOfMemoryError:
+            raise RewardError(
+                f"reward {self.name!r}: no GPU memory for {len(levels)} images at a time; "
+                f"lower rewards.{self.name}.batch_size"
+            ) from None
+        for metric, values in measured.items():
+            if not (finite := values.isfinite()).all():
+                row = int((~finite).nonzero()[0])
+                problem = f"{metric} is {values[row].item()}, not finite"
+                raise RewardError(f"reward {self.name!r}: image {start + row}: {problem}", start + row)
+        return {metric: values.float().cpu() for metric, values in measured.items()}
 
 
 def check_images(images: Tensor, prompts: Sequence[str], reward_name: str) -> Tensor:

@@ -18,8 +18,8 @@ class WeightedSum(Reward):
         """Combine rewards.
 
         Args:
-            components: weight of each reward; may be negative. A component of weight 0 is measured at evaluation, but
-                not computed for ``score``.
+            components: weight of each reward; may be negative. One of weight 0 is measured, but not computed for
+                ``score``.
             normalisations: by name of the reward.
 
         Raises:
@@ -37,7 +37,6 @@ class WeightedSum(Reward):
 
     @property
     def parts(self) -> Sequence[Reward]:
-        """The components."""
         return tuple(self._components)
 
     @property
@@ -49,11 +48,9 @@ class WeightedSum(Reward):
 
     @property
     def weights(self) -> Mapping[str, float]:
-        """Weight of each component that counts."""
         return self.formula.weights
 
     def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
-        """Score each image, see ``Reward.score``; raises what a component raises."""
         return self.total(self.submit(images, prompts)())
 
     def submit(self, images: Tensor, prompts: Sequence[str]) -> Pending:
@@ -64,7 +61,6 @@ class WeightedSum(Reward):
         return lambda: {name: pending[name]()[name] for name in self.weights}
 
     def total(self, components: Mapping[str, Tensor]) -> Tensor:
-        """The weighted sum of normalised scores."""
         total: Tensor = self.formula.total(components)
         return total
 
@@ -76,21 +72,17 @@ class WeightedSum(Reward):
         return measured | {self.name: self.total(measured)}
 
     def close(self) -> None:
-        """Close the components."""
         for reward in self._components:
             reward.close()
 
     def check_prompt(self, prompt: str) -> None:
-        """Raise what a component raises."""
         for reward in self._components:
             reward.check_prompt(prompt)
 
     def text_readers(self) -> Sequence[TextReader]:
-        """Those of the components."""
         return [reader for reward in self._components for reader in reward.text_readers()]
 
     def check_ready(self) -> None:
-        """Raise what a component raises."""
         for reward in self._components:
             reward.check_ready()
 

@@ -7,7 +7,8 @@ import torch
 
 from harness.config import ConfigError, RewardConfig
 from harness.errors import HarnessError
-from harness.rewards import REWARD_NAMES, Reward, build_reward
+from harness.names import REWARDS
+from harness.rewards import Reward, build_reward
 
 
 @dataclass
@@ -47,7 +48,7 @@ def choose_rewards(
     Raises:
         ConfigError: one that was asked for cannot score, or none can.
     """
-    names = tuple(dict.fromkeys(REWARD_NAMES if wanted is None else wanted))
+    names = tuple(dict.fromkeys(REWARDS if wanted is None else wanted))
     panel = find_fit(find_ready(names, settings, num_threads), prompts, height, width)
     reasons = panel.missing | panel.unfit
     if reasons and (wanted is not None or not panel.ready):

@@ -1,8 +1,6 @@
 """Scores checkpoints on a prompt list: a row of the paper's table each, values per prompt, and a grid of pictures."""
 
-import csv
 import hashlib
-import io
 import json
 import math
 from collections import defaultdict
@@ -12,6 +10,7 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
+import pandas as pd
 import torch
 from torch import Tensor
 
@@ -19,6 +18,7 @@ from harness.config import ConfigError
 from harness.files import file_sha256, read_text, write_atomically
 from harness.models.pipelines.policy import Policy
 from harness.models.pipelines.truncation import ReadsText, truncations
+from harness.names import REWARDS
 from harness.prompts.lists import PromptList
 from harness.rewards.readiness import Panel
 from harness.runs.directory import environment
@@ -27,17 +27,15 @@ from harness.trained.loading import load_policy
 from harness.trained.pictures import SEEDS, Row, draw_seeds, save_grid
 from harness.training.evaluation import evaluate
 
-PAPER_COLUMNS = {
-    "hpsv2": "HPS-v2",
-    "hpsv3": "HPS-v3",
-    "unifiedreward-v2/alignment": "UR-v2 alignment",
-    "unifiedreward-v2/coherence": "UR-v2 coherence",
-    "unifiedreward-v2/style": "UR-v2 style",
-    "clip": "CLIP",
-    "imagereward": "ImageReward",
-    "unifiedreward-v1": "UR-v1",
-}
-"""Columns of the paper's table, in its order, by metric."""
+_PAPER_METRICS = (
+    "hpsv2",
+    "hpsv3",
+    *(f"unifiedreward-v2/{axis}" for axis in ("alignment", "coherence", "style")),
+    "clip",
+    "imagereward",
+    "unifiedreward-v1",
+)
+"""Columns of the paper's table, in its order."""
 
 
 @dataclass(frozen=True)
@@ -47,11 +45,6 @@ class Score:
     checkpoint: Checkpoint
     per_prompt: dict[str, list[float]]
     """A metric's mean over noises, in the order of the prompts."""
-
-    @property
-    def means(self) -> dict[str, float]:
-        """Mean over prompts of each metric."""
-        return {metric: mean(values) for metric, values in self.per_prompt.items()}
 
 
 @dataclass(frozen=True)
@@ -88,7 +81,6 @@ class Benchmark:
         """
         _check_comparable(checkpoints)
         self._check_folder(checkpoints, folder)
-        folder.mkdir(parents=True, exist_ok=True)
         shown = self.prompts.prompts[: self.num_grid_prompts]
         scores: list[Score] = []
         warnings: list[str] = []
@@ -113,17 +105,16 @@ class Benchmark:
         path = folder / "evaluation.json"
         if not path.exists():
             return
+        ours = [json.loads(json.dumps(_identity(checkpoint))) for checkpoint in checkpoints]
         try:
             found = json.loads(read_text(path))
-            kept = [
-                found["prompts_sha256"],
-                found["num_noises"],
-                [_identity_in(entry) for entry in found["checkpoints"]],
-            ]
+            is_same = (found["prompts_sha256"], found["num_noises"]) == (self.prompts.sha256, self.num_noises) and all(
+                identity == {key: kept[key] for key in identity}
+                for identity, kept in zip(ours, found["checkpoints"], strict=False)
+            )
         except (ValueError, LookupError, TypeError):
-            kept = []
-        ours = [json.loads(json.dumps(_identity(checkpoint))) for checkpoint in checkpoints]
-        if kept[:2] != [self.prompts.sha256, self.num_noises] or kept[2] != ours[: len(kept[2])]:
+            is_same = False
+        if not is_same or len(found["checkpoints"]) > len(ours):
             raise ConfigError(f"--output {folder}: holds another evaluation; choose a new folder")
 
     def _measure(self, policy: Policy, label: str, say: Callable[[str], None]) -> dict[str, list[float]]:
@@ -141,6 +132,7 @@ class Benchmark:
         return dict(collected)
 
     def _write(self, scores: Sequence[Score], warnings: Sequence[str], folder: Path) -> None:
+        prompts = self.prompts.prompts
         content = {
             "prompts_sha256": self.prompts.sha256,
             "num_noises": self.num_noises,
@@ -149,24 +141,30 @@ class Benchmark:
             "warnings": list(warnings),
             "environment": environment(),
             "checkpoints": [_as_json(score) for score in scores],
-            "prompts": list(self.prompts.prompts),
+            "prompts": list(prompts),
         }
         write_atomically(folder / "evaluation.json", json.dumps(content, indent=1, allow_nan=False) + "\n")
-        write_atomically(folder / "per_prompt.csv", _as_csv(self.prompts.prompts, scores))
+        frames = [pd.DataFrame({"checkpoint": s.checkpoint.label, "prompt": prompts} | s.per_prompt) for s in scores]
+        write_atomically(folder / "per_prompt.csv", pd.concat(frames).to_csv(index=False))
         write_atomically(folder / "table.md", "\n".join([*table(scores), "", *left_out(self.panel)]) + "\n")
 
 
 def table(scores: Sequence[Score]) -> list[str]:
     """Markdown lines, a row a checkpoint: the paper's columns if any of them was measured, then all other metrics."""
     measured = list(scores[0].per_prompt)
-    of_paper = list(PAPER_COLUMNS) if PAPER_COLUMNS.keys() & set(measured) else []
+    of_paper = [] if set(_PAPER_METRICS).isdisjoint(measured) else _PAPER_METRICS
     columns = [*of_paper, *(metric for metric in measured if metric not in of_paper)]
-    heads = ["checkpoint", *(PAPER_COLUMNS.get(metric, metric) for metric in columns)]
+    heads = ["checkpoint", *(_head(metric) for metric in columns)]
     rows = [
-        [score.checkpoint.label, *(f"{score.means[c]:.4f}" if c in score.per_prompt else "–" for c in columns)]
-        for score in scores
+        [s.checkpoint.label, *(f"{mean(s.per_prompt[c]):.4f}" if c in s.per_prompt else "–" for c in columns)]
+        for s in scores
     ]
     return [f"| {' | '.join(cells)} |" for cells in (heads, ["---"] * len(heads), *rows)]
+
+
+def _head(metric: str) -> str:
+    name, _, part = metric.partition("/")
+    return f"{REWARDS[name].label} {part}".strip() if metric in _PAPER_METRICS else metric
 
 
 def left_out(panel: Panel) -> list[str]:
@@ -179,13 +177,10 @@ def left_out(panel: Panel) -> list[str]:
 
 def default_folder(benchmark: Benchmark, checkpoints: Sequence[Checkpoint], root: Path) -> Path:
     """A folder named by the first checkpoint and a hash of all that the numbers depend on."""
-    facts = [_identity(checkpoint) for checkpoint in checkpoints]
-    settings = [
-        benchmark.prompts.sha256,
-        benchmark.num_noises,
-        [reward.fingerprint() for reward in benchmark.panel.ready],
-    ]
-    digest = hashlib.sha256(json.dumps([facts, settings], sort_keys=True).encode()).hexdigest()[:10]
+    rewards = [reward.fingerprint() for reward in benchmark.panel.ready]
+    settings = [benchmark.prompts.sha256, benchmark.num_noises, rewards]
+    facts = [[_identity(checkpoint) for checkpoint in checkpoints], settings]
+    digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:10]
     words = "".join(c if c.isalnum() else "-" for c in checkpoints[0].label)
     return root / f"{'-'.join(filter(None, words.split('-')))}-{digest}"
 
@@ -195,8 +190,7 @@ def _check_comparable(checkpoints: Sequence[Checkpoint]) -> None:
     for label in labels:
         if labels.count(label) > 1:
             raise ConfigError(f"two checkpoints are called {label!r}: evaluate them one at a time, or rename a file")
-    sizes = {(c.config.model.height, c.config.model.width) for c in checkpoints}
-    if len(sizes) > 1:
+    if len({(c.config.model.height, c.config.model.width) for c in checkpoints}) > 1:
         raise ConfigError("the checkpoints draw pictures of different sizes: set --height and --width")
 
 
@@ -204,39 +198,18 @@ def _identity(checkpoint: Checkpoint) -> dict[str, Any]:
     """What a reader needs to draw the same pictures again."""
     weights = checkpoint.weights
     files = [] if weights is None else [weights] if weights.is_file() else sorted(weights.glob("*.safetensors"))
-    digest = hashlib.sha256()
-    for file in files:
-        digest.update(bytes.fromhex(file_sha256(file)))
+    digest = hashlib.sha256(b"".join(bytes.fromhex(file_sha256(file)) for file in files)).hexdigest()
     return {
         "label": checkpoint.label,
         "run_id": checkpoint.run.run_id if checkpoint.run else None,
-        "weights_sha256": digest.hexdigest() if files else None,
+        "weights_sha256": digest if files else None,
         "model": checkpoint.config.model.model_dump(mode="json"),
     }
 
 
-def _identity_in(entry: dict[str, Any]) -> dict[str, Any]:
-    """What ``_identity`` was of a checkpoint in an evaluation.json."""
-    return {key: entry[key] for key in ("label", "run_id", "weights_sha256", "model")}
-
-
 def _as_json(score: Score) -> dict[str, Any]:
-    summary = {
-        metric: {
-            "mean": mean(values),
-            "standard_error": stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None,
-        }
-        for metric, values in score.per_prompt.items()
-    }
+    summary = {}
+    for metric, values in score.per_prompt.items():
+        error = stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None
+        summary[metric] = {"mean": mean(values), "standard_error": error}
     return _identity(score.checkpoint) | {"metrics": summary, "per_prompt": score.per_prompt}
-
-
-def _as_csv(prompts: Sequence[str], scores: Sequence[Score]) -> str:
-    stream = io.StringIO()
-    writer = csv.writer(stream, lineterminator="\n")
-    metrics = list(scores[0].per_prompt)
-    writer.writerow(["checkpoint", "prompt", *metrics])
-    for score in scores:
-        for row, prompt in enumerate(prompts):
-            writer.writerow([score.checkpoint.label, prompt, *(score.per_prompt[m][row] for m in metrics)])
-    return stream.getvalue()

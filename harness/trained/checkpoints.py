@@ -48,11 +48,9 @@ class Checkpoint:
         changes = {key: value for key, value in given.items() if value is not None}
         for key, value in changes.items():
             # Eight pixels a latent, two latents a token; a smaller rest would be cut off in silence.
-            fits = value >= 2 if key == "num_steps" else value > 0 and value % 16 == 0
-            if not fits:
-                raise ConfigError(
-                    f"{key}={value}: must be {'at least 2' if key == 'num_steps' else 'a multiple of 16'}"
-                )
+            needed = "at least 2" if key == "num_steps" else "a multiple of 16"
+            if value < 2 or (key != "num_steps" and value % 16):
+                raise ConfigError(f"{key}={value}: must be {needed}")
         model = ModelConfig.model_validate(self.config.model.model_dump() | changes)
         return replace(self, config=self.config.model_copy(update={"model": model}))
 

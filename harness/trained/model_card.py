@@ -24,6 +24,42 @@ _LOADING = {
 }
 
 
+_PAGE = """\
+---
+{front}---
+
+# {method} on {base}
+
+{what} {base}, trained by reinforcement learning ({method}) for {length} iterations to raise the reward {reward}. Run
+`{run_id}`.
+
+## Use
+
+```python
+{imports}import torch
+from diffusers import DiffusionPipeline
+
+{loading}
+picture = pipeline(
+    prompt, height={model.height}, width={model.width}, num_inference_steps={model.num_steps},
+    guidance_scale={model.guidance}, max_sequence_length={model.max_sequence_length}
+).images[0]
+```
+
+{schedule}
+
+## Training
+
+{settings}
+
+All settings are in `config.yaml`.
+
+## Measured
+
+{measured}
+"""
+
+
 def model_card(run: RunDirectory, form: Form, licence: Licence) -> str:
     """README.md of an export: YAML front matter as the hub reads it, then text.
 
@@ -32,17 +68,29 @@ def model_card(run: RunDirectory, form: Form, licence: Licence) -> str:
         form: what was exported.
         licence: of the export.
     """
-    config = run.config
-    name = f"{_method_of(config)} on {_base_of(config)}"
-    sections = [
-        f"---\n{yaml.safe_dump(_front_matter(config, form, licence), sort_keys=False)}---",
-        f"# {name}",
-        _introduction(run, form),
-        f"## Use\n\n```python\n{_usage(config, form)}\n```\n\n{_schedule(config, form)}",
-        f"## Training\n\n{_settings(config)}\n\nAll settings are in `config.yaml`.",
-        f"## Measured\n\n{_measured(run)}",
-    ]
-    return "\n\n".join(sections) + "\n"
+    config, done = run.config, run.status()["iteration"]
+    model, base = config.model, _base_of(config)
+    dtype = "bfloat16" if model.precision == "bf16" else "float32"
+    index = ROOT / model.path / "model_index.json"
+    is_miniature = index.is_file() and "harness.models.miniature" in read_text(index)
+    return _PAGE.format(
+        front=yaml.safe_dump(_front_matter(config, form, licence), sort_keys=False),
+        method=_method_of(config),
+        base=base,
+        what={"lora": "LoRA adapters for", "transformer": "A transformer for", "pipeline": "A pipeline made from"}[
+            form
+        ],
+        length=done if done == config.iterations else f"{done} of {config.iterations}",
+        reward=" + ".join(name if weight == 1 else f"{weight:g} x {name}" for name, weight in config.reward.items()),
+        run_id=run.run_id,
+        # Diffusers takes a class from outside its own library only from a module that has been imported.
+        imports="import harness.models.miniature  # of the project adagrpo\n" if is_miniature else "",
+        loading=_LOADING[form].format(base=base, dtype=dtype),
+        model=model,
+        schedule=_schedule(config, form),
+        settings=_settings(config),
+        measured=_measured(run),
+    )
 
 
 def _front_matter(config: RunConfig, form: Form, licence: Licence) -> dict[str, Any]:
@@ -58,32 +106,6 @@ def _front_matter(config: RunConfig, form: Form, licence: Licence) -> dict[str, 
     }
 
 
-def _introduction(run: RunDirectory, form: Form) -> str:
-    config, done = run.config, run.status()["iteration"]
-    length = f"{done}" if done == config.iterations else f"{done} of {config.iterations}"
-    what = {"lora": "LoRA adapters for", "transformer": "A transformer for", "pipeline": "A pipeline made from"}[form]
-    reward = " + ".join(name if weight == 1 else f"{weight:g} x {name}" for name, weight in config.reward.items())
-    return (
-        f"{what} {_base_of(config)}, trained by reinforcement learning ({_method_of(config)}) for {length} "
-        f"iterations to raise the reward {reward}. Run `{run.run_id}`."
-    )
-
-
-def _usage(config: RunConfig, form: Form) -> str:
-    model = config.model
-    dtype = "bfloat16" if model.precision == "bf16" else "float32"
-    loading = _LOADING[form].format(base=_base_of(config), dtype=dtype)
-    index = ROOT / model.path / "model_index.json"
-    is_miniature = index.is_file() and "harness.models.miniature" in read_text(index)
-    # Diffusers takes a class from outside its own library only from a module that has been imported.
-    imports = "import harness.models.miniature  # of the project adagrpo\n" if is_miniature else ""
-    return (
-        f"{imports}import torch\nfrom diffusers import DiffusionPipeline\n\n{loading}\npicture = pipeline(\n"
-        f"    prompt, height={model.height}, width={model.width}, num_inference_steps={model.num_steps},\n"
-        f"    guidance_scale={model.guidance}, max_sequence_length={model.max_sequence_length}\n).images[0]"
-    )
-
-
 def _schedule(config: RunConfig, form: Form) -> str:
     if config.model.shift == "dynamic":
         return "Trained with the scheduler's dynamic, resolution-dependent shift."
@@ -97,18 +119,16 @@ def _schedule(config: RunConfig, form: Form) -> str:
 
 
 def _settings(config: RunConfig) -> str:
-    rollout, optimizer = config.rollout, config.optimizer
+    rollout, optimizer, fusion = config.rollout, config.optimizer, config.fusion
     lora = f", rank {optimizer.lora.rank}, alpha {optimizer.lora.alpha:g}" if optimizer.tuning == "lora" else ""
     rows = {
         "step": f"{config.method.kernel}, eta {config.method.eta:g}",
         "prompt selection": config.selection,
-        "advantage fusion": _fusion_of(config),
-        "reward": ", ".join(f"{name} (weight {weight:g})" for name, weight in config.reward.items()),
+        "advantage fusion": f"{fusion.kind}, weight {fusion.weight:g}" if fusion.enabled else "none",
         "rollout": f"{rollout.kind}, steps {', '.join(map(str, rollout.branch_indices))} of {config.model.num_steps}",
-        "candidates, group, prompts an update": f"{rollout.candidates}, {rollout.group_size}, "
+        "candidates, group, prompts per update": f"{rollout.candidates}, {rollout.group_size}, "
         f"{rollout.prompts_per_update}",
-        "tuning": f"{optimizer.tuning}{lora}",
-        "learning rate": f"{optimizer.learning_rate:g}",
+        "tuning": f"{optimizer.tuning}{lora}, learning rate {optimizer.learning_rate:g}",
         "size": f"{config.model.width} x {config.model.height} pixels",
         "seed": str(config.seed),
     }
@@ -144,13 +164,6 @@ def _method_of(config: RunConfig) -> str:
     selection = "" if config.selection == "random" else f" + {config.selection} prompts"
     fusion = f" + {FUSIONS[config.fusion.kind]}" if config.fusion.enabled else ""
     return f"{name}{selection}{fusion}"
-
-
-def _fusion_of(config: RunConfig) -> str:
-    if not config.fusion.enabled:
-        return "none"
-    rescaled = ", rescaling alone" if config.fusion.kind == "rescaled" else ""
-    return f"weight {config.fusion.weight:g}{rescaled}"
 
 
 def _is_adagrpo(config: RunConfig) -> bool:

@@ -4,18 +4,16 @@
 of two runs, trained on one of them each, it prints what each has gained and writes ``results/testbed/transfer.csv``.
 """
 
-import csv
-import io
 import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 
 from harness.config import ROOT
-from harness.errors import ConfigError
 from harness.files import read_text, write_atomically
 from harness.models.miniature.defects import DEFECTS, Kind
 from harness.models.miniature.prompts import LETTERS, list_path, parse_prompt
@@ -48,7 +46,7 @@ def rewards_of(run: Path) -> dict[int, NDArray[np.float64]]:
     return {one["iteration"]: np.array(one["per_prompt"]["ocr"]) for one in records if one["split"] == "validation"}
 
 
-def compare(runs: Sequence[dict[int, NDArray[np.float64]]], words: Sequence[str]) -> list[dict[str, float | str]]:
+def compare(runs: Sequence[dict[int, NDArray[np.float64]]], words: Sequence[str]) -> pd.DataFrame:
     """What the run of each half has gained on the words of each, at every evaluation after the first.
 
     Args:
@@ -68,9 +66,8 @@ def compare(runs: Sequence[dict[int, NDArray[np.float64]]], words: Sequence[str]
                 of_half = gain[[has_only(word, half) for word in words]]
                 row[f"gain_{'_'.join(half)}"] = round(float(of_half.mean()), 4)
                 row[f"se_{'_'.join(half)}"] = round(float(of_half.std(ddof=1) / np.sqrt(len(of_half))), 4)
-            row["correlation"] = round(float(np.corrcoef(gains[0], gains[1])[0, 1]), 3)
-            rows.append(row)
-    return rows
+            rows.append(row | {"correlation": round(float(np.corrcoef(gains[0], gains[1])[0, 1]), 3)})
+    return pd.DataFrame(rows)
 
 
 def main(folders: Sequence[str]) -> None:
@@ -78,22 +75,11 @@ def main(folders: Sequence[str]) -> None:
     if not folders:
         for kinds in HALVES:
             write_atomically(half_path(kinds), "\n".join(make_half(kinds)) + "\n")
-            print(f"{half_path(kinds)}: {len(make_half(kinds))} prompts")
         return
-    if len(folders) != len(HALVES):
-        raise ConfigError(f"{len(folders)} runs: name one trained on each of {', '.join(map('-'.join, HALVES))}")
-    prompts = read_prompts(list_path("validation", LETTERS)).prompts
-    runs = [rewards_of(Path(folder)) for folder in folders]
-    for folder, run in zip(folders, runs, strict=True):
-        if any(len(values) != len(prompts) for values in run.values()):
-            raise ConfigError(f"{folder}: train with evaluation.validation_prompts={len(prompts)}")
-    rows = compare(runs, [parse_prompt(prompt).word for prompt in prompts])
-    table = io.StringIO()
-    writer = csv.DictWriter(table, fieldnames=list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_atomically(RESULT, table.getvalue())
-    print(table.getvalue(), end="")
+    words = [parse_prompt(prompt).word for prompt in read_prompts(list_path("validation", LETTERS)).prompts]
+    table = compare([rewards_of(Path(folder)) for folder in folders], words)
+    write_atomically(RESULT, table.to_csv(index=False))
+    print(table.to_string(index=False))
 
 
 if __name__ == "__main__":

@@ -145,13 +145,6 @@ def test_a_folder_in_use_is_left_alone(lora_run: RunDirectory, tmp_path: Path) -
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 
 
-def test_only_runs_can_be_exported(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="is no run directory"):
-        find_run_checkpoint(tmp_path)
-    with pytest.raises(ConfigError, match="only a run can be exported"):
-        export(find_checkpoint("base", "miniature-luck"), tmp_path / "export")
-
-
 def test_the_latest_checkpoint_of_an_unfinished_run_is_exported(tmp_path: Path, full_run: RunDirectory) -> None:
     run = RunDirectory(tmp_path / "run")
     shutil.copytree(full_run.folder, run.folder)

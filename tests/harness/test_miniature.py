@@ -261,7 +261,7 @@ def test_halves_of_the_training_words_share_no_defect_and_are_what_the_code_make
 def test_transfer_is_told_by_the_half_that_was_trained_on() -> None:
     words = ["ropy", "pill", "nag", "bad", "oasis"]
     rises = [np.array([0.4, 0.2, 0.0, 0.0, 0.1]), np.array([0.0, 0.1, 0.3, 0.5, 0.1])]
-    rows = compare([{0: np.full(5, 0.2), 20: 0.2 + rise} for rise in rises], words)
+    rows = compare([{0: np.full(5, 0.2), 20: 0.2 + rise} for rise in rises], words).to_dict("records")
     assert [row["trained_on"] for row in rows] == ["blot-cut", "fade-blur"]
     assert rows[0]["gain_blot_cut"] == pytest.approx(0.3)
     assert rows[0]["gain_fade_blur"] == 0

@@ -8,7 +8,6 @@ from harness.config import ConfigError, compose
 from harness.experiments.doctor.architecture import find_architecture
 from harness.experiments.doctor.memory import estimate
 from harness.experiments.jobs.command import CONFIGURATIONS
-from harness.rewards import REWARD_NAMES
 from harness.trained.model_card import _method_of
 
 OF_SETTINGS = {
@@ -22,7 +21,6 @@ OF_SETTINGS = {
 def test_every_name_has_its_part() -> None:
     assert set(transitions.KERNELS) == set(names.METHODS)
     assert adagrpo.SELECTION_STRATEGIES == SELECTIONS == tuple(names.SELECTIONS)
-    assert tuple(names.REWARDS) == REWARD_NAMES
     assert METHOD_NAMES == names.METHODS
     assert [judge_name(name) for name in names.REWARDS] == [reward.label for reward in names.REWARDS.values()]
     assert all((CONFIGURATIONS / f"{engine}.yaml").is_file() for engine in names.ENGINES)
@@ -61,7 +59,9 @@ def test_an_unknown_reward_or_judge_is_refused_when_it_is_read(override: str) ->
 
 
 def test_a_reward_of_the_registry_is_known_to_the_doctor(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(names.REWARDS, "another", names.RewardName("Another judge", names.RewardModel(10, 4)))
+    monkeypatch.setitem(
+        names.REWARDS, "another", names.RewardName("Another judge", ("url",), model=names.RewardModel(10, 4))
+    )
     config = compose("smoke", overrides=["reward={another: 1}"])
     architecture = find_architecture("black-forest-labs/FLUX.1-dev", None)
     assert architecture is not None

@@ -3,22 +3,20 @@
 
 import json
 import math
-import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import CLIPConfig, CLIPModel
+from transformers import CLIPConfig
 
 from harness.config import RewardConfig
 from harness.rewards import RewardError, build_reward
+from harness.rewards.base import ImageError
 from harness.rewards.files import checkpoints
 from harness.rewards.files.twins import write_hpsv3
-from harness.rewards.native.batched import ImageError
 from harness.rewards.native.hpsv2 import HpsV2, preprocess
 from harness.rewards.native.hpsv3 import PIXELS, HpsV3, size_in_cells
 from harness.rewards.native.open_clip import END, START, ClipTokenizer, clean, to_transformers
@@ -159,11 +157,6 @@ def test_pictures_of_any_shape_are_scored_until_a_side_vanishes() -> None:
         preprocess(torch.zeros(2, 3, 1, 500, dtype=torch.uint8))
 
 
-def test_a_wrong_size_names_the_reward(hpsv2: HpsV2) -> None:
-    with pytest.raises(RewardError, match="reward 'hpsv2': image 0: 1000 x 1 pixels are too narrow"):
-        hpsv2.score(pictures(1, 1000), PROMPTS)
-
-
 def test_clip_tokens_of_known_texts() -> None:
     ids = ClipTokenizer()(["a photo of a cat", "A   PHOTO of\na cat", "It's 42!", "cat " * 100])
     assert ids.shape == (4, 77)
@@ -173,43 +166,12 @@ def test_clip_tokens_of_known_texts() -> None:
     assert ids[3].tolist() == [START, *[2368] * 75, END]
 
 
-def test_text_that_needs_mending_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "ftfy", None)
-    assert clean("Rock & Roll\t 'n' <b>") == "rock & roll 'n' <b>"
-    for text in ("café", "a\x07b", "&amp;"):
-        with pytest.raises(RewardError, match="`pip install ftfy`"):
-            clean(text)
-
-
 def test_text_is_mended_as_open_clip_does() -> None:
     pytest.importorskip("ftfy")
     assert clean("Van Gogh’s “Café” &amp; ﬁne  ＡＢＣ") == 'van gogh\'s "café" & fine abc'
 
 
 # --- damaged and wrong checkpoints
-
-
-def test_a_truncated_checkpoint_is_one_line(hpsv2: HpsV2) -> None:
-    path = hpsv2._checkpoint
-    path.write_bytes(path.read_bytes()[:100_000])
-    with pytest.raises(RewardError, match=r"reward 'hpsv2': .*HPS.pt is truncated or no checkpoint") as error:
-        hpsv2.score(pictures(), PROMPTS)
-    assert "\n" not in str(error.value)
-
-
-def test_a_file_cut_anywhere_or_of_another_kind_is_one_line(tmp_path: Path) -> None:
-    whole, path = tmp_path / "whole.pt", tmp_path / "cut.pt"
-    for new in (True, False):  # torch's two formats
-        torch.save({"state_dict": {"a": torch.ones(50)}}, whole, _use_new_zipfile_serialization=new)
-        content = whole.read_bytes()
-        for size in range(0, len(content) - 1, 9):
-            path.write_bytes(content[:size])
-            with pytest.raises(RewardError, match=r"cut.pt is truncated or no checkpoint \(.+\); fetch it again$"):
-                checkpoints.load_weights("hpsv2", path)
-    for first in range(256):
-        path.write_bytes(bytes([first]) + b"ccess denied\n")
-        with pytest.raises(RewardError, match=r"truncated or no checkpoint|no tensors by name"):
-            checkpoints.load_weights("hpsv2", path)
 
 
 @pytest.mark.parametrize("name", ["hpsv2", "hpsv3"])
@@ -282,9 +244,6 @@ def test_a_model_in_the_hub_s_cache_is_found(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(checkpoints, "try_to_load_from_cache", lambda *a: found(*a, cache_dir=tmp_path))
     path = checkpoints.locate("hpsv2", "path", "owner/name/model.pt")
     assert path.read_bytes() == b"weights"
-    # The cache names the file by its hash, so it need not be read.
-    blob.chmod(0o000)
-    assert checkpoints._sha256(path.resolve(), 0) == "0" * 64
 
 
 def test_the_fingerprint_changes_with_the_weights_and_the_precision(hpsv2: HpsV2) -> None:
@@ -294,18 +253,6 @@ def test_the_fingerprint_changes_with_the_weights_and_the_precision(hpsv2: HpsV2
     assert HpsV2(RewardConfig(path=path, precision="bf16")).fingerprint() != before
     torch.save({"state_dict": random_open_clip(seed=1)}, path)
     assert HpsV2(RewardConfig(path=path)).fingerprint() != before
-
-
-def test_hpsv2_of_version_2_0_is_another_checkpoint_of_the_same_layout(hpsv2: HpsV2) -> None:
-    path = hpsv2._checkpoint.with_name("HPS_v2_compressed.pt")
-    weights = random_open_clip(seed=1)
-    torch.save({"state_dict": {name: value.half() for name, value in weights.items()}}, path)
-    older = build_reward("hpsv2", 1, RewardConfig(path=str(path)))
-    pixels = preprocess((pictures() * 255).round().to(torch.uint8))
-    halved = {name: value.half().float() for name, value in weights.items()}
-    expected = open_clip_cosine(halved, pixels, ClipTokenizer()(PROMPTS))
-    torch.testing.assert_close(older.score(pictures(), PROMPTS), expected, atol=1e-6, rtol=0)
-    assert older.fingerprint() != hpsv2.fingerprint()
 
 
 # --- CLIP score and PickScore
@@ -396,12 +343,6 @@ def test_hpsv3_refuses_what_it_cannot_read(small_hpsv3: RewardConfig) -> None:
     HpsV3(small_hpsv3).check_prompt("a <b> | {cat}")
 
 
-def test_hpsv3_picture_is_resized_as_bytes(small_hpsv3: RewardConfig) -> None:
-    shown = HpsV3(small_hpsv3).picture((pictures(300, 900, 1)[0] * 255).round().to(torch.uint8))
-    assert shown.shape == (252, 756, 3)
-    assert shown.dtype == np.uint8
-
-
 def test_a_damaged_hpsv3_is_one_line(small_hpsv3: RewardConfig, tmp_path: Path) -> None:
     weights = load_file(str(small_hpsv3.path))
     path = tmp_path / "HPSv3.safetensors"
@@ -416,11 +357,3 @@ def test_a_damaged_hpsv3_is_one_line(small_hpsv3: RewardConfig, tmp_path: Path) 
     save_file(weights, path)
     with pytest.raises(RewardError, match="reward 'hpsv3': image 0: hpsv3 is nan, not finite"):
         HpsV3(settings).score(pictures(), PROMPTS)
-
-
-def test_bf16_is_a_precision_and_fp16_is_not(hpsv2: HpsV2) -> None:
-    assert next(CLIPModel(small_config()).parameters()).dtype == torch.float32
-    low = HpsV2(RewardConfig(path=str(hpsv2._checkpoint), precision="bf16"))
-    assert low._towers.model.dtype == torch.bfloat16
-    with pytest.raises(ValueError, match="precision"):
-        RewardConfig(precision="fp16")  # type: ignore[arg-type]

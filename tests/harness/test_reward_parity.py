@@ -1,17 +1,12 @@
 """The comparison with published packages can fail. It is made by ``make check-reward-parity``."""
 
 import re
-import subprocess
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
-from harness.cli import main
-from harness.config import ROOT, RewardConfig
-from harness.rewards import RewardError, build_reward
+from harness.config import RewardConfig
 from harness.rewards.files.twins import write_hpsv3
 from harness.rewards.native.hpsv2 import preprocess
 from harness.rewards.native.hpsv3 import HpsV3
@@ -67,51 +62,3 @@ def test_the_planted_errors_are_errors(tmp_path: Path) -> None:
     wrong.model_class = parity.OnAPlane
     images = parity.pictures()[0][None].float() / 255
     assert (right.score(images, ["a cat"]) - wrong.score(images, ["a cat"])).abs().item() > 100 * TOLERANCE
-
-
-# --- the commands and the worker that they start
-
-
-@pytest.mark.parametrize(
-    ("arguments", "expected"),
-    [
-        (["serve-reward", "hpsv9"], "unknown reward 'hpsv9': the nearest is"),
-        (["serve-reward", "colour", "devise=cpu"], "unknown key 'devise'; the nearest is 'device'"),
-        (["serve-reward", "hpsv2", "path=none.pt"], "none.pt is not on this machine"),
-    ],
-)
-def test_bad_input_is_one_line_and_exit_code_2(
-    arguments: list[str], expected: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    with pytest.raises(SystemExit) as end:
-        main(arguments)
-    assert end.value.code == 2
-    said = capsys.readouterr().err
-    assert expected in said
-    assert len(said.strip().splitlines()) == 1
-
-
-@pytest.fixture
-def served() -> Iterator[str]:
-    command = [sys.executable, "-u", "-m", "harness.cli", "serve-reward", "colour", "--port", "0"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT) as process:
-        assert process.stdout is not None
-        yield process.stdout.readline()
-        process.terminate()
-
-
-def test_serve_reward_says_what_a_run_needs(served: str) -> None:
-    found = re.search(r"rewards\.colour\.backend=url rewards\.colour\.url=(http://127\.0\.0\.1:\d+);", served)
-    assert found is not None
-    there = build_reward("colour", 1, RewardConfig(backend="url", url=found[1]))
-    assert there.fingerprint() == build_reward("colour").fingerprint()
-    assert there.score(torch.ones(1, 3, 32, 128), ['the word "tin" in red on white']).shape == (1,)
-
-
-def test_a_package_that_is_not_installed_is_one_line(tmp_path: Path) -> None:
-    for name in ("ImageReward.pt", "med_config.json"):
-        (tmp_path / name).write_text("{}")
-    settings = RewardConfig(path=str(tmp_path), base=str(tmp_path), python=sys.executable)
-    reward = build_reward("imagereward", 1, settings)
-    with pytest.raises(RewardError, match="did not load: ModuleNotFoundError: no package 'ImageReward'"):
-        reward.score(torch.ones(1, 3, 32, 32), ["a cat"])

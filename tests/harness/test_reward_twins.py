@@ -11,8 +11,9 @@ from torch import Tensor
 
 from harness.config import RewardConfig
 from harness.rewards import Reward, RewardError, build_reward
+from harness.rewards.base import ImageError
 from harness.rewards.files.twins import find_twin
-from harness.rewards.native.batched import ImageError, NetworkReward
+from harness.rewards.native.network import NetworkReward
 
 PROMPTS = ["a photo of a cat", "two dogs, oil on canvas", "a lighthouse"]
 SETTINGS = {
@@ -126,16 +127,6 @@ def test_an_offloaded_model_scores_the_same(name: str) -> None:
     kept, offloaded = twin(name), twin(name, offload=True)
     assert torch.equal(offloaded.score(pictures(), PROMPTS), kept.score(pictures(), PROMPTS))
     assert offloaded.fingerprint() == kept.fingerprint()
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.parametrize("name", SETTINGS)
-def test_an_offloaded_model_gives_the_gpu_s_memory_back(name: str) -> None:
-    before = torch.cuda.memory_allocated()
-    there = twin(name, offload=True, precision="fp32").score(pictures(), PROMPTS)
-    assert torch.cuda.memory_allocated() == before
-    torch.testing.assert_close(there, twin(name, device="cpu", precision="fp32").score(pictures(), PROMPTS))
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])

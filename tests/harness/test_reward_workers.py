@@ -1,6 +1,6 @@
-"""Rewards computed by other processes: frames, isolated workers, reward servers, and judges behind a URL."""
+"""Published packages in environments of their own: workers that die, hang, refuse, and what they may need."""
 
-import io
+import json
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -11,89 +11,24 @@ import pytest
 import torch
 from torch import Tensor
 
-from harness.config import ROOT, RewardConfig
+from harness.config import RewardConfig
 from harness.rewards import RewardError, build_reward
-from harness.rewards.remote.frames import FrameError, pack, read_frame, read_reply, read_request, reply, request
+from harness.rewards.remote.client import Refusal
 from harness.rewards.remote.isolated import IsolatedReward
 
-# --- frames
-
-
-def through(header: dict[str, Any], body: bytes) -> tuple[dict[str, Any], bytes]:
-    return read_frame(io.BytesIO(pack(header, body)))
-
-
-def test_pictures_prompts_and_scores_travel_unchanged() -> None:
-    levels = torch.randint(0, 256, (2, 3, 5, 7), dtype=torch.uint8)
-    arrived, prompts = read_request(*through(*request(levels, ["a", "ü\n"])))
-    assert torch.equal(arrived, levels)
-    assert prompts == ["a", "ü\n"]
-    scores = {"x": torch.tensor([0.1, float("nan")]), "x/y": torch.tensor([-1e30, 2.0])}
-    back = read_reply(*through(*reply(scores)), 2)
-    assert list(back) == ["x", "x/y"]
-    assert all(torch.equal(back[name].nan_to_num(7), values.nan_to_num(7)) for name, values in scores.items())
-
-
-@pytest.mark.parametrize(
-    ("data", "message"),
-    [
-        (b"", "the stream ended"),
-        (pack({"a": 1}, b"body")[:-1], "the stream ended"),
-        (b"Loading model...: 100%", "expected a frame"),
-        (b"AGR1" + b"\xff" * 12, "too long"),
-        (b"AGR1" + bytes([0, 0, 0, 2]) + bytes(8) + b"{]", "not JSON"),
-    ],
-)
-def test_what_is_no_frame_is_an_error(data: bytes, message: str) -> None:
-    with pytest.raises(FrameError, match=message):
-        read_frame(io.BytesIO(data))
-
-
-@pytest.mark.parametrize(
-    ("header", "size"),
-    [
-        ({"shape": [1, 3, 2, 2], "prompts": ["a"]}, 11),
-        ({"shape": [1, 3, 2, 2], "prompts": []}, 12),
-        ({"shape": [1, 4, 1, 3], "prompts": ["a"]}, 12),
-        ({"shape": [1, 3, 2, -2], "prompts": ["a"]}, 12),
-        ({"prompts": ["a"]}, 12),
-    ],
-)
-def test_a_request_whose_parts_do_not_fit_is_an_error(header: dict[str, Any], size: int) -> None:
-    with pytest.raises(FrameError):
-        read_request(header, bytes(size))
-
-
-# --- isolated workers: this one is written on the protocol's words alone, and does what each picture's first byte says
-
+# It does what each picture's first byte says.
 WORKER = """
-import json, os, struct, sys, time
+import json, os, sys, time
 from pathlib import Path
+import torch
+from harness.rewards.remote.server import RewardServer
 
-def read():
-    start = sys.stdin.buffer.read(16)
-    if not start:
-        sys.exit()
-    header, body = struct.unpack("!IQ", start[4:])
-    return json.loads(sys.stdin.buffer.read(header)), sys.stdin.buffer.read(body)
-
-def write(header, body=b""):
-    encoded = json.dumps(header).encode()
-    sys.stdout.buffer.write(b"AGR1" + struct.pack("!IQ", len(encoded), len(body)) + encoded + body)
-    sys.stdout.buffer.flush()
-
-settings, _ = read()
-Path(settings["path"]).with_suffix(".device").write_text(settings["device"])
-Path(settings["path"]).with_suffix(".precision").write_text(str(settings["precision"]))
-if "broken" in settings["path"]:
-    write({"error": "ValueError: no such layer"})
-    sys.exit()
-write({"ready": True})
+settings = json.loads(sys.argv[1])
+Path(settings["path"]).with_suffix(".settings").write_text(sys.argv[1])
 flag = Path(settings["path"]).with_suffix(".died")
-while True:
-    header, body = read()
-    count, size = header["shape"][0], 3 * header["shape"][2] * header["shape"][3]
-    orders = [body[i * size] for i in range(count)]
+
+def measure(levels, prompts):
+    orders = levels[:, 0, 0, 0].tolist()
     if 1 in orders or (2 in orders and not flag.exists()):
         flag.touch()
         print("a last word", file=sys.stderr, flush=True)
@@ -101,10 +36,13 @@ while True:
     if 3 in orders:
         time.sleep(60)
     if 4 in orders:
-        write({"error": "RuntimeError: cannot read this picture"})
-        continue
-    scores = [float("nan") if order == 5 else order / 255 for order in orders]
-    write({"metrics": ["hpsv2"]}, struct.pack(f"={count}f", *scores))
+        raise RuntimeError("cannot read this picture")
+    scores = torch.tensor([float("nan") if order == 5 else order / 255 for order in orders])
+    return {settings["name"]: scores}
+
+server = RewardServer(measure, {"name": settings["name"]}, "127.0.0.1")
+print(json.dumps({"port": server.server_port}), flush=True)
+server.serve_forever()
 """
 DIES, DIES_ONCE, HANGS, FAILS, NOT_A_NUMBER = range(1, 6)
 
@@ -148,7 +86,7 @@ def test_a_worker_killed_in_mid_batch_is_started_again_and_nothing_is_lost(
 ) -> None:
     reward = isolated()
     assert reward.score(pictures(50, DIES_ONCE, 70), PROMPTS[:3]).mul(255).round().tolist() == [50, DIES_ONCE, 70]
-    assert "exit code -9: a last word; it is started again" in capfd.readouterr().err
+    assert "exit code -9: a last word" in capfd.readouterr().err
 
 
 def test_a_worker_killed_between_batches_is_started_again(isolated: Callable[..., IsolatedReward]) -> None:
@@ -185,32 +123,31 @@ def test_a_worker_scores_on_the_gpu_of_its_own_process(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 3)
     isolated(device=wanted).score(pictures(50), PROMPTS[:1])
-    assert (tmp_path / "model.device").read_text() == given
+    assert json.loads((tmp_path / "model.settings").read_text())["device"] == given
 
 
 @pytest.mark.parametrize(
-    ("name", "chosen", "given"), [("hpsv3", None, "bf16"), ("hpsv3", "fp32", "fp32"), ("hpsv2", None, "None")]
+    ("name", "chosen", "given"), [("hpsv3", None, "bf16"), ("hpsv3", "fp32", "fp32"), ("hpsv2", None, None)]
 )
 def test_a_worker_is_told_the_precision_that_the_settings_mean(
-    isolated: Callable[..., IsolatedReward], tmp_path: Path, name: str, chosen: str | None, given: str
+    isolated: Callable[..., IsolatedReward], tmp_path: Path, name: str, chosen: str | None, given: str | None
 ) -> None:
     reward = isolated(name=name, base="twin:hpsv3" if name == "hpsv3" else None, precision=chosen)
     reward._measure_batch((pictures(50) * 255).round().to(torch.uint8), PROMPTS[:1])
-    assert (tmp_path / "model.precision").read_text() == given
+    assert json.loads((tmp_path / "model.settings").read_text())["precision"] == given
     assert reward.fingerprint().endswith(f":package:{given}")
 
 
 def test_a_worker_that_does_not_answer_is_ended(isolated: Callable[..., IsolatedReward]) -> None:
-    reward = isolated(timeout_seconds=2.0)
-    with pytest.raises(RewardError, match="reward 'hpsv2': image 0: its worker did not answer within 2 s"):
-        reward.score(pictures(HANGS), PROMPTS[:1])
-
-
-def test_a_model_that_does_not_load_is_one_line(isolated: Callable[..., IsolatedReward]) -> None:
-    with pytest.raises(
-        RewardError, match=r"reward 'hpsv2': the package's model did not load: ValueError: no such layer"
-    ):
-        isolated("broken.pt").score(pictures(50), PROMPTS[:1])
+    reward = isolated()
+    reward.score(pictures(50), PROMPTS[:1])
+    worker = reward._worker
+    assert worker is not None
+    reward._timeout = 0.5
+    with pytest.raises(Refusal, match=r"its worker did not answer within 0\.5 s"):
+        reward._ask((pictures(HANGS) * 255).to(torch.uint8), PROMPTS[:1])
+    with pytest.raises(ProcessLookupError):
+        os.kill(worker.process_id, 0)
 
 
 def test_an_interpreter_that_cannot_be_started_is_one_line(tmp_path: Path) -> None:
@@ -221,24 +158,35 @@ def test_an_interpreter_that_cannot_be_started_is_one_line(tmp_path: Path) -> No
     assert "\n" not in str(error.value)
 
 
-def test_an_interpreter_is_looked_for_in_the_repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    settings = RewardConfig(backend="package", path=__file__, python="harness/cli.py")
-    reward = build_reward("hpsv2", 1, settings)
-    assert isinstance(reward, IsolatedReward)
-    assert reward.command[0] == str(ROOT / "harness" / "cli.py")
-
-
 def test_a_missing_environment_names_the_command_that_makes_it(tmp_path: Path) -> None:
     settings = RewardConfig(backend="package", path=__file__, python=str(tmp_path / "python"))
     with pytest.raises(RewardError, match=r"no environment at .*python; make it with `make reward-env REWARD=hpsv2`"):
         build_reward("hpsv2", 1, settings).score(pictures(50), PROMPTS[:1])
 
 
-def test_scoring_elsewhere_goes_on_in_the_background(isolated: Callable[..., IsolatedReward]) -> None:
-    reward = isolated()
-    waiting = [reward.submit(pictures(order), PROMPTS[:1]) for order in (50, 60)]
-    assert [part()["hpsv2"].mul(255).round().item() for part in waiting] == [50, 60]
-    failing = reward.submit(pictures(FAILS), PROMPTS[:1])
-    with pytest.raises(RewardError, match="image 0"):
-        failing()
+# --- a package's environment has old versions of everything: its worker may need torch, numpy and PIL alone
+
+ALONE = """
+import importlib.abc, sys
+
+class Absent(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {absent}:
+            raise ModuleNotFoundError(f"no package {{name!r}} in this environment")
+
+sys.meta_path.insert(0, Absent())
+"""
+
+
+def test_a_worker_needs_nothing_that_its_package_does_not_bring(tmp_path: Path) -> None:
+    absent = ("pydantic", "transformers", "diffusers", "accelerate", "pandas", "yaml", "onnxruntime", "ImageReward")
+    (tmp_path / "sitecustomize.py").write_text(ALONE.format(absent=absent))
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\nPYTHONPATH={tmp_path}:$PYTHONPATH exec {sys.executable} "$@"\n')
+    python.chmod(0o755)
+    for name in ("ImageReward.pt", "med_config.json"):
+        (tmp_path / name).write_text("{}")
+    settings = RewardConfig(path=str(tmp_path), base=str(tmp_path), python=str(python))
+    # The package itself is missing, too, and that is all that is.
+    with pytest.raises(RewardError, match="did not load: ModuleNotFoundError: no package 'ImageReward'"):
+        build_reward("imagereward", 1, settings).score(torch.ones(1, 3, 32, 32), ["a cat"])

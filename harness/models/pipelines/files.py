@@ -83,11 +83,11 @@ def _fingerprint(pipeline: Path, files: list[Path]) -> str:
     digest = hashlib.sha256()
     for file in sorted(files):
         digest.update(file.relative_to(pipeline).as_posix().encode())
-        digest.update(bytes.fromhex(_file_sha256(file)))
+        digest.update(bytes.fromhex(remembered_sha256(file)))
     return digest.hexdigest()
 
 
-def _file_sha256(file: Path) -> str:
+def remembered_sha256(file: Path) -> str:
     """sha256 of a file's bytes, remembered on disk by path, size and time of change: weights take minutes to read."""
     real = file.resolve()
     facts = real.stat()

@@ -7,8 +7,6 @@ import hashlib
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 
 import torch
@@ -18,35 +16,16 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from harness.config import ROOT
-from harness.files import file_sha256
+from harness.models.pipelines.files import remembered_sha256
 from harness.models.pipelines.locate import TWIN_PREFIX
+from harness.names import REWARDS
 from harness.rewards.base import RewardError
 from harness.rewards.files.twins import find_twin
-
-
-@dataclass(frozen=True)
-class Published:
-    """Hub ids of a published model: ``owner/name`` or ``owner/name/file``."""
-
-    path: str
-    base: str | None = None
-    """Architecture, tokenizer or preprocessing, where the checkpoint's own repository does not have them."""
-
-
-PUBLISHED: dict[str, Published] = {
-    # Version 2.1, as in the paper; 2.0 is xswu/HPSv2/HPS_v2_compressed.pt.
-    "hpsv2": Published("xswu/HPSv2/HPS_v2.1_compressed.pt"),
-    "hpsv3": Published("MizzenAI/HPSv3/HPSv3.safetensors", "Qwen/Qwen2-VL-7B-Instruct"),
-    "clip": Published("openai/clip-vit-large-patch14"),
-    "pickscore": Published("yuvalkirstain/PickScore_v1", "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"),
-    "imagereward": Published("THUDM/ImageReward", "google-bert/bert-base-uncased"),
-}
 
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 """Names of a model folder's weights, the first that is there counts."""
 
 _HUB_ID = re.compile(r"([\w.-]+/[\w.-]+)(?:/([\w./-]+))?")
-_SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 def locate(reward: str, key: str, place: str, needs: Sequence[str] = (), weights: bool = True) -> Path:
@@ -84,7 +63,7 @@ def locate_file(reward: str, key: str, place: str) -> Path:
     if not path.is_file():
         raise RewardError(
             f"reward {reward!r}: rewards.{reward}.{key}: {path} is no file; give the checkpoint itself, as in "
-            f"{PUBLISHED[reward].path}"
+            f"{REWARDS[reward].path}"
         )
     return path
 
@@ -129,16 +108,8 @@ def sha256_of(files: Iterable[Path]) -> str:
     digest = hashlib.sha256()
     for file in sorted(files):
         digest.update(file.name.encode())
-        digest.update(_sha256(file.resolve(), file.stat().st_mtime_ns).encode())
+        digest.update(remembered_sha256(file).encode())
     return digest.hexdigest()
-
-
-@cache
-def _sha256(file: Path, _modified: int) -> str:
-    # The hub's cache names large files by their sha256: tens of gigabytes need not be read again.
-    if file.parent.name == "blobs" and _SHA256.fullmatch(file.name):
-        return file.name
-    return file_sha256(file)
 
 
 @contextmanager

@@ -15,8 +15,8 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 
 from harness.config import RewardConfig
 from harness.models.pipelines.truncation import TextReader, all_tokens
+from harness.names import REWARDS
 from harness.rewards.files.checkpoints import (
-    PUBLISHED,
     check_weights,
     load_weights,
     locate,
@@ -25,7 +25,7 @@ from harness.rewards.files.checkpoints import (
     torch_dtype,
     weights_file,
 )
-from harness.rewards.native.batched import NetworkReward
+from harness.rewards.native.network import NetworkReward
 
 _PREPROCESSOR = "preprocessor_config.json"
 _BASE_FILES = (_PREPROCESSOR, "tokenizer.json", "vocab.json", "merges.txt", "tokenizer_config.json")
@@ -103,7 +103,7 @@ class _ModelFolder(ClipCosine):
 
     @property
     def _place(self) -> str:
-        return self._settings.path or PUBLISHED[self.name].path
+        return self._settings.path or REWARDS[self.name].path
 
     @cached_property
     def _folder(self) -> Path:
@@ -112,7 +112,7 @@ class _ModelFolder(ClipCosine):
     @cached_property
     def _base(self) -> Path:
         """Where tokenizer and preprocessing are: a folder of one's own is complete, a published one may not be."""
-        base = self._settings.base or (None if self._settings.path else PUBLISHED[self.name].base)
+        base = self._settings.base or (None if self._settings.path else REWARDS[self.name].base)
         key, place = ("path", self._place) if base is None else ("base", base)
         return locate(self.name, key, place, (_PREPROCESSOR,), weights=key == "path")
 
@@ -155,11 +155,6 @@ class _ModelFolder(ClipCosine):
         return Towers(model, pixels, tokens)
 
     def fingerprint(self) -> str:
-        """sha256 of weights, tokenizer and preprocessing, precision, and version of the formula.
-
-        Raises:
-            RewardError: the checkpoint is not on this machine.
-        """
         own = [self._weights_file, self._folder / "config.json"]
         files = own + [path for name in _BASE_FILES if (path := self._base / name).is_file()]
         return f"{sha256_of(files)}:{self._precision}:{self._version}"

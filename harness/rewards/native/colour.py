@@ -43,11 +43,7 @@ class ColourReward(Reward):
     resolution = 1e-7  # computed in float64 and rounded to float32
 
     def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
-        """Score each image, see ``Reward.score``.
-
-        Raises:
-            ValueError: images out of contract (``check_images``), or a prompt out of the miniature's grammar.
-        """
+        """See ``Reward.score``. Raises ValueError also for a prompt out of the miniature's grammar."""
         return self.measure(images, prompts)[self.name]
 
     def measure(self, images: Tensor, prompts: Sequence[str]) -> dict[str, Tensor]:
@@ -82,11 +78,9 @@ class ColourReward(Reward):
         }
 
     def check_prompt(self, prompt: str) -> None:
-        """Raise ValueError if the prompt is not of the miniature's grammar."""
         parse_prompt(prompt)
 
     def fingerprint(self) -> str:
-        """The version of the formula and a hash of the palette."""
         return f"{_FORMULA_VERSION}:{hashlib.sha256(repr(sorted(COLOURS.items())).encode()).hexdigest()[:16]}"
 
 

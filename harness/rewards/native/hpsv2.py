@@ -12,9 +12,10 @@ from transformers import CLIPConfig
 from harness.config import RewardConfig
 from harness.models.pipelines.locate import TWIN_PREFIX
 from harness.models.pipelines.truncation import TextReader
+from harness.names import REWARDS
+from harness.rewards.base import ImageError
 from harness.rewards.files.architectures import twin_of_clip, vit_h_14
-from harness.rewards.files.checkpoints import PUBLISHED, load_weights, locate_file, sha256_of, torch_dtype
-from harness.rewards.native.batched import ImageError
+from harness.rewards.files.checkpoints import load_weights, locate_file, sha256_of, torch_dtype
 from harness.rewards.native.clip import ClipCosine, Towers, build_clip
 from harness.rewards.native.open_clip import CONTEXT_LENGTH, ClipTokenizer, to_transformers
 
@@ -62,11 +63,6 @@ class HpsV2(ClipCosine):
         super().__init__("hpsv2", settings)
 
     def fingerprint(self) -> str:
-        """sha256 of the checkpoint, precision, and version of the formula.
-
-        Raises:
-            RewardError: the checkpoint is not on this machine.
-        """
         return f"{sha256_of([self._checkpoint])}:{self._precision}:{_FORMULA_VERSION}"
 
     @property
@@ -76,7 +72,7 @@ class HpsV2(ClipCosine):
 
     @property
     def _place(self) -> str:
-        return self._settings.path or PUBLISHED[self.name].path
+        return self._settings.path or REWARDS[self.name].path
 
     @cached_property
     def _checkpoint(self) -> Path:

@@ -15,9 +15,10 @@ from transformers import AutoTokenizer, Qwen2VLConfig, Qwen2VLModel
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from harness.config import RewardConfig
+from harness.names import REWARDS
+from harness.rewards.base import ImageError
 from harness.rewards.files.assets import hpsv3_question
 from harness.rewards.files.checkpoints import (
-    PUBLISHED,
     check_weights,
     load_weights,
     locate,
@@ -26,7 +27,7 @@ from harness.rewards.files.checkpoints import (
     sha256_of,
     torch_dtype,
 )
-from harness.rewards.native.batched import ImageError, NetworkReward
+from harness.rewards.native.network import NetworkReward
 
 PIXELS = 256 * 28 * 28
 """Area every picture is resized to, about: 200,704 pixels, 256 tokens."""
@@ -145,22 +146,17 @@ class HpsV3(NetworkReward):
             raise ValueError(f"prompt {prompt!r}: the reward 'hpsv3' cannot score prompts with tokens as {match[0]}")
 
     def fingerprint(self) -> str:
-        """sha256 of checkpoint and tokenizer, precision, and version of the formula.
-
-        Raises:
-            RewardError: they are not on this machine.
-        """
         checkpoint = self._checkpoint
         files = [path for name in _TOKENIZER_FILES if (path := self._base / name).is_file()]
         return f"{sha256_of([checkpoint, *files])}:{self._precision}:{_FORMULA_VERSION}"
 
     @cached_property
     def _checkpoint(self) -> Path:
-        return locate_file(self.name, "path", self._settings.path or PUBLISHED[self.name].path)
+        return locate_file(self.name, "path", self._settings.path or REWARDS[self.name].path)
 
     @cached_property
     def _base(self) -> Path:
-        place = self._settings.base or str(PUBLISHED[self.name].base)
+        place = self._settings.base or str(REWARDS[self.name].base)
         return locate(self.name, "base", place, _BASE_FILES, weights=False)
 
     @cached_property

@@ -129,29 +129,17 @@ class OcrReward(Reward):
         """Choose a recogniser; its weights are loaded at the first use.
 
         Args:
-            name: ``ocr`` (PP-OCRv6) or ``ocr-v4`` (PP-OCRv4).
+            name: a key of ``RECOGNISERS``.
             num_threads: CPU threads of one forward pass, >= 1.
             batch_size: pictures in one forward pass, >= 1; does not change scores.
-
-        Raises:
-            ValueError: an unknown name, or a number below 1.
         """
-        if name not in RECOGNISERS:
-            raise ValueError(f"unknown recogniser {name!r}; there are {', '.join(RECOGNISERS)}")
-        if num_threads < 1 or batch_size < 1:
-            raise ValueError(f"reward {name!r}: num_threads and batch_size must be >= 1")
         self.name = name
         self._asset = RECOGNISERS[name]
         self._num_threads = num_threads
         self._batch_size = batch_size
 
     def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
-        """Score each image, see ``Reward.score``.
-
-        Raises:
-            ValueError: images out of contract (``check_images``), or a prompt without a quoted word that fits.
-            AssetError: the recogniser's weights have not been fetched.
-        """
+        """See ``Reward.score``. Raises ValueError also for a prompt without a quoted word that fits."""
         words = [target_word(prompt) for prompt in prompts]
         return ctc_word_score(self._recognise(check_images(images, prompts, self.name)), words)
 
@@ -177,11 +165,9 @@ class OcrReward(Reward):
         return greedy_words(self._recognise(check_images(images, [""] * len(images), self.name)))
 
     def check_prompt(self, prompt: str) -> None:
-        """Raise ValueError if the prompt has no quoted word of letters a-z."""
         target_word(prompt)
 
     def check_ready(self) -> None:
-        """Raise AssetError if the recogniser's weights have not been fetched."""
         asset_path(self._asset)
 
     def fingerprint(self) -> str:

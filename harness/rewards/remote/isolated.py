@@ -1,15 +1,17 @@
-"""Rewards that need other versions of packages: scored by a process of their own, in an environment of their own."""
+"""Rewards that need other versions of packages: a server of their own, in an environment of its own (``workers``)."""
 
+import json
 import os
 import subprocess
 import sys
 import tempfile
 import threading
+import time
 import weakref
 from collections.abc import Sequence
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,11 +19,11 @@ from transformers import AutoTokenizer
 
 from harness.config import ROOT, RewardConfig
 from harness.models.pipelines.truncation import TextReader, all_tokens
+from harness.names import REWARDS
 from harness.rewards.base import RewardError
-from harness.rewards.files.checkpoints import PUBLISHED, locate, locate_file, readable, sha256_of
-from harness.rewards.native.batched import ImageError, RemoteReward
+from harness.rewards.files.checkpoints import locate, locate_file, readable, sha256_of
 from harness.rewards.native.open_clip import CONTEXT_LENGTH, ClipTokenizer
-from harness.rewards.remote.frames import FrameError, read_frame, read_reply, request, write_frame
+from harness.rewards.remote.client import Refusal, ServedReward, Unreachable, ask
 
 ENVIRONMENTS = ROOT / ".venvs"
 """One folder a reward, made by ``make reward-env REWARD=name``."""
@@ -31,37 +33,24 @@ _NEEDS = {"imagereward": ("ImageReward.pt", "med_config.json")}
 """Files that a checkpoint folder must have; the other checkpoints are one file."""
 _IMAGEREWARD_TOKENS = 35
 """To which the image-reward package cuts a prompt."""
-
-
 _RESOLUTION = {"hpsv2": 2e-3, "hpsv3": 2e-2, "imagereward": 1e-4}
 """Of scores: the packages choose half precision, but for ImageReward's."""
 
 
-class WorkerDied(Exception):
-    """The worker's process ended, or did not answer in time and was ended."""
-
-
-class WorkerRefused(Exception):
-    """The worker is well, but its package raised an error."""
-
-
 class Worker:
-    """A process that scores, and the conversation with it.
+    """A process that serves a package at an address of this machine.
 
     Args:
-        command: how to start it; it reads frames from standard input and writes frames to standard output.
-        settings: the first frame it gets.
-        timeout: seconds it may take to load, and for each answer.
+        command: how to start it; it writes its port, or why it cannot serve, to standard output, in JSON, and ends when
+            its standard input does.
+        timeout: seconds it may take to load.
 
     Raises:
-        WorkerDied: it cannot be started, or ended or fell silent while it loaded.
-        WorkerRefused: it could not load its model.
+        Refusal: it cannot be started, could not load its model, or ended or fell silent meanwhile.
     """
 
-    def __init__(self, command: Sequence[str], settings: dict[str, Any], timeout: float) -> None:
-        self._timeout = timeout
+    def __init__(self, command: Sequence[str], timeout: float) -> None:
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - read when the process has died
-        environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
         try:
             self._process = subprocess.Popen(
                 list(command),
@@ -69,49 +58,37 @@ class Worker:
                 stdout=subprocess.PIPE,
                 stderr=self._errors,
                 cwd=ROOT,
-                env=environment,
+                env=os.environ | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"},
                 # Ctrl-C is for this process, which ends the worker; a worker that died of it would be started again.
                 start_new_session=True,
             )
         except OSError as error:
-            raise WorkerDied(f"{command[0]} cannot be started ({error.strerror})") from None
-        self.stop = weakref.finalize(self, _stop, self._process)
-        self.ask(settings)
-
-    def ask(self, header: dict[str, Any], body: bytes = b"") -> tuple[dict[str, Any], bytes]:
-        """Send a frame and wait for the answer. Raises WorkerDied or WorkerRefused."""
-        late = threading.Event()
-
-        def give_up() -> None:
-            late.set()
-            self._process.kill()
-
-        # Ending the process also ends a read or write that waits for it.
-        watchdog = threading.Timer(self._timeout, give_up)
+            raise Refusal(f"{command[0]} cannot be started ({error.strerror})") from None
+        self.process_id, self.stop = self._process.pid, weakref.finalize(self, _stop, self._process)
+        assert self._process.stdout is not None
+        # Ending the process also ends a read that waits for it.
+        began, watchdog = time.monotonic(), threading.Timer(timeout, self._process.kill)
         watchdog.start()
-        try:
-            write_frame(cast(BinaryIO, self._process.stdin), header, body)
-            answer, data = read_frame(cast(BinaryIO, self._process.stdout))
-        except (FrameError, OSError):
-            self._process.kill()
-            code = self._process.wait()
-            reason = f"did not answer within {self._timeout:g} s" if late.is_set() else f"ended with exit code {code}"
-            raise WorkerDied(f"its worker {reason}{self._last_words()}") from None
-        finally:
-            watchdog.cancel()
+        said = self._process.stdout.readline()
+        watchdog.cancel()
+        if not said:
+            raise Refusal(self.end(timeout, is_late=time.monotonic() - began >= timeout))
+        answer = json.loads(said)
         if "error" in answer:
-            raise WorkerRefused(answer["error"])
-        return answer, data
+            raise Refusal(answer["error"])
+        self.url = f"http://127.0.0.1:{answer['port']}"
 
-    @property
-    def process_id(self) -> int:
-        """Of the process."""
-        return self._process.pid
-
-    def _last_words(self) -> str:
+    def end(self, timeout: float, is_late: bool = False) -> str:
+        """End the process, if it has not ended; says how it did, and its last words."""
+        try:
+            code = self._process.wait(timeout=5)
+        except subprocess.TimeoutExpired:
+            self.stop()
+            is_late = True
+        reason = f"did not answer within {timeout:g} s" if is_late else f"ended with exit code {code}"
         self._errors.seek(0)
         lines = [line for line in self._errors.read().decode(errors="replace").splitlines() if line.strip()]
-        return f": {lines[-1].strip()[:200]}" if lines else ""
+        return f"its worker {reason}" + (f": {lines[-1].strip()[:200]}" if lines else "")
 
 
 def _stop(process: "subprocess.Popen[bytes]") -> None:
@@ -119,7 +96,7 @@ def _stop(process: "subprocess.Popen[bytes]") -> None:
     process.wait()
 
 
-class IsolatedReward(RemoteReward):
+class IsolatedReward(ServedReward):
     """A published package as the backend: ``hpsv2``, ``hpsv3`` or ``imagereward``.
 
     A worker that dies is started again and the batch is scored anew, an image at a time; if it dies once more, the
@@ -127,32 +104,31 @@ class IsolatedReward(RemoteReward):
     """
 
     def __init__(self, name: str, settings: RewardConfig, num_threads: int = 1) -> None:
-        super().__init__(name, settings.batch_size)
+        super().__init__(name, settings.model_copy(update={"url": "http://127.0.0.1"}))  # the worker chooses its port
         self.low, self.high = (-1.0, 1.0) if name == "hpsv2" else (-float("inf"), float("inf"))
-        self.resolution = _RESOLUTION[name]
         self._settings, self._num_threads = settings, num_threads
         # The other packages choose theirs themselves.
         self._precision = settings.precision or ("bf16" if name == "hpsv3" else None)
         self._worker: Worker | None = None
         self._lock = threading.Lock()
 
-    def fingerprint(self) -> str:
-        """sha256 of the checkpoint and of the environment's pins, and the precision that was chosen for it.
+    @property
+    def resolution(self) -> float:  # type: ignore[override]
+        """Chosen, not measured."""
+        return _RESOLUTION[self.name]
 
-        Raises:
-            RewardError: checkpoint or environment are not on this machine.
-        """
+    def fingerprint(self) -> str:
+        """Of the checkpoint, the environment's pins, and the precision that was chosen for it."""
         path, base = self._places
         _ = self.command  # an environment that is missing is an error now, not at the first score
         files = [REQUIREMENTS / f"{self.name}.txt", *_files_of(path), *([] if base is None else _small_files_of(base))]
         return f"{sha256_of(files)}:package:{self._precision}"
 
-    def text_readers(self) -> Sequence[TextReader]:
-        """What the package's text encoder is given: CLIP's 77 tokens, or BERT's 35; hpsv3 is given all.
+    def check_prompt(self, prompt: str) -> None:
+        """Nothing: a package takes any prompt."""
 
-        Raises:
-            RewardError: the tokenizer is not on this machine.
-        """
+    def text_readers(self) -> Sequence[TextReader]:
+        """What the package's text encoder is given: CLIP's 77 tokens, or BERT's 35; hpsv3 is given all."""
         if self.name == "hpsv2":
             return [TextReader(f"reward {self.name}", CONTEXT_LENGTH, ClipTokenizer().encode)]
         if self.name == "imagereward":
@@ -177,11 +153,11 @@ class IsolatedReward(RemoteReward):
             raise RewardError(
                 f"reward {self.name!r}: no environment at {python}; make it with `make reward-env REWARD={self.name}`"
             )
-        return [str(python), "-m", "harness.rewards.remote.workers", self.name]
+        return [str(python), "-m", "harness.rewards.remote.workers"]
 
     @cached_property
     def _places(self) -> tuple[Path, Path | None]:
-        published = PUBLISHED[self.name]
+        published = REWARDS[self.name]
         place, needs = self._settings.path or published.path, _NEEDS.get(self.name)
         path = locate_file(self.name, "path", place) if needs is None else locate(self.name, "path", place, needs)
         base = self._settings.base or published.base
@@ -190,38 +166,21 @@ class IsolatedReward(RemoteReward):
 
     def _measure_batch(self, levels: Tensor, prompts: Sequence[str]) -> dict[str, Tensor]:
         with self._lock:
-            try:
-                return self._ask(levels, prompts)
-            except WorkerDied as death:
-                print(f"reward {self.name!r}: {death}; it is started again", file=sys.stderr, flush=True)
-            except WorkerRefused as refusal:
-                if len(prompts) == 1:
-                    raise ImageError(0, str(refusal)) from None
-            # Again, an image at a time: so the one that is to blame has a number.
-            rows = [self._ask_for_one(row, levels, prompts) for row in range(len(prompts))]
-            return {metric: torch.cat([row[metric] for row in rows]) for metric in rows[0]}
-
-    def _ask_for_one(self, row: int, levels: Tensor, prompts: Sequence[str]) -> dict[str, Tensor]:
-        try:
-            return self._ask(levels[row : row + 1], prompts[row : row + 1])
-        except (WorkerDied, WorkerRefused) as error:
-            raise ImageError(row, str(error)) from None
+            return super()._measure_batch(levels, prompts)
 
     def _ask(self, levels: Tensor, prompts: Sequence[str]) -> dict[str, Tensor]:
-        worker = self._worker or self._start()
+        body, worker = self._request(levels, prompts), self._worker or self._start()
         try:
-            answer, body = worker.ask(*request(levels, prompts))
-        except WorkerDied:
-            self._worker = None
-            raise
-        try:
-            return read_reply(answer, body, len(prompts))
-        except FrameError as error:
-            raise WorkerRefused(str(error)) from None
+            return self._read(ask(self.name, f"{worker.url}/score", body, self._timeout), len(prompts))
+        except Unreachable:
+            self._worker, reason = None, worker.end(self._timeout)
+            print(f"reward {self.name!r}: {reason}", file=sys.stderr, flush=True)
+            raise Refusal(reason, may_pass=True) from None
 
     def _start(self) -> Worker:
         path, base = self._places
-        settings = {
+        settings: dict[str, Any] = {
+            "name": self.name,
             "path": str(path),
             "base": None if base is None else str(base),
             "precision": self._precision,
@@ -229,8 +188,8 @@ class IsolatedReward(RemoteReward):
             "num_threads": self._num_threads,
         }
         try:
-            self._worker = Worker(self.command, settings, self._settings.timeout_seconds)
-        except (WorkerDied, WorkerRefused) as error:
+            self._worker = Worker([*self.command, json.dumps(settings)], self._timeout)
+        except Refusal as error:
             raise RewardError(f"reward {self.name!r}: the package's model did not load: {error}") from None
         return self._worker
 

@@ -16,10 +16,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from harness.config import ROOT, RewardConfig
-from harness.rewards.base import RewardError
-from harness.rewards.native.batched import ImageError, RemoteReward
-from harness.rewards.remote.served import as_json, fetch, fetch_patiently
+from harness.config import ROOT, ConfigError, RewardConfig
+from harness.files import read_text
+from harness.rewards.base import ImageError, RewardError
+from harness.rewards.remote.client import RemoteReward, ask
 
 LONGEST_ANSWER = 4096  # tokens
 _MARKUP = re.compile(r"[*_`\"'#|]|[\[(](?=\s*[+-]?\d+(?:[.,]\d+)?\s*[\])])")
@@ -159,11 +159,9 @@ class UnifiedReward(RemoteReward):
         if settings.question is not None:
             path = ROOT / Path(settings.question).expanduser()
             try:
-                self._question = path.read_text(encoding="utf-8")
-            except OSError as error:
-                raise ValueError(f"rewards.{name}.question: {path} cannot be read ({error.strerror})") from None
-            except UnicodeDecodeError:
-                raise ValueError(f"rewards.{name}.question: {path} is no text in UTF-8") from None
+                self._question = read_text(path)
+            except ConfigError as error:
+                raise ValueError(f"rewards.{name}.question: {error}") from None
             if "{prompt}" not in self._question:
                 raise ValueError(f"rewards.{name}.question: {path} has no {{prompt}} in it")
 
@@ -179,7 +177,7 @@ class UnifiedReward(RemoteReward):
             RewardError: it cannot be reached, is no OpenAI-compatible server, or does not have the model.
         """
         url = f"{self._url}/v1/models"
-        listed = as_json(self.name, url, fetch(self.name, url, None, self._timeout)).get("data")
+        listed = ask(self.name, url, None, self._timeout).get("data")
         models = [str(entry.get("id")) for entry in listed or () if isinstance(entry, dict)]
         if self._model not in models:
             raise RewardError(
@@ -221,8 +219,8 @@ class UnifiedReward(RemoteReward):
             "max_tokens": LONGEST_ANSWER,
         }
         url = f"{self._url}/v1/chat/completions"
-        answer = fetch_patiently(self.name, url, json.dumps(message).encode(), self._timeout, "application/json")
-        return _content_of(as_json(self.name, url, answer), f"reward {self.name!r}: {url}")
+        answer = ask(self.name, url, json.dumps(message).encode(), self._timeout, patiently=True)
+        return _content_of(answer, f"reward {self.name!r}: {url}")
 
 
 def _content_of(completion: dict[str, Any], where: str) -> str:
@@ -232,14 +230,12 @@ def _content_of(completion: dict[str, Any], where: str) -> str:
         RewardError: it is none.
         AnswerError: it was cut off, or says nothing.
     """
-    choices = completion.get("choices")
-    choice = choices[0] if isinstance(choices, list) and choices else None
-    message = choice.get("message") if isinstance(choice, dict) else None
-    if not isinstance(choice, dict) or not isinstance(message, dict):
-        error = completion.get("error") or completion
-        reason = " ".join(str(error.get("message") or error if isinstance(error, dict) else error).split())
-        raise RewardError(f"{where} gave no chat completion: {reason[:200]}")
-    content = message.get("content")
+    try:
+        choice = completion["choices"][0]
+        message, content = choice["message"], choice["message"]["content"]
+    except (LookupError, TypeError):
+        reason = " ".join(str(completion.get("error") or completion).split())
+        raise RewardError(f"{where} gave no chat completion: {reason[:200]}") from None
     if isinstance(content, list):
         content = "".join(str(part.get("text") or "") for part in content if isinstance(part, dict))
     said = content if isinstance(content, str) else ""
