@@ -1,10 +1,12 @@
 """A name stands in one registry, and every part of the project knows each of its entries."""
 
+import re
+
 import pytest
 
 from analysis.cells.labels import METHOD_NAMES, SELECTIONS, cell_colour, cell_label, judge_name
 from harness import adagrpo, names, transitions
-from harness.config import ConfigError, compose
+from harness.config import ROOT, ConfigError, compose
 from harness.experiments.doctor.architecture import find_architecture
 from harness.experiments.doctor.memory import estimate
 from harness.experiments.jobs.command import CONFIGURATIONS
@@ -48,6 +50,18 @@ def test_an_entry_that_is_added_is_known_at_once(key: str, monkeypatch: pytest.M
         assert cell_colour("another", False) == "Another"
     if key == "method.kernel":
         assert cell_label("another", "random", False) == "Another"
+
+
+def test_the_page_of_rewards_has_every_row_of_the_table() -> None:
+    page = (ROOT / "docs" / "rewards.md").read_text(encoding="utf-8").partition("## Settings")[0]
+    found = {}
+    for heads, *_, published, backends in re.findall(r"^\| (`.*?) \| (.*) \| (.*) \| (.*) \|$", page, re.M):
+        found |= dict.fromkeys(re.findall(r"`([\w-]+)`", heads), (published, backends))
+    assert list(found) == list(names.REWARDS)
+    for name, reward in names.REWARDS.items():
+        published, backends = found[name]
+        assert backends == ", ".join(reward.backends)
+        assert all(f"`{place}`" in published for place in (reward.path, reward.base) if place)
 
 
 @pytest.mark.parametrize(

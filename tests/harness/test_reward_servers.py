@@ -434,7 +434,7 @@ def test_a_question_of_ones_own_is_asked(judge_url: str, tmp_path: Path) -> None
     assert Judge.asked[0]["messages"][0]["content"][1]["text"] == "How good is a cat?"
     assert own.fingerprint() != usual.fingerprint()
     (tmp_path / "question.txt").write_bytes(b"\xff{prompt}")
-    with pytest.raises(ValueError, match=r"rewards.unifiedreward-v2.question: .* is no text in UTF-8"):
+    with pytest.raises(ValueError, match=r"rewards.unifiedreward-v2.question: .* is not text in UTF-8"):
         build_reward("unifiedreward-v2", 1, RewardConfig(url=judge_url, question=str(tmp_path / "question.txt")))
     (tmp_path / "question.txt").write_text("How good is it?")
     with pytest.raises(ValueError, match=r"has no \{prompt\} in it"):
