@@ -72,7 +72,7 @@ def _build(name: str, backend: str, settings: "RewardConfig", num_threads: int) 
         case "url", _:
             from harness.rewards.remote.client import ServedReward
 
-            return ServedReward(name, settings)
+            return ServedReward(name, settings, lambda: build_reward(name))
         case "package", _:
             from harness.rewards.remote.isolated import IsolatedReward
 

@@ -10,7 +10,7 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from typing import Any
@@ -61,9 +61,16 @@ class ServedReward(RemoteReward):
 
     low, high = -math.inf, math.inf
 
-    def __init__(self, name: str, settings: RewardConfig) -> None:
-        """Choose a server; nothing is sent yet. Raises ValueError without a url."""
+    def __init__(self, name: str, settings: RewardConfig, build_local: Callable[[], Reward]) -> None:
+        """Choose a server; nothing is sent yet. Raises ValueError without a url.
+
+        Args:
+            name: of the reward.
+            settings: of the reward.
+            build_local: makes a reward of this name, here; it is asked about prompts alone.
+        """
         super().__init__(name, settings.batch_size)
+        self._build_local = build_local
         if settings.url is None:
             raise ValueError(f"rewards.{name}.url is missing: the address of `adagrpo serve-reward {name}`")
         self._url, self._timeout = settings.url.rstrip("/"), settings.timeout_seconds
@@ -92,9 +99,7 @@ class ServedReward(RemoteReward):
 
     @cached_property
     def _local(self) -> Reward:
-        from harness.rewards import build_reward
-
-        return build_reward(self.name)
+        return self._build_local()
 
     @cached_property
     def _about(self) -> dict[str, Any]:
