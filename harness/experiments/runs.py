@@ -1,11 +1,9 @@
 """Training runs as jobs."""
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import IO, Literal
+from typing import IO
 
 from harness.config import ConfigError
 from harness.experiments.jobs.job import Job, State
@@ -14,28 +12,29 @@ from harness.experiments.status import latest_validation, standings
 from harness.runs.directory import RunDirectory
 from harness.runs.identity import changes_of, note_on_code
 
-_STATES: dict[str, Literal["waiting", "finished", "failed"]] = {"finished": "finished", "failed": "failed"}
 
-
-@dataclass(frozen=True, kw_only=True, eq=False)
 class RunJob(Job):
-    """A run, whose status.json says where it stands."""
+    """A run that has been prepared; its status.json says where it stands."""
 
-    run: RunDirectory
+    def __init__(self, run: RunDirectory) -> None:
+        done, log = run.folder / "status.json", run.folder / "log.txt"
+        super().__init__(id=run.run_id, call=partial(_train, run.folder), done=done, log=log, config=run.config)
+        self.run = run
 
     def state(self) -> State:
         """From status.json alone."""
         status = self.run.status()
         # A damaged status knows no iterations; the run is begun again, and has another one then.
         share = status["iteration"] / (status["iterations"] or 1)
-        return State(_STATES.get(status["state"], "waiting"), share, status["reason"])
+        match status["state"]:
+            case "finished" | "failed" as name:
+                return State(name, share, status["reason"])
+        return State("waiting", share)
 
     def try_lock(self) -> IO[bytes] | None:
         """The run's own lock, which ``adagrpo train`` takes, too."""
-        if self.is_locked():
-            return None
         try:
-            return self.run.lock()
+            return None if self.is_locked() else self.run.lock()
         except ConfigError:
             return None  # another process was quicker
 
@@ -56,11 +55,8 @@ class RunJob(Job):
         known = self.run.status()["reason"]
         self._set_status("failed", reason if known is None else f"{reason} ({known})")
 
-    @contextmanager
-    def failure_noted(self) -> Iterator[None]:
-        """Within: as ``RunDirectory.failure_noted``."""
-        with self.run.failure_noted():
-            yield
+    def note(self, error: Exception) -> None:
+        """Nothing: it has noted that itself, in whichever of its processes failed first."""
 
     def result(self) -> str:
         """What it reached."""
@@ -69,8 +65,7 @@ class RunJob(Job):
 
     def _set_status(self, state: str, reason: str | None = None) -> None:
         status = self.run.status()
-        iterations = status["iterations"] or self.config.iterations
-        self.run.set_status(state, status["iteration"], iterations, reason)
+        self.run.set_status(state, status["iteration"], status["iterations"] or self.config.iterations, reason)
 
 
 def run_all(
@@ -95,24 +90,19 @@ def run_all(
         say(f"{given - len(runs)} runs differ from others in settings without effect, and are the same run")
     for line in note_on_code(changes_of(run.folder) for run in runs):
         say(line)
-    jobs = [run_job(run) for run in runs]
     return run_jobs(
-        jobs,
+        [RunJob(run) for run in runs],
         slots,
         runs[0].folder.parent,
         say,
-        on_finished=lambda job: on_finished(job.run) if isinstance(job, RunJob) else None,
+        on_finished=lambda job: on_finished(RunDirectory(job.done.parent)),
         standings=lambda: standings(runs),
     )
 
 
-def run_job(run: RunDirectory) -> RunJob:
-    """The job of a run that has been prepared."""
-    log, done = run.folder / "log.txt", run.folder / "status.json"
-    return RunJob(id=run.run_id, call=partial(_train, run.folder), done=done, log=log, config=run.config, run=run)
-
-
 def _train(folder: Path) -> None:
-    from harness.training.session import Session
+    run = RunDirectory(folder)
+    with run.failure_noted():
+        from harness.training.session import Session
 
-    Session(RunDirectory(folder), say=lambda line: print(line, flush=True)).execute()
+        Session(run, say=lambda line: print(line, flush=True)).execute()

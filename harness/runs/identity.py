@@ -136,6 +136,11 @@ def write_identity(folder: Path, config: RunConfig, fingerprints: Mapping[str, s
     write_atomically(folder / "origins.json", json.dumps(dict(config.origins), indent=1) + "\n")
 
 
+def read_identity(folder: Path) -> dict[str, Any]:
+    """What ``write_identity`` noted; empty for a run that is older than that. Raises ConfigError if it is damaged."""
+    return _read(folder / FILE) if (folder / FILE).is_file() else {}
+
+
 def require_unchanged(folder: Path, config: RunConfig, fingerprints: Mapping[str, str] | None = None) -> None:
     """Compare a run with what it was when it was made.
 
@@ -233,7 +238,7 @@ def _read(path: Path) -> dict[str, Any]:
         if not isinstance(content, dict):
             raise ValueError("no object")
         require_environment(content)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         if isinstance(error, ConfigError):
             raise
         raise ConfigError(f"{path}: is damaged ({error}); restore it, or remove the run's folder") from None

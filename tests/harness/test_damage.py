@@ -20,7 +20,7 @@ from harness import cli, files, records
 from harness.config import ConfigError
 from harness.errors import FileError, HarnessError
 from harness.experiments.jobs.job import reset
-from harness.experiments.runs import run_job
+from harness.experiments.runs import RunJob
 from harness.experiments.status import status_lines
 from harness.runs.directory import RunDirectory, prepare_run
 from harness.trained.checkpoints import find_run_checkpoint
@@ -118,7 +118,7 @@ def test_a_damaged_status_is_named_and_the_run_goes_on(run: RunDirectory, conten
     assert any(run.run_id in line and "status.json" in line and "--resume" in line for line in lines)
     assert any("1 finished" in line for line in lines)
     assert list(load_logs(run.folder.parent, skip_damaged=True).summary["folder"]) == [other.folder]
-    reset([run_job(run), run_job(other)])
+    reset([RunJob(run), RunJob(other)])
     assert run.status()["state"] == "waiting"
     assert other.status()["state"] == "finished"
     Session(run, say=lambda line: None).execute()

@@ -129,7 +129,7 @@ def test_launches_that_compete_do_every_job_once(make: MakeJobs, tmp_path: Path)
 
 def test_a_job_waits_for_what_it_needs(make: MakeJobs, run: Callable[..., Outcome]) -> None:
     first, second, third = make(b="time.sleep(0.5)")
-    object.__setattr__(first, "needs", [second.done])
+    first.needs = [second.done]
     assert len(run([first, second, third], 2).finished) == 3
     assert Path(f"{first.done}.begun").stat().st_mtime >= second.done.stat().st_mtime
 

@@ -144,7 +144,8 @@ def train(folder):
         log.write(run.run_id + "\\n")
     rate = config.optimizer.learning_rate
     if rate > 0.5:
-        raise ValueError("diverged")
+        run.set_status("failed", 0, 2, "diverged")
+        raise ValueError
     # The best rate is .01 for Flow-GRPO and .001 for Flow-CPS.
     best = 0.01 if config.method.kernel == "flow_grpo" else 0.001
     for iteration in (1, 2):

@@ -34,14 +34,15 @@ class MeasuredCheckpoint:
     digest: str
 
     def load(self, config: RunConfig, device: torch.device) -> Policy:
-        """The policy in training with these adapters.
-
-        Raises:
-            ConfigError: the weights do not fit the model.
-        """
+        """The policy in training with these adapters. Raises ConfigError if they do not fit the model."""
         policy = build_policy(config.model, config.optimizer, device, config.seed)
-        if self.run is not None:
-            put_adapters(policy, read_adapters(self.run), self.run.folder)
+        if self.run is None:
+            return policy
+        parameters, adapters = policy.trainable(), read_adapters(self.run)
+        if {n: p.shape for n, p in parameters.items()} != {n: tensor.shape for n, tensor in adapters.items()}:
+            raise ConfigError(f"--checkpoints {self.run.folder}: its adapters do not fit the model's")
+        for name, parameter in parameters.items():
+            parameter.data.copy_(adapters[name])
         return policy
 
 
@@ -68,8 +69,10 @@ def find_measured(name: str, config: RunConfig) -> MeasuredCheckpoint:
     ours, theirs = (model_fingerprint(find_pipeline(c.model.path)) for c in (config, trained))
     if ours != theirs:
         raise ConfigError(f"--checkpoints {name}: trains {trained.model.path}, not {config.model.path}")
-    iteration = run.status()["iteration"]
-    return MeasuredCheckpoint(f"{run.run_id}@{iteration}", iteration, run, _digest(read_adapters(run)))
+    hashed, iteration = hashlib.sha256(), run.status()["iteration"]
+    for parameter, tensor in sorted(read_adapters(run).items()):
+        hashed.update(parameter.encode() + tensor.float().numpy().tobytes())
+    return MeasuredCheckpoint(f"{run.run_id}@{iteration}", iteration, run, hashed.hexdigest()[:8])
 
 
 def read_adapters(run: RunDirectory) -> dict[str, Tensor]:
@@ -78,20 +81,3 @@ def read_adapters(run: RunDirectory) -> dict[str, Tensor]:
     if adapters is None:
         raise ConfigError(f"--checkpoints {run.folder}: has no checkpoint yet")
     return adapters
-
-
-def put_adapters(policy: Policy, adapters: dict[str, Tensor], where: Path) -> None:
-    """Replace the policy's trained parameters. Raises ConfigError unless all of them are there, and no others."""
-    parameters = policy.trainable()
-    shapes = {name: parameter.shape for name, parameter in parameters.items()}
-    if shapes != {name: tensor.shape for name, tensor in adapters.items()}:
-        raise ConfigError(f"--checkpoints {where}: its adapters do not fit the model's")
-    for name, parameter in parameters.items():
-        parameter.data.copy_(adapters[name])
-
-
-def _digest(adapters: dict[str, Tensor]) -> str:
-    hashed = hashlib.sha256()
-    for name in sorted(adapters):
-        hashed.update(name.encode() + adapters[name].float().numpy().tobytes())
-    return hashed.hexdigest()[:8]

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import lru_cache, partial
 from io import BytesIO
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -22,6 +22,7 @@ from harness.files import write_atomically
 from harness.trained.loading import device_of
 
 Stage = Literal["reference", "candidates", "groups"]
+STAGES: tuple[Stage, ...] = get_args(Stage)
 Arrays = Mapping[str, np.ndarray]
 
 DIFFICULTY_EDGES = (0.2, 0.4, 0.6, 0.8)
@@ -30,7 +31,7 @@ SETS = (*SELECTION_STRATEGIES, *(f"difficulty-{number}" for number in range(len(
 """What gradients are added up over: the updates of a strategy, and the different prompts of a bin."""
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
+@dataclass(kw_only=True, eq=False)
 class Chunk(Job):
     """A part of a measurement. It is done once its file is there; its size is about how many pictures it scores.
 
@@ -79,15 +80,10 @@ def plan(mechanism: Mechanism) -> list[Chunk]:
     return chunks
 
 
-def of_stage(chunks: Sequence[Chunk], checkpoint: MeasuredCheckpoint, stage: Stage) -> list[Chunk]:
-    """Those of a checkpoint's stage, in order."""
-    return [chunk for chunk in chunks if chunk.checkpoint == checkpoint and chunk.stage == stage]
-
-
-def load(chunk: Chunk) -> dict[str, np.ndarray]:
-    """The arrays of a chunk's file."""
-    with np.load(chunk.done, allow_pickle=False) as content:
-        return dict(content)
+def load(chunks: Sequence[Chunk], checkpoint: MeasuredCheckpoint, stage: Stage) -> list[Arrays]:
+    """The arrays of the files of a checkpoint's stage, in order."""
+    paths = [chunk.done for chunk in chunks if chunk.checkpoint == checkpoint and chunk.stage == stage]
+    return [dict(np.load(path, allow_pickle=False)) for path in paths]
 
 
 def compute(mechanism: Mechanism, checkpoint: MeasuredCheckpoint, stage: Stage, members: range, path: Path) -> None:
@@ -106,7 +102,9 @@ def compute(mechanism: Mechanism, checkpoint: MeasuredCheckpoint, stage: Stage, 
         arrays = {"rewards": torch.stack([sampler.candidate_rewards(number) for number in members]).numpy()}
     else:
         chunks = plan(mechanism)
-        arrays = _groups(members, sampler, reference_direction(chunks, checkpoint), candidates_of(chunks, checkpoint))
+        reference = reference_direction(load(chunks, checkpoint, "reference"))
+        candidates = np.concatenate([part["rewards"] for part in load(chunks, checkpoint, "candidates")])
+        arrays = _groups(members, sampler, reference, torch.from_numpy(candidates))
     buffer = BytesIO()
     np.savez(buffer, allow_pickle=False, seconds=np.array(time.process_time() - began), **arrays)
     write_atomically(path, buffer.getvalue())
@@ -120,17 +118,10 @@ def sampler_at(mechanism: Mechanism, checkpoint: MeasuredCheckpoint) -> Sampler:
     return make_sampler(mechanism.config, checkpoint.load(mechanism.config, device))
 
 
-def reference_direction(chunks: Sequence[Chunk], checkpoint: MeasuredCheckpoint) -> Tensor:
-    """The reference gradient, ``[parameters]`` float64: the mean over all reference prompts."""
-    parts = [load(chunk) for chunk in of_stage(chunks, checkpoint, "reference")]
+def reference_direction(parts: Sequence[Arrays]) -> Tensor:
+    """The reference gradient, ``[parameters]`` float64: the mean over the reference prompts of all its chunks."""
     total = sum(part["sum"].astype(np.float64) for part in parts)
     return torch.from_numpy(total / sum(int(part["count"]) for part in parts))
-
-
-def candidates_of(chunks: Sequence[Chunk], checkpoint: MeasuredCheckpoint) -> Tensor:
-    """Candidates' rewards of all rounds at a checkpoint, ``[warm-up and rounds, B]``."""
-    parts = of_stage(chunks, checkpoint, "candidates")
-    return torch.from_numpy(np.concatenate([load(part)["rewards"] for part in parts]))
 
 
 def difficulty_of(anchor_reward: float) -> int:
@@ -154,6 +145,8 @@ def _reference(members: range, sampler: Sampler) -> Arrays:
 
 def _groups(members: range, sampler: Sampler, reference: Tensor, rewards: Tensor) -> Arrays:
     """Every chosen prompt's groups as rows, and sums of gradients over each of ``SETS``.
+
+    ``rewards`` are the candidates' of all rounds, ``[warm-up and rounds, B]``.
 
     Arrays, for n different prompts: ``round``, ``candidate`` ``[n]``; ``anchor_reward``, ``mean``, ``std`` ``[n]``;
     ``chosen`` ``[n, strategies]`` bool; ``rewards``, ``local``, ``global`` ``[n, K, G]``; ``gram``

@@ -5,6 +5,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -17,20 +18,20 @@ from harness.runs.directory import RUNS, find_run
 VERSION = 1
 """Raised with any change of what is measured, so that old chunks are not taken for new ones."""
 
-_REQUIRED: tuple[tuple[str, Any], ...] = (
-    ("selection", "random"),
-    ("fusion.enabled", False),
-    ("capability.anchor", "after"),
-    ("rollout.kind", "anchor_branch"),
-    ("rollout.prompts_per_update", 1),
-    ("rollout.window", None),
-    ("objective.normalisation", "group"),
-    ("objective.kl_beta", 0.0),
-    ("objective.updates_per_iteration", 1),
-    ("objective.clip_range", None),
-    ("optimizer.tuning", "lora"),
-    ("model.execution.text_encoders", "keep"),
-)
+_REQUIRED: dict[str, Any] = {
+    "selection": "random",
+    "fusion.enabled": False,
+    "capability.anchor": "after",
+    "rollout.kind": "anchor_branch",
+    "rollout.prompts_per_update": 1,
+    "rollout.window": None,
+    "objective.normalisation": "group",
+    "objective.kl_beta": 0.0,
+    "objective.updates_per_iteration": 1,
+    "objective.clip_range": None,
+    "optimizer.tuning": "lora",
+    "model.execution.text_encoders": "keep",
+}
 """Values that a measured configuration must have: all strategies and advantages are measured anyway, and the rest would
 change what a gradient is."""
 
@@ -104,10 +105,8 @@ def load_mechanism(name: str, checkpoints: Sequence[str], overrides: Sequence[st
         raise ConfigError(f"{path}: {one_line(error, MechanismConfig)}") from None
     settings = {**file.settings, "seed": file.seed, "experiment": f"mechanism-{path.stem}"}
     config = compose(file.profile, file.method, settings, overrides)
-    for key, wanted in _REQUIRED:
-        value: Any = config
-        for part in key.split("."):
-            value = getattr(value, part)
+    for key, wanted in _REQUIRED.items():
+        value = attrgetter(key)(config)
         if value != wanted:
             raise ConfigError(f"{path}: {key}={value}: only {wanted} can be measured")
     found = tuple(find_measured(checkpoint, config) for checkpoint in checkpoints)

@@ -19,15 +19,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from harness.adagrpo import SELECTION_STRATEGIES
-from harness.experiments.gradients.checkpoint import MeasuredCheckpoint
 from harness.experiments.gradients.chunks import (
     DIFFICULTY_EDGES,
     SETS,
+    STAGES,
     Arrays,
-    Chunk,
     difficulty_of,
     load,
-    of_stage,
     plan,
     reference_direction,
 )
@@ -62,19 +60,19 @@ def write_tables(mechanism: Mechanism, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "about.json").unlink(missing_ok=True)
     units, blocks, seconds, lengths = [], [], [], []
-    prompts = read_prompts(mechanism.config.prompts.train).prompts
     for checkpoint in mechanism.checkpoints:
-        groups = [load(chunk) for chunk in of_stage(chunks, checkpoint, "groups")]
-        reference = [load(chunk) for chunk in of_stage(chunks, checkpoint, "reference")]
-        units += [_units(mechanism, checkpoint.label, block, part, prompts) for block, part in enumerate(groups)]
-        blocks.append(_blocks(checkpoint.label, groups, reference))
-        seconds.append(_seconds(chunks, checkpoint))
-        lengths.append(float(reference_direction(chunks, checkpoint).norm()))
+        parts = {stage: load(chunks, checkpoint, stage) for stage in STAGES}
+        units += [_units(mechanism, checkpoint.label, block, part) for block, part in enumerate(parts["groups"])]
+        blocks.append(_blocks(checkpoint.label, parts["groups"], parts["reference"]))
+        # Of the processor.
+        seconds.append({stage: round(sum(float(part["seconds"]) for part in of), 1) for stage, of in parts.items()})
+        lengths.append(float(reference_direction(parts["reference"]).norm()))
     _write(pa.concat_tables(units), folder / "units.parquet")
     _write(pa.concat_tables(blocks), folder / "blocks.parquet")
     about = _about(mechanism) | {
+        "reference_counts": [int(part["count"]) for part in parts["reference"]],
         "reference_lengths": lengths,
-        "parameters": reference[0]["sum"].shape[0],
+        "parameters": parts["reference"][0]["sum"].shape[0],
         "seconds": seconds,
         "environment": environment(),
     }
@@ -88,7 +86,6 @@ def _about(mechanism: Mechanism) -> dict[str, Any]:
         "checkpoints": _checkpoints(mechanism),
         "rounds": mechanism.file.rounds,
         "reference_prompts": mechanism.file.reference_prompts,
-        "reference_counts": [len(c.members) for c in of_stage(plan(mechanism), mechanism.checkpoints[0], "reference")],
         "groups_per_unit": len(config.rollout.branch_indices),
         "kinds": KINDS,
         "strategies": SELECTION_STRATEGIES,
@@ -101,17 +98,10 @@ def _checkpoints(mechanism: Mechanism) -> list[dict[str, Any]]:
     return [{"label": one.label, "iteration": one.iteration, "weights": one.digest} for one in mechanism.checkpoints]
 
 
-def _seconds(chunks: Sequence[Chunk], checkpoint: MeasuredCheckpoint) -> dict[str, float]:
-    """Processor time by stage."""
-    return {
-        stage: round(sum(float(load(chunk)["seconds"]) for chunk in of_stage(chunks, checkpoint, stage)), 1)
-        for stage in ("reference", "candidates", "groups")
-    }
-
-
-def _units(mechanism: Mechanism, label: str, block: int, part: Arrays, prompts: tuple[str, ...]) -> pa.Table:
+def _units(mechanism: Mechanism, label: str, block: int, part: Arrays) -> pa.Table:
     """Rows of one chunk of groups. Rewards and advantages are lists: all siblings of a branch index, then the next."""
     rollout, seed, count = mechanism.config.rollout, mechanism.config.seed, len(part["round"])
+    prompts = read_prompts(mechanism.config.prompts.train).prompts
     drawn = {n: draw_candidates(prompts, 1, rollout.candidates, seed, n)[0] for n in set(part["round"].tolist())}
     chosen = zip(part["round"].tolist(), part["candidate"].tolist(), strict=True)
     columns: dict[str, Any] = {
@@ -174,17 +164,7 @@ def _products(name: str, kind: str, other_kind: str, blocks: np.ndarray, values:
 def _write(table: pa.Table, path: Path) -> None:
     """Write a small file: no two floating-point numbers are alike, but their leading bytes are."""
     floats = [field.name for field in table.schema if pa.types.is_floating(field.type)]
-    lists = [f"{field.name}.list.element" for field in table.schema if pa.types.is_list(field.type)]
-    others = [field.name for field in table.schema if not pa.types.is_floating(field.type)]
-    buffer = BytesIO()
-    pq.write_table(
-        table,
-        buffer,
-        compression="zstd",
-        compression_level=19,
-        use_dictionary=[name for name in others if f"{name}.list.element" not in lists],
-        use_byte_stream_split=[*floats, *lists],
-        write_statistics=False,
-        store_schema=False,
-    )
+    others, buffer = [name for name in table.column_names if name not in floats], BytesIO()
+    packed = {"compression": "zstd", "compression_level": 19}
+    pq.write_table(table, buffer, use_dictionary=others, use_byte_stream_split=floats, **packed)
     write_atomically(path, buffer.getvalue())

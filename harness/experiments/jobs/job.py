@@ -5,7 +5,6 @@ and a claim is decided while the lock is held, so no job is done twice and none 
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Literal, NamedTuple
@@ -25,7 +24,7 @@ class State(NamedTuple):
     """Why it failed."""
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
+@dataclass(kw_only=True, eq=False)
 class Job:
     """A piece of work. It is pickled on its way to the worker, and only there is ``call`` called.
 
@@ -82,14 +81,9 @@ class Job:
         """Note that it is given up."""
         write_atomically(self._failure, reason)
 
-    @contextmanager
-    def failure_noted(self) -> Iterator[None]:
-        """Within: an exception is noted as by ``fail``."""
-        try:
-            yield
-        except Exception as error:
-            self.fail(" ".join(f"{type(error).__name__}: {error}".split()))
-            raise
+    def note(self, error: Exception) -> None:
+        """Note that ``call`` has raised an exception."""
+        self.fail(" ".join(f"{type(error).__name__}: {error}".split()))
 
     def result(self) -> str:
         """What it has come to, in a few words, once it is done."""
@@ -122,19 +116,22 @@ def claim_next(jobs: Sequence[Job]) -> tuple[Job, IO[bytes]] | None:
 
 def reset(jobs: Sequence[Job]) -> None:
     """Have every job that is not finished tried again, except those at which a process is at work now."""
-    for job in jobs:
-        held = job.try_lock()
-        if held is not None:
-            with held:
-                if job.state().name != "finished":
-                    job.reset()
+    for job in _unclaimed(jobs):
+        if job.state().name != "finished":
+            job.reset()
 
 
 def give_up(jobs: Sequence[Job], reason: str) -> None:
     """Have jobs that wait fail, except those at which a process is at work."""
+    for job in _unclaimed(jobs):
+        if job.state().name == "waiting":
+            job.fail(reason)
+
+
+def _unclaimed(jobs: Sequence[Job]) -> Iterator[Job]:
+    """Jobs that nobody is at, each held while it is dealt with."""
     for job in jobs:
         held = job.try_lock()
         if held is not None:
             with held:
-                if job.state().name == "waiting":
-                    job.fail(reason)
+                yield job

@@ -75,29 +75,26 @@ class WorkerProcess:
 
     def ended(self) -> int | None:
         """The exit code, once, when the process has ended; otherwise None."""
-        code = None if self._process is None else self._process.poll()
-        if code is not None:
-            self._release()
-            self._code = code
-        return code
+        if self._process is None or self._process.poll() is None:
+            return None
+        self._code = self._process.returncode
+        self.wait()
+        return self._code
 
     def cause_of_death(self) -> str:
         """The signal or the exception that ended the latest process, as far as its log tells, and where the log is.
 
         Of several processes it is accelerate's or torchrun's: its exit code says nothing about the workers below it.
         """
-        if self._code < 0:
-            return f"{signal.Signals(-self._code).name} (log: {self.log})"
         text = self.log.read_bytes()[self._log_start :].decode(errors="replace")
-        for pattern in (_SIGNAL, _EXCEPTION):
-            found = pattern.findall(text)
-            if found:
-                return f"{found[-1]} (log: {self.log})"
-        return f"no reason given (log: {self.log})"
+        causes = [signal.Signals(-self._code).name] if self._code < 0 else []
+        causes += [found[-1] for pattern in (_SIGNAL, _EXCEPTION) if (found := pattern.findall(text))]
+        return f"{(causes or ['no reason given'])[0]} (log: {self.log})"
 
-    def tell_to_end(self) -> None:
+    def tell_to_end(self, number: signal.Signals = signal.SIGTERM) -> None:
         """Ask the whole group to end; ``wait`` waits for it."""
-        self._signal(signal.SIGTERM)
+        if self._process is not None and self._process.poll() is None:
+            os.killpg(self._process.pid, number)
 
     def wait(self) -> None:
         """Wait for the end, and enforce it if it does not come."""
@@ -106,16 +103,8 @@ class WorkerProcess:
         try:
             self._process.wait(_PATIENCE_SECONDS)
         except subprocess.TimeoutExpired:
-            self._signal(signal.SIGKILL)
+            self.tell_to_end(signal.SIGKILL)
             self._process.wait()
-        self._release()
-
-    def _signal(self, number: signal.Signals) -> None:
-        if self._process is not None and self._process.poll() is None:
-            os.killpg(self._process.pid, number)
-
-    def _release(self) -> None:
-        assert self._process is not None
         assert self._process.stdin is not None
         self._process.stdin.close()
         self._process = None

@@ -69,29 +69,27 @@ def run_jobs(
     """
     _remove_left_behind(folder)
     finished = [job for job in jobs if job.state().name == "finished"]
-    outcome = Outcome(finished)
     if finished:
         say(f"{len(finished)} of {len(jobs)} are finished already")
+    outcome = Outcome(finished)
     if left := [job for job in jobs if job not in finished]:
         if slots is None or isinstance(slots, int):
             slots = local_slots([job.config.runtime for job in left], slots)
         reset(left)
-        launch = _Launch(left, slots, folder, outcome, say)
-        launch.on_finished, launch.standings, launch.stop_at_failure = on_finished, standings, stop_at_failure
-        launch.execute()
+        _Launch(left, slots, folder, say, on_finished, standings, stop_at_failure, outcome).execute()
     for line in standings():
         say(line)
     return outcome
 
 
 def launches_at_work(root: Path) -> Iterator[tuple[Path, Progress]]:
-    """The experiment's folder and the progress of every launch under a folder, if it is of this machine."""
-    for folder in sorted(root.rglob(f"{LAUNCHES}*")):
-        held = lock(folder / "lock", shared=True) if (folder / QUEUE_NAME).is_file() else None
-        if held is not None:
+    """The experiment's folder and the progress of every launch under a folder."""
+    for queue in sorted(root.rglob(f"{LAUNCHES}*/{QUEUE_NAME}")):
+        held = lock(queue.with_name("lock"), shared=True)
+        if held is None:
+            yield queue.parent.parent, Progress(pickle.loads(queue.read_bytes()))
+        else:
             held.close()
-        elif (folder / QUEUE_NAME).is_file():
-            yield folder.parent, Progress(pickle.loads((folder / QUEUE_NAME).read_bytes()))
 
 
 def _remove_left_behind(folder: Path) -> None:
@@ -104,37 +102,37 @@ def _remove_left_behind(folder: Path) -> None:
                 shutil.rmtree(left)
 
 
+@dataclass
 class _Launch:
     """Workers at the jobs of one call of ``run_jobs``."""
 
+    jobs: Sequence[Job]
+    slots: Sequence[Slot]
+    experiment: Path
+    say: Say
     on_finished: Callable[[Job], object]
     standings: Callable[[], Sequence[str]]
     stop_at_failure: bool
+    outcome: Outcome
 
-    def __init__(self, jobs: Sequence[Job], slots: Sequence[Slot], folder: Path, outcome: Outcome, say: Say) -> None:
-        self.outcome, self.say = outcome, say
-        self.progress = Progress(jobs)
-        self.folder = folder / f"{LAUNCHES}{socket.gethostname()}-{os.getpid()}"
+    def __post_init__(self) -> None:
+        self.progress = Progress(self.jobs)
+        self.folder = self.experiment / f"{LAUNCHES}{socket.gethostname()}-{os.getpid()}"
         self.folder.mkdir(parents=True, exist_ok=True)
         self.lock = lock(self.folder / "lock", wait=True)  # until this process ends, however it does
-        write_atomically(self.folder / QUEUE_NAME, pickle.dumps(list(jobs)))
-        self.workers = [WorkerProcess(slot, self.folder, f"worker-{index}") for index, slot in enumerate(slots)]
+        write_atomically(self.folder / QUEUE_NAME, pickle.dumps(list(self.jobs)))
+        self.workers = [WorkerProcess(slot, self.folder, f"worker-{index}") for index, slot in enumerate(self.slots)]
         self.false_starts: Counter[WorkerProcess] = Counter()
         self.deaths: Counter[str] = Counter()
         self.last_percent, self.standings_time = "", time.monotonic()
         if self.progress.running:
-            say(f"{self.progress.running} are at work under another command; this one waits for them")
-
-    @property
-    def is_over(self) -> bool:
-        """Whether there is nothing left to wait for."""
-        return not self.progress.unsettled or (self.stop_at_failure and bool(self.outcome.failed))
+            self.say(f"{self.progress.running} are at work under another command; this one waits for them")
 
     def execute(self) -> None:
         """Supervise until every job is settled. The workers end with it in any case: with the jobs, or by force."""
         try:
             with sigterm_interrupts():
-                while not self.is_over:
+                while self.progress.unsettled and not (self.stop_at_failure and self.outcome.failed):
                     self._step()
                     time.sleep(_POLL_SECONDS)
         except KeyboardInterrupt:
@@ -175,11 +173,10 @@ class _Launch:
             return
         if code == 0 or worker.job_id is not None:
             del self.false_starts[worker]
-        if code == 0:
-            return
-        if worker.job_id is None:
+        else:
             self.false_starts[worker] += 1
             self.say(f"a worker could not start: {worker.cause_of_death()}")
+        if code == 0:
             return
         for job in self.progress.unsettled:
             if job.id == worker.job_id and job.state().name == "waiting":

@@ -59,6 +59,9 @@ def work(jobs: Sequence[Job], current: Path) -> bool:
         # After an error other processes wait for this one for ever, and a CUDA context may be broken for good.
         if not succeeded and (processes is not None or (torch is not None and torch.cuda.is_initialized())):
             return False
+        # A disk may be too full for what says that the job has ended: it would be claimed again for ever.
+        if processes is None and job.state().name == "waiting":
+            return False
         if claim is not None:
             claim[1].close()
             current.unlink()
@@ -85,10 +88,10 @@ def _claim(jobs: Sequence[Job]) -> tuple[Job, IO[bytes]] | None:
 
 def _call(job: Job) -> bool:
     try:
-        with job.failure_noted():
-            job.call()
-    except Exception:  # noqa: BLE001 - whatever stopped this job, the others go on; its state and its log name it
+        job.call()
+    except Exception as error:  # noqa: BLE001 - whatever stopped this job, the others go on; its state and log name it
         traceback.print_exc()
+        job.note(error)
         return False
     return True
 
