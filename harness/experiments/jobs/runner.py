@@ -183,7 +183,7 @@ class _Launch:
                 cause = worker.cause_of_death()
                 self.say(f"the worker at {job.id} died: {cause}")
                 self.deaths[job.id] += 1
-                if self.deaths[job.id] == MAX_ATTEMPTS:
+                if self.deaths[job.id] >= MAX_ATTEMPTS:  # more, if another worker was quicker to claim it
                     give_up([job], f"its worker died in each of {MAX_ATTEMPTS} attempts: {cause}")
 
     def _settle(self, job: Job) -> None:
