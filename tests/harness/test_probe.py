@@ -62,7 +62,7 @@ def test_the_page_of_the_testbed_shows_the_committed_measurements() -> None:
     page = (ROOT / "docs" / "testbed.md").read_text(encoding="utf-8")
     folder = ROOT / "results" / "testbed"
     assert (folder / "probe.md").read_text(encoding="utf-8") in page
-    for model in ("miniature-weak", "letters-luck", "letters"):
+    for model in ("miniature-luck", "miniature-weak", "letters-luck", "miniature"):
         content = json.loads((folder / f"probe-{model}.json").read_text(encoding="utf-8"))
         again = summary(content["rewards"], content["groups"], {})
         assert again["mean"] == pytest.approx(content["summary"]["mean"], abs=1e-4)
