@@ -1,7 +1,7 @@
 """Runs that belong together, and how their cells compare: values of finished runs, paired by seed."""
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from typing import Any, NamedTuple, cast
 
@@ -287,6 +287,13 @@ def split_studies(logs: Logs) -> list[Study]:
             runs = runs[(runs["experiment"] == experiment) & (runs["reward"] == reward)]
         studies.append(Study(str(experiment), str(reward), prefix, runs, summary, prompts))
     return studies
+
+
+def first_seeds(study: Study, count: int) -> Study:
+    """The study with the runs of each method's ``count`` lowest seeds alone."""
+    summary = study.summary
+    kept = summary[summary.groupby("method")["seed"].rank(method="dense") <= count]
+    return replace(study, summary=kept, runs=study.runs[study.runs["run_id"].isin(kept["run_id"])])
 
 
 def finished_environments(study: Study, logs: Logs) -> list[Mapping[str, Any]]:

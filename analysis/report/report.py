@@ -41,7 +41,13 @@ MECHANISM = Path(__file__).resolve().parents[2] / "results" / "mechanism"
 """The measurement of gradients that belongs to the study."""
 
 
-def write_report(runs_folder: Path, output: Path, mechanism: Path | None = None, readme: Path | None = None) -> Path:
+def write_report(
+    runs_folder: Path,
+    output: Path,
+    mechanism: Path | None = None,
+    readme: Path | None = None,
+    planned_seeds: int | None = None,
+) -> Path:
     """Write report.html, tables/ and figures/; the same logs, as directories or as shards, give the same bytes.
 
     Args:
@@ -50,6 +56,7 @@ def write_report(runs_folder: Path, output: Path, mechanism: Path | None = None,
         mechanism: folder of a measurement of gradients, to be shown on the page. None for ``MECHANISM``, if it is there
             and the runs are the study's.
         readme: file between whose markers the claims go, see ``analysis.report.insertion``.
+        planned_seeds: see ``conclude``.
 
     Returns:
         The page's path. tables/ gets cells, main (base and + AdaGRPO beside the paper's numbers), runs, stability and
@@ -82,7 +89,9 @@ def write_report(runs_folder: Path, output: Path, mechanism: Path | None = None,
             draw_study(study),
             stability_frame(study),
             chosen_frame(study, logs),
-            None if study.experiment == EXPERIMENT else conclude(study, finished_environments(study, logs)),
+            None
+            if study.experiment == EXPERIMENT
+            else conclude(study, finished_environments(study, logs), planned_seeds),
         )
         for study in studies
     ]

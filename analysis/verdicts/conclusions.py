@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from analysis.cells.study import Study
-from analysis.decisions import LEVEL, OUTCOMES, Outcome
+from analysis.cells.study import Study, first_seeds
+from analysis.decisions import LEVEL, LOOKS, OUTCOMES, Outcome
 from analysis.formats import MISSING, number
 from analysis.runs.sources import seal_sha256, was_under_other_rules
 from analysis.verdicts import planning
@@ -38,6 +38,8 @@ class Conclusions(NamedTuple):
     """Of these, made while other rules were in force than the present ones, or unknown ones."""
     plans: Sequence[Plan]
     """What it would take to decide each pooled claim."""
+    look: str = ""
+    """How often the runs are looked at, where that was planned; else once."""
 
     @property
     def families(self) -> dict[str, Sequence[Judged]]:
@@ -45,21 +47,48 @@ class Conclusions(NamedTuple):
         return {"Over all methods": self.pooled, "Each method for itself": self.by_method}
 
 
-def conclude(study: Study, environments: Sequence[Mapping[str, Any]]) -> Conclusions | None:
+def conclude(
+    study: Study, environments: Sequence[Mapping[str, Any]], planned_seeds: int | None = None
+) -> Conclusions | None:
     """Judge a study's grid; None where no claim has a pair of finished runs.
 
     Args:
         study: with its cells' runs.
         environments: content of the environment.json of its finished runs.
+        planned_seeds: of each cell, at least 4, where an early look is part of the plan: claims are judged on the first
+            half of the seeds at the first of ``LOOKS``, and those that this leaves open on all at the second.
     """
     methods = list(dict.fromkeys(cell.method for cell, _ in study.grid_cells))
-    planned = max((members["seed"].nunique() for _, members in study.grid_cells), default=0)
-    families = [judge_grid(study, claims(methods), planned) for claims in (pooled_claims, method_claims)]
+    kinds = (pooled_claims, method_claims)
+    look = ""
+    if planned_seeds is None:
+        planned = max((members["seed"].nunique() for _, members in study.grid_cells), default=0)
+        families = [judge_grid(study, claims(methods), planned) for claims in kinds]
+    else:
+        half = planned_seeds // 2
+        early, late = first_seeds(study, half), first_seeds(study, planned_seeds)
+        families = [
+            [
+                first if first.verdict != "undecided" else last
+                for first, last in zip(
+                    judge_grid(early, claims(methods), half, LOOKS[0]),
+                    judge_grid(late, claims(methods), planned_seeds, LOOKS[1]),
+                    strict=True,
+                )
+            ]
+            for claims in kinds
+        ]
+        look = (
+            f" Looked at twice: at {half} seeds of each cell, which spends {LOOKS[0]:g} of the level, and at "
+            f"{planned_seeds}, which spends {LOOKS[1]:g}; a claim that the first look decides stays decided."
+        )
     if not any(one.pairs for family in families for one in family):
         return None
     pooled, by_method = families
     others = sum(was_under_other_rules(environment) for environment in environments)
-    return Conclusions(pooled, by_method if len(methods) > 1 else [], len(environments), others, plan(study, pooled))
+    return Conclusions(
+        pooled, by_method if len(methods) > 1 else [], len(environments), others, plan(study, pooled), look
+    )
 
 
 def sentences(family: Sequence[Judged]) -> list[str]:
@@ -155,7 +184,7 @@ def note(conclusions: Conclusions) -> str:
         f"{len(conclusions.pooled)} claims by one-sided tests under Holm's procedure: supported or opposite where "
         f"no difference is rejected, equivalent where both ±{share} are, smaller than the paper's where its share of "
         f"the gain is, else undecided. A kind of verdict is wrong for any claim with probability {LEVEL:g} at most. "
-        f"Power: to find {share} in the first step of Holm's procedure. {_seal(conclusions)}"
+        f"Power: to find {share} in the first step of Holm's procedure.{conclusions.look} {_seal(conclusions)}"
     )
 
 

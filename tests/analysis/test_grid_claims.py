@@ -9,6 +9,7 @@ from fabricated import write_run
 from analysis.cells.labels import SELECTIONS
 from analysis.cells.logs import load_logs
 from analysis.cells.study import split_studies
+from analysis.verdicts.conclusions import conclude, note
 from analysis.verdicts.protocol import MARGIN_SHARE, Judged, judge_grid, method_claims, pooled_claims
 
 GAIN = {"random": 0.30, "easiest": 0.10, "hardest": 0.36, "medium": 0.31, "curriculum": 0.30}
@@ -114,3 +115,15 @@ def test_cells_that_are_not_there_leave_a_claim_undecided(tmp_path):
     of_method = {one.claim.name: one for one in judge_grid(study, method_claims(), 3)}
     assert of_method["adagrpo-flow_grpo"].pairs == 3
     assert of_method["adagrpo-flow_cps"].pairs == 0
+
+
+def test_an_early_look_decides_large_differences_on_half_of_the_seeds_and_leaves_the_rest_open(own_seeds):
+    (study,) = split_studies(load_logs(own_seeds))
+    concluded = conclude(study, [], planned_seeds=4)
+    by_name = {one.claim.name: one for one in concluded.pooled}
+    assert by_name["easiest"].verdict == "supported"
+    assert by_name["easiest"].pairs == 6  # two seeds of three methods, though a third is there
+    open_ones = [one for one in concluded.pooled if one.verdict == "undecided"]
+    assert all(one.planned == 4 for one in open_ones)
+    assert "0.005" in note(concluded)
+    assert "0.045" in note(concluded)
