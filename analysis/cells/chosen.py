@@ -71,11 +71,15 @@ def _num_candidates(config: Mapping[str, Mapping[str, int]]) -> int:
     return int(config.get("rollout", {}).get("candidates", 0))
 
 
+def quoted_word(prompt: str) -> str:
+    """What a prompt wants drawn; empty where nothing is quoted."""
+    match = _WORD.search(prompt)
+    return match[1] if match else ""
+
+
 @cache  # Runs share prompts.
 def _num_letters(prompt: str) -> int:
-    """Of the quoted word; 0 where nothing is quoted."""
-    match = _WORD.search(prompt)
-    return len(match[1]) if match else 0
+    return len(quoted_word(prompt))
 
 
 def _measures(chosen: ChosenPrompts, candidates: int) -> dict[str, float]:

@@ -10,7 +10,7 @@ import markupsafe
 import pandas as pd
 
 from analysis import paper
-from analysis.cells.chosen import chosen_table
+from analysis.cells.chosen import chosen_table, quoted_word
 from analysis.cells.labels import METHOD_NAMES, Cell, split_cells
 from analysis.cells.logs import TRAINING_REWARD, Logs
 from analysis.cells.settings import count_warnings, describe_environments, split_settings
@@ -111,9 +111,15 @@ def render_page(
     environment.filters |= {"sentences": conclusions.sentences, "claim_rows": conclusions.rows}
     environment.filters |= {"plan_rows": planning.plan_rows}
     environment.filters |= {"protocol_note": conclusions.note}
-    environment.filters |= {"quoted": _quoted, "duration": _duration, "anchor": _anchor, "code": _code}
+    environment.filters |= {
+        "quoted": lambda prompt: quoted_word(prompt) or prompt,
+        "duration": _duration,
+        "anchor": _anchor,
+        "code": _code,
+    }
     summary = logs.summary
     finished = summary[summary["state"] == "finished"]
+    finished_cells = split_cells(finished)
     several = summary["experiment"].nunique() > 1
     studies = [_study(logs, part, f"study-{number}", several) for number, part in enumerate(parts, start=1)]
     there = {"experiments", "cells", "runs"}.union(*(study["parts"] for study in studies))
@@ -127,8 +133,8 @@ def render_page(
         studies=studies,
         num_runs=len(summary),
         num_finished=len(finished),
-        num_seeds=max((members["seed"].nunique() for _, members in split_cells(finished)), default=0),
-        num_cells=len(split_cells(finished)),
+        num_seeds=max((members["seed"].nunique() for _, members in finished_cells), default=0),
+        num_cells=len(finished_cells),
         num_iterations=int(summary["iteration"].sum()),
         seconds=float(summary["train_seconds"].sum() + summary["evaluation_seconds"].sum()),
         unfinished=summary[summary["state"] != "finished"].to_dict("records"),
@@ -216,12 +222,6 @@ def _study(logs: Logs, part: Part, scope: str, names_experiment: bool) -> dict[s
 
 def _missing(study: Study) -> list[tuple[str, list[str]]]:
     return [(METHOD_NAMES[method], [cell.short for cell in cells]) for method, cells in missing_cells(study).items()]
-
-
-def _quoted(prompt: str) -> str:
-    """The word that a prompt wants drawn; a prompt without quotes whole."""
-    found = re.search(r'"([^"]+)"', prompt)
-    return found.group(1) if found else prompt
 
 
 def _code(text: str) -> markupsafe.Markup:

@@ -55,8 +55,8 @@ def pictures_by_difficulty(study: Study) -> ByDifficulty | None:
         order = sorted(range(min(len(start.pictures), len(rewards))), key=lambda i: rewards[i])
         prompts = [(start.pictures[i].prompt, float(rewards[i])) for i in order]
         rows = [("before training", [_uri(start.pictures[i].before) for i in order])]
-        for cell, _, gallery in found:
-            after = {picture.prompt: picture.after for picture in gallery.pictures}
+        for cell, _, trained in found:
+            after = {picture.prompt: picture.after for picture in trained.pictures}
             if all(prompt in after for prompt, _ in prompts):
                 rows.append((cell.label, [_uri(after[prompt]) for prompt, _ in prompts]))
         return ByDifficulty(prompts, rows)

@@ -8,7 +8,7 @@ import pandas as pd
 
 from analysis.cells.study import Study, first_seeds
 from analysis.decisions import LEVEL, LOOKS, OUTCOMES, Outcome
-from analysis.formats import MISSING, number
+from analysis.formats import MISSING, markdown_table, number
 from analysis.runs.sources import seal_sha256, was_under_other_rules
 from analysis.verdicts import planning
 from analysis.verdicts.planning import Plan, plan, plan_rows
@@ -163,16 +163,11 @@ def conclusions_markdown(study: Study, conclusions: Conclusions) -> str:
     for title, family in conclusions.families.items():
         if family:
             parts += [f"**{study.experiment}, trained on {study.reward}. {title}**", ""]
-            parts += _table(HEAD, rows(family))
+            parts.append(markdown_table(HEAD, rows(family)))
     if conclusions.plans:
         parts += [f"**{study.experiment}. What a decision takes.** {PLAN_NOTE}", ""]
-        parts += _table(planning.HEAD, plan_rows(conclusions.plans))
+        parts.append(markdown_table(planning.HEAD, plan_rows(conclusions.plans)))
     return "\n".join(parts)
-
-
-def _table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> list[str]:
-    cells = [head, ["---"] * len(head), *lines]
-    return ["| " + " | ".join(cell.replace("|", r"\|") for cell in line) + " |" for line in cells] + [""]
 
 
 def note(conclusions: Conclusions) -> str:

@@ -13,19 +13,21 @@ def add_parser(commands: Commands) -> None:
     parser.add_argument("runs", type=Path, help="folder with run directories, at any depth")
     parser.add_argument("--output", type=Path, required=True, help="folder to write to, such as results/miniature/runs")
     parser.add_argument(
-        "--pictures", type=int, default=8, metavar="N", help="prompts whose pictures are kept (default: 8)"
+        "--pictures", type=int, metavar="N", help="prompts whose pictures are kept (default: those that a page shows)"
     )
     parser.set_defaults(command=_shards)
 
 
 def _shards(options: argparse.Namespace) -> int:
+    from analysis.runs.gallery import NUM_PROMPTS
     from analysis.runs.runlog import RunLogError
     from analysis.runs.shards import write_shards
 
-    if options.pictures < 0:
-        raise ConfigError(f"--pictures {options.pictures}: must be at least 0")
+    pictures = NUM_PROMPTS if options.pictures is None else options.pictures
+    if pictures < 0:
+        raise ConfigError(f"--pictures {pictures}: must be at least 0")
     try:
-        written = write_shards(options.runs, options.output, options.pictures)
+        written = write_shards(options.runs, options.output, pictures)
     except RunLogError as error:
         raise ConfigError(str(error)) from None
     size = sum(path.stat().st_size for path in written)
