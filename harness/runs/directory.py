@@ -8,6 +8,7 @@ import json
 import os
 import pickle
 import platform
+import shutil
 import subprocess
 import sys
 import time
@@ -196,7 +197,7 @@ class RunDirectory:
         if lost:
             raise ConfigError(f"{self.folder}: {lost[0]}; put back a copy of the file, or move the folder away")
         for path in [*self.folder.glob(f".*{files.PARTIAL}"), *self.folder.glob(f"checkpoints/.*{files.PARTIAL}")]:
-            path.unlink()
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
         for name in records.LOGS:
             path = self.folder / name
             lines = records.read_lines(path) if iteration >= 0 else []

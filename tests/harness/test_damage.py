@@ -265,6 +265,15 @@ def test_a_full_disk_is_one_line_and_the_run_can_be_resumed(
     assert torch.equal(*(first_weight(one) for one in (run, lora_run)))
 
 
+def test_what_a_killed_save_left_behind_is_in_nobodys_way(lora_run: RunDirectory, tmp_path: Path) -> None:
+    run = prepare_run(lora_run.config, tmp_path)
+    (run.folder / "checkpoints" / f".final{files.PARTIAL}").mkdir(parents=True)
+    (run.folder / f".metrics.jsonl{files.PARTIAL}").touch()
+    Session(run, say=lambda line: None).execute()
+    assert run.status()["state"] == "finished"
+    assert not list(run.folder.rglob("*partial*"))
+
+
 def first_weight(run: RunDirectory) -> torch.Tensor:
     """Of a run's checkpoint."""
     state = run.load_checkpoint()

@@ -14,6 +14,7 @@ import pytest
 
 from harness.config import ROOT, compose
 from harness.experiments.jobs import process, progress, runner
+from harness.experiments.jobs.interruption import interruption_heard, sigterm_interrupts
 from harness.experiments.jobs.job import Job, claim_next, give_up, reset
 from harness.experiments.jobs.progress import Progress
 from harness.experiments.jobs.runner import Outcome, launches_at_work, run_jobs
@@ -286,3 +287,21 @@ def test_a_log_holds_all_that_is_printed_meanwhile_by_children_too(tmp_path: Pat
     assert (result.stdout, result.stderr) == ("before\nafter\n", "")
     for name in "ab":
         assert sorted((tmp_path / name).read_text().splitlines()) == [name, f"child {name}", f"error {name}"]
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_an_interruption_that_falls_into_a_destructor_comes_again() -> None:
+    class Swallows:
+        def __del__(self) -> None:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def work() -> None:
+        Swallows()
+        time.sleep(60)
+        raise AssertionError("the interruption is lost")
+
+    with sigterm_interrupts():
+        with pytest.raises(KeyboardInterrupt):
+            work()
+        interruption_heard()
+        time.sleep(1.5)  # heard: no more of it

@@ -3,15 +3,15 @@
 import os
 import pickle
 import shutil
-import signal
 import socket
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from harness.experiments.jobs.interruption import sigterm_interrupts
 from harness.experiments.jobs.job import Job, give_up, reset
 from harness.experiments.jobs.process import QUEUE_NAME, WorkerProcess
 from harness.experiments.jobs.progress import Progress
@@ -205,13 +205,3 @@ class _Launch:
             self.standings_time = time.monotonic()
             for standing in self.standings():
                 self.say(f"  {standing}")
-
-
-@contextmanager
-def sigterm_interrupts() -> Iterator[None]:
-    """Within: SIGTERM raises KeyboardInterrupt, as Ctrl-C does."""
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

@@ -13,6 +13,7 @@ from optuna.trial import TrialState
 from analysis.sweep.tables import REFERENCE, SURPLUS, TRAINING_REWARD
 from harness.config import ConfigError, RunConfig, nearest
 from harness.errors import StopRun
+from harness.experiments.jobs.interruption import interruption_heard
 from harness.experiments.sweep.definition import COMPUTE, Sweep
 
 NOT_FINITE, BELOW_BASE, NOT_VALID = "not_finite", "below_base", "not_valid"
@@ -98,6 +99,9 @@ class Objective:
                 # The others would cost what this trial is not worth.
                 if divergence is not None:
                     break
+        except KeyboardInterrupt:
+            interruption_heard()
+            raise
         finally:
             if not self.is_lost:
                 trial.set_user_attr("seeds", [vars(record) for record in seeds])

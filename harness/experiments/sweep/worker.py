@@ -1,7 +1,6 @@
 """A sweep's worker: one trial after another until the study has all that it is to have."""
 
 import os
-import signal
 import time
 import traceback
 from collections import Counter
@@ -9,7 +8,6 @@ from collections.abc import Sequence
 from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
-from types import FrameType
 
 import optuna
 from optuna.exceptions import UpdateFinishedTrialError
@@ -17,6 +15,7 @@ from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback, fail_s
 from optuna.trial import TrialState
 
 from harness.config import ConfigError
+from harness.experiments.jobs.interruption import interruption_heard, sigterm_interrupts
 from harness.experiments.sweep import STORAGE_VARIABLE
 from harness.experiments.sweep.definition import Sweep, load_sweep
 from harness.experiments.sweep.study import RETRY, find_study, make_pruner, make_sampler, open_storage, storage_errors
@@ -71,11 +70,13 @@ def _run_trial(study: optuna.Study, objective: Objective, is_last_try: bool) -> 
     try:
         study.optimize(objective, n_trials=1, catch=(SurplusTrial,))
     except (Exception, KeyboardInterrupt) as error:
+        is_interrupted = isinstance(error, KeyboardInterrupt)
+        if is_interrupted:
+            interruption_heard()
         if objective.is_lost or isinstance(error, UpdateFinishedTrialError):
             print(f"trial {objective.number}: this worker was silent for too long, and another has it now", flush=True)
             return True
         trial = None if objective.number is None else study.get_trials()[objective.number]
-        is_interrupted = isinstance(error, KeyboardInterrupt)
         if trial is not None and trial.state == TrialState.FAIL:  # else it ended before the error
             (RetryHeartbeatStaleTrialCallback() if is_interrupted else RETRY)(study, trial)
         if trial is None or is_interrupted or is_last_try or isinstance(error, ConfigError):
@@ -106,15 +107,9 @@ def execute_trials(
     The storage's URL comes in the environment, where no file and no list of processes shows its password.
     """
 
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        # A second signal must not interrupt what the first one has set going: the trial's way back into the queue.
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        raise KeyboardInterrupt
-
     from harness.experiments.sweep.execute import execute_run
 
-    signal.signal(signal.SIGTERM, interrupt)
     url = os.environ[STORAGE_VARIABLE]
-    with storage_errors(url):
+    with sigterm_interrupts(), storage_errors(url):
         work(load_sweep(file, name, overrides, trials), open_storage(url), execute_run, deadline)
     done.touch()
