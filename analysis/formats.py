@@ -8,7 +8,7 @@ from typing import NamedTuple
 import pandas as pd
 
 from analysis.statistics import Interval
-from harness.files import write_atomically
+from harness.foundation.files import write_atomically
 
 MISSING = "–"
 

@@ -11,9 +11,9 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
-from harness.errors import HarnessError
-from harness.files import reason_of
-from harness.output import never_failing
+from harness.foundation.errors import HarnessError
+from harness.foundation.files import reason_of
+from harness.foundation.output import never_failing
 
 COMMANDS = (
     "train",

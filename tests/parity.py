@@ -19,8 +19,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from harness.config import RewardConfig
-from harness.errors import HarnessError
-from harness.files import write_atomically
+from harness.foundation.errors import HarnessError
+from harness.foundation.files import write_atomically
 from harness.rewards.base import Reward
 from harness.rewards.files.architectures import vit_h_14
 from harness.rewards.files.twins import PROMPTS, write_hpsv2, write_hpsv3

@@ -25,9 +25,7 @@ FLOORS = (
     "analysis.claims analysis.decisions analysis.probing",
     "analysis.formats analysis.paper",
     "analysis.statistics",
-    "harness.records",
-    "harness.trained_reward harness.files harness.output",
-    "harness.adagrpo harness.objective harness.transitions harness.errors harness.names",
+    "harness.foundation harness.adagrpo harness.objective harness.transitions",
 )
 """Rooms from the top down: packages, and modules that stand alone. One of a floor may import those of lower floors."""
 

@@ -5,8 +5,8 @@ from typing import NamedTuple, cast
 
 import pandas as pd
 
-from harness.names import METHODS, REWARDS
-from harness.names import SELECTIONS as SELECTION_COLOURS
+from harness.foundation.names import METHODS, REWARDS
+from harness.foundation.names import SELECTIONS as SELECTION_COLOURS
 
 METHOD_NAMES = METHODS
 """By kernel."""

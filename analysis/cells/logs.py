@@ -16,7 +16,7 @@ from analysis.runs.gallery import Gallery, read_gallery
 from analysis.runs.recorded import name_files, name_repeats
 from analysis.runs.runlog import CHOSEN_PROMPT, NUMBERS, RunLog, RunLogError, find_paths, read_directory
 from analysis.runs.shards import SUFFIX, read_shard, read_shard_gallery
-from harness.trained_reward import TrainedReward, trained_reward
+from harness.foundation.trained_reward import TrainedReward, trained_reward
 
 IDENTITY = ["experiment", "run_id", "method", "selection", "fusion", "fusion_weight", "variant", "reward", "seed"]
 COLUMNS = [*IDENTITY, "split", "iteration", "metric", "value"]

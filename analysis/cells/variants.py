@@ -9,7 +9,7 @@ from typing import Any
 
 from analysis.cells.settings import flatten
 from analysis.runs.recorded import usual_values
-from harness.trained_reward import TrainedReward
+from harness.foundation.trained_reward import TrainedReward
 
 # What names a cell, a seed or a study by itself, and what changes no number.
 _NAMED = ("experiment", "seed", "selection", "fusion.enabled", "fusion.weight", "method.kernel")

@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import FuncFormatter
 
-from harness.files import write_atomically
+from harness.foundation.files import write_atomically
 
 INK = "#1b1f24"
 GREY = "#888888"

@@ -20,7 +20,7 @@ from analysis.gradients.tables import (
     load_measurement,
     load_mechanism_tables,
 )
-from harness.files import write_atomically
+from harness.foundation.files import write_atomically
 
 
 class MechanismPart(NamedTuple):

@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from analysis.cells.labels import in_papers_order
 from analysis.statistics import Values
-from harness.errors import ConfigError
+from harness.foundation.errors import ConfigError
 
 REFERENCE = "reference"
 EVERYTHING = "all"

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from harness.errors import ConfigError
-from harness.files import write_atomically
+from harness.foundation.errors import ConfigError
+from harness.foundation.files import write_atomically
 
 START, END = "<!-- claims: written by adagrpo report -->", "<!-- end of claims -->"
 

@@ -35,7 +35,7 @@ from analysis.runs.sources import changes_since, note_on_changes
 from analysis.verdicts.claims_table import ClaimsTable, claims_digest, claims_frame, claims_markdown, claims_table
 from analysis.verdicts.conclusions import conclude, conclusions_frame, conclusions_markdown
 from analysis.verdicts.stability import GROUP_SPREADS, stability_frame, stability_table
-from harness.files import write_atomically
+from harness.foundation.files import write_atomically
 
 MECHANISM = Path(__file__).resolve().parents[2] / "results" / "mechanism"
 """The measurement of gradients that belongs to the study."""

@@ -13,9 +13,9 @@ import pyarrow as pa
 import yaml
 
 from analysis.runs.sources import require_environment
-from harness import records
-from harness.errors import ConfigError
-from harness.files import read_text
+from harness.foundation import records
+from harness.foundation.errors import ConfigError
+from harness.foundation.files import read_text
 
 NUMBERS = pa.schema(
     [

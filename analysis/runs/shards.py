@@ -24,7 +24,7 @@ from analysis.runs.runlog import (
     numbers_table,
     read_directory,
 )
-from harness.files import write_atomically
+from harness.foundation.files import write_atomically
 
 SUFFIX = ".parquet"
 _FORMAT = "1"

@@ -24,7 +24,7 @@ from analysis.sweep.confirmation import (
     sentences,
 )
 from analysis.sweep.tables import DEFINITION, SweepStudy, short, violated
-from harness.files import write_atomically
+from harness.foundation.files import write_atomically
 
 _TEMPLATES = Path(__file__).parent.parent / "report" / "templates"
 _NUM_BEST = 10

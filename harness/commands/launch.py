@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from harness.commands import Commands
 from harness.commands.train import PROFILE, add_run_options, run_to_resume
-from harness.errors import ConfigError
+from harness.foundation.errors import ConfigError
 
 if TYPE_CHECKING:
     from harness.config import RunConfig

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from harness.commands import Commands
-from harness.errors import ConfigError, HarnessError
+from harness.foundation.errors import ConfigError, HarnessError
 
 if TYPE_CHECKING:
     from harness.experiments.gradients.definition import Mechanism

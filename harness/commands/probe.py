@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from harness.commands import Commands
-from harness.errors import ConfigError
+from harness.foundation.errors import ConfigError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -41,7 +41,7 @@ def probe(options: argparse.Namespace) -> int:
 
     from analysis.probing import summary, table
     from harness.config import ROOT, compose
-    from harness.files import write_atomically
+    from harness.foundation.files import write_atomically
     from harness.prompts.lists import read_prompts
     from harness.runs.directory import environment
     from harness.trained import probe as probing

@@ -3,7 +3,7 @@
 import argparse
 
 from harness.commands import Commands
-from harness.errors import ConfigError, HarnessError
+from harness.foundation.errors import ConfigError, HarnessError
 
 
 def add_parser(commands: Commands) -> None:

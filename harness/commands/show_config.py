@@ -20,7 +20,7 @@ def show_config(options: argparse.Namespace) -> int:
 
     from harness.commands.train import PROFILE, run_to_resume
     from harness.config import compose, inert_settings, leaves
-    from harness.files import read_text
+    from harness.foundation.files import read_text
 
     run = run_to_resume(options)
     if run is None:

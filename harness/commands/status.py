@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from harness.commands import Commands
-from harness.errors import ConfigError
+from harness.foundation.errors import ConfigError
 
 
 def add_parser(commands: Commands) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from harness.commands import Commands
 from harness.commands.grid import exit_code, say
 from harness.commands.train import add_rerun
-from harness.errors import ConfigError
+from harness.foundation.errors import ConfigError
 
 
 def add_parser(commands: Commands) -> None:

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from harness.commands import Commands
-from harness.errors import ConfigError
 from harness.experiments.sweep import STORAGE_VARIABLE
+from harness.foundation.errors import ConfigError
 
 if TYPE_CHECKING:
     import optuna

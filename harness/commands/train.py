@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from harness.commands import Commands
-from harness.errors import ConfigError
+from harness.foundation.errors import ConfigError
 
 if TYPE_CHECKING:
     from harness.config import RunConfig

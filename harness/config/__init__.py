@@ -39,4 +39,4 @@ from harness.config.optimizer import LoraConfig, OptimizerConfig
 from harness.config.rewards import RewardConfig
 from harness.config.run import EvaluationConfig, LoggingConfig, PromptsConfig, RunConfig, RuntimeConfig
 from harness.config.section import Positive, Section, Seed, Share
-from harness.errors import ConfigError
+from harness.foundation.errors import ConfigError

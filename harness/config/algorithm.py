@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from harness.config.section import Count, Positive, Section, Share, one_of
-from harness.names import FUSIONS, METHODS, SELECTIONS
+from harness.foundation.names import FUSIONS, METHODS, SELECTIONS
 
 Selection = Annotated[str, one_of(SELECTIONS)]
 

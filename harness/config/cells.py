@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from analysis.cells.variants import name_variants
 from harness.config import RunConfig, numeric_settings
-from harness.trained_reward import TrainedReward
+from harness.foundation.trained_reward import TrainedReward
 
 
 def cell_name(config: RunConfig) -> str:

@@ -10,7 +10,7 @@ from harness.config import strict_yaml
 from harness.config.messages import one_line
 from harness.config.names import check_name
 from harness.config.run import RunConfig
-from harness.errors import ConfigError
+from harness.foundation.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parents[2]
 EXPERIMENTS = ROOT / "experiments"

@@ -2,7 +2,7 @@
 
 import re
 
-from harness.errors import ConfigError
+from harness.foundation.errors import ConfigError
 
 MAX_LENGTH = 100
 _NAME = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9._-]*[A-Za-z0-9_-])?")

@@ -19,8 +19,8 @@ from harness.config.model import ModelConfig
 from harness.config.optimizer import OptimizerConfig
 from harness.config.rewards import RewardConfig
 from harness.config.section import Count, CountOrNone, Name, Pixels, Seconds, Section, Seed, Steps, one_of
-from harness.names import ENGINES, REWARDS
-from harness.trained_reward import Normalisation, TrainedReward
+from harness.foundation.names import ENGINES, REWARDS
+from harness.foundation.trained_reward import Normalisation, TrainedReward
 
 KnownReward = Annotated[str, one_of(REWARDS)]
 

@@ -30,7 +30,7 @@ Name = Annotated[str, AfterValidator(_require_name)]
 
 
 def one_of(registry: Iterable[str]) -> AfterValidator:
-    """Validates a name by a registry of ``harness.names``, as a Literal of its names would."""
+    """Validates a name by a registry of ``harness.foundation.names``, as a Literal of its names would."""
 
     def known(name: str) -> str:
         if name not in registry:

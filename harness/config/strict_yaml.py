@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from harness.errors import ConfigError
+from harness.foundation.errors import ConfigError
 
 MAX_CHARACTERS = 1_000_000
 MAX_DEPTH = 50

@@ -11,7 +11,7 @@ from analysis.runs.recorded import name_files, name_repeats
 from harness.config import ConfigError, RunConfig
 from harness.config.cells import cell_names
 from harness.experiments.jobs.runner import launches_at_work
-from harness.records import BROKEN, read_lines
+from harness.foundation.records import BROKEN, read_lines
 from harness.runs.directory import RunDirectory
 from harness.runs.identity import changes_of, note_on_code, read_identity
 

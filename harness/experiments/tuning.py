@@ -11,7 +11,7 @@ from analysis.claims import PILOT_SEEDS, VALIDATION_POINTS
 from harness import config
 from harness.config import ConfigError, read_experiment
 from harness.experiments.study import Study
-from harness.files import read_text, write_atomically
+from harness.foundation.files import read_text, write_atomically
 
 
 def write_tuned(study: Study) -> list[str]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from harness.config import ConfigError
-from harness.files import write_atomically
+from harness.foundation.files import write_atomically
 from harness.prompts.lists import MAX_CHARACTERS, normalise, problem_with, prompt_key, read_texts
 
 SPLITS = ("train", "validation", "test")

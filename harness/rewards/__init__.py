@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from functools import cache
 from typing import TYPE_CHECKING
 
-from harness.names import REWARDS
+from harness.foundation.names import REWARDS
 from harness.rewards.base import Reward, RewardError, check_images
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ def build_reward(name: str, num_threads: int = 1, settings: "RewardConfig | None
     Scores depend on no earlier ones, so all runs of a process share one instance, and load its weights once.
 
     Args:
-        name: one of ``harness.names.REWARDS``.
+        name: one of ``harness.foundation.names.REWARDS``.
         num_threads: CPU threads that the reward's own model may use.
         settings: where its model is and how it runs; None for the published one.
 
@@ -106,15 +106,15 @@ def build_weighted(
     """The weighted sum of named rewards; one component of weight 1 is that reward itself.
 
     Args:
-        components: weight of each name in ``harness.names.REWARDS``.
+        components: weight of each name in ``harness.foundation.names.REWARDS``.
         num_threads: as in ``build_reward``.
         settings: of the rewards that need any, by name.
 
     Raises:
         ValueError: an unknown name or setting, or weights that ``WeightedSum`` rejects.
     """
+    from harness.foundation.trained_reward import Normalisation
     from harness.rewards.combined import WeightedSum
-    from harness.trained_reward import Normalisation
 
     settings = settings or {}
     rewards = {build_reward(name, num_threads, settings.get(name)): weight for name, weight in components.items()}

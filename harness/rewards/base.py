@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor
 
-from harness.errors import HarnessError
+from harness.foundation.errors import HarnessError
 from harness.models.pipelines.truncation import TextReader
 
 Pending = Callable[[], dict[str, Tensor]]

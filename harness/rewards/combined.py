@@ -4,13 +4,13 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
+from harness.foundation.trained_reward import Normalisation, TrainedReward
 from harness.models.pipelines.truncation import TextReader
 from harness.rewards.base import Pending, Reward
-from harness.trained_reward import Normalisation, TrainedReward
 
 
 class WeightedSum(Reward):
-    """``harness.trained_reward.TrainedReward`` of rewards that are computed here."""
+    """``harness.foundation.trained_reward.TrainedReward`` of rewards that are computed here."""
 
     def __init__(
         self, components: Mapping[Reward, float], normalisations: Mapping[str, Normalisation] | None = None

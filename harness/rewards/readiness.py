@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 import torch
 
 from harness.config import ConfigError, RewardConfig
-from harness.errors import HarnessError
-from harness.names import REWARDS
+from harness.foundation.errors import HarnessError
+from harness.foundation.names import REWARDS
 from harness.rewards import Reward, build_reward
 
 

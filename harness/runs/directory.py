@@ -21,10 +21,10 @@ from typing import IO, Any
 
 from analysis.runs.sources import numbers_sha256, package_versions, seal_sha256
 from harness import config as configuration
-from harness import files, records
 from harness.config import ROOT, ConfigError, RunConfig
-from harness.errors import CollectiveError, FileError, HarnessError, StopRun
-from harness.files import append, read_text, write_atomically
+from harness.foundation import files, records
+from harness.foundation.errors import CollectiveError, FileError, HarnessError, StopRun
+from harness.foundation.files import append, read_text, write_atomically
 from harness.runs import identity
 from harness.runs.identity import fingerprints_of
 

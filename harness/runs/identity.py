@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from analysis.runs.sources import changes_since, note_on_changes, require_environment
 from harness.config import NUMERICS_VERSION, ConfigError, RunConfig, leaves, numeric_settings
-from harness.files import read_text, write_atomically
+from harness.foundation.files import read_text, write_atomically
 
 if TYPE_CHECKING:
     from harness.prompts.lists import PromptList

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 from harness.config import ConfigError
-from harness.files import file_sha256, read_text, write_atomically
+from harness.foundation.files import file_sha256, read_text, write_atomically
+from harness.foundation.names import REWARDS
 from harness.models.pipelines.policy import Policy
 from harness.models.pipelines.truncation import ReadsText, truncations
-from harness.names import REWARDS
 from harness.prompts.lists import PromptList
 from harness.rewards.readiness import Panel
 from harness.runs.directory import environment

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from harness.config import ConfigError, ModelConfig, RunConfig, compose, load
 from harness.config.cells import cell_name
-from harness.records import require_sealed
+from harness.foundation.records import require_sealed
 from harness.runs.directory import RunDirectory
 
 LORA_FILE = "pytorch_lora_weights.safetensors"

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from harness.config import ConfigError, dump
-from harness.files import write_atomically
+from harness.foundation.files import write_atomically
 from harness.models.pipelines.locate import find_pipeline
 from harness.models.pipelines.lora_files import read_lora, write_lora
 from harness.models.pipelines.published import Licence, find_published

@@ -5,10 +5,10 @@ from typing import Any, Literal
 import yaml
 
 from harness.config import ROOT, RunConfig
-from harness.files import read_text
+from harness.foundation.files import read_text
+from harness.foundation.names import FUSIONS, METHODS
+from harness.foundation.records import read_lines
 from harness.models.pipelines.published import Licence, find_published
-from harness.names import FUSIONS, METHODS
-from harness.records import read_lines
 from harness.runs.directory import RunDirectory
 
 Form = Literal["lora", "transformer", "pipeline"]

@@ -17,7 +17,7 @@ from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 from harness.config import ConfigError
-from harness.files import append, read_text, write_atomically
+from harness.foundation.files import append, read_text, write_atomically
 from harness.models.pipelines.policy import Policy
 from harness.training.evaluation import draw
 

@@ -14,7 +14,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from harness.config import ROOT
-from harness.files import read_text, write_atomically
+from harness.foundation.files import read_text, write_atomically
 from harness.models.miniature.defects import DEFECTS, Kind
 from harness.models.miniature.prompts import LETTERS, list_path, parse_prompt
 from harness.prompts.lists import read_prompts

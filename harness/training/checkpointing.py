@@ -17,8 +17,8 @@ from torch.distributed.checkpoint.state_dict_loader import load as read_shares
 from torch.distributed.checkpoint.state_dict_saver import save as write_shares
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from harness.errors import ConfigError
-from harness.files import file_sha256
+from harness.foundation.errors import ConfigError
+from harness.foundation.files import file_sha256
 from harness.runs.directory import RunDirectory
 from harness.training.engine import Engine, flat
 from harness.training.processes import Processes

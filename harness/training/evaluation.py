@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from harness.config import EvaluationConfig
-from harness.files import replacing, write_atomically
+from harness.foundation.files import replacing, write_atomically
 from harness.models.pipelines.policy import Policy
 from harness.prompts.lists import generator_for
 from harness.rewards import Reward

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from harness.config import RunConfig
-from harness.errors import TrainingError
+from harness.foundation.errors import TrainingError
 from harness.models.pipelines.embedding import PromptEmbedding
 from harness.models.pipelines.policy import Policy
 from harness.objective import ratio_stats, surrogate_loss

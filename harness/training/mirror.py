@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from harness.config import LoggingConfig
-from harness.files import read_text
+from harness.foundation.files import read_text
 from harness.runs.directory import RunDirectory
 
 _PATIENCE_SECONDS = 60.0

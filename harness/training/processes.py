@@ -14,7 +14,7 @@ from accelerate.utils import DistributedType, InitProcessGroupKwargs, broadcast_
 from torch import Tensor
 
 from harness.config import ConfigError, RunConfig
-from harness.errors import CollectiveError, HarnessError
+from harness.foundation.errors import CollectiveError, HarnessError
 
 _GRACE_SECONDS = 5.0
 """Between what is said of a wait that was too long, and the end of it by the backend."""

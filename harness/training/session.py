@@ -11,10 +11,10 @@ import torch
 from accelerate.utils import set_seed
 
 from analysis.runs.sources import numbers_sha256
-from harness import records
 from harness.config import NUMERICS_VERSION, numeric_settings
-from harness.errors import CollectiveError, StopRun, TrainingError
-from harness.files import write_atomically
+from harness.foundation import records
+from harness.foundation.errors import CollectiveError, StopRun, TrainingError
+from harness.foundation.files import write_atomically
 from harness.models.pipelines.files import model_fingerprint
 from harness.models.pipelines.locate import find_pipeline
 from harness.models.pipelines.policy import Policy

@@ -17,7 +17,7 @@ from harness.adagrpo import (
     select_prompt,
 )
 from harness.config import ConfigError, RunConfig
-from harness.errors import TrainingError
+from harness.foundation.errors import TrainingError
 from harness.models.pipelines.embedding import PromptEmbedding
 from harness.models.pipelines.policy import Policy
 from harness.objective import batch_normalised_advantage

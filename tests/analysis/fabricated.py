@@ -7,7 +7,7 @@ from typing import Any
 import yaml
 from PIL import Image
 
-from harness.trained_reward import TrainedReward, trained_reward
+from harness.foundation.trained_reward import TrainedReward, trained_reward
 
 PROMPTS = ['the word "dog" in red on white', 'the word "zebra" in blue on yellow']
 PACKAGES = {"torch": "2.13.0", "numpy": "2.4.6"}

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from analysis.report.insertion import END, START, insert
-from harness.errors import ConfigError
+from harness.foundation.errors import ConfigError
 
 AROUND = "# Title\r\n\n{}\nafter, without an end of line"
 

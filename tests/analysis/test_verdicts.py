@@ -26,7 +26,7 @@ from analysis.verdicts.claims_table import ClaimsTable, claims_frame, claims_mar
 from analysis.verdicts.findings import limits
 from analysis.verdicts.stability import roughness
 from analysis.verdicts.verdicts import Compared, judge_claims
-from harness.errors import ConfigError
+from harness.foundation.errors import ConfigError
 
 WriteRun = Callable[..., Path]
 

@@ -16,12 +16,13 @@ import torch
 from analysis.cells.logs import load_logs
 from analysis.runs.runlog import RunLogError, read_directory
 from analysis.runs.shards import read_shard, write_shards
-from harness import cli, files, records
+from harness import cli
 from harness.config import ConfigError
-from harness.errors import FileError, HarnessError
 from harness.experiments.jobs.job import reset
 from harness.experiments.runs import RunJob
 from harness.experiments.status import status_lines
+from harness.foundation import files, records
+from harness.foundation.errors import FileError, HarnessError
 from harness.runs.directory import RunDirectory, prepare_run
 from harness.trained.checkpoints import find_run_checkpoint
 from harness.training.session import Session

@@ -8,7 +8,7 @@ import pytest
 
 from harness.config import EXPERIMENTS, ConfigError, RunConfig, compose, grid_of
 from harness.experiments.grid import expand_grid
-from harness.names import REWARDS
+from harness.foundation.names import REWARDS
 from harness.runs.directory import RunDirectory, prepare_run
 from harness.training.session import Session
 

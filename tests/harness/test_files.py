@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from harness import files
-from harness.errors import ConfigError, FileError
-from harness.files import lock, read_text, replacing, write_atomically
+from harness.foundation import files
+from harness.foundation.errors import ConfigError, FileError
+from harness.foundation.files import lock, read_text, replacing, write_atomically
 
 
 @pytest.mark.parametrize("content", ["Zürich\n", b"\x00\xff"])
@@ -58,7 +58,7 @@ def test_text_that_cannot_be_read_is_one_line_that_names_the_file(tmp_path: Path
 def is_free(path: Path) -> bool:
     """Whether another process can hold the lock."""
     code = (
-        "import fcntl, sys, errno; from pathlib import Path; from harness import files; real = fcntl.flock\n"
+        "import fcntl, sys, errno; from pathlib import Path; from harness.foundation import files; real = fcntl.flock\n"
         "def flock(stream, flags):\n"
         "    if stream.name == sys.argv[1] and len(sys.argv) > 2: raise OSError(errno.ENOLCK, 'No locks available')\n"
         "    return real(stream, flags)\n"

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from harness.config import ROOT
-from harness.errors import ConfigError
+from harness.foundation.errors import ConfigError
 from harness.models.miniature import pretrain as pretraining
 from harness.models.miniature.autoencoder import PatchAutoencoder
 from harness.models.miniature.build import LETTERS, MAX_CLIP_TOKENS, MAX_T5_TOKENS, clip_tokenizer, t5_tokenizer

@@ -5,11 +5,12 @@ import re
 import pytest
 
 from analysis.cells.labels import METHOD_NAMES, SELECTIONS, cell_colour, cell_label, judge_name
-from harness import adagrpo, names, transitions
+from harness import adagrpo, transitions
 from harness.config import ROOT, ConfigError, compose
 from harness.experiments.doctor.architecture import find_architecture
 from harness.experiments.doctor.memory import estimate
 from harness.experiments.jobs.command import CONFIGURATIONS
+from harness.foundation import names
 from harness.trained.model_card import _method_of
 
 OF_SETTINGS = {

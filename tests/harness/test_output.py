@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 
 from harness import cli
-from harness.errors import CollectiveError, ConfigError, FileError
-from harness.output import never_failing
+from harness.foundation.errors import CollectiveError, ConfigError, FileError
+from harness.foundation.output import never_failing
 
 PRINTS = """
 import sys
-from harness.output import never_failing
+from harness.foundation.output import never_failing
 with never_failing():
     for number in range(100_000):
         print(number, flush=number % 100 == 0)

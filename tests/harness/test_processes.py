@@ -14,10 +14,10 @@ from diffusers import FluxTransformer2DModel
 from torch import Tensor
 
 from harness.config import ROOT, ConfigError, compose
-from harness.errors import CollectiveError, StopRun
 from harness.experiments.jobs import process
 from harness.experiments.jobs.command import Placement, worker_command
 from harness.experiments.runs import run_all
+from harness.foundation.errors import CollectiveError, StopRun
 from harness.runs.directory import RunDirectory, prepare_run
 from harness.trained.export import export, latest_weights
 from harness.training import processes as processes_module
@@ -219,7 +219,7 @@ def test_a_failure_in_one_process_ends_all_and_is_the_reason_everywhere(runs: Ru
     assert [job.id for job in runs.outcome.finished] == [runs.together["adapters"].run_id]
     assert runs.outcome.failed == {run.run_id: reason}
     assert any(line.startswith(f"FAILED {run.run_id}: {reason} (log: ") for line in runs.said)
-    assert "harness.errors.TrainingError: this is not my day" in (run.folder / "log.txt").read_text()
+    assert "harness.foundation.errors.TrainingError: this is not my day" in (run.folder / "log.txt").read_text()
 
 
 def test_a_run_that_changes_hands_equals_one_that_stays_in_one_process(runs: Runs, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from harness.errors import ConfigError
+from harness.foundation.errors import ConfigError
 from harness.models.miniature.prompts import BACKGROUNDS, COLOURS, TEXT_COLOURS
 from harness.rewards import Reward, build_reward, build_weighted
 from harness.rewards.combined import WeightedSum

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from harness.config import ROOT, ConfigError, compose
-from harness.errors import CollectiveError, TrainingError
 from harness.experiments.jobs import worker
 from harness.experiments.jobs.job import State, claim_next, reset
 from harness.experiments.runs import RunJob
+from harness.foundation.errors import CollectiveError, TrainingError
 from harness.runs.directory import RunDirectory, prepare_run
 from harness.training.session import Session
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from harness.config import compose
-from harness.errors import StopRun, TrainingError
+from harness.foundation.errors import StopRun, TrainingError
 from harness.runs.directory import RunDirectory, prepare_run
 from harness.training.session import Session
 

@@ -19,9 +19,9 @@ from harness.config import EXPERIMENTS, ConfigError, RunConfig, compose, numeric
 from harness.experiments.jobs import process, runner
 from harness.experiments.study import read_study
 from harness.experiments.tuning import tuned_text
+from harness.foundation.trained_reward import TrainedReward
 from harness.models.miniature.prompts import list_path
 from harness.runs import directory as runs
-from harness.trained_reward import TrainedReward
 from harness.training.accounting import expected_cost
 
 Adagrpo = Callable[..., int]

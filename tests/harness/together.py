@@ -16,8 +16,8 @@ import torch
 from accelerate import Accelerator
 from torch.distributed.tensor import DTensor
 
-from harness.errors import CollectiveError, TrainingError
 from harness.experiments.jobs import worker
+from harness.foundation.errors import CollectiveError, TrainingError
 from harness.runs.directory import RunDirectory
 from harness.training.learner import Learner
 from harness.training.processes import Processes

@@ -5,8 +5,8 @@ from typing import NamedTuple
 
 from harness.config import RewardConfig, RunConfig, num_trained_steps
 from harness.experiments.doctor.architecture import Architecture
+from harness.foundation.names import REWARDS
 from harness.models.pipelines.locate import TWIN_PREFIX
-from harness.names import REWARDS
 
 _WORKSPACE = 3 * 2**29
 """CUDA context, kernels' workspace, and what the allocator cannot use."""

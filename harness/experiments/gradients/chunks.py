@@ -18,7 +18,7 @@ from harness.experiments.gradients.definition import Mechanism
 from harness.experiments.gradients.gradients import KINDS, advantages_of, update_gradients
 from harness.experiments.gradients.sampling import Sampler, make_sampler, select_all
 from harness.experiments.jobs.job import Job
-from harness.files import write_atomically
+from harness.foundation.files import write_atomically
 from harness.trained.loading import device_of
 
 Stage = Literal["reference", "candidates", "groups"]

@@ -31,7 +31,7 @@ from harness.experiments.gradients.chunks import (
 )
 from harness.experiments.gradients.definition import Mechanism
 from harness.experiments.gradients.gradients import KINDS
-from harness.files import write_atomically
+from harness.foundation.files import write_atomically
 from harness.prompts.lists import draw_candidates, read_prompts
 from harness.runs.directory import environment
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from harness.config import ROOT
-from harness.errors import ConfigError
+from harness.foundation.errors import ConfigError
 
 _ACCELERATE = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch"]
 _TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import IO, Literal, NamedTuple
 
 from harness.config import RunConfig
-from harness.files import lock, read_text, write_atomically
+from harness.foundation.files import lock, read_text, write_atomically
 
 
 class State(NamedTuple):

@@ -7,7 +7,7 @@ from statistics import mean
 
 from harness.config import RunConfig
 from harness.config.cells import cell_names
-from harness.records import BROKEN, read_lines
+from harness.foundation.records import BROKEN, read_lines
 from harness.runs.directory import RUNS, RunDirectory, find_run
 from harness.runs.identity import changes_of, note_on_code
 

@@ -16,7 +16,7 @@ from harness.experiments.jobs.job import Job, give_up, reset
 from harness.experiments.jobs.process import QUEUE_NAME, WorkerProcess
 from harness.experiments.jobs.progress import Progress
 from harness.experiments.jobs.slots import Slot, local_slots
-from harness.files import lock, write_atomically
+from harness.foundation.files import lock, write_atomically
 
 MAX_ATTEMPTS = 3
 """How often a job is begun in one launch, if its worker dies in the middle of it each time."""

@@ -20,7 +20,7 @@ from typing import IO, TYPE_CHECKING
 
 from harness.config import RunConfig
 from harness.experiments.jobs.job import Job, claim_next
-from harness.output import never_failing
+from harness.foundation.output import never_failing
 
 if TYPE_CHECKING:
     from harness.training.processes import Processes

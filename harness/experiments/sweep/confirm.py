@@ -13,8 +13,8 @@ from analysis.sweep.tables import TRAINING_REWARD, SweepStudy
 from harness.config import ConfigError, RunConfig
 from harness.experiments.sweep.definition import Sweep
 from harness.experiments.sweep.space import as_point
-from harness.files import write_atomically
-from harness.records import read_lines
+from harness.foundation.files import write_atomically
+from harness.foundation.records import read_lines
 from harness.runs.directory import RunDirectory
 
 Candidate = tuple[int | None, dict[str, Any]]

@@ -6,9 +6,9 @@ from contextlib import closing
 import torch
 
 from harness.config import RunConfig
-from harness.errors import TrainingError
 from harness.experiments.sweep.trial import OnValidation, RunResult
-from harness.records import read_lines
+from harness.foundation.errors import TrainingError
+from harness.foundation.records import read_lines
 from harness.runs.directory import prepare_run
 from harness.training.session import Session
 

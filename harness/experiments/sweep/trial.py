@@ -12,9 +12,9 @@ from optuna.trial import TrialState
 
 from analysis.sweep.tables import REFERENCE, SURPLUS, TRAINING_REWARD
 from harness.config import ConfigError, RunConfig, nearest
-from harness.errors import StopRun
 from harness.experiments.jobs.interruption import interruption_heard
 from harness.experiments.sweep.definition import COMPUTE, Sweep
+from harness.foundation.errors import StopRun
 
 NOT_FINITE, BELOW_BASE, NOT_VALID = "not_finite", "below_base", "not_valid"
 """Constraints of a trial, violated above 0: seeds that diverged; trained reward lost against the untrained model; that

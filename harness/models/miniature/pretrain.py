@@ -17,8 +17,8 @@ import torch
 from diffusers import FluxPipeline
 from torch import Tensor, nn
 
-from harness.errors import ConfigError
-from harness.files import read_text, replacing, write_atomically
+from harness.foundation.errors import ConfigError
+from harness.foundation.files import read_text, replacing, write_atomically
 from harness.models.miniature.build import MAX_CLIP_TOKENS, MAX_T5_TOKENS, build_pipeline
 from harness.models.miniature.defects import LetterDefects, Strikes
 from harness.models.miniature.muon import Muon

@@ -17,7 +17,7 @@ from functools import cache
 from pathlib import Path
 from typing import Literal, get_args
 
-from harness.files import write_atomically
+from harness.foundation.files import write_atomically
 
 Split = Literal["train", "validation", "test"]
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from harness.files import lock
+from harness.foundation.files import lock
 from harness.models.pipelines.files import cache_folder
 
 _BATCHED = ("hidden_states", "timestep", "guidance", "encoder_hidden_states", "pooled_projections")

@@ -10,7 +10,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
 from harness.config import ConfigError
-from harness.files import write_atomically
+from harness.foundation.files import write_atomically
 from harness.models.pipelines.embedding import PromptEmbedding
 
 MEMORY_BYTES = 2**30

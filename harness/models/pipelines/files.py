@@ -12,8 +12,8 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from harness.errors import ConfigError
-from harness.files import file_sha256, read_text, write_atomically
+from harness.foundation.errors import ConfigError
+from harness.foundation.files import file_sha256, read_text, write_atomically
 
 # Weights, configurations, and vocabularies of all ages.
 _SUFFIXES = (".safetensors", ".json", ".txt", ".model")

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from harness.errors import HarnessError
+from harness.foundation.errors import HarnessError
 
 
 @dataclass(frozen=True)

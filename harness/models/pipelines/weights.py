@@ -13,8 +13,8 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from harness.config import ConfigError
-from harness.errors import FileError
-from harness.files import PARTIAL
+from harness.foundation.errors import FileError
+from harness.foundation.files import PARTIAL
 from harness.models.pipelines.files import opened
 from harness.models.pipelines.lora_files import read_lora
 

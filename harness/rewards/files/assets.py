@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path, PurePosixPath
 
-from harness.errors import HarnessError
-from harness.files import file_sha256
+from harness.foundation.errors import HarnessError
+from harness.foundation.files import file_sha256
 
 _NOTICE = """\
 {file} is the text recogniser of PP-OCR, copyright the PaddleOCR authors (https://github.com/PaddlePaddle/PaddleOCR),

@@ -16,9 +16,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from harness.config import ROOT
+from harness.foundation.names import REWARDS
 from harness.models.pipelines.files import remembered_sha256
 from harness.models.pipelines.locate import TWIN_PREFIX
-from harness.names import REWARDS
 from harness.rewards.base import RewardError
 from harness.rewards.files.twins import find_twin
 

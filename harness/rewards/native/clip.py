@@ -14,8 +14,8 @@ from transformers import AutoTokenizer, CLIPConfig, CLIPModel
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from harness.config import RewardConfig
+from harness.foundation.names import REWARDS
 from harness.models.pipelines.truncation import TextReader, all_tokens
-from harness.names import REWARDS
 from harness.rewards.files.checkpoints import (
     check_weights,
     load_weights,

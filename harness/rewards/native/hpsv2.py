@@ -10,9 +10,9 @@ from torch import Tensor
 from transformers import CLIPConfig
 
 from harness.config import RewardConfig
+from harness.foundation.names import REWARDS
 from harness.models.pipelines.locate import TWIN_PREFIX
 from harness.models.pipelines.truncation import TextReader
-from harness.names import REWARDS
 from harness.rewards.base import ImageError
 from harness.rewards.files.architectures import twin_of_clip, vit_h_14
 from harness.rewards.files.checkpoints import load_weights, locate_file, sha256_of, torch_dtype

@@ -15,7 +15,7 @@ from transformers import AutoTokenizer, Qwen2VLConfig, Qwen2VLModel
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from harness.config import RewardConfig
-from harness.names import REWARDS
+from harness.foundation.names import REWARDS
 from harness.rewards.base import ImageError
 from harness.rewards.files.assets import hpsv3_question
 from harness.rewards.files.checkpoints import (

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from harness.errors import ConfigError
+from harness.foundation.errors import ConfigError
 from harness.rewards.base import Reward, check_images
 from harness.rewards.files.assets import ASSETS, asset_path
 

@@ -18,8 +18,8 @@ from torch import Tensor
 from transformers import AutoTokenizer
 
 from harness.config import ROOT, RewardConfig
+from harness.foundation.names import REWARDS
 from harness.models.pipelines.truncation import TextReader, all_tokens
-from harness.names import REWARDS
 from harness.rewards.base import RewardError
 from harness.rewards.files.checkpoints import locate, locate_file, readable, sha256_of
 from harness.rewards.native.open_clip import CONTEXT_LENGTH, ClipTokenizer

@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from harness.config import ROOT, ConfigError, RewardConfig
-from harness.files import read_text
+from harness.foundation.files import read_text
 from harness.rewards.base import ImageError, RewardError
 from harness.rewards.remote.client import RemoteReward, ask
 

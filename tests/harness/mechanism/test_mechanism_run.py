@@ -18,7 +18,6 @@ from analysis.gradients.tables import load_mechanism_tables
 from harness import cli
 from harness.commands import mechanism as command
 from harness.config import ConfigError
-from harness.errors import HarnessError
 from harness.experiments.gradients import definition
 from harness.experiments.gradients.checkpoint import read_adapters
 from harness.experiments.gradients.chunks import SETS, difficulty_of, load, plan, sampler_at
@@ -28,6 +27,7 @@ from harness.experiments.gradients.sampling import Sampler, select_all
 from harness.experiments.gradients.tables import is_written, write_tables
 from harness.experiments.jobs.job import Job
 from harness.experiments.jobs.runner import Outcome
+from harness.foundation.errors import HarnessError
 from harness.runs.directory import RunDirectory
 
 TINY = """

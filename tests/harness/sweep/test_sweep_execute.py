@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 from landscape import make_sweep
 
-from harness.errors import StopRun
 from harness.experiments.sweep import execute as execution
 from harness.experiments.sweep.execute import execute_run
-from harness.records import read_lines
+from harness.foundation.errors import StopRun
+from harness.foundation.records import read_lines
 from harness.runs import directory as runs
 from harness.runs.directory import RunDirectory
 

@@ -12,8 +12,8 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from harness.errors import ConfigError
-from harness.files import file_sha256, read_text
+from harness.foundation.errors import ConfigError
+from harness.foundation.files import file_sha256, read_text
 
 LOGS = ("metrics.jsonl", "eval.jsonl")
 FINAL = "checkpoints/final"

@@ -13,7 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import IO, BinaryIO
 
-from harness.errors import ConfigError, FileError
+from harness.foundation.errors import ConfigError, FileError
 
 PARTIAL = ".partial"
 """How the name ends of a file that is being written; a killed process leaves one."""

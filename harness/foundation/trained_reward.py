@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from harness.errors import ConfigError
+from harness.foundation.errors import ConfigError
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,1 @@
+"""What everything else stands on: errors, files, words and names, a run's record. Nothing heavy is imported."""
