@@ -1,7 +1,6 @@
 """Rewards over HTTP: reward servers, judges behind an OpenAI-compatible address, and addresses of something else."""
 
 import base64
-import contextlib
 import io
 import json
 import socket
@@ -26,7 +25,7 @@ from harness.rewards.native.colour import ColourReward
 from harness.rewards.remote import client
 from harness.rewards.remote.judge import AnswerError, _content_of, parse_answer
 from harness.rewards.remote.server import serving
-from harness.rewards.remote.wire import WireError, read_reply, read_request, reply, request
+from harness.rewards.remote.wire import MALFORMED, read_reply, read_request, reply, request
 
 Serve = Callable[[ThreadingHTTPServer], str]
 WORDS = ['the word "tin" in red on white', 'the word "up" in blue on yellow', 'the word "oak" in black on white']
@@ -69,8 +68,7 @@ def test_pictures_prompts_and_scores_travel_unchanged() -> None:
     assert torch.equal(arrived, levels)
     assert prompts == ["a", "\u00fc\n"]
     scores = {"x": torch.tensor([0.1, float("nan")]), "x/y": torch.tensor([-1e30, 1 / 3])}
-    back = read_reply(json.loads(json.dumps(reply(scores))), 2)
-    assert list(back) == ["x", "x/y"]
+    back = read_reply(json.loads(json.dumps(reply(scores))), "x", 2)
     assert all(torch.equal(back[name].nan_to_num(7), values.nan_to_num(7)) for name, values in scores.items())
 
 
@@ -84,30 +82,29 @@ NO_REQUESTS = (
 )  # fmt: skip
 
 
-@pytest.mark.parametrize("body", NO_REQUESTS)
-def test_what_is_no_request_is_an_error(body: bytes) -> None:
-    with pytest.raises(WireError):
-        read_request(body)
-
-
-@pytest.mark.parametrize("metrics", [None, [], {}, {"a": [1.0]}, {"a": "xy"}, {"a": [[1, 2]]}, {"a": [1, 10**400]}])
-def test_what_is_no_reply_is_an_error(metrics: object) -> None:
-    with pytest.raises(WireError):
-        read_reply({"metrics": metrics}, 2)
+def test_what_is_no_request_or_no_reply_is_an_error() -> None:
+    for body in NO_REQUESTS:
+        with pytest.raises(MALFORMED):
+            read_request(body)
+    for metrics in (None, [], {}, {"a": [1.0]}, {"a": "xy"}, {"a": [[1, 2]]}, {"a": [1, 10**400]}, {"b": [1, 2]}):
+        with pytest.raises(MALFORMED):
+            read_reply({"metrics": metrics}, "a", 2)
 
 
 # --- servers
 
 
 def test_a_served_reward_is_the_same_reward(serve: Serve) -> None:
-    here = build_reward("colour")
-    there = at(serve(serving(here, "127.0.0.1", 0)), batch_size=2)
+    here, url = build_reward("colour"), serve(serving(build_reward("colour"), "127.0.0.1", 0))
+    there = at(url, batch_size=2)
     assert (there.fingerprint(), there.resolution) == (here.fingerprint(), here.resolution)
     ours, theirs = here.measure(noise(), WORDS), there.measure(noise(), WORDS)
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
     with pytest.raises(ValueError, match="is not one the miniature can draw"):
         there.check_prompt("a cat")
+    with pytest.raises(RewardError, match="serves 'colour'"):
+        at(url, "hpsv3").fingerprint()
 
 
 class Broken(ColourReward):
@@ -135,64 +132,35 @@ def test_an_image_that_a_server_cannot_score_has_the_number_it_has_here(
     assert there.score(noise(1), WORDS[:1]).isfinite().all()
 
 
-def test_a_server_that_comes_back_with_another_model_is_refused() -> None:
+def test_a_restarted_server_loses_nothing_and_one_with_another_model_is_refused(
+    serve: Serve, capfd: pytest.CaptureFixture[str]
+) -> None:
     class Other(ColourReward):
         def fingerprint(self) -> str:
             return "other weights"
 
     port = free_port()
-    there = at(f"http://127.0.0.1:{port}", timeout_seconds=20)
-    for reward in (ColourReward(), Other()):
-        with serving(reward, "127.0.0.1", port) as server:
-            threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
-            if isinstance(reward, Other):
-                with pytest.raises(RewardError, match=r"scores with another model than it had when it was first asked"):
-                    there.score(noise(1), WORDS[:1])
-            else:
-                assert there.score(noise(1), WORDS[:1]).isfinite().all()
-            server.shutdown()
+    there = at(f"http://127.0.0.1:{port}", timeout_seconds=60)
+    vars(there)["_about"] = {"fingerprint": ColourReward().fingerprint()}  # asked before training
+    asked = there.submit(noise(1), WORDS[:1])
+    while "asked again for 60 s" not in (said := capfd.readouterr().err):
+        assert not said
+    serve(serving(ColourReward(), "127.0.0.1", port))
+    assert torch.equal(asked()["colour"], ColourReward().score(noise(1), WORDS[:1]))
+    other = at(serve(serving(Other(), "127.0.0.1", 0)))
+    vars(other)["_about"] = vars(there)["_about"]
+    with pytest.raises(RewardError, match=r"scores with another model than it had when it was first asked"):
+        other.score(noise(1), WORDS[:1])
 
 
 def test_what_waits_behind_a_failure_is_not_tried() -> None:
     there = at(f"http://127.0.0.1:{free_port()}", timeout_seconds=0.6)
-    waiting = [there.submit(noise(1), WORDS[:1]) for _ in range(20)]
-    for part, message in zip(waiting, ["cannot be reached", *["not asked, since"] * 19], strict=True):
+    waiting = [there.submit(noise(1), WORDS[:1]) for _ in range(3)]
+    for part, message in zip(waiting, ["cannot be reached", *["not asked, since"] * 2], strict=True):
         with pytest.raises(RewardError, match=message):
             part()
     with pytest.raises(RewardError, match="cannot be reached"):
         there.submit(noise(1), WORDS[:1])()
-
-
-def test_a_server_with_another_reward_is_refused(serve: Serve) -> None:
-    url = serve(serving(build_reward("colour"), "127.0.0.1", 0))
-    with pytest.raises(RewardError, match="serves 'colour'"):
-        at(url, "hpsv3").fingerprint()
-
-
-def test_a_server_that_is_restarted_loses_nothing(capfd: pytest.CaptureFixture[str]) -> None:
-    here, port = build_reward("colour"), free_port()
-    there = at(f"http://127.0.0.1:{port}", timeout_seconds=20)
-    vars(there)["_about"] = {"fingerprint": here.fingerprint()}  # asked before training
-    asked = there.submit(noise(1), WORDS[:1])
-    while "asked again for 20 s" not in (said := capfd.readouterr().err):
-        assert not said
-    with serving(here, "127.0.0.1", port) as server:
-        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
-        assert torch.equal(asked()["colour"], here.score(noise(1), WORDS[:1]))
-        server.shutdown()
-
-
-@pytest.mark.parametrize("name", ["hpsv3", "unifiedreward-v1"])
-def test_a_url_is_needed_and_one_that_cannot_be_reached_is_one_line(name: str) -> None:
-    with pytest.raises(ValueError, match=rf"rewards.{name}.url is missing"):
-        build_reward(name, 1, RewardConfig(backend="url"))
-    url = f"http://127.0.0.1:{free_port()}"
-    for use in (lambda r: r.score(noise(1), ["a cat"]), lambda r: r.check_ready()):
-        with pytest.raises(
-            RewardError, match=rf"reward '{name}': {url}/\S+ cannot be reached .* is its server running\?"
-        ) as error:
-            use(at(url, name, timeout_seconds=0.3))
-        assert "\n" not in str(error.value)
 
 
 def answering(body: bytes) -> str:
@@ -214,6 +182,7 @@ def answering(body: bytes) -> str:
 @pytest.mark.parametrize(
     ("body", "message"),
     [
+        (None, "cannot be reached"),
         (b"SSH-2.0-OpenSSH_9.2\r\n", "cannot be reached .*BadStatusLine"),
         (b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n{", "cannot be reached .*IncompleteRead"),
         (b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\n<html>", "answers no JSON object but b'<html>'"),
@@ -222,38 +191,22 @@ def answering(body: bytes) -> str:
         (b'HTTP/1.1 404 No\r\nContent-Length: 16\r\n\r\n{"detail": "no"}', r'answered 404: \{"detail": "no"\}'),
     ],
 )
-def test_an_address_of_something_else_is_one_line(name: str, body: bytes, message: str) -> None:
-    url = answering(body)
+def test_an_address_of_something_else_is_one_line(name: str, body: bytes | None, message: str) -> None:
+    url = f"http://127.0.0.1:{free_port()}" if body is None else answering(body)
     with pytest.raises(RewardError, match=rf"reward '{name}': {url}.*({message})") as error:
         at(url, name).check_ready()
     assert "\n" not in str(error.value)
-
-
-def test_an_error_that_may_pass_is_asked_again_and_then_told(capfd: pytest.CaptureFixture[str]) -> None:
-    url = answering(b"HTTP/1.1 500 No\r\nContent-Length: 0\r\n\r\n")
-    with pytest.raises(RewardError, match="answered 500"):
-        client.ask("colour", url, b"{}", 0.6, patiently=True)
-    assert "asked again for 0.6 s" in capfd.readouterr().err
-
-
-def converse(port: int, sent: bytes) -> bytes:
-    """What a server answers to bytes, until it closes the connection."""
-    with socket.create_connection(("127.0.0.1", port), timeout=20) as connection:
-        with contextlib.suppress(OSError):
-            connection.sendall(sent)
-        return b"".join(iter(lambda: connection.recv(2**16), b""))
+    with pytest.raises(ValueError, match=rf"rewards.{name}.url is missing"):
+        build_reward(name, 1, RewardConfig(backend="url"))
 
 
 @pytest.mark.parametrize(
     ("sent", "code", "reason"),
     [
         (b"POST /score HTTP/1.1\r\nContent-Length: 2\r\n\r\n{}", 400, "no request"),
-        (b"POST /score HTTP/1.1\r\nContent-Length: -5\r\n\r\n", 411, "length"),
+        (b"POST /score HTTP/1.1\r\nContent-Length: -5\r\n\r\n", 413, "batch_size"),
         (b"POST /score HTTP/1.1\r\nContent-Length: " + b"9" * 5000 + b"\r\n\r\n", 413, "batch_size"),
-        (b"POST /score HTTP/1.1\r\nContent-Length: 1073741824\r\n\r\n", 413, "batch_size"),
         (b"POST /other HTTP/1.1\r\n\r\n", 404, "/score"),
-        (b"DELETE /score HTTP/1.1\r\n\r\n", 501, "DELETE"),
-        (b"nonsense of four words\r\n\r\n", 400, "words"),
     ],
 )
 def test_a_server_refuses_what_is_no_request_in_one_line_and_goes_on(
@@ -261,56 +214,32 @@ def test_a_server_refuses_what_is_no_request_in_one_line_and_goes_on(
 ) -> None:
     server = serving(ColourReward(), "127.0.0.1", 0)
     url = serve(server)
-    head, _, body = converse(server.server_port, sent).partition(b"\r\n\r\n")
+    with socket.create_connection(("127.0.0.1", server.server_port), timeout=60) as connection:
+        connection.sendall(sent)
+        head, _, body = b"".join(iter(lambda: connection.recv(2**16), b"")).partition(b"\r\n\r\n")
     assert int(head.split()[1]) == code
     assert reason in json.loads(body)["error"]
-    assert at(url).score(noise(1), WORDS[:1]).isfinite().all()
+    with socket.create_connection(("127.0.0.1", server.server_port)) as silent:
+        silent.sendall(b"POST /score HTTP/1.1\r\nContent-Length: 1000\r\n\r\n{")
+        assert at(url).score(noise(1), WORDS[:1]).isfinite().all()
     assert capfd.readouterr() == ("", "")
-
-
-def test_a_client_that_sends_half_and_waits_keeps_no_other_from_its_scores(
-    serve: Serve, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    server = serving(ColourReward(), "127.0.0.1", 0)
-    monkeypatch.setattr(server.RequestHandlerClass, "timeout", 0.2)
-    url = serve(server)
-    with contextlib.ExitStack() as stack:
-        for _ in range(20):
-            slow = stack.enter_context(socket.create_connection(("127.0.0.1", server.server_port)))
-            slow.sendall(b"POST /score HTTP/1.1\r\nContent-Length: 1000\r\n\r\n{")
-        assert at(url, timeout_seconds=60).score(noise(1), WORDS[:1]).isfinite().all()
 
 
 def test_pictures_beyond_what_a_server_takes_are_not_sent(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(client, "LONGEST_REQUEST", 100)
-    there = at("http://127.0.0.1:1")
-    vars(there)["_about"] = {"fingerprint": "x"}
     with pytest.raises(RewardError, match=r"lower rewards\.colour\.batch_size"):
-        there.score(noise(1), WORDS[:1])
+        at("http://127.0.0.1:1").score(noise(1), WORDS[:1])
 
 
-@pytest.mark.parametrize("variable", ["http_proxy", "HTTP_PROXY"])
-def test_this_machine_is_reached_past_a_proxy(serve: Serve, monkeypatch: pytest.MonkeyPatch, variable: str) -> None:
+def test_this_machine_is_reached_past_a_proxy(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("http_proxy", "HTTP_PROXY", "no_proxy", "NO_PROXY", "REQUEST_METHOD"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv(variable, f"http://user:secret@127.0.0.1:{free_port()}")
+    monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{free_port()}")
     url = serve(serving(ColourReward(), "127.0.0.1", 0))
-    for address in (url, url.replace("127.0.0.1", "localhost"), url.replace("127.0.0.1", "127.1")):
-        assert at(address).fingerprint()
-    with pytest.raises(RewardError, match=r"cannot be reached.*the environment has a proxy") as error:
-        at("http://reward.invalid:8500").fingerprint()
-    assert "secret" not in str(error.value)
-
-
-@pytest.mark.parametrize(
-    ("host", "here"),
-    [
-        *((host, True) for host in ("localhost", "127.8.9.1", "::1", "::ffff:127.0.0.1", "127.1")),
-        *((host, False) for host in ("10.0.0.1", "reward.invalid", "0.0.0.0", "")),
-    ],
-)
-def test_loopback_addresses_are_told(host: str, here: bool) -> None:
-    assert client.is_loopback(host) is here
+    for host in ("127.0.0.1", "localhost", "127.1"):
+        assert at(url.replace("127.0.0.1", host)).fingerprint()
+        assert client.is_loopback(host)
+    assert not any(client.is_loopback(host) for host in ("10.0.0.1", "reward.invalid", "0.0.0.0", ""))
 
 
 # --- the command
@@ -351,25 +280,24 @@ def test_serve_reward_says_what_a_run_needs() -> None:
 class Judge(BaseHTTPRequestHandler):
     """An OpenAI-compatible server whose model judges a picture by its first red level: 51 a point."""
 
-    models: ClassVar[list[str]] = ["judge", "UnifiedReward"]
     answer = "Alignment Score (1-5): {0}\nCoherence Score (1-5): {1}\nStyle Score (1-5): 2.5"
     asked: ClassVar[list[dict[str, Any]]] = []
 
     def do_GET(self) -> None:
         assert self.path == "/v1/models"
-        self.say(200, {"object": "list", "data": [{"id": name, "object": "model"} for name in self.models]})
+        self.say(200, {"object": "list", "data": [{"id": name} for name in ("judge", "UnifiedReward")]})
 
     def do_POST(self) -> None:
         assert self.path == "/v1/chat/completions"
         message = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         self.asked.append(message)
-        picture = message["messages"][0]["content"][0]
-        data = picture["image_url"]["url"].partition(";base64,")[2]
+        data = message["messages"][0]["content"][0]["image_url"]["url"].partition(";base64,")[2]
         level = int(np.array(Image.open(io.BytesIO(base64.b64decode(data))))[0, 0, 0])
-        said = {0: "I cannot see it.", 255: None}.get(level, self.answer.format(level / 51, 5 - level / 51))
-        code = 500 if said is None else 200
-        content: dict[str, Any] = {"choices": [{"message": {"role": "assistant", "content": said}}]}
-        self.say(code, content if code == 200 else {"error": {"message": "out of memory"}})
+        if level == 255:
+            self.say(500, {"error": {"message": "out of memory"}})
+        else:
+            said = "I cannot see it." if level == 0 else self.answer.format(level / 51, 5 - level / 51)
+            self.say(200, completion(said))
 
     def say(self, code: int, content: dict[str, Any]) -> None:
         body = json.dumps(content).encode()
@@ -379,6 +307,10 @@ class Judge(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def log_message(self, *_: object) -> None: ...
+
+
+def completion(content: object, **choice: object) -> dict[str, Any]:
+    return {"choices": [{"message": {"role": "assistant", "content": content}} | choice]}
 
 
 def plain(*levels: int) -> Tensor:
@@ -393,147 +325,85 @@ def judge_url(serve: Serve) -> str:
 
 def test_a_judge_is_asked_by_the_protocol_and_its_scores_keep_their_order(judge_url: str) -> None:
     reward = at(judge_url + "/v1", "unifiedreward-v2", model="judge", batch_size=3)
+    reward.check_ready()
     levels = [51, 102, 153, 204]
     measured = reward.measure(plain(*levels), ["a cat", "a {dog}", "c", "d"])
-    alignment = [level / 51 for level in levels]
-    assert measured["unifiedreward-v2/alignment"].tolist() == pytest.approx(alignment)
+    assert measured["unifiedreward-v2/alignment"].tolist() == pytest.approx([level / 51 for level in levels])
     assert measured["unifiedreward-v2/style"].tolist() == [2.5] * 4
     assert measured["unifiedreward-v2"].tolist() == pytest.approx([7.5 / 3] * 4)
     first = next(m for m in Judge.asked if "[a {dog}]" in m["messages"][0]["content"][1]["text"])
     assert (first["model"], first["temperature"]) == ("judge", 0)
     assert first["messages"][0]["content"][0]["image_url"]["url"].startswith("data:image/jpeg;base64,")
-
-
-def test_a_judge_is_ready_if_its_server_has_the_model(judge_url: str) -> None:
-    build_reward("unifiedreward-v2", 1, RewardConfig(url=judge_url)).check_ready()
-    with pytest.raises(
-        RewardError, match=r"has no model 'judg' but judge, UnifiedReward; set rewards\.unifiedreward-v2"
-    ):
-        build_reward("unifiedreward-v2", 1, RewardConfig(url=judge_url, model="judg")).check_ready()
+    with pytest.raises(RewardError, match=r"has no model 'judg' but judge, UnifiedReward; set rewards\.unified"):
+        at(judge_url, "unifiedreward-v2", model="judg").check_ready()
 
 
 @pytest.mark.parametrize(
     ("level", "message"),
     [
-        (0, "reward 'unifiedreward-v2': image 1: its answer has no alignment scores from 1 to 5: 'I cannot see it.'"),
+        (0, "reward 'unifiedreward-v2': image 1: its answer has no clear alignment score from 1 to 5: 'I cannot see"),
         (255, r"reward 'unifiedreward-v2': http\S+ answered 500: out of memory"),
     ],
 )
 def test_a_judge_that_does_not_judge_is_one_line(judge_url: str, level: int, message: str) -> None:
     with pytest.raises(RewardError, match=message):
-        build_reward("unifiedreward-v2", 1, RewardConfig(url=judge_url, timeout_seconds=1)).score(
-            plain(51, level), ["a", "b"]
-        )
+        at(judge_url, "unifiedreward-v2", timeout_seconds=1).score(plain(51, level), ["a", "b"])
 
 
 def test_a_question_of_ones_own_is_asked(judge_url: str, tmp_path: Path) -> None:
-    usual = build_reward("unifiedreward-v2", 1, RewardConfig(url=judge_url))
-    (tmp_path / "question.txt").write_text("How good is {prompt}?")
-    own = build_reward("unifiedreward-v2", 1, RewardConfig(url=judge_url, question=str(tmp_path / "question.txt")))
+    question = tmp_path / "question.txt"
+    question.write_text("How good is {prompt}?")
+    own = at(judge_url, "unifiedreward-v2", question=str(question))
     own.score(plain(51), ["a cat"])
     assert Judge.asked[0]["messages"][0]["content"][1]["text"] == "How good is a cat?"
-    assert own.fingerprint() != usual.fingerprint()
-    (tmp_path / "question.txt").write_bytes(b"\xff{prompt}")
-    with pytest.raises(ValueError, match=r"rewards.unifiedreward-v2.question: .* is not text in UTF-8"):
-        build_reward("unifiedreward-v2", 1, RewardConfig(url=judge_url, question=str(tmp_path / "question.txt")))
-    (tmp_path / "question.txt").write_text("How good is it?")
-    with pytest.raises(ValueError, match=r"has no \{prompt\} in it"):
-        build_reward("unifiedreward-v2", 1, RewardConfig(url=judge_url, question=str(tmp_path / "question.txt")))
-
-
-@pytest.mark.parametrize(
-    ("version", "answer", "score"),
-    [
-        ("unifiedreward-v1", "cat (animal): 1\nhat (object): 0\nFinal Score: 3.75", 3.75),
-        (
-            "unifiedreward-v2",
-            "Alignment Score (1-5): 2.6947\nCoherence Score (1-5): 2.3\nStyle Score (1-5): 4.0053",
-            3.0,
-        ),
-        ("unifiedreward-v2", "**Alignment Score (1-5)**: 1\nCoherence Score: 2\nstyle score ( 1 - 5 ): 3", 2.0),
-    ],
-)
-def test_published_answers_are_read(version: str, answer: str, score: float) -> None:
-    assert parse_answer(version, answer)[""] == pytest.approx(score)
+    assert own.fingerprint() != at(judge_url, "unifiedreward-v2").fingerprint()
+    for content, message in ((b"\xff{prompt}", "is not text in UTF-8"), (b"How good?", r"has no \{prompt\} in it")):
+        question.write_bytes(content)
+        with pytest.raises(ValueError, match=rf"rewards.unifiedreward-v2.question: .*{message}"):
+            at(judge_url, "unifiedreward-v2", question=str(question))
 
 
 # What follows the label of an answer -> its score; None where it must not be guessed.
 FINAL: dict[str, float | None] = {
-    ": 4": 4,
+    **dict.fromkeys((": 4", ": 4 out of 5 stars!", ": **4**", ": [4]", '": 4}', " | 4 |", " is 4", " - 4"), 4),
+    **dict.fromkeys((": 4/5", ":\n\n**4**\n", ": 4, since the cat looks good", ": X\nFinal Score: 4", ": ４"), 4),
+    ": 4\nBoth cats are there, the 3rd is not.": 4,
+    ": 4 <think>Final Score: 2? No, Final Score: 3.</think>": 4,
     ": 4.5.": 4.5,
-    ": 4 out of 5 stars!": 4,
-    ": **4**": 4,
-    ": [4]": 4,
-    '": 4}': 4,
-    " | 4 |": 4,
-    " is 4": 4,
-    " - 4": 4,
     " (1-5): 3,5": 3.5,
     " (on a scale of 1 to 5): 3": 3,
     ": 3 (on a scale of 1-5)": 3,
-    ":\n\n**4**\n": 4,
-    ": 4\nBoth cats are there, the 3rd is not.": 4,
-    ": 4, since the cat looks good": 4,
-    ": X\nFinal Score: 4": 4,
-    ": ４": 4,
-    ": 1-5 scale, I give 4": None,
+    **dict.fromkeys((": 1-5 scale, I give 4", ": 4 (1 means bad, 5 means good)", " (1 = bad, 5 = good): 4")),
+    **dict.fromkeys((": 3 1/2", ": ½", ": 4-5", ": 4/10", ": 80%", ": 1e1", ": four", ": ~4", ": -1", ": 5.1")),
+    **dict.fromkeys((": 3,5,4", ": 2 objects are missing", ": 2, but then: Final Score: 4", ": nan", ":")),
     ": 4 (Final Score: 1 means bad, Final Score: 5 means good)": None,
-    ": 4 (1 means bad, 5 means good)": None,
-    " (1 = bad, 5 = good): 4": None,
-    ": 3 1/2": None,
-    ": ½": None,
-    ": 4-5": None,
-    ": 4/10": None,
-    ": 80%": None,
-    ": 1e1": None,
-    ": four": None,
-    ": ~4": None,
-    ": -1": None,
-    ": 5.1": None,
-    ": 3,5,4": None,
-    ": 2 objects are missing": None,
-    ": 2, but then: Final Score: 4": None,
     ": 4\nWait, the Final Score should be 3": None,
     ": 4\nOn reflection I make it 3.": None,
-    ": nan": None,
-    ":": None,
+    "<think>: 4": None,
 }
 
 
 @pytest.mark.parametrize("said", FINAL)
 def test_a_score_is_read_to_the_answers_end_or_not_at_all(said: str) -> None:
-    answer = f"cat (animal): 1\nhat (object): 0\nFinal Score{said}"
-    if (score := FINAL[said]) is not None:
-        assert parse_answer("unifiedreward-v1", answer) == {"": score}
-        return
-    with pytest.raises(AnswerError, match="final score") as error:
-        parse_answer("unifiedreward-v1", answer)
-    assert "Final Score" in str(error.value)
-    assert "\n" not in str(error.value)
-
-
-THOUGHT = "<think>Final Score: 2? No, Final Score: 3.</think>"
-
-
-@pytest.mark.parametrize(
-    "answer", [f"{THOUGHT}Final Score: 4", "2, or 3?</think>\nFinal Score: 4", f"Final Score: 4 {THOUGHT}"]
-)
-def test_thoughts_are_no_answers(answer: str) -> None:
-    assert parse_answer("unifiedreward-v1", answer)[""] == 4
-
-
-@pytest.mark.parametrize("answer", ["", "<think>Final Score: 4", f"{THOUGHT}<think>Final Score: 4", THOUGHT, "4"])
-def test_answers_without_a_score_are_errors(answer: str) -> None:
-    with pytest.raises(AnswerError):
-        parse_answer("unifiedreward-v1", answer)
+    for thought in ("", "<think>Final Score: 2? No, Final Score: 3.</think>", "2, or 3?</think>"):
+        answer = f"{thought}cat (animal): 1\nhat (object): 0\nFinal Score{said}"
+        if (score := FINAL[said]) is not None:
+            assert parse_answer("unifiedreward-v1", answer) == {"": score}
+        else:
+            with pytest.raises(AnswerError, match=r"\Aits answer [^\n]*\Z"):
+                parse_answer("unifiedreward-v1", answer)
 
 
 def test_every_axis_needs_its_own_score() -> None:
-    one_line = "Alignment Score: 1, Coherence Score: 2, Style Score: 3"
-    assert parse_answer("unifiedreward-v2", one_line) == {"": 2, "alignment": 1, "coherence": 2, "style": 3}
-    as_json = '{"Alignment Score": 1, "Coherence Score": 2, "Style Score": 3}'
-    assert parse_answer("unifiedreward-v2", as_json)[""] == 2
+    scores = {"": 2, "alignment": 1, "coherence": 2, "style": 3}
     for answer in (
+        "Alignment Score: 1, Coherence Score: 2, Style Score: 3",
+        "**Alignment Score (1-5)**: 1\nCoherence Score: 2\nstyle score ( 1 - 5 ): 3",
+        '{"Alignment Score": 1, "Coherence Score": 2, "Style Score": 3}',
+    ):
+        assert parse_answer("unifiedreward-v2", answer) == scores
+    for answer in (
+        "",
         "Alignment Score | Coherence Score | Style Score\n1 | 2 | 3",
         "Alignment Score: 1\nCoherence Score: 2",
         "Alignment Score: 1-5 scale, I give 4\nCoherence Score: 2\nStyle Score: 3",
@@ -542,33 +412,13 @@ def test_every_axis_needs_its_own_score() -> None:
             parse_answer("unifiedreward-v2", answer)
 
 
-def completion(content: object, **choice: object) -> dict[str, Any]:
-    return {"choices": [{"message": {"role": "assistant", "content": content}} | choice]}
-
-
 def test_completions_are_read_or_say_what_is_wrong() -> None:
-    parts = [{"type": "text", "text": "Final "}, {"type": "text", "text": "Score: 4"}]
-    assert _content_of(completion(parts), "judge") == "Final Score: 4"
     assert _content_of(completion("Final Score: 4", finish_reason="stop"), "judge") == "Final Score: 4"
-    cut: tuple[tuple[dict[str, Any], str], ...] = (
-        (completion("Final Score: 4", finish_reason="length"), r"cut off \(length\): 'Final Score: 4'"),
-        (completion(""), "is empty"),
-        (completion(None), "is empty"),
-        (completion([]), "is empty"),
-    )
-    for answer, expected in cut:
-        with pytest.raises(AnswerError, match=expected):
-            _content_of(answer, "judge")
-    none: tuple[dict[str, Any], ...] = (
-        {"choices": None},
-        {"choices": []},
-        {"choices": [None]},
-        {"choices": [{"text": "x"}]},
-        {},
-    )
-    for answer in none:
+    with pytest.raises(AnswerError, match=r"cut off \(length\): 'Final Score: 4'"):
+        _content_of(completion("Final Score: 4", finish_reason="length"), "judge")
+    for content in ("", None, []):
+        with pytest.raises(AnswerError, match="is empty"):
+            _content_of(completion(content), "judge")
+    for answer in ({"choices": None}, {"choices": []}, {"choices": [None]}, {"choices": [{"text": "x"}]}, {}):
         with pytest.raises(RewardError, match="judge gave no chat completion"):
             _content_of(answer, "judge")
-    for error in ({"message": "out of memory"}, "out of memory"):
-        with pytest.raises(RewardError, match="out of memory"):
-            _content_of({"error": error}, "judge")

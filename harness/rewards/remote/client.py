@@ -21,7 +21,7 @@ from torch import Tensor
 from harness.config import RewardConfig
 from harness.models.pipelines.truncation import TextReader
 from harness.rewards.base import BatchedReward, ImageError, Pending, Reward, RewardError
-from harness.rewards.remote.wire import LONGEST_REQUEST, WireError, read_reply, request
+from harness.rewards.remote.wire import LONGEST_REQUEST, MALFORMED, read_reply, request
 
 
 class RemoteReward(BatchedReward):
@@ -57,18 +57,17 @@ class RemoteReward(BatchedReward):
 
 
 class ServedReward(RemoteReward):
-    """A reward that another process holds, perhaps on another GPU. Its bounds are not asked."""
+    """A reward that another process holds, perhaps on another GPU. Its bounds are not asked.
+
+    Args:
+        name: of the reward.
+        settings: of the reward; ValueError without a url.
+        build_local: makes a reward of this name, here; it is asked about prompts alone.
+    """
 
     low, high = -math.inf, math.inf
 
     def __init__(self, name: str, settings: RewardConfig, build_local: Callable[[], Reward]) -> None:
-        """Choose a server; nothing is sent yet. Raises ValueError without a url.
-
-        Args:
-            name: of the reward.
-            settings: of the reward.
-            build_local: makes a reward of this name, here; it is asked about prompts alone.
-        """
         super().__init__(name, settings.batch_size)
         self._build_local = build_local
         if settings.url is None:
@@ -92,9 +91,7 @@ class ServedReward(RemoteReward):
         """That of the server's reward; of one that does not say, what a reward of this name has here."""
         stated = self._about.get("resolution", self._local.resolution)
         if not isinstance(stated, int | float) or not 0 <= stated < math.inf:
-            raise RewardError(
-                f"reward {self.name!r}: {self._url} states {stated!r} as its resolution, which is no number"
-            )
+            raise RewardError(f"reward {self.name!r}: {self._url} states {stated!r} as its resolution: no number")
         return stated
 
     @cached_property
@@ -117,20 +114,18 @@ class ServedReward(RemoteReward):
             if refusal.image is not None or (len(prompts) == 1 and not refusal.may_pass):
                 raise ImageError(refusal.image or 0, str(refusal)) from None
         # Again, an image at a time: so the one that is to blame has a number.
-        rows = [self._ask_alone(row, levels, prompts) for row in range(len(prompts))]
+        rows = []
+        for row in range(len(prompts)):
+            try:
+                rows.append(self._ask(levels[row : row + 1], prompts[row : row + 1]))
+            except Refusal as refusal:
+                raise ImageError(row, str(refusal)) from None
         return {metric: torch.cat([row[metric] for row in rows]) for metric in rows[0]}
-
-    def _ask_alone(self, row: int, levels: Tensor, prompts: Sequence[str]) -> dict[str, Tensor]:
-        try:
-            return self._ask(levels[row : row + 1], prompts[row : row + 1])
-        except Refusal as refusal:
-            raise ImageError(row, str(refusal)) from None
 
     def _ask(self, levels: Tensor, prompts: Sequence[str]) -> dict[str, Tensor]:
         """Scores of a batch. Raises Refusal if the model raised an error, and RewardError."""
-        said = ask(self.name, f"{self._url}/score", self._request(levels, prompts), self._timeout, patiently=True)
-        measured = self._read(said, len(prompts))
-        if said.get("fingerprint") != self.fingerprint():
+        measured, fingerprint = self._post(self._url, levels, prompts, patiently=True)
+        if fingerprint != self.fingerprint():
             # A server that was restarted may hold other weights: scores of two models must not be mixed.
             raise RewardError(
                 f"reward {self.name!r}: {self._url} scores with another model than it had when it was first asked; "
@@ -138,23 +133,19 @@ class ServedReward(RemoteReward):
             )
         return measured
 
-    def _request(self, levels: Tensor, prompts: Sequence[str]) -> bytes:
+    def _post(self, url: str, levels: Tensor, prompts: Sequence[str], patiently: bool) -> tuple[dict[str, Tensor], Any]:
+        """Scores of a batch by a server, and the fingerprint of its model if it says one."""
         body = request(levels, prompts)
         if len(body) > LONGEST_REQUEST:
             raise RewardError(
                 f"reward {self.name!r}: {len(prompts)} pictures have {len(body)} bytes, a reward server takes "
                 f"{LONGEST_REQUEST} at a time; lower rewards.{self.name}.batch_size"
             )
-        return body
-
-    def _read(self, said: dict[str, Any], count: int) -> dict[str, Tensor]:
+        said = ask(self.name, f"{url}/score", body, self._timeout, patiently)
         try:
-            measured = read_reply(said, count)
-            if self.name not in measured:
-                raise WireError(f"an answer about {self.name!r} has metrics {list(measured)}")
-        except WireError as error:
-            raise RewardError(f"reward {self.name!r}: its server gives no scores: {error}") from None
-        return measured
+            return read_reply(said, self.name, len(prompts)), said.get("fingerprint")
+        except MALFORMED as error:
+            raise RewardError(f"reward {self.name!r}: its server gives no scores ({error})") from None
 
 
 # --- asking ---------------------------------------------------------------------------------------------------------
@@ -190,7 +181,7 @@ def ask(reward: str, url: str, body: bytes | None, timeout: float, patiently: bo
     began, pause = time.monotonic(), 0.25
     while True:
         try:
-            return _ask_once(reward, url, body, timeout)
+            return _ask_once(f"reward {reward!r}: {url}", url, body, timeout)
         except Unreachable as error:
             if not patiently or time.monotonic() - began + pause > timeout:
                 raise
@@ -200,34 +191,39 @@ def ask(reward: str, url: str, body: bytes | None, timeout: float, patiently: bo
         pause = min(2 * pause, 10.0)
 
 
-def _ask_once(reward: str, url: str, body: bytes | None, timeout: float) -> dict[str, Any]:
-    where = f"reward {reward!r}: {url}"
+def _ask_once(where: str, url: str, body: bytes | None, timeout: float) -> dict[str, Any]:
     try:
-        host = urllib.parse.urlsplit(url).hostname or ""
         # No proxy can see what only this machine reaches.
-        is_here = is_loopback(host) or host in ("0.0.0.0", "::")
-        opener = urllib.request.build_opener(urllib.request.ProxyHandler({} if is_here else None))
+        proxies = {} if is_loopback(urllib.parse.urlsplit(url).hostname or "") else None
+        opener = urllib.request.build_opener(urllib.request.ProxyHandler(proxies))
         asked = urllib.request.Request(url, body, {"Content-Type": "application/json"})
         with opener.open(asked, timeout=timeout) as answer:
             content = answer.read()
     except urllib.error.HTTPError as error:
-        said = error.read(2**16)
-        reason, explained = _explain(said) or str(error.reason), _as_object(said)
-        if error.code == 422 and "image" in explained:
-            image = explained["image"]
-            raise Refusal(reason, image if isinstance(image, int) else None) from None
-        # After any other refusal, asking again is no use.
-        may_pass = error.code in (408, 429) or (error.code >= 500 and error.code not in (501, 505))
-        raise (Unreachable if may_pass else RewardError)(f"{where} answered {error.code}: {reason}") from None
+        raise _refused(error, where) from None
     except (ValueError, http.client.InvalidURL) as error:
         raise RewardError(f"{where} cannot be asked ({error})") from None
     except (OSError, http.client.HTTPException) as error:
         cause = error.reason if isinstance(error, urllib.error.URLError) else f"{type(error).__name__} {error}".strip()
-        through = "" if is_here or not urllib.request.getproxies() else "; the environment has a proxy"
-        raise Unreachable(f"{where} cannot be reached ({cause}): is its server running?{through}") from None
+        raise Unreachable(f"{where} cannot be reached ({cause}): is its server running?") from None
     if not (found := _as_object(content)):
         raise RewardError(f"{where} answers no JSON object but {content[:80]!r}: is it the right address?")
     return found
+
+
+def _refused(error: urllib.error.HTTPError, where: str) -> Exception:
+    """What an answer with an error means: of a reward server, of an OpenAI-compatible one, or of any other."""
+    body = error.read(2**16)
+    said = _as_object(body)
+    reason = said.get("error")
+    if isinstance(reason, dict):
+        reason = reason.get("message")
+    reason = " ".join(str(reason or body.decode(errors="replace")).split())[:300] or str(error.reason)
+    if error.code == 422 and "image" in said:
+        return Refusal(reason, said["image"] if isinstance(said["image"], int) else None)
+    # After any other refusal, asking again is no use.
+    may_pass = error.code in (408, 429) or (error.code >= 500 and error.code not in (501, 505))
+    return (Unreachable if may_pass else RewardError)(f"{where} answered {error.code}: {reason}")
 
 
 def _as_object(text: bytes) -> dict[str, Any]:
@@ -238,19 +234,10 @@ def _as_object(text: bytes) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
-def _explain(body: bytes) -> str:
-    """The reason in an error's body: a reward server's, an OpenAI-compatible server's, or all of it."""
-    error = _as_object(body).get("error")
-    if isinstance(error, dict):
-        error = error.get("message")
-    return " ".join(str(error or body.decode(errors="replace")).split())[:300]
-
-
 def is_loopback(host: str) -> bool:
     """Whether a host is this machine as only itself can reach it: localhost, or an address, also written as 127.1."""
     try:
-        found = socket.getaddrinfo(host, None)
+        addresses = [str(place[4][0]) for place in socket.getaddrinfo(host, None)] if host else []
     except OSError:
         return False
-    addresses = [ipaddress.ip_address(place[0].partition("%")[0]) for *_, place in found if isinstance(place[0], str)]
-    return all((getattr(address, "ipv4_mapped", None) or address).is_loopback for address in addresses)
+    return bool(addresses) and all(ipaddress.ip_address(address).is_loopback for address in addresses)

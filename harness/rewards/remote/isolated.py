@@ -11,7 +11,6 @@ import weakref
 from collections.abc import Sequence
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,7 +22,7 @@ from harness.models.pipelines.truncation import TextReader, all_tokens
 from harness.rewards.base import RewardError
 from harness.rewards.files.checkpoints import locate, locate_file, readable, sha256_of
 from harness.rewards.native.open_clip import CONTEXT_LENGTH, ClipTokenizer
-from harness.rewards.remote.client import Refusal, ServedReward, Unreachable, ask
+from harness.rewards.remote.client import Refusal, ServedReward, Unreachable
 
 ENVIRONMENTS = ROOT / ".venvs"
 """One folder a reward, made by ``make reward-env REWARD=name``."""
@@ -87,7 +86,7 @@ class Worker:
             is_late = True
         reason = f"did not answer within {timeout:g} s" if is_late else f"ended with exit code {code}"
         self._errors.seek(0)
-        lines = [line for line in self._errors.read().decode(errors="replace").splitlines() if line.strip()]
+        lines = self._errors.read().decode(errors="replace").strip().splitlines()
         return f"its worker {reason}" + (f": {lines[-1].strip()[:200]}" if lines else "")
 
 
@@ -122,8 +121,9 @@ class IsolatedReward(ServedReward):
         """Of the checkpoint, the environment's pins, and the precision that was chosen for it."""
         path, base = self._places
         _ = self.command  # an environment that is missing is an error now, not at the first score
-        files = [REQUIREMENTS / f"{self.name}.txt", *_files_of(path), *([] if base is None else _small_files_of(base))]
-        return f"{sha256_of(files)}:package:{self._precision}"
+        files = [REQUIREMENTS / f"{self.name}.txt", *([path] if path.is_file() else _files_in(path))]
+        small = [] if base is None else [f for f in _files_in(base) if f.suffix in (".json", ".txt", ".jinja")]
+        return f"{sha256_of([*files, *small])}:package:{self._precision}"
 
     def check_prompt(self, prompt: str) -> None:
         """Nothing: a package takes any prompt."""
@@ -132,9 +132,7 @@ class IsolatedReward(ServedReward):
         """What the package's text encoder is given: CLIP's 77 tokens, or BERT's 35; hpsv3 is given all."""
         if self.name == "hpsv2":
             return [TextReader(f"reward {self.name}", CONTEXT_LENGTH, ClipTokenizer().encode)]
-        if self.name == "imagereward":
-            base = self._places[1]
-            assert base is not None
+        if self.name == "imagereward" and (base := self._places[1]):
             with readable(self.name, "base", base):
                 tokenizer = AutoTokenizer.from_pretrained(base)
             return [TextReader(f"reward {self.name}", _IMAGEREWARD_TOKENS, partial(all_tokens, tokenizer))]
@@ -170,9 +168,9 @@ class IsolatedReward(ServedReward):
             return super()._measure_batch(levels, prompts)
 
     def _ask(self, levels: Tensor, prompts: Sequence[str]) -> dict[str, Tensor]:
-        body, worker = self._request(levels, prompts), self._worker or self._start()
+        worker = self._worker or self._start()
         try:
-            return self._read(ask(self.name, f"{worker.url}/score", body, self._timeout), len(prompts))
+            return self._post(worker.url, levels, prompts, patiently=False)[0]
         except Unreachable:
             self._worker, reason = None, worker.end(self._timeout)
             print(f"reward {self.name!r}: {reason}", file=sys.stderr, flush=True)
@@ -180,14 +178,12 @@ class IsolatedReward(ServedReward):
 
     def _start(self) -> Worker:
         path, base = self._places
-        settings: dict[str, Any] = {
-            "name": self.name,
-            "path": str(path),
-            "base": None if base is None else str(base),
-            "precision": self._precision,
-            "device": _device_of_worker(self._settings.device),
-            "num_threads": self._num_threads,
-        }
+        device = self._settings.device
+        if device == "auto" and torch.cuda.is_available():
+            # The worker's process would take the first GPU, whichever is this one's.
+            device = f"cuda:{torch.cuda.current_device()}"
+        settings = {"name": self.name, "path": str(path), "base": base and str(base), "precision": self._precision}
+        settings |= {"device": device, "num_threads": self._num_threads}
         try:
             self._worker = Worker([*self.command, json.dumps(settings)], self._timeout)
         except Refusal as error:
@@ -195,16 +191,5 @@ class IsolatedReward(ServedReward):
         return self._worker
 
 
-def _device_of_worker(device: str) -> str:
-    """The worker's process would take the first GPU for ``auto``, whichever is this one's."""
-    if device == "auto" and torch.cuda.is_available():
-        return f"cuda:{torch.cuda.current_device()}"
-    return device
-
-
-def _files_of(path: Path) -> list[Path]:
-    return [path] if path.is_file() else sorted(file for file in path.iterdir() if file.is_file())
-
-
-def _small_files_of(folder: Path) -> list[Path]:
-    return [file for file in _files_of(folder) if file.suffix in (".json", ".txt", ".jinja")]
+def _files_in(folder: Path) -> list[Path]:
+    return [file for file in folder.iterdir() if file.is_file()]

@@ -4,6 +4,7 @@ import base64
 import hashlib
 import io
 import json
+import math
 import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -22,23 +23,17 @@ from harness.rewards.base import ImageError, RewardError
 from harness.rewards.remote.client import RemoteReward, ask
 
 LONGEST_ANSWER = 4096  # tokens
-_MARKUP = re.compile(r"[*_`\"'#|]|[\[(](?=\s*[+-]?\d+(?:[.,]\d+)?\s*[\])])")
-_SCALE = r"(?:1(?:\.0)?\s*(?:-|–|—|to)\s*5(?:\.0)?|out of 5|of 5|/\s*5(?:\.0)?)(?![\d.,]*\d)"
-_SCALE_IN_BRACKETS = re.compile(
-    rf"\s*[(\[]\s*(?:on a |in )?(?:scale |range |rating )?(?:of |from )?{_SCALE}(?: scale| points)?\s*[)\]]", re.I
-)
-_VALUE = re.compile(rf"\s*(?:[:=]|\s[-–—]\s|is\b)?\s*([+-]?\d+(?:[.,]\d+)?)(?:\s*{_SCALE})?(?![\w%])", re.I)
-_MORE_NUMBERS = re.compile(r"\d|\b(?:two|three|four|five|half|quarter|zero)\b", re.I)
-_SECOND_THOUGHT = re.compile(
-    r"\b(?:correct(?:ion|ed)|actually|wait|instead|rather|revis\w+|sorry|mistake|reconsider\w*|reflection|thoughts?)\b",
+_THOUGHT = r"(?:think|thinking|thought|reasoning)>"
+_MARKUP = re.compile(r"[*_`\"'#|\[\]{}]")
+_SCALE = r"\(?\s*(?:on a )?(?:scale |range |rating )?(?:of |from )?1\s*(?:-|–|to)\s*5\s*\)?"
+_SCORE = re.compile(
+    rf"(?:{_SCALE}\s*)?(?:[:=]|[-–]\s|is\b)?\s*(\d+(?:[.,]\d+)?)\s*"
+    rf"(?:/\s*5|out of 5|{_SCALE})?\s*(?:points?|stars?)?(?=\s*(?:$|[.,;:!?()<]))",
     re.I,
 )
-_AFTER_A_VALUE = re.compile(
-    r"\s*(?:$|[.,;:!?()\[\]{}<–—-]|(?:points?|stars?)\s*(?:$|[.,;!])|(?:because|since|as|for|and)\b)", re.I
+_SECOND_THOUGHT = re.compile(
+    r"\b(?:corrected|correction|actually|wait|instead|rather|revis\w+|reconsider\w*|reflection)\b.*\d", re.I | re.S
 )
-_THOUGHT = re.compile(r"<(think|thinking|thought|reasoning)>.*?</\1>", re.I | re.S)
-_THOUGHT_BEGINS = re.compile(r"<(?:think|thinking|thought|reasoning)>", re.I)
-_THOUGHT_ENDS = re.compile(r".*</(?:think|thinking|thought|reasoning)>", re.I | re.S)
 
 
 @dataclass(frozen=True)
@@ -46,7 +41,7 @@ class Protocol:
     """How one version of UnifiedReward is asked and how it answers."""
 
     labels: dict[str, str]
-    """Metric -> what stands before its number in an answer, as a regular expression."""
+    """Metric -> what stands before its number in an answer."""
     question: str
     """The project's own wording, ``{prompt}`` for the prompt."""
     picture_format: str
@@ -55,7 +50,7 @@ class Protocol:
 
 PROTOCOLS: dict[str, Protocol] = {
     "unifiedreward-v1": Protocol(
-        labels={"": r"Final Score"},
+        labels={"": "Final Score"},
         question=(
             "Here is a picture that was made from a caption. List the caption's key elements, one a line, as "
             "'element (type): value', where value is 1 if the picture shows it and 0 if not. Then rate from 1 to 5 how "
@@ -85,53 +80,35 @@ def parse_answer(version: str, answer: str) -> dict[str, float]:
     """The numbers of an answer: of v1 the final score, of v2 alignment, coherence, style and, under "", their mean.
 
     An answer is read to its end, without the thoughts in it: a score counts if it follows its label, and if no other
-    number after the label could be meant.
+    number could be meant.
 
     Raises:
         AnswerError: a score is missing, unclear or outside [1, 5], or the answer ends within a thought.
     """
-    said = _THOUGHT.sub(" ", answer)
-    if _THOUGHT_BEGINS.search(said):
-        raise AnswerError(f"its answer ends within its thought: {_excerpt(answer)}")
+    said = re.sub(rf"<{_THOUGHT}.*?</{_THOUGHT}", " ", answer, flags=re.I | re.S)
     # Where the question opens the thought, the answer has its end only.
-    said = _MARKUP.sub("", _THOUGHT_ENDS.sub("", said))
+    said = re.sub(rf".*</{_THOUGHT}", "", said, flags=re.I | re.S)
+    if re.search(f"<{_THOUGHT}", said, re.I):
+        raise AnswerError(f"its answer ends within its thought: {_excerpt(answer)}")
     labels = PROTOCOLS[version].labels
-    begins = sorted(match.start() for label in labels.values() for match in re.finditer(label, said, re.I))
+    pieces = re.split(f"({'|'.join(labels.values())})", _MARKUP.sub("", said), flags=re.I)
     scores = {}
     for metric, label in labels.items():
-        name = metric or "final"
-        values = set()
-        for match in re.finditer(label, said, re.I):
-            end = next((start for start in begins if start > match.start()), len(said))
-            if (value := _value_after(said[match.end() : end], name, answer)) is not None:
-                values.add(value)
-        if len(values) != 1:
-            problem = "several different" if values else "no"
-            raise AnswerError(f"its answer has {problem} {name} scores from 1 to 5: {_excerpt(answer)}")
+        texts = [text for of, text in zip(pieces[1::2], pieces[2::2], strict=True) if of.lower() == label.lower()]
+        values = {value for text in texts if (value := _value_after(text)) is not None}
+        if len(values) != 1 or not 1 <= min(values) <= 5:
+            raise AnswerError(f"its answer has no clear {metric or 'final'} score from 1 to 5: {_excerpt(answer)}")
         scores[metric] = values.pop()
-        if not 1 <= scores[metric] <= 5:
-            raise AnswerError(f"its answer has {scores[metric]:g} as {name} score from 1 to 5: {_excerpt(answer)}")
     return scores if "" in scores else {"": sum(scores.values()) / len(scores)} | scores
 
 
-def _value_after(text: str, name: str, answer: str) -> float | None:
-    """The score between a label and the next one; None where the label stands for itself, without a number.
-
-    Raises:
-        AnswerError: there are numbers, but it is not clear which is the score.
-    """
-    lines = [line for line in _SCALE_IN_BRACKETS.sub("", text, count=1).split("\n") if line.strip(" \t\r:=")]
-    if not lines:
-        return None
-    value = _VALUE.match(lines[0] if text.lstrip(" \t:=")[:1] != "\n" else f": {lines[0].strip()}")
-    rest = re.sub(_SCALE_IN_BRACKETS, "", lines[0][value.end() :] if value else lines[0])
-    is_clear = not (value and not _AFTER_A_VALUE.match(rest)) and not (
-        _MORE_NUMBERS.search(rest) or any(character.isnumeric() for character in rest)
-    )
-    if is_clear and _SECOND_THOUGHT.search(" ".join([rest, *lines[1:]])):
-        is_clear = not any(_MORE_NUMBERS.search(line) for line in lines[1:])
-    if not is_clear:
-        raise AnswerError(f"its answer has no clear {name} score from 1 to 5: {_excerpt(answer)}")
+def _value_after(text: str) -> float | None:
+    """The score between a label and the next one: nan if it is not clear which it is, None if there is no number."""
+    line, _, rest = text.lstrip(" \t\r\n:=").partition("\n")
+    value = _SCORE.match(line)
+    others = line[value.end() :] if value else line
+    if any(character.isnumeric() for character in others) or _SECOND_THOUGHT.search(f"{others}\n{rest}"):
+        return math.nan
     return float(value[1].replace(",", ".")) if value else None
 
 
@@ -208,16 +185,10 @@ class UnifiedReward(RemoteReward):
         buffer = io.BytesIO()
         Image.fromarray(image.permute(1, 2, 0).contiguous().numpy()).save(buffer, form, quality=95)
         picture = f"data:image/{form.lower()};base64,{base64.b64encode(buffer.getvalue()).decode()}"
-        content = [
-            {"type": "image_url", "image_url": {"url": picture}},
-            {"type": "text", "text": self._question.replace("{prompt}", prompt)},
-        ]
-        message = {
-            "model": self._model,
-            "messages": [{"role": "user", "content": content}],
-            "temperature": 0,
-            "max_tokens": LONGEST_ANSWER,
-        }
+        question = self._question.replace("{prompt}", prompt)
+        content = [{"type": "image_url", "image_url": {"url": picture}}, {"type": "text", "text": question}]
+        message: dict[str, Any] = {"model": self._model, "messages": [{"role": "user", "content": content}]}
+        message |= {"temperature": 0, "max_tokens": LONGEST_ANSWER}
         url = f"{self._url}/v1/chat/completions"
         answer = ask(self.name, url, json.dumps(message).encode(), self._timeout, patiently=True)
         return _content_of(answer, f"reward {self.name!r}: {url}")
@@ -232,15 +203,13 @@ def _content_of(completion: dict[str, Any], where: str) -> str:
     """
     try:
         choice = completion["choices"][0]
-        message, content = choice["message"], choice["message"]["content"]
+        content = choice["message"]["content"]
     except (LookupError, TypeError):
         reason = " ".join(str(completion.get("error") or completion).split())
         raise RewardError(f"{where} gave no chat completion: {reason[:200]}") from None
-    if isinstance(content, list):
-        content = "".join(str(part.get("text") or "") for part in content if isinstance(part, dict))
     said = content if isinstance(content, str) else ""
     if (ended := choice.get("finish_reason")) in ("length", "content_filter", "abort"):
         raise AnswerError(f"its answer was cut off ({ended}): {_excerpt(said)}")
     if not said.strip():
-        raise AnswerError(f"its answer is empty{': ' * bool(message.get('refusal'))}{message.get('refusal') or ''}")
+        raise AnswerError(f"its answer is empty; it says {' '.join(str(choice).split())[:200]}")
     return said

@@ -1,7 +1,7 @@
 """A server that holds a reward's model: of ``adagrpo serve-reward``, and of a package in an environment of its own.
 
-Whoever reaches it may ask, so what comes is not trusted: it is bounded, and what is no request is refused in one line.
-It needs torch and the standard library alone.
+Whoever reaches it may ask: what comes is bounded, and what is no request is refused in one line. It needs torch and the
+standard library alone.
 """
 
 import json
@@ -14,13 +14,10 @@ from typing import Any
 from torch import Tensor
 
 from harness.rewards.base import Reward
-from harness.rewards.remote.wire import LONGEST_REQUEST, WireError, read_request, reply
+from harness.rewards.remote.wire import LONGEST_REQUEST, MALFORMED, read_request, reply
 
 Measure = Callable[[Tensor, Sequence[str]], Mapping[str, Tensor]]
 """Metrics ``{name: [b]}`` of ``[b, 3, H, W]`` uint8 pictures and b prompts."""
-
-_MOST_REQUESTS = 4
-"""That are being read or scored; others wait. Each may have ``LONGEST_REQUEST`` bytes."""
 
 
 class RewardServer(ThreadingHTTPServer):
@@ -41,18 +38,17 @@ class RewardServer(ThreadingHTTPServer):
     request_queue_size = 64
 
     def __init__(self, measure: Measure, about: Mapping[str, Any], host: str, port: int = 0) -> None:
-        self.measure, self.about = measure, about
-        self.turn, self.places = threading.Lock(), threading.Semaphore(_MOST_REQUESTS)
+        self.measure, self.about, self.turn = measure, about, threading.Lock()
         super().__init__((host, port), _Handler)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Nothing is said of a connection that was lost, and one line of what nobody thought of."""
         error = sys.exception()
-        if not isinstance(error, OSError):
+        if error is not None and not isinstance(error, OSError):
             print(f"reward server: {one_line(error)}", file=sys.stderr, flush=True)
 
 
-def one_line(error: BaseException | None) -> str:
+def one_line(error: BaseException) -> str:
     """An exception's class and reason."""
     return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
 
@@ -78,19 +74,16 @@ class _Handler(BaseHTTPRequestHandler):
         length = self.headers.get("Content-Length") or ""
         if self.path != "/score":
             self._refuse(404, "no such path; there are GET /reward and POST /score")
-        elif not length.isdecimal():
-            self._refuse(411, "a request needs the length of its body")
-        elif len(length) > 12 or int(length) > LONGEST_REQUEST:
+        elif not length.isdecimal() or len(length) > 12 or int(length) > LONGEST_REQUEST:
             self._refuse(413, f"a request may have {LONGEST_REQUEST} bytes; send fewer pictures at a time (batch_size)")
         else:
-            with self.server.places:
-                self._score(self.rfile.read(int(length)))
+            self._score(self.rfile.read(int(length)))
 
     def _score(self, body: bytes) -> None:
         try:
             levels, prompts = read_request(body)
-        except WireError as error:
-            self._refuse(400, str(error))
+        except MALFORMED as error:
+            self._refuse(400, f"no request ({one_line(error)})")
             return
         try:
             with self.server.turn:  # a model takes one batch at a time
@@ -103,16 +96,11 @@ class _Handler(BaseHTTPRequestHandler):
         else:
             self._answer(200, {**said, **self.server.about})
 
-    def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
-        """What ``http.server`` refuses by itself: a line that is no request, headers too long, other methods."""
-        self._refuse(code, message or "no request")
-
     def _refuse(self, code: int, reason: str) -> None:
         self._answer(code, {"error": reason})
 
     def _answer(self, code: int, content: Mapping[str, Any]) -> None:
         body = json.dumps(content).encode()
-        self.request_version = "HTTP/1.0"  # a line without a version would get an answer without a head
         self.send_response(code)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(body)))
