@@ -14,7 +14,7 @@ from analysis.cells.variants import kind_of, name_variants
 from analysis.claims import VALIDATION_POINTS
 from analysis.runs.gallery import Gallery, read_gallery
 from analysis.runs.recorded import name_files, name_repeats
-from analysis.runs.runlog import CHOSEN_PROMPT, NUMBERS, RunLog, RunLogError, find_paths, read_directory
+from analysis.runs.runlog import CHOSEN_PROMPT, NUMBERS, SPLITS, RunLog, RunLogError, find_paths, read_directory
 from analysis.runs.shards import SUFFIX, read_shard, read_shard_gallery
 from harness.foundation.trained_reward import TrainedReward, trained_reward
 
@@ -27,6 +27,7 @@ SUMMARY_COLUMNS = [
 ]
 TRAINING_REWARD = "training_reward"
 """Metric of every evaluation: the trained reward, under one name whatever it is made of."""
+_CHOSEN = ("train", CHOSEN_PROMPT, True)
 _RUNS_AT_A_TIME = 50
 """Read by one process: no other is started for fewer."""
 
@@ -151,30 +152,62 @@ def load_logs(folder: Path, train_metrics: Collection[str] | None = None, skip_d
     )
 
 
+class _Series(NamedTuple):
+    """One metric of a split, of whole evaluations or of single prompts."""
+
+    rows: slice
+    iterations: np.ndarray
+    values: np.ndarray
+    """NaN for none."""
+
+
+_ByName = dict[tuple[str, str, bool], _Series]
+"""By split, metric, and whether it is of single prompts: each stands in one place of a run's numbers."""
+
+
 def _load(path: Path, train_metrics: Collection[str] | None) -> _Run:
     log = (read_directory if path.is_dir() else read_shard)(path)
-    reward = _training_reward(log, log.numbers.drop_columns("text").to_pandas())
-    numbers = pa.concat_tables([log.numbers, reward]).unify_dictionaries()
-    rows = numbers.drop_columns("text").to_pandas()
-    kept = rows["item"].isna()
-    if train_metrics is not None:
-        kept &= (rows["split"] != "train") | rows["metric"].isin(train_metrics)
-    single = rows[rows["item"].notna()]
-    before, trained = (single[(single["iteration"] > 0) == is_trained] for is_trained in (False, True))
-    num_prompts = rows[rows["metric"] == "num_prompts"]
-    is_chosen = pa.array(rows["metric"] == CHOSEN_PROMPT)
-    chosen = numbers.filter(is_chosen).combine_chunks()
+    series = _series(log.numbers)
+    trained = _training_reward(log, series)
+    reward = {(split, TRAINING_REWARD, of_prompts): one for (split, of_prompts), one in trained.items()}
+    is_kept = np.zeros(len(log.numbers), dtype=bool)
+    for (split, metric, of_prompts), one in series.items():
+        is_kept[one.rows] = not of_prompts and (split != "train" or train_metrics is None or metric in train_metrics)
+    whole = log.numbers.select(["split", "metric", "iteration", "value"])
+    name = pa.DictionaryArray.from_arrays(np.zeros(len(whole), dtype=np.int32), [TRAINING_REWARD])
+    renamed = whole.set_column(1, whole.schema.field("metric"), name)
+    rewards = [renamed[one.rows] for (_, of_prompts), one in trained.items() if not of_prompts]
+    chosen = log.numbers[series[_CHOSEN].rows if _CHOSEN in series else slice(0)].combine_chunks()
     return _Run(
-        summary=_identity(log) | _progress(log) | _costs(rows),
-        num_prompts=num_prompts.groupby("split", observed=True)["value"].last().astype(int).to_dict(),
+        summary=_identity(log) | _progress(log) | _costs(series),
+        num_prompts={
+            split: int(one.values[-1]) for (split, metric, _), one in series.items() if metric == "num_prompts"
+        },
         config=log.config,
         environment=log.environment,
-        whole=numbers.select(["split", "metric", "iteration", "value"]).filter(pa.array(kept)),
-        test_prompts=_by_prompt(trained, "test", 1),
-        validation_prompts=_by_prompt(trained, "validation", VALIDATION_POINTS),
-        untrained_prompts=_by_prompt(before, "validation", 1),
+        whole=pa.concat_tables([whole.filter(pa.array(is_kept)), *rewards]).unify_dictionaries(),
+        test_prompts=_by_prompt(series | reward, "test", 1),
+        validation_prompts=_by_prompt(series | reward, "validation", VALIDATION_POINTS),
+        untrained_prompts=_by_prompt(series | reward, "validation", 1, is_trained=False),
         chosen_prompts=ChosenPrompts(chosen["text"].dictionary_encode().combine_chunks(), chosen["value"].to_numpy()),
     )
+
+
+def _series(numbers: pa.Table) -> _ByName:
+    """A run's numbers as arrays: to select from these takes a tenth of what filters of tables do, and runs are many."""
+    if not len(numbers):
+        return {}
+    names = [numbers[name].combine_chunks() for name in ("split", "metric")]
+    keys = np.stack([*(column.indices.to_numpy() for column in names), numbers["item"].is_valid().to_numpy()])
+    starts = [0, *(np.flatnonzero((keys[:, 1:] != keys[:, :-1]).any(axis=0)) + 1)]
+    splits, metrics = (column.dictionary.to_pylist() for column in names)
+    iterations, values = numbers["iteration"].to_numpy(), numbers["value"].to_numpy()
+    return {
+        (splits[split], metrics[metric], bool(of_prompts)): _Series(rows, iterations[rows], values[rows])
+        for (split, metric, of_prompts), rows in zip(
+            keys[:, starts].T, map(slice, starts, [*starts[1:], len(numbers)]), strict=True
+        )
+    }
 
 
 def _named(loaded: Sequence[_Run]) -> list[dict[str, Any]]:
@@ -224,53 +257,51 @@ def _progress(log: RunLog) -> dict[str, Any]:
     }
 
 
-def _costs(rows: pd.DataFrame) -> dict[str, Any]:
-    values = {name: of_metric.to_numpy() for name, of_metric in rows.groupby("metric", observed=True)["value"]}
-    none = np.empty(0)
-    totals = {
-        name: int(values[f"total_{name}"][-1]) if f"total_{name}" in values else 0
-        for name in ("sample_forwards", "train_forwards", "reward_calls")
-    }
-    seconds = values.get("seconds/iteration", none)
+def _costs(series: _ByName) -> dict[str, Any]:
+    def values(split: str, metric: str) -> np.ndarray:
+        return series[split, metric, False].values if (split, metric, False) in series else np.empty(0)
+
+    names = ("sample_forwards", "train_forwards", "reward_calls")
+    totals = {name: int(next(iter(values("train", f"total_{name}")[-1:]), 0)) for name in names}
+    seconds = values("train", "seconds/iteration")
     return totals | {
         "compute": totals["sample_forwards"] + 3 * totals["train_forwards"],
         "seconds_per_iteration": float(seconds.mean()) if len(seconds) else float("nan"),
         "train_seconds": float(seconds.sum()),
-        "evaluation_seconds": float(values.get("seconds", none).sum()),
+        "evaluation_seconds": float(np.concatenate([values(split, "seconds") for split in SPLITS]).sum()),
     }
 
 
-def _by_prompt(rows: pd.DataFrame, split: str, num_points: int) -> dict[str, np.ndarray]:
+def _by_prompt(series: _ByName, split: str, num_points: int, is_trained: bool = True) -> dict[str, np.ndarray]:
     """Means over the last evaluations of a split, prompt by prompt: ``{metric: [prompts]}``."""
-    rows = rows[rows["split"] == split]
-    points = np.unique(rows["iteration"])[-num_points:]
-    if not len(points):
-        return {}
-    values = rows[rows["iteration"] >= points[0]].groupby("metric", observed=True)["value"]
+    own = {metric: one for (of, metric, of_prompts), one in series.items() if of == split and of_prompts}
+    iterations = np.unique([i for one in own.values() for i in np.unique(one.iterations)])
+    points = iterations[(iterations > 0) == is_trained][-num_points:]
+    kept = {metric: one.values[np.isin(one.iterations, points)] for metric, one in own.items()}
     # Series are evaluation after evaluation; one with another number of prompts cannot be averaged.
     return {
-        str(metric): series.to_numpy().reshape(len(points), -1).mean(axis=0)
-        for metric, series in values
-        if len(series) % len(points) == 0
+        metric: values.reshape(len(points), -1).mean(axis=0)
+        for metric, values in kept.items()
+        if len(values) and len(values) % len(points) == 0
     }
 
 
-def _training_reward(log: RunLog, rows: pd.DataFrame) -> pa.Table:
-    """The trained reward's rows, as the run logged them in every evaluation, under the name ``TRAINING_REWARD``."""
-    is_evaluation = rows["split"] != "train"
-    wanted = is_evaluation.copy()
-    if is_evaluation.any():
-        try:
-            metric = trained_reward(log.config).logged_as(sorted(rows.loc[is_evaluation, "metric"].unique()))
-        except ValueError as error:
-            raise RunLogError(f"{log.path}: {error}") from None
-        wanted &= rows["metric"] == metric
-        has_reward = wanted[is_evaluation].groupby([rows["split"], rows["iteration"]], observed=True).any()
-        for split, iteration in has_reward.index[~has_reward]:
-            raise RunLogError(f"{log.path}: {split} at iteration {iteration} has no metric {metric!r}, as others have")
-    total = log.numbers.filter(pa.array(wanted))
-    name = pa.DictionaryArray.from_arrays(np.zeros(len(total), dtype=np.int32), [TRAINING_REWARD])
-    return total.set_column(total.schema.get_field_index("metric"), total.schema.field("metric"), name)
+def _training_reward(log: RunLog, series: _ByName) -> dict[tuple[str, bool], _Series]:
+    """The trained reward, as the run logged it in every evaluation: by split, and whether it is of single prompts."""
+    evaluated = {key: one for key, one in series.items() if key[0] != "train"}
+    if not evaluated:
+        return {}
+    try:
+        wanted = trained_reward(log.config).logged_as(sorted({metric for _, metric, _ in evaluated}))
+    except ValueError as error:
+        raise RunLogError(f"{log.path}: {error}") from None
+    found = {(split, of_prompts): one for (split, metric, of_prompts), one in evaluated.items() if metric == wanted}
+    points = {(split, i) for (split, *_), one in evaluated.items() for i in np.unique(one.iterations)}
+    for split, i in sorted(
+        points - {(split, i) for (split, _), one in found.items() for i in np.unique(one.iterations)}
+    ):
+        raise RunLogError(f"{log.path}: {split} at iteration {i} has no metric {wanted!r}, as others have")
+    return found
 
 
 def _frame(identities: Sequence[Mapping[str, Any]], tables: Sequence[pa.Table]) -> pd.DataFrame:
