@@ -33,8 +33,8 @@ def add_choices(parser: argparse.ArgumentParser) -> None:
 def execute_grid(options: argparse.Namespace) -> int:
     """Execute a grid, or print its plan; 1 if a run failed."""
     from harness.experiments.grid import expand_grid, parse_seeds
-    from harness.experiments.jobs.plan import plan
     from harness.experiments.jobs.slots import local_slots
+    from harness.experiments.plan import plan
     from harness.experiments.runs import run_all
     from harness.runs.directory import prepare_run
 

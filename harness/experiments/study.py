@@ -16,14 +16,12 @@ from analysis.runs.shards import read_shard_environment, write_shards
 from analysis.runs.sources import changes_since
 from harness.config import EXPERIMENTS, ROOT, ConfigError, RunConfig, Section, nearest, one_line, read_yaml
 from harness.config.cells import cell_names
-from harness.experiments.doctor.compute import evaluation_pictures
 from harness.experiments.grid import expand_grid
 from harness.experiments.jobs.runner import Outcome, Say
+from harness.experiments.plan import expected_seconds
 from harness.experiments.runs import run_all
-from harness.prompts.lists import read_prompts
 from harness.runs import directory, identity
 from harness.runs.directory import RunDirectory
-from harness.training.accounting import expected_cost
 
 DEFAULT = EXPERIMENTS / "studies" / "all.yaml"
 
@@ -150,18 +148,6 @@ def read_study(path: Path = DEFAULT) -> Study:
 
 
 # --- what it will take ------------------------------------------------------------------------------------------------
-
-
-def expected_seconds(config: RunConfig, rates: Rates) -> float:
-    """Recorded run time of a run, without the untrained model's evaluation, which an experiment makes once."""
-    cost = expected_cost(config)
-    validation = len(read_prompts(config.prompts.validation).prompts)
-    test = len(read_prompts(config.prompts.test).prompts) if config.evaluation.test else 0
-    pictures = evaluation_pictures(config, validation, test)
-    pictures -= min(config.evaluation.validation_prompts, validation)
-    pictures -= test * config.evaluation.test_noises if config.evaluation.base_test else 0
-    training = cost.forwards * rates.per_forward + cost.reward_calls * rates.per_reward_call
-    return config.iterations * training + pictures * rates.per_picture
 
 
 def plan_lines(study: Study, experiments: Mapping[str, Sequence[PlannedRun]]) -> list[str]:

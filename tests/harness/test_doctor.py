@@ -1,36 +1,200 @@
-"""The doctor: what a profile needs of a machine, and what is missing."""
+"""The doctor: what a profile needs of a machine, by hand computation and by the code that runs; and what is missing."""
 
 import re
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from harness import cli
 from harness.commands import reproduce
-from harness.config import ROOT, compose
-from harness.experiments.doctor import checks, machine
-from harness.experiments.doctor.checks import check
-from harness.experiments.doctor.compute import evaluation_pictures
-from harness.experiments.doctor.machine import Gpu
-from harness.experiments.doctor.report import size
-from harness.experiments.jobs.plan import Cost
-from harness.training.accounting import expected_cost
+from harness.config import ROOT, RunConfig, compose
+from harness.experiments import plan
+from harness.experiments.doctor import checks
+from harness.experiments.doctor.checks import Gpu, check, seconds_per_forward, size
+from harness.experiments.doctor.sizes import Architecture, checkpoint_bytes, find_architecture, memory
+from harness.experiments.plan import evaluation_pictures, expected_forwards
+from harness.foundation.records import read_lines
+from harness.models.pipelines.flux import FluxPolicy
+from harness.runs.directory import RunDirectory
+from harness.training.accounting import Counters, expected_cost
+
+FLUX = "black-forest-labs/FLUX.1-dev"
+SD35 = "stabilityai/stable-diffusion-3.5-medium"
+PLAIN = ["evaluation.base_test=false", "evaluation.interval=25", "evaluation.validation_prompts=96"]
+PAPER = [f"model.path={FLUX}", "rollout={candidates: 10, group_size: 12, branch_indices: [0, 2, 4, 6]}", *PLAIN]
+PAPER += [f"model.{setting}" for setting in ("height=512", "width=512", "num_steps=16", "max_batch=12")]
+PAPER += ["model.max_sequence_length=256", "model.precision=bf16"]
+
+
+def config_of(*overrides: str) -> RunConfig:
+    return compose("miniature-luck", overrides=overrides)
+
+
+def architecture_of(path: str, folder: Path | None = None) -> Architecture:
+    architecture = find_architecture(path, folder)
+    assert architecture is not None
+    return architecture
+
+
+# --- counts
+
+
+def test_forwards_of_the_published_setting() -> None:
+    assert expected_cost(config_of(*PAPER)) == Counters(592, 4, 48)
+    for override in ("selection=curriculum", "fusion.enabled=true"):
+        assert expected_cost(config_of(*PAPER, override)).sample_forwards == 736
+    assert expected_cost(config_of(*PAPER, "rollout.prompts_per_update=8")).sample_forwards == 8 * 592
+
+
+def test_pictures_and_forwards_of_evaluations_are_what_a_run_draws(
+    lora_run: RunDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    records = read_lines(lora_run.folder / "eval.jsonl")
+    drawn = sum(record["num_prompts"] * record["num_noises"] for record in records)
+    assert lora_run.config.evaluation.gallery == 0
+    assert sum(evaluation_pictures(lora_run.config)) == drawn
+    monkeypatch.setattr(plan, "num_prompts", lambda path: 240)
+    # At 25, 50, 75, 100; the gallery of 8 before, too; the test list once.
+    assert evaluation_pictures(config_of(*PLAIN, "iterations=100")) == (4 * 96 + 5 * 8 + 240, 96)
+    assert evaluation_pictures(config_of(*PLAIN, "iterations=101")) == (5 * 96 + 6 * 8 + 240, 96)
+    forwards = 10 * (592 + 3 * 4) + 40 * (2 * (96 + 8) + 240)
+    assert expected_forwards(config_of(*PAPER, "iterations=10", "evaluation.num_steps=40")) == forwards
+
+
+@pytest.mark.parametrize(
+    ("name", "gpu", "peak"),
+    [("NVIDIA GeForce RTX 4090", "RTX 4090", 165e12), ("Another", "H100", 989e12), ("", "H100", 989e12)],
+)
+def test_seconds_of_a_forward_by_hand(name: str, gpu: str, peak: float) -> None:
+    flux, sd35 = architecture_of(FLUX), architecture_of(SD35)
+    operations = 2 * flux.parameters * 1280 + 4 * 1280**2 * 3072 * 57
+    assert seconds_per_forward(flux, config_of(*PAPER), name) == (pytest.approx(operations / (peak * 0.4)), gpu)
+    guided, plain = (seconds_per_forward(sd35, config_of(*PAPER, f"model.guidance={g}"), name)[0] for g in (4.5, 1))
+    assert guided == pytest.approx(2 * plain)
+
+
+# --- sizes
+
+
+def test_parameters_of_the_published_models() -> None:
+    flux, sd35 = architecture_of(FLUX), architecture_of(SD35)
+    assert flux.parameters == pytest.approx(11.9e9, rel=0.005)
+    assert sd35.parameters == pytest.approx(2.24e9, rel=0.005)
+    assert [(of.num_blocks, of.width) for of in (flux, sd35)] == [(57, 3072), (24, 1536)]
+    assert [of.tokens(config_of(*PAPER).model) for of in (flux, sd35)] == [1024 + 256, 1024 + 77 + 256]
+
+
+@pytest.mark.parametrize("tuning", ["lora", "full"])
+def test_sizes_of_the_miniature_are_those_of_the_policy(tuning: str) -> None:
+    config = config_of(f"optimizer.tuning={tuning}", "optimizer.weight_ema=0.9")
+    architecture = architecture_of(config.model.path, ROOT / config.model.path)
+    policy = FluxPolicy(config.model, config.optimizer, torch.device("cpu"), seed=0)
+    trained = sum(p.numel() for p in policy.trainable().values())
+    parts = memory(config, architecture, [])
+    assert parts["weights"] == 4 * sum(p.numel() for p in policy.transformer.parameters())
+    assert [parts[name] for name in ("gradients", "optimiser", "averaged weights")] == [
+        4 * trained,
+        8 * trained,
+        4 * trained,
+    ]
+    encoders = (policy._pipeline.text_encoder, policy._pipeline.text_encoder_2)
+    assert parts["text encoders"] == 4 * sum(p.numel() for encoder in encoders for p in encoder.parameters())
+    assert parts["autoencoder"] == 4 * sum(p.numel() for p in policy._pipeline.vae.parameters())
+
+
+def test_a_runs_disk_is_what_a_run_takes(lora_run: RunDirectory) -> None:
+    config = lora_run.config
+    architecture = architecture_of(config.model.path, ROOT / config.model.path)
+    files = [path for path in (lora_run.folder / "checkpoints").rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) == pytest.approx(checkpoint_bytes(config, architecture), rel=0.1)
+
+
+def test_full_fine_tuning_needs_18_bytes_a_parameter_and_engines_share_them() -> None:
+    flux = architecture_of(FLUX)
+    eight = [*PAPER, "optimizer.tuning=full", "runtime.processes=8", "rollout.prompts_per_update=8"]
+    eight += ["model.execution.compile=never"]
+    alone, shared = (
+        memory(config_of(*eight, f"runtime.engine={engine}"), flux, ["hpsv3", "ocr"]) for engine in ("ddp", "fsdp2")
+    )
+    count = flux.parameters
+    assert alone["weights"] + alone["gradients"] + alone["optimiser"] == 18 * count
+    assert alone["reward models"] == pytest.approx(15.5e9, rel=0.01)
+    # A copy in bf16 is made of all weights in a forward, whoever holds them; two blocks are gathered at a time.
+    assert shared["weights"] == pytest.approx(count * (4 / 8 + 2 + 8 / 57), rel=1e-6)
+    assert shared["gradients"] + shared["optimiser"] == pytest.approx(count * 12 / 8)
+    with_kl = memory(config_of(*PAPER, "optimizer.tuning=full", "objective.kl_beta=0.1"), flux, [])
+    assert with_kl["weights of the KL reference"] == 4 * count
+
+
+def of_sd35(*overrides: str, rewards: tuple[str, ...] = (), on_gpu: bool = True) -> SimpleNamespace:
+    """Stable Diffusion 3.5 medium in the paper's setting."""
+    config = config_of(*PAPER, f"model.path={SD35}", *overrides)
+    parts = memory(config, architecture_of(SD35), rewards, on_gpu)
+    return SimpleNamespace(parts=parts, activations=parts.get("activations, or an offloaded reward"))
+
+
+def test_settings_that_save_memory_make_it_smaller() -> None:
+    sd35, blocks = architecture_of(SD35), 24
+    of_a_sample = 2 * 2 * (1024 + 77 + 256) * 1536  # twice for guidance, in 16 bits
+    plain = of_sd35("model.execution.text_encoders=free", "rollout.prompts_per_update=4")
+    # 34 bytes per token and channel of 4 prompts of 4 steps, at most model.max_batch of them in a forward.
+    assert plain.activations == 12 * of_a_sample * 17 * blocks
+    assert "text encoders" not in plain.parts
+    few = of_sd35("model.execution.max_train_batch=3", "rollout.prompts_per_update=4")
+    assert few.activations == 3 * of_a_sample * 17 * blocks
+    assert few.parts["text encoders"] == 2 * sd35.text_encoders
+    # One prompt of 4 steps, two updates of two steps each.
+    dealt = of_sd35("objective.updates_per_iteration=2", "objective.update_on=steps", "model.max_batch=4")
+    assert dealt.activations == 2 * of_a_sample * 17 * blocks
+    # Before training the encoders are there, but neither gradients nor moments.
+    frugal = of_sd35("model.execution={text_encoders: free, gradient_checkpointing: true}").parts
+    assert frugal["text encoders"] == 2 * sd35.text_encoders
+    assert "gradients" not in frugal
+    large = ["model.height=1024", "model.width=1024", "model.execution.gradient_checkpointing=true"]
+    many, one = (of_sd35(*large, f"model.execution.vae_slicing={sliced}").activations for sliced in ("false", "true"))
+    assert many == 12 * 3 * 4 * 256 * 1024**2 > one
+
+
+def test_rewards_count_where_they_are() -> None:
+    sizes, both = (4 * 986_109_441, 4 * 427_616_513), ("hpsv2", "clip")
+    assert of_sd35(rewards=both).parts["reward models"] == sum(sizes)
+    offload = ["rewards={hpsv2: {offload: true}, clip: {offload: true}}", "rollout.group_size=2", "model.max_batch=1"]
+    scoring = of_sd35(*offload, rewards=both)
+    assert (scoring.parts["reward models"], scoring.activations) == (0, sizes[0])
+    elsewhere = "rewards={hpsv2: {backend: url, url: 'http://a'}, clip: {device: cpu}}"
+    assert of_sd35(elsewhere, rewards=both).parts["reward models"] == 0
+    assert of_sd35("rewards.hpsv2.precision=bf16", rewards=("hpsv2",)).parts["reward models"] == sizes[0] // 2
+    on_cpu = of_sd35(*offload, rewards=both, on_gpu=False).parts  # there is nowhere to go
+    assert (on_cpu["reward models"], on_cpu["CUDA context and workspace"]) == (sum(sizes), 0)
+
+
+def test_the_profile_for_one_gpu_fits_one_of_24_gigabytes() -> None:
+    config = compose("single-gpu")
+    parts = memory(config, architecture_of(config.model.path), [*config.reward, *config.evaluation.judges])
+    assert sum(parts.values()) < 24e9
+
+
+# --- what is missing
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_gpus_are_found_without_taking_memory_of_them() -> None:
-    gpus = machine.find_gpus()
+    gpus = checks.find_gpus()
     assert len(gpus) == torch.cuda.device_count()
     assert all(gpu.free > 0 for gpu in gpus)
     assert not torch.cuda.is_initialized()
 
 
 @pytest.fixture
-def gpu_profile(tmp_path: Path) -> Path:
-    """FLUX with LoRA on two GPUs, one cell, one seed."""
+def gpu_profile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """FLUX with LoRA on two GPUs, one cell, one seed, on a machine without GPUs and with 1 GiB of disk."""
+    monkeypatch.setattr(checks, "find_gpus", list)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(checks.shutil, "disk_usage", lambda path: SimpleNamespace(free=2**30))
     grid = tmp_path / "grid.yaml"
     grid.write_text(f"profile: {tmp_path}/profile.yaml\nseeds: [0]\ncells: [{{method: flow_grpo}}]\n")
     path = tmp_path / "profile.yaml"
@@ -40,16 +204,14 @@ def gpu_profile(tmp_path: Path) -> Path:
         "max_sequence_length: 256, precision: bf16, max_batch: 12}\nrollout: {prompts_per_update: 2}\n"
         "runtime: {device: cuda, processes: 2}\n"
     )
-    return path
+    return str(path)
 
 
 @pytest.mark.parametrize(("profile", "model"), [("smoke", "harness/models/miniature/"), ("paper-dry", "twin:flux")])
 def test_a_profile_that_can_run_misses_nothing(profile: str, model: str) -> None:
     report = check(profile)
     assert report.missing == []
-    text = "\n".join(report.lines())
-    assert re.search(rf"{model}\S* is here", text)
-    assert text.endswith("nothing is missing")
+    assert re.search(rf"{model}\S* is here", "\n".join(report.lines()))
 
 
 def test_a_model_that_is_not_whole_is_told_from_one_that_is_not_here(tmp_path: Path) -> None:
@@ -60,90 +222,52 @@ def test_a_model_that_is_not_whole_is_told_from_one_that_is_not_here(tmp_path: P
     assert weights.startswith(f"weights: model.path: {file} is damaged or was cut off")
 
 
-def test_rewards_are_looked_for_where_the_profile_says() -> None:
-    report = check("smoke", ["rewards.ocr={backend: url, url: 'http://127.0.0.1:9'}"])
-    assert [line.partition(" cannot")[0] for line in report.missing] == [
-        "rewards: reward 'ocr': http://127.0.0.1:9/reward"
-    ]
-
-
-def test_what_a_machine_without_gpus_misses(gpu_profile: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(machine, "find_gpus", list)
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+def test_what_a_machine_misses(gpu_profile: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("ADAGRPO_ASSETS", str(tmp_path))
-    report = check(str(gpu_profile), ["prompts.train=no.txt"])
-    missing = {line.split(": ")[0]: line for line in report.missing}
-    assert missing["GPUs"] == ("GPUs: 0 of 2 CUDA devices are here; use such a machine, or fewer runtime.processes")
+    free = ["model.execution.text_encoders=free", "iterations=10", "prompts.train=no.txt"]
+    missing = {line.split(": ")[0]: line for line in check(gpu_profile, free).missing}
+    assert missing.keys() == {"GPUs", "weights", "disk", "rewards", "prompts"}  # no GPU, no memory to compare with
+    assert "0 of 2 CUDA devices" in missing["GPUs"]
     assert "hf download black-forest-labs/FLUX.1-dev" in missing["weights"]
     assert "adagrpo fetch-assets" in missing["rewards"]
     assert "no.txt: no such file" in missing["prompts"]
-    assert "memory" not in missing
-    assert "GPU-hours" in next(finding.text for finding in report.findings if finding.area == "hours")
+    assert "31.5 GiB for the download" in missing["disk"]
+    assert f"{size((240 + 240) * 256 * 4096 * 2)} for embeddings of prompts" in missing["disk"]
+    assert "1.0 GiB are free" in missing["disk"]
+    elsewhere = check("smoke", ["rewards.ocr={backend: url, url: 'http://127.0.0.1:9'}"]).missing
+    assert any(line.startswith("rewards: reward 'ocr': http://127.0.0.1:9/reward cannot") for line in elsewhere)
 
 
-def test_memory_is_compared_with_the_fullest_gpu_in_use(gpu_profile: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_is_compared_with_the_fullest_gpu_in_use(gpu_profile: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def problems(*free: int) -> str:
         gpus = [Gpu("NVIDIA A100", gibibytes * 2**30) for gibibytes in free]
-        monkeypatch.setattr(machine, "find_gpus", lambda: gpus)
-        return "\n".join(check(str(gpu_profile)).missing)
+        monkeypatch.setattr(checks, "find_gpus", lambda: gpus)
+        return "\n".join(check(gpu_profile).missing)
 
-    assert "memory: a process needs about" in problems(80, 10)
-    assert "10.0 GiB are free on a GPU; what saves: model.execution.text_encoders=free, or" in problems(80, 10)
+    assert "10.0 GiB are free on a GPU; what may save: " in problems(80, 10)
     assert "memory" not in problems(80, 80, 10)  # the third is not used
     assert "GPUs" in problems(80)
 
 
-def test_a_full_disk_is_named(gpu_profile: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(machine, "find_gpus", list)
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
-    monkeypatch.setattr(machine, "free_disk", lambda path: 2**30)
-    (disk,) = (line for line in check(str(gpu_profile)).missing if line.startswith("disk"))
-    assert "31.5 GiB for the download" in disk
-    assert "1.0 GiB are free" in disk
+def test_given_seconds_or_finished_runs_decide_the_hours(gpu_profile: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def hours(*arguments: object) -> str:
+        return next(finding.text for finding in check(*arguments).findings if finding.area == "hours")  # type: ignore[arg-type]
+
+    forwards = expected_forwards(compose(gpu_profile))
+    given = f"{forwards * 2 / 3600:,.1f} GPU-hours ({forwards / 3600:,.1f} hours on 2 GPUs)"
+    assert hours(gpu_profile, (), 2.0).startswith(given)
+    assert "estimated for H100" in hours(gpu_profile)
+    monkeypatch.setattr(checks, "measured_rates", lambda folder: SimpleNamespace(num_runs=3))
+    monkeypatch.setattr(checks, "expected_seconds", lambda config, rates: 3600.0)
+    assert hours("smoke") == "2.0 hours: as 3 finished runs took"
 
 
-def test_embeddings_of_freed_encoders_take_disk(gpu_profile: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(machine, "find_gpus", list)
-    monkeypatch.setattr(machine, "free_disk", lambda path: 2**30)
-    # 2 x 12 candidates in each of 10 iterations, and two lists.
-    free = ["model.execution.text_encoders=free", "iterations=10"]
-    (disk,) = (line for line in check(str(gpu_profile), free).missing if line.startswith("disk"))
-    assert f"{size((240 + 240 + 240) * 256 * 4096 * 2)} for embeddings of prompts" in disk
-
-
-def test_given_seconds_decide_the_hours(gpu_profile: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(machine, "find_gpus", list)
-    (finding,) = (f for f in check(str(gpu_profile), seconds=2.0).findings if f.area == "hours")
-    config = compose(str(gpu_profile))
-    forwards = 100 * expected_cost(config).forwards + 16 * evaluation_pictures(config, 240, 240)
-    assert finding.text.startswith(f"{forwards * 2 / 3600:,.1f} GPU-hours ({forwards / 3600:,.1f} hours on 2 GPUs)")
-
-
-def test_finished_runs_decide_the_hours(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checks, "measured_cost", lambda experiments: Cost(3, 10.0, 60.0, 1e6))
-    (finding,) = (f for f in check("smoke").findings if f.area == "hours")
-    assert finding.text == f"{(24 * 10 + 2 * 60) / 3600:,.1f} hours: as 3 finished runs took"
-
-
-def run_command(*arguments: str) -> int:
-    with pytest.raises(SystemExit) as ended:
-        cli.main(list(arguments))
-    return int(ended.value.code or 0)
-
-
-def test_the_command_ends_with_2_and_the_list(
-    gpu_profile: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_the_command_ends_with_2_and_the_list_and_reproduce_asks_first(
+    gpu_profile: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(machine, "find_gpus", list)
-    assert run_command("doctor", "--profile", str(gpu_profile)) == 2
-    assert "\nmissing:\n- GPUs: 0 of 2" in capsys.readouterr().out
-    assert run_command("doctor", "--profile", "smoke") == 0
-
-
-def test_reproduce_on_gpus_asks_the_doctor_first(
-    gpu_profile: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(machine, "find_gpus", list)
     monkeypatch.setattr(reproduce, "execute_grid", lambda options: pytest.fail("training began"))
-    assert run_command("reproduce", "--profile", str(gpu_profile)) == 2
-    assert "missing:\n- GPUs" in capsys.readouterr().out
+    for command in ("doctor", "reproduce"):
+        with pytest.raises(SystemExit) as ended:
+            cli.main([command, "--profile", gpu_profile])
+        assert ended.value.code == 2
+        assert "\nmissing:\n- GPUs: 0 of 2" in capsys.readouterr().out

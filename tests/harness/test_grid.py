@@ -4,10 +4,11 @@ from pathlib import Path
 
 import pytest
 
+from analysis.cells.costs import Rates
 from harness.config import ConfigError, compose, grid_of
+from harness.experiments import plan as plan_module
 from harness.experiments.grid import expand_grid, parse_seeds
-from harness.experiments.jobs import plan as plan_module
-from harness.experiments.jobs.plan import plan
+from harness.experiments.plan import plan
 from harness.runs import directory as runs_module
 from harness.runs.directory import find_run, prepare_run
 
@@ -96,31 +97,35 @@ def test_a_profile_names_its_grid(tmp_path: Path) -> None:
         grid_of(str(profile))
 
 
-def test_a_plan_writes_nothing_and_invents_no_hours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plan_module, "RUNS", tmp_path)
-    monkeypatch.setattr(plan_module, "find_run", lambda config: find_run(config, tmp_path))
+@pytest.fixture
+def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(plan_module, "find_run", lambda config: find_run(config, tmp_path / "runs"))
+    return tmp_path / "runs"
+
+
+def test_a_plan_writes_nothing_and_invents_no_hours(runs: Path) -> None:
     lines = plan(expand_grid("smoke"), slots=2)
     assert "1 new" in lines[0]
-    assert lines[-1].startswith("hours and disk: not known")
-    assert list(tmp_path.iterdir()) == []
+    assert "hours and disk: not known" in lines[-1]
+    assert not runs.exists()
 
 
-def test_a_plan_counts_what_is_left_and_estimates_from_finished_runs(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(plan_module, "RUNS", tmp_path)
-    monkeypatch.setattr(plan_module, "find_run", lambda config: find_run(config, tmp_path))
+def test_a_plan_counts_what_is_left_and_estimates_from_finished_runs(runs: Path) -> None:
     configs = expand_grid("smoke", ["iterations=10"], seeds=[0, 1])
-    finished, started = (prepare_run(config, tmp_path) for config in configs[:2])
+    finished, started = (prepare_run(config, runs) for config in configs[:2])
     for iteration in range(1, 11):
-        finished.append("metrics.jsonl", {"iteration": iteration, "seconds": {"iteration": 8.0}})
-    finished.append("eval.jsonl", {"iteration": 10, "seconds": 100.0})
+        totals = {"total_sample_forwards": 4 * iteration, "total_train_forwards": 0, "total_reward_calls": iteration}
+        seconds = {"iteration": 8.0, "reward": 2.0}
+        finished.append("metrics.jsonl", {"iteration": iteration, "seconds": seconds, **totals})
+    evaluation = {"iteration": 10, "split": "validation", "metrics": {"ocr": 0.5}, "num_prompts": 5, "num_noises": 1}
+    finished.append("eval.jsonl", evaluation | {"seconds": 100.0})
     finished.set_status("finished", 10, 10)
     started.set_status("running", 4, 10)
     lines = plan(configs, slots=2)
     assert "3 runs and 26 iterations left" in lines[-2]
-    # 26 iterations of 8 s and the evaluations of three runs, on two slots
-    assert f"{(26 * 8 + 3 * 100) / 3600 / 2:.2f} hours on 2 slots" in lines[-1]
+    seconds_of = [plan_module.expected_seconds(config, Rates(1.5, 2.0, 20.0, 1, 0.0)) for config in configs[1:]]
+    hours = (0.6 * seconds_of[0] + sum(seconds_of[1:])) / 3600
+    assert f"about {hours / 2:.2f} hours on 2 slots ({hours:.2f} of work)" in lines[-1]
     assert "measured on 1 finished run" in lines[-1]
 
 

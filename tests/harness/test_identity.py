@@ -11,7 +11,7 @@ from analysis.runs import sources
 from analysis.runs.runlog import RunLogError, read_directory
 from harness.config import EXPERIMENTS, ROOT, ConfigError, RunConfig, compose, dump, leaves, numeric_settings, run_id
 from harness.config.identity import baseline, inert_settings
-from harness.experiments.jobs.plan import plan
+from harness.experiments.plan import plan
 from harness.runs import identity
 from harness.runs.directory import RunDirectory, environment, find_run, prepare_run
 from harness.training.session import Session
@@ -187,7 +187,7 @@ def test_a_run_by_other_code_is_named_and_run_again_when_asked(
 ) -> None:
     identity.record_execution(run.folder, environment() | {"code_sha256": "other"})
     run.set_status("finished", 1, 1)
-    monkeypatch.setattr("harness.experiments.jobs.plan.find_run", lambda config: run)
+    monkeypatch.setattr("harness.experiments.plan.find_run", lambda config: run)
     assert any("1 run was" in line and "--rerun-changed" in line for line in plan([config], 1))
     assert prepare_run(config, tmp_path / "runs").status()["state"] == "finished"
     again = prepare_run(config, tmp_path / "runs", rerun_changed=True)

@@ -7,8 +7,7 @@ import pytest
 from analysis.cells.labels import METHOD_NAMES, SELECTIONS, cell_colour, cell_label, judge_name
 from harness import adagrpo, transitions
 from harness.config import ROOT, ConfigError, compose
-from harness.experiments.doctor.architecture import find_architecture
-from harness.experiments.doctor.memory import estimate
+from harness.experiments.doctor.sizes import find_architecture, memory
 from harness.experiments.jobs.command import CONFIGURATIONS
 from harness.foundation import names
 from harness.trained.model_card import _method_of
@@ -80,5 +79,5 @@ def test_a_reward_of_the_registry_is_known_to_the_doctor(monkeypatch: pytest.Mon
     config = compose("smoke", overrides=["reward={another: 1}"])
     architecture = find_architecture("black-forest-labs/FLUX.1-dev", None)
     assert architecture is not None
-    assert estimate(config, architecture, config.reward).parts["reward models"] == 40
+    assert memory(config, architecture, config.reward)["reward models"] == 40
     assert judge_name("another") == "Another judge"

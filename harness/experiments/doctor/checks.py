@@ -1,31 +1,77 @@
 """What a profile's grid needs, compared with what is here."""
 
+import json
+import shutil
+import subprocess
+import sys
 from collections import defaultdict
 from collections.abc import Sequence
-from functools import cache
+from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
+from analysis.cells.costs import measured_rates
 from harness.config import ConfigError, RunConfig, compose, grid_of
-from harness.experiments.doctor import machine
-from harness.experiments.doctor.architecture import Architecture, find_architecture
-from harness.experiments.doctor.compute import (
-    UTILISATION,
-    PromptCounter,
-    forwards_of,
-    most_prompts,
-    seconds_per_forward,
-)
-from harness.experiments.doctor.machine import Gpu
-from harness.experiments.doctor.memory import SAVINGS, checkpoint_bytes, embedding_bytes, estimate
-from harness.experiments.doctor.report import Finding, Report, size
+from harness.experiments.doctor.sizes import Architecture, checkpoint_bytes, find_architecture, memory
 from harness.experiments.grid import expand_grid
-from harness.experiments.jobs.plan import measured_cost
+from harness.experiments.plan import expected_forwards, expected_seconds, num_prompts
 from harness.models.pipelines.files import cache_folder
 from harness.models.pipelines.locate import find_local, how_to_get, is_hub_id, problem_of
 from harness.models.pipelines.published import find_published
 from harness.prompts.lists import read_prompts
 from harness.rewards.readiness import find_ready
 from harness.runs.directory import RUNS
+
+PEAK_TERAFLOPS = {"H200": 989, "H100": 989, "A100": 312, "L40S": 362, "RTX 4090": 165, "RTX 3090": 71, "A10": 125}
+"""Dense bf16 tensor arithmetic, as the maker states it, by a part of the GPU's name; H100's where none is known."""
+UTILISATION = 0.4
+"""Share of the peak that a transformer's forward reaches: typical of attention in bf16 without compilation."""
+# In a process of its own: asking for a GPU's free memory takes half a GiB of it for as long as the process lives.
+_PROBE = """
+import json, torch
+numbers = range(torch.cuda.device_count())
+print(json.dumps([(torch.cuda.get_device_name(n), torch.cuda.mem_get_info(n)[0]) for n in numbers]))
+"""
+_SAVING = "a lower model.max_batch, settings of model.execution, optimizer.tuning=lora, runtime.engine=fsdp2"
+
+
+class Finding(NamedTuple):
+    """One fact about the machine, or an estimate."""
+
+    area: str
+    text: str
+    problem: str | None = None
+    """What is missing and what to do about it; None if nothing is."""
+    details: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Report:
+    """All that was looked at for a profile."""
+
+    profile: str
+    findings: list[Finding]
+
+    @property
+    def missing(self) -> list[str]:
+        """What keeps the profile from running here; empty if nothing does."""
+        return [f"{finding.area}: {finding.problem}" for finding in self.findings if finding.problem is not None]
+
+    def lines(self) -> list[str]:
+        """What to print."""
+        lines = [f"profile {self.profile}"]
+        for area, text, problem, details in self.findings:
+            lines.append(f"{' ' if problem is None else '!'} {area:9}{text}")
+            lines += [f"{'':15}{detail}" for detail in details]
+        missing = [f"- {line}" for line in self.missing]
+        return [*lines, "missing:", *missing] if missing else [*lines, "nothing is missing"]
+
+
+class Gpu(NamedTuple):
+    """One GPU, as it is now; its free memory in bytes."""
+
+    name: str
+    free: int
 
 
 def check(profile: str, overrides: Sequence[str] = (), seconds: float | None = None) -> Report:
@@ -41,25 +87,46 @@ def check(profile: str, overrides: Sequence[str] = (), seconds: float | None = N
     """
     config = compose(profile, overrides=overrides)
     configs = expand_grid(grid_of(profile), overrides, profile=profile)
-    path, found = config.model.path, machine.find_gpus()
+    path, found = config.model.path, find_gpus()
     on_gpu = config.runtime.device == "cuda" or (config.runtime.device == "auto" and bool(found))
     gpus = found if on_gpu else None
     folder = find_local(path)
     problem = None if folder is None else problem_of(folder)
     architecture = find_architecture(path, None if problem else folder)
     rewards = tuple(dict.fromkeys(name for c in configs for name in (*c.reward, *c.evaluation.judges)))
-    prompts, count_prompts = _prompts(config)
-    findings = [_processes(config, gpus), _weights(path, folder, problem)]
+    findings = [_gpus(config, gpus), _weights(path, folder, problem)]
     if architecture is None:
         findings.append(Finding("memory", f"not known: {path} is neither whole here nor one whose sizes are known"))
     else:
         findings.append(_memory(configs, architecture, rewards, gpus))
-        findings.append(_disk(configs, architecture, count_prompts, download=folder is None))
-    hours = _hours(configs, architecture, count_prompts, gpus, seconds)
-    return Report(profile, [*findings, *_rewards(rewards, configs), *prompts, hours])
+        findings.append(_disk(configs, architecture, download=folder is None))
+    hours = _hours(configs, architecture, gpus, seconds)
+    return Report(profile, [*findings, *_rewards(rewards, configs), *_prompts(config), hours])
 
 
-def _processes(config: RunConfig, gpus: Sequence[Gpu] | None) -> Finding:
+def find_gpus() -> list[Gpu]:
+    """The CUDA devices that a process started here may use. Raises ConfigError if they do not answer."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return []
+    result = subprocess.run([sys.executable, "-c", _PROBE], capture_output=True, text=True, check=False)
+    if result.returncode != 0:
+        reason = (result.stderr.strip().splitlines() or ["no reason given"])[-1]
+        raise ConfigError(f"the CUDA devices of this machine do not answer: {reason}")
+    return [Gpu(*facts) for facts in json.loads(result.stdout)]
+
+
+def size(count: float) -> str:
+    """Bytes for people: ``61.9 GiB``."""
+    for unit in ("KiB", "MiB"):
+        count /= 1024
+        if count < 1024:
+            return f"{count:.1f} {unit}"
+    return f"{count / 1024:.1f} GiB"
+
+
+def _gpus(config: RunConfig, gpus: Sequence[Gpu] | None) -> Finding:
     """GPUs against processes."""
     wanted = config.runtime.processes // config.runtime.machines
     if gpus is None:
@@ -84,51 +151,53 @@ def _memory(
     import psutil
 
     processes = configs[0].runtime.processes // configs[0].runtime.machines
-    estimates = [(estimate(config, architecture, rewards, gpus is not None), config) for config in configs]
-    needed, config = max(estimates, key=lambda pair: pair[0].total)
-    text = f"about {size(needed.total)} per process while {needed.moment}"
-    details = tuple(f"{size(part):>10}  {name}" for name, part in needed.parts.items() if part)
+    estimates = [memory(config, architecture, rewards, gpus is not None) for config in configs]
+    parts = max(estimates, key=lambda of: sum(of.values()))
+    needed = size(sum(parts.values()))
     # Without a GPU there is nothing to compare with, and that is a finding of its own.
-    free = (
-        [gpu.free for gpu in gpus[:processes]] if gpus is not None else [psutil.virtual_memory().available // processes]
-    )
-    if not free or needed.total <= min(free):
-        return Finding("memory", text, None, details)
-    where = "on a GPU" if gpus else "of main memory for each"
-    also = [
-        "optimizer.tuning=lora" * (config.optimizer.tuning == "full"),
-        "runtime.engine=fsdp2" * (config.optimizer.tuning == "full" and processes > 1),
-        "model.execution.text_encoders=free" * (config.model.execution.text_encoders == "keep"),
-    ]
-    advice = ", or ".join([*filter(None, also), SAVINGS[needed.moment]])
-    problem = f"a process needs about {size(needed.total)}, {size(min(free))} are free {where}; what saves: {advice}"
-    return Finding("memory", text, problem, details)
+    each = [psutil.virtual_memory().available // processes]
+    free = min(each if gpus is None else [gpu.free for gpu in gpus[:processes]], default=None)
+    problem = None
+    if free is not None and sum(parts.values()) > free:
+        where = "on a GPU" if gpus else "of main memory for each"
+        problem = f"a process needs about {needed}, {size(free)} are free {where}; what may save: {_SAVING}"
+    details = tuple(f"{size(count):>10}  {name}" for name, count in parts.items() if count)
+    return Finding("memory", f"about {needed} per process", problem, details)
 
 
-def _disk(
-    configs: Sequence[RunConfig], architecture: Architecture, count_prompts: PromptCounter, download: bool
-) -> Finding:
+def _disk(configs: Sequence[RunConfig], architecture: Architecture, download: bool) -> Finding:
     """Checkpoints of all runs, embeddings of freed encoders, the model's download; they may share a disk."""
     from huggingface_hub.constants import HF_HUB_CACHE
 
-    published = find_published(configs[0].model.path)
+    model, published = configs[0].model, find_published(configs[0].model.path)
     needs = [(f"{len(configs)} runs", sum(checkpoint_bytes(config, architecture) for config in configs), RUNS)]
-    if configs[0].model.execution.text_encoders == "free":
-        of_prompts = most_prompts(configs, count_prompts) * embedding_bytes(configs[0], architecture)
+    if model.execution.text_encoders == "free":
+        channels = architecture.transformer.config.joint_attention_dim * (2 if model.precision == "bf16" else 4)
+        of_prompts = _most_prompts(configs) * architecture.text_tokens(model) * channels
         needs.append(("embeddings of prompts", of_prompts, cache_folder("embeddings")))
     if download and published is not None:
         needs.append(("the download", int(published.gigabytes * 1e9), Path(HF_HUB_CACHE)))
     disks: dict[int, list[tuple[str, int, Path]]] = defaultdict(list)
-    for need in needs:
-        disks[machine.existing(need[2]).stat().st_dev].append(need)
+    for name, count, path in needs:
+        there = next(folder for folder in (path, *path.parents) if folder.exists())
+        disks[there.stat().st_dev].append((name, count, there))
     texts, problems = [], []
     for on_disk in disks.values():
         what = ", ".join(f"{size(count)} for {name}" for name, count, _ in on_disk)
-        free = machine.free_disk(on_disk[0][2])
+        free = shutil.disk_usage(on_disk[0][2]).free
         texts.append(f"{what}, {size(free)} free")
         if sum(count for _, count, _ in on_disk) > free:
-            problems.append(f"{what} are needed, {size(free)} are free at {machine.existing(on_disk[0][2])}")
+            problems.append(f"{what} are needed, {size(free)} are free at {on_disk[0][2]}")
     return Finding("disk", "; ".join(texts), "; ".join(problems) or None)
+
+
+def _most_prompts(configs: Sequence[RunConfig]) -> int:
+    """Most different prompts that runs of the same lists can ask for: what they draw, or all there are."""
+    lists, of_a_seed = configs[0].prompts, dict[int, int]()
+    for c in configs:
+        of_a_seed[c.seed] = c.iterations * c.rollout.prompts_per_update * c.rollout.candidates
+    drawn = min(num_prompts(lists.train), sum(of_a_seed.values()))
+    return drawn + num_prompts(lists.validation) + num_prompts(lists.test)
 
 
 def _rewards(names: Sequence[str], configs: Sequence[RunConfig]) -> list[Finding]:
@@ -138,41 +207,35 @@ def _rewards(names: Sequence[str], configs: Sequence[RunConfig]) -> list[Finding
     return findings + [Finding("rewards", f"not ready: {name}", why) for name, why in panel.missing.items()]
 
 
-def _prompts(config: RunConfig) -> tuple[list[Finding], PromptCounter]:
-    """Lists that cannot be read, and how many prompts the lists of a run have; 0 where one cannot be read."""
-
-    @cache
-    def count(path: str) -> int:
+def _prompts(config: RunConfig) -> list[Finding]:
+    """How many prompts there are, and lists that cannot be read."""
+    lists = {split: str(getattr(config.prompts, split)) for split in ("train", "validation", "test")}
+    counts = ", ".join(f"{num_prompts(path):,} {split}" for split, path in lists.items())
+    findings = [Finding("prompts", counts)]
+    for path in dict.fromkeys(lists.values()):
         try:
-            return len(read_prompts(path).prompts)
+            read_prompts(path)
         except ConfigError as error:
-            problems.append(Finding("prompts", f"{path} cannot be read", str(error)))
-            return 0
-
-    problems: list[Finding] = []
-    counts = [f"{count(getattr(config.prompts, split)):,} {split}" for split in ("train", "validation", "test")]
-    found = [Finding("prompts", ", ".join(counts)), *problems]
-    return found, lambda of, split: count(getattr(of.prompts, split))
+            findings.append(Finding("prompts", f"{path} cannot be read", str(error)))
+    return findings
 
 
 def _hours(
     configs: Sequence[RunConfig],
     architecture: Architecture | None,
-    count_prompts: PromptCounter,
     gpus: Sequence[Gpu] | None,
     seconds: float | None,
 ) -> Finding:
     """Hours of the grid: as finished runs took, else by counted forwards."""
-    processes, forwards = configs[0].runtime.processes, forwards_of(configs, count_prompts)
-    cost = measured_cost({config.experiment for config in configs}) if seconds is None else None
+    processes, forwards = configs[0].runtime.processes, sum(map(expected_forwards, configs))
+    rates = measured_rates(RUNS / configs[0].experiment) if seconds is None else None
     if seconds is not None:
         total, basis = forwards * seconds, f"{seconds:.3g} s per forward, as given"
-    elif cost is not None:
-        iterations = sum(config.iterations for config in configs)
-        spent = iterations * cost.seconds_per_iteration + len(configs) * cost.evaluation_seconds_per_run
-        total, basis = spent * processes, f"as {cost.num_runs} finished runs took"
+    elif rates is not None:
+        total = sum(expected_seconds(config, rates) for config in configs) * processes
+        basis = f"as {rates.num_runs} finished runs took"
     elif gpus is not None and architecture is not None:
-        each, gpu = seconds_per_forward(architecture, configs[0], gpus[0].name if gpus else None)
+        each, gpu = seconds_per_forward(architecture, configs[0], gpus[0].name if gpus else "")
         basis = f"{each:.3g} s per forward, estimated for {gpu} at {UTILISATION:.0%} of its peak"
         total, basis = forwards * each, f"{basis}; give --seconds-per-forward once it is measured"
     else:
@@ -182,3 +245,18 @@ def _hours(
     unit, together = ("hours", "processes") if gpus is None else ("GPU-hours", "GPUs")
     shared = f" ({hours / processes:,.1f} hours on {processes} {together})" if processes > 1 else ""
     return Finding("hours", f"{hours:,.1f} {unit}{shared}: {basis}")
+
+
+def seconds_per_forward(architecture: Architecture, config: RunConfig, gpu: str) -> tuple[float, str]:
+    """Of one sample through the network: its arithmetic, 2 P T + 4 T^2 d L, over what the GPU achieves.
+
+    P parameters, T tokens, d channels, L blocks; the second term is attention's.
+
+    Returns:
+        Seconds, and the GPU of ``PEAK_TERAFLOPS`` that they are of.
+    """
+    known = max((key for key in PEAK_TERAFLOPS if key in gpu), key=len, default="H100")
+    tokens = architecture.tokens(config.model)
+    operations = 2 * architecture.parameters * tokens + 4 * tokens**2 * architecture.width * architecture.num_blocks
+    achieved = PEAK_TERAFLOPS[known] * 1e12 * UTILISATION
+    return architecture.forwards_per_velocity(config.model) * operations / achieved, known

@@ -1,0 +1,209 @@
+"""Sizes of a model without its weights, and the memory and disk that a run needs by them; all in bytes."""
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from harness.config import ModelConfig, RewardConfig, RunConfig, num_trained_steps
+from harness.foundation.files import read_text
+from harness.foundation.names import REWARDS
+from harness.models.pipelines.locate import TWIN_PREFIX
+from harness.models.pipelines.published import find_published
+
+_PIXELS_PER_TOKEN = 16
+"""Eight pixels a latent, two latents a token, each way: FLUX, Stable Diffusion 3 and the miniature alike."""
+_CLIP_TOKENS = 77
+_WORKSPACE = 3 * 2**29
+"""CUDA context, kernels' workspace, and what the allocator cannot use."""
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A pipeline whose weights are not loaded.
+
+    Attributes:
+        transformer: on the device ``meta``.
+        text_encoders: parameters.
+        vae: parameters of the autoencoder.
+        vae_channels: of the decoder's widest feature map at full resolution.
+    """
+
+    transformer: Any
+    text_encoders: int
+    vae: int
+    vae_channels: int
+
+    @property
+    def parameters(self) -> int:
+        """Of the transformer."""
+        return sum(parameter.numel() for parameter in self.transformer.parameters())
+
+    @property
+    def num_blocks(self) -> int:
+        """Of the transformer, of all kinds."""
+        children = self.transformer.named_children()
+        return sum(len(m) for name, m in children if isinstance(m, nn.ModuleList) and name.endswith("blocks"))
+
+    @property
+    def width(self) -> int:
+        """Channels of a token."""
+        return int(self.transformer.config.num_attention_heads * self.transformer.config.attention_head_dim)
+
+    @property
+    def is_sd3(self) -> bool:
+        """Whether it is of Stable Diffusion 3: with CLIP's tokens and classifier-free guidance."""
+        return type(self.transformer).__name__.startswith("SD3")
+
+    def trained(self, config: RunConfig) -> int:
+        """How many numbers are in training: those of the adapters, or of the whole transformer."""
+        lora = config.optimizer.lora
+        if config.optimizer.tuning == "full":
+            return self.parameters
+        ends = tuple(f".{target}" for target in lora.target_modules)
+        modules = [module for name, module in self.transformer.named_modules() if f".{name}".endswith(ends)]
+        return lora.rank * sum(m.in_features + m.out_features for m in modules if isinstance(m, nn.Linear))
+
+    def text_tokens(self, model: ModelConfig) -> int:
+        """Of one prompt."""
+        return model.max_sequence_length + _CLIP_TOKENS * self.is_sd3
+
+    def tokens(self, model: ModelConfig) -> int:
+        """Of one sample in the transformer: picture and text."""
+        picture = (model.height // _PIXELS_PER_TOKEN) * (model.width // _PIXELS_PER_TOKEN)
+        return picture + self.text_tokens(model)
+
+    def forwards_per_velocity(self, model: ModelConfig) -> int:
+        """Two with classifier-free guidance."""
+        return 2 if self.is_sd3 and model.guidance > 1 else 1
+
+
+@cache
+def find_architecture(path: str, folder: Path | None) -> Architecture | None:
+    """A pipeline's sizes by the configurations in its folder, else as published; None if it is neither.
+
+    Args:
+        path: ``model.path``.
+        folder: of the pipeline, if it is whole on this machine.
+    """
+    if folder is not None:
+        config, vae = (json.loads(read_text(folder / part / "config.json")) for part in ("transformer", "vae"))
+        encoders = sum(_count(folder / name) for name in ("text_encoder", "text_encoder_2", "text_encoder_3"))
+        # The decoder reaches full resolution with the channels of its last but one block.
+        others = (encoders, _count(folder / "vae"), vae["block_out_channels"][1])
+        return Architecture(_on_meta(config["_class_name"], config), *others)
+    model = find_published(path)
+    if model is None or model.transformer is None:
+        return None
+    return Architecture(_on_meta(*model.transformer), model.text_encoders, model.vae, model.vae_channels)
+
+
+def _on_meta(class_name: str, config: Mapping[str, Any]) -> nn.Module:
+    import diffusers
+    import torch
+
+    with torch.device("meta"):
+        transformer: nn.Module = getattr(diffusers, class_name).from_config(dict(config))
+    return transformer
+
+
+def _count(component: Path) -> int:
+    """Parameters in a component's safetensors files, from their headers."""
+    from safetensors import safe_open
+
+    total = 0
+    for file in component.glob("*.safetensors"):
+        with safe_open(file, framework="numpy") as content:
+            total += sum(prod(content.get_slice(name).get_shape()) for name in content.keys())  # noqa: SIM118
+    return total
+
+
+def memory(config: RunConfig, of: Architecture, rewards: Iterable[str], on_gpu: bool = True) -> dict[str, int]:
+    """What one process needs at its fullest, by component.
+
+    Weights in training, their gradients and AdamW's two moments are float32, as is their average; frozen weights are in
+    the network's precision. A process holds all of them, or what its engine leaves to it. Text encoders that are freed
+    are there before training, but then neither gradients nor moments, rewards nor activations.
+
+    Args:
+        config: of the run.
+        of: its model.
+        rewards: that this process loads.
+        on_gpu: of GPU memory, with the CUDA context; else of main memory.
+    """
+    model, optimizer = config.model, config.optimizer
+    element, trained = 2 if model.precision == "bf16" else 4, of.trained(config)
+    shares = config.runtime.processes if config.runtime.engine == "fsdp2" else 1
+    weights = (of.parameters * element + 4 * trained if optimizer.tuning == "lora" else 4 * trained) // shares
+    if shares > 1:
+        # That of one block is used while the next one's is on its way.
+        weights += 2 * weights * shares // of.num_blocks
+    if optimizer.tuning == "full" and element == 2:
+        weights += 2 * trained  # autocast keeps a copy in bf16 for the backward pass
+    always = {"weights": weights, "autoencoder": 4 * of.vae, "CUDA context and workspace": _WORKSPACE * on_gpu}
+    encoders, is_freed = {"text encoders": element * of.text_encoders}, model.execution.text_encoders == "free"
+    has_reference = optimizer.tuning == "full" and config.objective.kl_beta > 0
+    models = {name: _reward_bytes(config, name, on_gpu) for name in dict.fromkeys(rewards)}
+    moving = {name for name in models if on_gpu and name in config.rewards and config.rewards[name].offload}
+    peaks = _updating(config, of) * element, _sampling(config, of) * element, _decoding(config, of)
+    training = {
+        **always,
+        **({} if is_freed else encoders),
+        "weights of the KL reference": 4 * trained * has_reference // shares,
+        "gradients": 4 * trained // shares,
+        "optimiser": 8 * trained // shares,
+        "averaged weights": 4 * trained * (optimizer.weight_ema is not None) // shares,
+        "reward models": sum(count for name, count in models.items() if name not in moving),
+        "activations, or an offloaded reward": max(*peaks, *(models[name] for name in moving)),
+    }
+    return max(training, always | encoders, key=lambda parts: sum(parts.values()))
+
+
+def _sampling(config: RunConfig, of: Architecture) -> int:
+    """Numbers inside one block of a forward without gradient: input, q, k, v, and the MLP before and after its step."""
+    samples = of.forwards_per_velocity(config.model) * config.model.max_batch
+    return samples * of.tokens(config.model) * of.width * (1 + 3 + 4 + 4)
+
+
+def _updating(config: RunConfig, of: Architecture) -> int:
+    """Numbers that the backward pass keeps of the largest forward.
+
+    17 per token and channel in each block, with attention that keeps no matrix (34 bytes at 16 bits in Korthikanti et
+    al. 2022, "Reducing Activation Recomputation in Large Transformer Models", equation 2 without its attention term);
+    with checkpointing each block's input only, and the inside of one block at a time.
+    """
+    model, rollout, objective = config.model, config.rollout, config.objective
+    # Siblings of an anchor-branch step share one forward with gradient.
+    of_a_prompt = num_trained_steps(rollout) * (1 if rollout.kind == "anchor_branch" else rollout.group_size)
+    of_an_update = of_a_prompt * rollout.prompts_per_update // config.runtime.processes
+    if objective.update_on != "all":
+        of_an_update //= objective.updates_per_iteration
+    samples = min(of_an_update, model.execution.max_train_batch or model.max_batch) * of.forwards_per_velocity(model)
+    kept = of.num_blocks + 17 if model.execution.gradient_checkpointing else 17 * of.num_blocks
+    return kept * samples * of.tokens(model) * of.width
+
+
+def _decoding(config: RunConfig, of: Architecture) -> int:
+    """Three float32 feature maps at full resolution, of all pictures that are decoded at once."""
+    model = config.model
+    pictures = 1 if model.execution.vae_slicing else model.max_batch
+    return 3 * 4 * of.vae_channels * model.height * model.width * pictures
+
+
+def _reward_bytes(config: RunConfig, name: str, on_gpu: bool) -> int:
+    """A reward's model, if it is in this process's memory."""
+    settings, model = config.rewards.get(name, RewardConfig()), REWARDS[name].model
+    is_elsewhere = settings.backend == "url" or (on_gpu and settings.device == "cpu")
+    if model is None or is_elsewhere or (settings.path or "").startswith(TWIN_PREFIX):
+        return 0
+    return model.parameters * {None: model.bytes_per_parameter, "fp32": 4, "bf16": 2}[settings.precision]
+
+
+def checkpoint_bytes(config: RunConfig, of: Architecture) -> int:
+    """Disk of a finished run: one resumable checkpoint (weights, two moments, average), and the final weights."""
+    return of.trained(config) * (4 + 8 + 4 * (config.optimizer.weight_ema is not None) + 4)
