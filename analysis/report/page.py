@@ -1,7 +1,7 @@
 """The report's page: one self-contained HTML file."""
 
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,7 +27,7 @@ from analysis.verdicts import conclusions, planning
 from analysis.verdicts.afterwards import readings_table, sentences
 from analysis.verdicts.claims_table import ClaimsTable, protocol_note
 from analysis.verdicts.conclusions import Conclusions
-from analysis.verdicts.findings import Absent, absences, control_sentence, findings, fusion_rows, limits
+from analysis.verdicts.findings import absences, control_sentence, findings, fusion_rows, limits
 from analysis.verdicts.stability import stability_table
 
 _TEMPLATES = Path(__file__).parent / "templates"
@@ -73,15 +73,6 @@ SECTIONS = {
     "limits": "Limits",
 }
 """Of the page, in their order: each has a template, and is there if something belongs in it."""
-_EXPECTED = {
-    "main": "+ AdaGRPO beside its base",
-    "selection": "a comparison of prompt selections",
-    "costs": "curves at equal cost",
-    "mechanism": "gradients at fixed checkpoints (adagrpo mechanism)",
-    "stability": "measures of stability",
-    "gallery": "pictures",
-}
-"""What the study's page says is missing where a section is."""
 
 
 def render_page(
@@ -129,7 +120,7 @@ def render_page(
     return environment.get_template("report.html.j2").render(
         title="AdaGRPO on the miniature: a study" if claims else "AdaGRPO: training report",
         sections={name: title for name, title in SECTIONS.items() if name in there},
-        absences=absences(claims.table, _absent(studies, there)) if claims else "",
+        absences=absences(claims.table) if claims else "",
         studies=studies,
         num_runs=len(summary),
         num_finished=len(finished),
@@ -169,16 +160,6 @@ def _claims(part: ClaimsPart) -> dict[str, Any]:
     }
 
 
-def _absent(studies: Sequence[Mapping[str, Any]], there: Collection[str]) -> Absent:
-    judged = [study for study in studies if study["is_judged"]]
-    has = {name for study in judged for name in study["parts"]} | ({"mechanism"} & set(there))
-    has -= {"main"} if all(study["main"] is None for study in judged) else set()
-    return Absent(
-        [words for name, words in _EXPECTED.items() if name not in has],
-        [study["reward"] for study in judged if study["main"] is not None],
-    )
-
-
 def _study(logs: Logs, part: Part, scope: str, names_experiment: bool) -> dict[str, Any]:
     study, rows, figures = part.study, part.cells, part.figures
     shared, varied = split_settings([logs.configs[i] for i in study.summary.index])
@@ -199,8 +180,8 @@ def _study(logs: Logs, part: Part, scope: str, names_experiment: bool) -> dict[s
         "scope": scope,
         "name": f"{study.experiment}, trained on {study.reward}" if names_experiment else f"Trained on {study.reward}",
         "experiment": study.experiment,
-        "reward": study.reward,
         "is_judged": study.experiment == EXPERIMENT,
+        "reward": study.reward,
         "parts": {name for name, found in of_question.items() if found}
         | {name for name, groups in drawn.items() if any(group.panels for group in groups)},
         "metrics": study.metrics,

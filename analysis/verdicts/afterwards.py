@@ -8,12 +8,12 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import pandas as pd
+
 from analysis import paper
-from analysis.cells.study import Study
-from analysis.claims import CONFIDENCE, MARGIN, METRIC, STUDY_SEEDS
+from analysis.claims import CONFIDENCE, MARGIN, METRIC, Claim, Pair
 from analysis.formats import Entry, WideTable, number
-from analysis.statistics import Interval, detection_power, equivalence_p_value, paired_interval
-from analysis.verdicts.verdicts import Compared, cell_of
+from analysis.statistics import Interval, detection_power, equivalence_p_value, paired_interval, paired_summary
 
 SHARE = 0.1
 """Of the control's gain: the second margin of equivalence."""
@@ -53,24 +53,27 @@ class Reading(NamedTuple):
         return "smaller than the paper's" if self.is_smaller else "undecided"
 
 
-def read_afterwards(study: Study, one: Compared) -> Reading | None:
-    """Read a claim of a study again; None below two pairs."""
-    if one.seeds < 2:
-        return None
-    treatment, control = cell_of(one.claim.treatment), cell_of(one.claim.control)
-    _, pair = study.pair(treatment, control, METRIC, "test", STUDY_SEEDS[: one.claim.seeds])
-    before, split = study.untrained(control)
+def read_afterwards(claim: Claim, pair: Pair, before: pd.Series, split: str) -> Reading:
+    """Read a claim again.
+
+    Args:
+        claim: of the protocol.
+        pair: of at least two seeds, on test words.
+        before: what the control started from, by metric.
+        split: that it was measured on.
+    """
     start = float(before.get(METRIC, math.nan)) if split == "test" else math.nan
-    gain, share = float(pair.control.mean()) - start, paper.relative_gain(one.claim.name)
+    gain, share = float(pair.control.mean()) - start, paper.relative_gain(claim.name)
     as_published, both = pair.control + share * (pair.control - start), 2 * CONFIDENCE - 1
+    sd = paired_summary(*pair).sd
     return Reading(
-        one.claim.statement,
+        claim.statement,
         paired_interval(*pair, both),
         gain,
         share * gain,
         (equivalence_p_value(*pair, MARGIN), equivalence_p_value(*pair, SHARE * gain) if gain > 0 else math.nan),
         paired_interval(pair.treatment, as_published, both) if gain > 0 and math.isfinite(share) else None,
-        detection_power(share * gain, one.paired.sd, one.seeds) if one.paired.sd > 0 else math.nan,
+        detection_power(share * gain, sd, len(pair.control)) if sd > 0 else math.nan,
     )
 
 

@@ -1,8 +1,8 @@
-"""The claims table: what the paper says, what this study says, and the verdict, as people read it and as CSV."""
+"""The study's claims judged from its runs by the protocol: what the paper says, what this study says, the verdict."""
 
 import hashlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -11,15 +11,32 @@ import numpy as np
 import pandas as pd
 
 from analysis import claims, paper
-from analysis.cells.labels import judge_name
+from analysis.cells.labels import Cell, judge_name
 from analysis.cells.logs import Logs
 from analysis.cells.study import Study
-from analysis.claims import CLAIMED_OVERHEAD, EXPERIMENT, Judgement, Verdict, judge_consistency, judge_overhead
+from analysis.claims import (
+    CLAIMED_OVERHEAD,
+    EXPERIMENT,
+    METRIC,
+    PRIMARY,
+    STUDY_SEEDS,
+    Arm,
+    Claim,
+    Judgement,
+    Pair,
+    Verdict,
+    judge_alone,
+    judge_consistency,
+    judge_family,
+    judge_overhead,
+    settle,
+)
 from analysis.formats import MISSING, interval_text, markdown, markdown_table, number
+from analysis.statistics import paired_summary
 from analysis.verdicts.afterwards import Reading, read_afterwards, readings_table, sentences
-from analysis.verdicts.exploratory import ADAGRPO, BASE
-from analysis.verdicts.verdicts import PRIMARY_FAMILY, Compared, cell_of, judge_claims
+from analysis.verdicts.exploratory import ADAGRPO, BASE, PairOf, questions
 
+PRIMARY_FAMILY = "primary"
 COLUMNS = ["family", "claim", "metric", "paper", "ours", "pairs", "verdict", "validation", "validation_verdict"]
 HEAD = ["Claim", "Verdict", "Difference here", "The paper", "Pairs", "Detectable"]
 HEAD += ["On validation words", "Verdict there"]
@@ -67,20 +84,21 @@ def claims_table(studies: Sequence[Study], logs: Logs) -> ClaimsTable | None:
     own = {study.reward: study for study in studies if study.experiment == EXPERIMENT}
     if not own:
         return None
-    compared = judge_claims(studies)
-    primary = [one for one in compared if one.family == PRIMARY_FAMILY]
-    others = [one for one in compared if one.family != PRIMARY_FAMILY]
     is_finished = (logs.summary["experiment"] == EXPERIMENT) & (logs.summary["state"] == "finished")
     made_under = [logs.environments[int(i)].get("protocol_sha256") for i in np.flatnonzero(is_finished)]
     protocol = hashlib.sha256(Path(claims.__file__).read_bytes()).hexdigest()
-    again = [read_afterwards(own[one.claim.control.reward], one) for one in primary if one.claim.control.reward in own]
-    unseen = [one for one in others if one.family == "unseen judges" and one.claim.control.reward == BASE.reward]
+    others = list(_exploratory(own))
+    unseen = [row for row in others if row.family == "unseen judges" and row.numbers["reward"] == BASE.reward]
     return ClaimsTable(
-        list(map(_row, primary)),
-        [*map(_row, others), _consistency(unseen), *_overhead(own.get(BASE.reward))],
+        _primary(own),
+        [*others, _consistency(unseen), *_overhead(own.get(BASE.reward))],
         len(made_under),
         sum(one != protocol for one in made_under),
-        [reading for reading in again if reading is not None],
+        [
+            read_afterwards(claim, pairs.pair, *pairs.study.untrained(cell_of(claim.control)))
+            for claim in PRIMARY
+            if (pairs := _measured(own, claim)).study and pairs.judged
+        ],
     )
 
 
@@ -139,32 +157,94 @@ def _markdown(rows: Sequence[Row], num_columns: int = len(HEAD)) -> str:
     return markdown_table(HEAD[:num_columns], [line[:num_columns] for line in lines])
 
 
-def _row(one: Compared) -> Row:
-    claim, judgement, validation = one.claim, one.judgement, one.validation
+# --- claims that are a difference of two cells ----------------------------------------------------------------------
+
+
+def cell_of(arm: Arm) -> Cell:
+    """The cell that a protocol's arm means."""
+    return Cell(arm.method, arm.selection, arm.fusion_weight > 0, arm.fusion_weight, arm.variant)
+
+
+class _Pairs(NamedTuple):
+    """Pairs of finished runs that count for a claim."""
+
+    study: Study | None
+    seeds: Sequence[int]
+    pair: Pair
+    runs: pd.DataFrame
+    """Rows of ``summary``."""
+
+    @property
+    def judged(self) -> Pair | None:
+        """None below two seeds."""
+        return self.pair if len(self.seeds) > 1 else None
+
+
+_Own = Mapping[str, Study]
+"""The study's parts by the reward that was trained on."""
+
+
+def _primary(own: _Own) -> list[Row]:
+    on_test, on_validation = ([_measured(own, one, METRIC, s) for one in PRIMARY] for s in ("test", "validation"))
+    families = [judge_family([pairs.judged for pairs in of_split]) for of_split in (on_test, on_validation)]
+    return [
+        _row(PRIMARY_FAMILY, *one) for one in zip(PRIMARY, [METRIC] * len(PRIMARY), on_test, *families, strict=True)
+    ]
+
+
+def _exploratory(own: _Own) -> Iterator[Row]:
+    for group, claim, measure, margin, pair_of in questions():
+        pairs = _find(own, claim, pair_of) if pair_of else _measured(own, claim, measure)
+        validation = judge_alone(_measured(own, claim, split="validation").judged) if measure == METRIC else None
+        yield _row(group, claim, measure, pairs, judge_alone(pairs.judged, margin), validation)
+
+
+def _measured(own: _Own, claim: Claim, metric: str = METRIC, split: str = "test") -> _Pairs:
+    return _find(own, claim, lambda study, *cells, among: study.pair(*cells, metric, split, among))
+
+
+def _find(own: _Own, claim: Claim, pair_of: PairOf) -> _Pairs:
+    study = own.get(claim.control.reward)
+    cells = dict(study.cells) if study else {}
+    arms = cell_of(claim.treatment), cell_of(claim.control)
+    if study is None or not set(arms) <= set(cells):
+        return _Pairs(study, [], Pair(np.empty(0), np.empty(0)), pd.DataFrame(columns=["run_id", "seed", "processor"]))
+    seeds, pair = pair_of(study, *arms, among=STUDY_SEEDS[: claim.seeds])
+    rows = pd.concat([cells[arm] for arm in arms])
+    return _Pairs(study, seeds, pair, rows[rows["seed"].isin(seeds) & rows["run_id"].isin(study.finished)])
+
+
+def _row(family: str, claim: Claim, metric: str, pairs: _Pairs, test: Judgement, validation: Judgement | None) -> Row:
+    """A claim as it is judged with so many pairs; ``validation`` of what is measured by the reward trained on alone."""
+    count, paired = len(pairs.seeds), paired_summary(*pairs.pair)
+    test = settle(test, count, claim.seeds)
+    validation = validation and settle(validation, count, claim.seeds)
+    # Two models of processor, between which rewards differ as well.
+    mixed = int((pairs.runs.groupby("seed")["processor"].nunique() > 1).sum())
     numbers: dict[str, Any] = {
         "name": claim.name,
         "treatment": cell_of(claim.treatment).label,
         "control": cell_of(claim.control).label,
         "reward": claim.control.reward,
-        "seeds": one.seeds,
+        "seeds": count,
         "planned_seeds": claim.seeds,
-        "difference": one.paired.difference,
-        **_digits("", judgement),
-        "sd": one.paired.sd,
-        "correlation": one.paired.correlation,
-        "detectable_difference": one.paired.detectable,
+        "difference": paired.difference,
+        **_digits("", test),
+        "sd": paired.sd,
+        "correlation": paired.correlation,
+        "detectable_difference": paired.detectable,
         **(_digits("validation_", validation) if validation else {}),
-        "pairs_on_two_processors": one.mixed,
-        "run_ids": " ".join(one.run_ids),
+        "pairs_on_two_processors": mixed,
+        "run_ids": " ".join(sorted(set(pairs.runs["run_id"]))),
     }
     return Row(
-        one.family,
+        family,
         claim.statement,
-        "" if one.metric == claims.METRIC else one.metric,
+        "" if metric == METRIC else metric,
         _published(claim.name),
-        interval_text(judgement.interval) if judgement.interval else number(one.paired.difference, signed=True),
-        f"{one.seeds} of {claim.seeds}" + (f" ({one.mixed} on two processors)" if one.mixed else ""),
-        one.verdict,
+        interval_text(test.interval) if test.interval else number(paired.difference, signed=True),
+        f"{count} of {claim.seeds}" + (f" ({mixed} on two processors)" if mixed else ""),
+        test.verdict,
         interval_text(validation.interval) if validation and validation.interval else MISSING,
         validation.verdict if validation else None,
         numbers,
@@ -177,14 +257,20 @@ def _digits(prefix: str, judgement: Judgement) -> dict[str, float]:
     return {f"{prefix}{name}": value for name, value in digits.items()}
 
 
+def _published(name: str) -> str:
+    """What the paper reports of a claim, one run each, Flow-GRPO on HPS-v3 where it does not say otherwise."""
+    ends = paper.ends_of(name)
+    return f"{number(ends[1] - ends[0], 2, signed=True)} HPS-v3 ({ends[0]:.2f} → {ends[1]:.2f})" if ends else MISSING
+
+
 # --- claims that are no difference of two cells ---------------------------------------------------------------------
 
 
-def _consistency(unseen: Sequence[Compared]) -> Row:
+def _consistency(unseen: Sequence[Row]) -> Row:
     """Gains on judges that were not trained on, counted: the paper's pairs of cells by judge, and ours."""
-    there = [one for one in unseen if one.seeds]
-    positive = sum(one.paired.difference > 0 for one in there)
-    found = sum(one.verdict == "supported" for one in there)
+    there = [row for row in unseen if row.numbers["seeds"]]
+    positive = sum(row.numbers["difference"] > 0 for row in there)
+    found = sum(row.verdict == "supported" for row in there)
     return Row(
         "unseen judges",
         "+ AdaGRPO gains on every judge that was not trained on",
@@ -192,8 +278,11 @@ def _consistency(unseen: Sequence[Compared]) -> Row:
         "; ".join(f"{judge_name(name)} {count} of {pairs}" for name, (count, pairs) in paper.unseen_gains().items()),
         f"{positive} of {len(there)} above 0, {found} with an interval above 0" if there else MISSING,
         f"{len(there)} of {len(unseen)} comparisons",
-        judge_consistency([one.verdict for one in unseen]),
-        numbers={"name": "consistent", "run_ids": " ".join(sorted({i for one in there for i in one.run_ids}))},
+        judge_consistency([row.verdict or "no runs yet" for row in unseen]),
+        numbers={
+            "name": "consistent",
+            "run_ids": " ".join(sorted({i for row in there for i in row.numbers["run_ids"].split()})),
+        },
     )
 
 
@@ -237,12 +326,3 @@ def _ratio(name: str, column: str, base: pd.DataFrame, ours: pd.DataFrame) -> Ro
         "no runs yet" if math.isnan(share) else None,
         numbers={"name": f"overhead {column}", "difference": share, "run_ids": " ".join(ids)},
     )
-
-
-def _published(name: str) -> str:
-    """What the paper reports of a claim, one run each, Flow-GRPO on HPS-v3 where it does not say otherwise."""
-    ends = paper.ends_of(name)
-    if ends is None:
-        return MISSING
-    before, after = ends
-    return f"{number(after - before, 2, signed=True)} HPS-v3 ({before:.2f} → {after:.2f})"

@@ -1,10 +1,15 @@
 """What the study looks at beside its primary claims: by the same rule, each claim for itself, and no conclusion."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import NamedTuple
 
-from analysis.cells.labels import METHOD_NAMES
-from analysis.claims import METRIC, Arm, Claim
+from analysis.cells.equal_cost import equal_cost_pair
+from analysis.cells.labels import METHOD_NAMES, Cell
+from analysis.cells.spending import AXES
+from analysis.cells.study import Study
+from analysis.claims import MARGIN, METRIC, PRIMARY, Arm, Claim, Pair
+from analysis.verdicts.stability import roughness_pair
 
 REWARDS = ("ocr", "ocr-v4", "ocr+0.5*colour")
 UNSEEN = {
@@ -26,17 +31,24 @@ OTHER_SETTINGS = ("G 4", "G 16", "branches 0", "branches 0 1 2 3", "P 2", "model
 BASE, ADAGRPO = Arm(), Arm(selection="curriculum", fusion_weight=1.0)
 
 
+PairOf = Callable[..., tuple[list[int], Pair]]
+"""Of a study and two cells, among some seeds."""
+
+
 class Question(NamedTuple):
     """A claim that is not among the primary ones, and what it is measured by."""
 
     group: str
     claim: Claim
-    metric: str = METRIC
+    measure: str = METRIC
+    margin: float | None = MARGIN
+    pair_of: PairOf | None = None
+    """What finds the values; None for the measure's final ones, on test words."""
 
 
 def questions() -> list[Question]:
     """All that is looked at, in the order of tables."""
-    return [*_components(), *_rewards(), *_unseen_judges(), *_settings()]
+    return [*_components(), *_rewards(), *_unseen_judges(), *_settings(), *_curves()]
 
 
 def _asked(group: str, name: str, statement: str, treatment: Arm, control: Arm, seeds: int) -> Question:
@@ -85,7 +97,7 @@ def _unseen_judges() -> Iterator[Question]:
             for metric in UNSEEN[reward]:
                 statement = f"{name} + AdaGRPO beats {name} in {metric}, trained on {reward}"
                 claim = Claim(f"{method}-{reward}-{metric}", statement, _adagrpo(base), base, seeds)
-                yield Question("unseen judges", claim, metric)
+                yield Question("unseen judges", claim, metric, None)
 
 
 def _settings() -> Iterator[Question]:
@@ -102,3 +114,20 @@ def _settings() -> Iterator[Question]:
         base, statement = BASE._replace(variant=variant), f"+ AdaGRPO beats the base with {variant}"
         seeds = 1 if "iterations" in variant else 2
         yield _asked("other settings", f"adagrpo {variant}", statement, _adagrpo(base), base, seeds)
+
+
+def _curves() -> Iterator[Question]:
+    """What is read off the curves of base and + AdaGRPO: values at equal cost, and which is smoother."""
+    for claim in (claim for claim in PRIMARY if claim.name in METHOD_NAMES):
+        for axis in AXES:
+            statement = claim.statement.replace(" beats ", " at equal cost beats ")
+            at_cost = claim._replace(name=f"{claim.name} by {axis.name}", statement=statement)
+            measure, pair_of = f"validation reward at equal {axis.words}", partial(equal_cost_pair, axis=axis.name)
+            yield Question("equal compute", at_cost, measure, pair_of=pair_of)
+        statement = claim.statement.replace(" beats ", " has smoother curves than ")
+        smoother = claim._replace(name=f"smooth-{claim.name}", statement=statement)
+        yield Question("stability", smoother, "roughness of the base less its own", None, _less_rough)
+
+
+def _less_rough(study: Study, treatment: Cell, control: Cell, among: Sequence[int]) -> tuple[list[int], Pair]:
+    return roughness_pair(study, control, treatment, among)

@@ -2,24 +2,13 @@
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
 
 from analysis.claims import CONFIDENCE, MARGIN
 from analysis.formats import number
 from analysis.verdicts.claims_table import ClaimsTable, Row
-from analysis.verdicts.exploratory import REWARDS
 
 _CONTROLS = ("rescaled 1", "rescaled 15")
 _OF_FUSION = ("fusion", "fusion-alone", *_CONTROLS, "weight 5", "weight 15")
-
-
-class Absent(NamedTuple):
-    """What a study's page may not have yet."""
-
-    sections: Sequence[str]
-    """In words, those that no run has data for."""
-    rewards: Sequence[str]
-    """That something was trained on."""
 
 
 def findings(table: ClaimsTable) -> list[str]:
@@ -27,21 +16,14 @@ def findings(table: ClaimsTable) -> list[str]:
     return [*_primary(table.primary), *_exploratory(table.exploratory)]
 
 
-def absences(table: ClaimsTable, there: Absent) -> str:
+def absences(table: ClaimsTable) -> str:
     """One sentence of what is planned and not there yet."""
-    primary, exploratory = (
-        sum(row.verdict == "no runs yet" for row in rows) for rows in (table.primary, table.exploratory)
-    )
+    rows = (*table.primary, *table.exploratory)
+    missing = sum(row.verdict == "no runs yet" for row in rows)
     short = sum(row.verdict != "no runs yet" and _is_short(row) for row in table.primary)
-    untrained = [reward for reward in REWARDS if reward not in there.rewards]
-    parts = {
-        f"runs trained on {', '.join(untrained)}": untrained,
-        f"runs for {primary} of {len(table.primary)} primary claims": primary,
-        f"all planned pairs of {short} more": short,
-        f"runs for {exploratory} of {len(table.exploratory)} exploratory claims": exploratory,
-    }
-    listed = [*there.sections, *(text for text, is_absent in parts.items() if is_absent)]
-    return f"Not there yet: {'; '.join(listed)}." if listed else "All that was planned is there."
+    parts = [f"runs for {missing} of {len(rows)} claims"] if missing else []
+    parts += [f"all planned pairs of {short} primary claims"] if short else []
+    return f"Not there yet: {'; '.join(parts)}." if parts else "All that was planned is there."
 
 
 def fusion_rows(table: ClaimsTable) -> list[Row]:
