@@ -11,7 +11,7 @@ import math
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -22,10 +22,10 @@ from harness.config import RewardConfig
 from harness.foundation.errors import HarnessError
 from harness.foundation.files import write_atomically
 from harness.rewards.base import Reward
-from harness.rewards.files.architectures import vit_h_14
 from harness.rewards.files.twins import PROMPTS, write_hpsv2, write_hpsv3
 from harness.rewards.native.hpsv2 import SIDE, HpsV2, preprocess
 from harness.rewards.native.hpsv3 import HpsV3, RewardModel
+from harness.rewards.native.open_clip import vit_h_14
 from harness.rewards.remote.isolated import REQUIREMENTS, IsolatedReward
 
 TOLERANCE = 1e-5
@@ -100,8 +100,8 @@ def compare_hpsv2(folder: Path) -> Outcome:
     write_hpsv2(folder / "HPS_v2.1_compressed.pt", vit_h_14())
     settings = RewardConfig(path=str(folder / "HPS_v2.1_compressed.pt"), precision="fp32", device="cpu")
     package = _of_package("hpsv2", settings, EACH_ONCE)
-    project, cropping = HpsV2(settings), HpsV2(settings)
-    vars(cropping)["_towers"] = replace(project._towers, pixels=centre_crop)
+    project, cropping = HpsV2("hpsv2", settings), HpsV2("hpsv2", settings)
+    cropping.pixels = centre_crop
     # A planted error that a few pairs show need not be paid for on all.
     few: Pairs = [(1, 0), (2, 0)]
     rows = [EACH_ONCE.index(pair) for pair in few]
@@ -117,7 +117,7 @@ def compare_hpsv3(folder: Path) -> Outcome:
     checkpoint, base = write_hpsv3(folder)
     settings = RewardConfig(path=str(checkpoint), base=str(base), precision="fp32", device="cpu")
     package = _of_package("hpsv3", settings, EVERY_PAIR)
-    project, on_a_plane = HpsV3(settings), HpsV3(settings)
+    project, on_a_plane = HpsV3("hpsv3", settings), HpsV3("hpsv3", settings)
     on_a_plane.model_class = OnAPlane
     planted = {
         "shuffled prompts": deviation(package, _scores(project, EVERY_PAIR, shuffled=True)),

@@ -84,15 +84,15 @@ def _build(name: str, backend: str, settings: "RewardConfig", num_threads: int) 
         case _, "hpsv2":
             from harness.rewards.native.hpsv2 import HpsV2
 
-            return HpsV2(settings)
+            return HpsV2(name, settings)
         case _, "hpsv3":
             from harness.rewards.native.hpsv3 import HpsV3
 
-            return HpsV3(settings)
+            return HpsV3(name, settings)
         case _, "clip" | "pickscore":
             from harness.rewards.native.clip import ClipScore, PickScore
 
-            return (ClipScore if name == "clip" else PickScore)(settings)
+            return (ClipScore if name == "clip" else PickScore)(name, settings)
     from harness.rewards.native.ocr import OcrReward
 
     return OcrReward(name, num_threads=num_threads)

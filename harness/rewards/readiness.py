@@ -40,8 +40,7 @@ def choose_rewards(
     Args:
         wanted: names of rewards.
         prompts: of the pictures.
-        height: of the pictures, in pixels.
-        width: of the pictures, in pixels.
+        height, width: of the pictures, in pixels.
         settings: of rewards, by name.
         num_threads: as in ``build_reward``.
 
@@ -66,7 +65,7 @@ def find_ready(names: Sequence[str], settings: Mapping[str, RewardConfig] | None
             reward = build_reward(name, num_threads, (settings or {}).get(name))
             reward.check_ready()
         except (ValueError, HarnessError) as error:
-            panel.missing[name] = _one_line(error)
+            panel.missing[name] = " ".join(str(error).split())
         else:
             panel.ready.append(reward)
     return panel
@@ -86,12 +85,8 @@ def find_fit(panel: Panel, prompts: Sequence[str], height: int, width: int) -> P
             reward.score(blank, prompts[:1])
         except (ValueError, HarnessError) as error:
             reasons = checked.unfit if isinstance(error, ValueError) else checked.missing
-            reasons[reward.name] = _one_line(error)
+            reasons[reward.name] = " ".join(str(error).split())
             reward.close()
         else:
             checked.ready.append(reward)
     return checked
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())

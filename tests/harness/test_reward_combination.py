@@ -8,20 +8,17 @@ from typing import Any
 
 import pytest
 import torch
-from accelerate import Accelerator
 from torch import Tensor
 
 from harness.adagrpo import local_advantage
-from harness.config import ConfigError, RewardConfig, RunConfig, compose, dump, load, run_id
+from harness.config import ConfigError, RewardConfig, compose, dump, load, run_id
 from harness.experiments.grid import expand_grid
-from harness.models.pipelines.flux import FluxPolicy
-from harness.prompts.lists import read_prompts
 from harness.rewards import Reward, RewardError, build_reward, build_rewards, build_weighted
 from harness.rewards.combined import Normalisation, WeightedSum
 from harness.rewards.remote.server import serving
 from harness.runs.directory import find_run
 from harness.training.scoring import Scores, start_scoring
-from harness.training.trainer import Trainer
+from tests.harness.conftest import build_trainer
 
 
 class Constant(Reward):
@@ -54,6 +51,31 @@ def test_a_normalised_sum_is_the_sum_by_hand() -> None:
     assert measured["a"].tolist() == [14.0, 16.0]
     assert measured[total.name].tolist() == pytest.approx([-0.5, 0.5])
     assert (total.low, total.high) == (-math.inf, math.inf)
+
+
+def test_a_component_of_weight_zero_is_reported_but_not_computed_in_training() -> None:
+    total = WeightedSum({Constant("ocr", 0.25): 1.0, Constant("judge", 0.5): 0.0})
+    assert list(total.submit(torch.ones(1, 3, 4, 4), ["a"])()) == ["ocr"]
+    assert total.measure(torch.ones(1, 3, 4, 4), ["a"])["judge"].tolist() == [0.5]
+
+
+@pytest.mark.parametrize(
+    "components",
+    [
+        {},
+        {Constant("a", 1): 0.0},
+        {Constant("a", 1): math.inf, Constant("b", 1): 1.0},
+        {Constant("a", 1): 1.0, Constant("a", 2): 1.0},
+    ],
+)
+def test_a_weighted_sum_without_a_meaning_is_rejected(components: dict[Reward, float]) -> None:
+    with pytest.raises(ValueError, match="weight"):
+        WeightedSum(components)
+
+
+def test_the_fingerprint_tells_weights_and_components_apart() -> None:
+    variants = [{"ocr": 1.0}, {"ocr-v4": 1.0}, {"ocr": 0.5}, {"ocr": 1.0, "colour": 0.5}, {"ocr": 1.0, "colour": 0.6}]
+    assert len({build_weighted(variant).fingerprint() for variant in variants}) == len(variants)
 
 
 def test_a_score_that_is_not_finite_names_image_and_component() -> None:
@@ -142,10 +164,19 @@ def test_the_paper_s_combination_is_a_file_and_the_published_grid_has_it() -> No
     assert all(run.rewards == config.rewards for run in combined)
 
 
-def test_a_missing_model_is_found_before_training(tmp_path: Path) -> None:
-    config = compose("miniature-luck", overrides=["reward={hpsv2: 1}", f"rewards.hpsv2.path={tmp_path}/none.pt"])
-    with pytest.raises(ConfigError, match=r"reward 'hpsv2': rewards.hpsv2.path: .*none.pt is not on this machine"):
-        find_run(config, tmp_path)
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["reward={hpsv2: 1}", "rewards.hpsv2.path=none.pt"], "rewards.hpsv2.path: none.pt is not on this machine"),
+        (
+            ["reward={ocr: 1, colour: 1}", "rewards.ocr={backend: url, url: 'http://127.0.0.1:9'}"],
+            "reward 'ocr': http://127.0.0.1:9/reward cannot be reached",
+        ),
+    ],
+)
+def test_what_a_reward_lacks_is_found_before_training(overrides: list[str], message: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=message):
+        find_run(compose("miniature-luck", overrides=overrides), tmp_path)
 
 
 # --- training
@@ -162,16 +193,8 @@ FAST = [
 ]
 
 
-def trainer(config: RunConfig) -> Trainer:
-    torch.set_num_threads(1)
-    policy = FluxPolicy(config.model, config.optimizer, torch.device("cpu"), config.seed)
-    reward, _ = build_rewards(config.reward, config.evaluation.judges, config.rewards)
-    prompts = read_prompts(config.prompts.train).prompts
-    return Trainer(config, policy, reward, prompts, Accelerator(cpu=True))
-
-
 def test_components_are_logged() -> None:
-    record = trainer(compose("miniature-luck", overrides=FAST)).iterate()
+    record = build_trainer(*FAST).iterate()
     assert set(record["components"]) == {"ocr", "colour"}
     ocr, colour = (record["components"][name]["reward_mean"] for name in ("ocr", "colour"))
     assert record["reward_mean"] == pytest.approx(ocr + 0.5 * (colour - 0.5) / 0.25, abs=1e-6)
@@ -179,9 +202,7 @@ def test_components_are_logged() -> None:
 
 
 def test_advantages_are_combined_by_hand() -> None:
-    training = trainer(
-        compose("miniature-luck", overrides=[*FAST, "objective.combine=advantages", "fusion.enabled=false"])
-    )
+    training = build_trainer(*FAST, "objective.combine=advantages", "fusion.enabled=false")
     generator = torch.Generator().manual_seed(0)
     components = [
         {name: torch.rand(2, 4, generator=generator, dtype=torch.float64) for name in ("ocr", "colour")}
@@ -193,7 +214,7 @@ def test_advantages_are_combined_by_hand() -> None:
         for row, group in enumerate(groups):
             expected = local_advantage(slot["ocr"][row]) + 0.5 * local_advantage(slot["colour"][row])
             torch.testing.assert_close(group, expected)
-    at_reward_level = trainer(compose("miniature-luck", overrides=[*FAST, "fusion.enabled=false"]))
+    at_reward_level = build_trainer(*FAST, "fusion.enabled=false")
     assert not torch.allclose(at_reward_level._advantages(scores)[0], combined[0])
 
 
@@ -208,21 +229,13 @@ def ocr_url() -> Iterator[str]:
 def test_training_on_a_reward_elsewhere_gives_the_same_numbers(ocr_url: str) -> None:
     """Scoring overlaps with sampling: slots and parts of a rollout are scored while others are sampled and decoded."""
     overrides = [*FAST, "model.max_batch=4"]
-    here = trainer(compose("miniature-luck", overrides=overrides))
-    there = trainer(
-        compose("miniature-luck", overrides=[*overrides, f"rewards.ocr={{backend: url, url: '{ocr_url}'}}"])
-    )
+    here = build_trainer(*overrides)
+    there = build_trainer(*overrides, f"rewards.ocr={{backend: url, url: '{ocr_url}'}}")
     for _ in range(2):
         ours, theirs = here.iterate(), there.iterate()
         del ours["seconds"], theirs["seconds"]
         assert ours == theirs
     assert all(torch.equal(p, there.parameters[name]) for name, p in here.parameters.items())
-
-
-def test_a_sum_with_an_unreachable_part_is_found_before_training(tmp_path: Path) -> None:
-    overrides = ["reward={ocr: 1, colour: 1}", "rewards.ocr={backend: url, url: 'http://127.0.0.1:9'}"]
-    with pytest.raises(ConfigError, match=r"reward 'ocr': http://127.0.0.1:9/reward cannot be reached"):
-        find_run(compose("miniature-luck", overrides=overrides), tmp_path)
 
 
 def test_a_sum_is_as_sharp_as_its_scaled_components_together() -> None:

@@ -1,27 +1,37 @@
-"""CLIP score, PickScore, HPS-v2 and HPS-v3 on small random models; the comparison with the packages is
-``make check-reward-parity``."""
+"""CLIP score, PickScore, HPS-v2 and HPS-v3 on their twins, small random models in the published layouts; the comparison
+with the packages is ``make check-reward-parity``."""
 
 import json
 import math
+import shutil
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import CLIPConfig
 
 from harness.config import RewardConfig
-from harness.rewards import RewardError, build_reward
+from harness.rewards import Reward, RewardError, build_reward
 from harness.rewards.base import ImageError
 from harness.rewards.files import checkpoints
-from harness.rewards.files.twins import write_hpsv3
+from harness.rewards.files.twins import find_twin
+from harness.rewards.native import open_clip
 from harness.rewards.native.hpsv2 import HpsV2, preprocess
-from harness.rewards.native.hpsv3 import PIXELS, HpsV3, size_in_cells
-from harness.rewards.native.open_clip import END, START, ClipTokenizer, clean, to_transformers
+from harness.rewards.native.hpsv3 import PIXELS, size_in_cells
+from harness.rewards.native.network import NetworkReward
 
 PROMPTS = ["a photo of a cat", "two dogs, oil on canvas", "a photo of a cat"]
+SETTINGS = {
+    "hpsv2": {"path": "twin:hpsv2"},
+    "hpsv3": {"path": "twin:hpsv3", "base": "twin:hpsv3", "precision": "fp32"},
+    "clip": {"path": "twin:clip"},
+    "pickscore": {"path": "twin:clip"},
+}
 
 
 def pictures(height: int = 40, width: int = 56, count: int = 3) -> Tensor:
@@ -29,52 +39,32 @@ def pictures(height: int = 40, width: int = 56, count: int = 3) -> Tensor:
     return (torch.rand(count, 3, height, width, generator=generator) * 255).round() / 255
 
 
+def twin(name: str, **settings: object) -> Reward:
+    return build_reward(name, 1, RewardConfig.model_validate({**SETTINGS[name], **settings}))
+
+
 # --- a small model in the layout of open_clip, computed by torch's own attention, as open_clip does
 
-WIDTH, HEADS, LAYERS, OUT = 32, 2, 2, 24
+WIDTH, HEADS, LAYERS = 32, 2, 2
 
 
-def random_open_clip(seed: int = 0) -> dict[str, Tensor]:
-    torch.manual_seed(seed)
-    weights = {
-        "logit_scale": torch.tensor(math.log(50.0)),
-        "token_embedding.weight": torch.randn(49_408, WIDTH),
-        "positional_embedding": torch.randn(77, WIDTH),
-        "text_projection": torch.randn(WIDTH, OUT) / 6,
-        "visual.class_embedding": torch.randn(WIDTH),
-        "visual.positional_embedding": torch.randn(257, WIDTH) / 4,
-        "visual.conv1.weight": torch.randn(WIDTH, 3, 14, 14) / 10,
-        "visual.proj": torch.randn(WIDTH, OUT) / 6,
-    }
-    for norm in ("ln_final", "visual.ln_pre", "visual.ln_post"):
-        weights |= {f"{norm}.weight": 1 + torch.randn(WIDTH) / 5, f"{norm}.bias": torch.randn(WIDTH) / 5}
-    for tower in ("transformer", "visual.transformer"):
-        for layer in range(LAYERS):
-            for name, shape in {
-                "ln_1.weight": (WIDTH,),
-                "ln_1.bias": (WIDTH,),
-                "ln_2.weight": (WIDTH,),
-                "ln_2.bias": (WIDTH,),
-                "attn.in_proj_weight": (3 * WIDTH, WIDTH),
-                "attn.in_proj_bias": (3 * WIDTH,),
-                "attn.out_proj.weight": (WIDTH, WIDTH),
-                "attn.out_proj.bias": (WIDTH,),
-                "mlp.c_fc.weight": (4 * WIDTH, WIDTH),
-                "mlp.c_fc.bias": (4 * WIDTH,),
-                "mlp.c_proj.weight": (WIDTH, 4 * WIDTH),
-                "mlp.c_proj.bias": (WIDTH,),
-            }.items():
-                weights[f"{tower}.resblocks.{layer}.{name}"] = torch.randn(shape) / 5
-    return weights
+@pytest.fixture
+def weights(monkeypatch: pytest.MonkeyPatch) -> dict[str, Tensor]:
+    monkeypatch.setattr(HpsV2, "architecture", open_clip.twin_of_clip())
+    content = torch.load(find_twin("hpsv2", "path", "hpsv2"))["state_dict"]
+    return {name: value.float() for name, value in content.items()}
+
+
+@pytest.fixture
+def hpsv2(tmp_path: Path, weights: dict[str, Tensor]) -> HpsV2:
+    torch.save({"state_dict": weights}, tmp_path / "HPS.pt")
+    return HpsV2("hpsv2", RewardConfig(path=str(tmp_path / "HPS.pt"), batch_size=2))
 
 
 def transformer(weights: dict[str, Tensor], prefix: str, x: Tensor, mask: Tensor | None) -> Tensor:
     for layer in range(LAYERS):
-        w = {
-            k.removeprefix(f"{prefix}.resblocks.{layer}."): v
-            for k, v in weights.items()
-            if f"{prefix}.resblocks.{layer}." in k and k.startswith(prefix)
-        }
+        start = f"{prefix}.resblocks.{layer}."
+        w = {name.removeprefix(start): value for name, value in weights.items() if name.startswith(start)}
         attention = nn.MultiheadAttention(WIDTH, HEADS, batch_first=True)
         attention.load_state_dict({k.removeprefix("attn."): v for k, v in w.items() if k.startswith("attn.")})
         normed = F.layer_norm(x, (WIDTH,), w["ln_1.weight"], w["ln_1.bias"])
@@ -86,10 +76,11 @@ def transformer(weights: dict[str, Tensor], prefix: str, x: Tensor, mask: Tensor
 
 
 @torch.no_grad()
-def open_clip_cosine(weights: dict[str, Tensor], pixels: Tensor, ids: Tensor) -> Tensor:
+def open_clip_cosine(weights: dict[str, Tensor], images: Tensor, prompts: list[str]) -> Tensor:
     def norm(name: str, x: Tensor) -> Tensor:
         return F.layer_norm(x, (WIDTH,), weights[f"{name}.weight"], weights[f"{name}.bias"])
 
+    pixels, ids = preprocess((images * 255).round().to(torch.uint8)), open_clip.tokens(prompts)
     patches = F.conv2d(pixels, weights["visual.conv1.weight"], stride=14).flatten(2).transpose(1, 2)
     first = weights["visual.class_embedding"].expand(len(pixels), 1, -1)
     x = norm("visual.ln_pre", torch.cat([first, patches], 1) + weights["visual.positional_embedding"])
@@ -101,53 +92,27 @@ def open_clip_cosine(weights: dict[str, Tensor], pixels: Tensor, ids: Tensor) ->
     return (F.normalize(image, dim=-1) * F.normalize(text, dim=-1)).sum(-1)
 
 
-def small_config() -> CLIPConfig:
-    tower = {
-        "hidden_size": WIDTH,
-        "intermediate_size": 4 * WIDTH,
-        "num_hidden_layers": LAYERS,
-        "num_attention_heads": HEADS,
-        "hidden_act": "gelu",
-    }
-    return CLIPConfig(
-        projection_dim=OUT,
-        vision_config={**tower, "patch_size": 14, "image_size": 224},
-        text_config={**tower, "eos_token_id": END},
-    )
-
-
-@pytest.fixture
-def hpsv2(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> HpsV2:
-    torch.save({"state_dict": random_open_clip()}, tmp_path / "HPS.pt")
-    monkeypatch.setattr(HpsV2, "architecture", small_config())
-    return HpsV2(RewardConfig(path=str(tmp_path / "HPS.pt"), batch_size=2))
-
-
 # --- HPS-v2
 
 
-def test_hpsv2_scores_as_its_layout_computed_by_hand(hpsv2: HpsV2) -> None:
+def test_hpsv2_scores_as_its_layout_computed_by_hand(hpsv2: HpsV2, weights: dict[str, Tensor]) -> None:
     prompts = ["a photo of a cat", "two dogs, oil on canvas", "word " * 100]
-    pixels = preprocess((pictures() * 255).round().to(torch.uint8))
-    expected = open_clip_cosine(random_open_clip(), pixels, ClipTokenizer()(prompts))
     scores = hpsv2.score(pictures(), prompts)
     assert scores.std() > 0.01
-    torch.testing.assert_close(scores, expected, atol=1e-6, rtol=0)
+    torch.testing.assert_close(scores, open_clip_cosine(weights, pictures(), prompts), atol=1e-6, rtol=0)
 
 
 def test_hpsv2_shows_the_whole_picture_in_a_black_square() -> None:
     levels = (pictures(100, 300, 1) * 255).round().to(torch.uint8)
     shown = preprocess(levels)
-    black = preprocess(torch.zeros(1, 3, 224, 224, dtype=torch.uint8))
+    black, white = (preprocess(torch.full((1, 3, 224, 224), level, dtype=torch.uint8)) for level in (0, 255))
     inside = F.interpolate(levels / 255, (75, 224), mode="bicubic", antialias=True)
-    mean, std = -black[0, :, 0, 0], None
-    assert shown.shape == (1, 3, 224, 224)
     assert torch.equal(shown[..., :74, :], black[..., :74, :])
     assert torch.equal(shown[..., 149:, :], black[..., 149:, :])
-    white = preprocess(torch.full((1, 3, 224, 224), 255, dtype=torch.uint8))
-    std = 1 / (white - black)[0, :, :1, :1]
-    torch.testing.assert_close((shown[..., 74:149, :] - black[..., 74:149, :]) * std, inside, atol=1e-6, rtol=0)
-    assert mean.tolist() == pytest.approx([0.48145466 / 0.26862954, 0.4578275 / 0.26130258, 0.40821073 / 0.27577711])
+    unnormalised = (shown - black) / (white - black)
+    torch.testing.assert_close(unnormalised[..., 74:149, :], inside, atol=1e-6, rtol=0)
+    means = [0.48145466 / 0.26862954, 0.4578275 / 0.26130258, 0.40821073 / 0.27577711]
+    assert black[0, :, 0, 0].tolist() == pytest.approx([-mean for mean in means])
 
 
 def test_pictures_of_any_shape_are_scored_until_a_side_vanishes() -> None:
@@ -158,28 +123,77 @@ def test_pictures_of_any_shape_are_scored_until_a_side_vanishes() -> None:
 
 
 def test_clip_tokens_of_known_texts() -> None:
-    ids = ClipTokenizer()(["a photo of a cat", "A   PHOTO of\na cat", "It's 42!", "cat " * 100])
+    start, end = open_clip.START, open_clip.END
+    ids = open_clip.tokens(["a photo of a cat", "A   PHOTO of\na cat", "It's 42!", "cat " * 100])
     assert ids.shape == (4, 77)
-    assert ids[0, :8].tolist() == [START, 320, 1125, 539, 320, 2368, END, 0]
+    assert ids[0, :8].tolist() == [start, 320, 1125, 539, 320, 2368, end, 0]
     assert torch.equal(ids[1], ids[0])
-    assert ids[2, :8].tolist() == [START, 585, 568, 275, 273, 256, END, 0]
-    assert ids[3].tolist() == [START, *[2368] * 75, END]
+    assert ids[2, :8].tolist() == [start, 585, 568, 275, 273, 256, end, 0]
+    assert ids[3].tolist() == [start, *[2368] * 75, end]
+    assert open_clip.clean("Van Gogh’s “Café” &amp; ﬁne  ＡＢＣ") == 'van gogh\'s "café" & fine abc'
 
 
-def test_text_is_mended_as_open_clip_does() -> None:
-    pytest.importorskip("ftfy")
-    assert clean("Van Gogh’s “Café” &amp; ﬁne  ＡＢＣ") == 'van gogh\'s "café" & fine abc'
+# --- CLIP score and PickScore
 
 
-# --- damaged and wrong checkpoints
+@pytest.fixture
+def clip_folder(tmp_path: Path, weights: dict[str, Tensor]) -> Path:
+    """The weights of HPS-v2's twin as a model folder of transformers."""
+    open_clip.twin_of_clip().save_pretrained(tmp_path)
+    save_file(open_clip.to_transformers(weights), tmp_path / "model.safetensors", metadata={"format": "pt"})
+    processor = {"image_processor_type": "CLIPImageProcessor", "size": {"shortest_edge": 224}}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(processor))
+    open_clip.clip_tokenizer().save_pretrained(tmp_path)
+    return tmp_path
 
 
-@pytest.mark.parametrize("name", ["hpsv2", "hpsv3"])
-@pytest.mark.parametrize("backend", ["native", "package"])
-def test_a_folder_in_the_place_of_a_checkpoint_is_one_line(name: str, backend: str, tmp_path: Path) -> None:
-    reward = build_reward(name, 1, RewardConfig.model_validate({"path": str(tmp_path), "backend": backend}))
-    with pytest.raises(RewardError, match=rf"rewards.{name}.path: {tmp_path} is no file; give the checkpoint itself"):
-        reward.check_ready()
+@pytest.mark.parametrize("name", ["clip", "pickscore"])
+def test_clip_scores_are_the_model_s_cosines(name: str, clip_folder: Path, weights: dict[str, Tensor]) -> None:
+    factor = 1.0 if name == "clip" else weights["logit_scale"].exp().item()
+    reward = build_reward(name, 1, RewardConfig(path=str(clip_folder), batch_size=2))
+    square = pictures(224, 224)
+    scores = reward.score(square, PROMPTS)
+    expected = factor * open_clip_cosine(weights, square, PROMPTS)
+    torch.testing.assert_close(scores, expected, atol=2e-6 * factor, rtol=0)
+    # The middle is what counts.
+    wide = torch.cat([torch.zeros(3, 3, 224, 40), square, torch.ones(3, 3, 224, 40)], dim=-1)
+    torch.testing.assert_close(reward.score(wide, PROMPTS), scores, atol=1e-6 * factor, rtol=0)
+
+
+def test_a_clip_folder_without_a_part_is_one_line(clip_folder: Path) -> None:
+    for batch_size, (file, said) in enumerate(
+        {
+            "preprocessor_config.json": "preprocessor_config.json",
+            "model.safetensors": "model.safetensors or p",
+        }.items(),
+        start=1,
+    ):
+        (clip_folder / file).unlink()
+        with pytest.raises(RewardError, match=rf"reward 'clip': rewards.clip.path: .* has no {said}"):
+            build_reward("clip", 1, RewardConfig(path=str(clip_folder), batch_size=batch_size)).check_ready()
+
+
+# --- HPS-v3
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "size"),
+    [(512, 512, (448, 448)), (768, 1024, (364, 504)), (900, 300, (756, 252)), (20, 40, (336, 644))],
+)
+def test_hpsv3_resizes_to_cells_of_28(height: int, width: int, size: tuple[int, int]) -> None:
+    assert size_in_cells(height, width) == size
+    assert math.prod(size) == pytest.approx(PIXELS, rel=0.1)
+
+
+def test_hpsv3_refuses_what_it_cannot_read() -> None:
+    with pytest.raises(ImageError, match="one side is more than 200 times the other"):
+        size_in_cells(1, 201)
+    with pytest.raises(ValueError, match=r"tokens as <\|image_pad\|>"):
+        twin("hpsv3").check_prompt("a <|image_pad|> cat")
+    twin("hpsv3").check_prompt("a <b> | {cat}")
+
+
+# --- damaged, wrong and missing checkpoints
 
 
 @pytest.mark.parametrize(
@@ -190,8 +204,9 @@ def test_a_folder_in_the_place_of_a_checkpoint_is_one_line(name: str, backend: s
         (lambda weights: weights.update({"visual.proj": torch.ones(8, 8)}), r"is \[8, 8\] instead of \[24, 32\]"),
     ],
 )
-def test_another_model_s_checkpoint_is_one_line(hpsv2: HpsV2, change, message: str) -> None:  # type: ignore[no-untyped-def]
-    weights = random_open_clip()
+def test_another_model_s_checkpoint_is_one_line(
+    hpsv2: HpsV2, weights: dict[str, Tensor], change: Callable[[dict[str, Tensor]], object], message: str
+) -> None:
     change(weights)
     torch.save({"state_dict": weights}, hpsv2._checkpoint)
     with pytest.raises(RewardError, match=f"reward 'hpsv2': .*HPS.pt is no checkpoint of this model: .*{message}"):
@@ -208,6 +223,32 @@ def test_a_file_that_holds_code_is_not_run(hpsv2: HpsV2) -> None:
         hpsv2.score(pictures(), PROMPTS)
 
 
+def test_a_damaged_hpsv3_is_one_line(tmp_path: Path) -> None:
+    source, path = find_twin("hpsv3", "path", "hpsv3"), tmp_path / "HPSv3.safetensors"
+    weights = load_file(source)
+    path.write_bytes(source.read_bytes()[:50_000])
+    with pytest.raises(RewardError, match=r"reward 'hpsv3': .*HPSv3.safetensors is truncated or no checkpoint"):
+        twin("hpsv3", path=str(path)).score(pictures(), PROMPTS)
+    save_file({name: value for name, value in weights.items() if name != "rm_head.5.bias"}, path)
+    with pytest.raises(RewardError, match=r"1 tensors are missing \(rm_head.5.bias"):
+        twin("hpsv3", path=str(path)).score(pictures(), PROMPTS)
+    save_file(weights | {"rm_head.5.bias": torch.tensor([math.nan, 0.0])}, path)
+    with pytest.raises(RewardError, match="reward 'hpsv3': image 0: hpsv3 is nan, not finite"):
+        twin("hpsv3", path=str(path), batch_size=3).score(pictures(), PROMPTS)
+
+
+@pytest.mark.parametrize("name", ["hpsv2", "hpsv3"])
+def test_a_folder_in_the_place_of_a_checkpoint_and_a_twin_that_does_not_exist_are_one_line(
+    name: str, tmp_path: Path
+) -> None:
+    for backend in ("native", "package"):
+        reward = build_reward(name, 1, RewardConfig.model_validate({"path": str(tmp_path), "backend": backend}))
+        with pytest.raises(RewardError, match=rf"rewards.{name}.path: {tmp_path} is no file; give the checkpoint"):
+            reward.check_ready()
+    with pytest.raises(RewardError, match=r"there is no twin 'hpsv9', there are twin:hpsv2, twin:hpsv3, twin:clip$"):
+        twin(name, path="twin:hpsv9").fingerprint()
+
+
 @pytest.mark.parametrize(
     ("name", "command"),
     [
@@ -215,7 +256,6 @@ def test_a_file_that_holds_code_is_not_run(hpsv2: HpsV2) -> None:
         ("hpsv2", "`hf download xswu/HPSv2 HPS_v2_compressed.pt`"),
         ("hpsv3", "`hf download MizzenAI/HPSv3 HPSv3.safetensors`"),
         ("clip", "`hf download openai/clip-vit-large-patch14`"),
-        ("pickscore", "`hf download yuvalkirstain/PickScore_v1`"),
         ("imagereward", "`hf download THUDM/ImageReward`"),
     ],
 )
@@ -236,124 +276,97 @@ def test_a_model_in_the_hub_s_cache_is_found(tmp_path: Path, monkeypatch: pytest
     (repository / "refs").mkdir(parents=True)
     (repository / "refs" / "main").write_text("abc")
     (repository / "snapshots" / "abc").mkdir(parents=True)
-    (repository / "blobs").mkdir()
-    blob = repository / "blobs" / ("0" * 64)
-    blob.write_bytes(b"weights")
-    (repository / "snapshots" / "abc" / "model.pt").symlink_to(blob)
+    (repository / "snapshots" / "abc" / "model.pt").write_bytes(b"weights")
     found = checkpoints.try_to_load_from_cache
     monkeypatch.setattr(checkpoints, "try_to_load_from_cache", lambda *a: found(*a, cache_dir=tmp_path))
-    path = checkpoints.locate("hpsv2", "path", "owner/name/model.pt")
-    assert path.read_bytes() == b"weights"
-
-
-def test_the_fingerprint_changes_with_the_weights_and_the_precision(hpsv2: HpsV2) -> None:
-    path = str(hpsv2._checkpoint)
-    before = hpsv2.fingerprint()
-    assert HpsV2(RewardConfig(path=path, device="cpu", batch_size=5)).fingerprint() == before
-    assert HpsV2(RewardConfig(path=path, precision="bf16")).fingerprint() != before
-    torch.save({"state_dict": random_open_clip(seed=1)}, path)
-    assert HpsV2(RewardConfig(path=path)).fingerprint() != before
-
-
-# --- CLIP score and PickScore
-
-
-@pytest.fixture
-def clip_folder(tmp_path: Path) -> Path:
-    config = small_config()
-    config.save_pretrained(tmp_path)
-    save_file(to_transformers(random_open_clip()), tmp_path / "model.safetensors", metadata={"format": "pt"})
-    processor = {"image_processor_type": "CLIPImageProcessor", "size": {"shortest_edge": 224}}
-    (tmp_path / "preprocessor_config.json").write_text(json.dumps(processor))
-    tokenizer = json.loads(ClipTokenizer()._tokenizer.to_str())
-    vocab = tokenizer["model"]["vocab"] | {"<|startoftext|>": START, "<|endoftext|>": END}
-    (tmp_path / "vocab.json").write_text(json.dumps(vocab))
-    merges = [" ".join(merge) for merge in tokenizer["model"]["merges"]]
-    (tmp_path / "merges.txt").write_text("\n".join(["#version: 0.2", *merges]) + "\n")
-    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "CLIPTokenizer"}))
-    return tmp_path
-
-
-@pytest.mark.parametrize(("name", "factor"), [("clip", 1.0), ("pickscore", 50.0)])
-def test_clip_scores_are_the_model_s_cosines(name: str, factor: float, clip_folder: Path) -> None:
-    reward = build_reward(name, 1, RewardConfig(path=str(clip_folder), batch_size=2))
-    images = pictures(224, 224)
-    levels = (images * 255).round().to(torch.uint8)
-    expected = factor * open_clip_cosine(random_open_clip(), preprocess(levels), ClipTokenizer()(PROMPTS))
-    torch.testing.assert_close(reward.score(images, PROMPTS), expected, atol=2e-6 * factor, rtol=0)
-
-
-def test_clip_scores_crop_the_middle(clip_folder: Path) -> None:
-    reward = build_reward("clip", 1, RewardConfig(path=str(clip_folder)))
-    square = pictures(224, 224, 1)
-    wide = torch.cat([torch.zeros(1, 3, 224, 40), square, torch.ones(1, 3, 224, 40)], dim=-1)
-    torch.testing.assert_close(reward.score(wide, ["a"]), reward.score(square, ["a"]), atol=1e-6, rtol=0)
-
-
-def test_a_clip_folder_without_a_part_is_one_line(clip_folder: Path) -> None:
-    settings = RewardConfig(path=str(clip_folder))
-    (clip_folder / "preprocessor_config.json").unlink()
-    with pytest.raises(RewardError, match=r"reward 'clip': rewards.clip.path: .* has no preprocessor_config.json"):
-        build_reward("clip", 1, settings).score(pictures(), PROMPTS)
-    (clip_folder / "model.safetensors").unlink()
-    with pytest.raises(RewardError, match=r"has no model.safetensors or pytorch_model.bin"):
-        build_reward("clip", 1, settings).fingerprint()
-
-
-# --- HPS-v3
-
-
-@pytest.fixture(scope="module")
-def small_hpsv3(tmp_path_factory: pytest.TempPathFactory) -> RewardConfig:
-    checkpoint, base = write_hpsv3(tmp_path_factory.mktemp("hpsv3"))
-    return RewardConfig(path=str(checkpoint), base=str(base), precision="fp32", batch_size=2)
-
-
-def test_hpsv3_scores_do_not_depend_on_the_batch(small_hpsv3: RewardConfig) -> None:
-    reward = HpsV3(small_hpsv3)
-    prompts = ["a cat", "an endless library with shelves of leather-bound books", "a cat"]
-    together = reward.measure(pictures(), prompts)
-    alone = [reward.measure(pictures()[i : i + 1], prompts[i : i + 1]) for i in range(3)]
-    assert set(together) == {"hpsv3", "hpsv3/log_sigma"}
-    assert together["hpsv3"].std() > 0.01
-    for metric, values in together.items():
-        torch.testing.assert_close(values, torch.cat([one[metric] for one in alone]), atol=1e-5, rtol=0)
+    assert checkpoints.locate("hpsv2", "path", "owner/name/model.pt").read_bytes() == b"weights"
 
 
 @pytest.mark.parametrize(
-    ("height", "width", "size"),
+    ("name", "key", "file"),
     [
-        (512, 512, (448, 448)),
-        (448, 448, (448, 448)),
-        (768, 1024, (364, 504)),
-        (900, 300, (756, 252)),
-        (20, 40, (336, 644)),
+        ("clip", "path", "config.json"),
+        ("clip", "base", "preprocessor_config.json"),
+        ("clip", "base", "tokenizer.json"),
+        ("hpsv3", "base", "config.json"),
+        ("hpsv3", "base", "tokenizer_config.json"),
     ],
 )
-def test_hpsv3_resizes_to_cells_of_28(height: int, width: int, size: tuple[int, int]) -> None:
-    assert size_in_cells(height, width) == size
-    assert math.prod(size) == pytest.approx(PIXELS, rel=0.1)
+@pytest.mark.parametrize("content", ["<html>", '{"vision_config": 3, "model": {}, "size": ""}'])
+def test_a_folder_that_cannot_be_read_is_one_line(name: str, key: str, file: str, content: str, tmp_path: Path) -> None:
+    place = "path" if name == "clip" else key
+    folder = Path(shutil.copytree(find_twin(name, place, name), tmp_path / name))
+    (folder / file).write_text(content)
+    said = rf"\Areward '{name}': rewards\.{name}\.{key}: {folder} cannot be read[^\n]*\Z"
+    with pytest.raises(RewardError, match=said):
+        twin(name, **{place: str(folder)}).score(pictures(), PROMPTS)
 
 
-def test_hpsv3_refuses_what_it_cannot_read(small_hpsv3: RewardConfig) -> None:
-    with pytest.raises(ImageError, match="one side is more than 200 times the other"):
-        size_in_cells(1, 201)
-    with pytest.raises(ValueError, match=r"tokens as <\|image_pad\|>"):
-        HpsV3(small_hpsv3).check_prompt("a <|image_pad|> cat")
-    HpsV3(small_hpsv3).check_prompt("a <b> | {cat}")
+# --- what a score depends on
 
 
-def test_a_damaged_hpsv3_is_one_line(small_hpsv3: RewardConfig, tmp_path: Path) -> None:
-    weights = load_file(str(small_hpsv3.path))
-    path = tmp_path / "HPSv3.safetensors"
-    settings = small_hpsv3.model_copy(update={"path": str(path)})
-    path.write_bytes(Path(str(small_hpsv3.path)).read_bytes()[:50_000])
-    with pytest.raises(RewardError, match=r"reward 'hpsv3': .*HPSv3.safetensors is truncated or no checkpoint"):
-        HpsV3(settings).score(pictures(), PROMPTS)
-    save_file({name: value for name, value in weights.items() if name != "rm_head.5.bias"}, path)
-    with pytest.raises(RewardError, match=r"1 tensors are missing \(rm_head.5.bias"):
-        HpsV3(settings).score(pictures(), PROMPTS)
-    weights["rm_head.5.bias"] = torch.tensor([math.nan, 0.0])
-    save_file(weights, path)
-    with pytest.raises(RewardError, match="reward 'hpsv3': image 0: hpsv3 is nan, not finite"):
-        HpsV3(settings).score(pictures(), PROMPTS)
+@pytest.mark.parametrize("name", SETTINGS)
+def test_a_score_depends_on_picture_and_prompt_and_not_on_where_the_model_is(name: str) -> None:
+    prompts = ["a photo of a cat", "two dogs, oil on canvas", "an endless library " * 30]
+    reward, offloaded = twin(name), twin(name, offload=True, batch_size=1)
+    measured, again = (one.measure(pictures(64, 48), prompts) for one in (reward, offloaded))
+    scores = measured[name]
+    assert scores.std() > 1e-4
+    assert not torch.allclose(reward.score(pictures(64, 48), prompts[::-1]), scores, atol=1e-5)
+    assert not torch.allclose(reward.score(pictures(64, 48).flip(0), prompts), scores, atol=1e-5)
+    assert reward.fingerprint() == offloaded.fingerprint() != twin(name, precision="bf16").fingerprint()
+    assert set(measured) == ({name, f"{name}/log_sigma"} if name == "hpsv3" else {name})
+    for metric, values in measured.items():
+        torch.testing.assert_close(values, again[metric], atol=1e-5, rtol=1e-6)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("name", SETTINGS)
+def test_equal_pictures_score_alike_within_the_resolution(name: str, precision: str) -> None:
+    images = pictures(64, 48)[[0, 1, 2, 0, 0, 0, 0, 0]]
+    scores = [twin(name, precision=precision, batch_size=b).score(images, PROMPTS[:1] * 8) for b in (1, 3, 5, 8)]
+    equal = torch.stack(scores)[:, [0, 3, 4, 5, 6, 7]]
+    resolution = twin(name, precision=precision).resolution
+    assert equal.max() - equal.min() <= resolution
+    assert torch.stack(scores)[0].std() > resolution / 10
+
+
+# --- offloading
+
+
+class Layer(NetworkReward):
+    """A network of one layer. Another precision stands for the GPU: what has been moved there can be told by it."""
+
+    low, high, version = 0.0, 1.0, "1"
+    resolutions: ClassVar = {"fp32": 0.0}
+    _network = nn.Linear(3, 1).requires_grad_(False)
+    _device = torch.float64  # type: ignore[assignment]
+    broken = False
+
+    def _measure_batch(self, levels: Tensor, prompts: Sequence[str]) -> dict[str, Tensor]:
+        self.seen = {parameter.dtype for parameter in self._network.parameters()}
+        if self.broken:
+            raise ImageError(0, "broken")
+        return {self.name: torch.ones(len(prompts))}
+
+
+def test_an_offloaded_model_is_on_its_device_only_while_it_scores(monkeypatch: pytest.MonkeyPatch) -> None:
+    reward = Layer("layer", RewardConfig(offload=True, batch_size=2))
+    assert reward._home.type == "cpu"
+    before = [parameter.data_ptr() for parameter in reward._network.parameters()]
+    for broken in (False, True):
+        reward.broken, reward.seen = broken, set()
+        with pytest.raises(RewardError, match="image 0: broken") if broken else nullcontext():
+            reward.score(pictures(), PROMPTS)
+        assert reward.seen == {torch.float64}
+        assert [parameter.data_ptr() for parameter in reward._network.parameters()] == before
+    kept = Layer("layer", RewardConfig())
+    kept.score(pictures(), PROMPTS)
+    assert kept.seen == {torch.float32}
+
+    def full(network: object) -> list[Tensor]:
+        raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 3.67 GiB.")
+
+    monkeypatch.setattr(nn.Linear, "buffers", full)
+    with pytest.raises(RewardError, match=r"\Areward 'layer': no GPU memory for its model; set rewards.layer[^\n]*\Z"):
+        reward.score(pictures(), PROMPTS)

@@ -58,7 +58,7 @@ def test_the_planted_errors_are_errors(tmp_path: Path) -> None:
         assert (parity.centre_crop(picture[None]) - preprocess(picture[None])).abs().max() > 0.5
     checkpoint, base = write_hpsv3(tmp_path)
     settings = RewardConfig(path=str(checkpoint), base=str(base), precision="fp32")
-    right, wrong = HpsV3(settings), HpsV3(settings)
+    right, wrong = HpsV3("hpsv3", settings), HpsV3("hpsv3", settings)
     wrong.model_class = parity.OnAPlane
     images = parity.pictures()[0][None].float() / 255
     assert (right.score(images, ["a cat"]) - wrong.score(images, ["a cat"])).abs().item() > 100 * TOLERANCE

@@ -5,6 +5,7 @@ import math
 import zipfile
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 
@@ -17,8 +18,7 @@ from torch import Tensor
 
 from harness.foundation.errors import ConfigError
 from harness.models.miniature.prompts import BACKGROUNDS, COLOURS, TEXT_COLOURS
-from harness.rewards import Reward, build_reward, build_weighted
-from harness.rewards.combined import WeightedSum
+from harness.rewards import build_reward
 from harness.rewards.files import assets
 from harness.rewards.native.colour import ColourReward
 from harness.rewards.native.ocr import OcrReward, ctc_word_score, edit_distance, greedy_words, letter_probabilities
@@ -52,21 +52,6 @@ def noisy() -> tuple[Tensor, list[str]]:
     clean = torch.stack([picture(word, "red", "yellow") for word in words])
     noise = 0.25 * torch.randn(clean.shape, generator=torch.Generator().manual_seed(0))
     return ((clean + noise).clamp(0, 1) * 255).round() / 255, [prompt(word, "red", "yellow") for word in words]
-
-
-class Constant(Reward):
-    """Scores every image alike."""
-
-    def __init__(self, name: str, value: float, low: float = 0.0, high: float = 1.0) -> None:
-        self.name, self.value, self.low, self.high = name, value, low, high
-        self.calls = 0
-
-    def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
-        self.calls += 1
-        return torch.full((len(prompts),), self.value)
-
-    def fingerprint(self) -> str:
-        return f"{self.name}={self.value}"
 
 
 # --- scoring a word
@@ -126,42 +111,35 @@ def test_edit_distance(first: str, second: str, distance: int) -> None:
 def test_a_clean_word_scores_high_and_another_word_low(ocr: OcrReward) -> None:
     words = ["harbor", "cinema", "quilts", "jumbo"]
     images = torch.stack([picture(word, *pair) for word, pair in zip(words, PAIRS[::7], strict=True)])
-    assert ocr.read(images) == words
-    assert ocr.score(images, [prompt(word) for word in words]).min() > 0.95
+    measured = ocr.measure(images, [prompt(word) for word in words])
+    assert measured[f"{ocr.name}/word_accuracy"].tolist() == [1.0] * 4
+    assert measured[ocr.name].min() > 0.95
     assert ocr.score(images, [prompt(word) for word in ["planet", "harbor", "vivid", "ocean"]]).max() < 0.05
 
 
-def test_measure_agrees_with_score_and_with_the_reading(ocr: OcrReward, noisy: tuple[Tensor, list[str]]) -> None:
+def test_a_blank_picture_reads_as_nothing(ocr: OcrReward, noisy: tuple[Tensor, list[str]]) -> None:
     images, prompts = noisy[0].clone(), noisy[1]
-    images[0] = picture("harbor")
-    images[1] = 1.0
+    images[0], images[1] = picture("harbor"), 1.0
     measured = ocr.measure(images, prompts)
     assert set(measured) == {ocr.name, f"{ocr.name}/word_accuracy", f"{ocr.name}/edit_similarity"}
-    assert torch.equal(measured[ocr.name], ocr.score(images, prompts))
-    right = [read == asked.split('"')[1] for read, asked in zip(ocr.read(images), prompts, strict=True)]
-    assert measured[f"{ocr.name}/word_accuracy"].tolist() == [float(value) for value in right]
-    assert (measured[f"{ocr.name}/edit_similarity"][torch.tensor(right)] == 1).all()
-    assert measured[f"{ocr.name}/edit_similarity"][:2].tolist() == [1.0, 0.0]
+    right, similarity = measured[f"{ocr.name}/word_accuracy"], measured[f"{ocr.name}/edit_similarity"]
+    assert torch.equal(right == 1, similarity == 1)
+    assert similarity[:2].tolist() == [1.0, 0.0]
     assert all(value.shape == (20,) and value.dtype == torch.float32 for value in measured.values())
 
 
 @pytest.mark.parametrize("name", MINIATURE)
-def test_a_saved_png_scores_exactly_as_the_tensor(name: str, noisy: tuple[Tensor, list[str]], tmp_path: Path) -> None:
-    reward = build_reward(name)
-    images, prompts = noisy
+def test_a_score_is_of_the_saved_png_whatever_the_batch(
+    name: str, noisy: tuple[Tensor, list[str]], tmp_path: Path
+) -> None:
+    reward, (images, prompts) = build_reward(name), noisy
+    together = reward.score(images, prompts)
     reloaded = []
     for index, image in enumerate(images):
         array = (image * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
         Image.fromarray(array).save(tmp_path / f"{index}.png")
         reloaded.append(torch.from_numpy(np.array(Image.open(tmp_path / f"{index}.png"))).permute(2, 0, 1) / 255)
-    assert torch.equal(reward.score(torch.stack(reloaded), prompts), reward.score(images, prompts))
-
-
-@pytest.mark.parametrize("name", MINIATURE)
-def test_scores_do_not_depend_on_the_rest_of_the_batch(name: str, noisy: tuple[Tensor, list[str]]) -> None:
-    reward = build_reward(name)
-    images, prompts = noisy
-    together = reward.score(images, prompts)
+    assert torch.equal(reward.score(torch.stack(reloaded), prompts), together)
     alone = torch.cat([reward.score(images[i : i + 1], prompts[i : i + 1]) for i in range(len(prompts))])
     assert together.std() > 0.01
     torch.testing.assert_close(together, alone, atol=reward.resolution, rtol=0)
@@ -174,12 +152,6 @@ def test_prompts_without_a_readable_word_are_rejected(ocr: OcrReward) -> None:
         assert repr(text) in str(error.value)
     with pytest.raises(ValueError, match="time steps"):
         ocr.score(picture("harbor")[None], [prompt("a" * 9)])
-
-
-# --- what every reward is given
-
-
-def test_pictures_that_hold_no_single_line_are_rejected_by_a_recogniser(ocr: OcrReward) -> None:
     with pytest.raises(ConfigError, match="one line of text: 64 x 64"):
         ocr.score(torch.ones(1, 3, 64, 64), [prompt("tin")])
 
@@ -235,45 +207,7 @@ def test_texture_on_the_background_lowers_the_score_and_shows_as_background_erro
     assert (measured["colour/background_error"].diff() > 0.01).all()
 
 
-# --- combinations and names
-
-
-def test_a_component_of_weight_zero_is_reported_but_not_computed_in_training() -> None:
-    judge = Constant("judge", 0.5)
-    total = WeightedSum({Constant("ocr", 0.25): 1.0, judge: 0.0})
-    assert total.score(torch.ones(1, 3, 32, 128), ["a"]).tolist() == [0.25]
-    assert judge.calls == 0
-    assert total.measure(torch.ones(1, 3, 32, 128), ["a"])["judge"].tolist() == [0.5]
-
-
-@pytest.mark.parametrize(
-    "components",
-    [
-        {},
-        {Constant("a", 1): 0.0},
-        {Constant("a", 1): math.nan},
-        {Constant("a", 1): math.inf, Constant("b", 1): 1.0},
-        {Constant("a", 1): 1.0, Constant("a", 2): 1.0},
-    ],
-)
-def test_a_weighted_sum_without_a_meaning_is_rejected(components: dict[Reward, float]) -> None:
-    with pytest.raises(ValueError, match="weight"):
-        WeightedSum(components)
-
-
-def test_the_fingerprint_tells_weights_and_components_apart() -> None:
-    variants = [{"ocr": 1.0}, {"ocr-v4": 1.0}, {"ocr": 0.5}, {"ocr": 1.0, "colour": 0.5}, {"ocr": 1.0, "colour": 0.6}]
-    assert len({build_weighted(variant).fingerprint() for variant in variants}) == len(variants)
-
-
 # --- assets
-
-
-def test_weights_with_the_wrong_content_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("ADAGRPO_ASSETS", str(tmp_path))
-    (tmp_path / "PP-OCRv6-rec.onnx").write_bytes(b"half a download")
-    with pytest.raises(assets.AssetError, match=r"has sha256 .* `adagrpo fetch-assets`"):
-        assets.asset_path("PP-OCRv6-rec")
 
 
 @pytest.fixture
@@ -283,20 +217,13 @@ def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> assets.Asset:
     wheel = tmp_path / "index" / "tinymodel-1.0-py3-none-any.whl"
     with zipfile.ZipFile(wheel, "w") as archive:
         archive.writestr("tinymodel/rec.onnx", b"weights")
-        archive.writestr(
-            "tinymodel-1.0.dist-info/METADATA",
-            "Metadata-Version: 2.1\nName: tinymodel\nVersion: 1.0\nRequires-Python: <3\nRequires-Dist: not-there\n",
-        )
-        archive.writestr(
-            "tinymodel-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
-        )
-        archive.writestr("tinymodel-1.0.dist-info/RECORD", "")
-    asset = assets.Asset(
-        package="tinymodel",
-        version="1.0",
-        member="tinymodel/rec.onnx",
-        sha256=sha256(b"weights").hexdigest(),
-    )
+        for name, text in {
+            "METADATA": "Metadata-Version: 2.1\nName: tinymodel\nVersion: 1.0\nRequires-Python: <3\nRequires-Dist: a\n",
+            "WHEEL": "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+            "RECORD": "",
+        }.items():
+            archive.writestr(f"tinymodel-1.0.dist-info/{name}", text)
+    asset = assets.Asset("tinymodel", "1.0", "tinymodel/rec.onnx", sha256(b"weights").hexdigest())
     monkeypatch.setattr(assets, "ASSETS", {"tiny": asset})
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path / "index"))
@@ -316,6 +243,9 @@ def test_assets_are_fetched_once_with_a_notice_and_repaired_when_wrong(
     assert {path.name for path in (tmp_path / "kept").iterdir()} == {"tiny.onnx", "licenses"}
 
     paths[0].write_bytes(b"damaged")
+    assets._verify.cache_clear()
+    with pytest.raises(assets.AssetError, match=r"has sha256 .* `adagrpo fetch-assets`"):
+        assets.asset_path("tiny")
     assets.fetch_assets()
     assert paths[0].read_bytes() == b"weights"
 
@@ -323,22 +253,20 @@ def test_assets_are_fetched_once_with_a_notice_and_repaired_when_wrong(
     assets.fetch_assets()
 
 
-def test_a_download_with_another_content_is_not_kept(
-    index: assets.Asset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"sha256": "0" * 64}, "not kept"),
+        ({"version": "9.9"}, r"could not download tinymodel==9.9 .* `adagrpo fetch-assets`"),
+    ],
+)
+def test_a_download_that_fails_or_has_another_content_is_not_kept(
+    index: assets.Asset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: dict[str, str], message: str
 ) -> None:
-    fields = {**vars(index), "sha256": "0" * 64}
-    monkeypatch.setattr(assets, "ASSETS", {"tiny": assets.Asset(**fields)})
-    with pytest.raises(assets.AssetError, match="not kept"):
+    monkeypatch.setattr(assets, "ASSETS", {"tiny": replace(index, **change)})
+    with pytest.raises(assets.AssetError, match=message):
         assets.fetch_assets()
-    assert not list((tmp_path / "kept").rglob("*.onnx"))
-
-
-def test_a_failed_download_says_what_and_what_to_do(
-    index: assets.Asset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(assets, "ASSETS", {"tiny": assets.Asset(**{**vars(index), "version": "9.9"})})
-    with pytest.raises(assets.AssetError, match=r"could not download tinymodel==9.9 .* `adagrpo fetch-assets`"):
-        assets.fetch_assets()
+    assert not list(tmp_path.rglob("kept/*.onnx"))
 
 
 # --- what every reward is given

@@ -16,7 +16,7 @@ from functools import cache
 from pathlib import Path, PurePosixPath
 
 from harness.foundation.errors import HarnessError
-from harness.foundation.files import file_sha256
+from harness.foundation.files import file_sha256, write_atomically
 
 _NOTICE = """\
 {file} is the text recogniser of PP-OCR, copyright the PaddleOCR authors (https://github.com/PaddlePaddle/PaddleOCR),
@@ -44,28 +44,20 @@ class Asset:
 
 ASSETS: dict[str, Asset] = {
     "PP-OCRv6-rec": Asset(
-        package="rapidocr",
-        version="3.10.0",
-        member="rapidocr/models/PP-OCRv6_rec_small.onnx",
-        sha256="6f327246b50388f3c176ae304bd95767ea6dc0c9ae92153ef8cbe210b3c14884",
+        *("rapidocr", "3.10.0", "rapidocr/models/PP-OCRv6_rec_small.onnx"),
+        "6f327246b50388f3c176ae304bd95767ea6dc0c9ae92153ef8cbe210b3c14884",
     ),
     "PP-OCRv4-rec": Asset(
-        package="rapidocr-onnxruntime",
-        version="1.4.4",
-        member="rapidocr_onnxruntime/models/ch_PP-OCRv4_rec_infer.onnx",
-        sha256="48fc40f24f6d2a207a2b1091d3437eb3cc3eb6b676dc3ef9c37384005483683b",
+        *("rapidocr-onnxruntime", "1.4.4", "rapidocr_onnxruntime/models/ch_PP-OCRv4_rec_infer.onnx"),
+        "48fc40f24f6d2a207a2b1091d3437eb3cc3eb6b676dc3ef9c37384005483683b",
     ),
     "CLIP-BPE": Asset(
-        package="open_clip_torch",
-        version="3.3.0",
-        member="open_clip/bpe_simple_vocab_16e6.txt.gz",
-        sha256="924691ac288e54409236115652ad4aa250f48203de50a9e4722a6ecd48d6804a",
+        *("open_clip_torch", "3.3.0", "open_clip/bpe_simple_vocab_16e6.txt.gz"),
+        "924691ac288e54409236115652ad4aa250f48203de50a9e4722a6ecd48d6804a",
     ),
     "HPSv3-question": Asset(
-        package="hpsv3",
-        version="1.0.0",
-        member="hpsv3/dataset/data_collator_qwen.py",
-        sha256="b0f936e89f8df652c67d470412e1d9afd27aa711dec85724c19989ac91e7a3e3",
+        *("hpsv3", "1.0.0", "hpsv3/dataset/data_collator_qwen.py"),
+        "b0f936e89f8df652c67d470412e1d9afd27aa711dec85724c19989ac91e7a3e3",
     ),
 }
 
@@ -95,6 +87,7 @@ def asset_path(name: str) -> Path:
     return path
 
 
+@cache
 def hpsv3_question() -> str:
     """The question that HPS-v3 was trained with, with ``{text_prompt}`` for the prompt, ending in the reward token.
 
@@ -114,8 +107,7 @@ def hpsv3_question() -> str:
 def fetch_assets(folder: Path | None = None) -> dict[str, Path]:
     """Download, check and keep all model files with their licences; does nothing where they are already right.
 
-    Safe to run in several processes at once: each works in a temporary folder of its own and moves whole files into
-    place, the model last, so that a model which is there always has its licence beside it.
+    Each file appears whole, the model last, so that a model which is there always has its licence beside it.
 
     Args:
         folder: where to keep them; None for ``default_folder()``.
@@ -124,17 +116,14 @@ def fetch_assets(folder: Path | None = None) -> dict[str, Path]:
         ``{asset name: model file}``.
 
     Raises:
-        AssetError: pip could not download a wheel, something downloaded has the wrong sha256, or the folder cannot be
-            written.
+        AssetError: pip could not download a wheel, or something downloaded has the wrong sha256.
+        FileError: the folder cannot be written.
     """
     folder = default_folder() if folder is None else folder
     paths = {name: _model_file(folder, name) for name in ASSETS}
     for name, path in paths.items():
-        try:
-            if not path.is_file() or file_sha256(path) != ASSETS[name].sha256:
-                _fetch(ASSETS[name], path)
-        except OSError as error:
-            raise AssetError(f"cannot keep {path}: {error}; set ADAGRPO_ASSETS to a writable folder") from error
+        if not path.is_file() or file_sha256(path) != ASSETS[name].sha256:
+            _fetch(ASSETS[name], path)
     return paths
 
 
@@ -150,31 +139,18 @@ def _verify(path: Path, sha256: str) -> None:
 
 
 def _fetch(asset: Asset, path: Path) -> None:
-    # Inside the destination: a move is atomic only within one file system.
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".fetching-") as temporary:
-        wheel = _download(asset, Path(temporary))
-        licences = path.parent / "licenses" / f"{asset.package}-{asset.version}"
-        licences.mkdir(parents=True, exist_ok=True)
-        with zipfile.ZipFile(wheel) as archive:
-            contents = {licences / Path(name).name: archive.read(name) for name in _licence_members(archive)}
-            if not contents:
-                notice = _NOTICE.format(
-                    file=path.name, member=asset.member, package=asset.package, version=asset.version
-                )
-                contents[licences / "NOTICE"] = notice.encode()
-            model = archive.read(asset.member)
-        if (found := hashlib.sha256(model).hexdigest()) != asset.sha256:
-            raise AssetError(f"{asset.member} in {wheel.name} has sha256 {found}, not {asset.sha256}: not kept")
-        contents[path] = model
-        for destination, data in contents.items():
-            staged = Path(temporary) / destination.name
-            staged.write_bytes(data)
-            staged.replace(destination)
-
-
-def _licence_members(archive: zipfile.ZipFile) -> list[str]:
-    return [name for name in archive.namelist() if ".dist-info/licenses/" in name and not name.endswith("/")]
+    with tempfile.TemporaryDirectory() as temporary, zipfile.ZipFile(_download(asset, Path(temporary))) as archive:
+        named = [n for n in archive.namelist() if ".dist-info/licenses/" in n and not n.endswith("/")]
+        licences = {Path(name).name: archive.read(name) for name in named}
+        model = archive.read(asset.member)
+    if (found := hashlib.sha256(model).hexdigest()) != asset.sha256:
+        raise AssetError(f"{asset.member} of {asset.package} {asset.version} has sha256 {found}: not kept")
+    if not licences:
+        notice = _NOTICE.format(file=path.name, member=asset.member, package=asset.package, version=asset.version)
+        licences["NOTICE"] = notice.encode()
+    for name, text in licences.items():
+        write_atomically(path.parent / "licenses" / f"{asset.package}-{asset.version}" / name, text)
+    write_atomically(path, model)
 
 
 def _download(asset: Asset, folder: Path) -> Path:

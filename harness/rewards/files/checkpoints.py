@@ -5,7 +5,7 @@ Nothing here downloads: a missing file is an error that names the command to fet
 
 import hashlib
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -13,7 +13,7 @@ import torch
 from huggingface_hub import snapshot_download, try_to_load_from_cache
 from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from harness.config import ROOT
 from harness.foundation.names import REWARDS
@@ -44,16 +44,14 @@ def locate(reward: str, key: str, place: str, needs: Sequence[str] = (), weights
     """
     if place.startswith(TWIN_PREFIX):
         return find_twin(reward, key, place.removeprefix(TWIN_PREFIX))
-    path = ROOT / Path(place).expanduser()
-    advice = _advice(place, weights)
-    if not path.exists():
-        found = _in_hub_cache(place)
-        if found is None:
-            raise RewardError(f"reward {reward!r}: rewards.{reward}.{key}: {place} is not on this machine; {advice}")
-        path = found
+    path: Path | None = ROOT / Path(place).expanduser()
+    if path is None or not path.exists():
+        path = _in_hub_cache(place)
+    if path is None:
+        raise _unfit(reward, key, f"{place} is not on this machine; {_advice(place, weights)}")
     for name in needs:
         if not (path / name).is_file():
-            raise RewardError(f"reward {reward!r}: rewards.{reward}.{key}: {path} has no {name}; {advice}")
+            raise _unfit(reward, key, f"{path} has no {name}; {_advice(place, weights)}")
     return path
 
 
@@ -61,10 +59,7 @@ def locate_file(reward: str, key: str, place: str) -> Path:
     """``locate`` of a checkpoint that is one file. Raises RewardError too if the place is a folder."""
     path = locate(reward, key, place)
     if not path.is_file():
-        raise RewardError(
-            f"reward {reward!r}: rewards.{reward}.{key}: {path} is no file; give the checkpoint itself, as in "
-            f"{REWARDS[reward].path}"
-        )
+        raise _unfit(reward, key, f"{path} is no file; give the checkpoint itself, as in {REWARDS[reward].path}")
     return path
 
 
@@ -73,13 +68,15 @@ def weights_file(reward: str, key: str, folder: Path, place: str) -> Path:
     for name in WEIGHT_FILES:
         if (folder / name).is_file():
             return folder / name
-    names = " or ".join(WEIGHT_FILES)
-    raise RewardError(f"reward {reward!r}: rewards.{reward}.{key}: {folder} has no {names}; {_advice(place, True)}")
+    raise _unfit(reward, key, f"{folder} has no {' or '.join(WEIGHT_FILES)}; {_advice(place, True)}")
+
+
+def _unfit(reward: str, key: str, problem: str) -> RewardError:
+    return RewardError(f"reward {reward!r}: rewards.{reward}.{key}: {problem}")
 
 
 def _in_hub_cache(place: str) -> Path | None:
-    match = _HUB_ID.fullmatch(place)
-    if match is None:
+    if (match := _HUB_ID.fullmatch(place)) is None:
         return None
     repository, file = match.groups()
     if file:
@@ -118,8 +115,7 @@ def readable(reward: str, key: str, folder: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # noqa: BLE001 - on damaged files transformers and tokenizers raise errors of any kind
-        reason = " ".join(str(error).split())[:200]
-        raise RewardError(f"reward {reward!r}: rewards.{reward}.{key}: {folder} cannot be read: {reason}") from None
+        raise _unfit(reward, key, f"{folder} cannot be read: {' '.join(str(error).split())[:200]}") from None
 
 
 def load_weights(reward: str, path: Path) -> dict[str, Tensor]:
@@ -133,9 +129,9 @@ def load_weights(reward: str, path: Path) -> dict[str, Tensor]:
             return load_file(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # noqa: BLE001 - on damaged files the readers raise errors of any kind
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        reason = " ".join(str(error).split())[:120] or type(error).__name__
         raise RewardError(
-            f"reward {reward!r}: {path} is truncated or no checkpoint ({reason[:120]}); fetch it again"
+            f"reward {reward!r}: {path} is truncated or no checkpoint ({reason}); fetch it again"
         ) from None
     content = content.get("state_dict", content) if isinstance(content, dict) else content
     if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
@@ -143,31 +139,21 @@ def load_weights(reward: str, path: Path) -> dict[str, Tensor]:
     return content
 
 
-def check_weights(reward: str, path: Path, given: Mapping[str, Tensor], wanted: Mapping[str, Sequence[int]]) -> None:
-    """Check that a checkpoint has the tensors of a model, no other, and in their shapes.
+def check_weights(reward: str, path: Path, given: dict[str, Tensor], build: Callable[[], nn.Module]) -> None:
+    """Raise RewardError unless tensors by name, read from a path, are those of a model: all, no other, in its shapes.
 
-    Args:
-        reward: whose it is.
-        path: where it came from.
-        given: tensors by name.
-        wanted: shape of each tensor by name.
-
-    Raises:
-        RewardError: in one line, what does not fit.
+    ``build`` makes the model, on no device.
     """
+    with torch.device("meta"):
+        wanted = build().state_dict()
     problems = []
     if missing := sorted(wanted.keys() - given.keys()):
         problems.append(f"{len(missing)} tensors are missing ({missing[0]}, ...)")
     if unknown := sorted(given.keys() - wanted.keys()):
         problems.append(f"{len(unknown)} are unknown ({unknown[0]}, ...)")
     for name in sorted(wanted.keys() & given.keys()):
-        if list(given[name].shape) != list(wanted[name]):
-            problems.append(f"{name} is {list(given[name].shape)} instead of {list(wanted[name])}")
+        if given[name].shape != wanted[name].shape:
+            problems.append(f"{name} is {list(given[name].shape)} instead of {list(wanted[name].shape)}")
             break
     if problems:
         raise RewardError(f"reward {reward!r}: {path} is no checkpoint of this model: {'; '.join(problems)}")
-
-
-def torch_dtype(precision: str) -> torch.dtype:
-    """The network's dtype of a precision's name."""
-    return {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]

@@ -20,8 +20,8 @@ from transformers import CLIPConfig, CLIPModel
 from harness.models.pipelines.files import build_once, cache_folder
 from harness.models.pipelines.locate import TWIN_PREFIX
 from harness.rewards.base import RewardError
-from harness.rewards.files.architectures import twin_of_clip
 from harness.rewards.files.assets import hpsv3_question
+from harness.rewards.native.open_clip import twin_of_clip
 
 _VERSION = 2
 """Raised with any change of what is built."""

@@ -2,27 +2,22 @@
 
 from collections.abc import Sequence
 from functools import cached_property
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers import CLIPConfig
+from transformers import CLIPConfig, CLIPModel
 
-from harness.config import RewardConfig
-from harness.foundation.names import REWARDS
 from harness.models.pipelines.locate import TWIN_PREFIX
 from harness.models.pipelines.truncation import TextReader
 from harness.rewards.base import ImageError
-from harness.rewards.files.architectures import twin_of_clip, vit_h_14
-from harness.rewards.files.checkpoints import load_weights, locate_file, sha256_of, torch_dtype
-from harness.rewards.native.clip import ClipCosine, Towers, build_clip
-from harness.rewards.native.open_clip import CONTEXT_LENGTH, ClipTokenizer, to_transformers
+from harness.rewards.files.checkpoints import load_weights
+from harness.rewards.native import open_clip
+from harness.rewards.native.clip import ClipCosine
 
 SIDE = 224
 _MEAN = (0.48145466, 0.4578275, 0.40821073)
 _STD = (0.26862954, 0.26130258, 0.27577711)
-_FORMULA_VERSION = "hpsv2-1"
 
 
 def preprocess(levels: Tensor) -> Tensor:
@@ -57,47 +52,24 @@ def preprocess(levels: Tensor) -> Tensor:
 class HpsV2(ClipCosine):
     """Human preference score v2: the cosine of picture and prompt, about 0.2 to 0.4."""
 
-    low, high = -1.0, 1.0
-
-    def __init__(self, settings: RewardConfig) -> None:
-        super().__init__("hpsv2", settings)
-
-    def fingerprint(self) -> str:
-        return f"{sha256_of([self._checkpoint])}:{self._precision}:{_FORMULA_VERSION}"
+    version = "hpsv2-1"
 
     @property
     def architecture(self) -> CLIPConfig:
         """ViT-H/14, or its twin's."""
-        return twin_of_clip() if self._place.startswith(TWIN_PREFIX) else vit_h_14()
-
-    @property
-    def _place(self) -> str:
-        return self._settings.path or REWARDS[self.name].path
-
-    @cached_property
-    def _checkpoint(self) -> Path:
-        return locate_file(self.name, "path", self._place)
-
-    @cached_property
-    def _tokenizer(self) -> ClipTokenizer:
-        return ClipTokenizer()
+        return open_clip.twin_of_clip() if self._place.startswith(TWIN_PREFIX) else open_clip.vit_h_14()
 
     def text_readers(self) -> Sequence[TextReader]:
         """CLIP's text tower."""
-        return [TextReader(f"reward {self.name}", CONTEXT_LENGTH, self._tokenizer.encode)]
+        return [TextReader(f"reward {self.name}", open_clip.CONTEXT_LENGTH, open_clip.encode)]
 
     @cached_property
-    def _towers(self) -> Towers:
-        def tokens(texts: Sequence[str]) -> dict[str, Tensor]:
-            return {"input_ids": self._tokenizer(texts)}
+    def _network(self) -> CLIPModel:
+        weights = open_clip.to_transformers(load_weights(self.name, self._checkpoint))
+        return self._build(self.architecture, weights, self._checkpoint)
 
-        weights = to_transformers(load_weights(self.name, self._checkpoint))
-        model = build_clip(
-            self.name,
-            self._checkpoint,
-            weights,
-            self.architecture,
-            torch_dtype(self._precision),
-            self._home,
-        )
-        return Towers(model, preprocess, tokens)
+    def pixels(self, levels: Tensor) -> Tensor:
+        return preprocess(levels)
+
+    def tokens(self, texts: Sequence[str]) -> dict[str, Tensor]:
+        return {"input_ids": open_clip.tokens(texts)}

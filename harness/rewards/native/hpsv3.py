@@ -2,10 +2,10 @@
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -14,19 +14,10 @@ from torch import Tensor, nn
 from transformers import AutoTokenizer, Qwen2VLConfig, Qwen2VLModel
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from harness.config import RewardConfig
 from harness.foundation.names import REWARDS
 from harness.rewards.base import ImageError
 from harness.rewards.files.assets import hpsv3_question
-from harness.rewards.files.checkpoints import (
-    check_weights,
-    load_weights,
-    locate,
-    locate_file,
-    readable,
-    sha256_of,
-    torch_dtype,
-)
+from harness.rewards.files.checkpoints import check_weights, load_weights, locate, readable
 from harness.rewards.native.network import NetworkReward
 
 PIXELS = 256 * 28 * 28
@@ -39,7 +30,6 @@ REWARD_TOKEN = "<|Reward|>"
 _SPECIAL = re.compile(r"<\|[^|<>\s]+\|>")
 _BASE_FILES = ("config.json", "tokenizer_config.json")
 _TOKENIZER_FILES = (*_BASE_FILES, "tokenizer.json", "vocab.json", "merges.txt", "chat_template.jinja")
-_FORMULA_VERSION = "hpsv3-1"
 
 
 def size_in_cells(height: int, width: int) -> tuple[int, int]:
@@ -72,7 +62,11 @@ class RewardModel(nn.Module):
     def __init__(self, config: Qwen2VLConfig) -> None:
         super().__init__()
         self.backbone = Qwen2VLModel(config)
-        self.rm_head = _reward_head(config.text_config.hidden_size)
+        # Dropout does nothing here, but the published checkpoint numbers the layers with it.
+        first = nn.Linear(config.text_config.hidden_size, 1024)
+        self.rm_head = nn.Sequential(
+            first, nn.ReLU(), nn.Dropout(0.05), nn.Linear(1024, 16), nn.ReLU(), nn.Linear(16, 2)
+        )
 
     def positions(self, ids: Tensor, grid: Tensor) -> Tensor:
         """Position ids ``[3, b, L]``: the token's index on all three axes, pictures included.
@@ -105,54 +99,28 @@ class RewardModel(nn.Module):
         return self.rm_head(hidden[ids == reward_id].float())
 
 
-def _reward_head(width: int) -> nn.Sequential:
-    # Dropout does nothing here, but the published checkpoint numbers the layers with it.
-    return nn.Sequential(
-        nn.Linear(width, 1024), nn.ReLU(), nn.Dropout(0.05), nn.Linear(1024, 16), nn.ReLU(), nn.Linear(16, 2)
-    )
-
-
 def to_transformers_5(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     """Names of transformers 4.45, in which HPS-v3 is published, as ``RewardModel`` has them; no language head."""
-    renamed = {}
-    for name, value in weights.items():
-        if name.startswith("model."):
-            renamed[f"backbone.language_model.{name.removeprefix('model.')}"] = value
-        elif name.startswith("visual."):
-            renamed[f"backbone.{name}"] = value
-        elif name != "lm_head.weight":
-            renamed[name] = value
-    return renamed
-
-
-RESOLUTION = {"fp32": 2e-5, "bf16": 2e-2}
-"""Of a score, by the precision of the network."""
+    kept = {name: value for name, value in weights.items() if name != "lm_head.weight"}
+    moved = {"model.": "backbone.language_model.", "visual.": "backbone.visual."}
+    return {re.sub(r"^(model|visual)\.", lambda start: moved[start[0]], name): value for name, value in kept.items()}
 
 
 class HpsV3(NetworkReward):
     """Human preference score v3: the mean mu of the score that the model predicts; about 0 to 15 for real models."""
 
     low, high = -math.inf, math.inf
+    resolutions: ClassVar = {"bf16": 2e-2, "fp32": 2e-5}
+    version = "hpsv3-1"
     model_class: type[RewardModel] = RewardModel
-
-    def __init__(self, settings: RewardConfig) -> None:
-        super().__init__("hpsv3", settings)
-        self._precision = settings.precision or "bf16"
-        self.resolution = RESOLUTION[self._precision]
 
     def check_prompt(self, prompt: str) -> None:
         """Raise ValueError if the prompt would be read as one of the model's own tokens."""
         if match := _SPECIAL.search(prompt):
             raise ValueError(f"prompt {prompt!r}: the reward 'hpsv3' cannot score prompts with tokens as {match[0]}")
 
-    def fingerprint(self) -> str:
-        checkpoint = self._checkpoint
-        files = [path for name in _TOKENIZER_FILES if (path := self._base / name).is_file()]
-        return f"{sha256_of([checkpoint, *files])}:{self._precision}:{_FORMULA_VERSION}"
-
-    @cached_property
-    def _checkpoint(self) -> Path:
-        return locate_file(self.name, "path", self._settings.path or REWARDS[self.name].path)
+    def _files(self) -> Iterable[Path]:
+        return [self._checkpoint, *(path for name in _TOKENIZER_FILES if (path := self._base / name).is_file())]
 
     @cached_property
     def _base(self) -> Path:
@@ -167,25 +135,26 @@ class HpsV3(NetworkReward):
         return tokenizer
 
     @cached_property
-    def _question(self) -> str:
-        return hpsv3_question()
-
-    @cached_property
     def _network(self) -> RewardModel:
         with readable(self.name, "base", self._base):
             config = Qwen2VLConfig.from_pretrained(self._base)
         # The checkpoint has a row for each token there is; the base's own table is longer.
         config.text_config.vocab_size = len(self._tokenizer)
         weights = to_transformers_5(load_weights(self.name, self._checkpoint))
+        check_weights(self.name, self._checkpoint, weights, lambda: self.model_class(config))
+        # The backbone in the precision that is asked for, the head in float32.
+        backbone = {name.removeprefix("backbone."): v for name, v in weights.items() if name.startswith("backbone.")}
+        head = {name.removeprefix("rm_head."): v.float() for name, v in weights.items() if name.startswith("rm_head.")}
         with torch.device("meta"):
-            wanted = {name: list(value.shape) for name, value in self.model_class(config).state_dict().items()}
-        check_weights(self.name, self._checkpoint, weights, wanted)
-        return assemble(self.model_class, config, weights, torch_dtype(self._precision)).to(self._home)
+            model = self.model_class(config)
+        model.backbone = Qwen2VLModel.from_pretrained(None, config=config, state_dict=backbone, dtype=self._dtype)
+        model.rm_head.load_state_dict(head, assign=True)
+        return model.eval().requires_grad_(False).to(self._home)
 
     def conversation(self, prompt: str) -> str:
         """The text put to the model for a prompt, in its chat format, with one place for the picture."""
         self.check_prompt(prompt)
-        content = [{"type": "image"}, {"type": "text", "text": self._question.format(text_prompt=prompt)}]
+        content = [{"type": "image"}, {"type": "text", "text": hpsv3_question().format(text_prompt=prompt)}]
         messages = [{"role": "user", "content": content}]
         return self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
 
@@ -217,16 +186,3 @@ class HpsV3(NetworkReward):
             tokenizer.convert_tokens_to_ids(REWARD_TOKEN),
         )
         return {self.name: rated[:, 0], f"{self.name}/log_sigma": rated[:, 1]}
-
-
-def assemble(
-    model_class: type[RewardModel], config: Qwen2VLConfig, weights: dict[str, Tensor], dtype: torch.dtype
-) -> RewardModel:
-    """A RewardModel of checked weights: the backbone in ``dtype``, the head in float32."""
-    backbone = {name.removeprefix("backbone."): v for name, v in weights.items() if name.startswith("backbone.")}
-    head = {name.removeprefix("rm_head."): v.float() for name, v in weights.items() if name.startswith("rm_head.")}
-    with torch.device("meta"):
-        model = model_class(config)
-    model.backbone = Qwen2VLModel.from_pretrained(None, config=config, state_dict=backbone, dtype=dtype)
-    model.rm_head.load_state_dict(head, assign=True)
-    return model.eval().requires_grad_(False)

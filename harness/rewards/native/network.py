@@ -1,30 +1,64 @@
 """Rewards that a network of this process computes."""
 
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from functools import cached_property
+from pathlib import Path
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from harness.config import RewardConfig
+from harness.foundation.names import REWARDS
 from harness.rewards.base import BatchedReward, RewardError
-
-if TYPE_CHECKING:
-    from harness.config import RewardConfig
+from harness.rewards.files.checkpoints import locate_file, sha256_of
 
 
 class NetworkReward(BatchedReward):
-    """A reward computed by a network in this process, on a GPU for good or, offloaded, only while it scores."""
+    """A reward computed by a network in this process, on a GPU for good or, offloaded, only while it scores.
 
-    def __init__(self, name: str, settings: "RewardConfig") -> None:
+    Args:
+        name: of the reward.
+        settings: of the reward.
+    """
+
+    resolutions: ClassVar[dict[str, float]]
+    """``Reward.resolution`` by precision of the network, the usual precision first."""
+    version: ClassVar[str]
+    """Of the formula: raised with any change of scores."""
+
+    def __init__(self, name: str, settings: RewardConfig) -> None:
         super().__init__(name, settings.batch_size)
         self._settings = settings
+        usual, *_ = self.resolutions
+        self._precision: str = settings.precision or usual
+        self.resolution = self.resolutions[self._precision]
+
+    def fingerprint(self) -> str:
+        return f"{sha256_of(self._files())}:{self._precision}:{self.version}"
 
     @property
     @abstractmethod
     def _network(self) -> nn.Module:
         """The network, frozen; loaded at the first use, to ``_home``."""
+
+    def _files(self) -> Iterable[Path]:
+        """What scores depend on."""
+        return [self._checkpoint]
+
+    @property
+    def _place(self) -> str:
+        return self._settings.path or REWARDS[self.name].path
+
+    @cached_property
+    def _checkpoint(self) -> Path:
+        return locate_file(self.name, "path", self._place)
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        return {"fp32": torch.float32, "bf16": torch.bfloat16}[self._precision]
 
     @property
     def _device(self) -> torch.device:

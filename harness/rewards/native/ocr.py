@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from harness.foundation.errors import ConfigError
-from harness.rewards.base import Reward, check_images
+from harness.rewards.base import BatchedReward
 from harness.rewards.files.assets import ASSETS, asset_path
 
 RECOGNISERS: dict[str, str] = {"ocr": "PP-OCRv6-rec", "ocr-v4": "PP-OCRv4-rec"}
@@ -118,51 +118,36 @@ def edit_distance(first: str, second: str) -> int:
     return row[-1]
 
 
-class OcrReward(Reward):
-    """Probability a letter, by a text recogniser, of the word quoted in the prompt (``ctc_word_score``)."""
+class OcrReward(BatchedReward):
+    """Probability a letter, by a text recogniser, of the word quoted in the prompt (``ctc_word_score``).
+
+    ``measure`` also gives, of the greedy reading, ``NAME/word_accuracy``, 0 or 1, and ``NAME/edit_similarity`` in
+    [0, 1], 1 - edit distance / length of the longer string. Prompts without a quoted word that fits are ValueErrors.
+
+    Args:
+        name: a key of ``RECOGNISERS``.
+        num_threads: CPU threads of one forward pass, >= 1.
+        batch_size: pictures in one forward pass, >= 1; does not change scores.
+    """
 
     low = 0.0
     high = 1.0
     resolution = 2e-6
 
     def __init__(self, name: str = "ocr", num_threads: int = 1, batch_size: int = 16) -> None:
-        """Choose a recogniser; its weights are loaded at the first use.
+        super().__init__(name, batch_size)
+        self._asset, self._num_threads = RECOGNISERS[name], num_threads
 
-        Args:
-            name: a key of ``RECOGNISERS``.
-            num_threads: CPU threads of one forward pass, >= 1.
-            batch_size: pictures in one forward pass, >= 1; does not change scores.
-        """
-        self.name = name
-        self._asset = RECOGNISERS[name]
-        self._num_threads = num_threads
-        self._batch_size = batch_size
-
-    def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
-        """See ``Reward.score``. Raises ValueError also for a prompt without a quoted word that fits."""
+    def _measure_batch(self, levels: Tensor, prompts: Sequence[str]) -> dict[str, Tensor]:
         words = [target_word(prompt) for prompt in prompts]
-        return ctc_word_score(self._recognise(check_images(images, prompts, self.name)), words)
-
-    def measure(self, images: Tensor, prompts: Sequence[str]) -> dict[str, Tensor]:
-        """The score, and of the same forward pass the greedy reading's word accuracy and edit similarity.
-
-        Returns:
-            ``{name: [B], f"{name}/word_accuracy": [B] of 0 or 1, f"{name}/edit_similarity": [B] in [0, 1]}``; edit
-            similarity is 1 - edit distance / length of the longer string.
-        """
-        words = [target_word(prompt) for prompt in prompts]
-        probabilities = self._recognise(check_images(images, prompts, self.name))
-        readings = greedy_words(probabilities)
-        similarity = [1 - edit_distance(r, w) / max(len(r), len(w)) for r, w in zip(readings, words, strict=True)]
+        probabilities = self._recognise(levels)
+        read = list(zip(greedy_words(probabilities), words, strict=True))
+        similarity = [1 - edit_distance(found, word) / max(len(found), len(word)) for found, word in read]
         return {
             self.name: ctc_word_score(probabilities, words),
-            f"{self.name}/word_accuracy": torch.tensor([float(r == w) for r, w in zip(readings, words, strict=True)]),
+            f"{self.name}/word_accuracy": torch.tensor([float(found == word) for found, word in read]),
             f"{self.name}/edit_similarity": torch.tensor(similarity),
         }
-
-    def read(self, images: Tensor) -> list[str]:
-        """What the recogniser reads in each image, letters a-z only, upper case merged into lower."""
-        return greedy_words(self._recognise(check_images(images, [""] * len(images), self.name)))
 
     def check_prompt(self, prompt: str) -> None:
         target_word(prompt)
@@ -180,16 +165,10 @@ class OcrReward(Reward):
         if width < 2 * height:
             raise ConfigError(f"reward {self.name!r} reads one line of text: {width} x {height} pictures are too high")
         session, letter_columns = self._recogniser
-        input_name = session.get_inputs()[0].name
-        parts = []
-        for batch in levels.split(self._batch_size):
-            resized = F.interpolate(
-                batch.float() / 255, (INPUT_HEIGHT, INPUT_WIDTH), mode="bilinear", align_corners=False
-            )
-            # The recognisers were trained on OpenCV's pictures: blue first, values in [-1, 1].
-            pixels = ((resized.flip(1) - 0.5) / 0.5).numpy()
-            parts.append(letter_probabilities(session.run(None, {input_name: pixels})[0], letter_columns))
-        return torch.cat(parts)
+        resized = F.interpolate(levels.float() / 255, (INPUT_HEIGHT, INPUT_WIDTH), mode="bilinear", align_corners=False)
+        # The recognisers were trained on OpenCV's pictures: blue first, values in [-1, 1].
+        pixels = ((resized.flip(1) - 0.5) / 0.5).numpy()
+        return letter_probabilities(session.run(None, {session.get_inputs()[0].name: pixels})[0], letter_columns)
 
     @cached_property
     def _recogniser(self) -> tuple[Any, np.ndarray]:

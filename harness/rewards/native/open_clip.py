@@ -1,122 +1,93 @@
-"""What open_clip's models need to run in transformers: their text tokens, and their weights under other names."""
+"""What open_clip's models need to run in transformers: their text tokens, their sizes, and their weights' names."""
 
 import gzip
 import html
 import re
 from collections.abc import Sequence
 from functools import cache
-from pathlib import Path
 
-import torch
-from tokenizers import Regex, Tokenizer, models, pre_tokenizers
+import ftfy
 from torch import Tensor
+from transformers import CLIPConfig, CLIPTokenizer
+from transformers.convert_slow_tokenizer import bytes_to_unicode
 
-from harness.rewards.base import RewardError
-from harness.rewards.files.architectures import END_OF_TEXT
+from harness.models.pipelines.truncation import all_tokens
 from harness.rewards.files.assets import asset_path
 
 CONTEXT_LENGTH = 77
-START, END = 49_406, END_OF_TEXT
-
-_VOCABULARY = "CLIP-BPE"
-_NUM_MERGES = START - 2 * 256
-_PIECES = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
-_MENDED = re.compile(r"[^\x00-\x7f]|[\x00-\x08\x0b\x0e-\x1f\x7f]|&#?\w{1,24};")
-"""What ftfy changes: nothing in plain ASCII without control characters and HTML entities."""
-
-
-class ClipTokenizer:
-    """open_clip's text tokens: byte-pair encoding of the cleaned lower-case text, cut to 77 and padded with zeros."""
-
-    def __init__(self, vocabulary: Path | None = None) -> None:
-        """Read the merges.
-
-        Args:
-            vocabulary: ``bpe_simple_vocab_16e6.txt.gz``; None for the one that ``adagrpo fetch-assets`` keeps.
-
-        Raises:
-            AssetError: it has not been fetched.
-        """
-        lines = gzip.decompress((vocabulary or asset_path(_VOCABULARY)).read_bytes()).decode().split("\n")
-        merges = [(first, second) for first, second in (line.split() for line in lines[1 : _NUM_MERGES + 1])]
-        letters = _byte_letters()
-        symbols = [*letters, *(f"{letter}</w>" for letter in letters), *(first + second for first, second in merges)]
-        self._tokenizer = Tokenizer(
-            models.BPE({symbol: i for i, symbol in enumerate(symbols)}, merges, end_of_word_suffix="</w>")
-        )
-        self._tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-            [
-                pre_tokenizers.Split(Regex(_PIECES), behavior="removed", invert=True),
-                pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-            ]
-        )
-
-    def __call__(self, texts: Sequence[str]) -> Tensor:
-        """Token ids ``[n, 77]`` int64; a text that is too long keeps its start.
-
-        Raises:
-            RewardError: a text needs mending (it is not plain ASCII), and ftfy is not installed.
-        """
-        ids = torch.zeros(len(texts), CONTEXT_LENGTH, dtype=torch.long)
-        for row, found in enumerate(self.encode(texts)):
-            tokens = torch.tensor([*found[:-1][: CONTEXT_LENGTH - 1], END])
-            ids[row, : len(tokens)] = tokens
-        return ids
-
-    def encode(self, texts: Sequence[str]) -> list[list[int]]:
-        """All tokens of each text, however many; raises as a call does."""
-        return [[START, *found.ids, END] for found in self._tokenizer.encode_batch([clean(text) for text in texts])]
-
-
-def clean(text: str) -> str:
-    """Text as open_clip reads it: mended by ftfy, HTML entities resolved twice, single spaces, lower case.
-
-    Raises:
-        RewardError: the text needs mending, and ftfy is not installed.
-    """
-    if _MENDED.search(text):
-        try:
-            import ftfy
-        except ImportError:
-            raise RewardError(
-                f"prompt {text!r}: has characters that HPS-v2's tokenizer mends with ftfy; `pip install ftfy`"
-            ) from None
-        text = ftfy.fix_text(text)
-    return " ".join(html.unescape(html.unescape(text)).split()).lower()
+START, END = 49_406, 49_407
 
 
 @cache
-def _byte_letters() -> list[str]:
-    """The printable letter that stands for each byte, in the order of CLIP's vocabulary."""
-    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
-    others = [byte for byte in range(256) if byte not in printable]
-    return [chr(byte) for byte in printable] + [chr(256 + i) for i in range(len(others))]
+def clip_tokenizer() -> CLIPTokenizer:
+    """open_clip's tokenizer, for texts that were cleaned. Raises AssetError if its vocabulary was not fetched."""
+    lines = gzip.decompress(asset_path("CLIP-BPE").read_bytes()).decode().split("\n")
+    letters = list(bytes_to_unicode().values())
+    merges = [tuple(line.split()) for line in lines[1 : START - 2 * len(letters) + 1]]
+    symbols = [*letters, *(f"{letter}</w>" for letter in letters), *("".join(merge) for merge in merges)]
+    vocabulary = {symbol: i for i, symbol in enumerate([*symbols, "<|startoftext|>", "<|endoftext|>"])}
+    return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=CONTEXT_LENGTH)
 
 
-# --- weights --------------------------------------------------------------------------------------------------------
+def tokens(texts: Sequence[str]) -> Tensor:
+    """Token ids ``[n, 77]`` int64, padded with zeros; a text that is too long keeps its start."""
+    found = clip_tokenizer()([clean(t) for t in texts], padding="max_length", truncation=True, return_tensors="pt")
+    return found.input_ids * found.attention_mask
 
-_NAMES = {
-    "logit_scale": "logit_scale",
-    "token_embedding.weight": "text_model.embeddings.token_embedding.weight",
-    "positional_embedding": "text_model.embeddings.position_embedding.weight",
-    "ln_final": "text_model.final_layer_norm",
-    "transformer.resblocks": "text_model.encoder.layers",
-    "visual.class_embedding": "vision_model.embeddings.class_embedding",
-    "visual.conv1.weight": "vision_model.embeddings.patch_embedding.weight",
-    "visual.positional_embedding": "vision_model.embeddings.position_embedding.weight",
-    "visual.ln_pre": "vision_model.pre_layrnorm",
-    "visual.ln_post": "vision_model.post_layernorm",
-    "visual.transformer.resblocks": "vision_model.encoder.layers",
-}
+
+def encode(texts: Sequence[str]) -> Sequence[Sequence[int]]:
+    """All tokens of each text, however many."""
+    return all_tokens(clip_tokenizer(), [clean(text) for text in texts])
+
+
+def clean(text: str) -> str:
+    """Text as open_clip reads it: mended by ftfy, HTML entities resolved twice, single spaces, lower case."""
+    return " ".join(html.unescape(html.unescape(ftfy.fix_text(text))).split()).lower()
+
+
+# --- sizes, which the checkpoints do not say --------------------------------------------------------------------------
+
+
+def vit_h_14() -> CLIPConfig:
+    """open_clip's ViT-H-14: 32 layers of 1280 for pictures, 24 of 1024 for text, 986 million parameters."""
+    vision = {"hidden_size": 1280, "intermediate_size": 5120, "num_hidden_layers": 32, "num_attention_heads": 16}
+    text = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16}
+    return _clip(1024, vision, text)
+
+
+def twin_of_clip() -> CLIPConfig:
+    """ViT-H/14 at 1/40 of its width, 2 of its 32 and 24 layers."""
+    tower = {"hidden_size": 32, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2}
+    return _clip(24, tower, tower)
+
+
+def _clip(width: int, vision: dict[str, int], text: dict[str, int]) -> CLIPConfig:
+    return CLIPConfig(
+        projection_dim=width,
+        vision_config={**vision, "patch_size": 14, "image_size": 224, "hidden_act": "gelu"},
+        text_config={**text, "hidden_act": "gelu", "eos_token_id": END},
+    )
+
+
+# --- weights ----------------------------------------------------------------------------------------------------------
+
+_RENAMED = (
+    (r"^visual\.transformer\.resblocks\.", "vision_model.encoder.layers."),
+    (r"^transformer\.resblocks\.", "text_model.encoder.layers."),
+    (r"\.ln_([12])\.", r".layer_norm\1."),
+    (r"\.attn\.", ".self_attn."),
+    (r"\.mlp\.c_fc\.", ".mlp.fc1."),
+    (r"\.mlp\.c_proj\.", ".mlp.fc2."),
+    (r"^token_embedding\.", "text_model.embeddings.token_embedding."),
+    (r"^ln_final\.", "text_model.final_layer_norm."),
+    (r"^visual\.class_embedding$", "vision_model.embeddings.class_embedding"),
+    (r"^visual\.conv1\.", "vision_model.embeddings.patch_embedding."),
+    (r"^positional_embedding$", "text_model.embeddings.position_embedding.weight"),
+    (r"^visual\.positional_embedding$", "vision_model.embeddings.position_embedding.weight"),
+    (r"^visual\.ln_pre\.", "vision_model.pre_layrnorm."),
+    (r"^visual\.ln_post\.", "vision_model.post_layernorm."),
+)
 _TRANSPOSED = {"visual.proj": "visual_projection.weight", "text_projection": "text_projection.weight"}
-_IN_A_BLOCK = {
-    "ln_1": "layer_norm1",
-    "ln_2": "layer_norm2",
-    "attn.out_proj": "self_attn.out_proj",
-    "mlp.c_fc": "mlp.fc1",
-    "mlp.c_proj": "mlp.fc2",
-}
-_BLOCK = re.compile(r"(.*resblocks)\.(\d+)\.(.+)")
 
 
 def to_transformers(weights: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -127,17 +98,12 @@ def to_transformers(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     """
     converted: dict[str, Tensor] = {}
     for name, value in weights.items():
-        block = _BLOCK.fullmatch(name)
         if name in _TRANSPOSED:
             converted[_TRANSPOSED[name]] = value.T.contiguous()
-        elif block and block[3].startswith("attn.in_proj_"):
-            kind = block[3].removeprefix("attn.in_proj_")
-            for part, third in zip("qkv", value.chunk(3), strict=True):
-                converted[f"{_NAMES[block[1]]}.{block[2]}.self_attn.{part}_proj.{kind}"] = third
-        elif block:
-            inner, _, kind = block[3].rpartition(".")
-            converted[f"{_NAMES[block[1]]}.{block[2]}.{_IN_A_BLOCK.get(inner, inner)}.{kind}"] = value
-        else:
-            stem, _, kind = name.rpartition(".")
-            converted[_NAMES.get(name) or (f"{_NAMES[stem]}.{kind}" if stem in _NAMES else name)] = value
+            continue
+        for pattern, new in _RENAMED:
+            name = re.sub(pattern, new, name)
+        layer, joint, kind = name.partition(".in_proj_")
+        parts = zip("qkv", value.chunk(3), strict=True) if joint else ()
+        converted |= {f"{layer}.{part}_proj.{kind}": third for part, third in parts} or {name: value}
     return converted

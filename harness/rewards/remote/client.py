@@ -194,7 +194,7 @@ def ask(reward: str, url: str, body: bytes | None, timeout: float, patiently: bo
 def _ask_once(where: str, url: str, body: bytes | None, timeout: float) -> dict[str, Any]:
     try:
         # No proxy can see what only this machine reaches.
-        proxies = {} if is_loopback(urllib.parse.urlsplit(url).hostname or "") else None
+        proxies: dict[str, str] | None = {} if is_loopback(urllib.parse.urlsplit(url).hostname or "") else None
         opener = urllib.request.build_opener(urllib.request.ProxyHandler(proxies))
         asked = urllib.request.Request(url, body, {"Content-Type": "application/json"})
         with opener.open(asked, timeout=timeout) as answer:

@@ -21,7 +21,7 @@ from harness.foundation.names import REWARDS
 from harness.models.pipelines.truncation import TextReader, all_tokens
 from harness.rewards.base import RewardError
 from harness.rewards.files.checkpoints import locate, locate_file, readable, sha256_of
-from harness.rewards.native.open_clip import CONTEXT_LENGTH, ClipTokenizer
+from harness.rewards.native.open_clip import CONTEXT_LENGTH, encode
 from harness.rewards.remote.client import Refusal, ServedReward, Unreachable
 
 ENVIRONMENTS = ROOT / ".venvs"
@@ -131,7 +131,7 @@ class IsolatedReward(ServedReward):
     def text_readers(self) -> Sequence[TextReader]:
         """What the package's text encoder is given: CLIP's 77 tokens, or BERT's 35; hpsv3 is given all."""
         if self.name == "hpsv2":
-            return [TextReader(f"reward {self.name}", CONTEXT_LENGTH, ClipTokenizer().encode)]
+            return [TextReader(f"reward {self.name}", CONTEXT_LENGTH, encode)]
         if self.name == "imagereward" and (base := self._places[1]):
             with readable(self.name, "base", base):
                 tokenizer = AutoTokenizer.from_pretrained(base)
@@ -183,9 +183,9 @@ class IsolatedReward(ServedReward):
             # The worker's process would take the first GPU, whichever is this one's.
             device = f"cuda:{torch.cuda.current_device()}"
         settings = {"name": self.name, "path": str(path), "base": base and str(base), "precision": self._precision}
-        settings |= {"device": device, "num_threads": self._num_threads}
+        told = json.dumps({**settings, "device": device, "num_threads": self._num_threads})
         try:
-            self._worker = Worker([*self.command, json.dumps(settings)], self._timeout)
+            self._worker = Worker([*self.command, told], self._timeout)
         except Refusal as error:
             raise RewardError(f"reward {self.name!r}: the package's model did not load: {error}") from None
         return self._worker
