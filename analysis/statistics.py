@@ -142,32 +142,6 @@ class Resampled(NamedTuple):
         return _interval(float(self.values[0]), resampled, float(resampled.std()), _deviate(confidence, self.counts))
 
 
-def intraclass_correlation(values: ArrayLike, confidence: float = 0.95) -> Interval:
-    """Share of the variance of single values that lies between units, one-way random effects, ICC(1).
-
-    With n units of k values each, unit means m_i and unit variances s_i^2: MSB = k var(m), MSW = mean(s_i^2), and
-    (MSB - MSW) / (MSB + (k - 1) MSW) (Shrout and Fleiss 1979, "Intraclass correlations", Psychological Bulletin 86(2)).
-    The interval is a bootstrap of units, for the values need not be normal; NaN if all values are equal.
-
-    Args:
-        values: ``[units, k]``, at least 2 of each.
-        confidence: in (0, 1).
-
-    Raises:
-        ValueError: fewer than 2 units, or than 2 values of each.
-    """
-    array = np.asarray(values, dtype=float)
-    if array.ndim != 2 or min(array.shape) < 2:
-        raise ValueError(f"{array.shape}: an intraclass correlation needs at least 2 units of at least 2 values each")
-    units, count = array.shape
-    [weights] = resampling_weights([units])
-    means = array.mean(axis=1)
-    between = count * units / (units - 1) * (weights @ means**2 - (weights @ means) ** 2)
-    within = weights @ array.var(axis=1, ddof=1)
-    with np.errstate(invalid="ignore"):
-        return Resampled((between - within) / (between + (count - 1) * within), [units]).interval(confidence)
-
-
 def probability_of_improvement(treatment: ArrayLike, control: ArrayLike) -> float:
     """Probability that a random run of the treatment beats a random run of the control; .5 is no difference.
 

@@ -11,13 +11,14 @@ from io import BytesIO
 from pathlib import Path
 
 import matplotlib
+import numpy as np
+import pandas as pd
 
 matplotlib.use("Agg")
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
-from matplotlib.ticker import FuncFormatter
 
 from harness.foundation.files import write_atomically
 
@@ -34,6 +35,8 @@ _STYLE = {
     "axes.edgecolor": INK,
     "axes.labelcolor": INK,
     "text.color": INK,
+    # Names of cells and metrics may be anyone's: a pair of dollars in them is no formula.
+    "text.parse_math": False,
     "xtick.color": INK,
     "ytick.color": INK,
     "axes.formatter.useoffset": False,
@@ -43,9 +46,16 @@ _STYLE = {
     "axes.facecolor": "none",
     "legend.frameon": False,
 }
+# Okabe and Ito's palette, told apart with any colour vision.
+_COLOURS = ("#56B4E9", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00")
 _NO_METADATA = {"Date": None, "Creator": None, "Format": None, "Type": None}
 _NOTE_WIDTH = 56  # Letters in a line.
 _PANEL_WIDTH = 4.6  # Inches: so narrow that letters stay legible when a phone shrinks it.
+
+
+def series_colour(number: int) -> str:
+    """Colour of a series by its position, hexadecimal; repeated after the sixth."""
+    return _COLOURS[number % len(_COLOURS)]
 
 
 @dataclass(frozen=True)
@@ -121,16 +131,33 @@ def draw_together(name: str, title: str, panels: Sequence[Panel], num_columns: i
             axes.set_axis_off()
         width = _NOTE_WIDTH * num_columns
         notes = [textwrap.fill(note, width) for note in dict.fromkeys(panel.note for panel in panels) if note]
-        figure.suptitle(_literal(title), x=0.01, ha="left", fontsize=13, fontweight="bold")
-        figure.supxlabel(_literal("\n".join(notes)), x=0.01, ha="left", fontsize=9.5)
+        figure.suptitle(title, x=0.01, ha="left", fontsize=13, fontweight="bold")
+        figure.supxlabel("\n".join(notes), x=0.01, ha="left", fontsize=9.5)
         return Drawing(name, title, _as_svg(figure), _as_png(figure))
+
+
+def mark_intervals(axes: Axes, places: Sequence[float], rows: pd.DataFrame, colour: str, label: str) -> None:
+    """Points with 95 % intervals.
+
+    Args:
+        axes: to draw on.
+        places: where, one a row.
+        rows: columns value, low, high; a row without a value is left out, and an interval that is not finite.
+        colour: of all.
+        label: in the legend.
+    """
+    values, low, high = (rows[name].to_numpy(dtype=float) for name in ("value", "low", "high"))
+    there, bounded = np.isfinite(values), np.isfinite(low) & np.isfinite(high)
+    x = np.asarray(places, dtype=float)
+    axes.vlines(x[bounded], low[bounded], high[bounded], color=colour, linewidth=1.6)
+    axes.plot(x[there], values[there], "o", color=colour, markersize=5, label=label)
 
 
 def capture(name: str, title: str, plot: Callable[[], object]) -> Drawing:
     """A figure that another library draws with pyplot; its style changes nothing else."""
     from matplotlib import pyplot
 
-    with matplotlib.rc_context(_STYLE), warnings.catch_warnings():
+    with matplotlib.rc_context(_STYLE | {"text.parse_math": True}), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         plot()
         svg = BytesIO()
@@ -143,28 +170,9 @@ def _fill(axes: Axes, panel: Panel) -> None:
     axes.grid(color=GREY, alpha=0.25, linewidth=0.7)
     axes.set_axisbelow(True)
     panel.draw(axes)
-    _take_literally(axes)
     # A title without a place looks for one in each pass of the layout, for which all labels are measured once more.
     # Only a power of ten above the vertical axis makes it necessary.
-    axes.set_title(_literal(panel.title), loc="left", fontweight="bold", y=None if _has_power_of_ten(axes) else 1.0)
-
-
-def _take_literally(axes: Axes) -> None:
-    """Names of cells and metrics may be anyone's: a pair of dollars in them is no formula."""
-    for axis in (axes.xaxis, axes.yaxis):
-        # Labels that were given, not made from numbers: those of a logarithmic axis are formulas.
-        if isinstance(axis.get_major_formatter(), FuncFormatter):
-            for label in axis.get_ticklabels():
-                label.set_parse_math(False)
-        axis.label.set_parse_math(False)
-    for text in axes.texts:
-        text.set_parse_math(False)
-    for artist, label in zip(*axes.get_legend_handles_labels(), strict=True):
-        artist.set_label(_literal(label))
-
-
-def _literal(text: str) -> str:
-    return text.replace("$", r"\$")
+    axes.set_title(panel.title, loc="left", fontweight="bold", y=None if _has_power_of_ten(axes) else 1.0)
 
 
 def _has_power_of_ten(axes: Axes) -> bool:
@@ -181,7 +189,7 @@ def _add_legend(figure: Figure, axes: Axes, note: str) -> None:
         handles,
         labels,
         loc="outside lower left",
-        title=_literal(textwrap.fill(note, _NOTE_WIDTH)) or None,
+        title=textwrap.fill(note, _NOTE_WIDTH) or None,
         fontsize=10,
         title_fontsize=9.5,
     )

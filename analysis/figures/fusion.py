@@ -9,8 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import PercentFormatter
 
 from analysis import paper
-from analysis.figures.drawing import GREY, INK, Panel
-from analysis.figures.marks import series_colour
+from analysis.figures.drawing import GREY, INK, Panel, series_colour
 
 _EXAMPLE_WEIGHTS = (1.0, 5.0, 15.0)
 _TITLES = {
@@ -51,6 +50,8 @@ def _draw_example(rows: pd.DataFrame, axes: Axes) -> None:
     axes.set_xlabel("Reward (HPS-v3)")
     axes.set_ylabel("Advantage")
     axes.set_yscale("symlog", linthresh=1)
+    for label in axes.get_yticklabels():
+        label.set_parse_math(True)  # powers of ten
 
 
 def _draw_signs(axes: Axes, signs: pd.DataFrame, labels: dict[str, str]) -> None:

@@ -8,8 +8,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from analysis.figures.drawing import GREY, Panel
-from analysis.figures.marks import mark_intervals, series_colour
+from analysis.figures.drawing import GREY, Panel, mark_intervals, series_colour
 
 _LABEL_WIDTH = 28  # Letters in a line beside an axis.
 _NOTE = "Lines: 95 % intervals over blocks of rounds"

@@ -11,8 +11,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from analysis.figures.drawing import GREY, Drawing, Panel, draw_panel
-from analysis.figures.marks import series_colour
+from analysis.figures.drawing import GREY, Drawing, Panel, draw_panel, series_colour
 from analysis.formats import Entry, WideTable, entry_text, interval_text, number
 from analysis.statistics import Interval, paired_interval
 from analysis.sweep.tables import TRAINING_REWARD, SweepStudy

@@ -3,8 +3,7 @@
 import numpy as np
 import pytest
 
-from analysis.probing import summary, table
-from analysis.statistics import intraclass_correlation
+from analysis.probing import intraclass_correlation, summary, table
 
 
 def fabricated(between: float, within: float, prompts: int = 400, noises: int = 10, seed: int = 0) -> np.ndarray:
