@@ -172,6 +172,11 @@ def select_prompt(
         wanted = values.median()  # torch's is an element of the batch, the lower middle one
     else:
         wanted = values.new_tensor(tracker.mean)
+    return nearest(values, wanted, resolution)
+
+
+def nearest(values: Tensor, wanted: Tensor | float, resolution: float = 0.0) -> int:
+    """The lowest index of those whose value, ``[B]``, is nearest to the wanted one, but for ``resolution``."""
     distance = (values - wanted).abs()
     return int((distance <= distance.min() + resolution).nonzero()[0])
 

@@ -25,6 +25,7 @@ FLOORS = (
     "analysis.claims analysis.decisions analysis.probing",
     "analysis.formats analysis.paper",
     "analysis.statistics",
+    "harness.advantages harness.selection",
     "harness.foundation harness.adagrpo harness.objective harness.transitions",
 )
 """Rooms from the top down: packages, and modules that stand alone. One of a floor may import those of lower floors."""

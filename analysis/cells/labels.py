@@ -5,12 +5,12 @@ from typing import NamedTuple, cast
 
 import pandas as pd
 
+from harness.foundation import names
 from harness.foundation.names import METHODS, REWARDS
-from harness.foundation.names import SELECTIONS as SELECTION_COLOURS
 
 METHOD_NAMES = METHODS
 """By kernel."""
-SELECTIONS = tuple(SELECTION_COLOURS)
+SELECTIONS = names.PAPER_SELECTIONS
 """In the paper's order. A hue is a selection; + AdaGRPO has one of its own."""
 _PAPERS_JUDGES = {
     "ur_v2_alignment": "UR-v2 alignment",
@@ -51,7 +51,9 @@ def cell_label(method: str, selection: str, fusion: bool) -> str:
 
 def cell_colour(selection: str, fusion: bool) -> str:
     """Colour of a cell, hexadecimal: the same in every figure, whichever other cells are drawn."""
-    return _ADAGRPO_COLOUR if is_adagrpo(selection, fusion) else SELECTION_COLOURS.get(selection, _OTHER_COLOUR)
+    if is_adagrpo(selection, fusion):
+        return _ADAGRPO_COLOUR
+    return names.SELECTIONS[selection].colour if selection in names.SELECTIONS else _OTHER_COLOUR
 
 
 def cell_dash(selection: str, fusion: bool) -> str:

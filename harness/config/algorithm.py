@@ -17,18 +17,35 @@ class MethodConfig(Section):
     eta: Positive
 
 
+class ChoiceConfig(Section):
+    """What some rules of ``selection`` need, and which groups are trained on: see docs/selection.md."""
+
+    level: float | None = None
+    """quantile: q in [0, 1]; fixed: r, in the reward's unit; anchored: k, in standard deviations of the capability."""
+    explore: Share = 0.1
+    """Rules that read the ledger: share of choices left to chance."""
+    forgetting: Share = 0.98
+    """Weight in the ledger of what is an iteration old."""
+    floor: Share = 0.0
+    """Prompts whose groups' spread is below this quantile of the latest 256 prompts' teach nothing: their advantages
+    are 0. 0 trains on all."""
+
+
 class FusionConfig(Section):
     """Cross-level advantage fusion."""
 
     enabled: bool = False
     weight: float = Field(1.0, ge=0)
     kind: Annotated[str, one_of(FUSIONS)] = "fused"
-    """The paper's fusion, or the control that only rescales local advantages: see docs/fusion.md."""
+    """The paper's fusion, the control that only rescales local advantages, or another correction: docs/fusion.md."""
+    same_length: bool = False
+    """The control of any kind: local advantages, stretched in each group to the length that the kind's have."""
 
     @property
     def name(self) -> str:
         """In names of runs and cells."""
-        return "fusion" if self.kind == "fused" else self.kind
+        name = "fusion" if self.kind == "fused" else self.kind
+        return f"{name}_length" if self.same_length else name
 
 
 class CapabilityConfig(Section):

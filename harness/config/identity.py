@@ -35,9 +35,13 @@ def inert_settings(config: RunConfig) -> dict[str, str]:
     inert = {}
     if not config.fusion.enabled:
         inert["fusion.weight"] = "fusion is off"
-        if config.selection != "curriculum":
-            reason = "without fusion, only selection=curriculum reads the capability"
-            inert |= dict.fromkeys(("capability.decay", "capability.sync", "capability.anchor"), reason)
+    if not (config.fusion.enabled or config.rule.reads_capability):
+        reason = f"without fusion, selection={config.selection} does not read the capability"
+        inert |= dict.fromkeys(("capability.sync", "capability.anchor"), reason)
+        if not config.rule.reads_ledger:
+            inert["capability.decay"] = reason
+    if not config.rule.reads_ledger:
+        inert |= dict.fromkeys(("choice.explore", "choice.forgetting"), "the selection reads no ledger")
     if config.optimizer.tuning == "full":
         inert["optimizer.lora"] = "all weights are trained"
     if config.optimizer.weight_ema is None:

@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from harness.config.algorithm import (
     CapabilityConfig,
+    ChoiceConfig,
     FusionConfig,
     MethodConfig,
     ObjectiveConfig,
@@ -19,7 +20,7 @@ from harness.config.model import ModelConfig
 from harness.config.optimizer import OptimizerConfig
 from harness.config.rewards import RewardConfig
 from harness.config.section import Count, CountOrNone, Name, Pixels, Seconds, Section, Seed, Steps, one_of
-from harness.foundation.names import ENGINES, REWARDS
+from harness.foundation.names import ENGINES, REWARDS, SELECTIONS, SelectionName
 from harness.foundation.trained_reward import Normalisation, TrainedReward
 
 KnownReward = Annotated[str, one_of(REWARDS)]
@@ -89,6 +90,7 @@ class RunConfig(Section):
     seed: Seed = 0
     iterations: int = Field(100, ge=1, le=10_000_000)
     selection: Selection = "random"
+    choice: ChoiceConfig = ChoiceConfig()
     fusion: FusionConfig = FusionConfig()
     capability: CapabilityConfig = CapabilityConfig()
     model: ModelConfig
@@ -124,7 +126,27 @@ class RunConfig(Section):
     @property
     def scores_candidates(self) -> bool:
         """Whether every candidate is sampled and scored: to be chosen by its reward, or for the capability."""
-        return self.selection != "random" or self.fusion.enabled
+        return self.candidate_samples > 0
+
+    @property
+    def rule(self) -> SelectionName:
+        """What the selection asks for."""
+        return SELECTIONS[self.selection]
+
+    @property
+    def candidate_samples(self) -> int:
+        """Deterministic samples of each candidate: for the choice, or for the capability that fusion reads."""
+        return max(self.rule.samples, int(self.fusion.enabled))
+
+    @property
+    def candidate_steps(self) -> int:
+        """Euler steps of each of them."""
+        return max(1, int(self.model.num_steps * self.rule.step_share))
+
+    @property
+    def keeps_ledger(self) -> bool:
+        """Whether outcomes of trained prompts are remembered."""
+        return self.rule.reads_ledger or self.choice.floor > 0
 
     @model_validator(mode="after")
     def _check_combinations(self) -> "RunConfig":
@@ -171,8 +193,17 @@ class RunConfig(Section):
         for name, weight in self.reward.items():
             if weight == 0:
                 yield f"reward.{name}: weight 0 trains on nothing; leave it out, as in reward={{ocr: 1}}"
-        if self.fusion.kind == "rescaled" and not self.fusion.enabled:
-            yield "fusion.kind: rescaled has no effect without fusion; set fusion.enabled=true"
+        fusion, level, allowed = self.fusion, self.choice.level, self.rule.level
+        if not fusion.enabled and (fusion.kind != "fused" or fusion.same_length):
+            yield f"fusion.kind: {fusion.name} has no effect without fusion; set fusion.enabled=true"
+        if fusion.kind in ("uncentred", "ema_std", "gated", "shrinkage") and fusion.weight > 1:
+            yield f"fusion.weight: {fusion.weight:g} is out of range for fusion.kind={fusion.kind}; use 0 to 1"
+        if allowed is None and level is not None:
+            yield f"choice.level: selection={self.selection} has none; leave it out"
+        if allowed is not None and not (level is not None and allowed[0] <= level <= allowed[1]):
+            yield f"choice.level: selection={self.selection} needs one, from {allowed[0]:g} to {allowed[1]:g}"
+        if fusion.enabled and self.rule.step_share < 1:
+            yield f"fusion.enabled: the capability of selection={self.selection} is that of previews; use another"
 
     def _problems_of_processes(self) -> Iterator[str]:
         """Whether the processes can be started, and an engine's can make equally many forwards."""

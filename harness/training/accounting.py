@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from harness.config import RunConfig, num_trained_steps
+from harness.models.pipelines.embedding import PromptEmbedding
 from harness.rollout import Rollout, Trajectory
 from harness.training.processes import Processes
 from harness.training.scoring import PendingScores, Scores
@@ -24,10 +25,12 @@ class Slot:
     number: int
     """Over all processes, from 0."""
     prompts: list[str]
+    text: PromptEmbedding | None = None
+    """Of the candidates, if they were encoded."""
     trajectories: Trajectory | None = None
-    """The candidates' ODE paths; None if they were not sampled."""
-    rewards: Tensor | None = None
-    """``[B]`` of the candidates, once they are there."""
+    """The candidates' whole ODE paths, B of first samples before those of second ones; None if there are none."""
+    samples: Tensor | None = None
+    """``[B, S]``, rewards of the candidates, once they are there."""
     chosen: int = 0
     pending: PendingScores = field(init=False)
     """Scores under way: of the candidates' ODE samples, where choosing needs them, then of the rollout."""
@@ -40,9 +43,25 @@ class Slot:
         """The chosen one."""
         return self.prompts[self.chosen]
 
+    @property
+    def rewards(self) -> Tensor | None:
+        """``[B]`` of the candidates, means over their samples."""
+        return None if self.samples is None else self.samples.mean(dim=1)
+
+    @property
+    def mean(self) -> float:
+        """m, over all its groups."""
+        return self.scores.total.mean().item()
+
+    @property
+    def spread(self) -> float:
+        """s: standard deviation within a group, a mean over its groups."""
+        return self.scores.total.std(dim=1, correction=1).mean().item()
+
     def rank(self, resolution: float) -> int | None:
         """How many candidates have a reward lower than the chosen one's by more than ``resolution``."""
-        return None if self.rewards is None else int((self.rewards < self.rewards[self.chosen] - resolution).sum())
+        rewards = self.rewards
+        return None if rewards is None else int((rewards < rewards[self.chosen] - resolution).sum())
 
 
 @dataclass
@@ -81,9 +100,9 @@ def expected_cost(config: RunConfig) -> Counters:
         sampled = rollout.group_size * steps
         scored, trained_samples = rollout.group_size, rollout.group_size * trained
     if config.scores_candidates:
-        sampled += rollout.candidates * steps
-        scored += rollout.candidates
-    elif rollout.kind == "anchor_branch":
+        sampled += rollout.candidates * config.candidate_samples * config.candidate_steps
+        scored += rollout.candidates * config.candidate_samples
+    if rollout.kind == "anchor_branch" and not (config.scores_candidates and config.candidate_steps == steps):
         sampled += steps
     prompts = rollout.prompts_per_update
     if objective.old_log_prob == "recomputed" and not objective.is_on_policy:

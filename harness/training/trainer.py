@@ -10,12 +10,9 @@ from torch import Tensor
 
 from harness.adagrpo import (
     CapabilityTracker,
-    fuse_advantages,
-    global_advantage,
     local_advantage,
-    rescale_advantages,
-    select_prompt,
 )
+from harness.advantages import Group, fuse
 from harness.config import ConfigError, RunConfig
 from harness.foundation.errors import TrainingError
 from harness.models.pipelines.embedding import PromptEmbedding
@@ -24,6 +21,7 @@ from harness.objective import batch_normalised_advantage
 from harness.prompts.lists import draw_candidates, generator_for
 from harness.rewards import Reward
 from harness.rollout import Trajectory, anchor_branch, full_sde, in_batches, ode_trajectory
+from harness.selection import RULES, Candidates, Ledger
 from harness.training.accounting import (
     Counters,
     Slot,
@@ -70,9 +68,11 @@ class Trainer:
         self._slots = range(self.processes.index * mine, (self.processes.index + 1) * mine)
         self.kernel = KERNELS[config.method.kernel](eta=config.method.eta)
         self.sigmas = policy.sigmas(config.model.num_steps)
+        self._candidate_sigmas = policy.sigmas(config.candidate_steps)
         self.velocity = in_batches(policy.velocity, config.model.max_batch)
         self.tracker = CapabilityTracker(config.capability.decay)
         self.anchor = self.tracker
+        self.ledger = Ledger(config.capability.decay, config.choice.forgetting) if config.keeps_ledger else None
         if config.objective.kl_beta:
             policy.keep_reference()
         self.engine = build_engine(config, policy, self.processes)
@@ -95,14 +95,16 @@ class Trainer:
             slots = [self._draw(slot) for slot in self._slots]
             if self.config.scores_candidates:
                 for slot in slots:
-                    slot.rewards = self._scores(slot.pending).total
+                    slot.samples = self._scores(slot.pending).grouped(len(slot.prompts)).total.T
                 self._update_capability(slots)
             for slot in slots:
-                slot.chosen = self._choose(slot)
+                with self.watch.phase("choice"):
+                    slot.chosen = self._choose(slot)
                 self._roll_out(slot)
             for slot in slots:
                 slot.scores = self._scores(slot.pending).grouped(self.config.rollout.group_size)
-            advantages = self._advantages([slot.scores for slot in slots])
+            advantages = self._above_floor(slots, self._advantages([slot.scores for slot in slots]))
+            self._record_outcomes(slots)
             with self.watch.phase("update"):
                 logged = self.learner.update([slot.rollout for slot in slots], advantages, self.iteration, self.spent)
             return self._record(slots, advantages, logged, self._group_spreads(slots))
@@ -111,16 +113,20 @@ class Trainer:
         """B candidate prompts of a slot; with their ODE samples, being scored, if anything needs them."""
         rollout, seed = self.config.rollout, self.config.seed
         drawn = draw_candidates(self.prompts, rollout.prompts_per_update, rollout.candidates, seed, self.iteration)
-        slot = Slot(number, drawn[number])
-        if self.config.scores_candidates:
-            noise = torch.cat([self._anchor_noise(number, candidate) for candidate in range(len(slot.prompts))])
+        slot, samples = Slot(number, drawn[number]), self.config.candidate_samples
+        if samples or self.ledger is not None:
+            slot.text = self.policy.encode(slot.prompts)
+        if slot.text is not None and samples:
+            numbered = [(candidate, sample) for sample in range(samples) for candidate in range(len(slot.prompts))]
+            noise = torch.cat([self._anchor_noise(number, *which) for which in numbered])
             with self.watch.phase("candidates"), self.policy.sampling():
-                slot.trajectories = self._ode(noise, self.policy.encode(slot.prompts))
-            slot.pending = self._start_scoring(slot.trajectories.final, slot.prompts)
+                paths = self._ode(noise, PromptEmbedding.cat([slot.text] * samples), self._candidate_sigmas)
+            slot.pending = self._start_scoring(paths.final, slot.prompts * samples)
+            slot.trajectories = paths if len(self._candidate_sigmas) == len(self.sigmas) else None
         return slot
 
     def _update_capability(self, slots: Sequence[Slot]) -> None:
-        rewards = torch.cat([slot.rewards for slot in slots if slot.rewards is not None])
+        rewards = torch.cat([slot.samples.flatten() for slot in slots if slot.samples is not None])
         if self.config.capability.sync == "shared":
             rewards = self.processes.gather(rewards, "gathering the candidates' rewards")
         if self.config.capability.anchor == "before" and not self.tracker.is_empty:
@@ -129,9 +135,19 @@ class Trainer:
 
     def _choose(self, slot: Slot) -> int:
         generator = generator_for(self.config.seed, self.iteration, slot.number, "selection")
-        # Random selection reads no reward, so that random with and without fusion choose alike.
-        rewards = torch.zeros(len(slot.prompts)) if slot.rewards is None else slot.rewards
-        return select_prompt(rewards, self.config.selection, self.anchor, generator, self.reward.resolution)
+        choice = self.config.choice
+        candidates = Candidates(
+            # Random selection reads no reward, so that random with and without fusion choose alike.
+            torch.zeros(len(slot.prompts), 1) if slot.samples is None else slot.samples,
+            self.anchor,
+            generator,
+            None if slot.text is None else slot.text.pooled,
+            self.ledger,
+            choice.level or 0.0,
+            choice.explore,
+            self.reward.resolution,
+        )
+        return RULES[self.config.selection](candidates)
 
     def _roll_out(self, slot: Slot) -> None:
         """Sample the groups of a slot's chosen prompt; a reward that is computed elsewhere scores them meanwhile."""
@@ -156,7 +172,24 @@ class Trainer:
         """The chosen candidate's ODE path; sampled now, if choosing needed none."""
         if slot.trajectories is not None:
             return slot.trajectories.select(slot.chosen)
-        return self._ode(self._anchor_noise(slot.number, slot.chosen), text)
+        return self._ode(self._anchor_noise(slot.number, slot.chosen), text, self.sigmas)
+
+    def _above_floor(self, slots: Sequence[Slot], advantages: list[Tensor]) -> list[Tensor]:
+        """The same advantages, but 0 where a prompt's groups are spread less than most of the latest prompts'."""
+        floor = self.config.choice.floor
+        if self.ledger is None or not floor:
+            return advantages
+        least = self.ledger.spread_quantile(floor)
+        return [own * float(slot.spread >= least) for slot, own in zip(slots, advantages, strict=True)]
+
+    def _record_outcomes(self, slots: Sequence[Slot]) -> None:
+        """Note in the ledger what became of all processes' prompts."""
+        if self.ledger is None:
+            return
+        pooled = torch.stack([slot.text.pooled[slot.chosen] for slot in slots if slot.text is not None]).cpu().double()
+        outcomes = torch.tensor([(slot.mean, slot.spread) for slot in slots], dtype=torch.float64)
+        gathered = self.processes.gather(torch.cat([outcomes, pooled], dim=1), "gathering outcomes")
+        self.ledger.record(self.iteration, gathered[:, 2:], gathered[:, 0], gathered[:, 1])
 
     def _advantages(self, scores: Sequence[Scores]) -> list[Tensor]:
         """Fused advantages of each slot's groups, ``[groups, G]``; the paths of a full-SDE rollout are one group.
@@ -198,24 +231,20 @@ class Trainer:
         return list(normalised[start : start + len(own)].split([len(r) for r in rewards]))
 
     def _fused(self, local: Tensor, rewards: Tensor) -> Tensor:
-        """A group's local advantages ``[G]`` fused with the global ones of its rewards, or rescaled as a control."""
-        fusion, capability = self.config.fusion, self.tracker
-        if fusion.kind == "rescaled":
-            return rescale_advantages(local, rewards, capability.std, fusion.weight)
-        if fusion.kind != "fused":
-            raise ConfigError(f"fusion.kind: {fusion.kind} has no arithmetic")
-        clip = self.config.objective.advantage_clip
-        against_capability = global_advantage(rewards, capability.mean, capability.std, clip, self.reward.resolution)
-        return fuse_advantages(local, against_capability, fusion.weight)
+        """A group's local advantages ``[G]``, corrected by the capability as ``fusion.kind`` says."""
+        fusion, clip = self.config.fusion, self.config.objective.advantage_clip
+        group = Group(local, rewards, self.tracker.mean, self.tracker.std, clip, self.reward.resolution)
+        return fuse(group, fusion.kind, fusion.weight, fusion.same_length)
 
     # --- pieces -------------------------------------------------------------------------------------------------------
 
-    def _anchor_noise(self, slot: int, candidate: int) -> Tensor:
-        return self.policy.noise(generator_for(self.config.seed, self.iteration, slot, candidate, "anchor"))
+    def _anchor_noise(self, slot: int, candidate: int, sample: int = 0) -> Tensor:
+        further = (sample,) if sample else ()  # the first is the same however many there are
+        return self.policy.noise(generator_for(self.config.seed, self.iteration, slot, candidate, *further, "anchor"))
 
-    def _ode(self, noise: Tensor, text: PromptEmbedding) -> Trajectory:
-        self.spent.sample_forwards += len(noise) * self.config.model.num_steps
-        return ode_trajectory(self.velocity, noise, text, self.sigmas)
+    def _ode(self, noise: Tensor, text: PromptEmbedding, sigmas: Tensor) -> Trajectory:
+        self.spent.sample_forwards += len(noise) * (len(sigmas) - 1)
+        return ode_trajectory(self.velocity, noise, text, sigmas)
 
     def _start_scoring(self, latents: Tensor, prompts: Sequence[str]) -> PendingScores:
         self.spent.reward_calls += len(prompts)
@@ -259,7 +288,8 @@ class Trainer:
                 "candidates": torch.cat(scored).tolist() if scored else [],
                 "chosen": [slot.rewards[slot.chosen].item() for slot in slots if slot.rewards is not None],
                 "rewards": torch.cat([s.total for s in scores]).flatten().tolist(),
-                "within_group_std": [s.total.std(dim=1, correction=1).mean().item() for s in scores],
+                "group_means": [slot.mean for slot in slots],
+                "within_group_std": [slot.spread for slot in slots],
                 **{f"component {n}": [x for s in scores for x in s.components[n].flatten().tolist()] for n in parts},
                 "advantages": torch.cat(list(advantages)).abs().flatten().tolist(),
                 "equal_groups": [float(not group.any()) for slot in advantages for group in slot],
@@ -283,6 +313,8 @@ class Trainer:
             "capability_mean": self.tracker.mean if scored else None,
             "capability_std": self.tracker.std if scored else None,
             "prompts": values["prompts"],
+            "group_means": values["group_means"],
+            "group_stds": values["within_group_std"],
             "ranks": values["ranks"] if scored else None,
             "advantage_abs_mean": mean(values["advantages"]),
             "zero_std_share": mean(values["equal_groups"]),
@@ -304,6 +336,7 @@ class Trainer:
         return {
             "iteration": self.iteration,
             **self.engine.state_dict(),
+            "ledger": None if self.ledger is None else self.ledger.state_dict(),
             "trackers": self.processes.gather_objects(self.tracker.state_dict(), "gathering capabilities"),
             "totals": vars(self.totals),
         }
@@ -320,5 +353,7 @@ class Trainer:
                 f"capability.sync=per_rank: {len(trackers)} processes made the checkpoint, {world} run now"
             )
         self.tracker.load_state_dict(trackers[self.processes.index % len(trackers)])
+        if self.ledger is not None:
+            self.ledger.load_state_dict(state["ledger"])
         self.totals = Counters(**state["totals"])
         self.iteration = state["iteration"]

@@ -5,7 +5,7 @@ import re
 import pytest
 
 from analysis.cells.labels import METHOD_NAMES, SELECTIONS, cell_colour, cell_label, judge_name
-from harness import adagrpo, transitions
+from harness import adagrpo, advantages, selection, transitions
 from harness.config import ROOT, ConfigError, compose
 from harness.experiments.doctor.sizes import find_architecture, memory
 from harness.experiments.jobs.command import CONFIGURATIONS
@@ -22,7 +22,9 @@ OF_SETTINGS = {
 
 def test_every_name_has_its_part() -> None:
     assert set(transitions.KERNELS) == set(names.METHODS)
-    assert adagrpo.SELECTION_STRATEGIES == SELECTIONS == tuple(names.SELECTIONS)
+    assert adagrpo.SELECTION_STRATEGIES == SELECTIONS == names.PAPER_SELECTIONS
+    assert set(selection.RULES) == set(names.SELECTIONS)
+    assert set(advantages.FUSIONS) == set(names.FUSIONS)
     assert METHOD_NAMES == names.METHODS
     assert [judge_name(name) for name in names.REWARDS] == [reward.label for reward in names.REWARDS.values()]
     assert all((CONFIGURATIONS / f"{engine}.yaml").is_file() for engine in names.ENGINES)
@@ -32,8 +34,11 @@ def test_every_name_has_its_part() -> None:
 @pytest.mark.parametrize("key", OF_SETTINGS)
 def test_every_name_is_a_value_of_its_setting_and_another_is_not(key: str) -> None:
     for name in OF_SETTINGS[key]:
-        overrides = [f"{key}={name}", "fusion.enabled=true", "rollout.prompts_per_update=2", "runtime.processes=2"]
-        config = compose("smoke", overrides=[*overrides, "method.eta=0.5"])
+        overrides = [f"{key}={name}", "rollout.prompts_per_update=2", "runtime.processes=2", "method.eta=0.5"]
+        overrides += ["fusion.enabled=true"] if key == "fusion.kind" else []
+        if key == "selection" and names.SELECTIONS[name].level:
+            overrides.append("choice.level=0.5")
+        config = compose("smoke", overrides=overrides)
         assert _method_of(config)
     wrong = next(iter(OF_SETTINGS[key])) + "x"
     with pytest.raises(ConfigError, match=rf"{key}='{wrong}' is unknown; the nearest is '{wrong[:-1]}'"):
@@ -42,7 +47,8 @@ def test_every_name_is_a_value_of_its_setting_and_another_is_not(key: str) -> No
 
 @pytest.mark.parametrize("key", [key for key in OF_SETTINGS if key != "runtime.engine"])
 def test_an_entry_that_is_added_is_known_at_once(key: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(OF_SETTINGS[key], "another", "Another")
+    entry = names.SelectionName("Another") if key == "selection" else "Another"
+    monkeypatch.setitem(OF_SETTINGS[key], "another", entry)
     overrides = [f"{key}=another", "fusion.enabled=true", "rollout.prompts_per_update=2", "runtime.processes=2"]
     config = compose("smoke", overrides=overrides)
     assert "nother" in _method_of(config)

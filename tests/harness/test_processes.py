@@ -44,6 +44,7 @@ REPLICATED = [
     "objective={updates_per_iteration: 2, update_on: steps, clip_range: 0.1}",
     "optimizer.weight_ema=0.9",
     "selection=curriculum",
+    "choice.floor=0.2",  # of which the ledger is kept
     "fusion.enabled=true",
     "evaluation={interval: 10, validation_prompts: 4, gallery: 1, judges: [ocr], base_test: false}",
 ]
@@ -186,6 +187,8 @@ def test_two_processes_of_one_prompt_equal_one_process_of_two(runs: Runs) -> Non
     for kind in ("parameters", "averages", "optimizer"):
         assert difference(ours[kind], theirs[kind]) <= 1e-6
     assert difference(ours["trackers"][0], theirs["trackers"][0]) <= 1e-6
+    assert len(ours["ledger"]["outcomes"]) == 20
+    assert difference(ours["ledger"], theirs["ledger"]) <= 1e-6
 
 
 def test_the_second_process_writes_nothing(runs: Runs) -> None:

@@ -139,7 +139,7 @@ def test_the_anchor_is_the_capability_after_or_before_the_batch(anchor: str, cho
     training = trainer("selection=curriculum", f"capability.anchor={anchor}", "capability.decay=0.5")
 
     def choose(*rewards: float) -> int:
-        slot = Slot(0, ["a"] * len(rewards), rewards=torch.tensor(rewards))
+        slot = Slot(0, ["a"] * len(rewards), samples=torch.tensor(rewards)[:, None])
         training._update_capability([slot])
         return training._choose(slot)
 

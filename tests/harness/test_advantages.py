@@ -1,0 +1,114 @@
+"""Corrections of a group's advantages by the capability, beside the paper's: hand-computed, and what they never do."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.testing import assert_close
+
+from harness.adagrpo import fuse_advantages, global_advantage, local_advantage, rescale_advantages
+from harness.advantages import FUSIONS, Group, fuse
+from harness.config import ConfigError, compose
+from harness.training.scoring import Scores
+from tests.harness.conftest import build_trainer
+
+OURS = sorted(set(FUSIONS) - {"fused", "rescaled"})
+values = st.lists(st.integers(-100, 100).map(lambda n: n / 100), min_size=2, max_size=12)
+
+
+def group(rewards: list[float], mean: float, std: float) -> Group:
+    tensor = torch.tensor(rewards, dtype=torch.float64)
+    return Group(local_advantage(tensor, math.inf, 0.0), tensor, mean, std, clip=math.inf, resolution=0.0)
+
+
+# Mean 2, std 1; the capability is 2.5 with std 2.
+@pytest.mark.parametrize(
+    ("kind", "weight", "expected"),
+    [
+        ("uncentred", 1.0, [-0.75, -0.25, 0.25]),
+        ("uncentred", 0.5, [-0.875, -0.125, 0.625]),
+        # L = (1/3) / (1/3 + 3) = .1, so the baseline is 2.05; half of it with w = .5.
+        ("shrinkage", 1.0, [-1.05, -0.05, 0.95]),
+        ("shrinkage", 0.5, [-1.025, -0.025, 0.975]),
+        ("ema_std", 1.0, [-0.5, 0.0, 0.5]),
+        ("ema_std", 0.5, [-0.75, 0.0, 0.75]),
+        ("gated", 1.0, [-1.0, 0.0, 1.0]),
+    ],
+)
+def test_a_hand_made_group(kind: str, weight: float, expected: list[float]) -> None:
+    made = fuse(group([1, 2, 3], 2.5, 2.0), kind, weight)
+    assert_close(made, torch.tensor(expected, dtype=torch.float64), atol=1e-6, rtol=0)
+
+
+def test_what_the_gate_shuts_out() -> None:
+    # All above the capability: those below their own mean are not pushed down.
+    assert_close(fuse(group([1, 2, 3], 0.0, 1.0), "gated", 1.0), torch.tensor([0.0, 0, 1]).double(), atol=1e-6, rtol=0)
+    assert_close(fuse(group([1, 2, 3], 9.0, 1.0), "gated", 0.5), torch.tensor([-1, 0, 0.5]).double(), atol=1e-6, rtol=0)
+
+
+@given(values, st.floats(-1, 1), st.floats(0.01, 2), st.sampled_from(OURS))
+def test_weight_0_is_the_local_advantage_and_better_samples_never_have_less(
+    rewards: list[float], mean: float, std: float, kind: str
+) -> None:
+    made = group(rewards, mean, std)
+    assert_close(fuse(made, kind, 0.0), made.local, atol=1e-5, rtol=1e-5)
+    order = made.rewards.argsort()
+    assert (fuse(made, kind, 1.0)[order].diff() >= -1e-6).all()
+
+
+@given(values, st.floats(-1, 1), st.floats(0.01, 2), st.sampled_from(sorted(FUSIONS)), st.floats(0, 1))
+def test_the_control_has_the_direction_of_local_and_the_length_of_the_kind(
+    rewards: list[float], mean: float, std: float, kind: str, weight: float
+) -> None:
+    made = group(rewards, mean, std)
+    advantages, control = fuse(made, kind, weight), fuse(made, kind, weight, same_length=True)
+    if made.local.norm() > 0:
+        assert_close(control.norm(), advantages.norm(), atol=1e-6, rtol=1e-6)
+        assert_close(control * made.local.norm(), made.local * control.norm(), atol=1e-6, rtol=1e-6)
+    else:
+        assert not control.any()
+
+
+def test_a_group_of_equal_rewards_has_a_level_but_nothing_to_compare() -> None:
+    equal = group([0.75, 0.75, 0.75], 0.5, 0.25)
+    assert_close(fuse(equal, "uncentred", 1.0), torch.ones(3).double(), atol=1e-6, rtol=0)
+    for kind in set(FUSIONS) - {"uncentred"}:
+        assert not fuse(equal, kind, 1.0).any()
+
+
+def test_the_papers_two_are_those_of_the_method() -> None:
+    rewards = torch.tensor([0.1, 0.3, 0.2, 0.9], dtype=torch.float64)
+    made = group(rewards.tolist(), 0.4, 0.1)
+    level = global_advantage(rewards, 0.4, 0.1, math.inf, 0.0)
+    assert torch.equal(fuse(made, "fused", 3.0), fuse_advantages(made.local, level, 3.0))
+    assert torch.equal(fuse(made, "rescaled", 3.0), rescale_advantages(made.local, rewards, 0.1, 3.0))
+
+
+def test_the_trainer_uses_the_kind_and_its_control() -> None:
+    rewards = torch.tensor([[0.1, 0.3, 0.2, 0.9], [0.6, 0.7, 0.8, 0.9]], dtype=torch.float64)
+
+    def made(*overrides: str) -> Tensor:
+        trainer = build_trainer("fusion.enabled=true", "fusion.kind=uncentred", "fusion.weight=1", *overrides)
+        trainer.tracker.update(torch.tensor([0.3, 0.5]))  # mean .4, std .1
+        [advantages] = trainer._advantages([Scores({}, rewards)])
+        return advantages
+
+    kind, control = made(), made("fusion.same_length=true")
+    assert_close(kind, ((rewards - 0.4) / 0.1).clamp(-5, 5).float(), rtol=1e-4, atol=1e-4, check_dtype=False)
+    assert_close(control.norm(dim=1), kind.norm(dim=1))
+    assert control[1].min() < 0 < kind[1].min()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "named"),
+    [
+        (["fusion.same_length=true"], "fusion.kind"),
+        (["fusion.enabled=true", "fusion.kind=gated", "fusion.weight=1.5"], "fusion.weight"),
+    ],
+)
+def test_settings_that_do_not_go_together_are_named(overrides: list[str], named: str) -> None:
+    with pytest.raises(ConfigError, match=named):
+        compose("miniature-luck", overrides=overrides)

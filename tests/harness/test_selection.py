@@ -1,0 +1,252 @@
+"""Rules beside the paper's: which candidate they take, what they remember, and what they cost."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.testing import assert_close
+
+from harness import selection
+from harness.adagrpo import CapabilityTracker, select_prompt
+from harness.config import ConfigError, RunConfig, compose, inert_settings
+from harness.foundation import names
+from harness.selection import RULES, Candidates, Ledger, ridge
+from harness.training.accounting import expected_cost
+from harness.training.engine import flat
+from tests.harness.conftest import build_trainer
+
+SMALL = ["rollout.candidates=3", "rollout.group_size=2", "rollout.branch_indices=[1]", "reward={colour: 1}"]
+LEVELS = {"quantile": "0.5", "fixed": "0.3", "anchored": "1"}
+
+
+def tracker(*rewards: float) -> CapabilityTracker:
+    made = CapabilityTracker()
+    made.update(torch.tensor(rewards))
+    return made
+
+
+def candidates(rewards: list[list[float]], level: float = 0.0, **more: object) -> Candidates:
+    """With capability .4, std .1."""
+    generator = torch.Generator().manual_seed(0)
+    return Candidates(torch.tensor(rewards), tracker(0.3, 0.5), generator, level=level, **more)  # type: ignore[arg-type]
+
+
+def composed(rule: str, *overrides: str) -> RunConfig:
+    level = [f"choice.level={LEVELS[rule]}"] if rule in LEVELS else []
+    return compose("miniature-luck", overrides=[f"selection={rule}", *level, *overrides])
+
+
+# --- rules on samples
+
+ONE = [[0.1], [0.9], [0.35], [0.52], [0.4]]
+
+
+@pytest.mark.parametrize(
+    ("rule", "level", "chosen"),
+    [
+        ("quantile", 0.0, 0),
+        ("quantile", 0.5, 4),
+        ("quantile", 0.74, 4),  # floor(.74 * 4) = 2
+        ("quantile", 0.75, 3),
+        ("quantile", 1.0, 1),
+        ("fixed", 0.3, 2),
+        ("fixed", -7.0, 0),
+        ("anchored", 0.0, 4),
+        ("anchored", 1.0, 3),  # .5
+        ("anchored", -0.5, 2),  # .35
+        ("preview", 0.0, 4),
+    ],
+)
+def test_a_rule_takes_the_candidate_at_its_level(rule: str, level: float, chosen: int) -> None:
+    assert RULES[rule](candidates(ONE, level)) == chosen
+
+
+def test_screening_takes_the_widest_pair_and_the_first_of_equal_ones() -> None:
+    assert RULES["screened"](candidates([[0.1, 0.2], [0.9, 0.5], [0.3, 0.3]])) == 1
+    assert RULES["screened"](candidates([[0.5, 0.5], [0.1, 0.3], [0.3, 0.1]])) == 1
+
+
+@given(st.lists(st.integers(0, 50), min_size=1, max_size=9), st.integers(0, 99))
+def test_quantiles_hold_the_papers_three_levels(rewards: list[int], seed: int) -> None:
+    values = torch.tensor(rewards, dtype=torch.float64)
+    for level, strategy in ((0.0, "hardest"), (0.5, "medium"), (1.0, "easiest")):
+        seen = Candidates(values[:, None], tracker(1.0), torch.Generator().manual_seed(seed), level=level)
+        assert RULES["quantile"](seen) == select_prompt(values, strategy)
+
+
+@settings(deadline=None)
+@given(st.permutations(range(6)), st.sampled_from(sorted(set(RULES) - {"random", "thompson"})))
+def test_the_choice_is_of_a_candidate_and_not_of_its_place(order: list[int], rule: str) -> None:
+    ledger = linear_ledger()
+    generator = torch.Generator().manual_seed(1)
+    rewards, embeddings = torch.rand(6, 2, generator=generator), torch.randn(6, 3, generator=generator)
+
+    def chosen(rows: list[int]) -> int:
+        seen = candidates(rewards[rows].tolist(), 0.5, embeddings=embeddings[rows], ledger=ledger)
+        return rows[RULES[rule](seen)]
+
+    assert chosen(list(order)) == chosen(list(range(6)))
+
+
+# --- the ledger
+
+
+def linear_ledger(noise: float = 0.0) -> Ledger:
+    """Means .5 + .1 x_1, spreads exp(x_2 - 3), over iterations of two prompts."""
+    ledger, generator = Ledger(decay=0.5), torch.Generator().manual_seed(3)
+    for iteration in range(1, 41):
+        x = torch.randn(2, 3, generator=generator)
+        means = 0.5 + 0.1 * x[:, 0].double() + noise * torch.randn(2, generator=generator)
+        ledger.record(iteration, x, means, (x[:, 1].double() - 3).exp())
+    return ledger
+
+
+def test_ridge_is_the_solution_of_the_normal_equations() -> None:
+    generator = torch.Generator().manual_seed(0)
+    x, y, q = (torch.randn(*shape, generator=generator).double() for shape in ((30, 4), (30,), (5, 4)))
+    weights = torch.rand(30, generator=generator).double() + 0.1
+    shares = weights / weights.sum()
+    centred = x - shares @ x
+    scale = (shares @ centred.square().sum(1)).sqrt()
+    z, target = centred / scale, y - shares @ y
+    solutions, errors = {}, {}
+    for penalty in selection._PENALTIES:
+        inverse = torch.linalg.inv(z.T @ (weights[:, None] * z) + penalty * torch.eye(4).double())
+        solutions[penalty] = shares @ y + (q - shares @ x) / scale @ (inverse @ (z.T @ (weights * target)))
+        left_out = []
+        for row in range(30):  # the slow way: without the row
+            kept = torch.arange(30) != row
+            x_, y_, w = x[kept], y[kept], weights[kept]
+            level, centre = w @ y_ / w.sum(), w @ x_ / w.sum()
+            c = (x_ - centre) / scale
+            beta = torch.linalg.solve(
+                c.T @ (w[:, None] * c) + penalty * torch.eye(4).double(), c.T @ (w * (y_ - level))
+            )
+            left_out.append(weights[row] * (y[row] - level - (x[row] - centre) / scale @ beta) ** 2)
+        errors[penalty] = sum(left_out)
+    best = min(reversed(selection._PENALTIES), key=lambda penalty: errors[penalty])
+    assert_close(ridge(x, y, weights, q).mean, solutions[best])
+
+
+def test_a_prediction_is_sure_near_what_was_seen_and_says_nothing_of_noise() -> None:
+    ledger = linear_ledger()
+    known = ledger.mean_of(torch.tensor([[1.0, 0, 0], [-1.0, 0, 0]]))
+    assert_close(known.mean, torch.tensor([0.6, 0.4]).double(), atol=0.01, rtol=0)
+    far = ledger.mean_of(torch.tensor([[0.0, 0, 0], [100.0, 0, 0]])).std
+    assert far[0] < far[1] / 10
+    generator = torch.Generator().manual_seed(5)
+    noise = Ledger()
+    for iteration in range(100):
+        rewards = torch.rand(2, generator=generator, dtype=torch.float64)
+        noise.record(iteration, torch.randn(2, 8, generator=generator), rewards, rewards)
+    predicted = noise.mean_of(torch.randn(50, 8, generator=generator)).mean
+    assert predicted.std() < 0.1  # of rewards with a standard deviation of .29
+
+
+def test_outcomes_age_and_the_oldest_are_dropped() -> None:
+    ledger = Ledger(forgetting=0.5, capacity=64)
+    x = torch.tensor([[1.0], [-1.0]])
+    for iteration in range(1, 61):
+        sign = 1 if iteration > 40 else -1  # the world has changed
+        ledger.record(iteration, x, 0.5 + sign * 0.1 * x[:, 0].double(), torch.ones(2))
+    assert len(ledger.outcomes) == 64
+    assert_close(ledger.mean_of(x).mean, torch.tensor([0.6, 0.4]).double(), atol=0.01, rtol=0)
+
+
+def test_rules_on_predictions_choose_by_them() -> None:
+    ledger = linear_ledger()
+    ledger.capability = tracker(0.7)
+    x = torch.tensor([[0.0, 0, 0], [2.1, 0, 0], [-1.0, 0, 0], [-2.0, -4, 0], [1.0, 2, 0]])
+
+    def chosen(rule: str, **more: object) -> int:
+        return RULES[rule](candidates([[0.0]] * 5, embeddings=x, ledger=ledger, **more))
+
+    assert chosen("predicted") == 1  # .71
+    assert chosen("predicted_hardest") == 2  # the fourth is harder, but has hardly any spread
+    assert chosen("predicted_spread") == 4
+    assert chosen("thompson") == 1
+    assert {chosen("predicted", explore=1.0)} <= set(range(5))
+    draws = {RULES["predicted"](candidates([[0.0]] * 5, embeddings=x, ledger=Ledger())) for _ in range(1)}
+    assert draws == {RULES["random"](candidates([[0.0]] * 5))}  # it knows nothing yet
+
+
+def test_a_posterior_that_is_unsure_makes_thompson_try_others() -> None:
+    ledger, x = linear_ledger(noise=0.5), torch.randn(5, 3, generator=torch.Generator().manual_seed(1)) * 3
+    seen = [
+        Candidates(torch.zeros(5, 1), tracker(0.5), torch.Generator().manual_seed(seed), x, ledger)
+        for seed in range(30)
+    ]
+    assert len({RULES["thompson"](one) for one in seen}) > 1
+    assert len({RULES["predicted"](one) for one in seen}) == 1
+
+
+# --- in a run
+
+
+def metrics(trainer: object, count: int) -> list[dict[str, object]]:
+    lines = [trainer.iterate() for _ in range(count)]  # type: ignore[attr-defined]
+    return [{key: value for key, value in line.items() if key != "seconds"} for line in lines]
+
+
+@pytest.mark.parametrize("rule", sorted(set(RULES) - {"hardest", "medium"}))
+def test_every_rule_trains_at_the_cost_that_was_said(rule: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(selection, "MIN_OUTCOMES", 2)
+    level = [f"choice.level={LEVELS[rule]}"] if rule in LEVELS else []
+    trainer = build_trainer(*SMALL, f"selection={rule}", *level, "choice.explore=0")
+    line = metrics(trainer, 3)[-1]
+    cost = expected_cost(trainer.config)
+    assert [line["sample_forwards"], line["reward_calls"]] == [cost.sample_forwards, cost.reward_calls]
+    assert (line["ranks"] is None) == (names.SELECTIONS[rule].samples == 0)
+
+
+def test_a_continued_run_has_the_ledger_it_had(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(selection, "MIN_OUTCOMES", 2)
+    settings = [*SMALL, "selection=thompson", "choice.floor=0.3", "rollout.prompts_per_update=2"]
+    whole, first, second = (build_trainer(*settings) for _ in range(3))
+    expected = metrics(whole, 6)
+    assert metrics(first, 3) == expected[:3]
+    state = first.state_dict()
+    live = second.engine.tensors()
+    with torch.no_grad():
+        for path, tensor in flat({key: state[key] for key in ("parameters", "averages", "optimizer")}).items():
+            live[path].copy_(tensor)
+    second.load_state_dict(state)
+    assert metrics(second, 3) == expected[3:]
+
+
+def test_candidates_are_the_same_whatever_is_asked_of_them() -> None:
+    lines = {
+        rule: metrics(build_trainer(*SMALL, f"selection={rule}"), 1)[0]
+        for rule in ("curriculum", "screened", "easiest")
+    }
+    one, two = lines["curriculum"], lines["screened"]
+    assert one["candidate_reward_mean"] == lines["easiest"]["candidate_reward_mean"]
+    assert two["sample_forwards"] - one["sample_forwards"] == 3 * 8  # type: ignore[operator]
+
+
+def test_a_group_that_is_hardly_spread_teaches_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = build_trainer(*SMALL, "choice.floor=0.5")
+    assert trainer.ledger is not None
+    trainer.ledger.record(0, torch.randn(20, 2), torch.rand(20).double(), torch.full((20,), 5.0).double())
+    trainer.ledger.embeddings = torch.zeros(20, trainer.policy.encode(["a"]).pooled.shape[1], dtype=torch.float64)
+    assert metrics(trainer, 1)[0]["zero_std_share"] == 1
+
+
+@pytest.mark.parametrize(
+    ("overrides", "named"),
+    [
+        (["selection=quantile"], "choice.level"),
+        (["selection=quantile", "choice.level=1.5"], "choice.level"),
+        (["selection=random", "choice.level=0.5"], "choice.level"),
+        (["selection=preview", "fusion.enabled=true"], "fusion.enabled"),
+    ],
+)
+def test_settings_that_do_not_go_together_are_named(overrides: list[str], named: str) -> None:
+    with pytest.raises(ConfigError, match=named):
+        compose("miniature-luck", overrides=overrides)
+
+
+def test_what_a_rule_does_not_read_is_no_part_of_its_runs() -> None:
+    assert {"capability.decay", "choice.explore"} <= set(inert_settings(composed("quantile")))
+    assert not {"capability.decay", "choice.explore"} & set(inert_settings(composed("predicted")))
+    assert "capability.anchor" not in inert_settings(composed("anchored"))
