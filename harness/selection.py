@@ -33,7 +33,7 @@ class Prediction:
     std: Tensor
 
 
-def ridge(inputs: Tensor, targets: Tensor, weights: Tensor, queries: Tensor) -> Prediction:
+class Ridge:
     """Weighted ridge regression in closed form, its penalty chosen by leave-one-out error.
 
     With centred inputs X, scaled to a mean squared norm of 1, weights W and K = X X^T::
@@ -47,32 +47,40 @@ def ridge(inputs: Tensor, targets: Tensor, weights: Tensor, queries: Tensor) -> 
 
     Args:
         inputs: ``[n, E]``, n >= 2.
-        targets: ``[n]``.
         weights: ``[n]``, above 0.
-        queries: ``[B, E]``.
     """
-    inputs, targets, weights, queries = (t.double() for t in (inputs, targets, weights, queries))
-    shares = weights / weights.sum()
-    centre, level = shares @ inputs, shares @ targets
-    x, q, y = inputs - centre, queries - centre, targets - level
-    scale = (shares @ x.square().sum(1)).sqrt().clamp(min=1e-12)
-    x, q, root = x / scale, q / scale, weights.sqrt()
-    values, vectors = torch.linalg.eigh(root[:, None] * (x @ x.T) * root)
-    values, rotated = values.clamp(min=0), vectors.T @ (root * y)
 
-    def leave_one_out(penalty: float) -> Tensor:
-        smoothed = vectors @ (values / (values + penalty) * rotated)
-        leverage = vectors.square() @ (values / (values + penalty)) + shares
-        return (((root * y - smoothed) / (1 - leverage).clamp(min=1e-6)).square()).sum() / weights.sum()
+    def __init__(self, inputs: Tensor, weights: Tensor) -> None:
+        inputs, self._weights = inputs.double(), weights.double()
+        self._shares = self._weights / self._weights.sum()
+        self._centre = self._shares @ inputs
+        x = inputs - self._centre
+        self._scale = (self._shares @ x.square().sum(1)).sqrt().clamp(min=1e-12)
+        self._x, self._root = x / self._scale, self._weights.sqrt()
+        values, self._vectors = torch.linalg.eigh(self._root[:, None] * (self._x @ self._x.T) * self._root)
+        self._values = values.clamp(min=0)
 
-    errors = torch.stack([leave_one_out(penalty) for penalty in _PENALTIES])
-    best = len(_PENALTIES) - 1 - int(errors.flip(0).argmin())  # of equal ones the largest
-    penalty, noise = _PENALTIES[best], errors[best]
-    cross = (q @ x.T * root) @ vectors
-    mean = level + cross @ (rotated / (values + penalty))
-    reduction = (cross.square() / (values + penalty)).sum(1)
-    variance = noise / penalty * (q.square().sum(1) - reduction).clamp(min=0)
-    return Prediction(mean, variance.sqrt())
+    def predict(self, targets: Tensor, queries: Tensor) -> Prediction:
+        """What is expected at queries ``[B, E]``, of targets ``[n]``."""
+        targets, q = targets.double(), (queries.double() - self._centre) / self._scale
+        level = self._shares @ targets
+        y = self._root * (targets - level)
+        rotated = self._vectors.T @ y
+
+        def leave_one_out(penalty: float) -> Tensor:
+            shrinking = self._values / (self._values + penalty)
+            leverage = self._vectors.square() @ shrinking + self._shares
+            residuals = (y - self._vectors @ (shrinking * rotated)) / (1 - leverage).clamp(min=1e-6)
+            return residuals.square().sum() / self._weights.sum()
+
+        errors = torch.stack([leave_one_out(penalty) for penalty in _PENALTIES])
+        best = len(_PENALTIES) - 1 - int(errors.flip(0).argmin())  # of equal ones the largest
+        penalty = _PENALTIES[best]
+        cross = (q @ self._x.T * self._root) @ self._vectors
+        mean = level + cross @ (rotated / (self._values + penalty))
+        reduction = (cross.square() / (self._values + penalty)).sum(1)
+        variance = errors[best] / penalty * (q.square().sum(1) - reduction).clamp(min=0)
+        return Prediction(mean, variance.sqrt())
 
 
 @dataclass
@@ -95,6 +103,7 @@ class Ledger:
 
     def __post_init__(self) -> None:
         self.capability = CapabilityTracker(self.decay)
+        self._ridge: Ridge | None = None
 
     def record(self, iteration: int, embeddings: Tensor, means: Tensor, spreads: Tensor) -> None:
         """Note what became of an iteration's prompts: embeddings ``[P, E]``, m ``[P]``, s ``[P]``."""
@@ -102,6 +111,7 @@ class Ledger:
         known = self.embeddings if len(self.embeddings) else embeddings[:0].cpu().double()
         self.embeddings = torch.cat([known, embeddings.detach().cpu().double()])[-self.capacity :]
         self.outcomes = torch.cat([self.outcomes, rows])[-self.capacity :]
+        self._ridge = None
         self.capability.update(means)
 
     @property
@@ -126,8 +136,10 @@ class Ledger:
         return self.outcomes[:, 2].clamp(min=1e-6).log()
 
     def _predict(self, targets: Tensor, embeddings: Tensor) -> Prediction:
-        ages = self.outcomes[-1, 0] - self.outcomes[:, 0]
-        return ridge(self.embeddings, targets, self.forgetting**ages, embeddings.cpu())
+        if self._ridge is None:
+            ages = self.outcomes[-1, 0] - self.outcomes[:, 0]
+            self._ridge = Ridge(self.embeddings, self.forgetting**ages)
+        return self._ridge.predict(targets, embeddings.cpu())
 
     def state_dict(self) -> dict[str, Any]:
         """All of it, for a checkpoint."""
@@ -139,7 +151,7 @@ class Ledger:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from ``state_dict``, bit for bit."""
-        self.embeddings, self.outcomes = state["embeddings"], state["outcomes"]
+        self.embeddings, self.outcomes, self._ridge = state["embeddings"], state["outcomes"], None
         self.capability.load_state_dict(state["capability"])
 
 

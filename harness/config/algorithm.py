@@ -22,6 +22,8 @@ class ChoiceConfig(Section):
 
     level: float | None = None
     """quantile: q in [0, 1]; fixed: r, in the reward's unit; anchored: k, in standard deviations of the capability."""
+    ledger: bool = False
+    """Keep one even if the selection does not read it: metrics then say how well it would have predicted."""
     explore: Share = 0.1
     """Rules that read the ledger: share of choices left to chance."""
     forgetting: Share = 0.98

@@ -41,7 +41,8 @@ def inert_settings(config: RunConfig) -> dict[str, str]:
         if not config.rule.reads_ledger:
             inert["capability.decay"] = reason
     if not config.rule.reads_ledger:
-        inert |= dict.fromkeys(("choice.explore", "choice.forgetting"), "the selection reads no ledger")
+        keys = ("choice.ledger", "choice.explore", "choice.forgetting")
+        inert |= dict.fromkeys(keys, "the selection reads no ledger")
     if config.optimizer.tuning == "full":
         inert["optimizer.lora"] = "all weights are trained"
     if config.optimizer.weight_ema is None:

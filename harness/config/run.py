@@ -146,7 +146,7 @@ class RunConfig(Section):
     @property
     def keeps_ledger(self) -> bool:
         """Whether outcomes of trained prompts are remembered."""
-        return self.rule.reads_ledger or self.choice.floor > 0
+        return self.rule.reads_ledger or self.choice.ledger or self.choice.floor > 0
 
     @model_validator(mode="after")
     def _check_combinations(self) -> "RunConfig":

@@ -104,10 +104,10 @@ class Trainer:
             for slot in slots:
                 slot.scores = self._scores(slot.pending).grouped(self.config.rollout.group_size)
             advantages = self._above_floor(slots, self._advantages([slot.scores for slot in slots]))
-            self._record_outcomes(slots)
+            predicted = self._record_outcomes(slots)
             with self.watch.phase("update"):
                 logged = self.learner.update([slot.rollout for slot in slots], advantages, self.iteration, self.spent)
-            return self._record(slots, advantages, logged, self._group_spreads(slots))
+            return {**self._record(slots, advantages, logged, self._group_spreads(slots)), **predicted}
 
     def _draw(self, number: int) -> Slot:
         """B candidate prompts of a slot; with their ODE samples, being scored, if anything needs them."""
@@ -182,14 +182,21 @@ class Trainer:
         least = self.ledger.spread_quantile(floor)
         return [own * float(slot.spread >= least) for slot, own in zip(slots, advantages, strict=True)]
 
-    def _record_outcomes(self, slots: Sequence[Slot]) -> None:
-        """Note in the ledger what became of all processes' prompts."""
+    def _record_outcomes(self, slots: Sequence[Slot]) -> dict[str, Any]:
+        """Note in the ledger what became of all processes' prompts, and what it had predicted of them."""
         if self.ledger is None:
-            return
+            return {}
         pooled = torch.stack([slot.text.pooled[slot.chosen] for slot in slots if slot.text is not None]).cpu().double()
         outcomes = torch.tensor([(slot.mean, slot.spread) for slot in slots], dtype=torch.float64)
         gathered = self.processes.gather(torch.cat([outcomes, pooled], dim=1), "gathering outcomes")
+        predicted: dict[str, Any] = {}
+        if self.ledger.can_predict:
+            predicted = {
+                "predicted_means": self.ledger.mean_of(gathered[:, 2:]).mean.tolist(),
+                "predicted_stds": self.ledger.log_spread_of(gathered[:, 2:]).mean.exp().tolist(),
+            }
         self.ledger.record(self.iteration, gathered[:, 2:], gathered[:, 0], gathered[:, 1])
+        return predicted
 
     def _advantages(self, scores: Sequence[Scores]) -> list[Tensor]:
         """Fused advantages of each slot's groups, ``[groups, G]``; the paths of a full-SDE rollout are one group.

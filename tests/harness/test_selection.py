@@ -10,7 +10,7 @@ from harness import selection
 from harness.adagrpo import CapabilityTracker, select_prompt
 from harness.config import ConfigError, RunConfig, compose, inert_settings
 from harness.foundation import names
-from harness.selection import RULES, Candidates, Ledger, ridge
+from harness.selection import RULES, Candidates, Ledger, Ridge
 from harness.training.accounting import expected_cost
 from harness.training.engine import flat
 from tests.harness.conftest import build_trainer
@@ -125,7 +125,7 @@ def test_ridge_is_the_solution_of_the_normal_equations() -> None:
             left_out.append(weights[row] * (y[row] - level - (x[row] - centre) / scale @ beta) ** 2)
         errors[penalty] = sum(left_out)
     best = min(reversed(selection._PENALTIES), key=lambda penalty: errors[penalty])
-    assert_close(ridge(x, y, weights, q).mean, solutions[best])
+    assert_close(Ridge(x, weights).predict(y, q).mean, solutions[best])
 
 
 def test_a_prediction_is_sure_near_what_was_seen_and_says_nothing_of_noise() -> None:
