@@ -40,9 +40,12 @@ def inert_settings(config: RunConfig) -> dict[str, str]:
         inert |= dict.fromkeys(("capability.sync", "capability.anchor"), reason)
         if not config.rule.reads_ledger:
             inert["capability.decay"] = reason
-    if not config.rule.reads_ledger:
-        keys = ("choice.ledger", "choice.explore", "choice.forgetting")
-        inert |= dict.fromkeys(keys, "the selection reads no ledger")
+    if config.rule.reads_ledger:
+        inert["choice.ledger"] = "the selection reads one"
+    else:
+        inert["choice.explore"] = "the selection reads no ledger"
+    if not config.keeps_ledger:
+        inert["choice.forgetting"] = "no ledger is kept"
     if config.optimizer.tuning == "full":
         inert["optimizer.lora"] = "all weights are trained"
     if config.optimizer.weight_ema is None:
