@@ -9,35 +9,12 @@ import errno
 import os
 import sys
 from collections.abc import Sequence
-from importlib import import_module
 
+# In the order of the help.
+from harness.commands import checkpoints, grids, inputs, make_parser, measure, reports, runs, sweep  # noqa: F401
 from harness.foundation.errors import HarnessError
 from harness.foundation.files import reason_of
 from harness.foundation.output import never_failing
-
-COMMANDS = (
-    "train",
-    "launch",
-    "grid",
-    "reproduce",
-    "study",
-    "sweep",
-    "mechanism",
-    "probe",
-    "status",
-    "show_config",
-    "doctor",
-    "report",
-    "shards",
-    "fetch_assets",
-    "serve_reward",
-    "evaluate",
-    "sample",
-    "export",
-    "prompts",
-    "pretrain_miniature",
-)
-"""Modules of ``harness.commands``, in the order of the help."""
 
 # Libraries announce each optional package that is missing; none of them is needed.
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
@@ -58,7 +35,8 @@ def _execute(arguments: Sequence[str] | None) -> int:
             from harness.config import check_overrides
 
             check_overrides(given)
-        code: int = options.command(options)
+        function = options.__dict__.pop("command")
+        code: int = function(**vars(options))
     except HarnessError as error:
         return _say(str(error), error.exit_code)
     except OSError as error:
@@ -89,7 +67,7 @@ def _say(message: str, code: int) -> int:
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = _parser()
+    parser = make_parser()
     options, rest = parser.parse_known_args(arguments)
     # argparse itself takes no override that comes after an option.
     if rest:
@@ -97,16 +75,6 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
             parser.error(f"unrecognized arguments: {' '.join(rest)}")
         options.overrides = [*options.overrides, *rest]
     return options
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="adagrpo", description="GRPO for flow-matching image models: AdaGRPO's harness."
-    )
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for name in COMMANDS:
-        import_module(f"harness.commands.{name}").add_parser(commands)
-    return parser
 
 
 if __name__ == "__main__":

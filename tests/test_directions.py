@@ -8,7 +8,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 FLOORS = (
-    "harness.cli harness.commands",
+    "harness.cli",
+    "harness.commands",
     "harness.experiments",
     "harness.trained",
     "harness.training",

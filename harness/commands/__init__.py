@@ -1,10 +1,91 @@
-"""The commands of ``adagrpo``, one a module.
+"""The commands of ``adagrpo``: functions whose docstring is their help and whose parameters are their options.
 
-Each has ``add_parser(commands)``, which declares it, and a function that executes it and returns the exit code. Only
-that function imports what is heavy, so that every ``--help`` is quick.
+Only when a function is called it imports what is heavy, so that every ``--help`` is quick.
 """
 
 import argparse
-from typing import TypeAlias
+from collections.abc import Callable, Sequence
+from inspect import Parameter, signature
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, NoReturn, TypeVar, Union, get_args, get_origin, get_type_hints
 
-Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
+from harness.foundation.errors import ConfigError
+
+Where = Annotated[Literal["auto", "cpu", "cuda"], "device"]
+Function = TypeVar("Function", bound=Callable[..., int])
+COMMANDS: dict[str, Callable[..., int]] = {}
+"""Functions by the command's name."""
+
+
+class Parser(argparse.ArgumentParser):
+    """One whose complaints are one line."""
+
+    def error(self, message: str) -> NoReturn:
+        """Refuse a command line."""
+        raise ConfigError(f"{message}; see {self.prog} --help")
+
+
+def command(function: Function) -> Function:
+    """Make a function a command: ``show_config`` is ``adagrpo show-config``; it returns the exit code.
+
+    Parameters before ``*`` are arguments, those after it options: required without a default, given alone where they
+    are bool, with several values where they are sequences, again and again where they are tuples. ``Annotated`` has
+    their help and, of numbers, the least that they may be. ``overrides`` also takes words that come later.
+    """
+    COMMANDS[function.__name__.replace("_", "-")] = function
+    return function
+
+
+def say(line: object) -> None:
+    """Print a line of progress at once, also into a file."""
+    print(line, flush=True)
+
+
+def make_parser() -> Parser:
+    """The parser of all commands; what it parses has ``command``, the function, beside the function's parameters."""
+    parser = Parser(prog="adagrpo", description="GRPO for flow-matching image models: AdaGRPO's harness.")
+    parsers = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=Parser)
+    for name, function in COMMANDS.items():
+        said = " ".join((function.__doc__ or "").split())
+        own = parsers.add_parser(name, help=said, description=said)
+        own.set_defaults(command=function)
+        hints = get_type_hints(function, include_extras=True)
+        for key, parameter in signature(function).parameters.items():
+            _add(own, parameter, *get_args(hints[key]))
+    return parser
+
+
+def _add(parser: Parser, parameter: Parameter, kind: Any, said: str, least: float | None = None) -> None:
+    if get_origin(kind) in (Union, UnionType):
+        [kind] = (one for one in get_args(kind) if one is not NoneType)
+    is_option, default = parameter.kind is Parameter.KEYWORD_ONLY, parameter.default
+    flag = f"--{parameter.name.replace('_', '-')}" if is_option else parameter.name
+    settings: dict[str, Any] = {"metavar": "KEY=VALUE"} if parameter.name == "overrides" else {}
+    if get_origin(kind) is tuple:
+        settings["action"] = "append"
+    elif get_origin(kind) is Sequence:
+        settings["nargs"] = "*" if default is not Parameter.empty and not is_option else "+"
+    if get_origin(kind) in (tuple, Sequence):
+        kind = get_args(kind)[0]
+    if kind is bool:
+        settings["action"] = "store_true"
+    elif get_origin(kind) is Literal:
+        settings["choices"] = get_args(kind)
+    else:
+        settings["type"] = kind if least is None else _at_least(least, kind)
+    if default is not Parameter.empty:
+        settings["default"] = list(default) if "action" in settings and default == () else default
+        said += f" (default: {default})" * (default not in (None, False, "", ()) and "default" not in said)
+    elif is_option:
+        settings["required"] = True
+    parser.add_argument(flag, help=said, **settings)
+
+
+def _at_least(least: float, kind: type) -> Callable[[str], Any]:
+    def parse(text: str) -> Any:
+        if kind(text) < least:
+            raise argparse.ArgumentTypeError(f"{text} must be at least {least:g}")
+        return kind(text)
+
+    parse.__name__ = kind.__name__  # of which argparse speaks where there is no number
+    return parse

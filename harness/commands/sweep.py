@@ -1,16 +1,15 @@
 """``adagrpo sweep``: search over any keys of the configuration, look at a study, measure its best again."""
 
-import argparse
 import os
 import socket
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
-from harness.commands import Commands
+from harness.commands import command, say
 from harness.experiments.sweep import STORAGE_VARIABLE
 from harness.foundation.errors import ConfigError
 
@@ -24,53 +23,41 @@ _OPTIONS = {"run": ("workers", "trials", "hours"), "show": (), "confirm": ("top"
 """What each form takes beside the sweep, --name, --storage, --output and overrides."""
 
 
-def add_parser(commands: Commands) -> None:
-    """Declare the command."""
-    parser = commands.add_parser(
-        "sweep",
-        help="search over any keys of the configuration with Optuna; resumable, on one machine or many",
-        usage="adagrpo sweep [show | confirm] SWEEP [options] [KEY=VALUE ...]",
-        description="Execute the trials of a sweep that are left; `show` what it has found; `confirm` its best trials "
-        "on fresh seeds and test prompts.",
-    )
-    parser.add_argument("words", nargs="+", metavar="SWEEP", help="file in experiments/sweeps/, or a path")
-    parser.set_defaults(overrides=[])
-    parser.add_argument("--name", help="of the study (default: the file's name)")
-    parser.add_argument("--storage", metavar="URL", help=f"database (default: ${STORAGE_VARIABLE}, or a SQLite file)")
-    parser.add_argument(
-        "--output", type=Path, help="folder for tables, figures and page (default: results/reports/...)"
-    )
-    run = parser.add_argument_group("to execute")
-    run.add_argument("--workers", type=int, help="processes, each with a trial at a time (default: 1)")
-    run.add_argument("--trials", type=int, help="how many the study is to have (default: the file's)")
-    run.add_argument("--hours", type=float, help="begin no trial after them (default: the file's)")
-    confirm = parser.add_argument_group("to confirm")
-    confirm.add_argument("--top", type=int, help="how many of the best (default: 3)")
-    confirm.add_argument("--seeds", metavar="LIST", help="such as 0-9; none of the sweep's own (default: 0-9)")
-    confirm.add_argument("--slots", type=int, help="runs at a time (default: as many as cores or GPUs suffice for)")
-    parser.set_defaults(command=sweep)
-
-
-def sweep(options: argparse.Namespace) -> int:
-    """Execute, show or confirm."""
-    form = options.words.pop(0) if options.words[0] in ("show", "confirm") else "run"
-    if not options.words:
+@command
+def sweep(
+    overrides: Annotated[
+        Sequence[str], "[show | confirm] SWEEP, a file in experiments/sweeps/ or a path, then KEY=VALUE"
+    ],
+    *,
+    name: Annotated[str | None, "of the study (default: the file's name)"] = None,
+    storage: Annotated[str | None, "database, a URL (default: $ADAGRPO_STORAGE, or a SQLite file)"] = None,
+    output: Annotated[Path | None, "folder for tables, figures and page (default: results/reports/...)"] = None,
+    workers: Annotated[int | None, "to execute: processes, each with a trial at a time (default: 1)", 1] = None,
+    trials: Annotated[int | None, "to execute: how many the study is to have (default: the file's)", 1] = None,
+    hours: Annotated[float | None, "to execute: begin no trial after them (default: the file's)", 1e-06] = None,
+    top: Annotated[int | None, "to confirm: how many of the best (default: 3)", 1] = None,
+    seeds: Annotated[str | None, "to confirm: such as 0-9; none of the sweep's own (default: 0-9)"] = None,
+    slots: Annotated[
+        int | None, "to confirm: runs at a time (default: as many as cores or GPUs suffice for)", 1
+    ] = None,
+) -> int:
+    """Execute the trials of a sweep that are left, with Optuna, on one machine or many; show what it has found; confirm
+    its best trials on fresh seeds and test prompts."""
+    form, words = (overrides[0], overrides[1:]) if overrides[0] in _OPTIONS else ("run", overrides)
+    if not words:
         raise ConfigError(f"adagrpo sweep {form}: name a sweep, a file in experiments/sweeps/")
-    for name in ("workers", "trials", "hours", "top", "seeds", "slots"):
-        value = getattr(options, name)
-        if value is not None and name not in _OPTIONS[form]:
-            raise ConfigError(f"--{name}: not an option of adagrpo sweep {'' if form == 'run' else form}".rstrip())
-        if isinstance(value, int | float) and value <= 0:
-            raise ConfigError(f"--{name} {value}: must be above 0")
+    given = {"workers": workers, "trials": trials, "hours": hours, "top": top, "seeds": seeds, "slots": slots}
+    for option, value in given.items():
+        if value is not None and option not in _OPTIONS[form]:
+            raise ConfigError(f"--{option}: not an option of adagrpo sweep {'' if form == 'run' else form}".rstrip())
 
     from harness.config import ROOT
     from harness.experiments.grid import parse_seeds
     from harness.experiments.sweep.definition import load_sweep
 
-    file, *overrides = options.words
-    loaded = load_sweep(file, options.name, [*overrides, *options.overrides], options.trials)
-    options.output = options.output or ROOT / "results" / "reports" / loaded.experiment
-    options.seeds = parse_seeds(options.seeds or "0-9")
+    loaded = load_sweep(words[0], name, words[1:], trials)
+    folder = output or ROOT / "results" / "reports" / loaded.experiment
+    fresh = parse_seeds(seeds or "0-9")
 
     import optuna
 
@@ -78,28 +65,29 @@ def sweep(options: argparse.Namespace) -> int:
     from harness.experiments.sweep.study import find_study, open_storage, open_study, storage_errors
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    url = _storage_url(loaded, options, begin=form == "run")
+    url = _storage_url(loaded, storage, begin=form == "run")
     with storage_errors(url):
-        storage = open_storage(url)
+        opened, limit = open_storage(url), hours or loaded.file.hours
+        failed: Mapping[str, str] = {}
         if form == "run":
-            study = open_study(loaded, storage, _identity(loaded))
-            failed = _execute(loaded, options, study, url)
+            study = open_study(loaded, opened, _identity(loaded))
+            failed = _execute(loaded, study, url, workers or 1, limit)
         else:
-            study = find_study(loaded, storage, _identity(loaded) if form == "confirm" else None)
-            failed = _confirm(loaded, options, SweepStudy(study)) if form == "confirm" else {}
+            study = find_study(loaded, opened, _identity(loaded) if form == "confirm" else None)
         found = SweepStudy(study)
-        _report(loaded, found, options, url)
-    if form == "run" and (options.hours or loaded.file.hours) is None:
-        return 0 if loaded.is_full(found.num_finished) else 1
+        if form == "confirm":
+            failed = _confirm(loaded, found, fresh, top or 3, slots, folder)
+        _report(loaded, SweepStudy(study), folder, url)
+    if form == "run" and limit is None:
+        return 0 if loaded.is_full(SweepStudy(study).num_finished) else 1
     return 1 if failed else 0
 
 
-def _storage_url(sweep: "Sweep", options: argparse.Namespace, begin: bool) -> str:
+def _storage_url(sweep: "Sweep", storage: str | None, begin: bool) -> str:
     """The studies' database; a SQLite file in the sweep's folder where none is named."""
     from harness.runs.directory import RUNS
 
-    given: str | None = options.storage or os.environ.get(STORAGE_VARIABLE)
-    if given:
+    if given := storage or os.environ.get(STORAGE_VARIABLE):
         # Workers have another working directory.
         file = given.removeprefix("sqlite:///")
         return f"sqlite:///{Path(file).absolute()}" if file != given else given
@@ -111,7 +99,13 @@ def _storage_url(sweep: "Sweep", options: argparse.Namespace, begin: bool) -> st
     return f"sqlite:///{database}"
 
 
-def _execute(sweep: "Sweep", options: argparse.Namespace, study: "optuna.Study", url: str) -> Mapping[str, str]:
+def _identity(sweep: "Sweep") -> str:
+    from harness.runs.directory import find_run
+
+    return find_run(sweep.base).run_id
+
+
+def _execute(sweep: "Sweep", study: "optuna.Study", url: str, workers: int, hours: float | None) -> Mapping[str, str]:
     """Have workers execute what is left; which of them failed, and why."""
     from analysis.sweep.tables import SweepStudy
     from harness.experiments.jobs.job import Job
@@ -122,13 +116,13 @@ def _execute(sweep: "Sweep", options: argparse.Namespace, study: "optuna.Study",
 
     if sweep.is_full(SweepStudy(study).num_finished):
         return {}
-    folder, hours = RUNS / sweep.experiment, options.hours or sweep.file.hours
+    folder = RUNS / sweep.experiment
     folder.mkdir(parents=True, exist_ok=True)
     deadline = None if hours is None else time.time() + 3600 * hours
     words = str(sweep.path.resolve()), sweep.name, sweep.overrides, sweep.file.trials, deadline
     slots = [
         Slot(slot.placement, slot.environment | {STORAGE_VARIABLE: url})
-        for slot in local_slots([sweep.base.runtime], options.workers or 1)
+        for slot in local_slots([sweep.base.runtime], workers)
     ]
     with tempfile.TemporaryDirectory() as name:
         jobs = [
@@ -141,45 +135,34 @@ def _execute(sweep: "Sweep", options: argparse.Namespace, study: "optuna.Study",
             )
             for index in range(len(slots))
         ]
-
-        def standings() -> list[str]:
-            return [f"{SweepStudy(study).num_finished} trials are finished"]
-
-        return run_jobs(jobs, slots, folder, _say, standings=standings).failed
+        standings = lambda: [f"{SweepStudy(study).num_finished} trials are finished"]  # noqa: E731
+        return run_jobs(jobs, slots, folder, say, standings=standings).failed
 
 
-def _say(line: str) -> None:
-    print(line, flush=True)
-
-
-def _identity(sweep: "Sweep") -> str:
-    from harness.runs.directory import find_run
-
-    return find_run(sweep.base).run_id
-
-
-def _confirm(sweep: "Sweep", options: argparse.Namespace, study: "SweepStudy") -> Mapping[str, str]:
+def _confirm(
+    sweep: "Sweep", study: "SweepStudy", seeds: Sequence[int], top: int, slots: int | None, folder: Path
+) -> Mapping[str, str]:
     """Run the best and the reference on fresh seeds; which runs failed, and why."""
     from harness.experiments.runs import run_all
     from harness.experiments.sweep.confirm import candidates, confirmation_configs, write_confirmation
     from harness.runs.directory import prepare_run
 
-    chosen = candidates(sweep, study, options.top or 3)
-    configs = [confirmation_configs(sweep, values, options.seeds) for _, values in chosen]
+    chosen = candidates(sweep, study, top)
+    configs = [confirmation_configs(sweep, values, seeds) for _, values in chosen]
     runs = [[prepare_run(config) for config in own] for own in configs]
     # Seed by seed, so that every candidate has its first seed before any has its second.
-    outcome = run_all([run for same_seed in zip(*runs, strict=True) for run in same_seed], options.slots, _say)
-    write_confirmation(sweep, study, list(zip(chosen, runs, strict=True)), options.output)
+    outcome = run_all([run for same_seed in zip(*runs, strict=True) for run in same_seed], slots, say)
+    write_confirmation(sweep, study, list(zip(chosen, runs, strict=True)), folder)
     return outcome.failed
 
 
-def _report(sweep: "Sweep", study: "SweepStudy", options: argparse.Namespace, url: str) -> None:
+def _report(sweep: "Sweep", study: "SweepStudy", folder: Path, url: str) -> None:
     """Write tables, figures and page, and print what the study has found and what is left of it on fresh seeds."""
     from analysis.sweep.page import write_sweep_report
     from harness.experiments.sweep.study import shown_url
 
     file, base = sweep.file, sweep.base
     about = f"profile {file.profile}, {base.method.kernel}, {base.iterations} iterations, sampler {file.sampler.kind}"
-    summary = write_sweep_report(study, f"{about}, pruner {file.pruner.kind}", sweep.num_trials, options.output)
-    print(f"\n{summary.read_text(encoding='utf-8')}\ntables, figures and page: {options.output}")
+    summary = write_sweep_report(study, f"{about}, pruner {file.pruner.kind}", sweep.num_trials, folder)
+    print(f"\n{summary.read_text(encoding='utf-8')}\ntables, figures and page: {folder}")
     print(f"look inside: pip install optuna-dashboard && optuna-dashboard '{shown_url(url)}'")

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from harness import cli
-from harness.commands import reproduce
+from harness.commands import grids
 from harness.config import ROOT, RunConfig, compose
 from harness.experiments import plan
 from harness.experiments.doctor import checks
@@ -265,7 +265,7 @@ def test_given_seconds_or_finished_runs_decide_the_hours(gpu_profile: str, monke
 def test_the_command_ends_with_2_and_the_list_and_reproduce_asks_first(
     gpu_profile: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(reproduce, "execute_grid", lambda options: pytest.fail("training began"))
+    monkeypatch.setattr(grids, "grid", lambda *chosen, **more: pytest.fail("training began"))
     for command in ("doctor", "reproduce"):
         with pytest.raises(SystemExit) as ended:
             cli.main([command, "--profile", gpu_profile])

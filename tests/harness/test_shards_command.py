@@ -18,7 +18,7 @@ def test_a_folder_without_runs_gives_no_shards(tmp_path: Path, capsys: pytest.Ca
     ("arguments", "message"),
     [
         (["nowhere"], "nowhere: no such folder of runs"),
-        ([".", "--pictures", "-1"], "--pictures -1: must be at least 0"),
+        ([".", "--pictures", "-1"], "--pictures: -1 must be at least 0"),
     ],
 )
 def test_bad_input_is_one_line(

@@ -1,6 +1,5 @@
 """A measurement is cut into chunks, which are jobs, can be killed and continued, and ends in tables."""
 
-import argparse
 import json
 import pickle
 import shutil
@@ -16,7 +15,7 @@ from analysis.gradients.effects import ADVANTAGES, Measured
 from analysis.gradients.signs import sign_frame
 from analysis.gradients.tables import load_mechanism_tables
 from harness import cli
-from harness.commands import mechanism as command
+from harness.commands.measure import mechanism
 from harness.config import ConfigError
 from harness.experiments.gradients import definition
 from harness.experiments.gradients.checkpoint import read_adapters
@@ -308,22 +307,20 @@ def test_the_command_computes_what_is_missing_and_reports_it(
     monkeypatch.setattr("harness.experiments.jobs.runner.run_jobs", run_jobs)
     reported: list[Path] = []
     monkeypatch.setattr("analysis.gradients.write_mechanism_report", reported.append)
-    options = argparse.Namespace(
-        words=[str(tiny)], overrides=["runtime.threads=1"], checkpoints=["base"], slots=2, output=tmp_path / "out"
-    )
+    words, options = [str(tiny), "runtime.threads=1"], {"checkpoints": ["base"], "slots": 2, "output": tmp_path / "out"}
     failed["base:groups-001"] = "RewardError: broken"
     with pytest.raises(HarnessError, match=r"base:groups-001: RewardError: broken; the same command continues"):
-        command.mechanism(options)
+        mechanism(words, **options)
     failed.clear()
-    assert command.mechanism(options) == 0
+    assert mechanism(words, **options) == 0
     assert computed == ["base:groups-001"]
     assert is_written(loaded, tmp_path / "out")
     # Again: nothing to compute.
     monkeypatch.setattr("harness.experiments.jobs.runner.run_jobs", None)
-    assert command.mechanism(options) == 0
+    assert mechanism(words, **options) == 0
     assert reported == [tmp_path / "out"] * 2
     # Another measurement does not take its place.
-    options.overrides = ["rollout.group_size=3"]
+    words[1:] = ["rollout.group_size=3"]
     with pytest.raises(ConfigError, match="holds another measurement; name a folder with --output"):
-        command.mechanism(options)
+        mechanism(words, **options)
     assert is_written(loaded, tmp_path / "out")

@@ -68,7 +68,7 @@ def test_bad_input_loads_nothing_heavy() -> None:
         (["smoke", "--top", "3"], "--top: not an option of adagrpo sweep"),
         (["show"], "name a sweep"),
         (["show", "smoke", "--workers", "2"], "--workers: not an option of adagrpo sweep show"),
-        (["smoke", "--workers", "0"], "--workers 0: must be above 0"),
+        (["smoke", "--workers", "0"], "--workers: 0 must be at least 1"),
         (["smoke", "--storage", "sqlite:////no/such/folder/x.db"], "unable to open database file"),
         (["show", "smoke", "--name", "not-begun"], "not begun"),
         (["confirm", "smoke", "--seeds", "4-2"], "the range 4-2 is empty"),

@@ -1,0 +1,135 @@
+"""What comes of training: checkpoints scored, drawn from, handed over."""
+
+import sys
+from collections.abc import Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from harness.commands import Where, command, say
+from harness.foundation.errors import ConfigError
+
+if TYPE_CHECKING:
+    from harness.trained.checkpoints import Checkpoint
+
+Base = Annotated[str, "profile with base model and sampling settings of a checkpoint that does not know its own"]
+Pixels = Annotated[int | None, "(default: the checkpoint's)"]
+Steps = Annotated[int | None, "of Euler's method (default: the checkpoint's)"]
+
+
+@command
+def evaluate(
+    checkpoints: Annotated[
+        Sequence[str], "run directory, exported folder, LoRA file, transformer folder, pipeline folder, or: base"
+    ],
+    *,
+    prompts: Annotated[str | None, "list to score on (default: the first checkpoint's test list)"] = None,
+    rewards: Annotated[str | None, "comma-separated (default: every one that can score here)"] = None,
+    noises: Annotated[int | None, "pictures per prompt (default: the configuration's)", 1] = None,
+    grid_prompts: Annotated[int, "prompts in grid.png", 0] = 4,
+    output: Annotated[Path | None, "folder (default: one in results/evaluations/)"] = None,
+    profile: Base = "miniature",
+    height: Pixels = None,
+    width: Pixels = None,
+    steps: Steps = None,
+    device: Where = "auto",
+) -> int:
+    """Score checkpoints on a prompt list, with every available reward."""
+    from harness.config import ROOT
+    from harness.prompts.lists import read_prompts
+    from harness.rewards.readiness import choose_rewards
+    from harness.trained.benchmark import Benchmark, default_folder, left_out, table
+    from harness.trained.loading import device_of
+
+    where = device_of(device)
+    found = [_checkpoint(name, profile, (height, width, steps), evaluated=True) for name in checkpoints]
+    config = found[0].config
+    listed = read_prompts(prompts or config.prompts.test)
+    wanted = None if rewards is None else rewards.split(",")
+    size = config.model.height, config.model.width
+    panel = choose_rewards(wanted, listed.prompts, *size, config.rewards, config.runtime.threads)
+    try:
+        benchmark = Benchmark(listed, panel, noises or config.evaluation.test_noises, grid_prompts)
+        folder = output or default_folder(benchmark, found, ROOT / "results" / "evaluations")
+        for line in left_out(panel):
+            say(line)
+        scores = benchmark.run(found, where, folder, say=say)
+    finally:
+        panel.close()
+    print("\n".join(["", *table(scores), "", f"written to {folder}"]))
+    return 0
+
+
+def _checkpoint(
+    name: str, profile: str, sampling: tuple[int | None, int | None, int | None], evaluated: bool = False
+) -> "Checkpoint":
+    """The checkpoint that a name means, sampled with a height, width and number of steps.
+
+    Where these are left open, it is sampled as the configuration evaluates, or as it trains.
+
+    Raises:
+        ConfigError: as ``find_checkpoint``, or an unfit size.
+    """
+    from harness.trained.checkpoints import find_checkpoint
+
+    checkpoint = find_checkpoint(name, profile)
+    if evaluated:
+        settings = checkpoint.config.evaluation
+        checkpoint = checkpoint.sampled(settings.height, settings.width, settings.num_steps)
+    return checkpoint.sampled(*sampling)
+
+
+@command
+def sample(
+    checkpoint: Annotated[str, "as for evaluate"],
+    *,
+    prompt: Annotated[tuple[str, ...], "what to draw; may be repeated"] = (),
+    prompts: Annotated[str | None, "a prompt list to draw instead"] = None,
+    seed: Annotated[tuple[int, ...], "may be repeated (default: 3407)", 0] = (),
+    output: Annotated[Path, "folder to write to"],
+    profile: Base = "miniature",
+    height: Pixels = None,
+    width: Pixels = None,
+    steps: Steps = None,
+    device: Where = "auto",
+) -> int:
+    """Draw PNGs from a checkpoint."""
+    from harness.models.pipelines.truncation import truncations
+    from harness.prompts.lists import normalise, problem_with, read_prompts
+    from harness.trained.loading import device_of, load_policy
+    from harness.trained.pictures import SEEDS, write_pictures
+
+    if bool(prompt) == bool(prompts):
+        raise ConfigError("give prompts either by --prompt TEXT or by --prompts FILE")
+    texts = read_prompts(prompts).prompts if prompts else tuple(map(normalise, prompt))
+    for text in texts:
+        if problem := problem_with(text):
+            raise ConfigError(f"--prompt {text[:40]!r}: is {problem.kind}{problem.detail}")
+    where = device_of(device)
+    found = _checkpoint(checkpoint, profile, (height, width, steps))
+    policy = load_policy(found, where, texts)
+    for line in truncations([policy], texts, "prompts"):
+        print(f"warning: {line}", file=sys.stderr, flush=True)
+    for path in write_pictures(policy, texts, seed or SEEDS[:1], output, found.label):
+        say(path)
+    return 0
+
+
+@command
+def export(
+    run: Annotated[Path, "directory of a finished run, or with --latest of any"],
+    *,
+    output: Annotated[Path, "new folder to write to"],
+    latest: Annotated[bool, "the latest checkpoint of a run that is not finished"] = False,
+    merge: Annotated[bool, "write the whole pipeline with the trained weights in it"] = False,
+    license: Annotated[str | None, "identifier for the card (default: the base model's)"] = None,
+) -> int:
+    """Write a run's LoRA or transformer for plain diffusers, with a card."""
+    from harness.trained.checkpoints import find_run_checkpoint
+    from harness.trained.export import export as written
+    from harness.trained.export import latest_weights
+
+    with latest_weights(run) if latest else nullcontext(find_run_checkpoint(run)) as checkpoint:
+        form = written(checkpoint, output, merge=merge, licence=license)
+    print(f"{form} with model card: {output}")
+    return 0

@@ -1,0 +1,157 @@
+"""Many runs: grids and studies on this machine, how far they have come, and what the machine lacks for them."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from harness.commands import command, say
+from harness.commands.runs import Rerun
+from harness.foundation.errors import ConfigError
+
+if TYPE_CHECKING:
+    from harness.experiments.jobs.runner import Outcome
+
+Only = Annotated[
+    str | None, "cells, such as 'method=flow_grpo selection=random,curriculum'; of a study, of one experiment"
+]
+Seeds = Annotated[str | None, "such as 0-4 or 0,2,5 (default: the grid's own)"]
+Plan = Annotated[bool, "list runs, hours and disk, and run nothing"]
+Slots = Annotated[int | None, "runs at a time (default: as many as cores, or GPUs, suffice for)"]
+
+
+@command
+def grid(
+    grid: Annotated[str, "file in experiments/grids/, or a path"],
+    overrides: Annotated[Sequence[str], "for every run"] = (),
+    *,
+    profile: Annotated[str | None, "file in experiments/profiles/ (default: the grid's own)"] = None,
+    only: Only = None,
+    seeds: Seeds = None,
+    plan: Plan = False,
+    slots: Slots = None,
+    rerun_changed: Rerun = False,
+) -> int:
+    """Execute all runs of a grid; finished ones are skipped, others resumed."""
+    from harness.experiments.grid import expand_grid, parse_seeds
+    from harness.experiments.jobs.slots import local_slots
+    from harness.experiments.plan import plan as planned
+    from harness.experiments.runs import run_all
+    from harness.runs.directory import prepare_run
+
+    configs = expand_grid(grid, overrides, profile=profile, only=only, seeds=parse_seeds(seeds) if seeds else None)
+    found = local_slots([config.runtime for config in configs], slots)
+    if plan:
+        print("\n".join(planned(configs, len(found))))
+        return 0
+    return exit_code(run_all([prepare_run(c, rerun_changed=rerun_changed) for c in configs], slots, say))
+
+
+def exit_code(outcome: "Outcome") -> int:
+    """1 if a job failed, which is named once more."""
+    for name, reason in outcome.failed.items():
+        print(f"failed: {name}: {reason}", file=sys.stderr)
+    return 1 if outcome.failed else 0
+
+
+@command
+def reproduce(
+    *,
+    profile: Annotated[str, "file in experiments/profiles/"] = "miniature",
+    only: Only = None,
+    seeds: Seeds = None,
+    plan: Plan = False,
+    slots: Slots = None,
+    rerun_changed: Rerun = False,
+) -> int:
+    """Execute a profile's grid and write the report, of what there is."""
+    from harness.commands.reports import report
+    from harness.config import ROOT, compose, grid_of
+    from harness.runs.directory import RUNS
+
+    named, config = grid_of(profile), compose(profile)
+    # Hours of GPUs and gigabytes of weights: what is missing is said before anything starts.
+    if config.runtime.device == "cuda" and not plan and doctor(profile=profile) != 0:
+        return 2
+    chosen = {"only": only, "seeds": seeds, "plan": plan, "slots": slots, "rerun_changed": rerun_changed}
+    code = grid(named, profile=profile, **chosen)  # type: ignore[arg-type]
+    if not plan:
+        report(runs=RUNS / config.experiment, output=ROOT / "results" / "reports" / config.experiment)
+    return code
+
+
+@command
+def study(
+    experiments: Annotated[Sequence[str], "files beside the study's (default: all)"] = (),
+    *,
+    study: Annotated[Path | None, "the study's file (default: experiments/studies/all.yaml)"] = None,
+    only: Only = None,
+    seeds: Seeds = None,
+    plan: Plan = False,
+    slots: Slots = None,
+    rerun_changed: Rerun = False,
+) -> int:
+    """Execute the study's experiments, tuning first; runs whose shard is there are skipped."""
+    from harness.experiments.grid import parse_seeds
+    from harness.experiments.study import DEFAULT, plan_lines, read_study
+    from harness.experiments.tuning import require_tuned, write_tuned
+
+    found = read_study(study or DEFAULT)
+    names = tuple(dict.fromkeys(experiments)) or found.names
+    chosen = only, parse_seeds(seeds) if seeds else None
+    if any(chosen) and len(names) != 1:
+        raise ConfigError("--only and --seeds choose among the runs of one experiment: name it")
+
+    def execute(experiments: Sequence[str]) -> int:
+        # Composed when their turn comes: tuning may have just written their settings.
+        configs = [config for name in experiments for config in found.configs(name, *chosen)]
+        return exit_code(found.execute(found.planned(configs), slots, say, rerun_changed))
+
+    # All are read before the first run, so that what is wrong is said before anything is made.
+    configs = {name: found.configs(name, *chosen) for name in names}
+    if plan:
+        planned = {name: found.planned(of_name) for name, of_name in configs.items()}
+        print("\n".join(plan_lines(found, planned)))
+        return 0
+    code, tuning = 0, found.file.tuning
+    if tuning is not None and tuning in names:
+        code = execute([tuning])
+        if not any(chosen):
+            print("\n".join(write_tuned(found)))
+    if rest := [name for name in names if name != tuning]:
+        require_tuned(found)
+        code |= execute(rest)
+    return code
+
+
+@command
+def status(
+    *,
+    runs: Annotated[Path | None, "folder (default: results/runs)"] = None,
+) -> int:
+    """How far runs have come, what failed, and the standings."""
+    from harness.experiments.status import status_lines
+    from harness.runs.directory import RUNS
+
+    folder = runs or RUNS
+    if not folder.is_dir():
+        raise ConfigError(f"--runs {folder}: no such folder")
+    print("\n".join(status_lines(folder)))
+    return 0
+
+
+@command
+def doctor(
+    overrides: Annotated[Sequence[str], "for every run"] = (),
+    *,
+    profile: Annotated[str, "file in experiments/profiles/"] = "smoke",
+    seconds_per_forward: Annotated[
+        float | None, "of one sample through the network (default: measured or estimated)", 1e-09
+    ] = None,
+) -> int:
+    """What a profile needs of this machine, and what is missing."""
+    from harness.experiments.doctor.checks import check
+
+    report = check(profile, overrides, seconds_per_forward)
+    say("\n".join(report.lines()))
+    return 2 if report.missing else 0

@@ -1,0 +1,104 @@
+"""What runs need: prompt lists, rewards' weights and servers, the miniature's models."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Literal
+
+from harness.commands import command, say
+from harness.foundation.errors import ConfigError, HarnessError
+
+
+@command
+def prompts(
+    action: Annotated[Literal["import"], "what to do"],
+    files: Annotated[Sequence[Path], ".txt, .csv, .tsv, .json, .jsonl or .ndjson; see docs/prompts.md"],
+    *,
+    output: Annotated[Path, "folder to write train, validation and test lists to"],
+    shares: Annotated[str, "percent for train, validation, test"] = "90,5,5",
+    exclude: Annotated[tuple[Path, ...], "file with prompts to keep out; may be repeated"] = (),
+    column: Annotated[str | None, "of the prompt in a table, or its key in JSON objects (default: prompt)"] = None,
+    max_characters: Annotated[int | None, "longer prompts are left out (default: 2000)"] = None,
+) -> int:
+    """Make train, validation and test lists of prompt files: check, deduplicate and split them by hash."""
+    from harness.prompts.imported import Shares, import_prompts, write_lists
+    from harness.prompts.lists import MAX_CHARACTERS
+
+    limit = MAX_CHARACTERS if max_characters is None else max_characters
+    if not 1 <= limit <= MAX_CHARACTERS:
+        raise ConfigError(f"--max-characters {limit}: must be 1 to {MAX_CHARACTERS}")
+    imported = import_prompts(files, Shares.parse(shares), exclude=exclude, column=column, max_characters=limit)
+    paths = write_lists(imported.lists, output)
+    print("\n".join([*imported.summary(), "in a configuration:", "prompts:"]))
+    for split, path in zip(imported.lists, paths, strict=True):
+        print(f"  {split}: {path.resolve()}")
+    return 0
+
+
+@command
+def fetch_assets() -> int:
+    """Fetch the text recognisers that serve as rewards, if they are missing."""
+    from harness.rewards.files.assets import fetch_assets as fetch
+
+    fetch()
+    return 0
+
+
+@command
+def serve_reward(
+    name: Annotated[str, "reward, such as hpsv3"],
+    settings: Annotated[Sequence[str], "such as path=HPSv3.safetensors device=cuda:1"] = (),
+    *,
+    port: Annotated[int, "0 takes a free one"] = 8500,
+    host: Annotated[str, "address to listen at (default: this machine alone; there is no password)"] = "127.0.0.1",
+    threads: Annotated[int, "CPU threads of the model", 1] = 1,
+) -> int:
+    """Hold a reward's model for runs that use the backend url."""
+    import torch
+    from pydantic import ValidationError
+
+    from harness.config import RewardConfig, one_line, parse_overrides
+    from harness.rewards import build_reward
+    from harness.rewards.remote.client import is_loopback
+    from harness.rewards.remote.server import serving
+
+    torch.set_num_threads(threads)
+    try:
+        reward = build_reward(name, threads, RewardConfig.model_validate(parse_overrides(settings)))
+        server = serving(reward, host, port)
+    except ValidationError as error:
+        raise ConfigError(f"serve-reward: {one_line(error, RewardConfig)}") from None
+    except (ValueError, HarnessError, OverflowError) as error:
+        raise ConfigError(f"serve-reward: {error}") from None
+    except OSError as error:
+        raise ConfigError(f"serve-reward: cannot listen at {host}:{port}: {error.strerror}") from None
+    address = f"http://{host}:{server.server_port}"
+    heard = "only this machine reaches it" if is_loopback(host) else "all who reach this machine do, without a password"
+    say(
+        f"serving {name} ({server.about['fingerprint'][:12]}) at {address}; for runs: "
+        f"rewards.{name}.backend=url rewards.{name}.url={address}; {heard}"
+    )
+    with server:
+        try:
+            server.serve_forever()
+        finally:
+            reward.close()
+    return 0
+
+
+@command
+def pretrain_miniature(
+    *,
+    recipe: Annotated[str, "strikes (makes base and weak), letters-luck or letters"],
+    output: Annotated[Path, "folder for models and states"],
+    threads: Annotated[int, "of the CPU", 1] = 1,
+) -> int:
+    """Pretrain a model of the miniature by its recipe, see docs/testbed.md; resumable."""
+    from harness.config import nearest
+    from harness.models.miniature.pretrain import pretrain
+    from harness.models.miniature.recipes import RECIPES
+
+    if recipe not in RECIPES:
+        raise ConfigError(f"--recipe {recipe} is unknown; {nearest(recipe, list(RECIPES))}")
+    for line in pretrain(RECIPES[recipe], output, threads):
+        say(line)
+    return 0

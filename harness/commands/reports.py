@@ -1,0 +1,50 @@
+"""What came out: the report, and finished runs as small files that are committed."""
+
+from pathlib import Path
+from typing import Annotated
+
+from harness.commands import command
+from harness.foundation.errors import ConfigError
+
+
+@command
+def report(
+    *,
+    runs: Annotated[Path, "folder with run directories"],
+    output: Annotated[Path, "folder to write to"],
+    mechanism: Annotated[
+        Path | None, "folder that adagrpo mechanism wrote, to be shown, too (default: results/mechanism, for the study)"
+    ] = None,
+    readme: Annotated[Path | None, "file between whose markers the study's claims go"] = None,
+    planned_seeds: Annotated[
+        int | None, "judge a grid planned with N seeds per cell, 4 at least, and an early look at half of them", 4
+    ] = None,
+) -> int:
+    """Write tables, figures and the page from logs, without training."""
+    from analysis.report.report import write_report
+
+    if not runs.is_dir():
+        raise ConfigError(f"--runs {runs}: no such folder")
+    print(f"report: {write_report(runs, output, mechanism, readme, planned_seeds)}")
+    return 0
+
+
+@command
+def shards(
+    runs: Annotated[Path, "folder with run directories, at any depth"],
+    *,
+    output: Annotated[Path, "folder to write to, such as results/miniature/runs"],
+    pictures: Annotated[int | None, "prompts whose pictures are kept (default: those that a page shows)", 0] = None,
+) -> int:
+    """Write each finished run as one small file, enough to make the report."""
+    from analysis.runs.gallery import NUM_PROMPTS
+    from analysis.runs.runlog import RunLogError
+    from analysis.runs.shards import write_shards
+
+    try:
+        written = write_shards(runs, output, NUM_PROMPTS if pictures is None else pictures)
+    except RunLogError as error:
+        raise ConfigError(str(error)) from None
+    size = sum(path.stat().st_size for path in written)
+    print(f"{len(written)} finished runs, {size / 1e6:.1f} MB in {output}")
+    return 0

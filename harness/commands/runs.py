@@ -1,0 +1,175 @@
+"""One run: trained in this process or launched in several, and its settings."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from harness.commands import command, say
+from harness.foundation.errors import ConfigError
+
+if TYPE_CHECKING:
+    from harness.config import RunConfig
+    from harness.runs.directory import RunDirectory
+
+PROFILE = "miniature"
+"""Of a run where none is named."""
+
+Overrides = Annotated[Sequence[str], "as in selection=curriculum fusion.weight=2"]
+Profile = Annotated[str | None, f"file in experiments/profiles/ (default: {PROFILE})"]
+Method = Annotated[str | None, "file in experiments/methods/"]
+Resume = Annotated[Path | None, "execute or continue this run directory instead"]
+Rerun = Annotated[bool, "set runs aside that other code, or other packages, have begun or finished, and run them again"]
+
+
+@command
+def train(
+    overrides: Overrides = (),
+    *,
+    profile: Profile = None,
+    method: Method = None,
+    resume: Resume = None,
+    rerun_changed: Rerun = False,
+) -> int:
+    """Train one run: a profile with overrides, or a prepared run directory, unless it is finished."""
+    from harness.runs.directory import find_run, prepare_run
+    from harness.runs.identity import changes_of, note_on_code
+
+    # Every process of a launch calls this; the main one prepares.
+    is_main = int(os.environ.get("RANK", "0")) == 0
+    config, run = _find(overrides, profile, method, resume)
+    if run is None:
+        run = prepare_run(config, rerun_changed=rerun_changed) if is_main else find_run(config)
+    if run.status()["state"] == "finished":
+        if is_main:
+            print("\n".join([f"{run.folder} is finished already", *note_on_code([changes_of(run.folder)])]))
+        return 0
+    lock = run.lock() if is_main else None
+    try:
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            _begin_together(run, config, is_main)
+        if is_main:
+            say(f"run {run.folder}")
+        from harness.training.session import Session
+
+        with run.failure_noted():
+            Session(run, say=say).execute()
+    finally:
+        if lock is not None:
+            lock.close()
+    return 0
+
+
+def _find(
+    overrides: Sequence[str], profile: str | None, method: str | None, resume: Path | None
+) -> "tuple[RunConfig, RunDirectory | None]":
+    """The settings of a run, and its directory if ``--resume`` names one.
+
+    Raises:
+        ConfigError: that is no run directory, or there are options beside it that belong to a new run.
+    """
+    from harness.config import compose
+    from harness.runs.directory import RunDirectory
+
+    if resume is None:
+        return compose(profile or PROFILE, method, overrides=overrides), None
+    if overrides or profile is not None or method is not None:
+        raise ConfigError("--resume continues a run as it is; a profile, a method and overrides belong to a new run")
+    if not (resume / "config.yaml").is_file():
+        raise ConfigError(f"--resume {resume}: no run directory (no config.yaml there)")
+    run = RunDirectory(resume.resolve())
+    return run.config, run
+
+
+def _begin_together(run: "RunDirectory", config: "RunConfig", is_main: bool) -> None:
+    """Wait until the main process has prepared the run, and has forgotten why it failed before."""
+    from harness.training.processes import Processes, make_accelerator
+
+    if is_main:
+        run.set_status("running", run.status()["iteration"], config.iterations)
+    Processes(make_accelerator(config), config.runtime.timeout_seconds).wait("preparing the run")
+
+
+@command
+def launch(
+    overrides: Overrides = (),
+    *,
+    profile: Profile = None,
+    method: Method = None,
+    resume: Resume = None,
+    machine_rank: Annotated[int, "of this machine among runtime.machines, from 0"] = 0,
+    main_address: Annotated[str | None, "host name or address of machine 0, where there are several"] = None,
+    main_port: Annotated[int | None, "a free port there (default: 29500)"] = None,
+    show: Annotated[bool, "print the launch line of this machine and do nothing"] = False,
+) -> int:
+    """Train one run in its runtime.processes, on one machine or several."""
+    from harness.config import ROOT
+    from harness.experiments.jobs.command import Placement, typed, worker_command
+    from harness.experiments.jobs.slots import visible_gpus
+    from harness.runs.directory import find_run
+
+    config, run = _find(overrides, profile, method, resume)
+    runtime, named = config.runtime, {"main_address": main_address, "main_port": main_port}
+    given: dict[str, object] = {name: value for name, value in named.items() if value is not None}
+    for name in given if runtime.machines == 1 else ():
+        raise ConfigError(f"--{name.replace('_', '-')} is for several machines, but runtime.machines=1")
+    placement = Placement(
+        processes=runtime.processes,
+        cuda=runtime.device == "cuda" or (runtime.device == "auto" and bool(visible_gpus())),
+        machines=runtime.machines,
+        machine_rank=machine_rank,
+        engine=runtime.engine,
+        **given,  # type: ignore[arg-type]
+    )
+    words = ["train", "--resume", str(resume.resolve())] if resume else ["train", "--profile", _absolute(profile)]
+    words += [*(["--method", method] if method else []), *overrides]
+    command_line = worker_command(placement, "harness.cli", words)
+    if show:
+        print(typed(command_line))
+        return 0
+    # All that can be checked is, before anything is started.
+    needed = placement.processes // placement.machines
+    if placement.cuda and len(visible_gpus()) < needed:
+        raise ConfigError(
+            f"runtime.processes={placement.processes} on {placement.machines} machines need {needed} GPUs here, but "
+            f"there are {len(visible_gpus())}"
+        )
+    if run is None:
+        find_run(config)
+    os.chdir(ROOT)
+    return os.execve(command_line[0], command_line, os.environ | {"OMP_NUM_THREADS": str(runtime.threads)})
+
+
+def _absolute(profile: str | None) -> str:
+    """A profile as a process with another working directory finds it."""
+    return str(Path(profile).resolve()) if profile and profile.endswith(".yaml") else profile or PROFILE
+
+
+@command
+def show_config(
+    overrides: Overrides = (),
+    *,
+    profile: Profile = None,
+    method: Method = None,
+    resume: Resume = None,
+) -> int:
+    """Every value of a run, and the file and line or override it is of; settings without effect say why."""
+    import json
+
+    from harness.config import inert_settings, leaves
+    from harness.foundation.files import read_text
+
+    config, run = _find(overrides, profile, method, resume)
+    origins = config.origins
+    if run is not None:
+        path = run.folder / "origins.json"
+        origins = json.loads(read_text(path)) if path.is_file() else {}
+    inert = inert_settings(config)
+    rows = []
+    for key, value in leaves(config.model_dump(mode="json")).items():
+        without = [f" (no effect: {why})" for name, why in inert.items() if f"{key}.".startswith(f"{name}.")]
+        unknown = "not recorded" if run is not None and not origins else "default"
+        rows.append((f"{key}={json.dumps(value, ensure_ascii=False)}", origins.get(key, unknown) + "".join(without)))
+    width = min(60, max(len(setting) for setting, _ in rows))
+    print("\n".join(f"{setting:{width}}  {origin}" for setting, origin in rows))
+    return 0
