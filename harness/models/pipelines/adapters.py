@@ -1,18 +1,19 @@
 """LoRA adapters of a transformer: added, merged into the weights while sampling, and saved as diffusers loads them."""
 
-import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE
 from peft import LoraConfig as PeftLoraConfig
 from peft import get_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
 from harness.config import ConfigError, LoraConfig
+from harness.models.pipelines.lora_files import PREFIX, B, write_lora
 
 
 def add_adapters(transformer: Any, settings: LoraConfig, seed: int) -> None:
@@ -80,24 +81,16 @@ def without_adapters(transformer: Any) -> Iterator[None]:
         transformer.enable_adapters()
 
 
-def save_adapters(
-    transformer: Any, pipeline_class: Any, folder: Path, weights: Mapping[str, Tensor] | None = None
-) -> None:
-    """Write adapters that the pipeline class's ``load_lora_weights`` reads: these, by parameter name, or its own."""
-    config = transformer.peft_config["default"].to_dict()
-    as_json = json.dumps(config, default=lambda value: sorted(value) if isinstance(value, set) else str(value))
-    layers = get_peft_model_state_dict(transformer, state_dict=weights)
-    pipeline_class.save_lora_weights(
-        folder,
-        transformer_lora_layers=with_scale(layers, config["lora_alpha"] / config["r"]),
-        transformer_lora_adapter_metadata=json.loads(as_json) | {"lora_alpha": config["r"]},
-    )
+def save_adapters(transformer: Any, folder: Path, weights: Mapping[str, Tensor] | None = None) -> None:
+    """Write adapters that diffusers' ``load_lora_weights`` reads: these, by parameter name, or the transformer's own.
 
-
-def with_scale(tensors: Mapping[str, Tensor], scale: float) -> dict[str, Tensor]:
-    """Adapters by name, with alpha / rank multiplied into their B factors, so that alpha is the rank from then on.
-
-    A reader that knows no alpha, or has a file without its metadata, takes alpha for the rank: it would apply a part of
-    the training, or a multiple of it.
+    alpha / rank is multiplied into their B factors, so that alpha is the rank from then on.
     """
-    return {name: tensor.float() * scale if ".lora_B." in name else tensor for name, tensor in tensors.items()}
+    config = transformer.peft_config["default"]
+    scale = config.lora_alpha / config.r
+    layers = get_peft_model_state_dict(transformer, state_dict=weights)
+    adapters = {
+        f"{PREFIX}{name}": (tensor.detach().float() * (scale if name.endswith(B) else 1)).cpu().contiguous()
+        for name, tensor in layers.items()
+    }
+    write_lora(adapters, folder / LORA_WEIGHT_NAME_SAFE)

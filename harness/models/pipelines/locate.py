@@ -6,16 +6,15 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
-
 from harness.config import ROOT, ConfigError
-from harness.models.pipelines.files import component_folders
+from harness.models.pipelines.files import component_folders, opened
 from harness.models.pipelines.published import UNWANTED, WANTED, how_to_fetch
 
 TWIN_PREFIX = "twin:"
 TWIN_NAMES = ("flux", "sd3")
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+_WEIGHTS = ("diffusion_pytorch_model.safetensors", "model.safetensors")
 _VOCABULARIES = (("tokenizer.json",), ("vocab.json", "merges.txt"), ("spiece.model",))
 
 
@@ -46,7 +45,12 @@ def find_local(path: str) -> Path | None:
         ConfigError: there is no such twin.
     """
     if path.startswith(TWIN_PREFIX):
-        return _find_twin(path.removeprefix(TWIN_PREFIX))
+        name = path.removeprefix(TWIN_PREFIX)
+        if name not in TWIN_NAMES:
+            raise ConfigError(f"model.path: there is no twin {name!r}, there are {', '.join(TWIN_NAMES)}")
+        from harness.models.pipelines.twins import twin_folder
+
+        return twin_folder(name)
     if is_hub_id(path):
         return _snapshot(path, local_files_only=True)
     return ROOT / path if (ROOT / path).is_dir() else None
@@ -86,8 +90,7 @@ def check_pipeline(pipeline: Path) -> None:
                 raise ConfigError(f"model.path: {folder} has no vocabulary (such as tokenizer.json); fetch it again")
         else:
             _read_json(folder / "config.json")
-            for file in _weight_files(folder):
-                _check_weights(file)
+            _check_weights(folder)
 
 
 def problem_of(pipeline: Path) -> str | None:
@@ -99,31 +102,26 @@ def problem_of(pipeline: Path) -> str | None:
     return None
 
 
-def _find_twin(name: str) -> Path:
-    if name not in TWIN_NAMES:
-        raise ConfigError(f"model.path: there is no twin {name!r}, there are {', '.join(TWIN_NAMES)}")
-    from harness.models.pipelines.twins import twin_folder
-
-    return twin_folder(name)
-
-
 def _download(repository: str) -> Path:
     from huggingface_hub.constants import HF_HUB_OFFLINE
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
+    downloaded, why = None, "cannot be downloaded (the hub cannot be reached)"
     if HF_HUB_OFFLINE:
-        raise _hub_error(repository, "is not, or not whole, in the local cache (HF_HUB_OFFLINE is set)")
-    print(f"downloading {repository}: tens of GB, once", file=sys.stderr)
-    try:
-        downloaded = _snapshot(repository, local_files_only=False)
-    except GatedRepoError:
-        raise _hub_error(repository, "is gated, and this machine has no access yet") from None
-    except RepositoryNotFoundError:
-        raise _hub_error(repository, "does not exist on the hub, or needs a login") from None
-    except OSError as error:
-        raise _hub_error(repository, f"cannot be downloaded ({' '.join(str(error).split())[:200]})") from None
+        why = "is not, or not whole, in the local cache (HF_HUB_OFFLINE is set)"
+    else:
+        print(f"downloading {repository}: tens of GB, once", file=sys.stderr)
+        try:
+            downloaded = _snapshot(repository, local_files_only=False)
+        except GatedRepoError:
+            why = "is gated, and this machine has no access yet"
+        except RepositoryNotFoundError:
+            why = "does not exist on the hub, or needs a login"
+        except OSError as error:
+            why = f"cannot be downloaded ({' '.join(str(error).split())[:200]})"
     if downloaded is None:
-        raise _hub_error(repository, "cannot be downloaded (the hub cannot be reached)")
+        what = f"{repository} is no folder here, and the hub's repository of that name {why}"
+        raise ConfigError(f"model.path: {what}; {how_to_fetch(repository)}")
     check_pipeline(downloaded)
     return downloaded
 
@@ -133,24 +131,11 @@ def _snapshot(repository: str, local_files_only: bool) -> Path | None:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
+    options: dict[str, Any] = {"allow_patterns": list(WANTED), "ignore_patterns": list(UNWANTED)}
     try:
-        return Path(
-            snapshot_download(
-                repository,
-                allow_patterns=list(WANTED),
-                ignore_patterns=list(UNWANTED),
-                local_files_only=local_files_only,
-            )
-        )
+        return Path(snapshot_download(repository, local_files_only=local_files_only, **options))
     except LocalEntryNotFoundError:
         return None
-
-
-def _hub_error(repository: str, why: str) -> ConfigError:
-    return ConfigError(
-        f"model.path: {repository} is no folder here, and the hub's repository of that name {why}; "
-        + how_to_fetch(repository)
-    )
 
 
 def _read_json(file: Path) -> dict[str, Any]:
@@ -164,25 +149,15 @@ def _read_json(file: Path) -> dict[str, Any]:
     return content
 
 
-def _weight_files(component: Path) -> list[Path]:
-    """The safetensors files that hold a component's weights: those that its index names, or the only one."""
-    indices = sorted(component.glob("*.safetensors.index.json"))
-    if indices:
-        shards = _read_json(indices[0]).get("weight_map", {})
-        return [component / name for name in sorted(set(shards.values()))]
-    files = [component / name for name in ("diffusion_pytorch_model.safetensors", "model.safetensors")]
-    found = [file for file in files if file.is_file()]
-    if not found:
-        raise ConfigError(f"model.path: {component} has no weights (no {files[0].name} or {files[1].name}); fetch them")
-    return found[:1]
-
-
-def _check_weights(file: Path) -> None:
-    """Raise ConfigError unless a safetensors file is there and as long as its header says."""
-    if not file.is_file():
-        raise ConfigError(f"model.path: {file} is missing; fetch it")
-    try:
-        with safe_open(file, framework="numpy"):
+def _check_weights(component: Path) -> None:
+    """Raise ConfigError unless a component's safetensors files, which its index names or of which there is one, are as
+    long as their headers say."""
+    if indices := sorted(component.glob("*.safetensors.index.json")):
+        names = sorted(set(_read_json(indices[0]).get("weight_map", {}).values()))
+    else:
+        names = [name for name in _WEIGHTS if (component / name).is_file()][:1]
+    if not names:
+        raise ConfigError(f"model.path: {component} has no weights (no {' or '.join(_WEIGHTS)}); fetch them")
+    for name in names:
+        with opened(component / name):
             pass
-    except (OSError, SafetensorError) as error:
-        raise ConfigError(f"model.path: {file} is damaged or was cut off ({error}); fetch it again") from None

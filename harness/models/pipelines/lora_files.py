@@ -1,4 +1,4 @@
-"""Reads LoRA files: every adapter whole, with the scale it was trained at, or one line that says what is wrong."""
+"""LoRA files, read and written: each adapter whole, with the scale it was trained at, or one line that says why not."""
 
 import dataclasses
 import json
@@ -6,6 +6,7 @@ import math
 import re
 import sys
 from collections import defaultdict
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,23 +18,23 @@ from torch import Tensor
 from harness.config import ConfigError
 from harness.models.pipelines.files import opened
 
-_KEY = re.compile(
-    r"(?:transformer\.|base_model\.model\.|)(?!lora_)(.+?)\.(lora_A|lora_B|lora_down|lora_up)(?:\.default)?\.weight"
-)
-_ALPHA_KEY = re.compile(r"(?:transformer\.|base_model\.model\.|)(?!lora_)(.+?)\.alpha")
-_PARTS = {"lora_A": "lora_A", "lora_down": "lora_A", "lora_B": "lora_B", "lora_up": "lora_B"}
+PREFIX = "transformer."
+A, B, ALPHA = ".lora_A.weight", ".lora_B.weight", ".alpha"
 
-_SCALES = {"r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora"}
+_KEY = re.compile(
+    r"(?:transformer\.|base_model\.model\.|)(?!lora_)(.+?)\."
+    r"(?:(lora_A|lora_down|lora_B|lora_up)(?:\.default)?\.weight|alpha)"
+)
+_PARTS = {"lora_A": A, "lora_down": A, "lora_B": B, "lora_up": B, None: ALPHA}
+
 _OF_TRAINING = {
     *("task_type", "peft_type", "peft_version", "auto_mapping", "base_model_name_or_path", "revision"),
     *("inference_mode", "target_modules", "exclude_modules", "lora_dropout", "layers_to_transform", "bias"),
     *("layers_pattern", "modules_to_save", "megatron_config", "megatron_core", "runtime_config"),
 }
 """Settings of peft that change nothing about what its tensors mean; tensors that need more are refused by name."""
-_USUAL = {
-    f.name: f.default if f.default_factory is dataclasses.MISSING else f.default_factory()
-    for f in dataclasses.fields(LoraConfig)
-}
+_USUAL = {field.name: field.default for field in dataclasses.fields(LoraConfig)}
+_SCALES: dict[str, Any] = {"r": None, "lora_alpha": None, "rank_pattern": {}, "alpha_pattern": {}, "use_rslora": False}
 _HARMLESS_STARTS = (True, "gaussian", "eva", "orthogonal")
 """Initial weights that leave the base model as it was; adapters of others fit a base of their own only."""
 
@@ -53,132 +54,104 @@ def read_lora(file: Path) -> dict[str, Tensor]:
     """
     with opened(file) as content:
         tensors = {name: content.get_tensor(name) for name in content.keys()}  # noqa: SIM118 - not a mapping
-        metadata = content.metadata() or {}
-    if not tensors:
-        raise ConfigError(f"{file}: holds no weights")
-    halves: dict[str, dict[str, Tensor]] = defaultdict(dict)
-    alphas: dict[str, float] = {}
-    for name, tensor in tensors.items():
-        if not tensor.is_floating_point():
-            raise ConfigError(f"{file}: {name} holds {tensor.dtype}, not floating-point numbers")
-        if not tensor.float().isfinite().all():
-            raise ConfigError(f"{file}: {name} has values that are not finite")
-        if match := _KEY.fullmatch(name):
-            part = _PARTS[match[2]]
-            if part in halves[match[1]]:
-                raise ConfigError(f"{file}: holds {part} of {match[1]} twice")
-            halves[match[1]][part] = tensor.float()
-        elif (match := _ALPHA_KEY.fullmatch(name)) and tensor.numel() == 1:
-            alphas[match[1]] = tensor.item()
-        else:
-            hint = "; convert it to diffusers' names first" if name.startswith("lora_") else ""
-            raise ConfigError(
-                f"{file}: holds {name!r}, which is no adapter of a transformer as diffusers saves them{hint}"
-            )
-    _check_halves(halves, file)
-    if lost := alphas.keys() - halves.keys():
-        raise ConfigError(f"{file}: has an alpha of {min(lost)}, but no adapter of it")
-    settings = _read_settings(file, metadata)
-    if settings is None and not alphas:
+        settings = _read_settings(file, content.metadata() or {})
+    adapters = _by_module(tensors, file)
+    if settings is None and not any(ALPHA in parts for parts in adapters.values()):
         _warn(f"{file}: has no alpha; it is taken for the rank, as diffusers does")
-    adapters = {}
-    for module, half in halves.items():
-        scale = _scale_of(module, half["lora_A"].shape[0], settings, alphas, file)
-        adapters[f"transformer.{module}.lora_A.weight"] = half["lora_A"]
-        adapters[f"transformer.{module}.lora_B.weight"] = half["lora_B"] * scale
-    return adapters
+    read = {}
+    for module, parts in adapters.items():
+        read[f"{PREFIX}{module}{A}"] = parts[A]
+        read[f"{PREFIX}{module}{B}"] = parts[B] * _scale_of(module, parts, settings, file)
+    return read
 
 
-def write_lora(adapters: dict[str, Tensor], file: Path) -> None:
+def write_lora(adapters: Mapping[str, Tensor], file: Path) -> None:
     """Write adapters of one rank, as ``read_lora`` gives them: with alpha = rank, every reader applies them whole.
 
     A reader that knows no alpha, or has a file that lost its metadata, takes alpha for the rank.
     """
-    down = {name: tensor for name, tensor in adapters.items() if name.endswith(".lora_A.weight")}
-    rank = len(next(iter(down.values())))
-    modules = sorted(name.removeprefix("transformer.").removesuffix(".lora_A.weight") for name in down)
-    settings = {"transformer.r": rank, "transformer.lora_alpha": rank, "transformer.target_modules": modules}
-    save_file(adapters, file, {"format": "pt", "lora_adapter_metadata": json.dumps(settings)})
+    modules = sorted(name.removeprefix(PREFIX).removesuffix(A) for name in adapters if name.endswith(A))
+    rank = len(adapters[f"{PREFIX}{modules[0]}{A}"])
+    settings = {f"{PREFIX}r": rank, f"{PREFIX}lora_alpha": rank, f"{PREFIX}target_modules": modules}
+    # One entry: the library writes several in any order.
+    save_file(dict(adapters), file, {"lora_adapter_metadata": json.dumps(settings)})
 
 
-def _check_halves(halves: dict[str, dict[str, Tensor]], file: Path) -> None:
-    missing = [
-        f"{module}.{part}" for module, half in halves.items() for part in ("lora_A", "lora_B") if part not in half
-    ]
-    if missing:
-        raise ConfigError(
-            f"{file}: is not whole: {len(missing)} of {2 * len(halves)} tensors are missing, such as {min(missing)}; "
-            "save or fetch it again"
-        )
-    for module, half in halves.items():
-        down, up = half["lora_A"], half["lora_B"]
-        if down.ndim != 2 or up.ndim != 2 or 0 in (*down.shape, *up.shape) or down.shape[0] != up.shape[1]:
+def _by_module(tensors: Mapping[str, Tensor], file: Path) -> dict[str, dict[str, Tensor]]:
+    """A, B and, where there is one, alpha of each module, float32."""
+    adapters: dict[str, dict[str, Tensor]] = defaultdict(dict)
+    for name, tensor in tensors.items():
+        if (match := _KEY.fullmatch(name)) is None:
+            hint = "; convert it to diffusers' names first" if name.startswith("lora_") else ""
             raise ConfigError(
-                f"{file}: lora_A {list(down.shape)} and lora_B {list(up.shape)} of {module} have no common rank"
+                f"{file}: holds {name!r}, which is no adapter of a transformer as diffusers saves them{hint}"
             )
+        if not (tensor.is_floating_point() and tensor.float().isfinite().all()):
+            raise ConfigError(f"{file}: {name} has values that are not finite, or no floating-point numbers")
+        module, part = match[1], _PARTS[match[2]]
+        if part in adapters[module]:
+            raise ConfigError(f"{file}: holds {part[1:7]} of {module} twice")
+        adapters[module][part] = tensor.float()
+    missing = [f"{module}{part}" for module, parts in adapters.items() for part in (A, B) if part not in parts]
+    if missing or not adapters:
+        raise ConfigError(
+            f"{file}: is not whole: {len(missing)} of {2 * len(adapters)} tensors are missing, such as "
+            f"{min(missing, default='any')}; save or fetch it again"
+        )
+    for module, parts in adapters.items():
+        down, up = parts[A].shape, parts[B].shape
+        if len(down) != 2 or len(up) != 2 or 0 in (*down, *up) or down[0] != up[1]:
+            raise ConfigError(f"{file}: lora_A {list(down)} and lora_B {list(up)} of {module} have no common rank")
+    return adapters
 
 
-def _scale_of(module: str, rank: int, settings: dict[str, Any] | None, alphas: dict[str, float], file: Path) -> float:
+def _scale_of(module: str, parts: Mapping[str, Tensor], settings: dict[str, Any] | None, file: Path) -> float:
     """alpha / rank of a module (or alpha / sqrt(rank), where the settings say so)."""
-    if settings is None or module in alphas:
-        alpha, is_rslora = alphas.get(module, float(rank)), False
-    else:
-        said = _of_module(settings["rank_pattern"], module, settings["r"])
+    rank, is_rslora = len(parts[A]), False
+    alpha: Any = rank
+    if ALPHA in parts:
+        alpha = parts[ALPHA].item() if parts[ALPHA].numel() == 1 else list(parts[ALPHA].shape)
+    elif settings is not None:
+        said, alpha = (
+            settings[f"{key}_pattern"].get(get_pattern_key(list(settings[f"{key}_pattern"]), module), settings[usual])
+            for key, usual in (("rank", "r"), ("alpha", "lora_alpha"))
+        )
         if said != rank:
             raise ConfigError(f"{file}: {module} has rank {rank}, but the file's metadata says {said!r}")
-        alpha, is_rslora = _of_module(settings["alpha_pattern"], module, settings["lora_alpha"]), settings["use_rslora"]
+        is_rslora = settings["use_rslora"]
     if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not (math.isfinite(alpha) and alpha > 0):
         raise ConfigError(f"{file}: alpha of {module} is {alpha!r}; it must be a number above 0")
     return alpha / (math.sqrt(rank) if is_rslora else rank)
 
 
-def _of_module(pattern: dict[str, Any], module: str, otherwise: Any) -> Any:
-    return pattern.get(get_pattern_key(list(pattern), module), otherwise)
-
-
 def _read_settings(file: Path, metadata: dict[str, str]) -> dict[str, Any] | None:
-    """The adapters' settings as peft names them, if the file has any or, as peft saves it, a file beside it."""
-    beside = file.with_name("adapter_config.json")
-    if (text := metadata.get("lora_adapter_metadata")) is None:
-        if file.name != "adapter_model.safetensors" or not beside.is_file():
-            return None
+    """The adapters' settings as peft names them, if the file has any or, as peft saves it, a file beside it.
+
+    Raises ConfigError for settings whose arithmetic is not done here; warns of those that this peft does not know.
+    """
+    text, beside = metadata.get("lora_adapter_metadata"), file.with_name("adapter_config.json")
+    if text is None and file.name == "adapter_model.safetensors" and beside.is_file():
         text = beside.read_text(encoding="utf-8")
+    if text is None:
+        return None
     try:
-        found = json.loads(text)
-    except (ValueError, RecursionError):
-        found = None
-    if not isinstance(found, dict):
-        raise ConfigError(f"{file}: its metadata (lora_adapter_metadata) is no JSON object; save or fetch it again")
-    settings = {key.removeprefix("transformer."): value for key, value in found.items()}
-    for key, kinds in {"r": int, "lora_alpha": int | float}.items():
-        if not isinstance(settings.get(key), kinds):
-            raise ConfigError(f"{file}: its metadata has {settings.get(key)!r} for {key}; it must be a number")
-    settings = {key: _USUAL[key] for key in _SCALES} | settings
-    for key in ("rank_pattern", "alpha_pattern"):
-        if not isinstance(settings[key] or {}, dict):
-            raise ConfigError(f"{file}: its metadata has {settings[key]!r} for {key}; it must be an object")
-        settings[key] = settings[key] or {}
-    _check_meaning(settings, file)
-    return settings
-
-
-def _check_meaning(settings: dict[str, Any], file: Path) -> None:
-    """Raise ConfigError for settings whose arithmetic is not done here; warn of those that this peft does not know."""
+        found = {key.removeprefix(PREFIX): value for key, value in json.loads(text).items()}
+    except (ValueError, RecursionError, AttributeError):
+        raise ConfigError(f"{file}: its metadata (lora_adapter_metadata) is no JSON object; save it again") from None
+    settings = _SCALES | {key: value for key, value in found.items() if key in _SCALES and value is not None}
+    if not all(isinstance(settings[f"{key}_pattern"], dict) for key in ("rank", "alpha")):
+        raise ConfigError(f"{file}: its metadata has a rank_pattern or alpha_pattern that is no object")
     unknown = []
-    for key, value in settings.items():
-        if key in _SCALES | _OF_TRAINING or not value or value == _USUAL.get(key):
+    for key, value in found.items():
+        if key in _SCALES | dict.fromkeys(_OF_TRAINING) or not value or value == _USUAL.get(key):
             continue
-        if key == "init_lora_weights" and value in _HARMLESS_STARTS:
-            continue
-        if key in _USUAL:
-            raise ConfigError(
-                f"{file}: was made with {key}={value!r}, which is not read here; merge it where it was made"
-            )
-        unknown.append(key)
+        if key not in _USUAL:
+            unknown.append(key)
+        elif key != "init_lora_weights" or value not in _HARMLESS_STARTS:
+            raise ConfigError(f"{file}: was made with {key}={value!r}, which is not read here; merge it where it was")
     if unknown:
-        _warn(
-            f"{file}: was made by a newer peft; its settings {', '.join(unknown)} are not known here and have no effect"
-        )
+        _warn(f"{file}: was made by a newer peft; its settings {', '.join(unknown)} are not known and have no effect")
+    return settings
 
 
 def _warn(line: str) -> None:

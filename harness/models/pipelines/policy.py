@@ -21,7 +21,7 @@ from harness.models.pipelines.files import cache_folder, component_folders, text
 from harness.models.pipelines.loading import load_component, load_pipeline
 from harness.models.pipelines.locate import class_name_of, find_pipeline
 from harness.models.pipelines.truncation import TextReader, all_tokens
-from harness.models.pipelines.weights import filling, sort_header, whole_network
+from harness.models.pipelines.weights import filling, whole_network
 
 _ENCODE_BATCH = 16
 """Prompts a forward of the text encoders, where many are prepared."""
@@ -303,13 +303,11 @@ class Policy(ABC):
         """
         with filling(folder) as partial:
             if self._is_lora:
-                save_adapters(self.transformer, self.pipeline_class, partial, weights)
+                save_adapters(self.transformer, partial, weights)
             elif weights is None:
                 self.transformer.save_pretrained(partial / "transformer")
             else:
                 whole_network(self._network_class, self.transformer, weights).save_pretrained(partial / "transformer")
-            for file in partial.rglob("*.safetensors"):
-                sort_header(file)
 
     def _autocast(self) -> Any:
         if self.config.precision == "bf16":

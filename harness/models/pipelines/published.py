@@ -5,14 +5,8 @@ from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any
 
-_COMPONENTS = (
-    "scheduler",
-    "transformer",
-    "vae",
-    *(f"text_encoder{suffix}" for suffix in ("", "_2", "_3")),
-    *(f"tokenizer{suffix}" for suffix in ("", "_2", "_3")),
-)
-WANTED = ("model_index.json", *(f"{component}/*" for component in _COMPONENTS))
+_TEXT = tuple(f"{part}{suffix}" for part in ("text_encoder", "tokenizer") for suffix in ("", "_2", "_3"))
+WANTED = ("model_index.json", *(f"{component}/*" for component in ("scheduler", "transformer", "vae", *_TEXT)))
 """Patterns of the files of a hub repository that the harness reads."""
 UNWANTED = ("*.fp16*", "*.bin", "*.msgpack", "*.onnx*")
 """Patterns of the same weights in half precision and for other frameworks: tens of GB."""
@@ -47,73 +41,55 @@ class PublishedModel:
     vae_channels: int = 0
     """Of the decoder's widest feature map at full resolution."""
 
-    @property
-    def page(self) -> str:
-        """Where the licence is accepted."""
-        return f"https://huggingface.co/{self.repository}"
-
 
 _CLIP_L, _CLIP_G, _T5_XXL = 123_060_480, 694_659_840, 4_762_310_656
 _VAE_16 = 83_819_683  # 16 latent channels, blocks of 128, 256, 512, 512
 
-FLUX_DEV = PublishedModel(
-    repository="black-forest-labs/FLUX.1-dev",
-    licence=Licence(
-        "other",
-        "flux-1-dev-non-commercial-license",
-        "https://huggingface.co/black-forest-labs/FLUX.1-dev/blob/main/LICENSE.md",
-    ),
-    gated=True,
-    gigabytes=33.8,
-    transformer=(
-        "FluxTransformer2DModel",
-        {
-            "patch_size": 1,
-            "in_channels": 64,
-            "num_layers": 19,
-            "num_single_layers": 38,
-            "attention_head_dim": 128,
-            "num_attention_heads": 24,
-            "joint_attention_dim": 4096,
-            "pooled_projection_dim": 768,
-            "guidance_embeds": True,
-        },
-    ),
-    text_encoders=_CLIP_L + _T5_XXL,
-    vae=_VAE_16,
-    vae_channels=256,
+
+def _gated(repository: str, licence: str, gigabytes: float, clip: int, network: str, **settings: Any) -> PublishedModel:
+    """One whose licence must be accepted, with T5-XXL and an autoencoder of 16 latent channels."""
+    link = f"https://huggingface.co/{repository}/blob/main/LICENSE.md"
+    return PublishedModel(
+        repository, Licence("other", licence, link), True, gigabytes, (network, settings), clip + _T5_XXL, _VAE_16, 256
+    )
+
+
+FLUX_DEV = _gated(
+    "black-forest-labs/FLUX.1-dev",
+    "flux-1-dev-non-commercial-license",
+    33.8,
+    _CLIP_L,
+    "FluxTransformer2DModel",
+    patch_size=1,
+    in_channels=64,
+    num_layers=19,
+    num_single_layers=38,
+    attention_head_dim=128,
+    num_attention_heads=24,
+    joint_attention_dim=4096,
+    pooled_projection_dim=768,
+    guidance_embeds=True,
 )
 
-SD35_MEDIUM = PublishedModel(
-    repository="stabilityai/stable-diffusion-3.5-medium",
-    licence=Licence(
-        "other",
-        "stabilityai-ai-community",
-        "https://huggingface.co/stabilityai/stable-diffusion-3.5-medium/blob/main/LICENSE.md",
-    ),
-    gated=True,
-    gigabytes=16.3,
-    transformer=(
-        "SD3Transformer2DModel",
-        {
-            "sample_size": 128,
-            "patch_size": 2,
-            "in_channels": 16,
-            "out_channels": 16,
-            "num_layers": 24,
-            "attention_head_dim": 64,
-            "num_attention_heads": 24,
-            "joint_attention_dim": 4096,
-            "caption_projection_dim": 1536,
-            "pooled_projection_dim": 2048,
-            "pos_embed_max_size": 384,
-            "dual_attention_layers": tuple(range(13)),
-            "qk_norm": "rms_norm",
-        },
-    ),
-    text_encoders=_CLIP_L + _CLIP_G + _T5_XXL,
-    vae=_VAE_16,
-    vae_channels=256,
+SD35_MEDIUM = _gated(
+    "stabilityai/stable-diffusion-3.5-medium",
+    "stabilityai-ai-community",
+    16.3,
+    _CLIP_L + _CLIP_G,
+    "SD3Transformer2DModel",
+    sample_size=128,
+    patch_size=2,
+    in_channels=16,
+    out_channels=16,
+    num_layers=24,
+    attention_head_dim=64,
+    num_attention_heads=24,
+    joint_attention_dim=4096,
+    caption_projection_dim=1536,
+    pooled_projection_dim=2048,
+    pos_embed_max_size=384,
+    dual_attention_layers=tuple(range(13)),
+    qk_norm="rms_norm",
 )
 
 PUBLISHED = (
@@ -144,11 +120,8 @@ def download_command(repository: str) -> str:
 
 def how_to_fetch(repository: str) -> str:
     """What to do about a hub repository that is not here: the licence to accept, and the exact command."""
-    model = find_published(repository)
-    if model is None:
-        page = f"https://huggingface.co/{repository}"
-        return f"accept its licence at {page} if it has one, log in with  hf auth login  and run  " + download_command(
-            repository
-        )
-    accept = f"accept {model.licence.name} at {model.page}, log in with  hf auth login  and " * model.gated
-    return f"{accept}run  {download_command(repository)}  ({model.gigabytes:g} GB)"
+    model, page = find_published(repository), f"https://huggingface.co/{repository}"
+    licence = "its licence" if model is None else model.licence.name
+    condition, size = (" if it has one", "") if model is None else ("", f"  ({model.gigabytes:g} GB)")
+    accept = f"accept {licence} at {page}{condition}, log in with  hf auth login  and "
+    return f"{accept * (model is None or model.gated)}run  {download_command(repository)}{size}"

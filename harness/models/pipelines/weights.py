@@ -1,6 +1,5 @@
 """Puts trained weights into a diffusers transformer, or says in one line why they do not fit."""
 
-import json
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -16,10 +15,7 @@ from harness.config import ConfigError
 from harness.foundation.errors import FileError
 from harness.foundation.files import PARTIAL
 from harness.models.pipelines.files import opened
-from harness.models.pipelines.lora_files import read_lora
-
-_PREFIX = "transformer."
-_PARTS = (".lora_A.weight", ".lora_B.weight")
+from harness.models.pipelines.lora_files import PREFIX, A, B, read_lora
 
 
 def put_lora(transformer: Any, file: Path) -> None:
@@ -42,22 +38,20 @@ def put_lora(transformer: Any, file: Path) -> None:
     # They were loaded in the precision of the weights: float32 again, as they are in the file.
     for name, module in transformer.named_modules():
         if isinstance(module, LoraLayer):
-            for factor, part in ((module.lora_A, "lora_A"), (module.lora_B, "lora_B")):
+            for factor, part in ((module.lora_A, A), (module.lora_B, B)):
                 for linear in factor.values():
-                    linear.weight.data = tensors[f"{_PREFIX}{name}.{part}.weight"].to(linear.weight.device)
+                    linear.weight.data = tensors[f"{PREFIX}{name}{part}"].to(linear.weight.device)
 
 
-def check_lora(transformer: nn.Module, tensors: dict[str, Tensor], file: Path) -> None:
+def check_lora(transformer: nn.Module, tensors: Mapping[str, Tensor], file: Path) -> None:
     """Raise ConfigError unless every adapter has a linear layer of its size in the transformer."""
     layers = dict(transformer.named_modules())
     for name, tensor in tensors.items():
-        down, up = _PARTS
-        module = name.removeprefix(_PREFIX).removesuffix(down).removesuffix(up)
+        is_down = name.endswith(A)
+        module = name.removeprefix(PREFIX).removesuffix(A if is_down else B)
         layer = layers.get(module)
-        size = tensor.shape[1] if name.endswith(down) else tensor.shape[0]
-        if not isinstance(layer, nn.Linear) or size != (
-            layer.in_features if name.endswith(down) else layer.out_features
-        ):
+        fits = isinstance(layer, nn.Linear) and tensor.shape[is_down] == layer.weight.shape[is_down]
+        if not fits:
             raise ConfigError(f"{file}: is of another model: {module} does not fit this {type(transformer).__name__}")
 
 
@@ -116,16 +110,3 @@ def filling(folder: Path) -> Iterator[Path]:
         raise FileError(f"{folder}: cannot be written: {' '.join(str(error).split())}") from None
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-
-
-def sort_header(file: Path) -> None:
-    """Bring a safetensors file's metadata into the order of their names: the library writes them in any order."""
-    with file.open("r+b") as stream:
-        size = int.from_bytes(stream.read(8), "little")
-        header = json.loads(stream.read(size))
-        if "__metadata__" in header:
-            header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
-        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-        if len(text) <= size:  # as it is unless the library writes JSON in another way
-            stream.seek(8)
-            stream.write(text.ljust(size))
