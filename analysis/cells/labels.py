@@ -1,7 +1,7 @@
 """How methods, cells and metrics are called and coloured: the same words and colours in every figure and table."""
 
 from collections.abc import Iterable
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import pandas as pd
 
@@ -21,44 +21,11 @@ _PAPERS_JUDGES = {
 }
 """Columns of the paper's main table that are no judge of this project."""
 _ADAGRPO_COLOUR = "#0072B2"
-_OTHER_COLOUR = "#888888"
 
 
-def is_base(selection: str, fusion: bool) -> bool:
-    """Whether a cell is a base method: random prompts, no fusion."""
-    return selection == "random" and not fusion
-
-
-def is_adagrpo(selection: str, fusion: bool) -> bool:
-    """Whether a cell has both parts of AdaGRPO."""
-    return selection == "curriculum" and fusion
-
-
-def cell_label(method: str, selection: str, fusion: bool) -> str:
-    """Name of a cell of the grid: "Flow-GRPO", "Flow-GRPO + AdaGRPO", "Flow-GRPO + curriculum", "Flow-GRPO hardest".
-
-    An unknown method is shown as it is called in the configuration.
-    """
-    name = METHOD_NAMES.get(method, method)
-    if is_adagrpo(selection, fusion):
-        return f"{name} + AdaGRPO"
-    if selection == "curriculum":
-        name += " + curriculum"
-    elif selection != "random":
-        name += f" {selection}"
-    return f"{name} + fusion" if fusion else name
-
-
-def cell_colour(selection: str, fusion: bool) -> str:
-    """Colour of a cell, hexadecimal: the same in every figure, whichever other cells are drawn."""
-    if is_adagrpo(selection, fusion):
-        return _ADAGRPO_COLOUR
-    return names.SELECTIONS[selection].colour if selection in names.SELECTIONS else _OTHER_COLOUR
-
-
-def cell_dash(selection: str, fusion: bool) -> str:
-    """Line style of a cell, as matplotlib names it: fusion is dashed, but for AdaGRPO, whose colour says it."""
-    return "--" if fusion and not is_adagrpo(selection, fusion) else "-"
+def selection_colour(selection: str) -> str:
+    """Colour of a choice of prompts, hexadecimal."""
+    return names.SELECTIONS[selection].colour if selection in names.SELECTIONS else "#888888"
 
 
 def judge_name(judge: str) -> str:
@@ -79,9 +46,24 @@ class Cell(NamedTuple):
     """What else its runs have of their own, see ``analysis.cells.variants``."""
 
     @property
+    def is_base(self) -> bool:
+        """Whether it is a base method's: random prompts, no fusion; a variant of one counts, too."""
+        return self.selection == "random" and not self.fusion
+
+    @property
+    def is_adagrpo(self) -> bool:
+        """Whether it has both parts of AdaGRPO."""
+        return self.selection == "curriculum" and self.fusion
+
+    @property
     def label(self) -> str:
-        """``cell_label``, with the fusion weight where it is not 1, the release's, and the variant."""
-        return cell_label(self.method, self.selection, self.fusion) + self._rest
+        """As in "Flow-GRPO", "Flow-GRPO + AdaGRPO", "Flow-GRPO + curriculum", "Flow-GRPO hardest"; an unknown method
+        as the configuration calls it; the fusion weight where it is not 1, the release's, and the variant."""
+        name = METHOD_NAMES.get(self.method, self.method)
+        if self.is_adagrpo:
+            return f"{name} + AdaGRPO{self._rest}"
+        part = {"random": "", "curriculum": " + curriculum"}.get(self.selection, f" {self.selection}")
+        return name + part + (" + fusion" if self.fusion else "") + self._rest
 
     @property
     def short(self) -> str:
@@ -90,8 +72,13 @@ class Cell(NamedTuple):
 
     @property
     def colour(self) -> str:
-        """See ``cell_colour``."""
-        return cell_colour(self.selection, self.fusion)
+        """Hexadecimal: the same in every figure, whichever other cells are drawn."""
+        return _ADAGRPO_COLOUR if self.is_adagrpo else selection_colour(self.selection)
+
+    @property
+    def dash(self) -> str:
+        """Line style as matplotlib names it: fusion is dashed, but for AdaGRPO, whose colour says it."""
+        return "--" if self.fusion and not self.is_adagrpo else "-"
 
     @property
     def _rest(self) -> str:
@@ -99,6 +86,8 @@ class Cell(NamedTuple):
         return weight + (f", {self.variant}" if self.variant else "")
 
 
+BASE, ADAGRPO = Cell("flow_grpo", "random", False, 0.0), Cell("flow_grpo", "curriculum", True, 1.0)
+"""Of Flow-GRPO, with the release's settings."""
 PAPER_GRID = tuple(
     Cell(method, selection, fusion, float(fusion))
     for method in METHOD_NAMES
@@ -134,10 +123,10 @@ def split_cells(rows: pd.DataFrame) -> list[tuple[Cell, pd.DataFrame]]:
     ]
     methods = list(METHOD_NAMES)
 
-    def order(item: tuple[Cell, pd.DataFrame]) -> tuple[int, str, bool, int, int, bool, float, str]:
-        method, selection, fusion, weight, variant = item[0]
-        position = methods.index(method) if method in methods else len(methods)
-        rank = 0 if is_base(selection, fusion) else 1 if is_adagrpo(selection, fusion) else 2
-        return position, method, bool(variant), rank, _position(selection), fusion, weight, variant
+    def order(item: tuple[Cell, pd.DataFrame]) -> tuple[Any, ...]:
+        cell = item[0]
+        position = methods.index(cell.method) if cell.method in methods else len(methods)
+        rank = 0 if cell.is_base else 1 if cell.is_adagrpo else 2
+        return position, cell.method, bool(cell.variant), rank, _position(cell.selection), *cell[2:]
 
     return sorted(cells, key=order)

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from analysis import statistics
-from analysis.cells.labels import PAPER_GRID, Cell, is_adagrpo, is_base, judge_name, split_cells
+from analysis.cells.labels import PAPER_GRID, Cell, judge_name, split_cells
 from analysis.cells.logs import TRAINING_REWARD, Logs
 from analysis.cells.spending import spent
 from analysis.cells.variants import variant_of_base
@@ -304,8 +304,8 @@ def finished_environments(study: Study, logs: Logs) -> list[Mapping[str, Any]]:
 def adagrpo_pairs(study: Study) -> list[tuple[Cell, list[Cell]]]:
     """Each method's base cell with its + AdaGRPO cell, or several of other fusion weights; only methods with both."""
     pairs = []
-    for base in (cell for cell, _ in study.grid_cells if is_base(cell.selection, cell.fusion)):
-        ours = [c for c, _ in study.grid_cells if c.method == base.method and is_adagrpo(c.selection, c.fusion)]
+    for base in (cell for cell, _ in study.grid_cells if cell.is_base):
+        ours = [c for c, _ in study.grid_cells if c.method == base.method and c.is_adagrpo]
         if ours:
             pairs.append((base, ours))
     return pairs

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from matplotlib.axes import Axes
 
-from analysis.cells.labels import METHOD_NAMES, Cell, is_adagrpo, is_base, selection_order
+from analysis.cells.labels import METHOD_NAMES, Cell, selection_order
 from analysis.cells.logs import TRAINING_REWARD
 from analysis.cells.study import MIN_SEEDS_FOR_INTERVAL, Study
 from analysis.figures.drawing import GREY, INK, Panel
@@ -69,8 +69,7 @@ def _panels(study: Study, cells: Sequence[Cell], name: str) -> list[Panel]:
 
 
 def _label(cell: Cell) -> str:
-    is_plain = is_adagrpo(cell.selection, cell.fusion) and not cell.variant
-    if is_plain:
+    if cell.is_adagrpo and not cell.variant:
         return f"{cell.short}\n= AdaGRPO"
     name, _, rest = cell.short.partition(", ")
     # What is cut is whole in the table of cells.
@@ -87,7 +86,7 @@ def _draw(axes: Axes, rows: Sequence[Row], limits: tuple[float, float], label: s
         cell, mean = row.cell, float(row.seeds.mean())
         if position and rows[position - 1].cell.selection != cell.selection:
             axes.axhline(position - 0.5, color=GREY, alpha=0.35, linewidth=0.7)
-        if is_base(cell.selection, cell.fusion) and not cell.variant:
+        if cell.is_base and not cell.variant:
             axes.axvline(mean, color=cell.colour, linewidth=1, linestyle=":")
         if row.interval is not None:
             axes.hlines(position, row.interval.low, row.interval.high, color=cell.colour, linewidth=5, alpha=0.4)

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from analysis.cells.labels import SELECTIONS, cell_colour
+from analysis.cells.labels import SELECTIONS, selection_colour
 from analysis.cells.study import Study
 from analysis.figures.drawing import GREY, INK, Panel
 from analysis.statistics import Values
@@ -47,6 +47,6 @@ def _binned(rows: pd.DataFrame) -> Values | None:
 def _draw(axes: Axes, curves: Mapping[str, Values], everything: Values, label: str) -> None:
     axes.plot(*everything, color=GREY, linewidth=4, alpha=0.5, label="all candidates")
     for selection, curve in curves.items():
-        axes.plot(*curve, color=cell_colour(selection, fusion=False), linewidth=2, label=selection)
+        axes.plot(*curve, color=selection_colour(selection), linewidth=2, label=selection)
     axes.set_xlabel("Training iteration", color=INK)
     axes.set_ylabel(label)

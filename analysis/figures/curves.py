@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 
 from analysis import paper, statistics
 from analysis.cells.equal_cost import matched_baselines
-from analysis.cells.labels import METHOD_NAMES, Cell, cell_colour, cell_dash, is_base
+from analysis.cells.labels import METHOD_NAMES, Cell
 from analysis.cells.logs import TRAINING_REWARD
 from analysis.cells.spending import AXES, SECONDS, with_spending
 from analysis.cells.study import MIN_SEEDS_FOR_INTERVAL, Study, adagrpo_pairs
@@ -208,7 +208,7 @@ def _draw(
 ) -> None:
     dashes = itertools.cycle(_VARIANT_DASHES)
     for cell, rows in curves:
-        dash = next(dashes) if cell.variant else cell_dash(cell.selection, cell.fusion)
+        dash = next(dashes) if cell.variant else cell.dash
         name = _pair_label(cell) if is_pair else cell.short
         # Among many cells, bands would hide each other; so would those of variants the cells that they vary.
         with_spread = is_pair and not cell.variant
@@ -238,9 +238,11 @@ def _draw_cell(axes: Axes, cell: Cell, rows: pd.DataFrame, axis: str, name: str,
 
 
 def _draw_published(rows: pd.DataFrame, axes: Axes) -> None:
-    for method, name, adagrpo in (("Flow-GRPO", "Flow-GRPO", False), ("AdaGRPO", "Flow-GRPO + AdaGRPO", True)):
-        curve = rows[rows["method"] == method]
-        colour = cell_colour("curriculum" if adagrpo else "random", adagrpo)
+    for method, name, selection in (
+        ("Flow-GRPO", "Flow-GRPO", "random"),
+        ("AdaGRPO", "Flow-GRPO + AdaGRPO", "curriculum"),
+    ):
+        curve, colour = rows[rows["method"] == method], Cell(method, selection, method == "AdaGRPO", 1.0).colour
         axes.plot(curve["iteration"], curve["reward"], color=colour, linewidth=2, label=name)
     _decorate(axes, _AXIS_LABELS[ITERATION], "Training reward")
 
@@ -253,7 +255,7 @@ def _decorate(axes: Axes, x_label: str, y_label: str) -> None:
 
 
 def _pair_label(cell: Cell) -> str:
-    if is_base(cell.selection, cell.fusion):
+    if cell.is_base:
         return f"base, {cell.variant or 'random prompts'}"
     return cell.label.partition(" ")[2]
 

@@ -50,8 +50,8 @@ def _draw_example(rows: pd.DataFrame, axes: Axes) -> None:
     axes.set_xlabel("Reward (HPS-v3)")
     axes.set_ylabel("Advantage")
     axes.set_yscale("symlog", linthresh=1)
-    for label in axes.get_yticklabels():
-        label.set_parse_math(True)  # powers of ten
+    for tick in axes.get_yticklabels():
+        tick.set_parse_math(True)  # powers of ten
 
 
 def _draw_signs(axes: Axes, signs: pd.DataFrame, labels: dict[str, str]) -> None:

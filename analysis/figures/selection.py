@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from analysis import paper
-from analysis.cells.labels import METHOD_NAMES, cell_colour, in_papers_order
+from analysis.cells.labels import METHOD_NAMES, in_papers_order, selection_colour
 from analysis.cells.logs import TRAINING_REWARD
 from analysis.cells.study import MIN_SEEDS_FOR_INTERVAL, Study
 from analysis.figures.drawing import GREY, INK, Panel
@@ -70,7 +70,7 @@ def _draw(
 ) -> None:
     shown = in_papers_order(bars)
     for position, selection in enumerate(shown):
-        bar, colour = bars[selection], cell_colour(selection, fusion=False)
+        bar, colour = bars[selection], selection_colour(selection)
         mean, bottom = float(bar.seeds.mean()), start if np.isfinite(start) else float(bar.seeds.mean())
         axes.bar(position, mean - bottom, bottom=bottom, width=0.7, color=colour, alpha=0.45, edgecolor=colour)
         if dots:

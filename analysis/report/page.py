@@ -21,7 +21,7 @@ from analysis.figures.drawing import Drawing
 from analysis.formats import entry_text, number
 from analysis.gradients import MechanismPart
 from analysis.report.pictures import gallery, pictures_by_difficulty
-from analysis.report.tables import CellRow, extra_gain_table, main_table, paper_table
+from analysis.report.tables import extra_gain_table, main_table, paper_table
 from analysis.runs.sources import changes_since, note_on_changes
 from analysis.verdicts import conclusions, planning
 from analysis.verdicts.afterwards import readings_table, sentences
@@ -37,7 +37,8 @@ class Part(NamedTuple):
     """A study, and what a report shows of it."""
 
     study: Study
-    cells: Sequence[CellRow]
+    cells: pd.DataFrame
+    """As of ``cell_frame``."""
     figures: StudyFigures
     stability: pd.DataFrame
     """As of ``stability_frame``."""
@@ -161,7 +162,8 @@ def _claims(part: ClaimsPart) -> dict[str, Any]:
 
 
 def _study(logs: Logs, part: Part, scope: str, names_experiment: bool) -> dict[str, Any]:
-    study, rows, figures = part.study, part.cells, part.figures
+    study, figures = part.study, part.figures
+    rows = [(cell, row) for (cell, _), row in zip(study.cells, part.cells.to_dict("records"), strict=True)]
     shared, varied = split_settings([logs.configs[i] for i in study.summary.index])
     final = study.final[study.final["split"] == "test"]
     of_question = {
@@ -187,7 +189,8 @@ def _study(logs: Logs, part: Part, scope: str, names_experiment: bool) -> dict[s
         "metrics": study.metrics,
         "figures": figures,
         "cells": rows,
-        "base_compute": {row.cell.method: row.costs["compute"] for row in rows if study.base_of(row.cell) == row.cell},
+        "before_splits": set(part.cells["before_split"]),
+        "base_compute": {cell.method: row["compute"] for cell, row in rows if study.base_of(cell) == cell},
         **of_question,
         "timed_runs": len(study.timed(study.summary)),
         "num_runs": len(study.summary),

@@ -22,7 +22,6 @@ from analysis.report.insertion import insert, split
 from analysis.report.page import ClaimsPart, Part, render_page
 from analysis.report.tables import (
     cell_frame,
-    cell_rows,
     cells_table,
     extra_gain_table,
     main_frame,
@@ -85,7 +84,7 @@ def write_report(
     parts = [
         Part(
             study,
-            cell_rows(study),
+            cell_frame(study),
             draw_study(study),
             stability_frame(study),
             chosen_frame(study, logs),
@@ -127,7 +126,7 @@ def _write_tables(parts: Sequence[Part], folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     frames = {
         "main": [main_frame(part.study) for part in parts],
-        "cells": [cell_frame(part.study, part.cells) for part in parts],
+        "cells": [part.cells for part in parts],
         "runs": [run_frame(part.study) for part in parts],
         "stability": [part.stability for part in parts],
         "prompts": [part.chosen for part in parts],

@@ -1,8 +1,8 @@
 """What cells reached, how they differ from their base, and what they cost: numbers with the runs they come from."""
 
 import math
-from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterable
+from typing import Any
 
 import pandas as pd
 from scipy.stats import trim_mean
@@ -19,94 +19,46 @@ TIMES = ("seconds_per_iteration", "train_seconds", "evaluation_seconds")
 _NOT_COMPARED = Comparison([], math.nan, math.nan, None, math.nan, math.nan, math.nan)
 
 
-class Reached(NamedTuple):
-    """One metric of a cell's finished runs on test prompts."""
+def cell_frame(study: Study) -> pd.DataFrame:
+    """One row a cell with all digits, as tables/cells.csv has it.
 
-    before: float
-    """The untrained model; NaN if it was not measured."""
-    after: float
-    """Mean over seeds; NaN without a finished run."""
-    sd: float
-    """Sample standard deviation over seeds; NaN for one seed."""
-    interquartile_mean: float
-    interval: Interval | None
-    """Of the mean."""
-
-
-class CellRow(NamedTuple):
-    """A cell of the grid."""
-
-    cell: Cell
-    seeds: int
-    """Finished ones."""
-    num_runs: int
-    num_finished: int
-    iterations: int
-    before_split: str
-    metrics: dict[str, Reached]
-    comparison: Comparison | None
-    """Of the trained reward, against the base cell."""
-    costs: dict[str, float]
-    """Means over finished runs, or over all runs while none is finished: ``COSTS``, and ``TIMES`` of timed runs."""
-    run_ids: list[str]
-
-
-def cell_rows(study: Study) -> list[CellRow]:
-    """One row a cell, from its finished runs."""
-    rows = []
+    Returns:
+        Of each metric METRIC_before (the untrained model), METRIC_after, _sd, _interquartile_mean, _low and _high:
+        means over finished seeds on test prompts and their interval; the difference of the trained reward to the base
+        cell; ``COSTS``, and ``TIMES`` of timed runs, means over finished runs, or over all while none is finished. NaN
+        for what was not measured.
+    """
+    records = []
     for cell, members in study.cells:
         finished = members[members["state"] == "finished"]
         before, before_split = study.untrained(cell)
         counted = finished if len(finished) else members
-        costs = [(COSTS, counted), (TIMES, study.timed(counted))]
-        row = CellRow(
-            cell=cell,
-            seeds=finished["seed"].nunique(),
-            num_runs=len(members),
-            num_finished=len(finished),
-            iterations=int(counted["iteration"].max()),
-            before_split=before_split,
-            metrics={name: _reached(study, cell, name, float(before.get(name, math.nan))) for name in study.metrics},
-            comparison=study.compare(cell, TRAINING_REWARD),
-            costs={name: float(among[name].mean()) for names, among in costs for name in names},
-            run_ids=sorted(members["run_id"]),
-        )
-        rows.append(row)
-    return rows
-
-
-def _reached(study: Study, cell: Cell, metric: str, before: float) -> Reached:
-    values = study.values(cell, metric)
-    if values.empty:
-        return Reached(before, math.nan, math.nan, math.nan, None)
-    middle = float(trim_mean(values, 0.25))
-    return Reached(before, float(values.mean()), float(values.std()), middle, study.interval(cell, metric))
-
-
-def cell_frame(study: Study, rows: Sequence[CellRow]) -> pd.DataFrame:
-    """The cell table with all digits, as tables/cells.csv has it."""
-    records = []
-    for row in rows:
-        record: dict[str, Any] = {"experiment": study.experiment, "reward": study.reward, "cell": row.cell.label}
-        record |= row.cell._asdict()
-        record |= {n: getattr(row, n) for n in ("seeds", "num_runs", "num_finished", "iterations", "before_split")}
-        for metric, reached in row.metrics.items():
-            record |= {f"{metric}_{end}": getattr(reached, end) for end in Reached._fields[:-1]}
-            record |= _bounds(f"{metric}_", reached.interval)
-        record |= _comparison(row.comparison)
-        records.append(record | row.costs | {"run_ids": " ".join(row.run_ids)})
+        record: dict[str, Any] = {"experiment": study.experiment, "reward": study.reward, "cell": cell.label}
+        record |= cell._asdict()
+        record |= {"seeds": finished["seed"].nunique(), "num_runs": len(members), "num_finished": len(finished)}
+        record |= {"iterations": int(counted["iteration"].max()), "before_split": before_split}
+        for metric in study.metrics:
+            values = study.values(cell, metric)
+            record |= {f"{metric}_before": float(before.get(metric, math.nan)), f"{metric}_after": values.mean()}
+            record |= {f"{metric}_sd": values.std()}
+            record |= {f"{metric}_interquartile_mean": trim_mean(values, 0.25) if len(values) else math.nan}
+            record |= _bounds(f"{metric}_", study.interval(cell, metric))
+        record |= _comparison(study.compare(cell, TRAINING_REWARD))
+        record |= {name: float(counted[name].mean()) for name in COSTS}
+        record |= {name: float(study.timed(counted)[name].mean()) for name in TIMES}
+        records.append(record | {"run_ids": " ".join(sorted(members["run_id"]))})
     return pd.DataFrame(records)
 
 
-def cells_table(study: Study, rows: Sequence[CellRow]) -> WideTable:
-    """The cell table as people read it: test values after training, the paired difference to the base, and costs."""
+def cells_table(study: Study, frame: pd.DataFrame) -> WideTable:
+    """``cell_frame`` as people read it: test values after training, the paired difference to the base, and costs."""
     head = ["Cell", "Seeds", *study.metrics.values(), "Training reward, difference to base", "s/iteration", "Forwards"]
     body = []
-    for row in rows:
-        entries = [Entry(row.seeds, digits=0)]
-        entries += [Entry(reached.after, reached.sd) for reached in row.metrics.values()]
-        entries += [_difference(row.comparison), Entry(row.costs["seconds_per_iteration"], digits=2)]
-        body.append((row.cell.label, [*entries, Entry(row.costs["compute"], digits=0)]))
+    for (cell, _), row in zip(study.cells, frame.to_dict("records"), strict=True):
+        entries = [Entry(row["seeds"], digits=0)]
+        entries += [Entry(row[f"{metric}_after"], row[f"{metric}_sd"]) for metric in study.metrics]
+        entries += [_difference(study.compare(cell, TRAINING_REWARD)), Entry(row["seconds_per_iteration"], digits=2)]
+        body.append((cell.label, [*entries, Entry(row["compute"], digits=0)]))
     title = f"Experiment {study.experiment}, trained on {study.reward}: test prompts, mean ± sd over seeds"
     return WideTable(title, head, body)
 

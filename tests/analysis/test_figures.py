@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from analysis.cells.labels import SELECTIONS, cell_colour
+from analysis.cells.labels import ADAGRPO, BASE, SELECTIONS
 from analysis.cells.logs import load_logs
 from analysis.cells.spending import SPENDING_METRICS
 from analysis.cells.study import Study, split_studies
@@ -159,5 +159,5 @@ def test_bases_that_cost_as_much_are_drawn_beside_adagrpo(write_run: WriteRun, t
 
 def test_a_cell_has_one_colour_everywhere(figures: StudyFigures) -> None:
     for drawing in (figures.main.picture, figures.cells.picture, *figures.curves.panels):
-        assert cell_colour("random", False).lower() in drawing.svg
-        assert cell_colour("curriculum", True).lower() in drawing.svg
+        assert BASE.colour.lower() in drawing.svg
+        assert ADAGRPO.colour.lower() in drawing.svg

@@ -15,7 +15,7 @@ from analysis.cells.study import split_studies
 from analysis.figures import Group, StudyFigures
 from analysis.report.page import Part, render_page
 from analysis.report.report import write_report
-from analysis.report.tables import cell_rows
+from analysis.report.tables import cell_frame
 from analysis.runs import sources
 from analysis.runs.runlog import RunLogError
 from analysis.runs.shards import write_shards
@@ -34,7 +34,7 @@ def page_of(folder: Path) -> str:
     logs = load_logs(folder, ())
     nothing = StudyFigures(*(Group([]) for _ in StudyFigures._fields))
     parts = [
-        Part(study, cell_rows(study), nothing, stability_frame(study), chosen_frame(study, logs), conclude(study, []))
+        Part(study, cell_frame(study), nothing, stability_frame(study), chosen_frame(study, logs), conclude(study, []))
         for study in split_studies(logs)
     ]
     return render_page(logs, parts)

@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 
 from analysis.cells.equal_cost import equal_cost_pair
-from analysis.cells.labels import Cell
+from analysis.cells.labels import ADAGRPO as OURS
+from analysis.cells.labels import BASE
 from analysis.cells.logs import load_logs
 from analysis.cells.spending import FORWARDS, REWARD_CALLS, SECONDS, spent
 from analysis.cells.study import split_studies
 
 WriteRun = Callable[..., Path]
-BASE, OURS = Cell("flow_grpo", "random", False, 0.0), Cell("flow_grpo", "curriculum", True, 1.0)
 
 
 def test_spending_is_summed_up_to_each_iteration(write_run: WriteRun, tmp_path: Path) -> None:

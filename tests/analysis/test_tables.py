@@ -6,13 +6,12 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from analysis.cells.labels import Cell
+from analysis.cells.labels import ADAGRPO as OURS
 from analysis.cells.logs import load_logs
 from analysis.cells.study import Study, split_studies
 from analysis.formats import Entry, WideTable, entry_text, latex, markdown, write_frame
 from analysis.report.tables import (
     cell_frame,
-    cell_rows,
     extra_gain_table,
     main_frame,
     main_table,
@@ -21,7 +20,6 @@ from analysis.report.tables import (
 from analysis.statistics import Interval
 
 WriteRun = Callable[..., Path]
-BASE, OURS = Cell("flow_grpo", "random", False, 0.0), Cell("flow_grpo", "curriculum", True, 1.0)
 
 
 def study_of(folder: Path) -> Study:
@@ -30,8 +28,7 @@ def study_of(folder: Path) -> Study:
 
 
 def cells_of(folder: Path) -> pd.DataFrame:
-    study = study_of(folder)
-    return cell_frame(study, cell_rows(study))
+    return cell_frame(study_of(folder))
 
 
 def test_cells_have_before_after_difference_and_costs(grid: Path) -> None:

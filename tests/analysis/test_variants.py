@@ -7,14 +7,14 @@ from typing import Any
 
 import pytest
 
-from analysis.cells.labels import Cell
+from analysis.cells.labels import ADAGRPO as OURS
+from analysis.cells.labels import BASE, Cell
 from analysis.cells.logs import load_logs
 from analysis.cells.study import Study, adagrpo_pairs, missing_cells, split_studies
 from analysis.cells.variants import name_variants, variant_of_base
-from analysis.report.tables import cell_rows
+from analysis.report.tables import cell_frame
 
 WriteRun = Callable[..., Path]
-BASE, OURS = Cell("flow_grpo", "random", False, 0.0), Cell("flow_grpo", "curriculum", True, 1.0)
 ADAGRPO = {"selection": "curriculum", "fusion": True}
 
 
@@ -99,7 +99,7 @@ def test_variants_are_cells_of_their_own(write_run: WriteRun, tmp_path: Path) ->
     assert study.values(OURS, "training_reward").tolist() == [0.6, 0.6]
     assert study.compare(ours_large, "training_reward").difference == pytest.approx(0.2)
     assert study.compare(ours_slow, "training_reward").difference == pytest.approx(0.3)
-    assert [row.seeds for row in cell_rows(study)] == [2, 2, 1, 1, 1, 1]
+    assert cell_frame(study)["seeds"].tolist() == [2, 2, 1, 1, 1, 1]
     assert adagrpo_pairs(study) == [(BASE, [OURS])]
     assert ours_large.label == "Flow-GRPO + AdaGRPO, G 15"
     assert "medium" in [cell.selection for cell in missing_cells(study)["flow_grpo"]]

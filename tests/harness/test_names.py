@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from analysis.cells.labels import METHOD_NAMES, SELECTIONS, cell_colour, cell_label, judge_name
+from analysis.cells.labels import METHOD_NAMES, SELECTIONS, Cell, judge_name, selection_colour
 from harness import adagrpo, advantages, selection, transitions
 from harness.config import ROOT, ConfigError, compose
 from harness.experiments.doctor.sizes import find_architecture, memory
@@ -28,7 +28,7 @@ def test_every_name_has_its_part() -> None:
     assert METHOD_NAMES == names.METHODS
     assert [judge_name(name) for name in names.REWARDS] == [reward.label for reward in names.REWARDS.values()]
     assert all((CONFIGURATIONS / f"{engine}.yaml").is_file() for engine in names.ENGINES)
-    assert len({cell_colour(selection, False) for selection in names.SELECTIONS}) == len(names.SELECTIONS)
+    assert len({selection_colour(selection) for selection in names.SELECTIONS}) == len(names.SELECTIONS)
 
 
 @pytest.mark.parametrize("key", OF_SETTINGS)
@@ -53,9 +53,9 @@ def test_an_entry_that_is_added_is_known_at_once(key: str, monkeypatch: pytest.M
     config = compose("smoke", overrides=overrides)
     assert "nother" in _method_of(config)
     if key == "selection":
-        assert cell_colour("another", False) == "Another"
+        assert selection_colour("another") == "Another"
     if key == "method.kernel":
-        assert cell_label("another", "random", False) == "Another"
+        assert Cell("another", "random", False, 0.0).label == "Another"
 
 
 def test_the_page_of_rewards_has_every_row_of_the_table() -> None:
