@@ -1,6 +1,6 @@
 """The figures of a study, as narrow panels for a page and as wide pictures."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from itertools import chain
 from typing import NamedTuple
@@ -22,7 +22,7 @@ _PICTURES = {
 class Group(NamedTuple):
     """Panels that answer one question."""
 
-    panels: Sequence[Drawing]
+    panels: Sequence[Drawing] = ()
     """One a method, and the paper's; narrow."""
     picture: Drawing | None = None
     """All of them side by side."""
@@ -33,36 +33,21 @@ class Group(NamedTuple):
         return [*self.panels, *([self.picture] if self.picture else [])]
 
 
-class StudyFigures(NamedTuple):
-    """What a report shows of a study; a group without data is empty."""
-
-    main: Group
-    """The paper's figure: base against + AdaGRPO for each method, and the published curve."""
-    selection: Group
-    """Gain by prompt selection, and the paper's."""
-    cells: Group
-    """Every cell of the grid with every seed."""
-    variants: Group
-    """The same of cells with other settings, beside those that they vary."""
-    costs: Group
-    """Base against + AdaGRPO by what was spent, with bases that cost as much."""
-    stability: Group
-    """Signs of hacking and collapse over training, base against + AdaGRPO."""
-    curves: Group
-    """Further curves: by an unseen judge, and of all selections."""
-    published: Group
-    """The paper's other training curves."""
-    chosen: Group
-    """How hard the prompts are that each selection trains on, over training."""
-
-    @property
-    def drawings(self) -> list[Drawing]:
-        """Everything that is to become a file."""
-        return [drawing for group in self for drawing in group.drawings]
+StudyFigures = Mapping[str, Group]
+"""What a report shows of a study, by question: a group without data is empty, or missing."""
 
 
 def draw_study(study: Study) -> StudyFigures:
-    """Draw all figures of a study."""
+    """Draw all figures of a study.
+
+    Returns:
+        main: the paper's figure, base against + AdaGRPO for each method, and the published curve; selection: gain by
+        prompt selection, and the paper's; cells: every cell of the grid with every seed; variants: the same of cells
+        with other settings, beside those that they vary; costs: base against + AdaGRPO by what was spent, with bases
+        that cost as much; stability: signs of hacking and collapse over training; curves: by an unseen judge, and of
+        all selections; published: the paper's other training curves; chosen: how hard the prompts are that each
+        selection trains on.
+    """
     reward, *further = curves.quantities(study)
     pairs, selections = curves.pair_panels(study, reward), curves.cell_panels(study, reward)
     published = {panel.name: panel for panel in curves.paper_panels()}
@@ -85,16 +70,13 @@ def draw_study(study: Study) -> StudyFigures:
         "published": list(published.values()) if pairs else [],
         "chosen": chosen.chosen_panels(study),
     }
-    jobs: list[Callable[[], Drawing]] = []
-    for name, of_group in panels.items():
-        jobs += [partial(draw_panel, panel) for panel in of_group]
-        if of_group and name in _PICTURES:
-            file, title, num_columns = _PICTURES[name]
-            jobs.append(partial(draw_together, f"{study.prefix}{file}", title, of_group, num_columns))
-    drawn = iter(side_by_side(lambda number: jobs[number](), range(len(jobs))))
-    return StudyFigures(
-        **{
-            name: Group([next(drawn) for _ in of_group], next(drawn) if of_group and name in _PICTURES else None)
-            for name, of_group in panels.items()
-        }
-    )
+    jobs = [partial(draw_panel, panel) for of_group in panels.values() for panel in of_group]
+    wide = {name: _PICTURES[name] for name in _PICTURES if panels[name]}
+    pictures = [
+        partial(draw_together, f"{study.prefix}{file}", title, panels[name], n)
+        for name, (file, title, n) in wide.items()
+    ]
+    drawn = iter(side_by_side(lambda number: [*jobs, *pictures][number](), range(len(jobs) + len(pictures))))
+    found = {name: [next(drawn) for _ in of_group] for name, of_group in panels.items()}
+    beside_each_other = {name: next(drawn) for name in wide}
+    return {name: Group(of_group, beside_each_other.get(name)) for name, of_group in found.items()}

@@ -23,7 +23,7 @@ from analysis.gradients import MechanismPart
 from analysis.report.pictures import gallery, pictures_by_difficulty
 from analysis.report.tables import extra_gain_table, main_table, paper_table
 from analysis.runs.sources import changes_since, note_on_changes
-from analysis.verdicts import conclusions, planning
+from analysis.verdicts import conclusions
 from analysis.verdicts.afterwards import readings_table, sentences
 from analysis.verdicts.claims_table import ClaimsTable, protocol_note
 from analysis.verdicts.conclusions import Conclusions
@@ -101,7 +101,7 @@ def render_page(
     )
     environment.filters |= {"number": number, "count": lambda value: f"{value:,.0f}", "entry": entry_text}
     environment.filters |= {"sentences": conclusions.sentences, "claim_rows": conclusions.rows}
-    environment.filters |= {"plan_rows": planning.plan_rows}
+    environment.filters |= {"plan_rows": conclusions.plan_rows}
     environment.filters |= {"protocol_note": conclusions.note}
     environment.filters |= {
         "quoted": lambda prompt: quoted_word(prompt) or prompt,
@@ -136,12 +136,12 @@ def render_page(
         min_seeds=MIN_SEEDS_FOR_INTERVAL,
         paper=paper_table(),
         paper_overhead=paper.overhead(),
-        published=next((part.figures.published.panels for part in parts if part.figures.published.panels), []),
+        published=next((p for part in parts if (p := part.figures["published"].panels)), []),
         claims=_claims(claims) if claims else None,
         mechanism=mechanism,
         examples=examples,
         claims_head=conclusions.HEAD,
-        plan_head=planning.HEAD,
+        plan_head=conclusions.PLAN_HEAD,
         plan_note=conclusions.PLAN_NOTE,
     )
 
@@ -175,9 +175,6 @@ def _study(logs: Logs, part: Part, scope: str, names_experiment: bool) -> dict[s
         "gallery": gallery(study),
         "by_difficulty": pictures_by_difficulty(study),
     }
-    drawn = {"main": [figures.main], "selection": [figures.selection], "costs": [figures.costs]}
-    drawn |= {"chosen": [figures.chosen]}
-    drawn |= {"curves": [figures.curves, figures.published]}
     return {
         "scope": scope,
         "name": f"{study.experiment}, trained on {study.reward}" if names_experiment else f"Trained on {study.reward}",
@@ -185,7 +182,8 @@ def _study(logs: Logs, part: Part, scope: str, names_experiment: bool) -> dict[s
         "is_judged": study.experiment == EXPERIMENT,
         "reward": study.reward,
         "parts": {name for name, found in of_question.items() if found}
-        | {name for name, groups in drawn.items() if any(group.panels for group in groups)},
+        | {name for name in ("main", "selection", "costs", "chosen") if figures[name].panels}
+        | ({"curves"} if figures["curves"].panels or figures["published"].panels else set()),
         "metrics": study.metrics,
         "figures": figures,
         "cells": rows,

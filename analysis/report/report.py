@@ -96,7 +96,7 @@ def write_report(
     ]
     judged = ClaimsPart(claims, draw_panel(claims_panel(claims.primary))) if claims else None
     examples = [draw_panel(panel) for panel in example_panels()] if claims or measured else []
-    drawings = [drawing for part in parts for drawing in part.figures.drawings] + examples
+    drawings = [drawing for part in parts for group in part.figures.values() for drawing in group.drawings] + examples
     for drawing in [*drawings, *([judged.drawing] if judged else [])]:
         drawing.save(output / "figures")
     _write_tables(parts, output / "tables")

@@ -7,22 +7,47 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from analysis.cells.study import Study, first_seeds
-from analysis.decisions import LEVEL, LOOKS, OUTCOMES, Outcome
+from analysis.decisions import LEVEL, LOOKS, OUTCOMES, Outcome, pairs_needed, power
 from analysis.formats import MISSING, markdown_table, number
 from analysis.runs.sources import seal_sha256, was_under_other_rules
-from analysis.verdicts import planning
-from analysis.verdicts.planning import Plan, plan, plan_rows
 from analysis.verdicts.protocol import MARGIN_SHARE, MIN_PAIRS, Judged, judge_grid, method_claims, pooled_claims
 
 HEAD = ("Claim", "Verdict", "Difference", "Of the base's gain", "The paper's", "Pairs", "Power", "Pairs needed")
 """Of a table of judged claims; differences with one-sided 95 % bounds."""
 
 
+POWER = 0.8
+PLAN_HEAD = (
+    "Claim",
+    "Sd of a pair",
+    "Effect sought",
+    "Pairs",
+    "Power",
+    "Runs",
+    "Core-hours",
+    "Pairs with an early look",
+)
 PLAN_NOTE = (
     f"To find {MARGIN_SHARE:.0%} of the base's gain, or the paper's relative gain where that is smaller, with "
-    f"probability {planning.POWER:g} in the first step of Holm's procedure, one thread per run. The standard deviation "
+    f"probability {POWER:g} in the first step of Holm's procedure, one thread per run. The standard deviation "
     "is that of these runs, and from so few pairs known roughly."
 )
+
+
+class Plan(NamedTuple):
+    """Of one claim."""
+
+    judged: Judged
+    effect: float
+    """That is to be found, units of the reward: the margin, or the paper's relative gain where that is smaller."""
+    pairs: int | None
+    """Over all strata, for power .8 in the first step of Holm's procedure; None where that is unknown or endless."""
+    power: float | None
+    """That so many have."""
+    runs: int | None
+    core_hours: float | None
+    pairs_with_look: int | None
+    """Where half of the pairs are looked at first, which spends a tenth of the level: ``LOOKS``."""
 
 
 class Conclusions(NamedTuple):
@@ -59,24 +84,19 @@ def conclude(
             half of the seeds at the first of ``LOOKS``, and those that this leaves open on all at the second.
     """
     methods = list(dict.fromkeys(cell.method for cell, _ in study.grid_cells))
-    kinds = (pooled_claims, method_claims)
-    look = ""
+    kinds, look = (pooled_claims(methods), method_claims(methods)), ""
     if planned_seeds is None:
         planned = max((members["seed"].nunique() for _, members in study.grid_cells), default=0)
-        families = [judge_grid(study, claims(methods), planned) for claims in kinds]
+        families = [judge_grid(study, claims, planned) for claims in kinds]
     else:
         half = planned_seeds // 2
-        early, late = first_seeds(study, half), first_seeds(study, planned_seeds)
+        early, late = (
+            [judge_grid(first_seeds(study, seeds), claims, seeds, level) for claims in kinds]
+            for seeds, level in zip((half, planned_seeds), LOOKS, strict=True)
+        )
         families = [
-            [
-                first if first.verdict != "undecided" else last
-                for first, last in zip(
-                    judge_grid(early, claims(methods), half, LOOKS[0]),
-                    judge_grid(late, claims(methods), planned_seeds, LOOKS[1]),
-                    strict=True,
-                )
-            ]
-            for claims in kinds
+            [first if first.verdict != "undecided" else last for first, last in zip(*looks, strict=True)]
+            for looks in zip(early, late, strict=True)
         ]
         look = (
             f" Looked at twice: at {half} seeds of each cell, which spends {LOOKS[0]:g} of the level, and at "
@@ -87,8 +107,49 @@ def conclude(
     pooled, by_method = families
     others = sum(was_under_other_rules(environment) for environment in environments)
     return Conclusions(
-        pooled, by_method if len(methods) > 1 else [], len(environments), others, plan(study, pooled), look
+        pooled, by_method if len(methods) > 1 else [], len(environments), others, plan_for(study, pooled), look
     )
+
+
+def plan_for(study: Study, family: Sequence[Judged]) -> list[Plan]:
+    """A plan for each claim that has a spread: its sd from the runs at hand, which are pilot runs for the next study.
+
+    An sd of few pairs is itself known to a factor of 2 or so: see docs/testbed.md.
+    """
+    finished = study.summary[study.summary["state"] == "finished"]
+    hours = float((finished["train_seconds"] + finished["evaluation_seconds"]).mean()) / 3600
+    return [_plan(judged, hours) for judged in family if judged.sd > 0]
+
+
+def _plan(judged: Judged, hours: float) -> Plan:
+    effect = judged.margin if judged.paper is None else min(judged.margin, judged.paper)
+    strata = len(judged.strata)
+
+    def needed(level: float) -> int | None:
+        return pairs_needed(effect, judged.sd, level / judged.family, strata, POWER)
+
+    pairs, with_look = needed(LEVEL), needed(LOOKS[-1])
+    if pairs is None:
+        return Plan(judged, effect, None, None, None, None, None)
+    cells = len({side for comparison in judged.claim.comparisons for side in comparison})
+    runs = pairs * strata * cells
+    reached = power(effect, judged.sd, pairs, LEVEL / judged.family, strata)
+    return Plan(judged, effect, pairs * strata, reached, runs, runs * hours, with_look and with_look * strata)
+
+
+def plan_rows(plans: Sequence[Plan]) -> list[list[str]]:
+    """A row per claim, under ``PLAN_HEAD``."""
+
+    def shown(value: float | None, digits: int = 0) -> str:
+        return MISSING if value is None else number(value, digits)
+
+    return [
+        [
+            *(one.judged.claim.statement, number(one.judged.sd), number(one.effect), shown(one.pairs)),
+            *(shown(one.power, 2), shown(one.runs), shown(one.core_hours, 1), shown(one.pairs_with_look)),
+        ]
+        for one in plans
+    ]
 
 
 def sentences(family: Sequence[Judged]) -> list[str]:
@@ -166,7 +227,7 @@ def conclusions_markdown(study: Study, conclusions: Conclusions) -> str:
             parts.append(markdown_table(HEAD, rows(family)))
     if conclusions.plans:
         parts += [f"**{study.experiment}. What a decision takes.** {PLAN_NOTE}", ""]
-        parts.append(markdown_table(planning.HEAD, plan_rows(conclusions.plans)))
+        parts.append(markdown_table(PLAN_HEAD, plan_rows(conclusions.plans)))
     return "\n".join(parts)
 
 

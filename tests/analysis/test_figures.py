@@ -33,7 +33,7 @@ def figures(same_grid: Path) -> StudyFigures:
 
 
 def names(figures: StudyFigures) -> list[str]:
-    return [drawing.name for drawing in figures.drawings]
+    return [drawing.name for group in figures.values() for drawing in group.drawings]
 
 
 def texts(svg: str) -> list[str]:
@@ -41,8 +41,8 @@ def texts(svg: str) -> list[str]:
 
 
 def test_the_main_picture_sets_base_against_adagrpo_beside_the_paper(figures: StudyFigures) -> None:
-    assert [panel.title for panel in figures.main.panels] == ["Flow-GRPO", "The paper: FLUX.1-dev, HPS-v3"]
-    words = texts(figures.main.picture.svg)
+    assert [panel.title for panel in figures["main"].panels] == ["Flow-GRPO", "The paper: FLUX.1-dev, HPS-v3"]
+    words = texts(figures["main"].picture.svg)
     for word in (
         "base, random prompts (2 seeds)",
         "+ AdaGRPO (2 seeds)",
@@ -133,7 +133,7 @@ def test_bands_are_intervals_from_five_seeds_on(write_run: WriteRun, tmp_path: P
 
 
 def test_costs_are_the_axes_of_their_curves(figures: StudyFigures) -> None:
-    by_forwards, by_calls, by_seconds = figures.costs.panels
+    by_forwards, by_calls, by_seconds = figures["costs"].panels
     # 400 sampled and 20 trained forwards, the latter counting 3, end at 460.
     assert {"400", "(a trained sample counts 3)"} <= set(texts(by_forwards.svg))
     assert {"40", "Reward calls spent on training"} <= set(texts(by_calls.svg))
@@ -158,6 +158,6 @@ def test_bases_that_cost_as_much_are_drawn_beside_adagrpo(write_run: WriteRun, t
 
 
 def test_a_cell_has_one_colour_everywhere(figures: StudyFigures) -> None:
-    for drawing in (figures.main.picture, figures.cells.picture, *figures.curves.panels):
+    for drawing in (figures["main"].picture, figures["cells"].picture, *figures["curves"].panels):
         assert BASE.colour.lower() in drawing.svg
         assert ADAGRPO.colour.lower() in drawing.svg

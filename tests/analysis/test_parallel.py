@@ -44,7 +44,7 @@ def test_runs_and_figures_are_the_same(same_grid: Path, monkeypatch: pytest.Monk
     for cores in (1, 2):
         monkeypatch.setattr(parallel, "_cores", lambda cores=cores: cores)
         read.append(load_logs(same_grid))
-        drawn.append([draw_study(study).drawings for study in split_studies(read[-1])])
+        drawn.append([draw_study(study) for study in split_studies(read[-1])])
     assert read[0].runs.equals(read[1].runs)
     assert read[0].summary.equals(read[1].summary)
     assert drawn[0] == drawn[1]

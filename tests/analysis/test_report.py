@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections import defaultdict
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
@@ -12,7 +13,7 @@ from PIL import Image
 from analysis.cells.chosen import chosen_frame
 from analysis.cells.logs import find_runs, load_logs
 from analysis.cells.study import split_studies
-from analysis.figures import Group, StudyFigures
+from analysis.figures import Group
 from analysis.report.page import Part, render_page
 from analysis.report.report import write_report
 from analysis.report.tables import cell_frame
@@ -32,7 +33,7 @@ def files_of(folder: Path) -> dict[str, bytes]:
 def page_of(folder: Path) -> str:
     """The page without its figures, which take seconds to draw."""
     logs = load_logs(folder, ())
-    nothing = StudyFigures(*(Group([]) for _ in StudyFigures._fields))
+    nothing = defaultdict(Group)
     parts = [
         Part(study, cell_frame(study), nothing, stability_frame(study), chosen_frame(study, logs), conclude(study, []))
         for study in split_studies(logs)

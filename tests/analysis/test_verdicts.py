@@ -5,6 +5,7 @@ import html
 import json
 import math
 import re
+from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from analysis import claims, paper
 from analysis.cells.logs import load_logs
 from analysis.cells.study import split_studies
 from analysis.claims import EXPERIMENT, PRIMARY, STUDY_SEEDS
-from analysis.figures import Group, StudyFigures
+from analysis.figures import Group
 from analysis.gradients import read_mechanism_report
 from analysis.report import report
 from analysis.report.insertion import END, START
@@ -193,7 +194,7 @@ def test_runs_of_another_protocol_are_counted(runs: Path) -> None:
 @pytest.fixture
 def without_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Figures of studies take seconds to draw; and no measurement but a test's own."""
-    nothing = StudyFigures(*(Group([]) for _ in StudyFigures._fields))
+    nothing = defaultdict(Group)
     monkeypatch.setattr(report, "draw_study", lambda study: nothing)
     monkeypatch.setattr(report, "MECHANISM", tmp_path / "measurement")
 
