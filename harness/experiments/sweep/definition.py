@@ -36,17 +36,17 @@ COMPUTE = "compute"
 class SamplerConfig(Section):
     """How points are chosen."""
 
-    kind: Literal["tpe", "random", "grid", "gp"] = "tpe"
+    kind: Literal["tpe", "random", "grid"] = "tpe"
     seed: int = Field(0, ge=0, lt=2**32)  # as many bits as numpy takes
     """One worker and one seed give the same trials."""
     startup_trials: int = Field(10, ge=1)
-    """tpe and gp: random trials before they begin to learn."""
+    """tpe: random trials before it begins to learn."""
 
 
 class PrunerConfig(Section):
     """When a trial is given up, from its validations at the interval."""
 
-    kind: Literal["none", "median", "hyperband"] = "none"
+    kind: Literal["none", "median"] = "none"
     startup_trials: int = Field(5, ge=0)
     """median: trials that are finished before any is given up."""
     warmup_iterations: int = Field(0, ge=0)

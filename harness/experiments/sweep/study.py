@@ -165,7 +165,6 @@ def make_sampler(sweep: Sweep) -> BaseSampler:
         "random": lambda seed: samplers.RandomSampler(seed),
         "grid": lambda seed: samplers.BruteForceSampler(seed),
         "tpe": lambda seed: samplers.TPESampler(seed=seed, n_startup_trials=settings.startup_trials),
-        "gp": lambda seed: samplers.GPSampler(seed=seed, n_startup_trials=settings.startup_trials),
     }
     return cast(BaseSampler, SeededByTrial(makers[settings.kind], settings.seed))
 
@@ -173,9 +172,6 @@ def make_sampler(sweep: Sweep) -> BaseSampler:
 def make_pruner(sweep: Sweep) -> optuna.pruners.BasePruner:
     """A sweep's pruner; a trial's steps are iterations, those of earlier seeds counted in."""
     settings = sweep.file.pruner
-    if settings.kind == "median":
-        return optuna.pruners.MedianPruner(settings.startup_trials, n_warmup_steps=settings.warmup_iterations)
-    if settings.kind == "hyperband":
-        most = len(sweep.file.seeds) * sweep.base.iterations
-        return optuna.pruners.HyperbandPruner(sweep.base.evaluation.interval, most)
-    return optuna.pruners.NopPruner()
+    if settings.kind == "none":
+        return optuna.pruners.NopPruner()
+    return optuna.pruners.MedianPruner(settings.startup_trials, n_warmup_steps=settings.warmup_iterations)

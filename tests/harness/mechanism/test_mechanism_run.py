@@ -3,8 +3,9 @@
 import json
 import pickle
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pandas as pd
@@ -17,7 +18,7 @@ from analysis.gradients.tables import load_mechanism_tables
 from harness import cli
 from harness.commands.measure import mechanism
 from harness.config import ConfigError
-from harness.experiments.gradients import definition
+from harness.experiments.gradients import chunks, definition
 from harness.experiments.gradients.checkpoint import read_adapters
 from harness.experiments.gradients.chunks import SETS, difficulty_of, load, plan, sampler_at
 from harness.experiments.gradients.definition import Mechanism, load_mechanism
@@ -51,42 +52,32 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def finished(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Mechanism, Path]:
-    """A measurement of the untrained model, with its working folder; not to be written to."""
-    folder = tmp_path_factory.mktemp("runs")
+def finished(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mechanism]:
+    """A measurement of the untrained model, in a folder of its own; what a test removes it computes again."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(definition, "RUNS", folder)
+        patch.setattr(definition, "RUNS", tmp_path_factory.mktemp("runs"))
         loaded = load_mechanism(str(tiny), ["base"])
         for job in plan(loaded):
             job.call()
-    return loaded, folder
+        yield loaded
 
 
 @pytest.fixture(scope="module")
-def sampler(finished: tuple[Mechanism, Path]) -> Sampler:
+def sampler(finished: Mechanism) -> Sampler:
     """What draws for it, made once."""
-    return sampler_at(finished[0], finished[0].checkpoints[0])
-
-
-@pytest.fixture
-def copied(finished: tuple[Mechanism, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Mechanism, Path]:
-    """The same, to be written to."""
-    loaded, folder = finished
-    shutil.copytree(folder, tmp_path / "runs")
-    monkeypatch.setattr(definition, "RUNS", tmp_path / "runs")
-    return loaded, tmp_path / "runs"
+    return sampler_at(finished, finished.checkpoints[0])
 
 
 # --- Chunks
 
 
-def test_chunks_cover_everything_once_and_groups_need_the_others(finished: tuple[Mechanism, Path]) -> None:
+def test_chunks_cover_everything_once_and_groups_need_the_others(finished: Mechanism) -> None:
     members, sizes = {}, {}
-    chunks = plan(finished[0])
-    for chunk in chunks:
+    planned = plan(finished)
+    for chunk in planned:
         members.setdefault(chunk.stage, []).extend(chunk.members)
         sizes[chunk.stage] = chunk.size
-        needed = [other.done for other in chunks if other.stage != "groups" and chunk.stage == "groups"]
+        needed = [other.done for other in planned if other.stage != "groups" and chunk.stage == "groups"]
         assert list(chunk.needs) == needed
     # Round 1 warms the capability up.
     assert members == {"reference": [0, 1], "candidates": [1, 2, 3], "groups": [2, 3]}
@@ -94,30 +85,24 @@ def test_chunks_cover_everything_once_and_groups_need_the_others(finished: tuple
     assert sizes == {"reference": 4, "candidates": 2, "groups": 8}
 
 
-def test_a_lost_chunk_comes_back_the_same(copied: tuple[Mechanism, Path]) -> None:
-    chunks = plan(copied[0])
-    [before] = load(chunks[-1:], chunks[-1].checkpoint, "groups")
-    chunks[-1].done.unlink()
-    chunks[-1].call()
-    [after] = load(chunks[-1:], chunks[-1].checkpoint, "groups")
+def test_a_killed_chunk_leaves_no_part_of_it_and_comes_back_the_same(
+    finished: Mechanism, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    last = plan(finished)[-1]
+    [before] = load([last], last.checkpoint, "groups")
+    last.done.unlink()
+    with pytest.raises(RuntimeError, match=rf"1 chunks are missing, such as {last.done.name}"):
+        write_tables(finished, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    with monkeypatch.context() as patch:
+        patch.setattr(chunks, "_groups", Mock(side_effect=KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            last.call()
+    assert not list(last.done.parent.glob(f"*{last.done.name}*"))
+    last.call()
+    [after] = load([last], last.checkpoint, "groups")
     for name in before.keys() - {"seconds"}:
         np.testing.assert_array_equal(after[name], before[name])
-
-
-def test_a_kill_within_a_chunk_leaves_no_part_of_it(
-    copied: tuple[Mechanism, Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    [first, *_] = plan(copied[0])
-    first.done.unlink()
-
-    def killed(self: Sampler, number: int) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(Sampler, "of_reference", killed)
-    with pytest.raises(KeyboardInterrupt):
-        first.call()
-    assert not first.done.exists()
-    assert not list(first.done.parent.glob("*.partial"))
 
 
 def test_difficulties_are_bins_of_the_anchor_s_reward() -> None:
@@ -127,16 +112,11 @@ def test_difficulties_are_bins_of_the_anchor_s_reward() -> None:
 # --- Tables
 
 
-def test_tables_hold_the_gradients_products(finished: tuple[Mechanism, Path], sampler: Sampler, tmp_path: Path) -> None:
-    loaded, folder = finished
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(definition, "RUNS", folder)
-        assert not is_written(loaded, tmp_path)
-        write_tables(loaded, tmp_path)
-        assert is_written(loaded, tmp_path)
+def test_tables_hold_the_gradients_products(finished: Mechanism, sampler: Sampler, tmp_path: Path) -> None:
+    write_tables(finished, tmp_path)
     units, blocks = (pd.read_parquet(tmp_path / f"{name}.parquet") for name in ("units", "blocks"))
     rewards = torch.stack([sampler.candidate_rewards(number) for number in (1, 2, 3)])
-    selections = select_all(rewards, 1, loaded.config)
+    selections = select_all(rewards, 1, finished.config)
     prompts = [sampler.of_reference(number) for number in (0, 1)]
     unbiased = [{"unbiased": advantages_of(s.rewards, 0.0, 1.0, 5.0)["unbiased"]} for s in prompts]
     reference = torch.cat([update_gradients(s.scores, a) for s, a in zip(prompts, unbiased, strict=True)])
@@ -172,11 +152,13 @@ def test_tables_hold_the_gradients_products(finished: tuple[Mechanism, Path], sa
     assert (units[["random", "easiest", "hardest", "medium", "curriculum"]].sum() == 2).all()
 
 
-def test_the_analysis_reads_what_was_written(finished: tuple[Mechanism, Path], tmp_path: Path) -> None:
-    loaded, folder = finished
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(definition, "RUNS", folder)
-        write_tables(loaded, tmp_path)
+def test_tables_are_those_of_one_measurement_and_the_analysis_reads_them(
+    finished: Mechanism, tiny: Path, tmp_path: Path
+) -> None:
+    assert not is_written(finished, tmp_path)
+    write_tables(finished, tmp_path)
+    assert is_written(load_mechanism(str(tiny), ["base"]), tmp_path)
+    assert not is_written(load_mechanism(str(tiny), ["base"], ["rollout.group_size=3"]), tmp_path)
     tables = load_mechanism_tables(tmp_path)
     measured = Measured(tables, "base")
     for strategy in tables.strategies:
@@ -185,29 +167,10 @@ def test_the_analysis_reads_what_was_written(finished: tuple[Mechanism, Path], t
     assert measured.num_updates("curriculum") == 2
     signs = sign_frame(tables).query("set == 'random' and weight == 1")
     assert signs["groups"].sum() == 4
-
-
-def test_unfinished_measurements_have_no_tables(copied: tuple[Mechanism, Path], tmp_path: Path) -> None:
-    loaded, _ = copied
-    plan(loaded)[3].done.unlink()
-    with pytest.raises(RuntimeError, match=r"1 chunks are missing, such as candidates-001\.npz"):
-        write_tables(loaded, tmp_path / "out")
-    assert not (tmp_path / "out").exists()
-
-
-def test_tables_of_another_measurement_do_not_count(
-    finished: tuple[Mechanism, Path], tiny: Path, tmp_path: Path
-) -> None:
-    loaded, folder = finished
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(definition, "RUNS", folder)
-        write_tables(loaded, tmp_path)
-    assert is_written(load_mechanism(str(tiny), ["base"]), tmp_path)
-    assert not is_written(load_mechanism(str(tiny), ["base"], ["rollout.group_size=3"]), tmp_path)
     about = json.loads((tmp_path / "about.json").read_text())
     about["checkpoints"].append({"label": "run@3", "iteration": 3, "weights": "x"})
     (tmp_path / "about.json").write_text(json.dumps(about))
-    assert not is_written(loaded, tmp_path)
+    assert not is_written(finished, tmp_path)
 
 
 # --- Checkpoints
@@ -225,25 +188,21 @@ def test_a_run_is_measured_with_its_adapters(lora_run: RunDirectory, tiny: Path)
     assert any(tensor.abs().max() > 0 for name, tensor in read_adapters(lora_run).items() if "lora_B" in name)
 
 
-def test_a_run_without_a_checkpoint_is_refused(lora_run: RunDirectory, tiny: Path, tmp_path: Path) -> None:
-    run = RunDirectory(tmp_path / "unfinished")
-    shutil.copytree(lora_run.folder, run.folder)
-    run.checkpoint_path.unlink()
-    with pytest.raises(ConfigError, match="has no checkpoint yet"):
-        load_mechanism(str(tiny), [str(run.folder)])
-
-
-def test_a_run_of_other_adapters_or_of_none_is_refused(
-    lora_run: RunDirectory, full_run: RunDirectory, tiny: Path
+def test_what_cannot_be_measured_is_refused(
+    lora_run: RunDirectory, full_run: RunDirectory, tiny: Path, tmp_path: Path
 ) -> None:
-    with pytest.raises(ConfigError, match="has other adapters"):
-        load_mechanism(str(tiny), [str(full_run.folder)])
-    with pytest.raises(ConfigError, match="has other adapters"):
-        load_mechanism(str(tiny), [str(lora_run.folder)], ["optimizer.lora.rank=4"])
-    with pytest.raises(ConfigError, match=r"trains .*base, not .*weak"):
-        load_mechanism(str(tiny), [str(lora_run.folder)], ["model.path=harness/models/miniature/weak"])
-    with pytest.raises(ConfigError, match="is there twice"):
-        load_mechanism(str(tiny), ["base", "base"])
+    unfinished = RunDirectory(Path(shutil.copytree(lora_run.folder, tmp_path / "unfinished")))
+    unfinished.checkpoint_path.unlink()
+    weak = ["model.path=harness/models/miniature/weak"]
+    for checkpoints, overrides, expected in (
+        ([unfinished], [], "has no checkpoint yet"),
+        ([full_run], [], "has other adapters"),
+        ([lora_run], ["optimizer.lora.rank=4"], "has other adapters"),
+        ([lora_run], weak, r"trains .*base, not .*weak"),
+        ([lora_run, lora_run], [], "is there twice"),
+    ):
+        with pytest.raises(ConfigError, match=expected):
+            load_mechanism(str(tiny), [str(run.folder) for run in checkpoints], overrides)
 
 
 # --- Command
@@ -282,20 +241,12 @@ def test_the_miniature_s_measurement_is_large_enough() -> None:
     assert loaded.config.seed == 3000
 
 
-def test_an_unknown_key_of_the_file_is_named(tmp_path: Path) -> None:
-    path = tmp_path / "wrong.yaml"
-    path.write_text(TINY.replace("rounds: 2", "round: 2", 1))
-    with pytest.raises(ConfigError, match=r"wrong\.yaml: unknown key 'round'; the nearest is 'rounds'"):
-        load_mechanism(str(path), ["base"])
-
-
 def test_the_command_computes_what_is_missing_and_reports_it(
-    copied: tuple[Mechanism, Path], tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    finished: Mechanism, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    loaded, _ = copied
-    plan(loaded)[-1].done.unlink()
+    plan(finished)[-1].done.unlink()
     computed: list[str] = []
-    failed: dict[str, str] = {}
+    failed = {"base:groups-001": "RewardError: broken"}
 
     def run_jobs(given: Sequence[Job], slots: int | None, *rest: object, **options: object) -> Outcome:
         for job in pickle.loads(pickle.dumps(list(given))):
@@ -306,21 +257,18 @@ def test_the_command_computes_what_is_missing_and_reports_it(
 
     monkeypatch.setattr("harness.experiments.jobs.runner.run_jobs", run_jobs)
     reported: list[Path] = []
-    monkeypatch.setattr("analysis.gradients.write_mechanism_report", reported.append)
-    words, options = [str(tiny), "runtime.threads=1"], {"checkpoints": ["base"], "slots": 2, "output": tmp_path / "out"}
-    failed["base:groups-001"] = "RewardError: broken"
+    monkeypatch.setattr("analysis.gradients.write_mechanism_report", lambda folder: reported.append(folder))
+    words, output = [str(tiny), "runtime.threads=1"], tmp_path / "out"
     with pytest.raises(HarnessError, match=r"base:groups-001: RewardError: broken; the same command continues"):
-        mechanism(words, **options)
+        mechanism(words, slots=2, output=output)
     failed.clear()
-    assert mechanism(words, **options) == 0
+    assert mechanism(words, slots=2, output=output) == 0
     assert computed == ["base:groups-001"]
-    assert is_written(loaded, tmp_path / "out")
     # Again: nothing to compute.
     monkeypatch.setattr("harness.experiments.jobs.runner.run_jobs", None)
-    assert mechanism(words, **options) == 0
-    assert reported == [tmp_path / "out"] * 2
+    assert mechanism(words, output=output) == 0
+    assert reported == [output] * 2
     # Another measurement does not take its place.
-    words[1:] = ["rollout.group_size=3"]
     with pytest.raises(ConfigError, match="holds another measurement; name a folder with --output"):
-        mechanism(words, **options)
-    assert is_written(loaded, tmp_path / "out")
+        mechanism([*words, "rollout.group_size=3"], output=output)
+    assert is_written(finished, output)

@@ -4,7 +4,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import optuna
 import pandas as pd
 import pytest
 import yaml
@@ -62,12 +61,6 @@ def test_the_reference_and_the_best_other_points_are_measured_again(sweep: Sweep
 def test_seeds_that_chose_the_best_cannot_judge_them(sweep: Sweep, seeds: list[int], expected: str) -> None:
     with pytest.raises(ConfigError, match=expected):
         confirmation_configs(sweep, REFERENCE, seeds)
-
-
-def test_without_a_complete_trial_nothing_can_be_confirmed(sweep: Sweep, sqlite_url: str) -> None:
-    study: optuna.Study = open_study(sweep, open_storage(sqlite_url), "identity")
-    with pytest.raises(ConfigError, match="no trial is complete"):
-        candidates(sweep, SweepStudy(study), top=1)
 
 
 def test_confirmation_holds_every_metric_of_finished_runs(sweep: Sweep, study: SweepStudy, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from optuna.trial import FrozenTrial, TrialState
 from harness.config import ConfigError, RunConfig
 from harness.experiments.sweep.definition import Sweep
 from harness.experiments.sweep.study import make_pruner
-from harness.experiments.sweep.trial import ExecuteRun, Objective, OnValidation, RunResult, SurplusTrial
+from harness.experiments.sweep.trial import ExecuteRun, Objective, OnValidation, RunResult
 
 GOOD, BAD = {"capability.decay": 0.9, "fusion.weight": 3.0}, {"capability.decay": 0.55, "fusion.weight": 0.02}
 
@@ -20,9 +20,8 @@ GOOD, BAD = {"capability.decay": 0.9, "fusion.weight": 3.0}, {"capability.decay"
 def run_points(
     sweep: Sweep, points: list[dict[str, Any]], execute_run: ExecuteRun = execute, origin: str = "sampled"
 ) -> list[FrozenTrial]:
-    # Hyperband divides trials by the study's name.
     directions = list(sweep.file.objectives.values())
-    study = optuna.create_study(study_name=sweep.name, directions=directions, pruner=make_pruner(sweep))
+    study = optuna.create_study(directions=directions, pruner=make_pruner(sweep))
     for point in points:
         study.enqueue_trial(point, user_attrs={"origin": origin})
     study.optimize(Objective(sweep, execute_run), n_trials=len(points))
@@ -59,13 +58,6 @@ def test_a_trial_s_value_is_the_mean_over_its_seeds(tmp_path: Path) -> None:
     assert len(trial.intermediate_values) == 2 * ITERATIONS / INTERVAL
 
 
-def test_a_trial_beyond_the_budget_trains_nothing(tmp_path: Path) -> None:
-    recording = Recording()
-    with pytest.raises(SurplusTrial):
-        run_points(make_sweep(tmp_path, trials=1), [GOOD, BAD], recording)
-    assert len(recording.reached) == 2
-
-
 def test_several_objectives_are_metrics_or_costs(tmp_path: Path) -> None:
     objectives = {"ocr/word_accuracy": "maximize", "compute": "minimize"}
     (trial,) = run_points(make_sweep(tmp_path, objectives=objectives), [GOOD])
@@ -87,13 +79,6 @@ def test_a_hopeless_trial_is_given_up_in_its_first_seed_but_the_reference_never(
     assert recording.reached == [(1000, ITERATIONS), (1001, ITERATIONS), (1000, 4)]
     assert len(trials[1].user_attrs["seeds"]) == 1
     assert run_points(sweep, [GOOD, BAD], origin="reference")[1].state == TrialState.COMPLETE
-
-
-def test_hyperband_gives_up_bad_trials_and_no_good_one(tmp_path: Path) -> None:
-    sweep = make_sweep(tmp_path, pruner={"kind": "hyperband"})
-    trials = run_points(sweep, [GOOD, BAD] * 4)
-    assert {trial.state for trial in trials[::2]} == {TrialState.COMPLETE}
-    assert TrialState.PRUNED in {trial.state for trial in trials[1::2]}
 
 
 def test_a_trial_that_diverges_is_infeasible_and_costs_no_further_seed(tmp_path: Path) -> None:
