@@ -75,7 +75,7 @@ def test_a_missing_shard_is_named(twin: Path) -> None:
     shards = [f"diffusion_pytorch_model-0000{i}-of-00002.safetensors" for i in (1, 2)]
     index = {"weight_map": {"a": shards[0], "b": shards[1]}}
     (part / f"{WEIGHTS}.index.json").write_text(json.dumps(index))
-    with pytest.raises(ConfigError, match=r"00002-of-00002\.safetensors: is missing"):
+    with pytest.raises(ConfigError, match=r"00002-of-00002\.safetensors is missing"):
         check_pipeline(twin)
 
 

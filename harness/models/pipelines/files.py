@@ -106,9 +106,9 @@ def remembered_sha256(file: Path) -> str:
 def opened(file: Path) -> Iterator[Any]:
     """A safetensors file, open. Raises ConfigError if it is missing or damaged."""
     if not file.is_file():
-        raise ConfigError(f"{file}: is missing; fetch it")
+        raise ConfigError(f"{file} is missing; fetch it")
     try:
         with safe_open(file, framework="pt") as content:
             yield content
     except (OSError, SafetensorError) as error:
-        raise ConfigError(f"{file}: is damaged or was cut off ({error}); fetch or export it again") from None
+        raise ConfigError(f"{file} is damaged or was cut off ({error}); fetch or export it again") from None

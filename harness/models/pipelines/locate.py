@@ -158,6 +158,9 @@ def _check_weights(component: Path) -> None:
         names = [name for name in _WEIGHTS if (component / name).is_file()][:1]
     if not names:
         raise ConfigError(f"model.path: {component} has no weights (no {' or '.join(_WEIGHTS)}); fetch them")
-    for name in names:
-        with opened(component / name):
-            pass
+    try:
+        for name in names:
+            with opened(component / name):
+                pass
+    except ConfigError as error:
+        raise ConfigError(f"model.path: {error}") from None
