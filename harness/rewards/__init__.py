@@ -3,8 +3,7 @@
 The processes that serve a package in an environment of its own import it too, so it needs torch and nothing else.
 """
 
-import difflib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cache
 from typing import TYPE_CHECKING
 
@@ -30,15 +29,15 @@ def build_reward(name: str, num_threads: int = 1, settings: "RewardConfig | None
     Raises:
         ValueError: no such reward (names the nearest and all valid ones), or a setting that it does not have.
     """
-    from harness.config import RewardConfig
+    from harness.config import RewardConfig, nearest
 
     if name not in REWARDS:
-        raise ValueError(f"unknown reward {name!r}: {_nearest(name, tuple(REWARDS))}")
+        raise ValueError(f"unknown reward {name!r}: {nearest(name, tuple(REWARDS))}")
     settings = settings or RewardConfig()
     backends = REWARDS[name].backends
     backend: str = settings.backend or backends[0]
     if backend not in backends:
-        raise ValueError(f"rewards.{name}.backend={backend}: {_nearest(backend, backends)}")
+        raise ValueError(f"rewards.{name}.backend={backend}: {nearest(backend, backends)}")
     allowed = {"backend", "offset", "scale", *_settings_of(name, backend)}
     for key in sorted(settings.changed - allowed):
         raise ValueError(
@@ -64,35 +63,30 @@ def _settings_of(name: str, backend: str) -> set[str]:
 
 @cache
 def _build(name: str, backend: str, settings: "RewardConfig", num_threads: int) -> Reward:
-    match backend, name:
-        case "url", _ if REWARDS[name].is_judge:
-            from harness.rewards.remote.judge import UnifiedReward
+    if backend == "url" and REWARDS[name].is_judge:
+        from harness.rewards.remote.judge import UnifiedReward
 
-            return UnifiedReward(name, settings)
-        case "url", _:
-            from harness.rewards.remote.client import ServedReward
+        return UnifiedReward(name, settings)
+    if backend == "url":
+        from harness.rewards.remote.client import ServedReward
 
-            return ServedReward(name, settings, lambda: build_reward(name))
-        case "package", _:
-            from harness.rewards.remote.isolated import IsolatedReward
+        return ServedReward(name, settings, lambda: build_reward(name))
+    if backend == "package":
+        from harness.rewards.remote.isolated import IsolatedReward
 
-            return IsolatedReward(name, settings, num_threads)
-        case _, "colour":
-            from harness.rewards.native.colour import ColourReward
+        return IsolatedReward(name, settings, num_threads)
+    if name in ("hpsv2", "hpsv3", "clip", "pickscore"):
+        from harness.rewards.native.clip import ClipScore, PickScore
+        from harness.rewards.native.hpsv2 import HpsV2
+        from harness.rewards.native.hpsv3 import HpsV3
 
-            return ColourReward()
-        case _, "hpsv2":
-            from harness.rewards.native.hpsv2 import HpsV2
+        kinds = {"hpsv2": HpsV2, "hpsv3": HpsV3, "clip": ClipScore, "pickscore": PickScore}
+        kind: Callable[[str, RewardConfig], Reward] = kinds[name]
+        return kind(name, settings)
+    if name == "colour":
+        from harness.rewards.native.colour import ColourReward
 
-            return HpsV2(name, settings)
-        case _, "hpsv3":
-            from harness.rewards.native.hpsv3 import HpsV3
-
-            return HpsV3(name, settings)
-        case _, "clip" | "pickscore":
-            from harness.rewards.native.clip import ClipScore, PickScore
-
-            return (ClipScore if name == "clip" else PickScore)(name, settings)
+        return ColourReward()
     from harness.rewards.native.ocr import OcrReward
 
     return OcrReward(name, num_threads=num_threads)
@@ -141,16 +135,13 @@ def build_rewards(
     Raises:
         ValueError: as ``build_weighted``, or settings without an effect.
     """
+    from harness.config import nearest
+
     for name, setting in settings.items():
         if name not in (*components, *judges):
-            raise ValueError(f"rewards.{name}: not used by this run; {_nearest(name, (*components, *judges))}")
+            raise ValueError(f"rewards.{name}: not used by this run; {nearest(name, (*components, *judges))}")
         if name not in components and {"offset", "scale"} & setting.changed:
             raise ValueError(f"rewards.{name}: offset and scale are for rewards that are trained on, not for judges")
     reward = build_weighted(components, num_threads, settings)
     others = [build_reward(name, num_threads, settings.get(name)) for name in judges if name not in components]
     return reward, [reward, *others]
-
-
-def _nearest(name: str, valid: tuple[str, ...]) -> str:
-    nearest = difflib.get_close_matches(name, valid, n=1, cutoff=0.0)[0]
-    return f"the nearest is {nearest!r}, valid are {', '.join(valid)}"

@@ -1,4 +1,4 @@
-"""What a reward is: a name, a range, and a score per image."""
+"""What a reward is: a name, and a score per image."""
 
 from abc import ABC, abstractmethod
 from collections import defaultdict
@@ -33,10 +33,6 @@ class Reward(ABC):
 
     name: str
     """Key of this reward in configs, metrics and tables."""
-    low: float
-    """Smallest possible score."""
-    high: float
-    """Largest possible score."""
     resolution: float = 0.0
     """Largest difference, in score units, that the rest of a batch makes to the score of one picture: scores this close
     count as equal (docs/rewards.md has what was measured). 0 where scores depend on nothing but picture and prompt."""
@@ -52,7 +48,7 @@ class Reward(ABC):
             prompts: B prompt strings, one an image.
 
         Returns:
-            ``[B]`` float32 on the CPU, in ``[low, high]``, higher is better.
+            ``[B]`` float32 on the CPU, higher is better.
         """
 
     def measure(self, images: Tensor, prompts: Sequence[str]) -> dict[str, Tensor]:
@@ -197,21 +193,18 @@ def check_images(images: Tensor, prompts: Sequence[str], reward_name: str) -> Te
             where it is one image that is wrong, its index in the batch.
     """
 
-    def fail(problem: str, wrong_values: Tensor | None = None) -> ValueError:
-        where = "" if wrong_values is None else f"image {int(wrong_values.flatten(1).any(1).nonzero()[0])} "
-        return ValueError(f"reward {reward_name!r}: {where}{problem}")
+    def check(problem: str, wrong: Tensor | bool) -> None:
+        if torch.as_tensor(wrong).any():
+            which = f"image {int(wrong.flatten(1).any(1).nonzero()[0])} " if isinstance(wrong, Tensor) else ""
+            raise ValueError(f"reward {reward_name!r}: {which}{problem}")
 
-    if images.ndim != 4 or images.shape[1] != 3 or 0 in images.shape:
-        raise fail(f"images must be [B, 3, H, W] with B, H, W >= 1, not {list(images.shape)}")
-    if images.dtype not in (torch.float32, torch.float64):
-        raise fail(f"images must be float32 or float64 in [0, 1], not {images.dtype}")
-    if len(prompts) != len(images):
-        raise fail(f"{len(images)} images but {len(prompts)} prompts")
+    is_shape = images.ndim == 4 and images.shape[1] == 3 and 0 not in images.shape
+    check(f"images must be [B, 3, H, W] with B, H, W >= 1, not {list(images.shape)}", not is_shape)
+    is_float = images.dtype in (torch.float32, torch.float64)
+    check(f"images must be float32 or float64 in [0, 1], not {images.dtype}", not is_float)
+    check(f"{len(images)} images but {len(prompts)} prompts", len(prompts) != len(images))
     levels = images.detach().cpu() * 255
-    if not (finite := levels.isfinite()).all():
-        raise fail("has values that are not finite", ~finite)
-    if (outside := (levels < -1e-3) | (levels > 255 + 1e-3)).any():
-        raise fail("has values outside [0, 1]", outside)
-    if (unrounded := (levels - levels.round()).abs() > 1e-3).any():
-        raise fail("is not rounded: images must be rounded to 1/255", unrounded)
+    check("has values that are not finite", ~levels.isfinite())
+    check("has values outside [0, 1]", (levels < -1e-3) | (levels > 255 + 1e-3))
+    check("is not rounded: images must be rounded to 1/255", (levels - levels.round()).abs() > 1e-3)
     return levels.round().to(torch.uint8)

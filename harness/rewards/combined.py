@@ -5,35 +5,30 @@ from collections.abc import Mapping, Sequence
 from torch import Tensor
 
 from harness.foundation.trained_reward import Normalisation, TrainedReward
-from harness.models.pipelines.truncation import TextReader
 from harness.rewards.base import Pending, Reward
 
 
 class WeightedSum(Reward):
-    """``harness.foundation.trained_reward.TrainedReward`` of rewards that are computed here."""
+    """``harness.foundation.trained_reward.TrainedReward`` of rewards that are computed here.
+
+    Args:
+        components: weight of each reward; may be negative. One of weight 0 is measured, but not computed for ``score``.
+        normalisations: by name of the reward.
+
+    Raises:
+        ValueError: no component, two of the same name, a weight that is not finite, only zero weights, or a normalised
+            sum of one.
+    """
 
     def __init__(
         self, components: Mapping[Reward, float], normalisations: Mapping[str, Normalisation] | None = None
     ) -> None:
-        """Combine rewards.
-
-        Args:
-            components: weight of each reward; may be negative. One of weight 0 is measured, but not computed for
-                ``score``.
-            normalisations: by name of the reward.
-
-        Raises:
-            ValueError: no component, two of the same name, a weight that is not finite, only zero weights, or a
-                normalised sum of one.
-        """
         names = [reward.name for reward in components]
         if len(set(names)) < len(names):
             raise ValueError(f"rewards of a weighted sum need different names, not {', '.join(names)}")
         self._components = dict(components)
         self.formula = TrainedReward({r.name: weight for r, weight in components.items()}, normalisations)
         self.name = self.formula.name
-        bounds = [self._bounds(reward, weight) for reward, weight in components.items() if weight]
-        self.low, self.high = sum(low for low, _ in bounds), sum(high for _, high in bounds)
 
     @property
     def parts(self) -> Sequence[Reward]:
@@ -42,9 +37,9 @@ class WeightedSum(Reward):
     @property
     def resolution(self) -> float:  # type: ignore[override]
         """Of the sum: if all components are off by theirs at once."""
-        scales = {name: normalise.scale for name, normalise in self.formula.normalisations.items()}
+        scales = self.formula.normalisations
         each = {reward.name: reward.resolution for reward in self._components}
-        return sum(abs(weight / scales[name]) * each[name] for name, weight in self.weights.items())
+        return sum(abs(weight / scales[name].scale) * each[name] for name, weight in self.weights.items())
 
     @property
     def weights(self) -> Mapping[str, float]:
@@ -79,25 +74,15 @@ class WeightedSum(Reward):
         for reward in self._components:
             reward.check_prompt(prompt)
 
-    def text_readers(self) -> Sequence[TextReader]:
-        return [reader for reward in self._components for reader in reward.text_readers()]
-
     def check_ready(self) -> None:
         for reward in self._components:
             reward.check_ready()
 
     def fingerprint(self) -> str:
         """Weights and normalisation in full precision, and fingerprints of the components."""
-        return "+".join(
-            f"{weight!r}*[{reward.fingerprint()}]{self._suffix(reward.name)}"
-            for reward, weight in self._components.items()
-        )
-
-    def _suffix(self, name: str) -> str:
-        normalisation = self.formula.normalisations[name]
-        return "" if normalisation == Normalisation() else f"({normalisation.offset!r},{normalisation.scale!r})"
-
-    def _bounds(self, reward: Reward, weight: float) -> tuple[float, float]:
-        n = self.formula.normalisations[reward.name]
-        ends = [weight * (end - n.offset) / n.scale for end in (reward.low, reward.high)]
-        return min(ends), max(ends)
+        terms = []
+        for reward, weight in self._components.items():
+            n = self.formula.normalisations[reward.name]
+            suffix = "" if n == Normalisation() else f"({n.offset!r},{n.scale!r})"
+            terms.append(f"{weight!r}*[{reward.fingerprint()}]{suffix}")
+        return "+".join(terms)

@@ -32,7 +32,7 @@ def choose_rewards(
     prompts: Sequence[str],
     height: int,
     width: int,
-    settings: Mapping[str, RewardConfig] | None = None,
+    settings: Mapping[str, RewardConfig],
     num_threads: int = 1,
 ) -> Panel:
     """The rewards to score pictures with: those that were asked for, or, for None, all that can.
@@ -40,7 +40,8 @@ def choose_rewards(
     Args:
         wanted: names of rewards.
         prompts: of the pictures.
-        height, width: of the pictures, in pixels.
+        height: of the pictures, in pixels.
+        width: of the pictures, in pixels.
         settings: of rewards, by name.
         num_threads: as in ``build_reward``.
 
@@ -64,10 +65,9 @@ def find_ready(names: Sequence[str], settings: Mapping[str, RewardConfig] | None
         try:
             reward = build_reward(name, num_threads, (settings or {}).get(name))
             reward.check_ready()
+            panel.ready.append(reward)
         except (ValueError, HarnessError) as error:
             panel.missing[name] = " ".join(str(error).split())
-        else:
-            panel.ready.append(reward)
     return panel
 
 
@@ -77,16 +77,14 @@ def find_fit(panel: Panel, prompts: Sequence[str], height: int, width: int) -> P
     Each scores one blank picture, so that its weights are loaded before hours of drawing, not after.
     """
     checked = Panel(missing=dict(panel.missing))
-    blank = torch.zeros(1, 3, height, width)
     for reward in panel.ready:
         try:
             for prompt in prompts:
                 reward.check_prompt(prompt)
-            reward.score(blank, prompts[:1])
+            reward.score(torch.zeros(1, 3, height, width), prompts[:1])
+            checked.ready.append(reward)
         except (ValueError, HarnessError) as error:
             reasons = checked.unfit if isinstance(error, ValueError) else checked.missing
             reasons[reward.name] = " ".join(str(error).split())
             reward.close()
-        else:
-            checked.ready.append(reward)
     return checked

@@ -32,7 +32,7 @@ CPU = torch.device("cpu")
 class Brightness(Reward):
     """Mean of a picture; may lack its weights."""
 
-    name, low, high = "brightness", 0.0, 1.0
+    name = "brightness"
     weights_are_here = True
 
     def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:

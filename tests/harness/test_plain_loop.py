@@ -31,7 +31,7 @@ SETTINGS = [
 class Brightness(Reward):
     """Mean of all pixels."""
 
-    name, low, high = "brightness", 0.0, 1.0
+    name = "brightness"
 
     def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         return brightness(images)

@@ -24,19 +24,20 @@ class Flaky(ColourReward):
         super().__init__()
         self.calls, self.fails_at, self.measuring = 0, fails_at, measuring
 
+    def count(self, is_counted: bool) -> None:
+        self.calls += is_counted
+        if is_counted and self.calls == self.fails_at:
+            raise RewardError("reward 'colour': http://127.0.0.1:8500 cannot be reached")
+
     def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         return super().measure(images, prompts)[self.name]
 
     def measure(self, images: Tensor, prompts: Sequence[str]) -> dict[str, Tensor]:
-        self.calls += self.measuring
-        if self.measuring and self.calls == self.fails_at:
-            raise RewardError("reward 'colour': http://127.0.0.1:8500 cannot be reached")
+        self.count(self.measuring)
         return super().measure(images, prompts)
 
     def submit(self, images: Tensor, prompts: Sequence[str]) -> Pending:
-        self.calls += not self.measuring
-        if not self.measuring and self.calls == self.fails_at:
-            raise RewardError("reward 'colour': http://127.0.0.1:8500 cannot be reached")
+        self.count(not self.measuring)
         return super().submit(images, prompts)
 
 
@@ -112,10 +113,7 @@ def test_an_evaluation_without_scores_is_made_up_for_and_no_iteration_is_lost(
 
 
 def test_what_a_judge_lacks_is_said_before_anything_is_drawn(tmp_path: Path) -> None:
-    overrides = [
-        "evaluation.judges=[ocr, unifiedreward-v2]",
-        "rewards.unifiedreward-v2.url=http://127.0.0.1:9",
-    ]
+    overrides = ["evaluation.judges=[ocr, unifiedreward-v2]", "rewards.unifiedreward-v2.url=http://127.0.0.1:9"]
     run = prepare_run(compose("miniature-luck", overrides=overrides), tmp_path)
     with pytest.raises(RewardError, match=r"reward 'unifiedreward-v2': http://127.0.0.1:9/v1/models cannot be reached"):
         Session(run, say=lambda line: None)

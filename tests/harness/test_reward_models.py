@@ -337,7 +337,7 @@ def test_equal_pictures_score_alike_within_the_resolution(name: str, precision: 
 class Layer(NetworkReward):
     """A network of one layer. Another precision stands for the GPU: what has been moved there can be told by it."""
 
-    low, high, version = 0.0, 1.0, "1"
+    version = "1"
     resolutions: ClassVar = {"fp32": 0.0}
     _network = nn.Linear(3, 1).requires_grad_(False)
     _device = torch.float64  # type: ignore[assignment]

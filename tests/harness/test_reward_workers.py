@@ -74,27 +74,15 @@ def pictures(*orders: int) -> Tensor:
 PROMPTS = ["a"] * 10
 
 
-def test_a_worker_scores_in_order_whatever_the_batch(isolated: Callable[..., IsolatedReward]) -> None:
-    orders = [50, 60, 70, 80, 90, 100, 110]
-    for batch_size in (3, 7):
-        reward = isolated(batch_size=batch_size)
-        assert reward.score(pictures(*orders), PROMPTS[:7]).mul(255).round().tolist() == orders
-
-
-def test_a_worker_killed_in_mid_batch_is_started_again_and_nothing_is_lost(
+def test_a_worker_that_is_killed_is_started_again_and_nothing_is_lost(
     isolated: Callable[..., IsolatedReward], capfd: pytest.CaptureFixture[str]
 ) -> None:
-    reward = isolated()
-    assert reward.score(pictures(50, DIES_ONCE, 70), PROMPTS[:3]).mul(255).round().tolist() == [50, DIES_ONCE, 70]
+    reward, orders = isolated(batch_size=2), [50, 60, 70, DIES_ONCE, 90]
+    assert reward.score(pictures(*orders), PROMPTS[:5]).mul(255).round().tolist() == orders
     assert "exit code -9: a last word" in capfd.readouterr().err
-
-
-def test_a_worker_killed_between_batches_is_started_again(isolated: Callable[..., IsolatedReward]) -> None:
-    reward = isolated()
-    first = reward.score(pictures(50), PROMPTS[:1])
     assert reward._worker is not None
-    os.kill(reward._worker.process_id, 9)
-    assert torch.equal(reward.score(pictures(50), PROMPTS[:1]), first)
+    os.kill(reward._worker.process_id, 9)  # between batches
+    assert reward.score(pictures(50), PROMPTS[:1]).item() == pytest.approx(50 / 255)
 
 
 @pytest.mark.parametrize(
@@ -116,26 +104,32 @@ def test_an_image_that_cannot_be_scored_is_named(
     assert reward.score(pictures(50), PROMPTS[:1]).item() == pytest.approx(50 / 255)
 
 
-@pytest.mark.parametrize(("wanted", "given"), [("auto", "cuda:3"), ("cpu", "cpu"), ("cuda:1", "cuda:1")])
-def test_a_worker_scores_on_the_gpu_of_its_own_process(
-    isolated: Callable[..., IsolatedReward], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wanted: str, given: str
+@pytest.mark.parametrize(
+    ("name", "wanted", "given", "chosen", "precision"),
+    [
+        ("hpsv3", "auto", "cuda:3", None, "bf16"),
+        ("hpsv3", "cpu", "cpu", "fp32", "fp32"),
+        ("hpsv2", "cuda:1", "cuda:1", None, None),
+    ],
+)
+def test_a_worker_is_told_its_process_s_gpu_and_the_precision_that_the_settings_mean(
+    isolated: Callable[..., IsolatedReward],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    wanted: str,
+    given: str,
+    chosen: str | None,
+    precision: str | None,
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 3)
-    isolated(device=wanted).score(pictures(50), PROMPTS[:1])
-    assert json.loads((tmp_path / "model.settings").read_text())["device"] == given
-
-
-@pytest.mark.parametrize(
-    ("name", "chosen", "given"), [("hpsv3", None, "bf16"), ("hpsv3", "fp32", "fp32"), ("hpsv2", None, None)]
-)
-def test_a_worker_is_told_the_precision_that_the_settings_mean(
-    isolated: Callable[..., IsolatedReward], tmp_path: Path, name: str, chosen: str | None, given: str | None
-) -> None:
-    reward = isolated(name=name, base="twin:hpsv3" if name == "hpsv3" else None, precision=chosen)
+    base = "twin:hpsv3" if name == "hpsv3" else None
+    reward = isolated(name=name, base=base, device=wanted, precision=chosen)
     reward._measure_batch((pictures(50) * 255).round().to(torch.uint8), PROMPTS[:1])
-    assert json.loads((tmp_path / "model.settings").read_text())["precision"] == given
-    assert reward.fingerprint().endswith(f":package:{given}")
+    told = json.loads((tmp_path / "model.settings").read_text())
+    assert (told["device"], told["precision"]) == (given, precision)
+    assert reward.fingerprint().endswith(f":package:{precision}")
 
 
 def test_a_worker_that_does_not_answer_is_ended(isolated: Callable[..., IsolatedReward]) -> None:
@@ -150,17 +144,12 @@ def test_a_worker_that_does_not_answer_is_ended(isolated: Callable[..., Isolated
         os.kill(worker.process_id, 0)
 
 
-def test_an_interpreter_that_cannot_be_started_is_one_line(tmp_path: Path) -> None:
-    (tmp_path / "python").write_text("no program")
-    settings = RewardConfig(backend="package", path=__file__, python=str(tmp_path / "python"))
-    with pytest.raises(RewardError, match=r"did not load: \S+/python cannot be started \(Permission denied\)") as error:
-        build_reward("hpsv2", 1, settings).score(pictures(50), PROMPTS[:1])
-    assert "\n" not in str(error.value)
-
-
-def test_a_missing_environment_names_the_command_that_makes_it(tmp_path: Path) -> None:
+def test_a_missing_environment_or_one_that_cannot_be_started_is_one_line(tmp_path: Path) -> None:
     settings = RewardConfig(backend="package", path=__file__, python=str(tmp_path / "python"))
     with pytest.raises(RewardError, match=r"no environment at .*python; make it with `make reward-env REWARD=hpsv2`"):
+        build_reward("hpsv2", 1, settings).score(pictures(50), PROMPTS[:1])
+    (tmp_path / "python").write_text("no program")
+    with pytest.raises(RewardError, match=r"did not load: \S+/python cannot be started \(Permission denied\)\Z"):
         build_reward("hpsv2", 1, settings).score(pictures(50), PROMPTS[:1])
 
 

@@ -21,8 +21,6 @@ def words(prompts: Sequence[str]) -> list[list[int]]:
 
 
 class Reads(Reward):
-    low, high = 0.0, 1.0
-
     def __init__(self, name: str, limit: int) -> None:
         self.name, self.limit = name, limit
 
@@ -46,7 +44,7 @@ def test_prompts_that_are_cut_and_those_that_become_one_are_counted() -> None:
     (line,) = truncations([Reads("apart", 3)], ["a b c d", "e f g h"], "list")
     assert "the same" not in line
     both = WeightedSum({Reads("some", 76): 1.0, Reads("few", 4): 0.0})
-    assert [line.split()[1] for line in truncations([both], PROMPTS, "list")] == ["some", "few"]
+    assert [line.split()[1] for line in truncations(both.parts, PROMPTS, "list")] == ["some", "few"]
 
 
 @pytest.mark.parametrize(("name", "twin"), [("hpsv2", "hpsv2"), ("clip", "clip"), ("pickscore", "clip")])

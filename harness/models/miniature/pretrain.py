@@ -131,10 +131,7 @@ def make_optimizers(parts: nn.ModuleDict) -> list[torch.optim.Optimizer]:
         inside = "blocks." in name or ".block." in name or ".layers." in name
         is_matrix = parameter.ndim == 2 and "embed" not in name and "relative_attention_bias" not in name
         (blocks if inside and is_matrix else rest).append(parameter)
-    return [
-        Muon(blocks, lr=0.0),
-        torch.optim.AdamW(rest, lr=0.0, weight_decay=0.0, betas=(0.9, 0.99)),
-    ]
+    return [Muon(blocks, lr=0.0), torch.optim.AdamW(rest, lr=0.0, weight_decay=0.0, betas=(0.9, 0.99))]
 
 
 def save_model(pipeline: FluxPipeline, ema: nn.ModuleDict, folder: Path) -> None:
@@ -183,18 +180,20 @@ def _train(recipe: Recipe, stage: Stage, seed: int, pipeline: FluxPipeline, pool
     parts = nn.ModuleDict({name: getattr(pipeline, name) for name in TRAINED_PARTS}).train().requires_grad_(True)
     ema = copy.deepcopy(parts).requires_grad_(False)
     optimizers = make_optimizers(parts)
-    state_path = folder / f"{stage.name}-state.pt"
+    stateful: dict[str, Any] = {
+        "parts": parts,
+        "ema": ema,
+        **{f"optimizer {i}": one for i, one in enumerate(optimizers)},
+    }
+    path, settings = folder / f"{stage.name}-state.pt", asdict(recipe)
     start, losses, seconds_before = 0, [0.0], 0.0
-    settings = asdict(recipe)
-    if state_path.exists():
-        state = torch.load(state_path, weights_only=True)
+    if path.exists():
+        state = torch.load(path, weights_only=True)
         if state["recipe"] != settings:
-            raise ConfigError(f"{state_path} belongs to another recipe; choose another folder or delete it")
+            raise ConfigError(f"{path} belongs to another recipe; choose another folder or delete it")
         start, seconds_before = state["step"], state["seconds"]
-        parts.load_state_dict(state["parts"])
-        ema.load_state_dict(state["ema"])
-        for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(saved)
+        for name, one in stateful.items():
+            one.load_state_dict(state[name])
         yield f"{stage.name} stage: continuing at step {start}"
     kept = dict(stage.kept)
     began = time.monotonic()
@@ -210,16 +209,13 @@ def _train(recipe: Recipe, stage: Stage, seed: int, pipeline: FluxPipeline, pool
         decay = min(recipe.ema_decay, (step + 1) / (step + 10))
         torch._foreach_lerp_(list(ema.parameters()), list(parts.parameters()), 1 - decay)
         losses.append(loss.item())
-        done = step + 1
-        seconds = time.monotonic() - began
+        done, seconds = step + 1, time.monotonic() - began
         if done in kept:
             save_model(pipeline, ema, folder / kept[done])
         if done % recipe.save_every == 0 or done == stage.steps:
             content = {"recipe": settings, "step": done, "seconds": seconds_before + seconds}
-            content |= {"parts": parts.state_dict(), "ema": ema.state_dict()}
-            content |= {"optimizers": [optimizer.state_dict() for optimizer in optimizers]}
-            with replacing(state_path) as stream:
-                torch.save(content, stream)
+            with replacing(path) as stream:
+                torch.save(content | {name: one.state_dict() for name, one in stateful.items()}, stream)
         if done % 100 == 0:
             pace = seconds / (done - start)
             yield (

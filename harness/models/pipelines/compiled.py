@@ -33,9 +33,7 @@ def compile_for_sampling(network: nn.Module, device: torch.device) -> Callable[.
 
 class _Compiled:
     def __init__(self, network: nn.Module) -> None:
-        self.network = network
-        self.compiled: Callable[..., Any] = torch.compile(network)
-        self.is_proved = False
+        self.network, self.compiled, self.is_proved = network, torch.compile(network), False
 
     def __call__(self, **inputs: Any) -> Any:
         if len(inputs["hidden_states"]) == 1:
@@ -45,15 +43,14 @@ class _Compiled:
                 torch._dynamo.maybe_mark_dynamic(tensor, 0)  # one compilation for all batch sizes
         if self.is_proved:
             return self.compiled(**inputs)
+        self.is_proved = True
         try:
             with first_alone():
-                result = self.compiled(**inputs)
+                return self.compiled(**inputs)
         except (torch._dynamo.exc.TorchDynamoException, torch._inductor.exc.InductorError) as error:
             _say_uncompiled(str(error).strip().splitlines()[0])
             self.compiled = self.network
-            result = self.network(**inputs)
-        self.is_proved = True
-        return result
+            return self.network(**inputs)
 
 
 @contextmanager

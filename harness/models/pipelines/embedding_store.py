@@ -44,7 +44,7 @@ class EmbeddingStore:
         for prompt in dict.fromkeys(prompts):
             if prompt in self._memory:
                 found[prompt] = self._memory[prompt]
-            elif self._folder is not None and self._file(prompt).is_file():
+            elif self.has_on_disk(prompt):
                 found[prompt] = self._read(prompt)
             else:
                 new.append(prompt)
@@ -54,7 +54,11 @@ class EmbeddingStore:
             states, pooled = computed.states.split(1), computed.pooled.split(1)
             found |= {p: PromptEmbedding(s.clone(), v.clone()) for p, s, v in zip(new, states, pooled, strict=True)}
         for prompt, embedding in found.items():
-            self._remember(prompt, embedding)
+            self._bytes += 0 if prompt in self._memory else embedding.num_bytes
+            self._memory[prompt] = embedding
+            self._memory.move_to_end(prompt)
+        while self._bytes > self._budget and len(self._memory) > 1:
+            self._bytes -= self._memory.popitem(last=False)[1].num_bytes
         return PromptEmbedding.cat([found[p] for p in prompts])
 
     def has_on_disk(self, prompt: str) -> bool:
@@ -67,16 +71,6 @@ class EmbeddingStore:
             tensors = {"states": embedding.states[row : row + 1], "pooled": embedding.pooled[row : row + 1]}
             tensors = {name: tensor.contiguous().cpu() for name, tensor in tensors.items()}
             write_atomically(self._file(prompt), save(tensors))
-
-    def _remember(self, prompt: str, embedding: PromptEmbedding) -> None:
-        if prompt in self._memory:
-            self._memory.move_to_end(prompt)
-            return
-        self._memory[prompt] = embedding
-        self._bytes += embedding.num_bytes
-        while self._bytes > self._budget and len(self._memory) > 1:
-            _, oldest = self._memory.popitem(last=False)
-            self._bytes -= oldest.num_bytes
 
     def _read(self, prompt: str) -> PromptEmbedding:
         file = self._file(prompt)

@@ -42,14 +42,13 @@ def truncations(sources: Iterable[ReadsText], prompts: Sequence[str], where: str
     lines = []
     for source in sources:
         try:
-            found = (_line(reader, prompts, where) for reader in source.text_readers())
-            lines += [line for line in found if line is not None]
+            lines += [line for reader in source.text_readers() if (line := _line(reader, prompts))]
         except HarnessError as error:
-            lines.append(f"{where}: whether prompts are cut off is not known: {error}")
-    return lines
+            lines.append(f"whether prompts are cut off is not known: {error}")
+    return [f"{where}: {line}" for line in lines]
 
 
-def _line(reader: TextReader, prompts: Sequence[str], where: str) -> str | None:
+def _line(reader: TextReader, prompts: Sequence[str]) -> str | None:
     alike: dict[tuple[int, ...], list[str]] = defaultdict(list)
     cut = []
     for prompt, tokens in zip(prompts, reader.encode(prompts), strict=True):
@@ -58,10 +57,9 @@ def _line(reader: TextReader, prompts: Sequence[str], where: str) -> str | None:
             cut.append(prompt)
     if not cut:
         return None
-    line = f"{where}: {reader.name} reads {reader.limit} tokens of a prompt: {len(cut)} of {len(prompts)} are cut off"
+    line = f"{reader.name} reads {reader.limit} tokens of a prompt: {len(cut)} of {len(prompts)} are cut off"
     line += f", the first is {_short(cut[0])}"
-    shared = [group for group in alike.values() if len(group) > 1 and not set(group).isdisjoint(cut)]
-    if shared:
+    if shared := [group for group in alike.values() if len(group) > 1 and not set(group).isdisjoint(cut)]:
         same = f"{_short(shared[0][0])} and {_short(shared[0][1])}"
         line += f"; {sum(map(len, shared))} of them are the same to it as another one, such as {same}"
     return line

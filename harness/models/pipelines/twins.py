@@ -41,11 +41,7 @@ _CLIP_L_WIDTH, _CLIP_G_WIDTH, _T5_WIDTH = 16, 24, 64  # published: 768, 1280, 40
 
 
 def twin_folder(name: str) -> Path:
-    """The pipeline folder of a twin, built at the first call.
-
-    Args:
-        name: a key of ``TWINS``.
-    """
+    """The pipeline folder of a twin, a key of ``TWINS``, built at the first call."""
 
     def build(folder: Path) -> None:
         with torch.random.fork_rng():
@@ -58,14 +54,7 @@ def twin_folder(name: str) -> Path:
 def build_flux_twin() -> FluxPipeline:
     """FLUX.1-dev at 1/48 of its width: 2 + 2 of its 19 + 38 blocks, 2 heads of 32 for 24 of 128."""
     return FluxPipeline(
-        scheduler=FlowMatchEulerDiscreteScheduler(
-            shift=3.0,
-            use_dynamic_shifting=True,
-            base_shift=0.5,
-            max_shift=1.15,
-            base_image_seq_len=256,
-            max_image_seq_len=4096,
-        ),
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True),  # from .5 to 1.15, as usual
         vae=_autoencoder(scaling_factor=0.3611, shift_factor=0.1159),
         text_encoder=CLIPTextModel(_clip_config(_CLIP_L_WIDTH, "quick_gelu")),
         tokenizer=clip_tokenizer("<|endoftext|>"),

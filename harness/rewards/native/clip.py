@@ -12,7 +12,6 @@ from torch import Tensor
 from transformers import AutoTokenizer, CLIPConfig, CLIPModel
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-from harness.config import RewardConfig
 from harness.foundation.names import REWARDS
 from harness.models.pipelines.truncation import TextReader, all_tokens
 from harness.rewards.files.checkpoints import check_weights, load_weights, locate, readable, weights_file
@@ -26,7 +25,6 @@ class ClipCosine(NetworkReward):
     """factor x cosine of a CLIP model's embeddings of picture and prompt."""
 
     resolutions: ClassVar = {"fp32": 2e-6, "bf16": 2e-3}
-    low, high = -1.0, 1.0
 
     @cached_property
     @abstractmethod
@@ -129,11 +127,7 @@ class PickScore(ClipScore):
     """PickScore: exp(logit scale) x cosine, as its release scores a single picture; about 18 to 24."""
 
     version = "scaled-cosine-1"
-    low, high = -100.0, 100.0  # the release's logit scale
-
-    def __init__(self, name: str, settings: RewardConfig) -> None:
-        super().__init__(name, settings)
-        self.resolution *= self.high
+    resolutions: ClassVar = {precision: 100 * value for precision, value in ClipCosine.resolutions.items()}
 
     def _factor(self, model: Any) -> Tensor:
         return model.logit_scale.float().exp()

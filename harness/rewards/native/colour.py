@@ -38,8 +38,6 @@ class ColourReward(Reward):
     """
 
     name = "colour"
-    low = 0.0
-    high = 1.0
     resolution = 1e-7  # computed in float64 and rounded to float32
 
     def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:

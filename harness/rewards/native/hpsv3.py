@@ -109,7 +109,6 @@ def to_transformers_5(weights: dict[str, Tensor]) -> dict[str, Tensor]:
 class HpsV3(NetworkReward):
     """Human preference score v3: the mean mu of the score that the model predicts; about 0 to 15 for real models."""
 
-    low, high = -math.inf, math.inf
     resolutions: ClassVar = {"bf16": 2e-2, "fp32": 2e-5}
     version = "hpsv3-1"
     model_class: type[RewardModel] = RewardModel

@@ -130,8 +130,6 @@ class OcrReward(BatchedReward):
         batch_size: pictures in one forward pass, >= 1; does not change scores.
     """
 
-    low = 0.0
-    high = 1.0
     resolution = 2e-6
 
     def __init__(self, name: str = "ocr", num_threads: int = 1, batch_size: int = 16) -> None:

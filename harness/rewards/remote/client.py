@@ -57,15 +57,13 @@ class RemoteReward(BatchedReward):
 
 
 class ServedReward(RemoteReward):
-    """A reward that another process holds, perhaps on another GPU. Its bounds are not asked.
+    """A reward that another process holds, perhaps on another GPU.
 
     Args:
         name: of the reward.
         settings: of the reward; ValueError without a url.
         build_local: makes a reward of this name, here; it is asked about prompts alone.
     """
-
-    low, high = -math.inf, math.inf
 
     def __init__(self, name: str, settings: RewardConfig, build_local: Callable[[], Reward]) -> None:
         super().__init__(name, settings.batch_size)

@@ -105,7 +105,6 @@ class IsolatedReward(ServedReward):
     def __init__(self, name: str, settings: RewardConfig, num_threads: int = 1) -> None:
         own = settings.model_copy(update={"url": "http://127.0.0.1"})  # the worker chooses its port
         super().__init__(name, own, lambda: self)
-        self.low, self.high = (-1.0, 1.0) if name == "hpsv2" else (-float("inf"), float("inf"))
         self._settings, self._num_threads = settings, num_threads
         # The other packages choose theirs themselves.
         self._precision = settings.precision or ("bf16" if name == "hpsv3" else None)

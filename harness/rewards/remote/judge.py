@@ -117,16 +117,13 @@ def _excerpt(answer: str) -> str:
 
 
 class UnifiedReward(RemoteReward):
-    """UnifiedReward v1 (one score) or v2 (alignment, coherence, style, and their mean as the score), each 1 to 5."""
+    """UnifiedReward v1 (one score) or v2 (alignment, coherence, style, and their mean as the score), each 1 to 5.
 
-    low, high = 1.0, 5.0
+    Raises:
+        ValueError: no url, or the file with the question is missing or has no {prompt}.
+    """
 
     def __init__(self, name: str, settings: RewardConfig) -> None:
-        """Choose a server; nothing is sent yet.
-
-        Raises:
-            ValueError: no url, or the file with the question is missing or has no {prompt}.
-        """
         super().__init__(name, settings.batch_size)
         if settings.url is None:
             raise ValueError(f"rewards.{name}.url is missing: an OpenAI-compatible server that has the model")
