@@ -27,7 +27,7 @@ def measured_rates(folder: Path) -> Rates | None:
     """Rates of the runs in a folder; None without a folder or without a finished run in it.
 
     Raises:
-        RunLogError: names the file that cannot be read.
+        ConfigError: names the file that cannot be read.
     """
     if not folder.is_dir() or not find_runs(folder):
         return None

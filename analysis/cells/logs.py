@@ -14,8 +14,9 @@ from analysis.cells.variants import kind_of, name_variants
 from analysis.claims import VALIDATION_POINTS
 from analysis.runs.gallery import Gallery, read_gallery
 from analysis.runs.recorded import name_files, name_repeats
-from analysis.runs.runlog import CHOSEN_PROMPT, NUMBERS, SPLITS, RunLog, RunLogError, find_paths, read_directory
+from analysis.runs.runlog import CHOSEN_PROMPT, NUMBERS, SPLITS, RunLog, find_paths, read_directory
 from analysis.runs.shards import SUFFIX, read_shard, read_shard_gallery
+from harness.foundation.errors import ConfigError
 from harness.foundation.trained_reward import TrainedReward, trained_reward
 
 IDENTITY = ["experiment", "run_id", "method", "selection", "fusion", "fusion_weight", "variant", "reward", "seed"]
@@ -27,9 +28,9 @@ SUMMARY_COLUMNS = [
 ]
 TRAINING_REWARD = "training_reward"
 """Metric of every evaluation: the trained reward, under one name whatever it is made of."""
-_CHOSEN = ("train", CHOSEN_PROMPT, True)
 _RUNS_AT_A_TIME = 50
 """Read by one process: no other is started for fewer."""
+_CHOSEN = ("train", CHOSEN_PROMPT, True)
 
 
 class ChosenPrompts(NamedTuple):
@@ -92,7 +93,7 @@ def find_runs(folder: Path) -> list[Path]:
     A run that is there as a directory and as a shard counts once, as the shard, which is finished.
 
     Raises:
-        RunLogError: the folder does not exist, or holds two directories or two shards of one run.
+        ConfigError: the folder does not exist, or holds two directories or two shards of one run.
     """
     found: dict[tuple[str, str], Path] = {}
     for path in find_paths(folder, SUFFIX):
@@ -100,14 +101,14 @@ def find_runs(folder: Path) -> list[Path]:
         key = path.parent.name, path.name.removesuffix(SUFFIX)
         other = found.get(key)
         if other is not None and other.is_dir() == path.is_dir():
-            raise RunLogError(f"{other} and {path} are the same run: read one of their folders")
+            raise ConfigError(f"{other} and {path} are the same run: read one of their folders")
         if other is None or other.is_dir():
             found[key] = path
     return sorted(found.values())
 
 
 def load_gallery(run: Path) -> Gallery | None:
-    """Pictures of a run directory or shard; None where it has none. Raises RunLogError."""
+    """Pictures of a run directory or shard; None where it has none. Raises ConfigError."""
     return read_gallery(run) if run.is_dir() else read_shard_gallery(run)
 
 
@@ -120,13 +121,13 @@ def load_logs(folder: Path, train_metrics: Collection[str] | None = None, skip_d
         skip_damaged: leave runs out that cannot be read, and say so on stderr and in ``Logs.damages``.
 
     Raises:
-        RunLogError: names the folder or file that cannot be read; with ``skip_damaged`` only if no run is left.
+        ConfigError: names the folder or file that cannot be read; with ``skip_damaged`` only if no run is left.
     """
 
     def load(path: Path) -> _Run | str:
         try:
             return _load(path, train_metrics)
-        except RunLogError as error:
+        except ConfigError as error:
             if not skip_damaged:
                 raise
             return str(error)
@@ -135,7 +136,7 @@ def load_logs(folder: Path, train_metrics: Collection[str] | None = None, skip_d
     loaded = [run for run in outcomes if isinstance(run, _Run)]
     damages = [damage for damage in outcomes if isinstance(damage, str)]
     if damages and not loaded:
-        raise RunLogError(damages[0])
+        raise ConfigError(damages[0])
     for damage in damages:
         print(f"warning: left out: {damage}", file=sys.stderr)
     summary = _named(loaded)
@@ -294,13 +295,13 @@ def _training_reward(log: RunLog, series: _ByName) -> dict[tuple[str, bool], _Se
     try:
         wanted = trained_reward(log.config).logged_as(sorted({metric for _, metric, _ in evaluated}))
     except ValueError as error:
-        raise RunLogError(f"{log.path}: {error}") from None
+        raise ConfigError(f"{log.path}: {error}") from None
     found = {(split, of_prompts): one for (split, metric, of_prompts), one in evaluated.items() if metric == wanted}
     points = {(split, i) for (split, *_), one in evaluated.items() for i in np.unique(one.iterations)}
     for split, i in sorted(
         points - {(split, i) for (split, _), one in found.items() for i in np.unique(one.iterations)}
     ):
-        raise RunLogError(f"{log.path}: {split} at iteration {i} has no metric {wanted!r}, as others have")
+        raise ConfigError(f"{log.path}: {split} at iteration {i} has no metric {wanted!r}, as others have")
     return found
 
 

@@ -4,11 +4,11 @@ import argparse
 from pathlib import Path
 
 from analysis.gradients.report import write_mechanism_report
-from analysis.gradients.tables import MechanismTableError
+from harness.foundation.errors import ConfigError
 
 parser = argparse.ArgumentParser(prog="python -m analysis.gradients", description="Write a measurement's report.")
 parser.add_argument("folder", type=Path, help="holds about.json, units.parquet and blocks.parquet")
 try:
     print(write_mechanism_report(parser.parse_args().folder))
-except MechanismTableError as error:
+except ConfigError as error:
     parser.exit(2, f"{error}\n")

@@ -16,10 +16,10 @@ from analysis.gradients.summary import Section, introduction, sections, summary
 from analysis.gradients.tables import (
     EVERYTHING,
     Measurement,
-    MechanismTableError,
     load_measurement,
     load_mechanism_tables,
 )
+from harness.foundation.errors import ConfigError
 from harness.foundation.files import write_atomically
 
 
@@ -43,7 +43,7 @@ def write_mechanism_report(folder: Path) -> Path:
         The path of summary.md.
 
     Raises:
-        MechanismTableError: a table is missing or broken.
+        ConfigError: a table is missing or broken.
     """
     tables = load_mechanism_tables(folder)
     measured = [Measured(tables, checkpoint) for checkpoint in tables.iterations]
@@ -66,7 +66,7 @@ def read_mechanism_report(folder: Path) -> MechanismPart:
     """What ``write_mechanism_report`` found, from its CSV files: nothing is resampled again.
 
     Raises:
-        MechanismTableError: about.json or a CSV file is missing or broken.
+        ConfigError: about.json or a CSV file is missing or broken.
     """
     measurement = load_measurement(folder)
     frames = {name: _read(folder / f"{name}.csv") for name in ("checkpoints", "effects", "comparisons", "signs")}
@@ -80,7 +80,7 @@ def _read(path: Path) -> pd.DataFrame:
         return pd.read_csv(path)
     except (OSError, ValueError) as error:
         again = f"python -m analysis.gradients {path.parent} writes it again"
-        raise MechanismTableError(f"{path}: cannot be read: {error}; {again}") from None
+        raise ConfigError(f"{path}: cannot be read: {error}; {again}") from None
 
 
 def _drawings(measurement: Measurement, frames: Mapping[str, pd.DataFrame]) -> list[Drawing]:

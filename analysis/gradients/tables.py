@@ -21,10 +21,6 @@ EVERYTHING = "all"
 """The set of all different prompts that any strategy chose."""
 
 
-class MechanismTableError(ConfigError):
-    """A measurement's file that cannot be read: which one, and why."""
-
-
 @dataclass(frozen=True)
 class Units:
     """Gradients of single updates of one set at one checkpoint; n of them in ``blocks`` blocks.
@@ -158,7 +154,7 @@ def load_measurement(folder: Path) -> Measurement:
     """Read what a measurement's folder says of itself.
 
     Raises:
-        MechanismTableError: about.json is missing or broken.
+        ConfigError: about.json is missing or broken.
     """
     return Measurement(_about(folder))
 
@@ -167,7 +163,7 @@ def load_mechanism_tables(folder: Path) -> MechanismTables:
     """Read a measurement's folder.
 
     Raises:
-        MechanismTableError: a file is missing or broken; names it.
+        ConfigError: a file is missing or broken; names it.
     """
     about = _about(folder)
     tables = []
@@ -176,7 +172,7 @@ def load_mechanism_tables(folder: Path) -> MechanismTables:
             tables.append(pd.read_parquet(folder / name))
         except (OSError, pa.ArrowException) as error:
             reason = " ".join(str(error).split())
-            raise MechanismTableError(f"{folder / name}: cannot be read: {reason}") from None
+            raise ConfigError(f"{folder / name}: cannot be read: {reason}") from None
     return MechanismTables(about, *tables)
 
 
@@ -185,7 +181,7 @@ def _about(folder: Path) -> dict[str, Any]:
     try:
         return dict(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError) as error:
-        raise MechanismTableError(f"{path}: cannot be read: {error}") from None
+        raise ConfigError(f"{path}: cannot be read: {error}") from None
 
 
 def _matrix(rows: pd.DataFrame, height: int, width: int) -> Values:

@@ -19,7 +19,7 @@ from analysis.claims import EXPERIMENT
 from analysis.figures import StudyFigures
 from analysis.figures.drawing import Drawing
 from analysis.formats import entry_text, number
-from analysis.gradients import MechanismPart
+from analysis.gradients.report import MechanismPart
 from analysis.report.pictures import gallery, pictures_by_difficulty
 from analysis.report.tables import extra_gain_table, main_table, paper_table
 from analysis.runs.sources import changes_since, note_on_changes

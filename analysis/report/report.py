@@ -17,7 +17,7 @@ from analysis.figures.claims import claims_panel
 from analysis.figures.drawing import draw_panel
 from analysis.figures.fusion import example_panels
 from analysis.formats import WideTable, latex, markdown, write_frame
-from analysis.gradients import MechanismPart, read_mechanism_report
+from analysis.gradients.report import MechanismPart, read_mechanism_report
 from analysis.report.insertion import insert, split
 from analysis.report.page import ClaimsPart, Part, render_page
 from analysis.report.tables import (
@@ -29,11 +29,11 @@ from analysis.report.tables import (
     paper_table,
     run_frame,
 )
-from analysis.runs.runlog import RunLogError
 from analysis.runs.sources import changes_since, note_on_changes
 from analysis.verdicts.claims_table import ClaimsTable, claims_digest, claims_frame, claims_markdown, claims_table
 from analysis.verdicts.conclusions import conclude, conclusions_frame, conclusions_markdown
 from analysis.verdicts.stability import GROUP_SPREADS, stability_frame, stability_table
+from harness.foundation.errors import ConfigError
 from harness.foundation.files import write_atomically
 
 MECHANISM = Path(__file__).resolve().parents[2] / "results" / "mechanism"
@@ -64,12 +64,12 @@ def write_report(
         of the measurement stay in its own folder.
 
     Raises:
-        RunLogError: there is no run, or a file of one cannot be read; names it. Or no run of the study, for ``readme``.
-        MechanismTableError: a file of the measurement is missing or broken.
+        ConfigError: there is no run, or a file of one cannot be read; names it. Or no run of the study, for ``readme``.
+        ConfigError: a file of the measurement is missing or broken.
         ConfigError: ``readme`` has no place for the claims; nothing is written then.
     """
     if not find_runs(runs_folder):
-        raise RunLogError(f"{runs_folder}: holds no run (no config.yaml and no shard at any depth)")
+        raise ConfigError(f"{runs_folder}: holds no run (no config.yaml and no shard at any depth)")
     if readme is not None:
         split(readme)
     metrics = (*SPENDING_METRICS, *CHOSEN_METRICS, *GROUP_SPREADS)
@@ -79,7 +79,7 @@ def write_report(
     studies = split_studies(logs)
     claims = claims_table(studies, logs)
     if claims is None and readme is not None:
-        raise RunLogError(f"{runs_folder}: holds no run of {EXPERIMENT}, so no claims for {readme}")
+        raise ConfigError(f"{runs_folder}: holds no run of {EXPERIMENT}, so no claims for {readme}")
     measured = _measured(mechanism, claims)
     parts = [
         Part(

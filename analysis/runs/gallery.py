@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from PIL import Image
 
-from analysis.runs.runlog import RunLogError
+from harness.foundation.errors import ConfigError
 
 NUM_PROMPTS = 8
 """How many prompts' pictures a page shows and a shard keeps, from the start of the validation list."""
@@ -44,7 +44,7 @@ def read_gallery(run: Path, num_prompts: int = NUM_PROMPTS) -> Gallery | None:
         num_prompts: how many prompts at most.
 
     Raises:
-        RunLogError: names the picture or list of prompts that cannot be read.
+        ConfigError: names the picture or list of prompts that cannot be read.
     """
     folder = run / "images"
     stacks, names = sorted(folder.glob("validation-*.png")), folder / "prompts.json"
@@ -53,7 +53,7 @@ def read_gallery(run: Path, num_prompts: int = NUM_PROMPTS) -> Gallery | None:
     try:
         prompts = [str(prompt) for prompt in json.loads(names.read_text(encoding="utf-8"))]
     except ValueError as error:
-        raise RunLogError(f"{names}: not JSON: {error}") from None
+        raise ConfigError(f"{names}: not JSON: {error}") from None
     before, after = (_slices(stack, len(prompts), num_prompts) for stack in (stacks[0], stacks[-1]))
     pictures = [Picture(*of_prompt) for of_prompt in zip(prompts, before, after, strict=False)]
     return Gallery(_iteration(stacks[0]), _iteration(stacks[-1]), pictures)
@@ -69,9 +69,9 @@ def _slices(path: Path, num_stacked: int, num_wanted: int) -> list[bytes]:
         with Image.open(path) as image:
             stack = image.convert("RGB")
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:  # as PIL's readers fail
-        raise RunLogError(f"{path}: cannot be read: {error}") from None
+        raise ConfigError(f"{path}: cannot be read: {error}") from None
     if num_stacked == 0 or stack.height % num_stacked:
-        raise RunLogError(f"{path}: height {stack.height} does not divide into {num_stacked} prompts' pictures")
+        raise ConfigError(f"{path}: height {stack.height} does not divide into {num_stacked} prompts' pictures")
     height, slices = stack.height // num_stacked, []
     for top in range(0, height * min(num_stacked, num_wanted), height):
         picture = stack.crop((0, top, stack.width, top + height))

@@ -42,10 +42,6 @@ _SHORT_CONFIG = 20_000
 overflows, which would end the process."""
 
 
-class RunLogError(ConfigError):
-    """A run's file that cannot be read: which one, and why."""
-
-
 @dataclass(frozen=True)
 class RunLog:
     """A run, wherever it was read from."""
@@ -76,10 +72,10 @@ def find_paths(folder: Path, shard_suffix: str = "") -> list[Path]:
     Nothing within a run directory is looked at: it may hold many files, and no other run.
 
     Raises:
-        RunLogError: the folder does not exist.
+        ConfigError: the folder does not exist.
     """
     if not folder.is_dir():
-        raise RunLogError(f"{folder}: no such folder of runs")
+        raise ConfigError(f"{folder}: no such folder of runs")
     found = []
     for parent, folders, files in os.walk(folder):
         if "config.yaml" in files:
@@ -99,17 +95,8 @@ def read_directory(run: Path) -> RunLog:
         run: holds config.yaml; any other file may still be missing.
 
     Raises:
-        RunLogError: names the file that cannot be read, or is not what it was when the run finished.
+        ConfigError: names the file that cannot be read, or is not what it was when the run finished.
     """
-    try:
-        return _read_directory(run)
-    except RunLogError:
-        raise
-    except ConfigError as error:
-        raise RunLogError(str(error)) from None
-
-
-def _read_directory(run: Path) -> RunLog:
     config = check_config(_read_yaml(run / "config.yaml"), run / "config.yaml")
     status = _read_status(run / "status.json")
     is_finished = status.get("state") == "finished"
@@ -139,15 +126,15 @@ def check_config(config: Any, path: Path) -> dict[str, Any]:
     """Return a run's configuration if it has all that the analysis reads.
 
     Raises:
-        RunLogError: names the file and the key that is missing.
+        ConfigError: names the file and the key that is missing.
     """
     sections = {"fusion": "enabled", "method": "kernel", "reward": None}
     for key in ("experiment", "seed", "iterations", "selection", *sections):
         if not isinstance(config, dict) or key not in config:
-            raise RunLogError(f"{path}: no run's configuration: key {key!r} is missing")
+            raise ConfigError(f"{path}: no run's configuration: key {key!r} is missing")
     for key, inner in sections.items():
         if not isinstance(config[key], dict) or (inner and inner not in config[key]):
-            raise RunLogError(f"{path}: key {key!r} must be a mapping{f' with {inner!r}' if inner else ''}")
+            raise ConfigError(f"{path}: key {key!r} must be a mapping{f' with {inner!r}' if inner else ''}")
     return config
 
 
@@ -205,7 +192,7 @@ def _train_table(lines: Sequence[Mapping[str, Any]], path: Path) -> pa.Table:
 
 def _evaluation_table(split: str, lines: Sequence[Mapping[str, Any]], path: Path) -> pa.Table:
     if split not in SPLITS:
-        raise RunLogError(f"{path}: split {split!r} is none of {', '.join(SPLITS)}")
+        raise ConfigError(f"{path}: split {split!r} is none of {', '.join(SPLITS)}")
     iterations = [line["iteration"] for line in lines]
     whole = [{k: v for k, v in line.items() if k not in ("iteration", "split", "per_prompt")} for line in lines]
     series = [_numeric(name.removeprefix("metrics/"), iterations, column, path) for name, column in _columns(whole)]
@@ -234,7 +221,7 @@ def _numeric(metric: str, iterations: Sequence[int], column: Sequence[float | No
     try:
         values = np.array(column, dtype=float)  # null becomes NaN, which JSON cannot hold by itself
     except (TypeError, ValueError):
-        raise RunLogError(f"{path}: {metric!r} is a number in some lines and something else in others") from None
+        raise ConfigError(f"{path}: {metric!r} is a number in some lines and something else in others") from None
     there = ~np.isnan(values)
     return Series(metric, np.asarray(iterations, dtype=np.int64)[there], values[there])
 
@@ -244,7 +231,7 @@ def _read_yaml(path: Path) -> Any:
         text = path.read_text(encoding="utf-8")
         return yaml.load(text, Loader=_YAML if len(text) <= _SHORT_CONFIG else yaml.SafeLoader)
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-        raise RunLogError(f"{path}: cannot be read: {' '.join(str(error).split())}") from None
+        raise ConfigError(f"{path}: cannot be read: {' '.join(str(error).split())}") from None
 
 
 def _lost(
@@ -272,7 +259,7 @@ def _read_status(path: Path) -> dict[str, Any]:
         return records.parse_status(read_text(path)) if path.exists() else {}
     except ValueError as error:
         remedy = f"resume the run, which writes it again:  adagrpo train --resume {path.parent}"
-        raise RunLogError(f"{path}: cannot be read: {' '.join(str(error).split())}; {remedy}") from None
+        raise ConfigError(f"{path}: cannot be read: {' '.join(str(error).split())}; {remedy}") from None
 
 
 def _read_object(path: Path) -> dict[str, Any]:
@@ -282,9 +269,9 @@ def _read_object(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, RecursionError) as error:
-        raise RunLogError(f"{path}: cannot be read: {error}") from None
+        raise ConfigError(f"{path}: cannot be read: {error}") from None
     if not isinstance(content, dict):
-        raise RunLogError(f"{path}: must hold an object")
+        raise ConfigError(f"{path}: must hold an object")
     return content
 
 
@@ -295,7 +282,7 @@ def _read_environment(run: Path) -> dict[str, Any]:
     try:
         require_environment(content)
     except ValueError as error:
-        raise RunLogError(f"{run / 'environment.json'}: {error}") from None
+        raise ConfigError(f"{run / 'environment.json'}: {error}") from None
     return content | ({"fingerprints": fingerprints} if fingerprints else {})
 
 
@@ -307,6 +294,6 @@ def _read_lines(path: Path, sealed: records.Sealed) -> list[dict[str, Any]]:
     found: dict[tuple[int, str], dict[str, Any]] = {}
     for number, line in enumerate(records.read_lines(path), start=1):
         if path.name == "eval.jsonl" and not (isinstance(line.get("split"), str) and "metrics" in line):
-            raise RunLogError(f"{path}: line {number} must be an object with iteration, split and metrics")
+            raise ConfigError(f"{path}: line {number} must be an object with iteration, split and metrics")
         found[line["iteration"], line.get("split", "train")] = line
     return [found[key] for key in sorted(found)]

@@ -17,13 +17,13 @@ from analysis.runs.gallery import NUM_PROMPTS, Gallery, Picture, read_gallery
 from analysis.runs.runlog import (
     NUMBERS,
     RunLog,
-    RunLogError,
     Series,
     check_config,
     find_paths,
     numbers_table,
     read_directory,
 )
+from harness.foundation.errors import ConfigError
 from harness.foundation.files import write_atomically
 
 SUFFIX = ".parquet"
@@ -51,7 +51,7 @@ def write_shards(runs_folder: Path, output: Path, num_pictures: int = NUM_PROMPT
         The shards of all finished runs, sorted.
 
     Raises:
-        RunLogError: names the folder or file that cannot be read, after the shards of all other runs were written.
+        ConfigError: names the folder or file that cannot be read, after the shards of all other runs were written.
     """
     written, damaged = [], []
     directories = find_paths(runs_folder)
@@ -62,7 +62,7 @@ def write_shards(runs_folder: Path, output: Path, num_pictures: int = NUM_PROMPT
             if log.state != "finished":
                 continue
             content = _to_parquet(log, read_gallery(directory, num_pictures if directory in shown else 0))
-        except RunLogError as error:
+        except ConfigError as error:
             damaged.append(error)
             continue
         path = output / str(log.config["experiment"]) / f"{log.run_id}{SUFFIX}"
@@ -89,7 +89,7 @@ def read_shard(path: Path) -> RunLog:
     """Read a shard as ``read_directory`` read the run it was made from.
 
     Raises:
-        RunLogError: names the file, which is none of ``write_shards``.
+        ConfigError: names the file, which is none of ``write_shards``.
     """
     table, documents = _read(path, _NUMBER_GROUP, [*NUMBERS.names, "millionths"])
     numbers = _decode(table)
@@ -102,12 +102,12 @@ def read_shard_environment(path: Path) -> dict[str, Any]:
     """The environment.json of the run that a shard was made from; its numbers are not read.
 
     Raises:
-        RunLogError: names the file, which is none of ``write_shards``.
+        ConfigError: names the file, which is none of ``write_shards``.
     """
     try:
         environment = json.loads(pq.read_metadata(path).metadata[b"adagrpo.environment"])
     except (OSError, pa.ArrowException, KeyError, TypeError, ValueError) as error:
-        raise RunLogError(f"{path}: is no shard ({error})") from None
+        raise ConfigError(f"{path}: is no shard ({error})") from None
     return dict(environment)
 
 
@@ -115,7 +115,7 @@ def read_shard_gallery(path: Path, num_prompts: int = NUM_PROMPTS) -> Gallery | 
     """The pictures that a shard keeps; None where it keeps none.
 
     Raises:
-        RunLogError: names the file, which is none of ``write_shards``.
+        ConfigError: names the file, which is none of ``write_shards``.
     """
     table, _ = _read(path, _PICTURE_GROUP, ["iteration", "text", "png"])
     rows = table.to_pylist()
@@ -189,13 +189,13 @@ def _picture_rows(gallery: Gallery) -> pa.Table:
 
 def _read(path: Path, row_group: int, columns: list[str]) -> tuple[pa.Table, dict[str, Any]]:
     """Columns of a row group, without rows if the file has no such group, and the run's documents."""
-    no_shard = RunLogError(f"{path}: no shard of a run (version {_FORMAT}); write it with write_shards")
+    no_shard = ConfigError(f"{path}: no shard of a run (version {_FORMAT}); write it with write_shards")
     try:
         content = path.read_bytes()
         # Before anything is made of it: the library trusts the numbers in a file's own description.
         signed = _SIGNED.search(content)
         if signed and _sha256(content.replace(signed[1], _NO_CHECKSUM.encode())) != signed[1]:
-            raise RunLogError(f"{path}: is damaged: its checksum is wrong; put back a copy of it")
+            raise ConfigError(f"{path}: is damaged: its checksum is wrong; put back a copy of it")
         with pq.ParquetFile(
             pa.BufferReader(content), read_dictionary=["split", "metric"], page_checksum_verification=True
         ) as file:
@@ -205,9 +205,9 @@ def _read(path: Path, row_group: int, columns: list[str]) -> tuple[pa.Table, dic
             groups = [row_group] if row_group < file.num_row_groups else []
             table = file.read_row_groups(groups, columns, use_threads=False)
         return table, {name: json.loads(metadata[f"adagrpo.{name}".encode()]) for name in _DOCUMENTS}
-    except RunLogError:
+    except ConfigError:
         raise
     except KeyError:  # A file with other columns or without documents.
         raise no_shard from None
     except (OSError, ValueError, OverflowError, MemoryError, pa.ArrowException) as error:
-        raise RunLogError(f"{path}: cannot be read: {' '.join(str(error).split())}") from None
+        raise ConfigError(f"{path}: cannot be read: {' '.join(str(error).split())}") from None

@@ -23,7 +23,7 @@ def mechanism(
     output: Annotated[Path | None, "folder (default: results/mechanism)"] = None,
 ) -> int:
     """Which prompts teach, and what fusion does: gradients at fixed checkpoints; resumable."""
-    from analysis.gradients import write_mechanism_report
+    from analysis.gradients.report import write_mechanism_report
     from harness.config import ROOT
     from harness.experiments.gradients.chunks import plan
     from harness.experiments.gradients.definition import load_mechanism

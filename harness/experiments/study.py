@@ -11,7 +11,6 @@ from pydantic import Field, ValidationError
 from analysis.cells.costs import Rates, measured_rates
 from analysis.claims import STUDY_SEEDS
 from analysis.runs.gallery import NUM_PROMPTS
-from analysis.runs.runlog import RunLogError
 from analysis.runs.shards import read_shard_environment, write_shards
 from analysis.runs.sources import changes_since
 from harness.config import EXPERIMENTS, ROOT, ConfigError, RunConfig, Section, nearest, one_line, read_yaml
@@ -102,7 +101,7 @@ class Study(NamedTuple):
         # A page shows the pictures of each cell's first seed; of all runs they would be most of what is committed.
         try:
             write_shards(run.folder, self.shards, NUM_PROMPTS if run.config.seed == STUDY_SEEDS[0] else 0)
-        except RunLogError as error:
+        except ConfigError as error:
             print(f"not kept: {error}", file=sys.stderr)
 
     def execute(

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from analysis.runs.gallery import read_gallery
-from analysis.runs.runlog import RunLogError
+from harness.foundation.errors import ConfigError
 
 
 def png(width: int, height: int) -> bytes:
@@ -29,6 +29,6 @@ def test_a_picture_that_is_damaged_or_unfolds_without_bound_is_one_line(content:
     (folder / "prompts.json").write_text('["a cat"]', encoding="utf-8")
     for iteration in (0, 5):
         (folder / f"validation-{iteration:05d}.png").write_bytes(content)
-    with pytest.raises(RunLogError, match=r"validation-00000\.png: cannot be read") as error:
+    with pytest.raises(ConfigError, match=r"validation-00000\.png: cannot be read") as error:
         read_gallery(tmp_path)
     assert "\n" not in str(error.value)

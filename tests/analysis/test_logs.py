@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from analysis.cells.logs import COLUMNS, Logs, find_runs, load_logs
-from analysis.runs.runlog import RunLogError, read_directory
+from analysis.runs.runlog import read_directory
+from harness.foundation.errors import ConfigError
 
 WriteRun = Callable[..., Path]
 
@@ -126,7 +127,7 @@ NO_SPLIT = '{"iteration": 1, "split": "holdout", "metrics": {"ocr": 1.0}}\n'
 def test_an_unreadable_file_is_named(write_run: WriteRun, name: str, content: str, message: str) -> None:
     run = write_run("bad")
     (run / name).write_text(content)
-    with pytest.raises(RunLogError, match=rf"bad/{re.escape(name)}: .*{message}"):
+    with pytest.raises(ConfigError, match=rf"bad/{re.escape(name)}: .*{message}"):
         load_logs(run)
 
 
@@ -135,7 +136,7 @@ def test_a_configuration_that_nests_without_end_is_one_error(opening: str, write
     for depth in (3_000, 100_000):
         path = write_run(f"nested-{depth}") / "config.yaml"
         path.write_text(f"reward: {opening * depth}" if opening != "- " else opening * depth, encoding="utf-8")
-        with pytest.raises(RunLogError, match=re.escape(str(path))):
+        with pytest.raises(ConfigError, match=re.escape(str(path))):
             read_directory(path.parent)
 
 
@@ -146,8 +147,8 @@ def test_runs_are_found_at_any_depth_once(grid: Path) -> None:
     (grid / "grid" / "base-1" / "checkpoints").mkdir()
     (grid / "grid" / "base-1" / "checkpoints" / "config.yaml").touch()
     assert len(find_runs(grid)) == 4
-    with pytest.raises(RunLogError, match="no such folder"):
+    with pytest.raises(ConfigError, match="no such folder"):
         find_runs(grid / "nowhere")
     shutil.copytree(grid / "grid", grid / "copy" / "grid")
-    with pytest.raises(RunLogError, match=r"copy/grid/base-0 and .*runs/grid/base-0 are the same run"):
+    with pytest.raises(ConfigError, match=r"copy/grid/base-0 and .*runs/grid/base-0 are the same run"):
         load_logs(grid)

@@ -11,10 +11,11 @@ import pytest
 
 from analysis import paper
 from analysis.formats import entry_text
-from analysis.gradients import MechanismTableError, read_mechanism_report, write_mechanism_report
 from analysis.gradients.effects import FUSED, contrasts
+from analysis.gradients.report import read_mechanism_report, write_mechanism_report
 from analysis.gradients.signs import corrected_signs, needed_weights, sign_errors
 from analysis.gradients.summary import FUSION, PROMPTS
+from harness.foundation.errors import ConfigError
 
 MEASUREMENT = Path(__file__).parents[2] / "results" / "mechanism"
 
@@ -51,13 +52,13 @@ def test_a_page_reads_what_the_summary_says() -> None:
 
 
 def test_a_missing_or_broken_table_is_named(tmp_path: Path) -> None:
-    with pytest.raises(MechanismTableError, match=r"about\.json: cannot be read"):
+    with pytest.raises(ConfigError, match=r"about\.json: cannot be read"):
         write_mechanism_report(tmp_path)
     shutil.copy(MEASUREMENT / "about.json", tmp_path)
     (tmp_path / "units.parquet").write_text("no parquet")
-    with pytest.raises(MechanismTableError, match=r"units\.parquet: cannot be read"):
+    with pytest.raises(ConfigError, match=r"units\.parquet: cannot be read"):
         write_mechanism_report(tmp_path)
-    with pytest.raises(MechanismTableError, match=r"\.csv: cannot be read: .*; python -m analysis\.gradients "):
+    with pytest.raises(ConfigError, match=r"\.csv: cannot be read: .*; python -m analysis\.gradients "):
         read_mechanism_report(tmp_path)
 
 

@@ -18,10 +18,10 @@ from analysis.report.page import Part, render_page
 from analysis.report.report import write_report
 from analysis.report.tables import cell_frame
 from analysis.runs import sources
-from analysis.runs.runlog import RunLogError
 from analysis.runs.shards import write_shards
 from analysis.verdicts.conclusions import conclude
 from analysis.verdicts.stability import stability_frame
+from harness.foundation.errors import ConfigError
 
 WriteRun = Callable[..., Path]
 
@@ -153,7 +153,7 @@ def test_each_experiment_and_reward_has_a_section_and_figures_of_its_own(
 def test_a_stack_of_the_wrong_height_is_named(write_run: WriteRun) -> None:
     run = write_run("odd")
     Image.new("RGB", (8, 7)).save(run / "images" / "validation-00002.png")
-    with pytest.raises(RunLogError, match=r"odd/images/validation-00002\.png: height 7 does not divide into 2"):
+    with pytest.raises(ConfigError, match=r"odd/images/validation-00002\.png: height 7 does not divide into 2"):
         page_of(run)
 
 

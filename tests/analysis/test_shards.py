@@ -11,8 +11,9 @@ import pytest
 
 from analysis.cells.logs import find_runs, load_logs
 from analysis.runs.gallery import read_gallery
-from analysis.runs.runlog import RunLogError, read_directory
+from analysis.runs.runlog import read_directory
 from analysis.runs.shards import read_shard, read_shard_gallery, write_shards
+from harness.foundation.errors import ConfigError
 
 WriteRun = Callable[..., Path]
 
@@ -96,7 +97,7 @@ def test_what_is_no_shard_is_named(shards: Path, content: bytes | None) -> None:
         pd.DataFrame({"a": [1]}).to_parquet(path)
     else:
         path.write_bytes(content)
-    with pytest.raises(RunLogError, match=r"grid/base-0\.parquet: (cannot be read|no shard of a run)") as caught:
+    with pytest.raises(ConfigError, match=r"grid/base-0\.parquet: (cannot be read|no shard of a run)") as caught:
         load_logs(shards)
     assert "\n" not in str(caught.value)
 

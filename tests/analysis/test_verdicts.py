@@ -18,7 +18,7 @@ from analysis.cells.logs import load_logs
 from analysis.cells.study import split_studies
 from analysis.claims import EXPERIMENT, PRIMARY, STUDY_SEEDS
 from analysis.figures import Group
-from analysis.gradients import read_mechanism_report
+from analysis.gradients.report import read_mechanism_report
 from analysis.report import report
 from analysis.report.insertion import END, START
 from analysis.report.report import write_report

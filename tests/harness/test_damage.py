@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from analysis.cells.logs import load_logs
-from analysis.runs.runlog import RunLogError, read_directory
+from analysis.runs.runlog import read_directory
 from analysis.runs.shards import read_shard, write_shards
 from harness import cli
 from harness.config import ConfigError
@@ -137,9 +137,9 @@ def test_one_damaged_run_hides_no_other(run: RunDirectory, name: str, capsys: py
     logs = load_logs(run.folder.parent, skip_damaged=True)
     assert [path.name for path in logs.summary["folder"]] == ["other"]
     assert f"run/{name}" in capsys.readouterr().err
-    with pytest.raises(RunLogError, match=name):
+    with pytest.raises(ConfigError, match=name):
         load_logs(run.folder.parent)
-    with pytest.raises(RunLogError, match=name):
+    with pytest.raises(ConfigError, match=name):
         write_shards(run.folder.parent, run.folder.parent.parent / "shards")
     assert len(list((run.folder.parent.parent / "shards").rglob("*.parquet"))) == 1
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from analysis.runs import sources
-from analysis.runs.runlog import RunLogError, read_directory
+from analysis.runs.runlog import read_directory
 from harness.config import EXPERIMENTS, ROOT, ConfigError, RunConfig, compose, dump, leaves, numeric_settings, run_id
 from harness.config.identity import baseline, inert_settings
 from harness.experiments.plan import plan
@@ -282,7 +282,7 @@ def test_the_seal_covers_the_rules_and_nothing_beside_them(tmp_path: Path) -> No
 def test_a_record_of_executions_of_another_shape_is_one_line_that_names_it(tmp_path: Path, content: str) -> None:
     (tmp_path / "config.yaml").write_text(dump(compose("miniature-luck")), encoding="utf-8")
     (tmp_path / "environment.json").write_text(content, encoding="utf-8")
-    with pytest.raises(RunLogError, match=r"environment\.json"):
+    with pytest.raises(ConfigError, match=r"environment\.json"):
         read_directory(tmp_path)
     with pytest.raises(ConfigError, match=r"environment\.json"):
         identity.record_execution(tmp_path, {"code_sha256": "a"})

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from analysis.cells.logs import TRAINING_REWARD, load_logs
-from analysis.runs.runlog import RunLogError
 from analysis.runs.shards import write_shards
 from harness.config import EXPERIMENTS, ROOT, RunConfig, compose, dump
+from harness.foundation.errors import ConfigError
 from harness.rewards import build_weighted
 from harness.runs.directory import RunDirectory, prepare_run
 from harness.training.session import Session
@@ -170,10 +170,10 @@ def test_a_run_named_in_the_order_of_its_file_is_still_read(tmp_path: Path) -> N
 def test_an_evaluation_without_the_trained_reward_is_an_error_that_names_what_is_there(tmp_path: Path) -> None:
     config = compose("paper", reward="hpsv3_clip", overrides=SHORT)
     run = _logged(config, tmp_path / "run", lambda summed: {"hpsv3": 15.0, "clip": 0.4})
-    with pytest.raises(RunLogError, match=r"run: .*'clip\+hpsv3'.* clip, hpsv3"):
+    with pytest.raises(ConfigError, match=r"run: .*'clip\+hpsv3'.* clip, hpsv3"):
         load_logs(run)
     _logged(config, tmp_path / "later", lambda summed: {summed: 1.0})
     with (tmp_path / "later" / "eval.jsonl").open("a", encoding="utf-8") as stream:
         stream.write('{"iteration": 2, "split": "test", "seconds": 1.0, "metrics": {"clip": 0.4}}\n')
-    with pytest.raises(RunLogError, match=r"later: test at iteration 2 .*'clip\+hpsv3'"):
+    with pytest.raises(ConfigError, match=r"later: test at iteration 2 .*'clip\+hpsv3'"):
         load_logs(tmp_path / "later")
