@@ -23,11 +23,9 @@ from analysis.gradients.report import MechanismPart
 from analysis.report.pictures import gallery, pictures_by_difficulty
 from analysis.report.tables import extra_gain_table, main_table, paper_table
 from analysis.runs.sources import changes_since, note_on_changes
-from analysis.verdicts import conclusions
-from analysis.verdicts.afterwards import readings_table, sentences
+from analysis.verdicts import afterwards, conclusions, findings
 from analysis.verdicts.claims_table import ClaimsTable, protocol_note
 from analysis.verdicts.conclusions import Conclusions
-from analysis.verdicts.findings import absences, control_sentence, findings, fusion_rows, limits
 from analysis.verdicts.stability import stability_table
 
 _TEMPLATES = Path(__file__).parent / "templates"
@@ -99,16 +97,9 @@ def render_page(
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"number": number, "count": lambda value: f"{value:,.0f}", "entry": entry_text}
-    environment.filters |= {"sentences": conclusions.sentences, "claim_rows": conclusions.rows}
-    environment.filters |= {"plan_rows": conclusions.plan_rows}
-    environment.filters |= {"protocol_note": conclusions.note}
-    environment.filters |= {
-        "quoted": lambda prompt: quoted_word(prompt) or prompt,
-        "duration": _duration,
-        "anchor": _anchor,
-        "code": _code,
-    }
+    environment.filters.update(number=number, entry=entry_text, duration=_duration, anchor=_anchor, code=_code)
+    environment.filters["count"] = lambda value: f"{value:,.0f}"
+    environment.filters["quoted"] = lambda prompt: quoted_word(prompt) or prompt
     summary = logs.summary
     finished = summary[summary["state"] == "finished"]
     finished_cells = split_cells(finished)
@@ -121,7 +112,7 @@ def render_page(
     return environment.get_template("report.html.j2").render(
         title="AdaGRPO on the miniature: a study" if claims else "AdaGRPO: training report",
         sections={name: title for name, title in SECTIONS.items() if name in there},
-        absences=absences(claims.table) if claims else "",
+        absences=findings.absences(claims.table) if claims else "",
         studies=studies,
         num_runs=len(summary),
         num_finished=len(finished),
@@ -137,28 +128,14 @@ def render_page(
         paper=paper_table(),
         paper_overhead=paper.overhead(),
         published=next((p for part in parts if (p := part.figures["published"].panels)), []),
-        claims=_claims(claims) if claims else None,
+        claims=claims,
+        words=findings,
+        again=afterwards,
+        protocol_note=protocol_note,
         mechanism=mechanism,
         examples=examples,
-        claims_head=conclusions.HEAD,
-        plan_head=conclusions.PLAN_HEAD,
-        plan_note=conclusions.PLAN_NOTE,
+        grid=conclusions,
     )
-
-
-def _claims(part: ClaimsPart) -> dict[str, Any]:
-    table = part.table
-    return {
-        "table": table,
-        "drawing": part.drawing,
-        "note": protocol_note(table),
-        "findings": findings(table),
-        "fusion": fusion_rows(table),
-        "control": control_sentence(table),
-        "limits": limits(table),
-        "again": sentences(table.readings),
-        "readings": readings_table(table.readings) if table.readings else None,
-    }
 
 
 def _study(logs: Logs, part: Part, scope: str, names_experiment: bool) -> dict[str, Any]:
