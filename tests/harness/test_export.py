@@ -15,7 +15,6 @@ from safetensors.torch import load_file, save_file
 
 from harness.config import ROOT, ConfigError, compose
 from harness.models.pipelines.locate import check_pipeline, find_pipeline
-from harness.models.pipelines.lora_files import read_lora
 from harness.models.pipelines.published import find_published
 from harness.rollout import ode_trajectory
 from harness.runs.directory import RunDirectory
@@ -118,31 +117,21 @@ def test_the_card_has_front_matter_settings_and_what_the_run_measured(lora_run: 
     assert {path.name for path in (tmp_path / "export").iterdir()} == {LORA_FILE, "README.md", "config.yaml"}
 
 
-def test_licences_of_the_published_models() -> None:
+def test_an_unknown_base_needs_a_licence_and_nothing_is_written_without(lora_run: RunDirectory, tmp_path: Path) -> None:
     for path in ("black-forest-labs/FLUX.1-dev", "/models/FLUX.1-dev"):
         flux = find_published(path)
         assert flux is not None
-        assert (flux.licence.identifier, flux.licence.name) == ("other", "flux-1-dev-non-commercial-license")
-        assert flux.gated
-    assert find_published("models/base") is None
-
-
-def test_an_unknown_base_needs_a_licence_and_nothing_is_written_without(lora_run: RunDirectory, tmp_path: Path) -> None:
+        assert flux.licence.name == "flux-1-dev-non-commercial-license"
     checkpoint = find_run_checkpoint(lora_run.folder)
-    elsewhere = checkpoint.config.model.model_copy(update={"path": "models/mine"})
+    elsewhere = checkpoint.config.model.model_copy(update={"path": "models/base"})
     unknown = replace(checkpoint, config=checkpoint.config.model_copy(update={"model": elsewhere}))
-    with pytest.raises(ConfigError, match="licence of models/mine is not known here: name it with  --license"):
+    with pytest.raises(ConfigError, match="licence of models/base is not known here: name it with  --license"):
         export(unknown, tmp_path / "export")
     assert not (tmp_path / "export").exists()
     export(unknown, tmp_path / "export", licence="mit")
     assert "license: mit" in (tmp_path / "export" / "README.md").read_text()
-
-
-def test_a_folder_in_use_is_left_alone(lora_run: RunDirectory, tmp_path: Path) -> None:
-    (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(ConfigError, match="is in use"):
-        export(find_run_checkpoint(lora_run.folder), tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+        export(checkpoint, tmp_path / "export")
 
 
 def test_the_latest_checkpoint_of_an_unfinished_run_is_exported(tmp_path: Path, full_run: RunDirectory) -> None:
@@ -172,25 +161,17 @@ def test_the_latest_checkpoint_of_an_unfinished_run_is_exported(tmp_path: Path, 
         pass
 
 
-def test_an_export_without_its_metadata_is_the_whole_change(
-    exported: dict[tuple[str, str], Path], tmp_path: Path
+@pytest.mark.parametrize("factor", [1, 2])
+def test_a_file_without_metadata_or_with_another_alpha_is_the_whole_change(
+    factor: int, lora_run: RunDirectory, tmp_path: Path
 ) -> None:
-    """As a tool that re-saves the file leaves it: alpha is taken for the rank."""
-    save_file(load_file(exported["lora_run", "lora"] / LORA_FILE), tmp_path / "mine.safetensors")
-    drawn = []
-    for name in (exported["lora_run", "lora"], tmp_path / "mine.safetensors"):
-        policy = load_policy(find_checkpoint(str(name), "miniature-luck"), torch.device("cpu"), [PROMPT])
-        drawn.append(policy.transformer.state_dict())
-    assert all(torch.equal(drawn[1][name], weight) for name, weight in drawn[0].items())
-
-
-def test_an_export_of_a_file_with_another_alpha_is_folded(lora_run: RunDirectory, tmp_path: Path) -> None:
-    """As runs of earlier versions have it: alpha is twice the rank in the metadata, and B is not multiplied."""
-    now = read_lora(lora_run.folder / "checkpoints" / "final" / LORA_FILE)
-    earlier = {name: tensor / 2 if ".lora_B." in name else tensor for name, tensor in now.items()}
-    about = json.dumps({"transformer.r": 16, "transformer.lora_alpha": 32, "transformer.target_modules": []})
-    save_file(earlier, tmp_path / "earlier.safetensors", {"format": "pt", "lora_adapter_metadata": about})
-    checkpoint = replace(find_run_checkpoint(lora_run.folder), weights=tmp_path / "earlier.safetensors")
+    """As a tool that re-saves it leaves it, alpha taken for the rank, or as earlier runs have it, with alpha
+    in the metadata and not multiplied into B."""
+    now = load_file(lora_run.folder / "checkpoints" / "final" / LORA_FILE)
+    other = {name: tensor / factor if ".lora_B." in name else tensor for name, tensor in now.items()}
+    about = json.dumps({"transformer.r": 16, "transformer.lora_alpha": 16 * factor, "transformer.target_modules": []})
+    save_file(other, tmp_path / "other.safetensors", {"lora_adapter_metadata": about} if factor > 1 else None)
+    checkpoint = replace(find_run_checkpoint(lora_run.folder), weights=tmp_path / "other.safetensors")
     export(checkpoint, tmp_path / "export")
     exported = load_file(tmp_path / "export" / LORA_FILE)
     assert exported.keys() == now.keys()

@@ -56,12 +56,12 @@ def test_texture_is_that_of_a_checkerboard_and_no_gradient_s() -> None:
 def test_spreads_are_of_pictures_of_one_prompt() -> None:
     prompts = PROMPTS[:2]
     observer = Observer(prompts)
-    first, second = drawn(prompts[0], "mono"), drawn(prompts[1], "mono")
+    first, second, serif = drawn(prompts[0], "mono"), drawn(prompts[1], "mono"), drawn(prompts[1], "serif")
+    lighter = (first + 0.1).clamp(max=1)
     observer.see(torch.stack([first, second]))
     assert set(observer.metrics()) == {*(f"pictures/font_{font}" for font in FONT_NAMES), "pictures/texture"}
-    lighter = (first + 0.1).clamp(max=1)
-    observer.see(torch.stack([first, drawn(prompts[1], "serif")]))
-    observer.see(torch.stack([lighter, drawn(prompts[1], "mono")]))
+    for pair in ([first, serif], [lighter, second]):
+        observer.see(torch.stack(pair))
     seen = observer.metrics()
     # Of three pictures two pairs differ; mono, serif, mono.
     assert seen["pictures/font_spread"] == pytest.approx([0, 2 / 3])
@@ -69,16 +69,11 @@ def test_spreads_are_of_pictures_of_one_prompt() -> None:
     distance = (first - lighter).square().mean().sqrt().item()
     assert seen["pictures/pixel_spread"][0] == pytest.approx(2 / 3 * distance)
     assert 0 < seen["pictures/colour_spread"][0] <= 0.1
-
-
-def test_a_group_s_spread_is_of_its_own_pictures() -> None:
-    prompt = PROMPTS[0]
-    mono, serif = drawn(prompt, "mono"), drawn(prompt, "serif")
     # One group of equal pictures and one of different ones; the groups' difference does not count.
-    spreads = group_spreads(torch.stack([mono, mono, mono, serif]), prompt, group_size=2)
-    assert spreads["font_spread"] == pytest.approx(0.5)
-    assert spreads["pixel_spread"] == pytest.approx((mono - serif).square().mean().sqrt().item() / 2)
+    spreads = group_spreads(torch.stack([second, second, second, serif]), prompts[1], group_size=2)
     assert set(spreads) == {"font_spread", "colour_spread", "pixel_spread"}
+    assert spreads["font_spread"] == pytest.approx(0.5)
+    assert spreads["pixel_spread"] == pytest.approx((second - serif).square().mean().sqrt().item() / 2)
 
 
 def test_pictures_of_other_prompts_have_only_a_spread() -> None:

@@ -160,17 +160,15 @@ def test_prompts_without_a_readable_word_are_rejected(ocr: OcrReward) -> None:
 
 
 @pytest.mark.parametrize("word", ["iii", "up", "monotonous"])
-def test_the_right_colours_score_one(word: str) -> None:
-    images = torch.stack([picture(word, *pair) for pair in PAIRS])
-    measured = ColourReward().measure(images, [prompt(word, *pair) for pair in PAIRS])
+def test_the_right_colours_score_one_and_blank_and_swapped_pictures_near_zero(word: str) -> None:
+    prompts = [prompt(word, *pair) for pair in PAIRS]
+    right, blank, swapped = (
+        torch.stack([picture(shown, *(reversed(pair) if is_swapped else pair)) for pair in PAIRS])
+        for shown, is_swapped in ((word, False), ("", False), (word, True))
+    )
+    measured = ColourReward().measure(right, prompts)
     assert measured["colour"].min() > 0.99
     assert measured["colour/background_error"].max() == 0
-
-
-def test_blank_and_swapped_pictures_score_near_zero() -> None:
-    prompts = [prompt("harbor", *pair) for pair in PAIRS]
-    blank = torch.stack([picture("", *pair) for pair in PAIRS])
-    swapped = torch.stack([picture("harbor", *reversed(pair)) for pair in PAIRS])
     assert ColourReward().score(blank, prompts).max() < 0.01
     assert ColourReward().score(swapped, prompts).max() < 0.001
 
@@ -181,14 +179,8 @@ def test_a_wrong_colour_of_the_palette_costs_its_squared_distance() -> None:
         for drawn, asked in itertools.product(PAIRS, PAIRS)
         if (drawn[0] == asked[0]) != (drawn[1] == asked[1])
     ]
-    scores = (
-        ColourReward()
-        .score(
-            torch.stack([picture("harbor", *drawn) for drawn, _ in cases]),
-            [prompt("harbor", *asked) for _, asked in cases],
-        )
-        .tolist()
-    )
+    images = torch.stack([picture("harbor", *drawn) for drawn, _ in cases])
+    scores = ColourReward().score(images, [prompt("harbor", *asked) for _, asked in cases]).tolist()
     for score, (drawn, asked) in zip(scores, cases, strict=True):
         colours = [(COLOURS[a], COLOURS[b]) for a, b in zip(drawn, asked, strict=True)]
         distance = sum(math.dist(a, b) for a, b in colours) / 255  # one of the two is zero
