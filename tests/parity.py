@@ -196,22 +196,17 @@ or if one of the planted errors goes unnoticed: their rows are the largest diffe
 
 def table(outcomes: Mapping[str, Outcome]) -> list[str]:
     """Markdown lines: a column a reward."""
-    rows = {
-        "package": [_versions(name, (name,)) for name in outcomes],
-        "its environment": [_versions(name, ("torch", "transformers", "open_clip_torch")) for name in outcomes],
-        "checkpoint": [_CHECKPOINTS[name] for name in outcomes],
-        "scores compared": [str(len(outcome.pairs)) for outcome in outcomes.values()],
-        "largest difference": [f"{outcome.deviation:.1e}" for outcome in outcomes.values()],
-        "spread over pictures (one prompt)": [f"{outcome.spreads[0]:.2g}" for outcome in outcomes.values()],
-        "spread over prompts (one picture)": [f"{outcome.spreads[1]:.2g}" for outcome in outcomes.values()],
-    }
-    for error in dict.fromkeys(error for outcome in outcomes.values() for error in outcome.planted):
-        found = (outcome.planted.get(error) for outcome in outcomes.values())
-        rows[f"planted error: {error}"] = ["" if value is None else f"{value:.2g}" for value in found]
-    rows["verdict"] = ["; ".join(outcome.problems) or "the same scores" for outcome in outcomes.values()]
-    heads = ["", *(_TITLES[name] for name in outcomes)]
-    lines = [heads, ["---"] * len(heads), *([key, *cells] for key, cells in rows.items())]
-    return [f"| {' | '.join(cells)} |" for cells in lines]
+    planted = dict.fromkeys(error for outcome in outcomes.values() for error in outcome.planted)
+    columns = [["", "---", "package", "its environment", "checkpoint", "scores compared", "largest difference"]]
+    columns[0] += ["spread over pictures (one prompt)", "spread over prompts (one picture)"]
+    columns[0] += [*(f"planted error: {error}" for error in planted), "verdict"]
+    for name, outcome in outcomes.items():
+        column = [_TITLES[name], "---", _versions(name, name)]
+        column += [_versions(name, "torch", "transformers", "open_clip_torch"), _CHECKPOINTS[name]]
+        column += [str(len(outcome.pairs)), f"{outcome.deviation:.1e}", *(f"{one:.2g}" for one in outcome.spreads)]
+        column += [f"{outcome.planted[error]:.2g}" if error in outcome.planted else "" for error in planted]
+        columns.append([*column, "; ".join(outcome.problems) or "the same scores"])
+    return [f"| {' | '.join(cells)} |" for cells in zip(*columns, strict=True)]
 
 
 def page(outcomes: Mapping[str, Outcome]) -> str:
@@ -226,7 +221,7 @@ def page(outcomes: Mapping[str, Outcome]) -> str:
     )
 
 
-def _versions(reward: str, packages: tuple[str, ...]) -> str:
+def _versions(reward: str, *packages: str) -> str:
     """Those of the packages that a reward's environment pins."""
     lines = (REQUIREMENTS / f"{reward}.txt").read_text(encoding="utf-8").split()
     pins = dict(line.split("==") for line in lines if "==" in line)

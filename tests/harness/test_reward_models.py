@@ -22,7 +22,6 @@ from harness.rewards.files import checkpoints
 from harness.rewards.files.twins import find_twin
 from harness.rewards.native import open_clip
 from harness.rewards.native.hpsv2 import HpsV2, preprocess
-from harness.rewards.native.hpsv3 import PIXELS, size_in_cells
 from harness.rewards.native.network import NetworkReward
 
 PROMPTS = ["a photo of a cat", "two dogs, oil on canvas", "a photo of a cat"]
@@ -113,11 +112,6 @@ def test_hpsv2_shows_the_whole_picture_in_a_black_square() -> None:
     torch.testing.assert_close(unnormalised[..., 74:149, :], inside, atol=1e-6, rtol=0)
     means = [0.48145466 / 0.26862954, 0.4578275 / 0.26130258, 0.40821073 / 0.27577711]
     assert black[0, :, 0, 0].tolist() == pytest.approx([-mean for mean in means])
-
-
-def test_pictures_of_any_shape_are_scored_until_a_side_vanishes() -> None:
-    for height, width in ((1, 400), (224, 100), (224, 224), (7, 5)):
-        assert preprocess(torch.zeros(2, 3, height, width, dtype=torch.uint8)).shape == (2, 3, 224, 224)
     with pytest.raises(ImageError, match="500 x 1 pixels are too narrow"):
         preprocess(torch.zeros(2, 3, 1, 500, dtype=torch.uint8))
 
@@ -176,18 +170,9 @@ def test_a_clip_folder_without_a_part_is_one_line(clip_folder: Path) -> None:
 # --- HPS-v3
 
 
-@pytest.mark.parametrize(
-    ("height", "width", "size"),
-    [(512, 512, (448, 448)), (768, 1024, (364, 504)), (900, 300, (756, 252)), (20, 40, (336, 644))],
-)
-def test_hpsv3_resizes_to_cells_of_28(height: int, width: int, size: tuple[int, int]) -> None:
-    assert size_in_cells(height, width) == size
-    assert math.prod(size) == pytest.approx(PIXELS, rel=0.1)
-
-
 def test_hpsv3_refuses_what_it_cannot_read() -> None:
-    with pytest.raises(ImageError, match="one side is more than 200 times the other"):
-        size_in_cells(1, 201)
+    with pytest.raises(RewardError, match="image 0: absolute aspect ratio must be smaller than 200"):
+        twin("hpsv3").score(torch.zeros(1, 3, 1, 201), ["a cat"])
     with pytest.raises(ValueError, match=r"tokens as <\|image_pad\|>"):
         twin("hpsv3").check_prompt("a <|image_pad|> cat")
     twin("hpsv3").check_prompt("a <b> | {cat}")
@@ -273,13 +258,12 @@ def test_a_missing_model_names_the_command_that_fetches_it(
 
 def test_a_model_in_the_hub_s_cache_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     repository = tmp_path / "models--owner--name"
-    (repository / "refs").mkdir(parents=True)
-    (repository / "refs" / "main").write_text("abc")
-    (repository / "snapshots" / "abc").mkdir(parents=True)
-    (repository / "snapshots" / "abc" / "model.pt").write_bytes(b"weights")
+    for place, content in (("refs/main", "abc"), ("snapshots/abc/model.pt", "weights")):
+        (repository / place).parent.mkdir(parents=True)
+        (repository / place).write_text(content)
     found = checkpoints.try_to_load_from_cache
     monkeypatch.setattr(checkpoints, "try_to_load_from_cache", lambda *a: found(*a, cache_dir=tmp_path))
-    assert checkpoints.locate("hpsv2", "path", "owner/name/model.pt").read_bytes() == b"weights"
+    assert checkpoints.locate("hpsv2", "path", "owner/name/model.pt").read_text() == "weights"
 
 
 @pytest.mark.parametrize(

@@ -1,15 +1,12 @@
 """HPS-v3 (Ma et al. 2025): Qwen2-VL-7B with a small head, asked to rate a picture for its prompt."""
 
-import math
 import re
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor, nn
 from transformers import AutoTokenizer, Qwen2VLConfig, Qwen2VLModel
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
@@ -21,39 +18,11 @@ from harness.rewards.files.checkpoints import check_weights, load_weights, locat
 from harness.rewards.native.network import NetworkReward
 
 PIXELS = 256 * 28 * 28
-"""Area every picture is resized to, about: 200,704 pixels, 256 tokens."""
-CELL = 28
-"""Pixels of a token's side: 2 x 2 patches of 14."""
-MAX_RATIO = 200
-
+"""Area every picture is resized to, about, in whole cells of 28: 200,704 pixels, 256 tokens."""
 REWARD_TOKEN = "<|Reward|>"
 _SPECIAL = re.compile(r"<\|[^|<>\s]+\|>")
 _BASE_FILES = ("config.json", "tokenizer_config.json")
 _TOKENIZER_FILES = (*_BASE_FILES, "tokenizer.json", "vocab.json", "merges.txt", "chat_template.jinja")
-
-
-def size_in_cells(height: int, width: int) -> tuple[int, int]:
-    """Height and width, in pixels, that a picture is resized to: multiples of 28 whose product is about ``PIXELS``.
-
-    Each side is rounded to whole cells. If the area is then too large, the sides are scaled to ``PIXELS`` and rounded
-    down; if too small, scaled and rounded up.
-
-    Raises:
-        ImageError: one side is more than 200 times the other, or a side would vanish.
-    """
-    rounded = [max(CELL, round(side / CELL) * CELL) for side in (height, width)]
-    if max(height, width) / min(height, width) > MAX_RATIO:
-        raise ImageError(0, f"{width} x {height} pixels: one side is more than {MAX_RATIO} times the other")
-    area = rounded[0] * rounded[1]
-    if area > PIXELS:
-        shrink = math.sqrt(height * width / PIXELS)
-        rounded = [math.floor(side / shrink / CELL) * CELL for side in (height, width)]
-    elif area < PIXELS:
-        grow = math.sqrt(PIXELS / (height * width))
-        rounded = [math.ceil(side * grow / CELL) * CELL for side in (height, width)]
-    if 0 in rounded:
-        raise ImageError(0, f"{width} x {height} pixels are too narrow: a side vanishes")
-    return rounded[0], rounded[1]
 
 
 class RewardModel(nn.Module):
@@ -157,22 +126,17 @@ class HpsV3(NetworkReward):
         messages = [{"role": "user", "content": content}]
         return self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
 
-    def picture(self, levels: Tensor) -> np.ndarray:
-        """``[3, H, W]`` uint8 -> ``[H', W', 3]`` uint8 of about 200,704 pixels, resized by PIL (bicubic)."""
-        height, width = size_in_cells(*levels.shape[-2:])
-        picture = Image.fromarray(levels.permute(1, 2, 0).numpy()).resize((width, height), Image.Resampling.BICUBIC)
-        return np.array(picture)
-
     @torch.no_grad()
     def _measure_batch(self, levels: Tensor, prompts: Sequence[str]) -> dict[str, Tensor]:
         model, tokenizer = self._network, self._tokenizer
         device = next(model.parameters()).device
-        processed = Qwen2VLImageProcessorPil()(
-            [self.picture(image) for image in levels],
-            do_resize=False,
-            return_tensors="pt",
-            input_data_format="channels_last",
-        )
+        processor = Qwen2VLImageProcessorPil(size={"shortest_edge": PIXELS, "longest_edge": PIXELS})
+        try:
+            processed = processor(
+                list(levels.permute(0, 2, 3, 1).numpy()), return_tensors="pt", input_data_format="channels_last"
+            )
+        except ValueError as error:  # pictures too narrow
+            raise ImageError(0, str(error)) from None
         num_tokens = (processed.image_grid_thw.prod(-1) // 4).tolist()
         place = "<|image_pad|>"
         texts = [self.conversation(p).replace(place, place * n) for p, n in zip(prompts, num_tokens, strict=True)]
