@@ -1,15 +1,13 @@
 """Small runs written by hand, for every test of the analysis."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import fabricated
 import pytest
+from fabricated import WriteRun
 
 from analysis.report.report import write_report
-
-WriteRun = Callable[..., Path]
 
 
 @pytest.fixture

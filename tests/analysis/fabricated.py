@@ -1,15 +1,20 @@
 """Writes run directories as the harness does, with numbers made by hand: no training, no conclusion."""
 
 import json
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
 import yaml
 from PIL import Image
 
+from analysis.cells.logs import load_logs
+from analysis.cells.study import Study, split_studies
 from harness.foundation.trained_reward import TrainedReward, trained_reward
 
 PROMPTS = ['the word "dog" in red on white', 'the word "zebra" in blue on yellow']
+WriteRun = Callable[..., Path]
+"""The fixture ``write_run``."""
 PACKAGES = {"torch": "2.13.0", "numpy": "2.4.6"}
 
 
@@ -17,6 +22,12 @@ def metrics_of(reward: float) -> dict[str, float]:
     """What the judges say where the trained reward is ``reward``."""
     accuracies = {"ocr/word_accuracy": reward - 0.05, "ocr-v4/word_accuracy": reward - 0.2}
     return {"ocr": reward, "ocr-v4": reward - 0.1, **accuracies, "colour": 0.9}
+
+
+def study_of(folder: Path, train_metrics: Collection[str] = ()) -> Study:
+    """The only study of a folder of runs."""
+    [study] = split_studies(load_logs(folder, train_metrics))
+    return study
 
 
 def write_run(

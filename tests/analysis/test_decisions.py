@@ -25,10 +25,6 @@ MARGIN, PAPER = 0.03, 0.08
 RUNS = Path(__file__).parents[2] / "results" / "miniature-study" / "tables" / "runs.csv"
 
 
-def _one(mean: float, error: float, paper: float | None = PAPER) -> str:
-    return decide([Question(Contrast(mean, error, 20), MARGIN, paper)])[0].verdict
-
-
 def test_one_stratum_is_students_paired_t():
     differences = np.array([0.02, -0.01, 0.05, 0.03])
     found = contrast([differences])
@@ -48,26 +44,20 @@ def test_strata_count_alike_whatever_their_size():
 
 
 @pytest.mark.parametrize(
-    ("mean", "error", "verdict"),
+    ("mean", "error", "paper", "verdict"),
     [
-        (0.05, 0.01, "supported"),
-        (-0.05, 0.01, "opposite"),
-        (0.00, 0.01, "equivalent"),
-        (0.02, 0.03, "smaller than the paper's"),
-        (0.05, 0.05, "undecided"),
-        (0.02, 0.001, "supported"),  # within the margin, but found
+        (0.05, 0.01, PAPER, "supported"),
+        (-0.05, 0.01, PAPER, "opposite"),
+        (0.00, 0.01, PAPER, "equivalent"),
+        (0.00, 0.00, PAPER, "equivalent"),  # equal runs
+        (0.02, 0.03, PAPER, "smaller than the paper's"),
+        (0.02, 0.03, None, "undecided"),
+        (0.05, 0.05, PAPER, "undecided"),
+        (0.02, 0.001, PAPER, "supported"),  # within the margin, but found
     ],
 )
-def test_each_verdict(mean, error, verdict):
-    assert _one(mean, error) == verdict
-
-
-def test_without_a_gain_in_the_paper_nothing_is_smaller_than_it():
-    assert _one(0.02, 0.03, paper=None) == "undecided"
-
-
-def test_equal_runs_are_equivalent_and_not_a_difference():
-    assert decide([Question(contrast([[0.0, 0.0, 0.0]]), MARGIN, PAPER)])[0].verdict == "equivalent"
+def test_each_verdict(mean, error, paper, verdict):
+    assert decide([Question(Contrast(mean, error, 20), MARGIN, paper)])[0].verdict == verdict
 
 
 def test_a_claim_without_runs_counts_in_its_family():
@@ -93,10 +83,18 @@ def test_false_verdicts_keep_to_the_level(pairs):
         decisions = decide([Question(contrast(strata), MARGIN, None) for strata in differences])
         for kind in ("supported", "opposite"):
             wrong[kind] += any(decision.verdict == kind for decision in decisions)
-    # Three standard errors of a share of .05 in so many trials.
-    limit = LEVEL + 3 * math.sqrt(LEVEL * (1 - LEVEL) / trials)
-    assert wrong["supported"] / trials <= limit
-    assert wrong["opposite"] / trials <= limit
+    assert max(wrong["supported"], wrong["opposite"]) / trials <= _limit(trials)
+
+
+def _limit(trials: int) -> float:
+    """Three standard errors above the level: of a share in so many trials."""
+    return LEVEL + 3 * math.sqrt(LEVEL * (1 - LEVEL) / trials)
+
+
+def _share(kind: str, differences: np.ndarray, paper: float | None = None) -> float:
+    """How often one claim comes out as a kind of verdict, of ``[trials, pairs]``."""
+    decisions = (decide([Question(contrast([of_trial]), MARGIN, paper)])[0] for of_trial in differences)
+    return float(np.mean([decision.p_values[kind] <= LEVEL for decision in decisions]))
 
 
 def _real_scores() -> np.ndarray:
@@ -124,15 +122,9 @@ def test_two_cells_of_equal_runs_are_rarely_told_apart(strata, pairs):
 
 
 def test_a_true_margin_is_rarely_called_equivalent_and_the_papers_gain_rarely_smaller():
-    generator, trials = np.random.default_rng(2), 2000
-    draws = generator.normal(0, 0.04, (trials, 16))
-    equivalent = sum(decide([Question(contrast([d + MARGIN]), MARGIN, None)])[0].verdict == "equivalent" for d in draws)
-    smaller = sum(
-        decide([Question(contrast([d + PAPER]), MARGIN, PAPER)])[0].p_values[OUTCOMES[3]] <= LEVEL for d in draws
-    )
-    limit = LEVEL + 3 * math.sqrt(LEVEL * (1 - LEVEL) / trials)
-    assert equivalent / trials <= limit
-    assert smaller / trials <= limit
+    draws = np.random.default_rng(2).normal(0, 0.04, (2000, 16))
+    assert _share("equivalent", draws + MARGIN) <= _limit(2000)
+    assert _share("smaller than the paper's", draws + PAPER, PAPER) <= _limit(2000)
 
 
 def test_an_early_look_keeps_the_level_too():
@@ -144,28 +136,17 @@ def test_an_early_look_keeps_the_level_too():
         wrong += any(
             decide([Question(contrast([d]), MARGIN, None)], level)[0].verdict == "supported" for d, level in looks
         )
-    assert wrong / trials <= LEVEL + 3 * math.sqrt(LEVEL * (1 - LEVEL) / trials)
+    assert wrong / trials <= _limit(trials)
 
 
-def test_planned_pairs_find_the_effect_with_the_planned_power():
-    pairs = pairs_needed(0.03, 0.05)
+def test_planned_pairs_find_effects_and_equivalence_with_the_planned_power():
+    pairs, generator = pairs_needed(0.03, 0.05), np.random.default_rng(4)
     assert pairs is not None
     assert power(0.03, 0.05, pairs) >= 0.8 > power(0.03, 0.05, pairs - 1)
-    generator, trials = np.random.default_rng(4), 2000
-    found = sum(
-        decide([Question(contrast([generator.normal(0.03, 0.05, pairs)]), MARGIN, None)])[0].verdict == "supported"
-        for _ in range(trials)
-    )
-    assert found / trials == pytest.approx(power(0.03, 0.05, pairs), abs=0.03)
-
-
-def test_equivalence_is_shown_with_the_planned_power():
-    generator, trials = np.random.default_rng(5), 2000
-    found = sum(
-        decide([Question(contrast([generator.normal(0, 0.05, 40)]), MARGIN, None)])[0].p_values["equivalent"] <= LEVEL
-        for _ in range(trials)
-    )
-    assert found / trials == pytest.approx(equivalence_power(MARGIN, 0.05, 40), abs=0.03)
+    found = _share("supported", generator.normal(0.03, 0.05, (2000, pairs)))
+    assert found == pytest.approx(power(0.03, 0.05, pairs), abs=0.03)
+    found = _share("equivalent", generator.normal(0, 0.05, (2000, 40)))
+    assert found == pytest.approx(equivalence_power(MARGIN, 0.05, 40), abs=0.03)
 
 
 def test_no_number_of_pairs_finds_nothing():

@@ -3,33 +3,24 @@
 import json
 import warnings
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+from fabricated import WriteRun, study_of
 from matplotlib.figure import Figure
 
 from analysis.cells.labels import ADAGRPO, BASE, SELECTIONS
-from analysis.cells.logs import load_logs
 from analysis.cells.spending import SPENDING_METRICS
-from analysis.cells.study import Study, split_studies
 from analysis.figures import StudyFigures, draw_study, selection
 from analysis.figures.cells import cell_panels, variant_panels
 from analysis.figures.curves import cost_panels, cost_quantities, pair_panels, quantities
 from analysis.figures.drawing import draw_panel
 
-WriteRun = Callable[..., Path]
-
-
-def study_of(folder: Path) -> Study:
-    [study] = split_studies(load_logs(folder, SPENDING_METRICS))
-    return study
-
 
 @pytest.fixture(scope="module")
 def figures(same_grid: Path) -> StudyFigures:
-    return draw_study(study_of(same_grid))
+    return draw_study(study_of(same_grid, SPENDING_METRICS))
 
 
 def names(figures: StudyFigures) -> list[str]:
@@ -71,7 +62,7 @@ def test_selections_are_drawn_from_the_untrained_model_up(write_run: WriteRun, t
     for selection_name, reward in zip(SELECTIONS, (0.6, 0.5, 0.7, 0.8, 0.9), strict=True):
         for seed in (0, 1):
             write_run(f"{selection_name}-{seed}", selection=selection_name, seed=seed, test=reward + 0.02 * seed)
-    [panel] = selection.selection_panels(study_of(tmp_path / "runs"))
+    [panel] = selection.selection_panels(study_of(tmp_path / "runs", SPENDING_METRICS))
     axes = Figure().subplots()
     panel.draw(axes)
     assert [bar.get_y() for bar in axes.patches] == pytest.approx([0.45] * 5)
@@ -89,7 +80,7 @@ def test_all_cells_show_every_seed_with_fusion_next_to_without(write_run: WriteR
                 write_run(
                     f"{selection_name}-{fusion}-{seed}", seed=seed, selection=selection_name, fusion=fusion, test=test
                 )
-    [panel] = cell_panels(study_of(tmp_path / "runs"))
+    [panel] = cell_panels(study_of(tmp_path / "runs", SPENDING_METRICS))
     axes = Figure().subplots()
     panel.draw(axes)
     labels = [label.get_text() for label in axes.get_yticklabels()]
@@ -105,7 +96,7 @@ def test_a_variant_of_many_settings_leaves_room_for_its_axes(write_run: WriteRun
         write_run(f"usual-{seed}", seed=seed)
     optimizer = {"max_grad_norm": 0.01, "weight_ema": 0.995, "tuning": "full", "learning_rate": 1e-5}
     write_run("recipe", optimizer=optimizer, objective={"clip_range": 1e-4, "old_log_prob": "rollout"})
-    [panel] = variant_panels(study_of(tmp_path / "runs"))
+    [panel] = variant_panels(study_of(tmp_path / "runs", SPENDING_METRICS))
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # matplotlib's, that there is no room
         drawing = draw_panel(panel)
@@ -121,7 +112,7 @@ def test_bands_are_intervals_from_five_seeds_on(write_run: WriteRun, tmp_path: P
     for seed in range(5):
         write_run(f"base-{seed}", seed=seed, rewards=(0.5, 0.6 + 0.01 * seed, 0.7))
         write_run(f"ours-{seed}", seed=seed, rewards=(0.5, 0.7 + 0.01 * seed, 0.8), selection="curriculum", fusion=True)
-    study = study_of(tmp_path / "runs")
+    study = study_of(tmp_path / "runs", SPENDING_METRICS)
     [panel] = pair_panels(study, quantities(study)[0])
     assert "band: 95 % interval of the mean" in panel.note
     axes = Figure().subplots()
@@ -149,7 +140,7 @@ def test_bases_that_cost_as_much_are_drawn_beside_adagrpo(write_run: WriteRun, t
         run = write_run(name, rollout={"group_size": group})
         lines = [{"iteration": i, **{key: factor * i * cost for key, cost in costs.items()}} for i in (1, 2)]
         (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    study = study_of(tmp_path / "runs")
+    study = study_of(tmp_path / "runs", SPENDING_METRICS)
     [panel] = cost_panels(study, cost_quantities(study)[0])
     axes = Figure().subplots()
     panel.draw(axes)

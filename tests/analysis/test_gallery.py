@@ -12,23 +12,27 @@ from analysis.runs.gallery import read_gallery
 from harness.foundation.errors import ConfigError
 
 
-def png(width: int, height: int) -> bytes:
+def png(width: int, height: int, real: tuple[int, int] = (4, 4)) -> bytes:
     """A small picture whose header says another size."""
     buffer = io.BytesIO()
-    Image.new("RGB", (4, 4)).save(buffer, "PNG")
+    Image.new("RGB", real).save(buffer, "PNG")
     header = b"IHDR" + struct.pack(">II", width, height) + buffer.getvalue()[24:29]
     return buffer.getvalue()[:12] + header + struct.pack(">I", zlib.crc32(header)) + buffer.getvalue()[33:]
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"GIF89a", png(4, 4)[:-30], png(60_000, 60_000), png(0, 4), png(4, 4)[:40] * 2]
+    ("content", "message"),
+    [(content, "cannot be read") for content in (b"", b"GIF89a", png(4, 4)[:-30], png(60_000, 60_000), png(0, 4))]
+    + [(png(8, 7, (8, 7)), "height 7 does not divide into 2")],
 )
-def test_a_picture_that_is_damaged_or_unfolds_without_bound_is_one_line(content: bytes, tmp_path: Path) -> None:
+def test_a_picture_that_is_damaged_or_unfolds_without_bound_is_one_line(
+    content: bytes, message: str, tmp_path: Path
+) -> None:
     folder = tmp_path / "images"
     folder.mkdir()
-    (folder / "prompts.json").write_text('["a cat"]', encoding="utf-8")
+    (folder / "prompts.json").write_text('["a cat", "a dog"]', encoding="utf-8")
     for iteration in (0, 5):
         (folder / f"validation-{iteration:05d}.png").write_bytes(content)
-    with pytest.raises(ConfigError, match=r"validation-00000\.png: cannot be read") as error:
+    with pytest.raises(ConfigError, match=rf"validation-00000\.png: {message}") as error:
         read_gallery(tmp_path)
     assert "\n" not in str(error.value)

@@ -2,16 +2,14 @@
 
 import re
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from fabricated import WriteRun
 
 from analysis.cells.logs import COLUMNS, Logs, find_runs, load_logs
 from analysis.runs.runlog import read_directory
 from harness.foundation.errors import ConfigError
-
-WriteRun = Callable[..., Path]
 
 
 @pytest.fixture(scope="module")

@@ -2,20 +2,18 @@
 
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+from fabricated import WriteRun
 
 from analysis.cells.logs import find_runs, load_logs
 from analysis.runs.gallery import read_gallery
 from analysis.runs.runlog import read_directory
 from analysis.runs.shards import read_shard, read_shard_gallery, write_shards
 from harness.foundation.errors import ConfigError
-
-WriteRun = Callable[..., Path]
 
 
 @pytest.fixture

@@ -1,19 +1,16 @@
 """What runs spent is counted from their logs, and values at equal cost lie on their curves."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from fabricated import WriteRun, study_of
 
 from analysis.cells.equal_cost import equal_cost_pair
 from analysis.cells.labels import ADAGRPO as OURS
 from analysis.cells.labels import BASE
 from analysis.cells.logs import load_logs
-from analysis.cells.spending import FORWARDS, REWARD_CALLS, SECONDS, spent
-from analysis.cells.study import split_studies
-
-WriteRun = Callable[..., Path]
+from analysis.cells.spending import FORWARDS, REWARD_CALLS, SECONDS, SPENDING_METRICS, spent
 
 
 def test_spending_is_summed_up_to_each_iteration(write_run: WriteRun, tmp_path: Path) -> None:
@@ -31,7 +28,7 @@ def test_the_dearer_cell_is_read_where_it_has_spent_the_cheaper_one_s_total(
     for seed in (0, 1):
         write_run(f"base-{seed}", seed=seed, rewards=(0.5, 0.6, 0.7))
         write_run(f"ours-{seed}", seed=seed, rewards=(0.5, 0.7, 0.8 + 0.1 * seed), selection="curriculum", fusion=True)
-    [study] = split_studies(load_logs(tmp_path / "runs"))
+    study = study_of(tmp_path / "runs", SPENDING_METRICS)
     seeds, pair = equal_cost_pair(study, OURS, BASE, FORWARDS, among=(0, 1, 2))
     assert seeds == [0, 1]
     assert pair.control.tolist() == [0.7, 0.7]
@@ -46,7 +43,7 @@ def test_seconds_are_compared_where_one_processor_made_both_runs(write_run: Writ
         base = write_run(f"base-{seed}", seed=seed)
         _made_by(base, "fast")
         _made_by(write_run(f"ours-{seed}", seed=seed, selection="curriculum", fusion=True), processor)
-    [study] = split_studies(load_logs(tmp_path / "runs"))
+    study = study_of(tmp_path / "runs", SPENDING_METRICS)
     assert equal_cost_pair(study, OURS, BASE, SECONDS, among=(0, 1, 2))[0] == [1, 2]
     assert equal_cost_pair(study, OURS, BASE, FORWARDS, among=(0, 1, 2))[0] == [0, 1, 2]
     # A mean of seconds is over runs of the processor that made most of them.

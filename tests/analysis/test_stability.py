@@ -2,19 +2,17 @@
 
 import json
 import math
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from fabricated import WriteRun, study_of
 
 from analysis.cells.chosen import CHOSEN_METRICS, chosen_frame, chosen_table
 from analysis.cells.logs import load_logs
 from analysis.cells.study import split_studies
 from analysis.figures.curves import signs
 from analysis.verdicts.stability import stability_frame, stability_table
-
-WriteRun = Callable[..., Path]
 
 
 def add_metrics(run: Path, split: str, iteration: int, per_prompt: dict[str, list[float]]) -> None:
@@ -40,7 +38,7 @@ def test_a_cell_s_signs_are_those_of_its_test_prompts(write_run: WriteRun, tmp_p
     run = write_run("ours-0", selection="curriculum", rewards=(0.5, 0.6, 0.75, 0.8))
     add_metrics(run, "test", 3, {"ocr": [0.9, 0.3], "ocr-v4": [0.5, 0.4]})
     write_run("unfinished", selection="medium", state="running", test=None)
-    [study] = split_studies(load_logs(tmp_path / "runs", ()))
+    study = study_of(tmp_path / "runs", ())
     frame = stability_frame(study).set_index("cell")
     assert frame.index.tolist() == ["Untrained", "Flow-GRPO", "Flow-GRPO + curriculum"]
     base = frame.loc["Flow-GRPO"]
@@ -64,7 +62,7 @@ def test_a_cell_s_signs_are_those_of_its_test_prompts(write_run: WriteRun, tmp_p
 
 def test_the_table_shows_what_was_logged(write_run: WriteRun, tmp_path: Path) -> None:
     write_run("base")
-    [study] = split_studies(load_logs(tmp_path / "runs", ()))
+    study = study_of(tmp_path / "runs", ())
     table = stability_table(study, stability_frame(study))
     assert table.head == ["Cell", "Seeds", "Trained less unseen reader", "Readers' disagreement a word"]
     assert [label for label, _ in table.rows] == ["Untrained", "Flow-GRPO"]

@@ -1,14 +1,12 @@
 """Tables hold the numbers computed by hand, with the runs that they come from."""
 
-from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
 import pytest
+from fabricated import WriteRun, study_of
 
 from analysis.cells.labels import ADAGRPO as OURS
-from analysis.cells.logs import load_logs
-from analysis.cells.study import Study, split_studies
 from analysis.formats import Entry, WideTable, entry_text, latex, markdown, write_frame
 from analysis.report.tables import (
     cell_frame,
@@ -18,13 +16,6 @@ from analysis.report.tables import (
     paper_table,
 )
 from analysis.statistics import Interval
-
-WriteRun = Callable[..., Path]
-
-
-def study_of(folder: Path) -> Study:
-    [study] = split_studies(load_logs(folder, ()))
-    return study
 
 
 def cells_of(folder: Path) -> pd.DataFrame:

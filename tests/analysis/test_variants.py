@@ -1,20 +1,19 @@
 """Runs that differ in any setting are told apart; runs that differ in none are not."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from fabricated import WriteRun, study_of
 
 from analysis.cells.labels import ADAGRPO as OURS
 from analysis.cells.labels import BASE, Cell
 from analysis.cells.logs import load_logs
-from analysis.cells.study import Study, adagrpo_pairs, missing_cells, split_studies
+from analysis.cells.study import adagrpo_pairs, missing_cells
 from analysis.cells.variants import name_variants, variant_of_base
 from analysis.report.tables import cell_frame
 
-WriteRun = Callable[..., Path]
 ADAGRPO = {"selection": "curriculum", "fusion": True}
 
 
@@ -33,11 +32,6 @@ def run(settings: dict[str, Any] | None = None, **config: Any) -> tuple[dict[str
 
 def names(*runs: tuple[dict[str, Any], dict[str, Any]]) -> list[str]:
     return name_variants([config for config, _ in runs], [environment for _, environment in runs])
-
-
-def study_of(folder: Path) -> Study:
-    [study] = split_studies(load_logs(folder / "runs", ()))
-    return study
 
 
 @pytest.mark.parametrize(
@@ -92,7 +86,7 @@ def test_variants_are_cells_of_their_own(write_run: WriteRun, tmp_path: Path) ->
     write_run("ours-slow", test=0.8, **ADAGRPO, **slow)
     # A variant alone does not fill a cell of the paper's grid, and has no base but its own.
     write_run("medium-slow", selection="medium", rollout={"group_size": 4})
-    study = study_of(tmp_path)
+    study = study_of(tmp_path / "runs")
     ours_large, base_large = OURS._replace(variant="G 15"), BASE._replace(variant="G 15")
     ours_slow, medium = OURS._replace(variant="decay 0.95"), Cell("flow_grpo", "medium", False, 0.0, "G 4")
     assert [cell for cell, _ in study.cells] == [BASE, OURS, base_large, ours_large, ours_slow, medium]
@@ -117,7 +111,7 @@ def test_runs_of_another_test_list_are_cells_of_their_own(write_run: WriteRun, t
     # The list was edited, and the same cell and seed run again; its partner exists for the old list alone.
     record_files(write_run("base-0-again", test=0.9), test="edited", **lists)
     record_files(write_run("ours-0", test=0.6, **ADAGRPO), test="long", **lists)
-    study = study_of(tmp_path)
+    study = study_of(tmp_path / "runs")
     assert study.values(BASE, "training_reward").tolist() == [0.5, 0.5, 0.5]
     [other] = [cell for cell, _ in study.cells if cell.variant]
     assert other.variant.startswith("test list ")
@@ -129,7 +123,7 @@ def test_a_cell_is_compared_with_a_base_of_its_own_files_alone(write_run: WriteR
     for seed in range(2):
         record_files(write_run(f"base-{seed}", seed=seed), test="long", reward="1")
         record_files(write_run(f"ours-{seed}", seed=seed, base_test=None, **ADAGRPO), test="edited", reward="1")
-    study = study_of(tmp_path)
+    study = study_of(tmp_path / "runs")
     [ours] = [cell for cell, _ in study.cells if cell.selection == "curriculum"]
     assert study.compare(ours, "training_reward") is None
     # Nor is the untrained model that of another list.

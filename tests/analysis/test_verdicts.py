@@ -6,11 +6,11 @@ import json
 import math
 import re
 from collections import defaultdict
-from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
 import pytest
+from fabricated import WriteRun
 from scipy import stats
 
 from analysis import claims, paper
@@ -28,8 +28,6 @@ from analysis.verdicts.claims_table import ClaimsTable, Row, claims_frame, claim
 from analysis.verdicts.findings import limits
 from analysis.verdicts.stability import roughness
 from harness.foundation.errors import ConfigError
-
-WriteRun = Callable[..., Path]
 
 
 @pytest.fixture
@@ -236,14 +234,17 @@ def test_the_page_of_the_study_shows_a_measurement_of_gradients(runs: Path, tmp_
 @pytest.mark.usefixtures("without_figures")
 def test_the_readme_gets_the_primary_claims_once(runs: Path, tmp_path: Path) -> None:
     readme = tmp_path / "README.md"
-    readme.write_text("nothing to fill")
-    with pytest.raises(ConfigError, match="needs the line"):
+    for markers in ("", START, f"{END}\n{START}", f"{START}\n{START}\n{END}"):
+        readme.write_text(markers)
+        with pytest.raises(ConfigError, match=r"README\.md: needs the line"):
+            write_report(runs, tmp_path / "out", readme=readme)
+        assert not (tmp_path / "out").exists()
+    for text in (f"{START}\nold\n{END}", None):
+        if text:
+            readme.write_bytes(f"# Title\r\n\n{text}\nafter, without an end of line".encode())
         write_report(runs, tmp_path / "out", readme=readme)
-    assert not (tmp_path / "out").exists()
-    readme.write_text(f"before\n{START}\n{END}\nafter\n")
-    write_report(runs, tmp_path / "out", readme=readme)
-    text = readme.read_text()
-    assert "| Flow-GRPO + AdaGRPO beats Flow-GRPO | supported | +0.100 [" in text
-    assert "| 5 of 5 |" in text
-    assert text.count("\n|") == 2 + len(PRIMARY)
-    assert "[the page](out/report.html)" in text
+        before, claims_, after = re.split(f"{START}|{END}", readme.read_bytes().decode())
+        assert (before, after) == ("# Title\r\n\n", "\nafter, without an end of line")
+    assert "| Flow-GRPO + AdaGRPO beats Flow-GRPO | supported | +0.100 [" in claims_
+    assert claims_.count("\n|") == 2 + len(PRIMARY)
+    assert "[the page](out/report.html)" in claims_
