@@ -1,4 +1,4 @@
-"""The command: bad input is one clear line and exit code 2, and loses nothing."""
+"""The command: bad input is one clear line and exit code 2, and makes nothing."""
 
 import subprocess
 import sys
@@ -12,56 +12,84 @@ from harness.experiments import runs as jobs
 from harness.experiments.jobs.runner import Outcome
 from harness.runs import directory as runs
 
-
-def adagrpo(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "harness.cli", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
-
-
-@pytest.fixture
-def list_with(tmp_path: Path):  # type: ignore[no-untyped-def]
-    def write(*prompts: str) -> str:
-        path = tmp_path / "prompts.txt"
-        path.write_text("\n".join(prompts) + "\n")
-        return f"prompts.test={path}"
-
-    return write
-
-
-@pytest.mark.parametrize(
-    ("arguments", "expected"),
-    [
-        (["selection=curiculum"], "the nearest is 'curriculum'"),
-        (["model.path=no/such/folder"], "is no pipeline folder"),
-        (["prompts.train=missing.txt"], "no such file"),
-        (["--resume", "no/such/run"], "no run directory"),
-    ],
-)
-def test_bad_input_is_one_line_and_exit_code_2(arguments: list[str], expected: str) -> None:
-    result = adagrpo("train", *arguments)
-    assert result.returncode == 2
-    assert expected in result.stderr
-    assert len(result.stderr.strip().splitlines()) == 1
-
-
-@pytest.mark.parametrize(
-    ("prompt", "expected"),
-    [
-        ("a cat", "has no word to read"),
-        ('the word "harbor" in teal on yellow', "unknown text colour 'teal'"),
-    ],
-)
-def test_prompt_the_miniature_cannot_draw(prompt: str, expected: str, list_with) -> None:  # type: ignore[no-untyped-def]
-    result = adagrpo("train", list_with(prompt))
-    assert result.returncode == 2
-    assert expected in result.stderr
-    assert len(result.stderr.strip().splitlines()) == 1
+BAD_INPUT = [
+    ("train selection=curiculum", "the nearest is 'curriculum'"),
+    ("train model.path=no/such/folder", "is no pipeline folder"),
+    ("train prompts.train=missing.txt", "no such file"),
+    ("train --resume no/such/run", "no run directory"),
+    ("train --resume {} seed=1", "belong to a new run"),
+    ("launch --resume {} --profile paper", "belong to a new run"),
+    ("launch --resume {} --method flow_cps", "belong to a new run"),
+    ("train prompts.test={}/cat.txt", "has no word to read"),
+    ("train prompts.test={}/teal.txt", "unknown text colour 'teal'"),
+    ("grid smoke --seeds 0 fusion.wieght=2 --plan seed=3", "the nearest is 'fusion.weight'"),
+    ("grid smoke --plan --sed 3", "unrecognized arguments: --sed 3"),
+    ("status --runs {} seed=3", "unrecognized arguments: seed=3"),
+    ("probe --noises 1", "--noises: 1 must be at least 2"),
+    ("probe --prompts 100000 --output {}/out", "100000"),
+    ("probe --models letrs", "letters"),
+    ("shards {}/nowhere --output {}/out", "nowhere: no such folder of runs"),
+    ("shards {}/broken --output {}/out", "broken/run/config.yaml: cannot be read"),
+    ("shards . --output {}/out --pictures -1", "--pictures: -1 must be at least 0"),
+    ("report --runs {}/nowhere --output {}/out", "nowhere: no such folder"),
+    ("report --runs {}/empty --output {}/out", "empty: holds no run"),
+    ("report --runs {} --output {}/out --readme {}/cat.txt", "needs the line '<!-- claims: written by adagrpo report"),
+    ("report --runs {} --output {}/out --readme {}/missing.md", "missing.md: cannot be read"),
+    ("study selektion", "unknown experiment 'selektion'; the nearest is 'selection'"),
+    ("study --only selection=random", "--only and --seeds choose among the runs of one experiment"),
+    ("study selection --seeds x", "--seeds x: write numbers"),
+    ("study --study nowhere.yaml", "nowhere.yaml: cannot be read"),
+    ("mechanism miniatur", "files there: miniature"),
+    ("mechanism --checkpoints no/such/run", "is neither 'base' nor a run directory"),
+    ("mechanism selection=curriculum", "selection=curriculum: only random can be measured"),
+    ("mechanism rollout.wieght=2", "the nearest is"),
+    ("mechanism --slots 0 --output {}/out", "--slots 0: must be at least 1"),
+    ("sweep no-such-sweep", "files there: cost, ema_fusion, smoke"),
+    ("sweep smoke --workers 1 fusion.weight=2", "the sweep itself sets fusion.weight"),
+    ("sweep show", "name a sweep"),
+    ("sweep show smoke --workers 2", "--workers: not an option of adagrpo sweep show"),
+    ("sweep smoke --workers 0", "--workers: 0 must be at least 1"),
+    ("sweep smoke --storage sqlite:////no/such/folder/x.db", "unable to open database file"),
+    ("sweep show smoke --name not-begun", "not begun"),
+    ("sweep confirm smoke --seeds 4-2", "the range 4-2 is empty"),
+]
 
 
-def test_characters_unknown_to_the_model_are_named_before_training(list_with) -> None:  # type: ignore[no-untyped-def]
-    result = adagrpo("train", list_with('die "katze" in rot'), "evaluation.judges=[ocr]", "experiment=test-cli")
-    assert result.returncode == 2
-    assert "has characters or words that" in result.stderr
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a run, a broken run, and lists of prompts that the miniature cannot draw."""
+    folder = tmp_path_factory.mktemp("bad input")
+    (folder / "empty").mkdir()
+    (folder / "broken" / "run").mkdir(parents=True)
+    (folder / "broken" / "run" / "config.yaml").write_text("seed: [")
+    (folder / "config.yaml").write_text("{}")
+    for name, prompt in {"cat": "a cat", "teal": 'the word "harbor" in teal on yellow'}.items():
+        (folder / f"{name}.txt").write_text(f"{prompt}\n")
+    return folder
+
+
+@pytest.mark.parametrize(("arguments", "expected"), BAD_INPUT, ids=[arguments for arguments, _ in BAD_INPUT])
+def test_bad_input_is_one_line_and_makes_nothing(
+    arguments: str, expected: str, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as end:
+        cli.main([word.replace("{}", str(folder)) for word in arguments.split()])
+    said = capsys.readouterr()
+    assert end.value.code == 2
+    assert expected in said.err
+    assert said.err.startswith("adagrpo: error: ")
+    assert (said.err.count("\n"), said.out) == (1, "")
+    assert not (folder / "out").exists()
+
+
+def test_characters_unknown_to_the_model_are_named_before_training(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "prompts.txt").write_text('die "katze" in rot\n')
+    words = [f"prompts.test={tmp_path / 'prompts.txt'}", "evaluation.judges=[ocr]", "experiment=test-cli"]
+    with pytest.raises(SystemExit) as end:
+        cli.main(["train", *words])
+    assert (end.value.code, "has characters or words that" in capsys.readouterr().err) == (2, True)
 
 
 def test_a_grid_with_a_failed_run_names_it_and_has_exit_code_1(
@@ -75,24 +103,24 @@ def test_a_grid_with_a_failed_run_names_it_and_has_exit_code_1(
     assert capsys.readouterr().err == "failed: seed1: ValueError: broken\n"
 
 
-def test_help_is_quick_since_it_imports_nothing_heavy() -> None:
-    script = "import sys, harness.cli as c; c.make_parser(); print(*sys.modules)"
-    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, check=True)
-    loaded = set(result.stdout.split())
-    assert "harness.commands.grids" in loaded
-    assert not loaded & {"torch", "numpy", "pydantic", "yaml", "pandas", "harness.config"}
-    assert adagrpo("--help").returncode == 0
+def test_a_folder_without_runs_gives_no_shards(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        cli.main(["shards", str(tmp_path), "--output", str(tmp_path / "out")])
+    assert (end.value.code, "0 finished runs" in capsys.readouterr().out) == (0, True)
 
 
-def test_looking_and_launching_need_no_torch() -> None:
-    script = "import sys, harness.experiments.runs, harness.experiments.jobs.worker; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=False).returncode == 0
-
-
-def test_overrides_may_follow_options(tmp_path: Path) -> None:
-    result = adagrpo("grid", "smoke", "--seeds", "0", "fusion.wieght=2", "--plan", "seed=3")
-    assert (result.returncode, "the nearest is 'fusion.weight'" in result.stderr) == (2, True)
-    result = adagrpo("grid", "smoke", "--plan", "--sed", "3")
-    assert (result.returncode, "unrecognized arguments: --sed 3" in result.stderr) == (2, True)
-    result = adagrpo("status", "--runs", str(tmp_path), "seed=3")
-    assert (result.returncode, "unrecognized arguments: seed=3" in result.stderr) == (2, True)
+@pytest.mark.parametrize(
+    ("code", "heavy"),
+    [
+        (
+            "import harness.cli as c; c.make_parser()",
+            {"torch", "numpy", "pydantic", "yaml", "pandas", "harness.config"},
+        ),
+        ("import harness.experiments.runs, harness.experiments.jobs.worker", {"torch"}),
+        ("import harness.experiments.sweep.definition as d; d.load_sweep('smoke')", {"torch"}),
+    ],
+)
+def test_help_looking_and_launching_are_quick_since_they_import_nothing_heavy(code: str, heavy: set[str]) -> None:
+    command = [sys.executable, "-c", f"{code}; import sys; print(*sys.modules)"]
+    loaded = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True).stdout.split()
+    assert not heavy & set(loaded)

@@ -133,18 +133,6 @@ def test_launch_checks_what_it_can_before_anything_starts(
         assert run(capsys, *two, *option, "--show") == (2, line)
 
 
-@pytest.mark.parametrize("command", ["launch", "train"])
-@pytest.mark.parametrize("option", [["--profile", "paper"], ["--method", "flow_cps"], ["seed=1"]])
-def test_a_run_that_is_continued_takes_no_other_settings(
-    command: str, option: list[str], capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
-    (tmp_path / "config.yaml").write_text("{}")
-    with pytest.raises(SystemExit) as end:
-        cli.main([command, "--resume", str(tmp_path), *option])
-    line = "--resume continues a run as it is; a profile, a method and overrides belong to a new run"
-    assert (end.value.code, capsys.readouterr().err) == (2, f"adagrpo: error: {line}\n")
-
-
 def test_launch_becomes_the_launcher(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     class Started(Exception):
         pass

@@ -46,18 +46,6 @@ def test_the_count_of_pictures_is_said_beforehand() -> None:
     assert num_pictures(full, 10, 5) == 10 * (5 + 4)
 
 
-@pytest.mark.parametrize(
-    ("arguments", "word"),
-    [(["--noises", "1"], "--noises"), (["--prompts", "100000"], "100000"), (["--models", "letrs"], "letters")],
-)
-def test_what_cannot_be_probed_is_refused(
-    arguments: list[str], word: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert run(*SMALL, *arguments, "--output", str(tmp_path / "out")) == 2
-    assert word in capsys.readouterr().err
-    assert not (tmp_path / "out").exists()
-
-
 def test_the_page_of_the_testbed_shows_the_committed_measurements() -> None:
     page = (ROOT / "docs" / "testbed.md").read_text(encoding="utf-8")
     folder = ROOT / "results" / "testbed"

@@ -303,24 +303,6 @@ def test_a_method_that_no_setting_trains_is_an_error(
     assert "unknown key 'experiment'; the nearest is 'experiments'" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["selektion"], "unknown experiment 'selektion'; the nearest is 'selection'"),
-        (["--only", "selection=random"], "--only and --seeds choose among the runs of one experiment"),
-        (["selection", "--seeds", "x"], "--seeds x: write numbers"),
-        (["--study", "nowhere.yaml"], "nowhere.yaml: cannot be read"),
-    ],
-)
-def test_bad_input_is_one_line(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as exit_:
-        main(["study", *arguments])
-    assert exit_.value.code == 2
-    error = capsys.readouterr().err
-    assert message in error
-    assert error.count("\n") == 1
-
-
 @pytest.mark.parametrize("rate", [3e-4, 1.5e-4, 0.01])
 def test_tuned_settings_survive_their_file(tmp_path: Path, rate: float) -> None:
     content = yaml.safe_load(tuned_text("flow_cps", 0.7, rate, ["because"]))

@@ -15,7 +15,6 @@ import torch
 from analysis.gradients.effects import ADVANTAGES, Measured
 from analysis.gradients.signs import sign_frame
 from analysis.gradients.tables import load_mechanism_tables
-from harness import cli
 from harness.commands.measure import mechanism
 from harness.config import ConfigError
 from harness.experiments.gradients import chunks, definition
@@ -206,29 +205,6 @@ def test_what_cannot_be_measured_is_refused(
 
 
 # --- Command
-
-
-@pytest.mark.parametrize(
-    ("arguments", "expected"),
-    [
-        (["miniatur"], "files there: miniature"),
-        (["--checkpoints", "no/such/run"], "is neither 'base' nor a run directory"),
-        (["selection=curriculum"], "selection=curriculum: only random can be measured"),
-        (["rollout.kind=full_sde"], "rollout.kind=full_sde: only anchor_branch"),
-        (["optimizer.tuning=full"], "optimizer.tuning=full: only lora"),
-        (["rollout.wieght=2"], "the nearest is"),
-        (["--slots", "0", "--output", "no/such/folder"], "--slots 0: must be at least 1"),
-    ],
-)
-def test_bad_input_is_one_line_and_exit_code_2(
-    arguments: list[str], expected: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    with pytest.raises(SystemExit) as end:
-        cli.main(["mechanism", *arguments])
-    assert end.value.code == 2
-    error = capsys.readouterr().err
-    assert expected in error
-    assert len(error.strip().splitlines()) == 1
 
 
 def test_the_miniature_s_measurement_is_large_enough() -> None:

@@ -39,28 +39,6 @@ def exit_code(*arguments: str) -> int:
     return end.value.code
 
 
-@pytest.mark.parametrize(
-    ("arguments", "expected"),
-    [
-        (["no-such-sweep"], "files there: cost, ema_fusion, smoke"),
-        (["smoke", "--workers", "1", "fusion.weight=2"], "the sweep itself sets fusion.weight"),
-        (["show"], "name a sweep"),
-        (["show", "smoke", "--workers", "2"], "--workers: not an option of adagrpo sweep show"),
-        (["smoke", "--workers", "0"], "--workers: 0 must be at least 1"),
-        (["smoke", "--storage", "sqlite:////no/such/folder/x.db"], "unable to open database file"),
-        (["show", "smoke", "--name", "not-begun"], "not begun"),
-        (["confirm", "smoke", "--seeds", "4-2"], "the range 4-2 is empty"),
-    ],
-)
-def test_bad_input_is_one_line_and_exit_code_2(
-    arguments: list[str], expected: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert exit_code("sweep", *arguments) == 2
-    said = capsys.readouterr().err
-    assert expected in said
-    assert len(said.strip().splitlines()) == 1
-
-
 @pytest.fixture
 def complete(tmp_path: Path, sqlite_url: str, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Arguments of a sweep whose study has its three trials, too few for figures."""
