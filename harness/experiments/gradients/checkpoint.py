@@ -34,14 +34,12 @@ class MeasuredCheckpoint:
     digest: str
 
     def load(self, config: RunConfig, device: torch.device) -> Policy:
-        """The policy in training with these adapters. Raises ConfigError if they do not fit the model."""
+        """The policy in training with these adapters, which are of the same model, rank and layers."""
         policy = build_policy(config.model, config.optimizer, device, config.seed)
         if self.run is None:
             return policy
-        parameters, adapters = policy.trainable(), read_adapters(self.run)
-        if {n: p.shape for n, p in parameters.items()} != {n: tensor.shape for n, tensor in adapters.items()}:
-            raise ConfigError(f"--checkpoints {self.run.folder}: its adapters do not fit the model's")
-        for name, parameter in parameters.items():
+        adapters = read_adapters(self.run)
+        for name, parameter in policy.trainable().items():
             parameter.data.copy_(adapters[name])
         return policy
 

@@ -16,9 +16,11 @@ from harness.adagrpo import SELECTION_STRATEGIES
 from harness.experiments.gradients.checkpoint import MeasuredCheckpoint
 from harness.experiments.gradients.definition import Mechanism
 from harness.experiments.gradients.gradients import KINDS, advantages_of, update_gradients
-from harness.experiments.gradients.sampling import Sampler, make_sampler, select_all
+from harness.experiments.gradients.sampling import Sampler, select_all
 from harness.experiments.jobs.job import Job
 from harness.foundation.files import write_atomically
+from harness.prompts.lists import read_prompts
+from harness.rewards import build_weighted
 from harness.trained.loading import device_of
 
 Stage = Literal["reference", "candidates", "groups"]
@@ -113,9 +115,14 @@ def compute(mechanism: Mechanism, checkpoint: MeasuredCheckpoint, stage: Stage, 
 @lru_cache(maxsize=1)
 def sampler_at(mechanism: Mechanism, checkpoint: MeasuredCheckpoint) -> Sampler:
     """What draws at a checkpoint; the latest is kept for the next chunk."""
-    torch.set_num_threads(mechanism.config.runtime.threads)
-    device = device_of(mechanism.config.runtime.device)
-    return make_sampler(mechanism.config, checkpoint.load(mechanism.config, device))
+    config = mechanism.config
+    torch.set_num_threads(config.runtime.threads)
+    policy, prompts = (
+        checkpoint.load(config, device_of(config.runtime.device)),
+        read_prompts(config.prompts.train).prompts,
+    )
+    policy.check_prompts(prompts)
+    return Sampler(config, policy, build_weighted(config.reward, config.runtime.threads, config.rewards), prompts)
 
 
 def reference_direction(parts: Sequence[Arrays]) -> Tensor:

@@ -1,7 +1,7 @@
 """Candidates, groups and gradients of a fixed policy, drawn as the trainer draws them."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -10,22 +10,16 @@ from harness.adagrpo import SELECTION_STRATEGIES, CapabilityTracker, select_prom
 from harness.config import RunConfig
 from harness.experiments.gradients.gradients import score_gradients
 from harness.models.pipelines.policy import Policy
-from harness.prompts.lists import draw_candidates, generator_for, read_prompts
-from harness.rewards import Reward, build_weighted
+from harness.prompts.lists import draw_candidates, generator_for
+from harness.rewards import Reward
 from harness.rollout import anchor_branch, in_batches, ode_trajectory
 from harness.training.scoring import start_scoring
 from harness.training.trainer import require_finite
 from harness.transitions import KERNELS, Kernel
 
 
-@dataclass(frozen=True)
-class Sampled:
-    """A prompt's groups.
-
-    Attributes:
-        rewards: ``[K, G]`` float64.
-        scores: ``[K * G, parameters]`` float32, of ``score_gradients``.
-    """
+class Sampled(NamedTuple):
+    """A prompt's groups: rewards ``[K, G]`` float64, and scores of ``score_gradients``, ``[K * G, parameters]``."""
 
     rewards: Tensor
     scores: Tensor
@@ -93,31 +87,16 @@ class Sampler:
         return Sampled(rewards.reshape(-1, rollout.group_size), scores)
 
     def _score(self, latents: Tensor, prompts: Sequence[str]) -> Tensor:
-        pending = start_scoring(self.reward, self._decode, latents, prompts, self.config.model.max_batch)
-        return pending.wait().total
+        def decode(part: Tensor) -> Tensor:
+            images = self.policy.decode(part)
+            require_finite(images, "in a measurement of gradients")
+            return images
 
-    def _decode(self, latents: Tensor) -> Tensor:
-        images = self.policy.decode(latents)
-        require_finite(images, "in a measurement of gradients")
-        return images
-
-
-def make_sampler(config: RunConfig, policy: Policy) -> Sampler:
-    """What draws from a policy; raises ConfigError if it cannot draw a prompt of the training list."""
-    prompts = read_prompts(config.prompts.train).prompts
-    policy.check_prompts(prompts)
-    return Sampler(config, policy, build_weighted(config.reward, config.runtime.threads, config.rewards), prompts)
+        return start_scoring(self.reward, decode, latents, prompts, self.config.model.max_batch).wait().total
 
 
-@dataclass(frozen=True)
-class Selection:
-    """What each strategy does with a round, and the capability it does it with.
-
-    Attributes:
-        chosen: candidate of each strategy.
-        mean: mu_ema after this round's candidates.
-        std: sigma_ema.
-    """
+class Selection(NamedTuple):
+    """The candidate that each strategy chooses in a round, and the capability after its candidates."""
 
     chosen: dict[str, int]
     mean: float

@@ -4,7 +4,6 @@
 claims the jobs.
 """
 
-import argparse
 import gc
 import os
 import pickle
@@ -37,9 +36,6 @@ def work(jobs: Sequence[Job], current: Path) -> bool:
 
     Returns:
         False if it ended early, after a failed job, because this process cannot be trusted any more.
-
-    Raises:
-        ConfigError: the processes are not what the jobs need.
     """
     processes = _joined(jobs[0].config) if jobs[0].config.runtime.processes > 1 else None
     while True:
@@ -130,13 +126,10 @@ def end_with_input() -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Entry point; 1 if the worker ended early."""
-    parser = argparse.ArgumentParser(prog="python -m harness.experiments.jobs.worker", description="Do queued jobs.")
-    parser.add_argument("queue", type=Path, help="file with the jobs")
-    parser.add_argument("current", type=Path, help="file that will name the job at work, while there is one")
-    options = parser.parse_args(arguments)
+    """Entry point, with QUEUE, the jobs, and CURRENT, that names the job at work; 1 if the worker ended early."""
+    queue, current = map(Path, sys.argv[1:] if arguments is None else arguments)
     end_with_input()
-    return 0 if work(pickle.loads(options.queue.read_bytes()), options.current) else 1
+    return 0 if work(pickle.loads(queue.read_bytes()), current) else 1
 
 
 if __name__ == "__main__":
