@@ -54,19 +54,16 @@ def serve_reward(
 ) -> int:
     """Hold a reward's model for runs that use the backend url."""
     import torch
-    from pydantic import ValidationError
 
-    from harness.config import RewardConfig, one_line, parse_overrides
+    from harness.config import RewardConfig, parse_overrides, validated
     from harness.rewards import build_reward
     from harness.rewards.remote.client import is_loopback
     from harness.rewards.remote.server import serving
 
     torch.set_num_threads(threads)
     try:
-        reward = build_reward(name, threads, RewardConfig.model_validate(parse_overrides(settings)))
+        reward = build_reward(name, threads, validated(RewardConfig, parse_overrides(settings), "settings"))
         server = serving(reward, host, port)
-    except ValidationError as error:
-        raise ConfigError(f"serve-reward: {one_line(error, RewardConfig)}") from None
     except (ValueError, HarnessError, OverflowError) as error:
         raise ConfigError(f"serve-reward: {error}") from None
     except OSError as error:

@@ -32,7 +32,7 @@ from harness.config.composition import (
     validate,
 )
 from harness.config.identity import NUMERICS_VERSION, inert_settings, numeric_settings, run_id
-from harness.config.messages import fields_at, nearest, one_line, unknown_key
+from harness.config.messages import fields_at, nearest, unknown_key, validated
 from harness.config.model import ExecutionConfig, ModelConfig
 from harness.config.names import check_name
 from harness.config.optimizer import LoraConfig, OptimizerConfig

@@ -4,10 +4,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pydantic import ValidationError
-
 from harness.config import strict_yaml
-from harness.config.messages import one_line
+from harness.config.messages import validated
 from harness.config.names import check_name
 from harness.config.run import RunConfig
 from harness.foundation.errors import ConfigError
@@ -217,10 +215,7 @@ def leaves(content: Mapping[str, Any]) -> dict[str, Any]:
 
 def validate(content: Mapping[str, Any], where: str) -> RunConfig:
     """A RunConfig, or a ConfigError in one line."""
-    try:
-        return RunConfig.model_validate(content)
-    except ValidationError as error:
-        raise ConfigError(f"{where}: {one_line(error)}") from None
+    return validated(RunConfig, content, where)
 
 
 _RETIRED = {

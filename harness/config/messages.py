@@ -3,12 +3,23 @@
 import difflib
 import types
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Union, get_args, get_origin
+from typing import Any, TypeVar, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 from harness.config.run import RunConfig
+from harness.foundation.errors import ConfigError
+
+Content = TypeVar("Content", bound=BaseModel)
+
+
+def validated(section: type[Content], content: Any, where: str) -> Content:
+    """A section, or a ConfigError that says where in one line what is wrong."""
+    try:
+        return section.model_validate(content)
+    except ValidationError as error:
+        raise ConfigError(f"{where}: {one_line(error, section)}") from None
 
 
 def one_line(error: ValidationError, section: type[BaseModel] = RunConfig) -> str:

@@ -11,16 +11,25 @@ from harness.config import (
     KINDS,
     ConfigError,
     RunConfig,
+    Section,
     compose,
     experiment_path,
     merge,
     nearest,
     nest,
     read_yaml,
+    validated,
 )
 
-_KEYS = {"profile", "seeds", "cells"}
 _MAX_SEEDS = 100_000
+
+
+class GridConfig(Section):
+    """A grid's file, see ``expand_grid``."""
+
+    profile: str
+    seeds: tuple[int, ...] | int | str
+    cells: tuple[dict[str, Any], ...]
 
 
 def expand_grid(
@@ -50,14 +59,10 @@ def expand_grid(
         ConfigError: one line that names the file or option and what is wrong.
     """
     path = experiment_path("grids", grid)
-    content = read_yaml(path)
-    if set(content) != _KEYS:
-        raise ConfigError(f"{path}: a grid has the keys profile, seeds and cells, no other")
-    if not isinstance(content["cells"], list) or not all(isinstance(cell, dict) for cell in content["cells"]):
-        raise ConfigError(f"{path}: cells: must be a list of mappings, as in - {{selection: [random, curriculum]}}")
+    file = validated(GridConfig, read_yaml(path), str(path))
     cells = []
-    for mapping in content["cells"]:
-        own = _seeds(mapping.get("seeds", content["seeds"]), path) if seeds is None else list(seeds)
+    for mapping in file.cells:
+        own = _seeds(mapping.get("seeds", file.seeds), path) if seeds is None else list(seeds)
         cells += [cell | {"seeds": own} for cell in _product({k: v for k, v in mapping.items() if k != "seeds"})]
     for key, values in _parse_only(only or "").items():
         cells = _matching(cells, key, values)
@@ -69,7 +74,7 @@ def expand_grid(
         for key, value in cell.items():
             if key not in (*files, "seeds"):
                 settings = merge(settings, nest(key, value))
-        runs.append(compose(profile or content["profile"], settings=settings, overrides=overrides, **files))
+        runs.append(compose(profile or file.profile, settings=settings, overrides=overrides, **files))
     return runs
 
 
@@ -90,7 +95,7 @@ def parse_seeds(text: str, where: str = "--seeds") -> list[int]:
 
 
 def _seeds(value: Any, path: Path) -> list[int]:
-    return list(value) if isinstance(value, list) else parse_seeds(str(value), f"{path}: seeds")
+    return list(value) if isinstance(value, list | tuple) else parse_seeds(str(value), f"{path}: seeds")
 
 
 def _product(mapping: dict[str, Any]) -> list[dict[str, Any]]:

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from statistics import mean
-from typing import Any, NamedTuple
+from typing import Any
 
 from analysis.runs.recorded import name_files, name_repeats
 from harness.config import ConfigError, RunConfig
@@ -22,15 +22,6 @@ def state_of(run: RunDirectory) -> str:
     return "interrupted" if state == "running" and not run.is_locked() else state
 
 
-class _Reached(NamedTuple):
-    """What a run has reached, and all that tells it from runs that are no seeds of the same cell."""
-
-    run_id: str
-    config: RunConfig
-    latest: tuple[float, int] | None
-    identity: dict[str, Any]
-
-
 def standings(runs: Sequence[RunDirectory], damages: dict[str, str] | None = None) -> list[str]:
     """One line per cell, best first: the mean over its seeds of the trained reward at the latest validation.
 
@@ -38,30 +29,30 @@ def standings(runs: Sequence[RunDirectory], damages: dict[str, str] | None = Non
     shows that training works, and compares nothing. A run that cannot be read is left out; ``damages`` receives why, by
     its name.
     """
-    reached = []
+    read: list[tuple[RunDirectory, RunConfig, tuple[float, int] | None, dict[str, Any]]] = []
     for run in runs:
         try:
             config = run.config
-            reached.append(_Reached(run.run_id, config, latest_validation(run, config), read_identity(run.folder)))
+            read.append((run, config, latest_validation(run, config), read_identity(run.folder)))
         except ConfigError as error:
             if damages is not None:
                 damages[run.run_id] = str(error)
-    configs = [one.config for one in reached]
-    files = name_files([c.method.kernel for c in configs], [one.identity for one in reached], [{}] * len(reached))
+    configs = [config for _, config, _, _ in read]
+    files = name_files([c.method.kernel for c in configs], [identity for *_, identity in read], [{}] * len(read))
     named = [", ".join(filter(None, names)) for names in zip(cell_names(configs), files, strict=True)]
     seeds = [(cell, config.seed) for cell, config in zip(named, configs, strict=True)]
-    repeats = name_repeats(seeds, [one.run_id for one in reached])
     cells: dict[tuple[str, str], list[tuple[float, int]]] = {}
-    for one, cell, repeat in zip(reached, named, repeats, strict=True):
-        if one.latest is not None:
-            reward, name = str(sorted(one.config.reward.items())), ", ".join(filter(None, (cell, repeat)))
-            cells.setdefault((reward, name), []).append(one.latest)
+    repeats = name_repeats(seeds, [run.run_id for run, *_ in read])
+    for (_, config, latest, _), cell, repeat in zip(read, named, repeats, strict=True):
+        if latest is not None:
+            key = str(sorted(config.reward.items())), ", ".join(filter(None, (cell, repeat)))
+            cells.setdefault(key, []).append(latest)
     width = max((len(name) for _, name in cells), default=0)
     lines = []
-    for (reward, name), latest in cells.items():
-        value, iterations = mean(value for value, _ in latest), sorted({iteration for _, iteration in latest})
+    for (reward, name), reached in cells.items():
+        value, iterations = mean(value for value, _ in reached), sorted({iteration for _, iteration in reached})
         span = "-".join(map(str, dict.fromkeys((iterations[0], iterations[-1]))))
-        lines.append((reward, -value, f"{name:{width}}  {value:.3f}  seeds {len(latest)}, iteration {span}"))
+        lines.append((reward, -value, f"{name:{width}}  {value:.3f}  seeds {len(reached)}, iteration {span}"))
     return [line for _, _, line in sorted(lines)]
 
 

@@ -6,14 +6,14 @@ from itertools import groupby
 from pathlib import Path
 from typing import NamedTuple
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from analysis.cells.costs import Rates, measured_rates
 from analysis.claims import STUDY_SEEDS
 from analysis.runs.gallery import NUM_PROMPTS
 from analysis.runs.shards import read_shard_environment, write_shards
 from analysis.runs.sources import changes_since
-from harness.config import EXPERIMENTS, ROOT, ConfigError, RunConfig, Section, nearest, one_line, read_yaml
+from harness.config import EXPERIMENTS, ROOT, ConfigError, RunConfig, Section, nearest, read_yaml, validated
 from harness.config.cells import cell_names
 from harness.experiments.grid import expand_grid
 from harness.experiments.jobs.runner import Outcome, Say
@@ -140,10 +140,7 @@ def _processes(planned: PlannedRun) -> tuple[int, str, int]:
 
 def read_study(path: Path = DEFAULT) -> Study:
     """Read a study's file. Raises ConfigError in one line."""
-    try:
-        return Study(path, StudyConfig.model_validate(read_yaml(path)))
-    except ValidationError as error:
-        raise ConfigError(f"{path}: {one_line(error, StudyConfig)}") from None
+    return Study(path, validated(StudyConfig, read_yaml(path), str(path)))
 
 
 # --- what it will take ------------------------------------------------------------------------------------------------

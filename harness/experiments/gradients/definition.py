@@ -9,9 +9,9 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
-from harness.config import ConfigError, RunConfig, Section, Seed, compose, experiment_path, one_line, read_yaml
+from harness.config import ConfigError, RunConfig, Section, Seed, compose, experiment_path, read_yaml, validated
 from harness.experiments.gradients.checkpoint import MeasuredCheckpoint, find_measured
 from harness.runs.directory import RUNS, find_run
 
@@ -99,10 +99,7 @@ def load_mechanism(name: str, checkpoints: Sequence[str], overrides: Sequence[st
         ConfigError: one line that names the file and the key, or the checkpoint.
     """
     path = experiment_path("mechanism", name)
-    try:
-        file = MechanismConfig.model_validate(read_yaml(path))
-    except ValidationError as error:
-        raise ConfigError(f"{path}: {one_line(error, MechanismConfig)}") from None
+    file = validated(MechanismConfig, read_yaml(path), str(path))
     settings = {**file.settings, "seed": file.seed, "experiment": f"mechanism-{path.stem}"}
     config = compose(file.profile, file.method, settings, overrides)
     for key, wanted in _REQUIRED.items():

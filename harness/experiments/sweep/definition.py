@@ -7,7 +7,7 @@ from math import inf, prod
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
 from analysis.sweep.tables import TRAINING_REWARD
 from harness.config import (
@@ -23,9 +23,9 @@ from harness.config import (
     merge,
     nearest,
     nest,
-    one_line,
     parse_overrides,
     read_yaml,
+    validated,
 )
 from harness.experiments.sweep.space import Parameter, Point, as_point, parse_space
 
@@ -164,10 +164,7 @@ def load_sweep(sweep: str, name: str | None = None, overrides: Sequence[str] = (
     """
     path = experiment_path("sweeps", sweep)
     content = read_yaml(path)
-    try:
-        file = SweepConfig.model_validate(content if trials is None else content | {"trials": trials})
-    except ValidationError as error:
-        raise ConfigError(f"{path}: {one_line(error, SweepConfig)}") from None
+    file = validated(SweepConfig, content if trials is None else content | {"trials": trials}, str(path))
     name = check_name(path.stem if name is None else name, "--name")
     try:
         loaded = Sweep(name, path, file, parse_space(file.space), tuple(overrides))

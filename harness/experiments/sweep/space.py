@@ -9,9 +9,9 @@ from typing import Any, get_args
 import yaml
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import Trial, TrialState, create_trial
-from pydantic import Field, ValidationError
+from pydantic import Field
 
-from harness.config import ConfigError, Section, fields_at, one_line
+from harness.config import ConfigError, Section, fields_at, validated
 
 Scalar = bool | int | float | str | None
 Point = dict[str, Scalar]
@@ -101,9 +101,7 @@ def parse_space(space: Mapping[str, Any]) -> tuple[Parameter, ...]:
         column = end if ends.count(end) == 1 and end not in _RESERVED_COLUMNS else path
         try:
             parameters.append(_parse(path, column, content))
-        except ValidationError as error:
-            raise ConfigError(f"space: {path}: {one_line(error, RangeConfig)}") from None
-        except (ValueError, UserWarning) as error:  # Optuna's, of ranges
+        except (ValueError, UserWarning) as error:  # Optuna's, of ranges, beside ours
             raise ConfigError(f"space: {path}: {' '.join(str(error).split())}") from None
     return tuple(parameters)
 
@@ -120,7 +118,7 @@ def _parse(path: str, column: str, content: Any) -> Parameter:
         return Parameter(path, column, CategoricalDistribution(labels), tuple(content))
     if not isinstance(content, Mapping):
         raise ConfigError("write a range, as in {low: 0.1, high: 1}, or a list of choices")
-    given = RangeConfig.model_validate(content)
+    given = validated(RangeConfig, content, "range")
     low, high, step = given.low, given.high, given.step
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)  # that a step does not lead to the end
