@@ -97,7 +97,7 @@ class Ledger:
     forgetting: float = 0.98
     capacity: int = 256
     embeddings: Tensor = field(default_factory=lambda: torch.zeros(0, 0, dtype=torch.float64))
-    """``[n, E]``, frozen pooled text embeddings."""
+    """``[n, E]``, of frozen text encoders."""
     outcomes: Tensor = field(default_factory=lambda: torch.zeros(0, 3, dtype=torch.float64))
     """``[n, 3]``: iteration, m, s."""
 
@@ -123,17 +123,13 @@ class Ledger:
         """Expected m of prompts with embeddings ``[B, E]``."""
         return self._predict(self.outcomes[:, 1], embeddings)
 
-    def log_spread_of(self, embeddings: Tensor) -> Prediction:
-        """Expected log s; a spread of 0 counts as 1e-6."""
-        return self._predict(self._log_spreads, embeddings)
+    def spread_of(self, embeddings: Tensor) -> Prediction:
+        """Expected s."""
+        return self._predict(self.outcomes[:, 2], embeddings)
 
     def spread_quantile(self, share: float) -> float:
         """The quantile of s over the outcomes kept; 0 before the ledger can predict."""
         return self.outcomes[:, 2].quantile(share).item() if self.can_predict else 0.0
-
-    @property
-    def _log_spreads(self) -> Tensor:
-        return self.outcomes[:, 2].clamp(min=1e-6).log()
 
     def _predict(self, targets: Tensor, embeddings: Tensor) -> Prediction:
         if self._ridge is None:
@@ -241,7 +237,7 @@ def predicted_hardest(candidates: Candidates) -> int:
 
     def value(ledger: Ledger, x: Tensor) -> tuple[Tensor, float]:
         means = ledger.mean_of(x).mean
-        enough = ledger.log_spread_of(x).mean.exp() >= ledger.spread_quantile(SPREAD_QUANTILE)
+        enough = ledger.spread_of(x).mean >= ledger.spread_quantile(SPREAD_QUANTILE)
         means = means.where(enough, torch.inf) if enough.any() else means
         return means, means.min().item()
 
@@ -249,10 +245,10 @@ def predicted_hardest(candidates: Candidates) -> int:
 
 
 def predicted_spread(candidates: Candidates) -> int:
-    """argmax E[log s_i]: where a group is expected to have something to compare."""
+    """argmax E[s_i]: where a group is expected to have something to compare."""
 
     def value(ledger: Ledger, x: Tensor) -> tuple[Tensor, float]:
-        spreads = ledger.log_spread_of(x).mean
+        spreads = ledger.spread_of(x).mean
         return spreads, spreads.max().item()
 
     return _by_ledger(candidates, value)

@@ -141,7 +141,7 @@ class Trainer:
             torch.zeros(len(slot.prompts), 1) if slot.samples is None else slot.samples,
             self.anchor,
             generator,
-            None if slot.text is None else slot.text.pooled,
+            None if slot.text is None else slot.text.summary,
             self.ledger,
             choice.level or 0.0,
             choice.explore,
@@ -186,14 +186,14 @@ class Trainer:
         """Note in the ledger what became of all processes' prompts, and what it had predicted of them."""
         if self.ledger is None:
             return {}
-        pooled = torch.stack([slot.text.pooled[slot.chosen] for slot in slots if slot.text is not None]).cpu().double()
+        text = torch.stack([slot.text.summary[slot.chosen] for slot in slots if slot.text is not None]).cpu().double()
         outcomes = torch.tensor([(slot.mean, slot.spread) for slot in slots], dtype=torch.float64)
-        gathered = self.processes.gather(torch.cat([outcomes, pooled], dim=1), "gathering outcomes")
+        gathered = self.processes.gather(torch.cat([outcomes, text], dim=1), "gathering outcomes")
         predicted: dict[str, Any] = {}
         if self.ledger.can_predict:
             predicted = {
                 "predicted_means": self.ledger.mean_of(gathered[:, 2:]).mean.tolist(),
-                "predicted_stds": self.ledger.log_spread_of(gathered[:, 2:]).mean.exp().tolist(),
+                "predicted_stds": self.ledger.spread_of(gathered[:, 2:]).mean.tolist(),
             }
         self.ledger.record(self.iteration, gathered[:, 2:], gathered[:, 0], gathered[:, 1])
         return predicted

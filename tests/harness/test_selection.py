@@ -92,12 +92,12 @@ def test_the_choice_is_of_a_candidate_and_not_of_its_place(order: list[int], rul
 
 
 def linear_ledger(noise: float = 0.0) -> Ledger:
-    """Means .5 + .1 x_1, spreads exp(x_2 - 3), over iterations of two prompts."""
+    """Means .5 + .1 x_1, spreads .2 + .03 x_2, over iterations of two prompts."""
     ledger, generator = Ledger(decay=0.5), torch.Generator().manual_seed(3)
     for iteration in range(1, 41):
         x = torch.randn(2, 3, generator=generator)
         means = 0.5 + 0.1 * x[:, 0].double() + noise * torch.randn(2, generator=generator)
-        ledger.record(iteration, x, means, (x[:, 1].double() - 3).exp())
+        ledger.record(iteration, x, means, 0.2 + 0.03 * x[:, 1].double())
     return ledger
 
 
@@ -228,7 +228,7 @@ def test_a_group_that_is_hardly_spread_teaches_nothing(monkeypatch: pytest.Monke
     trainer = build_trainer(*SMALL, "choice.floor=0.5")
     assert trainer.ledger is not None
     trainer.ledger.record(0, torch.randn(20, 2), torch.rand(20).double(), torch.full((20,), 5.0).double())
-    trainer.ledger.embeddings = torch.zeros(20, trainer.policy.encode(["a"]).pooled.shape[1], dtype=torch.float64)
+    trainer.ledger.embeddings = torch.zeros(20, trainer.policy.encode(["a"]).summary.shape[1], dtype=torch.float64)
     assert metrics(trainer, 1)[0]["zero_std_share"] == 1
 
 
