@@ -4,12 +4,13 @@ A rule can matter only where the prompt decides how well a picture turns out, wh
 rewards differ, for else nothing is learnt from it.
 """
 
-from collections.abc import Iterable, Mapping
-from itertools import pairwise
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import combinations, pairwise
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
+from scipy.stats import spearmanr
 
 from analysis.formats import Entry, entry_text, number
 from analysis.statistics import Interval, Resampled, Values, resampling_weights
@@ -41,6 +42,7 @@ def summary(rewards: ArrayLike, groups: ArrayLike, judged: Mapping[str, ArrayLik
         "within_prompt_std": float(np.sqrt(pictures.var(axis=1, ddof=1).mean())),
         "group_std": {"mean": float(spreads.mean()), "deciles": np.percentile(spreads, [10, 50, 90]).tolist()},
         "no_spread_share": float((spreads < NO_SPREAD).mean()),
+        "told_of_spread": _told_of_spread(pictures, spreads.mean(axis=1)),
         "judges": {name: _agreement(pictures, np.asarray(values, dtype=float)) for name, values in judged.items()},
     }
 
@@ -71,6 +73,18 @@ def intraclass_correlation(values: ArrayLike, confidence: float = 0.95) -> Inter
         return Resampled((between - within) / (between + (count - 1) * within), [units]).interval(confidence)
 
 
+def _told_of_spread(rewards: Values, spreads: Values) -> dict[str, float]:
+    """Rank correlations over prompts with a group's standard deviation: a screening rule needs the first to be high.
+
+    Means over all samples, or pairs of them, that a rule might have seen.
+    """
+    pairs = [abs(one - other) for one, other in combinations(rewards.T, 2)]
+    levels = list(-abs(rewards.T - rewards.mean()))
+    found = {"two samples' difference": pairs, "all samples' deviation": [rewards.std(axis=1)], "nearness": levels}
+    with np.errstate(invalid="ignore"):
+        return {name: float(np.mean([spearmanr(one, spreads)[0] for one in of])) for name, of in found.items()}
+
+
 def _agreement(rewards: Values, judged: Values) -> dict[str, float | None]:
     """Correlations of a judge with the reward: of prompts' means, and of pictures about their prompt's mean."""
     ours, theirs = (values - values.mean(axis=1, keepdims=True) for values in (rewards, judged))
@@ -89,8 +103,25 @@ def table(summaries: Mapping[str, Mapping[str, Any]]) -> list[str]:
     judges = dict.fromkeys(judge for one in summaries.values() for judge in one["judges"])
     columns = [_facts(one, judges) for one in summaries.values()]
     rows = [[label, *(facts[label] for facts in columns)] for label in columns[0]]
-    lines = [["", *summaries], ["---"] * (len(summaries) + 1), *rows]
-    return [f"| {' | '.join(cells)} |" for cells in lines]
+    return _markdown(["", *summaries], rows)
+
+
+def choices_table(summaries: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Markdown lines: a row a rule, a column a model; spread of the chosen prompt's groups, +- 2 standard errors."""
+    rules = dict.fromkeys(rule for one in summaries.values() for rule in one["choices"])
+    rows = [[rule, *(_choice_text(one["choices"].get(rule)) for one in summaries.values())] for rule in rules]
+    return _markdown(["rule", *summaries], rows)
+
+
+def _choice_text(chosen: Mapping[str, float] | None) -> str:
+    if chosen is None:
+        return "–"
+    spread, error = number(chosen["spread"]), number(2 * chosen["spread_error"])
+    return f"{spread} ± {error}, reward {number(chosen['mean'], 2)}, {chosen['flat']:.0%} flat, {chosen['forwards']:,}"
+
+
+def _markdown(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    return [f"| {' | '.join(cells)} |" for cells in (heads, ["---"] * len(heads), *rows)]
 
 
 def _facts(one: Mapping[str, Any], judges: Iterable[str]) -> dict[str, str]:
@@ -106,6 +137,7 @@ def _facts(one: Mapping[str, Any], judges: Iterable[str]) -> dict[str, str]:
         "sd of a prompt's pictures": number(one["within_prompt_std"]),
         "sd of a group: mean (deciles 1, 5, 9)": f"{number(spread['mean'])} ({_numbers(spread['deciles'])})",
         "groups without spread": f"{one['no_spread_share']:.0%}",
+        **{f"rank correlation with a group's sd: {k}": number(v, 2) for k, v in one["told_of_spread"].items()},
         **{f"agreement with {j}: prompts, within a prompt": _agreement_text(one["judges"].get(j, {})) for j in judges},
     }
 

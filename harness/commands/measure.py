@@ -1,7 +1,7 @@
 """Measurements without training: gradients at fixed checkpoints, and whether choosing prompts can matter."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -61,12 +61,13 @@ def probe(
     """How much of the reward is the prompt's, how prompts and groups spread: of untrained models."""
     import torch
 
-    from analysis.probing import summary, table
+    from analysis.probing import choices_table, summary, table
     from harness.config import ROOT, compose
     from harness.foundation.files import write_atomically
     from harness.prompts.lists import read_prompts
     from harness.runs.directory import environment
     from harness.trained import probe as probing
+    from harness.trained.choices import Chosen, choices
     from harness.trained.loading import device_of
 
     named: Sequence[str | None] = models or [None]
@@ -83,7 +84,11 @@ def probe(
         say(f"{name}: {probing.num_pictures(config, prompts, noises):,} pictures")
         probed = probing.probe(config, found.prompts[:prompts], noises, where, say)
         judged = {judge: values.tolist() for judge, values in probed.judged.items()}
-        summaries[name] = summary(probed.rewards, probed.groups, judged)
+        chosen: Mapping[str, Chosen] = {}
+        if prompts >= config.rollout.candidates:
+            chosen = choices(probed.rewards, probed.groups, config.rollout.candidates, config.model.num_steps)
+        told = {rule: one._asdict() for rule, one in chosen.items()}
+        summaries[name] = summary(probed.rewards, probed.groups, judged) | {"choices": told}
         content = {
             "profile": profile,
             "overrides": overrides,
@@ -96,7 +101,7 @@ def probe(
             "groups": _rounded(probed.groups),
         }
         write_atomically(folder / f"probe-{name}.json", json.dumps(content, indent=1) + "\n")
-    lines = table(summaries)
+    lines = [*table(summaries), "", *choices_table(summaries)]
     write_atomically(folder / "probe.md", "\n".join(lines) + "\n")
     print("\n".join(["", *lines, "", f"written to {folder}"]))
     return 0

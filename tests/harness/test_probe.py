@@ -5,13 +5,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from analysis.probing import summary
 from harness.cli import main
 from harness.config import ROOT, compose
+from harness.trained.choices import choices
 from harness.trained.probe import num_pictures
 
-SMALL = ["--profile", "smoke", "rollout.group_size=2", "rollout.branch_indices=[0,1]"]
+SMALL = ["--profile", "smoke", "rollout.group_size=2", "rollout.branch_indices=[0,1]", "rollout.candidates=2"]
 
 
 def run(*arguments: str) -> int:
@@ -33,10 +35,28 @@ def test_a_probe_writes_what_it_measured_of_each_model(tmp_path: Path, capsys: p
         assert set(content["summary"]["judges"]) == {"ocr-v4", "colour"}
         assert str(ROOT) not in json.dumps(content)
         assert len(set(map(tuple, content["rewards"]))) == 3
+        assert content["summary"]["choices"]["curriculum"]["forwards"] == 8  # one candidate's, the other's is used
     assert content["model"] == "harness/models/miniature/letters"
     for line in (tmp_path / "probe.md").read_text(encoding="utf-8").splitlines():
         assert line in told
-        assert line.count("|") == 4
+        assert line.count("|") in (0, 4)
+
+
+def test_what_rules_would_choose_of_prompts_that_are_known() -> None:
+    levels = torch.linspace(0, 1, 20, dtype=torch.float64)
+    rewards = levels[:, None].expand(20, 4)
+    # Prompts of the middle have spread, the easiest none.
+    spreads = (0.5 - (levels - 0.5).abs())[:, None, None] * torch.tensor([-1.0, 1.0]).double()
+    groups = levels[:, None, None] + spreads.expand(20, 3, 2)
+    found = choices(rewards, groups, candidates=20, num_steps=8)
+    assert found["easiest"].mean == 1
+    assert found["hardest"].mean == 0
+    assert found["easiest"].flat == 1
+    assert found["curriculum"].spread == pytest.approx(spreads.max().item() * 2**0.5, rel=0.1)
+    assert found["curriculum"].spread > found["random"].spread > found["hardest"].spread
+    assert found["random"].mean == pytest.approx(0.5, abs=0.03)
+    assert [found[rule].forwards for rule in ("random", "curriculum", "screened")] == [0, 19 * 8, 19 * 8]
+    assert found["random"].mean_error == pytest.approx(levels.std().item() / 20**0.5, rel=0.5)
 
 
 def test_the_count_of_pictures_is_said_beforehand() -> None:
