@@ -2,6 +2,7 @@
 
 import math
 
+import pandas as pd
 import pytest
 import torch
 from hypothesis import given
@@ -11,7 +12,7 @@ from torch.testing import assert_close
 
 from harness.adagrpo import fuse_advantages, global_advantage, local_advantage, rescale_advantages
 from harness.advantages import FUSIONS, Group, fuse
-from harness.config import ConfigError, compose
+from harness.config import ROOT, ConfigError, compose
 from harness.training.scoring import Scores
 from tests.harness.conftest import build_trainer
 
@@ -112,3 +113,25 @@ def test_the_trainer_uses_the_kind_and_its_control() -> None:
 def test_settings_that_do_not_go_together_are_named(overrides: list[str], named: str) -> None:
     with pytest.raises(ConfigError, match=named):
         compose("miniature-luck", overrides=overrides)
+
+
+def test_how_many_signs_of_the_papers_example_groups_each_kind_corrects() -> None:
+    """The table of docs/fusion.md: of 4 that differ from the sign against the capability."""
+    table = pd.read_csv(ROOT / "results" / "paper" / "example_groups.csv")
+
+    def corrected(kind: str, std: float) -> int:
+        found = 0
+        for _, rows in table.groupby("group"):
+            rewards, mean = torch.tensor(rows["reward"].to_numpy()), rows["capability_mean"].iloc[0]
+            made = Group(local_advantage(rewards), rewards, mean, std)
+            wrong = made.local * (rewards - mean) < 0
+            found += int((wrong & (fuse(made, kind, 1.0) * (rewards - mean) > 0)).sum())
+        return found
+
+    assert {kind: corrected(kind, 1.0) for kind in ("fused", "uncentred", "gated", "ema_std")} == {
+        "fused": 1,
+        "uncentred": 4,
+        "gated": 0,  # 0 is no sign
+        "ema_std": 0,
+    }
+    assert [corrected("shrinkage", std) for std in (0.5, 1.0, 1.5, 3.0)] == [4, 2, 1, 0]
