@@ -67,9 +67,10 @@ def test_the_count_of_pictures_is_said_beforehand() -> None:
 
 
 def test_the_page_of_the_testbed_shows_the_committed_measurements() -> None:
-    page = (ROOT / "docs" / "testbed.md").read_text(encoding="utf-8")
     folder = ROOT / "results" / "testbed"
-    assert (folder / "probe.md").read_text(encoding="utf-8") in page
+    tables = (folder / "probe.md").read_text(encoding="utf-8").split("\n\n")
+    for page, table in zip(("testbed.md", "selection.md"), tables, strict=True):
+        assert table.strip() in (ROOT / "docs" / page).read_text(encoding="utf-8")
     for model in ("miniature-luck", "miniature-weak", "letters-luck", "miniature"):
         content = json.loads((folder / f"probe-{model}.json").read_text(encoding="utf-8"))
         again = summary(content["rewards"], content["groups"], {})
