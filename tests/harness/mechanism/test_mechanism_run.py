@@ -233,7 +233,7 @@ def test_the_command_computes_what_is_missing_and_reports_it(
 
     monkeypatch.setattr("harness.experiments.jobs.runner.run_jobs", run_jobs)
     reported: list[Path] = []
-    monkeypatch.setattr("analysis.gradients.write_mechanism_report", lambda folder: reported.append(folder))
+    monkeypatch.setattr("analysis.gradients.report.write_mechanism_report", lambda folder: reported.append(folder))
     words, output = [str(tiny), "runtime.threads=1"], tmp_path / "out"
     with pytest.raises(HarnessError, match=r"base:groups-001: RewardError: broken; the same command continues"):
         mechanism(words, slots=2, output=output)
