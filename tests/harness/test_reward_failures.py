@@ -70,46 +70,29 @@ def numbers(run: RunDirectory, log: str = "metrics.jsonl") -> list[dict[str, Any
     return [{key: value for key, value in record.items() if key != "seconds"} for record in records]
 
 
-def test_an_iteration_without_scores_is_begun_anew_and_nothing_else_is_lost(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("measuring", "calls"), [(False, (3, 4)), (True, (-2, -1))])
+def test_what_has_no_scores_is_done_anew_and_nothing_else_is_lost(
+    measuring: bool, calls: tuple[int, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """An iteration's two scorings, of candidates and of the rollout; the last evaluations, of validation and test."""
     whole = execute(tmp_path / "whole", monkeypatch)
-    # Two scorings an iteration: of candidates, and of the rollout, when the capability has moved already.
-    for fails_at in (3, 4):
-        place = tmp_path / str(fails_at)
+    evaluated = numbers(whole, "eval.jsonl")
+    assert [(record["iteration"], record["split"]) for record in evaluated[-2:]] == [(2, "validation"), (2, "test")]
+    for call in calls:
+        place, fails_at = tmp_path / str(call), call if call > 0 else len(evaluated) + 1 + call
         with pytest.raises(RewardError, match="cannot be reached"):
-            execute(place, monkeypatch, fails_at)
+            execute(place, monkeypatch, fails_at, measuring)
         (folder,) = (place / "flaky").glob("flow*")
         failed = RunDirectory(folder)
-        status = failed.status()
-        assert (status["state"], status["iteration"]) == ("failed", 1)
-        assert status["reason"] == "RewardError: reward 'colour': http://127.0.0.1:8500 cannot be reached"
-        assert numbers(failed) == numbers(whole)[:1]
+        done = 2 if measuring else 1
+        assert (failed.status()["state"], failed.status()["iteration"]) == ("failed", done)
+        assert failed.status()["reason"].endswith("reward 'colour': http://127.0.0.1:8500 cannot be reached")
+        assert numbers(failed) == numbers(whole)[:done]
+        assert not measuring or len(numbers(failed, "eval.jsonl")) == fails_at - 1
         again = execute(place, monkeypatch)
         assert again.run_id == failed.run_id == whole.run_id
         assert numbers(again) == numbers(whole)
-
-
-def test_an_evaluation_without_scores_is_made_up_for_and_no_iteration_is_lost(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    whole = execute(tmp_path / "whole", monkeypatch)
-    evaluated = [(record["iteration"], record["split"]) for record in numbers(whole, "eval.jsonl")]
-    assert evaluated[-2:] == [(2, "validation"), (2, "test")]
-    # The last evaluations of the run: on validation prompts, and on test words.
-    for fails_at in (len(evaluated) - 1, len(evaluated)):
-        place = tmp_path / str(fails_at)
-        with pytest.raises(RewardError, match="cannot be reached"):
-            execute(place, monkeypatch, fails_at, measuring=True)
-        (folder,) = (place / "flaky").glob("flow*")
-        failed = RunDirectory(folder)
-        assert (failed.status()["state"], failed.status()["iteration"]) == ("failed", 2)
-        assert numbers(failed) == numbers(whole)
-        assert len(numbers(failed, "eval.jsonl")) == fails_at - 1
-        again = execute(place, monkeypatch)
-        assert again.status()["state"] == "finished"
-        assert numbers(again) == numbers(whole)
-        assert numbers(again, "eval.jsonl") == numbers(whole, "eval.jsonl")
+        assert numbers(again, "eval.jsonl") == evaluated
 
 
 def test_what_a_judge_lacks_is_said_before_anything_is_drawn(tmp_path: Path) -> None:

@@ -121,11 +121,10 @@ class Broken(ColourReward):
 
 @pytest.mark.parametrize(("image", "batch_size"), [(0, 2), (None, 2), (None, 8)])
 def test_an_image_that_a_server_cannot_score_has_the_number_it_has_here(
-    serve: Serve, image: int | None, batch_size: int
+    serve: Serve, monkeypatch: pytest.MonkeyPatch, image: int | None, batch_size: int
 ) -> None:
-    broken = Broken()
-    broken.image = image
-    there = at(serve(serving(broken, "127.0.0.1", 0)), batch_size=batch_size)
+    monkeypatch.setattr(Broken, "image", image)
+    there = at(serve(serving(Broken(), "127.0.0.1", 0)), batch_size=batch_size)
     with pytest.raises(RewardError, match=r"^reward 'colour': image 2: .*colour is nan, not finite$") as error:
         there.score(noise(), WORDS)
     assert error.value.image == 2
@@ -153,7 +152,9 @@ def test_a_restarted_server_loses_nothing_and_one_with_another_model_is_refused(
         other.score(noise(1), WORDS[:1])
 
 
-def test_what_waits_behind_a_failure_is_not_tried() -> None:
+def test_what_waits_behind_a_failure_is_not_tried_nor_what_a_server_would_not_take(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     there = at(f"http://127.0.0.1:{free_port()}", timeout_seconds=0.6)
     waiting = [there.submit(noise(1), WORDS[:1]) for _ in range(3)]
     for part, message in zip(waiting, ["cannot be reached", *["not asked, since"] * 2], strict=True):
@@ -161,6 +162,9 @@ def test_what_waits_behind_a_failure_is_not_tried() -> None:
             part()
     with pytest.raises(RewardError, match="cannot be reached"):
         there.submit(noise(1), WORDS[:1])()
+    monkeypatch.setattr(client, "LONGEST_REQUEST", 100)
+    with pytest.raises(RewardError, match=r"lower rewards\.colour\.batch_size"):
+        there.score(noise(1), WORDS[:1])
 
 
 def answering(body: bytes) -> str:
@@ -223,12 +227,6 @@ def test_a_server_refuses_what_is_no_request_in_one_line_and_goes_on(
         silent.sendall(b"POST /score HTTP/1.1\r\nContent-Length: 1000\r\n\r\n{")
         assert at(url).score(noise(1), WORDS[:1]).isfinite().all()
     assert capfd.readouterr() == ("", "")
-
-
-def test_pictures_beyond_what_a_server_takes_are_not_sent(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(client, "LONGEST_REQUEST", 100)
-    with pytest.raises(RewardError, match=r"lower rewards\.colour\.batch_size"):
-        at("http://127.0.0.1:1").score(noise(1), WORDS[:1])
 
 
 def test_this_machine_is_reached_past_a_proxy(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -394,31 +392,32 @@ def test_a_score_is_read_to_the_answers_end_or_not_at_all(said: str) -> None:
                 parse_answer("unifiedreward-v1", answer)
 
 
-def test_every_axis_needs_its_own_score() -> None:
-    scores = {"": 2, "alignment": 1, "coherence": 2, "style": 3}
-    for answer in (
-        "Alignment Score: 1, Coherence Score: 2, Style Score: 3",
-        "**Alignment Score (1-5)**: 1\nCoherence Score: 2\nstyle score ( 1 - 5 ): 3",
-        '{"Alignment Score": 1, "Coherence Score": 2, "Style Score": 3}',
-    ):
-        assert parse_answer("unifiedreward-v2", answer) == scores
-    for answer in (
-        "",
-        "Alignment Score | Coherence Score | Style Score\n1 | 2 | 3",
-        "Alignment Score: 1\nCoherence Score: 2",
-        "Alignment Score: 1-5 scale, I give 4\nCoherence Score: 2\nStyle Score: 3",
-    ):
+@pytest.mark.parametrize(
+    ("answer", "is_whole"),
+    [
+        ("Alignment Score: 1, Coherence Score: 2, Style Score: 3", True),
+        ("**Alignment Score (1-5)**: 1\nCoherence Score: 2\nstyle score ( 1 - 5 ): 3", True),
+        ('{"Alignment Score": 1, "Coherence Score": 2, "Style Score": 3}', True),
+        ("Alignment Score | Coherence Score | Style Score\n1 | 2 | 3", False),
+        ("Alignment Score: 1\nCoherence Score: 2", False),
+        ("Alignment Score: 1-5 scale, I give 4\nCoherence Score: 2\nStyle Score: 3", False),
+    ],
+)
+def test_every_axis_needs_its_own_score(answer: str, is_whole: bool) -> None:
+    if is_whole:
+        assert parse_answer("unifiedreward-v2", answer) == {"": 2, "alignment": 1, "coherence": 2, "style": 3}
+    else:
         with pytest.raises(AnswerError):
             parse_answer("unifiedreward-v2", answer)
 
 
-def test_completions_are_read_or_say_what_is_wrong() -> None:
-    assert _content_of(completion("Final Score: 4", finish_reason="stop"), "judge") == "Final Score: 4"
-    with pytest.raises(AnswerError, match=r"cut off \(length\): 'Final Score: 4'"):
-        _content_of(completion("Final Score: 4", finish_reason="length"), "judge")
-    for content in ("", None, []):
-        with pytest.raises(AnswerError, match="is empty"):
-            _content_of(completion(content), "judge")
-    for answer in ({"choices": None}, {"choices": []}, {"choices": [None]}, {"choices": [{"text": "x"}]}, {}):
-        with pytest.raises(RewardError, match="judge gave no chat completion"):
+def test_completions_that_were_cut_off_or_are_none_say_so() -> None:
+    cut_off = completion("Final Score: 4", finish_reason="length")
+    for answer, error, said in (
+        (cut_off, AnswerError, r"cut off \(length\): 'Final Score: 4'"),
+        (completion(None), AnswerError, "is empty"),
+        ({"choices": []}, RewardError, "judge gave no chat completion"),
+        ({"choices": [{"text": "x"}]}, RewardError, "judge gave no chat completion"),
+    ):
+        with pytest.raises(error, match=said):
             _content_of(answer, "judge")

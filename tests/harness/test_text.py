@@ -13,18 +13,15 @@ from harness.models.pipelines.policy import Policy
 
 MakePolicy = Callable[..., Policy]
 
+FREED = {"text_encoders": "free"}
 PROMPTS = ["a red cat on a roof", "two boats, at night"]
-
-
-def freed(make_policy: MakePolicy, name: str, **model: object) -> Policy:
-    return make_policy(name, execution={"text_encoders": "free"}, **model)
 
 
 @pytest.mark.parametrize("name", TWIN_NAMES)
 def test_freed_encoders_leave_the_same_embeddings_on_disk(
     make_policy: MakePolicy, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    kept, policy = make_policy(name), freed(make_policy, name)
+    kept, policy, again = make_policy(name), *(make_policy(name, execution=FREED) for _ in range(2))
     prompts = [*PROMPTS, f"only {name} reads this"]
     with pytest.raises(RuntimeError, match="not among those given to prepare_prompts"):
         policy.encode(prompts[2:])
@@ -36,14 +33,13 @@ def test_freed_encoders_leave_the_same_embeddings_on_disk(
         ours, theirs = policy.encode([prompt]), kept.encode([prompt])
         torch.testing.assert_close(ours.states, theirs.states, atol=1e-5, rtol=1e-5)
         torch.testing.assert_close(ours.pooled, theirs.pooled, atol=1e-5, rtol=1e-5)
-    again = freed(make_policy, name)
     monkeypatch.setattr(again, "_encode_text", None)
     again.prepare_prompts(prompts)  # all on disk: no encoder is loaded
     assert len(again.encode(prompts)) == 3
 
 
 def test_a_damaged_embedding_is_one_clear_line(make_policy: MakePolicy) -> None:
-    policy = freed(make_policy, "flux")
+    policy = make_policy("flux", execution=FREED)
     policy.prepare_prompts(["a prompt to be damaged"])
     file = policy._store._file("a prompt to be damaged")
     file.write_bytes(file.read_bytes()[:-7])

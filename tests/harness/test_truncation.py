@@ -52,7 +52,6 @@ def test_clips_77_tokens_are_those_that_its_rewards_read(name: str, twin: str) -
     scorer = build_reward(name, 1, RewardConfig(path=f"twin:{twin}"))
     (line,) = truncations([scorer], PROMPTS[:3], "list")
     assert f"reward {name} reads 77 tokens of a prompt: 2 of 3 are cut off" in line
-    assert "2 of them are the same" in line
     scores = scorer.score(torch.zeros(3, 3, 32, 32), PROMPTS[:3])
     assert scores[1] == scores[2] != scores[0]
 
