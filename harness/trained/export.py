@@ -13,6 +13,7 @@ from harness.config import ConfigError, dump
 from harness.foundation.files import write_atomically
 from harness.models.pipelines.locate import find_pipeline
 from harness.models.pipelines.lora_files import read_lora, write_lora
+from harness.models.pipelines.policy import with_shift
 from harness.models.pipelines.published import Licence, find_published
 from harness.models.pipelines.registry import build_policy
 from harness.models.pipelines.weights import copy_weights, put_lora
@@ -106,7 +107,5 @@ def _merged_pipeline(checkpoint: Checkpoint, weights: Path) -> Any:
     pipeline.transformer.float()
     put = put_lora if checkpoint.is_lora else copy_weights
     put(pipeline.transformer, weights)
-    dynamic = model.shift == "dynamic"
-    changes = {"use_dynamic_shifting": dynamic, **({} if dynamic else {"shift": model.shift})}
-    pipeline.scheduler = type(pipeline.scheduler).from_config(pipeline.scheduler.config, **changes)
+    pipeline.scheduler = with_shift(pipeline.scheduler, model.shift)
     return pipeline

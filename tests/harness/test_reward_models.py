@@ -1,7 +1,6 @@
 """CLIP score, PickScore, HPS-v2 and HPS-v3 on their twins, small random models in the published layouts; the comparison
 with the packages is ``make check-reward-parity``."""
 
-import json
 import math
 import shutil
 from collections.abc import Callable, Sequence
@@ -130,31 +129,21 @@ def test_clip_tokens_of_known_texts() -> None:
 # --- CLIP score and PickScore
 
 
-@pytest.fixture
-def clip_folder(tmp_path: Path, weights: dict[str, Tensor]) -> Path:
-    """The weights of HPS-v2's twin as a model folder of transformers."""
-    open_clip.twin_of_clip().save_pretrained(tmp_path)
-    save_file(open_clip.to_transformers(weights), tmp_path / "model.safetensors", metadata={"format": "pt"})
-    processor = {"image_processor_type": "CLIPImageProcessor", "size": {"shortest_edge": 224}}
-    (tmp_path / "preprocessor_config.json").write_text(json.dumps(processor))
-    open_clip.clip_tokenizer().save_pretrained(tmp_path)
-    return tmp_path
-
-
 @pytest.mark.parametrize("name", ["clip", "pickscore"])
-def test_clip_scores_are_the_model_s_cosines(name: str, clip_folder: Path, weights: dict[str, Tensor]) -> None:
+def test_clip_scores_are_the_model_s_cosines(name: str, weights: dict[str, Tensor]) -> None:
+    """Its twin has the weights of HPS-v2's in another format."""
     factor = 1.0 if name == "clip" else weights["logit_scale"].exp().item()
-    reward = build_reward(name, 1, RewardConfig(path=str(clip_folder), batch_size=2))
     square = pictures(224, 224)
-    scores = reward.score(square, PROMPTS)
+    scores = twin(name).score(square, PROMPTS)
     expected = factor * open_clip_cosine(weights, square, PROMPTS)
     torch.testing.assert_close(scores, expected, atol=2e-6 * factor, rtol=0)
     # The middle is what counts.
     wide = torch.cat([torch.zeros(3, 3, 224, 40), square, torch.ones(3, 3, 224, 40)], dim=-1)
-    torch.testing.assert_close(reward.score(wide, PROMPTS), scores, atol=1e-6 * factor, rtol=0)
+    torch.testing.assert_close(twin(name).score(wide, PROMPTS), scores, atol=1e-6 * factor, rtol=0)
 
 
-def test_a_clip_folder_without_a_part_is_one_line(clip_folder: Path) -> None:
+def test_a_clip_folder_without_a_part_is_one_line(tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(find_twin("clip", "path", "clip"), tmp_path / "clip"))
     for batch_size, (file, said) in enumerate(
         {
             "preprocessor_config.json": "preprocessor_config.json",
@@ -162,9 +151,9 @@ def test_a_clip_folder_without_a_part_is_one_line(clip_folder: Path) -> None:
         }.items(),
         start=1,
     ):
-        (clip_folder / file).unlink()
+        (folder / file).unlink()
         with pytest.raises(RewardError, match=rf"reward 'clip': rewards.clip.path: .* has no {said}"):
-            build_reward("clip", 1, RewardConfig(path=str(clip_folder), batch_size=batch_size)).check_ready()
+            build_reward("clip", 1, RewardConfig(path=str(folder), batch_size=batch_size)).check_ready()
 
 
 # --- HPS-v3

@@ -5,7 +5,6 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from diffusers import FluxPipeline
-from diffusers.pipelines.flux.pipeline_flux import calculate_shift, retrieve_timesteps
 from torch import Tensor
 
 from harness.models.pipelines.embedding import PromptEmbedding
@@ -29,10 +28,7 @@ class FluxPolicy(Policy):
 
     def sigmas(self, num_steps: int) -> Tensor:
         scheduler = self._scheduler()
-        tokens = self._latent_size[0] * self._latent_size[1] // 4
-        fields = ("base_image_seq_len", "max_image_seq_len", "base_shift", "max_shift")
-        mu = calculate_shift(tokens, *(scheduler.config[field] for field in fields))
-        retrieve_timesteps(scheduler, num_steps, "cpu", sigmas=np.linspace(1.0, 1 / num_steps, num_steps), mu=mu)
+        scheduler.set_timesteps(sigmas=np.linspace(1.0, 1 / num_steps, num_steps), mu=self._mu(scheduler))
         return scheduler.sigmas.float()
 
     def velocity(self, x: Tensor, sigma: Tensor | float, text: PromptEmbedding) -> Tensor:

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 
 import torch
 from diffusers import AutoencoderKL
+from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 from torch import Tensor, nn
 
 from harness.config import ConfigError, ModelConfig, OptimizerConfig
@@ -19,7 +20,7 @@ from harness.models.pipelines.embedding import PromptEmbedding
 from harness.models.pipelines.embedding_store import EmbeddingStore
 from harness.models.pipelines.files import cache_folder, component_folders, text_fingerprint
 from harness.models.pipelines.loading import load_component, load_pipeline
-from harness.models.pipelines.locate import class_name_of, find_pipeline
+from harness.models.pipelines.locate import find_pipeline
 from harness.models.pipelines.truncation import TextReader, all_tokens
 from harness.models.pipelines.weights import filling, whole_network
 
@@ -40,8 +41,8 @@ class Policy(ABC):
         seed: of the adapters' initial weights.
 
     Raises:
-        ConfigError: the pipeline cannot be found or loaded, is of another class, cannot make pictures of the size asked
-            for, or a LoRA target matches no layer.
+        ConfigError: the pipeline cannot be found or loaded, cannot make pictures of the size asked for, or a LoRA
+            target matches no layer.
     """
 
     pipeline_class: ClassVar[Any]
@@ -53,8 +54,6 @@ class Policy(ABC):
         self.config = model
         self.device = device
         self._folder = find_pipeline(model.path)
-        if class_name_of(self._folder) != self.pipeline_class.__name__:
-            raise ConfigError(f"model.path: {model.path} is no {self.pipeline_class.__name__}")
         self._is_lora = optimizer.tuning == "lora"
         self._merge = optimizer.lora.merge_while_sampling
         self._reference: Any = None
@@ -62,7 +61,9 @@ class Policy(ABC):
         self._is_sampling = False
         self._encoders = [name for name in component_folders(self._folder) if name.startswith("text_encoder")]
         self._keeps_encoders = model.execution.text_encoders == "keep"
-        self._store = EmbeddingStore(device, None if self._keeps_encoders else self._embedding_folder())
+        # On disk, in a folder for all that embeddings depend on beside the prompt.
+        key = f"{text_fingerprint(self._folder)[:16]}-{model.max_sequence_length}-{model.precision}"
+        self._store = EmbeddingStore(device, None if self._keeps_encoders else cache_folder("embeddings") / key)
         without = () if self._keeps_encoders else self._encoders
         self._pipeline = load_pipeline(self._folder, self.pipeline_class, device, self._dtypes(), without)
         self.transformer: Any = self._pipeline.transformer
@@ -77,16 +78,8 @@ class Policy(ABC):
 
     def _dtypes(self) -> dict[str, torch.dtype]:
         """Of components that are not float32; the autoencoder and weights in training always are."""
-        if self.config.precision == "fp32":
-            return {}
         frozen = [*self._encoders, *(["transformer"] if self._is_lora else [])]
-        return dict.fromkeys(frozen, torch.bfloat16)
-
-    def _embedding_folder(self) -> Path:
-        """Where embeddings are kept on disk: a folder for all that they depend on beside the prompt."""
-        fingerprint = text_fingerprint(self._folder)[:16]
-        name = f"{fingerprint}-{self.config.max_sequence_length}-{self.config.precision}"
-        return cache_folder("embeddings") / name
+        return dict.fromkeys(frozen, torch.bfloat16) if self.config.precision == "bf16" else {}
 
     def _set_execution(self) -> None:
         execution, vae = self.config.execution, self._pipeline.vae
@@ -179,9 +172,8 @@ class Policy(ABC):
 
     def noise(self, generator: torch.Generator, count: int = 1) -> Tensor:
         """Standard normal latents of ``count`` samples, drawn on the CPU in the order of the pipeline."""
-        height, width = self._latent_size
-        x = torch.randn((count, self._latent_channels, height, width), generator=generator)
-        return self._pack(x).to(self.device)
+        shape = (count, self._pipeline.vae.config.latent_channels, *self._latent_size)
+        return self._pack(torch.randn(shape, generator=generator)).to(self.device)
 
     @abstractmethod
     def velocity(self, x: Tensor, sigma: Tensor | float, text: PromptEmbedding) -> Tensor:
@@ -202,10 +194,8 @@ class Policy(ABC):
         vae, config = self._pipeline.vae, self._pipeline.vae.config
         images = []
         for part in x.split(self.config.max_batch):
-            latents = self._unpack(part.float())
-            images.append(
-                vae.decode(latents / config.scaling_factor + config.shift_factor, return_dict=False)[0].float()
-            )
+            latents = self._unpack(part.float()) / config.scaling_factor + config.shift_factor
+            images.append(vae.decode(latents, return_dict=False)[0].float())
         return ((torch.cat(images) / 2 + 0.5).clamp(0, 1) * 255).round().cpu() / 255
 
     @contextmanager
@@ -225,10 +215,6 @@ class Policy(ABC):
         self._height, self._width = height, width
         self._latent_size = (height // self._pipeline.vae_scale_factor, width // self._pipeline.vae_scale_factor)
 
-    @property
-    def _latent_channels(self) -> int:
-        return self._pipeline.vae.config.latent_channels
-
     def _pack(self, latents: Tensor) -> Tensor:
         """``[n, C, h, w]`` as the network takes it."""
         return latents
@@ -239,11 +225,13 @@ class Policy(ABC):
 
     def _scheduler(self) -> Any:
         """The pipeline's scheduler with the configured shift."""
-        scheduler = self._pipeline.scheduler
-        shift = self.config.shift
-        dynamic = shift == "dynamic"
-        changes = {"use_dynamic_shifting": dynamic, **({} if dynamic else {"shift": shift})}
-        return type(scheduler).from_config(scheduler.config, **changes)
+        return with_shift(self._pipeline.scheduler, self.config.shift)
+
+    def _mu(self, scheduler: Any) -> float:
+        """diffusers' dynamic shift of the resolution."""
+        fields = ("base_image_seq_len", "max_image_seq_len", "base_shift", "max_shift")
+        tokens = self._latent_size[0] * self._latent_size[1] // 4
+        return calculate_shift(tokens, *(scheduler.config[field] for field in fields))
 
     # --- weights ------------------------------------------------------------------------------------------------------
 
@@ -269,7 +257,8 @@ class Policy(ABC):
     def _forward(self, **inputs: Any) -> Tensor:
         """The transformer's first output; compiled while sampling, if the configuration says so."""
         network = self._compiled if self._is_sampling and self._compiled is not None else self.transformer
-        with self._autocast():
+        is_low = self.config.precision == "bf16"
+        with torch.autocast(self.device.type, torch.bfloat16) if is_low else nullcontext():
             output: Tensor = network(**inputs, return_dict=False)[0]
         return output.float()
 
@@ -309,10 +298,12 @@ class Policy(ABC):
             else:
                 whole_network(self._network_class, self.transformer, weights).save_pretrained(partial / "transformer")
 
-    def _autocast(self) -> Any:
-        if self.config.precision == "bf16":
-            return torch.autocast(self.device.type, torch.bfloat16)
-        return nullcontext()
+
+def with_shift(scheduler: Any, shift: float | str) -> Any:
+    """A scheduler of diffusers with another shift of its sigmas: a number, or ``dynamic``, of the resolution."""
+    dynamic = shift == "dynamic"
+    changes = {"use_dynamic_shifting": dynamic, **({} if dynamic else {"shift": shift})}
+    return type(scheduler).from_config(scheduler.config, **changes)
 
 
 def blocks_of(transformer: nn.Module) -> list[nn.Module]:

@@ -25,13 +25,11 @@ def build_policy(model: ModelConfig, optimizer: OptimizerConfig, device: torch.d
     Raises:
         ConfigError: no policy for that class, or what ``Policy`` and ``find_pipeline`` raise.
     """
+    from harness.models.pipelines.flux import FluxPolicy
+    from harness.models.pipelines.sd3 import StableDiffusion3Policy
+
     name = class_name_of(find_pipeline(model.path))
-    if name == "FluxPipeline":
-        from harness.models.pipelines.flux import FluxPolicy
-
-        return FluxPolicy(model, optimizer, device, seed)
-    if name == "StableDiffusion3Pipeline":
-        from harness.models.pipelines.sd3 import StableDiffusion3Policy
-
-        return StableDiffusion3Policy(model, optimizer, device, seed)
-    raise ConfigError(f"model.path: {model.path} is a {name}; FluxPipeline and StableDiffusion3Pipeline can be trained")
+    policies = {policy.pipeline_class.__name__: policy for policy in (FluxPolicy, StableDiffusion3Policy)}
+    if name not in policies:
+        raise ConfigError(f"model.path: {model.path} is a {name}; {' and '.join(policies)} can be trained")
+    return policies[name](model, optimizer, device, seed)

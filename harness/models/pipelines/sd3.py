@@ -4,7 +4,6 @@ from typing import Any, ClassVar
 
 import torch
 from diffusers import StableDiffusion3Pipeline
-from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 from torch import Tensor
 
 from harness.config import ConfigError
@@ -35,12 +34,7 @@ class StableDiffusion3Policy(Policy):
 
     def sigmas(self, num_steps: int) -> Tensor:
         scheduler = self._scheduler()
-        if self.config.shift == "dynamic":
-            tokens = self._latent_size[0] * self._latent_size[1] // 4
-            fields = ("base_image_seq_len", "max_image_seq_len", "base_shift", "max_shift")
-            scheduler.set_timesteps(num_steps, mu=calculate_shift(tokens, *(scheduler.config[f] for f in fields)))
-        else:
-            scheduler.set_timesteps(num_steps)
+        scheduler.set_timesteps(num_steps, mu=self._mu(scheduler) if self.config.shift == "dynamic" else None)
         return scheduler.sigmas.float()
 
     def velocity(self, x: Tensor, sigma: Tensor | float, text: PromptEmbedding) -> Tensor:

@@ -15,18 +15,16 @@ import torch
 from safetensors.torch import save_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
-from transformers import CLIPConfig, CLIPModel
+from transformers import CLIPConfig
 
 from harness.models.pipelines.files import build_once, cache_folder
 from harness.models.pipelines.locate import TWIN_PREFIX
 from harness.rewards.base import RewardError
 from harness.rewards.files.assets import hpsv3_question
-from harness.rewards.native.open_clip import twin_of_clip
+from harness.rewards.native import open_clip
 
-_VERSION = 2
+_VERSION = 3
 """Raised with any change of what is built."""
-
-_SEED = 20_260_606
 
 
 def find_twin(reward: str, key: str, name: str) -> Path:
@@ -70,6 +68,10 @@ class _Random:
 
 def write_hpsv2(path: Path, sizes: CLIPConfig) -> None:
     """A checkpoint of float16 weights under open_clip's names, as HPS-v2's releases are."""
+    torch.save({"state_dict": _open_clip_weights(sizes)}, path)
+
+
+def _open_clip_weights(sizes: CLIPConfig) -> dict[str, Tensor]:
     draw = _Random(2)
     picture, text, out = sizes.vision_config, sizes.text_config, sizes.projection_dim
     patch, patches = picture.patch_size, (picture.image_size // picture.patch_size) ** 2
@@ -95,7 +97,7 @@ def write_hpsv2(path: Path, sizes: CLIPConfig) -> None:
             weights |= draw.linear(f"{block}.attn.out_proj", width, width)
             weights |= draw.linear(f"{block}.mlp.c_fc", inner, width)
             weights |= draw.linear(f"{block}.mlp.c_proj", width, inner)
-    torch.save({"state_dict": {name: value.half() for name, value in weights.items()}}, path)
+    return {name: value.half() for name, value in weights.items()}
 
 
 # --- HPS-v3: a small Qwen2-VL ---------------------------------------------------------------------------------------
@@ -252,25 +254,19 @@ def _hpsv3_weights(rows: int) -> dict[str, Tensor]:
 
 
 def _write_clip(folder: Path) -> None:
-    from harness.models.pipelines.twins import clip_tokenizer
-
-    tokenizer, config = clip_tokenizer("<|endoftext|>"), twin_of_clip()
-    config.text_config.vocab_size = len(tokenizer)
-    config.text_config.bos_token_id = tokenizer.bos_token_id
-    config.text_config.eos_token_id = tokenizer.eos_token_id
-    with torch.random.fork_rng():
-        torch.manual_seed(_SEED)
-        CLIPModel(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    """The weights of HPS-v2's twin in transformers' own format."""
+    sizes = open_clip.twin_of_clip()
+    sizes.save_pretrained(folder)
+    weights = {name: value.float() for name, value in _open_clip_weights(sizes).items()}
+    save_file(open_clip.to_transformers(weights), folder / "model.safetensors", metadata={"format": "pt"})
+    open_clip.clip_tokenizer().save_pretrained(folder)
     processor = {"image_processor_type": "CLIPImageProcessor", "size": {"shortest_edge": 224}}
     (folder / "preprocessor_config.json").write_text(json.dumps(processor), encoding="utf-8")
 
 
+_HPSV2 = "HPS_v2.1_compressed.pt"
 _TWINS: dict[str, tuple[Callable[[Path], object], dict[str, str]]] = {
-    "hpsv2": (
-        lambda folder: write_hpsv2(folder / "HPS_v2.1_compressed.pt", twin_of_clip()),
-        {"path": "HPS_v2.1_compressed.pt"},
-    ),
+    "hpsv2": (lambda folder: write_hpsv2(folder / _HPSV2, open_clip.twin_of_clip()), {"path": _HPSV2}),
     "hpsv3": (write_hpsv3, {"path": "HPSv3.safetensors", "base": "base"}),
     "clip": (_write_clip, {"path": ""}),
 }
