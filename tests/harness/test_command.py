@@ -24,12 +24,8 @@ def argv(placement: Placement) -> list[str]:
     return worker_command(placement, "harness.cli", ["train"])
 
 
-def test_command_lines_on_cpus() -> None:
-    """Those of GPUs are on the page that is compared below."""
-    file = ["--config_file", str(CONFIGURATIONS / "one.yaml")]
-    one = "--num_processes 1 --num_machines 1 --machine_rank 0 --cpu -m harness.cli train"
-    assert argv(Placement()) == [*ACCELERATE, *file, *one.split()]
-    # Several are not left to accelerate, which would start one.
+def test_several_cpu_processes_are_not_left_to_accelerate_which_would_start_one() -> None:
+    """Other command lines are on the page that is compared below."""
     placement = Placement(4, machines=2, machine_rank=1, main_address="node0", main_port=29501)
     two = "--nproc-per-node 2 --nnodes 2 --node-rank 1 --master-addr node0 --master-port 29501 -m harness.cli train"
     assert argv(placement) == [*TORCHRUN, *two.split()]

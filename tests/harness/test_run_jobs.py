@@ -89,38 +89,26 @@ def test_where_a_run_stands_and_what_a_launch_does_with_that(prepared: Any) -> N
     assert job.result() == "trained reward on validation prompts 0.250"
 
 
-def test_an_echo_is_the_reason_until_its_cause_is_known(prepared: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_of_several_processes_the_first_cause_is_kept_and_only_our_own_errors_are_final(
+    prepared: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     run = prepared("runs")
-    for rank, error, reason in (
-        ("0", CollectiveError("nobody came"), "rank 0: CollectiveError: nobody came"),
-        ("1", CollectiveError("me too"), "rank 0: CollectiveError: nobody came"),
-        ("1", RuntimeError("out of memory"), "rank 1: RuntimeError: out of memory"),
+    cause = "rank 1: RuntimeError: out of memory"
+    for rank, error, known in (
+        ("0", CollectiveError("nobody came"), "rank 0: CollectiveError: nobody came"),  # an echo, until more is known
+        ("1", RuntimeError("out of memory"), cause),
+        ("0", RuntimeError("connection closed by peer"), cause),
+        ("1", TrainingError("the gradient is not finite"), "rank 1: TrainingError: the gradient is not finite"),
     ):
         monkeypatch.setenv("RANK", rank)
         with pytest.raises(type(error)), run.failure_noted():
             raise error
-        assert (run.status()["state"], run.status()["reason"]) == ("waiting", reason)
-
-
-def test_where_several_processes_run_only_our_own_errors_are_final(
-    prepared: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    monkeypatch.setenv("RANK", "1")
-    run = prepared("runs")
-    run.set_status("running", 0, 2)
-    with pytest.raises(RuntimeError), run.failure_noted():
-        raise RuntimeError("out of memory")
-    with pytest.raises(RuntimeError), run.failure_noted():
-        raise RuntimeError("connection closed by peer")  # the echo in another process
-    assert (run.status()["state"], run.status()["reason"]) == ("running", "rank 1: RuntimeError: out of memory")
+        state = "failed" if isinstance(error, TrainingError) else "waiting"
+        assert (run.status()["state"], run.status()["reason"]) == (state, known)
+    run.set_status("running", 1, 2, "rank 1: RuntimeError: out of memory")
     with pytest.raises(CollectiveError, match=r"^rank 1: RuntimeError: out of memory \(here: nobody came\)$"):  # noqa: SIM117
         with run.failure_noted():
             raise CollectiveError("nobody came")
     run.set_status("running", 1, 2, keep_failure=True)  # as by a main process that saves and has not noticed yet
-    assert run.status()["reason"] == "rank 1: RuntimeError: out of memory"
-    with pytest.raises(TrainingError), run.failure_noted():
-        raise TrainingError("the gradient is not finite")
-    reason = "rank 1: TrainingError: the gradient is not finite"
-    assert (run.status()["state"], run.status()["reason"]) == ("failed", reason)
+    assert run.status()["reason"] == cause

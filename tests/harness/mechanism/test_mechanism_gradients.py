@@ -101,15 +101,6 @@ def test_score_gradients_are_those_of_each_sibling_alone(sampler: Sampler) -> No
             row += 1
 
 
-def test_adapters_that_start_at_zero_have_half_a_gradient(sampler: Sampler) -> None:
-    # The second matrix of an untrained adapter is 0, so the first one has no effect yet.
-    scores, start = sampler.of_reference(1).scores, 0
-    for name, parameter in sampler.policy.trainable().items():
-        own = scores[:, start : start + parameter.numel()]
-        assert (own == 0).all() == ("lora_A" in name)
-        start += parameter.numel()
-
-
 def test_advantages_of_a_hand_made_group() -> None:
     made = advantages_of(torch.tensor([[1.0, 2.0, 6.0], [0.0, 0.0, 3.0]]), mean=4.0, std=2.0, clip=5.0)
     assert tuple(made) == KINDS

@@ -19,10 +19,7 @@ from harness.cli import main
 from harness.commands import sweep as command
 from harness.config import ROOT
 from harness.experiments import runs as experiment_runs
-from harness.experiments.jobs import runner
-from harness.experiments.jobs.job import Job
 from harness.experiments.jobs.runner import Outcome
-from harness.experiments.jobs.slots import Slot
 from harness.experiments.sweep import STORAGE_VARIABLE
 from harness.experiments.sweep import study as study_module
 from harness.experiments.sweep.definition import load_sweep
@@ -74,21 +71,6 @@ def test_a_password_is_not_printed(
     said = capsys.readouterr()
     assert "optuna-dashboard 'postgresql://me:***@host/study'" in said.out
     assert "secret" not in said.out + said.err
-
-
-@pytest.mark.parametrize(("failed", "expected"), [({}, 0), ({"worker 0": "OSError: disk full"}, 1)])
-def test_each_worker_has_the_storage_and_a_budget_of_time_does_not_hide_that_workers_failed(
-    tmp_path: Path, sqlite_url: str, monkeypatch: pytest.MonkeyPatch, failed: dict[str, str], expected: int
-) -> None:
-    def run_jobs(given: Sequence[Job], slots: Sequence[Slot], *others: object, **more: object) -> Outcome:
-        assert len(given) == 2
-        assert [slot.environment[STORAGE_VARIABLE] for slot in slots] == [sqlite_url] * 2
-        return Outcome([], failed)
-
-    monkeypatch.setattr(command, "_identity", lambda sweep: "identity")
-    monkeypatch.setattr(runner, "run_jobs", run_jobs)
-    words = ["--storage", sqlite_url, "--output", str(tmp_path / "out"), "--workers", "2"]
-    assert exit_code("sweep", str(write_sweep(tmp_path, trials=None, hours=1)), *words) == expected
 
 
 @pytest.fixture

@@ -58,19 +58,15 @@ def test_a_study_of_another_sweep_is_refused_with_the_difference(
     assert "\n" not in str(error.value)
 
 
-def test_another_model_or_list_of_prompts_is_another_study_but_can_be_shown(tmp_path: Path, sqlite_url: str) -> None:
-    sweep = make_sweep(tmp_path)
-    open_study(sweep, open_storage(sqlite_url), "old")
+def test_another_model_is_another_study_but_can_be_shown_and_budget_sampler_and_pruner_may_change(
+    tmp_path: Path, sqlite_url: str
+) -> None:
+    open_study(make_sweep(tmp_path), open_storage(sqlite_url), "old")
+    sweep = make_sweep(tmp_path, trials=99, sampler={"kind": "random"}, pruner={"kind": "median"})
+    assert len(open_study(sweep, open_storage(sqlite_url), "old").get_trials()) == 1  # the reference, queued once
     with pytest.raises(ConfigError, match="model, prompt lists and rewards old where this one has new"):
         open_study(sweep, open_storage(sqlite_url), "new")
     assert find_study(sweep, open_storage(sqlite_url)).study_name == "landscape"
-
-
-def test_budget_sampler_and_pruner_may_change_from_call_to_call(tmp_path: Path, sqlite_url: str) -> None:
-    open_study(make_sweep(tmp_path), open_storage(sqlite_url), "identity")
-    later = make_sweep(tmp_path, trials=99, sampler={"kind": "random"}, pruner={"kind": "median"})
-    study = open_study(later, open_storage(sqlite_url), "identity")
-    assert len(study.get_trials()) == 1  # the reference is not queued again
 
 
 def test_a_study_that_no_sweep_made_is_left_alone(tmp_path: Path, sqlite_url: str) -> None:
