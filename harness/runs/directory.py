@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -166,19 +166,7 @@ class RunDirectory:
 
     def _write_status(self, content: Mapping[str, Any]) -> None:
         content = {**content, "updated": datetime.now(UTC).isoformat(timespec="seconds")}
-        path = self.folder / "status.json"
-        text = json.dumps(records.checked(content), indent=1) + "\n"
-        try:
-            write_atomically(path, text)
-        except FileError:
-            # A full disk mostly has room for as much as is there now, and the state must not stay "running".
-            if not path.exists():
-                raise
-            with suppress(OSError), path.open("r+b") as stream:
-                stream.write(text.encode())
-                stream.truncate()
-                return
-            raise
+        write_atomically(self.folder / "status.json", json.dumps(records.checked(content), indent=1) + "\n")
 
     def append(self, name: str, record: Mapping[str, Any]) -> None:
         """Append one JSON line; NaN and infinities are an error, since no JSON reader takes them."""
@@ -211,7 +199,7 @@ class RunDirectory:
         import torch
 
         with files.replacing(self.checkpoint_path, durable=True) as stream:
-            files.write_checked(stream, lambda target: torch.save(dict(state), target))
+            torch.save(dict(state), stream)
 
     def load_checkpoint(self) -> dict[str, Any] | None:
         """The checkpoint, or None before the first one.
@@ -224,7 +212,7 @@ class RunDirectory:
         import torch
 
         try:
-            files.require_checked(self.checkpoint_path)
+            files.require_whole_zip(self.checkpoint_path)
             return torch.load(self.checkpoint_path, map_location="cpu", weights_only=True)
         except (OSError, RuntimeError, pickle.UnpicklingError, EOFError) as error:
             reason = " ".join(str(error).split())[:_LONGEST_REASON]

@@ -34,31 +34,15 @@ def test_plain_values_are_read() -> None:
 
 
 @pytest.mark.parametrize(
-    "word", ["yes", "no", "on", "off", "Yes", "OFF", "y", "2026-01-02", "2001-12-14t21:59:43.1-05:00"]
+    "word", ["yes", "on", "OFF", "2026-01-02", "010", "+07", "1:30", "1_0", "1_000.5", "0x10", "0o7", ".inf", "nan"]
 )
-def test_words_are_no_truth_values_and_no_dates(word: str) -> None:
+def test_what_readers_disagree_on_is_a_word_that_no_number_or_truth_value_is_taken_from(word: str) -> None:
     assert strict_yaml.parse(f"a: {word}", "file.yaml") == {"a": word}
 
 
-@pytest.mark.parametrize(
-    "number",
-    [
-        *("010", "00", "1:30", "1:30:00", "190:20:30.15", "1_0", "1_000.5", "0x10", "0o7", "0b1", "-0x1F", "+07"),
-        *(".inf", "-.inf", ".nan", "inf", "nan", "-inf", "1e999", "9" * 5000, "01.5", "1.0_0", "0777"),
-    ],
-)
-def test_only_finite_decimal_numbers_are_numbers(number: str) -> None:
-    assert "line 2: b.c" in refusal(f"a: 1\nb: {{c: {number}}}")
-    assert refusal(number)
-    assert refusal(f"a: [1, {number}]")
-
-
-@pytest.mark.parametrize("text", ["a: 1\nb: 2\na: 3", "a: 1\nb: 2\n'a': 3"])
-def test_a_key_that_stands_twice_is_named_with_both_lines(text: str) -> None:
-    assert "'a' stands twice, in lines 1 and 3" in refusal(text)
-    nested = "x:\n" + "".join(f"  {line}\n" for line in text.split("\n"))
-    assert "'x.a' stands twice, in lines 2 and 4" in refusal(nested)
-    assert "stands twice" in refusal("[{a: 1, a: 1}]")
+def test_a_key_that_stands_twice_is_named_with_both_lines() -> None:
+    assert "line 3: the key 'a' stands twice, first in line 1" in refusal("a: 1\nb: 2\n'a': 3")
+    assert "line 4: the key 'x.a' stands twice, first in line 2" in refusal("x:\n  a: 1\n  b: 2\n  a: 3")
 
 
 @pytest.mark.parametrize("text", ["1: a", "null: a", "~: a", "true: a", "[a]: b", "? {a: 1}\n: b", "1.5: a", ": a"])
@@ -69,8 +53,8 @@ def test_a_key_is_a_word(text: str) -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        *("[" * 100_000, "{a: " * 100_000, "- " * 60 + "a", "[" * 60 + "]" * 60, "x" * 2_000_000),
-        *("a: !!python/name:os.system x", "!!float 3", "a: &a [*a]", "<<: 3", "a: *b"),
+        *("[" * 100_000, "{a: " * 100_000, "- " * 50_000 + "a"),
+        *("a: !!python/name:os.system x", "a: &a [*a]", "<<: 3", "a: *b"),
         *("a: 1\n---\nb: 2", "a: [1", "\x00"),
     ],
 )
