@@ -42,6 +42,11 @@ class ChosenPrompts(NamedTuple):
     """Among the candidates; NaN where none were scored."""
 
 
+ByPrompt = Mapping[str, Mapping[str, np.ndarray]]
+"""A run's final values prompt by prompt, ``{metric: [prompts]}``: under "test" of the last test, under "validation" of
+the last validations together, see ``validation_mean``, under "untrained" of the validation before training."""
+
+
 class Logs(NamedTuple):
     """All that a report needs of a folder of runs, read in one pass."""
 
@@ -55,12 +60,8 @@ class Logs(NamedTuple):
     ``iteration`` of ``iterations`` are done; forwards and reward calls are totals; ``compute`` counts network forwards,
     a trained sample as 3; ``unseen_judges`` were not trained on; ``folder`` is the run directory or the shard;
     ``files`` tells in which files a run differs from most, see ``analysis.runs.recorded``."""
-    test_prompts: Sequence[Mapping[str, np.ndarray]]
-    """For each row of ``summary``, values of the last test, prompt by prompt: ``{metric: [prompts]}``."""
-    validation_prompts: Sequence[Mapping[str, np.ndarray]]
-    """The same of the last validations together, see ``validation_mean``."""
-    untrained_prompts: Sequence[Mapping[str, np.ndarray]]
-    """The same of the validation before training."""
+    prompts: Sequence[ByPrompt]
+    """For each row of ``summary``."""
     chosen_prompts: Sequence[ChosenPrompts]
     """For each row of ``summary``."""
     configs: Sequence[Mapping[str, Any]]
@@ -81,9 +82,7 @@ class _Run(NamedTuple):
     environment: Mapping[str, Any]
     whole: pa.Table
     """Rows of ``Logs.runs``."""
-    test_prompts: dict[str, np.ndarray]
-    validation_prompts: dict[str, np.ndarray]
-    untrained_prompts: dict[str, np.ndarray]
+    prompts: ByPrompt
     chosen_prompts: ChosenPrompts
 
 
@@ -143,9 +142,7 @@ def load_logs(folder: Path, train_metrics: Collection[str] | None = None, skip_d
     return Logs(
         runs=_frame(summary, [run.whole for run in loaded])[COLUMNS],
         summary=pd.DataFrame(summary, columns=SUMMARY_COLUMNS),
-        test_prompts=[run.test_prompts for run in loaded],
-        validation_prompts=[run.validation_prompts for run in loaded],
-        untrained_prompts=[run.untrained_prompts for run in loaded],
+        prompts=[run.prompts for run in loaded],
         chosen_prompts=[run.chosen_prompts for run in loaded],
         configs=[run.config for run in loaded],
         environments=[run.environment for run in loaded],
@@ -187,9 +184,11 @@ def _load(path: Path, train_metrics: Collection[str] | None) -> _Run:
         config=log.config,
         environment=log.environment,
         whole=pa.concat_tables([whole.filter(pa.array(is_kept)), *rewards]).unify_dictionaries(),
-        test_prompts=_by_prompt(series | reward, "test", 1),
-        validation_prompts=_by_prompt(series | reward, "validation", VALIDATION_POINTS),
-        untrained_prompts=_by_prompt(series | reward, "validation", 1, is_trained=False),
+        prompts={
+            "test": _by_prompt(series | reward, "test", 1),
+            "validation": _by_prompt(series | reward, "validation", VALIDATION_POINTS),
+            "untrained": _by_prompt(series | reward, "validation", 1, is_trained=False),
+        },
         chosen_prompts=ChosenPrompts(chosen["text"].dictionary_encode().combine_chunks(), chosen["value"].to_numpy()),
     )
 

@@ -10,7 +10,7 @@ import pandas as pd
 
 from analysis import statistics
 from analysis.cells.labels import PAPER_GRID, Cell, judge_name, split_cells
-from analysis.cells.logs import TRAINING_REWARD, Logs
+from analysis.cells.logs import TRAINING_REWARD, ByPrompt, Logs
 from analysis.cells.spending import spent
 from analysis.cells.variants import variant_of_base
 from analysis.claims import VALIDATION_POINTS, Pair
@@ -46,11 +46,8 @@ class Study:
     """Rows of ``Logs.runs``."""
     summary: pd.DataFrame
     """Rows of ``Logs.summary``."""
-    prompts: Mapping[str, Mapping[str, Mapping[str, np.ndarray]]]
-    """By split and run id: final values prompt by prompt, ``{metric: [prompts]}``; of the last test or validations.
-
-    Under "untrained": of the validation before training.
-    """
+    prompts: Mapping[str, ByPrompt]
+    """By run id."""
 
     @cached_property
     def finished(self) -> set[str]:
@@ -86,10 +83,6 @@ class Study:
             wanted |= {reader: f"Unseen judge {reader}", f"{reader}/word_accuracy": f"Word accuracy ({reader})"}
         wanted |= {judge: judge_name(judge) for judge in self.judges if judge != reader}
         return {metric: name for metric, name in wanted.items() if metric in self._logged and metric != self.reward}
-
-    def has_logged(self, metric: str) -> bool:
-        """Whether a run's evaluation has a metric."""
-        return metric in self._logged
 
     @cached_property
     def _logged(self) -> set[str]:
@@ -259,7 +252,7 @@ class Study:
     def _by_prompt(self, cell: Cell, metric: str, split: str, seeds: Sequence[int]) -> np.ndarray | None:
         """``[seeds, prompts]`` of the end; None where a run has no value a prompt, or another number of them."""
         runs = dict(self.cells)[cell][["run_id", "seed"]].to_numpy()
-        of_runs = [(seed, self.prompts[split][i].get(metric, np.empty(0))) for i, seed in runs if i in self.finished]
+        of_runs = [(seed, self.prompts[i][split].get(metric, np.empty(0))) for i, seed in runs if i in self.finished]
         of_runs = [(seed, values) for seed, values in of_runs if seed in seeds]
         lengths = {len(values) for _, values in of_runs}
         if len(lengths) != 1 or 0 in lengths:
@@ -275,12 +268,7 @@ def split_studies(logs: Logs) -> list[Study]:
         members = ((logs.summary["experiment"] == experiment) & (logs.summary["reward"] == reward)).to_numpy()
         prefix = f"{experiment}-{reward}-".replace("*", "x").replace("+", "-plus-") if len(pairs) > 1 else ""
         summary = logs.summary[members]
-        of_split = {"test": logs.test_prompts, "validation": logs.validation_prompts}
-        of_split["untrained"] = logs.untrained_prompts
-        prompts = {
-            split: {run_id: values[i] for run_id, i in zip(summary["run_id"], summary.index, strict=True)}
-            for split, values in of_split.items()
-        }
+        prompts = {run_id: logs.prompts[i] for run_id, i in zip(summary["run_id"], summary.index, strict=True)}
         # The rows of a study alone are not copied: there may be millions.
         runs = logs.runs
         if not members.all():

@@ -1,7 +1,7 @@
 """All cells at once: every seed, mean and interval, without fusion and with it in neighbouring rows."""
 
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -18,12 +18,24 @@ _LABEL_WIDTH, _MAX_LINES = 28, 2
 """Letters in a line of a variant's settings beside the axis, and lines of them."""
 
 
-class Row(NamedTuple):
-    """A cell's results."""
+class Seeds(NamedTuple):
+    """A cell's results on test prompts."""
 
-    cell: Cell
-    seeds: np.ndarray
+    values: np.ndarray
     interval: Interval | None
+
+    @classmethod
+    def of(cls, study: Study, cell: Cell) -> "Seeds":
+        """Of the reward that was trained on."""
+        return cls(study.values(cell, TRAINING_REWARD).to_numpy(), study.interval(cell, TRAINING_REWARD))
+
+
+def interval_note(among: Iterable[Seeds], words: str) -> str:
+    """What a figure says of its intervals: ``words``, or why there is none."""
+    return words if any(one.interval for one in among) else f"no interval below {MIN_SEEDS_FOR_INTERVAL} seeds"
+
+
+_Rows = Sequence[tuple[Cell, Seeds]]
 
 
 def cell_panels(study: Study) -> list[Panel]:
@@ -40,20 +52,18 @@ def variant_panels(study: Study) -> list[Panel]:
 
 
 def _panels(study: Study, cells: Sequence[Cell], name: str) -> list[Panel]:
-    rows_of: dict[str, list[Row]] = {}
-    for cell in sorted(cells, key=selection_order):
-        values = study.values(cell, TRAINING_REWARD)
-        if len(values):
-            interval = study.interval(cell, TRAINING_REWARD)
-            rows_of.setdefault(cell.method, []).append(Row(cell, values.to_numpy(), interval))
-    everything = [value for rows in rows_of.values() for row in rows for value in row.seeds]
-    if not everything:
+    found = [(cell, Seeds.of(study, cell)) for cell in sorted(cells, key=selection_order)]
+    found = [(cell, seeds) for cell, seeds in found if len(seeds.values)]
+    if not found:
         return []
-    margin = 0.06 * (max(everything) - min(everything)) or 0.05
-    limits = min(everything) - margin, max(everything) + margin
-    has_interval = any(row.interval for rows in rows_of.values() for row in rows)
+    rows_of = {
+        method: [row for row in found if row[0].method == method] for method in {cell.method for cell, _ in found}
+    }
+    everything = np.concatenate([seeds.values for _, seeds in found])
+    margin = 0.06 * np.ptp(everything) or 0.05
+    limits = everything.min() - margin, everything.max() + margin
     note = "Dots: every seed (hollow: with fusion); bar: mean; "
-    note += "line: 95 % interval of the mean" if has_interval else f"no interval below {MIN_SEEDS_FOR_INTERVAL} seeds"
+    note += interval_note([seeds for _, seeds in found], "line: 95 % interval of the mean")
     label = f"Test reward after training ({study.reward})"
     methods = [method for method in dict.fromkeys(cell.method for cell, _ in study.cells) if method in rows_of]
     return [
@@ -61,7 +71,7 @@ def _panels(study: Study, cells: Sequence[Cell], name: str) -> list[Panel]:
             f"{study.prefix}{name}-{method}",
             METHOD_NAMES.get(method, method),
             partial(_draw, rows=rows_of[method], limits=limits, label=label),
-            height=1.6 + sum(_row_height(row.cell) for row in rows_of[method]),
+            height=1.6 + sum(_row_height(cell) for cell, _ in rows_of[method]),
             note=note,
         )
         for method in methods
@@ -81,26 +91,25 @@ def _row_height(cell: Cell) -> float:
     return 0.29 + 0.16 * max(0, _label(cell).count("\n") - 1)
 
 
-def _draw(axes: Axes, rows: Sequence[Row], limits: tuple[float, float], label: str) -> None:
-    for position, row in enumerate(rows):
-        cell, mean = row.cell, float(row.seeds.mean())
-        if position and rows[position - 1].cell.selection != cell.selection:
+def _draw(axes: Axes, rows: _Rows, limits: tuple[float, float], label: str) -> None:
+    for position, (cell, (values, interval)) in enumerate(rows):
+        mean, colour = float(values.mean()), cell.colour
+        if position and rows[position - 1][0].selection != cell.selection:
             axes.axhline(position - 0.5, color=GREY, alpha=0.35, linewidth=0.7)
         if cell.is_base and not cell.variant:
-            axes.axvline(mean, color=cell.colour, linewidth=1, linestyle=":")
-        if row.interval is not None:
-            axes.hlines(position, row.interval.low, row.interval.high, color=cell.colour, linewidth=5, alpha=0.4)
-        face = "none" if cell.fusion else cell.colour
-        axes.scatter(
-            row.seeds, np.full(len(row.seeds), position), s=20, facecolor=face, edgecolor=cell.colour, zorder=3
-        )
-        if len(row.seeds) > 1:
+            axes.axvline(mean, color=colour, linewidth=1, linestyle=":")
+        if interval is not None:
+            axes.hlines(position, interval.low, interval.high, color=colour, linewidth=5, alpha=0.4)
+        face = "none" if cell.fusion else colour
+        axes.scatter(values, np.full(len(values), position), s=20, facecolor=face, edgecolor=colour, zorder=3)
+        if len(values) > 1:
             axes.vlines(mean, position - 0.32, position + 0.32, color=INK, linewidth=2, zorder=4)
-    axes.set_yticks(range(len(rows)), [_label(row.cell) for row in rows], fontsize=9.5)
+    labels = [_label(cell) for cell, _ in rows]
+    axes.set_yticks(range(len(rows)), labels, fontsize=9.5)
     axes.set_ylim(len(rows) - 0.5, -0.5)
     axes.set_xlim(*limits)
     is_narrow = limits[1] - limits[0] < 0.01 * max(map(abs, limits))
-    if is_narrow or any(_label(row.cell).count("\n") > 1 for row in rows):
+    if is_narrow or any(text.count("\n") > 1 for text in labels):
         axes.locator_params(axis="x", nbins=3)  # numbers of many digits, and long labels, leave little room
     axes.set_xlabel(label)
     axes.grid(visible=False, axis="y")

@@ -1,6 +1,7 @@
 """Curves over training: base against + AdaGRPO, all cells of a method, and the paper's own."""
 
 import itertools
+import re
 from collections.abc import Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -46,21 +47,20 @@ def quantities(study: Study) -> list[Quantity]:
 
 def signs(study: Study) -> list[Quantity]:
     """Signs of hacking and collapse that runs logged, on validation prompts and in the groups that were trained on."""
-    validated = (
-        ("background-error", "colour/background_error", "Background error"),
-        ("texture", "pictures/texture", "Background texture"),
-        ("mono-font", "pictures/font_mono", "Share of mono font"),
-    )
+    validated = {
+        "background-error": ("colour/background_error", "Background error"),
+        "texture": ("pictures/texture", "Background texture"),
+        "mono-font": ("pictures/font_mono", "Share of mono font"),
+    }
+    of_groups = {re.sub("[/_]", "-", metric): (metric, label) for metric, label in GROUP_SPREADS.items()}
     return [
-        Quantity(name, metric, ITERATION, f"{label}\n(validation prompts)")
-        for name, metric, label in validated
-        if study.has_logged(metric)
-    ] + [
-        Quantity(
-            metric.replace("/", "-").replace("_", "-"), metric, ITERATION, f"{label}\n(groups trained on)", "train"
+        Quantity(name, metric, ITERATION, f"{label}\n({where})", split)
+        for names, where, split in (
+            (validated, "validation prompts", "validation"),
+            (of_groups, "groups trained on", "train"),
         )
-        for metric, label in GROUP_SPREADS.items()
-        if len(study.rows("train", metric))
+        for name, (metric, label) in names.items()
+        if len(study.rows(split, metric))
     ]
 
 

@@ -14,20 +14,10 @@ from analysis.runs.gallery import Gallery
 
 _OF_EACH_CELL = 4
 """Prompts, of a page's gallery."""
-
-
-class Tile(NamedTuple):
-    """A picture of the gallery."""
-
-    label: str
-    uri: str
-
-
-class PromptPictures(NamedTuple):
-    """One prompt drawn by the untrained model and after each cell's training."""
-
-    prompt: str
-    tiles: Sequence[Tile]
+_OfPrompt = tuple[str, list[tuple[str, str]]]
+"""A prompt, and what drew it with the picture's address: the untrained model, and each cell after training."""
+_Found = tuple[Cell, Mapping[Any, Any], Gallery]
+"""A cell, its first run that has pictures, and these."""
 
 
 class ByDifficulty(NamedTuple):
@@ -44,12 +34,12 @@ def pictures_by_difficulty(study: Study) -> ByDifficulty | None:
 
     None where no run has pictures, or none the untrained rewards of its prompts.
     """
-    found: list[tuple[Cell, Mapping[Any, Any], Gallery]] = []
+    found: list[_Found] = []
     members_of = dict(study.grid_cells)
     for base, ours in adagrpo_pairs(study):
         found += [entry for cell in (base, *ours) if (entry := _first_pictures(cell, members_of[cell]))]
     for _, run, start in found:
-        rewards = study.prompts["untrained"].get(run["run_id"], {}).get(TRAINING_REWARD)
+        rewards = study.prompts[run["run_id"]]["untrained"].get(TRAINING_REWARD)
         if rewards is None:
             continue
         order = sorted(range(min(len(start.pictures), len(rewards))), key=lambda i: rewards[i])
@@ -63,13 +53,13 @@ def pictures_by_difficulty(study: Study) -> ByDifficulty | None:
     return None
 
 
-def gallery(study: Study) -> list[tuple[str, str, list[PromptPictures]]]:
+def gallery(study: Study) -> list[tuple[str, str, list[_OfPrompt]]]:
     """For each method its name, what the pictures are of, and the pictures by prompt: of each cell's first seed.
 
     Variants of cells have none: there may be many.
     """
     in_order = sorted(study.grid_cells, key=lambda item: (item[0].fusion, selection_order(item[0])))
-    of_method: dict[str, list[tuple[Cell, Mapping[Any, Any], Gallery]]] = {}
+    of_method: dict[str, list[_Found]] = {}
     for cell, members in in_order:
         if entry := _first_pictures(cell, members):
             of_method.setdefault(cell.method, []).append(entry)
@@ -79,7 +69,7 @@ def gallery(study: Study) -> list[tuple[str, str, list[PromptPictures]]]:
     ]
 
 
-def _first_pictures(cell: Cell, members: pd.DataFrame) -> tuple[Cell, Mapping[Any, Any], Gallery] | None:
+def _first_pictures(cell: Cell, members: pd.DataFrame) -> _Found | None:
     """Pictures of the first of a cell's seeds that has some, with its run."""
     for run in members.sort_values(["seed", "run_id"])[["folder", "seed", "state", "run_id"]].to_dict("records"):
         pictures = load_gallery(Path(run["folder"]))
@@ -88,14 +78,14 @@ def _first_pictures(cell: Cell, members: pd.DataFrame) -> tuple[Cell, Mapping[An
     return None
 
 
-def _caption(entries: Sequence[tuple[Cell, Mapping[Any, Any], Gallery]]) -> str:
+def _caption(entries: Sequence[_Found]) -> str:
     seeds = sorted({run["seed"] for _, run, _ in entries})
     unfinished = [cell.short for cell, run, _ in entries if run["state"] != "finished"]
     text = f"Seed {', '.join(map(str, seeds))}"
     return f"{text}; not finished: {', '.join(unfinished)}" if unfinished else text
 
 
-def _by_prompt(entries: Sequence[tuple[Cell, Mapping[Any, Any], Gallery]]) -> list[PromptPictures]:
+def _by_prompt(entries: Sequence[_Found]) -> list[_OfPrompt]:
     prompts = dict.fromkeys(picture.prompt for _, _, of_run in entries for picture in of_run.pictures[:_OF_EACH_CELL])
     found = []
     for prompt in prompts:
@@ -104,11 +94,11 @@ def _by_prompt(entries: Sequence[tuple[Cell, Mapping[Any, Any], Gallery]]) -> li
         starts = {picture.before: cell.short for cell, _, picture in reversed(pictures)}
         several = len(starts) > 1
         tiles = [
-            Tile(f"before training ({cell})" if several else "before training", _uri(before))
+            (f"before training ({cell})" if several else "before training", _uri(before))
             for before, cell in reversed(starts.items())
         ]
-        tiles += [Tile(cell.short, _uri(picture.after)) for cell, _, picture in pictures]
-        found.append(PromptPictures(prompt, tiles))
+        tiles += [(cell.short, _uri(picture.after)) for cell, _, picture in pictures]
+        found.append((prompt, tiles))
     return found
 
 

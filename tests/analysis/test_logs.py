@@ -47,10 +47,10 @@ def test_training_metrics_can_be_left_out(logs: Logs, same_grid: Path) -> None:
 
 
 def test_values_of_single_prompts_are_those_of_the_last_evaluations(logs: Logs) -> None:
-    assert logs.test_prompts[3]["ocr-v4"].tolist() == [0.85, 0.75]
-    assert logs.test_prompts[3]["training_reward"].tolist() == [0.95, 0.85]
+    assert logs.prompts[3]["test"]["ocr-v4"].tolist() == [0.85, 0.75]
+    assert logs.prompts[3]["test"]["training_reward"].tolist() == [0.95, 0.85]
     # After training began there are two validations, .6 and .7.
-    assert logs.validation_prompts[2]["training_reward"].tolist() == pytest.approx([0.7, 0.6])
+    assert logs.prompts[2]["validation"]["training_reward"].tolist() == pytest.approx([0.7, 0.6])
 
 
 def test_the_prompts_trained_on_are_there_with_their_ranks(logs: Logs) -> None:
@@ -76,7 +76,7 @@ def test_the_training_reward_of_a_weighted_sum_is_the_sum(write_run: WriteRun) -
     assert value.tolist() == pytest.approx([0.5 + 0.5 * 0.9])
     assert logs.summary["unseen_judges"].tolist() == [["ocr-v4"]]
     expected = [0.45 + 0.5 * 0.95, 0.35 + 0.5 * 0.85]
-    assert logs.test_prompts[0]["training_reward"].tolist() == pytest.approx(expected)
+    assert logs.prompts[0]["test"]["training_reward"].tolist() == pytest.approx(expected)
 
 
 def test_a_torn_last_line_is_dropped(write_run: WriteRun) -> None:

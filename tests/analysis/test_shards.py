@@ -27,7 +27,7 @@ def test_logs_of_shards_equal_those_of_their_runs(grid: Path, shards: Path) -> N
     pd.testing.assert_frame_equal(ours.runs, theirs.runs)
     pd.testing.assert_frame_equal(ours.summary.drop(columns="folder"), theirs.summary.drop(columns="folder"))
     assert (ours.configs, ours.environments) == (theirs.configs, theirs.environments)
-    np.testing.assert_equal(ours.test_prompts, theirs.test_prompts)
+    np.testing.assert_equal(ours.prompts, theirs.prompts)
     assert [c.prompts.to_pylist() for c in ours.chosen_prompts] == [
         c.prompts.to_pylist() for c in theirs.chosen_prompts
     ]

@@ -126,7 +126,7 @@ def test_every_number_of_an_evaluation_is_read_as_it_was_logged(run: RunDirector
     logs = load_logs(folder)
     frame = logs.runs
     assert rows_of(frame[frame["split"] != "train"], "split", "iteration", "metric") == expected
-    assert {metric: values.tolist() for metric, values in logs.test_prompts[0].items()} == by_prompt
+    assert {metric: values.tolist() for metric, values in logs.prompts[0]["test"].items()} == by_prompt
 
 
 def _logged(config: RunConfig, folder: Path, metrics: Callable[[str], dict[str, float]]) -> Path:
