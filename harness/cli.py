@@ -4,14 +4,13 @@ What the machine refuses (no such file, no permission, a full disk) is one line,
 the program, and shows where.
 """
 
-import argparse
 import errno
 import os
 import sys
 from collections.abc import Sequence
 
 # In the order of the help.
-from harness.commands import checkpoints, grids, inputs, make_parser, measure, reports, runs, sweep  # noqa: F401
+from harness.commands import checkpoints, grids, inputs, measure, parse, reports, runs, sweep  # noqa: F401
 from harness.foundation.errors import HarnessError
 from harness.foundation.files import reason_of
 from harness.foundation.output import never_failing
@@ -30,13 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _execute(arguments: Sequence[str] | None) -> int:
     try:
-        options = _parse(arguments)
-        if given := getattr(options, "overrides", None):
-            from harness.config import check_overrides
-
-            check_overrides(given)
-        function = options.__dict__.pop("command")
-        code: int = function(**vars(options))
+        code = parse(arguments)()
     except HarnessError as error:
         return _say(str(error), error.exit_code)
     except OSError as error:
@@ -64,17 +57,6 @@ def _of_system(error: OSError) -> str:
 def _say(message: str, code: int) -> int:
     print(f"adagrpo: error: {' '.join(message.split(chr(10)))}", file=sys.stderr)
     return code
-
-
-def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = make_parser()
-    options, rest = parser.parse_known_args(arguments)
-    # argparse itself takes no override that comes after an option.
-    if rest:
-        if not hasattr(options, "overrides") or any("=" not in word or word.startswith("-") for word in rest):
-            parser.error(f"unrecognized arguments: {' '.join(rest)}")
-        options.overrides = [*options.overrides, *rest]
-    return options
 
 
 if __name__ == "__main__":

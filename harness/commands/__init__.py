@@ -5,6 +5,7 @@ Only when a function is called it imports what is heavy, so that every ``--help`
 
 import argparse
 from collections.abc import Callable, Sequence
+from functools import partial
 from inspect import Parameter, signature
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, NoReturn, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -41,8 +42,25 @@ def say(line: object) -> None:
     print(line, flush=True)
 
 
-def make_parser() -> Parser:
-    """The parser of all commands; what it parses has ``command``, the function, beside the function's parameters."""
+def parse(arguments: Sequence[str] | None) -> Callable[[], int]:
+    """What a command line asks for, ready to be called. Raises ConfigError if it asks for nothing that there is."""
+    parser = _make_parser()
+    options, rest = parser.parse_known_args(arguments)
+    # argparse itself takes no override that comes after an option.
+    if rest:
+        if not hasattr(options, "overrides") or any("=" not in word or word.startswith("-") for word in rest):
+            parser.error(f"unrecognized arguments: {' '.join(rest)}")
+        options.overrides = [*options.overrides, *rest]
+    if given := getattr(options, "overrides", None):
+        from harness.config import check_overrides
+
+        check_overrides(given)
+    function = options.__dict__.pop("command")
+    return partial(function, **vars(options))
+
+
+def _make_parser() -> Parser:
+    """What it parses has ``command``, the function, beside the function's parameters."""
     parser = Parser(prog="adagrpo", description="GRPO for flow-matching image models: AdaGRPO's harness.")
     parsers = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=Parser)
     for name, function in COMMANDS.items():

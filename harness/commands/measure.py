@@ -63,11 +63,11 @@ def probe(
 
     from analysis.probing import choices_table, summary, table
     from harness.config import ROOT, compose
+    from harness.experiments import probe as probing
+    from harness.experiments.choices import Chosen, choices
     from harness.foundation.files import write_atomically
     from harness.prompts.lists import read_prompts
     from harness.runs.directory import environment
-    from harness.trained import probe as probing
-    from harness.trained.choices import Chosen, choices
     from harness.trained.loading import device_of
 
     named: Sequence[str | None] = models or [None]

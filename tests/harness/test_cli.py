@@ -113,7 +113,7 @@ def test_a_folder_without_runs_gives_no_shards(tmp_path: Path, capsys: pytest.Ca
     ("code", "heavy"),
     [
         (
-            "import harness.cli as c; c.make_parser()",
+            "import harness.cli as c; c.parse(['grid', 'smoke'])",
             {"torch", "numpy", "pydantic", "yaml", "pandas", "harness.config"},
         ),
         ("import harness.experiments.runs, harness.experiments.jobs.worker", {"torch"}),

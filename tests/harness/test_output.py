@@ -1,6 +1,5 @@
 """What is printed is a side channel, and what the machine refuses is one line, whatever the command."""
 
-import argparse
 import errno
 import os
 import subprocess
@@ -86,6 +85,6 @@ def test_what_the_machine_refuses_is_one_line_in_every_command(
 
 
 def test_a_fault_of_the_program_shows_where(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cli, "_parse", lambda arguments: argparse.Namespace(command=lambda: {}["key"]))
+    monkeypatch.setattr(cli, "parse", lambda arguments: lambda: {}["key"])
     with pytest.raises(KeyError):
         cli.main(["status"])

@@ -10,8 +10,8 @@ import torch
 from analysis.probing import summary
 from harness.cli import main
 from harness.config import ROOT, compose
-from harness.trained.choices import choices
-from harness.trained.probe import num_pictures
+from harness.experiments.choices import choices
+from harness.experiments.probe import num_pictures
 
 SMALL = ["--profile", "smoke", "rollout.group_size=2", "rollout.branch_indices=[0,1]", "rollout.candidates=2"]
 
