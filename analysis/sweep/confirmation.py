@@ -18,11 +18,10 @@ from analysis.sweep.tables import TRAINING_REWARD, SweepStudy
 
 CONFIDENCE = 0.95
 """That all intervals of a metric hold at once: each has 1 - (1 - .95) / (number of best trials), after Bonferroni."""
-_COLUMNS = [
-    *("trial", "point", "seeds", "test", "reference_test", "difference", "low", "high", "validation_difference"),
-    *("claimed_difference", "optimism", "sweep_value", "validation", "too_good", "too_good_low", "too_good_high"),
-    "verdict",
-]
+_DIFFERENCE, _TOO_GOOD = ["difference", "low", "high"], ["too_good", "too_good_low", "too_good_high"]
+_COLUMNS = ["trial", "point", "seeds", "test", "reference_test", *_DIFFERENCE, "validation_difference"]
+_COLUMNS += ["claimed_difference", "optimism", "sweep_value", "validation", *_TOO_GOOD, "verdict"]
+_NO_INTERVAL = Interval(math.nan, math.nan, math.nan)
 
 
 def judged_metric(sweep: SweepStudy, runs: pd.DataFrame) -> str:
@@ -43,45 +42,41 @@ def judge(sweep: SweepStudy, runs: pd.DataFrame, metric: str) -> pd.DataFrame:
     reference, best = own[own["is_reference"]], own[~own["is_reference"]]
     confidence = 1 - (1 - CONFIDENCE) / max(1, best["trial"].nunique())
     others = _by_seed(reference).add_suffix("_reference")
-    rows = [
-        _judge_trial(sweep, metric, of_trial, _by_seed(of_trial).join(others), confidence)
-        for _, of_trial in best.groupby("trial", sort=False)
-    ]
-    return pd.DataFrame([row for row in rows if row["seeds"] > 1], columns=_COLUMNS)
+    pairs = {
+        trial: (rows, _by_seed(rows).join(others).dropna(subset=["test", "test_reference"]))
+        for trial, rows in best.groupby("trial", sort=False)
+    }
+    judged = [_judge_trial(sweep, metric, *one, confidence) for one in pairs.values() if len(one[1]) > 1]
+    return pd.DataFrame(judged, columns=_COLUMNS)
 
 
 def _by_seed(rows: pd.DataFrame) -> pd.DataFrame:
-    """Columns ``test`` and ``validation``, one row per seed."""
+    """Columns ``test`` and ``validation``, one row per seed; some metrics are measured on test prompts alone."""
     return rows.pivot(index="seed", columns="split", values="value").reindex(columns=["test", "validation"])
 
 
 def _judge_trial(
     sweep: SweepStudy, metric: str, rows: pd.DataFrame, pairs: pd.DataFrame, confidence: float
 ) -> dict[str, Any]:
-    # Some metrics are measured on test prompts alone.
-    pairs = pairs.dropna(subset=["test", "test_reference"])
-    sign, trial = sweep.sign(metric), int(rows["trial"].iloc[0])
-    if len(pairs) < 2:
-        return {"seeds": len(pairs)}
+    sign, trial, means = sweep.sign(metric), int(rows["trial"].iloc[0]), pairs.mean()
     said = sweep.value(next(t for t in sweep.trials if t.number == trial), metric)
     claimed = said - sweep.value(sweep.reference, metric)
-    difference = paired_interval(pairs["test"], pairs["test_reference"], confidence)
-    too_good = Interval(math.nan, math.nan, math.nan)
+    difference, too_good = paired_interval(pairs["test"], pairs["test_reference"], confidence), _NO_INTERVAL
     if math.isfinite(said):
         too_good = paired_interval(np.full(len(pairs), sign * said), sign * pairs["validation"], confidence)
     return {
         "trial": trial,
         "point": sweep.point_text(rows.iloc[0]),
         "seeds": len(pairs),
-        "test": pairs["test"].mean(),
-        "reference_test": pairs["test_reference"].mean(),
-        **dict(zip(("difference", "low", "high"), difference, strict=True)),
+        "test": means["test"],
+        "reference_test": means["test_reference"],
+        **dict(zip(_DIFFERENCE, difference, strict=True)),
         "validation_difference": (pairs["validation"] - pairs["validation_reference"]).mean(),
         "claimed_difference": claimed,
         "optimism": sign * (claimed - difference.estimate),
         "sweep_value": said,
-        "validation": pairs["validation"].mean() if math.isfinite(said) else math.nan,
-        **dict(zip(("too_good", "too_good_low", "too_good_high"), too_good, strict=True)),
+        "validation": means["validation"] if math.isfinite(said) else math.nan,
+        **dict(zip(_TOO_GOOD, too_good, strict=True)),
         "verdict": _verdict(difference, sign),
     }
 
@@ -116,7 +111,7 @@ def sentences(sweep: SweepStudy, runs: pd.DataFrame, metric: str, judged: pd.Dat
 
 def _trial_sentence(row: pd.Series) -> str:
     sentence = (
-        f"Trial {row['trial']} ({row['point']}): {interval_text(_difference(row))} against the reference on "
+        f"Trial {row['trial']} ({row['point']}): {_shown(row)} against the reference on "
         f"{row['seeds']} fresh seeds and test prompts: {row['verdict']}."
     )
     if math.isfinite(row["claimed_difference"]):
@@ -125,7 +120,7 @@ def _trial_sentence(row: pd.Series) -> str:
     if math.isfinite(row["sweep_value"]):
         sentence += (
             f" Its own value in the sweep, {row['sweep_value']:.3f}, is {row['validation']:.3f} on fresh seeds and the "
-            f"same validation prompts: too good by {interval_text(_too_good(row))}."
+            f"same validation prompts: too good by {_shown(row, _TOO_GOOD)}."
         )
     return sentence
 
@@ -161,15 +156,15 @@ def confirmation_tables(sweep: SweepStudy, runs: pd.DataFrame, metric: str, judg
         (
             str(row["trial"]),
             [
-                *(row["point"], str(row["seeds"]), number(row["test"]), interval_text(_difference(row))),
-                *(number(row["claimed_difference"], signed=True), interval_text(_too_good(row)), row["verdict"]),
+                *(row["point"], str(row["seeds"]), number(row["test"]), _shown(row)),
+                *(number(row["claimed_difference"], signed=True), _shown(row, _TOO_GOOD), row["verdict"]),
             ],
         )
         for _, row in judged.iterrows()
     ]
     others = {name: judge(sweep, runs, name) for name in dict.fromkeys(runs["metric"])}
     of_others = [
-        (name, [interval_text(_difference(row)) for _, row in own.iterrows()])
+        (name, [_shown(row) for _, row in own.iterrows()])
         for name, own in others.items()
         if not own["test"].equals(judged["test"])  # a single reward is also measured under its own name
     ]
@@ -183,12 +178,8 @@ def metric_label(metric: str) -> str:
     return "Trained reward" if metric == TRAINING_REWARD else metric.replace("_", " ").capitalize()
 
 
-def _difference(row: pd.Series) -> Interval:
-    return Interval(row["difference"], row["low"], row["high"])
-
-
-def _too_good(row: pd.Series) -> Interval:
-    return Interval(row["too_good"], row["too_good_low"], row["too_good_high"])
+def _shown(row: pd.Series, columns: list[str] = _DIFFERENCE) -> str:
+    return interval_text(Interval(*row[columns]))
 
 
 def draw_confirmation(judged: pd.DataFrame, metric: str) -> Drawing:

@@ -56,9 +56,9 @@ def write_sweep_report(sweep: SweepStudy, about: str, budget: int | None, folder
         The path of summary.md.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    _write_csv(sweep.trial_frame(), folder / "trials.csv")
-    _write_csv(sweep.curve_frame(), folder / "curves.csv")
-    _write_csv(sweep.importance_frame(), folder / "importance.csv")
+    frames = {"trials": sweep.trial_frame(), "curves": sweep.curve_frame(), "importance": sweep.importance_frame()}
+    for table, frame in frames.items():
+        write_atomically(folder / f"{table}.csv", frame.to_csv(index=False, lineterminator="\n"))
     name, introduction, best, figures = sweep.study.study_name, _introduction(sweep, about, budget), _best(sweep), []
     said, tables = [_NOT_CONFIRMED], list[WideTable]()
     if (folder / "confirmation.csv").exists():
@@ -89,10 +89,6 @@ def write_sweep_report(sweep: SweepStudy, about: str, budget: int | None, folder
     return folder / "summary.md"
 
 
-def _write_csv(frame: pd.DataFrame, path: Path) -> None:
-    write_atomically(path, frame.to_csv(index=False, lineterminator="\n"))
-
-
 def _introduction(sweep: SweepStudy, about: str, budget: int | None) -> list[str]:
     states = Counter(trial.state.name.lower().replace("fail", "failed") for trial in sweep.trials)
     counted = ", ".join(f"{count} {state}" for state, count in states.items()) or "none is begun"
@@ -114,15 +110,14 @@ def _best(sweep: SweepStudy) -> WideTable:
     title = f"{'The Pareto front' if several else f'The {len(trials)} best trials'} and the reference"
     if sweep.reference is not None and sweep.reference not in trials:
         trials = [*trials, sweep.reference]
+
+    def row(trial: FrozenTrial) -> tuple[str, list[Entry | str]]:
+        label = f"{trial.number}{' (reference)' if trial == sweep.reference else ''}"
+        values = [Entry(value, digits=3 if abs(value) < 100 else 0) for value in trial.values]
+        return label, [*map(short, sweep.cells(trial.params).values()), *values, str(len(trial.user_attrs["seeds"]))]
+
     head = ["Trial", *sweep.columns.values(), *map(metric_label, sweep.objectives), "Seeds"]
-    return WideTable(title, head, [_best_row(sweep, trial) for trial in trials])
-
-
-def _best_row(sweep: SweepStudy, trial: FrozenTrial) -> tuple[str, list[Entry | str]]:
-    label = f"{trial.number}{' (reference)' if trial == sweep.reference else ''}"
-    point = [short(value) for value in sweep.cells(trial.params).values()]
-    values = [Entry(value, digits=3 if abs(value) < 100 else 0) for value in trial.values]
-    return label, [*point, *values, str(len(trial.user_attrs["seeds"]))]
+    return WideTable(title, head, [row(trial) for trial in trials])
 
 
 def _figures(sweep: SweepStudy) -> Iterator[Drawing]:
