@@ -15,7 +15,7 @@ from analysis.gradients.estimates import (
     squared_norm,
     weighted_mean,
 )
-from analysis.gradients.tables import EVERYTHING, MechanismTables
+from analysis.gradients.tables import EVERYTHING, Measurement
 from analysis.statistics import Interval, Resampled, Values, resampling_weights
 
 WEIGHTS = (1.0, 2.0, 5.0, 10.0, 15.0)
@@ -59,7 +59,7 @@ ADVANTAGES = (UNBIASED, CAPABILITY, LOCAL, *FUSED, *RESCALED)
 class Measured:
     """Statistics of sets of updates at one checkpoint, all of the same resamples of blocks."""
 
-    def __init__(self, tables: MechanismTables, checkpoint: str) -> None:
+    def __init__(self, tables: Measurement, checkpoint: str) -> None:
         self.tables, self.checkpoint = tables, checkpoint
         self.iteration = tables.iterations[checkpoint]
         self._counts = tables.num_blocks, len(tables.reference_counts)

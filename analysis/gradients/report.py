@@ -13,13 +13,7 @@ from analysis.formats import write_frame
 from analysis.gradients.effects import METRICS, Measured, checkpoint_frame, comparison_frame, effect_frame
 from analysis.gradients.signs import sign_frame
 from analysis.gradients.summary import Section, introduction, sections, summary
-from analysis.gradients.tables import (
-    EVERYTHING,
-    Measurement,
-    load_measurement,
-    load_mechanism_tables,
-)
-from harness.foundation.errors import ConfigError
+from analysis.gradients.tables import EVERYTHING, Measurement, read
 from harness.foundation.files import write_atomically
 
 
@@ -45,7 +39,7 @@ def write_mechanism_report(folder: Path) -> Path:
     Raises:
         ConfigError: a table is missing or broken.
     """
-    tables = load_mechanism_tables(folder)
+    tables = Measurement(folder)
     measured = [Measured(tables, checkpoint) for checkpoint in tables.iterations]
     frames = {
         "checkpoints": checkpoint_frame(measured),
@@ -68,19 +62,13 @@ def read_mechanism_report(folder: Path) -> MechanismPart:
     Raises:
         ConfigError: about.json or a CSV file is missing or broken.
     """
-    measurement = load_measurement(folder)
-    frames = {name: _read(folder / f"{name}.csv") for name in ("checkpoints", "effects", "comparisons", "signs")}
+    measurement = Measurement(folder)
+    frames = {
+        name: read(folder / f"{name}.csv", pd.read_csv) for name in ("checkpoints", "effects", "comparisons", "signs")
+    }
     opening, checkpoints = introduction(measurement, frames["checkpoints"])
     drawn = {drawing.name: drawing for drawing in _drawings(measurement, frames)}
     return MechanismPart(opening, checkpoints, sections(measurement, frames), drawn)
-
-
-def _read(path: Path) -> pd.DataFrame:
-    try:
-        return pd.read_csv(path)
-    except (OSError, ValueError) as error:
-        again = f"python -m analysis.gradients {path.parent} writes it again"
-        raise ConfigError(f"{path}: cannot be read: {error}; {again}") from None
 
 
 def _drawings(measurement: Measurement, frames: Mapping[str, pd.DataFrame]) -> list[Drawing]:

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from analysis.gradients.effects import WEIGHTS
 from analysis.gradients.estimates import weighted_mean
-from analysis.gradients.tables import EVERYTHING, MechanismTables, Units
+from analysis.gradients.tables import EVERYTHING, Measurement, Units
 from analysis.statistics import Resampled, Values, resampling_weights
 
 Mask = NDArray[np.bool_]
@@ -54,7 +54,7 @@ def needed_weights(signs: Signs, local: Values, global_: Values) -> Values:
     return np.divide(-local, global_, out=np.where(signs.wrong, np.inf, np.nan), where=opposed)
 
 
-def sign_frame(tables: MechanismTables) -> pd.DataFrame:
+def sign_frame(tables: Measurement) -> pd.DataFrame:
     """Share of wrong-signed samples, and of these the share that fusion corrects, by weight and by sides of groups.
 
     Columns ``SIGN_COLUMNS``: of all different prompts that were chosen and of each strategy's. ``median_weight`` is the

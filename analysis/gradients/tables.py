@@ -1,7 +1,7 @@
 """What a measurement is of, and its tables as arrays by checkpoint and set of updates."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -76,14 +76,33 @@ class Units:
 
 
 class Measurement:
-    """What was measured, in which order, as about.json says it."""
+    """What was measured, in which order, as about.json says it, and the tables units.parquet and blocks.parquet.
 
-    def __init__(self, about: Mapping[str, Any]) -> None:
-        self.about = about
-        self.kinds: tuple[str, ...] = tuple(about["kinds"])
-        self.strategies = tuple(in_papers_order(about["strategies"]))
-        self.iterations: dict[str, int] = {c["label"]: c["iteration"] for c in about["checkpoints"]}
+    Raises:
+        ConfigError: about.json is missing or broken, or a table that is asked for; names it.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self.about: Mapping[str, Any] = read(folder / "about.json", lambda path: json.loads(path.read_text("utf-8")))
+        self.kinds: tuple[str, ...] = tuple(self.about["kinds"])
+        self.strategies = tuple(in_papers_order(self.about["strategies"]))
+        self.iterations: dict[str, int] = {c["label"]: c["iteration"] for c in self.about["checkpoints"]}
         """Of each checkpoint, in order of training."""
+        self.lengths: dict[str, float] = dict(zip(self.iterations, self.about["reference_lengths"], strict=True))
+        """Of the reference gradients, noise included."""
+        self.reference_counts = np.asarray(self.about["reference_counts"], dtype=float)
+        """``[reference blocks]`` prompts in each."""
+
+    @cached_property
+    def _units(self) -> dict[Any, pd.DataFrame]:
+        rows = read(self._folder / "units.parquet", pd.read_parquet)
+        return dict(iter(rows.groupby("checkpoint", observed=True)))
+
+    @cached_property
+    def _blocks(self) -> dict[Any, pd.DataFrame]:
+        rows = read(self._folder / "blocks.parquet", pd.read_parquet)
+        return dict(iter(rows.groupby(["checkpoint", "set"], observed=True)))
 
     @property
     def bins(self) -> dict[str, str]:
@@ -102,19 +121,6 @@ class Measurement:
             run = f" ({label.partition('@')[0]})" if iterations.count(iteration) > 1 else ""
             named[label] = "untrained" if label == "base" else f"{iteration} iterations{run}"
         return named
-
-
-class MechanismTables(Measurement):
-    """A measurement's tables: about.json, units.parquet and blocks.parquet."""
-
-    def __init__(self, about: Mapping[str, Any], units: pd.DataFrame, blocks: pd.DataFrame) -> None:
-        super().__init__(about)
-        self._units = dict(iter(units.groupby("checkpoint", observed=True)))
-        self._blocks = dict(iter(blocks.groupby(["checkpoint", "set"], observed=True)))
-        self.lengths: dict[str, float] = dict(zip(self.iterations, about["reference_lengths"], strict=True))
-        """Of the reference gradients, noise included."""
-        self.reference_counts = np.asarray(about["reference_counts"], dtype=float)
-        """``[reference blocks]`` prompts in each."""
 
     @cached_property
     def num_blocks(self) -> int:
@@ -150,38 +156,13 @@ class MechanismTables(Measurement):
         return _symmetric(self._blocks[checkpoint, REFERENCE], len(self.reference_counts))
 
 
-def load_measurement(folder: Path) -> Measurement:
-    """Read what a measurement's folder says of itself.
-
-    Raises:
-        ConfigError: about.json is missing or broken.
-    """
-    return Measurement(_about(folder))
-
-
-def load_mechanism_tables(folder: Path) -> MechanismTables:
-    """Read a measurement's folder.
-
-    Raises:
-        ConfigError: a file is missing or broken; names it.
-    """
-    about = _about(folder)
-    tables = []
-    for name in ("units.parquet", "blocks.parquet"):
-        try:
-            tables.append(pd.read_parquet(folder / name))
-        except (OSError, pa.ArrowException) as error:
-            reason = " ".join(str(error).split())
-            raise ConfigError(f"{folder / name}: cannot be read: {reason}") from None
-    return MechanismTables(about, *tables)
-
-
-def _about(folder: Path) -> dict[str, Any]:
-    path = folder / "about.json"
+def read(path: Path, reader: Callable[[Path], Any]) -> Any:
+    """Read a measurement's file. Raises ConfigError, which names it, if it is missing or broken."""
     try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{path}: cannot be read: {error}") from None
+        return reader(path)
+    except (OSError, ValueError, pa.ArrowException) as error:
+        again = f"; python -m analysis.gradients {path.parent} writes it again" if path.suffix == ".csv" else ""
+        raise ConfigError(f"{path}: cannot be read: {' '.join(str(error).split())}{again}") from None
 
 
 def _matrix(rows: pd.DataFrame, height: int, width: int) -> Values:

@@ -14,7 +14,7 @@ import torch
 
 from analysis.gradients.effects import ADVANTAGES, Measured
 from analysis.gradients.signs import sign_frame
-from analysis.gradients.tables import load_mechanism_tables
+from analysis.gradients.tables import Measurement
 from harness.commands.measure import mechanism
 from harness.config import ConfigError
 from harness.experiments.gradients import chunks, definition
@@ -158,7 +158,7 @@ def test_tables_are_those_of_one_measurement_and_the_analysis_reads_them(
     write_tables(finished, tmp_path)
     assert is_written(load_mechanism(str(tiny), ["base"]), tmp_path)
     assert not is_written(load_mechanism(str(tiny), ["base"], ["rollout.group_size=3"]), tmp_path)
-    tables = load_mechanism_tables(tmp_path)
+    tables = Measurement(tmp_path)
     measured = Measured(tables, "base")
     for strategy in tables.strategies:
         for advantage in ADVANTAGES:
