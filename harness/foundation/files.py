@@ -6,7 +6,6 @@ import hashlib
 import os
 import secrets
 import sys
-import tempfile
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -139,8 +138,7 @@ def _remedy(error: OSError) -> str:
 def lock(path: Path, wait: bool = False, shared: bool = False) -> IO[bytes] | None:
     """Hold a file's lock as long as the returned stream is open; None if another process holds it.
 
-    Where the file system has no locks, a file in this machine's temporary folder stands in, which keeps apart processes
-    of one machine; where that has none either, nothing is held. Either is said once.
+    Where the file system has no locks nothing is held, which is said once.
 
     Args:
         path: made if missing, unless the lock is a shared one.
@@ -148,29 +146,18 @@ def lock(path: Path, wait: bool = False, shared: bool = False) -> IO[bytes] | No
         shared: with others that hold it so.
     """
     flags = (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB)
-    stream: IO[bytes] = path.open("rb" if shared else "ab")
-    for place in (path, None):
-        if place is None:
-            stream = _stand_in(path).open("ab")
-        try:
-            fcntl.flock(stream, flags)
-        except BlockingIOError:
-            stream.close()
-            return None
-        except OSError as error:
-            if error.errno not in _WITHOUT_LOCKS:
-                stream.close()
-                raise
-            _say_once(f"{path}: its file system has no locks ({reason_of(error)}); do not train a run on two machines")
-        else:
-            break
+    stream = path.open("rb" if shared else "ab")
+    try:
+        fcntl.flock(stream, flags)
+    except OSError as error:
+        if error.errno in _WITHOUT_LOCKS:
+            _say_once(f"{path}: its file system has no locks ({reason_of(error)}); run no two commands on it at a time")
+            return stream
+        stream.close()
+        if not isinstance(error, BlockingIOError):
+            raise
+        return None
     return stream
-
-
-def _stand_in(path: Path) -> Path:
-    folder = Path(tempfile.gettempdir()) / f"adagrpo-locks-{os.getuid()}"
-    folder.mkdir(exist_ok=True)
-    return folder / hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:32]
 
 
 @cache

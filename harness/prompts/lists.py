@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import torch
 
 from harness.config import ROOT, ConfigError, RunConfig
+from harness.foundation.files import read_text
 
 MAX_CHARACTERS = 2000
 """Longest prompt accepted: about what the 512 tokens of a T5 encoder hold. A model may take less."""
@@ -120,14 +121,14 @@ def problem_with(prompt: str, max_characters: int = MAX_CHARACTERS) -> Problem |
             return Problem("unprintable", f": has the control character U+{ord(character):04X}")
     if unseen := _UNSEEN.search(text) or _AFTER_NOTHING_TO_JOIN.search(text):
         return Problem("unprintable", f": has the invisible character U+{ord(unseen[0][-1]):04X}")
-    if text.startswith("{") and _is_json_object(text):
+    if text.startswith("{") and _is_json(text, dict):
         return Problem("not a prompt", ": it is a JSON object; a file of such lines is called .jsonl")
     return None
 
 
-def _is_json_object(text: str) -> bool:
+def _is_json(text: str, kind: type | tuple[type, ...]) -> bool:
     try:
-        return isinstance(json.loads(text), dict)
+        return isinstance(json.loads(text), kind)
     except (ValueError, RecursionError):
         return False
 
@@ -152,27 +153,23 @@ def read_texts(file: Path, column: str | None = None) -> list[tuple[str, str]]:
         ConfigError: the file is missing, not UTF-8, or not of its format; or it is not clear which column to take.
     """
     where = f"prompt list {file}"
-    if not file.is_file():
-        raise ConfigError(f"{where}: no such file; docs/prompts.md says how to make one")
-    try:
-        content = file.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{where}: is not UTF-8 text (byte {error.start})") from None
-    except OSError as error:
-        raise ConfigError(f"{where}: cannot be read ({error.strerror})") from None
+    content = read_text(file).removeprefix("\ufeff")
     match file.suffix.lower():
         case ".txt":
             return _read_lines(content, where)
         case ".csv" | ".tsv" as kind:
-            return _read_table(content, _SEPARATORS[kind], column, where)
+            return _texts_of(_read_rows(content, _SEPARATORS[kind], where), column, where)
         case ".json":
             items = _parse_json(content, where)
             if not isinstance(items, list):
                 raise ConfigError(f"{where}: must hold a JSON list of strings or objects")
-            return _texts_of([(f"item {n}", item) for n, item in enumerate(items, 1)], column, where, bare=True)
+            numbered = [(f"item {n}", item) for n, item in enumerate(items, 1)]
+            # A bare string is an item of a list; on a line of .jsonl it is most likely a mistake.
+            bare = [(place, item) for place, item in numbered if isinstance(item, str)]
+            return bare if len(bare) == len(numbered) else _texts_of(numbered, column, where)
         case ".jsonl" | ".ndjson":
             parsed = [(place, _parse_json(line, f"{where}: {place}")) for place, line in _numbered(content)]
-            return _texts_of(parsed, column, where, bare=False)
+            return _texts_of(parsed, column, where)
     raise ConfigError(f"{where}: its suffix must say what it holds: .txt, .csv, .tsv, .json, .jsonl or .ndjson")
 
 
@@ -182,46 +179,30 @@ def _numbered(content: str) -> list[tuple[str, str]]:
 
 
 def _read_lines(content: str, where: str) -> list[tuple[str, str]]:
-    """Of a text file, which must not be a table or JSON under another name."""
+    """The lines of a text file, which must not be a table or JSON under another name."""
     lines = _numbered(content)
-    for separator, kind in (("\t", ".tsv"), (",", ".csv")):
-        head = [cell.strip(' "').lower() for cell in lines[0][1].split(separator)] if lines else []
-        named = [name for name in head if name in ("prompt", *_OTHER_NAMES)]
-        if "prompt" in named or (named and len(head) > 1 and all(len(cell.split()) <= 1 for cell in head)):
-            raise ConfigError(f"{where}: line 1 is the header of a table, not a prompt; call the file {kind}")
-    if content.lstrip()[:1] in ("[", "{"):
-        try:
-            json.loads(content)
-        except (ValueError, RecursionError):
-            return lines
+    if lines and "prompt" in [cell.strip(' "\r').lower() for cell in re.split("[\t,]", lines[0][1])]:
+        raise ConfigError(f"{where}: line 1 is the header of a table, not a prompt; call the file .csv or .tsv")
+    if content.lstrip().startswith(("[", "{")) and _is_json(content, (list, dict)):
         raise ConfigError(f"{where}: is JSON, not a prompt a line; call the file .json")
     return lines
 
 
-def _read_table(content: str, separator: str, column: str | None, where: str) -> list[tuple[str, str]]:
-    """Of a table with a header; quoted cells may have separators and line ends in them."""
-    reader = csv.reader(io.StringIO(content), delimiter=separator, strict=True)
-    texts: list[tuple[str, str]] = []
-    head: list[str] = []
-    start = 1
+def _read_rows(content: str, separator: str, where: str) -> list[tuple[str, dict[str, str]]]:
+    """The rows of a table with a header, by the line they end in; quoted cells may have line ends in them."""
+    reader = csv.DictReader(io.StringIO(content), delimiter=separator, strict=True)
+    rows = []
     try:
         for row in reader:
-            place, start = f"line {start}", reader.line_num + 1
-            if not any(cell.strip() for cell in row):
-                continue
-            if not head:
-                head = row
-                index = head.index(_choose_column(head, column, where))
-                continue
-            if len(row) != len(head):
+            if None in row or None in row.values():
                 raise ConfigError(
-                    f"{where}: {place} has {len(row)} cells, but the header {len(head)}; a cell with {separator!r} or "
-                    "quotation marks in it must be quoted"
+                    f"{where}: line {reader.line_num} has not as many cells as the header; a cell with {separator!r} "
+                    "or quotation marks in it must be quoted"
                 )
-            texts.append((place, row[index]))
+            rows.append((f"line {reader.line_num}", row))
     except csv.Error as error:
-        raise ConfigError(f"{where}: line {start} is no row of a table ({error})") from None
-    return texts
+        raise ConfigError(f"{where}: line {reader.reader.line_num} is no row of a table ({error})") from None
+    return rows
 
 
 def _choose_column(names: Sequence[str], wanted: str | None, where: str) -> str:
@@ -238,15 +219,14 @@ def _choose_column(names: Sequence[str], wanted: str | None, where: str) -> str:
     )
 
 
-def _texts_of(items: list[tuple[str, Any]], column: str | None, where: str, *, bare: bool) -> list[tuple[str, str]]:
-    """Of JSON objects, which all have the prompt under the key that the first has it under; of strings, if ``bare``."""
+def _texts_of(items: Sequence[tuple[str, Any]], column: str | None, where: str) -> list[tuple[str, str]]:
+    """The texts of objects, which all have the prompt under the key that the first has it under."""
     first = next((list(item) for _, item in items if isinstance(item, dict)), None)
     key = None if first is None else _choose_column(first, column, where)
     texts = []
     for place, item in items:
-        text = item.get(key) if isinstance(item, dict) else item
-        # A bare string is an item of a JSON list; on a JSON line it is most likely a mistake.
-        if not isinstance(text, str) or not (bare or isinstance(item, dict)):
+        text = item.get(key) if isinstance(item, dict) else None
+        if not isinstance(text, str):
             example = json.dumps({key or column or "prompt": "a red fox"})
             raise ConfigError(f"{where}: {place} must be an object with a text, as in {example}")
         texts.append((place, text))
@@ -254,14 +234,8 @@ def _texts_of(items: list[tuple[str, Any]], column: str | None, where: str, *, b
 
 
 def _parse_json(text: str, where: str) -> Any:
-    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found = dict(pairs)
-        if len(found) < len(pairs):
-            raise ConfigError(f"{where}: an object has a key twice")
-        return found
-
     try:
-        return json.loads(text, object_pairs_hook=once)
+        return json.loads(text)
     except json.JSONDecodeError as error:
         raise ConfigError(f"{where}: is not valid JSON ({error.msg})") from None
     except RecursionError:

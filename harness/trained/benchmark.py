@@ -14,6 +14,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from analysis.formats import markdown_table
 from harness.config import ConfigError
 from harness.foundation.files import file_sha256, read_text, write_atomically
 from harness.foundation.names import REWARDS
@@ -159,7 +160,7 @@ def table(scores: Sequence[Score]) -> list[str]:
         [s.checkpoint.label, *(f"{mean(s.per_prompt[c]):.4f}" if c in s.per_prompt else "–" for c in columns)]
         for s in scores
     ]
-    return [f"| {' | '.join(cells)} |" for cells in (heads, ["---"] * len(heads), *rows)]
+    return markdown_table(heads, rows).splitlines()
 
 
 def _head(metric: str) -> str:

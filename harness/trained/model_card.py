@@ -4,6 +4,7 @@ from typing import Any, Literal
 
 import yaml
 
+from analysis.formats import markdown_table
 from harness.config import ROOT, RunConfig
 from harness.foundation.files import read_text
 from harness.foundation.names import FUSIONS, METHODS
@@ -132,7 +133,7 @@ def _settings(config: RunConfig) -> str:
         "size": f"{config.model.width} x {config.model.height} pixels",
         "seed": str(config.seed),
     }
-    return _table(["setting", "value"], [[key, value] for key, value in rows.items()])
+    return markdown_table(["setting", "value"], [[key, value] for key, value in rows.items()])
 
 
 def _measured(run: RunDirectory) -> str:
@@ -149,12 +150,8 @@ def _measured(run: RunDirectory) -> str:
         rows = [[metric, *(f"{r['metrics'][metric]:.4f}" for r in shown)] for metric in shown[-1]["metrics"]]
         last = shown[-1]
         drawn = f"{last['num_prompts']} {split} prompts, pictures of each: {last['num_noises']}"
-        tables.append(f"By run `{run.run_id}` on {drawn}, sampled deterministically:\n\n{_table(heads, rows)}")
+        tables.append(f"By run `{run.run_id}` on {drawn}, sampled deterministically:\n\n{markdown_table(heads, rows)}")
     return "\n\n".join(tables)
-
-
-def _table(heads: list[str], rows: list[list[str]]) -> str:
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in (heads, ["---"] * len(heads), *rows))
 
 
 def _method_of(config: RunConfig) -> str:

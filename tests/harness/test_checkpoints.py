@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from harness.cli import main
-from harness.config import ROOT, ConfigError, compose
+from harness.config import ROOT, ConfigError
 from harness.models.pipelines.lora_files import read_lora
 from harness.models.pipelines.weights import copy_weights
 from harness.runs.directory import RunDirectory
@@ -66,14 +66,6 @@ def test_what_is_no_checkpoint_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no such file or folder; it can be 'base', a run directory"):
         find_checkpoint(str(tmp_path / "nothing"), "miniature-luck")
     with pytest.raises(ConfigError, match="has no weights to load"):
-        find_checkpoint(str(tmp_path), "miniature-luck")
-
-
-def test_an_unfinished_run_says_how_to_finish_it(lora_run: RunDirectory, tmp_path: Path) -> None:
-    for name in ("config.yaml", "status.json"):
-        shutil.copy(lora_run.folder / name, tmp_path)
-    RunDirectory(tmp_path).set_status("running", 0, 1)
-    with pytest.raises(ConfigError, match=r"iteration 0 of 1, running\); finish it with  adagrpo train --resume"):
         find_checkpoint(str(tmp_path), "miniature-luck")
 
 
@@ -206,10 +198,3 @@ def test_broken_transformers_are_one_line(full_run: RunDirectory, tmp_path: Path
     save_file({"proj_out.weight": first}, folder / "diffusion_pytorch_model-00002.safetensors")
     with pytest.raises(ConfigError, match=r"has proj_out\.weight, as"):
         copy_weights(policy.transformer, folder)
-
-
-def test_profiles_of_foreign_files_are_checked(tmp_path: Path) -> None:
-    save_file({"x": torch.zeros(1)}, tmp_path / "x.safetensors")
-    with pytest.raises(ConfigError, match="files there: "):
-        find_checkpoint(str(tmp_path / "x.safetensors"), "no-such-profile")
-    assert find_checkpoint(str(tmp_path / "x.safetensors"), "miniature-luck").config == compose("miniature-luck")

@@ -1,12 +1,9 @@
 """Files of a run that lost bytes, or hold others: named with what to do, never a traceback, never other numbers."""
 
-import errno
 import json
-import os
 import random
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -222,43 +219,22 @@ def test_a_damaged_cache_is_made_again(run: RunDirectory) -> None:
         assert path.read_bytes() == content
 
 
-@contextmanager
-def full_disk(monkeypatch: pytest.MonkeyPatch, where: str) -> Iterator[None]:
-    """Within: files whose name has ``where`` in it cannot be written."""
-    real_replacing, real_append = files.replacing, files.append
-
-    class Full:
-        name = where
-
-        def write(self, content: bytes) -> int:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-        def flush(self) -> None:
-            pass
-
-    @contextmanager
-    def replacing(path: Path, durable: bool = False) -> Iterator[Any]:
-        with real_replacing(path, durable) as stream:
-            yield Full() if where in path.name else stream
-
-    def append(path: Path, text: str) -> None:
-        if where in path.name:
-            raise FileError(f"{path}: cannot be written: {os.strerror(errno.ENOSPC)}")
-        real_append(path, text)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(files, "replacing", replacing)
-        patch.setattr("harness.runs.directory.append", append)
-        yield
-
-
 @pytest.mark.parametrize("where", ["latest.pt", "metrics.jsonl", "eval.jsonl"])
 def test_a_full_disk_is_one_line_and_the_run_can_be_resumed(
     lora_run: RunDirectory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
     run = prepare_run(lora_run.config, tmp_path)
-    with full_disk(monkeypatch, where), pytest.raises(FileError, match=where), run.failure_noted():
-        Session(run, say=lambda line: None).execute()
+    save, append = RunDirectory.save_checkpoint, RunDirectory.append
+
+    def full(name: str) -> None:
+        if where == name:
+            raise FileError(f"{name}: cannot be written: No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RunDirectory, "save_checkpoint", lambda self, state: (full("latest.pt"), save(self, state)))
+        patch.setattr(RunDirectory, "append", lambda self, name, record: (full(name), append(self, name, record)))
+        with pytest.raises(FileError, match=where), run.failure_noted():
+            Session(run, say=lambda line: None).execute()
     status = run.status()
     assert status["state"] == "failed"
     assert "No space left" in status["reason"]
@@ -284,16 +260,9 @@ def first_weight(run: RunDirectory) -> torch.Tensor:
     return next(iter(state["parameters"].values()))
 
 
-def test_a_finished_run_needs_no_write_access(
-    run: RunDirectory, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_finished_run_is_not_written_to(run: RunDirectory, capsys: pytest.CaptureFixture[str]) -> None:
     before = {path: path.stat().st_mtime_ns for path in run.folder.rglob("*")}
 
-    def refuse(path: Path, *_: object, **__: object) -> None:
-        raise FileError(f"{path}: cannot be written")
-
-    monkeypatch.setattr(files, "replacing", refuse)
-    monkeypatch.setattr("harness.runs.directory.append", refuse)
     with pytest.raises(SystemExit) as ended:
         cli.main(["train", "--resume", str(run.folder)])
     assert ended.value.code == 0

@@ -149,12 +149,6 @@ def test_an_unfinished_run_takes_over_how_it_is_executed(run: RunDirectory, conf
     assert prepare_run(other, tmp_path / "runs").config.runtime.threads == 2
 
 
-def test_a_run_keeps_where_its_values_were_written(run: RunDirectory) -> None:
-    origins = json.loads((run.folder / "origins.json").read_text(encoding="utf-8"))
-    assert origins["rollout.group_size"] == "override rollout.group_size=2"
-    assert origins["experiment"].startswith("experiments/profiles/miniature-luck.yaml:")
-
-
 def test_executions_are_added_and_never_replaced(run: RunDirectory) -> None:
     first = environment()
     assert identity.record_execution(run.folder, first) == []

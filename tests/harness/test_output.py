@@ -11,7 +11,6 @@ import pytest
 from harness import cli
 from harness.commands import COMMANDS
 from harness.foundation.errors import CollectiveError, ConfigError, FileError
-from harness.foundation.output import never_failing
 
 PRINTS = """
 import sys
@@ -31,19 +30,6 @@ def test_output_that_nobody_takes_ends_no_work(tmp_path: Path, how: str) -> None
     result = subprocess.run(["bash", "-c", line], capture_output=True, text=True, check=False)
     assert (result.returncode, done.read_text(encoding="utf-8")) == (0, "done")
     assert "Error" not in result.stderr
-
-
-def test_a_closed_output_is_not_taken_over_by_the_next_file(tmp_path: Path) -> None:
-    line = f"{sys.executable} -c '{PRINTS}' {tmp_path / 'done'} >&-"
-    subprocess.run(["bash", "-c", line], check=True)
-    assert (tmp_path / "done").read_text(encoding="utf-8") == "done"
-
-
-def test_streams_are_as_before_afterwards() -> None:
-    kept = sys.stdout, sys.stderr
-    with never_failing():
-        assert sys.stdout.isatty() == kept[0].isatty()
-    assert (sys.stdout, sys.stderr) == kept
 
 
 def deep() -> None:

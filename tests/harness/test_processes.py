@@ -263,9 +263,6 @@ def test_what_updates_log_depends_neither_on_how_many_processes_log_it_nor_on_th
     assert joined(whole) == {"loss": (0.1 + 0.2) / 4, "ratio_max_deviation": 0.005}
 
 
-GLOO_TIMEOUT = RuntimeError("[/gloo/transport/tcp/unbound_buffer.cc:81] Timed out waiting 1000ms for recv operation")
-
-
 @pytest.mark.parametrize(
     ("error", "message"),
     [

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from harness.adagrpo import local_advantage
-from harness.config import ROOT, compose, run_id
+from harness.config import ROOT, compose
 from harness.prompts.lists import drawn_prompts
 from harness.runs.directory import RunDirectory, prepare_run
 from harness.training.accounting import Counters, Slot, expected_cost
@@ -97,26 +97,6 @@ def test_interrupted_and_continued_run_equals_an_uninterrupted_one(compiled: Non
     evaluated = [(record["split"], record["iteration"]) for record in lines_of(whole, "eval.jsonl")]
     at_start = [("validation", 0), ("test", 0)]
     assert evaluated == [*at_start, ("validation", 2), ("validation", 4), ("test", 4)]
-
-
-def test_final_adapters_load_in_plain_diffusers(tmp_path: Path) -> None:
-    from diffusers import FluxPipeline
-
-    run = prepared(tmp_path, "iterations=1", "optimizer.learning_rate=0.05")
-    session = Session(run, say=lambda line: None)
-    session.execute()
-    pipeline = FluxPipeline.from_pretrained(ROOT / run.config.model.path)
-    pipeline.load_lora_weights(run.folder / "checkpoints" / "final")
-    policy = session.trainer.policy
-    text, x = policy.encode(['the word "harbor" in red on yellow']), torch.randn(1, 16, 96)
-    with torch.no_grad():
-        ours = policy.velocity(x, 0.8, text)
-        policy.transformer = pipeline.transformer
-        theirs = policy.velocity(x, 0.8, text)
-        pipeline.unload_lora_weights()
-        base = policy.velocity(x, 0.8, text)
-    torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
-    assert (ours - base).abs().max() > 0.01
 
 
 # --- prompts and noise
@@ -363,12 +343,6 @@ def test_weights_are_averaged_after_every_so_many_updates_and_swapped_in() -> No
     with engine.averaged_weights():
         assert all(torch.equal(p, averages[name]) for name, p in training.parameters.items())
     assert all(torch.equal(p, weights[3][name]) for name, p in training.parameters.items())
-
-
-def test_how_the_network_is_run_is_no_part_of_a_run_s_name() -> None:
-    name = run_id(compose("miniature-luck"), {})
-    frugal = "model.execution={gradient_checkpointing: true, text_encoders: free, max_train_batch: 2}"
-    assert run_id(compose("miniature-luck", overrides=[frugal]), {}) == name
 
 
 def test_in_bf16_sampling_and_training_share_one_arithmetic() -> None:

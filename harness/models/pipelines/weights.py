@@ -104,8 +104,13 @@ def filling(folder: Path) -> Iterator[Path]:
     try:
         partial.mkdir(parents=True)
         yield partial
-        shutil.rmtree(folder, ignore_errors=True)
-        partial.rename(folder)
+        if folder.exists():
+            # Aside first: a kill in between must leave the old or the new one somewhere.
+            old = folder.rename(folder.with_name(f".{folder.name}.old{PARTIAL}"))
+            partial.rename(folder)
+            shutil.rmtree(old, ignore_errors=True)
+        else:
+            partial.rename(folder)
     except (OSError, SafetensorError) as error:
         raise FileError(f"{folder}: cannot be written: {' '.join(str(error).split())}") from None
     finally:
