@@ -97,12 +97,7 @@ def build_weighted(
     num_threads: int = 1,
     settings: "Mapping[str, RewardConfig] | None" = None,
 ) -> Reward:
-    """The weighted sum of named rewards; one component of weight 1 is that reward itself.
-
-    Args:
-        components: weight of each name in ``harness.foundation.names.REWARDS``.
-        num_threads: as in ``build_reward``.
-        settings: of the rewards that need any, by name.
+    """The weighted sum of rewards by name, with settings by name; one component of weight 1 is that reward itself.
 
     Raises:
         ValueError: an unknown name or setting, or weights that ``WeightedSum`` rejects.

@@ -36,10 +36,7 @@ def build_pipeline(images: Tensor, seed: int) -> FluxPipeline:
     FLUX's own classes, at a width and depth that a laptop trains in minutes. The T5 tokenizer has whole pieces for the
     template's words and single letters inside the quotes, so that spelling is visible; its encoder has one bucket a
     distance, since which letter is third must be read off the distance to the quotes.
-
-    Args:
-        images: ``[N, 3, 32, 128]`` in [-1, 1], to fit the autoencoder to.
-        seed: of the random weights.
+    The autoencoder is fitted to images ``[N, 3, 32, 128]`` in [-1, 1].
     """
     torch.manual_seed(seed)
     base = _MODELS / "base"

@@ -73,11 +73,7 @@ class MiniaturePrompt:
 
 
 def parse_prompt(text: str) -> MiniaturePrompt:
-    """Read a prompt string.
-
-    Raises:
-        ValueError: the text is not of the miniature's grammar, with the part that is wrong.
-    """
+    """Read a prompt string; ValueError if it is not of the miniature's grammar, with the part that is wrong."""
     match = _PATTERN.fullmatch(text)
     if match is None:
         raise ValueError(

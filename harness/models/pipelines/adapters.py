@@ -17,15 +17,9 @@ from harness.models.pipelines.lora_files import PREFIX, B, write_lora
 
 
 def add_adapters(transformer: Any, settings: LoraConfig, seed: int) -> None:
-    """Add trainable adapters in float32, whatever the precision of the weights they adapt.
+    """Add trainable adapters in float32 to a frozen transformer, whatever the precision of the weights they adapt.
 
-    Args:
-        transformer: of diffusers, frozen.
-        settings: rank, alpha and targets.
-        seed: of their initial weights.
-
-    Raises:
-        ConfigError: a target matches no layer.
+    Raises ConfigError if a target matches no layer.
     """
     torch.manual_seed(seed)
     try:

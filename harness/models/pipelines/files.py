@@ -33,12 +33,7 @@ def cache_folder(name: str) -> Path:
 
 
 def build_once(folder: Path, build: Callable[[Path], object]) -> Path:
-    """A folder that ``build`` fills at the first call, and that appears whole, whichever process is first.
-
-    Args:
-        folder: to make; returned.
-        build: fills an empty folder, with the same bytes each time.
-    """
+    """A folder that ``build`` fills, with the same bytes each time; it appears whole, whichever process is first."""
     if not folder.is_dir():
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:

@@ -63,9 +63,10 @@ def load_component(folder: Path, name: str, device: torch.device, dtype: torch.d
         raise ConfigError(f"model.path: {part} cannot be loaded: {' '.join(str(error).split())[:300]}") from None
     wrong = [*report["missing_keys"], *report["mismatched_keys"]]
     if wrong:
+        first = wrong[0] if isinstance(wrong[0], str) else wrong[0][0]
         raise ConfigError(
             f"model.path: {part} has no fitting weights for {len(wrong)} parameters of {component_class.__name__}, "
-            f"such as {_key_name(wrong[0])}; is it of another model?"
+            f"such as {first}; is it of another model?"
         )
     return loaded.eval().to(device)
 
@@ -78,7 +79,3 @@ def _class_of(folder: Path, name: str) -> Any:
         return getattr(import_module(library), class_name)
     except AttributeError:
         raise ConfigError(f"model.path: {folder / name} is a {class_name}, which {library} does not have") from None
-
-
-def _key_name(key: Any) -> str:
-    return str(key[0] if isinstance(key, tuple) else key)

@@ -16,14 +16,7 @@ if TYPE_CHECKING:
 def build_policy(model: ModelConfig, optimizer: OptimizerConfig, device: torch.device, seed: int) -> Policy:
     """The policy for the pipeline that ``model.path`` names, by the class in its model_index.json.
 
-    Args:
-        model: which pipeline, and its sampling settings.
-        optimizer: whether LoRA adapters or all weights are trained.
-        device: where everything lives.
-        seed: of the adapters' initial weights.
-
-    Raises:
-        ConfigError: no policy for that class, or what ``Policy`` and ``find_pipeline`` raise.
+    Arguments: see ``Policy``. Raises ConfigError if there is none for that class, and what ``Policy`` raises.
     """
     from harness.models.pipelines.flux import FluxPolicy
     from harness.models.pipelines.sd3 import StableDiffusion3Policy

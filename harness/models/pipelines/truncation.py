@@ -34,10 +34,7 @@ def all_tokens(tokenizer: Any, prompts: Sequence[str]) -> Sequence[Sequence[int]
 def truncations(sources: Iterable[ReadsText], prompts: Sequence[str], where: str) -> list[str]:
     """A line for each reader that cuts prompts of a list off: how many, the first, and whether two become the same.
 
-    Args:
-        sources: what will read the prompts.
-        prompts: of one list.
-        where: how the lines call the list.
+    ``where`` is how the lines call the list.
     """
     lines = []
     for source in sources:

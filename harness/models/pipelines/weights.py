@@ -19,14 +19,10 @@ from harness.models.pipelines.lora_files import PREFIX, A, B, read_lora
 
 
 def put_lora(transformer: Any, file: Path) -> None:
-    """Add a LoRA file's adapters into a transformer's own weights; beside them, as in training, in bf16.
+    """Add a LoRA file's adapters into the weights of a transformer without any; in bf16 beside them, as in training.
 
-    Args:
-        transformer: of diffusers, without adapters. Weights in less than float32 would lose most of a small adapter.
-        file: as ``read_lora`` takes it.
-
-    Raises:
-        ConfigError: the file is missing, damaged, of another format, or of another model.
+    Weights in less than float32 would lose most of a small adapter. Raises ConfigError if the file is missing, damaged,
+    of another format, or of another model.
     """
     tensors = read_lora(file)
     check_lora(transformer, tensors, file)

@@ -69,14 +69,10 @@ def default_folder() -> Path:
 
 
 def asset_path(name: str) -> Path:
-    """The verified model file of an asset in the default folder; hashed at most once a process.
-
-    Args:
-        name: a key of ``ASSETS``.
+    """The file of an asset, a key of ``ASSETS``, in the default folder; hashed at most once per process.
 
     Raises:
-        AssetError: the file is missing or its sha256 is wrong.
-        KeyError: no such asset.
+        AssetError: it is missing or its sha256 is wrong.
     """
     path = _model_file(default_folder(), name)
     if not path.is_file():
@@ -104,23 +100,16 @@ def hpsv3_question() -> str:
     return texts["INSTRUCTION"] + texts["prompt_with_special_token"]
 
 
-def fetch_assets(folder: Path | None = None) -> dict[str, Path]:
-    """Download, check and keep all model files with their licences; does nothing where they are already right.
+def fetch_assets() -> dict[str, Path]:
+    """Download, check and keep all assets by name, with their licences; does nothing where they are already right.
 
     Each file appears whole, the model last, so that a model which is there always has its licence beside it.
-
-    Args:
-        folder: where to keep them; None for ``default_folder()``.
-
-    Returns:
-        ``{asset name: model file}``.
 
     Raises:
         AssetError: pip could not download a wheel, or something downloaded has the wrong sha256.
         FileError: the folder cannot be written.
     """
-    folder = default_folder() if folder is None else folder
-    paths = {name: _model_file(folder, name) for name in ASSETS}
+    paths = {name: _model_file(default_folder(), name) for name in ASSETS}
     for name, path in paths.items():
         if not path.is_file() or file_sha256(path) != ASSETS[name].sha256:
             _fetch(ASSETS[name], path)

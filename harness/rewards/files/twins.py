@@ -28,15 +28,10 @@ _VERSION = 3
 
 
 def find_twin(reward: str, key: str, name: str) -> Path:
-    """The file or folder of a twin, built at the first call.
-
-    Args:
-        reward: whose it is, for the error.
-        key: ``path`` or ``base``.
-        name: behind ``TWIN_PREFIX``.
+    """The file or folder that ``rewards.REWARD.KEY`` means by a twin's name, built at the first call.
 
     Raises:
-        RewardError: there is no such twin.
+        RewardError: there is no such twin for this key, ``path`` or ``base``.
     """
     build, places = _TWINS.get(name, (None, {}))
     if build is None or key not in places:

@@ -26,14 +26,8 @@ def preprocess(levels: Tensor) -> Tensor:
     The longest side becomes 224 (bicubic, antialiased), the rest of the square is zero before normalisation; nothing is
     cropped. It is resized as floats, which may leave [0, 1] slightly, as in the package.
 
-    Args:
-        levels: ``[b, 3, H, W]`` uint8.
-
-    Returns:
-        ``[b, 3, 224, 224]`` float32, normalised by CLIP's mean and std.
-
-    Raises:
-        ImageError: pictures so narrow that a side would vanish.
+    ``[b, 3, H, W]`` uint8 -> ``[b, 3, 224, 224]`` float32, normalised by CLIP's mean and std. Raises ImageError for
+    pictures so narrow that a side would vanish.
     """
     height, width = levels.shape[-2:]
     scale = SIDE / max(height, width)

@@ -17,12 +17,7 @@ from harness.rewards.files.checkpoints import locate_file, sha256_of
 
 
 class NetworkReward(BatchedReward):
-    """A reward computed by a network in this process, on a GPU for good or, offloaded, only while it scores.
-
-    Args:
-        name: of the reward.
-        settings: of the reward.
-    """
+    """A reward computed by a network in this process, on a GPU for good or, offloaded, only while it scores."""
 
     resolutions: ClassVar[dict[str, float]]
     """``Reward.resolution`` by precision of the network, the usual precision first."""

@@ -32,11 +32,7 @@ _WORD = re.compile(r'"([a-z]+)"')
 
 
 def target_word(prompt: str) -> str:
-    """The quoted word that a prompt asks for.
-
-    Raises:
-        ValueError: the prompt has no word of letters a-z in double quotes.
-    """
+    """The quoted word that a prompt asks for; ValueError if it has no word of letters a-z in double quotes."""
     match = _WORD.search(prompt)
     if match is None:
         raise ValueError(

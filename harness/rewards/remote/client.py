@@ -57,12 +57,9 @@ class RemoteReward(BatchedReward):
 
 
 class ServedReward(RemoteReward):
-    """A reward that another process holds, perhaps on another GPU.
+    """A reward that another process holds, perhaps on another GPU; ValueError without a url.
 
-    Args:
-        name: of the reward.
-        settings: of the reward; ValueError without a url.
-        build_local: makes a reward of this name, here; it is asked about prompts alone.
+    ``build_local`` makes a reward of this name, here; it is asked about prompts alone.
     """
 
     def __init__(self, name: str, settings: RewardConfig, build_local: Callable[[], Reward]) -> None:
@@ -167,7 +164,7 @@ def ask(reward: str, url: str, body: bytes | None, timeout: float, patiently: bo
     Args:
         reward: whose server it is, for the errors.
         url: the address.
-        body: what to post.
+        body: what to post; None is a GET.
         timeout: seconds to wait.
         patiently: ask again for that long while nobody answers: a server may be restarted.
 

@@ -80,14 +80,14 @@ class Worker:
     def end(self, timeout: float, is_late: bool = False) -> str:
         """End the process, if it has not ended; says how it did, and its last words."""
         try:
-            code = self._process.wait(timeout=5)
+            how = f"ended with exit code {self._process.wait(timeout=5)}"
         except subprocess.TimeoutExpired:
             self.stop()
             is_late = True
-        reason = f"did not answer within {timeout:g} s" if is_late else f"ended with exit code {code}"
         self._errors.seek(0)
-        lines = self._errors.read().decode(errors="replace").strip().splitlines()
-        return f"its worker {reason}" + (f": {lines[-1].strip()[:200]}" if lines else "")
+        last = self._errors.read().decode(errors="replace").strip().rpartition("\n")[2].strip()[:200]
+        how = f"did not answer within {timeout:g} s" if is_late else how
+        return f"its worker {how}" + f": {last}" * bool(last)
 
 
 def _stop(process: "subprocess.Popen[bytes]") -> None:
