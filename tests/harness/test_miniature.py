@@ -196,9 +196,9 @@ def test_letters_of_a_kind_come_out_wrong_and_the_others_right(kind: str) -> Non
     assert all(defects.severity(letter, rng) == 0 for letter in "aeiouhscwvjqxz")
 
 
-@pytest.mark.parametrize(("model", "first"), [("base", "f38a44a8b63273d4"), ("weak", "180ccc3b3cb83f66")])
-def test_models_are_known_to_the_runs_made_before_they_stopped_naming_their_folder(model: str, first: str) -> None:
-    assert model_fingerprint(FOLDER / model).startswith(first)
+def test_models_are_known_to_the_runs_made_before_they_stopped_naming_their_folder() -> None:
+    for model, first in (("base", "f38a44a8b63273d4"), ("weak", "180ccc3b3cb83f66")):
+        assert model_fingerprint(FOLDER / model).startswith(first)
 
 
 def test_plain_diffusers_loads_the_committed_models_and_draws_from_a_string(tmp_path: Path) -> None:

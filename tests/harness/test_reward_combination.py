@@ -2,7 +2,7 @@
 
 import math
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -191,21 +191,17 @@ def test_advantages_are_combined_by_hand() -> None:
     assert not torch.allclose(at_reward_level._advantages(scores)[0], combined[0])
 
 
-@pytest.fixture
-def ocr_url() -> Iterator[str]:
-    with serving(build_reward("ocr"), "127.0.0.1", 0) as server:
-        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
-
-
-def test_training_on_a_reward_elsewhere_gives_the_same_numbers(ocr_url: str) -> None:
+def test_training_on_a_reward_elsewhere_gives_the_same_numbers() -> None:
     """Scoring overlaps with sampling: slots and parts of a rollout are scored while others are sampled and decoded."""
     overrides = [*FAST, "model.max_batch=4"]
     here = build_trainer(*overrides)
-    there = build_trainer(*overrides, f"rewards.ocr={{backend: url, url: '{ocr_url}'}}")
-    for _ in range(2):
-        ours, theirs = here.iterate(), there.iterate()
-        del ours["seconds"], theirs["seconds"]
-        assert ours == theirs
+    with serving(build_reward("ocr"), "127.0.0.1", 0) as server:
+        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}"
+        there = build_trainer(*overrides, f"rewards.ocr={{backend: url, url: '{url}'}}")
+        for _ in range(2):
+            ours, theirs = here.iterate(), there.iterate()
+            del ours["seconds"], theirs["seconds"]
+            assert ours == theirs
+        server.shutdown()
     assert all(torch.equal(p, there.parameters[name]) for name, p in here.parameters.items())

@@ -1,16 +1,15 @@
 """Prompts that a text encoder reads in part only are counted, and said once a list."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import pytest
 import torch
-from torch import Tensor
 
 from harness.config import OptimizerConfig, RewardConfig, compose
 from harness.models.pipelines.registry import build_policy
 from harness.models.pipelines.truncation import TextReader, truncations
-from harness.rewards import Reward, RewardError, build_reward
-from harness.rewards.combined import WeightedSum
+from harness.rewards import RewardError, build_reward
 
 LONG = "red " * 80
 PROMPTS = ["a red fox", f"{LONG}fox", f"{LONG}cat", "red " * 75, "red " * 74 + "owl"]
@@ -20,31 +19,25 @@ def words(prompts: Sequence[str]) -> list[list[int]]:
     return [[*(sum(word.encode()) for word in prompt.split()), 0] for prompt in prompts]
 
 
-class Reads(Reward):
-    def __init__(self, name: str, limit: int) -> None:
-        self.name, self.limit = name, limit
+@dataclass
+class Reads:
+    name: str
+    limit: int
 
     def text_readers(self) -> Sequence[TextReader]:
         if not self.limit:
             raise RewardError(f"{self.name} has no tokenizer here")
         return [TextReader(self.name, self.limit, words)]
 
-    def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
-        return torch.zeros(len(prompts))
-
-    def fingerprint(self) -> str:
-        return self.name
-
 
 def test_prompts_that_are_cut_and_those_that_become_one_are_counted() -> None:
     assert truncations([Reads("all", 1000)], PROMPTS, "list") == []
-    (line,) = truncations([Reads("some", 76)], PROMPTS, "prompts.train")
+    line, unknown = truncations([Reads("some", 76), Reads("none", 0)], PROMPTS, "prompts.train")
     assert line.startswith("prompts.train: some reads 76 tokens of a prompt: 2 of 5 are cut off, the first is 'red red")
     assert "fox'; 3 of them are the same" in line  # the one that just fits is among them
+    assert unknown == "prompts.train: whether prompts are cut off is not known: none has no tokenizer here"
     (line,) = truncations([Reads("apart", 3)], ["a b c d", "e f g h"], "list")
     assert "the same" not in line
-    both = WeightedSum({Reads("some", 76): 1.0, Reads("few", 4): 0.0})
-    assert [line.split()[1] for line in truncations(both.parts, PROMPTS, "list")] == ["some", "few"]
 
 
 @pytest.mark.parametrize(("name", "twin"), [("hpsv2", "hpsv2"), ("clip", "clip"), ("pickscore", "clip")])
