@@ -107,20 +107,9 @@ def damage(folder: Path, sealed: Sealed) -> str | None:
     return None
 
 
-def require_sealed(path: Path, sealed: Sealed, name: str, content: bytes | None = None) -> None:
-    """Raise ConfigError unless a file is what it was when the run finished; nothing to compare with is no error.
-
-    Args:
-        path: the file.
-        sealed: of its run.
-        name: of the file in it.
-        content: the bytes, if they have been read.
-    """
-    known = sealed.get(name)
-    if known is None:
-        return
-    digest = file_sha256(path) if content is None else hashlib.sha256(content).hexdigest()
-    if digest != known[1]:
+def require_sealed(path: Path, sealed: Sealed, name: str) -> None:
+    """Raise ConfigError unless a file of a run is as it was sealed; one without a seal is not asked."""
+    if name in sealed and file_sha256(path) != sealed[name][1]:
         raise ConfigError(f"{path}: is not what it was when the run finished; put back a copy, or {_AGAIN}")
 
 

@@ -57,7 +57,7 @@ class RunDirectory:
         return self.folder / "checkpoints" / "latest.pt"
 
     def status(self) -> dict[str, Any]:
-        """state, iteration, iterations, reason, attempts, updated; of a finished run also files, see ``records.seal``.
+        """state, iteration, iterations, reason, updated; of a finished run also files, see ``records.seal``.
 
         States: waiting, running, finished, failed; also damaged, if status.json cannot be read, and incomplete, if the
         run was finished and a file of it is not whole any more. The reason then says what to do.
@@ -69,7 +69,6 @@ class RunDirectory:
             "iteration": 0,
             "iterations": None,
             "reason": None,
-            "attempts": 0,
         }
         if not path.exists():
             return unknown
@@ -91,7 +90,6 @@ class RunDirectory:
         iteration: int,
         iterations: int,
         reason: str | None = None,
-        attempts: int | None = None,
         keep_failure: bool = False,
     ) -> None:
         """Replace status.json atomically.
@@ -101,18 +99,16 @@ class RunDirectory:
             iteration: the last one in the checkpoint.
             iterations: of the whole run.
             reason: why it failed.
-            attempts: how often workers have begun it in this launch; None leaves the number as it is.
             keep_failure: leave state and reason as they are, if another process of the run has failed.
         """
         with self._sole_writer():
             before = self.status()
             if keep_failure and before["reason"] is not None:
                 state, reason = before["state"], before["reason"]
-            attempts = before["attempts"] if attempts is None else attempts
             content = {"state": state, "iteration": iteration, "iterations": iterations, "reason": reason}
             if state == "finished":
                 content["files"] = records.seal(self.folder)
-            self._write_status(content | {"attempts": attempts})
+            self._write_status(content)
 
     @contextmanager
     def _sole_writer(self) -> Iterator[None]:

@@ -23,10 +23,9 @@ ENVIRONMENT = "environment.json"
 _EXECUTION = ("commit", "code_sha256", "seal_sha256", "protocol_sha256", "packages", "python", "processor", "gpus")
 """What makes an execution another one than that before it."""
 
-_SCORABLE: set[tuple[str, str, str]] = set()
-"""Prompt lists, with rewards and their settings, whose every prompt was found fit: a plan of many runs asks once."""
-_DISJOINT: set[tuple[str, ...]] = set()
-"""Prompt lists of a run that have nothing in common."""
+_FIT: set[tuple[str, ...]] = set()
+"""Prompt lists that have nothing in common, and a list with a reward and its settings, whose every prompt it can score:
+a plan of many runs asks once."""
 
 
 def fingerprints_of(config: RunConfig) -> dict[str, str]:
@@ -85,25 +84,25 @@ def _require_exact_sampling(config: RunConfig) -> None:
 
 def _require_scorable(reward: "Reward", settings: str, prompt_list: "PromptList", where: str) -> None:
     known = (prompt_list.sha256, reward.name, settings)
-    if known in _SCORABLE:
+    if known in _FIT:
         return
     try:
         for prompt in prompt_list.prompts:
             reward.check_prompt(prompt)
     except ValueError as error:
         raise ConfigError(f"{where}: {error}") from None
-    _SCORABLE.add(known)
+    _FIT.add(known)
 
 
 def _require_disjoint(config: RunConfig, lists: Mapping[str, "PromptList"]) -> None:
     """Raise ConfigError if prompts that a run learns from are among those that it is judged by."""
     known = tuple(prompt_list.sha256 for prompt_list in lists.values())
-    if known in _DISJOINT:
+    if known in _FIT:
         return
     found = overlaps(config, {split: prompt_list.prompts for split, prompt_list in lists.items()})
     if found:
         raise ConfigError(f"{found[0]}; remove them from one, or set prompts.allow_overlap=true")
-    _DISJOINT.add(known)
+    _FIT.add(known)
 
 
 def overlaps(config: RunConfig, lists: Mapping[str, Sequence[str]]) -> list[str]:

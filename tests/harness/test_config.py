@@ -90,6 +90,8 @@ def test_single_reward_weights_are_added_in_grids_and_sweeps_too(tmp_path: Path)
         (["capability.decay=1"], "capability.decay=1: input should be less than 1"),
         (["runtime.processes=2"], "prompts_per_update: 1 does not divide"),
         (["method.kernel=flow_cps", "method.eta=1.2"], "out of range for flow_cps"),
+        (["fusion.kind=rescaled"], "fusion.kind: rescaled has no effect without fusion"),
+        (["fusion.enabled=true", "fusion.kind=rescale"], "the nearest is 'rescaled'"),
         (["seed="], "null"),
         (["fusion..weight=1"], "key=value"),
         (["seed=010"], "010"),

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from harness.adagrpo import fuse_advantages, global_advantage, local_advantage, rescale_advantages
-from harness.config import ROOT, ConfigError, compose, run_id
+from harness.config import ROOT, compose, run_id
 from harness.config.cells import cell_name
 from harness.training.scoring import Scores
 from harness.transitions import SDETransition
@@ -161,10 +161,3 @@ def test_the_control_is_another_run_and_the_default_the_same_as_before() -> None
     assert run_id(rescaled, {}).startswith("flow_grpo-random-rescaled3-seed0-")
     assert cell_name(rescaled) == "flow_grpo random + rescaled 3"
     assert rescaled.scores_candidates
-
-
-def test_a_kind_without_fusion_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"fusion\.kind: rescaled has no effect without fusion"):
-        compose("miniature-luck", overrides=["fusion.kind=rescaled"])
-    with pytest.raises(ConfigError, match=r"the nearest is 'rescaled'"):
-        compose("miniature-luck", overrides=["fusion.enabled=true", "fusion.kind=rescale"])

@@ -112,26 +112,14 @@ def dealt(update_on: str, slots: int = 4, groups: int = 4) -> list[list[tuple[in
     ]
 
 
-def test_updates_on_all_samples_see_each_of_them_twice() -> None:
+def test_updates_share_all_samples_or_deal_out_whole_prompts_or_steps_with_their_own_groups() -> None:
     first, second = dealt("all")
     assert first == second
     assert len(first) == 16
-
-
-def test_updates_on_prompts_deal_out_whole_prompts() -> None:
-    first, second = dealt("prompts")
-    assert {slot for slot, _, _ in first} == {0, 2}
-    assert {slot for slot, _, _ in second} == {1, 3}
-    assert len(first) == len(second) == 8
-
-
-def test_updates_on_steps_deal_out_steps_of_every_prompt_with_their_own_groups() -> None:
-    first, second = dealt("steps", slots=1)
-    assert first == [(0, 0, 0.0), (0, 4, 2.0)]
-    assert second == [(0, 2, 1.0), (0, 6, 3.0)]
-
-
-def test_a_path_s_one_group_is_shared_by_all_its_steps() -> None:
+    assert [{slot for slot, _, _ in part} for part in dealt("prompts")] == [{0, 2}, {1, 3}]
+    assert list(map(len, dealt("prompts"))) == [8, 8]
+    assert dealt("steps", slots=1) == [[(0, 0, 0.0), (0, 4, 2.0)], [(0, 2, 1.0), (0, 6, 3.0)]]
+    # The one group of whole paths is shared by all their steps.
     assert {advantage for part in dealt("all", slots=1, groups=1) for _, _, advantage in part} == {0.0}
 
 
