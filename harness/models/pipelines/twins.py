@@ -12,13 +12,7 @@ from typing import Any
 
 import diffusers
 import torch
-from diffusers import (
-    AutoencoderKL,
-    DiffusionPipeline,
-    FlowMatchEulerDiscreteScheduler,
-    FluxPipeline,
-    StableDiffusion3Pipeline,
-)
+from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxPipeline, StableDiffusion3Pipeline
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import (
     CLIPTextConfig,
@@ -57,7 +51,7 @@ def build_flux_twin() -> FluxPipeline:
         scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True),  # from .5 to 1.15, as usual
         vae=_autoencoder(scaling_factor=0.3611, shift_factor=0.1159),
         text_encoder=CLIPTextModel(_clip_config(_CLIP_L_WIDTH, "quick_gelu")),
-        tokenizer=clip_tokenizer("<|endoftext|>"),
+        tokenizer=_clip_tokenizer("<|endoftext|>"),
         text_encoder_2=_t5_encoder(),
         tokenizer_2=_t5_tokenizer(),
         transformer=_transformer(
@@ -79,9 +73,9 @@ def build_sd3_twin() -> StableDiffusion3Pipeline:
         scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
         vae=_autoencoder(scaling_factor=1.5305, shift_factor=0.0609),
         text_encoder=CLIPTextModelWithProjection(_clip_config(_CLIP_L_WIDTH, "quick_gelu")),
-        tokenizer=clip_tokenizer("<|endoftext|>"),
+        tokenizer=_clip_tokenizer("<|endoftext|>"),
         text_encoder_2=CLIPTextModelWithProjection(_clip_config(_CLIP_G_WIDTH, "gelu")),
-        tokenizer_2=clip_tokenizer("!"),
+        tokenizer_2=_clip_tokenizer("!"),
         text_encoder_3=_t5_encoder(),
         tokenizer_3=_t5_tokenizer(),
         transformer=_transformer(
@@ -97,7 +91,7 @@ def build_sd3_twin() -> StableDiffusion3Pipeline:
     )
 
 
-TWINS: dict[str, Callable[[], DiffusionPipeline]] = {"flux": build_flux_twin, "sd3": build_sd3_twin}
+TWINS: dict[str, Callable[[], Any]] = {"flux": build_flux_twin, "sd3": build_sd3_twin}
 """What builds each twin."""
 
 
@@ -125,7 +119,7 @@ def _autoencoder(scaling_factor: float, shift_factor: float) -> AutoencoderKL:
 
 def _clip_config(width: int, activation: str) -> CLIPTextConfig:
     return CLIPTextConfig(
-        vocab_size=len(clip_tokenizer("!")),
+        vocab_size=len(_clip_tokenizer("!")),
         hidden_size=width,
         intermediate_size=4 * width,
         projection_dim=width,
@@ -140,7 +134,7 @@ def _clip_config(width: int, activation: str) -> CLIPTextConfig:
     )
 
 
-def clip_tokenizer(pad_token: str) -> CLIPTokenizer:
+def _clip_tokenizer(pad_token: str) -> CLIPTokenizer:
     """Every byte, alone and at the end of a word; no merges."""
     symbols = sorted(ByteLevel.alphabet())
     tokens = [*symbols, *(f"{symbol}</w>" for symbol in symbols), "<|startoftext|>", "<|endoftext|>"]
