@@ -17,7 +17,7 @@ Only = Annotated[
 ]
 Seeds = Annotated[str | None, "such as 0-4 or 0,2,5 (default: the grid's own)"]
 Plan = Annotated[bool, "list runs, hours and disk, and run nothing"]
-Slots = Annotated[int | None, "runs at a time (default: as many as cores, or GPUs, suffice for)"]
+Slots = Annotated[int | None, "runs at a time (default: as many as cores, or GPUs, suffice for)", 1]
 
 
 @command

@@ -19,7 +19,7 @@ def mechanism(
     ] = (),
     *,
     checkpoints: Annotated[Sequence[str], "run directories, and base: the untrained model (default: base)"] = ("base",),
-    slots: Annotated[int | None, "chunks at a time (default: as many as cores, or GPUs, suffice for)"] = None,
+    slots: Annotated[int | None, "chunks at a time (default: as many as cores, or GPUs, suffice for)", 1] = None,
     output: Annotated[Path | None, "folder (default: results/mechanism)"] = None,
 ) -> int:
     """Which prompts teach, and what fusion does: gradients at fixed checkpoints; resumable."""

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from harness.runs.directory import RunDirectory
 
 PROFILE = "miniature"
-"""Of a run where none is named."""
+"""Profile of a run where none is named."""
 
 Overrides = Annotated[Sequence[str], "as in selection=curriculum fusion.weight=2"]
 Profile = Annotated[str | None, f"file in experiments/profiles/ (default: {PROFILE})"]

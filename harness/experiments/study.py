@@ -35,7 +35,7 @@ class StudyConfig(Section):
     tuning: str | None = None
     """The experiment that chooses the settings of the others; it runs first."""
     budget_hours: float | None = Field(None, gt=0)
-    """Of recorded run time, all runs together."""
+    """Recorded run time that all runs together may take."""
     rates_from: str | None = None
     """Folder of runs whose pace serves for estimates until the study has runs of its own."""
 

@@ -24,7 +24,6 @@ def test_gpu_slots_see_their_own_gpus_only_and_know_the_engine() -> None:
 @pytest.mark.parametrize(
     ("runtime", "count", "gpus", "message"),
     [
-        (RuntimeConfig(), 0, (), "--slots 0: must be at least 1"),
         (RuntimeConfig(device="cuda"), None, (), "torch finds no CUDA device here"),
         (RuntimeConfig(processes=8), None, ("0", "1"), "1 slots of 8 GPUs need 8, but there are 2"),
         (RuntimeConfig(), 3, ("0", "1"), "3 slots of 1 GPUs need 3, but there are 2"),

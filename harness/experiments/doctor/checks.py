@@ -248,7 +248,7 @@ def _hours(
 
 
 def seconds_per_forward(architecture: Architecture, config: RunConfig, gpu: str) -> tuple[float, str]:
-    """Of one sample through the network: its arithmetic, 2 P T + 4 T^2 d L, over what the GPU achieves.
+    """How long one sample takes through the network: its arithmetic, 2 P T + 4 T^2 d L, over what the GPU achieves.
 
     P parameters, T tokens, d channels, L blocks; the second term is attention's.
 

@@ -41,12 +41,12 @@ class Architecture:
 
     @property
     def parameters(self) -> int:
-        """Of the transformer."""
+        """Numbers in the transformer."""
         return sum(parameter.numel() for parameter in self.transformer.parameters())
 
     @property
     def num_blocks(self) -> int:
-        """Of the transformer, of all kinds."""
+        """Blocks of the transformer, of all kinds."""
         children = self.transformer.named_children()
         return sum(len(m) for name, m in children if isinstance(m, nn.ModuleList) and name.endswith("blocks"))
 
@@ -70,11 +70,11 @@ class Architecture:
         return lora.rank * sum(m.in_features + m.out_features for m in modules if isinstance(m, nn.Linear))
 
     def text_tokens(self, model: ModelConfig) -> int:
-        """Of one prompt."""
+        """Tokens of one prompt."""
         return model.max_sequence_length + _CLIP_TOKENS * self.is_sd3
 
     def tokens(self, model: ModelConfig) -> int:
-        """Of one sample in the transformer: picture and text."""
+        """Tokens of one sample in the transformer: picture and text."""
         picture = (model.height // _PIXELS_PER_TOKEN) * (model.width // _PIXELS_PER_TOKEN)
         return picture + self.text_tokens(model)
 

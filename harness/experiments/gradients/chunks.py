@@ -28,7 +28,7 @@ STAGES: tuple[Stage, ...] = get_args(Stage)
 Arrays = Mapping[str, np.ndarray]
 
 DIFFICULTY_EDGES = (0.2, 0.4, 0.6, 0.8)
-"""Of the reward of a candidate's deterministic sample, which strategies choose by: five bins, the hardest first."""
+"""Edges of five bins of a candidate's reward, which strategies choose by, the hardest first."""
 SETS = (*SELECTION_STRATEGIES, *(f"difficulty-{number}" for number in range(len(DIFFICULTY_EDGES) + 1)))
 """What gradients are added up over: the updates of a strategy, and the different prompts of a bin."""
 

@@ -46,7 +46,7 @@ class MechanismConfig(Section):
     settings: dict[str, Any] = Field({})
     """Further sections of the configuration."""
     seed: Seed
-    """Of prompts and noise. Not that of a run whose checkpoints are measured: it has trained on these draws."""
+    """Seed of prompts and noise. Not that of a run whose checkpoints are measured: it has trained on these draws."""
     rounds: int = Field(ge=2)
     """Batches of B candidates, from each of which every strategy chooses."""
     warm_up_rounds: int = Field(20, ge=0)
@@ -76,7 +76,7 @@ class Mechanism:
 
     @cached_property
     def identity(self) -> str:
-        """Of all that the numbers depend on but the checkpoint: base model, prompts, reward, settings."""
+        """Names all that the numbers depend on but the checkpoint: base model, prompts, reward, settings."""
         measured = self.file.model_dump(mode="json", include={"rounds", "warm_up_rounds", "reference_prompts", "chunk"})
         # The seed is part of the run's name.
         payload = json.dumps([VERSION, find_run(self.config).run_id, measured], sort_keys=True)

@@ -28,8 +28,8 @@ class Sampled(NamedTuple):
 class Sampler:
     """Draws from a policy that stays as it is.
 
-    Prompts and noise are functions of seed and round: those of round t equal what a run of this seed with one prompt an
-    update draws at iteration t. Strategies share them: whichever prompt is chosen, its siblings get the same noise.
+    Prompts and noise are functions of seed and round: those of round t equal what a run of this seed, one prompt per
+    update, draws at iteration t. Strategies share them: whichever prompt is chosen, its siblings get the same noise.
 
     Args:
         config: the measured configuration.

@@ -1,7 +1,7 @@
 """A finished measurement as small tables, for the analysis: nothing but these files is needed to draw and to judge it.
 
 - ``about.json``: what was measured, where, and with how much work.
-- ``units.parquet``: a row a prompt that some strategy chose: one update's groups, their rewards and advantages, and
+- ``units.parquet``: a row per prompt that some strategy chose: one update's groups, their rewards and advantages, and
   inner products of its gradients.
 - ``blocks.parquet``: inner products of gradients added up over blocks of rounds, by strategy and by difficulty, and
   of blocks of the reference: what expected gradients and their variance are estimated from.

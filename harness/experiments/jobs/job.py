@@ -19,7 +19,7 @@ class State(NamedTuple):
     name: Literal["waiting", "finished", "failed"]
     """Waiting is every job that is neither done nor given up, also one that a process is at."""
     share: float
-    """Of its work that is done, in [0, 1]."""
+    """Part of its work that is done, in [0, 1]."""
     reason: str | None = None
     """Why it failed."""
 

@@ -14,7 +14,7 @@ class Progress:
         """Jobs that have neither finished nor failed."""
         self.waiting = self.running = 0
         self.share = 0.0
-        """Of the work that is settled or done, in [0, 1]."""
+        """Part of the work that is settled or done, in [0, 1]."""
         self._total = sum(job.size for job in jobs)
         self._settled_work = 0.0
         self.refresh()

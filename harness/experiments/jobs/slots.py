@@ -61,10 +61,8 @@ def make_slots(runtime: RuntimeConfig, count: int | None, gpus: Sequence[str], c
         cores: of the machine.
 
     Raises:
-        ConfigError: a count below 1, or too few GPUs.
+        ConfigError: too few GPUs.
     """
-    if count is not None and count < 1:
-        raise ConfigError(f"--slots {count}: must be at least 1")
     if runtime.device == "cuda" and not gpus:
         raise ConfigError("runtime.device=cuda, but torch finds no CUDA device here; use auto or cpu")
     placement, each = Placement(runtime.processes, cuda=bool(gpus), engine=runtime.engine), runtime.processes

@@ -63,7 +63,7 @@ class SweepConfig(Section):
     settings: dict[str, Any] = Field({})
     """Dotted keys of all trials' runs."""
     seeds: tuple[Seed, ...] = Field(min_length=1)
-    """Of each trial's runs: all trials have the same, so that they are paired."""
+    """Seeds of each trial's runs: all trials have the same, so that they are paired."""
     objectives: dict[str, Literal["maximize", "minimize"]] = Field({TRAINING_REWARD: "maximize"}, min_length=1)
     """Metric on validation prompts, or ``compute``, and what is good; with several, the Pareto front is sought."""
     space: dict[str, Any] = Field(min_length=1)
