@@ -1,7 +1,6 @@
 """Command lines of processes: argv of every placement, what accelerate makes of its files, the page that shows them."""
 
 import os
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -79,26 +78,6 @@ def test_the_files_make_accelerate_launch_what_their_engines_are(monkeypatch: py
         options = launched_with[-1]
         assert (options.nnodes, options.nproc_per_node, options.node_rank) == ("2", "8", 1)
         assert (options.rdzv_backend, options.rdzv_endpoint) == ("static", "node0:29500")
-
-
-def test_the_users_own_accelerate_configuration_changes_nothing(tmp_path: Path) -> None:
-    own = tmp_path / "accelerate" / "default_config.yaml"
-    own.parent.mkdir()
-    own.write_text(
-        "{compute_environment: LOCAL_MACHINE, distributed_type: FSDP, mixed_precision: bf16, num_processes: 4, "
-        "debug: true, enable_cpu_affinity: true, dynamo_config: {dynamo_backend: INDUCTOR}, "
-        "fsdp_config: {fsdp_sharding_strategy: FULL_SHARD}}\n"
-    )
-    (tmp_path / "show.py").write_text("import os; print(*(f'{k}={v}' for k, v in os.environ.items()), sep='\\n')")
-    environment = {"HF_HOME": str(tmp_path), "PYTHONPATH": str(tmp_path), "OMP_NUM_THREADS": "3"}
-    words = worker_command(Placement(cuda=True), "show", [])
-    shown = subprocess.run(words, env=os.environ | environment, capture_output=True, text=True, check=True).stdout
-    settings = dict(line.split("=", 1) for line in shown.splitlines() if line.startswith(("ACCELERATE_", "OMP_")))
-    assert settings["OMP_NUM_THREADS"] == "3"
-    assert settings["ACCELERATE_MIXED_PRECISION"] == "no"
-    assert settings["ACCELERATE_DYNAMO_BACKEND"] == "NO"
-    assert settings["ACCELERATE_USE_CPU"] == "False"
-    assert not settings.keys() & {"ACCELERATE_USE_FSDP", "ACCELERATE_DEBUG_MODE", "ACCELERATE_CPU_AFFINITY"}
 
 
 def run(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str]:

@@ -19,7 +19,6 @@ from harness.experiments.plan import evaluation_pictures, expected_forwards
 from harness.foundation.records import read_lines
 from harness.models.pipelines.flux import FluxPolicy
 from harness.runs.directory import RunDirectory
-from harness.training.accounting import Counters, expected_cost
 
 FLUX = "black-forest-labs/FLUX.1-dev"
 SD35 = "stabilityai/stable-diffusion-3.5-medium"
@@ -40,13 +39,6 @@ def architecture_of(path: str, folder: Path | None = None) -> Architecture:
 
 
 # --- counts
-
-
-def test_forwards_of_the_published_setting() -> None:
-    assert expected_cost(config_of(*PAPER)) == Counters(592, 4, 48)
-    for override in ("selection=curriculum", "fusion.enabled=true"):
-        assert expected_cost(config_of(*PAPER, override)).sample_forwards == 736
-    assert expected_cost(config_of(*PAPER, "rollout.prompts_per_update=8")).sample_forwards == 8 * 592
 
 
 def test_pictures_and_forwards_of_evaluations_are_what_a_run_draws(
