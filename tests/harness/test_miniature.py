@@ -176,7 +176,7 @@ def test_interrupted_pretraining_continues_to_the_same_weights(tmp_path: Path, m
     other = tmp_path / "other"
     other.mkdir()
     (tmp_path / "broken" / "clean-state.pt").rename(other / "clean-state.pt")
-    with pytest.raises(ConfigError, match=r"clean-state\.pt belongs to another recipe"):
+    with pytest.raises(ConfigError, match=r"clean-state\.pt belongs to another recipe or version"):
         list(pretrain(replace(recipe, batch_size=9), other))
 
 

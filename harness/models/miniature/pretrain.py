@@ -186,8 +186,8 @@ def _train(recipe: Recipe, stage: Stage, seed: int, pipeline: FluxPipeline, pool
     start, losses, seconds_before = 0, [0.0], 0.0
     if path.exists():
         state = torch.load(path, weights_only=True)
-        if state["recipe"] != settings:
-            raise ConfigError(f"{path} belongs to another recipe; choose another folder or delete it")
+        if state["recipe"] != settings or not stateful.keys() <= state.keys():
+            raise ConfigError(f"{path} belongs to another recipe or version; choose another folder or delete it")
         start, seconds_before = state["step"], state["seconds"]
         for name, one in stateful.items():
             one.load_state_dict(state[name])
