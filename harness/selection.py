@@ -1,8 +1,8 @@
 """Rules that choose a prompt to train on beside the paper's five, and what they remember of those trained before.
 
 Like ``harness.adagrpo`` this file needs nothing but torch. A rule is a function of what may be seen of B candidates;
-``RULES`` has all of them by name, the paper's among them. What each asks for stands in
-``harness.foundation.names.SELECTIONS``; formulas, costs and where each failed are in docs/selection.md.
+``RULES`` has all of them by name, the paper's among them. What each asks for stands in ``harness.config.selection``;
+formulas and costs are in docs/selection.md.
 
 Symbols: R are rewards of candidates' deterministic samples, mu and sigma are the capability's, m and s mean and
 standard deviation of the rewards of a group that was trained on.

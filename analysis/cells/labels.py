@@ -25,7 +25,7 @@ _ADAGRPO_COLOUR = "#0072B2"
 
 def selection_colour(selection: str) -> str:
     """Colour of a choice of prompts, hexadecimal."""
-    return names.SELECTIONS[selection].colour if selection in names.SELECTIONS else "#888888"
+    return names.SELECTIONS.get(selection, "#888888")
 
 
 def judge_name(judge: str) -> str:

@@ -20,7 +20,8 @@ from harness.config.model import ModelConfig
 from harness.config.optimizer import OptimizerConfig
 from harness.config.rewards import RewardConfig
 from harness.config.section import Count, CountOrNone, Name, Pixels, Seconds, Section, Seed, Steps, one_of
-from harness.foundation.names import ENGINES, REWARDS, SELECTIONS, SelectionName
+from harness.config.selection import Needs, needs_of
+from harness.foundation.names import ENGINES, REWARDS
 from harness.foundation.trained_reward import Normalisation, TrainedReward
 
 KnownReward = Annotated[str, one_of(REWARDS)]
@@ -129,9 +130,9 @@ class RunConfig(Section):
         return self.candidate_samples > 0
 
     @property
-    def rule(self) -> SelectionName:
+    def rule(self) -> Needs:
         """What the selection asks for."""
-        return SELECTIONS[self.selection]
+        return needs_of(self.selection)
 
     @property
     def candidate_samples(self) -> int:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from analysis.probing import NO_SPREAD
 from harness.adagrpo import CapabilityTracker
-from harness.foundation.names import SELECTIONS
+from harness.config.selection import needs_of
 from harness.prompts.lists import generator_for
 from harness.selection import RULES, Candidates
 
@@ -66,7 +66,7 @@ def choices(rewards: Tensor, groups: Tensor, candidates: int, num_steps: int) ->
     generator = generator_for("choices")
     found = {}
     for rule, level in COMPARED:
-        samples = max(1, SELECTIONS[rule].samples)
+        samples = max(1, needs_of(rule).samples)
         count = max(1, candidates // samples)
         choose = partial(_choose, rule, level or 0.0, rewards, count, samples, capability, generator)
         everyone = torch.arange(len(rewards))
@@ -77,7 +77,7 @@ def choices(rewards: Tensor, groups: Tensor, candidates: int, num_steps: int) ->
             resampled.append(values[[choose(drawn) for _ in range(_ROUNDS_OF_ONE)]].mean(0))
         mean_error, spread_error, _ = torch.stack(resampled).std(dim=0).tolist()
         # One of the samples is the path that siblings branch off.
-        forwards = (count * samples - 1) * num_steps if SELECTIONS[rule].samples else 0
+        forwards = (count * samples - 1) * num_steps if needs_of(rule).samples else 0
         name = rule if level is None else f"{rule} {level:g}"
         mean, spread, flat = estimate.tolist()
         found[name] = Chosen(mean, spread, flat, mean_error, spread_error, forwards)

@@ -8,42 +8,25 @@ from dataclasses import dataclass
 METHODS: dict[str, str] = {"flow_grpo": "Flow-GRPO", "dance_grpo": "DanceGRPO", "flow_cps": "Flow-CPS"}
 """``method.kernel`` and how papers call it; the step itself is in ``harness.transitions.KERNELS``."""
 
-
-@dataclass(frozen=True)
-class SelectionName:
-    """A rule that chooses the prompt to train on: its colour, and what it asks for."""
-
-    colour: str
-    samples: int = 1
-    """Deterministic samples of each candidate."""
-    reads_capability: bool = False
-    reads_ledger: bool = False
-    """What it remembers of trained prompts, and the candidates' text embeddings."""
-    step_share: float = 1.0
-    """Of the schedule's steps that a candidate's sample takes."""
-    level: tuple[float, float] | None = None
-    """Least and greatest value of the one number that it needs, if any: ``choice.level``."""
-
-
-_INF = float("inf")
-# Okabe and Ito's palette, told apart with any colour vision; the further rules are in greys and browns of their own.
-SELECTIONS: dict[str, SelectionName] = {
-    "random": SelectionName("#D55E00", samples=0),
-    "easiest": SelectionName("#E69F00"),
-    "hardest": SelectionName("#CC79A7"),
-    "medium": SelectionName("#56B4E9"),
-    "curriculum": SelectionName("#009E73", reads_capability=True),
-    "quantile": SelectionName("#6B4C9A", level=(0.0, 1.0)),
-    "fixed": SelectionName("#9A6B4C", level=(-_INF, _INF)),
-    "anchored": SelectionName("#2F4F4F", reads_capability=True, level=(-_INF, _INF)),
-    "preview": SelectionName("#7FBF7F", reads_capability=True, step_share=0.25),
-    "screened": SelectionName("#B8860B", samples=2),
-    "predicted": SelectionName("#1B3A6B", samples=0, reads_ledger=True),
-    "predicted_hardest": SelectionName("#8B1A4A", samples=0, reads_ledger=True),
-    "predicted_spread": SelectionName("#4A7A8C", samples=0, reads_ledger=True),
-    "thompson": SelectionName("#5A5A2A", samples=0, reads_ledger=True),
+# Okabe and Ito's palette, told apart with any colour vision, for the paper's five.
+SELECTIONS: dict[str, str] = {
+    "random": "#D55E00",
+    "easiest": "#E69F00",
+    "hardest": "#CC79A7",
+    "medium": "#56B4E9",
+    "curriculum": "#009E73",
+    "quantile": "#6B4C9A",
+    "fixed": "#9A6B4C",
+    "anchored": "#2F4F4F",
+    "preview": "#7FBF7F",
+    "screened": "#B8860B",
+    "predicted": "#1B3A6B",
+    "predicted_hardest": "#8B1A4A",
+    "predicted_spread": "#4A7A8C",
+    "thompson": "#5A5A2A",
 }
-"""``selection``, the paper's five first and in its order; the choices themselves are in ``harness.selection.RULES``."""
+"""``selection``, the paper's five first and in its order, and its colour; the choices themselves are in
+``harness.selection.RULES``, what each asks for in ``harness.config.selection``."""
 PAPER_SELECTIONS = tuple(SELECTIONS)[:5]
 
 FUSIONS: dict[str, str] = {

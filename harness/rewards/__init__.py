@@ -87,9 +87,11 @@ def _build(name: str, backend: str, settings: "RewardConfig", num_threads: int) 
         from harness.rewards.native.colour import ColourReward
 
         return ColourReward()
-    from harness.rewards.native.ocr import OcrReward
+    if name in ("ocr", "ocr-v4"):
+        from harness.rewards.native.ocr import OcrReward
 
-    return OcrReward(name, num_threads=num_threads)
+        return OcrReward(name, num_threads=num_threads)
+    raise ValueError(f"reward {name}: is named, but nothing here computes it")
 
 
 def build_weighted(

@@ -7,6 +7,7 @@ import pytest
 from analysis.cells.labels import METHOD_NAMES, SELECTIONS, Cell, judge_name, selection_colour
 from harness import adagrpo, advantages, selection, transitions
 from harness.config import ROOT, ConfigError, compose
+from harness.config.selection import NEEDS, needs_of
 from harness.experiments.doctor.sizes import find_architecture, memory
 from harness.experiments.jobs.command import CONFIGURATIONS
 from harness.foundation import names
@@ -23,7 +24,7 @@ OF_SETTINGS = {
 def test_every_name_has_its_part() -> None:
     assert set(transitions.KERNELS) == set(names.METHODS)
     assert adagrpo.SELECTION_STRATEGIES == SELECTIONS == names.PAPER_SELECTIONS
-    assert set(selection.RULES) == set(names.SELECTIONS)
+    assert set(selection.RULES) == set(names.SELECTIONS) >= set(NEEDS)
     assert set(advantages.FUSIONS) == set(names.FUSIONS)
     assert METHOD_NAMES == names.METHODS
     assert [judge_name(name) for name in names.REWARDS] == [reward.label for reward in names.REWARDS.values()]
@@ -36,7 +37,7 @@ def test_every_name_is_a_value_of_its_setting_and_another_is_not(key: str) -> No
     for name in OF_SETTINGS[key]:
         overrides = [f"{key}={name}", "rollout.prompts_per_update=2", "runtime.processes=2", "method.eta=0.5"]
         overrides += ["fusion.enabled=true"] if key == "fusion.kind" else []
-        if key == "selection" and names.SELECTIONS[name].level:
+        if key == "selection" and needs_of(name).level:
             overrides.append("choice.level=0.5")
         config = compose("smoke", overrides=overrides)
         assert _method_of(config)
@@ -47,8 +48,7 @@ def test_every_name_is_a_value_of_its_setting_and_another_is_not(key: str) -> No
 
 @pytest.mark.parametrize("key", [key for key in OF_SETTINGS if key != "runtime.engine"])
 def test_an_entry_that_is_added_is_known_at_once(key: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    entry = names.SelectionName("Another") if key == "selection" else "Another"
-    monkeypatch.setitem(OF_SETTINGS[key], "another", entry)
+    monkeypatch.setitem(OF_SETTINGS[key], "another", "Another")
     overrides = [f"{key}=another", "fusion.enabled=true", "rollout.prompts_per_update=2", "runtime.processes=2"]
     config = compose("smoke", overrides=overrides)
     assert "nother" in _method_of(config)

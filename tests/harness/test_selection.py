@@ -9,7 +9,7 @@ from torch.testing import assert_close
 from harness import selection
 from harness.adagrpo import CapabilityTracker, select_prompt
 from harness.config import ConfigError, RunConfig, compose, inert_settings
-from harness.foundation import names
+from harness.config.selection import needs_of
 from harness.selection import RULES, Candidates, Ledger, Ridge
 from harness.training.accounting import expected_cost
 from harness.training.engine import flat
@@ -196,7 +196,7 @@ def test_every_rule_trains_at_the_cost_that_was_said(rule: str, monkeypatch: pyt
     line = metrics(trainer, 3)[-1]
     cost = expected_cost(trainer.config)
     assert [line["sample_forwards"], line["reward_calls"]] == [cost.sample_forwards, cost.reward_calls]
-    assert (line["ranks"] is None) == (names.SELECTIONS[rule].samples == 0)
+    assert (line["ranks"] is None) == (needs_of(rule).samples == 0)
 
 
 def test_a_continued_run_has_the_ledger_it_had(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,39 @@
+"""What a rule that chooses prompts asks for, before it can choose."""
+
+from dataclasses import dataclass
+from math import inf
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What is sampled, and what is remembered, for a rule of ``harness.selection.RULES``."""
+
+    samples: int = 1
+    """Deterministic samples of each candidate."""
+    step_share: float = 1.0
+    """Of the schedule's steps that such a sample takes."""
+    reads_capability: bool = False
+    reads_ledger: bool = False
+    """Outcomes of trained prompts, and the candidates' text embeddings."""
+    level: tuple[float, float] | None = None
+    """Least and greatest value of the one number that it needs, if any: ``choice.level``."""
+
+
+NEEDS: dict[str, Needs] = {
+    "random": Needs(samples=0),
+    "curriculum": Needs(reads_capability=True),
+    "quantile": Needs(level=(0.0, 1.0)),
+    "fixed": Needs(level=(-inf, inf)),
+    "anchored": Needs(reads_capability=True, level=(-inf, inf)),
+    "preview": Needs(reads_capability=True, step_share=0.25),
+    "screened": Needs(samples=2),
+    **dict.fromkeys(
+        ("predicted", "predicted_hardest", "predicted_spread", "thompson"), Needs(samples=0, reads_ledger=True)
+    ),
+}
+"""By ``selection``; those that are not named need one sample per candidate, and nothing else."""
+
+
+def needs_of(selection: str) -> Needs:
+    """What a rule asks for."""
+    return NEEDS.get(selection, Needs())
