@@ -20,6 +20,7 @@ from harness.experiments.runs import RunJob
 from harness.experiments.status import status_lines
 from harness.foundation import files, records
 from harness.foundation.errors import FileError, HarnessError
+from harness.models.pipelines.weights import filling
 from harness.runs.directory import RunDirectory, prepare_run
 from harness.trained.checkpoints import find_run_checkpoint
 from harness.training.session import Session
@@ -242,6 +243,15 @@ def test_a_full_disk_is_one_line_and_the_run_can_be_resumed(
     Session(run, say=lambda line: None).execute()
     assert run.status()["state"] == "finished"
     assert torch.equal(*(first_weight(one) for one in (run, lora_run)))
+
+
+def test_a_folder_takes_the_place_of_another_one_and_of_what_a_kill_left(tmp_path: Path) -> None:
+    for name in ("final", f".final.old{files.PARTIAL}"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "old").touch()
+    with filling(tmp_path / "final") as folder:
+        (folder / "new").touch()
+    assert [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")] == ["final", "final/new"]
 
 
 def test_what_a_killed_save_left_behind_is_in_nobodys_way(lora_run: RunDirectory, tmp_path: Path) -> None:

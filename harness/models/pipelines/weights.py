@@ -102,7 +102,9 @@ def filling(folder: Path) -> Iterator[Path]:
         yield partial
         if folder.exists():
             # Aside first: a kill in between must leave the old or the new one somewhere.
-            old = folder.rename(folder.with_name(f".{folder.name}.old{PARTIAL}"))
+            old = folder.with_name(f".{folder.name}.old{PARTIAL}")
+            shutil.rmtree(old, ignore_errors=True)  # of a save that was cut off
+            folder.rename(old)
             partial.rename(folder)
             shutil.rmtree(old, ignore_errors=True)
         else:
