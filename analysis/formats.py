@@ -30,7 +30,7 @@ class WideTable(NamedTuple):
 
     title: str
     head: Sequence[str]
-    """Of all columns, the first of which has the rows' labels."""
+    """Headings of all columns, the first of which has the rows' labels."""
     rows: Sequence[tuple[str, Sequence[Entry | str]]]
     """Label and entries; one that is a text is shown as it is."""
 

@@ -109,7 +109,7 @@ def share_of_base_gain(claim: str) -> float:
 
 
 def overhead() -> float:
-    """AdaGRPO's extra network forwards an iteration at the paper's setting, as a share of the base's; counted."""
+    """AdaGRPO's extra network forwards per iteration at the paper's setting, as a share of the base's; counted."""
     forwards = pd.read_csv(_FOLDER / "cost.csv").set_index("cell")["sample_forwards"]
     return float(forwards["adagrpo"] / forwards["base"] - 1)
 

@@ -99,7 +99,7 @@ def _correlation(x: Values, y: Values) -> float | None:
 
 
 def table(summaries: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Markdown lines, a row of facts and a column a model, by name."""
+    """Markdown lines, a row of facts and a column per model, by name."""
     judges = dict.fromkeys(judge for one in summaries.values() for judge in one["judges"])
     columns = [_facts(one, judges) for one in summaries.values()]
     rows = [[label, *(facts[label] for facts in columns)] for label in columns[0]]
@@ -107,7 +107,7 @@ def table(summaries: Mapping[str, Mapping[str, Any]]) -> list[str]:
 
 
 def choices_table(summaries: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Markdown lines: a row a rule, a column a model; spread of the chosen prompt's groups, +- 2 standard errors."""
+    """Markdown: a row per rule, a column per model; spread of the chosen prompt's groups, +- 2 standard errors."""
     rules = dict.fromkeys(rule for one in summaries.values() for rule in one["choices"])
     rows = [[rule, *(_choice_text(one["choices"].get(rule)) for one in summaries.values())] for rule in rules]
     return _markdown(["rule", *summaries], rows)

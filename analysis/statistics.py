@@ -18,7 +18,7 @@ Values = NDArray[np.float64]
 
 NUM_RESAMPLES = 10_000
 RESAMPLING_SEED = 20_260_606
-"""Of every bootstrap, so that an interval is a function of the data alone."""
+"""Seed of every bootstrap, so that an interval is a function of the data alone."""
 
 _FEWEST_BEYOND = 10
 """Bootstrap samples that must lie beyond a bound for their quantile to tell it."""

@@ -78,7 +78,7 @@ class Rollout:
     Attributes:
         text: conditioning of the prompt, of one sample.
         steps: transitions to train on, in the order of the schedule.
-        finals: latents of all images to score, ``[M, ...]``: anchor-branch has a group of G for each step, in the
+        finals: latents of all pictures to score, ``[M, ...]``: anchor-branch has a group of G for each step, in the
             order of ``steps``; full SDE has one group, whose rewards all steps share.
         sample_forwards: network forwards spent.
     """
@@ -107,7 +107,7 @@ def ode_step(x: Tensor, velocity: Tensor, sigma: float, sigma_next: float) -> Te
 
 
 def ode_trajectory(velocity: Velocity, noise: Tensor, text: PromptEmbedding, sigmas: Tensor) -> Trajectory:
-    """Follow the ODE from noise ``[n, ...]`` to data; N = len(sigmas) - 1 forwards a sample."""
+    """Follow the ODE from noise ``[n, ...]`` to data; N = len(sigmas) - 1 forwards per sample."""
     levels = sigmas.tolist()
     states, velocities = [noise], []
     for sigma, sigma_next in pairwise(levels):
@@ -137,7 +137,7 @@ def anchor_branch(
         text: conditioning of one sample.
         sigmas: ``[N + 1]``.
         branch_indices: steps to branch at, increasing, each in [0, N - 2].
-        noise: ``[number of indices, G, ...]`` standard normal, one draw a sibling.
+        noise: ``[number of indices, G, ...]`` standard normal, one draw per sibling.
     """
     levels = sigmas.tolist()
     draws = dict(zip(branch_indices, noise, strict=True))

@@ -160,7 +160,7 @@ class Candidates:
     capability: CapabilityTracker
     """Over candidates' rewards."""
     generator: torch.Generator
-    """Of this choice alone: the same for all rules with one seed, iteration and slot."""
+    """For this choice alone: the same for all rules with one seed, iteration and slot."""
     embeddings: Tensor | None = None
     """``[B, E]``, for rules that read the ledger."""
     ledger: Ledger | None = None
@@ -202,7 +202,7 @@ def fixed(candidates: Candidates) -> int:
 
 
 def anchored(candidates: Candidates) -> int:
-    """argmin |R_i - (mu + k sigma)|: ``curriculum`` with an anchor above (k > 0) or below the capability."""
+    """argmin |R_i - (mu + k sigma)|: ``curriculum`` with a target above (k > 0) or below the capability."""
     tracker = candidates.capability
     return candidates.nearest(candidates.means, tracker.mean + candidates.level * tracker.std)
 
@@ -226,7 +226,7 @@ def predicted(candidates: Candidates) -> int:
     """argmin |E[m_i] - mu_m|, mu_m the ledger's capability: ``curriculum`` by prediction, without a sample.
 
     The idea is prompt curriculum learning's (arXiv 2510.01135), with ridge regression for its value network and a
-    floating anchor for its one half.
+    moving capability for its one half.
     """
     return _by_ledger(candidates, lambda ledger, x: (ledger.mean_of(x).mean, ledger.capability.mean))
 

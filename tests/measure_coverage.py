@@ -40,7 +40,7 @@ class FileCoverage:
 
     @property
     def percent(self) -> float:
-        """Of the lines, those that were executed."""
+        """Share of the lines that were executed."""
         return 100 * (1 - len(self.missing) / self.statements) if self.statements else 100.0
 
 
@@ -94,7 +94,7 @@ def overall(files: Mapping[str, FileCoverage]) -> FileCoverage:
 
 
 def page(files: Mapping[str, FileCoverage], sources: Mapping[str, str]) -> str:
-    """The page: a row a file.
+    """The page: a row per file.
 
     Args:
         files: by path, relative to the repository.

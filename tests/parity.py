@@ -195,7 +195,7 @@ or if one of the planted errors goes unnoticed: their rows are the largest diffe
 
 
 def table(outcomes: Mapping[str, Outcome]) -> list[str]:
-    """Markdown lines: a column a reward."""
+    """Markdown lines: a column per reward."""
     planted = dict.fromkeys(error for outcome in outcomes.values() for error in outcome.planted)
     columns = [["", "---", "package", "its environment", "checkpoint", "scores compared", "largest difference"]]
     columns[0] += ["spread over pictures (one prompt)", "spread over prompts (one picture)"]
@@ -222,7 +222,7 @@ def page(outcomes: Mapping[str, Outcome]) -> str:
 
 
 def _versions(reward: str, *packages: str) -> str:
-    """Those of the packages that a reward's environment pins."""
+    """Versions of the packages that a reward's environment pins."""
     lines = (REQUIREMENTS / f"{reward}.txt").read_text(encoding="utf-8").split()
     pins = dict(line.split("==") for line in lines if "==" in line)
     return ", ".join(f"{package} {pins[package]}" for package in packages if package in pins)

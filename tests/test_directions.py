@@ -1,4 +1,4 @@
-"""An import goes only to a room further down, and never in a circle: the layout that docs and readers rely on."""
+"""An import goes only to a package further down, and never in a circle: the layout that docs and readers rely on."""
 
 import ast
 from collections.abc import Collection, Iterator
@@ -29,12 +29,12 @@ FLOORS = (
     "harness.advantages harness.selection",
     "harness.foundation harness.adagrpo harness.objective harness.transitions",
 )
-"""Rooms from the top down: packages, and modules that stand alone. One of a floor may import those of lower floors."""
+"""From the top down: packages, and modules that stand alone. One of a floor may import those of lower floors."""
 
 
 @cache
 def imports() -> dict[str, set[str]]:
-    """By module of the project those that it imports, at the top or later."""
+    """The modules of the project that each module imports, at the top or later."""
     files = [path for top in ("harness", "analysis") for path in (ROOT / top).rglob("*.py")]
     modules = {".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path for path in files}
     return {
@@ -51,22 +51,24 @@ def named_in(path: Path, modules: Collection[str]) -> Iterator[str]:
             yield from (name if name in modules else node.module for name in names)
 
 
-def room(module: str) -> str:
+def package_of(module: str) -> str:
     return ".".join(module.split(".")[:2])
 
 
-def test_every_room_has_a_floor() -> None:
-    rooms = {room(module) for module in imports()} - {"harness", "analysis"}
-    assert rooms == set(" ".join(FLOORS).split())
+def test_every_package_has_a_floor() -> None:
+    packages = {package_of(module) for module in imports()} - {"harness", "analysis"}
+    assert packages == set(" ".join(FLOORS).split())
 
 
-def test_an_import_goes_only_to_a_room_further_down() -> None:
+def test_an_import_goes_only_to_a_package_further_down() -> None:
     floor = {name: number for number, names in enumerate(FLOORS) for name in names.split()}
     wrong = {
-        (room(module), room(found)): f"{module} imports {found}"
+        (package_of(module), package_of(found)): f"{module} imports {found}"
         for module, those in imports().items()
         for found in those
-        if room(module) != room(found) and room(found) in floor and floor[room(module)] >= floor[room(found)]
+        if package_of(module) != package_of(found)
+        and package_of(found) in floor
+        and floor[package_of(module)] >= floor[package_of(found)]
     }
     assert not wrong, "\n".join(wrong.values())
 

@@ -26,7 +26,7 @@ HEADINGS = {
 
 
 def chosen_frame(study: Study, logs: Logs) -> pd.DataFrame:
-    """One row a cell: means over its runs of what they trained on.
+    """One row per cell: means over its runs of what they trained on.
 
     Args:
         study: whose cells.

@@ -14,10 +14,10 @@ class Rates(NamedTuple):
     """Medians over finished runs, in recorded seconds."""
 
     per_forward: float
-    """Of a sample through the network in training, a trained one counting three; all but the reward is in it."""
+    """Training, for a sample through the network, a trained one counting three; all but the reward is in it."""
     per_reward_call: float
     per_picture: float
-    """Of an evaluation: drawn, and scored by every judge."""
+    """Evaluation: drawn, and scored by every reward."""
     num_runs: int
     recorded_hours: float
     """Training and evaluation of all runs, finished or not."""

@@ -87,7 +87,7 @@ class Cell(NamedTuple):
 
 
 BASE, ADAGRPO = Cell("flow_grpo", "random", False, 0.0), Cell("flow_grpo", "curriculum", True, 1.0)
-"""Of Flow-GRPO, with the release's settings."""
+"""Flow-GRPO and Flow-GRPO + AdaGRPO, with the release's settings."""
 PAPER_GRID = tuple(
     Cell(method, selection, fusion, float(fusion))
     for method in METHOD_NAMES

@@ -51,12 +51,12 @@ class Logs(NamedTuple):
     """All that a report needs of a folder of runs, read in one pass."""
 
     runs: pd.DataFrame
-    """All numbers of whole splits, one a row: columns ``COLUMNS``. ``split`` is train, validation or test; nested
+    """All numbers of whole splits, one per row: columns ``COLUMNS``. ``split`` is train, validation or test; nested
     metrics are flattened (``seconds/update``), and evaluations also have the metric ``training_reward``.
     ``fusion_weight`` is 0 without fusion; ``variant`` tells runs of a cell apart, see ``name_variants``. Texts are
     categories: there may be millions of rows."""
     summary: pd.DataFrame
-    """One row a run: columns ``SUMMARY_COLUMNS``. ``state`` is running, finished or failed (``reason`` says why);
+    """One row per run: columns ``SUMMARY_COLUMNS``. ``state`` is running, finished or failed (``reason`` says why);
     ``iteration`` of ``iterations`` are done; forwards and reward calls are totals; ``compute`` counts network forwards,
     a trained sample as 3; ``unseen_judges`` were not trained on; ``folder`` is the run directory or the shard;
     ``files`` tells in which files a run differs from most, see ``analysis.runs.recorded``."""
@@ -77,7 +77,7 @@ class _Run(NamedTuple):
 
     summary: dict[str, Any]
     num_prompts: dict[str, int]
-    """Of the last evaluation of each split."""
+    """How many prompts the last evaluation of each split had."""
     config: Mapping[str, Any]
     environment: Mapping[str, Any]
     whole: pa.Table

@@ -41,7 +41,7 @@ class Study:
     experiment: str
     reward: str
     prefix: str
-    """Of file names, where there are several studies."""
+    """Begins file names, where there are several studies."""
     runs: pd.DataFrame
     """Rows of ``Logs.runs``."""
     summary: pd.DataFrame
@@ -118,7 +118,7 @@ class Study:
         return str(self.summary["processor"].mode().iloc[0])
 
     def timed(self, members: pd.DataFrame) -> pd.DataFrame:
-        """Those rows of ``summary`` whose seconds can be averaged: of runs that ``processor`` made."""
+        """The rows of ``summary`` whose seconds can be averaged: of runs that ``processor`` made."""
         return members[members["processor"] == self.processor]
 
     @cached_property
@@ -184,7 +184,7 @@ class Study:
 
     @property
     def grid_cells(self) -> list[tuple[Cell, pd.DataFrame]]:
-        """Those of ``cells`` that are the paper's: no variants; of fusion weights 1, the release's, if it is there."""
+        """The paper's among ``cells``: no variants; of fusion weights 1, the release's, if it is there."""
         plain = [cell for cell, _ in self.cells if not cell.variant]
         return [
             (cell, members)
@@ -250,7 +250,7 @@ class Study:
         return seeds, Pair(ours[seeds].to_numpy(), theirs[seeds].to_numpy())
 
     def _by_prompt(self, cell: Cell, metric: str, split: str, seeds: Sequence[int]) -> np.ndarray | None:
-        """``[seeds, prompts]`` of the end; None where a run has no value a prompt, or another number of them."""
+        """``[seeds, prompts]`` of the end; None where a run has no value per prompt, or another number of them."""
         runs = dict(self.cells)[cell][["run_id", "seed"]].to_numpy()
         of_runs = [(seed, self.prompts[i][split].get(metric, np.empty(0))) for i, seed in runs if i in self.finished]
         of_runs = [(seed, values) for seed, values in of_runs if seed in seeds]

@@ -18,7 +18,7 @@ class Tuned(NamedTuple):
 
 
 def tuning_table(logs: Logs) -> pd.DataFrame:
-    """One row a finished run of a base cell: columns ``COLUMNS``, ``value`` as the protocol tunes by."""
+    """One row per finished run of a base cell: columns ``COLUMNS``, ``value`` as the protocol tunes by."""
     rows = logs.runs[(logs.runs["metric"] == METRIC) & (logs.runs["split"] == "validation")]
     rows = rows[rows["iteration"] > 0].sort_values("iteration")
     values = rows.groupby("run_id", observed=True)["value"].agg(lambda of_run: float(validation_mean(of_run)))

@@ -26,7 +26,7 @@ class Seeds(NamedTuple):
 
     @classmethod
     def of(cls, study: Study, cell: Cell) -> "Seeds":
-        """Of the reward that was trained on."""
+        """Seeds of a cell, by the reward that was trained on."""
         return cls(study.values(cell, TRAINING_REWARD).to_numpy(), study.interval(cell, TRAINING_REWARD))
 
 
@@ -39,7 +39,7 @@ _Rows = Sequence[tuple[Cell, Seeds]]
 
 
 def cell_panels(study: Study) -> list[Panel]:
-    """For each method one panel, a row a cell of the grid, in the order of selections; all on one scale."""
+    """For each method one panel, a row per cell of the grid, in the order of selections; all on one scale."""
     return _panels(study, [cell for cell, _ in study.grid_cells], "all-cells")
 
 

@@ -14,7 +14,7 @@ from analysis.statistics import Values
 
 _HEIGHT = 5.2  # Inches, six lines of legend included.
 _POINTS = 16
-"""Of a curve: iterations are averaged in as many bins."""
+"""Points of a curve: iterations are averaged in as many bins."""
 
 
 def chosen_panels(study: Study) -> list[Panel]:

@@ -16,7 +16,7 @@ _COLOURS = {"supported": "#009E73", "not supported": "#D55E00", "inconclusive": 
 
 
 def claims_panel(rows: Sequence[Row]) -> Panel:
-    """A row a primary claim; one without runs has its name alone."""
+    """A row per primary claim; one without runs has its name alone."""
     note = f"Line: interval, at the level that Holm's procedure gives; shaded: ±{MARGIN:g}"
     return Panel("claims", "Primary claims", partial(_draw, rows=rows), 1.0 + 0.52 * len(rows), note)
 

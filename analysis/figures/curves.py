@@ -29,7 +29,7 @@ class Quantity(NamedTuple):
     """What a curve shows."""
 
     name: str
-    """Of files."""
+    """Name of the files."""
     metric: str
     axis: str
     label: str
@@ -127,7 +127,7 @@ def over_seeds(rows: pd.DataFrame, axis: str) -> pd.DataFrame:
         axis: "iteration" or a kind of cost, which is averaged over runs, too.
 
     Returns:
-        Columns x and mean, one row an iteration that all runs have reached, since a mean over fewer of them would
+        Columns x and mean, one row per iteration that all runs have reached, since a mean over fewer of them would
         jump where one ends.
     """
     values = _by_run(rows)
@@ -136,7 +136,7 @@ def over_seeds(rows: pd.DataFrame, axis: str) -> pd.DataFrame:
 
 
 def _by_run(rows: pd.DataFrame) -> pd.DataFrame:
-    """A row an iteration that all runs have reached, a column a run."""
+    """A row per iteration that all runs have reached, a column per run."""
     return rows.pivot(index=ITERATION, columns="run_id", values="value").dropna()
 
 

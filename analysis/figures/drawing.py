@@ -141,7 +141,7 @@ def mark_intervals(axes: Axes, places: Sequence[float], rows: pd.DataFrame, colo
 
     Args:
         axes: to draw on.
-        places: where, one a row.
+        places: where, one per row.
         rows: columns value, low, high; a row without a value is left out, and an interval that is not finite.
         colour: of all.
         label: in the legend.

@@ -39,7 +39,7 @@ def set_panel(
 
 
 def weight_panel(name: str, rows: pd.DataFrame, checkpoints: Mapping[str, str], label: str) -> Panel:
-    """Fused (solid) and rescaled advantages (dotted) of random prompts by weight, a colour a checkpoint."""
+    """Fused (solid) and rescaled advantages (dotted) of random prompts by weight, a colour per checkpoint."""
     draw = partial(_draw_weights, rows=rows[rows["set"] == "random"], checkpoints=checkpoints, label=label)
     height = 3.1 + 0.4 * len(checkpoints)
     return Panel(f"mechanism-{name}", "Fusion and rescaling by weight", draw, height, _CURVES_NOTE)

@@ -19,7 +19,7 @@ from analysis.gradients.tables import EVERYTHING, Measurement
 from analysis.statistics import Interval, Resampled, Values, resampling_weights
 
 WEIGHTS = (1.0, 2.0, 5.0, 10.0, 15.0)
-"""Of fusion and of its control; the gradient is linear in them, so any weight costs nothing but a row."""
+"""Weights of fusion and of its control; the gradient is linear in them, so any costs nothing but a row."""
 METRICS = {
     "cosine": "Cosine of one update with the reference",
     "alignment": "Cosine of the expected update with the reference",
@@ -102,7 +102,7 @@ class Measured:
 
 
 def checkpoint_frame(measured: Sequence[Measured]) -> pd.DataFrame:
-    """One row a checkpoint: columns ``CHECKPOINT_COLUMNS``; signal is ``Measured.reliability``, with its bounds."""
+    """One row per checkpoint: columns ``CHECKPOINT_COLUMNS``; signal is ``Measured.reliability``, with its bounds."""
     rows = []
     for at, seconds in zip(measured, measured[0].tables.about["seconds"], strict=True):
         what = (at.checkpoint, at.iteration, at.num_updates(EVERYTHING), at.tables.num_blocks)

@@ -110,7 +110,7 @@ def _by_metric(rows: pd.DataFrame, labels: Mapping[str, str]) -> Iterator[tuple[
 
 
 def _verdicts(rows: pd.DataFrame, labels: Mapping[str, str]) -> Iterator[str]:
-    """What the differences say, one line a checkpoint and metric: which intervals are above, below and around 0."""
+    """What the differences say, one line per checkpoint and metric: which intervals are above, below and around 0."""
     for start, _, of_metric in _by_metric(rows, labels):
         above, below = of_metric["low"] > 0, of_metric["high"] < 0
         found = {"Better": above, "Worse": below}
@@ -127,7 +127,7 @@ def _joined(treatments: Iterable[str]) -> str:
 
 
 def _extremes(effects: pd.DataFrame, labels: Mapping[str, str], bins: Mapping[str, str]) -> Iterator[str]:
-    """At which difficulty a metric of local advantages is highest and lowest, one line a checkpoint and metric."""
+    """At which difficulty a metric of local advantages is highest and lowest, one line per checkpoint and metric."""
     rows = effects[(effects["advantage"] == LOCAL.name) & effects["set"].isin(list(bins))]
     # Few updates leave an alignment without a value.
     for start, _, of_metric in _by_metric(rows.dropna(subset=["value", "low", "high"]), labels):
@@ -172,7 +172,7 @@ def _differences(rows: pd.DataFrame, labels: Mapping[str, str]) -> WideTable:
 def _tables(
     effects: pd.DataFrame, labels: Mapping[str, str], sets: Mapping[str, str], what: str
 ) -> Iterator[WideTable]:
-    """For each checkpoint and metric: a row a set, a column an advantage."""
+    """For each checkpoint and metric: a row per set, a column per advantage."""
     found = _entries(effects, ["checkpoint", "metric", "set", "advantage", "weight"], "value")
     updates = effects.groupby(["checkpoint", "set"])["updates"].first()
     head = [what, "Updates", *(advantage.label for advantage in _SHOWN)]

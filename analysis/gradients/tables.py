@@ -88,9 +88,9 @@ class Measurement:
         self.kinds: tuple[str, ...] = tuple(self.about["kinds"])
         self.strategies = tuple(in_papers_order(self.about["strategies"]))
         self.iterations: dict[str, int] = {c["label"]: c["iteration"] for c in self.about["checkpoints"]}
-        """Of each checkpoint, in order of training."""
+        """By checkpoint, in order of training."""
         self.lengths: dict[str, float] = dict(zip(self.iterations, self.about["reference_lengths"], strict=True))
-        """Of the reference gradients, noise included."""
+        """Lengths of the reference gradients, noise included."""
         self.reference_counts = np.asarray(self.about["reference_counts"], dtype=float)
         """``[reference blocks]`` prompts in each."""
 
@@ -124,7 +124,7 @@ class Measurement:
 
     @cached_property
     def num_blocks(self) -> int:
-        """Of rounds, at each checkpoint."""
+        """Blocks of rounds, at each checkpoint."""
         return 1 + max(int(rows["block"].max()) for rows in self._units.values())
 
     def units(self, checkpoint: str, name: str) -> Units:

@@ -43,7 +43,7 @@ class Part(NamedTuple):
     chosen: pd.DataFrame
     """As of ``chosen_frame``."""
     conclusions: Conclusions | None
-    """Of the grid's claims; None of the study's own, which has a protocol of its own."""
+    """About the grid's claims; None for the study, which has a protocol of its own."""
 
 
 class ClaimsPart(NamedTuple):
@@ -51,7 +51,7 @@ class ClaimsPart(NamedTuple):
 
     table: ClaimsTable
     drawing: Drawing
-    """Of the primary claims."""
+    """Figure of the primary claims."""
 
 
 SECTIONS = {
@@ -71,7 +71,7 @@ SECTIONS = {
     "gallery": "Pictures before and after training",
     "limits": "Limits",
 }
-"""Of the page, in their order: each has a template, and is there if something belongs in it."""
+"""Sections of the page, in order: each has a template, and is there if something belongs in it."""
 
 
 def render_page(
@@ -97,7 +97,7 @@ def render_page(
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(number=number, entry=entry_text, duration=_duration, anchor=_anchor, code=_code)
+    environment.filters.update(number=number, entry=entry_text, duration=_duration, html_id=_html_id, code=_code)
     environment.filters["count"] = lambda value: f"{value:,.0f}"
     environment.filters["quoted"] = lambda prompt: quoted_word(prompt) or prompt
     summary = logs.summary
@@ -196,6 +196,6 @@ def _duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
-def _anchor(cell: Cell) -> str:
+def _html_id(cell: Cell) -> str:
     variant = re.sub(r"[^A-Za-z0-9.]+", "-", cell.variant)
     return f"{cell.method}-{cell.selection}-{cell.fusion_weight:g}" + (f"-{variant}" if variant else "")

@@ -20,7 +20,7 @@ _NOT_COMPARED = Comparison([], math.nan, math.nan, None, math.nan, math.nan, mat
 
 
 def cell_frame(study: Study) -> pd.DataFrame:
-    """One row a cell with all digits, as tables/cells.csv has it.
+    """One row per cell with all digits, as tables/cells.csv has it.
 
     Returns:
         Of each metric METRIC_before (the untrained model), METRIC_after, _sd, _interquartile_mean, _low and _high:
@@ -64,7 +64,7 @@ def cells_table(study: Study, frame: pd.DataFrame) -> WideTable:
 
 
 def run_frame(study: Study) -> pd.DataFrame:
-    """One row a run, as tables/runs.csv has it: what it is, how far it came, its test values and costs."""
+    """One row per run, as tables/runs.csv has it: what it is, how far it came, its test values and costs."""
     last = study.evaluations[(study.evaluations["split"] == "test") & (study.evaluations["iteration"] > 0)]
     columns = ["experiment", "reward", "cell", *Cell._fields, "seed", "run_id", "state", "reason"]
     columns += ["iteration", "iterations", *COSTS, *TIMES]

@@ -33,7 +33,7 @@ is, and ``value`` its rank among the candidates (null where none were scored).""
 
 CHOSEN_PROMPT = "chosen_prompt"
 SPLITS = ("validation", "test")
-"""Of evaluations."""
+"""Splits that evaluations read."""
 
 # The parser in C reads 2,000 configurations in a second, the one in Python in ten; both accept the same YAML.
 _YAML = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -206,7 +206,7 @@ def _evaluation_table(split: str, lines: Sequence[Mapping[str, Any]], path: Path
 
 
 def _columns(lines: Sequence[Mapping[str, Any]], prefix: str = "") -> Iterator[tuple[str, Sequence[Any]]]:
-    """Numeric columns of nested records, one value a line, None where a line has none."""
+    """Numeric columns of nested records, one value per line, None where a line has none."""
     for key in dict.fromkeys(chain.from_iterable(lines)):
         column = [line.get(key) for line in lines]
         sample = next((value for value in column if value is not None), None)

@@ -12,7 +12,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("torch", "diffusers", "transformers", "accelerate", "peft", "onnxruntime", "numpy")
-"""That numbers depend on."""
+"""Packages that numbers depend on."""
 _RULES = ("judge_grid", "decide")
 """Files that define these are the rules: ``analysis.verdicts.protocol`` and ``analysis.decisions``."""
 _WIDER_SEALS: dict[str | None, str] = {
@@ -28,7 +28,7 @@ as they are; names, labels, colours and sizes of what is computed elsewhere; and
 
 @cache
 def package_versions() -> dict[str, str]:
-    """Of ``PACKAGES``, those that are installed."""
+    """Versions of those ``PACKAGES`` that are installed."""
     found = {}
     for name in PACKAGES:
         with suppress(importlib.metadata.PackageNotFoundError):
@@ -92,7 +92,7 @@ def was_under_other_rules(environment: Mapping[str, Any]) -> bool:
 
 @cache
 def numbers_sha256(root: Path = ROOT) -> str:
-    """Of all code that the numbers of a run depend on: what its execution imports, and all rewards."""
+    """Hash of all code that the numbers of a run depend on: what its execution imports, and all rewards."""
     files = _python_files(root / "harness")
     start = [file for file in files if _defines(file, "Session")]
     rewards = {file.parent for file in files if _defines(file, "Reward")}
@@ -103,7 +103,7 @@ def numbers_sha256(root: Path = ROOT) -> str:
 
 @cache
 def seal_sha256(root: Path = ROOT) -> str:
-    """Of the rules: what is claimed of a grid, and how a claim is decided.
+    """Hash of the rules: what is claimed of a grid, and how a claim is decided.
 
     How runs are read and drawn is no part of it and may be mended; a claim, a margin or a test may not.
     """
@@ -113,7 +113,7 @@ def seal_sha256(root: Path = ROOT) -> str:
 
 
 def code_sha256(files: Iterable[Path]) -> str:
-    """Of the statements in Python files, without comments, docstrings and imports, wherever they stand.
+    """Hash of the statements in Python files, without comments, docstrings and imports, wherever they stand.
 
     A file or a statement that is moved or a file that is renamed leaves it as it is; a changed statement does not.
     """

@@ -17,7 +17,7 @@ from analysis.statistics import Interval, paired_interval
 from analysis.sweep.tables import TRAINING_REWARD, SweepStudy
 
 CONFIDENCE = 0.95
-"""That all intervals of a metric hold at once: each has 1 - (1 - .95) / (number of best trials), after Bonferroni."""
+"""All intervals of a metric hold together: each has 1 - (1 - .95) / (number of best trials), after Bonferroni."""
 _DIFFERENCE, _TOO_GOOD = ["difference", "low", "high"], ["too_good", "too_good_low", "too_good_high"]
 _COLUMNS = ["trial", "point", "seeds", "test", "reference_test", *_DIFFERENCE, "validation_difference"]
 _COLUMNS += ["claimed_difference", "optimism", "sweep_value", "validation", *_TOO_GOOD, "verdict"]

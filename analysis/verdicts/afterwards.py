@@ -16,7 +16,7 @@ from analysis.formats import Entry, WideTable, number
 from analysis.statistics import Interval, detection_power, equivalence_p_value, paired_interval, paired_summary
 
 SHARE = 0.1
-"""Of the control's gain: the second margin of equivalence."""
+"""Share of the control's gain that is the second margin of equivalence."""
 
 
 class Reading(NamedTuple):
@@ -26,7 +26,7 @@ class Reading(NamedTuple):
     bounds: Interval
     """Each bound holds with 95 %."""
     gain: float
-    """Of the control over the untrained model, on test words; NaN where that was not measured."""
+    """The control's gain over the untrained model, on test words; NaN where that was not measured."""
     published: float
     """The paper's difference as a share of its control's gain, times ``gain``; NaN where the paper has none."""
     equivalence: tuple[float, float]
@@ -34,7 +34,7 @@ class Reading(NamedTuple):
     shortfall: Interval | None
     """Bounds of the difference less the paper's share of the control's gain, which varies with the seeds as well."""
     power: float
-    """Of a one-sided test at level .05 against a true difference of ``published``."""
+    """Power of a one-sided test at level .05 against a true difference of ``published``."""
 
     @property
     def is_smaller(self) -> bool:

@@ -74,9 +74,9 @@ class ClaimsTable(NamedTuple):
     runs: int
     """Finished runs of the study."""
     other_protocol: int
-    """Of these, made under another version of the protocol than the present one, or under an unknown one."""
+    """Those made under another version of the protocol than the present one, or under an unknown one."""
     readings: Sequence[Reading] = ()
-    """Of the primary claims that have pairs: what they say one-sided."""
+    """What the primary claims that have pairs say one-sided."""
 
 
 def claims_table(studies: Sequence[Study], logs: Logs) -> ClaimsTable | None:
@@ -287,7 +287,7 @@ def _consistency(unseen: Sequence[Row]) -> Row:
 
 
 def _overhead(study: Study | None) -> list[Row]:
-    """What candidates cost an iteration: counted at the paper's setting, which the claim is judged by, and measured."""
+    """What candidates cost per iteration: counted at the paper's setting, which decides the claim, and measured."""
     counted = paper.overhead()
     rows = [
         Row(

@@ -13,7 +13,7 @@ from analysis.runs.sources import seal_sha256, was_under_other_rules
 from analysis.verdicts.protocol import MARGIN_SHARE, MIN_PAIRS, Judged, judge_grid, method_claims, pooled_claims
 
 HEAD = ("Claim", "Verdict", "Difference", "Of the base's gain", "The paper's", "Pairs", "Power", "Pairs needed")
-"""Of a table of judged claims; differences with one-sided 95 % bounds."""
+"""Headings of a table of judged claims; differences with one-sided 95 % bounds."""
 
 
 POWER = 0.8
@@ -35,15 +35,15 @@ PLAN_NOTE = (
 
 
 class Plan(NamedTuple):
-    """Of one claim."""
+    """What deciding one claim takes."""
 
     judged: Judged
     effect: float
-    """That is to be found, units of the reward: the margin, or the paper's relative gain where that is smaller."""
+    """Difference to be found, units of the reward: the margin, or the paper's relative gain where that is smaller."""
     pairs: int | None
     """Over all strata, for power .8 in the first step of Holm's procedure; None where that is unknown or endless."""
     power: float | None
-    """That so many have."""
+    """Power with that many pairs."""
     runs: int | None
     core_hours: float | None
     pairs_with_look: int | None
@@ -51,16 +51,16 @@ class Plan(NamedTuple):
 
 
 class Conclusions(NamedTuple):
-    """Of one study."""
+    """What one study's grid concludes."""
 
     pooled: Sequence[Judged]
     """The family that the grid decides."""
     by_method: Sequence[Judged]
     """+ AdaGRPO of each method, a family of its own."""
     runs: int
-    """That were finished."""
+    """Finished runs."""
     other_rules: int
-    """Of these, made while other rules were in force than the present ones, or unknown ones."""
+    """Those made while other rules were in force than the present ones, or unknown ones."""
     plans: Sequence[Plan]
     """What it would take to decide each pooled claim."""
     look: str = ""
@@ -184,7 +184,7 @@ def _open(one: Judged) -> str:
 
 
 def rows(family: Sequence[Judged]) -> list[list[str]]:
-    """A row a claim, under ``HEAD``."""
+    """A row per claim, under ``HEAD``."""
     return [
         [
             one.claim.statement,

@@ -23,16 +23,16 @@ VARIANTS_OF_ADAGRPO = (
     *("branches 0", "branches 0 1 2 3", "P 2", "anchor before"),
 )
 WEIGHTS = {5.0: 2, 15.0: 3}
-"""Of fusion, beside the release's, with their planned pairs."""
+"""Weights of fusion beside the release's, with their planned pairs."""
 _REWARD_SEEDS = 6
-"""Of the cells trained on another reward than ``ocr``."""
+"""Seeds of the cells trained on another reward than ``ocr``."""
 OTHER_SETTINGS = ("G 4", "G 16", "branches 0", "branches 0 1 2 3", "P 2", "model weak", "240 iterations")
-"""Of base and + AdaGRPO alike."""
+"""Variants of base and + AdaGRPO alike."""
 BASE, ADAGRPO = Arm(), Arm(selection="curriculum", fusion_weight=1.0)
 
 
 PairOf = Callable[..., tuple[list[int], Pair]]
-"""Of a study and two cells, among some seeds."""
+"""Makes the pair of a study and two cells, among some seeds."""
 
 
 class Question(NamedTuple):

@@ -12,7 +12,7 @@ _OF_FUSION = ("fusion", "fusion-alone", *_CONTROLS, "weight 5", "weight 15")
 
 
 def findings(table: ClaimsTable) -> list[str]:
-    """What was found, a sentence a kind of outcome; exploratory claims are counted, not concluded from."""
+    """What was found, a sentence per kind of outcome; exploratory claims are counted, not concluded from."""
     return [*_primary(table.primary), *_exploratory(table.exploratory)]
 
 

@@ -69,14 +69,14 @@ def roughness_by_seed(study: Study, cell: Cell) -> pd.Series:
 
 
 def roughness_pair(study: Study, first: Cell, second: Cell, among: Collection[int]) -> tuple[list[int], Pair]:
-    """Those seeds of ``among`` that two cells have finished, and their roughness."""
+    """The seeds of ``among`` that two cells have finished, and their roughness."""
     ours, theirs = roughness_by_seed(study, first), roughness_by_seed(study, second)
     shared = sorted(set(ours.index) & set(theirs.index) & set(among))
     return shared, Pair(ours[shared].to_numpy(), theirs[shared].to_numpy())
 
 
 def stability_frame(study: Study) -> pd.DataFrame:
-    """One row the untrained model, then one a cell with a finished run: seeds, and mean and sd of each measure.
+    """One row for the untrained model, then one per cell with a finished run: seeds, and mean and sd of each measure.
 
     ``judges_gap`` is the mean of the reader that was trained on less that of the unseen one, on test prompts: it grows
     where pictures please the former alone. ``judges_disagreement`` is their absolute difference, mean over prompts.

@@ -55,7 +55,7 @@ class CapabilityConfig(Section):
 
     decay: Share = 0.8
     sync: Literal["shared", "per_rank"] = "shared"
-    """One tracker over all processes, or, as in the official release, one a process."""
+    """One tracker over all processes, or, as in the official release, one per process."""
     anchor: Literal["after", "before"] = "after"
     """Curriculum matches candidates to the capability with this batch in it (the release), or to the one before it."""
 

@@ -134,7 +134,7 @@ def nest(key: str, value: Any) -> dict[str, Any]:
 
 
 KINDS = ("model", "method", "reward")
-"""Of the files that a profile or a grid's cell names, in experiments/<kind>s/. The method comes after the model: how
+"""Kinds of files that a profile or a grid's cell names, in experiments/<kind>s/. The method comes after the model: how
 many steps it takes, and at which size, is part of a published method."""
 
 

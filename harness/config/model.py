@@ -46,7 +46,7 @@ class ModelConfig(Section):
     allow_long_prompts: bool = False
     """Take prompts longer than ``max_sequence_length``, of which T5 reads the start, instead of refusing them."""
     precision: Literal["fp32", "bf16"] = "fp32"
-    """Of the network's arithmetic and of frozen weights; weights in training are fp32, and so are the kernels."""
+    """For the network's arithmetic and frozen weights; weights in training are fp32, and so are the kernels."""
     max_batch: Count = 64
     """Most samples in one forward of the network: the memory budget. Does not change results beyond rounding."""
     execution: ExecutionConfig = ExecutionConfig()

@@ -18,7 +18,7 @@ class RewardConfig(Section):
     base: str | None = None
     """Folder or hub id with the architecture and tokenizer of a checkpoint that holds weights alone."""
     precision: Literal["fp32", "bf16"] | None = None
-    """Of the network; None is bf16 for hpsv3 and fp32 for all others. Of packages, hpsv3 alone can be told."""
+    """The network's; None is bf16 for hpsv3 and fp32 for all others. Of packages, hpsv3 alone can be told."""
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
     batch_size: Count = 8
     """Images at a time. Does not change scores beyond rounding."""
@@ -29,11 +29,11 @@ class RewardConfig(Section):
     """Interpreter of the environment a package runs in, absolute or relative to the repository; None is the one that
     ``make reward-env`` made."""
     url: str | None = Field(None, pattern=r"^https?://")
-    """Of ``adagrpo serve-reward``, or for a judge of an OpenAI-compatible server, without /v1."""
+    """Address of ``adagrpo serve-reward``, or, for UnifiedReward, of an OpenAI-compatible server, without /v1."""
     model: str | None = None
-    """Name under which the judge's server knows the model."""
+    """Name under which UnifiedReward's server knows the model."""
     question: str | None = None
-    """Text file with the judge's question, in which {prompt} stands for the prompt; None is the project's own."""
+    """Text file with UnifiedReward's question, {prompt} standing for the prompt; None is the project's own."""
     timeout_seconds: Seconds = 600.0
     """Longest wait for a model to load or for a batch of scores."""
     offset: float = 0.0

@@ -28,7 +28,7 @@ KnownReward = Annotated[str, one_of(REWARDS)]
 
 
 class PromptsConfig(Section):
-    """Text files with one prompt a line, absolute or relative to the repository."""
+    """Text files with one prompt per line, absolute or relative to the repository."""
 
     train: str
     validation: str
@@ -45,7 +45,7 @@ class EvaluationConfig(Section):
     validation_prompts: Count = 96
     """How many of the validation list an interval evaluation reads, from its start."""
     test_noises: Count = 1
-    """Samples a test prompt."""
+    """Samples per test prompt."""
     test: bool = True
     """Measure the trained model on the test list when training is over. Without, the list is not even read: tuning."""
     base_test: bool = False
@@ -74,7 +74,7 @@ class RuntimeConfig(Section):
     processes: Count = 1
     """World size that was asked for, over all machines; another one found at start is an error."""
     machines: Count = 1
-    """That share the processes evenly."""
+    """Machines that share the processes evenly."""
     engine: Annotated[str, one_of(ENGINES)] = "ddp"
     """What each process holds of a model in training. Everything, and gradients are averaged (ddp); a share of weights,
     gradients and optimiser state (fsdp2). The numbers are the same up to rounding."""
@@ -179,7 +179,7 @@ class RunConfig(Section):
             yield f"rollout.trained_share: {rollout.trained_share} leaves no step to train on"
         if objective.update_on == "steps" and rollout.trained_draw == "sample":
             yield "objective.update_on=steps: samples have no steps in common with rollout.trained_draw=sample"
-        for key, count, what in (("prompts", prompts, "prompts a process"), ("steps", trained, "trained steps")):
+        for key, count, what in (("prompts", prompts, "prompts per process"), ("steps", trained, "trained steps")):
             if objective.update_on == key and count % objective.updates_per_iteration:
                 yield (
                     f"objective.updates_per_iteration: {objective.updates_per_iteration} updates cannot share {count} "

@@ -26,7 +26,7 @@ Steps = Annotated[int, Field(ge=1, le=10_000)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Seconds = Annotated[float, Field(gt=0, le=1e6)]
 Name = Annotated[str, AfterValidator(_require_name)]
-"""Of a file or folder."""
+"""Name of a file or folder."""
 
 
 def one_of(registry: Iterable[str]) -> AfterValidator:

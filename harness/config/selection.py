@@ -11,7 +11,7 @@ class Needs:
     samples: int = 1
     """Deterministic samples of each candidate."""
     step_share: float = 1.0
-    """Of the schedule's steps that such a sample takes."""
+    """Share of the schedule's steps that such a sample takes."""
     reads_capability: bool = False
     reads_ledger: bool = False
     """Outcomes of trained prompts, and the candidates' text embeddings."""

@@ -51,7 +51,7 @@ class Chosen(NamedTuple):
 def choices(rewards: Tensor, groups: Tensor, candidates: int, num_steps: int) -> Mapping[str, Chosen]:
     """What each of ``COMPARED`` chooses among B prompts drawn at random; the capability is that of all prompts.
 
-    Rules of two samples a candidate have half as many candidates, so that all cost alike.
+    Rules of two samples per candidate have half as many candidates, so that all cost alike.
 
     Args:
         rewards: ``[prompts, noises]`` of deterministic samples, at least B prompts and 2 noises.

@@ -18,7 +18,7 @@ from harness.training.accounting import expected_cost
 
 @cache
 def num_prompts(path: str) -> int:
-    """How many prompts a list has; 0 if it cannot be read, which whoever composes a run is told elsewhere."""
+    """How many prompts a list has; 0 if it cannot be read, which composing a run complains of."""
     try:
         return len(read_prompts(path).prompts)
     except ConfigError:

@@ -50,7 +50,7 @@ def probe(
     Args:
         config: the run that would be trained.
         prompts: to draw; not the training list's, which a run would learn from.
-        num_noises: deterministic samples a prompt.
+        num_noises: deterministic samples per prompt.
         device: where the policy lives.
         say: receives lines of progress.
 

@@ -172,8 +172,8 @@ def plan_lines(study: Study, experiments: Mapping[str, Sequence[PlannedRun]]) ->
         *lines,
         f"about {needed:.2f} core-hours left, {recorded + needed:.2f} in all"
         + (f"; budget {budget:g}: {against}" if budget else ""),
-        f"medians of {rates.num_runs} finished runs in {source}: {1e3 * rates.per_forward:.2f} ms a forward, "
-        f"{1e3 * rates.per_reward_call:.1f} ms a reward call, {1e3 * rates.per_picture:.0f} ms a picture evaluated",
+        f"medians of {rates.num_runs} finished runs in {source}: {1e3 * rates.per_forward:.2f} ms per forward, "
+        f"{1e3 * rates.per_reward_call:.1f} ms per reward call, {1e3 * rates.per_picture:.0f} ms per picture evaluated",
     ]
 
 

@@ -54,7 +54,7 @@ class RewardModel:
 
 @dataclass(frozen=True)
 class RewardName:
-    """A reward or judge: how tables call it, and where and how it is computed."""
+    """A reward: how tables call it, and where and how it is computed."""
 
     label: str
     backends: tuple[str, ...]

@@ -44,7 +44,7 @@ class TrainedReward:
             raise ValueError(f"a weighted sum needs a weight other than 0; given: {', '.join(weights) or 'no reward'}")
         ordered = sorted(weights.items(), key=lambda item: (-abs(item[1]), item[0]))
         self.weights = {name: weight for name, weight in ordered if weight}
-        """Of the rewards that count, largest first."""
+        """Weights of the rewards that count, largest first."""
         given = normalisations or {}
         self.normalisations = {name: given.get(name, Normalisation()) for name in weights}
         self._terms = [f"{weight:+g}*{name}".replace("+1*", "+").replace("-1*", "-") for name, weight in ordered]

@@ -137,15 +137,15 @@ def _is_json(text: str, kind: type | tuple[type, ...]) -> bool:
 
 _SEPARATORS = {".csv": ",", ".tsv": "\t"}
 _OTHER_NAMES = ("caption", "text")
-"""Of the prompt's column, where none is called prompt."""
+"""Names of the prompt's column, where none is called prompt."""
 
 
 def read_texts(file: Path, column: str | None = None) -> list[tuple[str, str]]:
     """The prompts of a file as they are, each with its place in it, such as ``line 3``.
 
     Args:
-        file: by its suffix, in any case: ``.txt``, a prompt a line; ``.csv`` and ``.tsv``, a table with a header;
-            ``.jsonl`` and ``.ndjson``, an object a line; ``.json``, a list of strings or of objects. UTF-8.
+        file: by its suffix, in any case: ``.txt``, a prompt per line; ``.csv`` and ``.tsv``, a table with a header;
+            ``.jsonl`` and ``.ndjson``, an object per line; ``.json``, a list of strings or of objects. UTF-8.
         column: of a table, or key of an object, that has the prompt; None for ``prompt`` in any case or, if there is
             none, the only one of ``caption`` and ``text``.
 
@@ -184,7 +184,7 @@ def _read_lines(content: str, where: str) -> list[tuple[str, str]]:
     if lines and "prompt" in [cell.strip(' "\r').lower() for cell in re.split("[\t,]", lines[0][1])]:
         raise ConfigError(f"{where}: line 1 is the header of a table, not a prompt; call the file .csv or .tsv")
     if content.lstrip().startswith(("[", "{")) and _is_json(content, (list, dict)):
-        raise ConfigError(f"{where}: is JSON, not a prompt a line; call the file .json")
+        raise ConfigError(f"{where}: is JSON, not a prompt per line; call the file .json")
     return lines
 
 

@@ -64,7 +64,7 @@ def _settings_of(name: str, backend: str) -> set[str]:
 @cache
 def _build(name: str, backend: str, settings: "RewardConfig", num_threads: int) -> Reward:
     if backend == "url" and REWARDS[name].is_judge:
-        from harness.rewards.remote.judge import UnifiedReward
+        from harness.rewards.remote.unified_reward import UnifiedReward
 
         return UnifiedReward(name, settings)
     if backend == "url":

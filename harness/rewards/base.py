@@ -1,4 +1,4 @@
-"""What a reward is: a name, and a score per image."""
+"""What a reward is: a name, and a score per picture."""
 
 from abc import ABC, abstractmethod
 from collections import defaultdict
@@ -16,18 +16,18 @@ Pending = Callable[[], dict[str, Tensor]]
 
 
 class RewardError(HarnessError, RuntimeError):
-    """A reward cannot score, in one line: which reward, which image where it is one, what to do."""
+    """A reward cannot score, in one line: which reward, which picture where it is one, what to do."""
 
     def __init__(self, message: str, image: int | None = None) -> None:
         super().__init__(message)
         self.image = image
-        """Index of the image in the batch, if it is one."""
+        """Index of the picture in the batch, if it is one."""
 
 
 class Reward(ABC):
-    """A scorer of images against prompts.
+    """A scorer of pictures against prompts.
 
-    Images are ``[B, 3, H, W]`` floats in [0, 1], already rounded to multiples of 1/255, so that the score of a
+    Pictures are ``[B, 3, H, W]`` floats in [0, 1], already rounded to multiples of 1/255, so that the score of a
     saved PNG equals the score seen in training.
     """
 
@@ -36,23 +36,23 @@ class Reward(ABC):
     resolution: float = 0.0
     """Largest difference, in score units, that the rest of a batch makes to the score of one picture: scores this close
     count as equal (docs/rewards.md has what was measured). 0 where scores depend on nothing but picture and prompt."""
-    elsewhere: bool = False
+    is_remote: bool = False
     """Whether another process computes it, so that this one can go on meanwhile."""
 
     @abstractmethod
     def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
-        """Score each image.
+        """Score each picture.
 
         Args:
             images: ``[B, 3, H, W]`` in [0, 1], rounded to 1/255.
-            prompts: B prompt strings, one an image.
+            prompts: B prompt strings, one per picture.
 
         Returns:
             ``[B]`` float32 on the CPU, higher is better.
         """
 
     def measure(self, images: Tensor, prompts: Sequence[str]) -> dict[str, Tensor]:
-        """Everything worth reporting of each image at evaluation: ``{metric name: [B]}``, the score under ``name``."""
+        """All that is worth reporting of each picture: ``{metric name: [B]}``, the score under ``name``."""
         return {self.name: self.score(images, prompts)}
 
     @property
@@ -68,7 +68,7 @@ class Reward(ABC):
     def submit(self, images: Tensor, prompts: Sequence[str]) -> Pending:
         """Start scoring; the scores by component are to be summed by ``total``.
 
-        A reward that is computed elsewhere is under way when this returns; one computed here is done.
+        A remote reward is under way when this returns; one computed here is done.
         """
         scores = {self.name: self.score(images, prompts)}
         return lambda: scores
@@ -106,7 +106,7 @@ class Reward(ABC):
 
 
 class ImageError(Exception):
-    """One image of a batch cannot be scored: its index in the batch, and why."""
+    """One picture of a batch cannot be scored: its index in the batch, and why."""
 
     def __init__(self, index: int, reason: str) -> None:
         super().__init__(reason)
@@ -114,7 +114,7 @@ class ImageError(Exception):
 
 
 class BatchedReward(Reward):
-    """A reward whose scores are computed ``batch_size`` images at a time; the size does not change them."""
+    """A reward whose scores are computed ``batch_size`` pictures at a time; the size does not change them."""
 
     def __init__(self, name: str, batch_size: int) -> None:
         self.name, self.batch_size = name, batch_size
@@ -133,7 +133,7 @@ class BatchedReward(Reward):
         """
 
     def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
-        """Score each image, see ``Reward.score``.
+        """Score each picture, see ``Reward.score``.
 
         Raises:
             ValueError: images out of contract (``check_images``).
@@ -142,7 +142,7 @@ class BatchedReward(Reward):
         return self.measure(images, prompts)[self.name]
 
     def measure(self, images: Tensor, prompts: Sequence[str]) -> dict[str, Tensor]:
-        """All metrics of each image, ``{name: [B] float32}``; raises as ``score``."""
+        """All metrics of each picture, ``{name: [B] float32}``; raises as ``score``."""
         levels = check_images(images, prompts, self.name)
         parts: dict[str, list[Tensor]] = defaultdict(list)
         with self._scoring():

@@ -36,7 +36,7 @@ class WeightedSum(Reward):
 
     @property
     def resolution(self) -> float:  # type: ignore[override]
-        """Of the sum: if all components are off by theirs at once."""
+        """The sum's, if all components are off by theirs at once."""
         scales = self.formula.normalisations
         each = {reward.name: reward.resolution for reward in self._components}
         return sum(abs(weight / scales[name].scale) * each[name] for name, weight in self.weights.items())
@@ -49,9 +49,9 @@ class WeightedSum(Reward):
         return self.total(self.submit(images, prompts)())
 
     def submit(self, images: Tensor, prompts: Sequence[str]) -> Pending:
-        """Start scoring all components: those computed elsewhere run while those computed here do."""
-        # Rewards that are computed elsewhere return at once, so they go first.
-        counted = sorted((r for r, weight in self._components.items() if weight), key=lambda r: not r.elsewhere)
+        """Start scoring all components: remote ones run while those computed here do."""
+        # Remote rewards return at once, so they go first.
+        counted = sorted((r for r, weight in self._components.items() if weight), key=lambda r: not r.is_remote)
         pending = {reward.name: reward.submit(images, prompts) for reward in counted}
         return lambda: {name: pending[name]()[name] for name in self.weights}
 

@@ -55,7 +55,7 @@ class Benchmark:
     Attributes:
         prompts: to draw.
         panel: rewards to score with, fit for the prompts and the pictures' size.
-        num_noises: pictures a prompt.
+        num_noises: pictures per prompt.
         num_grid_prompts: how many prompts, from the list's start, the grid shows.
     """
 
@@ -151,7 +151,7 @@ class Benchmark:
 
 
 def table(scores: Sequence[Score]) -> list[str]:
-    """Markdown lines, a row a checkpoint: the paper's columns if any of them was measured, then all other metrics."""
+    """Markdown lines, a row per checkpoint: the paper's columns if any of them was measured, then all other metrics."""
     measured = list(scores[0].per_prompt)
     of_paper = [] if set(_PAPER_METRICS).isdisjoint(measured) else _PAPER_METRICS
     columns = [*of_paper, *(metric for metric in measured if metric not in of_paper)]
@@ -169,7 +169,7 @@ def _head(metric: str) -> str:
 
 
 def left_out(panel: Panel) -> list[str]:
-    """A line a reward that did not score, with the reason."""
+    """A line per reward that did not score, with the reason."""
     return [
         *(f"not available: {name}: {reason}" for name, reason in panel.missing.items()),
         *(f"not applicable: {name}: {reason}" for name, reason in panel.unfit.items()),

@@ -47,7 +47,7 @@ class Checkpoint:
         given = {"height": height, "width": width, "num_steps": num_steps}
         changes = {key: value for key, value in given.items() if value is not None}
         for key, value in changes.items():
-            # Eight pixels a latent, two latents a token; a smaller rest would be cut off in silence.
+            # Eight pixels per latent, two latents per token; a smaller rest would be cut off in silence.
             needed = "at least 2" if key == "num_steps" else "a multiple of 16"
             if value < 2 or (key != "num_steps" and value % 16):
                 raise ConfigError(f"{key}={value}: must be {needed}")

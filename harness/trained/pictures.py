@@ -22,7 +22,7 @@ from harness.models.pipelines.policy import Policy
 from harness.training.evaluation import draw
 
 SEEDS = (3407, 3408, 3409)
-"""Of the paper's figures."""
+"""Seeds of the paper's figures."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def write_pictures(
 
 
 def save_grid(rows: Sequence[Row], heads: Sequence[str], path: Path) -> None:
-    """Write a grid as a PNG: under each prompt a line of pictures a checkpoint, a column a seed.
+    """Write a grid as a PNG: under each prompt a line of pictures per checkpoint, a column per seed.
 
     Args:
         rows: with equal labels and picture sizes.

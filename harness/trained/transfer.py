@@ -54,7 +54,7 @@ def compare(runs: Sequence[dict[int, NDArray[np.float64]]], words: Sequence[str]
         words: of the validation prompts.
 
     Returns:
-        A row an iteration and a half trained on: mean gain of the words of each half and its standard error, and the
+        A row per iteration and half trained on: mean gain of the words of each half and its standard error, and the
         correlation over all words of the gains of the two runs.
     """
     rows: list[dict[str, float | str]] = []

@@ -26,7 +26,7 @@ class Slot:
     """Over all processes, from 0."""
     prompts: list[str]
     text: PromptEmbedding | None = None
-    """Of the candidates, if they were encoded."""
+    """Embedding of the candidates, if they were encoded."""
     trajectories: Trajectory | None = None
     """The candidates' whole ODE paths, B of first samples before those of second ones; None if there are none."""
     samples: Tensor | None = None
@@ -36,7 +36,7 @@ class Slot:
     """Scores under way: of the candidates' ODE samples, where choosing needs them, then of the rollout."""
     rollout: Rollout = field(init=False)
     scores: Scores = field(init=False)
-    """Of the rollout, ``[groups, G]``."""
+    """The rollout's scores, ``[groups, G]``."""
 
     @property
     def prompt(self) -> str:
@@ -83,7 +83,7 @@ class Counters:
 
     @property
     def forwards(self) -> int:
-        """Of a sample through the network, a trained one counting three."""
+        """Forwards of a sample through the network, a trained one counting three."""
         return self.sample_forwards + 3 * self.train_forwards
 
 
@@ -150,7 +150,7 @@ def averages_of(values: Mapping[str, Sequence[float]], section: str) -> dict[str
 
 
 def summary_of_updates(logged: Mapping[str, Sequence[float]]) -> dict[str, float]:
-    """Means of what an iteration's updates logged, a value a term of a loss; of ``ratio_max_deviation`` the largest.
+    """Means of what an iteration's updates logged, a value per term of a loss; of ``ratio_max_deviation`` the largest.
 
     Sums are exact before they are rounded, so that nothing depends on the order in which processes are joined.
 

@@ -1,4 +1,4 @@
-"""Evaluation: one deterministic ODE sample per prompt and fixed noise, scored by every judge."""
+"""Evaluation: one deterministic ODE sample per prompt and fixed noise, scored by every reward of the panel."""
 
 import json
 from collections import defaultdict

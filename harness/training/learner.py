@@ -17,7 +17,7 @@ from harness.objective import ratio_stats, surrogate_loss
 from harness.rollout import Rollout, TrainStep
 from harness.training.accounting import Counters
 from harness.training.engine import Engine
-from harness.training.steps import Batch, deal
+from harness.training.steps import Batch, split_updates
 from harness.transitions import Kernel, Transition
 
 _RATIOS = ("ratio_mean", "ratio_max_deviation", "approx_kl")
@@ -70,7 +70,7 @@ class Learner:
             TrainingError: a gradient is not finite.
         """
         logged: Logged = defaultdict(list)
-        updates = [self._terms(batch) for batch in deal(rollouts, advantages, self.objective)]
+        updates = [self._terms(batch) for batch in split_updates(rollouts, advantages, self.objective)]
         if self.objective.old_log_prob == "recomputed" and not self.objective.is_on_policy:
             # All of them before the first update; where updates share all samples, once.
             distinct = updates[:1] if self.objective.update_on == "all" else updates

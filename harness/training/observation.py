@@ -1,4 +1,4 @@
-"""What pictures look like, beside what judges say of them: signs of a policy that hacks its reward, or collapses."""
+"""What pictures look like, beside what rewards say of them: signs of a policy that hacks its reward, or collapses."""
 
 from collections.abc import Sequence
 from itertools import combinations
@@ -11,7 +11,7 @@ from harness.models.miniature import lettering
 from harness.models.miniature.prompts import parse_prompt
 
 VERSION = "1"
-"""Of all measures here: numbers measured under another one are measured again."""
+"""Version of all measures here: numbers measured under another one are measured again."""
 
 _LARGEST_SIDE = 128
 """Pixels: larger pictures are compared at this size, so that few gigabytes of them need be kept."""
@@ -37,7 +37,7 @@ class Observer:
         self._small: list[Tensor] = []
         self._lettering: list[dict[str, Tensor]] = []
 
-    def see(self, images: Tensor) -> None:
+    def add(self, images: Tensor) -> None:
         """Take in one picture of each prompt, ``[prompts, 3, H, W]`` in [0, 1]."""
         self._small.append(reduced(images))
         if self._is_miniature:
@@ -76,13 +76,13 @@ def group_spreads(images: Tensor, prompt: str, group_size: int) -> dict[str, flo
     siblings = images.unflatten(0, (-1, group_size)).unbind(1)
     observer = Observer([prompt] * len(siblings[0]))
     for of_groups in siblings:
-        observer.see(of_groups)
+        observer.add(of_groups)
     spreads = {name: values for name, values in observer.metrics().items() if name.endswith("_spread")}
     return {name.removeprefix("pictures/"): sum(values) / len(values) for name, values in spreads.items()}
 
 
 def reduced(images: Tensor) -> Tensor:
-    """Pictures ``[B, 3, H, W]`` on the CPU, with at most ``_LARGEST_SIDE`` pixels a side."""
+    """Pictures ``[B, 3, H, W]`` on the CPU, with at most ``_LARGEST_SIDE`` pixels per side."""
     images = images.detach().float().cpu()
     height, width = images.shape[-2:]
     factor = max(height, width) / _LARGEST_SIDE

@@ -56,7 +56,7 @@ def start_scoring(
 ) -> PendingScores:
     """Decode pictures, at most ``max_batch`` at a time, and hand each part to the reward.
 
-    A reward that is computed elsewhere scores one part while the next is decoded.
+    A remote reward scores one part while the next is decoded.
 
     Args:
         reward: scores them.

@@ -222,7 +222,7 @@ class Session:
         self.processes.wait("beginning to train")
 
     def _evaluate(self, split: str, mirror: Mirror) -> dict[str, float]:
-        """Measure every judge on a list, shared among processes, and append it to eval.jsonl; means over prompts."""
+        """Measure every reward on a list, shared among processes, and append it to eval.jsonl; means over prompts."""
         with self.processes.at(f"the {split} of iteration {self.trainer.iteration}"):
             return self._measure_and_log(split, mirror)
 
@@ -259,7 +259,7 @@ class Session:
         return self.config.evaluation.test_noises if split == "test" else 1
 
     def _measure(self, split: str, prompts: Sequence[str]) -> dict[str, list[float]]:
-        """Every judge's value of each prompt, and what the pictures look like; complete on the main process."""
+        """Every reward's value of each prompt, and what the pictures look like; complete on the main process."""
         index, count = self.processes.index, self.processes.count
         # Equally many in all processes, as some engines need: a list that cannot be shared evenly is begun again.
         mine = [prompts[i % len(prompts)] for i in range(index, -(-len(prompts) // count) * count, count)]
@@ -271,7 +271,7 @@ class Session:
                 self.judges,
                 self._noises(split),
                 self.config.evaluation,
-                observer.see,
+                observer.add,
             )
         measured |= observer.metrics()
         shares: list[dict[str, list[float]]] = self.processes.gather_objects(measured, f"evaluating on {split} prompts")
@@ -294,7 +294,7 @@ class Session:
         return measured
 
     def _untrained_digest(self, split: str, num_prompts: int) -> str:
-        """Of all that an evaluation of the untrained model depends on."""
+        """Hash of all that an evaluation of the untrained model depends on."""
         model, settings = self.config.model, self.config.evaluation
         content = [
             NUMERICS_VERSION,

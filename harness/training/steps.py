@@ -57,14 +57,14 @@ def trained_steps(rollout: RolloutConfig, stochastic: tuple[int, ...], seed: int
     return chosen.T.expand(-1, rollout.group_size)
 
 
-def deal(rollouts: Sequence[Rollout], advantages: Sequence[Tensor], objective: ObjectiveConfig) -> list[Batch]:
+def split_updates(rollouts: Sequence[Rollout], advantages: Sequence[Tensor], objective: ObjectiveConfig) -> list[Batch]:
     """What each of an iteration's optimiser updates learns from.
 
     Args:
         rollouts: this process's, in the order of slots.
-        advantages: of each, ``[groups, G]``: a group a step (anchor-branch), or one group that shares its reward over
+        advantages: of each, ``[groups, G]``: a group per step (anchor-branch), or one group that shares its reward over
             all steps (full SDE).
-        objective: how many updates, and whether they share all samples or deal out prompts or steps: update u of U gets
+        objective: how many updates, and whether they share all samples or divide prompts or steps: update u of U gets
             prompts, or trained steps, u, u + U, u + 2U, ... Slots are counted over all processes, each of which has a
             multiple of U, so that the number of processes changes nothing.
     """

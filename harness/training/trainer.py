@@ -71,7 +71,7 @@ class Trainer:
         self._candidate_sigmas = policy.sigmas(config.candidate_steps)
         self.velocity = in_batches(policy.velocity, config.model.max_batch)
         self.tracker = CapabilityTracker(config.capability.decay)
-        self.anchor = self.tracker
+        self.choosing_tracker = self.tracker
         self.ledger = Ledger(config.capability.decay, config.choice.forgetting) if config.keeps_ledger else None
         if config.objective.kl_beta:
             policy.keep_reference()
@@ -118,7 +118,7 @@ class Trainer:
             slot.text = self.policy.encode(slot.prompts)
         if slot.text is not None and samples:
             numbered = [(candidate, sample) for sample in range(samples) for candidate in range(len(slot.prompts))]
-            noise = torch.cat([self._anchor_noise(number, *which) for which in numbered])
+            noise = torch.cat([self._candidate_noise(number, *which) for which in numbered])
             with self.watch.phase("candidates"), self.policy.sampling():
                 paths = self._ode(noise, PromptEmbedding.cat([slot.text] * samples), self._candidate_sigmas)
             slot.pending = self._start_scoring(paths.final, slot.prompts * samples)
@@ -130,7 +130,7 @@ class Trainer:
         if self.config.capability.sync == "shared":
             rewards = self.processes.gather(rewards, "gathering the candidates' rewards")
         if self.config.capability.anchor == "before" and not self.tracker.is_empty:
-            self.anchor = copy(self.tracker)
+            self.choosing_tracker = copy(self.tracker)
         self.tracker.update(rewards)
 
     def _choose(self, slot: Slot) -> int:
@@ -139,7 +139,7 @@ class Trainer:
         candidates = Candidates(
             # Random selection reads no reward, so that random with and without fusion choose alike.
             torch.zeros(len(slot.prompts), 1) if slot.samples is None else slot.samples,
-            self.anchor,
+            self.choosing_tracker,
             generator,
             None if slot.text is None else slot.text.summary,
             self.ledger,
@@ -150,7 +150,7 @@ class Trainer:
         return RULES[self.config.selection](candidates)
 
     def _roll_out(self, slot: Slot) -> None:
-        """Sample the groups of a slot's chosen prompt; a reward that is computed elsewhere scores them meanwhile."""
+        """Sample the groups of a slot's chosen prompt; a remote reward scores them meanwhile."""
         settings, seed = self.config.rollout, self.config.seed
         text = self.policy.encode([slot.prompt])
         indices = stochastic_steps(settings, seed, self.iteration, slot.number)
@@ -172,7 +172,7 @@ class Trainer:
         """The chosen candidate's ODE path; sampled now, if choosing needed none."""
         if slot.trajectories is not None:
             return slot.trajectories.select(slot.chosen)
-        return self._ode(self._anchor_noise(slot.number, slot.chosen), text, self.sigmas)
+        return self._ode(self._candidate_noise(slot.number, slot.chosen), text, self.sigmas)
 
     def _above_floor(self, slots: Sequence[Slot], advantages: list[Tensor]) -> list[Tensor]:
         """The same advantages, but 0 where a prompt's groups are spread less than most of the latest prompts'."""
@@ -245,7 +245,7 @@ class Trainer:
 
     # --- pieces -------------------------------------------------------------------------------------------------------
 
-    def _anchor_noise(self, slot: int, candidate: int, sample: int = 0) -> Tensor:
+    def _candidate_noise(self, slot: int, candidate: int, sample: int = 0) -> Tensor:
         further = (sample,) if sample else ()  # the first is the same however many there are
         return self.policy.noise(generator_for(self.config.seed, self.iteration, slot, candidate, *further, "anchor"))
 

@@ -21,7 +21,7 @@ MEASUREMENT = Path(__file__).parents[2] / "results" / "mechanism"
 
 
 def test_the_committed_tables_give_the_committed_numbers(tmp_path: Path) -> None:
-    """Of the first checkpoint alone: more take their time."""
+    """The first checkpoint alone: more take their time."""
     about = json.loads((MEASUREMENT / "about.json").read_text())
     about |= {name: about[name][:1] for name in ("checkpoints", "reference_lengths", "seconds")}
     (tmp_path / "about.json").write_text(json.dumps(about))

@@ -134,7 +134,7 @@ def test_the_table_has_the_paper_s_numbers_and_all_that_is_counted(runs: Path) -
     assert rows["curriculum"].ours == "–"
     assert rows["overhead"].ours == "+24%"
     assert rows["overhead"].verdict == "supported"
-    # Fabricated runs spend 100 and 200 forwards an iteration, and 10 trained samples.
+    # Fabricated runs spend 100 and 200 forwards per iteration, and 10 trained samples.
     assert rows["overhead compute"].ours == f"{230 / 130 - 1:+.0%}"
     assert rows["overhead compute"].verdict is None
     # The unseen judges ocr-v4, its accuracy and colour, of one of nine pairs of cells.

@@ -24,7 +24,7 @@ from tests.benchmarks.plain_loop import PlainLoop
 PHASES = ("sampling", "reward", "update")
 
 START = ("rollout.branch_indices=[0,1,2,3]",)
-"""What the project's speed is judged on: B 12, G 8, 8 steps and four branch indices, 44 pictures an iteration."""
+"""What the project's speed is judged on: B 12, G 8, 8 steps and four branch indices, 44 pictures per iteration."""
 
 STRICT = ("model.execution.compile=never", "optimizer.lora.merge_while_sampling=false")
 """Nothing that rounds otherwise than the plain loop does."""
@@ -115,7 +115,7 @@ def strict_differences() -> dict[str, float]:
 
 
 def differences(pair: Pair) -> dict[str, float]:
-    """Of loss (absolute) and gradient (relative to its norm), after both have made the same iteration."""
+    """Differences of loss (absolute) and gradient (relative to its norm), after the same iteration of both."""
     ours = torch.cat([p.grad.flatten() for p in pair.trainer.parameters.values()])
     plain = torch.cat([p.grad.flatten() for p in pair.plain.parameters.values()])
     return {"loss": abs(pair.project_loss - pair.plain.loss), "gradient": float((ours - plain).norm() / plain.norm())}

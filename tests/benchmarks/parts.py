@@ -35,7 +35,7 @@ VARIANTS: dict[str, tuple[str, ...]] = {
 
 
 def measure_variants(rounds: int) -> dict[str, Any]:
-    """Seconds an iteration of each variant, in turn, one thread, four branch indices."""
+    """Seconds per iteration of each variant, in turn, one thread, four branch indices."""
     trainers = {name: make_trainer(1, (*START, *overrides)) for name, overrides in VARIANTS.items()}
     seconds: dict[str, list[float]] = {name: [] for name in trainers}
     for attempt in range(rounds + 1):
@@ -52,7 +52,7 @@ def measure_variants(rounds: int) -> dict[str, Any]:
 
 
 def measure_precision() -> dict[str, Any]:
-    """The network in bfloat16 against float32: forwards a second, and the velocity's relative error."""
+    """The network in bfloat16 against float32: forwards per second, and the velocity's relative error."""
     measured: dict[str, Any] = {}
     velocities: dict[str, Tensor] = {}
     for precision in ("fp32", "bf16"):
@@ -72,7 +72,7 @@ def measure_precision() -> dict[str, Any]:
 
 
 def measure_recogniser(num_groups: int) -> dict[str, Any]:
-    """Pictures a second by batch and by input width, and what a narrower input does to the order within groups."""
+    """Pictures per second by batch and by input width, and what a narrower input does to the order within groups."""
     trainer = make_trainer(1)
     groups = [_group(trainer) for _ in range(num_groups)]
     pictures = torch.cat([images for images, _ in groups])
@@ -151,7 +151,7 @@ def measure_run() -> dict[str, Any]:
 
 
 def measure_scaling(rounds: int) -> dict[str, Any]:
-    """Seconds an iteration against B, G and N, one thread, two branch indices as in the miniature."""
+    """Seconds per iteration against B, G and N, one thread, two branch indices as in the miniature."""
     settings = [f"rollout.candidates={n}" for n in (4, 8, 12, 24)]
     settings += [f"rollout.group_size={n}" for n in (4, 8, 16)]
     settings += [f"model.num_steps={n}" for n in (6, 8, 16)]
@@ -160,7 +160,7 @@ def measure_scaling(rounds: int) -> dict[str, Any]:
         trainer = make_trainer(1, (setting,))
         trainer.iterate()
         measured[setting] = spread([seconds_of(trainer.iterate) for _ in range(rounds)])
-        print(f"  {setting:24} {measured[setting]['median']:.3f} s an iteration")
+        print(f"  {setting:24} {measured[setting]['median']:.3f} s per iteration")
     return measured
 
 
@@ -184,7 +184,7 @@ def measure_candidates(rounds: int) -> dict[str, Any]:
 
 
 def seconds_of(call: Callable[[], Any]) -> float:
-    """Of one call."""
+    """Seconds of one call."""
     began = time.perf_counter()
     call()
     return time.perf_counter() - began

@@ -23,7 +23,7 @@ from harness.transitions import KERNELS
 
 
 class PlainLoop:
-    """The same iterations as ``Trainer`` makes of the same configuration, for one prompt an update.
+    """The same iterations as ``Trainer`` makes of the same configuration, for one prompt per iteration.
 
     Attributes:
         loss: of the last iteration, mean over branch indices.

@@ -26,7 +26,7 @@ def measure_startup() -> dict[str, Any]:
 
 
 def measure_slots(iterations: int) -> dict[str, Any]:
-    """Iterations a second of 1 and 2 processes of one thread each, as the launcher's workers are, and their memory."""
+    """Iterations per second of 1 and 2 processes, one thread each, as the workers of jobs are, and their memory."""
     code = (
         "import json, sys, time\n"
         "from tests.benchmarks.iteration import make_trainer\n"
@@ -55,7 +55,7 @@ def measure_slots(iterations: int) -> dict[str, Any]:
         for worker in workers:
             worker.communicate()
         measured[f"{slots} slots"] = {"iterations a second": sum(rates), "peak MiB a worker": max(peaks)}
-        print(f"  {slots} slots: {sum(rates):.2f} iterations a second together, at most {max(peaks):.0f} MiB a worker")
+        print(f"  {slots} slots: {sum(rates):.2f} iterations per second together, at most {max(peaks):.0f} MiB each")
     return measured
 
 

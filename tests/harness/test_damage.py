@@ -264,7 +264,7 @@ def test_what_a_killed_save_left_behind_is_in_nobodys_way(lora_run: RunDirectory
 
 
 def first_weight(run: RunDirectory) -> torch.Tensor:
-    """Of a run's checkpoint."""
+    """The first weight in a run's checkpoint."""
     state = run.load_checkpoint()
     assert state is not None
     return next(iter(state["parameters"].values()))

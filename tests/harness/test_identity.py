@@ -21,7 +21,7 @@ RESOLVED = Path(__file__).with_name("numerics.json")
 
 
 def resolved_sha256(config: RunConfig) -> str:
-    """Of all that ``numeric_settings`` looks at, defaults included."""
+    """Hash of all that ``numeric_settings`` looks at, defaults included."""
     content = config.model_dump(mode="json", exclude={"logging", "runtime", "experiment", "prompts"})
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
@@ -195,7 +195,7 @@ class Session:
     """Docstring."""
 
     value: int = 1
-    """Of an attribute."""
+    """Docstring of an attribute."""
 '''
 TREE = {"session": SESSION, "other": "def f():\n    return 1\n", "rewards/base": "class Reward:\n    scale = 1.0\n"}
 

@@ -179,7 +179,7 @@ def test_a_job_that_kills_every_worker_or_never_says_that_it_is_done_fails_and_l
     outcome = run(jobs, 2)
     assert outcome.failed["a"].startswith(f"its worker died in each of 3 attempts: {cause} (log: ")
     assert {job.id for job in outcome.finished} == {"b", "c"}
-    # A worker that has just done another job may claim it once more before the launcher sees the third death.
+    # A worker that has just done another job may claim it once more before the runner sees the third death.
     assert [len(begun(job)) for job in jobs] in ([3, 1, 1], [4, 1, 1])
 
 

@@ -58,10 +58,10 @@ def test_spreads_are_of_pictures_of_one_prompt() -> None:
     observer = Observer(prompts)
     first, second, serif = drawn(prompts[0], "mono"), drawn(prompts[1], "mono"), drawn(prompts[1], "serif")
     lighter = (first + 0.1).clamp(max=1)
-    observer.see(torch.stack([first, second]))
+    observer.add(torch.stack([first, second]))
     assert set(observer.metrics()) == {*(f"pictures/font_{font}" for font in FONT_NAMES), "pictures/texture"}
     for pair in ([first, serif], [lighter, second]):
-        observer.see(torch.stack(pair))
+        observer.add(torch.stack(pair))
     seen = observer.metrics()
     # Of three pictures two pairs differ; mono, serif, mono.
     assert seen["pictures/font_spread"] == pytest.approx([0, 2 / 3])
@@ -79,5 +79,5 @@ def test_spreads_are_of_pictures_of_one_prompt() -> None:
 def test_pictures_of_other_prompts_have_only_a_spread() -> None:
     observer = Observer(["a red fox"])
     for level in (0.25, 0.75):
-        observer.see(torch.full((1, 3, 512, 512), level))
+        observer.add(torch.full((1, 3, 512, 512), level))
     assert observer.metrics() == {"pictures/pixel_spread": [pytest.approx(0.5)]}

@@ -66,7 +66,7 @@ def test_text_and_json_lists_hold_the_same_prompts_and_other_keys_are_kept_out(t
             r"header of a table, not a prompt; call the file \.csv or \.tsv",
         ),
         ("lines.txt", 'a dog\n{"prompt": "a cat"}\n', r"line 2 is not a prompt: .*\.jsonl"),
-        ("list.txt", '[\n"a cat",\n"a dog"\n]', r"is JSON, not a prompt a line; call the file \.json"),
+        ("list.txt", '[\n"a cat",\n"a dog"\n]', r"is JSON, not a prompt per line; call the file \.json"),
         ("list.md", "a cat\n", "its suffix must say what it holds"),
         ("separator.json", '["a \\u2028cat"]', r"U\+2028"),
         ("joined.txt", "a\u200d cat", r"invisible character U\+200D"),

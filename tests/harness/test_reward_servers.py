@@ -1,4 +1,4 @@
-"""Rewards over HTTP: reward servers, judges behind an OpenAI-compatible address, and addresses of something else."""
+"""Rewards over HTTP: reward servers, chat models at an OpenAI-compatible address, and addresses of something else."""
 
 import base64
 import io
@@ -23,8 +23,8 @@ from harness.config import ROOT, RewardConfig
 from harness.rewards import Reward, RewardError, build_reward
 from harness.rewards.native.colour import ColourReward
 from harness.rewards.remote import client
-from harness.rewards.remote.judge import AnswerError, _content_of, parse_answer
 from harness.rewards.remote.server import serving
+from harness.rewards.remote.unified_reward import AnswerError, _content_of, parse_answer
 from harness.rewards.remote.wire import MALFORMED, read_reply, read_request, reply, request
 
 Serve = Callable[[ThreadingHTTPServer], str]
@@ -268,11 +268,11 @@ def test_serve_reward_says_what_a_run_needs() -> None:
         process.terminate()
 
 
-# --- judges
+# --- chat models
 
 
-class Judge(BaseHTTPRequestHandler):
-    """An OpenAI-compatible server whose model judges a picture by its first red level: 51 a point."""
+class ChatModel(BaseHTTPRequestHandler):
+    """An OpenAI-compatible server whose model scores a picture by its first red level: 51 per point."""
 
     answer = "Alignment Score (1-5): {0}\nCoherence Score (1-5): {1}\nStyle Score (1-5): 2.5"
     asked: ClassVar[list[dict[str, Any]]] = []
@@ -312,24 +312,24 @@ def plain(*levels: int) -> Tensor:
 
 
 @pytest.fixture
-def judge_url(serve: Serve) -> str:
-    Judge.asked.clear()
-    return serve(ThreadingHTTPServer(("127.0.0.1", 0), Judge))
+def chat_url(serve: Serve) -> str:
+    ChatModel.asked.clear()
+    return serve(ThreadingHTTPServer(("127.0.0.1", 0), ChatModel))
 
 
-def test_a_judge_is_asked_by_the_protocol_and_its_scores_keep_their_order(judge_url: str) -> None:
-    reward = at(judge_url + "/v1", "unifiedreward-v2", model="judge", batch_size=3)
+def test_a_judge_is_asked_by_the_protocol_and_its_scores_keep_their_order(chat_url: str) -> None:
+    reward = at(chat_url + "/v1", "unifiedreward-v2", model="judge", batch_size=3)
     reward.check_ready()
     levels = [51, 102, 153, 204]
     measured = reward.measure(plain(*levels), ["a cat", "a {dog}", "c", "d"])
     assert measured["unifiedreward-v2/alignment"].tolist() == pytest.approx([level / 51 for level in levels])
     assert measured["unifiedreward-v2/style"].tolist() == [2.5] * 4
     assert measured["unifiedreward-v2"].tolist() == pytest.approx([7.5 / 3] * 4)
-    first = next(m for m in Judge.asked if "[a {dog}]" in m["messages"][0]["content"][1]["text"])
+    first = next(m for m in ChatModel.asked if "[a {dog}]" in m["messages"][0]["content"][1]["text"])
     assert (first["model"], first["temperature"]) == ("judge", 0)
     assert first["messages"][0]["content"][0]["image_url"]["url"].startswith("data:image/jpeg;base64,")
     with pytest.raises(RewardError, match=r"has no model 'judg' but judge, UnifiedReward; set rewards\.unified"):
-        at(judge_url, "unifiedreward-v2", model="judg").check_ready()
+        at(chat_url, "unifiedreward-v2", model="judg").check_ready()
 
 
 @pytest.mark.parametrize(
@@ -339,22 +339,22 @@ def test_a_judge_is_asked_by_the_protocol_and_its_scores_keep_their_order(judge_
         (255, r"reward 'unifiedreward-v2': http\S+ answered 500: out of memory"),
     ],
 )
-def test_a_judge_that_does_not_judge_is_one_line(judge_url: str, level: int, message: str) -> None:
+def test_a_judge_that_does_not_judge_is_one_line(chat_url: str, level: int, message: str) -> None:
     with pytest.raises(RewardError, match=message):
-        at(judge_url, "unifiedreward-v2", timeout_seconds=1).score(plain(51, level), ["a", "b"])
+        at(chat_url, "unifiedreward-v2", timeout_seconds=1).score(plain(51, level), ["a", "b"])
 
 
-def test_a_question_of_ones_own_is_asked(judge_url: str, tmp_path: Path) -> None:
+def test_a_question_of_ones_own_is_asked(chat_url: str, tmp_path: Path) -> None:
     question = tmp_path / "question.txt"
     question.write_text("How good is {prompt}?")
-    own = at(judge_url, "unifiedreward-v2", question=str(question))
+    own = at(chat_url, "unifiedreward-v2", question=str(question))
     own.score(plain(51), ["a cat"])
-    assert Judge.asked[0]["messages"][0]["content"][1]["text"] == "How good is a cat?"
-    assert own.fingerprint() != at(judge_url, "unifiedreward-v2").fingerprint()
+    assert ChatModel.asked[0]["messages"][0]["content"][1]["text"] == "How good is a cat?"
+    assert own.fingerprint() != at(chat_url, "unifiedreward-v2").fingerprint()
     for content, message in ((b"\xff{prompt}", "is not text in UTF-8"), (b"How good?", r"has no \{prompt\} in it")):
         question.write_bytes(content)
         with pytest.raises(ValueError, match=rf"rewards.unifiedreward-v2.question: .*{message}"):
-            at(judge_url, "unifiedreward-v2", question=str(question))
+            at(chat_url, "unifiedreward-v2", question=str(question))
 
 
 # What follows the label of an answer -> its score; None where it must not be guessed.

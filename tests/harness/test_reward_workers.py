@@ -65,7 +65,7 @@ def isolated(tmp_path: Path) -> Iterator[Callable[..., IsolatedReward]]:
 
 
 def pictures(*orders: int) -> Tensor:
-    """One picture an order, its first byte."""
+    """One picture per order, its first byte."""
     images = torch.zeros(len(orders), 3, 4, 4)
     images[:, 0, 0, 0] = torch.tensor(orders) / 255
     return images

@@ -53,7 +53,7 @@ def test_a_branch_is_one_stochastic_step_then_the_ode() -> None:
 
 
 def test_forwards_of_the_paper_s_settings_and_of_the_miniature_s() -> None:
-    # The paper's setting: 592 and 184 forwards an iteration without candidates, the anchor's own N included.
+    # The paper's setting: 592 and 184 forwards per iteration without candidates, the anchor's own N included.
     for steps, group, indices, expected in ((16, 12, (0, 2, 4, 6), 592), (8, 8, (0, 1, 2, 3), 184)):
         sigmas = torch.linspace(1, 0, steps + 1)
         anchor = ode_trajectory(LinearFlow(), torch.ones(1, 2), TEXT, sigmas)

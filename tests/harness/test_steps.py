@@ -9,7 +9,7 @@ from harness.config import ConfigError, ObjectiveConfig, RolloutConfig, compose
 from harness.models.pipelines.embedding import PromptEmbedding
 from harness.prompts.lists import generator_for
 from harness.rollout import Rollout, TrainStep, anchor_branch, full_sde, ode_trajectory
-from harness.training.steps import deal, stochastic_steps, trained_steps
+from harness.training.steps import split_updates, stochastic_steps, trained_steps
 from harness.transitions import KERNELS
 
 INDICES = tuple(range(6))
@@ -67,7 +67,7 @@ def test_a_share_of_the_steps_is_trained_on_and_all_of_them_in_the_long_run(draw
             "samples have no steps in common",
         ),
         (["objective.update_on=steps", "objective.updates_per_iteration=3"], "3 updates cannot share 2 trained steps"),
-        (["objective.update_on=prompts", "objective.updates_per_iteration=2"], "cannot share 1 prompts a process"),
+        (["objective.update_on=prompts", "objective.updates_per_iteration=2"], "cannot share 1 prompts per process"),
         (
             [
                 "objective.update_on=prompts",
@@ -75,7 +75,7 @@ def test_a_share_of_the_steps_is_trained_on_and_all_of_them_in_the_long_run(draw
                 "rollout.prompts_per_update=6",
                 "runtime.processes=2",
             ],
-            "cannot share 3 prompts a process",
+            "cannot share 3 prompts per process",
         ),
     ],
 )
@@ -98,7 +98,7 @@ def rollouts(count: int) -> list[Rollout]:
     ]
 
 
-def dealt(update_on: str, slots: int = 4, groups: int = 4) -> list[list[tuple[int, int, float]]]:
+def updates_of(update_on: str, slots: int = 4, groups: int = 4) -> list[list[tuple[int, int, float]]]:
     """(slot, step, advantage) of each update; the advantage of a slot's group says which it is."""
     made = rollouts(slots)
     advantages = [torch.arange(groups).float().add(10 * slot)[:, None].expand(groups, 2) for slot in range(slots)]
@@ -108,25 +108,25 @@ def dealt(update_on: str, slots: int = 4, groups: int = 4) -> list[list[tuple[in
             (next(i for i, r in enumerate(made) if r is rollout), step.index, own[0].item())
             for rollout, step, own in part
         ]
-        for part in deal(made, advantages, objective)
+        for part in split_updates(made, advantages, objective)
     ]
 
 
 def test_updates_share_all_samples_or_deal_out_whole_prompts_or_steps_with_their_own_groups() -> None:
-    first, second = dealt("all")
+    first, second = updates_of("all")
     assert first == second
     assert len(first) == 16
-    assert [{slot for slot, _, _ in part} for part in dealt("prompts")] == [{0, 2}, {1, 3}]
-    assert list(map(len, dealt("prompts"))) == [8, 8]
-    assert dealt("steps", slots=1) == [[(0, 0, 0.0), (0, 4, 2.0)], [(0, 2, 1.0), (0, 6, 3.0)]]
+    assert [{slot for slot, _, _ in part} for part in updates_of("prompts")] == [{0, 2}, {1, 3}]
+    assert list(map(len, updates_of("prompts"))) == [8, 8]
+    assert updates_of("steps", slots=1) == [[(0, 0, 0.0), (0, 4, 2.0)], [(0, 2, 1.0), (0, 6, 3.0)]]
     # The one group of whole paths is shared by all their steps.
-    assert {advantage for part in dealt("all", slots=1, groups=1) for _, _, advantage in part} == {0.0}
+    assert {advantage for part in updates_of("all", slots=1, groups=1) for _, _, advantage in part} == {0.0}
 
 
 def test_a_sample_s_advantage_goes_with_it_to_the_steps_it_is_trained_on() -> None:
     step = TrainStep(3, torch.zeros(2, 1), torch.zeros(2, 1), torch.zeros(2), siblings=torch.tensor([0, 3]))
     rollout = Rollout(TEXT, [step], torch.zeros(4, 1), 0)
-    ((_, _, own),) = deal([rollout], [torch.tensor([[1.0, 2.0, 3.0, 4.0]])], ObjectiveConfig())[0]
+    ((_, _, own),) = split_updates([rollout], [torch.tensor([[1.0, 2.0, 3.0, 4.0]])], ObjectiveConfig())[0]
     assert own.tolist() == [1.0, 4.0]
 
 
@@ -134,8 +134,8 @@ def test_two_processes_deal_out_the_same_updates_as_one() -> None:
     made = rollouts(4)
     advantages = [torch.zeros(4, 2)] * 4
     objective = ObjectiveConfig.model_validate({"updates_per_iteration": 2, "update_on": "prompts"})
-    whole = deal(made, advantages, objective)
-    halves = [deal(made[rank : rank + 2], advantages[rank : rank + 2], objective) for rank in (0, 2)]
+    whole = split_updates(made, advantages, objective)
+    halves = [split_updates(made[rank : rank + 2], advantages[rank : rank + 2], objective) for rank in (0, 2)]
     for update in range(2):
         together = [id(rollout) for half in halves for rollout, _, _ in half[update]]
         assert together == [id(rollout) for rollout, _, _ in whole[update]]

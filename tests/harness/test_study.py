@@ -242,8 +242,8 @@ def test_experiments_share_runs_and_the_plan_counts_them_once(
         ["tiny", "2", "6", "0", "2", "4"],
         ["more", "2", "2", "1", "0", "1"],
     ]
-    # 2 of 3 s an iteration are the network's, for 4 forwards; 1 s a reward call; 2 s a picture.
-    assert "500.00 ms a forward, 1000.0 ms a reward call, 2000 ms a picture" in text
+    # 2 of 3 s per iteration are the network's, for 4 forwards; 1 s per reward call; 2 s per picture.
+    assert "500.00 ms per forward, 1000.0 ms per reward call, 2000 ms per picture" in text
     base = compose("miniature-study", "study_flow_grpo")
     costs = {s: expected_cost(base.model_copy(update={"selection": s})) for s in ("random", "medium")}
     each = {s: 2 * (c.forwards * 0.5 + c.reward_calls) + (2 * 3 + 3 * 5) * 2.0 for s, c in costs.items()}

@@ -53,7 +53,7 @@ def test_memory_of_embeddings_is_bounded_and_the_least_used_leaves_first() -> No
 
     def compute(prompts: list[str]) -> PromptEmbedding:
         computed.extend(prompts)
-        return PromptEmbedding(torch.ones(len(prompts), 2, 4), torch.ones(len(prompts), 4))  # 48 bytes a prompt
+        return PromptEmbedding(torch.ones(len(prompts), 2, 4), torch.ones(len(prompts), 4))  # 48 bytes per prompt
 
     store = EmbeddingStore(torch.device("cpu"), memory_bytes=100)
     for prompts in (["a", "b"], ["a"], ["c"], ["a", "c"], ["b"]):

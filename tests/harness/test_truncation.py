@@ -1,4 +1,4 @@
-"""Prompts that a text encoder reads in part only are counted, and said once a list."""
+"""Prompts that a text encoder reads in part only are counted, and said once per list."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

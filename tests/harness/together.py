@@ -1,4 +1,4 @@
-"""What a test lets two processes do together, as a worker that the launcher starts in place of its own.
+"""What a test lets two processes do together, as a worker that the runner starts in place of its own.
 
 ``python -m tests.harness.together FOLDER QUEUE CURRENT ...`` runs in each of them. Each leaves in FOLDER what it saw.
 """

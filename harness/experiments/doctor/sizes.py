@@ -17,7 +17,7 @@ from harness.models.pipelines.locate import TWIN_PREFIX
 from harness.models.pipelines.published import find_published
 
 _PIXELS_PER_TOKEN = 16
-"""Eight pixels a latent, two latents a token, each way: FLUX, Stable Diffusion 3 and the miniature alike."""
+"""Eight pixels per latent, two latents per token, each way: FLUX, Stable Diffusion 3 and the miniature alike."""
 _CLIP_TOKENS = 77
 _WORKSPACE = 3 * 2**29
 """CUDA context, kernels' workspace, and what the allocator cannot use."""

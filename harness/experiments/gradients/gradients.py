@@ -19,7 +19,7 @@ is local + w rescaling."""
 def score_gradients(policy: Policy, kernel: Kernel, sigmas: Tensor, rollout: Rollout) -> Tensor:
     """Gradient of every sibling's log-probability by the trained parameters.
 
-    Siblings share the state they branch from, so one forward a branch index is enough; the log-probability is the
+    Siblings share the state they branch from, so one forward per branch index is enough; the log-probability is the
     method's own, a mean over latent dimensions, as in the trainer's loss.
 
     Args:

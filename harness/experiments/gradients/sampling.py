@@ -53,7 +53,7 @@ class Sampler:
     def candidate_rewards(self, number: int) -> Tensor:
         """``[B]`` float64: the reward of one deterministic sample of each candidate of a round."""
         prompts = self.candidates(number)
-        noise = torch.cat([self._anchor_noise(number, candidate) for candidate in range(len(prompts))])
+        noise = torch.cat([self._candidate_noise(number, candidate) for candidate in range(len(prompts))])
         with self.policy.sampling():
             path = ode_trajectory(self.velocity, noise, self.policy.encode(prompts), self.sigmas)
         return self._score(path.final, prompts)
@@ -61,7 +61,7 @@ class Sampler:
     def of_candidate(self, number: int, candidate: int) -> Sampled:
         """Groups of a round's candidate, branched off its deterministic path."""
         prompt = self.candidates(number)[candidate]
-        return self._sample(prompt, self._anchor_noise(number, candidate), (self.config.seed, number, 0, "branches"))
+        return self._sample(prompt, self._candidate_noise(number, candidate), (self.config.seed, number, 0, "branches"))
 
     def of_reference(self, number: int) -> Sampled:
         """Groups of a prompt drawn uniformly from the training list, with noise of its own; numbers count from 0."""
@@ -70,7 +70,7 @@ class Sampler:
         noise = self.policy.noise(generator_for(*key, "anchor"))
         return self._sample(self.prompts[drawn], noise, (*key, "branches"))
 
-    def _anchor_noise(self, number: int, candidate: int) -> Tensor:
+    def _candidate_noise(self, number: int, candidate: int) -> Tensor:
         return self.policy.noise(generator_for(self.config.seed, number, 0, candidate, "anchor"))
 
     def _sample(self, prompt: str, anchor_noise: Tensor, branch_key: tuple[int | str, ...]) -> Sampled:

@@ -1,4 +1,4 @@
-"""The worker process of a slot, as the launcher sees it."""
+"""The worker process of a slot, as ``run_jobs`` sees it."""
 
 import os
 import re
@@ -81,7 +81,7 @@ class WorkerProcess:
         self.wait()
         return self._code
 
-    def cause_of_death(self) -> str:
+    def death_reason(self) -> str:
         """The signal or the exception that ended the latest process, as far as its log tells, and where the log is.
 
         Of several processes it is accelerate's or torchrun's: its exit code says nothing about the workers below it.

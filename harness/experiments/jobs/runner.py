@@ -159,7 +159,7 @@ class _Launch:
             self._settle(job)
         usable = [worker for worker in self.workers if self.false_starts[worker] < _MAX_FALSE_STARTS]
         if not usable:
-            give_up(self.progress.unsettled, f"no worker could start: {self.workers[-1].cause_of_death()}")
+            give_up(self.progress.unsettled, f"no worker could start: {self.workers[-1].death_reason()}")
             return
         free = [worker for worker in usable if not worker.is_running]
         for worker in free[: max(0, self.progress.waiting - starting)]:
@@ -175,12 +175,12 @@ class _Launch:
             del self.false_starts[worker]
         else:
             self.false_starts[worker] += 1
-            self.say(f"a worker could not start: {worker.cause_of_death()}")
+            self.say(f"a worker could not start: {worker.death_reason()}")
         if code == 0:
             return
         for job in self.progress.unsettled:
             if job.id == worker.job_id and job.state().name == "waiting":
-                cause = worker.cause_of_death()
+                cause = worker.death_reason()
                 self.say(f"the worker at {job.id} died: {cause}")
                 self.deaths[job.id] += 1
                 if self.deaths[job.id] >= MAX_ATTEMPTS:  # more, if another worker was quicker to claim it

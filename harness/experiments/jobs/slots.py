@@ -15,7 +15,7 @@ from harness.experiments.jobs.command import Placement
 
 @dataclass(frozen=True)
 class Slot:
-    """Room for one worker.
+    """A place for one worker.
 
     Attributes:
         placement: of its processes.
@@ -84,7 +84,7 @@ def visible_gpus() -> tuple[str, ...]:
     """The GPUs that torch can use, as CUDA_VISIBLE_DEVICES names them; none without a driver."""
     if shutil.which("nvidia-smi") is None and not Path("/dev/nvidiactl").exists():
         return ()
-    # Only torch knows what it can use; in a process of its own, since the launcher needs torch for nothing else.
+    # Only torch knows what it can use; in a process of its own, since running jobs needs torch for nothing else.
     count = "import torch; print(torch.cuda.device_count())"
     answer = subprocess.run([sys.executable, "-c", count], capture_output=True, text=True, check=True)
     named = os.environ.get("CUDA_VISIBLE_DEVICES")

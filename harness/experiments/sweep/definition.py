@@ -207,7 +207,7 @@ def _check_points(sweep: Sweep) -> None:
 
 
 def _check_objectives(sweep: Sweep) -> None:
-    """That they are measured, and where trials are pruned, more than once and comparably."""
+    """Raise ConfigError unless they are measured, and where trials are pruned, more than once and comparably."""
     file, base = sweep.file, sweep.base
     measured = [TRAINING_REWARD, COMPUTE, *dict.fromkeys((*base.reward, *base.evaluation.judges))]
     for metric in file.objectives:

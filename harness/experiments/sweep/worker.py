@@ -33,7 +33,7 @@ def work(
     deadline: float | None = None,
     poll_seconds: float = _POLL_SECONDS,
 ) -> None:
-    """Execute trials until the study is complete, or until the deadline; beside other workers, here and elsewhere.
+    """Execute trials until the study is complete, or until the deadline; beside other workers on any machine.
 
     Args:
         sweep: the sweep.

@@ -13,7 +13,7 @@ PATCH = 8
 
 
 class PatchAutoencoder(ModelMixin, ConfigMixin):
-    """Principal components of image patches, half-whitened: z = U^T (patch - mean) / s^(1/2).
+    """Principal components of patches of pictures, half-whitened: z = U^T (patch - mean) / s^(1/2).
 
     Half-whitening keeps leading components larger, so that a diffusion model learns them first, while the small ones
     are still well above the noise floor. Latents are scaled to unit variance overall by ``scaling_factor``.
@@ -46,7 +46,7 @@ class PatchAutoencoder(ModelMixin, ConfigMixin):
     @classmethod
     @torch.no_grad()
     def fit(cls, images: Tensor, latent_channels: int = 24) -> "PatchAutoencoder":
-        """Principal components of ``[N, 3, H, W]`` images in [-1, 1]."""
+        """Principal components of ``[N, 3, H, W]`` pictures in [-1, 1]."""
         patches = images.unfold(2, PATCH, PATCH).unfold(3, PATCH, PATCH)  # N, 3, h, w, 8, 8
         patches = patches.permute(0, 2, 3, 1, 4, 5).reshape(-1, 3 * PATCH * PATCH).double()
         mean = patches.mean(0)

@@ -46,7 +46,7 @@ class Strikes:
     """Words struck out at random: how well a picture turns out has nothing to do with its prompt."""
 
     share: float = 0.0
-    """Of pictures whose word is struck out."""
+    """Share of pictures whose word is struck out."""
     pixels: tuple[float, float] = (2.0, 12.0)
     """Least and greatest thickness of the bar."""
 
@@ -72,7 +72,7 @@ class LetterDefects:
     """Standard deviation of a letter's severity from one drawing to the next: the family's dial, from hardly any, where
     the prompt decides how well a picture turns out, to so much that chance does."""
     severities: tuple[float, float, float] = (0.3, 0.42, 0.54)
-    """Of the mild, the middle and the severe letter of a kind; at 0 a letter is right, at 1 nothing can be read."""
+    """How badly the mild, middle and severe letter of a kind come out: at 0 it is right, at 1 nothing can be read."""
     right_share: float = 0.15
     """How often such a letter is drawn right all the same."""
 

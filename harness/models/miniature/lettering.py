@@ -13,9 +13,9 @@ from harness.models.miniature.render import HEIGHT, WIDTH, fitting_font
 
 FONT_NAMES = tuple(FONTS)
 _BACKGROUND_SHARE = 0.6
-"""Of pixels, the nearest to the median colour; text with its soft edges covers at most a third of a picture."""
+"""Share of pixels nearest to the median colour; text with its soft edges covers at most a third of a picture."""
 _TEXT_SHARE = 0.02
-"""Of pixels, the furthest from the median colour: less than the shortest word has, so that soft edges do not count."""
+"""Share of pixels furthest from the median colour: less than the shortest word has, so soft edges do not count."""
 _SHIFT_X, _SHIFT_Y = 4, 3
 """Pixels that a word may lie away from the middle: the jitter of the pretraining pictures, and one or two more."""
 
@@ -64,7 +64,7 @@ def _texture(images: Tensor, is_background: Tensor) -> Tensor:
 
 
 def _neighbours(grid: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Of each inner place of ``[..., H, W]`` the value above, below, left and right."""
+    """The values above, below, left and right of each inner place of ``[..., H, W]``."""
     return grid[..., :-2, 1:-1], grid[..., 2:, 1:-1], grid[..., 1:-1, :-2], grid[..., 1:-1, 2:]
 
 

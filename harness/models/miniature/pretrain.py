@@ -217,7 +217,7 @@ def _train(recipe: Recipe, stage: Stage, seed: int, pipeline: FluxPipeline, pool
             pace = seconds / (done - start)
             yield (
                 f"{stage.name} stage: step {done}/{stage.steps}  loss {np.mean(losses[-100:]):.4f}  "
-                f"{pace:.3f} s a step, {pace * (stage.steps - done) / 60:.1f} min left"
+                f"{pace:.3f} s per step, {pace * (stage.steps - done) / 60:.1f} min left"
             )
     save_model(pipeline, ema, folder / stage.name)
     yield f"{stage.name} stage: {seconds_before + time.monotonic() - began:.0f} s of training"

@@ -49,7 +49,7 @@ NAMED_FONT_SHARE = 0.2
 
 MIN_LETTERS, MAX_LETTERS = 2, 10
 LETTERS_LENGTHS = range(4, 9)
-"""Of the testbed whose difficulty is by letter: long enough to hold several, short enough for one size of the font."""
+"""Word lengths where difficulty is by letter: long enough to hold several, short enough for one size of the font."""
 RARE_LETTERS = frozenset("jqxz")
 
 _FOLDER = Path(__file__).parent
@@ -125,10 +125,10 @@ class ListDesign:
 
     folder: Path
     shares: Mapping[int, float]
-    """Of each list, by word length."""
+    """Share of each word length in each list."""
     sizes: Mapping[Split, int]
     rare_share: float
-    """Of the words of each length, those with a rare letter (j q x z)."""
+    """Share of the words of each length that have a rare letter (j q x z)."""
     fonts: bool
     """Whether some prompts name a font."""
 
@@ -141,7 +141,7 @@ WORDS = ListDesign(
     rare_share=0.2,
     fonts=True,
 )
-"""Of the struck-out models: difficulty by length, rare letters, contrast and font."""
+"""Lists of the struck-out models: difficulty by length, rare letters, contrast and font."""
 LETTERS = ListDesign(
     _FOLDER.parents[2] / "experiments" / "prompts" / "letters",
     dict.fromkeys(LETTERS_LENGTHS, 1 / len(LETTERS_LENGTHS)),
@@ -149,7 +149,7 @@ LETTERS = ListDesign(
     rare_share=0.0,
     fonts=False,
 )
-"""Of the models whose letters come out wrong: nothing but the letters makes a word hard."""
+"""Lists of the models whose letters come out wrong: nothing but the letters makes a word hard."""
 DESIGNS = (WORDS, LETTERS)
 
 

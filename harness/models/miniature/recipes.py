@@ -16,7 +16,7 @@ class Stage:
     """A part of pretraining, on pictures of its own; it starts from the averaged weights of the stage before."""
 
     name: str
-    """Of the folder that its model is written to."""
+    """Name of the folder that its model is written to."""
     steps: int
     learning_rate: float
     """At its peak: linear warm-up, constant, then linear decay to zero."""

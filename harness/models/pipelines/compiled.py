@@ -55,7 +55,7 @@ class _Compiled:
 
 @contextmanager
 def first_alone() -> Iterator[None]:
-    """Of processes of a machine that begin at the same time one goes ahead; the others wait for it, then go together.
+    """Let one of a machine's processes that begin at the same time go ahead; the others wait, then go together.
 
     So that they find its code in torch's cache, and do not compile the same each for itself.
     """

@@ -14,7 +14,7 @@ from harness.models.pipelines.policy import Policy
 class FluxPolicy(Policy):
     """A FLUX network in training; latents are packed, ``[n, tokens, channels]``.
 
-    FLUX.1-dev is distilled: it takes the guidance scale as an input and needs one forward a velocity.
+    FLUX.1-dev is distilled: it takes the guidance scale as an input and needs one forward per velocity.
     """
 
     pipeline_class: ClassVar[Any] = FluxPipeline

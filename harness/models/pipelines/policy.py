@@ -25,7 +25,7 @@ from harness.models.pipelines.truncation import TextReader, all_tokens
 from harness.models.pipelines.weights import filling, whole_network
 
 _ENCODE_BATCH = 16
-"""Prompts a forward of the text encoders, where many are prepared."""
+"""Prompts per forward of the text encoders, where many are prepared."""
 
 
 class Policy(ABC):
@@ -46,7 +46,7 @@ class Policy(ABC):
     """
 
     pipeline_class: ClassVar[Any]
-    """Of diffusers."""
+    """The pipeline's class in diffusers."""
     t5_tokenizer: ClassVar[str]
     """The pipeline's component that reads whole prompts."""
 
@@ -77,7 +77,7 @@ class Policy(ABC):
         self._set_execution()
 
     def _dtypes(self) -> dict[str, torch.dtype]:
-        """Of components that are not float32; the autoencoder and weights in training always are."""
+        """The dtypes of components that are not float32; the autoencoder and weights in training always are."""
         frozen = [*self._encoders, *(["transformer"] if self._is_lora else [])]
         return dict.fromkeys(frozen, torch.bfloat16) if self.config.precision == "bf16" else {}
 

@@ -31,7 +31,7 @@ class PublishedModel:
     gated: bool = False
     """Whether the licence must be accepted on the hub before a download."""
     gigabytes: float = 0.0
-    """Of the pipeline folder, without the single-file copies that the repository also holds."""
+    """Size of the pipeline folder, without the single-file copies that the repository also holds."""
     transformer: tuple[str, Mapping[str, Any]] | None = None
     """diffusers class, and its published configuration."""
     text_encoders: int = 0
@@ -39,7 +39,7 @@ class PublishedModel:
     vae: int = 0
     """Parameters."""
     vae_channels: int = 0
-    """Of the decoder's widest feature map at full resolution."""
+    """Channels of the decoder's widest feature map at full resolution."""
 
 
 _CLIP_L, _CLIP_G, _T5_XXL = 123_060_480, 694_659_840, 4_762_310_656

@@ -1,4 +1,4 @@
-"""What text encoders and rewards leave unread of long prompts: counted, and said once a list."""
+"""What text encoders and rewards leave unread of long prompts: counted, and said once per list."""
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence

@@ -105,7 +105,7 @@ def _autoencoder(scaling_factor: float, shift_factor: float) -> AutoencoderKL:
     return AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * 4,
         up_block_types=("UpDecoderBlock2D",) * 4,
-        block_out_channels=(32, 32, 32, 32),  # published: 128, 256, 512, 512; 32 is one channel a group
+        block_out_channels=(32, 32, 32, 32),  # published: 128, 256, 512, 512; 32 is one channel per group
         layers_per_block=1,
         latent_channels=16,
         norm_num_groups=32,

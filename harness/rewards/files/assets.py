@@ -39,7 +39,7 @@ class Asset:
     member: str
     """The file's path inside the wheel."""
     sha256: str
-    """Of the file."""
+    """The file's hash."""
 
 
 ASSETS: dict[str, Asset] = {

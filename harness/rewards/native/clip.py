@@ -54,7 +54,7 @@ class ClipCosine(NetworkReward):
         model = self._network
         pixels = self.pixels(levels).to(model.device, model.dtype)
         pictures = F.normalize(model.get_image_features(pixel_values=pixels).pooler_output.float(), dim=-1)
-        # The images of a group share a prompt: each text is embedded once.
+        # The pictures of a group share a prompt: each text is embedded once.
         distinct = list(dict.fromkeys(prompts))
         inputs = {key: value.to(model.device) for key, value in self.tokens(distinct).items()}
         texts = F.normalize(model.get_text_features(**inputs).pooler_output.float(), dim=-1)

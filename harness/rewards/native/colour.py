@@ -13,10 +13,10 @@ TOLERANCE = 0.25
 """Root-mean-square colour distance that costs a factor e. Black on white is 1.5 apart, blue and purple 0.4."""
 
 BACKGROUND_SHARE = 0.6
-"""Share of pixels judged as background. Text with its soft edges covers at most a third of a picture."""
+"""Share of pixels taken as background. Text with its soft edges covers at most a third of a picture."""
 
 TEXT_SHARE_PER_LETTER = 0.0035
-"""Share of pixels judged as text: 14 of 128 x 32 a letter, the area of an i, so that clean text has enough of them."""
+"""Share of pixels taken as text: 14 of 128 x 32 per letter, the area of an i, so that clean text has enough of them."""
 
 _FORMULA_VERSION = "colour-1"
 

@@ -22,7 +22,7 @@ class NetworkReward(BatchedReward):
     resolutions: ClassVar[dict[str, float]]
     """``Reward.resolution`` by precision of the network, the usual precision first."""
     version: ClassVar[str]
-    """Of the formula: raised with any change of scores."""
+    """The formula's version: raised with any change of scores."""
 
     def __init__(self, name: str, settings: RewardConfig) -> None:
         super().__init__(name, settings.batch_size)

@@ -74,7 +74,7 @@ def ctc_word_score(probabilities: Tensor, words: Sequence[str]) -> Tensor:
         ``[B]`` float32 in [0, 1].
 
     Raises:
-        ValueError: a word needs more time steps than T (one a letter, and a blank between two equal letters).
+        ValueError: a word needs more time steps than T (one per letter, and a blank between two equal letters).
     """
     num_steps = probabilities.shape[1]
     for word in words:

@@ -27,7 +27,7 @@ from harness.rewards.remote.wire import LONGEST_REQUEST, MALFORMED, read_reply, 
 class RemoteReward(BatchedReward):
     """A reward computed by another process: scoring runs in a thread that waits, so that this process can go on."""
 
-    elsewhere = True
+    is_remote = True
     _failures = 0
     """How many submitted parts could not be scored."""
 
@@ -70,7 +70,7 @@ class ServedReward(RemoteReward):
         self._url, self._timeout = settings.url.rstrip("/"), settings.timeout_seconds
 
     def fingerprint(self) -> str:
-        """That of the server's reward: a run is the same wherever its reward is computed."""
+        """The server's reward's fingerprint: a run is the same wherever its reward is computed."""
         return str(self._about["fingerprint"])
 
     def check_prompt(self, prompt: str) -> None:
@@ -78,12 +78,12 @@ class ServedReward(RemoteReward):
         self._local.check_prompt(prompt)
 
     def text_readers(self) -> Sequence[TextReader]:
-        """Those of a reward of this name, here; raises RewardError if its tokenizer is not on this machine."""
+        """What a reward of this name reads by, here; raises RewardError if its tokenizer is not on this machine."""
         return self._local.text_readers()
 
     @cached_property
     def resolution(self) -> float:  # type: ignore[override]
-        """That of the server's reward; of one that does not say, what a reward of this name has here."""
+        """The resolution that the server states; if it states none, what a reward of this name has here."""
         stated = self._about.get("resolution", self._local.resolution)
         if not isinstance(stated, int | float) or not 0 <= stated < math.inf:
             raise RewardError(f"reward {self.name!r}: {self._url} states {stated!r} as its resolution: no number")
@@ -108,7 +108,7 @@ class ServedReward(RemoteReward):
         except Refusal as refusal:
             if refusal.image is not None or (len(prompts) == 1 and not refusal.may_pass):
                 raise ImageError(refusal.image or 0, str(refusal)) from None
-        # Again, an image at a time: so the one that is to blame has a number.
+        # Again, a picture at a time: so the one that is to blame has a number.
         rows = []
         for row in range(len(prompts)):
             try:
@@ -151,7 +151,7 @@ class Unreachable(RewardError):
 
 
 class Refusal(Exception):
-    """A reward server is well, but could not score: which image, if it says so, and whether another try may help."""
+    """A reward server is well, but could not score: which picture, if it says so, and whether another try may help."""
 
     def __init__(self, reason: str, image: int | None = None, may_pass: bool = False) -> None:
         super().__init__(reason)

@@ -31,9 +31,9 @@ REQUIREMENTS = Path(__file__).parent / "environments"
 _NEEDS = {"imagereward": ("ImageReward.pt", "med_config.json")}
 """Files that a checkpoint folder must have; the other checkpoints are one file."""
 _IMAGEREWARD_TOKENS = 35
-"""To which the image-reward package cuts a prompt."""
+"""Tokens to which the image-reward package cuts a prompt."""
 _RESOLUTION = {"hpsv2": 2e-3, "hpsv3": 2e-2, "imagereward": 1e-4}
-"""Of scores: the packages choose half precision, but for ImageReward's."""
+"""Resolution of the packages' scores: they choose half precision, but for ImageReward's."""
 
 
 class Worker:
@@ -117,7 +117,7 @@ class IsolatedReward(ServedReward):
         return _RESOLUTION[self.name]
 
     def fingerprint(self) -> str:
-        """Of the checkpoint, the environment's pins, and the precision that was chosen for it."""
+        """Made of the checkpoint, the environment's pins, and the precision that was chosen for it."""
         path, base = self._places
         _ = self.command  # an environment that is missing is an error now, not at the first score
         files = [REQUIREMENTS / f"{self.name}.txt", *([path] if path.is_file() else _files_in(path))]

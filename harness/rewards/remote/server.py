@@ -90,7 +90,7 @@ class _Handler(BaseHTTPRequestHandler):
                 said = reply(self.server.measure(levels, prompts))
         except Exception as error:  # noqa: BLE001 - whatever a model raises is told to whoever waits for its scores
             image = getattr(error, "image", None)
-            # Whoever asked says which reward, and which image it is among all of its own.
+            # Whoever asked says which reward, and which picture it is among all of its own.
             reason = one_line(error) if image is None else str(error).rpartition(f"image {image}: ")[2]
             self._answer(422, {"error": reason, "image": image})
         else:

@@ -52,7 +52,7 @@ def study() -> SweepStudy:
 
 
 def confirm(folder: Path, gains: dict[int, list[float]]) -> pd.DataFrame:
-    """Runs on fresh seeds: the reference rises from .6 in steps of .01 a seed; the others differ from it by gains."""
+    """Runs on fresh seeds: the reference rises from .6 in steps of .01 per seed; the others differ from it by gains."""
     rows: list[dict[str, Any]] = []
     for trial, differences in {0: [0.0] * len(next(iter(gains.values()))), **gains}.items():
         for seed, difference in enumerate(differences):

@@ -75,7 +75,7 @@ def test_a_password_is_not_printed(
 
 @pytest.fixture
 def own_name() -> Iterator[str]:
-    """Of a study whose runs are removed after the test."""
+    """Name of a study whose runs are removed after the test."""
     name = f"test-{uuid.uuid4().hex[:8]}"
     yield name
     shutil.rmtree(runs.RUNS / f"sweep-{name}", ignore_errors=True)

@@ -41,7 +41,7 @@ def finished(study: optuna.Study) -> list[FrozenTrial]:
 
 
 def states(study: optuna.Study) -> list[TrialState]:
-    """Of all but those that were tried again."""
+    """States of all trials but those that were tried again."""
     return [trial.state for trial in SweepStudy(study).trials]
 
 

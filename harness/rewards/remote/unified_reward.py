@@ -45,7 +45,7 @@ class Protocol:
     question: str
     """The project's own wording, ``{prompt}`` for the prompt."""
     picture_format: str
-    """Of the picture that is sent: as the release sends it."""
+    """Format of the picture that is sent: as the release sends it."""
 
 
 PROTOCOLS: dict[str, Protocol] = {
