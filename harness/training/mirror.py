@@ -1,13 +1,20 @@
-"""wandb as a mirror of a run's logs: never read back and never needed."""
+"""wandb as a mirror of a run's logs: never read back, never needed, and never waited for beyond a bound."""
 
 import hashlib
+import json
+import math
 import os
+import queue
+import shutil
 import sys
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 from harness.config import LoggingConfig
+from harness.foundation.files import read_text
 from harness.runs.directory import RunDirectory
 
 _PATIENCE_SECONDS = 60.0
@@ -17,45 +24,69 @@ _PATIENCE_SECONDS = 60.0
 class Mirror:
     """A wandb run, or nothing at all when it is off; a context manager.
 
-    The first thing that wandb raises is one line, and the end of the mirror. A resumed run continues the same wandb
-    run: online at the step that it has, offline in a folder of its own, of which ``wandb sync`` makes one.
+    All of wandb is called in a thread of its own: whatever it raises is one line, and what hangs is left alone. A
+    resumed run continues the same wandb run, with all that the run's own logs have.
     """
 
     def __init__(self, run: RunDirectory, config: LoggingConfig, enabled: bool) -> None:
-        self._directory, self._mode = run, config.wandb
+        self._directory, self._config = run, config
         self._run: Any = None
-        if enabled and config.wandb != "off":
-            self._guarded(self._begin)
+        self._is_on = enabled and config.wandb != "off"
+        self._first_step = 0
+        """Which wandb does not have yet."""
+        self._has_complained = False
+        self._tasks: queue.SimpleQueue[Callable[[], object] | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._work, name="wandb", daemon=True)
+        if self._is_on:
+            begun = threading.Event()
+            self._thread.start()
+            self._tasks.put(self._begin)
+            self._tasks.put(begun.set)
+            self._replay()
+            begun.wait(_PATIENCE_SECONDS)
 
     def __enter__(self) -> "Mirror":
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._run is not None:
-            self._guarded(self._run.finish)
+        if self._is_on:
+            self._with_run(lambda run: run.finish())
+            self._tasks.put(None)
+            self._thread.join(_PATIENCE_SECONDS)
+            if self._thread.is_alive():
+                self._complain(f"not done after {_PATIENCE_SECONDS:g} s")
 
     def training(self, record: Mapping[str, Any]) -> None:
         """Mirror a line of metrics.jsonl."""
-        self._log(dict(_flat(record)), record["iteration"])
+        self._log(record, record["iteration"])
 
     def evaluation(self, record: Mapping[str, Any]) -> None:
         """Mirror a line of eval.jsonl, without single prompts, and its pictures if it has some."""
         split, iteration = record["split"], record["iteration"]
-        self._log(dict(_flat({split: record["metrics"]})), iteration)
+        self._log({split: record["metrics"]}, iteration)
         picture = self._directory.folder / "images" / f"{split}-{iteration:05d}.png"
-        if self._run is not None and picture.exists():
-            self._guarded(lambda: self._run.log({split: self._wandb.Image(str(picture))}, step=iteration))
+        if self._is_on and picture.exists():
+            self._with_run(lambda run: run.log({split: self._wandb.Image(str(picture))}, step=iteration), iteration)
 
-    def _log(self, metrics: Mapping[str, float], step: int) -> None:
-        if self._run is not None:
-            self._guarded(lambda: self._run.log(metrics, step=step))
+    def _log(self, metrics: Mapping[str, Any], step: int) -> None:
+        if self._is_on:
+            flat = dict(_flat(metrics))
+            self._with_run(lambda run: run.log(flat, step=step), step)
 
-    def _guarded(self, call: Callable[[], object]) -> None:
-        try:
-            call()
-        except (Exception, SystemExit) as error:  # noqa: BLE001 - nothing that a mirror does may end a run
-            self._run = None
-            problem = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+    def _with_run(self, call: Callable[[Any], object], step: float = math.inf) -> None:
+        """Have something called with the wandb run, unless it could not begin or has the step already."""
+        self._tasks.put(lambda: call(self._run) if self._run is not None and step >= self._first_step else None)
+
+    def _work(self) -> None:
+        while (task := self._tasks.get()) is not None:
+            try:
+                task()
+            except (Exception, SystemExit) as error:  # noqa: BLE001 - nothing that a mirror does may end a run
+                self._complain(f"{type(error).__name__}: {' '.join(str(error).split())[:200]}")
+
+    def _complain(self, problem: str) -> None:
+        if not self._has_complained:
+            self._has_complained = True
             with suppress(OSError, ValueError):
                 print(f"wandb: {problem}; the run goes on, its own logs have everything", file=sys.stderr, flush=True)
 
@@ -63,22 +94,54 @@ class Mirror:
         os.environ.setdefault("WANDB_SILENT", "true")
         import wandb
 
-        self._wandb, run = wandb, self._directory
+        self._wandb = wandb
+        directory = self._directory
+        mode: Literal["online", "offline"] = "online" if self._config.wandb == "online" else "offline"
+        name = f"{directory.config.experiment}/{directory.run_id}"
         # The same run is the same wandb run, wherever it is resumed.
-        digest = hashlib.sha256(f"{run.config.experiment}/{run.run_id}".encode()).hexdigest()[:16]
-        patience = dict.fromkeys(("init_timeout", "login_timeout", "finish_timeout"), _PATIENCE_SECONDS)
-        self._run = wandb.init(
+        run_id = hashlib.sha256(name.encode()).hexdigest()[:16]
+        run = wandb.init(
             project=os.environ.get("WANDB_PROJECT", "adagrpo"),
-            group=run.config.experiment,
-            name=run.run_id,
-            id=digest,
+            group=directory.config.experiment,
+            name=directory.run_id,
+            id=run_id,
             resume="allow",
-            mode="online" if self._mode == "online" else "offline",
-            dir=run.folder,
-            config=run.config.model_dump(mode="json"),
+            mode=mode,
+            dir=directory.folder,
+            config=directory.config.model_dump(mode="json"),
             reinit="create_new",
-            settings=wandb.Settings(silent=True, console="off", **patience),
+            settings=wandb.Settings(
+                silent=True,
+                console="off",
+                init_timeout=_PATIENCE_SECONDS,
+                login_timeout=_PATIENCE_SECONDS,
+                finish_timeout=_PATIENCE_SECONDS,
+            ),
         )
+        self._run = run
+        if mode == "offline":
+            # What is replayed now is all that they had, and more where the process was killed.
+            for earlier in (directory.folder / "wandb").glob(f"offline-run-*-{run_id}"):
+                if earlier != Path(run.dir).parent:
+                    shutil.rmtree(earlier, ignore_errors=True)
+        else:
+            self._first_step = run.starting_step
+
+    def _replay(self) -> None:
+        """Mirror what the run's logs have already."""
+        replay: list[tuple[int, Callable[[Mapping[str, Any]], None], dict[str, Any]]] = []
+        files: dict[str, Callable[[Mapping[str, Any]], None]]
+        files = {"metrics.jsonl": self.training, "eval.jsonl": self.evaluation}
+        try:
+            for file, mirror in files.items():
+                path = self._directory.folder / file
+                for line in read_text(path).splitlines() if path.exists() else ():
+                    record = json.loads(line)
+                    replay.append((record["iteration"], mirror, record))
+        except (ValueError, LookupError, TypeError) as error:
+            self._complain(f"cannot be told what the run has logged so far: {error}")
+        for _, mirror, record in sorted(replay, key=lambda entry: entry[0]):
+            mirror(record)
 
 
 def _flat(metrics: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
