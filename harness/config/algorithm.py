@@ -1,6 +1,7 @@
 """The algorithm: prompt selection, stochastic steps, rollouts, advantages, the loss."""
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
@@ -73,10 +74,12 @@ class WindowConfig(Section):
 class RolloutConfig(Section):
     """What is sampled in an iteration."""
 
+    former: ClassVar[Mapping[str, str]] = {"prompts_per_update": "prompts_per_iteration"}
+
     kind: Literal["anchor_branch", "full_sde"] = "anchor_branch"
     candidates: Count = 12
     """B: candidate prompts, one of which is trained on."""
-    prompts_per_update: Count = 1
+    prompts_per_iteration: Count = 1
     """P: disjoint batches of candidates per iteration, over all processes."""
     group_size: int = Field(8, ge=2, le=100_000)
     """G: samples that share a prompt and, in anchor-branch, a branch index."""

@@ -62,6 +62,8 @@ def numeric_settings(config: RunConfig) -> dict[str, Any]:
     """
     content = config.model_dump(mode="json", exclude={"logging", "runtime", "experiment", "prompts", "rewards"})
     del content["model"]["path"], content["model"]["execution"]
+    # In names of runs a setting keeps the name that it had first.
+    content["rollout"]["prompts_per_update"] = content["rollout"].pop("prompts_per_iteration")
     inert = inert_settings(config)
     settings = _differing(content, "", inert)
     # Their keys have no defaults, and are there even when nothing else of them differs.

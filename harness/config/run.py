@@ -174,7 +174,7 @@ class RunConfig(Section):
         for key in ("trained_share", "trained_draw", "shared_noise"):
             if rollout.kind != "full_sde" and getattr(rollout, key) != RolloutConfig.model_fields[key].default:
                 yield f"rollout.{key}: is for rollout.kind=full_sde"
-        trained, prompts = num_trained_steps(rollout), rollout.prompts_per_update // self.runtime.processes
+        trained, prompts = num_trained_steps(rollout), rollout.prompts_per_iteration // self.runtime.processes
         if not trained:
             yield f"rollout.trained_share: {rollout.trained_share} leaves no step to train on"
         if objective.update_on == "steps" and rollout.trained_draw == "sample":
@@ -209,9 +209,9 @@ class RunConfig(Section):
     def _problems_of_processes(self) -> Iterator[str]:
         """Whether the processes can be started, and an engine's can make equally many forwards."""
         runtime, rollout = self.runtime, self.rollout
-        if rollout.prompts_per_update % runtime.processes:
+        if rollout.prompts_per_iteration % runtime.processes:
             yield (
-                f"rollout.prompts_per_update: {rollout.prompts_per_update} does not divide over "
+                f"rollout.prompts_per_iteration: {rollout.prompts_per_iteration} does not divide over "
                 f"runtime.processes={runtime.processes}; use a multiple"
             )
         if runtime.processes % runtime.machines:

@@ -1,7 +1,7 @@
 """What all sections of a configuration have in common."""
 
-from collections.abc import Iterable
-from typing import Annotated, Any
+from collections.abc import Iterable, Mapping
+from typing import Annotated, Any, ClassVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
@@ -48,10 +48,16 @@ class Section(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
+    former: ClassVar[Mapping[str, str]] = {}
+    """Present name of a key by the one that it had in runs made before."""
+
     @model_validator(mode="before")
     @classmethod
     def _lists_are_tuples(cls, content: Any) -> Any:
         # YAML and JSON have no tuples, and a strict tuple takes no list.
         if not isinstance(content, dict):
             return content
+        if doubled := [old for old, new in cls.former.items() if old in content and new in content]:
+            raise ValueError(f"{doubled[0]} is called {cls.former[doubled[0]]} now; use that name alone")
+        content = {cls.former.get(key, key): value for key, value in content.items()}
         return {key: tuple(value) if isinstance(value, list) else value for key, value in content.items()}

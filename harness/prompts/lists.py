@@ -284,6 +284,6 @@ def drawn_prompts(prompts: tuple[str, ...], config: RunConfig) -> list[str]:
     rollout = config.rollout
     drawn: dict[str, None] = {}
     for iteration in range(1, config.iterations + 1):
-        for slot in draw_candidates(prompts, rollout.prompts_per_update, rollout.candidates, config.seed, iteration):
+        for slot in draw_candidates(prompts, rollout.prompts_per_iteration, rollout.candidates, config.seed, iteration):
             drawn |= dict.fromkeys(slot)
     return list(drawn)

@@ -52,11 +52,11 @@ def fingerprints_of(config: RunConfig) -> dict[str, str]:
     for split, prompt_list in lists.items():
         path = getattr(config.prompts, split)
         fingerprints[split] = prompt_list.sha256
-        drawn = config.rollout.prompts_per_update * config.rollout.candidates
+        drawn = config.rollout.prompts_per_iteration * config.rollout.candidates
         if split == "train" and len(prompt_list.prompts) < drawn:
             raise ConfigError(
                 f"prompts.train {path}: has {len(prompt_list.prompts)} prompts, but an iteration draws {drawn}, "
-                "rollout.prompts_per_update times rollout.candidates"
+                "rollout.prompts_per_iteration times rollout.candidates"
             )
         for name, reward in rewards.items():
             _require_scorable(reward, repr(config.rewards.get(name)), prompt_list, f"prompts.{split} {path}")

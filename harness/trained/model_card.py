@@ -128,7 +128,7 @@ def _settings(config: RunConfig) -> str:
         "advantage fusion": f"{fusion.kind}, weight {fusion.weight:g}" if fusion.enabled else "none",
         "rollout": f"{rollout.kind}, steps {', '.join(map(str, rollout.branch_indices))} of {config.model.num_steps}",
         "candidates, group, prompts per update": f"{rollout.candidates}, {rollout.group_size}, "
-        f"{rollout.prompts_per_update}",
+        f"{rollout.prompts_per_iteration}",
         "tuning": f"{optimizer.tuning}{lora}, learning rate {optimizer.learning_rate:g}",
         "size": f"{config.model.width} x {config.model.height} pixels",
         "seed": str(config.seed),

@@ -104,7 +104,7 @@ def expected_cost(config: RunConfig) -> Counters:
         scored += rollout.candidates * config.candidate_samples
     if rollout.kind == "anchor_branch" and not (config.scores_candidates and config.candidate_steps == steps):
         sampled += steps
-    prompts = rollout.prompts_per_update
+    prompts = rollout.prompts_per_iteration
     if objective.old_log_prob == "recomputed" and not objective.is_on_policy:
         sampled += trained_samples
     # Where updates share nothing, each sample is trained on once.

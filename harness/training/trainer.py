@@ -64,7 +64,7 @@ class Trainer:
         self.config, self.policy, self.reward, self.prompts = config, policy, reward, prompts
         self.processes = Processes(accelerator, config.runtime.timeout_seconds)
         # Consecutive slots, so that what processes gather is in the order of slots, however many processes there are.
-        mine = config.rollout.prompts_per_update // self.processes.count
+        mine = config.rollout.prompts_per_iteration // self.processes.count
         self._slots = range(self.processes.index * mine, (self.processes.index + 1) * mine)
         self.kernel = KERNELS[config.method.kernel](eta=config.method.eta)
         self.sigmas = policy.sigmas(config.model.num_steps)
@@ -112,7 +112,7 @@ class Trainer:
     def _draw(self, number: int) -> Slot:
         """B candidate prompts of a slot; with their ODE samples, being scored, if anything needs them."""
         rollout, seed = self.config.rollout, self.config.seed
-        drawn = draw_candidates(self.prompts, rollout.prompts_per_update, rollout.candidates, seed, self.iteration)
+        drawn = draw_candidates(self.prompts, rollout.prompts_per_iteration, rollout.candidates, seed, self.iteration)
         slot, samples = Slot(number, drawn[number]), self.config.candidate_samples
         if samples or self.ledger is not None:
             slot.text = self.policy.encode(slot.prompts)

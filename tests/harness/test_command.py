@@ -97,12 +97,12 @@ def test_launch_checks_what_it_can_before_anything_starts(
         2,
         "adagrpo: error: runtime.processes=8 on 1 machines need 8 GPUs here, but there are 2",
     )
-    two = ["runtime.processes=2", "rollout.prompts_per_update=2"]
+    two = ["runtime.processes=2", "rollout.prompts_per_iteration=2"]
     assert "nowhere.txt: no such file" in run(capsys, *two, "prompts.train=nowhere.txt")[1]
     assert "no run directory" in run(capsys, "--resume", str(tmp_path))[1]
     assert "need the address of the first one" in run(capsys, *two, "runtime.machines=2")[1]
-    few = run(capsys, "runtime.processes=1000", "rollout.prompts_per_update=1000", "runtime.device=cpu")
-    assert "prompts, but an iteration draws 8000, rollout.prompts_per_update times rollout.candidates" in few[1]
+    few = run(capsys, "runtime.processes=1000", "rollout.prompts_per_iteration=1000", "runtime.device=cpu")
+    assert "prompts, but an iteration draws 8000, rollout.prompts_per_iteration times rollout.candidates" in few[1]
     for option in (["--main-address", "node0"], ["--main-port", "29501"]):
         line = f"adagrpo: error: {option[0]} is for several machines, but runtime.machines=1"
         assert run(capsys, *two, *option, "--show") == (2, line)
@@ -119,7 +119,7 @@ def test_launch_becomes_the_launcher(capsys: pytest.CaptureFixture[str], monkeyp
         raise Started
 
     monkeypatch.setattr(os, "execve", execve)
-    settings = ["runtime.processes=2", "rollout.prompts_per_update=2", "runtime.device=cpu", "runtime.threads=3"]
+    settings = ["runtime.processes=2", "rollout.prompts_per_iteration=2", "runtime.device=cpu", "runtime.threads=3"]
     with pytest.raises(Started):
         cli.main(["launch", *settings])
     words = worker_command(Placement(2), "harness.cli", ["train", "--profile", "miniature", *settings])
@@ -128,13 +128,13 @@ def test_launch_becomes_the_launcher(capsys: pytest.CaptureFixture[str], monkeyp
 
 def test_the_launch_lines_of_the_page_are_those_of_the_function() -> None:
     train = ["train", "--profile", "paper"]
-    over_two = ["runtime.machines=2", "runtime.processes=16", "rollout.prompts_per_update=16"]
+    over_two = ["runtime.machines=2", "runtime.processes=16", "rollout.prompts_per_iteration=16"]
 
     def line(settings: list[str], **placement: Any) -> str:
         return typed(worker_command(Placement(**placement), "harness.cli", [*train[:2], *settings]))
 
     several = {"processes": 16, "cuda": True, "machines": 2, "machine_rank": 1, "main_address": "node0"}
-    cpu = ["miniature", "runtime.device=cpu", "runtime.processes=2", "rollout.prompts_per_update=2"]
+    cpu = ["miniature", "runtime.device=cpu", "runtime.processes=2", "rollout.prompts_per_iteration=2"]
     wanted = [
         line(["single-gpu"], cuda=True),
         line(["paper-lora"], processes=8, cuda=True),

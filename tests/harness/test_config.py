@@ -46,7 +46,7 @@ def test_identity_counts_numerics_and_nothing_else() -> None:
 
 @pytest.mark.parametrize(("sync", "is_same"), [("shared", True), ("per_rank", False)])
 def test_the_number_of_processes_counts_where_each_has_a_capability_of_its_own(sync: str, is_same: bool) -> None:
-    settings = ["selection=curriculum", "rollout.prompts_per_update=2", f"capability.sync={sync}"]
+    settings = ["selection=curriculum", "rollout.prompts_per_iteration=2", f"capability.sync={sync}"]
     alone, together = (compose("miniature-luck", overrides=[*settings, f"runtime.processes={n}"]) for n in (1, 2))
     assert (run_id(alone, {}) == run_id(together, {})) is is_same
 
@@ -88,7 +88,7 @@ def test_single_reward_weights_are_added_in_grids_and_sweeps_too(tmp_path: Path)
         (["rollout.branch_indices=[0,7]"], "7 is past the trainable steps of model.num_steps=8; use 0 to 6"),
         (["rollout.branch_indices=[2,1]"], "in increasing order"),
         (["capability.decay=1"], "capability.decay=1: input should be less than 1"),
-        (["runtime.processes=2"], "prompts_per_update: 1 does not divide"),
+        (["runtime.processes=2"], "prompts_per_iteration: 1 does not divide"),
         (["method.kernel=flow_cps", "method.eta=1.2"], "out of range for flow_cps"),
         (["fusion.kind=rescaled"], "fusion.kind: rescaled has no effect without fusion"),
         (["fusion.enabled=true", "fusion.kind=rescale"], "the nearest is 'rescaled'"),

@@ -106,7 +106,7 @@ def test_a_runs_disk_is_what_a_run_takes(lora_run: RunDirectory) -> None:
 
 def test_full_fine_tuning_needs_18_bytes_a_parameter_and_engines_share_them() -> None:
     flux = architecture_of(FLUX)
-    eight = [*PAPER, "optimizer.tuning=full", "runtime.processes=8", "rollout.prompts_per_update=8"]
+    eight = [*PAPER, "optimizer.tuning=full", "runtime.processes=8", "rollout.prompts_per_iteration=8"]
     eight += ["model.execution.compile=never"]
     alone, shared = (
         memory(config_of(*eight, f"runtime.engine={engine}"), flux, ["hpsv3", "ocr"]) for engine in ("ddp", "fsdp2")
@@ -131,11 +131,11 @@ def of_sd35(*overrides: str, rewards: tuple[str, ...] = (), on_gpu: bool = True)
 def test_settings_that_save_memory_make_it_smaller() -> None:
     sd35, blocks = architecture_of(SD35), 24
     of_a_sample = 2 * 2 * (1024 + 77 + 256) * 1536  # twice for guidance, in 16 bits
-    plain = of_sd35("model.execution.text_encoders=free", "rollout.prompts_per_update=4")
+    plain = of_sd35("model.execution.text_encoders=free", "rollout.prompts_per_iteration=4")
     # 34 bytes per token and channel of 4 prompts of 4 steps, at most model.max_batch of them in a forward.
     assert plain.activations == 12 * of_a_sample * 17 * blocks
     assert "text encoders" not in plain.parts
-    few = of_sd35("model.execution.max_train_batch=3", "rollout.prompts_per_update=4")
+    few = of_sd35("model.execution.max_train_batch=3", "rollout.prompts_per_iteration=4")
     assert few.activations == 3 * of_a_sample * 17 * blocks
     assert few.parts["text encoders"] == 2 * sd35.text_encoders
     # One prompt of 4 steps, two updates of two steps each.
@@ -193,7 +193,7 @@ def gpu_profile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     path.write_text(
         f"use_grid: {grid}\nuse_model: miniature-luck\nuse_method: flow_grpo\nuse_reward: ocr\nexperiment: on-gpus\n"
         "iterations: 100\nmodel: {path: black-forest-labs/FLUX.1-dev, height: 512, width: 512, num_steps: 16, "
-        "max_sequence_length: 256, precision: bf16, max_batch: 12}\nrollout: {prompts_per_update: 2}\n"
+        "max_sequence_length: 256, precision: bf16, max_batch: 12}\nrollout: {prompts_per_iteration: 2}\n"
         "runtime: {device: cuda, processes: 2}\n"
     )
     return str(path)

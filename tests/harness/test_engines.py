@@ -18,20 +18,20 @@ from harness.training import sharded
         (["runtime.engine=fsdp2"], r"runtime\.engine: fsdp2 shares a model out .* runtime\.processes=1; use ddp"),
         (["runtime.engine=zero2"], r"runtime\.engine='zero2' is unknown; .* there are ddp, fsdp2"),
         (
-            ["runtime.engine=fsdp2", "runtime.processes=2", "rollout.prompts_per_update=2"],
+            ["runtime.engine=fsdp2", "runtime.processes=2", "rollout.prompts_per_iteration=2"],
             r"fsdp2 gathers the weights of one block after the other.*use compile=blocks or never",
         ),
         (
             [
                 "runtime.engine=fsdp2",
                 "runtime.processes=2",
-                "rollout.prompts_per_update=2",
+                "rollout.prompts_per_iteration=2",
                 "rollout.window={size: 1, move: random}",
             ],
             "fsdp2 needs equally many forwards in all processes, but rollout.window.move=random",
         ),
         (
-            ["runtime.processes=4", "runtime.machines=3", "rollout.prompts_per_update=4"],
+            ["runtime.processes=4", "runtime.machines=3", "rollout.prompts_per_iteration=4"],
             r"runtime\.machines: 3 cannot share runtime\.processes=4 evenly",
         ),
         (["runtime.timeout_seconds=0"], r"runtime\.timeout_seconds=0: "),

@@ -40,7 +40,7 @@ def test_adagrpo_s_release() -> None:
     assert having(config, "method", kernel="flow_grpo", eta=0.7)
     assert having(config, "model", num_steps=16, shift=3)
     assert having(config, "rollout", kind="anchor_branch", candidates=10, group_size=12, branch_indices=(0, 2, 4, 6))
-    assert config.rollout.prompts_per_update == config.runtime.processes == 8
+    assert config.rollout.prompts_per_iteration == config.runtime.processes == 8
     assert having(config, "objective", updates_per_iteration=4, update_on="steps", is_on_policy=True)
     assert having(config, "optimizer", tuning="full", learning_rate=2e-6)
     assert having(lora, "optimizer", tuning="lora", learning_rate=1e-4)
@@ -54,7 +54,7 @@ def test_flow_grpo_s_and_flow_cps_s_releases() -> None:
     for config in (flux, cps, sd35):
         # The last step is never trained.
         steps = tuple(range(config.model.num_steps - 1))
-        assert having(config, "rollout", group_size=24, prompts_per_update=48, branch_indices=steps)
+        assert having(config, "rollout", group_size=24, prompts_per_iteration=48, branch_indices=steps)
         assert having(config, "objective", updates_per_iteration=2, update_on="prompts")
         assert having(config, "objective", clip_range=1e-4, normalisation="batch_std")
         assert having(config, "optimizer", weight_ema=0.9, weight_ema_interval=8, learning_rate=3e-4)

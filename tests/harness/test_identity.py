@@ -39,6 +39,7 @@ def test_every_setting_that_counts_has_a_value_in_the_baseline() -> None:
     config = compose("miniature-luck", overrides=["rollout.window={size: 1}"])
     content = config.model_dump(mode="json", exclude={"logging", "runtime", "experiment", "prompts", "rewards"})
     del content["model"]["path"], content["model"]["execution"], content["method"], content["reward"]
+    content["rollout"]["prompts_per_update"] = content["rollout"].pop("prompts_per_iteration")
     missing = sorted(set(leaves(content)) - set(baseline()))
     assert not missing, "add them to harness/config/baseline.json, with the value that means that all is as before"
 
@@ -254,3 +255,13 @@ def test_a_record_of_executions_of_another_shape_is_one_line_that_names_it(tmp_p
     with pytest.raises(ConfigError, match=r"environment\.json"):
         identity.record_execution(tmp_path, {"code_sha256": "a"})
     assert identity.changes_of(tmp_path) == ["code not recorded"]
+
+
+def test_a_setting_that_has_another_name_now_is_read_and_names_runs_as_before() -> None:
+    present, former = (
+        compose("smoke", overrides=[f"rollout.prompts_per_{unit}=4"]) for unit in ("iteration", "update")
+    )
+    assert former == present
+    assert numeric_settings(present)["rollout"] == {"prompts_per_update": 4}
+    with pytest.raises(ConfigError, match="prompts_per_update is called prompts_per_iteration now"):
+        compose("miniature", overrides=["rollout.prompts_per_update=4"])

@@ -35,7 +35,7 @@ def test_every_name_has_its_part() -> None:
 @pytest.mark.parametrize("key", OF_SETTINGS)
 def test_every_name_is_a_value_of_its_setting_and_another_is_not(key: str) -> None:
     for name in OF_SETTINGS[key]:
-        overrides = [f"{key}={name}", "rollout.prompts_per_update=2", "runtime.processes=2", "method.eta=0.5"]
+        overrides = [f"{key}={name}", "rollout.prompts_per_iteration=2", "runtime.processes=2", "method.eta=0.5"]
         overrides += ["fusion.enabled=true"] if key == "fusion.kind" else []
         if key == "selection" and needs_of(name).level:
             overrides.append("choice.level=0.5")
@@ -49,7 +49,7 @@ def test_every_name_is_a_value_of_its_setting_and_another_is_not(key: str) -> No
 @pytest.mark.parametrize("key", [key for key in OF_SETTINGS if key != "runtime.engine"])
 def test_an_entry_that_is_added_is_known_at_once(key: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(OF_SETTINGS[key], "another", "Another")
-    overrides = [f"{key}=another", "fusion.enabled=true", "rollout.prompts_per_update=2", "runtime.processes=2"]
+    overrides = [f"{key}=another", "fusion.enabled=true", "rollout.prompts_per_iteration=2", "runtime.processes=2"]
     config = compose("smoke", overrides=overrides)
     assert "nother" in _method_of(config)
     if key == "selection":

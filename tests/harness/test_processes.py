@@ -31,7 +31,7 @@ from harness.training.trainer import Trainer
 # batches of two, into which all counts divide alike.
 ALIKE = [
     "model={max_batch: 2, num_steps: 4, execution: {max_train_batch: 1, compile: never}}",
-    "rollout={candidates: 2, group_size: 2, prompts_per_update: 2, branch_indices: [0, 2]}",
+    "rollout={candidates: 2, group_size: 2, prompts_per_iteration: 2, branch_indices: [0, 2]}",
     "reward={ocr: 1}",
     "runtime.device=cpu",
     "logging.wandb=off",

@@ -201,7 +201,7 @@ def test_every_rule_trains_at_the_cost_that_was_said(rule: str, monkeypatch: pyt
 
 def test_a_continued_run_has_the_ledger_it_had(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(selection, "MIN_OUTCOMES", 2)
-    settings = [*SMALL, "selection=thompson", "choice.floor=0.3", "rollout.prompts_per_update=2"]
+    settings = [*SMALL, "selection=thompson", "choice.floor=0.3", "rollout.prompts_per_iteration=2"]
     whole, first, second = (build_trainer(*settings) for _ in range(3))
     expected = metrics(whole, 6)
     assert metrics(first, 3) == expected[:3]

@@ -72,7 +72,7 @@ def test_a_share_of_the_steps_is_trained_on_and_all_of_them_in_the_long_run(draw
             [
                 "objective.update_on=prompts",
                 "objective.updates_per_iteration=2",
-                "rollout.prompts_per_update=6",
+                "rollout.prompts_per_iteration=6",
                 "runtime.processes=2",
             ],
             "cannot share 3 prompts per process",

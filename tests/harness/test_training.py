@@ -131,7 +131,7 @@ def test_the_anchor_is_the_capability_after_or_before_the_batch(anchor: str, cho
 
 
 def test_every_slot_candidate_and_branch_has_noise_of_its_own_and_no_prompt_comes_unannounced() -> None:
-    training = trainer("iterations=2", "rollout.prompts_per_update=2", "selection=curriculum")
+    training = trainer("iterations=2", "rollout.prompts_per_iteration=2", "selection=curriculum")
     drawn: list[Tensor] = []
     asked: set[str] = set()
     noise, encode = training.policy.noise, training.policy.encode
@@ -205,7 +205,11 @@ def test_the_share_of_groups_with_equal_scores_is_logged(monkeypatch: pytest.Mon
 
 @pytest.mark.parametrize("update_on", ["all", "prompts", "steps"])
 def test_each_update_learns_from_its_part(update_on: str) -> None:
-    settings = ["rollout.prompts_per_update=2", "objective.updates_per_iteration=2", f"objective.update_on={update_on}"]
+    settings = [
+        "rollout.prompts_per_iteration=2",
+        "objective.updates_per_iteration=2",
+        f"objective.update_on={update_on}",
+    ]
     training = trainer(*settings)
     gradients, _ = watched(training)
     record = training.iterate()
@@ -251,7 +255,7 @@ def test_two_updates_on_one_rollout_clip_and_have_the_hand_computed_loss() -> No
 @pytest.mark.parametrize(
     ("settings", "budgets", "forwards"),
     [
-        ([*SMALL, "rollout.prompts_per_update=2"], (1, 64), 2 * 2),  # prompts x steps
+        ([*SMALL, "rollout.prompts_per_iteration=2"], (1, 64), 2 * 2),  # prompts x steps
         ([*FULL_SDE, "objective.kl_beta=0.1"], (3, "null"), 2 * 4),  # steps x samples
     ],
 )
@@ -288,7 +292,7 @@ def test_recomputed_log_probabilities_make_the_first_ratio_exactly_one() -> None
 
 
 def test_recomputed_log_probabilities_leave_each_update_its_own_part() -> None:
-    dealt = ["rollout.prompts_per_update=2", "objective.updates_per_iteration=2", "objective.update_on=prompts"]
+    dealt = ["rollout.prompts_per_iteration=2", "objective.updates_per_iteration=2", "objective.update_on=prompts"]
     training = build_trainer(*FULL_SDE, *dealt, "objective.clip_range=1e-4", "objective.old_log_prob=recomputed")
     learnt: list[Tensor] = []
     losses = training.learner._losses

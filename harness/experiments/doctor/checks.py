@@ -195,7 +195,7 @@ def _most_prompts(configs: Sequence[RunConfig]) -> int:
     """Most different prompts that runs of the same lists can ask for: what they draw, or all there are."""
     lists, of_a_seed = configs[0].prompts, dict[int, int]()
     for c in configs:
-        of_a_seed[c.seed] = c.iterations * c.rollout.prompts_per_update * c.rollout.candidates
+        of_a_seed[c.seed] = c.iterations * c.rollout.prompts_per_iteration * c.rollout.candidates
     drawn = min(num_prompts(lists.train), sum(of_a_seed.values()))
     return drawn + num_prompts(lists.validation) + num_prompts(lists.test)
 

@@ -180,7 +180,7 @@ def _updating(config: RunConfig, of: Architecture) -> int:
     model, rollout, objective = config.model, config.rollout, config.objective
     # Siblings of an anchor-branch step share one forward with gradient.
     of_a_prompt = num_trained_steps(rollout) * (1 if rollout.kind == "anchor_branch" else rollout.group_size)
-    of_an_update = of_a_prompt * rollout.prompts_per_update // config.runtime.processes
+    of_an_update = of_a_prompt * rollout.prompts_per_iteration // config.runtime.processes
     if objective.update_on != "all":
         of_an_update //= objective.updates_per_iteration
     samples = min(of_an_update, model.execution.max_train_batch or model.max_batch) * of.forwards_per_velocity(model)

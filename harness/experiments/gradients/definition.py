@@ -23,7 +23,7 @@ _REQUIRED: dict[str, Any] = {
     "fusion.enabled": False,
     "capability.anchor": "after",
     "rollout.kind": "anchor_branch",
-    "rollout.prompts_per_update": 1,
+    "rollout.prompts_per_iteration": 1,
     "rollout.window": None,
     "objective.normalisation": "group",
     "objective.kl_beta": 0.0,

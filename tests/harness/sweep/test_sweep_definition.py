@@ -84,7 +84,7 @@ def test_a_grid_has_as_many_trials_as_points_or_fewer(tmp_path: Path) -> None:
         (MEDIAN | {"objectives": {"compute": "minimize"}}, "needs one objective that is measured"),
         (MEDIAN | {"settings": {"evaluation.interval": 100}}, "leaves no validation before the end"),
         (MEDIAN | of_space("iterations", {"low": 50, "high": 90}), "compares trials of equal iterations"),
-        ({"settings": {"runtime.processes": 2, "rollout.prompts_per_update": 2}}, "executed in one process"),
+        ({"settings": {"runtime.processes": 2, "rollout.prompts_per_iteration": 2}}, "executed in one process"),
     ],
 )
 def test_a_wrong_file_is_one_line_that_names_it(tmp_path: Path, changes: dict[str, Any], expected: str) -> None:
