@@ -10,14 +10,11 @@ from torch import Tensor
 
 from harness.adagrpo import (
     CapabilityTracker,
-    local_advantage,
 )
-from harness.advantages import Group, fuse
 from harness.config import ConfigError, RunConfig
 from harness.foundation.errors import TrainingError
 from harness.models.pipelines.embedding import PromptEmbedding
 from harness.models.pipelines.policy import Policy
-from harness.objective import batch_normalised_advantage
 from harness.prompts.lists import draw_candidates, generator_for
 from harness.rewards import Reward
 from harness.rollout import Trajectory, anchor_branch, full_sde, in_batches, ode_trajectory
@@ -32,6 +29,7 @@ from harness.training.accounting import (
     mean_and_std,
     summary_of_updates,
 )
+from harness.training.advantages import Advantages
 from harness.training.learner import Learner
 from harness.training.observation import group_spreads, reduced
 from harness.training.processes import Processes
@@ -78,6 +76,7 @@ class Trainer:
         self.engine = build_engine(config, policy, self.processes)
         self.parameters = self.engine.parameters
         self.learner = Learner(config, policy, self.kernel, self.engine)
+        self.advantages = Advantages(config, reward, self.processes)
         self.totals = Counters()
         self.iteration = 0
 
@@ -103,7 +102,7 @@ class Trainer:
                 self._roll_out(slot)
             for slot in slots:
                 slot.scores = self._scores(slot.pending).grouped(self.config.rollout.group_size)
-            advantages = self._above_floor(slots, self._advantages([slot.scores for slot in slots]))
+            advantages = self._above_floor(slots, self.advantages.of([slot.scores for slot in slots], self.tracker))
             predicted = self._record_outcomes(slots)
             with self.watch.phase("update"):
                 logged = self.learner.update([slot.rollout for slot in slots], advantages, self.iteration, self.spent)
@@ -197,51 +196,6 @@ class Trainer:
             }
         self.ledger.record(self.iteration, gathered[:, 2:], gathered[:, 0], gathered[:, 1])
         return predicted
-
-    def _advantages(self, scores: Sequence[Scores]) -> list[Tensor]:
-        """Fused advantages of each slot's groups, ``[groups, G]``; the paths of a full-SDE rollout are one group.
-
-        In a group whose scores differ by no more than the reward can tell apart they are 0.
-
-        Args:
-            scores: of each slot, ``[groups, G]``.
-        """
-        rewards = [slot.total for slot in scores]
-        if self.config.objective.combine == "advantages":
-            resolutions = {part.name: part.resolution for part in self.reward.parts}
-            each = [
-                [
-                    weight * own
-                    for own in self._local_advantages([s.components[name] for s in scores], resolutions[name])
-                ]
-                for name, weight in self.reward.weights.items()
-            ]
-            local = [torch.stack(of_slot).sum(0) for of_slot in zip(*each, strict=True)]
-        else:
-            local = self._local_advantages(rewards, self.reward.resolution)
-        if not self.config.fusion.enabled:
-            return local
-        return [
-            torch.stack([self._fused(own, group) for own, group in zip(locals_, groups, strict=True)])
-            for locals_, groups in zip(local, rewards, strict=True)
-        ]
-
-    def _local_advantages(self, rewards: Sequence[Tensor], resolution: float) -> list[Tensor]:
-        """Local advantages of each slot's groups, ``[groups, G]``, of one reward and its resolution."""
-        clip = self.config.objective.advantage_clip
-        if self.config.objective.normalisation == "group":
-            return [torch.stack([local_advantage(group, clip, resolution) for group in groups]) for groups in rewards]
-        own = torch.cat(list(rewards))
-        everyone = self.processes.gather(own, "gathering rewards")
-        normalised = batch_normalised_advantage(everyone, clip=clip, resolution=resolution)
-        start = self.processes.index * len(own)
-        return list(normalised[start : start + len(own)].split([len(r) for r in rewards]))
-
-    def _fused(self, local: Tensor, rewards: Tensor) -> Tensor:
-        """A group's local advantages ``[G]``, corrected by the capability as ``fusion.kind`` says."""
-        fusion, clip = self.config.fusion, self.config.objective.advantage_clip
-        group = Group(local, rewards, self.tracker.mean, self.tracker.std, clip, self.reward.resolution)
-        return fuse(group, fusion.kind, fusion.weight, fusion.same_length)
 
     # --- pieces -------------------------------------------------------------------------------------------------------
 

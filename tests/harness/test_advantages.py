@@ -94,7 +94,7 @@ def test_the_trainer_uses_the_kind_and_its_control() -> None:
     def made(*overrides: str) -> Tensor:
         trainer = build_trainer("fusion.enabled=true", "fusion.kind=uncentred", "fusion.weight=1", *overrides)
         trainer.tracker.update(torch.tensor([0.3, 0.5]))  # mean .4, std .1
-        [advantages] = trainer._advantages([Scores({}, rewards)])
+        [advantages] = trainer.advantages.of([Scores({}, rewards)], trainer.tracker)
         return advantages
 
     kind, control = made(), made("fusion.same_length=true")

@@ -143,7 +143,7 @@ def test_the_trainer_uses_the_control_where_the_configuration_says_so() -> None:
         overrides = ["fusion.enabled=true", f"fusion.kind={kind}", "fusion.weight=3", "selection=curriculum"]
         trainer = build_trainer(*overrides)
         trainer.tracker.update(torch.tensor([0.3, 0.5]))  # mean .4, std .1
-        [made[kind]] = trainer._advantages([Scores({}, rewards)])
+        [made[kind]] = trainer.advantages.of([Scores({}, rewards)], trainer.tracker)
     local = torch.stack([local_advantage(group) for group in rewards])
     factors = 1 + 3 * rewards.std(dim=1, keepdim=True) / 0.1
     assert_close(made["rescaled"], local * factors, rtol=1e-6, atol=0)

@@ -182,13 +182,13 @@ def test_advantages_are_combined_by_hand() -> None:
         for _ in range(2)
     ]
     scores = [Scores(slot, training.reward.total(slot)) for slot in components]
-    combined = training._advantages(scores)
+    combined = training.advantages.of(scores, training.tracker)
     for slot, groups in zip(components, combined, strict=True):
         for row, group in enumerate(groups):
             expected = local_advantage(slot["ocr"][row]) + 0.5 * local_advantage(slot["colour"][row])
             torch.testing.assert_close(group, expected)
     at_reward_level = build_trainer(*FAST, "fusion.enabled=false")
-    assert not torch.allclose(at_reward_level._advantages(scores)[0], combined[0])
+    assert not torch.allclose(at_reward_level.advantages.of(scores, at_reward_level.tracker)[0], combined[0])
 
 
 def test_training_on_a_reward_elsewhere_gives_the_same_numbers() -> None:

@@ -185,7 +185,7 @@ def test_nothing_is_learnt_from_a_group_of_equal_pictures(settings: list[str]) -
     training = trainer(*settings)
     training.tracker.update(torch.tensor([0.4, 0.5 + 1e-7, 0.6], dtype=torch.float64))
     rewards = torch.tensor([[0.5, 0.5, 0.5 + 3e-7, 0.5 + 3e-7], [0.1, 0.2, 0.3, 0.9]], dtype=torch.float64)
-    [advantages] = training._advantages([Scores({}, rewards)])
+    [advantages] = training.advantages.of([Scores({}, rewards)], training.tracker)
     assert not advantages[0].any()
     assert advantages[1].any()
     if settings == ["objective.normalisation=group"]:

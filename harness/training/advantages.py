@@ -1,0 +1,70 @@
+"""Advantages of an iteration's groups, as the configuration says."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from harness.adagrpo import CapabilityTracker, local_advantage
+from harness.advantages import Group, fuse
+from harness.config import RunConfig
+from harness.objective import batch_normalised_advantage
+from harness.rewards import Reward
+from harness.training.processes import Processes
+from harness.training.scoring import Scores
+
+
+class Advantages:
+    """Makes them of rewards.
+
+    Args:
+        config: the run.
+        reward: what is trained on.
+        processes: all that train: normalisation by the iteration's std asks each of them.
+    """
+
+    def __init__(self, config: RunConfig, reward: Reward, processes: Processes) -> None:
+        self._config, self._reward, self._processes = config, reward, processes
+
+    def of(self, scores: Sequence[Scores], capability: CapabilityTracker) -> list[Tensor]:
+        """Fused advantages of each slot's groups, ``[groups, G]``; the paths of a full-SDE rollout are one group.
+
+        In a group whose scores differ by no more than the reward can tell apart they are 0.
+
+        Args:
+            scores: of each slot, ``[groups, G]``.
+            capability: only fusion reads it.
+        """
+        rewards = [slot.total for slot in scores]
+        if self._config.objective.combine == "advantages":
+            resolutions = {part.name: part.resolution for part in self._reward.parts}
+            each = [
+                [weight * own for own in self._local([s.components[name] for s in scores], resolutions[name])]
+                for name, weight in self._reward.weights.items()
+            ]
+            local = [torch.stack(of_slot).sum(0) for of_slot in zip(*each, strict=True)]
+        else:
+            local = self._local(rewards, self._reward.resolution)
+        if not self._config.fusion.enabled:
+            return local
+        return [
+            torch.stack([self._fused(own, group, capability) for own, group in zip(locals_, groups, strict=True)])
+            for locals_, groups in zip(local, rewards, strict=True)
+        ]
+
+    def _local(self, rewards: Sequence[Tensor], resolution: float) -> list[Tensor]:
+        """Local advantages of each slot's groups, ``[groups, G]``, of one reward and its resolution."""
+        clip = self._config.objective.advantage_clip
+        if self._config.objective.normalisation == "group":
+            return [torch.stack([local_advantage(group, clip, resolution) for group in groups]) for groups in rewards]
+        own = torch.cat(list(rewards))
+        everyone = self._processes.gather(own, "gathering rewards")
+        normalised = batch_normalised_advantage(everyone, clip=clip, resolution=resolution)
+        start = self._processes.index * len(own)
+        return list(normalised[start : start + len(own)].split([len(r) for r in rewards]))
+
+    def _fused(self, local: Tensor, rewards: Tensor, capability: CapabilityTracker) -> Tensor:
+        """A group's local advantages ``[G]``, corrected by the capability as ``fusion.kind`` says."""
+        fusion, clip = self._config.fusion, self._config.objective.advantage_clip
+        group = Group(local, rewards, capability.mean, capability.std, clip, self._reward.resolution)
+        return fuse(group, fusion.kind, fusion.weight, fusion.same_length)
