@@ -128,7 +128,7 @@ class BatchedReward(Reward):
             prompts: b prompt strings.
 
         Raises:
-            ImageError: one image cannot be scored.
+            ImageError: one picture cannot be scored.
             RewardError: none can.
         """
 
@@ -137,7 +137,7 @@ class BatchedReward(Reward):
 
         Raises:
             ValueError: images out of contract (``check_images``).
-            RewardError: an image cannot be scored or its score is not finite (names its index), or the model fails.
+            RewardError: a picture cannot be scored or its score is not finite (names its index), or the model fails.
         """
         return self.measure(images, prompts)[self.name]
 
@@ -161,17 +161,17 @@ class BatchedReward(Reward):
             measured = self._measure_batch(levels, prompts)
         except ImageError as error:
             index = start + error.index
-            raise RewardError(f"reward {self.name!r}: image {index}: {error}", index) from None
+            raise RewardError(f"reward {self.name!r}: picture {index}: {error}", index) from None
         except torch.OutOfMemoryError:
             raise RewardError(
-                f"reward {self.name!r}: no GPU memory for {len(levels)} images at a time; "
+                f"reward {self.name!r}: no GPU memory for {len(levels)} pictures at a time; "
                 f"lower rewards.{self.name}.batch_size"
             ) from None
         for metric, values in measured.items():
             if not (finite := values.isfinite()).all():
                 row = int((~finite).nonzero()[0])
                 problem = f"{metric} is {values[row].item()}, not finite"
-                raise RewardError(f"reward {self.name!r}: image {start + row}: {problem}", start + row)
+                raise RewardError(f"reward {self.name!r}: picture {start + row}: {problem}", start + row)
         return {metric: values.float().cpu() for metric, values in measured.items()}
 
 
@@ -190,21 +190,21 @@ def check_images(images: Tensor, prompts: Sequence[str], reward_name: str) -> Te
 
     Raises:
         ValueError: wrong shape, dtype, count, range or rounding, or a value that is not finite; names the reward and,
-            where it is one image that is wrong, its index in the batch.
+            where it is one picture that is wrong, its index in the batch.
     """
 
     def check(problem: str, wrong: Tensor | bool) -> None:
         if torch.as_tensor(wrong).any():
-            which = f"image {int(wrong.flatten(1).any(1).nonzero()[0])} " if isinstance(wrong, Tensor) else ""
+            which = f"picture {int(wrong.flatten(1).any(1).nonzero()[0])} " if isinstance(wrong, Tensor) else ""
             raise ValueError(f"reward {reward_name!r}: {which}{problem}")
 
     is_shape = images.ndim == 4 and images.shape[1] == 3 and 0 not in images.shape
-    check(f"images must be [B, 3, H, W] with B, H, W >= 1, not {list(images.shape)}", not is_shape)
+    check(f"pictures must be [B, 3, H, W] with B, H, W >= 1, not {list(images.shape)}", not is_shape)
     is_float = images.dtype in (torch.float32, torch.float64)
-    check(f"images must be float32 or float64 in [0, 1], not {images.dtype}", not is_float)
+    check(f"pictures must be float32 or float64 in [0, 1], not {images.dtype}", not is_float)
     check(f"{len(images)} images but {len(prompts)} prompts", len(prompts) != len(images))
     levels = images.detach().cpu() * 255
     check("has values that are not finite", ~levels.isfinite())
     check("has values outside [0, 1]", (levels < -1e-3) | (levels > 255 + 1e-3))
-    check("is not rounded: images must be rounded to 1/255", (levels - levels.round()).abs() > 1e-3)
+    check("is not rounded: pictures must be rounded to 1/255", (levels - levels.round()).abs() > 1e-3)
     return levels.round().to(torch.uint8)

@@ -47,7 +47,7 @@ class PendingScores:
         if not (finite := total.isfinite()).all():
             image = int((~finite).nonzero()[0])
             each = ", ".join(f"{name} {values[image].item():g}" for name, values in components.items())
-            raise RewardError(f"reward {self.reward.name!r}: image {image} has no finite score ({each})", image)
+            raise RewardError(f"reward {self.reward.name!r}: picture {image} has no finite score ({each})", image)
         return Scores(components, total)
 
 

@@ -83,7 +83,7 @@ def test_the_fingerprint_tells_weights_and_components_apart() -> None:
 def test_a_score_that_is_not_finite_names_image_and_component() -> None:
     total = WeightedSum({Constant("a", 1.0, math.nan): 1.0, Constant("b", 2.0): 1.0})
     latents = torch.zeros(3, 3, 4, 4)
-    with pytest.raises(RewardError, match=r"reward 'a\+b': image 1 has no finite score \(a nan, b 2\)"):
+    with pytest.raises(RewardError, match=r"reward 'a\+b': picture 1 has no finite score \(a nan, b 2\)"):
         start_scoring(total, lambda x: x, latents, ["p"] * 3, max_batch=3).wait()
 
 

@@ -160,7 +160,7 @@ def test_a_clip_folder_without_a_part_is_one_line(tmp_path: Path) -> None:
 
 
 def test_hpsv3_refuses_what_it_cannot_read() -> None:
-    with pytest.raises(RewardError, match="image 0: absolute aspect ratio must be smaller than 200"):
+    with pytest.raises(RewardError, match="picture 0: absolute aspect ratio must be smaller than 200"):
         twin("hpsv3").score(torch.zeros(1, 3, 1, 201), ["a cat"])
     with pytest.raises(ValueError, match=r"tokens as <\|image_pad\|>"):
         twin("hpsv3").check_prompt("a <|image_pad|> cat")
@@ -207,7 +207,7 @@ def test_a_damaged_hpsv3_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(RewardError, match=r"1 tensors are missing \(rm_head.5.bias"):
         twin("hpsv3", path=str(path)).score(pictures(), PROMPTS)
     save_file(weights | {"rm_head.5.bias": torch.tensor([math.nan, 0.0])}, path)
-    with pytest.raises(RewardError, match="reward 'hpsv3': image 0: hpsv3 is nan, not finite"):
+    with pytest.raises(RewardError, match="reward 'hpsv3': picture 0: hpsv3 is nan, not finite"):
         twin("hpsv3", path=str(path), batch_size=3).score(pictures(), PROMPTS)
 
 
@@ -329,7 +329,7 @@ def test_an_offloaded_model_is_on_its_device_only_while_it_scores(monkeypatch: p
     before = [parameter.data_ptr() for parameter in reward._network.parameters()]
     for broken in (False, True):
         reward.broken, reward.seen = broken, set()
-        with pytest.raises(RewardError, match="image 0: broken") if broken else nullcontext():
+        with pytest.raises(RewardError, match="picture 0: broken") if broken else nullcontext():
             reward.score(pictures(), PROMPTS)
         assert reward.seen == {torch.float64}
         assert [parameter.data_ptr() for parameter in reward._network.parameters()] == before

@@ -114,7 +114,7 @@ class Broken(ColourReward):
 
     def measure(self, images: Tensor, prompts: Sequence[str]) -> dict[str, Tensor]:
         if WORDS[2] in prompts:
-            number = "" if self.image is None else f"image {self.image}: "
+            number = "" if self.image is None else f"picture {self.image}: "
             raise RewardError(f"reward 'colour': {number}colour is nan, not finite", self.image)
         return super().measure(images, prompts)
 
@@ -125,7 +125,7 @@ def test_an_image_that_a_server_cannot_score_has_the_number_it_has_here(
 ) -> None:
     monkeypatch.setattr(Broken, "image", image)
     there = at(serve(serving(Broken(), "127.0.0.1", 0)), batch_size=batch_size)
-    with pytest.raises(RewardError, match=r"^reward 'colour': image 2: .*colour is nan, not finite$") as error:
+    with pytest.raises(RewardError, match=r"^reward 'colour': picture 2: .*colour is nan, not finite$") as error:
         there.score(noise(), WORDS)
     assert error.value.image == 2
     assert there.score(noise(1), WORDS[:1]).isfinite().all()
@@ -335,7 +335,7 @@ def test_a_judge_is_asked_by_the_protocol_and_its_scores_keep_their_order(chat_u
 @pytest.mark.parametrize(
     ("level", "message"),
     [
-        (0, "reward 'unifiedreward-v2': image 1: its answer has no clear alignment score from 1 to 5: 'I cannot see"),
+        (0, "reward 'unifiedreward-v2': picture 1: its answer has no clear alignment score from 1 to 5: 'I cannot see"),
         (255, r"reward 'unifiedreward-v2': http\S+ answered 500: out of memory"),
     ],
 )

@@ -97,7 +97,7 @@ def test_an_image_that_cannot_be_scored_is_named(
     isolated: Callable[..., IsolatedReward], order: int, message: str
 ) -> None:
     reward = isolated(batch_size=2)
-    with pytest.raises(RewardError, match=f"reward 'hpsv2': image 3: .*{message}") as error:
+    with pytest.raises(RewardError, match=f"reward 'hpsv2': picture 3: .*{message}") as error:
         reward.score(pictures(50, 60, 70, order, 90), PROMPTS[:5])
     assert error.value.image == 3
     assert "\n" not in str(error.value)

@@ -268,8 +268,8 @@ def test_a_download_that_fails_or_has_another_content_is_not_kept(
     ("change", "message"),
     [
         (lambda images: images * 0.999, "must be rounded to 1/255"),
-        (lambda images: images * 2 - 1, "image 1 has values outside"),
-        (lambda images: images.index_fill(0, torch.tensor([1]), float("nan")), "image 1 has values that are not fin"),
+        (lambda images: images * 2 - 1, "picture 1 has values outside"),
+        (lambda images: images.index_fill(0, torch.tensor([1]), float("nan")), "picture 1 has values that are not fin"),
         (lambda images: images[:, :1], r"must be \[B, 3, H, W\]"),
         (lambda images: images[:0], r"must be \[B, 3, H, W\]"),
         (lambda images: images.bfloat16(), "must be float32 or float64"),

@@ -98,8 +98,8 @@ def _stop(process: "subprocess.Popen[bytes]") -> None:
 class IsolatedReward(ServedReward):
     """A published package as the backend: ``hpsv2``, ``hpsv3`` or ``imagereward``.
 
-    A worker that dies is started again and the batch is scored anew, an image at a time; if it dies once more, the
-    error names that image.
+    A worker that dies is started again and the batch is scored anew, a picture at a time; if it dies once more, the
+    error names that picture.
     """
 
     def __init__(self, name: str, settings: RewardConfig, num_threads: int = 1) -> None:

@@ -91,7 +91,7 @@ class _Handler(BaseHTTPRequestHandler):
         except Exception as error:  # noqa: BLE001 - whatever a model raises is told to whoever waits for its scores
             image = getattr(error, "image", None)
             # Whoever asked says which reward, and which picture it is among all of its own.
-            reason = one_line(error) if image is None else str(error).rpartition(f"image {image}: ")[2]
+            reason = one_line(error) if image is None else str(error).rpartition(f"picture {image}: ")[2]
             self._answer(422, {"error": reason, "image": image})
         else:
             self._answer(200, {**said, **self.server.about})
