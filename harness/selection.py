@@ -1,6 +1,6 @@
-"""Rules that choose a prompt to train on beside the paper's five, and what they remember of those trained before.
+"""Rules that choose a prompt to train on beside the paper's five.
 
-Like ``harness.adagrpo`` this file needs nothing but torch. A rule is a function of what may be seen of B candidates;
+A rule is a function of what may be seen of B candidates, and of what ``harness.ledger`` remembers of those before them;
 ``RULES`` has all of them by name, the paper's among them. What each asks for stands in ``harness.config.selection``;
 formulas and costs are in docs/selection.md.
 
@@ -8,147 +8,17 @@ Symbols: R are rewards of candidates' deterministic samples, mu and sigma are th
 standard deviation of the rewards of a group that was trained on.
 """
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from harness.adagrpo import SELECTION_STRATEGIES, CapabilityTracker, nearest, select_prompt
+from harness.ledger import Ledger, draw_shares
 
-MIN_OUTCOMES = 16
-"""Trained prompts before the ledger predicts anything; rules that need a prediction choose at random until then."""
 SPREAD_QUANTILE = 0.2
 """``predicted_hardest`` passes over candidates whose predicted spread is below this quantile of the ledger's."""
-_PENALTIES = (0.03, 0.3, 3.0, 30.0, 300.0)
-"""Ridge penalties to choose from, in units of one outcome at the mean squared distance from the mean embedding."""
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """What is expected of B prompts, each a Gaussian: mean and standard deviation ``[B]``, float64."""
-
-    mean: Tensor
-    std: Tensor
-
-
-class Ridge:
-    """Weighted ridge regression in closed form, its penalty chosen by leave-one-out error.
-
-    With centred inputs X, scaled to a mean squared norm of 1, weights W and K = X X^T::
-
-        f(q) = mean(y) + k(q)^T W^1/2 (W^1/2 K W^1/2 + lambda I)^-1 W^1/2 (y - mean(y))
-        std(q)^2 = sigma^2 / lambda * (k(q, q) - k(q)^T W^1/2 (W^1/2 K W^1/2 + lambda I)^-1 W^1/2 k(q))
-
-    which is the posterior of a linear function with a Gaussian prior, sigma^2 being the mean squared leave-one-out
-    residual (Rasmussen and Williams, Gaussian Processes for Machine Learning, 2.1 and 5.4). It says how uncertain the
-    expected value is; the noise of an outcome comes on top.
-
-    Args:
-        inputs: ``[n, E]``, n >= 2.
-        weights: ``[n]``, above 0.
-    """
-
-    def __init__(self, inputs: Tensor, weights: Tensor) -> None:
-        inputs, self._weights = inputs.double(), weights.double()
-        self._shares = self._weights / self._weights.sum()
-        self._centre = self._shares @ inputs
-        x = inputs - self._centre
-        self._scale = (self._shares @ x.square().sum(1)).sqrt().clamp(min=1e-12)
-        self._x, self._root = x / self._scale, self._weights.sqrt()
-        values, self._vectors = torch.linalg.eigh(self._root[:, None] * (self._x @ self._x.T) * self._root)
-        self._values = values.clamp(min=0)
-
-    def predict(self, targets: Tensor, queries: Tensor) -> Prediction:
-        """What is expected at queries ``[B, E]``, of targets ``[n]``."""
-        targets, q = targets.double(), (queries.double() - self._centre) / self._scale
-        level = self._shares @ targets
-        y = self._root * (targets - level)
-        rotated = self._vectors.T @ y
-
-        def leave_one_out(penalty: float) -> Tensor:
-            shrinking = self._values / (self._values + penalty)
-            leverage = self._vectors.square() @ shrinking + self._shares
-            residuals = (y - self._vectors @ (shrinking * rotated)) / (1 - leverage).clamp(min=1e-6)
-            return residuals.square().sum() / self._weights.sum()
-
-        errors = torch.stack([leave_one_out(penalty) for penalty in _PENALTIES])
-        best = len(_PENALTIES) - 1 - int(errors.flip(0).argmin())  # of equal ones the largest
-        penalty = _PENALTIES[best]
-        cross = (q @ self._x.T * self._root) @ self._vectors
-        mean = level + cross @ (rotated / (self._values + penalty))
-        reduction = (cross.square() / (self._values + penalty)).sum(1)
-        variance = errors[best] / penalty * (q.square().sum(1) - reduction).clamp(min=0)
-        return Prediction(mean, variance.sqrt())
-
-
-@dataclass
-class Ledger:
-    """Outcomes of the prompts trained on, the newest ``capacity``, and what they predict of prompts never seen.
-
-    Args:
-        decay: of ``capability``, the moving averages of m over the trained prompts of an iteration.
-        forgetting: weight of an outcome, to the power of its age in iterations.
-        capacity: outcomes kept.
-    """
-
-    decay: float = 0.8
-    forgetting: float = 0.98
-    capacity: int = 256
-    embeddings: Tensor = field(default_factory=lambda: torch.zeros(0, 0, dtype=torch.float64))
-    """``[n, E]``, of frozen text encoders."""
-    outcomes: Tensor = field(default_factory=lambda: torch.zeros(0, 3, dtype=torch.float64))
-    """``[n, 3]``: iteration, m, s."""
-
-    def __post_init__(self) -> None:
-        self.capability = CapabilityTracker(self.decay)
-        self._ridge: Ridge | None = None
-
-    def record(self, iteration: int, embeddings: Tensor, means: Tensor, spreads: Tensor) -> None:
-        """Note what became of an iteration's prompts: embeddings ``[P, E]``, m ``[P]``, s ``[P]``."""
-        rows = torch.stack([torch.full_like(means, iteration), means, spreads], dim=1).cpu().double()
-        known = self.embeddings if len(self.embeddings) else embeddings[:0].cpu().double()
-        self.embeddings = torch.cat([known, embeddings.detach().cpu().double()])[-self.capacity :]
-        self.outcomes = torch.cat([self.outcomes, rows])[-self.capacity :]
-        self._ridge = None
-        self.capability.update(means)
-
-    @property
-    def can_predict(self) -> bool:
-        """Whether it has seen enough."""
-        return len(self.outcomes) >= MIN_OUTCOMES
-
-    def mean_of(self, embeddings: Tensor) -> Prediction:
-        """Expected m of prompts with embeddings ``[B, E]``."""
-        return self._predict(self.outcomes[:, 1], embeddings)
-
-    def spread_of(self, embeddings: Tensor) -> Prediction:
-        """Expected s."""
-        return self._predict(self.outcomes[:, 2], embeddings)
-
-    def spread_quantile(self, share: float) -> float:
-        """The quantile of s over the outcomes kept; 0 before the ledger can predict."""
-        return self.outcomes[:, 2].quantile(share).item() if self.can_predict else 0.0
-
-    def _predict(self, targets: Tensor, embeddings: Tensor) -> Prediction:
-        if self._ridge is None:
-            ages = self.outcomes[-1, 0] - self.outcomes[:, 0]
-            self._ridge = Ridge(self.embeddings, self.forgetting**ages)
-        return self._ridge.predict(targets, embeddings.cpu())
-
-    def state_dict(self) -> dict[str, Any]:
-        """All of it, for a checkpoint."""
-        return {
-            "embeddings": self.embeddings,
-            "outcomes": self.outcomes,
-            "capability": self.capability.state_dict(),
-        }
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from ``state_dict``, bit for bit."""
-        self.embeddings, self.outcomes, self._ridge = state["embeddings"], state["outcomes"], None
-        self.capability.load_state_dict(state["capability"])
 
 
 @dataclass(frozen=True)
@@ -164,10 +34,16 @@ class Candidates:
     embeddings: Tensor | None = None
     """``[B, E]``, for rules that read the ledger."""
     ledger: Ledger | None = None
+    prompts: Tensor | None = None
+    """``[B]``, numbers that the ledger tells prompts by, for rules on a prompt's own history."""
     level: float = 0.0
-    """q, r or k of the rules that have one."""
+    """q, r, k or share of the rules that have one."""
     explore: float = 0.0
     """Share of choices that a rule which reads the ledger leaves to chance: it learns only of prompts it chose."""
+    strategy: str = "random"
+    """The bandit's, see ``draw_strategy``."""
+    is_repeated: bool = False
+    """Whether the first one was put there to be trained on again."""
     resolution: float = 0.0
     """Rewards this close are a tie, as in ``select_prompt``."""
 
@@ -266,13 +142,62 @@ def thompson(candidates: Candidates) -> int:
     return _by_ledger(candidates, value)
 
 
+def beta(candidates: Candidates) -> int:
+    """argmin |p_i - 1/2|, p_i drawn from Beta(1 + above_i, 1 + below_i) of the prompt's own history.
+
+    MoPPS' posterior (arXiv 2507.04632), but above and below count rewards of a prompt's groups above mu_m and not,
+    where MoPPS counts right and wrong answers; they are forgotten by age in iterations, not by visits; siblings, which
+    share a path, count in full; and ``choice.explore`` of the choices are left to chance. A prompt never trained on
+    has a uniform p: among such alone the rule is ``random``.
+    """
+    ledger, prompts = candidates.ledger, candidates.prompts
+    if ledger is None or prompts is None:
+        raise ValueError("this rule needs a ledger and the candidates' numbers")
+    if _is_left_to_chance(candidates):
+        return at_random(candidates)
+    return nearest(draw_shares(ledger.shares_of(prompts), candidates.generator), 0.5)
+
+
+def replay(candidates: Candidates) -> int:
+    """A prompt of before, if one was put there (``choice.level`` of the slots, once one has rested), else any.
+
+    It is the one with the largest s when last trained on, of those not trained on for ``harness.ledger.COOLDOWN``
+    iterations; the k-th slot takes the k-th. Prompt Replay's idea (arXiv 2603.21177), with spread for its pass rate
+    near one half, and without its cap on reuses. Its path and its groups are sampled anew.
+    """
+    return 0 if candidates.is_repeated else at_random(candidates)
+
+
+def bandit(candidates: Candidates) -> int:
+    """What one of the paper's five strategies takes: the one that ``draw_strategy`` drew."""
+    return _papers(candidates.strategy)(candidates)
+
+
+def draw_strategy(ledger: Ledger, explore: float, generator: torch.Generator) -> int:
+    """Index of one of ``SELECTION_STRATEGIES``, by discounted Thompson sampling (Raj and Kalyani, arXiv 1707.09727).
+
+    argmax of draws from Beta(1 + S_k, 1 + F_k), S_k and F_k the sums of x and 1 - x over the strategy's outcomes, each
+    times ``forgetting`` to the power of its age. x is the rank of the group's spread among all in the ledger, in
+    [0, 1], so that it needs no unit. In ``explore`` of the draws any strategy. Spread is what a group has to teach, not
+    what it taught: a strategy may win here and still train worse.
+    """
+    count = len(SELECTION_STRATEGIES)
+    if torch.rand(1, generator=generator, device=generator.device) < explore:
+        return int(torch.randint(count, (1,), generator=generator, device=generator.device))
+    return int(draw_shares(ledger.merits_of(count), generator).argmax())
+
+
+def _is_left_to_chance(candidates: Candidates) -> bool:
+    generator = candidates.generator
+    return bool(torch.rand(1, generator=generator, device=generator.device) < candidates.explore)
+
+
 def _by_ledger(candidates: Candidates, value: Callable[[Ledger, Tensor], tuple[Tensor, float]]) -> int:
     """The candidate whose value is nearest to the wanted one; any, as long as the ledger knows too little."""
     ledger, embeddings = candidates.ledger, candidates.embeddings
     if ledger is None or embeddings is None:
         raise ValueError("this rule needs a ledger and the candidates' embeddings")
-    generator = candidates.generator
-    if not ledger.can_predict or torch.rand(1, generator=generator, device=generator.device) < candidates.explore:
+    if not ledger.can_predict or _is_left_to_chance(candidates):
         return at_random(candidates)
     return nearest(*value(ledger, embeddings))
 
@@ -295,6 +220,9 @@ RULES: dict[str, Rule] = {strategy: _papers(strategy) for strategy in SELECTION_
         predicted_hardest,
         predicted_spread,
         thompson,
+        beta,
+        replay,
+        bandit,
     )
 }
 """Values of ``selection``."""

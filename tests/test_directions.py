@@ -27,6 +27,7 @@ FLOORS = (
     "analysis.formats analysis.paper",
     "analysis.statistics",
     "harness.advantages harness.selection",
+    "harness.ledger",
     "harness.foundation harness.adagrpo harness.objective harness.transitions",
 )
 """From the top down: packages, and modules that stand alone. One of a floor may import those of lower floors."""

@@ -22,11 +22,12 @@ class ChoiceConfig(Section):
     """What some rules of ``selection`` need, and which groups are trained on: see docs/selection.md."""
 
     level: float | None = None
-    """quantile: q in [0, 1]; fixed: r, in the reward's unit; anchored: k, in standard deviations of the capability."""
+    """quantile: q in [0, 1]; fixed: r, in the reward's unit; anchored: k, in standard deviations of the capability;
+    replay: share of slots that train on a prompt of before, in [0, 1]."""
     ledger: bool = False
     """Keep one even if the selection does not read it: metrics then say how well it would have predicted."""
     explore: Share = 0.1
-    """Rules that read the ledger: share of choices left to chance."""
+    """Rules that learn from the ledger: share of choices left to chance."""
     forgetting: Share = 0.98
     """Weight in the ledger of what is an iteration old."""
     floor: Share = 0.0

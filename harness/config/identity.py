@@ -42,8 +42,8 @@ def inert_settings(config: RunConfig) -> dict[str, str]:
             inert["capability.decay"] = reason
     if config.rule.reads_ledger:
         inert["choice.ledger"] = "the selection reads one"
-    else:
-        inert["choice.explore"] = "the selection reads no ledger"
+    if not config.rule.explores:
+        inert["choice.explore"] = f"selection={config.selection} does not read it"
     if not config.keeps_ledger:
         inert["choice.forgetting"] = "no ledger is kept"
     if config.optimizer.tuning == "full":

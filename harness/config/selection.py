@@ -15,6 +15,8 @@ class Needs:
     reads_capability: bool = False
     reads_ledger: bool = False
     """Outcomes of trained prompts, and the candidates' text embeddings."""
+    explores: bool = False
+    """Whether ``choice.explore`` of its choices are left to chance."""
     level: tuple[float, float] | None = None
     """Least and greatest value of the one number that it needs, if any: ``choice.level``."""
 
@@ -28,8 +30,11 @@ NEEDS: dict[str, Needs] = {
     "preview": Needs(reads_capability=True, step_share=0.25),
     "screened": Needs(samples=2),
     **dict.fromkeys(
-        ("predicted", "predicted_hardest", "predicted_spread", "thompson"), Needs(samples=0, reads_ledger=True)
+        ("predicted", "predicted_hardest", "predicted_spread", "thompson", "beta"),
+        Needs(samples=0, reads_ledger=True, explores=True),
     ),
+    "replay": Needs(samples=0, reads_ledger=True, level=(0.0, 1.0)),
+    "bandit": Needs(reads_capability=True, reads_ledger=True, explores=True),
 }
 """By ``selection``; those that are not named need one sample per candidate, and nothing else."""
 

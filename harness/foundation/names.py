@@ -24,6 +24,9 @@ SELECTIONS: dict[str, str] = {
     "predicted_hardest": "#8B1A4A",
     "predicted_spread": "#4A7A8C",
     "thompson": "#5A5A2A",
+    "beta": "#3D5A3D",
+    "replay": "#A0522D",
+    "bandit": "#708090",
 }
 """``selection``, the paper's five first and in its order, and its colour; the choices themselves are in
 ``harness.selection.RULES``, what each asks for in ``harness.config.selection``."""

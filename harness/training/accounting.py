@@ -31,6 +31,10 @@ class Slot:
     """The candidates' whole ODE paths, B of first samples before those of second ones; None if there are none."""
     samples: Tensor | None = None
     """``[B, S]``, rewards of the candidates, once they are there."""
+    is_repeated: bool = False
+    """Whether the first candidate is one of before, put there to be trained on again."""
+    strategy: int = -1
+    """The bandit's, of ``SELECTION_STRATEGIES``; -1 for other selections."""
     chosen: int = 0
     pending: PendingScores = field(init=False)
     """Scores under way: of the candidates' ODE samples, where choosing needs them, then of the rollout."""

@@ -15,10 +15,9 @@ from harness.config import ConfigError, RunConfig
 from harness.foundation.errors import TrainingError
 from harness.models.pipelines.embedding import PromptEmbedding
 from harness.models.pipelines.policy import Policy
-from harness.prompts.lists import draw_candidates, generator_for
+from harness.prompts.lists import generator_for
 from harness.rewards import Reward
 from harness.rollout import Trajectory, anchor_branch, full_sde, in_batches, ode_trajectory
-from harness.selection import RULES, Candidates, Ledger
 from harness.training.accounting import (
     Counters,
     Slot,
@@ -30,6 +29,7 @@ from harness.training.accounting import (
     summary_of_updates,
 )
 from harness.training.advantages import Advantages
+from harness.training.choosing import Choosing
 from harness.training.learner import Learner
 from harness.training.observation import group_spreads, reduced
 from harness.training.processes import Processes
@@ -70,7 +70,7 @@ class Trainer:
         self.velocity = in_batches(policy.velocity, config.model.max_batch)
         self.tracker = CapabilityTracker(config.capability.decay)
         self.choosing_tracker = self.tracker
-        self.ledger = Ledger(config.capability.decay, config.choice.forgetting) if config.keeps_ledger else None
+        self.choosing = Choosing(config, prompts, reward.resolution, self.processes)
         if config.objective.kl_beta:
             policy.keep_reference()
         self.engine = build_engine(config, policy, self.processes)
@@ -98,22 +98,21 @@ class Trainer:
                 self._update_capability(slots)
             for slot in slots:
                 with self.watch.phase("choice"):
-                    slot.chosen = self._choose(slot)
+                    slot.chosen = self.choosing.choose(self.iteration, slot, self.choosing_tracker)
                 self._roll_out(slot)
             for slot in slots:
                 slot.scores = self._scores(slot.pending).grouped(self.config.rollout.group_size)
-            advantages = self._above_floor(slots, self.advantages.of([slot.scores for slot in slots], self.tracker))
-            predicted = self._record_outcomes(slots)
+            advantages = self.advantages.of([slot.scores for slot in slots], self.tracker)
+            advantages = self.choosing.above_floor(slots, advantages)
+            noted = self.choosing.record(self.iteration, slots)
             with self.watch.phase("update"):
                 logged = self.learner.update([slot.rollout for slot in slots], advantages, self.iteration, self.spent)
-            return {**self._record(slots, advantages, logged, self._group_spreads(slots)), **predicted}
+            return {**self._record(slots, advantages, logged, self._group_spreads(slots)), **noted}
 
     def _draw(self, number: int) -> Slot:
         """B candidate prompts of a slot; with their ODE samples, being scored, if anything needs them."""
-        rollout, seed = self.config.rollout, self.config.seed
-        drawn = draw_candidates(self.prompts, rollout.prompts_per_iteration, rollout.candidates, seed, self.iteration)
-        slot, samples = Slot(number, drawn[number]), self.config.candidate_samples
-        if samples or self.ledger is not None:
+        slot, samples = self.choosing.draw(self.iteration, number), self.config.candidate_samples
+        if samples or self.choosing.ledger is not None:
             slot.text = self.policy.encode(slot.prompts)
         if slot.text is not None and samples:
             numbered = [(candidate, sample) for sample in range(samples) for candidate in range(len(slot.prompts))]
@@ -131,22 +130,6 @@ class Trainer:
         if self.config.capability.anchor == "before" and not self.tracker.is_empty:
             self.choosing_tracker = copy(self.tracker)
         self.tracker.update(rewards)
-
-    def _choose(self, slot: Slot) -> int:
-        generator = generator_for(self.config.seed, self.iteration, slot.number, "selection")
-        choice = self.config.choice
-        candidates = Candidates(
-            # Random selection reads no reward, so that random with and without fusion choose alike.
-            torch.zeros(len(slot.prompts), 1) if slot.samples is None else slot.samples,
-            self.choosing_tracker,
-            generator,
-            None if slot.text is None else slot.text.summary,
-            self.ledger,
-            choice.level or 0.0,
-            choice.explore,
-            self.reward.resolution,
-        )
-        return RULES[self.config.selection](candidates)
 
     def _roll_out(self, slot: Slot) -> None:
         """Sample the groups of a slot's chosen prompt; a remote reward scores them meanwhile."""
@@ -172,30 +155,6 @@ class Trainer:
         if slot.trajectories is not None:
             return slot.trajectories.select(slot.chosen)
         return self._ode(self._candidate_noise(slot.number, slot.chosen), text, self.sigmas)
-
-    def _above_floor(self, slots: Sequence[Slot], advantages: list[Tensor]) -> list[Tensor]:
-        """The same advantages, but 0 where a prompt's groups are spread less than most of the latest prompts'."""
-        floor = self.config.choice.floor
-        if self.ledger is None or not floor:
-            return advantages
-        least = self.ledger.spread_quantile(floor)
-        return [own * float(slot.spread >= least) for slot, own in zip(slots, advantages, strict=True)]
-
-    def _record_outcomes(self, slots: Sequence[Slot]) -> dict[str, Any]:
-        """Note in the ledger what became of all processes' prompts, and what it had predicted of them."""
-        if self.ledger is None:
-            return {}
-        text = torch.stack([slot.text.summary[slot.chosen] for slot in slots if slot.text is not None]).cpu().double()
-        outcomes = torch.tensor([(slot.mean, slot.spread) for slot in slots], dtype=torch.float64)
-        gathered = self.processes.gather(torch.cat([outcomes, text], dim=1), "gathering outcomes")
-        predicted: dict[str, Any] = {}
-        if self.ledger.can_predict:
-            predicted = {
-                "predicted_means": self.ledger.mean_of(gathered[:, 2:]).mean.tolist(),
-                "predicted_stds": self.ledger.spread_of(gathered[:, 2:]).mean.tolist(),
-            }
-        self.ledger.record(self.iteration, gathered[:, 2:], gathered[:, 0], gathered[:, 1])
-        return predicted
 
     # --- pieces -------------------------------------------------------------------------------------------------------
 
@@ -297,7 +256,7 @@ class Trainer:
         return {
             "iteration": self.iteration,
             **self.engine.state_dict(),
-            "ledger": None if self.ledger is None else self.ledger.state_dict(),
+            "ledger": None if self.choosing.ledger is None else self.choosing.ledger.state_dict(),
             "trackers": self.processes.gather_objects(self.tracker.state_dict(), "gathering capabilities"),
             "totals": vars(self.totals),
         }
@@ -314,7 +273,7 @@ class Trainer:
                 f"capability.sync=per_rank: {len(trackers)} processes made the checkpoint, {world} run now"
             )
         self.tracker.load_state_dict(trackers[self.processes.index % len(trackers)])
-        if self.ledger is not None:
-            self.ledger.load_state_dict(state["ledger"])
+        if self.choosing.ledger is not None:
+            self.choosing.ledger.load_state_dict(state["ledger"])
         self.totals = Counters(**state["totals"])
         self.iteration = state["iteration"]

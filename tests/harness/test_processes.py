@@ -43,8 +43,8 @@ REPLICATED = [
     # With a clip range the ratio is not 1 by definition: its largest deviation is another one in each process.
     "objective={updates_per_iteration: 2, update_on: steps, clip_range: 0.1}",
     "optimizer.weight_ema=0.9",
-    "selection=curriculum",
-    "choice.floor=0.2",  # of which the ledger is kept
+    "selection=bandit",  # reads candidates, capability and ledger
+    "choice.floor=0.2",
     "fusion.enabled=true",
     "evaluation={interval: 10, validation_prompts: 4, gallery: 1, judges: [ocr], base_test: false}",
 ]

@@ -13,7 +13,15 @@ from hypothesis import strategies as st
 from harness.cli import main
 from harness.config import ROOT, ConfigError, compose
 from harness.prompts.imported import SPLITS, Shares, import_prompts, split_of, write_lists
-from harness.prompts.lists import MAX_CHARACTERS, normalise, problem_with, prompt_key, read_prompts, read_texts
+from harness.prompts.lists import (
+    MAX_CHARACTERS,
+    draw_candidates,
+    normalise,
+    problem_with,
+    prompt_key,
+    read_prompts,
+    read_texts,
+)
 
 CASES = ROOT / "tests" / "data" / "cases"
 SHARES = Shares(60, 20, 20)
@@ -163,6 +171,14 @@ def test_the_projects_own_lists_are_disjoint_and_split_by_hash() -> None:
     for split, prompts in lists.items():
         assert {split_of(prompt, Shares(66, 17, 17)) for prompt in prompts} == {split}
     assert len({prompt for prompts in lists.values() for prompt in prompts}) == 300
+
+
+def test_the_list_of_many_passes_is_the_documented_draw_and_has_no_word_of_validation_or_test() -> None:
+    lists = {split: read_prompts(f"experiments/prompts/letters/{split}.txt").prompts for split in SPLITS}
+    many = read_prompts(compose("miniature-many").prompts.train).prompts
+    assert list(many) == draw_candidates(lists["train"], slots=1, candidates=48, seed=0, iteration=1)[0]
+    words = {split: {prompt.split('"')[1] for prompt in prompts} for split, prompts in lists.items()}
+    assert not {prompt.split('"')[1] for prompt in many} & (words["validation"] | words["test"])
 
 
 # --- the documented import of HPD

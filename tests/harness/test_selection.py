@@ -1,22 +1,26 @@
 """Rules beside the paper's: which candidate they take, what they remember, and what they cost."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
 from torch.testing import assert_close
 
-from harness import selection
-from harness.adagrpo import CapabilityTracker, select_prompt
-from harness.config import ConfigError, RunConfig, compose, inert_settings
+from harness import ledger as ledger_module
+from harness.adagrpo import SELECTION_STRATEGIES, CapabilityTracker, select_prompt
+from harness.config import ROOT, ConfigError, RunConfig, compose, inert_settings
 from harness.config.selection import needs_of
-from harness.selection import RULES, Candidates, Ledger, Ridge
+from harness.ledger import Ledger, Ridge, draw_shares, prompt_number
+from harness.selection import RULES, Candidates, draw_strategy
 from harness.training.accounting import expected_cost
 from harness.training.engine import flat
 from tests.harness.conftest import build_trainer
 
 SMALL = ["rollout.candidates=3", "rollout.group_size=2", "rollout.branch_indices=[1]", "reward={colour: 1}"]
-LEVELS = {"quantile": "0.5", "fixed": "0.3", "anchored": "1"}
+LEVELS = {"quantile": "0.5", "fixed": "0.3", "anchored": "1", "replay": "0.5"}
 
 
 def tracker(*rewards: float) -> CapabilityTracker:
@@ -75,14 +79,18 @@ def test_quantiles_hold_the_papers_three_levels(rewards: list[int], seed: int) -
 
 
 @settings(deadline=None)
-@given(st.permutations(range(6)), st.sampled_from(sorted(set(RULES) - {"random", "thompson"})))
+@given(st.permutations(range(6)), st.sampled_from(sorted(set(RULES) - {"random", "thompson", "replay"})))
 def test_the_choice_is_of_a_candidate_and_not_of_its_place(order: list[int], rule: str) -> None:
     ledger = linear_ledger()
-    generator = torch.Generator().manual_seed(1)
+    remember(
+        ledger, 40, [0.5] * 6, [0.2] * 6, list(range(6)), above=[1e7 * i for i in (1, 2, 3, 5, 6, 8)], below=[4e7] * 6
+    )
+    generator, numbers = torch.Generator().manual_seed(1), torch.arange(6)
     rewards, embeddings = torch.rand(6, 2, generator=generator), torch.randn(6, 3, generator=generator)
 
     def chosen(rows: list[int]) -> int:
-        seen = candidates(rewards[rows].tolist(), 0.5, embeddings=embeddings[rows], ledger=ledger)
+        history = {"embeddings": embeddings[rows], "prompts": numbers[rows], "ledger": ledger}
+        seen = candidates(rewards[rows].tolist(), 0.5, strategy="medium", **history)
         return rows[RULES[rule](seen)]
 
     assert chosen(list(order)) == chosen(list(range(6)))
@@ -91,13 +99,30 @@ def test_the_choice_is_of_a_candidate_and_not_of_its_place(order: list[int], rul
 # --- the ledger
 
 
+def remember(
+    ledger: Ledger,
+    iteration: int,
+    means: list[float] | Tensor,
+    spreads: list[float] | Tensor,
+    prompts: list[int],
+    embeddings: Tensor | None = None,
+    **counted: list[float],
+) -> None:
+    """Record prompts; ``counted`` are rewards above and below, and the strategy."""
+    nothing = {"above": [0.0] * len(prompts), "below": [0.0] * len(prompts), "strategy": [-1.0] * len(prompts)}
+    columns = [means, spreads, *(nothing | counted).values()]
+    outcomes = torch.stack([torch.as_tensor(column, dtype=torch.float64) for column in columns], dim=1)
+    x = torch.zeros(len(prompts), 3) if embeddings is None else embeddings
+    ledger.record(iteration, x, outcomes, torch.tensor(prompts))
+
+
 def linear_ledger(noise: float = 0.0) -> Ledger:
     """Means .5 + .1 x_1, spreads .2 + .03 x_2, over iterations of two prompts."""
     ledger, generator = Ledger(decay=0.5), torch.Generator().manual_seed(3)
     for iteration in range(1, 41):
         x = torch.randn(2, 3, generator=generator)
         means = 0.5 + 0.1 * x[:, 0].double() + noise * torch.randn(2, generator=generator)
-        ledger.record(iteration, x, means, 0.2 + 0.03 * x[:, 1].double())
+        remember(ledger, iteration, means, 0.2 + 0.03 * x[:, 1].double(), [101, 102], x)
     return ledger
 
 
@@ -110,7 +135,7 @@ def test_ridge_is_the_solution_of_the_normal_equations() -> None:
     scale = (shares @ centred.square().sum(1)).sqrt()
     z, target = centred / scale, y - shares @ y
     solutions, errors = {}, {}
-    for penalty in selection._PENALTIES:
+    for penalty in ledger_module._PENALTIES:
         inverse = torch.linalg.inv(z.T @ (weights[:, None] * z) + penalty * torch.eye(4).double())
         solutions[penalty] = shares @ y + (q - shares @ x) / scale @ (inverse @ (z.T @ (weights * target)))
         left_out = []
@@ -124,7 +149,7 @@ def test_ridge_is_the_solution_of_the_normal_equations() -> None:
             )
             left_out.append(weights[row] * (y[row] - level - (x[row] - centre) / scale @ beta) ** 2)
         errors[penalty] = sum(left_out)
-    best = min(reversed(selection._PENALTIES), key=lambda penalty: errors[penalty])
+    best = min(reversed(ledger_module._PENALTIES), key=lambda penalty: errors[penalty])
     assert_close(Ridge(x, weights).predict(y, q).mean, solutions[best])
 
 
@@ -138,7 +163,7 @@ def test_a_prediction_is_sure_near_what_was_seen_and_says_nothing_of_noise() -> 
     noise = Ledger()
     for iteration in range(100):
         rewards = torch.rand(2, generator=generator, dtype=torch.float64)
-        noise.record(iteration, torch.randn(2, 8, generator=generator), rewards, rewards)
+        remember(noise, iteration, rewards, rewards, [1, 2], torch.randn(2, 8, generator=generator))
     predicted = noise.mean_of(torch.randn(50, 8, generator=generator)).mean
     assert predicted.std() < 0.1  # of rewards with a standard deviation of .29
 
@@ -148,8 +173,8 @@ def test_outcomes_age_and_the_oldest_are_dropped() -> None:
     x = torch.tensor([[1.0], [-1.0]])
     for iteration in range(1, 61):
         sign = 1 if iteration > 40 else -1  # the world has changed
-        ledger.record(iteration, x, 0.5 + sign * 0.1 * x[:, 0].double(), torch.ones(2))
-    assert len(ledger.outcomes) == 64
+        remember(ledger, iteration, 0.5 + sign * 0.1 * x[:, 0].double(), [1.0, 1.0], [1, 2], x)
+    assert len(ledger.outcomes) == len(ledger.prompts) == 64
     assert_close(ledger.mean_of(x).mean, torch.tensor([0.6, 0.4]).double(), atol=0.01, rtol=0)
 
 
@@ -180,6 +205,80 @@ def test_a_posterior_that_is_unsure_makes_thompson_try_others() -> None:
     assert len({RULES["predicted"](one) for one in seen}) == 1
 
 
+# --- prompts that come back
+
+
+def test_a_prompt_s_number_is_a_double_s_and_its_hash_s() -> None:
+    assert prompt_number("abc") == 0xBA7816BF8F01C  # sha256, FIPS 180-2
+    assert int(torch.tensor(prompt_number("abc"), dtype=torch.float64)) == prompt_number("abc")
+
+
+def test_rewards_count_as_above_or_below_what_was_trained_before() -> None:
+    ledger = Ledger()
+    first = ledger.outcome_of(torch.tensor([[0.0, 0.2], [0.4, 1.0]]))
+    assert first == pytest.approx([0.4, (0.02**0.5 + 0.18**0.5) / 2, 0, 0, -1])
+    remember(ledger, 1, [0.2, 0.6], [0.1, 0.1], [1, 2])  # mu_m is .4
+    assert ledger.outcome_of(torch.tensor([[0.0, 0.3], [0.5, 0.2]]), 3)[2:] == [1, 3, 3]
+
+
+def test_a_prompt_is_judged_by_its_own_history_and_the_latest_counts_most() -> None:
+    ledger = Ledger(forgetting=0.5)
+    remember(ledger, 1, [0.5], [0.1], [7], above=[4], below=[0])
+    remember(ledger, 2, [0.5], [0.1], [8], above=[1], below=[3])
+    remember(ledger, 3, [0.5], [0.1], [7], above=[0], below=[4])
+    expected = torch.tensor([[1, 4], [0.5, 1.5], [0, 0]], dtype=torch.float64)
+    assert_close(ledger.shares_of(torch.tensor([7, 8, 9])), expected)
+
+
+def test_posteriors_are_betas() -> None:
+    drawn = draw_shares(torch.tensor([[3.0, 1.0]]).expand(20_000, 2), torch.Generator().manual_seed(0))
+    assert drawn.mean().item() == pytest.approx(4 / 6, abs=0.005)
+    assert drawn.var().item() == pytest.approx(4 * 2 / (6**2 * 7), rel=0.05)
+
+
+def test_among_prompts_never_seen_beta_takes_each_as_often() -> None:
+    ledger = linear_ledger()
+    chosen = [
+        RULES["beta"](Candidates(torch.zeros(3, 1), tracker(0.5), generator, prompts=torch.arange(3), ledger=ledger))
+        for generator in (torch.Generator().manual_seed(seed) for seed in range(600))
+    ]
+    assert all(150 < chosen.count(index) < 250 for index in range(3))
+
+
+def test_replay_takes_the_widest_of_the_prompts_that_have_rested() -> None:
+    ledger = Ledger()
+    remember(ledger, 1, [0.5, 0.5], [0.9, 0.3], [1, 2])
+    remember(ledger, 2, [0.5, 0.5], [0.1, 0.5], [1, 3])
+    remember(ledger, 5, [0.5], [1.0], [4])
+    assert [ledger.worth_repeating(7, place) for place in range(2)] == [2, None]
+    assert [ledger.worth_repeating(8, place) for place in range(4)] == [3, 2, 1, None]
+    assert ledger.worth_repeating(11, 0) == 4
+
+
+def test_a_strategy_s_merit_is_the_rank_of_its_spreads() -> None:
+    ledger = Ledger(forgetting=0.5)
+    remember(ledger, 1, [0.5, 0.5], [0.1, 0.2], [1, 2], strategy=[0, 1])
+    remember(ledger, 2, [0.5, 0.5], [0.2, 0.4], [3, 4], strategy=[1, 4])
+    # Ranks .125, .5, .5 and .875; those of the first iteration count half.
+    expected = [[0.0625, 0.4375], [0.75, 0.75], [0, 0], [0, 0], [0.875, 0.125]]
+    assert_close(ledger.merits_of(5), torch.tensor(expected, dtype=torch.float64))
+
+
+def test_the_bandit_takes_what_has_paid_and_tries_the_others() -> None:
+    ledger = Ledger()
+    for iteration in range(1, 61):
+        remember(ledger, iteration, [0.5, 0.5], [0.3, 0.1], [1, 2], strategy=[2, iteration % 2 * 3])
+
+    def drawn(known: Ledger, explore: float) -> list[int]:
+        return [draw_strategy(known, explore, torch.Generator().manual_seed(seed)) for seed in range(100)]
+
+    assert drawn(ledger, 0.0).count(2) > 50  # two others were never tried
+    assert set(drawn(ledger, 1.0)) == set(drawn(Ledger(), 0.0)) == set(range(5))
+    for strategy in SELECTION_STRATEGIES[1:]:
+        same = select_prompt(torch.tensor(ONE)[:, 0], strategy, tracker(0.3, 0.5))
+        assert RULES["bandit"](candidates(ONE, strategy=strategy)) == same
+
+
 # --- in a run
 
 
@@ -190,7 +289,7 @@ def metrics(trainer: object, count: int) -> list[dict[str, object]]:
 
 @pytest.mark.parametrize("rule", sorted(set(RULES) - {"hardest", "medium"}))
 def test_every_rule_trains_at_the_cost_that_was_said(rule: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(selection, "MIN_OUTCOMES", 2)
+    monkeypatch.setattr(ledger_module, "MIN_OUTCOMES", 2)
     level = [f"choice.level={LEVELS[rule]}"] if rule in LEVELS else []
     trainer = build_trainer(*SMALL, f"selection={rule}", *level, "choice.explore=0")
     line = metrics(trainer, 3)[-1]
@@ -199,9 +298,15 @@ def test_every_rule_trains_at_the_cost_that_was_said(rule: str, monkeypatch: pyt
     assert (line["ranks"] is None) == (needs_of(rule).samples == 0)
 
 
-def test_a_continued_run_has_the_ledger_it_had(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(selection, "MIN_OUTCOMES", 2)
-    settings = [*SMALL, "selection=thompson", "choice.floor=0.3", "rollout.prompts_per_iteration=2"]
+@pytest.mark.parametrize("rule", ["thompson", "beta", "replay", "bandit"])
+def test_a_continued_run_has_the_ledger_it_had(rule: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(ledger_module, "MIN_OUTCOMES", 2)
+    monkeypatch.setattr(ledger_module, "COOLDOWN", 1)
+    prompts = (ROOT / "experiments/prompts/many/train.txt").read_text().splitlines()[:8]
+    (tmp_path / "few.txt").write_text("\n".join(prompts))
+    level = [f"choice.level={LEVELS[rule]}"] if rule in LEVELS else []
+    settings = [*SMALL, f"selection={rule}", *level, "choice.floor=0.3", "rollout.prompts_per_iteration=2"]
+    settings.append(f"prompts.train={tmp_path / 'few.txt'}")
     whole, first, second = (build_trainer(*settings) for _ in range(3))
     expected = metrics(whole, 6)
     assert metrics(first, 3) == expected[:3]
@@ -212,6 +317,22 @@ def test_a_continued_run_has_the_ledger_it_had(monkeypatch: pytest.MonkeyPatch) 
             live[path].copy_(tensor)
     second.load_state_dict(state)
     assert metrics(second, 3) == expected[3:]
+
+
+def test_what_is_replayed_is_a_prompt_of_before_and_the_rest_is_random(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ledger_module, "COOLDOWN", 0)
+    always, never, chance = (
+        metrics(build_trainer(*SMALL, *choice), 4)
+        for choice in (
+            ["selection=replay", "choice.level=1"],
+            ["selection=replay", "choice.level=0"],
+            ["selection=random"],
+        )
+    )
+    assert [line["prompts"] for line in always] == [chance[0]["prompts"]] * 4
+    assert len({line["reward_mean"] for line in always}) == 4  # sampled anew
+    assert [line["prompts"] for line in never] == [line["prompts"] for line in chance]
+    assert [line["sample_forwards"] for line in always] == [line["sample_forwards"] for line in chance]
 
 
 def test_candidates_are_the_same_whatever_is_asked_of_them() -> None:
@@ -226,9 +347,9 @@ def test_candidates_are_the_same_whatever_is_asked_of_them() -> None:
 
 def test_a_group_that_is_hardly_spread_teaches_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     trainer = build_trainer(*SMALL, "choice.floor=0.5")
-    assert trainer.ledger is not None
-    trainer.ledger.record(0, torch.randn(20, 2), torch.rand(20).double(), torch.full((20,), 5.0).double())
-    trainer.ledger.embeddings = torch.zeros(20, trainer.policy.encode(["a"]).summary.shape[1], dtype=torch.float64)
+    ledger, width = trainer.choosing.ledger, trainer.policy.encode(["a"]).summary.shape[1]
+    assert ledger is not None
+    remember(ledger, 0, torch.rand(20), [5.0] * 20, [*range(20)], torch.zeros(20, width))
     assert metrics(trainer, 1)[0]["zero_std_share"] == 1
 
 
@@ -237,6 +358,7 @@ def test_a_group_that_is_hardly_spread_teaches_nothing(monkeypatch: pytest.Monke
     [
         (["selection=quantile"], "choice.level"),
         (["selection=quantile", "choice.level=1.5"], "choice.level"),
+        (["selection=replay"], "choice.level"),
         (["selection=random", "choice.level=0.5"], "choice.level"),
         (["selection=preview", "fusion.enabled=true"], "fusion.enabled"),
     ],
@@ -248,5 +370,7 @@ def test_settings_that_do_not_go_together_are_named(overrides: list[str], named:
 
 def test_what_a_rule_does_not_read_is_no_part_of_its_runs() -> None:
     assert {"capability.decay", "choice.explore"} <= set(inert_settings(composed("quantile")))
-    assert not {"capability.decay", "choice.explore"} & set(inert_settings(composed("predicted")))
+    for rule in ("predicted", "bandit"):
+        assert not {"capability.decay", "choice.explore"} & set(inert_settings(composed(rule)))
+    assert "choice.explore" in inert_settings(composed("replay"))
     assert "capability.anchor" not in inert_settings(composed("anchored"))

@@ -121,7 +121,7 @@ def test_the_anchor_is_the_capability_after_or_before_the_batch(anchor: str, cho
     def choose(*rewards: float) -> int:
         slot = Slot(0, ["a"] * len(rewards), samples=torch.tensor(rewards)[:, None])
         training._update_capability([slot])
-        return training._choose(slot)
+        return training.choosing.choose(1, slot, training.choosing_tracker)
 
     # Before the first batch there is no capability: its own mean, .3, serves.
     assert choose(0.0, 0.31, 0.59) == 1
