@@ -48,6 +48,35 @@ def mechanism(
 
 
 @command
+def oracle(
+    overrides: Annotated[Sequence[str], "as in adagrpo train"] = (),
+    *,
+    profile: Annotated[str, "of the run"] = "miniature",
+    checkpoint: Annotated[str, "run directory, or base: the untrained model"] = "base",
+    references: Annotated[int, "training prompts that the reference direction is of", 2] = 256,
+    prompts: Annotated[int, "training prompts to choose from", 2] = 32,
+    noises: Annotated[int, "initial noises per prompt", 2] = 8,
+    output: Annotated[Path | None, "folder (default: results/oracle)"] = None,
+) -> int:
+    """An upper bound: what choosing prompts could gain at most, one update ahead; resumable."""
+    from harness.config import ROOT
+    from harness.experiments.gradients.oracle import load_oracle, measure
+    from harness.experiments.upper_bound import write_upper_bound
+    from harness.foundation.files import read_text, write_atomically
+
+    loaded = load_oracle(profile, overrides, checkpoint, references, prompts, noises)
+    folder = output or ROOT / "results" / "oracle"
+    table = folder / "oracle.json"
+    if not table.exists():
+        table_of = {key: json.dumps(value) for key, value in measure(loaded, say).items()}
+        write_atomically(table, "{" + ",\n".join(f'"{key}": {value}' for key, value in table_of.items()) + "}\n")
+    elif json.loads(read_text(table))["identity"] != loaded.identity:
+        raise ConfigError(f"{table}: is of another measurement; name a folder with --output, or delete it")
+    print(f"{write_upper_bound(folder)}\nwritten to {folder}")
+    return 0
+
+
+@command
 def probe(
     overrides: Annotated[Sequence[str], "as in adagrpo train"] = (),
     *,

@@ -43,6 +43,8 @@ BAD_INPUT = [
     ("mechanism --checkpoints no/such/run", "is neither 'base' nor a run directory"),
     ("mechanism selection=curriculum", "selection=curriculum: only random can be measured"),
     ("mechanism rollout.wieght=2", "the nearest is"),
+    ("oracle --prompts 8", "must be above rollout.candidates=8"),
+    ("oracle rollout.kind=full_sde", "only anchor_branch can be measured"),
     ("mechanism --slots 0 --output {}/out", "--slots: 0 must be at least 1"),
     ("sweep no-such-sweep", "files there: cost, ema_fusion, smoke"),
     ("sweep smoke --workers 1 fusion.weight=2", "the sweep itself sets fusion.weight"),

@@ -59,14 +59,14 @@ def find_measured(name: str, config: RunConfig) -> MeasuredCheckpoint:
     run = RunDirectory(Path(name).resolve())
     if not (run.folder / "config.yaml").is_file():
         raise ConfigError(
-            f"--checkpoints {name}: is neither {BASE!r} nor a run directory; KEY=VALUE comes before --checkpoints"
+            f"checkpoint {name}: is neither {BASE!r} nor a run directory; KEY=VALUE comes before --checkpoints"
         )
     trained = run.config
     if (trained.optimizer.tuning, trained.optimizer.lora) != (config.optimizer.tuning, config.optimizer.lora):
-        raise ConfigError(f"--checkpoints {name}: has other adapters than the measurement; see optimizer.lora of both")
+        raise ConfigError(f"checkpoint {name}: has other adapters than the measurement; see optimizer.lora of both")
     ours, theirs = (model_fingerprint(find_pipeline(c.model.path)) for c in (config, trained))
     if ours != theirs:
-        raise ConfigError(f"--checkpoints {name}: trains {trained.model.path}, not {config.model.path}")
+        raise ConfigError(f"checkpoint {name}: trains {trained.model.path}, not {config.model.path}")
     hashed, iteration = hashlib.sha256(), run.status()["iteration"]
     for parameter, tensor in sorted(read_adapters(run).items()):
         hashed.update(parameter.encode() + tensor.float().numpy().tobytes())
@@ -77,5 +77,5 @@ def read_adapters(run: RunDirectory) -> dict[str, Tensor]:
     """A run's adapters by parameter name, as of its checkpoint. Raises ConfigError if it has none."""
     adapters = read_weights(run)
     if adapters is None:
-        raise ConfigError(f"--checkpoints {run.folder}: has no checkpoint yet")
+        raise ConfigError(f"checkpoint {run.folder}: has no checkpoint yet")
     return adapters

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from harness.adagrpo import SELECTION_STRATEGIES
+from harness.config import RunConfig
 from harness.experiments.gradients.checkpoint import MeasuredCheckpoint
 from harness.experiments.gradients.definition import Mechanism
 from harness.experiments.gradients.gradients import KINDS, advantages_of, update_gradients
@@ -99,7 +100,7 @@ def compute(mechanism: Mechanism, checkpoint: MeasuredCheckpoint, stage: Stage, 
     sampler = sampler_at(mechanism, checkpoint)
     began = time.process_time()
     if stage == "reference":
-        arrays = _reference(members, sampler)
+        arrays = reference_sums(members, sampler)
     elif stage == "candidates":
         arrays = {"rewards": torch.stack([sampler.candidate_rewards(number) for number in members]).numpy()}
     else:
@@ -115,7 +116,11 @@ def compute(mechanism: Mechanism, checkpoint: MeasuredCheckpoint, stage: Stage, 
 @lru_cache(maxsize=1)
 def sampler_at(mechanism: Mechanism, checkpoint: MeasuredCheckpoint) -> Sampler:
     """What draws at a checkpoint; the latest is kept for the next chunk."""
-    config = mechanism.config
+    return make_sampler(mechanism.config, checkpoint)
+
+
+def make_sampler(config: RunConfig, checkpoint: MeasuredCheckpoint) -> Sampler:
+    """What draws at a checkpoint."""
     torch.set_num_threads(config.runtime.threads)
     policy, prompts = (
         checkpoint.load(config, device_of(config.runtime.device)),
@@ -136,7 +141,7 @@ def difficulty_of(anchor_reward: float) -> int:
     return int(np.searchsorted(DIFFICULTY_EDGES, anchor_reward, side="right"))
 
 
-def _reference(members: range, sampler: Sampler) -> Arrays:
+def reference_sums(members: range, sampler: Sampler) -> Arrays:
     """Sum of the unbiased gradients of prompts, and of their squared lengths."""
     total, squares = torch.zeros((), dtype=torch.float64), 0.0
     for number in members:

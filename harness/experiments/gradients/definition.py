@@ -87,6 +87,14 @@ class Mechanism:
         return RUNS / self.config.experiment / self.identity / f"{checkpoint.label}-{checkpoint.digest}"
 
 
+def require_measurable(config: RunConfig, where: str) -> None:
+    """Refuse a configuration whose update is not the one that is measured. Raises ConfigError, naming ``where``."""
+    for key, wanted in _REQUIRED.items():
+        value = attrgetter(key)(config)
+        if value != wanted:
+            raise ConfigError(f"{where}: {key}={value}: only {wanted} can be measured")
+
+
 def load_mechanism(name: str, checkpoints: Sequence[str], overrides: Sequence[str] = ()) -> Mechanism:
     """Read and check a measurement; nothing heavy is loaded and nothing is written.
 
@@ -102,10 +110,7 @@ def load_mechanism(name: str, checkpoints: Sequence[str], overrides: Sequence[st
     file = validated(MechanismConfig, read_yaml(path), str(path))
     settings = {**file.settings, "seed": file.seed, "experiment": f"mechanism-{path.stem}"}
     config = compose(file.profile, file.method, settings, overrides)
-    for key, wanted in _REQUIRED.items():
-        value = attrgetter(key)(config)
-        if value != wanted:
-            raise ConfigError(f"{path}: {key}={value}: only {wanted} can be measured")
+    require_measurable(config, str(path))
     found = tuple(find_measured(checkpoint, config) for checkpoint in checkpoints)
     labels = [checkpoint.label for checkpoint in found]
     if twice := sorted({label for label in labels if labels.count(label) > 1}):

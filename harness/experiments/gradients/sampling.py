@@ -54,26 +54,31 @@ class Sampler:
         """``[B]`` float64: the reward of one deterministic sample of each candidate of a round."""
         prompts = self.candidates(number)
         noise = torch.cat([self._candidate_noise(number, candidate) for candidate in range(len(prompts))])
+        return self.rewards_of(prompts, noise)
+
+    def rewards_of(self, prompts: Sequence[str], noise: Tensor) -> Tensor:
+        """``[B]`` float64: the reward of a deterministic sample of each prompt from its noise ``[B, ...]``."""
         with self.policy.sampling():
-            path = ode_trajectory(self.velocity, noise, self.policy.encode(prompts), self.sigmas)
+            path = ode_trajectory(self.velocity, noise, self.policy.encode(list(prompts)), self.sigmas)
         return self._score(path.final, prompts)
 
     def of_candidate(self, number: int, candidate: int) -> Sampled:
         """Groups of a round's candidate, branched off its deterministic path."""
         prompt = self.candidates(number)[candidate]
-        return self._sample(prompt, self._candidate_noise(number, candidate), (self.config.seed, number, 0, "branches"))
+        return self.of_prompt(prompt, self._candidate_noise(number, candidate), (self.config.seed, number, 0, "branches"))
 
     def of_reference(self, number: int) -> Sampled:
         """Groups of a prompt drawn uniformly from the training list, with noise of its own; numbers count from 0."""
         key = (self.config.seed, "reference", number)
         drawn = int(torch.randint(len(self.prompts), (1,), generator=generator_for(*key, "prompt")))
         noise = self.policy.noise(generator_for(*key, "anchor"))
-        return self._sample(self.prompts[drawn], noise, (*key, "branches"))
+        return self.of_prompt(self.prompts[drawn], noise, (*key, "branches"))
 
     def _candidate_noise(self, number: int, candidate: int) -> Tensor:
         return self.policy.noise(generator_for(self.config.seed, number, 0, candidate, "anchor"))
 
-    def _sample(self, prompt: str, anchor_noise: Tensor, branch_key: tuple[int | str, ...]) -> Sampled:
+    def of_prompt(self, prompt: str, anchor_noise: Tensor, branch_key: tuple[int | str, ...]) -> Sampled:
+        """Groups of any prompt, branched off the path from ``anchor_noise``; the key is of their own noise."""
         rollout, text = self.config.rollout, self.policy.encode([prompt])
         generator = generator_for(*branch_key)
         noise = torch.stack([self.policy.noise(generator, rollout.group_size) for _ in rollout.branch_indices])
