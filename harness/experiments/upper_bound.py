@@ -17,6 +17,7 @@ import pandas as pd
 import torch
 from matplotlib.axes import Axes
 from numpy.typing import NDArray
+from scipy.special import ndtr
 
 from analysis.figures.drawing import GREY, INK, Panel, draw_panel, series_colour
 from analysis.formats import Entry, entry_text, markdown_table, number, write_frame
@@ -31,8 +32,11 @@ from harness.selection import RULES, Candidates
 ROUNDS = 20_000
 ORACLES = ("oracle", "oracle, same reference")
 """Both take the prompt whose mean progress over the *other* noises is largest. The first is told by one half of the
-reference and judged by the other, both ways: never too high, and too low by what half a reference does not know. The
-second is told and judged by all of it: too high by the noise of the reference, which favours the same prompts twice."""
+reference and judged by the other, both ways: what can be had with so much knowledge, without any winner's curse. The
+second is told and judged by all of it: flattered by the noise of the reference, which favours the same prompts twice.
+"""
+ALL_KNOWN = "oracle, all known"
+"""Takes the prompt whose expected progress is the largest of B: an estimate by a normal model, see ``_all_known``."""
 _COLOURS = {"rule": series_colour(2), "advantage": series_colour(1)}
 Numbers = NDArray[np.int64]
 Chooser = Callable[[Numbers, Numbers], tuple[Numbers, Numbers]]
@@ -78,6 +82,7 @@ def upper_bound(table: Mapping[str, Any], rounds: int = ROUNDS) -> pd.DataFrame:
         add("rule", name, (count * samples - 1) * steps if samples else 0, chosen)
     for name in ORACLES:
         add("rule", name, np.nan, _chosen(_by_oracle(local, name != "oracle"), local, candidates, rounds))
+    add("rule", ALL_KNOWN, np.nan, _all_known(local, candidates))
     for kind, found in at_random.items():
         add("advantage", kind, 0 if kind in ("local", "unbiased") else (candidates - 1) * steps, found)
     return pd.DataFrame(rows)
@@ -136,6 +141,27 @@ def _chosen(choose: Chooser, updates: Values, count: int, rounds: int) -> Values
     return _resampled(updates.mean(1) + gain + (num_prompts - 1) * (gain - without), gain + updates.mean((0, 1)))
 
 
+def _all_known(updates: Values, count: int) -> Values:
+    """As ``_resampled``, of the best of ``count`` prompts, each with a normal expected progress: the true bound.
+
+    mean + std E[max of B standard normals]. The variance of prompts' expected progress is that of products of different
+    noises by different halves of the reference, less those of different prompts: no noise has a share in it. Squared
+    length is taken to be that of random prompts.
+    """
+    [weights] = resampling_weights([len(updates)])
+    first, second = np.moveaxis(updates[:, :, :2], 2, 0)
+    noises, means = first.shape[1], (first.mean(1), second.mean(1))
+    same = (noises * means[0] * means[1] - (first * second).mean(1)) / (noises - 1)
+    squared = weights**2
+    apart = (weights @ means[0]) * (weights @ means[1]) - squared @ (means[0] * means[1])
+    with np.errstate(invalid="ignore"):  # a resample of one prompt alone has none
+        std = np.sqrt(np.fmax(weights @ same - apart / (1 - squared.sum(1)), 0))
+    z = np.linspace(-8, 8, 4001)
+    best = np.trapezoid(z * np.gradient(ndtr(z) ** count, z), z)
+    base = _resampled(updates.mean(1))
+    return base + np.stack([best * std, np.zeros_like(std)], axis=1)
+
+
 def _resampled(shares: Values, estimate: Values | None = None) -> Values:
     """Progress and squared length, ``[1 + resamples, 2]``, the estimate first: means of prompts' shares ``[P, 3]``."""
     [weights] = resampling_weights([len(shares)])
@@ -187,7 +213,7 @@ def _text(row: "pd.Series[Any]", column: str) -> str:
 def _draw(frame: pd.DataFrame, axes: Axes) -> None:
     """A line a rule or kind of advantages, by cost, and those of equal cost by quality; the oracles on top."""
     shown = frame.sort_values(["forwards", "quality"], na_position="last").reset_index()
-    for position, row in shown.iterrows():
+    for position, (_, row) in enumerate(shown.iterrows()):
         colour = INK if np.isnan(row["forwards"]) else _COLOURS[row["what"]]
         axes.hlines(position, row["quality_low"], row["quality_high"], color=colour, linewidth=1.6)
         axes.plot(row["quality"], position, "o", color=colour, markersize=5)

@@ -65,7 +65,8 @@ class Sampler:
     def of_candidate(self, number: int, candidate: int) -> Sampled:
         """Groups of a round's candidate, branched off its deterministic path."""
         prompt = self.candidates(number)[candidate]
-        return self.of_prompt(prompt, self._candidate_noise(number, candidate), (self.config.seed, number, 0, "branches"))
+        noise = self._candidate_noise(number, candidate)
+        return self.of_prompt(prompt, noise, (self.config.seed, number, 0, "branches"))
 
     def of_reference(self, number: int) -> Sampled:
         """Groups of a prompt drawn uniformly from the training list, with noise of its own; numbers count from 0."""
