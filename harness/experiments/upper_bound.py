@@ -114,7 +114,7 @@ def write_upper_bound(folder: Path) -> str:
         "Expected progress by root mean squared length, with 95 % intervals over prompts; in brackets: extra forwards. "
         "Orange: rules; blue: advantages at random; on top: the bounds"
     )
-    panel = Panel("quality", "Quality of one update, by cost", partial(_draw, frame), height=5.4, note=note)
+    panel = Panel("quality", "Quality of an update", partial(_draw, frame), height=5.4, note=note)
     draw_panel(panel).save(folder)
     return lines
 
