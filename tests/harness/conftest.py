@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Mapping
+from http.server import ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -20,6 +22,7 @@ from harness.runs.directory import RunDirectory, prepare_run
 from harness.training.session import Session
 from harness.training.trainer import Trainer
 
+Serve = Callable[[ThreadingHTTPServer], str]
 SHORT = [
     "iterations=1",
     "reward={colour: 1}",
@@ -99,3 +102,19 @@ def make_policy(own_cache: Path) -> Callable[..., Policy]:
         return build_policy(config, optimizer, torch.device("cpu"), seed=0)
 
     return make
+
+
+@pytest.fixture
+def serve() -> Iterator[Serve]:
+    """Starts servers, which end with the test; their address."""
+    running: list[ThreadingHTTPServer] = []
+
+    def start(server: ThreadingHTTPServer) -> str:
+        running.append(server)
+        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+        return f"http://127.0.0.1:{server.server_port}"
+
+    yield start
+    for server in running:
+        server.shutdown()
+        server.server_close()

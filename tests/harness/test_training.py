@@ -332,23 +332,6 @@ def test_kl_pulls_back_to_the_base_model(tuning: str) -> None:
     assert training.iterate()["kl"] > 0
 
 
-def test_weights_are_averaged_after_every_so_many_updates_and_swapped_in() -> None:
-    settings = ["objective.updates_per_iteration=2", "optimizer.weight_ema=0.9", "optimizer.weight_ema_interval=3"]
-    training = trainer(*settings)
-    engine = training.engine
-    start = {name: p.detach().clone() for name, p in training.parameters.items()}
-    _, weights = watched(training)
-    training.iterate()
-    assert all(torch.equal(engine.averages[name], value) for name, value in start.items())
-    training.iterate()  # updates 3 and 4
-    averages = {name: average.clone() for name, average in engine.averages.items()}
-    for name, value in start.items():
-        torch.testing.assert_close(averages[name], 0.9 * value + 0.1 * weights[2][name])
-    with engine.averaged_weights():
-        assert all(torch.equal(p, averages[name]) for name, p in training.parameters.items())
-    assert all(torch.equal(p, weights[3][name]) for name, p in training.parameters.items())
-
-
 def test_in_bf16_sampling_and_training_share_one_arithmetic() -> None:
     settings = ["model.path=twin:flux", "model.max_sequence_length=64", "model.execution.compile=never"]
     settings += ["model.precision=bf16", "optimizer.lora.merge_while_sampling=false", "objective.clip_range=1e-4"]
