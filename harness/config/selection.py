@@ -6,7 +6,7 @@ from math import inf
 
 @dataclass(frozen=True)
 class Needs:
-    """What is sampled, and what is remembered, for a rule of ``harness.selection.RULES``."""
+    """What is sampled, and what is remembered, for a rule of ``harness.rules.selection.RULES``."""
 
     samples: int = 1
     """Deterministic samples of each candidate."""

@@ -11,7 +11,7 @@ from analysis.probing import NO_SPREAD
 from harness.adagrpo import CapabilityTracker
 from harness.config.selection import needs_of
 from harness.prompts.lists import generator_for
-from harness.selection import RULES, Candidates
+from harness.rules.selection import RULES, Candidates
 
 COMPARED = (
     ("random", None),

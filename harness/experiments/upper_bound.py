@@ -27,7 +27,7 @@ from harness.config.selection import needs_of
 from harness.experiments.choices import COMPARED
 from harness.foundation.files import write_atomically
 from harness.prompts.lists import generator_for
-from harness.selection import RULES, Candidates
+from harness.rules.selection import RULES, Candidates
 
 ROUNDS = 20_000
 ORACLES = ("oracle", "oracle, same reference")

@@ -29,7 +29,7 @@ SELECTIONS: dict[str, str] = {
     "bandit": "#708090",
 }
 """``selection``, the paper's five first and in its order, and its colour; the choices themselves are in
-``harness.selection.RULES``, what each asks for in ``harness.config.selection``."""
+``harness.rules.selection.RULES``, what each asks for in ``harness.config.selection``."""
 PAPER_SELECTIONS = tuple(SELECTIONS)[:5]
 
 FUSIONS: dict[str, str] = {
@@ -40,7 +40,7 @@ FUSIONS: dict[str, str] = {
     "ema_std": "capability's std",
     "gated": "gated advantages",
 }
-"""``fusion.kind`` in words; see docs/fusion.md. The arithmetic is in ``harness.advantages.FUSIONS``."""
+"""``fusion.kind`` in words; see docs/fusion.md. The arithmetic is in ``harness.rules.advantages.FUSIONS``."""
 
 ENGINES: tuple[str, ...] = ("ddp", "fsdp2")
 """``runtime.engine``; what each is stands in ``harness.training.engine``, how it is launched

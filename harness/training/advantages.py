@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 
 from harness.adagrpo import CapabilityTracker, local_advantage
-from harness.advantages import Group, fuse
 from harness.config import RunConfig
 from harness.objective import batch_normalised_advantage
 from harness.rewards import Reward
+from harness.rules.advantages import Group, fuse
 from harness.training.processes import Processes
 from harness.training.scoring import Scores
 

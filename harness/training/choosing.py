@@ -8,9 +8,9 @@ from torch import Tensor
 
 from harness.adagrpo import SELECTION_STRATEGIES, CapabilityTracker
 from harness.config import RunConfig
-from harness.ledger import Ledger, prompt_number
 from harness.prompts.lists import draw_candidates, generator_for
-from harness.selection import RULES, Candidates, draw_strategy
+from harness.rules.ledger import Ledger, prompt_number
+from harness.rules.selection import RULES, Candidates, draw_strategy
 from harness.training.accounting import Slot
 from harness.training.processes import Processes
 

@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from harness.adagrpo import fuse_advantages, global_advantage, local_advantage, rescale_advantages
-from harness.advantages import FUSIONS, Group, fuse
 from harness.config import ROOT, ConfigError, compose
+from harness.rules.advantages import FUSIONS, Group, fuse
 from harness.training.scoring import Scores
 from tests.harness.conftest import build_trainer
 

@@ -5,8 +5,8 @@ import torch
 from torch.testing import assert_close
 
 from harness.adagrpo import SELECTION_STRATEGIES, select_prompt
-from harness.ledger import Ledger, draw_shares, prompt_number
-from harness.selection import RULES, Candidates, draw_strategy
+from harness.rules.ledger import Ledger, draw_shares, prompt_number
+from harness.rules.selection import RULES, Candidates, draw_strategy
 from tests.harness.test_selection import ONE, candidates, linear_ledger, remember, tracker
 
 

@@ -5,12 +5,13 @@ import re
 import pytest
 
 from analysis.cells.labels import METHOD_NAMES, SELECTIONS, Cell, judge_name, selection_colour
-from harness import adagrpo, advantages, selection, transitions
+from harness import adagrpo, transitions
 from harness.config import ROOT, ConfigError, compose
 from harness.config.selection import NEEDS, needs_of
 from harness.experiments.doctor.sizes import find_architecture, memory
 from harness.experiments.jobs.command import CONFIGURATIONS
 from harness.foundation import names
+from harness.rules import advantages, selection
 from harness.trained.model_card import _method_of
 
 OF_SETTINGS = {

@@ -9,12 +9,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.testing import assert_close
 
-from harness import ledger as ledger_module
 from harness.adagrpo import CapabilityTracker, select_prompt
 from harness.config import ROOT, ConfigError, RunConfig, compose, inert_settings
 from harness.config.selection import needs_of
-from harness.ledger import Ledger, Ridge
-from harness.selection import RULES, Candidates
+from harness.rules import ledger as ledger_module
+from harness.rules.ledger import Ledger, Ridge
+from harness.rules.selection import RULES, Candidates
 from harness.training.accounting import expected_cost
 from harness.training.engine import flat
 from tests.harness.conftest import build_trainer

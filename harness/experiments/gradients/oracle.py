@@ -20,7 +20,6 @@ import torch
 from torch import Tensor
 
 from harness.adagrpo import CapabilityTracker
-from harness.advantages import FUSIONS, Group, fuse
 from harness.config import ConfigError, RunConfig, compose
 from harness.experiments.gradients.checkpoint import MeasuredCheckpoint, find_measured
 from harness.experiments.gradients.chunks import Arrays, make_sampler, reference_direction, reference_sums
@@ -29,6 +28,7 @@ from harness.experiments.gradients.gradients import advantages_of, update_gradie
 from harness.experiments.gradients.sampling import Sampler
 from harness.foundation.files import write_atomically
 from harness.prompts.lists import generator_for, read_prompts
+from harness.rules.advantages import FUSIONS, Group, fuse
 from harness.runs.directory import RUNS, environment, find_run
 
 KINDS = ("local", "unbiased", *FUSIONS)

@@ -1,6 +1,6 @@
 """Rules that choose a prompt to train on beside the paper's five.
 
-A rule is a function of what may be seen of B candidates, and of what ``harness.ledger`` remembers of those before them;
+A rule is a function of what may be seen of B candidates, and of what the ledger remembers of those before them;
 ``RULES`` has all of them by name, the paper's among them. What each asks for stands in ``harness.config.selection``;
 formulas and costs are in docs/selection.md.
 
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from harness.adagrpo import SELECTION_STRATEGIES, CapabilityTracker, nearest, select_prompt
-from harness.ledger import Ledger, draw_shares
+from harness.rules.ledger import Ledger, draw_shares
 
 SPREAD_QUANTILE = 0.2
 """``predicted_hardest`` passes over candidates whose predicted spread is below this quantile of the ledger's."""
@@ -161,7 +161,7 @@ def beta(candidates: Candidates) -> int:
 def replay(candidates: Candidates) -> int:
     """A prompt of before, if one was put there (``choice.level`` of the slots, once one has rested), else any.
 
-    It is the one with the largest s when last trained on, of those not trained on for ``harness.ledger.COOLDOWN``
+    It is the one with the largest s when last trained on, of those not trained on for ``harness.rules.ledger.COOLDOWN``
     iterations; the k-th slot takes the k-th. Prompt Replay's idea (arXiv 2603.21177), with spread for its pass rate
     near one half, and without its cap on reuses. Its path and its groups are sampled anew.
     """

@@ -1,0 +1,1 @@
+"""Rules beside the paper's: which prompt to train on, and how capability corrects advantages. Only torch is needed."""
