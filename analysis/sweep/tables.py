@@ -16,6 +16,8 @@ DEFINITION = "definition"
 """User attribute of a study: its ``space``, ``objectives`` and ``seeds``."""
 REFERENCE = "reference"
 """Origin, in a trial's user attribute ``origin``, of what the others are compared with."""
+SURPLUS = "surplus"
+"""User attribute of a trial that was begun beyond the budget, and measured nothing."""
 _FEWEST_FOR_IMPORTANCE = 4
 
 
@@ -46,8 +48,8 @@ class SweepStudy:
 
     @cached_property
     def trials(self) -> list[FrozenTrial]:
-        """All but those that failed and were tried again."""
-        trials = self.study.get_trials()
+        """All but those that failed and were tried again, or were begun beyond the budget."""
+        trials = [trial for trial in self.study.get_trials() if SURPLUS not in trial.user_attrs]
         again = {number for trial in trials for number in trial.system_attrs.get("retry_history", [])}
         return [trial for trial in trials if trial.state != TrialState.FAIL or trial.number not in again]
 

@@ -8,8 +8,9 @@ from typing import Any
 
 import optuna
 from optuna.exceptions import UpdateFinishedTrialError
+from optuna.trial import TrialState
 
-from analysis.sweep.tables import REFERENCE, TRAINING_REWARD
+from analysis.sweep.tables import REFERENCE, SURPLUS, TRAINING_REWARD
 from harness.config import ConfigError, RunConfig, nearest
 from harness.experiments.jobs.interruption import interruption_heard
 from harness.experiments.sweep.definition import COMPUTE, Sweep
@@ -38,6 +39,10 @@ ExecuteRun = Callable[[RunConfig, OnValidation], RunResult]
 an iteration that is measured again after a kill may be reported again."""
 
 
+class SurplusTrial(Exception):
+    """The study has as many trials as it is to have."""
+
+
 @dataclass
 class SeedRecord:
     """One seed of a trial: what was measured so far."""
@@ -58,22 +63,31 @@ class Objective:
         sweep: the sweep.
         execute: executes a run.
         number: of the latest trial; None before the first.
+        is_lost: whether another worker has that trial, since this one was silent for too long.
     """
 
     sweep: Sweep
     execute: ExecuteRun
     number: int | None = None
+    is_lost: bool = False
 
     def __call__(self, trial: optuna.Trial) -> list[float]:
         """The values of the objectives.
 
         Raises:
-            TrialPruned: it is not promising.
-            UpdateFinishedTrialError: another worker has it now, since this one was silent for too long.
+            TrialPruned: it is not promising, or another worker has it now.
+            SurplusTrial: the budget is spent.
         """
-        self.number, began = trial.number, time.monotonic()
+        self.number, self.is_lost, began = trial.number, False, time.monotonic()
         # With the number: a trial that is tried again inherits the attributes of the one before.
         trial.set_user_attr("begun", trial.number)
+        taken = trial.study.get_trials(
+            deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED, TrialState.RUNNING)
+        )
+        # Two workers may have found the last place free at the same time.
+        if self.sweep.is_full(sum(other.number < trial.number for other in taken)):
+            trial.set_user_attr(SURPLUS, True)
+            raise SurplusTrial
         suggested = {p.path: p.suggest(trial) for p in self.sweep.parameters}
         print(f"trial {trial.number}: " + "  ".join(f"{path} {value}" for path, value in suggested.items()), flush=True)
         seeds: list[SeedRecord] = []
@@ -89,8 +103,9 @@ class Objective:
             interruption_heard()
             raise
         finally:
-            trial.set_user_attr("seeds", [vars(record) for record in seeds])
-            trial.set_user_attr("seconds", time.monotonic() - began)
+            if not self.is_lost:
+                trial.set_user_attr("seeds", [vars(record) for record in seeds])
+                trial.set_user_attr("seconds", time.monotonic() - began)
         trial.set_user_attr("collapse", divergence)
         trial.set_constraint(NOT_FINITE, float(divergence is not None))
         trial.set_constraint(BELOW_BASE, mean(s.curve[0][1] for s in seeds) - mean(s.curve[-1][1] for s in seeds))
@@ -128,6 +143,7 @@ class Objective:
                 step = (len(seeds) - 1) * self.sweep.base.iterations + iteration
                 trial.report(mean(s.values[objectives[0]] for s in seeds), step)
             except UpdateFinishedTrialError:
+                self.is_lost = True
                 raise StopRun("another worker has its trial now") from None
             # A run that is trained to the end may as well be finished: another trial can reuse it.
             if may_stop and iteration < config.iterations and trial.should_prune():

@@ -19,7 +19,7 @@ from harness.experiments.jobs.interruption import interruption_heard, sigterm_in
 from harness.experiments.sweep import STORAGE_VARIABLE
 from harness.experiments.sweep.definition import Sweep, load_sweep
 from harness.experiments.sweep.study import RETRY, find_study, make_pruner, make_sampler, open_storage, storage_errors
-from harness.experiments.sweep.trial import ExecuteRun, Objective
+from harness.experiments.sweep.trial import ExecuteRun, Objective, SurplusTrial
 
 MAX_FAILURES = 10
 """Failures one after another that end a worker: more than two points account for."""
@@ -68,12 +68,12 @@ def _run_trial(study: optuna.Study, objective: Objective, is_last_try: bool) -> 
     """Execute a trial; False if it failed and is to be tried again. The last try's failure is raised."""
     objective.number = None
     try:
-        study.optimize(objective, n_trials=1)
+        study.optimize(objective, n_trials=1, catch=(SurplusTrial,))
     except (Exception, KeyboardInterrupt) as error:
         is_interrupted = isinstance(error, KeyboardInterrupt)
         if is_interrupted:
             interruption_heard()
-        if isinstance(error, UpdateFinishedTrialError):
+        if objective.is_lost or isinstance(error, UpdateFinishedTrialError):
             print(f"trial {objective.number}: this worker was silent for too long, and another has it now", flush=True)
             return True
         trial = None if objective.number is None else study.get_trials()[objective.number]

@@ -12,7 +12,7 @@ from optuna.trial import FrozenTrial, TrialState
 from harness.config import ConfigError, RunConfig
 from harness.experiments.sweep.definition import Sweep
 from harness.experiments.sweep.study import make_pruner
-from harness.experiments.sweep.trial import ExecuteRun, Objective, OnValidation, RunResult
+from harness.experiments.sweep.trial import ExecuteRun, Objective, OnValidation, RunResult, SurplusTrial
 
 GOOD, BAD = {"capability.decay": 0.9, "fusion.weight": 3.0}, {"capability.decay": 0.55, "fusion.weight": 0.02}
 
@@ -56,6 +56,13 @@ def test_a_trial_s_value_is_the_mean_over_its_seeds(tmp_path: Path) -> None:
     assert trial.intermediate_values[ITERATIONS] == pytest.approx(heights[0])
     assert trial.intermediate_values[2 * ITERATIONS] == pytest.approx(mean(heights))
     assert len(trial.intermediate_values) == 2 * ITERATIONS / INTERVAL
+
+
+def test_a_trial_beyond_the_budget_trains_nothing(tmp_path: Path) -> None:
+    recording = Recording()
+    with pytest.raises(SurplusTrial):
+        run_points(make_sweep(tmp_path, trials=1), [GOOD, BAD], recording)
+    assert len(recording.reached) == 2
 
 
 def test_several_objectives_are_metrics_or_costs(tmp_path: Path) -> None:
