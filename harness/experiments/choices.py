@@ -8,23 +8,51 @@ import torch
 from torch import Tensor
 
 from analysis.probing import NO_SPREAD
-from harness.adagrpo import CapabilityTracker
+from harness.adagrpo import SELECTION_STRATEGIES, CapabilityTracker
 from harness.config.selection import needs_of
 from harness.prompts.lists import generator_for
 from harness.rules.selection import RULES, Candidates
 
+
+class Compared(NamedTuple):
+    """A rule that needs no history, at a level, if it has one."""
+
+    rule: str
+    level: float | None = None
+
+    @property
+    def name(self) -> str:
+        """In tables."""
+        return self.rule if self.level is None else f"{self.rule} {self.level:g}"
+
+    @property
+    def samples(self) -> int:
+        """Deterministic samples of each candidate that it is shown; one where it reads none."""
+        return max(1, needs_of(self.rule).samples)
+
+    def count(self, candidates: int) -> int:
+        """How many candidates it has where others have B: so many that all that read samples cost alike."""
+        return max(1, candidates // self.samples)
+
+    def forwards(self, candidates: int, num_steps: int) -> int:
+        """Sample forwards more than at random, per prompt trained on."""
+        if not needs_of(self.rule).samples:
+            return 0
+        # One of the samples is the path that siblings branch off.
+        return (self.count(candidates) * self.samples - 1) * num_steps
+
+    def choose(self, rewards: Tensor, capability: CapabilityTracker, generator: torch.Generator) -> int:
+        """Index of the candidate that it takes, of rewards ``[B, S]``."""
+        return RULES[self.rule](Candidates(rewards, capability, generator, level=self.level or 0.0))
+
+
 COMPARED = (
-    ("random", None),
-    ("easiest", None),
-    ("hardest", None),
-    ("medium", None),
-    ("curriculum", None),
-    ("quantile", 0.25),
-    ("anchored", -1.0),
-    ("anchored", 1.0),
-    ("screened", None),
+    *(Compared(rule) for rule in SELECTION_STRATEGIES),
+    Compared("quantile", 0.25),
+    Compared("anchored", -1.0),
+    Compared("anchored", 1.0),
+    Compared("screened"),
 )
-"""Rules that need no history, with their level."""
 ROUNDS = 2000
 _RESAMPLES, _ROUNDS_OF_ONE = 20, 200
 
@@ -65,10 +93,8 @@ def choices(rewards: Tensor, groups: Tensor, candidates: int, num_steps: int) ->
     capability.update(rewards.flatten())
     generator = generator_for("choices")
     found = {}
-    for rule, level in COMPARED:
-        samples = max(1, needs_of(rule).samples)
-        count = max(1, candidates // samples)
-        choose = partial(_choose, rule, level or 0.0, rewards, count, samples, capability, generator)
+    for compared in COMPARED:
+        choose = partial(_choose, compared, rewards, compared.count(candidates), capability, generator)
         everyone = torch.arange(len(rewards))
         estimate = values[[choose(everyone) for _ in range(ROUNDS)]].mean(0)
         resampled = []
@@ -76,25 +102,21 @@ def choices(rewards: Tensor, groups: Tensor, candidates: int, num_steps: int) ->
             drawn = torch.randint(len(rewards), (len(rewards),), generator=generator)
             resampled.append(values[[choose(drawn) for _ in range(_ROUNDS_OF_ONE)]].mean(0))
         mean_error, spread_error, _ = torch.stack(resampled).std(dim=0).tolist()
-        # One of the samples is the path that siblings branch off.
-        forwards = (count * samples - 1) * num_steps if needs_of(rule).samples else 0
-        name = rule if level is None else f"{rule} {level:g}"
         mean, spread, flat = estimate.tolist()
-        found[name] = Chosen(mean, spread, flat, mean_error, spread_error, forwards)
+        forwards = compared.forwards(candidates, num_steps)
+        found[compared.name] = Chosen(mean, spread, flat, mean_error, spread_error, forwards)
     return found
 
 
 def _choose(
-    rule: str,
-    level: float,
+    compared: Compared,
     rewards: Tensor,
     count: int,
-    samples: int,
     capability: CapabilityTracker,
     generator: torch.Generator,
     prompts: Tensor,
 ) -> int:
-    """Which of the prompts ``[n]`` a rule takes of ``count`` drawn from them, each with ``samples`` of its rewards."""
+    """Which of the prompts ``[n]`` a rule takes of ``count`` drawn from them, each with so many rewards as it reads."""
     rows = prompts[torch.randperm(len(prompts), generator=generator)[:count]]
-    noises = torch.randperm(rewards.shape[1], generator=generator)[:samples]
-    return int(rows[RULES[rule](Candidates(rewards[rows][:, noises], capability, generator, level=level))])
+    noises = torch.randperm(rewards.shape[1], generator=generator)[: compared.samples]
+    return int(rows[compared.choose(rewards[rows][:, noises], capability, generator)])

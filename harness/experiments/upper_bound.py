@@ -23,11 +23,9 @@ from analysis.figures.drawing import GREY, INK, Panel, draw_panel, series_colour
 from analysis.formats import Entry, entry_text, markdown_table, number, write_frame
 from analysis.statistics import Interval, Values, resampling_weights
 from harness.adagrpo import CapabilityTracker
-from harness.config.selection import needs_of
-from harness.experiments.choices import COMPARED
+from harness.experiments.choices import COMPARED, Compared
 from harness.foundation.files import write_atomically
 from harness.prompts.lists import generator_for
-from harness.rules.selection import RULES, Candidates
 
 ROUNDS = 20_000
 ORACLES = ("oracle", "oracle, same reference")
@@ -72,14 +70,11 @@ def upper_bound(table: Mapping[str, Any], rounds: int = ROUNDS) -> pd.DataFrame:
             row |= {column: values[0], f"{column}_low": low, f"{column}_high": high}
         rows.append(row)
 
-    for rule, level in COMPARED:
-        samples = needs_of(rule).samples
-        count = max(1, candidates // max(1, samples))
+    for compared in COMPARED:
         chosen = at_random["local"]
-        if rule != "random":
-            chosen = _chosen(_by_rule(rule, level or 0.0, rewards), local, count, rounds)
-        name = rule if level is None else f"{rule} {level:g}"
-        add("rule", name, (count * samples - 1) * steps if samples else 0, chosen)
+        if compared.rule != "random":
+            chosen = _chosen(_by_rule(compared, rewards), local, compared.count(candidates), rounds)
+        add("rule", compared.name, compared.forwards(candidates, steps), chosen)
     for name in ORACLES:
         add("rule", name, np.nan, _chosen(_by_oracle(local, name != "oracle"), local, candidates, rounds))
     add("rule", ALL_KNOWN, np.nan, _all_known(local, candidates))
@@ -170,15 +165,14 @@ def _resampled(shares: Values, estimate: Values | None = None) -> Values:
     return np.stack([values[:, :2].mean(1), values[:, 2]], axis=1)
 
 
-def _by_rule(rule: str, level: float, rewards: Values) -> Chooser:
-    """A rule of ``RULES``, told the reward of one or two deterministic samples of each candidate."""
-    samples = max(1, needs_of(rule).samples)
+def _by_rule(compared: Compared, rewards: Values) -> Chooser:
+    """A rule, told the reward of one or two deterministic samples of each candidate."""
     capability, generator = CapabilityTracker(), generator_for("upper bound")
     capability.update(torch.from_numpy(rewards).flatten())
 
     def choose(prompts: Numbers, noises: Numbers) -> tuple[Numbers, Numbers]:
-        seen = torch.from_numpy(rewards[prompts[:, :, None], noises[:, :, :samples]])
-        taken = np.array([RULES[rule](Candidates(one, capability, generator, level=level)) for one in seen])
+        seen = torch.from_numpy(rewards[prompts[:, :, None], noises[:, :, : compared.samples]])
+        taken = np.array([compared.choose(one, capability, generator) for one in seen])
         return taken, taken
 
     return choose

@@ -92,6 +92,11 @@ def draw_shares(counts: Tensor, generator: torch.Generator) -> Tensor:
     return torch.from_numpy(np.random.default_rng(int(seed)).beta(successes.numpy(), failures.numpy()))
 
 
+def mean_and_spread(rewards: Tensor) -> tuple[float, float]:
+    """m and s of a prompt's groups ``[groups, G]``: the mean of all; the mean of the groups' standard deviations."""
+    return rewards.mean().item(), rewards.std(dim=1, correction=1).mean().item()
+
+
 @dataclass
 class Ledger:
     """Outcomes of the prompts trained on, the newest ``capacity``, and what they predict of prompts to come.
@@ -119,10 +124,9 @@ class Ledger:
 
     def outcome_of(self, rewards: Tensor, strategy: int = -1) -> list[float]:
         """What is recorded of a prompt beside the iteration: five numbers, of its groups' rewards ``[groups, G]``."""
-        mean, spread = rewards.mean().item(), rewards.std(dim=1, correction=1).mean().item()
         above = 0 if self.capability.is_empty else int((rewards > self.capability.mean).sum())
         counted = 0 if self.capability.is_empty else rewards.numel()
-        return [mean, spread, above, counted - above, strategy]
+        return [*mean_and_spread(rewards), above, counted - above, strategy]
 
     def record(self, iteration: int, embeddings: Tensor, outcomes: Tensor, prompts: Tensor) -> None:
         """Note what became of an iteration's prompts: embeddings ``[P, E]``, outcomes ``[P, 5]``, numbers ``[P]``."""

@@ -14,6 +14,7 @@ from torch import Tensor
 from harness.config import RunConfig, num_trained_steps
 from harness.models.pipelines.embedding import PromptEmbedding
 from harness.rollout import Rollout, Trajectory
+from harness.rules.ledger import mean_and_spread
 from harness.training.processes import Processes
 from harness.training.scoring import PendingScores, Scores
 
@@ -54,13 +55,13 @@ class Slot:
 
     @property
     def mean(self) -> float:
-        """m, over all its groups."""
-        return self.scores.total.mean().item()
+        """m, see ``harness.rules.ledger``."""
+        return mean_and_spread(self.scores.total)[0]
 
     @property
     def spread(self) -> float:
-        """s: standard deviation within a group, a mean over its groups."""
-        return self.scores.total.std(dim=1, correction=1).mean().item()
+        """s, see there."""
+        return mean_and_spread(self.scores.total)[1]
 
     def rank(self, resolution: float) -> int | None:
         """How many candidates have a reward lower than the chosen one's by more than ``resolution``."""
