@@ -54,7 +54,7 @@ class Choosing:
             capability,
             generator_for(seed, iteration, slot.number, "selection"),
             embeddings=None if slot.text is None else slot.text.summary,
-            prompts=torch.tensor([prompt_number(prompt) for prompt in slot.prompts]),
+            prompts=None if self.ledger is None else torch.tensor([prompt_number(p) for p in slot.prompts]),
             ledger=self.ledger,
             level=choice.level or 0.0,
             explore=choice.explore,
