@@ -9,7 +9,6 @@ from typing import NamedTuple
 from pydantic import Field
 
 from analysis.cells.costs import Rates, measured_rates
-from analysis.claims import STUDY_SEEDS
 from analysis.runs.gallery import NUM_PROMPTS
 from analysis.runs.shards import read_shard_environment, write_shards
 from analysis.runs.sources import changes_since
@@ -36,6 +35,8 @@ class StudyConfig(Section):
     """The experiment that chooses the settings of the others; it runs first."""
     budget_hours: float | None = Field(None, gt=0)
     """Recorded run time that all runs together may take."""
+    picture_seeds: tuple[int, ...] = ()
+    """Whose pictures are kept: those of all runs would be most of what is committed."""
     rates_from: str | None = None
     """Folder of runs whose pace serves for estimates until the study has runs of its own."""
 
@@ -98,9 +99,8 @@ class Study(NamedTuple):
 
     def keep(self, run: RunDirectory) -> None:
         """Write a finished run's shard; one that is damaged is named and left out."""
-        # A page shows the pictures of each cell's first seed; of all runs they would be most of what is committed.
         try:
-            write_shards(run.folder, self.shards, NUM_PROMPTS if run.config.seed == STUDY_SEEDS[0] else 0)
+            write_shards(run.folder, self.shards, NUM_PROMPTS if run.config.seed in self.file.picture_seeds else 0)
         except ConfigError as error:
             print(f"not kept: {error}", file=sys.stderr)
 

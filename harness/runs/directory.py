@@ -29,7 +29,7 @@ from harness.runs import identity
 from harness.runs.identity import fingerprints_of
 
 RUNS = ROOT / "results" / "runs"
-PROTOCOL = ROOT / "analysis" / "claims.py"
+PROTOCOL = ROOT / "analysis" / "verdicts" / "planned.py"
 """How results will be judged: a run records which version of it was in force."""
 _LONGEST_REASON = 500
 _CPUINFO = Path("/proc/cpuinfo")
