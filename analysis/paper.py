@@ -2,11 +2,12 @@
 
 import math
 from collections.abc import Iterator
-from pathlib import Path
 
 import pandas as pd
 
-_FOLDER = Path(__file__).resolve().parent.parent / "results" / "paper"
+from harness.foundation.places import ROOT
+
+_FOLDER = ROOT / "results" / "paper"
 
 REWARD_NAMES = {"hpsv2": "HPS-v2", "hpsv3": "HPS-v3", "hpsv3+clip": "HPS-v3 + CLIP"}
 """The paper's training rewards."""

@@ -35,8 +35,9 @@ from analysis.verdicts.conclusions import conclude, conclusions_frame, conclusio
 from analysis.verdicts.stability import GROUP_SPREADS, stability_frame, stability_table
 from harness.foundation.errors import ConfigError
 from harness.foundation.files import write_atomically
+from harness.foundation.places import ROOT
 
-MECHANISM = Path(__file__).resolve().parents[2] / "results" / "mechanism"
+MECHANISM = ROOT / "results" / "mechanism"
 """The measurement of gradients that belongs to the study."""
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from harness.commands import Where, command, say
 from harness.foundation.errors import ConfigError
+from harness.foundation.places import WORK, from_here
 
 if TYPE_CHECKING:
     from harness.trained.checkpoints import Checkpoint
@@ -35,7 +36,6 @@ def evaluate(
     device: Where = "auto",
 ) -> int:
     """Score checkpoints on a prompt list, with every available reward."""
-    from harness.config import ROOT
     from harness.prompts.lists import read_prompts
     from harness.rewards.readiness import choose_rewards
     from harness.trained.benchmark import Benchmark, default_folder, left_out, table
@@ -44,13 +44,13 @@ def evaluate(
     where = device_of(device)
     found = [_checkpoint(name, profile, (height, width, steps), evaluated=True) for name in checkpoints]
     config = found[0].config
-    listed = read_prompts(prompts or config.prompts.test)
+    listed = read_prompts(from_here(prompts) if prompts else config.prompts.test)
     wanted = None if rewards is None else rewards.split(",")
     size = config.model.height, config.model.width
     panel = choose_rewards(wanted, listed.prompts, *size, config.rewards, config.runtime.threads)
     try:
         benchmark = Benchmark(listed, panel, noises or config.evaluation.test_noises, grid_prompts)
-        folder = output or default_folder(benchmark, found, ROOT / "results" / "evaluations")
+        folder = output or default_folder(benchmark, found, WORK / "results" / "evaluations")
         for line in left_out(panel):
             say(line)
         scores = benchmark.run(found, where, folder, say=say)
@@ -101,7 +101,7 @@ def sample(
 
     if bool(prompt) == bool(prompts):
         raise ConfigError("give prompts either by --prompt TEXT or by --prompts FILE")
-    texts = read_prompts(prompts).prompts if prompts else tuple(map(normalise, prompt))
+    texts = read_prompts(from_here(prompts)).prompts if prompts else tuple(map(normalise, prompt))
     for text in texts:
         if problem := problem_with(text):
             raise ConfigError(f"--prompt {text[:40]!r}: is {problem.kind}{problem.detail}")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 from harness.commands import command, say
 from harness.commands.runs import Rerun
 from harness.foundation.errors import ConfigError
+from harness.foundation.places import WORK
 
 if TYPE_CHECKING:
     from harness.experiments.jobs.runner import Outcome
@@ -66,7 +67,7 @@ def reproduce(
 ) -> int:
     """Execute a profile's grid and write the report, of what there is."""
     from harness.commands.reports import report
-    from harness.config import ROOT, compose, grid_of
+    from harness.config import compose, grid_of
     from harness.runs.directory import RUNS
 
     named, config = grid_of(profile), compose(profile)
@@ -76,7 +77,7 @@ def reproduce(
     chosen = {"only": only, "seeds": seeds, "plan": plan, "slots": slots, "rerun_changed": rerun_changed}
     code = grid(named, profile=profile, **chosen)  # type: ignore[arg-type]
     if not plan:
-        report(runs=RUNS / config.experiment, output=ROOT / "results" / "reports" / config.experiment)
+        report(runs=RUNS / config.experiment, output=WORK / "results" / "reports" / config.experiment)
     return code
 
 

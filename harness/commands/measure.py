@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from harness.commands import Where, command, say
 from harness.foundation.errors import ConfigError, HarnessError
+from harness.foundation.places import WORK
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -24,7 +25,6 @@ def mechanism(
 ) -> int:
     """Which prompts teach, and what fusion does: gradients at fixed checkpoints; resumable."""
     from analysis.gradients.report import write_mechanism_report
-    from harness.config import ROOT
     from harness.experiments.gradients.chunks import plan
     from harness.experiments.gradients.definition import load_mechanism
     from harness.experiments.gradients.tables import is_written, write_tables
@@ -32,7 +32,7 @@ def mechanism(
 
     named = [*overrides[:1]] if overrides and "=" not in overrides[0] else []
     loaded = load_mechanism(named[0] if named else "miniature", checkpoints, overrides[len(named) :])
-    folder = output or ROOT / "results" / "mechanism"
+    folder = output or WORK / "results" / "mechanism"
     if is_written(loaded, folder):
         print(f"{folder} holds this measurement already")
     elif (folder / "about.json").exists():
@@ -59,13 +59,12 @@ def oracle(
     output: Annotated[Path | None, "folder (default: results/oracle)"] = None,
 ) -> int:
     """An upper bound: what choosing prompts could gain at most, one update ahead; resumable."""
-    from harness.config import ROOT
     from harness.experiments.gradients.oracle import load_oracle, measure
     from harness.experiments.upper_bound import write_upper_bound
     from harness.foundation.files import read_text, write_atomically
 
     loaded = load_oracle(profile, overrides, checkpoint, references, prompts, noises)
-    folder = output or ROOT / "results" / "oracle"
+    folder = output or WORK / "results" / "oracle"
     table = folder / "oracle.json"
     if not table.exists():
         table_of = {key: json.dumps(value) for key, value in measure(loaded, say).items()}
@@ -91,7 +90,7 @@ def probe(
     import torch
 
     from analysis.probing import choices_table, summary, table
-    from harness.config import ROOT, compose
+    from harness.config import compose
     from harness.experiments import probe as probing
     from harness.experiments.choices import Chosen, choices
     from harness.foundation.files import write_atomically
@@ -105,7 +104,7 @@ def probe(
     for config, found in zip(configs, lists, strict=True):
         if len(found.prompts) < prompts:
             raise ConfigError(f"--prompts {prompts}: {config.prompts.validation} has {len(found.prompts)} prompts")
-    folder, where = output or ROOT / "results" / "probes" / Path(profile).stem, device_of(device)
+    folder, where = output or WORK / "results" / "probes" / Path(profile).stem, device_of(device)
     summaries: dict[str, dict[str, Any]] = {}
     for config, found, model in zip(configs, lists, named, strict=True):
         torch.set_num_threads(config.runtime.threads)

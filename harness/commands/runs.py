@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from harness.commands import command, say
 from harness.foundation.errors import ConfigError
+from harness.foundation.places import process_environment
 
 if TYPE_CHECKING:
     from harness.config import RunConfig
@@ -103,7 +104,6 @@ def launch(
     show: Annotated[bool, "print the launch line of this machine and do nothing"] = False,
 ) -> int:
     """Train one run in its runtime.processes, on one machine or several."""
-    from harness.config import ROOT
     from harness.experiments.jobs.command import Placement, typed, worker_command
     from harness.experiments.jobs.slots import visible_gpus
     from harness.runs.directory import find_run
@@ -136,8 +136,7 @@ def launch(
         )
     if run is None:
         find_run(config)
-    os.chdir(ROOT)
-    return os.execve(command_line[0], command_line, os.environ | {"OMP_NUM_THREADS": str(runtime.threads)})
+    return os.execve(command_line[0], command_line, process_environment() | {"OMP_NUM_THREADS": str(runtime.threads)})
 
 
 def _absolute(profile: str | None) -> str:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 from harness.commands import command, say
 from harness.experiments.sweep import STORAGE_VARIABLE
 from harness.foundation.errors import ConfigError
+from harness.foundation.places import WORK
 
 if TYPE_CHECKING:
     import optuna
@@ -51,12 +52,11 @@ def sweep(
         if value is not None and option not in _OPTIONS[form]:
             raise ConfigError(f"--{option}: not an option of adagrpo sweep {'' if form == 'run' else form}".rstrip())
 
-    from harness.config import ROOT
     from harness.experiments.grid import parse_seeds
     from harness.experiments.sweep.definition import load_sweep
 
     loaded = load_sweep(words[0], name, words[1:], trials)
-    folder = output or ROOT / "results" / "reports" / loaded.experiment
+    folder = output or WORK / "results" / "reports" / loaded.experiment
     fresh = parse_seeds(seeds or "0-9")
 
     import optuna

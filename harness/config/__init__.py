@@ -16,7 +16,6 @@ from harness.config.algorithm import (
 from harness.config.composition import (
     EXPERIMENTS,
     KINDS,
-    ROOT,
     check_overrides,
     compose,
     dump,
@@ -40,3 +39,4 @@ from harness.config.rewards import RewardConfig
 from harness.config.run import EvaluationConfig, LoggingConfig, PromptsConfig, RunConfig, RuntimeConfig
 from harness.config.section import Positive, Section, Seed, Share
 from harness.foundation.errors import ConfigError
+from harness.foundation.places import ROOT

@@ -1,5 +1,6 @@
 """Configurations composed from YAML files under experiments/, overridden by dotted keys."""
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -9,8 +10,8 @@ from harness.config.messages import validated
 from harness.config.names import check_name
 from harness.config.run import RunConfig
 from harness.foundation.errors import ConfigError
+from harness.foundation.places import ROOT, from_here
 
-ROOT = Path(__file__).resolve().parents[2]
 EXPERIMENTS = ROOT / "experiments"
 
 
@@ -47,6 +48,19 @@ def _read_layer(path: Path) -> _Layer:
     return _Layer(content, origins)
 
 
+_PATHS = re.compile(r"prompts\.\w+|model\.path|rewards\.[^.]+\.(path|base|question|python)")
+"""Settings that name files."""
+
+
+def _from_here(content: Mapping[str, Any]) -> dict[str, Any]:
+    """With what a user's own file or word names in the working directory, see ``from_here``."""
+    found: dict[str, Any] = dict(content)
+    for key, value in leaves(content).items():
+        if isinstance(value, str) and _PATHS.fullmatch(key):
+            found = merge(found, nest(key, from_here(value)))
+    return found
+
+
 def read_experiment(path: Path) -> dict[str, Any]:
     """A file of experiments/, on top of the one beside it that its key ``extends`` names.
 
@@ -63,7 +77,8 @@ def _with_parents(path: Path, children: tuple[Path, ...] = ()) -> list[_Layer]:
     if path in children:
         raise ConfigError(f"{path}: extends itself, by way of {', '.join(child.stem for child in children)}")
     content, origins = _read_layer(path)
-    own = _Layer({key: value for key, value in content.items() if key != "extends"}, origins)
+    settings = {key: value for key, value in content.items() if key != "extends"}
+    own = _Layer(settings if path.is_relative_to(EXPERIMENTS) else _from_here(settings), origins)
     if "extends" not in content:
         return [own]
     parent = check_name(content["extends"], f"{path}: extends")
@@ -187,9 +202,11 @@ def compose(
     for layer in profiles:
         settings_alone = {key: value for key, value in layer.content.items() if key not in not_settings}
         layers.append(_Layer(settings_alone, layer.origins))
-    layers.append(_Layer(settings or {}, dict.fromkeys(leaves(settings or {}), "the grid's cell or the sweep")))
+    layers.append(
+        _Layer(_from_here(settings or {}), dict.fromkeys(leaves(settings or {}), "the grid's cell or the sweep"))
+    )
     for override in overrides:
-        nested = parse_overrides([override])
+        nested = _from_here(parse_overrides([override]))
         layers.append(_Layer(nested, dict.fromkeys(leaves(nested), f"override {override}")))
     composed: dict[str, Any] = {}
     origins: dict[str, str] = {}

@@ -27,7 +27,7 @@ class ModelConfig(Section):
     """The pipeline to train and how it samples."""
 
     path: str
-    """Folder of a FLUX or Stable Diffusion 3 pipeline, absolute or relative to the repository; or a hub id, owner/name;
+    """Folder of a FLUX or Stable Diffusion 3 pipeline, found as docs/config.md says of paths; or a hub id, owner/name;
     or ``twin:flux``, ``twin:sd3``: a tiny random twin of FLUX.1-dev or SD3.5 medium."""
     height: Pixels = 32
     width: Pixels = 128

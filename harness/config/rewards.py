@@ -13,7 +13,7 @@ class RewardConfig(Section):
     backend: Literal["native", "package", "url"] | None = None
     """In this process, by the published package in an environment of its own, or by a server; None is the usual one."""
     path: str | None = None
-    """Checkpoint: a file or folder, absolute or relative to the repository, or a hub id as owner/name or
+    """Checkpoint: a file or folder, found as docs/config.md says of paths, or a hub id as owner/name or
     owner/name/file, which must have been downloaded. None is the published one."""
     base: str | None = None
     """Folder or hub id with the architecture and tokenizer of a checkpoint that holds weights alone."""
@@ -26,7 +26,7 @@ class RewardConfig(Section):
     """Keep the model in main memory, and on its GPU only while it scores: for a GPU that cannot hold it beside the
     policy. Without a GPU it changes nothing."""
     python: str | None = None
-    """Interpreter of the environment a package runs in, absolute or relative to the repository; None is the one that
+    """Interpreter of the environment a package runs in, found as docs/config.md says of paths; None is the one that
     ``make reward-env`` made."""
     url: str | None = Field(None, pattern=r"^https?://")
     """Address of ``adagrpo serve-reward``, or, for UnifiedReward, of an OpenAI-compatible server, without /v1."""

@@ -28,7 +28,7 @@ KnownReward = Annotated[str, one_of(REWARDS)]
 
 
 class PromptsConfig(Section):
-    """Text files with one prompt per line, absolute or relative to the repository."""
+    """Text files with one prompt per line: absolute, relative to the working directory, or of those that come along."""
 
     train: str
     validation: str

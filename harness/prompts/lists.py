@@ -33,13 +33,15 @@ def read_prompts(path: str | Path) -> PromptList:
     """Read a prompt list in any of the formats of ``read_texts``; each prompt is as ``normalise`` makes it.
 
     Args:
-        path: absolute or relative to the repository.
+        path: absolute, or of a list that comes with the code, as in experiments/prompts/train.txt.
 
     Raises:
         ConfigError: the file is missing, has no prompts, or one that is unusable (``problem_with``), or repeats one but
             for case and white space (``prompt_key``).
     """
     file = ROOT / path
+    if not file.is_file() and not Path(path).is_absolute():
+        raise ConfigError(f"prompt list {path}: no such file in {Path.cwd()}, nor in {ROOT}")
     facts = file.stat() if file.is_file() else None
     return _read_version(file, (facts.st_size, facts.st_mtime_ns) if facts else None)
 

@@ -21,15 +21,16 @@ from typing import IO, Any
 
 from analysis.runs.sources import numbers_sha256, package_versions, seal_sha256
 from harness import config as configuration
-from harness.config import ROOT, ConfigError, RunConfig
+from harness.config import ConfigError, RunConfig
 from harness.foundation import files, records
 from harness.foundation.errors import CollectiveError, FileError, HarnessError, StopRun
 from harness.foundation.files import append, read_text, write_atomically
+from harness.foundation.places import CODE, IS_CHECKOUT, WORK
 from harness.runs import identity
 from harness.runs.identity import fingerprints_of
 
-RUNS = ROOT / "results" / "runs"
-PROTOCOL = ROOT / "analysis" / "verdicts" / "planned.py"
+RUNS = WORK / "results" / "runs"
+PROTOCOL = CODE / "analysis" / "verdicts" / "planned.py"
 """How results will be judged: a run records which version of it was in force."""
 _LONGEST_REASON = 500
 _CPUINFO = Path("/proc/cpuinfo")
@@ -298,14 +299,8 @@ def environment() -> dict[str, Any]:
     """Commit, protocol, versions and hardware, for environment.json."""
     import torch
 
-    git = subprocess.run(
-        ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=12"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
     return {
-        "commit": git.stdout.strip() or None,
+        "commit": _commit(),
         "protocol_sha256": hashlib.sha256(PROTOCOL.read_bytes()).hexdigest() if PROTOCOL.exists() else None,
         "code_sha256": numbers_sha256(),
         "seal_sha256": seal_sha256(),
@@ -316,6 +311,13 @@ def environment() -> dict[str, Any]:
         "cores": os.cpu_count(),
         "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
     }
+
+
+def _commit() -> str | None:
+    if not IS_CHECKOUT:  # a repository around it is not this one
+        return None
+    command = ["git", "-C", str(CODE), "describe", "--always", "--dirty", "--abbrev=12"]
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip() or None
 
 
 def _processor() -> str:

@@ -15,7 +15,7 @@ from harness.config import ConfigError, RunConfig, compose, grid_of
 from harness.experiments.doctor.sizes import Architecture, checkpoint_bytes, find_architecture, memory
 from harness.experiments.grid import expand_grid
 from harness.experiments.plan import expected_forwards, expected_seconds, num_prompts
-from harness.models.pipelines.files import cache_folder
+from harness.foundation.places import cache_folder
 from harness.models.pipelines.locate import find_local, how_to_get, is_hub_id, problem_of
 from harness.models.pipelines.published import find_published
 from harness.prompts.lists import read_prompts

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from harness.config import ROOT
 from harness.foundation.errors import ConfigError
 
 _ACCELERATE = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch"]
@@ -75,11 +74,11 @@ def worker_command(placement: Placement, module: str, arguments: Sequence[str]) 
 
 
 def typed(command: Sequence[str]) -> str:
-    """A command line of ``worker_command`` as one types it at the root of the repository, its environment active."""
+    """A command line of ``worker_command`` as one types it in the working directory, its environment active."""
     for whole, short in ((_ACCELERATE, ["accelerate", "launch"]), (_TORCHRUN, ["torchrun"])):
         if list(command[: len(whole)]) == whole:
             command = [*short, *command[len(whole) :]]
-    return shlex.join(word.removeprefix(f"{ROOT}/") for word in command)
+    return shlex.join(word.removeprefix(f"{Path.cwd()}/") for word in command)
 
 
 def _accelerate(placement: Placement) -> list[str]:

@@ -8,9 +8,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from harness.config import ROOT
 from harness.experiments.jobs.command import Placement, worker_command
 from harness.experiments.jobs.slots import Slot
+from harness.foundation.places import process_environment
 
 QUEUE_NAME = "queue"
 _SIGNAL = re.compile(r"(?:died with <Signals\.|\bSignal \d+ \()(SIG\w+)")
@@ -68,8 +68,7 @@ class WorkerProcess:
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=log,
-                env=os.environ | self._slot.environment | {"PYTHONUNBUFFERED": "1"},
-                cwd=ROOT,
+                env=process_environment() | self._slot.environment | {"PYTHONUNBUFFERED": "1"},
                 start_new_session=True,
             )
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from harness.foundation.files import lock
-from harness.models.pipelines.files import cache_folder
+from harness.foundation.places import cache_folder
 
 _BATCHED = ("hidden_states", "timestep", "guidance", "encoder_hidden_states", "pooled_projections")
 """Inputs of diffusers' transformers whose first dimension is the batch."""

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import re
 import tempfile
 from collections.abc import Callable, Iterator
@@ -14,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 
 from harness.foundation.errors import ConfigError
 from harness.foundation.files import file_sha256, read_text, write_atomically
+from harness.foundation.places import cache_folder
 
 # Weights, configurations, and vocabularies of all ages.
 _SUFFIXES = (".safetensors", ".json", ".txt", ".model")
@@ -24,12 +24,6 @@ _FIRST_FINGERPRINTS = {
     "5ca7258bc04f2aa2": "180ccc3b3cb83f66baf7a5d0ef0028f09c26b6517235535b579376c2406676ac",
 }
 """Under which models are known to runs made before a change on which no number depends; by what they would be now."""
-
-
-def cache_folder(name: str) -> Path:
-    """A folder for what can be made again: in ``$ADAGRPO_CACHE``, or in ``.cache`` at the root of the repository."""
-    chosen = os.environ.get("ADAGRPO_CACHE")
-    return (Path(chosen).expanduser() if chosen else Path(__file__).parents[3] / ".cache") / name
 
 
 def build_once(folder: Path, build: Callable[[Path], object]) -> Path:

@@ -14,11 +14,12 @@ from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 from torch import Tensor, nn
 
 from harness.config import ConfigError, ModelConfig, OptimizerConfig
+from harness.foundation.places import cache_folder
 from harness.models.pipelines.adapters import add_adapters, merged_adapters, save_adapters, without_adapters
 from harness.models.pipelines.compiled import compile_for_sampling
 from harness.models.pipelines.embedding import PromptEmbedding
 from harness.models.pipelines.embedding_store import EmbeddingStore
-from harness.models.pipelines.files import cache_folder, component_folders, text_fingerprint
+from harness.models.pipelines.files import component_folders, text_fingerprint
 from harness.models.pipelines.loading import load_component, load_pipeline
 from harness.models.pipelines.locate import find_pipeline
 from harness.models.pipelines.truncation import TextReader, all_tokens

@@ -24,7 +24,8 @@ from transformers import (
     T5Tokenizer,
 )
 
-from harness.models.pipelines.files import build_once, cache_folder
+from harness.foundation.places import cache_folder
+from harness.models.pipelines.files import build_once
 from harness.models.pipelines.published import FLUX_DEV, SD35_MEDIUM, PublishedModel
 
 _VERSION = 1

@@ -17,6 +17,7 @@ from pathlib import Path, PurePosixPath
 
 from harness.foundation.errors import HarnessError
 from harness.foundation.files import file_sha256, write_atomically
+from harness.foundation.places import CACHE
 
 _NOTICE = """\
 {file} is the text recogniser of PP-OCR, copyright the PaddleOCR authors (https://github.com/PaddlePaddle/PaddleOCR),
@@ -63,9 +64,9 @@ ASSETS: dict[str, Asset] = {
 
 
 def default_folder() -> Path:
-    """Where assets are kept: ``$ADAGRPO_ASSETS``, or ``.cache/assets`` at the root of the repository."""
+    """Where assets are kept: ``$ADAGRPO_ASSETS``, or a folder in ``CACHE``."""
     chosen = os.environ.get("ADAGRPO_ASSETS")
-    return Path(chosen).expanduser() if chosen else Path(__file__).parents[3] / ".cache" / "assets"
+    return Path(chosen).expanduser() if chosen else CACHE / "assets"
 
 
 def asset_path(name: str) -> Path:

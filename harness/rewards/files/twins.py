@@ -17,7 +17,8 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 from torch import Tensor
 from transformers import CLIPConfig
 
-from harness.models.pipelines.files import build_once, cache_folder
+from harness.foundation.places import cache_folder
+from harness.models.pipelines.files import build_once
 from harness.models.pipelines.locate import TWIN_PREFIX
 from harness.rewards.base import RewardError
 from harness.rewards.files.assets import hpsv3_question

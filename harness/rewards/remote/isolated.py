@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 from transformers import AutoTokenizer
 
-from harness.config import ROOT, RewardConfig
+from harness.config import RewardConfig
 from harness.foundation.names import REWARDS
+from harness.foundation.places import CODE, IS_CHECKOUT, ROOT
 from harness.models.pipelines.truncation import TextReader, all_tokens
 from harness.rewards.base import RewardError
 from harness.rewards.files.checkpoints import locate, locate_file, readable, sha256_of
@@ -57,7 +58,7 @@ class Worker:
                 stdout=subprocess.PIPE,
                 stderr=self._errors,
                 cwd=ROOT,
-                env=os.environ | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"},
+                env=os.environ | {"PYTHONPATH": str(CODE), "PYTHONUNBUFFERED": "1"},
                 # Ctrl-C is for this process, which ends the worker; a worker that died of it would be started again.
                 start_new_session=True,
             )
@@ -146,6 +147,8 @@ class IsolatedReward(ServedReward):
     @cached_property
     def command(self) -> list[str]:
         """How the worker is started. Raises RewardError if its environment is not there."""
+        if not IS_CHECKOUT:  # beside the installed code lie packages that the environment must not see
+            raise RewardError(f"reward {self.name!r}: the backend package needs a checkout of the repository")
         python = ROOT / Path(self._settings.python or ENVIRONMENTS / self.name / "bin" / "python").expanduser()
         if not python.is_file():
             raise RewardError(

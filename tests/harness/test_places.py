@@ -1,0 +1,53 @@
+"""Where files are found: what a user names in the working directory, and what comes with the code."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from harness.config import EXPERIMENTS, ROOT, ConfigError, compose
+from harness.foundation.places import process_environment
+from harness.prompts.lists import read_prompts
+
+SHIPPED = "experiments/prompts/letters/train.txt"
+
+
+def test_own_prompts_are_those_in_the_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "mine.txt").write_text("a red fox\n")
+    monkeypatch.chdir(tmp_path)
+    config = compose("miniature", overrides=["prompts.train=mine.txt"])
+    monkeypatch.chdir(ROOT)
+    assert read_prompts(config.prompts.train).prompts == ("a red fox",)
+
+
+def test_an_own_profile_names_files_in_the_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "mine.txt").write_text("a red fox\n")
+    text = (EXPERIMENTS / "profiles" / "smoke.yaml").read_text()
+    (tmp_path / "own.yaml").write_text(f"{text}prompts: {{train: mine.txt}}\n")
+    monkeypatch.chdir(tmp_path)
+    assert compose("own.yaml").prompts.train == str(tmp_path / "mine.txt")
+
+
+def test_what_a_shipped_file_names_comes_with_the_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / SHIPPED).parent.mkdir(parents=True)
+    (tmp_path / SHIPPED).write_text("another list\n")
+    monkeypatch.chdir(tmp_path)
+    assert compose("miniature").prompts.train == SHIPPED
+    assert compose("miniature", overrides=[f"prompts.train={SHIPPED}"]).prompts.train == str(tmp_path / SHIPPED)
+
+
+def test_a_list_that_is_nowhere_is_said_to_be_in_neither_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match=rf"prompt list none\.txt: no such file in {tmp_path}, nor in {ROOT}"):
+        read_prompts(compose("miniature", overrides=["prompts.train=none.txt"]).prompts.train)
+
+
+def test_a_folder_of_the_users_called_analysis_is_not_imported_by_workers(tmp_path: Path) -> None:
+    (tmp_path / "analysis").mkdir()
+    (tmp_path / "analysis" / "__init__.py").write_text("raise RuntimeError('not ours')")
+    command = [sys.executable, "-m", "analysis.claims"]
+    subprocess.run(command, cwd=tmp_path, env=process_environment(), check=True)
+    alone = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "PYTHONSAFEPATH")}
+    assert subprocess.run(command, cwd=tmp_path, env=alone, capture_output=True, check=False).returncode != 0
