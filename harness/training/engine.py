@@ -54,12 +54,12 @@ class Engine:
         Returns:
             Norm of the averaged gradient before clipping. If it is not finite, no step was taken.
         """
-        self.optimizer.zero_grad(set_to_none=True)
         for loss in losses:
             loss().backward()
         norm = self._clip([p.grad for p in self.parameters.values() if p.grad is not None])
         if math.isfinite(norm):
             self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)  # now, so that no rollout has them in its memory
         return norm
 
     def _clip(self, gradients: Sequence[Tensor]) -> float:

@@ -282,7 +282,9 @@ class Session:
 
     def _remembered(self, split: str, prompts: Sequence[str]) -> dict[str, list[float]]:
         """``_measure`` of the untrained model, which all runs of an experiment share: measured by the first of them."""
-        path = self.run.folder.parent / "untrained" / f"{split}-{self._untrained_digest(split, len(prompts))}.json"
+        # The main process alone reads what the name is made of, which may be tens of GB.
+        digest = self._untrained_digest(split, len(prompts)) if self.is_main else ""
+        path = self.run.folder.parent / "untrained" / f"{split}-{digest}.json"
         found = _read_checked(path) if self.is_main else None
         measured: dict[str, list[float]] | None = self.processes.broadcast(
             found, "looking for the untrained model's numbers"

@@ -39,6 +39,7 @@ class Pair:
     project_seconds: list[dict[str, float]] = field(default_factory=list)
     plain_seconds: list[dict[str, float]] = field(default_factory=list)
     project_loss: float = 0.0
+    project_gradient: Tensor | None = None
 
     def iterate(self) -> None:
         """One iteration of each."""
@@ -67,7 +68,13 @@ def make_pair(threads: int, overrides: tuple[str, ...] = ()) -> Pair:
     trainer = make_trainer(threads, overrides)
     config = _configuration(threads, (*overrides, *STRICT))
     policy = build_policy(config.model, config.optimizer, torch.device("cpu"), seed=config.seed)
-    return Pair(trainer, PlainLoop(config, policy, build_weighted(config.reward, threads), trainer.prompts))
+    pair = Pair(trainer, PlainLoop(config, policy, build_weighted(config.reward, threads), trainer.prompts))
+
+    def note(*_: object) -> None:
+        pair.project_gradient = torch.cat([p.grad.flatten() for p in trainer.parameters.values()])
+
+    trainer.engine.optimizer.register_step_pre_hook(note)
+    return pair
 
 
 def _configuration(threads: int, overrides: tuple[str, ...]) -> RunConfig:
@@ -116,7 +123,8 @@ def strict_differences() -> dict[str, float]:
 
 def differences(pair: Pair) -> dict[str, float]:
     """Differences of loss (absolute) and gradient (relative to its norm), after the same iteration of both."""
-    ours = torch.cat([p.grad.flatten() for p in pair.trainer.parameters.values()])
+    ours = pair.project_gradient
+    assert ours is not None
     plain = torch.cat([p.grad.flatten() for p in pair.plain.parameters.values()])
     return {"loss": abs(pair.project_loss - pair.plain.loss), "gradient": float((ours - plain).norm() / plain.norm())}
 

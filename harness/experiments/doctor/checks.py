@@ -12,7 +12,16 @@ from typing import NamedTuple
 
 from analysis.cells.costs import measured_rates
 from harness.config import ConfigError, RunConfig, compose, grid_of
-from harness.experiments.doctor.sizes import Architecture, checkpoint_bytes, find_architecture, memory
+from harness.experiments.doctor.sizes import (
+    Architecture,
+    bytes_of,
+    checkpoint_bytes,
+    disk_bytes,
+    find_architecture,
+    host_memory,
+    memory,
+)
+from harness.experiments.doctor.speed import LINKS, UTILISATION, gathered_bytes, seconds_per_forward
 from harness.experiments.grid import expand_grid
 from harness.experiments.plan import expected_forwards, expected_seconds, num_prompts
 from harness.foundation.places import cache_folder
@@ -21,18 +30,24 @@ from harness.models.pipelines.published import find_published
 from harness.prompts.lists import read_prompts
 from harness.rewards.readiness import find_ready
 from harness.runs.directory import RUNS
+from harness.training.accounting import expected_cost
 
-PEAK_TERAFLOPS = {"H200": 989, "H100": 989, "A100": 312, "L40S": 362, "RTX 4090": 165, "RTX 3090": 71, "A10": 125}
-"""Dense bf16 tensor arithmetic, as the maker states it, by a part of the GPU's name; H100's where none is known."""
-UTILISATION = 0.4
-"""Share of the peak that a transformer's forward reaches: typical of attention in bf16 without compilation."""
 # In a process of its own: asking for a GPU's free memory takes half a GiB of it for as long as the process lives.
 _PROBE = """
 import json, torch
 numbers = range(torch.cuda.device_count())
 print(json.dumps([(torch.cuda.get_device_name(n), torch.cuda.mem_get_info(n)[0]) for n in numbers]))
 """
-_SAVING = "a lower model.max_batch, settings of model.execution, optimizer.tuning=lora, runtime.engine=fsdp2"
+_SAVING = {
+    "memory": "a lower model.max_batch, settings of model.execution, rewards.NAME.offload, optimizer.tuning=lora, "
+    "runtime.engine=fsdp2",
+    "host": "fewer offloaded rewards, more machines",
+}
+CARDS = (24, 40, 80, 141)
+"""Sizes of GPUs that are told whether they are enough, in GB as they are sold, which are GiB but for what is kept."""
+_USABLE = 0.97 * 2**30
+_MARGIN = 1.1
+"""Estimates of memory may be this much too low."""
 
 
 class Finding(NamedTuple):
@@ -98,7 +113,7 @@ def check(profile: str, overrides: Sequence[str] = (), seconds: float | None = N
     if architecture is None:
         findings.append(Finding("memory", f"not known: {path} is neither whole here nor one whose sizes are known"))
     else:
-        findings.append(_memory(configs, architecture, rewards, gpus))
+        findings += _memory(configs, architecture, rewards, gpus)
         findings.append(_disk(configs, architecture, download=folder is None))
     hours = _hours(configs, architecture, gpus, seconds)
     return Report(profile, [*findings, *_rewards(rewards, configs), *_prompts(config), hours])
@@ -146,23 +161,43 @@ def _weights(path: str, folder: Path | None, problem: str | None) -> Finding:
 
 def _memory(
     configs: Sequence[RunConfig], architecture: Architecture, rewards: Sequence[str], gpus: Sequence[Gpu] | None
-) -> Finding:
+) -> list[Finding]:
     """The cell of the grid that needs most, against the GPU in use with the least free memory, or main memory."""
     import psutil
 
-    processes = configs[0].runtime.processes // configs[0].runtime.machines
-    estimates = [memory(config, architecture, rewards, gpus is not None) for config in configs]
-    parts = max(estimates, key=lambda of: sum(of.values()))
-    needed = size(sum(parts.values()))
+    machine, available = configs[0].runtime.processes // configs[0].runtime.machines, psutil.virtual_memory().available
+    parts = _fullest([memory(config, architecture, rewards, gpus is not None) for config in configs])
+    needed = sum(parts.values())
+    if gpus is None:
+        each = available // machine
+        return [_fits("memory", "per process", parts, needed, each, "of main memory for each")]
     # Without a GPU there is nothing to compare with, and that is a finding of its own.
-    each = [psutil.virtual_memory().available // processes]
-    free = min(each if gpus is None else [gpu.free for gpu in gpus[:processes]], default=None)
-    problem = None
-    if free is not None and sum(parts.values()) > free:
-        where = "on a GPU" if gpus else "of main memory for each"
-        problem = f"a process needs about {needed}, {size(free)} are free {where}; what may save: {_SAVING}"
+    free = min((gpu.free for gpu in gpus[:machine]), default=None)
+    cards = ", ".join(f"{card} GB {verdict(needed, card * _USABLE)}" for card in CARDS)
+    on_host = _fullest([host_memory(config, architecture, rewards) for config in configs])
+    return [
+        _fits("memory", f"per process ({cards})", parts, needed, free, "on a GPU"),
+        _fits("host", "of main memory on a machine", on_host, sum(on_host.values()), available if gpus else None),
+    ]
+
+
+def _fullest(estimates: Sequence[dict[str, int]]) -> dict[str, int]:
+    return max(estimates, key=lambda of: sum(of.values()))
+
+
+def verdict(needed: float, free: float) -> str:
+    """Whether what is needed fits, by an estimate that may be ``_MARGIN`` too low."""
+    return "fits" if needed * _MARGIN <= free else "tight" if needed <= free else "does not fit"
+
+
+def _fits(area: str, what: str, parts: dict[str, int], needed: int, free: int | None, where: str = "here") -> Finding:
     details = tuple(f"{size(count):>10}  {name}" for name, count in parts.items() if count)
-    return Finding("memory", f"about {needed} per process", problem, details)
+    text = f"about {size(needed)} {what}"
+    if free is None:
+        return Finding(area, text, None, details)
+    problem = f"about {size(needed)} are needed, {size(free)} are free {where}; what may save: {_SAVING[area]}"
+    text = f"{text}; {verdict(needed, free)}, {size(free)} are free {where}"
+    return Finding(area, text, problem if needed > free else None, details)
 
 
 def _disk(configs: Sequence[RunConfig], architecture: Architecture, download: bool) -> Finding:
@@ -170,9 +205,13 @@ def _disk(configs: Sequence[RunConfig], architecture: Architecture, download: bo
     from huggingface_hub.constants import HF_HUB_CACHE
 
     model, published = configs[0].model, find_published(configs[0].model.path)
-    needs = [(f"{len(configs)} runs", sum(checkpoint_bytes(config, architecture) for config in configs), RUNS)]
+    needs = [
+        (f"{len(configs)} runs", sum(disk_bytes(config, architecture) for config in configs), RUNS),
+        # The old one stays until the new one is whole.
+        ("one more checkpoint", max(checkpoint_bytes(config, architecture) for config in configs), RUNS),
+    ]
     if model.execution.text_encoders == "free":
-        channels = architecture.transformer.config.joint_attention_dim * (2 if model.precision == "bf16" else 4)
+        channels = architecture.transformer.config.joint_attention_dim * bytes_of(model)
         of_prompts = _most_prompts(configs) * architecture.text_tokens(model) * channels
         needs.append(("embeddings of prompts", of_prompts, cache_folder("embeddings")))
     if download and published is not None:
@@ -227,7 +266,8 @@ def _hours(
     seconds: float | None,
 ) -> Finding:
     """Hours of the grid: as finished runs took, else by counted forwards."""
-    processes, forwards = configs[0].runtime.processes, sum(map(expected_forwards, configs))
+    processes, forwards = configs[0].runtime.processes, sum(map(_forwards, configs))
+    details: tuple[str, ...] = ()
     rates = measured_rates(RUNS / configs[0].experiment) if seconds is None else None
     if seconds is not None:
         total, basis = forwards * seconds, f"{seconds:.3g} s per forward, as given"
@@ -237,26 +277,23 @@ def _hours(
     elif gpus is not None and architecture is not None:
         each, gpu = seconds_per_forward(architecture, configs[0], gpus[0].name if gpus else "")
         basis = f"{each:.3g} s per forward, estimated for {gpu} at {UTILISATION:.0%} of its peak"
-        total, basis = forwards * each, f"{basis}; give --seconds-per-forward once it is measured"
+        basis += "; give --seconds-per-forward once it is measured"
+        total, moved = forwards * each, gathered_bytes(architecture, configs[0])
+        if moved:
+            waits = {link: moved / rate for link, rate in LINKS.items()}
+            total += waits["NVLink"] * processes * sum(config.iterations for config in configs)
+            times = ", ".join(f"{wait:.0f} s over {link}" for link, wait in waits.items())
+            details = (f"fsdp2 gathers {size(moved)} of weights an iteration and process: {times}",)
     else:
         unknown = "not known before a run has finished, or with --seconds-per-forward"
         return Finding("hours", f"{forwards:,} forwards; {unknown}")
     hours = total / 3600
     unit, together = ("hours", "processes") if gpus is None else ("GPU-hours", "GPUs")
     shared = f" ({hours / processes:,.1f} hours on {processes} {together})" if processes > 1 else ""
-    return Finding("hours", f"{hours:,.1f} {unit}{shared}: {basis}")
+    return Finding("hours", f"{hours:,.1f} {unit}{shared}: {basis}", None, details)
 
 
-def seconds_per_forward(architecture: Architecture, config: RunConfig, gpu: str) -> tuple[float, str]:
-    """How long one sample takes through the network: its arithmetic, 2 P T + 4 T^2 d L, over what the GPU achieves.
-
-    P parameters, T tokens, d channels, L blocks; the second term is attention's.
-
-    Returns:
-        Seconds, and the GPU of ``PEAK_TERAFLOPS`` that they are of.
-    """
-    known = max((key for key in PEAK_TERAFLOPS if key in gpu), key=len, default="H100")
-    tokens = architecture.tokens(config.model)
-    operations = 2 * architecture.parameters * tokens + 4 * tokens**2 * architecture.width * architecture.num_blocks
-    achieved = PEAK_TERAFLOPS[known] * 1e12 * UTILISATION
-    return architecture.forwards_per_velocity(config.model) * operations / achieved, known
+def _forwards(config: RunConfig) -> int:
+    """Forwards' worth of a run's work: with checkpointing a backward pass computes its forward again."""
+    again = expected_cost(config).train_forwards if config.model.execution.gradient_checkpointing else 0
+    return expected_forwards(config) + config.iterations * again

@@ -21,6 +21,8 @@ _PIXELS_PER_TOKEN = 16
 _CLIP_TOKENS = 77
 _WORKSPACE = 3 * 2**29
 """CUDA context, kernels' workspace, and what the allocator cannot use."""
+_PROCESS = 3 * 2**30
+"""Main memory of a process with torch, CUDA and diffusers, and no model."""
 
 
 @dataclass(frozen=True)
@@ -45,10 +47,20 @@ class Architecture:
         return sum(parameter.numel() for parameter in self.transformer.parameters())
 
     @property
+    def blocks(self) -> list[nn.Module]:
+        """Those of the transformer, of all kinds."""
+        lists = [m for name, m in self.transformer.named_children() if name.endswith("blocks")]
+        return [block for each in lists if isinstance(each, nn.ModuleList) for block in each]
+
+    @property
     def num_blocks(self) -> int:
-        """Blocks of the transformer, of all kinds."""
-        children = self.transformer.named_children()
-        return sum(len(m) for name, m in children if isinstance(m, nn.ModuleList) and name.endswith("blocks"))
+        """How many there are."""
+        return len(self.blocks)
+
+    @property
+    def largest_block(self) -> int:
+        """Numbers in the largest of them."""
+        return max((sum(p.numel() for p in block.parameters()) for block in self.blocks), default=0)
 
     @property
     def width(self) -> int:
@@ -127,8 +139,8 @@ def memory(config: RunConfig, of: Architecture, rewards: Iterable[str], on_gpu: 
     """What one process needs at its fullest, by component.
 
     Weights in training, their gradients and AdamW's two moments are float32, as is their average; frozen weights are in
-    the network's precision. A process holds all of them, or what its engine leaves to it. Text encoders that are freed
-    are there before training, but then neither gradients nor moments, rewards nor activations.
+    the network's precision. A process holds all of them, or what its engine leaves to it. The fullest moment is one of
+    three: text encoders that are freed later encode; pictures are drawn and scored; weights are updated.
 
     Args:
         config: of the run.
@@ -137,37 +149,54 @@ def memory(config: RunConfig, of: Architecture, rewards: Iterable[str], on_gpu: 
         on_gpu: of GPU memory, with the CUDA context; else of main memory.
     """
     model, optimizer = config.model, config.optimizer
-    element, trained = 2 if model.precision == "bf16" else 4, of.trained(config)
+    element, trained = bytes_of(model), of.trained(config)
+    is_full, is_freed = optimizer.tuning == "full", model.execution.text_encoders == "free"
     shares = config.runtime.processes if config.runtime.engine == "fsdp2" else 1
-    weights = (of.parameters * element + 4 * trained if optimizer.tuning == "lora" else 4 * trained) // shares
-    if shares > 1:
-        # That of one block is used while the next one's is on its way.
-        weights += 2 * weights * shares // of.num_blocks
-    if optimizer.tuning == "full" and element == 2:
-        weights += 2 * trained  # autocast keeps a copy in bf16 for the backward pass
-    always = {"weights": weights, "autoencoder": 4 * of.vae, "CUDA context and workspace": _WORKSPACE * on_gpu}
-    encoders, is_freed = {"text encoders": element * of.text_encoders}, model.execution.text_encoders == "free"
-    has_reference = optimizer.tuning == "full" and config.objective.kl_beta > 0
-    models = {name: _reward_bytes(config, name, on_gpu) for name in dict.fromkeys(rewards)}
+    weights = 4 * trained if is_full else of.parameters * element + 4 * trained
+    gathered = 3 * of.largest_block * (4 if is_full else element) if shares > 1 else 0
+    models = {name: reward_bytes(config, name, on_gpu) for name in dict.fromkeys(rewards)}
     moving = {name for name in models if on_gpu and name in config.rewards and config.rewards[name].offload}
-    peaks = _updating(config, of) * element, _sampling(config, of) * element, _decoding(config, of)
+    in_low = 2 * (of.largest_block if model.execution.gradient_checkpointing else trained) * (is_full and element == 2)
+    encoders = {"text encoders": element * of.text_encoders}
+    always = {
+        "weights": weights // shares,
+        # That of one block is used while the next one's arrives in one piece, and is then cut.
+        "blocks gathered": gathered,
+        "autoencoder": 4 * of.vae,
+        "CUDA context and workspace": _WORKSPACE * on_gpu,
+    }
     training = {
         **always,
         **({} if is_freed else encoders),
-        "weights of the KL reference": 4 * trained * has_reference // shares,
-        "gradients": 4 * trained // shares,
+        "weights of the KL reference": 4 * trained * (is_full and config.objective.kl_beta > 0) // shares,
         "optimiser": 8 * trained // shares,
         "averaged weights": 4 * trained * (optimizer.weight_ema is not None) // shares,
         "reward models": sum(count for name, count in models.items() if name not in moving),
-        "activations, or an offloaded reward": max(*peaks, *(models[name] for name in moving)),
     }
-    return max(training, always | encoders, key=lambda parts: sum(parts.values()))
+    drawing = max(_sampling(config, of, on_gpu), _decoding(config, of), *(models[name] for name in moving))
+    # On a GPU AdamW takes its steps all together, by way of one more number for each weight.
+    updating = max(_updating(config, of) * element + in_low, 4 * trained * on_gpu // shares)
+    phases = (
+        always | encoders,
+        training | {"activations, or an offloaded reward": drawing},
+        training | {"gradients": 4 * trained // shares, "activations of an update, or its step": updating},
+    )
+    return max(phases, key=lambda parts: sum(parts.values()))
 
 
-def _sampling(config: RunConfig, of: Architecture) -> int:
-    """Numbers inside one block of a forward without gradient: input, q, k, v, and the MLP before and after its step."""
+def bytes_of(model: ModelConfig) -> int:
+    """Of a number in the network's precision."""
+    return 4 if model.precision == "fp32" else 2
+
+
+def _sampling(config: RunConfig, of: Architecture, on_gpu: bool) -> int:
+    """Bytes inside one block of a forward without gradient: input, q, k, v, and the MLP before and after its step.
+
+    On a GPU all of them are float32: its autocast has norms in float32, and what they are added to or joined with.
+    """
     samples = of.forwards_per_velocity(config.model) * config.model.max_batch
-    return samples * of.tokens(config.model) * of.width * (1 + 3 + 4 + 4)
+    element = 4 if on_gpu else bytes_of(config.model)
+    return samples * of.tokens(config.model) * of.width * (1 + 3 + 4 + 4) * element
 
 
 def _updating(config: RunConfig, of: Architecture) -> int:
@@ -195,7 +224,7 @@ def _decoding(config: RunConfig, of: Architecture) -> int:
     return 3 * 4 * of.vae_channels * model.height * model.width * pictures
 
 
-def _reward_bytes(config: RunConfig, name: str, on_gpu: bool) -> int:
+def reward_bytes(config: RunConfig, name: str, on_gpu: bool) -> int:
     """A reward's model, if it is in this process's memory."""
     settings, model = config.rewards.get(name, RewardConfig()), REWARDS[name].model
     is_elsewhere = settings.backend == "url" or (on_gpu and settings.device == "cpu")
@@ -205,5 +234,28 @@ def _reward_bytes(config: RunConfig, name: str, on_gpu: bool) -> int:
 
 
 def checkpoint_bytes(config: RunConfig, of: Architecture) -> int:
-    """Disk of a finished run: one resumable checkpoint (weights, two moments, average), and the final weights."""
-    return of.trained(config) * (4 + 8 + 4 * (config.optimizer.weight_ema is not None) + 4)
+    """Disk of a resumable checkpoint: weights, two moments, average."""
+    return of.trained(config) * (4 + 8 + 4 * (config.optimizer.weight_ema is not None))
+
+
+def disk_bytes(config: RunConfig, of: Architecture) -> int:
+    """Disk of a finished run: one resumable checkpoint, and the final weights."""
+    return checkpoint_bytes(config, of) + 4 * of.trained(config)
+
+
+def host_memory(config: RunConfig, of: Architecture, rewards: Iterable[str]) -> dict[str, int]:
+    """Main memory of one machine at its fullest, by component, where the processes' models are on GPUs.
+
+    Base weights are no part of it: read in the dtype that they are stored in, they take pages of their files.
+    """
+    processes = config.runtime.processes // config.runtime.machines
+    settings = {name: config.rewards.get(name, RewardConfig()) for name in dict.fromkeys(rewards)}
+    in_memory = sum(
+        reward_bytes(config, name, on_gpu=False) for name, own in settings.items() if own.offload or own.device == "cpu"
+    )
+    is_gathered = config.runtime.engine == "fsdp2"
+    return {
+        f"{processes} processes": processes * _PROCESS,
+        "rewards that are offloaded or on the CPU": processes * in_memory,
+        "all weights in training, for one file": 4 * of.trained(config) * is_gathered,
+    }

@@ -5,18 +5,20 @@ import json
 import re
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
 from harness.foundation.errors import ConfigError
-from harness.foundation.files import file_sha256, read_text, write_atomically
+from harness.foundation.files import file_sha256, lock, read_text, write_atomically
 from harness.foundation.places import cache_folder
 
 # Weights, configurations, and vocabularies of all ages.
 _SUFFIXES = (".safetensors", ".json", ".txt", ".model")
+
+_SHA256 = re.compile("[0-9a-f]{64}")
 
 _FIRST_FINGERPRINTS = {
     # base and weak of the miniature, whose configurations once named the folder they were made in.
@@ -77,18 +79,29 @@ def _fingerprint(pipeline: Path, files: list[Path]) -> str:
 
 
 def remembered_sha256(file: Path) -> str:
-    """sha256 of a file's bytes, remembered on disk by path, size and time of change: weights take minutes to read."""
+    """sha256 of a file's bytes, read at most once on a machine: weights take minutes.
+
+    The hub's cache names weights by it; of other files it is remembered on disk, by path, size and time of change.
+    """
     real = file.resolve()
+    if real.parent.name == "blobs" and _SHA256.fullmatch(real.name):
+        return real.name
     facts = real.stat()
     key = hashlib.sha256(f"{real}|{facts.st_size}|{facts.st_mtime_ns}".encode()).hexdigest()
     remembered = cache_folder("fingerprints") / key
-    if remembered.is_file():
-        digest = remembered.read_bytes().decode(errors="replace")
-        if re.fullmatch("[0-9a-f]{64}", digest):
-            return digest
-    digest = file_sha256(real)
-    write_atomically(remembered, digest)
+    if (digest := _read_digest(remembered)) is None:
+        remembered.parent.mkdir(parents=True, exist_ok=True)
+        # Processes that start together wait for the first of them, and read what it found.
+        with lock(remembered.with_name("lock"), wait=True) or nullcontext():
+            if (digest := _read_digest(remembered)) is None:
+                digest = file_sha256(real)
+                write_atomically(remembered, digest)
     return digest
+
+
+def _read_digest(file: Path) -> str | None:
+    digest = file.read_bytes().decode(errors="replace") if file.is_file() else ""
+    return digest if _SHA256.fullmatch(digest) else None
 
 
 @contextmanager

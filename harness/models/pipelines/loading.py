@@ -7,13 +7,17 @@ from typing import Any
 
 import torch
 from diffusers.utils import logging as diffusers_logging
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 
 from harness.config import ConfigError
 from harness.models.pipelines.files import component_folders
 
 # Where a class may come from: a folder from elsewhere must not name code to be run.
 _LIBRARIES = ("diffusers", "transformers", "harness.models.miniature")
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+"""``model.precision``."""
+_STORED = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 
 # What these libraries would warn of is an error here, in one line.
 diffusers_logging.set_verbosity_error()
@@ -49,13 +53,23 @@ def load_pipeline(
 
 
 def load_component(folder: Path, name: str, device: torch.device, dtype: torch.dtype) -> Any:
-    """One component of a pipeline; a network is in evaluation mode. Raises ConfigError as ``load_pipeline``."""
+    """One component of a pipeline; a network is in evaluation mode. Raises ConfigError as ``load_pipeline``.
+
+    Numbers are widened on the device: until then main memory holds none but the pages of their files.
+    """
     part = folder / name
     component_class = _class_of(folder, name)
     try:
         if name.startswith(("scheduler", "tokenizer")):
             return component_class.from_pretrained(part, local_files_only=True)
-        settings = {"dtype": dtype, "use_safetensors": True, "local_files_only": True, "output_loading_info": True}
+        stored = _stored_dtype(part)
+        is_exact = stored is not None and torch.promote_types(stored, dtype) == dtype
+        settings = {
+            "dtype": stored if is_exact else dtype,
+            "use_safetensors": True,
+            "local_files_only": True,
+            "output_loading_info": True,
+        }
         if component_class.__module__.startswith("transformers"):
             settings["ignore_mismatched_sizes"] = True  # told in the report, instead of raised as a RuntimeError
         loaded, report = component_class.from_pretrained(part, **settings)
@@ -68,7 +82,17 @@ def load_component(folder: Path, name: str, device: torch.device, dtype: torch.d
             f"model.path: {part} has no fitting weights for {len(wrong)} parameters of {component_class.__name__}, "
             f"such as {first}; is it of another model?"
         )
-    return loaded.eval().to(device)
+    loaded = loaded.eval().to(device)
+    return loaded.float() if dtype == torch.float32 else loaded
+
+
+def _stored_dtype(part: Path) -> torch.dtype | None:
+    """The dtype of a component's numbers on disk; None if its files have several, or none."""
+    found = set()
+    for file in part.glob("*.safetensors"):
+        with safe_open(file, framework="pt") as content:
+            found |= {content.get_slice(name).get_dtype() for name in content.keys()}  # noqa: SIM118
+    return _STORED.get(found.pop()) if len(found) == 1 else None
 
 
 def _class_of(folder: Path, name: str) -> Any:

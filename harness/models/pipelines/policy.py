@@ -20,7 +20,7 @@ from harness.models.pipelines.compiled import compile_for_sampling
 from harness.models.pipelines.embedding import PromptEmbedding
 from harness.models.pipelines.embedding_store import EmbeddingStore
 from harness.models.pipelines.files import component_folders, text_fingerprint
-from harness.models.pipelines.loading import load_component, load_pipeline
+from harness.models.pipelines.loading import DTYPES, load_component, load_pipeline
 from harness.models.pipelines.locate import find_pipeline
 from harness.models.pipelines.truncation import TextReader, all_tokens
 from harness.models.pipelines.weights import filling, whole_network
@@ -80,7 +80,7 @@ class Policy(ABC):
     def _dtypes(self) -> dict[str, torch.dtype]:
         """The dtypes of components that are not float32; the autoencoder and weights in training always are."""
         frozen = [*self._encoders, *(["transformer"] if self._is_lora else [])]
-        return dict.fromkeys(frozen, torch.bfloat16) if self.config.precision == "bf16" else {}
+        return dict.fromkeys(frozen, DTYPES[self.config.precision])
 
     def _set_execution(self) -> None:
         execution, vae = self.config.execution, self._pipeline.vae
@@ -258,8 +258,10 @@ class Policy(ABC):
     def _forward(self, **inputs: Any) -> Tensor:
         """The transformer's first output; compiled while sampling, if the configuration says so."""
         network = self._compiled if self._is_sampling and self._compiled is not None else self.transformer
-        is_low = self.config.precision == "bf16"
-        with torch.autocast(self.device.type, torch.bfloat16) if is_low else nullcontext():
+        dtype = DTYPES[self.config.precision]
+        is_low = dtype != torch.float32
+        # Its cache would keep a copy of every float32 weight to the end of a forward, in which each is used once.
+        with torch.autocast(self.device.type, dtype, cache_enabled=False) if is_low else nullcontext():
             output: Tensor = network(**inputs, return_dict=False)[0]
         return output.float()
 

@@ -93,7 +93,7 @@ def _advice(place: str, weights: bool) -> str:
     if match is None or (ROOT / place).exists():
         return "give another place"
     repository, file = match.groups()
-    what = f" {file}" if file else "" if weights else " --include '*.json' '*.txt'"
+    what = f" {file}" if file else "" if weights else " --include '*.json' --include '*.txt'"
     return f"fetch it with `hf download {repository}{what}`"
 
 

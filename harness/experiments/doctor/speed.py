@@ -1,0 +1,61 @@
+"""How long a model's arithmetic takes, and its exchange of weights: counted from its layers, without its weights."""
+
+import re
+
+from torch import nn
+
+from harness.config import ModelConfig, RunConfig
+from harness.experiments.doctor.sizes import Architecture, bytes_of
+from harness.training.accounting import expected_cost
+
+PEAK_TERAFLOPS = {"H200": 989, "H100": 989, "A100": 312, "L40S": 362, "RTX 4090": 165, "RTX 3090": 71, "A10": 125}
+"""Dense bf16 tensor arithmetic, as the maker states it, by a part of the GPU's name; H100's where none is known."""
+UTILISATION = 0.4
+"""Share of the peak that a transformer's forward reaches: typical of attention in bf16 without compilation."""
+LINKS = {"NVLink": 375e9, "PCIe": 22e9}
+"""Bytes a second that a process gathers from the others of its machine: typical of NCCL on 8 GPUs."""
+
+_ONCE = re.compile(r"(^|\.)(norm|time)")  # modulation by time, pooled text and guidance: once a sample
+_OF_TEXT = re.compile(r"context|\.add_|to_add_out")
+
+
+def operations(architecture: Architecture, model: ModelConfig) -> int:
+    """Floating-point operations of one sample through the network.
+
+    2 T per weight of a linear layer, T being the tokens that it acts on, and 4 T^2 d in each attention of width d.
+    """
+    both, text = architecture.tokens(model), architecture.text_tokens(model)
+    total = 0
+    for name, module in architecture.transformer.named_modules():
+        if isinstance(module, nn.Linear):
+            tokens = both if name.startswith("single_") else text if _OF_TEXT.search(name) else both - text
+            total += 2 * (1 if _ONCE.search(name) else tokens) * module.in_features * module.out_features
+        elif name.endswith(".attn"):
+            total += 4 * both**2 * architecture.width
+        elif name.endswith(".attn2"):  # of the picture alone
+            total += 4 * (both - text) ** 2 * architecture.width
+    return total
+
+
+def seconds_per_forward(architecture: Architecture, config: RunConfig, gpu: str) -> tuple[float, str]:
+    """How long one sample takes through the network: its arithmetic over what the GPU achieves.
+
+    Returns:
+        Seconds, and the GPU of ``PEAK_TERAFLOPS`` that they are of.
+    """
+    known = max((key for key in PEAK_TERAFLOPS if key in gpu), key=len, default="H100")
+    achieved = PEAK_TERAFLOPS[known] * 1e12 * UTILISATION
+    each = operations(architecture, config.model) / achieved
+    return architecture.forwards_per_velocity(config.model) * each, known
+
+
+def gathered_bytes(architecture: Architecture, config: RunConfig) -> float:
+    """What a process gathers of the others' weights in an iteration: all of them for each forward and each backward."""
+    count, model = config.runtime.processes, config.model
+    if config.runtime.engine != "fsdp2":
+        return 0.0
+    cost = expected_cost(config)
+    forwards = -(-cost.sample_forwards // (count * model.max_batch))
+    trained = -(-cost.train_forwards // (count * (model.execution.max_train_batch or model.max_batch)))
+    element = 4 if config.optimizer.tuning == "full" else bytes_of(model)
+    return (forwards + 2 * trained) * architecture.parameters * element * (count - 1) / count
