@@ -51,10 +51,11 @@ def train(
             _begin_together(run, config, is_main)
         if is_main:
             say(f"run {run.folder}")
+        from harness.training.preemption import Preemption
         from harness.training.session import Session
 
-        with run.failure_noted():
-            Session(run, say=say).execute()
+        with run.failure_noted(), Preemption(run) as asked:
+            Session(run, say=say, asked_to_end=asked).execute()
     finally:
         if lock is not None:
             lock.close()

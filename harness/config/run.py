@@ -81,6 +81,11 @@ class RuntimeConfig(Section):
     timeout_seconds: Seconds = 1800.0
     """Longest wait of a process for the others, wherever all meet."""
     checkpoint_interval: Count = 25
+    checkpoints_kept: Count = 2
+    """The newest so many, so that one can be damaged. The best by validation is kept beside them."""
+    preemption_seconds: Seconds = 25.0
+    """From SIGTERM or SIGUSR1 to the end of the process, at most: time for the iteration to end and to save. torchrun
+    and accelerate kill after 30."""
 
 
 class RunConfig(Section):

@@ -103,6 +103,8 @@ def run_all(
 def _train(folder: Path) -> None:
     run = RunDirectory(folder)
     with run.failure_noted():
+        from harness.training.preemption import Preemption
         from harness.training.session import Session
 
-        Session(run, say=lambda line: print(line, flush=True)).execute()
+        with Preemption(run) as asked:
+            Session(run, say=lambda line: print(line, flush=True), asked_to_end=asked).execute()

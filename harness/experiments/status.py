@@ -17,7 +17,7 @@ from harness.runs.identity import changes_of, note_on_code, read_identity
 
 
 def state_of(run: RunDirectory) -> str:
-    """finished, running, waiting, failed, or interrupted: it says that it runs, but nobody holds its lock."""
+    """One of ``records.STATES``, or interrupted: it says that it runs, but nobody holds its lock."""
     state = run.status()["state"]
     return "interrupted" if state == "running" and not run.is_locked() else state
 
@@ -91,7 +91,7 @@ def status_lines(root: Path) -> list[str]:
         damages: dict[str, str] = {}
         ranked = standings(runs, damages)
         for run, state in states.items():
-            if state in ("running", "interrupted", "failed", *BROKEN):
+            if state in ("running", "interrupted", "preempted", "failed", *BROKEN):
                 lines.append(f"  {state} {run.run_id}{_described(run.status())}")
             if run.run_id in damages:
                 lines.append(f"  cannot be read: {damages[run.run_id]}")

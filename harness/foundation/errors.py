@@ -27,3 +27,9 @@ class FileError(HarnessError):
 
 class StopRun(Exception):
     """Raised by a session's ``on_validation``: the run saves its checkpoint, ends unfinished, and can be resumed."""
+
+
+class Preempted(HarnessError, StopRun):
+    """A signal asked a run to end: it has saved its checkpoint, and the same command continues it."""
+
+    exit_code = 75  # EX_TEMPFAIL of sysexits.h: try again

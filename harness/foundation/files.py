@@ -38,12 +38,11 @@ def write_atomically(path: Path, content: str | bytes) -> None:
 
 
 @contextmanager
-def replacing(path: Path, durable: bool = False) -> Iterator[BinaryIO]:
+def replacing(path: Path) -> Iterator[BinaryIO]:
     """A stream whose bytes replace a file in one step when the block ends; an exception leaves the file as it was.
 
     Args:
         path: the file; its folder is made if missing.
-        durable: be sure that the bytes are on the disk before they count.
 
     Raises:
         FileError: it cannot be written; nothing of it stays.
@@ -53,9 +52,6 @@ def replacing(path: Path, durable: bool = False) -> Iterator[BinaryIO]:
         path.parent.mkdir(parents=True, exist_ok=True)
         with partial.open("wb") as stream:
             yield stream
-            stream.flush()
-            if durable:
-                os.fsync(stream.fileno())
         partial.replace(path)
     except BaseException as error:
         with suppress(OSError):
@@ -110,6 +106,15 @@ def file_sha256(path: Path) -> str:
     """sha256 of a file's bytes, as hexadecimal digits."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def sync(path: Path) -> None:
+    """Be sure that a file's bytes, or a folder's names, are on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def reason_of(error: OSError) -> str:

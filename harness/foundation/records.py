@@ -18,6 +18,12 @@ from harness.foundation.files import file_sha256, read_text
 LOGS = ("metrics.jsonl", "eval.jsonl")
 FINAL = "checkpoints/final"
 
+STATES = ("waiting", "running", "preempted", "failed", "finished")
+"""What status.json can say. A run is made waiting; whoever claims it sets it running; from there it comes to finished,
+failed (it cannot go on as it is), preempted (a signal asked it to end, and it saved), or waiting again (whoever watched
+it stopped it). From each of these it can be set running again; a finished one only if a file of it is lost. A killed
+process leaves it running: that nobody holds its lock says so."""
+
 BROKEN = ("damaged", "incomplete")
 """States of runs whose status.json cannot be read, or that were finished and are not whole any more."""
 
@@ -125,14 +131,11 @@ def parse_status(text: str) -> dict[str, Any]:
         content = json.loads(text)
     except RecursionError:
         raise ValueError("is no status") from None
-    if not isinstance(content, dict) or content.get("state") not in _STATES:
+    if not isinstance(content, dict) or content.get("state") not in STATES:
         raise ValueError("is no status")
     if "check" in content and checked(content)["check"] != content["check"]:
         raise ValueError("its checksum is wrong")
     return content
-
-
-_STATES = ("waiting", "running", "finished", "failed")
 
 
 def _digest(content: Mapping[str, Any]) -> str:

@@ -26,7 +26,7 @@ from harness.foundation import files, records
 from harness.foundation.errors import CollectiveError, FileError, HarnessError, StopRun
 from harness.foundation.files import append, read_text, write_atomically
 from harness.foundation.places import CODE, IS_CHECKOUT, WORK
-from harness.runs import identity
+from harness.runs import checkpoints, identity
 from harness.runs.identity import fingerprints_of
 
 RUNS = WORK / "results" / "runs"
@@ -53,14 +53,14 @@ class RunDirectory:
         return configuration.load(self.folder / "config.yaml")
 
     @property
-    def checkpoint_path(self) -> Path:
-        """The one resumable checkpoint."""
-        return self.folder / "checkpoints" / "latest.pt"
+    def checkpoints(self) -> Path:
+        """Folder of the resumable checkpoints, and of the final weights."""
+        return self.folder / "checkpoints"
 
     def status(self) -> dict[str, Any]:
         """state, iteration, iterations, reason, updated; of a finished run also files, see ``records.seal``.
 
-        States: waiting, running, finished, failed; also damaged, if status.json cannot be read, and incomplete, if the
+        States: see ``records.STATES``; also damaged, if status.json cannot be read, and incomplete, if the
         run was finished and a file of it is not whole any more. The reason then says what to do.
         Of a run that has not been prepared: waiting, at iteration 0 of an unknown number (None).
         """
@@ -96,7 +96,7 @@ class RunDirectory:
         """Replace status.json atomically.
 
         Args:
-            state: waiting, running, finished or failed.
+            state: one of ``records.STATES``.
             iteration: the last one in the checkpoint.
             iterations: of the whole run.
             reason: why it failed.
@@ -181,8 +181,9 @@ class RunDirectory:
         lost = [gap for gap in found if not (gap.startswith("eval.jsonl") and own in gap)]
         if lost:
             raise ConfigError(f"{self.folder}: {lost[0]}; put back a copy of the file, or move the folder away")
-        for path in [*self.folder.glob(f".*{files.PARTIAL}"), *self.folder.glob(f"checkpoints/.*{files.PARTIAL}")]:
+        for path in [*self.folder.glob(f".*{files.PARTIAL}"), *self.checkpoints.glob(f".*{files.PARTIAL}")]:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
+        checkpoints.forget_after(self.checkpoints, iteration)
         for name in records.LOGS:
             path = self.folder / name
             lines = records.read_lines(path) if iteration >= 0 else []
@@ -191,29 +192,36 @@ class RunDirectory:
             if path.exists() and read_text(path) != text:
                 write_atomically(path, text)
 
-    def save_checkpoint(self, state: Mapping[str, Any]) -> None:
-        """Replace the checkpoint atomically: a kill at any moment leaves the old one or the new one."""
+    def save_checkpoint(self, state: Mapping[str, Any], validation: float | None = None) -> None:
+        """Add a checkpoint, whole or not at all, and remove those that are too old, see ``harness.runs.checkpoints``.
+
+        Args:
+            state: of a trainer; what several processes have written of it is in the partial folder already.
+            validation: the trained reward on validation prompts, if it was measured at this iteration.
+        """
         import torch
 
-        with files.replacing(self.checkpoint_path, durable=True) as stream:
-            torch.save(dict(state), stream)
+        with checkpoints.completing(checkpoints.folder_of(self.checkpoints, state["iteration"]), validation) as folder:
+            torch.save(dict(state), folder / checkpoints.STATE)
+        checkpoints.prune(self.checkpoints, self.config.runtime.checkpoints_kept)
 
-    def load_checkpoint(self) -> dict[str, Any] | None:
-        """The checkpoint, or None before the first one.
+    def load_checkpoint(self, path: Path | None = None) -> dict[str, Any] | None:
+        """The state in a checkpoint, by default the newest that is whole; None before the first one.
 
         Raises:
-            ConfigError: it is damaged: cut off, or a byte is another one.
+            ConfigError: it is damaged, or all are.
         """
-        if not self.checkpoint_path.exists():
+        path = path or checkpoints.newest_whole(self.checkpoints)
+        if path is None:
             return None
         import torch
 
         try:
-            files.require_whole_zip(self.checkpoint_path)
-            return torch.load(self.checkpoint_path, map_location="cpu", weights_only=True)
+            state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
         except (OSError, RuntimeError, pickle.UnpicklingError, EOFError) as error:
             reason = " ".join(str(error).split())[:_LONGEST_REASON]
-            raise ConfigError(f"{self.checkpoint_path}: cannot be read: {reason}") from None
+            raise ConfigError(f"{path}: cannot be read: {reason}") from None
+        return state
 
     def lock(self, wait: bool = False) -> IO[bytes]:
         """Claim the run for this process as long as the returned file is open.

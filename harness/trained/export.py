@@ -74,7 +74,7 @@ def latest_weights(folder: Path) -> Iterator[Checkpoint]:
         raise ConfigError(f"--latest: run {run.folder} has no checkpoint yet")
     config = run.config
     policy = build_policy(config.model, config.optimizer, torch.device("cpu"), config.seed)
-    with TemporaryDirectory(dir=run.checkpoint_path.parent, prefix=".export-") as scratch:
+    with TemporaryDirectory(dir=run.checkpoints, prefix=".export-") as scratch:
         policy.save(Path(scratch), weights)
         yield Checkpoint(label_of(config), config, weights_in(Path(scratch)), run)
 

@@ -1,8 +1,7 @@
 """The state of training on disk: one file, and where processes hold shares, a folder beside it that all of them write.
 
-``checkpoints/latest.pt`` is what counts: it is replaced in one step, once all that belongs to it is there. A tensor
-that is shared out is an empty one on the device "meta" in it; its numbers are in ``checkpoints/shards-ITERATION``, in
-the format of torch.distributed.checkpoint, which any number of processes can read.
+A tensor that is shared out is an empty one on the device "meta" in ``state.pt``; its numbers are in ``shards/``, in the
+format of torch.distributed.checkpoint, which any number of processes can read.
 """
 
 import shutil
@@ -18,40 +17,36 @@ from torch.distributed.checkpoint.state_dict_saver import save as write_shares
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from harness.foundation.errors import ConfigError
-from harness.foundation.files import file_sha256
+from harness.runs.checkpoints import folder_of, newest_whole, partial_of
 from harness.runs.directory import RunDirectory
 from harness.training.engine import Engine, flat
 from harness.training.processes import Processes
 
-_FOLDER = "folder of shards"
-_DIGESTS = "sha256 of shards"
+_FOLDER, _SHARDS = "folder of shards", "shards"
 
 
-def save_state(run: RunDirectory, state: Mapping[str, Any], processes: Processes) -> None:
-    """Replace a run's checkpoint; a kill at any moment leaves the old one or the new one. An exchange.
+def save_state(
+    run: RunDirectory, state: Mapping[str, Any], processes: Processes, validation: float | None = None
+) -> None:
+    """Add a run's checkpoint; a kill at any moment leaves it whole or not there. An exchange.
 
     Args:
         run: whose.
         state: of a trainer.
         processes: all that train.
+        validation: see ``RunDirectory.save_checkpoint``.
     """
     shares = {path: tensor for path, tensor in flat(dict(state)).items() if isinstance(tensor, DTensor)}
-    folder = run.checkpoint_path.with_name(f"shards-{state['iteration']:05d}")
     if shares:
+        partial = partial_of(folder_of(run.checkpoints, state["iteration"]))
         if processes.is_main:
-            shutil.rmtree(folder, ignore_errors=True)  # of a save that was cut off
+            shutil.rmtree(partial, ignore_errors=True)  # of a save that was cut off
+            partial.mkdir(parents=True)
         processes.wait("beginning a checkpoint")
         with processes.at(f"the checkpoint of iteration {state['iteration']}"):
-            write_shares(shares, checkpoint_id=folder)
+            write_shares(shares, checkpoint_id=partial / _SHARDS)
     if processes.is_main:
-        content = dict(state)
-        if shares:
-            digests = {path.name: file_sha256(path) for path in sorted(folder.iterdir())}
-            content = {**_hollow(state), _FOLDER: folder.name, _DIGESTS: digests}
-        run.save_checkpoint(content)
-        for old in run.checkpoint_path.parent.glob("shards-*"):
-            if not shares or old != folder:
-                shutil.rmtree(old)
+        run.save_checkpoint({**_hollow(state), _FOLDER: _SHARDS} if shares else state, validation)
 
 
 def load_state(run: RunDirectory, engine: Engine, processes: Processes) -> dict[str, Any] | None:
@@ -68,20 +63,22 @@ def load_state(run: RunDirectory, engine: Engine, processes: Processes) -> dict[
     Raises:
         ConfigError: the shards are missing, or the checkpoint is of another model.
     """
-    state = run.load_checkpoint()
-    if state is None:
+    # One process compares checksums, and all take what it found whole.
+    file = newest_whole(run.checkpoints) if processes.is_main else None
+    file = processes.broadcast(file, "choosing a checkpoint")
+    state = None if file is None else run.load_checkpoint(file)
+    if file is None or state is None:
         return None
     live, saved = engine.tensors(), _tensors_of(state)
     # Moments alone may be missing: those of weights that have not been trained yet.
     apart = (saved.keys() - live.keys()) | {path for path in live.keys() - saved.keys() if "optimizer/" not in path}
     if apart:
-        raise ConfigError(f"{run.checkpoint_path}: is of another model or setting; {min(apart)} is not in both")
+        raise ConfigError(f"{file}: is of another model or setting; {min(apart)} is not in both")
     with torch.no_grad(), processes.at("loading the checkpoint"):
         for path, tensor in saved.items():
             if not tensor.is_meta:
                 _put(live[path], tensor)
-        # Once is enough: all processes read the same files.
-        _read_shards(run, state, {p: live[p] for p, tensor in saved.items() if tensor.is_meta}, processes.is_main)
+        _read_shards(file, state, {p: live[p] for p, tensor in saved.items() if tensor.is_meta})
     return state
 
 
@@ -90,15 +87,16 @@ def read_weights(run: RunDirectory) -> dict[str, Tensor] | None:
 
     None before the first checkpoint. Raises ConfigError if shards are missing.
     """
-    state = run.load_checkpoint()
-    if state is None:
+    file = newest_whole(run.checkpoints)
+    state = None if file is None else run.load_checkpoint(file)
+    if file is None or state is None:
         return None
     kind = "averages" if state["averages"] else "parameters"
     weights = {
         f"{kind}/{name}": torch.empty_like(tensor, device="cpu") if tensor.is_meta else tensor
         for name, tensor in state[kind].items()
     }
-    _read_shards(run, state, {p: t for p, t in weights.items() if state[kind][p.partition("/")[2]].is_meta})
+    _read_shards(file, state, {p: t for p, t in weights.items() if state[kind][p.partition("/")[2]].is_meta})
     return {path.partition("/")[2]: tensor for path, tensor in weights.items()}
 
 
@@ -119,19 +117,12 @@ def _put(target: Tensor, value: Tensor) -> None:
     target.copy_(value)
 
 
-def _read_shards(
-    run: RunDirectory, state: Mapping[str, Any], targets: dict[str, Tensor], is_checked: bool = True
-) -> None:
+def _read_shards(path: Path, state: Mapping[str, Any], targets: dict[str, Tensor]) -> None:
     if not targets:
         return
-    folder: Path = run.checkpoint_path.with_name(state[_FOLDER])
+    folder = path.with_name(state[_FOLDER])
     if not (folder / ".metadata").is_file():
-        raise ConfigError(f"{folder}: is missing or not whole, but {run.checkpoint_path} needs it; copy both together")
-    for name, digest in state.get(_DIGESTS, {}).items() if is_checked else ():
-        if not (folder / name).is_file() or file_sha256(folder / name) != digest:
-            raise ConfigError(
-                f"{folder / name}: is damaged or missing; put back a copy, or delete {run.checkpoint_path}"
-            )
+        raise ConfigError(f"{folder}: is missing or not whole, but {path} needs it; copy both together")
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="torch.distributed is .* in a single process")
         read_shares(targets, checkpoint_id=folder)

@@ -1,22 +1,16 @@
 """A run from start to end: set-up or resume, iterations, evaluations, checkpoints, logs."""
 
-import hashlib
-import json
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import torch
 from accelerate.utils import set_seed
 
-from analysis.runs.sources import numbers_sha256
-from harness.config import NUMERICS_VERSION, numeric_settings
+from harness.config import numeric_settings
 from harness.foundation import records
-from harness.foundation.errors import CollectiveError, StopRun, TrainingError
-from harness.foundation.files import write_atomically
-from harness.models.pipelines.files import model_fingerprint
-from harness.models.pipelines.locate import find_pipeline
+from harness.foundation.errors import CollectiveError, Preempted, StopRun, TrainingError
 from harness.models.pipelines.policy import Policy
 from harness.models.pipelines.registry import build_policy
 from harness.models.pipelines.truncation import ReadsText, truncations
@@ -24,10 +18,10 @@ from harness.prompts.lists import drawn_prompts, read_prompts
 from harness.rewards import RewardError, build_rewards
 from harness.runs.directory import RunDirectory, environment
 from harness.runs.identity import overlaps, record_execution, require_unchanged
+from harness.training import untrained
 from harness.training.checkpointing import load_state, save_state
 from harness.training.evaluation import evaluate, sample_images, save_gallery
 from harness.training.mirror import Mirror
-from harness.training.observation import VERSION as OBSERVATION
 from harness.training.observation import Observer
 from harness.training.processes import Processes, make_accelerator, print_late
 from harness.training.trainer import Trainer
@@ -45,6 +39,7 @@ class Session:
         run: the run.
         say: receives a line of progress now and then, on the main process.
         on_validation: called after each validation, on the main process; what it raises, StopRun, ends all.
+        asked_to_end: the signal that asks this process to save and end, or None.
 
     Raises:
         ConfigError: the run is not what it was when it was made, the world size is not the one asked for, or a
@@ -57,8 +52,11 @@ class Session:
         run: RunDirectory,
         say: Callable[[str], None] = print,
         on_validation: OnValidation = lambda iteration, metrics: None,
+        asked_to_end: Callable[[], str | None] = lambda: None,
     ) -> None:
         self.run, self.config = run, run.config
+        self.asked_to_end = asked_to_end
+        self._saved_at, self._validated = 0, (0, 0.0)
         require_unchanged(run.folder, self.config)
         self.on_validation = on_validation
         runtime = self.config.runtime
@@ -112,10 +110,29 @@ class Session:
 
         Raises:
             StopRun: ``on_validation`` did; the checkpoint has what was trained so far.
+            Preempted: ``asked_to_end`` did; the same.
             TrainingError: training cannot go on.
         """
         trainer, config = self.trainer, self.config
         self._resume()
+        try:
+            self._train()
+        except Preempted as asked:
+            self._save("preempted", f"{asked}, saved at iteration {trainer.iteration}")
+            raise Preempted(
+                f"{self.run.folder}: {asked}, saved at iteration {trainer.iteration} of {config.iterations}; the same "
+                "command goes on there"
+            ) from None
+        with self.processes.at("the end of training"), trainer.engine.averaged_weights():
+            weights = trainer.engine.whole_weights()
+            if self.is_main:
+                trainer.policy.save(self.run.folder / records.FINAL, weights)
+                if gaps := records.gaps_of(self.run.folder, config.model_dump(), config.iterations):
+                    raise TrainingError(f"{self.run.folder}: has been trained, but {'; '.join(gaps)}")
+                self.run.set_status("finished", trainer.iteration, config.iterations)
+
+    def _train(self) -> None:
+        trainer, config = self.trainer, self.config
         with Mirror(self.run, config.logging, enabled=self.is_main) as mirror:
             if trainer.iteration == 0:
                 self._validate(mirror)
@@ -132,13 +149,6 @@ class Session:
                         f"{trainer.iteration}/{config.iterations}  reward {reward:.3f}  {each:.2f} s per iteration, "
                         f"{each * (config.iterations - trainer.iteration):.0f} s left"
                     )
-        with self.processes.at("the end of training"), trainer.engine.averaged_weights():
-            weights = trainer.engine.whole_weights()
-            if self.is_main:
-                trainer.policy.save(self.run.folder / records.FINAL, weights)
-                if gaps := records.gaps_of(self.run.folder, config.model_dump(), config.iterations):
-                    raise TrainingError(f"{self.run.folder}: has been trained, but {'; '.join(gaps)}")
-                self.run.set_status("finished", trainer.iteration, config.iterations)
 
     def _iterate(self, mirror: Mirror) -> dict[str, Any]:
         """An iteration with the evaluations and the checkpoint that are due after it; its line of metrics.jsonl."""
@@ -152,6 +162,7 @@ class Session:
             if self.is_main:
                 self.run.append("metrics.jsonl", record)
                 mirror.training(record)
+            self._end_if_asked()
             self._evaluate_due(mirror)
         except RewardError as error:
             # Several processes cannot agree on a checkpoint when one of them has failed.
@@ -165,6 +176,21 @@ class Session:
         if trainer.iteration == config.iterations or trainer.iteration % config.runtime.checkpoint_interval == 0:
             self._save("running")
         return record
+
+    def _end_if_asked(self) -> None:
+        """Raise Preempted, in all processes, if one of them has been asked to end."""
+        asked = self.asked_to_end()
+        if self.processes.count > 1:
+            everyone = self.processes.gather_objects(asked, "asking whether to end")
+            asked = next(filter(None, everyone), None)
+        if asked is not None:
+            raise Preempted(f"{asked} received")
+
+    def _seen(self, observer: Observer, images: torch.Tensor) -> None:
+        """Take in an evaluation's pictures, unless it is to be broken off."""
+        observer.add(images)
+        if self.processes.count == 1:  # several cannot agree in the middle
+            self._end_if_asked()
 
     def _evaluate_due(self, mirror: Mirror, on_record: Collection[str] = ()) -> None:
         """The evaluations that the present iteration asks for, but those on record."""
@@ -184,6 +210,7 @@ class Session:
 
     def _validate(self, mirror: Mirror) -> None:
         metrics = self._evaluate("validation", mirror)
+        self._validated = self.trainer.iteration, self.config.trained_reward(metrics)
         stopped: str | None = None
         if self.is_main:
             try:
@@ -197,8 +224,11 @@ class Session:
 
     def _save(self, state: str, reason: str | None = None) -> None:
         # A run stopped before its first iteration begins again, with the evaluations that precede it.
-        if self.trainer.iteration:
-            save_state(self.run, self.trainer.state_dict(), self.processes)
+        iteration, (measured_at, value) = self.trainer.iteration, self._validated
+        if iteration and iteration != self._saved_at:
+            validation = value if measured_at == iteration else None
+            save_state(self.run, self.trainer.state_dict(), self.processes, validation)
+            self._saved_at = iteration
         if self.is_main:
             # Another process may have failed since all last met.
             keep_failure = self.processes.count > 1
@@ -210,6 +240,7 @@ class Session:
         state = load_state(self.run, self.trainer.engine, self.processes)
         if state is not None:
             self.trainer.load_state_dict(state)
+            self._saved_at = self.trainer.iteration
             self.say(f"continuing at iteration {self.trainer.iteration}")
         # Nobody may append before the main process has cut the logs back to the checkpoint.
         if self.is_main:
@@ -271,7 +302,7 @@ class Session:
                 self.judges,
                 self._noises(split),
                 self.config.evaluation,
-                observer.add,
+                partial(self._seen, observer),
             )
         measured |= observer.metrics()
         shares: list[dict[str, list[float]]] = self.processes.gather_objects(measured, f"evaluating on {split} prompts")
@@ -292,36 +323,5 @@ class Session:
         if measured is None:
             measured = self._measure(split, prompts)
             if self.is_main:
-                write_atomically(path, json.dumps({"sha256": _sha256(measured), "measured": measured}))
+                untrained.write(path, measured)
         return measured
-
-    def _untrained_digest(self, split: str, num_prompts: int) -> str:
-        """Hash of all that an evaluation of the untrained model depends on."""
-        model, settings = self.config.model, self.config.evaluation
-        content = [
-            NUMERICS_VERSION,
-            numbers_sha256(),
-            OBSERVATION,
-            model_fingerprint(find_pipeline(model.path)),
-            model.model_dump(mode="json", exclude={"path", "execution"}),
-            {judge.name: judge.fingerprint() for judge in self.judges},
-            read_prompts(getattr(self.config.prompts, split)).sha256,
-            num_prompts,
-            self._noises(split),
-            [settings.num_steps, settings.height, settings.width],
-        ]
-        return _sha256(content)[:16]
-
-
-def _read_checked(path: Path) -> dict[str, list[float]] | None:
-    """The numbers kept in a file; None if there are none, or not as they were written: they are measured again."""
-    try:
-        content = json.loads(path.read_bytes())
-        measured: dict[str, list[float]] = content["measured"]
-        return measured if content["sha256"] == _sha256(measured) else None
-    except (OSError, ValueError, RecursionError, LookupError, TypeError):
-        return None
-
-
-def _sha256(content: Any) -> str:
-    return hashlib.sha256(json.dumps(content).encode()).hexdigest()

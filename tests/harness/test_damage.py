@@ -21,8 +21,11 @@ from harness.experiments.status import status_lines
 from harness.foundation import files, records
 from harness.foundation.errors import FileError, HarnessError
 from harness.models.pipelines.weights import filling
+from harness.runs import checkpoints
+from harness.runs.checkpoints import folder_of
 from harness.runs.directory import RunDirectory, prepare_run
 from harness.trained.checkpoints import find_run_checkpoint
+from harness.training import untrained
 from harness.training.session import Session
 
 LOGS = ("metrics.jsonl", "eval.jsonl")
@@ -141,17 +144,64 @@ def test_one_damaged_run_hides_no_other(run: RunDirectory, name: str, capsys: py
 
 
 def test_a_bit_of_a_checkpoint_is_never_another_number(run: RunDirectory) -> None:
-    path = run.checkpoint_path
+    path = folder_of(run.checkpoints, 1) / "state.pt"
     content, before, told = path.read_bytes(), first_weight(run), 0
     for damaged in damages(content, 100):
         path.write_bytes(damaged)
         state = outcome(run.load_checkpoint)
         if isinstance(state, str):
-            assert "latest.pt" in state
+            assert "state.pt" in state
             told += 1
         else:
             assert torch.equal(next(iter(state["parameters"].values())), before)
-    assert told > 90
+    assert told == 100  # the manifest has a checksum of every byte, also of those that the format does not read
+
+
+def test_of_damaged_checkpoints_the_one_before_is_taken_and_the_end_is_the_same(
+    lora_run: RunDirectory, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = lora_run.config.model_copy(update={"iterations": 3})
+    config = config.model_copy(update={"runtime": config.runtime.model_copy(update={"checkpoint_interval": 1})})
+    whole, run = prepare_run(config, tmp_path / "whole"), prepare_run(config, tmp_path / "damaged")
+    Session(whole, say=lambda line: None).execute()
+    Session(run, say=lambda line: None).execute()
+    first = [path.parent.name for path in checkpoints.saved(run.checkpoints)]
+    assert first == ["iteration-0000003", "iteration-0000002"]
+    cut(folder_of(run.checkpoints, 3) / "state.pt", 1)
+    (run.folder / "status.json").unlink()
+    files.append(run.folder / "metrics.jsonl", '{"iteration": 4, "torn')
+    Session(run, say=lambda line: None).execute()
+    said = [line for line in capsys.readouterr().err.splitlines() if "adagrpo" in line]
+    assert len(said) == 1
+    assert "iteration-0000003/state.pt: is damaged or missing; the one before is taken" in said[0]
+    assert torch.equal(first_weight(run), first_weight(whole))
+    for name in LOGS:
+        ours, theirs = (
+            [line | {"seconds": 0} for line in records.read_lines(one.folder / name)] for one in (run, whole)
+        )
+        assert ours == theirs
+    for folder in run.checkpoints.glob("iteration-*"):
+        (folder / "manifest.json").write_text("{")
+    with pytest.raises(ConfigError, match=r"manifest\.json: is damaged or missing; put back a copy, or delete"):
+        run.load_checkpoint()
+
+
+def test_a_checkpoint_of_older_code_is_read_until_there_is_a_newer_one(run: RunDirectory) -> None:
+    before = first_weight(run)
+    (folder_of(run.checkpoints, 1) / "state.pt").rename(run.checkpoints / "latest.pt")
+    shutil.rmtree(folder_of(run.checkpoints, 1))
+    assert torch.equal(first_weight(run), before)
+    cut(run.checkpoints / "latest.pt")
+    with pytest.raises(ConfigError, match=r"latest\.pt: is damaged or was cut off; put back a copy, or delete"):
+        run.load_checkpoint()
+
+
+def test_the_best_checkpoint_is_kept_beside_the_newest(tmp_path: Path) -> None:
+    for iteration, value in enumerate((0.1, 0.7, None, 0.7, 0.2, None, 0.3), start=1):
+        with checkpoints.completing(folder_of(tmp_path, iteration), value) as folder:
+            (folder / "state.pt").write_bytes(b"weights")
+        checkpoints.prune(tmp_path, keep=2)
+    assert [int(path.parent.name[-7:]) for path in checkpoints.saved(tmp_path)] == [7, 6, 4]
 
 
 def test_final_weights_that_were_changed_are_not_drawn_with(run: RunDirectory) -> None:
@@ -211,8 +261,9 @@ def test_a_damaged_shard_is_an_error_or_the_same_numbers(run: RunDirectory, tmp_
 def test_a_damaged_cache_is_made_again(run: RunDirectory) -> None:
     session = Session(run, say=lambda line: None)
     prompts = session.prompts["validation"][:2]
-    path = run.folder.parent / "untrained" / f"validation-{session._untrained_digest('validation', 2)}.json"
     first = session._remembered("validation", prompts)
+    digest = untrained.digest(session.config, session.judges, "validation", 2, 1)
+    path = run.folder.parent / "untrained" / f"validation-{digest}.json"
     content = path.read_bytes()
     for damaged in (b"", b"[]", b"{}", content[:-9], content.replace(b"0.", b"1.", 1), b"\xff"):
         path.write_bytes(damaged)
@@ -220,7 +271,7 @@ def test_a_damaged_cache_is_made_again(run: RunDirectory) -> None:
         assert path.read_bytes() == content
 
 
-@pytest.mark.parametrize("where", ["latest.pt", "metrics.jsonl", "eval.jsonl"])
+@pytest.mark.parametrize("where", ["checkpoints", "metrics.jsonl", "eval.jsonl"])
 def test_a_full_disk_is_one_line_and_the_run_can_be_resumed(
     lora_run: RunDirectory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
@@ -232,7 +283,7 @@ def test_a_full_disk_is_one_line_and_the_run_can_be_resumed(
             raise FileError(f"{name}: cannot be written: No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(RunDirectory, "save_checkpoint", lambda self, state: (full("latest.pt"), save(self, state)))
+        patch.setattr(RunDirectory, "save_checkpoint", lambda self, *given: (full("checkpoints"), save(self, *given)))
         patch.setattr(RunDirectory, "append", lambda self, name, record: (full(name), append(self, name, record)))
         with pytest.raises(FileError, match=where), run.failure_noted():
             Session(run, say=lambda line: None).execute()

@@ -155,8 +155,8 @@ def test_the_latest_checkpoint_of_an_unfinished_run_is_exported(tmp_path: Path, 
     )
     assert exported.keys() == final.keys()
     assert all(torch.equal(exported[name], weight) for name, weight in final.items())
-    assert not [path for path in run.checkpoint_path.parent.iterdir() if path.name.startswith(".export")]
-    run.checkpoint_path.unlink()
+    assert not [path for path in run.checkpoints.iterdir() if path.name.startswith(".export")]
+    shutil.rmtree(run.checkpoints)
     with pytest.raises(ConfigError, match="has no checkpoint yet"), latest_weights(run.folder):
         pass
 

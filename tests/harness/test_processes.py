@@ -232,7 +232,7 @@ def test_a_run_that_changes_hands_equals_one_that_stays_in_one_process(runs: Run
     saved = state(run)
     assert saved["iteration"] == 2
     assert all(tensor.is_meta for tensor in saved["parameters"].values())
-    assert [path.name for path in run.checkpoint_path.parent.glob("shards-*")] == ["shards-00002"]
+    assert [path.parent.name for path in run.checkpoints.glob("iteration-*/shards")] == ["iteration-0000002"]
     with latest_weights(run.folder) as checkpoint:
         export(checkpoint, tmp_path / "exported", licence="other")
     transformer = FluxTransformer2DModel.from_pretrained(tmp_path / "exported" / "transformer")
@@ -240,7 +240,7 @@ def test_a_run_that_changes_hands_equals_one_that_stays_in_one_process(runs: Run
     assert "for 2 of 4 iterations" in (tmp_path / "exported" / "README.md").read_text()
 
     Session(runs.prepare("together", str(runs.twin), *SHARED_OUT), say=lambda line: None).execute()
-    assert not list(run.checkpoint_path.parent.glob("shards-*"))
+    assert not list(run.checkpoints.glob("iteration-*/shards"))
     assert difference(state(run)["parameters"], state(alone)["parameters"]) <= 1e-6
     assert difference(state(run)["averages"], state(alone)["averages"]) <= 1e-6
     assert difference(logs(run), logs(alone)) <= ROUNDING

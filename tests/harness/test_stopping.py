@@ -1,6 +1,9 @@
 """Stopping a run from outside, runs without a test, and policies that diverge."""
 
 import json
+import signal
+import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -8,8 +11,9 @@ from typing import Any
 import pytest
 
 from harness.config import compose
-from harness.foundation.errors import StopRun, TrainingError
+from harness.foundation.errors import Preempted, StopRun, TrainingError
 from harness.runs.directory import RunDirectory, prepare_run
+from harness.training.preemption import Preemption
 from harness.training.session import Session
 
 FAST = [
@@ -56,6 +60,41 @@ def test_a_stopped_run_loses_nothing_and_continues_as_if_it_had_not_been_stopped
     assert [(record["split"], record["iteration"]) for record in evaluations(whole)] == [
         ("validation", iteration) for iteration in range(4)
     ]
+
+
+@pytest.mark.parametrize("asked_at", [0, 1, 3])
+def test_a_preempted_run_saves_and_continues_as_if_it_had_not_been(tmp_path: Path, asked_at: int) -> None:
+    """Asked during the first evaluation, after an iteration, and during the last evaluation."""
+    settings = ["iterations=2", "evaluation.interval=1"]
+    whole, run = prepared(tmp_path / "whole", *settings), prepared(tmp_path / "run", *settings)
+    Session(whole, say=lambda line: None).execute()
+    answers = iter([*[None] * asked_at, "SIGUSR1"])
+    with pytest.raises(Preempted, match="SIGUSR1 received, saved at iteration") as error, run.failure_noted():
+        Session(run, say=lambda line: None, asked_to_end=lambda: next(answers)).execute()
+    status = run.status()
+    assert error.value.exit_code == 75
+    assert (status["state"], status["iteration"]) == ("preempted", (asked_at + 1) // 2)
+    Session(run, say=lambda line: None).execute()
+    assert evaluations(run) == evaluations(whole)
+    assert (run.folder / "checkpoints/final/pytorch_lora_weights.safetensors").read_bytes() == (
+        whole.folder / "checkpoints/final/pytorch_lora_weights.safetensors"
+    ).read_bytes()
+
+
+def test_a_signal_is_an_answer_and_too_slow_a_run_ends_all_the_same(tmp_path: Path) -> None:
+    run = prepared(tmp_path, "iterations=2", "runtime.preemption_seconds=0.3")
+    with Preemption(run) as asked:
+        assert asked() is None
+        signal.raise_signal(signal.SIGUSR1)
+        assert asked() == "SIGUSR1"
+    script = (
+        "import os, signal, sys, time; from pathlib import Path; from harness.runs.directory import RunDirectory\n"
+        "from harness.training.preemption import Preemption\n"
+        "with Preemption(RunDirectory(Path(sys.argv[1]))): os.kill(os.getpid(), signal.SIGTERM); time.sleep(60)"
+    )
+    assert subprocess.run([sys.executable, "-c", script, run.folder], check=False, timeout=50).returncode == 75
+    assert run.status()["state"] == "preempted"
+    assert "no time to save" in run.status()["reason"]
 
 
 def test_a_run_stopped_before_its_first_iteration_measures_the_untrained_model_once(tmp_path: Path) -> None:

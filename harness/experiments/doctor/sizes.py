@@ -239,8 +239,10 @@ def checkpoint_bytes(config: RunConfig, of: Architecture) -> int:
 
 
 def disk_bytes(config: RunConfig, of: Architecture) -> int:
-    """Disk of a finished run: one resumable checkpoint, and the final weights."""
-    return checkpoint_bytes(config, of) + 4 * of.trained(config)
+    """Disk of a finished run: the resumable checkpoints that are kept, and the final weights."""
+    runtime = config.runtime
+    kept = min(runtime.checkpoints_kept + 1, -(-config.iterations // runtime.checkpoint_interval))
+    return kept * checkpoint_bytes(config, of) + 4 * of.trained(config)
 
 
 def host_memory(config: RunConfig, of: Architecture, rewards: Iterable[str]) -> dict[str, int]:

@@ -191,7 +191,7 @@ def test_what_cannot_be_measured_is_refused(
     lora_run: RunDirectory, full_run: RunDirectory, tiny: Path, tmp_path: Path
 ) -> None:
     unfinished = RunDirectory(Path(shutil.copytree(lora_run.folder, tmp_path / "unfinished")))
-    unfinished.checkpoint_path.unlink()
+    shutil.rmtree(unfinished.checkpoints)
     weak = ["model.path=harness/models/miniature/weak"]
     for checkpoints, overrides, expected in (
         ([unfinished], [], "has no checkpoint yet"),

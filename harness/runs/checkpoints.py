@@ -1,0 +1,142 @@
+"""A run's checkpoints: one folder per saved iteration, whole or not there, with a manifest of its files' checksums.
+
+``checkpoints/iteration-0000025/`` holds ``state.pt``, for engines that share weights out also ``shards/``, and
+``manifest.json``: the iteration, the trained reward on validation prompts if it was measured there, and size and sha256
+of each file. A run made before there were such folders has ``checkpoints/latest.pt``, which is read like the oldest.
+"""
+
+import json
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from harness.foundation.errors import ConfigError, FileError
+from harness.foundation.files import PARTIAL, file_sha256, reason_of, require_whole_zip, sync, system_error_in
+
+STATE, MANIFEST, FORMER = "state.pt", "manifest.json", "latest.pt"
+_NAME = "iteration-"
+
+
+def folder_of(checkpoints: Path, iteration: int) -> Path:
+    """The folder of an iteration's checkpoint."""
+    return checkpoints / f"{_NAME}{iteration:07d}"
+
+
+def partial_of(folder: Path) -> Path:
+    """The folder that is filled before it takes the name of a checkpoint's."""
+    return folder.with_name(f".{folder.name}{PARTIAL}")
+
+
+def saved(checkpoints: Path) -> list[Path]:
+    """``state.pt`` of all checkpoints, or what stood for it, newest first, whether they are whole or not."""
+    found = [folder / STATE for folder in sorted(checkpoints.glob(f"{_NAME}*"), reverse=True)]
+    former = checkpoints / FORMER
+    return [*found, former] if former.exists() else found
+
+
+@contextmanager
+def completing(folder: Path, validation: float | None) -> Iterator[Path]:
+    """Within: ``partial_of`` a checkpoint's folder is filled; at the end it is on the disk under its name, whole.
+
+    Args:
+        folder: see ``folder_of``; one that is there is replaced.
+        validation: the trained reward on validation prompts at this iteration; None if it was not measured.
+
+    Raises:
+        FileError: it cannot be written; nothing of it stays.
+    """
+    partial = partial_of(folder)
+    try:
+        partial.mkdir(parents=True, exist_ok=True)
+        yield partial
+        files = sorted(path for path in partial.rglob("*") if path.is_file())
+        sums = {path.relative_to(partial).as_posix(): (path.stat().st_size, file_sha256(path)) for path in files}
+        manifest = {"iteration": _iteration(folder), "validation": validation, "files": sums}
+        (partial / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+        for path in [*partial.rglob("*"), partial]:
+            sync(path)
+        shutil.rmtree(folder, ignore_errors=True)  # the same iteration, trained again from the one before
+        partial.rename(folder)
+        sync(folder.parent)
+    except BaseException as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        system = system_error_in(error)  # torch.save reports a full disk as a RuntimeError
+        if system is None or isinstance(error, FileError):
+            raise
+        raise FileError(f"{folder}: cannot be written: {reason_of(system)}; free some space and resume") from None
+
+
+def newest_whole(checkpoints: Path) -> Path | None:
+    """``state.pt`` of the newest checkpoint that is whole, None before the first; a damaged one is named on stderr.
+
+    Raises:
+        ConfigError: there are some, and none is whole.
+    """
+    found = saved(checkpoints)
+    for path in found:
+        problem = _problem(path)
+        if problem is None:
+            return path
+        then = "the one before is taken" if path != found[-1] else "none is left"
+        print(f"adagrpo: warning: {problem}; {then}", file=sys.stderr, flush=True)
+    if found:
+        raise ConfigError(f"{problem}; put back a copy, or delete {checkpoints} to begin again without it")
+    return None
+
+
+def forget_after(checkpoints: Path, iteration: int) -> None:
+    """Remove checkpoints of later iterations, which are damaged: the run goes on from an earlier one."""
+    for folder in checkpoints.glob(f"{_NAME}*"):
+        if _iteration(folder) > iteration:
+            shutil.rmtree(folder)
+
+
+def prune(checkpoints: Path, keep: int) -> None:
+    """Remove all but the newest ``keep`` and the best by validation."""
+    folders = sorted(checkpoints.glob(f"{_NAME}*"), reverse=True)
+    measured = [(value, folder) for folder in folders if (value := _manifest(folder).get("validation")) is not None]
+    kept = {*folders[:keep], *([max(measured)[1]] if measured else [])}
+    for folder in set(folders) - kept:
+        shutil.rmtree(folder)
+    # Of a run that older code began.
+    for former in (*checkpoints.glob("shards-*"), checkpoints / FORMER):
+        shutil.rmtree(former) if former.is_dir() else former.unlink(missing_ok=True)
+
+
+def _iteration(folder: Path) -> int:
+    digits = folder.name.removeprefix(_NAME)
+    return int(digits) if digits.isdecimal() else 0
+
+
+def _manifest(folder: Path) -> dict[str, Any]:
+    """Empty if it is damaged or missing."""
+    try:
+        content = json.loads((folder / MANIFEST).read_bytes())
+        return content if content["iteration"] == _iteration(folder) and STATE in content["files"] else {}
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        return {}
+
+
+def _problem(path: Path) -> str | None:
+    """What is wrong with a checkpoint, or None."""
+    if path.name == FORMER:
+        try:
+            require_whole_zip(path)
+        except (ConfigError, OSError) as error:
+            return str(error).partition(";")[0]
+        return None
+    files = _manifest(path.parent).get("files")
+    if files is None:
+        return f"{path.parent / MANIFEST}: is damaged or missing"
+    for name, sums in files.items():
+        file = path.parent / name
+        try:
+            is_whole = [file.stat().st_size, file_sha256(file)] == sums
+        except OSError:
+            is_whole = False
+        if not is_whole:
+            return f"{file}: is damaged or missing"
+    return None

@@ -1,0 +1,51 @@
+"""SIGTERM and SIGUSR1, with which a scheduler says that it takes the machine back: a run saves and ends in time."""
+
+import os
+import signal
+import threading
+from types import FrameType, TracebackType
+
+from harness.foundation.errors import Preempted
+from harness.runs.directory import RunDirectory
+
+_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+
+
+class Preemption:
+    """Within: the signals are heard. Called, it says which was, for a session to save and end at its next chance.
+
+    If that takes longer than ``runtime.preemption_seconds`` the process ends with ``Preempted.exit_code`` all the same:
+    the latest checkpoint is then the last thing that counts. It is made in the main thread.
+    """
+
+    def __init__(self, run: RunDirectory) -> None:
+        self.run, self.heard = run, ""
+        self._late = threading.Timer(run.config.runtime.preemption_seconds, self._end)
+        self._late.daemon = True
+
+    def __call__(self) -> str | None:
+        """The signal that was heard, or None."""
+        return self.heard or None
+
+    def __enter__(self) -> "Preemption":
+        self._before = {number: signal.signal(number, self._hear) for number in _SIGNALS}
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._late.cancel()
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _hear(self, number: int, frame: FrameType | None) -> None:
+        if not self.heard:
+            self.heard = signal.Signals(number).name
+            self._late.start()
+
+    def _end(self) -> None:
+        try:
+            if int(os.environ.get("RANK", "0")) == 0:
+                status = self.run.status()
+                reason = f"{self.heard} received; no time to save, so that training goes on at {status['iteration']}"
+                self.run.set_status("preempted", status["iteration"], status["iterations"], reason)
+        finally:
+            os._exit(Preempted.exit_code)

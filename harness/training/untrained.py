@@ -1,0 +1,61 @@
+"""What the untrained model scores, which all runs of an experiment share: kept in a file by the first of them."""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from analysis.runs.sources import numbers_sha256
+from harness.config import NUMERICS_VERSION, RunConfig
+from harness.foundation.files import write_atomically
+from harness.models.pipelines.files import model_fingerprint
+from harness.models.pipelines.locate import find_pipeline
+from harness.prompts.lists import read_prompts
+from harness.rewards import Reward
+from harness.training.observation import VERSION as OBSERVATION
+
+
+def digest(config: RunConfig, judges: Sequence[Reward], split: str, num_prompts: int, num_noises: int) -> str:
+    """Hash of all that an evaluation of the untrained model depends on.
+
+    Args:
+        config: the run.
+        judges: all rewards that measure.
+        split: whose prompt list.
+        num_prompts: of its start.
+        num_noises: pictures per prompt.
+    """
+    model, settings = config.model, config.evaluation
+    content = [
+        NUMERICS_VERSION,
+        numbers_sha256(),
+        OBSERVATION,
+        model_fingerprint(find_pipeline(model.path)),
+        model.model_dump(mode="json", exclude={"path", "execution"}),
+        {judge.name: judge.fingerprint() for judge in judges},
+        read_prompts(getattr(config.prompts, split)).sha256,
+        num_prompts,
+        num_noises,
+        [settings.num_steps, settings.height, settings.width],
+    ]
+    return _sha256(content)[:16]
+
+
+def read(path: Path) -> dict[str, list[float]] | None:
+    """The numbers kept in a file; None if there are none, or not as they were written: they are measured again."""
+    try:
+        content = json.loads(path.read_bytes())
+        measured: dict[str, list[float]] = content["measured"]
+        return measured if content["sha256"] == _sha256(measured) else None
+    except (OSError, ValueError, RecursionError, LookupError, TypeError):
+        return None
+
+
+def write(path: Path, measured: Mapping[str, Sequence[float]]) -> None:
+    """Keep an evaluation, with a checksum of it."""
+    write_atomically(path, json.dumps({"sha256": _sha256(measured), "measured": measured}))
+
+
+def _sha256(content: Any) -> str:
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
