@@ -314,9 +314,11 @@ class Session:
     def _remembered(self, split: str, prompts: Sequence[str]) -> dict[str, list[float]]:
         """``_measure`` of the untrained model, which all runs of an experiment share: measured by the first of them."""
         # The main process alone reads what the name is made of, which may be tens of GB.
-        digest = self._untrained_digest(split, len(prompts)) if self.is_main else ""
+        digest = ""
+        if self.is_main:  # the others need no model's files read again
+            digest = untrained.digest(self.config, self.judges, split, len(prompts), self._noises(split))
         path = self.run.folder.parent / "untrained" / f"{split}-{digest}.json"
-        found = _read_checked(path) if self.is_main else None
+        found = untrained.read(path) if self.is_main else None
         measured: dict[str, list[float]] | None = self.processes.broadcast(
             found, "looking for the untrained model's numbers"
         )
