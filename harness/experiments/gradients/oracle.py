@@ -8,30 +8,40 @@ knows. What may be concluded from it is computed in ``harness.experiments.upper_
 import hashlib
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from io import BytesIO
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from harness.adagrpo import CapabilityTracker
 from harness.config import ConfigError, RunConfig, compose
+from harness.config.selection import needs_of
 from harness.experiments.gradients.checkpoint import MeasuredCheckpoint, find_measured
 from harness.experiments.gradients.chunks import Arrays, make_sampler, reference_direction, reference_sums
-from harness.experiments.gradients.definition import VERSION, require_measurable
+from harness.experiments.gradients.definition import require_measurable
 from harness.experiments.gradients.gradients import advantages_of, update_gradients
 from harness.experiments.gradients.sampling import Sampler
 from harness.foundation.files import write_atomically
 from harness.prompts.lists import generator_for, read_prompts
-from harness.rules.advantages import FUSIONS, Group, fuse
+from harness.rules.advantages import FUSIONS, Group, fuse, shrinkage
+from harness.rules.ledger import Ridge, mean_and_spread
 from harness.runs.directory import RUNS, environment, find_run
 
-KINDS = ("local", "unbiased", *FUSIONS)
+SAME_LENGTH = ", same length"
+CONTROLLED = tuple(kind for kind in FUSIONS if kind not in ("rescaled", "ema_std"))
+"""Fusions whose controls of the same length are measured beside them; of the others, which turn nothing, they are all
+the same."""
+KINDS = ("local", "unbiased", "prompt_mean", *FUSIONS, *(kind + SAME_LENGTH for kind in CONTROLLED))
+BLOCKS = 16
+_VERSION = 2
 _ONE_PROMPT = (
     "seed=3100",  # no run's: it has trained on its draws
     "selection=random",
@@ -40,7 +50,6 @@ _ONE_PROMPT = (
     "model.execution.text_encoders=keep",
 )
 """Every rule and advantage is compared on the same updates, of one prompt each."""
-_CHUNK = 8
 
 
 @dataclass(frozen=True)
@@ -65,7 +74,7 @@ class Oracle:
     def identity(self) -> str:
         """Names all that the numbers depend on."""
         size = [self.references, self.prompts, self.noises]
-        settings = [VERSION, find_run(self.config).run_id, self.checkpoint.digest, self.config.fusion.weight, *size]
+        settings = [_VERSION, find_run(self.config).run_id, self.checkpoint.digest, self.config.fusion.weight, *size]
         return hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:10]
 
     @property
@@ -96,9 +105,11 @@ def load_oracle(
 def measure(oracle: Oracle, say: Callable[[str], object]) -> dict[str, Any]:
     """Compute what is missing, a file a part, and return the table.
 
-    Keys: ``rewards`` ``[P, N]`` of deterministic samples; ``groups`` ``[P, N, K, G]``; by kind ``projections``
-    ``[P, N, 2]``, inner products of an update's gradient with each half of the reference, and ``squares`` ``[P, N]``,
-    its squared length; ``reference``: cosine of the halves, and the squared length of the expected gradient; settings.
+    Keys: ``rewards`` ``[P, N]`` of deterministic samples, ``previews`` of ones of a quarter of the steps; ``groups``
+    ``[P, N, K, G]``; ``foretold``: m and s of each prompt as the others' first updates let a ledger predict them;
+    ``updates``, of local advantages and of a ``larger`` group: ``projections`` ``[P, N, 2]``, inner products of an
+    update's gradient with each half of the reference, and ``squares`` ``[P, N]``, its squared length; ``blocks``:
+    inner products of sums of gradients, see ``_block_products``; settings.
 
     Raises:
         TrainingError: a picture is not finite.
@@ -108,76 +119,183 @@ def measure(oracle: Oracle, say: Callable[[str], object]) -> dict[str, Any]:
     sampler = make_sampler(config, oracle.checkpoint)
     drawn = torch.randperm(len(sampler.prompts), generator=generator_for(seed, "pool"))[: oracle.prompts].tolist()
     parts = _Parts(oracle.folder, oracle.references + oracle.prompts * oracle.noises, say)
-    halves = []
-    for half in range(2):
-        members = range(half, oracle.references, 2)
-        cut = [members[start : start + _CHUNK] for start in range(0, len(members), _CHUNK)]
-        sums = [parts.get(f"reference-{of[0]:05d}", len(of), partial(reference_sums, of, sampler)) for of in cut]
-        halves.append(reference_direction(sums))
-    directions = torch.stack(halves)
-    noises = {
-        prompt: [sampler.policy.noise(generator_for(seed, "pool", prompt, k)) for k in range(oracle.noises)]
-        for prompt in drawn
-    }
-
-    def of_samples(prompt: int) -> Arrays:
-        text = [sampler.prompts[prompt]] * oracle.noises
-        return {"rewards": sampler.rewards_of(text, torch.cat(noises[prompt])).numpy()}
-
-    rewards = np.stack([parts.get(f"rewards-{i:05d}", 0, partial(of_samples, i))["rewards"] for i in drawn])
-    capability = CapabilityTracker()
-    capability.update(torch.from_numpy(rewards).flatten())
-    pool = [
-        parts.get(f"pool-{i:05d}", oracle.noises, partial(_updates, i, noises[i], sampler, capability, directions))
-        for i in drawn
+    reference = [
+        parts.get(f"reference-{number:02d}", len(of), partial(reference_sums, of, sampler))
+        for number, of in enumerate(_blocks(oracle.references))
     ]
-    projections, squares = (np.stack([part[name] for part in pool]) for name in ("projections", "squares"))
-    product, lengths = float(halves[0] @ halves[1]), [float(half.norm()) for half in halves]
+    middle = len(reference) // 2
+    directions = torch.stack([reference_direction(reference[:middle]), reference_direction(reference[middle:])])
+    pool = _Pool(oracle, sampler, drawn, directions)
+    samples = [parts.get(f"samples-{number:02d}", 0, partial(pool.samples, of)) for number, of in pool.blocks()]
+    rewards, previews, text = (
+        np.concatenate([part[key] for part in samples]) for key in ("rewards", "previews", "text")
+    )
+    pool.capability.update(torch.from_numpy(rewards).flatten())
+    updates = [
+        parts.get(f"pool-{number:02d}", len(of) * oracle.noises, partial(pool.updates, of))
+        for number, of in pool.blocks()
+    ]
+    groups, projections, squares = (
+        np.concatenate([part[key] for part in updates]) for key in ("groups", "projections", "squares")
+    )
     return {
         "identity": oracle.identity,
+        "model": Path(config.model.path).name,
+        "iteration": oracle.checkpoint.iteration,
         "checkpoint": oracle.checkpoint.label,
         "candidates": config.rollout.candidates,
         "num_steps": config.model.num_steps,
-        "capability": [capability.mean, capability.std],
-        "reference": {
-            "prompts": oracle.references,
-            "cosine_of_halves": product / max(lengths[0] * lengths[1], 1e-300),
-            "squared_length": product,
-        },
+        "group_size": config.rollout.group_size,
+        "larger_group": larger_group(config),
+        "fusion_weight": config.fusion.weight,
+        "capability": [pool.capability.mean, pool.capability.std],
         "prompts": [sampler.prompts[i] for i in drawn],
         "rewards": rewards.round(4).tolist(),
-        "groups": np.stack([part["groups"] for part in pool]).round(4).tolist(),
-        "projections": {kind: _short(projections[:, :, number]) for number, kind in enumerate(KINDS)},
-        "squares": {kind: _short(squares[:, :, number]) for number, kind in enumerate(KINDS)},
+        "previews": previews.round(4).tolist(),
+        "groups": groups.round(4).tolist(),
+        "foretold": _foretold(torch.from_numpy(text), torch.from_numpy(groups[:, 0])),
+        "updates": {
+            kind: {"projections": _short(projections[:, :, number]), "squares": _short(squares[:, :, number])}
+            for number, kind in enumerate(("local", "larger"))
+        },
+        "blocks": _block_products(reference, updates, squares.shape[1]),
         "config": config.model_dump(mode="json", exclude={"logging", "runtime", "evaluation", "iterations"}),
         "environment": environment(),
     }
 
 
-def every_advantage(rewards: Tensor, mean: float, std: float, config: RunConfig) -> Mapping[str, Tensor]:
-    """``{kind: [K, G]}`` for ``KINDS``, of rewards ``[K, G]`` and the capability; fusions with ``fusion.weight``."""
-    made = advantages_of(rewards, mean, std, config.objective.advantage_clip)
+def larger_group(config: RunConfig) -> int:
+    """Siblings per group that cost what B candidates' samples cost, rounded down: what choosing must beat."""
+    rollout, steps = config.rollout, config.model.num_steps
+    of_sibling = sum(steps - 1 - index for index in rollout.branch_indices)
+    return rollout.group_size + (rollout.candidates - 1) * steps // of_sibling
+
+
+def every_advantage(
+    rewards: Tensor, mean: float, std: float, prompt_mean: float, config: RunConfig
+) -> Mapping[str, Tensor]:
+    """``{kind: [K, G]}`` for ``KINDS``, of rewards ``[K, G]`` and the capability; fusions with ``fusion.weight``.
+
+    ``prompt_mean`` is (R - the prompt's mean of other updates) / s: what knowing the level exactly would give.
+    """
+    clip, weight = config.objective.advantage_clip, config.fusion.weight
+    made = advantages_of(rewards, mean, std, clip)
     groups = [
-        Group(local, group, mean, std, config.objective.advantage_clip)
-        for local, group in zip(made["local"], rewards.double(), strict=True)
+        Group(local, group, mean, std, clip) for local, group in zip(made["local"], rewards.double(), strict=True)
     ]
-    fused = {kind: torch.stack([fuse(group, kind, config.fusion.weight) for group in groups]) for kind in FUSIONS}
-    return {"local": made["local"], "unbiased": made["unbiased"], **fused}
+    known = [shrinkage(replace(group, mean=prompt_mean, std=0.0), 1.0) for group in groups]
+    fused = {
+        kind + (SAME_LENGTH if same else ""): torch.stack([fuse(group, kind, weight, same) for group in groups])
+        for same, kinds in ((False, FUSIONS), (True, CONTROLLED))
+        for kind in kinds
+    }
+    return {"local": made["local"], "unbiased": made["unbiased"], "prompt_mean": torch.stack(known), **fused}
 
 
-def _updates(
-    prompt: int, noises: Sequence[Tensor], sampler: Sampler, capability: CapabilityTracker, directions: Tensor
-) -> Arrays:
-    """A prompt's updates, one a noise: ``groups``, ``projections`` ``[N, kinds, 2]``, ``squares`` ``[N, kinds]``."""
-    rows: list[tuple[Tensor, Tensor, Tensor]] = []
-    for number, noise in enumerate(noises):
-        key = (sampler.config.seed, "pool", prompt, number, "branches")
-        sampled = sampler.of_prompt(sampler.prompts[prompt], noise, key)
-        advantages = every_advantage(sampled.rewards, capability.mean, capability.std, sampler.config)
-        gradients = update_gradients(sampled.scores, advantages)
-        rows.append((sampled.rewards, gradients @ directions.T, gradients.square().sum(1)))
-    named = zip(("groups", "projections", "squares"), zip(*rows, strict=True), strict=True)
-    return {name: torch.stack(of).numpy() for name, of in named}
+@dataclass
+class _Pool:
+    """Prompts to choose from, each with several noises; ``capability`` is of all their samples."""
+
+    oracle: Oracle
+    sampler: Sampler
+    drawn: Sequence[int]
+    directions: Tensor
+    capability: CapabilityTracker = field(default_factory=CapabilityTracker)
+
+    def blocks(self) -> Iterable[tuple[int, list[int]]]:
+        """Numbered parts of the pool, as numbers in the training list."""
+        return ((number, [self.drawn[i] for i in of]) for number, of in enumerate(_blocks(len(self.drawn))))
+
+    def samples(self, prompts: Sequence[int]) -> Arrays:
+        """Of each prompt: rewards of its samples, of previews of them, and its text embedding."""
+        noises, steps = self.oracle.noises, self.oracle.config.model.num_steps
+        few = max(1, int(steps * needs_of("preview").step_share))
+        text = [self.sampler.prompts[prompt] for prompt in prompts for _ in range(noises)]
+        noise = torch.cat([self._noise(prompt, number) for prompt in prompts for number in range(noises)])
+        rewards, previews = (self.sampler.rewards_of(text, noise, of).reshape(-1, noises) for of in (steps, few))
+        embedded = self.sampler.policy.encode(text[::noises]).summary
+        return {"rewards": rewards.numpy(), "previews": previews.numpy(), "text": embedded.numpy()}
+
+    def updates(self, prompts: Sequence[int]) -> Arrays:
+        """Updates of local advantages and of a larger group, and sums of all ``KINDS``, which share their siblings.
+
+        ``groups`` ``[P, N, K, G]``; ``projections`` ``[P, N, 2, 2]`` and ``squares`` ``[P, N, 2]`` of the two;
+        ``sums`` ``[kinds, parameters]`` and ``sum_squares`` ``[kinds]`` over all updates.
+        """
+        config, rows = self.oracle.config, []
+        size, sums, sum_squares = config.rollout.group_size, torch.zeros(()), torch.zeros(())
+        for prompt in prompts:
+            text, key = self.sampler.prompts[prompt], (config.seed, "pool", prompt)
+            sampled = [
+                self.sampler.of_prompt(text, self._noise(prompt, n), (*key, n, "branches"), larger_group(config))
+                for n in range(self.oracle.noises)
+            ]
+            means = torch.stack([of.rewards[:, :size].mean() for of in sampled])
+            elsewhere = (means.sum() - means) / (len(means) - 1)
+            for of, prompt_mean in zip(sampled, elsewhere.tolist(), strict=True):
+                few = of.rewards[:, :size]
+                made = every_advantage(few, self.capability.mean, self.capability.std, prompt_mean, config)
+                larger = advantages_of(of.rewards, 0.0, 1.0, config.objective.advantage_clip)["local"]
+                spare, scale = larger.shape[1] - size, larger.shape[1] / size
+                padded = {kind: pad(values * scale, (0, spare)) for kind, values in made.items()}
+                gradients = update_gradients(of.scores, {**padded, "larger": larger})
+                lengths = gradients.square().sum(1)
+                sums, sum_squares = sums + gradients[:-1].float(), sum_squares + lengths[:-1]
+                told = [0, -1]
+                rows.append((few, gradients[told] @ self.directions.T, lengths[told]))
+        named = zip(("groups", "projections", "squares"), zip(*rows, strict=True), strict=True)
+        shaped = {
+            name: torch.stack(of).unflatten(0, (len(prompts), self.oracle.noises)).numpy() for name, of in named
+        }
+        return {**shaped, "sums": sums.numpy(), "sum_squares": sum_squares.numpy()}
+
+    def _noise(self, prompt: int, number: int) -> Tensor:
+        return self.sampler.policy.noise(generator_for(self.oracle.config.seed, "pool", prompt, number))
+
+
+def _blocks(count: int) -> list[range]:
+    """Numbers below ``count`` in ``BLOCKS`` parts of about the same size, which intervals resample."""
+    bounds = np.linspace(0, count, min(BLOCKS, count) + 1).astype(int).tolist()
+    return [range(start, end) for start, end in pairwise(bounds)]
+
+
+def _block_products(reference: Sequence[Arrays], updates: Sequence[Arrays], noises: int) -> dict[str, Any]:
+    """What bias and variance are told from: inner products of different blocks' sums of gradients.
+
+    ``reference``: its blocks' ``counts`` and ``products`` ``[blocks, blocks]``; ``counts`` of the pool's blocks; by
+    kind ``products`` ``[blocks, blocks]``, ``with_reference`` ``[blocks, reference blocks]``, ``squares`` ``[blocks]``.
+    """
+    directions = np.stack([part["sum"] for part in reference]).astype(np.float64)
+    kinds = {}
+    for number, kind in enumerate(KINDS):
+        sums = np.stack([part["sums"][number] for part in updates]).astype(np.float64)
+        kinds[kind] = {
+            "products": _short(np.triu(sums @ sums.T, 1)),
+            "with_reference": _short(sums @ directions.T),
+            "squares": _short(np.array([part["sum_squares"][number] for part in updates])),
+        }
+    return {
+        "counts": [len(part["groups"]) * noises for part in updates],
+        "reference": {
+            "counts": [int(part["count"]) for part in reference],
+            "products": _short(np.triu(directions @ directions.T, 1)),
+        },
+        "kinds": kinds,
+    }
+
+
+def _foretold(text: Tensor, groups: Tensor) -> dict[str, Any]:
+    """Mean and std ``[P]`` of what a ledger of all other prompts expects of m and s, each trained on once."""
+    outcomes = torch.tensor([mean_and_spread(of) for of in groups], dtype=torch.float64)
+    found: dict[str, dict[str, list[float]]] = {name: {"mean": [], "std": []} for name in ("m", "s")}
+    for number in range(len(text)):
+        others = torch.arange(len(text)) != number
+        ridge = Ridge(text[others], torch.ones(len(text) - 1))
+        for name, targets in zip(found, outcomes[others].T, strict=True):
+            prediction = ridge.predict(targets, text[number : number + 1])
+            found[name]["mean"].append(round(prediction.mean.item(), 5))
+            found[name]["std"].append(round(prediction.std.item(), 5))
+    return {**found, "outcomes": outcomes.numpy().round(5).tolist()}
 
 
 @dataclass

@@ -56,10 +56,11 @@ class Sampler:
         noise = torch.cat([self._candidate_noise(number, candidate) for candidate in range(len(prompts))])
         return self.rewards_of(prompts, noise)
 
-    def rewards_of(self, prompts: Sequence[str], noise: Tensor) -> Tensor:
+    def rewards_of(self, prompts: Sequence[str], noise: Tensor, steps: int | None = None) -> Tensor:
         """``[B]`` float64: the reward of a deterministic sample of each prompt from its noise ``[B, ...]``."""
+        sigmas = self.sigmas if steps is None else self.policy.sigmas(steps)
         with self.policy.sampling():
-            path = ode_trajectory(self.velocity, noise, self.policy.encode(list(prompts)), self.sigmas)
+            path = ode_trajectory(self.velocity, noise, self.policy.encode(list(prompts)), sigmas)
         return self._score(path.final, prompts)
 
     def of_candidate(self, number: int, candidate: int) -> Sampled:
@@ -78,11 +79,13 @@ class Sampler:
     def _candidate_noise(self, number: int, candidate: int) -> Tensor:
         return self.policy.noise(generator_for(self.config.seed, number, 0, candidate, "anchor"))
 
-    def of_prompt(self, prompt: str, anchor_noise: Tensor, branch_key: tuple[int | str, ...]) -> Sampled:
+    def of_prompt(
+        self, prompt: str, anchor_noise: Tensor, branch_key: tuple[int | str, ...], group_size: int | None = None
+    ) -> Sampled:
         """Groups of any prompt, branched off the path from ``anchor_noise``; the key is of their own noise."""
         rollout, text = self.config.rollout, self.policy.encode([prompt])
-        generator = generator_for(*branch_key)
-        noise = torch.stack([self.policy.noise(generator, rollout.group_size) for _ in rollout.branch_indices])
+        generator, size = generator_for(*branch_key), group_size or rollout.group_size
+        noise = torch.stack([self.policy.noise(generator, size) for _ in rollout.branch_indices])
         with self.policy.sampling():
             anchor = ode_trajectory(self.velocity, anchor_noise, text, self.sigmas)
             branched = anchor_branch(
@@ -90,7 +93,7 @@ class Sampler:
             )
         rewards = self._score(branched.finals, [prompt] * len(branched.finals))
         scores = score_gradients(self.policy, self.kernel, self.sigmas, branched)
-        return Sampled(rewards.reshape(-1, rollout.group_size), scores)
+        return Sampled(rewards.reshape(-1, size), scores)
 
     def _score(self, latents: Tensor, prompts: Sequence[str]) -> Tensor:
         def decode(part: Tensor) -> Tensor:
