@@ -6,7 +6,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import optuna
 import pandas as pd
 from matplotlib.axes import Axes
@@ -14,7 +13,8 @@ from optuna.trial import FrozenTrial
 from optuna.visualization import matplotlib as plots
 
 from analysis.figures.drawing import Drawing, capture
-from analysis.formats import Entry, WideTable, entry_text, markdown, markdown_text, write_frame
+from analysis.figures.short_page import short_page
+from analysis.formats import Entry, WideTable, markdown, markdown_text, write_frame
 from analysis.sweep.confirmation import (
     confirmation_tables,
     draw_confirmation,
@@ -26,7 +26,6 @@ from analysis.sweep.confirmation import (
 from analysis.sweep.tables import DEFINITION, SweepStudy, short, violated
 from harness.foundation.files import write_atomically
 
-_TEMPLATES = Path(__file__).parent.parent / "report" / "templates"
 _NUM_BEST = 10
 _PLOTS: dict[str, Callable[..., Any]] = {
     "history": plots.plot_optimization_history,
@@ -75,13 +74,8 @@ def write_sweep_report(sweep: SweepStudy, about: str, budget: int | None, folder
     figures += _figures(sweep)
     for figure in figures:
         figure.save(folder / "figures")
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(_TEMPLATES), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True
-    )
-    environment.filters["entry"] = entry_text
-    page = environment.get_template("sweep.html.j2").render(
-        name=name, introduction=introduction, conclusion=said, tables=[*tables, best], figures=figures
-    )
+    title, heading = f"Sweep {name}", f"Sweep “{name}”"
+    page = short_page(title, heading, "sweep", introduction, said, [*tables, best], figures)
     write_atomically(folder / "report.html", page)
     parts = [markdown_text(f"# Sweep {name}"), markdown_text(" ".join(introduction))]
     parts += ["\n".join(f"- {sentence}" for sentence in said), *map(markdown, [*tables, best])]

@@ -1,16 +1,13 @@
 """Measurements without training: gradients at fixed checkpoints, and whether choosing prompts can matter."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 from harness.commands import Where, command, say
 from harness.foundation.errors import ConfigError, HarnessError
 from harness.foundation.places import WORK
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 
 @command
@@ -53,9 +50,9 @@ def oracle(
     *,
     profile: Annotated[str, "of the run"] = "miniature",
     checkpoint: Annotated[str, "run directory, or base: the untrained model"] = "base",
-    references: Annotated[int, "training prompts that the reference direction is of", 2] = 256,
-    prompts: Annotated[int, "training prompts to choose from", 2] = 32,
-    noises: Annotated[int, "initial noises per prompt", 2] = 8,
+    references: Annotated[int, "training prompts that the reference direction is of", 2] = 512,
+    prompts: Annotated[int, "training prompts to choose from", 2] = 96,
+    noises: Annotated[int, "initial noises per prompt", 2] = 6,
     output: Annotated[Path | None, "folder (default: results/oracle)"] = None,
 ) -> int:
     """An upper bound: what choosing prompts could gain at most, one update ahead; resumable."""
@@ -65,7 +62,7 @@ def oracle(
 
     loaded = load_oracle(profile, overrides, checkpoint, references, prompts, noises)
     folder = output or WORK / "results" / "oracle"
-    table = folder / "oracle.json"
+    table = folder / f"{loaded.name}.json"
     if not table.exists():
         table_of = {key: json.dumps(value) for key, value in measure(loaded, say).items()}
         write_atomically(table, "{" + ",\n".join(f'"{key}": {value}' for key, value in table_of.items()) + "}\n")
@@ -83,59 +80,36 @@ def probe(
     models: Annotated[Sequence[str], "files in experiments/models/ (default: the profile's own)"] = (),
     prompts: Annotated[int, "from the validation list's start", 2] = 64,
     noises: Annotated[int, "deterministic samples per prompt", 2] = 8,
+    gradients: Annotated[bool, "measure how parallel strategies' updates are, too"] = False,
     output: Annotated[Path | None, "folder (default: results/probes/PROFILE)"] = None,
     device: Where = "auto",
 ) -> int:
-    """How much of the reward is the prompt's, how prompts and groups spread: of untrained models."""
-    import torch
-
-    from analysis.probing import choices_table, summary, table
-    from harness.config import compose
-    from harness.experiments import probe as probing
-    from harness.experiments.choices import Chosen, choices
+    """Is choosing prompts worth it with this model, reward and prompts? Without training; resumable."""
+    from analysis.probing.summary import choices_table, table
+    from analysis.report.probe import probe_page
+    from harness.experiments.gradients.parallel import load_parallel, measure_parallel
+    from harness.experiments.probe import load_probe, measure
     from harness.foundation.files import write_atomically
-    from harness.prompts.lists import read_prompts
-    from harness.runs.directory import environment
     from harness.trained.loading import device_of
 
     named: Sequence[str | None] = models or [None]
-    configs = [compose(profile, overrides=overrides, model=model) for model in named]
-    lists = [read_prompts(config.prompts.validation) for config in configs]
-    for config, found in zip(configs, lists, strict=True):
-        if len(found.prompts) < prompts:
-            raise ConfigError(f"--prompts {prompts}: {config.prompts.validation} has {len(found.prompts)} prompts")
+    probes = [load_probe(profile, overrides, model, prompts, noises) for model in named]
+    parallel = [load_parallel(profile, overrides, model) for model in named if gradients]
     folder, where = output or WORK / "results" / "probes" / Path(profile).stem, device_of(device)
     summaries: dict[str, dict[str, Any]] = {}
-    for config, found, model in zip(configs, lists, named, strict=True):
-        torch.set_num_threads(config.runtime.threads)
-        name = model or Path(config.model.path).name
-        say(f"{name}: {probing.num_pictures(config, prompts, noises):,} pictures")
-        probed = probing.probe(config, found.prompts[:prompts], noises, where, say)
-        judged = {judge: values.tolist() for judge, values in probed.judged.items()}
-        chosen: Mapping[str, Chosen] = {}
-        if prompts >= config.rollout.candidates:
-            chosen = choices(probed.rewards, probed.groups, config.rollout.candidates, config.model.num_steps)
-        told = {rule: one._asdict() for rule, one in chosen.items()}
-        summaries[name] = summary(probed.rewards, probed.groups, judged) | {"choices": told}
-        content = {
-            "profile": profile,
-            "overrides": overrides,
-            "model": config.model.path,
-            "prompts_sha256": found.sha256,
-            "summary": summaries[name],
-            "environment": environment(),
-            "prompts": found.prompts[:prompts],
-            "rewards": _rounded(probed.rewards),
-            "groups": _rounded(probed.groups),
-        }
-        write_atomically(folder / f"probe-{name}.json", json.dumps(content, indent=1) + "\n")
+    for number, one in enumerate(probes):
+        say(f"{one.name}: {one.num_pictures:,} pictures")
+        content = measure(one, where, say)
+        if gradients:
+            content["gradients"] = measure_parallel(parallel[number], say)
+        summaries[one.name] = content["summary"]
+        text = json.dumps(content, indent=1)
+        write_atomically(folder / f"probe-{one.name}.json", f"{text}\n")
+        write_atomically(folder / f"probe-{one.name}.html", probe_page(one.name, json.loads(text)))
     lines = [*table(summaries), "", *choices_table(summaries)]
     write_atomically(folder / "probe.md", "\n".join(lines) + "\n")
-    print("\n".join(["", *lines, "", f"written to {folder}"]))
+    print("\n".join(["", *lines, ""]))
+    for name, found in summaries.items():
+        print("{}: {answer}: {reason}".format(name, **found["verdict"]))
+    print(f"written to {folder}")
     return 0
-
-
-def _rounded(values: "Tensor") -> list[object]:
-    """As nested lists, to the fourth digit: what a score holds."""
-    rounded: list[object] = (values * 1e4).round().div(1e4).tolist()
-    return rounded

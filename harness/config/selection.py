@@ -21,6 +21,8 @@ class Needs:
     """Least and greatest value of the one number that it needs, if any: ``choice.level``."""
 
 
+PREDICTING = ("predicted", "predicted_hardest", "predicted_spread", "thompson")
+"""Rules that ask the ledger what becomes of prompts that it has never seen."""
 NEEDS: dict[str, Needs] = {
     "random": Needs(samples=0),
     "curriculum": Needs(reads_capability=True),
@@ -30,7 +32,7 @@ NEEDS: dict[str, Needs] = {
     "preview": Needs(reads_capability=True, step_share=0.25),
     "screened": Needs(samples=2),
     **dict.fromkeys(
-        ("predicted", "predicted_hardest", "predicted_spread", "thompson", "beta"),
+        (*PREDICTING, "beta"),
         Needs(samples=0, reads_ledger=True, explores=True),
     ),
     "replay": Needs(samples=0, reads_ledger=True, level=(0.0, 1.0)),

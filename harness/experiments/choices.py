@@ -7,10 +7,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from analysis.probing import NO_SPREAD
+from analysis.probing.summary import NO_SPREAD
 from harness.adagrpo import SELECTION_STRATEGIES, CapabilityTracker
 from harness.config.selection import needs_of
 from harness.prompts.lists import generator_for
+from harness.rules.ledger import Ledger
 from harness.rules.selection import RULES, Candidates
 
 
@@ -36,14 +37,26 @@ class Compared(NamedTuple):
 
     def forwards(self, candidates: int, num_steps: int) -> int:
         """Sample forwards more than at random, per prompt trained on."""
-        if not needs_of(self.rule).samples:
-            return 0
+        needs = needs_of(self.rule)
+        drawn = self.count(candidates) * needs.samples
+        if needs.step_share < 1:
+            return drawn * max(1, int(num_steps * needs.step_share))
         # One of the samples is the path that siblings branch off.
-        return (self.count(candidates) * self.samples - 1) * num_steps
+        return max(0, drawn - 1) * num_steps
 
-    def choose(self, rewards: Tensor, capability: CapabilityTracker, generator: torch.Generator) -> int:
-        """Index of the candidate that it takes, of rewards ``[B, S]``."""
-        return RULES[self.rule](Candidates(rewards, capability, generator, level=self.level or 0.0))
+    def choose(
+        self,
+        rewards: Tensor,
+        capability: CapabilityTracker,
+        generator: torch.Generator,
+        ledger: Ledger | None = None,
+        embeddings: Tensor | None = None,
+    ) -> int:
+        """Index of the candidate that it takes, of rewards ``[B, S]``, or of what a ledger tells of embeddings."""
+        level = self.level or 0.0
+        return RULES[self.rule](
+            Candidates(rewards, capability, generator, embeddings=embeddings, ledger=ledger, level=level)
+        )
 
 
 COMPARED = (
@@ -54,7 +67,8 @@ COMPARED = (
     Compared("screened"),
 )
 ROUNDS = 2000
-_RESAMPLES, _ROUNDS_OF_ONE = 20, 200
+ROUNDS_OF_ONE = 200
+_RESAMPLES = 20
 
 
 class Chosen(NamedTuple):
@@ -65,6 +79,8 @@ class Chosen(NamedTuple):
         spread: expected standard deviation of a group of it.
         flat: share of its groups without spread, which teach nothing.
         mean_error, spread_error: standard errors over which prompts were measured (bootstrap).
+        gain: by what share the spread is above that of all prompts.
+        gain_error: its standard error, the same prompts on both sides.
         forwards: sample forwards more than at random, per prompt trained on.
     """
 
@@ -73,6 +89,8 @@ class Chosen(NamedTuple):
     flat: float
     mean_error: float
     spread_error: float
+    gain: float
+    gain_error: float
     forwards: int
 
 
@@ -97,14 +115,16 @@ def choices(rewards: Tensor, groups: Tensor, candidates: int, num_steps: int) ->
         choose = partial(_choose, compared, rewards, compared.count(candidates), capability, generator)
         everyone = torch.arange(len(rewards))
         estimate = values[[choose(everyone) for _ in range(ROUNDS)]].mean(0)
-        resampled = []
+        resampled, gains = [], []
         for _ in range(_RESAMPLES):
             drawn = torch.randint(len(rewards), (len(rewards),), generator=generator)
-            resampled.append(values[[choose(drawn) for _ in range(_ROUNDS_OF_ONE)]].mean(0))
+            resampled.append(values[[choose(drawn) for _ in range(ROUNDS_OF_ONE)]].mean(0))
+            gains.append((resampled[-1] / values[drawn].mean(0))[1])
         mean_error, spread_error, _ = torch.stack(resampled).std(dim=0).tolist()
         mean, spread, flat = estimate.tolist()
+        gain, gain_error = spread / values[:, 1].mean().item() - 1, torch.stack(gains).std().item()
         forwards = compared.forwards(candidates, num_steps)
-        found[compared.name] = Chosen(mean, spread, flat, mean_error, spread_error, forwards)
+        found[compared.name] = Chosen(mean, spread, flat, mean_error, spread_error, gain, gain_error, forwards)
     return found
 
 

@@ -1,87 +1,232 @@
 """Samples an untrained model as training would, to see whether choosing its prompts can matter."""
 
-from collections import defaultdict
-from collections.abc import Callable, Sequence
+import hashlib
+import json
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor
 
-from harness.config import ConfigError, RunConfig
+from analysis.probing.summary import summary
+from analysis.probing.verdict import judge
+from harness.adagrpo import CapabilityTracker
+from harness.config import ConfigError, RunConfig, compose
+from harness.experiments.choices import Compared, choices
+from harness.experiments.gradients.oracle import larger_group
+from harness.experiments.parts import Arrays, Parts
 from harness.models.pipelines.policy import Policy
-from harness.prompts.lists import generator_for
+from harness.prompts.lists import generator_for, read_prompts
 from harness.rewards import Reward, build_rewards
 from harness.rollout import anchor_branch, full_sde, in_batches, ode_trajectory
+from harness.runs.directory import RUNS, environment, find_run
 from harness.trained.checkpoints import Checkpoint
 from harness.trained.loading import load_policy
+from harness.training.accounting import expected_cost
 from harness.training.evaluation import sample_images
 from harness.training.scoring import start_scoring
 from harness.training.steps import stochastic_steps
 from harness.transitions import KERNELS
 
+_PROMPTS_OF_A_PART = 8
+_SHOWN = ("predicted", "preview", "curriculum", "screened")
+"""Rules of different price."""
+STREAM = 60
+"""Iterations over which the capability is shown to move."""
+
 
 @dataclass(frozen=True)
-class Probed:
-    """Rewards of an untrained model's pictures.
+class Probe:
+    """A measurement, ready to be executed.
 
     Attributes:
-        rewards: ``[prompts, noises]`` float64, of deterministic samples, by what is trained on.
-        groups: ``[prompts, groups, G]`` float64, of siblings as a rollout draws them.
-        judged: ``[prompts, noises]`` of the pictures of ``rewards``, by the judges that are no part of it.
+        config: the run that would be trained.
+        profile, overrides: what it was composed of.
+        name: of the model.
+        prompts: to draw; not the training list's, which a run would learn from.
+        prompts_sha256: of the list that they are from.
+        noises: deterministic samples per prompt.
     """
 
-    rewards: Tensor
-    groups: Tensor
-    judged: dict[str, Tensor]
+    config: RunConfig
+    profile: str
+    overrides: Sequence[str]
+    name: str
+    prompts: Sequence[str]
+    prompts_sha256: str
+    noises: int
+
+    @property
+    def num_pictures(self) -> int:
+        """How many pictures it draws."""
+        rollout = self.config.rollout
+        groups = 1 if rollout.kind == "full_sde" else len(stochastic_steps(rollout, self.config.seed, 1, 0))
+        return len(self.prompts) * (self.noises + groups * rollout.group_size)
+
+    @property
+    def folder(self) -> Path:
+        """Where parts are kept."""
+        judges = self.config.evaluation.judges
+        settings = [find_run(self.config).run_id, judges, self.prompts_sha256, len(self.prompts), self.noises]
+        return RUNS / "probe" / f"{self.name}-{hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:10]}"
 
 
-def num_pictures(config: RunConfig, num_prompts: int, num_noises: int) -> int:
-    """How many pictures ``probe`` draws."""
-    rollout = config.rollout
-    groups = 1 if rollout.kind == "full_sde" else len(stochastic_steps(rollout, config.seed, 1, 0))
-    return num_prompts * (num_noises + groups * rollout.group_size)
+def load_probe(profile: str, overrides: Sequence[str], model: str | None, num_prompts: int, noises: int) -> Probe:
+    """Check a measurement; nothing heavy is loaded and nothing is written.
+
+    Raises:
+        ConfigError: one line that names the key or the option.
+    """
+    config = compose(profile, overrides=overrides, model=model)
+    found = read_prompts(config.prompts.validation)
+    if len(found.prompts) < num_prompts:
+        raise ConfigError(f"--prompts {num_prompts}: {config.prompts.validation} has {len(found.prompts)} prompts")
+    name = model or Path(config.model.path).name
+    return Probe(config, profile, overrides, name, found.prompts[:num_prompts], found.sha256, noises)
 
 
-def probe(
-    config: RunConfig, prompts: Sequence[str], num_noises: int, device: torch.device, say: Callable[[str], None]
-) -> Probed:
-    """Draw and score every prompt with several noises, and one rollout of each.
+def measure(probe: Probe, device: torch.device, say: Callable[[str], object]) -> dict[str, Any]:
+    """Draw and score every prompt with several noises, and one rollout of each; compute only what is missing.
 
-    Args:
-        config: the run that would be trained.
-        prompts: to draw; not the training list's, which a run would learn from.
-        num_noises: deterministic samples per prompt.
-        device: where the policy lives.
-        say: receives lines of progress.
+    Returns:
+        What a JSON file and a page hold: ``rewards`` ``[prompts, noises]``, ``groups`` ``[prompts, groups, G]``,
+        ``stream`` ``[iterations, 3]`` of candidates' means and the capability, ``cost``, ``summary`` with the verdict.
 
     Raises:
         ConfigError: the model or a reward is not here or does not fit the prompts.
     """
-    try:
-        reward, judges = build_rewards(config.reward, config.evaluation.judges, config.rewards, config.runtime.threads)
-        for judge in judges:
-            judge.check_ready()
-            for prompt in prompts:
-                judge.check_prompt(prompt)
-    except ValueError as error:
-        raise ConfigError(f"reward or evaluation.judges: {error}") from None
-    policy = load_policy(Checkpoint("base", config), device, prompts)
-    rewards: list[Tensor] = []
-    judged: dict[str, list[Tensor]] = defaultdict(list)
-    for noise_index in range(num_noises):
-        images = sample_images(policy, prompts, noise_index)
-        rewards.append(start_scoring(reward, lambda part: part, images, prompts, len(prompts)).wait().total)
-        for judge in judges[1:]:
-            judged[judge.name].append(judge.score(images, prompts).double())
-        say(f"noise {noise_index + 1} of {num_noises}: mean reward {rewards[-1].mean():.3f}")
-    groups = torch.stack([_groups(config, policy, reward, prompt) for prompt in prompts])
-    say(f"{groups.shape[0] * groups.shape[1]} groups of {groups.shape[2]}: mean reward {groups.mean():.3f}")
-    return Probed(torch.stack(rewards, 1), groups, {name: torch.stack(of, 1) for name, of in judged.items()})
+    config, prompts, sampling = probe.config, probe.prompts, _Sampling(probe, device)
+    parts = Parts(probe.folder, probe.num_pictures, "pictures", say)
+    pictures = [
+        parts.get(f"noise-{number:02d}", len(prompts), partial(sampling.noise, number))
+        for number in range(probe.noises)
+    ]
+    each = (probe.num_pictures - len(prompts) * probe.noises) // len(prompts)
+    blocks = [prompts[start : start + _PROMPTS_OF_A_PART] for start in range(0, len(prompts), _PROMPTS_OF_A_PART)]
+    grouped = [
+        parts.get(f"groups-{number:02d}", each * len(of), partial(sampling.groups, of))
+        for number, of in enumerate(blocks)
+    ]
+    rewards = np.stack([part["reward"] for part in pictures], axis=1)
+    groups = np.concatenate([part["groups"] for part in grouped])
+    judged = {
+        name.removeprefix("judge "): np.stack([part[name] for part in pictures], axis=1)
+        for name in pictures[0]
+        if name.startswith("judge ")
+    }
+    return {
+        "profile": probe.profile,
+        "overrides": list(probe.overrides),
+        "model": config.model.path,
+        "pictures": probe.num_pictures,
+        "seconds": round(sum(float(part["seconds"]) for part in (*pictures, *grouped)), 1),
+        "prompts_sha256": probe.prompts_sha256,
+        "summary": _summary(config, rewards, groups, judged),
+        "cost": _cost(config),
+        "environment": environment(),
+        "prompts": list(prompts),
+        "rewards": rewards.round(4).tolist(),
+        "groups": groups.round(4).tolist(),
+        "stream": capability_stream(rewards, config).round(4).tolist(),
+    }
 
 
-@torch.no_grad()
-def _groups(config: RunConfig, policy: Policy, reward: Reward, prompt: str) -> Tensor:
-    """Rewards ``[groups, G]`` of one rollout of a prompt, drawn as in training."""
+def capability_stream(rewards: np.ndarray, config: RunConfig) -> np.ndarray:
+    """``[STREAM, 3]``: mean of the candidates of an iteration, drawn from ``[prompts, noises]``, then mu and sigma."""
+    random, tracker = np.random.default_rng(0), CapabilityTracker(config.capability.decay)
+    size, rows = config.rollout.candidates * config.rollout.prompts_per_iteration, []
+    for _ in range(STREAM):
+        drawn = random.choice(len(rewards), size=size, replace=size > len(rewards))
+        seen = torch.from_numpy(rewards[drawn, random.integers(rewards.shape[1], size=size)])
+        tracker.update(seen)
+        rows.append((seen.mean().item(), tracker.mean, tracker.std))
+    return np.array(rows)
+
+
+def _cost(config: RunConfig) -> dict[str, Any]:
+    """Of a prompt that is trained on at random, and of candidates, in forwards; see ``expected_cost``."""
+    at_random = config.model_copy(
+        update={"selection": "random", "fusion": config.fusion.model_copy(update={"enabled": False})}
+    )
+    rollout, larger = config.rollout, larger_group(config)
+    rules = {rule: Compared(rule).forwards(rollout.candidates, config.model.num_steps) for rule in _SHOWN}
+    # What it gets in place of candidates is rounded down to whole siblings.
+    with_more = at_random.model_copy(update={"rollout": rollout.model_copy(update={"group_size": larger})})
+    more = expected_cost(with_more).sample_forwards - expected_cost(at_random).sample_forwards
+    return {
+        "candidates": rollout.candidates,
+        "group_size": rollout.group_size,
+        "larger_group": larger,
+        "rules": {**rules, f"random, groups of {larger}": more // rollout.prompts_per_iteration},
+        "forwards": expected_cost(at_random).forwards // rollout.prompts_per_iteration,
+        "candidate_forwards": (rollout.candidates - 1) * config.model.num_steps,
+    }
+
+
+def _summary(
+    config: RunConfig, rewards: np.ndarray, groups: np.ndarray, judged: Mapping[str, np.ndarray]
+) -> dict[str, Any]:
+    found, candidates = summary(rewards, groups, judged), config.rollout.candidates
+    chosen = {}
+    if len(rewards) >= candidates:
+        told = choices(torch.from_numpy(rewards), torch.from_numpy(groups), candidates, config.model.num_steps)
+        chosen = {rule: one._asdict() for rule, one in told.items()}
+    gain = math.sqrt(larger_group(config) / config.rollout.group_size) - 1
+    found |= {"choices": chosen, "siblings_gain": gain}
+    return found | {"verdict": judge(found)._asdict()}
+
+
+@dataclass(frozen=True)
+class _Sampling:
+    """Draws the parts; model and rewards are loaded once one is missing."""
+
+    probe: Probe
+    device: torch.device
+
+    @cached_property
+    def _policy(self) -> Policy:
+        torch.set_num_threads(self.probe.config.runtime.threads)
+        return load_policy(Checkpoint("base", self.probe.config), self.device, self.probe.prompts)
+
+    @cached_property
+    def _rewards(self) -> tuple[Reward, Sequence[Reward]]:
+        config = self.probe.config
+        try:
+            found = build_rewards(config.reward, config.evaluation.judges, config.rewards, config.runtime.threads)
+            for judge_ in found[1]:
+                judge_.check_ready()
+                for prompt in self.probe.prompts:
+                    judge_.check_prompt(prompt)
+        except ValueError as error:
+            raise ConfigError(f"reward or evaluation.judges: {error}") from None
+        return found
+
+    def noise(self, number: int) -> Arrays:
+        """Scores ``[prompts]`` of a deterministic sample of each prompt, by the reward and by its judges."""
+        (reward, judges), policy, prompts, began = self._rewards, self._policy, self.probe.prompts, time.monotonic()
+        images = sample_images(policy, prompts, number)
+        scores = {
+            "reward": start_scoring(reward, lambda part: part, images, prompts, len(prompts)).wait().total.numpy()
+        }
+        seconds = np.array(time.monotonic() - began)
+        judged = {f"judge {one.name}": one.score(images, prompts).double().numpy() for one in judges[1:]}
+        return {**scores, **judged, "seconds": seconds}
+
+    @torch.no_grad()
+    def groups(self, prompts: Sequence[str]) -> Arrays:
+        """Rewards ``[prompts, groups, G]`` of one rollout of each prompt, drawn as in training."""
+        (reward, _), policy, began = self._rewards, self._policy, time.monotonic()
+        groups = torch.stack([_groups(self.probe.config, policy, reward, prompt) for prompt in prompts])
+        return {"groups": groups.numpy(), "seconds": np.array(time.monotonic() - began)}
+
+
+def _groups(config: RunConfig, policy: Policy, reward: Reward, prompt: str) -> torch.Tensor:
+    """Rewards ``[groups, G]`` of one rollout of a prompt."""
     rollout, text = config.rollout, policy.encode([prompt])
     kernel = KERNELS[config.method.kernel](eta=config.method.eta)
     sigmas, velocity = policy.sigmas(config.model.num_steps), in_batches(policy.velocity, config.model.max_batch)

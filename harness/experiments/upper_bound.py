@@ -8,6 +8,7 @@ of Adam's step, and as noisy as the reference.
 
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,16 +19,21 @@ import torch
 from matplotlib.axes import Axes
 from numpy.typing import NDArray
 from scipy.special import ndtr
+from torch import Tensor
+from torch.nn.functional import pad
 
-from analysis.figures.drawing import GREY, INK, Panel, draw_panel, series_colour
-from analysis.formats import Entry, entry_text, markdown_table, number, write_frame
+from analysis.figures.drawing import GREY, INK, Panel, draw_together, series_colour
+from analysis.formats import MISSING, Entry, entry_text, markdown_table, number, write_frame
 from analysis.statistics import Interval, Values, resampling_weights
 from harness.adagrpo import CapabilityTracker
+from harness.config.selection import PREDICTING, needs_of
 from harness.experiments.choices import COMPARED, Compared
-from harness.foundation.files import write_atomically
+from harness.experiments.corrections import correction_frame, correction_lines
+from harness.foundation.files import read_text, write_atomically
 from harness.prompts.lists import generator_for
+from harness.rules.ledger import Ledger, Prediction
 
-ROUNDS = 20_000
+ROUNDS = 5_000
 ORACLES = ("oracle", "oracle, same reference")
 """Both take the prompt whose mean progress over the *other* noises is largest. The first is told by one half of the
 reference and judged by the other, both ways: what can be had with so much knowledge, without any winner's curse. The
@@ -35,83 +41,104 @@ second is told and judged by all of it: flattered by the noise of the reference,
 """
 ALL_KNOWN = "oracle, all known"
 """Takes the prompt whose expected progress is the largest of B: an estimate by a normal model, see ``_all_known``."""
-_COLOURS = {"rule": series_colour(2), "advantage": series_colour(1)}
+LARGER = "random, larger group"
+"""The control that costs no more than candidates do: local advantages of more siblings."""
+TOLD = (*COMPARED, *(Compared(rule) for rule in ("preview", *PREDICTING)))
 Numbers = NDArray[np.int64]
 Chooser = Callable[[Numbers, Numbers], tuple[Numbers, Numbers]]
 """From candidates' prompts ``[T, B]`` and noises ``[T, B, 2]`` to the candidates ``[T]`` that either half of the
 reference is to judge."""
 
 
-def upper_bound(table: Mapping[str, Any], rounds: int = ROUNDS) -> pd.DataFrame:
-    """Progress and quality of every rule that needs no history, of the oracles and of every kind of advantage.
+def upper_bound(table: Mapping[str, Any], rounds: int | None = None) -> pd.DataFrame:
+    """Progress and quality of every rule that the table can tell of, of a larger group, and of the oracles.
 
     Args:
         table: of ``harness.experiments.gradients.oracle.measure``, of more than B prompts.
-        rounds: draws of candidates.
+        rounds: draws of candidates; None for ``ROUNDS``.
 
     Returns:
-        Columns ``what`` (rule or advantage), ``name``, ``forwards`` (sample forwards more than at random per trained
-        prompt, missing where no number of samples does it), and value, low and high of ``progress`` and ``quality``.
+        Columns ``rule``, ``forwards`` (sample forwards more than at random per trained prompt, missing where no number
+        of samples does it), and value, low and high of ``progress`` and ``quality``.
     """
-    halves = {kind: np.array(values, dtype=float) for kind, values in table["projections"].items()}
-    squares = {kind: np.array(values, dtype=float) for kind, values in table["squares"].items()}
-    # Progress by either half, and squared length: [P, N, 3].
-    updates = {kind: np.concatenate([halves[kind], squares[kind][:, :, None]], axis=2) for kind in squares}
-    local, rewards = updates["local"], np.array(table["rewards"], dtype=float)
-    candidates, steps = int(table["candidates"]), int(table["num_steps"])
-    at_random = {kind: _resampled(of.mean(1)) for kind, of in updates.items()}
+    updates = {
+        # Progress by either half, and squared length: [P, N, 3].
+        kind: np.concatenate([np.array(of["projections"]), np.array(of["squares"])[:, :, None]], axis=2)
+        for kind, of in table["updates"].items()
+    }
+    rounds = rounds or ROUNDS
+    local, candidates, steps = updates["local"], int(table["candidates"]), int(table["num_steps"])
+    at_random = _resampled(local.mean(1))
     rows: list[dict[str, Any]] = []
 
-    def add(what: str, name: str, forwards: float, found: Values) -> None:
-        progress, length = (found / at_random["local"]).T
-        row: dict[str, Any] = {"what": what, "name": name, "forwards": forwards}
+    def add(name: str, forwards: float, found: Values) -> None:
+        progress, length = (found / at_random).T
+        length = np.where(length > 0, length, np.nan)  # by chance, in the smallest of tables
+        row: dict[str, Any] = {"rule": name, "forwards": forwards}
         for column, values in (("progress", progress), ("quality", progress / np.sqrt(length))):
             low, high = np.quantile(values[1:], [0.025, 0.975])
             row |= {column: values[0], f"{column}_low": low, f"{column}_high": high}
         rows.append(row)
 
-    for compared in COMPARED:
-        chosen = at_random["local"]
-        if compared.rule != "random":
-            chosen = _chosen(_by_rule(compared, rewards), local, compared.count(candidates), rounds)
-        add("rule", compared.name, compared.forwards(candidates, steps), chosen)
+    add("random", 0, at_random)
+    if "larger" in updates:
+        of_sibling = sum(steps - 1 - index for index in table["config"]["rollout"]["branch_indices"])
+        more = table["larger_group"] - table["group_size"]
+        add(LARGER, more * of_sibling, _resampled(updates["larger"].mean(1)))
+    for compared in TOLD:
+        if compared.rule == "random" or not _is_told(compared, table):
+            continue
+        found = _chosen(_by_rule(compared, table), local, compared.count(candidates), rounds)
+        add(compared.name, compared.forwards(candidates, steps), found)
     for name in ORACLES:
-        add("rule", name, np.nan, _chosen(_by_oracle(local, name != "oracle"), local, candidates, rounds))
-    add("rule", ALL_KNOWN, np.nan, _all_known(local, candidates))
-    for kind, found in at_random.items():
-        add("advantage", kind, 0 if kind in ("local", "unbiased") else (candidates - 1) * steps, found)
+        add(name, np.nan, _chosen(_by_oracle(local, name != "oracle"), local, candidates, rounds))
+    add(ALL_KNOWN, np.nan, _all_known(local, candidates))
     return pd.DataFrame(rows)
 
 
 def write_upper_bound(folder: Path) -> str:
-    """Write oracle.csv, oracle.md and quality.svg beside oracle.json; the lines of oracle.md."""
-    table = json.loads((folder / "oracle.json").read_text(encoding="utf-8"))
-    frame, reference = upper_bound(table), table["reference"]
-    write_frame(frame, folder / "oracle.csv")
-    cells = [
-        [
-            _called(row),
-            _cost(row),
-            *(_text(row, column) for column in ("progress", "quality")),
-        ]
-        for _, row in frame.iterrows()
+    """Write rules.csv, corrections.csv, oracle.md and quality.svg of all the folder's tables; returns oracle.md."""
+    tables = sorted(
+        (json.loads(read_text(path)) for path in folder.glob("*.json")),
+        key=lambda one: (one["experiment"], one["iteration"]),
+    )
+    frames = [
+        upper_bound(table).assign(experiment=table["experiment"], iteration=table["iteration"]) for table in tables
     ]
-    head = ["at random but for", "extra forwards", "progress", "quality"]
-    num_prompts, num_noises = np.shape(table["rewards"])
-    lines = (
-        f"{num_prompts} training prompts with {num_noises} noises each, checkpoint {table['checkpoint']}, "
-        f"B {table['candidates']}; the halves of the reference ({reference['prompts']} prompts) have a cosine of "
-        f"{number(reference['cosine_of_halves'], 2)}. Relative to random prompts with local advantages; 95 % intervals "
-        f"are over the pool's prompts, given the reference.\n\n{markdown_table(head, cells).strip()}\n"
-    )
-    write_atomically(folder / "oracle.md", lines)
-    note = (
-        "Expected progress by root mean squared length, with 95 % intervals over prompts; in brackets: extra forwards. "
-        "Orange: rules; blue: advantages at random; on top: the bounds"
-    )
-    panel = Panel("quality", "Quality of an update", partial(_draw, frame), height=5.4, note=note)
-    draw_panel(panel).save(folder)
-    return lines
+    rules = pd.concat(frames, ignore_index=True)
+    write_frame(rules[["experiment", "iteration", *rules.columns[:-2]]], folder / "rules.csv")
+    corrections = correction_frame(tables)
+    write_frame(corrections, folder / "corrections.csv")
+    rows = []
+    for name in dict.fromkeys(rules["rule"]):
+        cells = [frame[frame["rule"] == name] for frame in frames]
+        rows.append([name, *(_text(cell.iloc[0]) if len(cell) else MISSING for cell in cells)])
+    lines = [
+        "# An update's quality, relative to random prompts with local advantages",
+        "",
+        *map(_about, tables),
+        "",
+        "Expected progress by root mean squared length [95 % interval over the pool's prompts, given the reference]; "
+        "extra forwards.",
+        "",
+        markdown_table(["rule", *map(_called, tables)], rows),
+        f"## Corrections of advantages, at weight {tables[0]['fusion_weight']:g}, on random prompts",
+        "",
+        "95 % intervals are over blocks of the pool's prompts and of the reference's.",
+        "",
+        *correction_lines(tables, corrections),
+    ]
+    text = "\n".join(lines)
+    write_atomically(folder / "oracle.md", text)
+    note = "Points: expected progress by root mean squared length; lines: 95 % intervals over prompts. Rules by extra "
+    note += "forwards (in brackets); on top, black: bounds."
+    panels = [
+        Panel(f"quality-{number}", _called(table), partial(_draw, frame), 5.6, note)
+        for number, (table, frame) in enumerate(zip(tables, frames, strict=True))
+    ]
+    title = "Quality of an update, relative to random prompts"
+    replace(draw_together("quality", title, panels, 3), png=None).save(folder)
+    return text
 
 
 def _chosen(choose: Chooser, updates: Values, count: int, rounds: int) -> Values:
@@ -165,14 +192,49 @@ def _resampled(shares: Values, estimate: Values | None = None) -> Values:
     return np.stack([values[:, :2].mean(1), values[:, 2]], axis=1)
 
 
-def _by_rule(compared: Compared, rewards: Values) -> Chooser:
-    """A rule, told the reward of one or two deterministic samples of each candidate."""
+class _Foretold(Ledger):
+    """A ledger that predicts as the table has it; a prompt's embedding is its number."""
+
+    def __init__(self, foretold: Mapping[str, Any]) -> None:
+        super().__init__()
+        self._foretold = foretold
+        outcomes = torch.tensor(foretold["outcomes"], dtype=torch.float64)
+        self.record(1, outcomes, pad(outcomes, (0, 3)), torch.arange(len(outcomes)))
+
+    @property
+    def can_predict(self) -> bool:
+        return True
+
+    def mean_of(self, embeddings: Tensor) -> Prediction:
+        return self._of("m", embeddings)
+
+    def spread_of(self, embeddings: Tensor) -> Prediction:
+        return self._of("s", embeddings)
+
+    def _of(self, name: str, embeddings: Tensor) -> Prediction:
+        mean, std = (torch.tensor(self._foretold[name][of], dtype=torch.float64) for of in ("mean", "std"))
+        return Prediction(mean[embeddings[:, 0]], std[embeddings[:, 0]])
+
+
+def _is_told(compared: Compared, table: Mapping[str, Any]) -> bool:
+    """Whether the table has what the rule reads."""
+    needs = needs_of(compared.rule)
+    return "foretold" in table or not (needs.reads_ledger or needs.step_share < 1)
+
+
+def _by_rule(compared: Compared, table: Mapping[str, Any]) -> Chooser:
+    """A rule, told the reward of one or two samples of each candidate, or what a ledger predicts of it."""
+    needs = needs_of(compared.rule)
+    rewards = np.array(table["previews" if needs.step_share < 1 else "rewards"], dtype=float)
+    ledger = _Foretold(table["foretold"]) if needs.reads_ledger else None
     capability, generator = CapabilityTracker(), generator_for("upper bound")
     capability.update(torch.from_numpy(rewards).flatten())
 
     def choose(prompts: Numbers, noises: Numbers) -> tuple[Numbers, Numbers]:
         seen = torch.from_numpy(rewards[prompts[:, :, None], noises[:, :, : compared.samples]])
-        taken = np.array([compared.choose(one, capability, generator) for one in seen])
+        numbers = torch.from_numpy(prompts)[:, :, None]
+        both = zip(seen, numbers, strict=True)
+        taken = np.array([compared.choose(one, capability, generator, ledger, number) for one, number in both])
         return taken, taken
 
     return choose
@@ -191,26 +253,39 @@ def _by_oracle(updates: Values, same: bool) -> Chooser:
     return choose
 
 
-def _called(row: "pd.Series[Any]") -> str:
-    return f"{row['name']} advantages" if row["what"] == "advantage" else str(row["name"])
+def _called(table: Mapping[str, Any]) -> str:
+    after = f"after {table['iteration']} iterations" if table["iteration"] else "untrained"
+    return f"{table['experiment']}, {after}"
 
 
-def _cost(row: "pd.Series[Any]") -> str:
-    return "–" if np.isnan(row["forwards"]) else f"{row['forwards']:.0f}"
+def _about(table: Mapping[str, Any]) -> str:
+    num_prompts, num_noises = np.shape(table["rewards"])
+    reference = table["blocks"]["reference"]
+    return (
+        f"- {_called(table)}: {num_prompts} training prompts with {num_noises} noises each, B {table['candidates']}; "
+        f"the halves of the reference ({sum(reference['counts'])} prompts) have a cosine of "
+        f"{number(reference['cosine_of_halves'], 2)}."
+    )
 
 
-def _text(row: "pd.Series[Any]", column: str) -> str:
-    value, low, high = (float(row[name]) for name in (column, f"{column}_low", f"{column}_high"))
-    return entry_text(Entry(value, interval=Interval(value, low, high), digits=2))
+def _cost(forwards: float) -> str:
+    return MISSING if np.isnan(forwards) else f"{forwards:.0f}"
+
+
+def _text(row: "pd.Series[Any]") -> str:
+    value, low, high = (float(row[name]) for name in ("quality", "quality_low", "quality_high"))
+    return f"{entry_text(Entry(value, interval=Interval(value, low, high), digits=2))}; {_cost(row['forwards'])}"
 
 
 def _draw(frame: pd.DataFrame, axes: Axes) -> None:
-    """A line a rule or kind of advantages, by cost, and those of equal cost by quality; the oracles on top."""
-    shown = frame.sort_values(["forwards", "quality"], na_position="last").reset_index()
+    """A line a rule, those of equal cost in the order of the table; the oracles on top."""
+    shown = frame.sort_values("forwards", kind="stable", na_position="last").reset_index()
     for position, (_, row) in enumerate(shown.iterrows()):
-        colour = INK if np.isnan(row["forwards"]) else _COLOURS[row["what"]]
+        colour = INK if np.isnan(row["forwards"]) else series_colour(2 if row["forwards"] else 3)
         axes.hlines(position, row["quality_low"], row["quality_high"], color=colour, linewidth=1.6)
         axes.plot(row["quality"], position, "o", color=colour, markersize=5)
     axes.axvline(1, color=GREY, linewidth=1)
-    axes.set_yticks(range(len(shown)), [f"{_called(row)} ({_cost(row)})" for _, row in shown.iterrows()], fontsize=9)
-    axes.set_xlabel("Relative to random, local advantages")
+    axes.set_yticks(
+        range(len(shown)), [f"{row['rule']} ({_cost(row['forwards'])})" for _, row in shown.iterrows()], fontsize=9
+    )
+    axes.set_xlim(-0.5, 3)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from analysis.probing import intraclass_correlation, summary, table
+from analysis.probing.summary import intraclass_correlation, summary, table
 
 
 def fabricated(between: float, within: float, prompts: int = 400, noises: int = 10, seed: int = 0) -> np.ndarray:
@@ -38,7 +38,7 @@ def test_a_summary_tells_spreads_bins_and_agreement() -> None:
     told = summary(rewards, groups, {"same": rewards, "flat": np.ones((3, 2)), "contrary": -rewards})
     assert told["mean"] == pytest.approx(0.5)
     assert told["prompt_mean_bins"] == pytest.approx([1 / 3, 0, 0, 1 / 3, 0, 1 / 3])
-    assert told["no_spread_share"] == pytest.approx(4 / 6)
+    assert told["no_spread"]["estimate"] == pytest.approx(4 / 6)
     assert told["group_std"]["mean"] == pytest.approx((0.5 + 0.1) / 6)
     assert told["judges"]["same"] == pytest.approx({"prompts": 1.0, "within_prompts": 1.0})
     assert told["judges"]["contrary"]["prompts"] == pytest.approx(-1.0)

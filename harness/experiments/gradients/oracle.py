@@ -7,11 +7,9 @@ knows. What may be concluded from it is computed in ``harness.experiments.upper_
 
 import hashlib
 import json
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
-from io import BytesIO
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -29,7 +27,7 @@ from harness.experiments.gradients.chunks import Arrays, make_sampler, reference
 from harness.experiments.gradients.definition import require_measurable
 from harness.experiments.gradients.gradients import advantages_of, update_gradients
 from harness.experiments.gradients.sampling import Sampler
-from harness.foundation.files import write_atomically
+from harness.experiments.parts import Parts
 from harness.prompts.lists import generator_for, read_prompts
 from harness.rules.advantages import FUSIONS, Group, fuse, shrinkage
 from harness.rules.ledger import Ridge, mean_and_spread
@@ -42,7 +40,7 @@ the same."""
 KINDS = ("local", "unbiased", "prompt_mean", *FUSIONS, *(kind + SAME_LENGTH for kind in CONTROLLED))
 BLOCKS = 16
 _VERSION = 2
-_ONE_PROMPT = (
+ONE_PROMPT = (
     "seed=3100",  # no run's: it has trained on its draws
     "selection=random",
     "fusion.enabled=false",
@@ -78,6 +76,11 @@ class Oracle:
         return hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:10]
 
     @property
+    def name(self) -> str:
+        """Of its table: experiment and iteration, which those of one folder differ in."""
+        return f"{self.config.experiment}-{self.checkpoint.iteration}"
+
+    @property
     def folder(self) -> Path:
         """Where parts are kept until all are there."""
         return RUNS / "oracle" / f"{self.checkpoint.label}-{self.identity}"
@@ -91,7 +94,7 @@ def load_oracle(
     Raises:
         ConfigError: one line that names the key or the option.
     """
-    config = compose(profile, overrides=[*_ONE_PROMPT, *overrides])
+    config = compose(profile, overrides=[*ONE_PROMPT, *overrides])
     require_measurable(config, profile)
     there = len(read_prompts(config.prompts.train).prompts)
     if not config.rollout.candidates < prompts <= there:
@@ -118,7 +121,7 @@ def measure(oracle: Oracle, say: Callable[[str], object]) -> dict[str, Any]:
     config, seed = oracle.config, oracle.config.seed
     sampler = make_sampler(config, oracle.checkpoint)
     drawn = torch.randperm(len(sampler.prompts), generator=generator_for(seed, "pool"))[: oracle.prompts].tolist()
-    parts = _Parts(oracle.folder, oracle.references + oracle.prompts * oracle.noises, say)
+    parts = Parts(oracle.folder, oracle.references + oracle.prompts * oracle.noises, "updates", say)
     reference = [
         parts.get(f"reference-{number:02d}", len(of), partial(reference_sums, of, sampler))
         for number, of in enumerate(_blocks(oracle.references))
@@ -140,7 +143,7 @@ def measure(oracle: Oracle, say: Callable[[str], object]) -> dict[str, Any]:
     )
     return {
         "identity": oracle.identity,
-        "model": Path(config.model.path).name,
+        "experiment": config.experiment,
         "iteration": oracle.checkpoint.iteration,
         "checkpoint": oracle.checkpoint.label,
         "candidates": config.rollout.candidates,
@@ -158,7 +161,7 @@ def measure(oracle: Oracle, say: Callable[[str], object]) -> dict[str, Any]:
             kind: {"projections": _short(projections[:, :, number]), "squares": _short(squares[:, :, number])}
             for number, kind in enumerate(("local", "larger"))
         },
-        "blocks": _block_products(reference, updates, squares.shape[1]),
+        "blocks": _block_products(reference, directions, updates, oracle.noises),
         "config": config.model_dump(mode="json", exclude={"logging", "runtime", "evaluation", "iterations"}),
         "environment": environment(),
     }
@@ -167,7 +170,8 @@ def measure(oracle: Oracle, say: Callable[[str], object]) -> dict[str, Any]:
 def larger_group(config: RunConfig) -> int:
     """Siblings per group that cost what B candidates' samples cost, rounded down: what choosing must beat."""
     rollout, steps = config.rollout, config.model.num_steps
-    of_sibling = sum(steps - 1 - index for index in rollout.branch_indices)
+    branched = rollout.kind == "anchor_branch"
+    of_sibling = sum(steps - 1 - index for index in rollout.branch_indices) if branched else steps
     return rollout.group_size + (rollout.candidates - 1) * steps // of_sibling
 
 
@@ -244,9 +248,7 @@ class _Pool:
                 told = [0, -1]
                 rows.append((few, gradients[told] @ self.directions.T, lengths[told]))
         named = zip(("groups", "projections", "squares"), zip(*rows, strict=True), strict=True)
-        shaped = {
-            name: torch.stack(of).unflatten(0, (len(prompts), self.oracle.noises)).numpy() for name, of in named
-        }
+        shaped = {name: torch.stack(of).unflatten(0, (len(prompts), self.oracle.noises)).numpy() for name, of in named}
         return {**shaped, "sums": sums.numpy(), "sum_squares": sum_squares.numpy()}
 
     def _noise(self, prompt: int, number: int) -> Tensor:
@@ -259,11 +261,15 @@ def _blocks(count: int) -> list[range]:
     return [range(start, end) for start, end in pairwise(bounds)]
 
 
-def _block_products(reference: Sequence[Arrays], updates: Sequence[Arrays], noises: int) -> dict[str, Any]:
+def _block_products(
+    reference: Sequence[Arrays], halves: Tensor, updates: Sequence[Arrays], noises: int
+) -> dict[str, Any]:
     """What bias and variance are told from: inner products of different blocks' sums of gradients.
 
-    ``reference``: its blocks' ``counts`` and ``products`` ``[blocks, blocks]``; ``counts`` of the pool's blocks; by
-    kind ``products`` ``[blocks, blocks]``, ``with_reference`` ``[blocks, reference blocks]``, ``squares`` ``[blocks]``.
+    ``reference``: its blocks' ``counts`` and ``products`` ``[blocks, blocks]``, its ``length`` and the
+    ``cosine_of_halves``; ``counts`` of the pool's blocks; by kind ``products`` ``[blocks, blocks]``, ``with_reference``
+    ``[blocks, reference blocks]``, ``squares`` ``[blocks]``. Of products of a set of blocks with itself those above the
+    diagonal alone.
     """
     directions = np.stack([part["sum"] for part in reference]).astype(np.float64)
     kinds = {}
@@ -279,6 +285,8 @@ def _block_products(reference: Sequence[Arrays], updates: Sequence[Arrays], nois
         "reference": {
             "counts": [int(part["count"]) for part in reference],
             "products": _short(np.triu(directions @ directions.T, 1)),
+            "length": reference_direction(reference).norm().item(),
+            "cosine_of_halves": torch.cosine_similarity(halves[0], halves[1], dim=0).item(),
         },
         "kinds": kinds,
     }
@@ -296,35 +304,6 @@ def _foretold(text: Tensor, groups: Tensor) -> dict[str, Any]:
             found[name]["mean"].append(round(prediction.mean.item(), 5))
             found[name]["std"].append(round(prediction.std.item(), 5))
     return {**found, "outcomes": outcomes.numpy().round(5).tolist()}
-
-
-@dataclass
-class _Parts:
-    """Files of a measurement, and how far it is."""
-
-    folder: Path
-    total: int
-    say: Callable[[str], object]
-    done: int = 0
-    computed: int = 0
-
-    def __post_init__(self) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self.began = time.monotonic()
-
-    def get(self, name: str, updates: int, make: Callable[[], Arrays]) -> Arrays:
-        """A part, from its file if it is there, else made and written in one step; it counts as so many updates."""
-        path = self.folder / f"{name}.npz"
-        self.done += updates
-        if not path.exists():
-            buffer = BytesIO()
-            np.savez(buffer, allow_pickle=False, **make())
-            write_atomically(path, buffer.getvalue())
-            self.computed += updates
-            if updates:
-                left = (time.monotonic() - self.began) / self.computed * (self.total - self.done)
-                self.say(f"{name}: {self.done} of {self.total} updates, {left / 60:.0f} minutes left")
-        return dict(np.load(path, allow_pickle=False))
 
 
 def _short(values: np.ndarray) -> Any:

@@ -11,8 +11,10 @@ import torch
 
 from harness.cli import main
 from harness.config import ROOT, compose
+from harness.experiments import upper_bound as bound
+from harness.experiments.corrections import correction_frame, kinds_of, merits
 from harness.experiments.gradients import oracle
-from harness.experiments.gradients.oracle import KINDS, every_advantage
+from harness.experiments.gradients.oracle import CONTROLLED, KINDS, SAME_LENGTH, every_advantage
 from harness.experiments.upper_bound import upper_bound
 
 
@@ -24,14 +26,12 @@ def fabricated(progress: np.ndarray) -> dict[str, Any]:
         "candidates": 4,
         "num_steps": 5,
         "rewards": np.random.default_rng(5).random(squares.shape),
-        "projections": {"local": halves},
-        "squares": {"local": squares},
+        "updates": {"local": {"projections": halves, "squares": squares}},
     }
 
 
 def by_name(table: dict[str, Any], rounds: int = 4000) -> pd.DataFrame:
-    frame = upper_bound(table, rounds)
-    return frame[frame["what"] == "rule"].set_index("name")
+    return upper_bound(table, rounds).set_index("rule")
 
 
 def test_a_prompt_that_is_best_by_construction_is_found_and_rules_find_what_rewards_tell() -> None:
@@ -81,34 +81,131 @@ def test_what_is_known_of_prompts_does_not_bound_the_oracle_that_knows_all() -> 
     assert known["oracle"] < known["oracle, all known"] - 0.1
 
 
-def test_quality_is_unmoved_by_scale_and_advantages_pay_for_the_capability() -> None:
-    rates = {"unbiased": np.full((6, 2), 2.0), "fused": np.full((6, 2), 3.0)}
+def test_a_larger_group_pays_for_its_siblings_and_gains_by_less_noise() -> None:
     table = fabricated(np.random.default_rng(3).random((6, 2, 1)) + 1)
-    table["projections"] |= {kind: table["projections"]["local"] * rate[:, :, None] for kind, rate in rates.items()}
-    table["squares"] |= {kind: rate**2 for kind, rate in rates.items()}
-    frame = upper_bound(table, 100)
-    kinds = frame[frame["what"] == "advantage"].set_index("name")
-    assert kinds["progress"].to_dict() == pytest.approx({"local": 1, "unbiased": 2, "fused": 3})
-    assert kinds["quality"].tolist() == pytest.approx([1, 1, 1])
-    assert kinds["forwards"].to_dict() == {"local": 0, "unbiased": 0, "fused": 15}
+    local = table["updates"]["local"]
+    table["updates"]["larger"] = {"projections": local["projections"], "squares": local["squares"] / 4}
+    table |= {"group_size": 4, "larger_group": 6, "config": {"rollout": {"branch_indices": [0, 2]}}}
+    found = by_name(table, 100).loc["random, larger group"]
+    assert found["forwards"] == 2 * (4 + 2)
+    assert (found["progress"], found["quality"]) == (1, pytest.approx(2))
+
+
+def test_rules_that_predict_go_by_what_the_table_foretells() -> None:
+    progress = np.ones((12, 4))
+    progress[3] = 10.0
+    table = fabricated(progress)
+    assert "predicted_hardest" not in by_name(table, 10).index
+    level = np.linspace(0.5, 1, 12)
+    level[3] = 0.0  # the hardest by prediction, however its samples came out
+    table["previews"], std = table["rewards"], [0.1] * 12
+    table["foretold"] = {
+        "m": {"mean": level, "std": std},
+        "s": {"mean": [0.2] * 12, "std": std},
+        "outcomes": [[0.5, 0.2]] * 12,
+    }
+    found = by_name(table)
+    assert found.loc["predicted_hardest", "progress"] == pytest.approx((1 / 3 * 10 + 2 / 3) / (21 / 12), rel=0.03)
+    assert found.loc["predicted_hardest", "forwards"] == 0
+    assert found.loc["preview", "forwards"] == 4
+
+
+def products(gradients: dict[str, np.ndarray], reference: np.ndarray) -> dict[str, Any]:
+    """A table of gradients ``[blocks, n, D]`` of each kind, and of reference prompts."""
+    sums = {kind: of.sum(axis=1) for kind, of in gradients.items()}
+    of_reference, (count, each) = reference.sum(axis=1), next(iter(gradients.values())).shape[:2]
+    return {
+        "experiment": "known",
+        "iteration": 0,
+        "blocks": {
+            "counts": [each] * count,
+            "reference": {
+                "counts": [reference.shape[1]] * len(reference),
+                "products": np.triu(of_reference @ of_reference.T, 1),
+                "length": np.linalg.norm(reference.mean(axis=(0, 1))),
+            },
+            "kinds": {
+                kind: {
+                    "products": np.triu(of @ of.T, 1),
+                    "with_reference": of @ of_reference.T,
+                    "squares": (gradients[kind] ** 2).sum(axis=(1, 2)),
+                }
+                for kind, of in sums.items()
+            },
+        },
+    }
+
+
+def test_bias_and_variance_of_known_gradients() -> None:
+    random, east = np.random.default_rng(0), np.array([1.0, 0, 0, 0])
+    noise = random.normal(size=(16, 40, 4))
+    noise -= noise.mean(axis=(0, 1))
+    reference = east + 0.1 * random.normal(size=(16, 10, 4))
+    gradients = dict.fromkeys(KINDS, east + noise)
+    gradients["uncentred"] = 3 * (east + noise)  # a scale changes nothing
+    gradients["shrinkage"] = east + 0.5 * noise  # less noise
+    gradients["gated"] = np.array([1.0, 1, 0, 0]) + noise  # a bias of 45 degrees
+    table = products(gradients, reference)
+    kinds = kinds_of(table)
+    assert {name: kinds[name].alignment.values[0] for name in ("local", "uncentred", "gated")} == pytest.approx(
+        {"local": 1, "uncentred": 1, "gated": np.sqrt(0.5)}, abs=0.03
+    )
+    noises = {name: kinds[name].noise.values[0] for name in ("local", "uncentred", "shrinkage", "gated")}
+    assert noises == pytest.approx({"local": 4, "uncentred": 4, "shrinkage": 1, "gated": 2}, rel=0.15)
+    assert kinds["local"].cosine.values[0] == pytest.approx(1 / np.sqrt(5), rel=0.05)
+    found = {one.kind: one for one in merits([table, table])}
+    assert [kind for kind, one in found.items() if one.named] == ["shrinkage", "uncentred"]
+    assert found["shrinkage"].merit.estimate == pytest.approx(np.sqrt(5 / 2), rel=0.05)
+    assert found["ema_std"].to_control is None
+    frame = correction_frame([table])
+    assert set(frame.loc[frame["metric"] == "to_control", "kind"]) == set(CONTROLLED)
+
+
+def test_a_correction_that_is_worse_for_sure_is_not_named_and_a_tie_goes_to_the_less_biased() -> None:
+    random, east = np.random.default_rng(1), np.array([1.0, 0, 0])
+    noise = random.normal(size=(16, 40, 3))
+    noise -= noise.mean(axis=(0, 1))
+    gradients = dict.fromkeys(KINDS, east + noise)
+    gradients |= dict.fromkeys(("uncentred", "gated", "ema_std"), east + 3 * noise)
+    gradients["shrinkage"] = east + 0.99 * noise
+
+    def named() -> set[str]:
+        return {one.kind for one in merits([products(gradients, np.broadcast_to(east, (16, 4, 3)))]) if one.named}
+
+    assert named() == {"shrinkage"}
+    gradients["gated"] = east + 0.985 * noise
+    gradients["uncentred"] = np.array([1.0, 0.1, 0]) + 0.98 * noise
+    assert named() == {"shrinkage", "gated"}
 
 
 def test_every_fusion_is_among_the_advantages() -> None:
     config = compose("smoke", overrides=["fusion.weight=1"])
-    made = every_advantage(torch.tensor([[1.0, 2.0, 6.0]]), 4.0, 2.0, config)
+    made = every_advantage(torch.tensor([[1.0, 2.0, 6.0]]), 4.0, 2.0, 2.0, config)
     assert tuple(made) == KINDS
     assert made["unbiased"][0].tolist() == pytest.approx([-3, -1.5, 4.5])
     assert made["uncentred"][0].tolist() == pytest.approx([-1.5, -1, 1])
+    assert made["prompt_mean"][0].tolist() == pytest.approx([-1 / 7**0.5, 0, 4 / 7**0.5], abs=1e-6)
+    for kind in CONTROLLED:
+        same = made[kind + SAME_LENGTH][0]
+        assert same.norm() == pytest.approx(float(made[kind].norm()))
+        torch.testing.assert_close(same / same.norm(), made["local"][0] / made["local"].norm())
     torch.testing.assert_close(made["fused"][0], made["local"][0] + torch.tensor([-3 / 5, -2 / 5, 1.0]).double())
 
 
-def test_the_committed_table_has_the_committed_numbers() -> None:
+def test_the_committed_tables_have_the_committed_numbers() -> None:
     folder = ROOT / "results" / "oracle"
-    again = upper_bound(json.loads((folder / "oracle.json").read_text(encoding="utf-8")), 50)
-    committed = pd.read_csv(folder / "oracle.csv")
-    exact = (committed["what"] == "advantage") | (committed["name"] == "oracle, all known")  # of no draws of candidates
-    pd.testing.assert_frame_equal(again[exact], committed[exact], check_exact=False, rtol=1e-4)
-    assert again["name"].tolist() == committed["name"].tolist()
+    committed = pd.read_csv(folder / "rules.csv").set_index(["experiment", "iteration", "rule"])
+    tables = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))]
+    tables.sort(key=lambda one: (one["experiment"], one["iteration"]))
+    for table in tables:
+        of_table = committed.loc[(table["experiment"], table["iteration"])]
+        again = by_name(table, 50)
+        assert again.index.tolist() == of_table.index.tolist()
+        exact = ["random", "random, larger group", "oracle, all known"]  # of no draws of candidates
+        pd.testing.assert_frame_equal(again.loc[exact], of_table.loc[exact], check_exact=False, rtol=1e-4)
+    pd.testing.assert_frame_equal(
+        correction_frame(tables), pd.read_csv(folder / "corrections.csv"), check_exact=False, rtol=1e-4
+    )
 
 
 def run(*arguments: str) -> int:
@@ -121,15 +218,18 @@ def test_a_measurement_is_continued_and_analysed_again_without_a_model(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(oracle, "RUNS", tmp_path / "runs")
+    monkeypatch.setattr(bound, "ROUNDS", 100)
     small = ["rollout={candidates: 2, group_size: 2, branch_indices: [0, 1]}", "--references", "4"]
     small += ["--prompts", "3", "--noises", "2", "--output", str(tmp_path / "out")]
     assert run(*small) == 0
-    table = tmp_path / "out" / "oracle.json"
+    table = tmp_path / "out" / "smoke-0.json"
     before = table.read_text()
     content = json.loads(before)
     assert np.shape(content["groups"]) == (3, 2, 2, 2)
-    assert {kind: np.shape(of) for kind, of in content["projections"].items()} == dict.fromkeys(KINDS, (3, 2, 2))
-    assert "10 of 10 updates, 0 minutes left" in capsys.readouterr().out
+    assert np.shape(content["updates"]["larger"]["projections"]) == (3, 2, 2)
+    assert content["larger_group"] == 2 + 8 // 13
+    assert tuple(content["blocks"]["kinds"]) == KINDS
+    assert "10 of 10 updates, 0 seconds left" in capsys.readouterr().out
     page, figure = (tmp_path / "out" / name for name in ("oracle.md", "quality.svg"))
     assert "oracle, same reference" in page.read_text()
     figure.unlink()
@@ -143,6 +243,6 @@ def test_a_measurement_is_continued_and_analysed_again_without_a_model(
     assert run(*small) == 0
     assert table.read_text() == before
     told = capsys.readouterr().out
-    assert told.count("minutes left") == 1
+    assert told.count("updates, ") == 1
     assert run(*small, "seed=4") == 2
     assert "is of another measurement" in capsys.readouterr().err

@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike
 from scipy.stats import spearmanr
 
 from analysis.formats import Entry, entry_text, number
-from analysis.statistics import Interval, Resampled, Values, resampling_weights
+from analysis.statistics import Interval, Resampled, Values, mean_interval, resampling_weights
 
 BINS = (0.0, 0.1, 0.3, 0.5, 0.7, 0.9, 1.0)
 """Edges of the distribution of prompt means, for a reward in [0, 1]."""
@@ -41,7 +41,7 @@ def summary(rewards: ArrayLike, groups: ArrayLike, judged: Mapping[str, ArrayLik
         "prompt_mean_bins": (np.histogram(means, BINS)[0] / len(means)).tolist(),
         "within_prompt_std": float(np.sqrt(pictures.var(axis=1, ddof=1).mean())),
         "group_std": {"mean": float(spreads.mean()), "deciles": np.percentile(spreads, [10, 50, 90]).tolist()},
-        "no_spread_share": float((spreads < NO_SPREAD).mean()),
+        "no_spread": mean_interval((spreads < NO_SPREAD).mean(axis=1))._asdict(),
         "told_of_spread": _told_of_spread(pictures, spreads.mean(axis=1)),
         "judges": {name: _agreement(pictures, np.asarray(values, dtype=float)) for name, values in judged.items()},
     }
@@ -101,7 +101,7 @@ def _correlation(x: Values, y: Values) -> float | None:
 def table(summaries: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """Markdown lines, a row of facts and a column per model, by name."""
     judges = dict.fromkeys(judge for one in summaries.values() for judge in one["judges"])
-    columns = [_facts(one, judges) for one in summaries.values()]
+    columns = [facts(one, judges) for one in summaries.values()]
     rows = [[label, *(facts[label] for facts in columns)] for label in columns[0]]
     return _markdown(["", *summaries], rows)
 
@@ -109,11 +109,12 @@ def table(summaries: Mapping[str, Mapping[str, Any]]) -> list[str]:
 def choices_table(summaries: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """Markdown: a row per rule, a column per model; spread of the chosen prompt's groups, +- 2 standard errors."""
     rules = dict.fromkeys(rule for one in summaries.values() for rule in one["choices"])
-    rows = [[rule, *(_choice_text(one["choices"].get(rule)) for one in summaries.values())] for rule in rules]
+    rows = [[rule, *(choice_text(one["choices"].get(rule)) for one in summaries.values())] for rule in rules]
     return _markdown(["rule", *summaries], rows)
 
 
-def _choice_text(chosen: Mapping[str, float] | None) -> str:
+def choice_text(chosen: Mapping[str, float] | None) -> str:
+    """As in "0.227 ± 0.042, reward 0.51, 0% flat, 56"."""
     if chosen is None:
         return "–"
     spread, error = number(chosen["spread"]), number(2 * chosen["spread_error"])
@@ -124,19 +125,22 @@ def _markdown(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
     return [f"| {' | '.join(cells)} |" for cells in (heads, ["---"] * len(heads), *rows)]
 
 
-def _facts(one: Mapping[str, Any], judges: Iterable[str]) -> dict[str, str]:
+def facts(one: Mapping[str, Any], judges: Iterable[str]) -> dict[str, str]:
     """A column of the table, by row."""
     share, spread = Interval(**one["prompt_share"]), one["group_std"]
-    bins = zip(pairwise(BINS), one["prompt_mean_bins"], strict=True)
+    bins = list(zip(pairwise(BINS), one["prompt_mean_bins"], strict=True))
+    in_unit = sum(one["prompt_mean_bins"]) > 0.999  # else the reward has another scale than [0, 1]
     return {
         "prompts x noises": f"{one['prompts']} x {one['noises']}",
         "mean reward": number(one["mean"]),
         "share of the variance that is the prompt's": entry_text(Entry(share.estimate, interval=share, digits=2)),
         "deciles of prompt means": _numbers(one["prompt_mean_deciles"]),
-        **{f"prompts of mean {low:g} to {high:g}": f"{of_bin:.0%}" for (low, high), of_bin in bins},
+        **(
+            {f"prompts of mean {low:g} to {high:g}": f"{of_bin:.0%}" for (low, high), of_bin in bins} if in_unit else {}
+        ),
         "sd of a prompt's pictures": number(one["within_prompt_std"]),
         "sd of a group: mean (deciles 1, 5, 9)": f"{number(spread['mean'])} ({_numbers(spread['deciles'])})",
-        "groups without spread": f"{one['no_spread_share']:.0%}",
+        "groups without spread": f"{one['no_spread']['estimate']:.0%}",
         **{f"rank correlation with a group's sd: {k}": number(v, 2) for k, v in one["told_of_spread"].items()},
         **{f"agreement with {j}: prompts, within a prompt": _agreement_text(one["judges"].get(j, {})) for j in judges},
     }
