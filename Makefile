@@ -42,7 +42,7 @@ report: $(READY)  ## write tables, figures and the page of PROFILE from its runs
 
 figures: $(READY)  ## the same from the committed outcome in results/PROFILE: the same files every time
 	@$(BIN)/adagrpo report --runs results/$(PROFILE)/runs --output results/$(PROFILE) \
-	  $(if $(filter miniature-study,$(PROFILE)),--readme README.md)
+	  $(if $(filter miniature,$(PROFILE)),--readme README.md)
 
 shards: $(READY)  ## keep the finished runs of PROFILE as small files in results/PROFILE, to be committed
 	@$(BIN)/adagrpo shards results/runs/$(PROFILE) --output results/$(PROFILE)/runs
@@ -62,7 +62,7 @@ check-reward-parity: $(READY) .venvs/hpsv2/.ready .venvs/hpsv3/.ready  ## score 
 
 study: $(READY)  ## run the study's experiments that have no committed shard; then tables, figures, page, README
 	@$(BIN)/adagrpo study
-	@$(MAKE) --no-print-directory figures PROFILE=miniature-study
+	@$(MAKE) --no-print-directory figures PROFILE=study
 
 sweep: $(READY)  ## search EMA decay and fusion weight on the miniature with Optuna
 	@$(BIN)/adagrpo sweep experiments/sweeps/ema_fusion.yaml --workers $(WORKERS)

@@ -92,12 +92,6 @@ def ends_of(claim: str) -> tuple[float, float] | None:
     return (float(strategies["curriculum"]), float(finals["Flow-GRPO", True])) if claim == "fusion" else None
 
 
-def relative_gain(claim: str) -> float:
-    """The paper's difference of a claim as a share of its control's gain over the untrained model; NaN for none."""
-    ends = ends_of(claim)
-    return (ends[1] - ends[0]) / (ends[0] - untrained_hpsv3()) if ends else math.nan
-
-
 def share_of_base_gain(claim: str) -> float:
     """The paper's difference of a claim as a share of what its base method gains; NaN for none.
 

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.special import ndtr, ndtri
+from scipy.special import ndtr, stdtrit
 
 Values = NDArray[np.float64]
 
@@ -30,6 +30,15 @@ class Interval(NamedTuple):
     estimate: float
     low: float
     high: float
+
+
+class Pair(NamedTuple):
+    """Final values of two cells; row i of both has the same seed."""
+
+    treatment: Values
+    """``[seeds, words]``, or ``[seeds]``; at least 2 seeds."""
+    control: Values
+    """The same shape."""
 
 
 def mean_interval(values: ArrayLike, confidence: float = 0.95, num_resamples: int = NUM_RESAMPLES) -> Interval:
@@ -70,41 +79,6 @@ def paired_interval(treatment: ArrayLike, control: ArrayLike, confidence: float 
     differences = _paired(treatment, control)
     deviate = _deviate(confidence, [len(differences)])
     return _interval(float(differences.mean()), _resampled_means(differences), _bootstrap_error(differences), deviate)
-
-
-def paired_p_value(treatment: ArrayLike, control: ArrayLike) -> float:
-    """Two-sided p-value of no difference: 1 - the confidence at which ``paired_interval`` just reaches 0.
-
-    With q the smaller share of bootstrap means on one side of 0, and z the deviate beyond which a normal variable has
-    that share, p = 2 T_{n-1}(-z sqrt((n - 1) / n)), the inverse of ``_deviate``. Where too few bootstrap means lie
-    there to tell q, z = |mean| / bootstrap standard error.
-    """
-    differences = _paired(treatment, control)
-    resampled, count = _resampled_means(differences), len(differences)
-    beyond = int(min((resampled <= 0).sum(), (resampled >= 0).sum()))
-    if 2 * beyond >= len(resampled):
-        return 1.0
-    if beyond >= _FEWEST_BEYOND:
-        deviate = -float(ndtri(beyond / len(resampled)))
-    else:
-        error = _bootstrap_error(differences)
-        deviate = abs(float(differences.mean())) / error if error else math.inf
-    return 2 * _t_distribution(-deviate * math.sqrt((count - 1) / count), count - 1)
-
-
-def equivalence_p_value(treatment: ArrayLike, control: ArrayLike, margin: float) -> float:
-    """p-value of "the mean difference is at least ``margin`` in size": the larger of two one-sided tests.
-
-    p = max(P(no more than -margin), P(no less than margin)) (Schuirmann 1987, "A comparison of the two one-sided tests
-    procedure and the power approach", Journal of Pharmacokinetics and Biopharmaceutics 15(6)). Each is half of
-    ``paired_p_value`` of the difference shifted by the margin, which is above 0 in the units of the data.
-    """
-    differences = _paired(treatment, control)
-    halves = [
-        (paired_p_value(side, np.zeros_like(side)) / 2, side.mean() > 0)
-        for side in (margin + differences, margin - differences)
-    ]
-    return max(half if is_inside else 1 - half for half, is_inside in halves)
 
 
 def resampling_weights(counts: Sequence[int]) -> list[Values]:
@@ -201,24 +175,8 @@ def minimum_detectable_effect(
     if num_pairs < 2:
         return math.nan
     degrees = num_pairs - 1
-    reach = _t_quantile(1 - alpha / 2, degrees) + _t_quantile(power, degrees)
+    reach = float(stdtrit(degrees, 1 - alpha / 2) + stdtrit(degrees, power))
     return reach * sd_of_differences / math.sqrt(num_pairs)
-
-
-def detection_power(effect: float, sd_of_differences: float, num_pairs: int, alpha: float = 0.05) -> float:
-    """Probability that a one-sided paired test finds a true mean difference.
-
-    T_{n-1}(effect sqrt(n) / sd - t_{1-alpha, n-1}), as ``minimum_detectable_effect`` has it for two sides.
-
-    Args:
-        effect: true mean difference; NaN has no power, which is NaN.
-        sd_of_differences: sample standard deviation of the paired differences, above 0.
-        num_pairs: n, at least 2.
-        alpha: level of the test, in (0, 1).
-    """
-    degrees = num_pairs - 1
-    shift = effect * math.sqrt(num_pairs) / sd_of_differences
-    return _t_distribution(shift - _t_quantile(1 - alpha, degrees), degrees)
 
 
 class Paired(NamedTuple):
@@ -253,33 +211,6 @@ def of_seeds(values: Values) -> Values:
     return values if values.ndim == 1 else values.mean(axis=1)
 
 
-def _t_distribution(t: float, degrees: int) -> float:
-    """P(T <= t) of Student's t for whole degrees of freedom >= 1 (Abramowitz and Stegun 1964, 26.7.3 and 26.7.4).
-
-    Not scipy's, whose last digits are others: figures of published numbers stay the same, byte by byte.
-    """
-    angle = math.atan(t / math.sqrt(degrees))
-    odd = degrees % 2
-    term, total = (math.cos(angle), 0.0) if odd else (1.0, 0.0)
-    for k in range(2 + odd, degrees + 1, 2):
-        total += term
-        term *= (k - 1) / k * math.cos(angle) ** 2
-    within = (angle + math.sin(angle) * total) * 2 / math.pi if odd else math.sin(angle) * total
-    return (1 + within) / 2
-
-
-@lru_cache(maxsize=256)
-def _t_quantile(probability: float, degrees: int) -> float:
-    """The t with ``_t_distribution(t, degrees) == probability``, which lies in [.5, 1)."""
-    low, high = 0.0, 1.0
-    while _t_distribution(high, degrees) < probability:
-        high *= 2
-    for _ in range(100):
-        middle = (low + high) / 2
-        low, high = (middle, high) if _t_distribution(middle, degrees) < probability else (low, middle)
-    return (low + high) / 2
-
-
 def _deviate(confidence: float, sizes: Sequence[int]) -> float:
     """How many standard errors a bound is from the estimate, were the bootstrap distribution normal.
 
@@ -288,7 +219,7 @@ def _deviate(confidence: float, sizes: Sequence[int]) -> float:
     these 92 %. Of several strata: the smallest n, all degrees of freedom.
     """
     smallest, degrees = min(sizes), sum(sizes) - len(sizes)
-    return math.sqrt(smallest / (smallest - 1)) * _t_quantile((1 + confidence) / 2, degrees)
+    return math.sqrt(smallest / (smallest - 1)) * float(stdtrit(degrees, (1 + confidence) / 2))
 
 
 def _interval(estimate: float, resampled: Values, error: float, deviate: float) -> Interval:

@@ -23,7 +23,7 @@ FLOORS = (
     "analysis.verdicts",
     "analysis.cells",
     "analysis.runs",
-    "analysis.claims analysis.decisions analysis.probing",
+    "analysis.decisions analysis.probing",
     "analysis.formats analysis.paper",
     "analysis.statistics",
     "harness.rules",

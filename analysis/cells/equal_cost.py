@@ -8,7 +8,7 @@ from analysis.cells.labels import Cell
 from analysis.cells.logs import TRAINING_REWARD
 from analysis.cells.spending import SECONDS, with_spending
 from analysis.cells.study import Study
-from analysis.claims import Pair
+from analysis.statistics import Pair
 
 _MATCHED = 0.03
 

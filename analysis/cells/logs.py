@@ -11,7 +11,6 @@ import pyarrow as pa
 
 from analysis.cells.parallel import side_by_side
 from analysis.cells.variants import kind_of, name_variants
-from analysis.claims import VALIDATION_POINTS
 from analysis.runs.gallery import Gallery, read_gallery
 from analysis.runs.recorded import name_files, name_repeats
 from analysis.runs.runlog import CHOSEN_PROMPT, NUMBERS, SPLITS, RunLog, find_paths, read_directory
@@ -28,6 +27,8 @@ SUMMARY_COLUMNS = [
 ]
 TRAINING_REWARD = "training_reward"
 """Metric of every evaluation: the trained reward, under one name whatever it is made of."""
+VALIDATION_POINTS = 3
+"""The last validations, whose mean does not hang on the last iteration alone."""
 _RUNS_AT_A_TIME = 50
 """Read by one process: no other is started for fewer."""
 _CHOSEN = ("train", CHOSEN_PROMPT, True)

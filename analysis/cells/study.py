@@ -10,11 +10,10 @@ import pandas as pd
 
 from analysis import statistics
 from analysis.cells.labels import PAPER_GRID, Cell, judge_name, split_cells
-from analysis.cells.logs import TRAINING_REWARD, ByPrompt, Logs
+from analysis.cells.logs import TRAINING_REWARD, VALIDATION_POINTS, ByPrompt, Logs
 from analysis.cells.spending import spent
 from analysis.cells.variants import variant_of_base
-from analysis.claims import VALIDATION_POINTS, Pair
-from analysis.statistics import Interval
+from analysis.statistics import Interval, Pair
 
 MIN_SEEDS_FOR_INTERVAL = 5
 
@@ -134,7 +133,7 @@ class Study:
     @cached_property
     def _values(self) -> dict[tuple[Cell, str, str], pd.Series]:
         rows, keys = self.final.sort_values("iteration"), ["run_id", "split", "metric"]
-        # The means of ``validation_mean``, of all runs at once.
+        # Of all runs at once.
         last = [
             rows[rows["split"] == split].groupby(keys, observed=True).tail(num_points)
             for split, num_points in (("test", 1), ("validation", VALIDATION_POINTS))

@@ -1,4 +1,4 @@
-"""The primary claims in one picture: each difference with its interval, coloured by its verdict."""
+"""A family of claims in one picture: each difference with its bounds, coloured by its verdict."""
 
 import math
 import textwrap
@@ -7,37 +7,51 @@ from functools import partial
 
 from matplotlib.axes import Axes
 
-from analysis.claims import MARGIN
+from analysis.decisions import Outcome
 from analysis.figures.drawing import GREY, INK, Panel
-from analysis.verdicts.claims_table import Row
+from analysis.verdicts.protocol import MARGIN_SHARE, Judged
 
 _LABEL_WIDTH = 30  # Letters in a line beside the axis.
-_COLOURS = {"supported": "#009E73", "not supported": "#D55E00", "inconclusive": GREY}
+_COLOURS: dict[Outcome, str] = {
+    "supported": "#009E73",
+    "opposite": "#D55E00",
+    "equivalent": "#0072B2",
+    "smaller than the paper's": "#56B4E9",
+    "undecided": GREY,
+}
 
 
-def claims_panel(rows: Sequence[Row]) -> Panel:
-    """A row per primary claim; one without runs has its name alone."""
-    note = f"Line: interval, at the level that Holm's procedure gives; shaded: ±{MARGIN:g}"
-    return Panel("claims", "Primary claims", partial(_draw, rows=rows), 1.0 + 0.52 * len(rows), note)
+def claims_panel(name: str, title: str, family: Sequence[Judged]) -> Panel:
+    """A row per claim; one without a contrast has its pairs alone.
+
+    Args:
+        name: of the file.
+        title: of the picture.
+        family: at least one claim.
+    """
+    note = f"Line: one-sided 95 % bounds; shaded: ±{MARGIN_SHARE:.0%} of the base's gain; tick: the paper's share of it"
+    return Panel(name, title, partial(_draw, family=family), 1.0 + 0.52 * len(family), note)
 
 
-def _draw(axes: Axes, rows: Sequence[Row]) -> None:
-    axes.axvspan(-MARGIN, MARGIN, color=GREY, alpha=0.18, linewidth=0)
+def _draw(axes: Axes, family: Sequence[Judged]) -> None:
     axes.axvline(0, color=INK, linewidth=0.8)
     named: set[str] = set()
-    for place, row in enumerate(rows):
-        value, low, high = (float(row.numbers.get(name, math.nan)) for name in ("difference", "low", "high"))
-        verdict = row.verdict or ""
-        if not math.isfinite(value):
-            axes.annotate(verdict, (0, place), (6, 0), textcoords="offset points", va="center", fontsize=9, color=INK)
+    for place, one in enumerate(family):
+        if math.isfinite(one.margin):
+            axes.fill_betweenx([place - 0.5, place + 0.5], -one.margin, one.margin, color=GREY, alpha=0.18, linewidth=0)
+        if one.contrast is None:
+            said = f"{one.pairs} of {one.planned * len(one.strata)} pairs"
+            axes.annotate(said, (0, place), (6, 0), textcoords="offset points", va="center", fontsize=9, color=INK)
             continue
-        if math.isfinite(low):
-            axes.hlines(place, low, high, color=_COLOURS[verdict], linewidth=3)
-        label = verdict if verdict not in named else None
-        named.add(verdict)
-        axes.plot(value, place, "o", color=_COLOURS[verdict], markersize=7, label=label)
-    axes.set_yticks(range(len(rows)), [_wrapped(row.statement) for row in rows], fontsize=9)
-    axes.set_ylim(len(rows) - 0.5, -0.5)
+        colour = _COLOURS[one.verdict]
+        axes.hlines(place, *one.contrast.bounds(), color=colour, linewidth=3)
+        label = one.verdict if one.verdict not in named else None
+        named.add(one.verdict)
+        axes.plot(one.contrast.mean, place, "o", color=colour, markersize=7, label=label)
+        if one.paper is not None:
+            axes.plot(one.paper, place, "|", color=INK, markersize=12, markeredgewidth=1.6)
+    axes.set_yticks(range(len(family)), [_wrapped(one.claim.statement) for one in family], fontsize=9)
+    axes.set_ylim(len(family) - 0.5, -0.5)
     axes.set_xlabel("Difference of reward\non test words")
     axes.grid(visible=False, axis="y")
 

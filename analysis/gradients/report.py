@@ -1,8 +1,7 @@
-"""The report of a measurement: CSV tables, figures, and summary.md; and what a page shows of it."""
+"""The report of a measurement: CSV tables, figures, and summary.md."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
 
 import pandas as pd
 
@@ -12,20 +11,9 @@ from analysis.figures.mechanism import set_panel, weight_panel
 from analysis.formats import write_frame
 from analysis.gradients.effects import METRICS, Measured, checkpoint_frame, comparison_frame, effect_frame
 from analysis.gradients.signs import sign_frame
-from analysis.gradients.summary import Section, introduction, sections, summary
-from analysis.gradients.tables import EVERYTHING, Measurement, read
+from analysis.gradients.summary import summary
+from analysis.gradients.tables import EVERYTHING, Measurement
 from harness.foundation.files import write_atomically
-
-
-class MechanismPart(NamedTuple):
-    """What a page shows of a measurement."""
-
-    opening: str
-    checkpoints: Sequence[str]
-    """A sentence each."""
-    sections: Sequence[Section]
-    drawings: Mapping[str, Drawing]
-    """By name: at least those that the sections name."""
 
 
 def write_mechanism_report(folder: Path) -> Path:
@@ -54,21 +42,6 @@ def write_mechanism_report(folder: Path) -> Path:
     path = folder / "summary.md"
     write_atomically(path, summary(tables, frames))
     return path
-
-
-def read_mechanism_report(folder: Path) -> MechanismPart:
-    """What ``write_mechanism_report`` found, from its CSV files: nothing is resampled again.
-
-    Raises:
-        ConfigError: about.json or a CSV file is missing or broken.
-    """
-    measurement = Measurement(folder)
-    frames = {
-        name: read(folder / f"{name}.csv", pd.read_csv) for name in ("checkpoints", "effects", "comparisons", "signs")
-    }
-    opening, checkpoints = introduction(measurement, frames["checkpoints"])
-    drawn = {drawing.name: drawing for drawing in _drawings(measurement, frames)}
-    return MechanismPart(opening, checkpoints, sections(measurement, frames), drawn)
 
 
 def _drawings(measurement: Measurement, frames: Mapping[str, pd.DataFrame]) -> list[Drawing]:

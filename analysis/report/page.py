@@ -15,16 +15,12 @@ from analysis.cells.labels import METHOD_NAMES, Cell, split_cells
 from analysis.cells.logs import TRAINING_REWARD, Logs
 from analysis.cells.settings import count_warnings, describe_environments, split_settings
 from analysis.cells.study import MIN_SEEDS_FOR_INTERVAL, Study, missing_cells
-from analysis.claims import EXPERIMENT
 from analysis.figures import StudyFigures
-from analysis.figures.drawing import Drawing
 from analysis.formats import entry_text, number
-from analysis.gradients.report import MechanismPart
 from analysis.report.pictures import gallery, pictures_by_difficulty
 from analysis.report.tables import extra_gain_table, main_table, paper_table
 from analysis.runs.sources import changes_since, note_on_changes
-from analysis.verdicts import afterwards, conclusions, findings
-from analysis.verdicts.claims_table import ClaimsTable, protocol_note
+from analysis.verdicts import conclusions
 from analysis.verdicts.conclusions import Conclusions
 from analysis.verdicts.stability import stability_table
 
@@ -43,27 +39,16 @@ class Part(NamedTuple):
     chosen: pd.DataFrame
     """As of ``chosen_frame``."""
     conclusions: Conclusions | None
-    """About the grid's claims; None for the study, which has a protocol of its own."""
-
-
-class ClaimsPart(NamedTuple):
-    """What a report shows of the study's claims."""
-
-    table: ClaimsTable
-    drawing: Drawing
-    """Figure of the primary claims."""
+    """About the claims; None where no pair has finished."""
 
 
 SECTIONS = {
     "conclusions": "What these runs decide",
-    "claims": "The paper's claims",
     "main": "Base methods and + AdaGRPO",
     "chosen": "What each strategy trained on",
     "selection": "Which prompt to train on",
     "costs": "At equal cost",
     "experiments": "What was run",
-    "mechanism": "Gradients at fixed checkpoints",
-    "fusion": "What fusion does",
     "stability": "Stability, hacking, collapse",
     "curves": "More curves",
     "cells": "All cells",
@@ -74,21 +59,12 @@ SECTIONS = {
 """Sections of the page, in order: each has a template, and is there if something belongs in it."""
 
 
-def render_page(
-    logs: Logs,
-    parts: Sequence[Part],
-    claims: ClaimsPart | None = None,
-    mechanism: MechanismPart | None = None,
-    examples: Sequence[Drawing] = (),
-) -> str:
+def render_page(logs: Logs, parts: Sequence[Part]) -> str:
     """The page as text.
 
     Args:
         logs: all runs.
         parts: of each study.
-        claims: of the study's runs, if there are any.
-        mechanism: what a measurement of gradients found, if there is one.
-        examples: the paper's example groups, where the page is to say what fusion does.
     """
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(_TEMPLATES),
@@ -105,14 +81,10 @@ def render_page(
     finished_cells = split_cells(finished)
     several = summary["experiment"].nunique() > 1
     studies = [_study(logs, part, f"study-{number}", several) for number, part in enumerate(parts, start=1)]
-    there = {"experiments", "cells", "runs"}.union(*(study["parts"] for study in studies))
-    there |= {"mechanism"} if mechanism else set()
-    there |= {"fusion"} if examples else set()
-    there |= {"claims", "limits"} if claims else set()
+    there = {"experiments", "cells", "runs", "limits"}.union(*(study["parts"] for study in studies))
     return environment.get_template("report.html.j2").render(
-        title="AdaGRPO on the miniature: a study" if claims else "AdaGRPO: training report",
+        title="AdaGRPO: training report",
         sections={name: title for name, title in SECTIONS.items() if name in there},
-        absences=findings.absences(claims.table) if claims else "",
         studies=studies,
         num_runs=len(summary),
         num_finished=len(finished),
@@ -128,12 +100,6 @@ def render_page(
         paper=paper_table(),
         paper_overhead=paper.overhead(),
         published=next((p for part in parts if (p := part.figures["published"].panels)), []),
-        claims=claims,
-        words=findings,
-        again=afterwards,
-        protocol_note=protocol_note,
-        mechanism=mechanism,
-        examples=examples,
         grid=conclusions,
     )
 
@@ -156,7 +122,6 @@ def _study(logs: Logs, part: Part, scope: str, names_experiment: bool) -> dict[s
         "scope": scope,
         "name": f"{study.experiment}, trained on {study.reward}" if names_experiment else f"Trained on {study.reward}",
         "experiment": study.experiment,
-        "is_judged": study.experiment == EXPERIMENT,
         "reward": study.reward,
         "parts": {name for name, found in of_question.items() if found}
         | {name for name in ("main", "selection", "costs", "chosen") if figures[name].panels}
@@ -170,7 +135,7 @@ def _study(logs: Logs, part: Part, scope: str, names_experiment: bool) -> dict[s
         "timed_runs": len(study.timed(study.summary)),
         "num_runs": len(study.summary),
         "processor": study.processor,
-        "missing": _missing(study),
+        "missing": {} if conclusions.planned_families(study) else _missing(study),
         "warnings": count_warnings([(logs.configs[i], logs.environments[i]) for i in study.summary.index]),
         "shared": shared,
         "varied": varied,

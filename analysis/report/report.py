@@ -8,18 +8,15 @@ from pathlib import Path, PurePath
 import pandas as pd
 
 from analysis.cells.chosen import CHOSEN_METRICS, chosen_frame, chosen_table
-from analysis.cells.logs import find_runs, load_logs
+from analysis.cells.logs import Logs, find_runs, load_logs
 from analysis.cells.spending import SPENDING_METRICS
-from analysis.cells.study import finished_environments, split_studies
-from analysis.claims import EXPERIMENT
-from analysis.figures import draw_study
+from analysis.cells.study import Study, finished_environments, split_studies
+from analysis.figures import Group, draw_study
 from analysis.figures.claims import claims_panel
 from analysis.figures.drawing import draw_panel
-from analysis.figures.fusion import example_panels
 from analysis.formats import WideTable, latex, markdown, write_frame
-from analysis.gradients.report import MechanismPart, read_mechanism_report
 from analysis.report.insertion import insert, split
-from analysis.report.page import ClaimsPart, Part, render_page
+from analysis.report.page import Part, render_page
 from analysis.report.tables import (
     cell_frame,
     cells_table,
@@ -30,21 +27,15 @@ from analysis.report.tables import (
     run_frame,
 )
 from analysis.runs.sources import changes_since, note_on_changes
-from analysis.verdicts.claims_table import ClaimsTable, claims_digest, claims_frame, claims_markdown, claims_table
-from analysis.verdicts.conclusions import conclude, conclusions_frame, conclusions_markdown
+from analysis.verdicts.conclusions import conclude, conclusions_frame, conclusions_markdown, digest
 from analysis.verdicts.stability import GROUP_SPREADS, stability_frame, stability_table
 from harness.foundation.errors import ConfigError
 from harness.foundation.files import write_atomically
-from harness.foundation.places import ROOT
-
-MECHANISM = ROOT / "results" / "mechanism"
-"""The measurement of gradients that belongs to the study."""
 
 
 def write_report(
     runs_folder: Path,
     output: Path,
-    mechanism: Path | None = None,
     readme: Path | None = None,
     planned_seeds: int | None = None,
 ) -> Path:
@@ -53,21 +44,17 @@ def write_report(
     Args:
         runs_folder: holds run directories or shards at any depth, see ``find_runs``.
         output: folder to write to; made if missing.
-        mechanism: folder of a measurement of gradients, to be shown on the page. None for ``MECHANISM``, if it is there
-            and the runs are the study's.
-        readme: file between whose markers the claims go, see ``analysis.report.insertion``.
+        readme: file between whose markers the first experiment's claims go, see ``analysis.report.insertion``.
         planned_seeds: see ``conclude``.
 
     Returns:
-        The page's path. tables/ gets cells, main (base and + AdaGRPO beside the paper's numbers), runs, stability and
-        prompts (those that were trained on) as .csv, all but runs as .md and main as .tex, and of the study's runs
-        claims as .csv and .md; figures/ gets .svg of every figure, and .png of the wide ones, such as main.png. Figures
-        of the measurement stay in its own folder.
+        The page's path. tables/ gets cells, main (base and + AdaGRPO beside the paper's numbers), runs, stability,
+        prompts (those that were trained on) and conclusions (claims, judged) as .csv, all but runs as .md and main as
+        .tex; figures/ gets .svg of every figure, and .png of the wide ones, such as main.png.
 
     Raises:
-        ConfigError: there is no run, or a file of one cannot be read; names it. Or no run of the study, for ``readme``.
-        ConfigError: a file of the measurement is missing or broken.
-        ConfigError: ``readme`` has no place for the claims; nothing is written then.
+        ConfigError: there is no run, or a file of one cannot be read; names it.
+        ConfigError: ``readme`` has no place for the claims, or there are none; README stays as it is then.
     """
     if not find_runs(runs_folder):
         raise ConfigError(f"{runs_folder}: holds no run (no config.yaml and no shard at any depth)")
@@ -77,49 +64,29 @@ def write_report(
     logs = load_logs(runs_folder, metrics, skip_damaged=True)
     for line in note_on_changes(map(changes_since, logs.environments)):
         print(line, file=sys.stderr)
-    studies = split_studies(logs)
-    claims = claims_table(studies, logs)
-    if claims is None and readme is not None:
-        raise ConfigError(f"{runs_folder}: holds no run of {EXPERIMENT}, so no claims for {readme}")
-    measured = _measured(mechanism, claims)
-    parts = [
-        Part(
-            study,
-            cell_frame(study),
-            draw_study(study),
-            stability_frame(study),
-            chosen_frame(study, logs),
-            None
-            if study.experiment == EXPERIMENT
-            else conclude(study, finished_environments(study, logs), planned_seeds),
-        )
-        for study in studies
-    ]
-    judged = ClaimsPart(claims, draw_panel(claims_panel(claims.primary))) if claims else None
-    examples = [draw_panel(panel) for panel in example_panels()] if claims or measured else []
-    drawings = [drawing for part in parts for group in part.figures.values() for drawing in group.drawings] + examples
-    for drawing in [*drawings, *([judged.drawing] if judged else [])]:
+    parts = [_part(study, logs, planned_seeds) for study in split_studies(logs)]
+    concluded = [part.conclusions for part in parts if part.conclusions]
+    if readme is not None and not concluded:
+        raise ConfigError(f"{runs_folder}: holds no pair of finished runs, so no claims for {readme}")
+    for drawing in [drawing for part in parts for group in part.figures.values() for drawing in group.drawings]:
         drawing.save(output / "figures")
     _write_tables(parts, output / "tables")
-    if claims is not None:
-        _write_claims(claims, output, readme)
-    write_atomically(output / "report.html", render_page(logs, parts, judged, measured, examples))
+    if readme is not None:
+        folder = PurePath(os.path.relpath(output, readme.parent)).as_posix()
+        links = {"all claims": f"{folder}/tables/conclusions.md", "the page": f"{folder}/report.html"}
+        insert(readme, digest(concluded[0], links))
+    write_atomically(output / "report.html", render_page(logs, parts))
     return output / "report.html"
 
 
-def _measured(folder: Path | None, claims: ClaimsTable | None) -> MechanismPart | None:
-    if folder is None and claims is not None and (MECHANISM / "about.json").is_file():
-        folder = MECHANISM
-    return read_mechanism_report(folder) if folder is not None else None
-
-
-def _write_claims(claims: ClaimsTable, output: Path, readme: Path | None) -> None:
-    write_frame(claims_frame(claims), output / "tables" / "claims.csv")
-    write_atomically(output / "tables" / "claims.md", claims_markdown(claims))
-    if readme is not None:
-        folder = PurePath(os.path.relpath(output, readme.parent)).as_posix()
-        links = {"all claims": f"{folder}/tables/claims.md", "the page": f"{folder}/report.html"}
-        insert(readme, claims_digest(claims, links))
+def _part(study: Study, logs: Logs, planned_seeds: int | None) -> Part:
+    conclusions = conclude(study, finished_environments(study, logs), planned_seeds)
+    claims = [
+        draw_panel(claims_panel(f"{study.prefix}claims-{number}", title, family))
+        for number, (title, family) in enumerate(conclusions.families.items() if conclusions else (), start=1)
+    ]
+    figures = {**draw_study(study), "claims": Group(claims)}
+    return Part(study, cell_frame(study), figures, stability_frame(study), chosen_frame(study, logs), conclusions)
 
 
 def _write_tables(parts: Sequence[Part], folder: Path) -> None:

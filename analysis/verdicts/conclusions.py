@@ -1,7 +1,10 @@
 """What a grid can conclude by itself: its claims judged, as a table and in sentences that are computed from it."""
 
+import hashlib
 import math
 from collections.abc import Mapping, Sequence
+from functools import cache
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pandas as pd
@@ -10,6 +13,9 @@ from analysis.cells.study import Study, first_seeds
 from analysis.decisions import LEVEL, LOOKS, OUTCOMES, Outcome, pairs_needed, power
 from analysis.formats import MISSING, markdown_table, number
 from analysis.runs.sources import seal_sha256, was_under_other_rules
+from analysis.verdicts import planned as planned_claims
+from analysis.verdicts.earlier import EARLIER, EARLIER_NOTE
+from analysis.verdicts.planned import FAMILIES, Family, judge_family
 from analysis.verdicts.protocol import MARGIN_SHARE, MIN_PAIRS, Judged, judge_grid, method_claims, pooled_claims
 
 HEAD = ("Claim", "Verdict", "Difference", "Of the base's gain", "The paper's", "Pairs", "Power", "Pairs needed")
@@ -51,64 +57,89 @@ class Plan(NamedTuple):
 
 
 class Conclusions(NamedTuple):
-    """What one study's grid concludes."""
+    """What one study's runs conclude."""
 
-    pooled: Sequence[Judged]
-    """The family that the grid decides."""
-    by_method: Sequence[Judged]
-    """+ AdaGRPO of each method, a family of its own."""
+    families: Mapping[str, Sequence[Judged]]
+    """Claims that were judged together, by title; the first family is the one that the runs were made for."""
     runs: int
     """Finished runs."""
     other_rules: int
     """Those made while other rules were in force than the present ones, or unknown ones."""
     plans: Sequence[Plan]
-    """What it would take to decide each pooled claim."""
-    look: str = ""
-    """How often the runs are looked at, where that was planned; else once."""
+    """What it would take to decide each claim of the first family."""
+    opening: str = ""
+    """What is compared, and how often the runs are looked at, where that was planned."""
 
     @property
-    def families(self) -> dict[str, Sequence[Judged]]:
-        """By title."""
-        return {"Over all methods": self.pooled, "Each method for itself": self.by_method}
+    def main(self) -> Sequence[Judged]:
+        """The first family."""
+        return next(iter(self.families.values()))
 
 
 def conclude(
     study: Study, environments: Sequence[Mapping[str, Any]], planned_seeds: int | None = None
 ) -> Conclusions | None:
-    """Judge a study's grid; None where no claim has a pair of finished runs.
+    """Judge a study's claims; None where no claim has a pair of finished runs.
 
     Args:
-        study: with its cells' runs.
+        study: with its cells' runs; one that ``FAMILIES`` or ``EARLIER`` know is judged by these, another as a grid.
         environments: content of the environment.json of its finished runs.
-        planned_seeds: of each cell, at least 4, where an early look is part of the plan: claims are judged on the first
-            half of the seeds at the first of ``LOOKS``, and those that this leaves open on all at the second.
+        planned_seeds: of each cell of a grid, at least 4, where an early look is part of the plan: claims are judged on
+            the first half of the seeds at the first of ``LOOKS``, and those that this leaves open on all at the second.
     """
+    planned = planned_families(study)
+    if planned:
+        families: dict[str, Sequence[Judged]] = {family.name: judge_family(study, family) for family in planned}
+        opening = EARLIER_NOTE if planned[0] in EARLIER else "Each claim compares two cells."
+    else:
+        families, opening = _judge_as_grid(study, planned_seeds)
+    if not any(one.pairs for family in families.values() for one in family):
+        return None
+    others = sum(_was_under_other_rules(environment, bool(planned)) for environment in environments)
+    plans = plan_for(study, next(iter(families.values())))
+    return Conclusions(families, len(environments), others, plans, opening)
+
+
+def planned_families(study: Study) -> list[Family]:
+    """Families of claims that were planned for a study's experiment, trained on ocr; none for a grid."""
+    return [one for one in (*FAMILIES, *EARLIER) if (one.experiment, study.reward) == (study.experiment, "ocr")]
+
+
+def _judge_as_grid(study: Study, planned_seeds: int | None) -> tuple[dict[str, Sequence[Judged]], str]:
     methods = list(dict.fromkeys(cell.method for cell, _ in study.grid_cells))
-    kinds, look = (pooled_claims(methods), method_claims(methods)), ""
+    kinds = {"Over all methods": pooled_claims(methods)}
+    if len(methods) > 1:
+        kinds["Each method for itself"] = method_claims(methods)
+    opening = "A choice of prompts is compared with and without fusion, fusion with every choice of prompts."
     if planned_seeds is None:
         planned = max((members["seed"].nunique() for _, members in study.grid_cells), default=0)
-        families = [judge_grid(study, claims, planned) for claims in kinds]
-    else:
-        half = planned_seeds // 2
+        return {title: judge_grid(study, claims, planned) for title, claims in kinds.items()}, opening
+    half = planned_seeds // 2
+    families: dict[str, Sequence[Judged]] = {}
+    for title, claims in kinds.items():
         early, late = (
-            [judge_grid(first_seeds(study, seeds), claims, seeds, level) for claims in kinds]
+            judge_grid(first_seeds(study, seeds), claims, seeds, level)
             for seeds, level in zip((half, planned_seeds), LOOKS, strict=True)
         )
-        families = [
-            [first if first.verdict != "undecided" else last for first, last in zip(*looks, strict=True)]
-            for looks in zip(early, late, strict=True)
+        families[title] = [
+            first if first.verdict != "undecided" else last for first, last in zip(early, late, strict=True)
         ]
-        look = (
-            f" Looked at twice: at {half} seeds of each cell, which spends {LOOKS[0]:g} of the level, and at "
-            f"{planned_seeds}, which spends {LOOKS[1]:g}; a claim that the first look decides stays decided."
-        )
-    if not any(one.pairs for family in families for one in family):
-        return None
-    pooled, by_method = families
-    others = sum(was_under_other_rules(environment) for environment in environments)
-    return Conclusions(
-        pooled, by_method if len(methods) > 1 else [], len(environments), others, plan_for(study, pooled), look
+    look = (
+        f" Looked at twice: at {half} seeds of each cell, which spends {LOOKS[0]:g} of the level, and at "
+        f"{planned_seeds}, which spends {LOOKS[1]:g}; a claim that the first look decides stays decided."
     )
+    return families, opening + look
+
+
+def _was_under_other_rules(environment: Mapping[str, Any], is_planned: bool) -> bool:
+    executions = (environment, *environment.get("resumed", ()))
+    protocols = {one.get("protocol_sha256") for one in executions} if is_planned else set()
+    return was_under_other_rules(environment) or not protocols <= {_protocol_sha256()}
+
+
+@cache
+def _protocol_sha256() -> str:
+    return hashlib.sha256(Path(planned_claims.__file__).read_bytes()).hexdigest()
 
 
 def plan_for(study: Study, family: Sequence[Judged]) -> list[Plan]:
@@ -203,7 +234,7 @@ def rows(family: Sequence[Judged]) -> list[list[str]]:
 def conclusions_frame(study: Study, conclusions: Conclusions) -> pd.DataFrame:
     """All numbers of the judged claims, as tables/conclusions.csv has them."""
     records = []
-    for family, judged in zip(("pooled", "by method"), conclusions[:2], strict=True):
+    for family, judged in conclusions.families.items():
         for one in judged:
             low, high = one.contrast.bounds() if one.contrast else (math.nan, math.nan)
             records.append(
@@ -222,9 +253,8 @@ def conclusions_markdown(study: Study, conclusions: Conclusions) -> str:
     """The judged claims as tables of GitHub's Markdown."""
     parts = [note(conclusions), ""]
     for title, family in conclusions.families.items():
-        if family:
-            parts += [f"**{study.experiment}, trained on {study.reward}. {title}**", ""]
-            parts.append(markdown_table(HEAD, rows(family)))
+        parts += [f"**{study.experiment}, trained on {study.reward}. {title}**", ""]
+        parts.append(markdown_table(HEAD, rows(family)))
     if conclusions.plans:
         parts += [f"**{study.experiment}. What a decision takes.** {PLAN_NOTE}", ""]
         parts.append(markdown_table(PLAN_HEAD, plan_rows(conclusions.plans)))
@@ -235,13 +265,21 @@ def note(conclusions: Conclusions) -> str:
     """How the verdicts come about, in sentences."""
     share = f"{MARGIN_SHARE:.0%} of the base's gain"
     return (
-        "Differences are of the reward on test words, paired by seed, with one-sided 95 % bounds. A choice of prompts "
-        "is compared with and without fusion, fusion with every choice of prompts. Verdicts of "
-        f"{len(conclusions.pooled)} claims by one-sided tests under Holm's procedure: supported or opposite where "
-        f"no difference is rejected, equivalent where both ±{share} are, smaller than the paper's where its share of "
-        f"the gain is, else undecided. A kind of verdict is wrong for any claim with probability {LEVEL:g} at most. "
-        f"Power: to find {share} in the first step of Holm's procedure.{conclusions.look} {_seal(conclusions)}"
+        "Differences are of the reward on test words, paired by seed, with one-sided 95 % bounds. "
+        f"{conclusions.opening} Verdicts of {len(conclusions.main)} claims by one-sided tests under Holm's procedure: "
+        f"supported or opposite where no difference is rejected, equivalent where both ±{share} are, smaller than the "
+        "paper's where its share of the gain is, else undecided. A kind of verdict is wrong for any claim with "
+        f"probability {LEVEL:g} at most. Power: to find {share} in the first step of Holm's procedure. "
+        f"{_seal(conclusions)}"
     )
+
+
+def digest(conclusions: Conclusions, links: Mapping[str, str]) -> str:
+    """The first family as a README shows it: sentences, the table, and links to read further (addresses by name)."""
+    said = "\n".join(f"- {sentence}" for sentence in sentences(conclusions.main))
+    table = markdown_table(HEAD[:-2], [row[:-2] for row in rows(conclusions.main)])
+    further = " · ".join(f"[{name}]({address})" for name, address in links.items())
+    return f"{said}\n\n{table}\n{further}"
 
 
 def _seal(conclusions: Conclusions) -> str:

@@ -27,8 +27,8 @@ from analysis.decisions import decide
 from analysis.verdicts.protocol import ADAGRPO, BASE, Claim, Judged, Side, judge_grid
 
 FLOW_GRPO, DANCE_GRPO, FLOW_CPS = "flow_grpo", "dance_grpo", "flow_cps"
-LARGER_GROUP = replace(BASE, variant="G 11")
-LONGER = replace(BASE, variant="61 iterations")
+LARGER_GROUP = replace(BASE, variant="G 12")
+LONGER = replace(BASE, variant="66 iterations")
 """Random prompts at the compute of + AdaGRPO, in network forwards, a trained sample counting three."""
 PAIRS, PAIRS_OF_METHODS, PAIRS_OF_RULES = 32, 24, 12
 RULES = (

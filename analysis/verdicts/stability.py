@@ -1,7 +1,7 @@
 """How steady training is, and whether it hacks its reward or collapses: measures of runs, cell by cell."""
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 
 import numpy as np
 import pandas as pd
@@ -10,7 +10,6 @@ from numpy.typing import ArrayLike
 from analysis.cells.labels import Cell
 from analysis.cells.logs import TRAINING_REWARD
 from analysis.cells.study import Study
-from analysis.claims import Pair
 from analysis.formats import Entry, WideTable
 
 ROUGHNESS, SEED_SD, GAP, DISAGREEMENT = "roughness", "seed_sd", "judges_gap", "judges_disagreement"
@@ -66,13 +65,6 @@ def roughness_by_seed(study: Study, cell: Cell) -> pd.Series:
     rows = rows[is_own & (rows["iteration"] > 0)].sort_values("iteration")
     of_runs = rows.groupby(["seed", "run_id"], observed=True)["value"].agg(roughness)
     return of_runs.dropna().groupby("seed").mean()
-
-
-def roughness_pair(study: Study, first: Cell, second: Cell, among: Collection[int]) -> tuple[list[int], Pair]:
-    """The seeds of ``among`` that two cells have finished, and their roughness."""
-    ours, theirs = roughness_by_seed(study, first), roughness_by_seed(study, second)
-    shared = sorted(set(ours.index) & set(theirs.index) & set(among))
-    return shared, Pair(ours[shared].to_numpy(), theirs[shared].to_numpy())
 
 
 def stability_frame(study: Study) -> pd.DataFrame:

@@ -85,17 +85,16 @@ def reproduce(
 def study(
     experiments: Annotated[Sequence[str], "files beside the study's (default: all)"] = (),
     *,
-    study: Annotated[Path | None, "the study's file (default: experiments/studies/all.yaml)"] = None,
+    study: Annotated[Path | None, "the study's file (default: experiments/study/all.yaml)"] = None,
     only: Only = None,
     seeds: Seeds = None,
     plan: Plan = False,
     slots: Slots = None,
     rerun_changed: Rerun = False,
 ) -> int:
-    """Execute the study's experiments, tuning first; runs whose shard is there are skipped."""
+    """Execute the study's experiments; runs whose shard is there are skipped."""
     from harness.experiments.grid import parse_seeds
     from harness.experiments.study import DEFAULT, plan_lines, read_study
-    from harness.experiments.tuning import require_tuned, write_tuned
 
     found = read_study(study or DEFAULT)
     names = tuple(dict.fromkeys(experiments)) or found.names
@@ -103,26 +102,13 @@ def study(
     if any(chosen) and len(names) != 1:
         raise ConfigError("--only and --seeds choose among the runs of one experiment: name it")
 
-    def execute(experiments: Sequence[str]) -> int:
-        # Composed when their turn comes: tuning may have just written their settings.
-        configs = [config for name in experiments for config in found.configs(name, *chosen)]
-        return exit_code(found.execute(found.planned(configs), slots, say, rerun_changed))
-
     # All are read before the first run, so that what is wrong is said before anything is made.
-    configs = {name: found.configs(name, *chosen) for name in names}
+    planned = {name: found.planned(found.configs(name, *chosen)) for name in names}
     if plan:
-        planned = {name: found.planned(of_name) for name, of_name in configs.items()}
         print("\n".join(plan_lines(found, planned)))
         return 0
-    code, tuning = 0, found.file.tuning
-    if tuning is not None and tuning in names:
-        code = execute([tuning])
-        if not any(chosen):
-            print("\n".join(write_tuned(found)))
-    if rest := [name for name in names if name != tuning]:
-        require_tuned(found)
-        code |= execute(rest)
-    return code
+    runs = [one for of_name in planned.values() for one in of_name]
+    return exit_code(found.execute(runs, slots, say, rerun_changed))
 
 
 @command

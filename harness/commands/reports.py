@@ -12,10 +12,7 @@ def report(
     *,
     runs: Annotated[Path, "folder with run directories"],
     output: Annotated[Path, "folder to write to"],
-    mechanism: Annotated[
-        Path | None, "folder that adagrpo mechanism wrote, to be shown, too (default: results/mechanism, for the study)"
-    ] = None,
-    readme: Annotated[Path | None, "file between whose markers the study's claims go"] = None,
+    readme: Annotated[Path | None, "file between whose markers the claims go"] = None,
     planned_seeds: Annotated[
         int | None, "judge a grid planned with N seeds per cell, 4 at least, and an early look at half of them", 4
     ] = None,
@@ -25,7 +22,7 @@ def report(
 
     if not runs.is_dir():
         raise ConfigError(f"--runs {runs}: no such folder")
-    print(f"report: {write_report(runs, output, mechanism, readme, planned_seeds)}")
+    print(f"report: {write_report(runs, output, readme, planned_seeds)}")
     return 0
 
 

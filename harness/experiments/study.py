@@ -21,7 +21,7 @@ from harness.experiments.runs import run_all
 from harness.runs import directory, identity
 from harness.runs.directory import RunDirectory
 
-DEFAULT = EXPERIMENTS / "studies" / "all.yaml"
+DEFAULT = EXPERIMENTS / "study" / "all.yaml"
 
 
 class StudyConfig(Section):
@@ -31,8 +31,6 @@ class StudyConfig(Section):
     """Folder of finished runs, absolute or relative to the repository."""
     experiments: tuple[str, ...] = Field(min_length=1)
     """In the order in which they run."""
-    tuning: str | None = None
-    """The experiment that chooses the settings of the others; it runs first."""
     budget_hours: float | None = Field(None, gt=0)
     """Recorded run time that all runs together may take."""
     picture_seeds: tuple[int, ...] = ()
@@ -74,8 +72,8 @@ class Study(NamedTuple):
 
     @property
     def names(self) -> tuple[str, ...]:
-        """All experiments in order, tuning first."""
-        return ((self.file.tuning,) if self.file.tuning else ()) + self.file.experiments
+        """All experiments in order."""
+        return self.file.experiments
 
     @property
     def shards(self) -> Path:

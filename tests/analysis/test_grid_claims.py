@@ -105,10 +105,10 @@ def test_cells_that_are_not_there_leave_a_claim_undecided(tmp_path):
 def test_an_early_look_decides_large_differences_on_half_of_the_seeds_and_leaves_the_rest_open(own_seeds):
     study = study_of(own_seeds)
     concluded = conclude(study, [], planned_seeds=4)
-    by_name = {one.claim.name: one for one in concluded.pooled}
+    by_name = {one.claim.name: one for one in concluded.main}
     assert by_name["easiest"].verdict == "supported"
     assert by_name["easiest"].pairs == 6  # two seeds of three methods, though a third is there
-    open_ones = [one for one in concluded.pooled if one.verdict == "undecided"]
+    open_ones = [one for one in concluded.main if one.verdict == "undecided"]
     assert all(one.planned == 4 for one in open_ones)
     assert "0.005" in note(concluded)
     assert "0.045" in note(concluded)

@@ -10,11 +10,9 @@ import pandas as pd
 import pytest
 
 from analysis import paper
-from analysis.formats import entry_text
 from analysis.gradients.effects import FUSED, contrasts
-from analysis.gradients.report import read_mechanism_report, write_mechanism_report
+from analysis.gradients.report import write_mechanism_report
 from analysis.gradients.signs import corrected_signs, needed_weights, sign_errors
-from analysis.gradients.summary import FUSION, PROMPTS
 from harness.foundation.errors import ConfigError
 
 MEASUREMENT = Path(__file__).parents[2] / "results" / "mechanism"
@@ -37,20 +35,6 @@ def test_the_committed_tables_give_the_committed_numbers(tmp_path: Path) -> None
     assert drawn == expected
 
 
-def test_a_page_reads_what_the_summary_says() -> None:
-    text = (MEASUREMENT / "summary.md").read_text()
-    part = read_mechanism_report(MEASUREMENT)
-    assert part.opening in text
-    assert all(f"- {sentence}\n" in text for sentence in part.checkpoints)
-    assert {section.topic for section in part.sections} == {PROMPTS, FUSION}
-    for section in part.sections:
-        assert all(f"- {sentence}\n" in text for sentence in section.sentences)
-        assert all(f"**{table.title}**" in text for table in section.tables)
-        assert set(section.figures) <= set(part.drawings)
-    first = part.sections[0].tables[0]
-    assert f"{first.rows[-1][0]} | {entry_text(first.rows[-1][1][0])} |" in text
-
-
 def test_a_missing_or_broken_table_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"about\.json: cannot be read"):
         write_mechanism_report(tmp_path)
@@ -58,8 +42,6 @@ def test_a_missing_or_broken_table_is_named(tmp_path: Path) -> None:
     (tmp_path / "units.parquet").write_text("no parquet")
     with pytest.raises(ConfigError, match=r"units\.parquet: cannot be read"):
         write_mechanism_report(tmp_path)
-    with pytest.raises(ConfigError, match=r"\.csv: cannot be read: .*; python -m analysis\.gradients "):
-        read_mechanism_report(tmp_path)
 
 
 def test_the_comparisons_are_those_of_the_claims() -> None:

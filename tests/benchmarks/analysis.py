@@ -25,7 +25,7 @@ from tests.analysis.fabricated import write_run
 ROOT = Path(__file__).resolve().parents[2]
 STAGES = {
     "load": ("load_logs",),
-    "statistics": ("split_studies", "claims_table", "cell_frame", "stability_frame", "chosen_frame"),
+    "statistics": ("split_studies", "cell_frame", "stability_frame", "chosen_frame"),
     "figures": ("draw_study",),
     "tables": ("_write_tables",),
     "page": ("render_page",),

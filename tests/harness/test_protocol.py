@@ -11,7 +11,10 @@ from harness.runs.directory import RunDirectory
 
 def test_a_run_records_the_protocol_and_what_its_numbers_depend_on(lora_run: RunDirectory) -> None:
     recorded = json.loads((lora_run.folder / "environment.json").read_text())
-    assert recorded["protocol_sha256"] == hashlib.sha256((ROOT / "analysis" / "claims.py").read_bytes()).hexdigest()
+    assert (
+        recorded["protocol_sha256"]
+        == hashlib.sha256((ROOT / "analysis" / "verdicts" / "planned.py").read_bytes()).hexdigest()
+    )
     # Seconds are only compared between runs where this is the same.
     assert recorded["processor"].endswith(f"({torch.backends.cpu.get_cpu_capability()})")
     settings = recorded["settings"]
