@@ -9,7 +9,7 @@ PINS := $(shell cat requirements.lock pyproject.toml | { sha256sum || shasum -a 
 READY := .venv/.ready-$(PINS)
 
 .DEFAULT_GOAL := help
-.PHONY: own-venv reward-env check-reward-parity help setup reproduce-paper report figures shards study sweep bench test test-processors coverage lint typecheck lock clean clean-venv
+.PHONY: own-venv reward-env check-reward-parity help setup reproduce-paper report figures shards study sweep bench test test-processors coverage lint typecheck dist lock clean clean-venv
 
 help:  ## list the targets
 	@grep -E '^[a-z -]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z -]+):.*## */\1\t/' | column -t -s "$$(printf '\t')"
@@ -25,7 +25,7 @@ own-venv:
 	done
 
 $(READY): | own-venv
-	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if v == (3, 11) else f"adagrpo needs Python 3.11, but $(PYTHON) is {v[0]}.{v[1]}: set PYTHON=python3.11")'
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v <= (3, 14) else f"adagrpo needs Python 3.11 to 3.14, but $(PYTHON) is {v[0]}.{v[1]}: set PYTHON=python3.13")'
 	@echo "setting up .venv: about two minutes and 2 GB"
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@$(BIN)/python -m pip install -qq --disable-pip-version-check -r requirements.lock
@@ -86,13 +86,17 @@ lint: $(READY)  ## check style and format
 typecheck: $(READY)  ## check types
 	@$(BIN)/mypy
 
+dist: $(READY)  ## build a wheel in dist/ that works outside of the repository
+	@rm -rf dist
+	@$(BIN)/python -m pip wheel -q --disable-pip-version-check --no-deps -w dist .
+
 lock: $(READY)  ## pin what the venv holds (after clean-venv and setup: what the project needs)
 	@{ grep '^#' requirements.lock; \
 	   $(BIN)/python -m pip freeze --exclude-editable | grep -v '^adagrpo' | sed 's/+cpu$$//'; } > .venv/pins
 	@mv .venv/pins requirements.lock
 
 clean:  ## delete caches and build files; runs, reports and the venv stay
-	rm -rf build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
 
 clean-venv:  ## delete the venv; the next target sets it up again

@@ -9,7 +9,6 @@ import os
 import sys
 from collections.abc import Sequence
 
-# In the order of the help.
 from harness.commands import checkpoints, grids, inputs, measure, parse, reports, runs, sweep  # noqa: F401
 from harness.foundation.errors import HarnessError
 from harness.foundation.files import reason_of

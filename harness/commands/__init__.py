@@ -4,9 +4,12 @@ Only when a function is called it imports what is heavy, so that every ``--help`
 """
 
 import argparse
+import re
+import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from inspect import Parameter, signature
+from itertools import groupby
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, NoReturn, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -31,7 +34,8 @@ def command(function: Function) -> Function:
 
     Parameters before ``*`` are arguments, those after it options: required without a default, given alone where they
     are bool, with several values where they are sequences, again and again where they are tuples. ``Annotated`` has
-    their help and, of numbers, the least that they may be. ``overrides`` also takes words that come later.
+    their help and, of numbers, the least that they may be. ``overrides`` also takes words that come later. A docstring
+    ends with an example, and its module's begins with the title under which ``adagrpo --help`` has the command.
     """
     COMMANDS[function.__name__.replace("_", "-")] = function
     return function
@@ -44,7 +48,7 @@ def say(line: object) -> None:
 
 def parse(arguments: Sequence[str] | None) -> Callable[[], int]:
     """What a command line asks for, ready to be called. Raises ConfigError if it asks for nothing that there is."""
-    parser = _make_parser()
+    parser = make_parser()
     options, rest = parser.parse_known_args(arguments)
     # argparse itself takes no override that comes after an option.
     if rest:
@@ -59,18 +63,50 @@ def parse(arguments: Sequence[str] | None) -> Callable[[], int]:
     return partial(function, **vars(options))
 
 
-def _make_parser() -> Parser:
+def make_parser() -> Parser:
     """What it parses has ``command``, the function, beside the function's parameters."""
-    parser = Parser(prog="adagrpo", description="GRPO for flow-matching image models: AdaGRPO's harness.")
+    parser = Parser(
+        prog="adagrpo",
+        description="GRPO for flow-matching image models: AdaGRPO's harness.",
+        epilog=_overview(),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=_version())
     parsers = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=Parser)
     for name, function in COMMANDS.items():
-        said = " ".join((function.__doc__ or "").split())
-        own = parsers.add_parser(name, help=said, description=said)
+        said, example = _texts(function)
+        own = parsers.add_parser(name, description=said, epilog=f"example: {example}")
         own.set_defaults(command=function)
         hints = get_type_hints(function, include_extras=True)
         for key, parameter in signature(function).parameters.items():
             _add(own, parameter, *get_args(hints[key]))
     return parser
+
+
+def _texts(function: Callable[..., int]) -> tuple[str, str]:
+    """What a command does, and an example of it: the last line of its docstring, between backticks."""
+    said, _, example = " ".join((function.__doc__ or "").split()).partition("Example: ``")
+    return said.rstrip(), example.removesuffix("``")
+
+
+def _overview() -> str:
+    """All commands with an example each, under the titles that their modules have."""
+    lines = []
+    order = {f"{__name__}.{name}": place for place, name in enumerate(("runs", "grids", "reports", "checkpoints"))}
+    known = sorted(COMMANDS.items(), key=lambda one: order.get(one[1].__module__, len(order)))
+    for title, functions in groupby(known, lambda one: sys.modules[one[1].__module__].__doc__ or ""):
+        lines += ["", title.partition(":")[0].partition(".")[0].strip()]
+        for name, function in functions:
+            said, example = _texts(function)
+            sentence = re.split(r"[.;] |\.$", said)[0]
+            lines += [f"  {name:20}{sentence}", f"  {'':20}$ {example}"]
+    return "\n".join([*lines, "", "A command's own help: adagrpo COMMAND --help. Pages: docs/index.md"])
+
+
+def _version() -> str:
+    from importlib.metadata import version
+
+    return f"adagrpo {version('adagrpo')}"
 
 
 def _add(parser: Parser, parameter: Parameter, kind: Any, said: str, least: float | None = None) -> None:
@@ -83,6 +119,8 @@ def _add(parser: Parser, parameter: Parameter, kind: Any, said: str, least: floa
         settings["action"] = "append"
     elif get_origin(kind) is Sequence:
         settings["nargs"] = "*" if default is not Parameter.empty and not is_option else "+"
+    elif not is_option and default is not Parameter.empty:
+        settings["nargs"] = "?"
     if get_origin(kind) in (tuple, Sequence):
         kind = get_args(kind)[0]
     if kind is bool:

@@ -35,7 +35,10 @@ def evaluate(
     steps: Steps = None,
     device: Where = "auto",
 ) -> int:
-    """Score checkpoints on a prompt list, with every available reward."""
+    """Score checkpoints on a prompt list, with every available reward.
+
+    Example: ``adagrpo evaluate base RUN``
+    """
     from harness.prompts.lists import read_prompts
     from harness.rewards.readiness import choose_rewards
     from harness.trained.benchmark import Benchmark, default_folder, left_out, table
@@ -93,7 +96,10 @@ def sample(
     steps: Steps = None,
     device: Where = "auto",
 ) -> int:
-    """Draw PNGs from a checkpoint."""
+    """Draw PNGs from a checkpoint.
+
+    Example: ``adagrpo sample RUN --prompt 'the word "facet" in purple on pink' --output drawn``
+    """
     from harness.models.pipelines.truncation import truncations
     from harness.prompts.lists import normalise, problem_with, read_prompts
     from harness.trained.loading import device_of, load_policy
@@ -124,7 +130,10 @@ def export(
     merge: Annotated[bool, "write the whole pipeline with the trained weights in it"] = False,
     license: Annotated[str | None, "identifier for the card (default: the base model's)"] = None,
 ) -> int:
-    """Write a run's LoRA or transformer for plain diffusers, with a card."""
+    """Write a run's LoRA or transformer for plain diffusers, with a card.
+
+    Example: ``adagrpo export RUN --output lora``
+    """
     from harness.trained.checkpoints import find_run_checkpoint
     from harness.trained.export import export as written
     from harness.trained.export import latest_weights

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Sequence
+from json import dumps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -23,23 +24,32 @@ Slots = Annotated[int | None, "runs at a time (default: as many as cores, or GPU
 
 @command
 def grid(
-    grid: Annotated[str, "file in experiments/grids/, or a path"],
+    grid: Annotated[str | None, "file in experiments/grids/, or a path"] = None,
     overrides: Annotated[Sequence[str], "for every run"] = (),
     *,
     profile: Annotated[str | None, "file in experiments/profiles/ (default: the grid's own)"] = None,
     only: Only = None,
     seeds: Seeds = None,
     plan: Plan = False,
+    list: Annotated[bool, "say which grids there are, their runs, and how far their profiles are verified"] = False,
     slots: Slots = None,
     rerun_changed: Rerun = False,
 ) -> int:
-    """Execute all runs of a grid; finished ones are skipped, others resumed."""
-    from harness.experiments.grid import expand_grid, parse_seeds
+    """Execute all runs of a grid; finished ones are skipped, others resumed.
+
+    Example: ``adagrpo grid miniature --only 'selection=hardest' --seeds 3-5 --plan``
+    """
+    from harness.experiments.grid import expand_grid, grid_lines, parse_seeds
     from harness.experiments.jobs.slots import local_slots
     from harness.experiments.plan import plan as planned
     from harness.experiments.runs import run_all
     from harness.runs.directory import prepare_run
 
+    if list:
+        print("\n".join(grid_lines()))
+        return 0
+    if grid is None:
+        raise ConfigError("adagrpo grid: name a grid; adagrpo grid --list says which there are")
     configs = expand_grid(grid, overrides, profile=profile, only=only, seeds=parse_seeds(seeds) if seeds else None)
     found = local_slots([config.runtime for config in configs], slots)
     if plan:
@@ -65,7 +75,10 @@ def reproduce(
     slots: Slots = None,
     rerun_changed: Rerun = False,
 ) -> int:
-    """Execute a profile's grid and write the report, of what there is."""
+    """Execute a profile's grid and write the report, of what there is.
+
+    Example: ``adagrpo reproduce --profile smoke``
+    """
     from harness.commands.reports import report
     from harness.config import compose, grid_of
     from harness.runs.directory import RUNS
@@ -92,7 +105,10 @@ def study(
     slots: Slots = None,
     rerun_changed: Rerun = False,
 ) -> int:
-    """Execute the study's experiments; runs whose shard is there are skipped."""
+    """Execute the study's experiments; runs whose shard is there are skipped.
+
+    Example: ``adagrpo study --plan``
+    """
     from harness.experiments.grid import parse_seeds
     from harness.experiments.study import DEFAULT, plan_lines, read_study
 
@@ -115,15 +131,19 @@ def study(
 def status(
     *,
     runs: Annotated[Path | None, "folder (default: results/runs)"] = None,
+    json: Annotated[bool, "a JSON list of runs instead, for programs"] = False,
 ) -> int:
-    """How far runs have come, what failed, and the standings."""
-    from harness.experiments.status import status_lines
+    """How far runs have come, what failed, and the standings.
+
+    Example: ``adagrpo status --runs results/runs/miniature``
+    """
+    from harness.experiments.status import status_lines, status_records
     from harness.runs.directory import RUNS
 
     folder = runs or RUNS
     if not folder.is_dir():
         raise ConfigError(f"--runs {folder}: no such folder")
-    print("\n".join(status_lines(folder)))
+    print(dumps(status_records(folder), indent=1) if json else "\n".join(status_lines(folder)))
     return 0
 
 
@@ -135,10 +155,14 @@ def doctor(
     seconds_per_forward: Annotated[
         float | None, "of one sample through the network (default: measured or estimated)", 1e-09
     ] = None,
+    json: Annotated[bool, "findings as JSON instead, for programs"] = False,
 ) -> int:
-    """What a profile needs of this machine, and what is missing."""
+    """What a profile needs of this machine, and what is missing.
+
+    Example: ``adagrpo doctor --profile paper``
+    """
     from harness.experiments.doctor.checks import check
 
     report = check(profile, overrides, seconds_per_forward)
-    say("\n".join(report.lines()))
+    say(dumps(report.record(), indent=1) if json else "\n".join(report.lines()))
     return 2 if report.missing else 0

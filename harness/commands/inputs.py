@@ -19,7 +19,10 @@ def prompts(
     column: Annotated[str | None, "of the prompt in a table, or its key in JSON objects (default: prompt)"] = None,
     max_characters: Annotated[int | None, "longer prompts are left out (default: 2000)"] = None,
 ) -> int:
-    """Make train, validation and test lists of prompt files: check, deduplicate and split them by hash."""
+    """Make train, validation and test lists of prompt files: check, deduplicate and split them by hash.
+
+    Example: ``adagrpo prompts import mine.txt --output data/mine``
+    """
     from harness.prompts.imported import Shares, import_prompts, write_lists
     from harness.prompts.lists import MAX_CHARACTERS
 
@@ -35,8 +38,25 @@ def prompts(
 
 
 @command
+def completion(shell: Annotated[Literal["bash", "zsh", "tcsh"], "whose"]) -> int:
+    """Print the script by which a shell completes commands and options.
+
+    Example: ``adagrpo completion bash > ~/.local/share/bash-completion/completions/adagrpo``
+    """
+    import shtab
+
+    from harness.commands import make_parser
+
+    print(shtab.complete(make_parser(), shell))
+    return 0
+
+
+@command
 def fetch_assets() -> int:
-    """Fetch the text recognisers that serve as rewards, if they are missing."""
+    """Fetch the text recognisers that serve as rewards, if they are missing.
+
+    Example: ``adagrpo fetch-assets``
+    """
     from harness.rewards.files.assets import fetch_assets as fetch
 
     fetch()
@@ -52,7 +72,10 @@ def serve_reward(
     host: Annotated[str, "address to listen at (default: this machine alone; there is no password)"] = "127.0.0.1",
     threads: Annotated[int, "CPU threads of the model", 1] = 1,
 ) -> int:
-    """Hold a reward's model for runs that use the backend url."""
+    """Hold a reward's model for runs that use the backend url.
+
+    Example: ``adagrpo serve-reward ocr --port 8500``
+    """
     import torch
 
     from harness.config import RewardConfig, parse_overrides, validated
@@ -89,7 +112,10 @@ def pretrain_miniature(
     output: Annotated[Path, "folder for models and states"],
     threads: Annotated[int, "of the CPU", 1] = 1,
 ) -> int:
-    """Pretrain a model of the miniature by its recipe, see docs/testbed.md; resumable."""
+    """Pretrain a model of the miniature by its recipe, see docs/testbed.md; resumable.
+
+    Example: ``adagrpo pretrain-miniature --recipe strikes --output base``
+    """
     from harness.config import nearest
     from harness.models.miniature.pretrain import pretrain
     from harness.models.miniature.recipes import RECIPES

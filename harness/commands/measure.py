@@ -20,7 +20,10 @@ def mechanism(
     slots: Annotated[int | None, "chunks at a time (default: as many as cores, or GPUs, suffice for)", 1] = None,
     output: Annotated[Path | None, "folder (default: results/mechanism)"] = None,
 ) -> int:
-    """Which prompts teach, and what fusion does: gradients at fixed checkpoints; resumable."""
+    """Which prompts teach, and what fusion does: gradients at fixed checkpoints; resumable.
+
+    Example: ``adagrpo mechanism --checkpoints base RUN``
+    """
     from analysis.gradients.report import write_mechanism_report
     from harness.experiments.gradients.chunks import plan
     from harness.experiments.gradients.definition import load_mechanism
@@ -55,7 +58,10 @@ def oracle(
     noises: Annotated[int, "initial noises per prompt", 2] = 6,
     output: Annotated[Path | None, "folder (default: results/oracle)"] = None,
 ) -> int:
-    """An upper bound: what choosing prompts could gain at most, one update ahead; resumable."""
+    """An upper bound: what choosing prompts could gain at most, one update ahead; resumable.
+
+    Example: ``adagrpo oracle --profile miniature``
+    """
     from harness.experiments.gradients.oracle import load_oracle, measure
     from harness.experiments.upper_bound import write_upper_bound
     from harness.foundation.files import read_text, write_atomically
@@ -84,7 +90,10 @@ def probe(
     output: Annotated[Path | None, "folder (default: results/probes/PROFILE)"] = None,
     device: Where = "auto",
 ) -> int:
-    """Is choosing prompts worth it with this model, reward and prompts? Without training; resumable."""
+    """Is choosing prompts worth it with this model, reward and prompts? Without training; resumable.
+
+    Example: ``adagrpo probe --profile miniature``
+    """
     from analysis.probing.summary import choices_table, table
     from analysis.report.probe import probe_page
     from harness.experiments.gradients.parallel import load_parallel, measure_parallel

@@ -17,7 +17,10 @@ def report(
         int | None, "judge a grid planned with N seeds per cell, 4 at least, and an early look at half of them", 4
     ] = None,
 ) -> int:
-    """Write tables, figures and the page from logs, without training."""
+    """Write tables, figures and the page from logs, without training.
+
+    Example: ``adagrpo report --runs results/runs/miniature --output results/reports/miniature``
+    """
     from analysis.report.report import write_report
 
     if not runs.is_dir():
@@ -33,7 +36,10 @@ def shards(
     output: Annotated[Path, "folder to write to, such as results/miniature/runs"],
     pictures: Annotated[int | None, "prompts whose pictures are kept (default: those that a page shows)", 0] = None,
 ) -> int:
-    """Write each finished run as one small file, enough to make the report."""
+    """Write each finished run as one small file, enough to make the report.
+
+    Example: ``adagrpo shards results/runs/miniature --output kept``
+    """
     from analysis.runs.gallery import NUM_PROMPTS
     from analysis.runs.shards import write_shards
 

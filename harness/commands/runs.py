@@ -32,7 +32,10 @@ def train(
     resume: Resume = None,
     rerun_changed: Rerun = False,
 ) -> int:
-    """Train one run: a profile with overrides, or a prepared run directory, unless it is finished."""
+    """Train one run: a profile with overrides, or a prepared run directory, unless it is finished.
+
+    Example: ``adagrpo train selection=curriculum fusion.enabled=true seed=1``
+    """
     from harness.runs.directory import find_run, prepare_run
     from harness.runs.identity import changes_of, note_on_code
 
@@ -104,7 +107,10 @@ def launch(
     main_port: Annotated[int | None, "a free port there (default: 29500)"] = None,
     show: Annotated[bool, "print the launch line of this machine and do nothing"] = False,
 ) -> int:
-    """Train one run in its runtime.processes, on one machine or several."""
+    """Train one run in its runtime.processes, on one machine or several.
+
+    Example: ``adagrpo launch --profile paper --show``
+    """
     from harness.experiments.jobs.command import Placement, typed, worker_command
     from harness.experiments.jobs.slots import visible_gpus
     from harness.runs.directory import find_run
@@ -153,7 +159,10 @@ def show_config(
     method: Method = None,
     resume: Resume = None,
 ) -> int:
-    """Every value of a run, and the file and line or override it is of; settings without effect say why."""
+    """Every value of a run, and the file and line or override it is of; settings without effect say why.
+
+    Example: ``adagrpo show-config --profile paper fusion.weight=2``
+    """
     import json
 
     from harness.config import inert_settings, leaves

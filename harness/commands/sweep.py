@@ -1,4 +1,4 @@
-"""``adagrpo sweep``: search over any keys of the configuration, look at a study, measure its best again."""
+"""Searches: over any keys of the configuration, look at a study, measure its best again."""
 
 import os
 import socket
@@ -43,7 +43,10 @@ def sweep(
     ] = None,
 ) -> int:
     """Execute the trials of a sweep that are left, with Optuna, on one machine or many; show what it has found; confirm
-    its best trials on fresh seeds and test prompts."""
+    its best trials on fresh seeds and test prompts.
+
+    Example: ``adagrpo sweep ema_fusion --workers 2``
+    """
     form, words = (overrides[0], overrides[1:]) if overrides[0] in _OPTIONS else ("run", overrides)
     if not words:
         raise ConfigError(f"adagrpo sweep {form}: name a sweep, a file in experiments/sweeps/")

@@ -29,6 +29,7 @@ from harness.config.composition import (
     read_experiment,
     read_yaml,
     validate,
+    verification,
 )
 from harness.config.identity import NUMERICS_VERSION, inert_settings, numeric_settings, run_id
 from harness.config.messages import fields_at, nearest, unknown_key, validated

@@ -162,6 +162,24 @@ def grid_of(profile: str) -> str:
     return grid
 
 
+VERIFICATIONS = {
+    "proved": "numbers of it are published in results/",
+    "executed": "tests or CI execute it; no numbers are published",
+    "twins": "all its code is executed on tiny random twins of its models",
+    "never": "nobody has run it",
+}
+"""How far a profile is verified, as its key ``verified`` says."""
+
+
+def verification(profile: str) -> str:
+    """How far a profile is verified, in words; its grids and what extends it are as far. Raises ConfigError."""
+    path = experiment_path("profiles", profile)
+    level = read_experiment(path).get("verified", "never")
+    if level not in VERIFICATIONS:
+        raise ConfigError(f"{path}: verified: {level!r} is none of {', '.join(VERIFICATIONS)}")
+    return f"{level}: {VERIFICATIONS[level]}"
+
+
 def compose(
     profile: str,
     method: str | None = None,
@@ -198,7 +216,7 @@ def compose(
         name = named.get(kind) if given[kind] is None else given[kind]
         if name is not None:
             layers += _with_parents(experiment_path(f"{kind}s", name))
-    not_settings = {"use_grid", *(f"use_{kind}" for kind in KINDS)}
+    not_settings = {"use_grid", "verified", *(f"use_{kind}" for kind in KINDS)}
     for layer in profiles:
         settings_alone = {key: value for key, value in layer.content.items() if key not in not_settings}
         layers.append(_Layer(settings_alone, layer.origins))

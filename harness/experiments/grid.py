@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.config import (
+    EXPERIMENTS,
     KINDS,
     ConfigError,
     RunConfig,
@@ -19,6 +20,7 @@ from harness.config import (
     nest,
     read_yaml,
     validated,
+    verification,
 )
 
 _MAX_SEEDS = 100_000
@@ -76,6 +78,16 @@ def expand_grid(
                 settings = merge(settings, nest(key, value))
         runs.append(compose(profile or file.profile, settings=settings, overrides=overrides, **files))
     return runs
+
+
+def grid_lines() -> list[str]:
+    """A line per grid that comes along: runs, profile, how far that is verified, and the first line of its comment."""
+    lines = []
+    for path in sorted((EXPERIMENTS / "grids").glob("*.yaml")):
+        runs, profile = expand_grid(path.stem), read_yaml(path)["profile"]
+        said = path.read_text(encoding="utf-8").partition("\n")[0].lstrip("# ")
+        lines += [f"{path.stem:22}{len(runs):4} runs, profile {profile}, {verification(profile)}", f"{'':22}{said}"]
+    return lines
 
 
 def parse_seeds(text: str, where: str = "--seeds") -> list[int]:

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from statistics import mean
@@ -99,6 +100,21 @@ def status_lines(root: Path) -> list[str]:
         if ranked:
             lines += ["  trained reward on validation prompts, latest, mean over seeds:", *(f"  {r}" for r in ranked)]
     return lines
+
+
+def status_records(root: Path) -> list[dict[str, Any]]:
+    """For programs: of each run experiment, run, state, iteration, iterations, reason, and its latest validation."""
+    records = []
+    for path in sorted(root.rglob("config.yaml")):
+        run = RunDirectory(path.parent)
+        status, latest = run.status(), None
+        with suppress(ConfigError):  # what cannot be read is said by the state
+            latest = latest_validation(run, run.config)
+        record = {key: status[key] for key in ("iteration", "iterations", "reason")}
+        reached = None if latest is None else {"trained_reward": latest[0], "iteration": latest[1]}
+        about = {"experiment": path.parent.parent.name, "run": run.run_id, "state": state_of(run)}
+        records.append(about | record | {"validation": reached})
+    return records
 
 
 def _described(status: Mapping[str, Any]) -> str:

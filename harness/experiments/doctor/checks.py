@@ -8,10 +8,10 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from analysis.cells.costs import measured_rates
-from harness.config import ConfigError, RunConfig, compose, grid_of
+from harness.config import ConfigError, RunConfig, compose, grid_of, verification
 from harness.experiments.doctor.sizes import (
     Architecture,
     bytes_of,
@@ -72,9 +72,15 @@ class Report:
         """What keeps the profile from running here; empty if nothing does."""
         return [f"{finding.area}: {finding.problem}" for finding in self.findings if finding.problem is not None]
 
+    def record(self) -> dict[str, Any]:
+        """For programs: profile, its verification, findings, and what is missing."""
+        found = [finding._asdict() for finding in self.findings]
+        verified = verification(self.profile)
+        return {"profile": self.profile, "verified": verified, "findings": found, "missing": self.missing}
+
     def lines(self) -> list[str]:
         """What to print."""
-        lines = [f"profile {self.profile}"]
+        lines = [f"profile {self.profile}, {verification(self.profile)}"]
         for area, text, problem, details in self.findings:
             lines.append(f"{' ' if problem is None else '!'} {area:9}{text}")
             lines += [f"{'':15}{detail}" for detail in details]
