@@ -45,8 +45,9 @@ class ModelConfig(Section):
     """Take prompts with characters that the text encoder does not know, instead of refusing them."""
     allow_long_prompts: bool = False
     """Take prompts longer than ``max_sequence_length``, of which T5 reads the start, instead of refusing them."""
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """For the network's arithmetic and frozen weights; weights in training are fp32, and so are the kernels."""
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """For the network's arithmetic and frozen weights; weights in training are fp32, and so are the kernels. fp16
+    rounds finer than bf16, so that a rollout's and an update's log-probabilities are closer; FLUX overflows in it."""
     max_batch: Count = 64
     """Most samples in one forward of the network: the memory budget. Does not change results beyond rounding."""
     execution: ExecutionConfig = ExecutionConfig()

@@ -26,6 +26,9 @@ class LoraConfig(Section):
         "ff_context.net.0.proj",
         "ff_context.net.2",
     )
+    init: Literal["gaussian", "kaiming"] = "gaussian"
+    """Of the factors A: normal with a std of 1 / rank (Flow-GRPO), or uniform as of a linear layer (peft's own,
+    DanceGRPO). The factors B are 0."""
     merge_while_sampling: bool = True
     """Rollouts with adapters added into float32 weights: no extra cost a forward, one more copy of those weights."""
 

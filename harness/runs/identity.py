@@ -75,10 +75,10 @@ def _require_exact_sampling(config: RunConfig) -> None:
     Asked before a run is made or trained, and not of every configuration: older runs can still be looked at.
     """
     optimizer = config.optimizer
-    if config.model.precision == "bf16" and optimizer.tuning == "lora" and optimizer.lora.merge_while_sampling:
+    if config.model.precision != "fp32" and optimizer.tuning == "lora" and optimizer.lora.merge_while_sampling:
         raise ConfigError(
-            "optimizer.lora.merge_while_sampling: adapters merged into bf16 weights lose most of an update; set it to "
-            "false, or model.precision=fp32"
+            "optimizer.lora.merge_while_sampling: adapters merged into 16-bit weights lose most of an update; set it "
+            "to false, or model.precision=fp32"
         )
 
 

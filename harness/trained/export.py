@@ -11,6 +11,7 @@ import torch
 
 from harness.config import ConfigError, dump
 from harness.foundation.files import write_atomically
+from harness.models.pipelines.loading import DTYPES
 from harness.models.pipelines.locate import find_pipeline
 from harness.models.pipelines.lora_files import read_lora, write_lora
 from harness.models.pipelines.policy import with_shift
@@ -98,7 +99,7 @@ def _merged_pipeline(checkpoint: Checkpoint, weights: Path) -> Any:
 
     model = checkpoint.config.model
     folder = find_pipeline(model.path)
-    dtype = torch.bfloat16 if model.precision == "bf16" else torch.float32
+    dtype = DTYPES[model.precision]
     try:
         pipeline = DiffusionPipeline.from_pretrained(folder, dtype=dtype, local_files_only=True)
     except (OSError, ValueError, KeyError) as error:

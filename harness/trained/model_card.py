@@ -71,7 +71,7 @@ def model_card(run: RunDirectory, form: Form, licence: Licence) -> str:
     """
     config, done = run.config, run.status()["iteration"]
     model, base = config.model, _base_of(config)
-    dtype = "bfloat16" if model.precision == "bf16" else "float32"
+    dtype = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}[model.precision]
     index = ROOT / model.path / "model_index.json"
     is_miniature = index.is_file() and "harness.models.miniature" in read_text(index)
     return _PAGE.format(

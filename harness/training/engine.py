@@ -44,19 +44,23 @@ class Engine:
         keeps_averages = settings.weight_ema is not None
         self.averages = {name: p.detach().clone() for name, p in self.parameters.items()} if keeps_averages else {}
 
-    def update(self, losses: Sequence[Callable[[], Tensor]]) -> float:
+    def update(self, losses: Sequence[Callable[[], Tensor]], scale: float = 1.0) -> float:
         """One optimiser step on the sum of the losses, averaged over processes, with gradients clipped.
 
         Args:
             losses: called one after the other, each once the one before has been propagated backward: a forward's
                 activations are in memory for one of them at a time.
+            scale: of losses on their way backward, a power of 2, so that no gradient vanishes in half precision.
 
         Returns:
             Norm of the averaged gradient before clipping. If it is not finite, no step was taken.
         """
         for loss in losses:
-            loss().backward()
-        norm = self._clip([p.grad for p in self.parameters.values() if p.grad is not None])
+            (loss() * scale).backward()
+        gradients = [p.grad for p in self.parameters.values() if p.grad is not None]
+        if scale != 1:
+            torch._foreach_mul_(gradients, 1 / scale)
+        norm = self._clip(gradients)
         if math.isfinite(norm):
             self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)  # now, so that no rollout has them in its memory

@@ -51,6 +51,8 @@ class Learner:
         self.objective, self.policy, self.kernel, self.engine = config.objective, policy, kernel, engine
         self.sigmas = policy.sigmas(config.model.num_steps)
         self.max_batch = config.model.execution.max_train_batch or config.model.max_batch
+        # float16 ends at 6e-8 and at 65504. Every update begins with the largest scale: a resumed run has no other.
+        self.scales = (2.0**16, 2.0**12, 2.0**8, 1.0) if config.model.precision == "fp16" else (1.0,)
 
     def update(
         self, rollouts: Sequence[Rollout], advantages: Sequence[Tensor], iteration: int, spent: Counters
@@ -77,16 +79,27 @@ class Learner:
             fresh = [self._with_recomputed_log_probs(terms, spent) for terms in distinct]
             updates = fresh * (len(updates) // len(fresh))
         for number, terms in enumerate(updates, start=1):
-            parts = [*self._parts(terms)]
-            missing = self._missing(parts)
-            losses = [partial(self._loss, part, logged, spent) for part in parts]
-            losses += [partial(self._no_loss, parts[-1])] * missing
-            norm = self.engine.update(losses)
+            norm = self._step(terms, logged, spent)
             if not math.isfinite(norm):
                 raise TrainingError(f"the gradient is not finite at iteration {iteration}: lower the learning rate")
             logged["grad_norm"].append(norm)
             self.engine.move_averages((iteration - 1) * self.objective.updates_per_iteration + number)
         return logged
+
+    def _step(self, terms: Sequence[Term], logged: Logged, spent: Counters) -> float:
+        """One optimiser step, if a gradient is finite with any scale of the loss; its norm."""
+        parts = [*self._parts(terms)]
+        missing = self._missing(parts)
+        for scale in self.scales:
+            own: Logged = defaultdict(list)
+            losses = [partial(self._loss, part, own, spent) for part in parts]
+            losses += [partial(self._no_loss, parts[-1])] * missing
+            norm = self.engine.update(losses, scale)
+            if math.isfinite(norm):
+                break
+        for name, values in own.items():
+            logged[name] += values
+        return norm
 
     def _terms(self, batch: Batch) -> list[Term]:
         """The terms of an update's loss, which is the mean over all its transitions."""

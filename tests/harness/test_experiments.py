@@ -65,6 +65,8 @@ def test_flow_grpo_s_and_flow_cps_s_releases() -> None:
     assert having(sd35, "model", num_steps=10, guidance=4.5)
     assert (sd35.method.eta, sd35.objective.kl_beta, sd35.optimizer.lora.rank) == (0.7, 0.01, 32)
     assert (flux.evaluation.num_steps, sd35.evaluation.num_steps) == (28, 40)
+    assert (flux.model.precision, sd35.model.precision) == ("bf16", "fp16")
+    assert sd35.model.max_batch == sd35.model.execution.max_train_batch == 9
 
 
 def test_dance_grpo_s_release() -> None:
@@ -74,7 +76,10 @@ def test_dance_grpo_s_release() -> None:
     assert full.rollout.branch_indices == tuple(range(15))
     assert having(full, "optimizer", max_grad_norm=0.01, weight_ema=0.995)
     assert having(lora, "optimizer", max_grad_norm=1.0, weight_ema=None)
-    assert lora.optimizer.lora.rank == 128
+    assert (full.model.max_sequence_length, lora.model.max_sequence_length) == (512, 512)
+    adapters = lora.optimizer.lora
+    assert (adapters.rank, adapters.init) == (128, "kaiming")
+    assert adapters.target_modules == ("attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0")
 
 
 def test_published_cells_differ_from_their_base_in_selection_and_fusion_alone() -> None:

@@ -1,15 +1,17 @@
 """The policies on twins of FLUX.1-dev and SD3.5: they do what the pipelines do, and train what they should."""
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from accelerate import Accelerator
 from diffusers import FluxPipeline, StableDiffusion3Pipeline
 from torch import Tensor
 
-from harness.config import ConfigError
+from harness.config import ConfigError, OptimizerConfig
 from harness.models.pipelines.files import model_fingerprint
 from harness.models.pipelines.locate import TWIN_NAMES, find_pipeline
 from harness.models.pipelines.policy import Policy
@@ -18,6 +20,8 @@ from harness.models.pipelines.weights import put_lora
 from harness.prompts.lists import generator_for
 from harness.rollout import ode_trajectory
 from harness.trained.checkpoints import LORA_FILE
+from harness.training.engine import Engine
+from harness.training.processes import Processes
 
 MakePolicy = Callable[..., Policy]
 
@@ -120,6 +124,47 @@ def test_in_bf16_sampling_keeps_all_of_a_small_change(make_policy: MakePolicy, n
     with again.sampling():
         torch.testing.assert_close(again.velocity(x, 0.5, text), trained, atol=2e-2, rtol=0)
         assert (again.velocity(x, 0.5, text) - trained).norm() < 0.2 * (trained - before).norm()
+
+
+def test_fp16_rounds_less_than_bf16_and_learns_with_a_scaled_loss(make_policy: MakePolicy) -> None:
+    def of(precision: str) -> Policy:
+        policy = make_policy("sd3", precision=precision, guidance=4.5)
+        stir(policy)
+        return policy
+
+    exact, fp16, bf16 = (of(precision) for precision in ("fp32", "fp16", "bf16"))
+    x = exact.noise(generator_for(1), 2)
+    errors = []
+    with torch.no_grad():
+        wanted = exact.velocity(x, 0.5, exact.encode(PROMPTS))
+        for policy in (fp16, bf16):
+            errors.append((policy.velocity(x, 0.5, exact.encode(PROMPTS)) - wanted).norm() / wanted.norm())
+    assert errors[0] < errors[1] / 4
+    engine = Engine(fp16, OptimizerConfig(), Processes(Accelerator(cpu=True), 60))
+    text = fp16.encode(PROMPTS)
+
+    def loss() -> Tensor:  # of the size of a mean over a real latent
+        return 1e-6 * fp16.velocity(x, 0.5, text).square().mean()
+
+    lost, kept = (engine.update([loss], scale) for scale in (1.0, 2.0**16))
+    assert kept == pytest.approx(1e-6 * gradient_norm(exact, x), rel=0.1)
+    assert abs(lost - kept) > abs(kept - 1e-6 * gradient_norm(exact, x))
+    assert not math.isfinite(engine.update([loss], 2.0**126))
+
+
+def gradient_norm(policy: Policy, x: Tensor) -> float:
+    """Of the mean of squares."""
+    loss = policy.velocity(x, 0.5, policy.encode(PROMPTS)).square().mean()
+    return float(torch.stack([g.norm() for g in torch.autograd.grad(loss, list(policy.trainable().values()))]).norm())
+
+
+def test_adapters_start_as_they_are_told_to(make_policy: MakePolicy) -> None:
+    def factors(**lora: object) -> Tensor:
+        weights = make_policy("flux", lora={"rank": 16, "alpha": 16, **lora}).trainable()
+        return torch.cat([w.detach().flatten() for name, w in weights.items() if "lora_A" in name])
+
+    assert factors().std() == pytest.approx(1 / 16, rel=0.05)
+    assert factors(init="kaiming").abs().max() <= 1 / 64**0.5  # uniform, by the width
 
 
 def test_full_tuning_trains_everything_and_keeps_a_reference(make_policy: MakePolicy) -> None:

@@ -27,7 +27,7 @@ def add_adapters(transformer: Any, settings: LoraConfig, seed: int) -> None:
             PeftLoraConfig(
                 r=settings.rank,
                 lora_alpha=settings.alpha,
-                init_lora_weights="gaussian",
+                init_lora_weights="gaussian" if settings.init == "gaussian" else True,
                 target_modules=list(settings.target_modules),
             )
         )
