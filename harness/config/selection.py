@@ -32,9 +32,10 @@ NEEDS: dict[str, Needs] = {
     "preview": Needs(reads_capability=True, step_share=0.25),
     "screened": Needs(samples=2),
     **dict.fromkeys(
-        (*PREDICTING, "beta"),
+        (*PREDICTING, "beta", "belief", "variance"),
         Needs(samples=0, reads_ledger=True, explores=True),
     ),
+    "skipping": Needs(samples=0, reads_ledger=True),
     "replay": Needs(samples=0, reads_ledger=True, level=(0.0, 1.0)),
     "bandit": Needs(reads_capability=True, reads_ledger=True, explores=True),
 }

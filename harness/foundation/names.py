@@ -25,6 +25,9 @@ SELECTIONS: dict[str, str] = {
     "predicted_spread": "#4A7A8C",
     "thompson": "#5A5A2A",
     "beta": "#3D5A3D",
+    "skipping": "#7A3E9D",
+    "belief": "#2E8B57",
+    "variance": "#C04000",
     "replay": "#A0522D",
     "bandit": "#708090",
 }

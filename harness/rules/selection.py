@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from harness.adagrpo import SELECTION_STRATEGIES, CapabilityTracker, nearest, select_prompt
+from harness.rules.histories import chances_between, chances_to_stay, variances
 from harness.rules.ledger import Ledger, draw_shares
 
 SPREAD_QUANTILE = 0.2
@@ -150,12 +151,53 @@ def beta(candidates: Candidates) -> int:
     share a path, count in full; and ``choice.explore`` of the choices are left to chance. A prompt never trained on
     has a uniform p: among such alone the rule is ``random``.
     """
-    ledger, prompts = candidates.ledger, candidates.prompts
-    if ledger is None or prompts is None:
-        raise ValueError("this rule needs a ledger and the candidates' numbers")
+    ledger, prompts = _history(candidates)
     if _is_left_to_chance(candidates):
         return at_random(candidates)
     return nearest(draw_shares(ledger.shares_of(prompts), candidates.generator), 0.5)
+
+
+def skipping(candidates: Candidates) -> int:
+    """The first candidate that is not skipped, with the chances of ``chances_to_stay``; any, if all are.
+
+    GRESO's rule (arXiv 2506.02177) for continuous rewards, for one prompt a slot in place of a batch that is filled,
+    without the filter after sampling (``choice.floor`` is one).
+    """
+    ledger, prompts = _history(candidates)
+    generator = candidates.generator
+    dice = torch.rand(len(prompts), generator=generator, device=generator.device).cpu()
+    if not len(ledger.outcomes):
+        return at_random(candidates)
+    stays = (dice < chances_to_stay(ledger, prompts)).nonzero()
+    return int(stays[0]) if len(stays) else at_random(candidates)
+
+
+def belief(candidates: Candidates) -> int:
+    """argmax of ``chances_between``: DPS' rule (arXiv 2603.10887) for continuous rewards.
+
+    ``choice.explore`` of the choices are left to chance, which DPS does not do. Prompts that were never trained on are
+    equal: among such the first, which is any.
+    """
+    ledger, prompts = _history(candidates)
+    if not len(ledger.outcomes) or _is_left_to_chance(candidates):
+        return at_random(candidates)
+    chances = chances_between(ledger, prompts)
+    return nearest(chances, chances.max())
+
+
+def variance(candidates: Candidates) -> int:
+    """Any candidate, with a chance in proportion to (v_i + mean(v) / 10)^(1/2), v of ``variances``.
+
+    What is known of CGPO (arXiv 2605.17807): prompts of larger group variance are drawn more often. Its formula was not
+    to be had, nor are prompts balanced by categories. ``choice.explore`` of the choices are left to chance.
+    """
+    ledger, prompts = _history(candidates)
+    if not len(ledger.outcomes) or _is_left_to_chance(candidates):
+        return at_random(candidates)
+    v, generator = variances(ledger, prompts), candidates.generator
+    shares = (v + v.mean() / 10 + 1e-12).sqrt().cumsum(0)
+    dice = torch.rand(1, generator=generator, device=generator.device, dtype=torch.float64).cpu()
+    return int((shares < dice * shares[-1]).sum())
 
 
 def replay(candidates: Candidates) -> int:
@@ -185,6 +227,13 @@ def draw_strategy(ledger: Ledger, explore: float, generator: torch.Generator) ->
     if torch.rand(1, generator=generator, device=generator.device) < explore:
         return int(torch.randint(count, (1,), generator=generator, device=generator.device))
     return int(draw_shares(ledger.merits_of(count), generator).argmax())
+
+
+def _history(candidates: Candidates) -> tuple[Ledger, Tensor]:
+    """The ledger, and the candidates' numbers in it."""
+    if candidates.ledger is None or candidates.prompts is None:
+        raise ValueError("this rule needs a ledger and the candidates' numbers")
+    return candidates.ledger, candidates.prompts
 
 
 def _is_left_to_chance(candidates: Candidates) -> bool:
@@ -221,6 +270,9 @@ RULES: dict[str, Rule] = {strategy: _papers(strategy) for strategy in SELECTION_
         predicted_spread,
         thompson,
         beta,
+        skipping,
+        belief,
+        variance,
         replay,
         bandit,
     )

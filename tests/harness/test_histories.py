@@ -5,6 +5,16 @@ import torch
 from torch.testing import assert_close
 
 from harness.adagrpo import SELECTION_STRATEGIES, select_prompt
+from harness.rules.histories import (
+    BETWEEN,
+    TOO_EASY,
+    TOO_HARD,
+    chances_between,
+    chances_to_stay,
+    rates,
+    variances,
+    visit_states,
+)
 from harness.rules.ledger import Ledger, draw_shares, prompt_number
 from harness.rules.selection import RULES, Candidates, draw_strategy
 from tests.harness.test_selection import ONE, candidates, linear_ledger, remember, tracker
@@ -55,6 +65,88 @@ def test_replay_takes_the_widest_of_the_prompts_that_have_rested() -> None:
     assert [ledger.worth_repeating(7, place) for place in range(2)] == [2, None]
     assert [ledger.worth_repeating(8, place) for place in range(4)] == [3, 2, 1, None]
     assert ledger.worth_repeating(11, 0) == 4
+
+
+def visited(*visits: tuple[int, int, float, float]) -> Ledger:
+    """Iteration, prompt, m and s of each visit; mu_m is the m of the last."""
+    ledger = Ledger(decay=0.0)
+    for iteration, prompt, m, s in visits:
+        remember(ledger, iteration, [m], [s], [prompt])
+    return ledger
+
+
+def test_a_visit_is_flat_by_its_spread_and_hard_or_easy_by_its_level() -> None:
+    ledger = visited((1, 1, 0.1, 0.0), (1, 2, 0.9, 0.0), (2, 3, 0.5, 0.3), (2, 4, 0.1, 0.4), (3, 5, 0.5, 0.5))
+    assert visit_states(ledger).tolist() == [TOO_HARD, TOO_EASY, BETWEEN, BETWEEN, BETWEEN]
+
+
+def test_what_was_flat_in_a_row_is_skipped_ever_more_often() -> None:
+    ledger = visited(
+        (1, 1, 0.1, 0.0),
+        (2, 1, 0.1, 0.0),
+        (3, 2, 0.9, 0.0),
+        (4, 3, 0.1, 0.0),
+        (5, 3, 0.2, 0.4),
+        *[(6, 9, 0.5, 0.5)] * 12,
+    )
+    # Of 17 spreads 4 are 0: the .2 quantile is 0. From iteration 2 on prompts have come back. All visits are too hard
+    # at 2 and 4, none at 3, 5 and 6; 6 counts once.
+    hard = 0.5 - 0.01 + 0.01 - 0.01 + 0.01 + 0.01
+    easy = 0.5 + 0.01 - 0.01 + 0.01 + 0.01 + 0.01
+    assert rates(ledger) == pytest.approx({TOO_HARD: hard, TOO_EASY: easy})
+    stay = chances_to_stay(ledger, torch.tensor([1, 2, 3, 9, 77]))
+    assert stay.tolist() == pytest.approx([hard**2, easy, 1, 1, 1])
+    for _ in range(20):
+        ledger.record(7, torch.zeros(1, 3), torch.tensor([[0.1, 0.0, 0, 0, -1]]).double(), torch.tensor([1]))
+    assert chances_to_stay(ledger, torch.tensor([1])).item() == 0.01
+
+
+def test_skipping_takes_the_first_that_stays() -> None:
+    many = [(1, prompt, 0.1, 0.0) for prompt in (1, 2) for _ in range(8)]
+    ledger = visited(*many, *[(2, 9, 0.5, 0.5)] * 64)
+    assert visit_states(ledger)[:16].tolist() == [TOO_HARD] * 16
+
+    def chosen(prompts: list[int], seed: int) -> int:
+        generator = torch.Generator().manual_seed(seed)
+        numbers = torch.tensor(prompts)
+        return RULES["skipping"](Candidates(torch.zeros(3, 1), tracker(0.5), generator, prompts=numbers, ledger=ledger))
+
+    assert [chosen([1, 77, 2], seed) for seed in range(50)].count(1) >= 48
+    assert [chosen([9, 1, 77], seed) for seed in range(50)] == [0] * 50
+    assert {chosen([1, 2, 1], seed) for seed in range(50)} == {0, 1, 2}
+
+
+def test_a_belief_follows_what_was_observed_and_fades() -> None:
+    ledger = visited((1, 1, 0.5, 0.5), (2, 2, 0.5, 0.0), (2, 3, 0.5, 0.6))
+    # Prompt 1: counts 1 but 4/3 in the row between, so .4 after a step; then 7/6 in that row: 7/19. Prompt 2, too
+    # hard: the other rows then have (1 - .4) / 2; prompt 3 .4; others 1/3.
+    found = chances_between(ledger, torch.tensor([1, 2, 3, 77]))
+    assert found.tolist() == pytest.approx([7 / 19, 0.3, 0.4, 1 / 3])
+    seen = Candidates(
+        torch.zeros(4, 1),
+        tracker(0.5),
+        torch.Generator().manual_seed(0),
+        prompts=torch.tensor([77, 1, 3, 2]),
+        ledger=ledger,
+    )
+    assert RULES["belief"](seen) == 2
+
+
+def test_prompts_of_larger_variance_are_drawn_more_often() -> None:
+    ledger = visited((1, 1, 0.5, 0.4), (2, 1, 0.5, 0.2), (3, 2, 0.5, 0.1))
+    v = variances(ledger, torch.tensor([1, 2, 77]))
+    assert v.tolist() == pytest.approx([0.8 * 0.16 + 0.2 * 0.04, 0.01, (0.136 + 0.01) / 2])
+    numbers, shares = torch.tensor([1, 2, 77]), (v + v.mean() / 10).sqrt()
+    chosen = [
+        RULES["variance"](
+            Candidates(
+                torch.zeros(3, 1), tracker(0.5), torch.Generator().manual_seed(seed), prompts=numbers, ledger=ledger
+            )
+        )
+        for seed in range(1500)
+    ]
+    for index, share in enumerate((shares / shares.sum()).tolist()):
+        assert chosen.count(index) / 1500 == pytest.approx(share, abs=0.04)
 
 
 def test_a_strategy_s_merit_is_the_rank_of_its_spreads() -> None:
