@@ -16,6 +16,7 @@ from analysis.cells.logs import TRAINING_REWARD, Logs
 from analysis.cells.settings import count_warnings, describe_environments, split_settings
 from analysis.cells.study import MIN_SEEDS_FOR_INTERVAL, Study, missing_cells
 from analysis.figures import StudyFigures
+from analysis.figures.drawing import Drawing
 from analysis.formats import entry_text, number
 from analysis.report.pictures import gallery, pictures_by_difficulty
 from analysis.report.tables import extra_gain_table, main_table, paper_table
@@ -59,12 +60,13 @@ SECTIONS = {
 """Sections of the page, in order: each has a template, and is there if something belongs in it."""
 
 
-def render_page(logs: Logs, parts: Sequence[Part]) -> str:
+def render_page(logs: Logs, parts: Sequence[Part], levels: Drawing | None = None) -> str:
     """The page as text.
 
     Args:
         logs: all runs.
         parts: of each study.
+        levels: the map over experiments, if there are several of it.
     """
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(_TEMPLATES),
@@ -101,6 +103,7 @@ def render_page(logs: Logs, parts: Sequence[Part]) -> str:
         paper_overhead=paper.overhead(),
         published=next((p for part in parts if (p := part.figures["published"].panels)), []),
         grid=conclusions,
+        map=levels,
     )
 
 

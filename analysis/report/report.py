@@ -13,7 +13,8 @@ from analysis.cells.spending import SPENDING_METRICS
 from analysis.cells.study import Study, finished_environments, split_studies
 from analysis.figures import Group, draw_study
 from analysis.figures.claims import claims_panel
-from analysis.figures.drawing import draw_panel
+from analysis.figures.drawing import Drawing, draw_panel
+from analysis.figures.levels import map_panel
 from analysis.formats import WideTable, latex, markdown, write_frame
 from analysis.report.insertion import insert, split
 from analysis.report.page import Part, render_page
@@ -28,6 +29,7 @@ from analysis.report.tables import (
 )
 from analysis.runs.sources import changes_since, note_on_changes
 from analysis.verdicts.conclusions import conclude, conclusions_frame, conclusions_markdown, digest
+from analysis.verdicts.levels import map_frame
 from analysis.verdicts.stability import GROUP_SPREADS, stability_frame, stability_table
 from harness.foundation.errors import ConfigError
 from harness.foundation.files import write_atomically
@@ -75,8 +77,20 @@ def write_report(
         folder = PurePath(os.path.relpath(output, readme.parent)).as_posix()
         links = {"all claims": f"{folder}/tables/conclusions.md", "the page": f"{folder}/report.html"}
         insert(readme, digest(concluded[0], links))
-    write_atomically(output / "report.html", render_page(logs, parts))
+    levels = _draw_map(parts, output)
+    write_atomically(output / "report.html", render_page(logs, parts, levels))
     return output / "report.html"
+
+
+def _draw_map(parts: Sequence[Part], output: Path) -> Drawing | None:
+    """The map's table and figure, once two of its experiments are decided."""
+    frame = map_frame({part.study.experiment: part.conclusions.main for part in parts if part.conclusions})
+    if frame.empty or frame["experiment"].nunique() < 2:
+        return None
+    write_frame(frame, output / "tables" / "map.csv")
+    drawing = draw_panel(map_panel(frame))
+    drawing.save(output / "figures")
+    return drawing
 
 
 def _part(study: Study, logs: Logs, planned_seeds: int | None) -> Part:

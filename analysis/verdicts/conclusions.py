@@ -14,6 +14,8 @@ from analysis.decisions import LEVEL, LOOKS, OUTCOMES, Outcome, pairs_needed, po
 from analysis.formats import MISSING, markdown_table, number
 from analysis.runs.sources import seal_sha256, was_under_other_rules
 from analysis.verdicts import planned as planned_claims
+from analysis.verdicts.checks import HEAD as CHECK_HEAD
+from analysis.verdicts.checks import PAIRS, TRIALS, Check, check_rows, checks_of
 from analysis.verdicts.earlier import EARLIER, EARLIER_NOTE
 from analysis.verdicts.planned import FAMILIES, Family, judge_family
 from analysis.verdicts.protocol import MARGIN_SHARE, MIN_PAIRS, Judged, judge_grid, method_claims, pooled_claims
@@ -37,6 +39,12 @@ PLAN_NOTE = (
     f"To find {MARGIN_SHARE:.0%} of the base's gain, or the paper's relative gain where that is smaller, with "
     f"probability {POWER:g} in the first step of Holm's procedure, one thread per run. The standard deviation "
     "is that of these runs, and from so few pairs known roughly."
+)
+
+
+CHECK_NOTE = (
+    f"Runs of the base cell that differ by seed alone, {PAIRS} pairs drawn with replacement, {TRIALS:,} times: "
+    "there is nothing to be found, or a planted difference. Expected: the level, or the power."
 )
 
 
@@ -67,6 +75,8 @@ class Conclusions(NamedTuple):
     """Those made while other rules were in force than the present ones, or unknown ones."""
     plans: Sequence[Plan]
     """What it would take to decide each claim of the first family."""
+    checks: Sequence[Check] = ()
+    """Of the rule, on the study's own runs."""
     opening: str = ""
     """What is compared, and how often the runs are looked at, where that was planned."""
 
@@ -96,8 +106,9 @@ def conclude(
     if not any(one.pairs for family in families.values() for one in family):
         return None
     others = sum(_was_under_other_rules(environment, bool(planned)) for environment in environments)
-    plans = plan_for(study, next(iter(families.values())))
-    return Conclusions(families, len(environments), others, plans, opening)
+    main = next(iter(families.values()))
+    checks = checks_of(study, main[0].gain) if planned else []
+    return Conclusions(families, len(environments), others, plan_for(study, main), checks, opening)
 
 
 def planned_families(study: Study) -> list[Family]:
@@ -258,6 +269,9 @@ def conclusions_markdown(study: Study, conclusions: Conclusions) -> str:
     if conclusions.plans:
         parts += [f"**{study.experiment}. What a decision takes.** {PLAN_NOTE}", ""]
         parts.append(markdown_table(PLAN_HEAD, plan_rows(conclusions.plans)))
+    if conclusions.checks:
+        parts += [f"**{study.experiment}. The rule checked.** {CHECK_NOTE}", ""]
+        parts.append(markdown_table(CHECK_HEAD, check_rows(conclusions.checks)))
     return "\n".join(parts)
 
 

@@ -1,10 +1,19 @@
 """The study's protocol speaks of cells that its grid files have, with as many seeds as it counts on."""
 
+import math
 from collections import defaultdict
 from pathlib import Path
 
+import numpy as np
+import pytest
+from fabricated import study_of, write_run
+
 from analysis.cells.labels import Cell
 from analysis.cells.variants import name_variants
+from analysis.decisions import LEVEL
+from analysis.verdicts.checks import TRIALS, check_rule
+from analysis.verdicts.conclusions import conclude
+from analysis.verdicts.levels import map_frame
 from analysis.verdicts.planned import FAMILIES
 from harness.config import EXPERIMENTS, numeric_settings
 from harness.experiments.study import read_study
@@ -30,3 +39,39 @@ def test_every_claim_has_its_cells_and_seeds() -> None:
             assert len(set.intersection(*shared)) == pairs, sides
             claimed |= {(family.experiment, side.cell(claim.methods[0])) for side in claim.comparisons[0]}
     assert claimed == set(seeds)
+
+
+def test_the_rule_finds_what_is_planted_and_little_else() -> None:
+    values = np.random.default_rng(5).normal(0.9, 0.05, 32)
+    checks = check_rule(values, gain=0.4)
+    for one in checks[:2]:
+        assert one.found <= LEVEL + 3 * math.sqrt(LEVEL * (1 - LEVEL) / TRIALS)
+    for one in checks[2:]:
+        assert one.found == pytest.approx(one.expected, abs=0.04)
+    assert [one.planted for one in checks] == pytest.approx([0, 0, 0, 0.02, 0.04])
+
+
+def test_the_map_is_of_rules_less_random_as_shares_of_the_gain(tmp_path: Path) -> None:
+    gains = {"random": 0.2, "curriculum": 0.23, "medium": 0.21, "hardest": 0.25, "easiest": 0.1}
+    for selection, gain in gains.items():
+        for seed in range(12):
+            test = 0.45 + gain + 0.001 * (seed % 3) * (ord(selection[0]) % 5)
+            write_run(
+                tmp_path / f"{selection}-{seed}",
+                seed=seed,
+                selection=selection,
+                test=test,
+                base_test=0.45,
+                experiment="study-luck",
+                method={"kernel": "flow_grpo", "eta": 1.0},
+            )
+    study = study_of(tmp_path)
+    concluded = conclude(study, [])
+    assert concluded is not None
+    assert list(concluded.families) == ["map: luck"]
+    frame = map_frame({study.experiment: concluded.main}).set_index("selection")
+    assert frame["prompt_share"].unique() == pytest.approx([0.19], abs=0.01)
+    found = frame["difference"].to_dict()
+    assert found == pytest.approx({"curriculum": 0.15, "medium": 0.05, "hardest": 0.25, "easiest": -0.5}, abs=0.02)
+    assert (frame["lower"] < frame["difference"]).all()
+    assert (frame["upper"] > frame["difference"]).all()

@@ -1,0 +1,75 @@
+"""Checks of the whole rule on a study's own runs: nothing is found where nothing is, a planted gain is found.
+
+Runs of one cell that differ by seed alone stand for both sides of a pair, drawn with replacement, so that there is
+nothing to find (A/A). A gain planted into them is to be found as often as ``analysis.decisions.power`` promises. Pairs
+drawn so share no seed: they are noisier than a study's own.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from analysis.cells.logs import TRAINING_REWARD
+from analysis.cells.study import Study
+from analysis.decisions import LEVEL, Outcome, Question, contrast, decide, equivalence_power, power
+from analysis.statistics import RESAMPLING_SEED, Values
+from analysis.verdicts.protocol import BASE, MARGIN_SHARE
+
+PAIRS, TRIALS = 40, 2000
+FEWEST_RUNS = 20
+HEAD = ("Planted", "Verdict", "Expected", "Found")
+
+
+class Check(NamedTuple):
+    """How often a verdict comes out, of ``TRIALS`` claims of ``PAIRS`` pairs each."""
+
+    planted: float
+    """True difference, units of the reward."""
+    verdict: Outcome
+    expected: float
+    """Share: at most the level where nothing is planted, else the power."""
+    found: float
+
+
+def check_rule(values: Values, gain: float) -> list[Check]:
+    """A/A and planted effects on values that differ by seed alone.
+
+    Args:
+        values: ``[runs]``, endpoints of one cell.
+        gain: of the base, from which the margin follows; the planted effects are the margin and half of it.
+    """
+    generator, margin = np.random.default_rng(RESAMPLING_SEED), MARGIN_SHARE * gain
+    drawn = generator.choice(values, (2, TRIALS, PAIRS))
+    differences, sd = drawn[0] - drawn[1], float(np.sqrt(2) * values.std())
+    nothing = {kind: _share(kind, differences, margin) for kind in ("supported", "opposite", "equivalent")}
+    checks = [Check(0.0, kind, LEVEL, nothing[kind]) for kind in ("supported", "opposite")]
+    checks.append(Check(0.0, "equivalent", equivalence_power(margin, sd, PAIRS), nothing["equivalent"]))
+    for effect in (margin / 2, margin):
+        found = _share("supported", differences + effect, margin)
+        checks.append(Check(effect, "supported", power(effect, sd, PAIRS), found))
+    return checks
+
+
+def checks_of(study: Study, gain: float) -> list[Check]:
+    """``check_rule`` on the base cell of Flow-GRPO; none where fewer than ``FEWEST_RUNS`` runs have finished."""
+    values = study.values(BASE.cell("flow_grpo"), TRAINING_REWARD).to_numpy(dtype=float)
+    return check_rule(values, gain) if len(values) >= FEWEST_RUNS and np.isfinite(gain) else []
+
+
+def _share(kind: Outcome, differences: Values, margin: float) -> float:
+    decisions = (decide([Question(contrast([of_trial]), margin, None)])[0] for of_trial in differences)
+    return float(np.mean([decision.p_values[kind] <= LEVEL for decision in decisions]))
+
+
+def check_rows(checks: Sequence[Check]) -> list[list[str]]:
+    """A row per check, under ``HEAD``."""
+    return [
+        [
+            f"{one.planted:+.3f}",
+            one.verdict,
+            f"{'at most ' * (one.planted == 0 and one.expected == LEVEL)}{one.expected:.2f}",
+            f"{one.found:.3f}",
+        ]
+        for one in checks
+    ]
