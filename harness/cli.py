@@ -7,12 +7,14 @@ the program, and shows where.
 import errno
 import os
 import sys
+import traceback
 from collections.abc import Sequence
 
 from harness.commands import checkpoints, grids, inputs, measure, parse, reports, runs, sweep  # noqa: F401
 from harness.foundation.errors import HarnessError
 from harness.foundation.files import reason_of
 from harness.foundation.output import never_failing
+from harness.foundation.plugins import explaining
 
 # Libraries announce each optional package that is missing; none of them is needed.
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
@@ -27,9 +29,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _execute(arguments: Sequence[str] | None) -> int:
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    shows = "--traceback" in words
     try:
-        code = parse(arguments)()
+        with explaining():
+            code = parse([word for word in words if word != "--traceback"])()
     except HarnessError as error:
+        if shows:
+            traceback.print_exc()
         return _say(str(error), error.exit_code)
     except OSError as error:
         # Nothing is wrong with what was asked for where the machine lacks something.

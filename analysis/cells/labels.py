@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from typing import Any, NamedTuple, cast
+from zlib import crc32
 
 import pandas as pd
 
@@ -21,11 +22,13 @@ _PAPERS_JUDGES = {
 }
 """Columns of the paper's main table that are no judge of this project."""
 _ADAGRPO_COLOUR = "#0072B2"
+_OTHERS = ("#AA3377", "#117733", "#882255", "#332288", "#999933", "#44AA99")
+"""Of selections that are plug-ins: by name, so that one has the same in every figure."""
 
 
 def selection_colour(selection: str) -> str:
     """Colour of a choice of prompts, hexadecimal."""
-    return names.SELECTIONS.get(selection, "#888888")
+    return names.SELECTIONS.get(selection) or _OTHERS[crc32(selection.encode()) % len(_OTHERS)]
 
 
 def judge_name(judge: str) -> str:

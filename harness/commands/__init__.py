@@ -14,6 +14,7 @@ from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, NoReturn, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from harness.foundation.errors import ConfigError
+from harness.foundation.plugins import absolute
 
 Where = Annotated[Literal["auto", "cpu", "cuda"], "device"]
 Function = TypeVar("Function", bound=Callable[..., int])
@@ -59,6 +60,8 @@ def parse(arguments: Sequence[str] | None) -> Callable[[], int]:
         from harness.config import check_overrides
 
         check_overrides(given)
+        options.overrides = [*map(absolute, given)]
+    del options.traceback
     function = options.__dict__.pop("command")
     return partial(function, **vars(options))
 
@@ -72,6 +75,7 @@ def make_parser() -> Parser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=_version())
+    parser.add_argument("--traceback", action="store_true", help="also show where an error comes from; at any place")
     parsers = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=Parser)
     for name, function in COMMANDS.items():
         said, example = _texts(function)

@@ -6,15 +6,15 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 
 from harness.config.section import Count, Positive, Section, Share, one_of
-from harness.foundation.names import FUSIONS, METHODS, SELECTIONS
+from harness.foundation.names import FUSIONS, METHODS, NORMALISATIONS, SELECTIONS
 
-Selection = Annotated[str, one_of(SELECTIONS)]
+Selection = Annotated[str, one_of(SELECTIONS, or_plugin=True)]
 
 
 class MethodConfig(Section):
     """The stochastic step."""
 
-    kernel: Annotated[str, one_of(METHODS)]
+    kernel: Annotated[str, one_of(METHODS, or_plugin=True)]
     eta: Positive
 
 
@@ -40,7 +40,7 @@ class FusionConfig(Section):
 
     enabled: bool = False
     weight: float = Field(1.0, ge=0)
-    kind: Annotated[str, one_of(FUSIONS)] = "fused"
+    kind: Annotated[str, one_of(FUSIONS, or_plugin=True)] = "fused"
     """The paper's fusion, the control that only rescales local advantages, or another correction: docs/fusion.md."""
     same_length: bool = False
     """The control of any kind: local advantages, stretched in each group to the length that the kind's have."""
@@ -114,8 +114,9 @@ class ObjectiveConfig(Section):
     kl_beta: float = Field(0.0, ge=0)
     """Weight of the KL to the frozen base model, as the kernel's release defines it."""
     advantage_clip: Positive = 5.0
-    normalisation: Literal["group", "batch_std"] = "group"
-    """Local advantage by each group's own std, or by that of all samples of the iteration (Flow-GRPO's release)."""
+    normalisation: Annotated[str, one_of(NORMALISATIONS, or_plugin=True)] = "group"
+    """Local advantage by each group's own std, or by that of all samples of the iteration (Flow-GRPO's release); or a
+    plug-in's."""
     combine: Literal["rewards", "advantages"] = "rewards"
     """Several rewards: local advantages of the weighted sum, or the weighted sum of each reward's local advantages.
     Selection, capability and global advantages are of the weighted sum either way."""

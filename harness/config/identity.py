@@ -60,8 +60,12 @@ def numeric_settings(config: RunConfig) -> dict[str, Any]:
     only the normalisation of those trained on. With ``runtime.processes``, if there are several and each has a
     capability of its own: only then do numbers depend on how many there are.
     """
-    content = config.model_dump(mode="json", exclude={"logging", "runtime", "experiment", "prompts", "rewards"})
+    content = config.model_dump(
+        mode="json", exclude={"logging", "runtime", "experiment", "prompts", "rewards", "plugins"}
+    )
     del content["model"]["path"], content["model"]["execution"]
+    # Where a plug-in lies does not matter; what it is, is among the run's fingerprints.
+    content["model"]["adapter"] = (config.model.adapter or "").rpartition(":")[2] or None
     # In names of runs a setting keeps the name that it had first.
     content["rollout"]["prompts_per_update"] = content["rollout"].pop("prompts_per_iteration")
     inert = inert_settings(config)

@@ -29,6 +29,9 @@ class ModelConfig(Section):
     path: str
     """Folder of a FLUX or Stable Diffusion 3 pipeline, found as docs/config.md says of paths; or a hub id, owner/name;
     or ``twin:flux``, ``twin:sd3``: a tiny random twin of FLUX.1-dev or SD3.5 medium."""
+    adapter: str | None = None
+    """Plug-in that trains the pipeline, a subclass of ``harness.models.pipelines.policy.Policy``; None is the project's
+    own for the pipeline's class."""
     height: Pixels = 32
     width: Pixels = 128
     """Pixels."""

@@ -10,6 +10,8 @@ from harness.config.section import Count, Positive, Seconds, Section
 class RewardConfig(Section):
     """Where a reward's model is and how it runs. Which keys a reward has depends on the reward and its backend."""
 
+    plugin: str | None = None
+    """path/to/file.py:Object or module:Object, for a reward that is none of the project's: docs/extend.md."""
     backend: Literal["native", "package", "url"] | None = None
     """In this process, by the published package in an environment of its own, or by a server; None is the usual one."""
     path: str | None = None

@@ -2,9 +2,9 @@
 
 from collections.abc import Iterator, Mapping
 from functools import cached_property
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, ModelWrapValidatorHandler, model_validator
 
 from harness.config.algorithm import (
     CapabilityConfig,
@@ -18,13 +18,15 @@ from harness.config.algorithm import (
 )
 from harness.config.model import ModelConfig
 from harness.config.optimizer import OptimizerConfig
+from harness.config.plugins import PluginConfig, declare, declaring
 from harness.config.rewards import RewardConfig
 from harness.config.section import Count, CountOrNone, Name, Pixels, Seconds, Section, Seed, Steps, one_of
 from harness.config.selection import Needs, needs_of
 from harness.foundation.names import ENGINES, REWARDS
+from harness.foundation.plugins import is_reference
 from harness.foundation.trained_reward import Normalisation, TrainedReward
 
-KnownReward = Annotated[str, one_of(REWARDS)]
+KnownReward = Annotated[str, one_of(REWARDS, or_plugin=True)]
 
 
 class PromptsConfig(Section):
@@ -105,6 +107,8 @@ class RunConfig(Section):
     """Weight of each reward in the sum that is trained on, see ``objective.combine``."""
     rewards: dict[KnownReward, RewardConfig] = Field({})
     """Settings of rewards and judges, by name."""
+    plugins: dict[str, PluginConfig] = Field({})
+    """Rules, kernels and advantages that are none of the project's, by the name that a setting gives them."""
     rollout: RolloutConfig = RolloutConfig()
     objective: ObjectiveConfig = ObjectiveConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
@@ -137,7 +141,23 @@ class RunConfig(Section):
     @property
     def rule(self) -> Needs:
         """What the selection asks for."""
+        own = self.plugins.get(self.selection)
+        if own is not None:
+            return Needs(own.samples, reads_capability=True, reads_ledger=own.reads_ledger)
         return needs_of(self.selection)
+
+    def source_of(self, name: str) -> str | None:
+        """Reference of the plug-in that a setting names; None for a name of the project's own."""
+        return self.plugins[name].source if name in self.plugins else None
+
+    @property
+    def plugin_sources(self) -> dict[str, str]:
+        """References of all plug-ins, by name."""
+        rewards = {name: reward.plugin for name, reward in self.rewards.items()}
+        others = (self.model.adapter, *(getattr(self.prompts, split) for split in self.prompt_splits))
+        named = {name: plugin.source for name, plugin in self.plugins.items()} | rewards
+        named |= {source.rpartition(":")[2]: source for source in others if is_reference(source)}
+        return {name: source for name, source in named.items() if source is not None}
 
     @property
     def candidate_samples(self) -> int:
@@ -153,6 +173,15 @@ class RunConfig(Section):
     def keeps_ledger(self) -> bool:
         """Whether outcomes of trained prompts are remembered."""
         return self.rule.reads_ledger or self.choice.ledger or self.choice.floor > 0
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _with_plugins(cls, content: Any, handler: ModelWrapValidatorHandler["RunConfig"]) -> "RunConfig":
+        if not isinstance(content, dict):
+            return handler(content)
+        content = declare(content)
+        with declaring(content.get("plugins") or {}, content.get("rewards") or {}):
+            return handler(content)
 
     @model_validator(mode="after")
     def _check_combinations(self) -> "RunConfig":

@@ -1,6 +1,7 @@
 """What all sections of a configuration have in common."""
 
 from collections.abc import Iterable, Mapping
+from contextvars import ContextVar
 from typing import Annotated, Any, ClassVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
@@ -29,11 +30,15 @@ Name = Annotated[str, AfterValidator(_require_name)]
 """Name of a file or folder."""
 
 
-def one_of(registry: Iterable[str]) -> AfterValidator:
+PLUGINS: ContextVar[frozenset[str]] = ContextVar("plugins", default=frozenset())
+"""Names of the plug-ins of the configuration that is being validated."""
+
+
+def one_of(registry: Iterable[str], or_plugin: bool = False) -> AfterValidator:
     """Validates a name by a registry of ``harness.foundation.names``, as a Literal of its names would."""
 
     def known(name: str) -> str:
-        if name not in registry:
+        if name not in registry and not (or_plugin and name in PLUGINS.get()):
             raise PydanticCustomError("literal_error", "must be {expected}", {"expected": ", ".join(registry)})
         return name
 

@@ -22,6 +22,7 @@ from harness.config import (
     validated,
     verification,
 )
+from harness.foundation.plugins import is_reference
 
 _MAX_SEEDS = 100_000
 
@@ -71,7 +72,7 @@ def expand_grid(
     planned = [(position, seed, cell) for cell in cells for position, seed in enumerate(cell["seeds"])]
     runs = []
     for _, seed, cell in sorted(planned, key=itemgetter(0)):
-        files = {kind: cell[kind] for kind in KINDS if isinstance(cell.get(kind), str)}
+        files = {kind: cell[kind] for kind in KINDS if isinstance(cell.get(kind), str) and not is_reference(cell[kind])}
         settings: dict[str, Any] = {"seed": seed}
         for key, value in cell.items():
             if key not in (*files, "seeds"):

@@ -24,6 +24,7 @@ from harness.models.pipelines.policy import Policy
 from harness.prompts.lists import generator_for, read_prompts
 from harness.rewards import Reward, build_rewards
 from harness.rollout import anchor_branch, full_sde, in_batches, ode_trajectory
+from harness.rules.plugins import kernel_of
 from harness.runs.directory import RUNS, environment, find_run
 from harness.trained.checkpoints import Checkpoint
 from harness.trained.loading import load_policy
@@ -31,7 +32,6 @@ from harness.training.accounting import expected_cost
 from harness.training.evaluation import sample_images
 from harness.training.scoring import start_scoring
 from harness.training.steps import stochastic_steps
-from harness.transitions import KERNELS
 
 _PROMPTS_OF_A_PART = 8
 _SHOWN = ("predicted", "preview", "curriculum", "screened")
@@ -228,7 +228,7 @@ class _Sampling:
 def _groups(config: RunConfig, policy: Policy, reward: Reward, prompt: str) -> torch.Tensor:
     """Rewards ``[groups, G]`` of one rollout of a prompt."""
     rollout, text = config.rollout, policy.encode([prompt])
-    kernel = KERNELS[config.method.kernel](eta=config.method.eta)
+    kernel = kernel_of(config.method.kernel, config.source_of(config.method.kernel), config.method.eta)
     sigmas, velocity = policy.sigmas(config.model.num_steps), in_batches(policy.velocity, config.model.max_batch)
     indices = stochastic_steps(rollout, config.seed, 1, 0)
     generator = generator_for(config.seed, "probe", prompt)

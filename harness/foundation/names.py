@@ -45,6 +45,9 @@ FUSIONS: dict[str, str] = {
 }
 """``fusion.kind`` in words; see docs/fusion.md. The arithmetic is in ``harness.rules.advantages.FUSIONS``."""
 
+NORMALISATIONS: tuple[str, ...] = ("group", "batch_std")
+"""``objective.normalisation``, see ``harness.training.advantages``."""
+
 ENGINES: tuple[str, ...] = ("ddp", "fsdp2")
 """``runtime.engine``; what each is stands in ``harness.training.engine``, how it is launched
 in harness/experiments/jobs/accelerate."""

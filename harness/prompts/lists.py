@@ -16,6 +16,7 @@ import torch
 
 from harness.config import ROOT, ConfigError, RunConfig
 from harness.foundation.files import read_text
+from harness.foundation.plugins import find, is_reference
 
 MAX_CHARACTERS = 2000
 """Longest prompt accepted: about what the 512 tokens of a T5 encoder hold. A model may take less."""
@@ -33,12 +34,15 @@ def read_prompts(path: str | Path) -> PromptList:
     """Read a prompt list in any of the formats of ``read_texts``; each prompt is as ``normalise`` makes it.
 
     Args:
-        path: absolute, or of a list that comes with the code, as in experiments/prompts/train.txt.
+        path: absolute, or of a list that comes with the code, as in experiments/prompts/train.txt; or a plug-in's
+            reference, see docs/extend.md.
 
     Raises:
         ConfigError: the file is missing, has no prompts, or one that is unusable (``problem_with``), or repeats one but
             for case and white space (``prompt_key``).
     """
+    if is_reference(str(path)):
+        return _read_plugin(str(path))
     file = ROOT / path
     if not file.is_file() and not Path(path).is_absolute():
         raise ConfigError(f"prompt list {path}: no such file in {Path.cwd()}, nor in {ROOT}")
@@ -49,23 +53,40 @@ def read_prompts(path: str | Path) -> PromptList:
 @lru_cache(maxsize=32)
 def _read_version(file: Path, version: tuple[int, int] | None) -> PromptList:
     """The list in a file that has the size and the time of change ``version``: a plan of many runs reads it once."""
+    return PromptList(_checked(read_texts(file), f"prompt list {file}"), hashlib.sha256(file.read_bytes()).hexdigest())
+
+
+def _read_plugin(source: str) -> PromptList:
+    """The list that a function without arguments returns, told from others by its prompts."""
+    plugin = find(source)
+    made, again = plugin.found(), plugin.found()
+    if not (isinstance(made, list | tuple) and all(isinstance(prompt, str) for prompt in made)):
+        plugin.refuse(f"must return a list of prompts, and returned {repr(made)[:100]}")
+    if list(made) != list(again):
+        plugin.refuse("returned other prompts when called again")
+    prompts = _checked([(f"prompt {n}", text) for n, text in enumerate(made, 1)], f"plug-in {source}")
+    return PromptList(prompts, hashlib.sha256("\n".join(prompts).encode()).hexdigest())
+
+
+def _checked(texts: Iterable[tuple[str, str]], where: str) -> tuple[str, ...]:
+    """Prompts as they are used, of texts with their places. Raises ConfigError."""
     seen: dict[str, str] = {}
     prompts = []
-    for place, text in read_texts(file):
+    for place, text in texts:
         problem = problem_with(text)
         if problem is not None:
-            raise ConfigError(f"prompt list {file}: {place} is {problem.kind}{problem.detail}")
+            raise ConfigError(f"{where}: {place} is {problem.kind}{problem.detail}")
         prompt = normalise(text)
         earlier = seen.setdefault(prompt_key(prompt), place)
         if earlier != place:
             raise ConfigError(
-                f"prompt list {file}: {place} repeats {earlier}, {prompt!r}; remove one, or write a list without "
+                f"{where}: {place} repeats {earlier}, {prompt!r}; remove one, or write a list without "
                 f"repetitions with  adagrpo prompts import"
             )
         prompts.append(prompt)
     if not prompts:
-        raise ConfigError(f"prompt list {file}: has no prompts")
-    return PromptList(tuple(prompts), hashlib.sha256(file.read_bytes()).hexdigest())
+        raise ConfigError(f"{where}: has no prompts")
+    return tuple(prompts)
 
 
 def overlap(prompts: Iterable[str], others: Iterable[str]) -> list[str]:

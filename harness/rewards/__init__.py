@@ -8,6 +8,7 @@ from functools import cache
 from typing import TYPE_CHECKING
 
 from harness.foundation.names import REWARDS
+from harness.foundation.plugins import find
 from harness.rewards.base import Reward, RewardError, check_images
 
 if TYPE_CHECKING:
@@ -31,22 +32,36 @@ def build_reward(name: str, num_threads: int = 1, settings: "RewardConfig | None
     """
     from harness.config import RewardConfig, nearest
 
+    settings = settings or RewardConfig()
+    if settings.plugin is not None:
+        _require_settings(name, "a plug-in", settings, {"plugin", "batch_size"})
+        return _build_plugin(name, settings, find(settings.plugin).sha256)
     if name not in REWARDS:
         raise ValueError(f"unknown reward {name!r}: {nearest(name, tuple(REWARDS))}")
-    settings = settings or RewardConfig()
     backends = REWARDS[name].backends
     backend: str = settings.backend or backends[0]
     if backend not in backends:
         raise ValueError(f"rewards.{name}.backend={backend}: {nearest(backend, backends)}")
-    allowed = {"backend", "offset", "scale", *_settings_of(name, backend)}
-    for key in sorted(settings.changed - allowed):
-        raise ValueError(
-            f"rewards.{name}.{key}: {name} with backend {backend} has no such setting; "
-            f"it has {', '.join(sorted(allowed))}"
-        )
+    _require_settings(name, f"with backend {backend}", settings, {"backend", *_settings_of(name, backend)})
     # A question's file may have changed since an earlier call.
     build = _build.__wrapped__ if settings.question else _build
     return build(name, backend, settings, num_threads)
+
+
+def _require_settings(name: str, what: str, settings: "RewardConfig", own: set[str]) -> None:
+    allowed = {"offset", "scale", *own}
+    for key in sorted(settings.changed - allowed):
+        raise ValueError(
+            f"rewards.{name}.{key}: {name} {what} has no such setting; it has {', '.join(sorted(allowed))}"
+        )
+
+
+@cache
+def _build_plugin(name: str, settings: "RewardConfig", sha256: str) -> Reward:
+    """One instance, which may hold weights, as long as its source stays as it is."""
+    from harness.rewards.plugin import PluginReward
+
+    return PluginReward(name, settings)
 
 
 def _settings_of(name: str, backend: str) -> set[str]:

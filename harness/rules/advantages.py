@@ -89,17 +89,20 @@ FUSIONS: dict[str, Callable[[Group, float], Tensor]] = {
 """By ``fusion.kind``."""
 
 
-def fuse(group: Group, kind: str, weight: float, same_length: bool = False) -> Tensor:
+def fuse(
+    group: Group, kind: str | Callable[[Group, float], Tensor], weight: float, same_length: bool = False
+) -> Tensor:
     """A group's advantages ``[G]``, by one of ``FUSIONS``.
 
     Args:
         group: the group.
-        kind: name in ``FUSIONS``.
+        kind: name in ``FUSIONS``, or another function of a group and a weight.
         weight: w.
         same_length: the control: local advantages, stretched to the Euclidean length that the kind's have. What the
             kind gains over it, it gains by direction.
     """
-    advantages = FUSIONS[kind](group, weight)
+    rule = FUSIONS[kind] if isinstance(kind, str) else kind
+    advantages = rule(group, weight)
     if same_length:
         return group.local * (advantages.norm() / group.local.norm().clamp(min=EPSILON))
     return advantages

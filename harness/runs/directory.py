@@ -26,6 +26,7 @@ from harness.foundation import files, records
 from harness.foundation.errors import CollectiveError, FileError, HarnessError, StopRun
 from harness.foundation.files import append, read_text, write_atomically
 from harness.foundation.places import CODE, IS_CHECKOUT, WORK
+from harness.foundation.plugins import explaining
 from harness.runs import checkpoints, identity
 from harness.runs.identity import fingerprints_of
 
@@ -121,7 +122,8 @@ class RunDirectory:
     def failure_noted(self) -> Iterator[None]:
         """Within: an exception is noted as by ``note_failure``; an echo is raised with the message of its cause."""
         try:
-            yield
+            with explaining():
+                yield
         except StopRun:  # no failure
             raise
         except Exception as error:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from analysis.runs.sources import changes_since, note_on_changes, require_environment
 from harness.config import NUMERICS_VERSION, ConfigError, RunConfig, leaves, numeric_settings
 from harness.foundation.files import read_text, write_atomically
+from harness.foundation.plugins import explaining, find
 
 if TYPE_CHECKING:
     from harness.prompts.lists import PromptList
@@ -66,7 +67,24 @@ def fingerprints_of(config: RunConfig) -> dict[str, str]:
         fingerprints |= {f"reward {name}": reward.fingerprint() for name, reward in rewards.items()}
     except RewardError as error:
         raise ConfigError(str(error)) from None
-    return fingerprints
+    return fingerprints | plugin_fingerprints(config)
+
+
+def plugin_fingerprints(config: RunConfig) -> dict[str, str]:
+    """sha256 of the source of each plug-in but rewards and lists of prompts, by ``plugin NAME``; each was tried out."""
+    if not (config.plugins or config.model.adapter):
+        return {}
+    from harness.rules.plugins import try_out
+
+    sources = [plugin.source for plugin in config.plugins.values()]
+    sources += [config.model.adapter] if config.model.adapter else []
+    rule = None if config.rule.reads_ledger else config.source_of(config.selection)
+    fusion, local, kernel = map(
+        config.source_of, (config.fusion.kind, config.objective.normalisation, config.method.kernel)
+    )
+    with explaining():
+        try_out(rule, config.rule.samples, fusion, local, kernel, config.method.eta)
+    return {f"plugin {(plugin := find(source)).name}": plugin.sha256 for source in sources}
 
 
 def _require_exact_sampling(config: RunConfig) -> None:
@@ -125,13 +143,17 @@ def overlaps(config: RunConfig, lists: Mapping[str, Sequence[str]]) -> list[str]
 
 
 def write_identity(folder: Path, config: RunConfig, fingerprints: Mapping[str, str]) -> None:
-    """Note, once, what a new run is and where its configuration was written."""
+    """Note, once, what a new run is and where its configuration was written; keep its plug-ins' source."""
     content = {
         "numerics_version": NUMERICS_VERSION,
         "settings": numeric_settings(config),
         "fingerprints": dict(fingerprints),
     }
     write_atomically(folder / FILE, json.dumps(content, indent=1) + "\n")
+    for name, source in config.plugin_sources.items():
+        for path, text in find(source).files.items():
+            (folder / "plugins" / name / path).parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(folder / "plugins" / name / path, text)
     write_atomically(folder / "origins.json", json.dumps(dict(config.origins), indent=1) + "\n")
 
 
@@ -154,6 +176,7 @@ def require_unchanged(folder: Path, config: RunConfig, fingerprints: Mapping[str
     now = fingerprints_of(config) if fingerprints is None else fingerprints
     known = _read(folder / FILE)
     paths = {split: f"prompts.{split} {getattr(config.prompts, split)}" for split in config.prompt_splits}
+    paths |= {f"plugin {name}": f"plug-in {source}" for name, source in config.plugin_sources.items()}
     paths["model"] = f"model.path {config.model.path}"
     changed = [
         f"{paths.get(name, name)} is another one than the run was made with"

@@ -155,11 +155,11 @@ def _measured(run: RunDirectory) -> str:
 
 
 def _method_of(config: RunConfig) -> str:
-    name = METHODS[config.method.kernel]
+    name = METHODS.get(config.method.kernel, config.method.kernel)
     if _is_adagrpo(config):
         return f"{name} + AdaGRPO"
     selection = "" if config.selection == "random" else f" + {config.selection} prompts"
-    fusion = f" + {FUSIONS[config.fusion.kind]}" if config.fusion.enabled else ""
+    fusion = f" + {FUSIONS.get(config.fusion.kind, config.fusion.kind)}" if config.fusion.enabled else ""
     return f"{name}{selection}{fusion}"
 
 

@@ -10,6 +10,7 @@ from harness.config import RunConfig
 from harness.objective import batch_normalised_advantage
 from harness.rewards import Reward
 from harness.rules.advantages import Group, fuse
+from harness.rules.plugins import fusion_of, local_of
 from harness.training.processes import Processes
 from harness.training.scoring import Scores
 
@@ -25,6 +26,9 @@ class Advantages:
 
     def __init__(self, config: RunConfig, reward: Reward, processes: Processes) -> None:
         self._config, self._reward, self._processes = config, reward, processes
+        self._fusion = fusion_of(config.fusion.kind, config.source_of(config.fusion.kind))
+        source = config.source_of(config.objective.normalisation)
+        self._own_local = None if source is None else local_of(source)
 
     def of(self, scores: Sequence[Scores], capability: CapabilityTracker) -> list[Tensor]:
         """Fused advantages of each slot's groups, ``[groups, G]``; the paths of a full-SDE rollout are one group.
@@ -55,6 +59,8 @@ class Advantages:
     def _local(self, rewards: Sequence[Tensor], resolution: float) -> list[Tensor]:
         """Local advantages of each slot's groups, ``[groups, G]``, of one reward and its resolution."""
         clip = self._config.objective.advantage_clip
+        if self._own_local is not None:
+            return [torch.stack([self._own_local(group) for group in groups]) for groups in rewards]
         if self._config.objective.normalisation == "group":
             return [torch.stack([local_advantage(group, clip, resolution) for group in groups]) for groups in rewards]
         own = torch.cat(list(rewards))
@@ -67,4 +73,4 @@ class Advantages:
         """A group's local advantages ``[G]``, corrected by the capability as ``fusion.kind`` says."""
         fusion, clip = self._config.fusion, self._config.objective.advantage_clip
         group = Group(local, rewards, capability.mean, capability.std, clip, self._reward.resolution)
-        return fuse(group, fusion.kind, fusion.weight, fusion.same_length)
+        return fuse(group, self._fusion, fusion.weight, fusion.same_length)

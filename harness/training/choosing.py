@@ -10,7 +10,8 @@ from harness.adagrpo import SELECTION_STRATEGIES, CapabilityTracker
 from harness.config import RunConfig
 from harness.prompts.lists import draw_candidates, generator_for
 from harness.rules.ledger import Ledger, prompt_number
-from harness.rules.selection import RULES, Candidates, draw_strategy
+from harness.rules.plugins import rule_of
+from harness.rules.selection import Candidates, draw_strategy
 from harness.training.accounting import Slot
 from harness.training.processes import Processes
 
@@ -28,6 +29,7 @@ class Choosing:
     def __init__(self, config: RunConfig, prompts: tuple[str, ...], resolution: float, processes: Processes) -> None:
         self._config, self._prompts, self._resolution, self._processes = config, prompts, resolution, processes
         self._by_number = {prompt_number(prompt): prompt for prompt in prompts} if config.selection == "replay" else {}
+        self._rule = rule_of(config.selection, config.source_of(config.selection))
         self.ledger = Ledger(config.capability.decay, config.choice.forgetting) if config.keeps_ledger else None
 
     def draw(self, iteration: int, number: int) -> Slot:
@@ -62,7 +64,7 @@ class Choosing:
             is_repeated=slot.is_repeated,
             resolution=self._resolution,
         )
-        return RULES[self._config.selection](candidates)
+        return self._rule(candidates)
 
     def above_floor(self, slots: Sequence[Slot], advantages: list[Tensor]) -> list[Tensor]:
         """The same advantages, but 0 where a prompt's groups are spread less than most of the latest prompts'."""

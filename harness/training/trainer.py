@@ -18,6 +18,7 @@ from harness.models.pipelines.policy import Policy
 from harness.prompts.lists import generator_for
 from harness.rewards import Reward
 from harness.rollout import Trajectory, anchor_branch, full_sde, in_batches, ode_trajectory
+from harness.rules.plugins import kernel_of
 from harness.training.accounting import (
     Counters,
     Slot,
@@ -36,7 +37,6 @@ from harness.training.processes import Processes
 from harness.training.scoring import PendingScores, Scores, start_scoring
 from harness.training.sharded import build_engine
 from harness.training.steps import stochastic_steps, trained_steps
-from harness.transitions import KERNELS
 
 
 def require_finite(images: Tensor, where: str) -> None:
@@ -64,7 +64,7 @@ class Trainer:
         # Consecutive slots, so that what processes gather is in the order of slots, however many processes there are.
         mine = config.rollout.prompts_per_iteration // self.processes.count
         self._slots = range(self.processes.index * mine, (self.processes.index + 1) * mine)
-        self.kernel = KERNELS[config.method.kernel](eta=config.method.eta)
+        self.kernel = kernel_of(config.method.kernel, config.source_of(config.method.kernel), config.method.eta)
         self.sigmas = policy.sigmas(config.model.num_steps)
         self._candidate_sigmas = policy.sigmas(config.candidate_steps)
         self.velocity = in_batches(policy.velocity, config.model.max_batch)

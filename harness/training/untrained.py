@@ -6,13 +6,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from analysis.runs.sources import numbers_sha256
 from harness.config import NUMERICS_VERSION, RunConfig
 from harness.foundation.files import write_atomically
+from harness.foundation.plugins import find
 from harness.models.pipelines.files import model_fingerprint
 from harness.models.pipelines.locate import find_pipeline
 from harness.prompts.lists import read_prompts
 from harness.rewards import Reward
+from harness.runs.directory import environment
 from harness.training.observation import VERSION as OBSERVATION
 
 
@@ -29,10 +30,11 @@ def digest(config: RunConfig, judges: Sequence[Reward], split: str, num_prompts:
     model, settings = config.model, config.evaluation
     content = [
         NUMERICS_VERSION,
-        numbers_sha256(),
+        environment()["code_sha256"],
         OBSERVATION,
         model_fingerprint(find_pipeline(model.path)),
         model.model_dump(mode="json", exclude={"path", "execution"}),
+        None if model.adapter is None else find(model.adapter).sha256,
         {judge.name: judge.fingerprint() for judge in judges},
         read_prompts(getattr(config.prompts, split)).sha256,
         num_prompts,

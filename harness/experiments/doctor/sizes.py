@@ -226,7 +226,8 @@ def _decoding(config: RunConfig, of: Architecture) -> int:
 
 def reward_bytes(config: RunConfig, name: str, on_gpu: bool) -> int:
     """A reward's model, if it is in this process's memory."""
-    settings, model = config.rewards.get(name, RewardConfig()), REWARDS[name].model
+    settings = config.rewards.get(name, RewardConfig())
+    model = None if settings.plugin else REWARDS[name].model
     is_elsewhere = settings.backend == "url" or (on_gpu and settings.device == "cpu")
     if model is None or is_elsewhere or (settings.path or "").startswith(TWIN_PREFIX):
         return 0

@@ -9,7 +9,7 @@ from harness.adagrpo import EPSILON, global_advantage, local_advantage, rescale_
 from harness.models.pipelines.embedding import PromptEmbedding
 from harness.models.pipelines.policy import Policy
 from harness.rollout import Rollout
-from harness.transitions import Kernel
+from harness.rules.plugins import Kernel
 
 KINDS = ("unbiased", "local", "global", "rescaling", "capability")
 """Advantages whose gradients are measured. Others are sums of them: fusion of weight w is local + w global, its control

@@ -13,9 +13,9 @@ from harness.models.pipelines.policy import Policy
 from harness.prompts.lists import draw_candidates, generator_for
 from harness.rewards import Reward
 from harness.rollout import anchor_branch, in_batches, ode_trajectory
+from harness.rules.plugins import kernel_of
 from harness.training.scoring import start_scoring
 from harness.training.trainer import require_finite
-from harness.transitions import KERNELS, Kernel
 
 
 class Sampled(NamedTuple):
@@ -40,7 +40,7 @@ class Sampler:
 
     def __init__(self, config: RunConfig, policy: Policy, reward: Reward, prompts: tuple[str, ...]) -> None:
         self.config, self.policy, self.reward, self.prompts = config, policy, reward, prompts
-        self.kernel: Kernel = KERNELS[config.method.kernel](eta=config.method.eta)
+        self.kernel = kernel_of(config.method.kernel, config.source_of(config.method.kernel), config.method.eta)
         self.sigmas = policy.sigmas(config.model.num_steps)
         self.velocity = in_batches(policy.velocity, config.model.max_batch)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from harness.config import ConfigError, ModelConfig, OptimizerConfig
+from harness.foundation.plugins import find
 from harness.models.pipelines.locate import class_name_of, find_pipeline
 
 if TYPE_CHECKING:
@@ -16,13 +17,27 @@ if TYPE_CHECKING:
 def build_policy(model: ModelConfig, optimizer: OptimizerConfig, device: torch.device, seed: int) -> Policy:
     """The policy for the pipeline that ``model.path`` names, by the class in its model_index.json.
 
-    Arguments: see ``Policy``. Raises ConfigError if there is none for that class, and what ``Policy`` raises.
+    ``model.adapter`` names another one. Arguments: see ``Policy``. Raises ConfigError if there is none for that class,
+    and what ``Policy`` raises.
     """
     from harness.models.pipelines.flux import FluxPolicy
     from harness.models.pipelines.sd3 import StableDiffusion3Policy
 
     name = class_name_of(find_pipeline(model.path))
+    if model.adapter is not None:
+        return _plugin(model.adapter, name)(model, optimizer, device, seed)
     policies = {policy.pipeline_class.__name__: policy for policy in (FluxPolicy, StableDiffusion3Policy)}
     if name not in policies:
         raise ConfigError(f"model.path: {model.path} is a {name}; {' and '.join(policies)} can be trained")
     return policies[name](model, optimizer, device, seed)
+
+
+def _plugin(source: str, pipeline: str) -> type[Policy]:
+    from harness.models.pipelines.policy import Policy
+
+    plugin = find(source)
+    if not (isinstance(plugin.found, type) and issubclass(plugin.found, Policy)):
+        plugin.refuse("must be a subclass of harness.models.pipelines.policy.Policy")
+    if plugin.found.pipeline_class.__name__ != pipeline:
+        plugin.refuse(f"trains a {plugin.found.pipeline_class.__name__}, but model.path is a {pipeline}")
+    return plugin.found

@@ -1,0 +1,258 @@
+"""Parts of a run that stand outside of the project: found by reference, checked, and part of what the run is."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from harness import cli
+from harness.adagrpo import CapabilityTracker
+from harness.config import ConfigError, RunConfig, compose, load
+from harness.config import plugins as config_plugins
+from harness.experiments.grid import expand_grid
+from harness.foundation import plugins
+from harness.foundation.errors import HarnessError
+from harness.foundation.plugins import PluginError, explaining, find
+from harness.models.pipelines.registry import build_policy
+from harness.prompts.lists import read_prompts
+from harness.rewards import build_rewards
+from harness.rules.advantages import Group
+from harness.rules.plugins import fusion_of, local_of, rule_of, try_out
+from harness.rules.selection import Candidates
+from harness.runs.directory import find_run, prepare_run
+from harness.runs.identity import require_unchanged
+from harness.training.session import Session
+
+RULE = """
+class SecondHardest:
+    samples = 1
+
+    def __call__(self, candidates):
+        return int(candidates.means.argsort()[1])
+"""
+REWARD = """
+def Brightness(images, prompts):
+    return images.mean(dim=(1, 2, 3))
+"""
+Write = Callable[[str], Path]
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Write:
+    """Writes a plug-in's file, by name ``my.py``."""
+
+    def writing(text: str) -> Path:
+        file = tmp_path / "my.py"
+        file.write_text(text)
+        return file
+
+    return writing
+
+
+SETTINGS = ["iterations=1", "rollout.candidates=4", "rollout.group_size=2", "rollout.branch_indices=[1]"]
+SETTINGS += ["evaluation={judges: [], validation_prompts: 2, gallery: 0, test: false, base_test: false}"]
+
+
+def composed(*overrides: str) -> RunConfig:
+    return compose("miniature-luck", overrides=[*SETTINGS, *overrides])
+
+
+def test_a_run_trains_on_a_plug_in_and_is_told_by_its_source(write: Write, tmp_path: Path) -> None:
+    file = write(RULE + REWARD)
+    config = composed(f"selection={file}:SecondHardest", f"reward={file}:Brightness", "rewards.Brightness.batch_size=4")
+    run = prepare_run(config, tmp_path / "runs")
+    assert run.run_id.startswith("flow_grpo-SecondHardest-seed0-")
+    assert (run.folder / "plugins" / "SecondHardest" / "my.py").read_text() == file.read_text()
+    Session(run, say=lambda line: None).execute()
+    assert '"ranks": [1]' in (run.folder / "metrics.jsonl").read_text()
+    assert load(run.folder / "config.yaml") == config
+    file.write_text(file.read_text() + "\n# Another one.\n")
+    assert find_run(config, tmp_path / "runs").run_id != run.run_id
+    with pytest.raises(ConfigError, match=r"my\.py:SecondHardest is another one than the run was made with"):
+        require_unchanged(run.folder, run.config)
+    file.unlink()
+    assert run.status()["state"] == "finished"
+    assert run.config == config
+    with pytest.raises(PluginError, match=r"no such file; a run keeps a copy of its plug-ins, in plugins/"):
+        find_run(config)
+
+
+WRONG = {
+    "selection": [
+        ("return 4", "must return an index from 0 to 3, of 4 candidates, and returned 4"),
+        ("return 0.5", "a whole number, and returned 0.5"),
+        ("return int(torch.randint(10**9, (1,))) % 4 if next(calls) else 1", "when called again"),
+        ("return candidates.means[99]", "my.py:6: IndexError: index 99 is out of bounds"),
+    ],
+    "fusion": [
+        ("return candidates.local[:3]", r"must return a tensor of 4 advantages, \[G\], and returned a tensor \[3\]"),
+        ("return candidates.local * float('nan')", "advantages that are not finite"),
+        ("return torch.rand(4)", "other advantages when called again"),
+    ],
+    "local": [("return [0.0]", r"must return a tensor of 4 advantages, \[G\], and returned \[0.0\]")],
+}
+CASES = [(kind, body, said) for kind, those in WRONG.items() for body, said in those]
+
+
+@pytest.mark.parametrize(("kind", "body", "said"), CASES)
+def test_what_a_rule_may_not_return_is_refused_in_one_line(write: Write, kind: str, body: str, said: str) -> None:
+    file = write(
+        f"import itertools\nimport torch\n\ncalls = itertools.count()\ndef Mine(candidates, *_):\n    {body}\n"
+    )
+    source = f"{file}:Mine"
+    rewards = torch.tensor([0.1, 0.4, 0.2, 0.3], dtype=torch.float64)
+    capability = CapabilityTracker()
+    capability.update(rewards)
+    call = {
+        "selection": lambda: rule_of("", source)(Candidates(rewards[:, None], capability, torch.Generator())),
+        "fusion": lambda: fusion_of("", source)(Group(rewards, rewards, 0.3, 0.1), 1.0),
+        "local": lambda: local_of(source)(rewards),
+    }[kind]
+    with pytest.raises(PluginError, match=said) as caught, explaining():
+        call()
+    assert "my.py:" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+KERNEL = """
+from harness.transitions import Kernel, SDETransition
+import torch
+
+class Mine(Kernel):
+    def _transition(self, x, v, sigma, sigma_next, fallback):
+        std = self.eta * (sigma - sigma_next).sqrt()
+        return SDETransition(mean=MEAN, std=STD, diffusion=torch.full_like(sigma, self.eta))
+"""
+
+
+@pytest.mark.parametrize(
+    ("mean", "std", "said"),
+    [
+        ("x[:1] + v[:1]", "std", r"must be shaped as x, \[3, 4, 4, 4\], and is \[1, 4, 4, 4\]"),
+        ("x + v * float('inf')", "std", "is not finite, though the velocity is"),
+        ("x + v", "-std", "the std of a step from sigma 0.8 to 0.6 is -"),
+        ("x", "std", "must depend on the velocity"),
+        ("x + v + torch.rand(1)", "std", "gave another step when called again"),
+    ],
+)
+def test_what_a_kernel_may_not_return_is_refused_in_one_line(write: Write, mean: str, std: str, said: str) -> None:
+    good = write(KERNEL.replace("MEAN", "x + (sigma_next - sigma) * v").replace("STD", "std"))
+    try_out(None, 1, None, None, f"{good}:Mine", 0.3)
+    bad = write(KERNEL.replace("MEAN", mean).replace("STD", std))
+    with pytest.raises(PluginError, match=said):
+        try_out(None, 1, None, None, f"{bad}:Mine", 0.3)
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        ("return images.mean()", r"must return a tensor of a score per picture, \[2\], and returned \[\]"),
+        ("return images.mean((1, 2, 3)) / 0 * 0", "scored nan, for the prompt 'one'"),
+        ("return torch.rand(2)", "when called again"),
+        ("return images.missing", "my.py:3: AttributeError: 'Tensor' object has no attribute 'missing'"),
+    ],
+)
+def test_what_a_reward_may_not_return_is_refused_in_one_line(write: Write, body: str, said: str) -> None:
+    file = write(f"import torch\ndef Mine(images, prompts):\n    {body}\n")
+    config = composed(f"reward={file}:Mine")
+    reward, _ = build_rewards(config.reward, (), config.rewards)
+    with pytest.raises(PluginError, match=said), explaining():
+        reward.score(torch.zeros(2, 3, 8, 8), ["one", "two"])
+
+
+def test_prompts_come_from_a_function(write: Write) -> None:
+    file = write("def words():\n    return [f'the  word {i}' for i in range(9)]\n\ndef none():\n    return None\n")
+    config = composed(f"prompts.train={file}:words")
+    assert read_prompts(config.prompts.train).prompts[3] == "the word 3"
+    assert config.plugin_sources == {"words": f"{file}:words"}
+    with pytest.raises(PluginError, match="must return a list of prompts, and returned None"):
+        read_prompts(f"{file}:none")
+
+
+def test_a_policy_of_the_wrong_kind_is_refused(write: Write) -> None:
+    config = composed(f"model.adapter={write(RULE)}:SecondHardest")
+    with pytest.raises(PluginError, match=r"must be a subclass of harness\.models\.pipelines\.policy\.Policy"):
+        build_policy(config.model, config.optimizer, torch.device("cpu"), 0)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["selection={file}:Missing"], "has no Missing, but SecondHardest, random"),
+        (["selection={file}:random"], "random is a name of the project's own"),
+        (["selection=nowhere/my.py:Rule"], "nowhere/my.py:Rule: no such file"),
+        (["selection=no_such_module:Rule"], "there is no module no_such_module in Python"),
+        (["selection=SecondHardest"], "selection='SecondHardest' is unknown; the nearest is"),
+        (["reward={file}:SecondHardest", "rewards.SecondHardest.precision=bf16"], "a plug-in has no such setting"),
+        (["selection={file}:SecondHardest", "plugins={{SecondHardest: other.py:SecondHardest}}"], "have one name"),
+    ],
+)
+def test_a_plug_in_that_cannot_be_had_is_one_line(write: Write, overrides: list[str], said: str) -> None:
+    file = write(f"{RULE}\n\ndef random(candidates):\n    return 0\n")
+    with pytest.raises(HarnessError, match=said):
+        find_run(composed(*(override.format(file=file) for override in overrides)))
+
+
+def test_a_syntax_error_names_its_line(write: Write) -> None:
+    file = write("x = 1\ny = (")
+    with pytest.raises(PluginError, match=r"my\.py:2: SyntaxError"):
+        find(f"{file}:Mine")
+
+
+def test_the_command_shows_a_traceback_only_when_asked(write: Write, capsys: pytest.CaptureFixture[str]) -> None:
+    file = write("raise RuntimeError('broken on purpose')")
+    for extra in ([], ["--traceback"]):
+        with pytest.raises(SystemExit, match="2"):
+            cli.main(["show-config", f"selection={file}:Rule", *extra])
+        error = capsys.readouterr().err
+        assert f"adagrpo: error: plug-in {file}:1: RuntimeError: broken on purpose" in " ".join(error.split("\n"))
+        assert ("Traceback" in error) == bool(extra)
+
+
+def test_the_folder_of_a_plug_in_does_not_matter_and_paths_are_made_absolute(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ids = []
+    for name in ("here", "there"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "my.py").write_text(RULE)
+        monkeypatch.chdir(tmp_path / name)
+        config = composed("selection=my.py:SecondHardest")
+        assert config.plugins["SecondHardest"].source == f"{tmp_path}/{name}/my.py:SecondHardest"
+        ids.append(find_run(config).run_id)
+    assert ids[0] == ids[1]
+    file = tmp_path / "there" / "my.py"
+    assert plugins.absolute("reward={my.py:A: 1, twin:flux: 2}") == f"reward={{{file}:A: 1, twin:flux: 2}}"
+
+
+def test_a_module_is_told_by_what_it_imports_of_its_own_package(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = tmp_path / "lab_of_tests"
+    package.mkdir()
+    (package / "__init__.py").write_text("")
+    (package / "rules.py").write_text(f"from .parts import WHICH\nimport torch\n{RULE}")
+    (package / "parts.py").write_text("WHICH = 1\n")
+    (package / "unread.py").write_text("")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(config_plugins, "installed", lambda: {"second": "lab_of_tests.rules:SecondHardest"})
+    config = composed("selection=second")
+    assert config.selection == "second"
+    assert config.plugins["second"].source == "lab_of_tests.rules:SecondHardest"
+    before = find(config.plugins["second"].source)
+    assert set(before.files) == {f"lab_of_tests/{name}.py" for name in ("__init__", "rules", "parts")}
+    (package / "parts.py").write_text("WHICH = 2\n")
+    assert find(config.plugins["second"].source).sha256 != before.sha256
+
+
+def test_a_grid_takes_plug_ins_beside_its_own_names(write: Write, tmp_path: Path) -> None:
+    file = write(RULE + REWARD)
+    grid = tmp_path / "grid.yaml"
+    grid.write_text(
+        f"profile: miniature-luck\nseeds: [0]\ncells:\n"
+        f"  - {{selection: [random, '{file}:SecondHardest'], reward: '{file}:Brightness'}}\n"
+    )
+    configs = expand_grid(str(grid))
+    assert [config.selection for config in configs] == ["random", "SecondHardest"]
+    assert configs[1].reward == {"Brightness": 1.0}
