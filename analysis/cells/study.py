@@ -126,9 +126,15 @@ class Study:
         table = spent(self.runs)
         return table[table["iteration"].isin(self.evaluations["iteration"].unique())]
 
-    def values(self, cell: Cell, metric: str, split: str = "test") -> pd.Series:
-        """Final values of a cell by seed, of the test or of the last validations; runs of a seed are averaged."""
-        return self._values.get((cell, metric, split), pd.Series(dtype=float))
+    @cached_property
+    def endpoint(self) -> str:
+        """Prompts that results are of: test, or validation where no finished run has read a test list."""
+        splits = set(self.final["split"])
+        return "validation" if splits == {"validation"} else "test"
+
+    def values(self, cell: Cell, metric: str, split: str | None = None) -> pd.Series:
+        """Final values of a cell by seed, of ``endpoint`` or of another split; runs of a seed are averaged."""
+        return self._values.get((cell, metric, split or self.endpoint), pd.Series(dtype=float))
 
     @cached_property
     def _values(self) -> dict[tuple[Cell, str, str], pd.Series]:
@@ -152,7 +158,7 @@ class Study:
 
     @cached_property
     def interval(self) -> Callable[[Cell, str], Interval | None]:
-        """95 % interval of a cell's mean of a metric over seeds on test prompts.
+        """95 % interval of a cell's mean of a metric over seeds on the prompts of ``endpoint``.
 
         None below ``MIN_SEEDS_FOR_INTERVAL`` seeds.
         """
@@ -206,7 +212,7 @@ class Study:
         base = self.base_of(cell)
         if base is None or base == cell:
             return None
-        seeds, pair = self.pair(cell, base, metric)
+        seeds, pair = self.pair(cell, base, metric, self.endpoint)
         if not seeds:
             return None
         found = statistics.paired_summary(*pair)

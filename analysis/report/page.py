@@ -111,7 +111,7 @@ def _study(logs: Logs, part: Part, scope: str, names_experiment: bool) -> dict[s
     study, figures = part.study, part.figures
     rows = [(cell, row) for (cell, _), row in zip(study.cells, part.cells.to_dict("records"), strict=True)]
     shared, varied = split_settings([logs.configs[i] for i in study.summary.index])
-    final = study.final[study.final["split"] == "test"]
+    final = study.final[study.final["split"] == study.endpoint].groupby(["run_id", "metric"]).tail(1)
     of_question = {
         "conclusions": part.conclusions,
         "main": main_table(study),
@@ -130,6 +130,7 @@ def _study(logs: Logs, part: Part, scope: str, names_experiment: bool) -> dict[s
         | {name for name in ("main", "selection", "costs", "chosen") if figures[name].panels}
         | ({"curves"} if figures["curves"].panels or figures["published"].panels else set()),
         "metrics": study.metrics,
+        "endpoint": study.endpoint,
         "figures": figures,
         "cells": rows,
         "before_splits": set(part.cells["before_split"]),
@@ -148,6 +149,8 @@ def _study(logs: Logs, part: Part, scope: str, names_experiment: bool) -> dict[s
 
 
 def _missing(study: Study) -> list[tuple[str, list[str]]]:
+    if len(study.grid_cells) <= 2:  # a run or a pair is no part of a grid
+        return []
     return [(METHOD_NAMES[method], [cell.short for cell in cells]) for method, cells in missing_cells(study).items()]
 
 

@@ -59,7 +59,7 @@ def cells_table(study: Study, frame: pd.DataFrame) -> WideTable:
         entries += [Entry(row[f"{metric}_after"], row[f"{metric}_sd"]) for metric in study.metrics]
         entries += [_difference(study.compare(cell, TRAINING_REWARD)), Entry(row["seconds_per_iteration"], digits=2)]
         body.append((cell.label, [*entries, Entry(row["compute"], digits=0)]))
-    title = f"Experiment {study.experiment}, trained on {study.reward}: test prompts, mean ± sd over seeds"
+    title = f"Experiment {study.experiment}, trained on {study.reward}: {study.endpoint} prompts, mean ± sd over seeds"
     return WideTable(title, head, body)
 
 
@@ -81,7 +81,7 @@ def main_table(study: Study) -> WideTable | None:
     if not pairs:
         return None
     before, split = study.untrained(pairs[0][0])
-    untrained = "Untrained" if split == "test" else "Untrained (validation prompts)"
+    untrained = "Untrained" if split == study.endpoint else f"Untrained ({split} prompts)"
     rows: list[tuple[str, list[Entry]]] = [(untrained, [Entry(before.get(m, math.nan)) for m in study.metrics])]
     for base, treatments in pairs:
         for cell in (base, *treatments):
@@ -89,7 +89,7 @@ def main_table(study: Study) -> WideTable | None:
             rows.append((cell.label, [Entry(of_metric.mean(), of_metric.std()) for of_metric in values]))
             if cell != base:
                 rows.append(("difference", [_difference(study.compare(cell, metric)) for metric in study.metrics]))
-    title = f"This study, trained on {study.reward}: test prompts, mean ± sd over seeds"
+    title = f"This study, trained on {study.reward}: {study.endpoint} prompts, mean ± sd over seeds"
     return WideTable(title, ["", *study.metrics.values()], rows)
 
 
@@ -139,7 +139,7 @@ def extra_gain_table(study: Study) -> WideTable | None:
     rows = []
     for base, treatments in adagrpo_pairs(study):
         before, split = study.untrained(base)
-        start = before.get(TRAINING_REWARD, math.nan) if split == "test" else math.nan
+        start = before.get(TRAINING_REWARD, math.nan) if split == study.endpoint else math.nan
         gain = study.values(base, TRAINING_REWARD).mean() - start
         for cell in treatments:
             comparison = study.compare(cell, TRAINING_REWARD)

@@ -8,6 +8,7 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
+from importlib.metadata import PackageNotFoundError, version
 from inspect import Parameter, signature
 from itertools import groupby
 from types import NoneType, UnionType
@@ -108,9 +109,10 @@ def _overview() -> str:
 
 
 def _version() -> str:
-    from importlib.metadata import version
-
-    return f"adagrpo {version('adagrpo')}"
+    try:
+        return f"adagrpo {version('adagrpo')}"
+    except PackageNotFoundError:
+        return "adagrpo, not installed"
 
 
 def _add(parser: Parser, parameter: Parameter, kind: Any, said: str, least: float | None = None) -> None:

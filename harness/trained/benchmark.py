@@ -151,16 +151,36 @@ class Benchmark:
 
 
 def table(scores: Sequence[Score]) -> list[str]:
-    """Markdown lines, a row per checkpoint: the paper's columns if any of them was measured, then all other metrics."""
+    """Markdown lines, a row per checkpoint: the paper's columns if any of them was measured, then all other metrics.
+
+    Values are means over prompts ± their standard error. A checkpoint after the first also has a row with its
+    difference to the first, paired by prompt.
+    """
     measured = list(scores[0].per_prompt)
     of_paper = [] if set(_PAPER_METRICS).isdisjoint(measured) else _PAPER_METRICS
     columns = [*of_paper, *(metric for metric in measured if metric not in of_paper)]
     heads = ["checkpoint", *(_head(metric) for metric in columns)]
-    rows = [
-        [s.checkpoint.label, *(f"{mean(s.per_prompt[c]):.4f}" if c in s.per_prompt else "–" for c in columns)]
-        for s in scores
-    ]
+    first, rows = scores[0], []
+    for score in scores:
+        found = {metric: _told(values) for metric, values in score.per_prompt.items()}
+        rows.append([score.checkpoint.label, *(found.get(metric, "–") for metric in columns)])
+        if score is not first:
+            paired = {
+                metric: _told([one - other for one, other in zip(values, first.per_prompt[metric], strict=True)], "+")
+                for metric, values in score.per_prompt.items()
+            }
+            rows.append([f"minus {first.checkpoint.label}", *(paired.get(metric, "–") for metric in columns)])
     return markdown_table(heads, rows).splitlines()
+
+
+def _told(values: Sequence[float], sign: str = "") -> str:
+    error = _standard_error(values)
+    return f"{mean(values):{sign}.4f}" + ("" if error is None else f" ± {error:.4f}")
+
+
+def _standard_error(values: Sequence[float]) -> float | None:
+    """Of the mean over prompts; None of one."""
+    return stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None
 
 
 def _head(metric: str) -> str:
@@ -209,8 +229,8 @@ def _identity(checkpoint: Checkpoint) -> dict[str, Any]:
 
 
 def _as_json(score: Score) -> dict[str, Any]:
-    summary = {}
-    for metric, values in score.per_prompt.items():
-        error = stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None
-        summary[metric] = {"mean": mean(values), "standard_error": error}
+    summary = {
+        metric: {"mean": mean(values), "standard_error": _standard_error(values)}
+        for metric, values in score.per_prompt.items()
+    }
     return _identity(score.checkpoint) | {"metrics": summary, "per_prompt": score.per_prompt}

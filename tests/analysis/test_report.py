@@ -53,7 +53,7 @@ def test_the_page_has_the_numbers_computed_by_hand(report: Path, same_grid: Path
     assert "Flow-GRPO + AdaGRPO 2 400 20 460 (× 1.77) 40 1.50 3 s 8 s" in text
     assert "Runs finished 4 of 4" in text
     assert "All 4 runs are finished." in text
-    assert "Cells of the paper's grid without a finished run: 28 of 30" in text.replace("&#39;", "'")
+    assert "Cells of the paper's grid" not in text.replace("&#39;", "'")  # two cells are no part of a grid
     assert "evaluation.judges ocr, ocr-v4, colour" in text
     for run in find_runs(same_grid):
         assert run.name in text

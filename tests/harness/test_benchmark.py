@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from harness.cli import main
-from harness.config import ConfigError, RewardConfig, merge, parse_overrides
+from harness.config import ConfigError, RewardConfig, compose, merge, parse_overrides
 from harness.prompts.lists import PromptList, read_prompts
 from harness.rewards import Reward, readiness
 from harness.rewards.files.assets import AssetError
@@ -99,7 +99,10 @@ def test_the_table_has_the_papers_columns_in_its_order_and_a_dash_where_nothing_
         "| checkpoint | HPS-v2 | HPS-v3 | UR-v2 alignment | UR-v2 coherence | UR-v2 style | CLIP | ImageReward | UR-v1 "
         "| colour |"
     )
-    assert lines[2] == "| base (miniature-luck) | 0.3000 | – | – | – | – | 0.3750 | – | – | 1.0000 |"
+    assert (
+        lines[2]
+        == "| base (miniature-luck) | 0.3000 ± 0.0000 | – | – | – | – | 0.3750 ± 0.1250 | – | – | 1.0000 ± 0.0000 |"
+    )
     assert table([Score(checkpoint, {"colour": [0.5]})])[0] == "| checkpoint | colour |"
 
 
@@ -244,3 +247,13 @@ def test_a_folder_that_holds_another_evaluation_is_refused(tmp_path: Path, capsy
     assert "holds another evaluation" in capsys.readouterr().err
     assert (tmp_path / "evaluation.json").read_bytes() == before
     assert run_command(*arguments, "--prompts", str(lists[0])) == 0
+
+
+def test_the_table_has_errors_and_differences_paired_by_prompt() -> None:
+    one, other = (Checkpoint(name, compose("miniature")) for name in ("base", "mine"))
+    lines = table([Score(one, {"colour": [0.1, 0.5]}), Score(other, {"colour": [0.2, 0.6]})])
+    assert lines[2:] == [
+        "| base | 0.3000 ± 0.2000 |",
+        "| mine | 0.4000 ± 0.2000 |",
+        "| minus base | +0.1000 ± 0.0000 |",
+    ]

@@ -17,8 +17,10 @@ from harness.experiments.sweep.definition import COMPUTE, Sweep
 from harness.foundation.errors import StopRun
 
 NOT_FINITE, BELOW_BASE, NOT_VALID = "not_finite", "below_base", "not_valid"
-"""Constraints of a trial, violated above 0: seeds that diverged; trained reward lost against the untrained model; that
-the configuration refuses the point, each of whose values it takes beside the reference's."""
+"""Constraints of a trial, violated above 0: seeds that diverged; trained reward lost against the untrained model,
+beyond ``_LOSS``; a point that the configuration refuses, each of whose values it takes beside the reference's."""
+_LOSS = 0.05
+"""Share of the untrained model's reward that may be lost: a few validation prompts drawn worse are no collapse."""
 
 OnValidation = Callable[[int, Mapping[str, float]], None]
 
@@ -108,7 +110,8 @@ class Objective:
                 trial.set_user_attr("seconds", time.monotonic() - began)
         trial.set_user_attr("collapse", divergence)
         trial.set_constraint(NOT_FINITE, float(divergence is not None))
-        trial.set_constraint(BELOW_BASE, mean(s.curve[0][1] for s in seeds) - mean(s.curve[-1][1] for s in seeds))
+        untrained, trained = (mean(s.curve[end][1] for s in seeds) for end in (0, -1))
+        trial.set_constraint(BELOW_BASE, untrained - trained - _LOSS * abs(untrained))
         return [mean(record.values[metric] for record in seeds) for metric in self.sweep.file.objectives]
 
     def _configs(self, trial: optuna.Trial, suggested: Mapping[str, Any]) -> list[RunConfig]:

@@ -100,7 +100,7 @@ def test_a_trial_that_diverges_is_infeasible_and_costs_no_further_seed(tmp_path:
 
     good, bad = run_points(make_sweep(tmp_path), [GOOD, BAD], diverging)
     assert (bad.state, bad.values) == (TrialState.COMPLETE, [0.95])
-    assert bad.constraints == {"not_finite": 1.0, "below_base": pytest.approx(BASE - 0.95)}
+    assert bad.constraints == {"not_finite": 1.0, "below_base": pytest.approx(0.95 * BASE - 0.95)}
     assert bad.user_attrs["collapse"] == "pictures are not finite at iteration 3"
     assert len(bad.user_attrs["seeds"]) == 1
     assert good.constraints["not_finite"] == 0
@@ -130,7 +130,7 @@ def test_a_trial_that_ends_below_the_untrained_model_is_infeasible_and_a_repeate
         return RunResult("worse", 0.0)
 
     (trial,) = run_points(make_sweep(tmp_path), [GOOD], worse)
-    assert trial.constraints == {"not_finite": 0.0, "below_base": pytest.approx(0.4)}
+    assert trial.constraints == {"not_finite": 0.0, "below_base": pytest.approx(0.4 - 0.05 * BASE)}
     assert [iteration for iteration, _ in trial.user_attrs["seeds"][0]["curve"]] == [0, 2, 4]
 
 
