@@ -17,7 +17,7 @@ from harness.models.pipelines.lora_files import read_lora, write_lora
 from harness.models.pipelines.policy import with_shift
 from harness.models.pipelines.published import Licence, find_published
 from harness.models.pipelines.registry import build_policy
-from harness.models.pipelines.weights import copy_weights, put_lora
+from harness.models.pipelines.weights import copy_weights, filling, put_lora
 from harness.trained.checkpoints import LORA_FILE, Checkpoint, label_of, run_in, weights_in
 from harness.trained.model_card import Form, model_card
 from harness.training.checkpointing import read_weights
@@ -47,15 +47,15 @@ def export(checkpoint: Checkpoint, folder: Path, *, merge: bool = False, licence
         raise ConfigError(f"--output {folder}: is in use; choose a new folder")
     terms = _licence_of(checkpoint, licence)
     form: Form = "pipeline" if merge else "lora" if checkpoint.is_lora else "transformer"
-    folder.mkdir(parents=True, exist_ok=True)
-    if merge:
-        _merged_pipeline(checkpoint, weights).save_pretrained(folder)
-    elif checkpoint.is_lora:
-        write_lora(read_lora(weights), folder / LORA_FILE)
-    else:
-        shutil.copytree(weights, folder / "transformer")
-    write_atomically(folder / "config.yaml", dump(checkpoint.config))
-    write_atomically(folder / "README.md", model_card(run, form, terms))
+    with filling(folder) as partial:
+        if merge:
+            _merged_pipeline(checkpoint, weights).save_pretrained(partial)
+        elif checkpoint.is_lora:
+            write_lora(read_lora(weights), partial / LORA_FILE)
+        else:
+            shutil.copytree(weights, partial / "transformer")
+        write_atomically(partial / "config.yaml", dump(checkpoint.config))
+        write_atomically(partial / "README.md", model_card(run, form, terms))
     return form
 
 

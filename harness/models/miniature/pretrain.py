@@ -25,6 +25,7 @@ from harness.models.miniature.defects import LetterDefects, Strikes
 from harness.models.miniature.muon import Muon
 from harness.models.miniature.prompts import MAX_LETTERS, MIN_LETTERS, RARE_LETTERS, words
 from harness.models.miniature.recipes import Recipe, Stage
+from harness.models.pipelines.weights import filling
 
 TRAINED_PARTS = ("transformer", "text_encoder", "text_encoder_2")
 _MODELS = Path(__file__).parent
@@ -137,12 +138,13 @@ def save_model(pipeline: FluxPipeline, ema: nn.ModuleDict, folder: Path) -> None
     for name in TRAINED_PARTS:
         getattr(pipeline, name).load_state_dict(ema[name].state_dict())
     pipeline.transformer.half()
-    pipeline.save_pretrained(folder)
-    for file in folder.rglob("*.json"):
-        # Where the pipeline was loaded from is of no use to anyone else.
-        content = json.loads(read_text(file))
-        if content.pop("_name_or_path", None) is not None:
-            write_atomically(file, json.dumps(content, indent=2, sort_keys=True) + "\n")
+    with filling(folder) as partial:
+        pipeline.save_pretrained(partial)
+        for file in partial.rglob("*.json"):
+            # Where the pipeline was loaded from is of no use to anyone else.
+            content = json.loads(read_text(file))
+            if content.pop("_name_or_path", None) is not None:
+                write_atomically(file, json.dumps(content, indent=2, sort_keys=True) + "\n")
 
 
 def pretrain(recipe: Recipe, folder: Path, threads: int = 1) -> Iterator[str]:

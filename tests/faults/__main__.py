@@ -1,0 +1,231 @@
+"""``make faults``: SIGKILL at random moments, and the table of what came of it.
+
+``python -m tests.faults [--tries N] [--seed N] [--only WORD] [--output FILE]``. Each victim is run once to its end
+without a fault, and then killed some times in a row, each time after a random part of the time that the whole took, and
+run to its end. What it leaves must be the same, byte for byte: weights, pictures, tables, and logs but for seconds.
+"""
+
+import argparse
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil
+
+from harness.config import ROOT
+from tests.faults.victims import KINDS, outcome, prepared
+
+IN_A_ROW = 4
+_PATIENCE = 900.0
+
+
+@dataclass
+class Row:
+    """A line of the table."""
+
+    fault: str
+    tries: int = 0
+    lost: list[str] = field(default_factory=list)
+    seen: str = ""
+
+    def __str__(self) -> str:
+        lost = f"**{'; '.join(self.lost)}**" if self.lost else "nothing"
+        return f"| {self.fault} | {self.tries} | {lost} | {self.seen} |"
+
+
+def start(folder: Path, *words: str) -> "subprocess.Popen[bytes]":
+    """A victim in a group of its own, which writes to a log beside its folder."""
+    with folder.with_suffix(".log").open("ab") as log:
+        return subprocess.Popen(
+            [sys.executable, "-m", "tests.faults.victims", words[0], str(folder), *words[1:]],
+            stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=ROOT, start_new_session=True,
+        )  # fmt: skip
+
+
+def finish(folder: Path, *words: str) -> tuple[float, str | None]:
+    """Run a victim to its end: seconds, and what was wrong with it."""
+    began, process = time.monotonic(), start(folder, *words)
+    try:
+        code = process.wait(_PATIENCE)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        return _PATIENCE, f"hangs ({folder})"
+    return time.monotonic() - began, None if code == 0 else f"exit code {code} ({folder})"
+
+
+def whole_group(process: "subprocess.Popen[bytes]") -> None:
+    """Kill a victim and all its children at once, as a machine that loses power does."""
+    os.killpg(process.pid, signal.SIGKILL)
+    for child in psutil.Process(process.pid).children(recursive=True) if process.poll() is None else ():
+        child.kill()
+
+
+def main_alone(process: "subprocess.Popen[bytes]") -> None:
+    """Kill a launcher alone; its workers must end by themselves."""
+    children = psutil.Process(process.pid).children(recursive=True)
+    process.kill()
+    _, alive = psutil.wait_procs(children, timeout=60)
+    if alive:
+        for child in alive:
+            child.kill()
+        raise AssertionError(f"{len(alive)} orphans after 60 s")
+
+
+def one_child(process: "subprocess.Popen[bytes]") -> None:
+    """Kill a worker; its launcher is to start another and go on."""
+    children = psutil.Process(process.pid).children(recursive=True)
+    if children:
+        random.choice(children).kill()
+    if process.wait(_PATIENCE):
+        raise AssertionError(f"the launcher ended with {process.returncode}")
+
+
+Kill = Callable[["subprocess.Popen[bytes]"], None]
+
+
+def torture(fault: str, tries: int, folder: Path, draw: random.Random, kill: Kill, *words: str,
+            compare: Callable[[Path], dict[str, str]] = outcome) -> Row:  # fmt: skip
+    """Kill a victim ``tries`` times."""
+    row = Row(fault)
+    folder.mkdir(exist_ok=True)
+    seconds, problem = finish(folder / "whole", *words)
+    if problem:
+        row.lost.append(f"without a fault: {problem}")
+        return row
+    wanted, chain = compare(folder / "whole"), 0
+    assert wanted, f"{fault}: nothing to compare"
+    while row.tries < tries:
+        own = folder / f"killed-{chain}"
+        chain += 1
+        for _ in range(min(IN_A_ROW, tries - row.tries)):
+            process = start(own, *words)
+            try:
+                process.wait(draw.uniform(0.1, 1.0) * seconds)
+                if process.returncode == 0:
+                    break  # done before the kill
+            except subprocess.TimeoutExpired:
+                pass
+            row.tries += 1
+            try:
+                if process.poll() is None:
+                    kill(process)
+                elif process.returncode:
+                    row.lost.append(f"exit code {process.returncode} before a kill ({own})")
+            except AssertionError as error:
+                row.lost.append(str(error))
+            process.wait()
+        _, problem = finish(own, *words)
+        found = compare(own)
+        if problem or found != wanted:
+            different = [name for name in sorted({*found, *wanted}) if found.get(name) != wanted.get(name)]
+            row.lost.append(f"{problem or 'differs'}: {', '.join(different[:3])} ({own})")
+        row.seen = row.seen or _told(own.with_suffix(".log"))
+        print(f"{fault}: {row.tries} of {tries} kills, {len(row.lost)} lost", flush=True)
+    return row
+
+
+def _told(log: Path) -> str:
+    """The first line that speaks of going on."""
+    for line in log.read_text(encoding="utf-8", errors="replace").splitlines():
+        if any(word in line for word in ("continuing at", "finished already", "died", "finished runs", "trials are")):
+            return f"`{line.strip()[:110]}`"
+    return "the same output as without a kill"
+
+
+def study_of(folder: Path) -> dict[str, str]:
+    """Of a sweep: how many trials it has in the end, and their runs, none twice."""
+    import optuna
+
+    study = optuna.load_study(study_name=None, storage=f"sqlite:///{folder}/study.db")
+    states = [trial.state.name for trial in study.get_trials()]
+    settled = sum(state in ("COMPLETE", "PRUNED") for state in states)
+    return {"settled": str(settled), "running": str(states.count("RUNNING"))}
+
+
+def remote(tries: int, folder: Path, draw: random.Random) -> list[Row]:
+    """The trainer, then the server, killed while a run's reward is at a server."""
+    command = [sys.executable, "-m", "harness.cli", "serve-reward", "colour", "--port", "0"]
+    server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT)
+    assert server.stdout is not None
+    url = server.stdout.readline().partition(".url=")[2].split(";")[0]
+    port = url.rpartition(":")[2]
+    served = {"server": server}
+
+    def restart(process: "subprocess.Popen[bytes]") -> None:
+        served["server"].kill()
+        served["server"].wait()
+        served["server"] = subprocess.Popen([*command[:-1], port], stdout=subprocess.DEVNULL, cwd=ROOT)
+        if process.wait(_PATIENCE):
+            raise AssertionError(f"the run ended with {process.returncode}")
+
+    try:
+        return [
+            torture(
+                "trainer, reward at a server", tries, folder / "a", draw, whole_group, "train_remote", f"http{url}"
+            ),
+            torture("reward server", tries, folder / "b", draw, restart, "train_remote", f"http{url}"),
+        ]
+    finally:
+        served["server"].kill()
+
+
+def kills(tries: int, folder: Path, draw: random.Random, only: str) -> Iterator[Row]:
+    """All victims; a fourteenth of the tries for each, but the plain trainer has more."""
+    few = max(1, tries // 14)
+    finished = prepared(folder / "finished", *KINDS["plain"])
+    plan: list[tuple[str, int, Kill, Sequence[str]]] = [
+        *((f"trainer, {kind}", 3 * few if kind == "plain" else few, whole_group, ("train", kind)) for kind in KINDS),
+        ("grid: launcher alone", few, main_alone, ("grid",)),
+        ("grid: a worker", few, one_child, ("grid",)),
+        ("gradient chunks", few, whole_group, ("gradients",)),
+        ("export", few, whole_group, ("export", str(finished.folder))),
+        ("writing shards", few, whole_group, ("shards", str(finished.folder.parent))),
+        ("pretraining", few, whole_group, ("pretraining",)),
+    ]
+    if any(only in name for name in ("export", "writing shards")):
+        problem = finish(folder / "finished", "train", "plain")[1]
+        assert problem is None, problem
+    for number, (name, count, kill, words) in enumerate(plan):
+        if only in name:
+            yield torture(name, count, folder / str(number), draw, kill, *words)
+    if only in "reward server":
+        (folder / "remote").mkdir()
+        yield from remote(few, folder / "remote", draw)
+    if only in (name := "sweep: workers and launcher"):
+        (folder / "sweep").mkdir()
+        yield torture(name, few, folder / "sweep", draw, whole_group, "sweep", compare=study_of)
+
+
+def main() -> int:
+    """Entry point."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--tries", type=int, default=100)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", default="")
+    parser.add_argument("--output", type=Path, help="file for the table")
+    options = parser.parse_args()
+    folder = Path(tempfile.mkdtemp(prefix="faults-"))
+    rows, lines = [], ["| fault | tries | lost | what the user sees after it |", "|---|---|---|---|"]
+    for row in kills(options.tries, folder, random.Random(options.seed), options.only):
+        rows.append(row)
+        lines.append(str(row))
+        print(row, flush=True)
+        if options.output:
+            options.output.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    if any(row.lost for row in rows):
+        print(f"what is left is in {folder}")
+        return 1
+    shutil.rmtree(folder)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
