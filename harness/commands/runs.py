@@ -96,6 +96,17 @@ def _begin_together(run: "RunDirectory", config: "RunConfig", is_main: bool) -> 
 
 
 @command
+def replay(
+    run: Annotated[Path, "directory of a run"],
+    iteration: Annotated[int, "to be made again, from the nearest checkpoint before it", 1],
+) -> int:
+    """Make an iteration again, exactly: one that failed, or one that was logged; nothing of the run is changed."""
+    from harness.trained.replay import replay as replayed
+
+    return 0 if replayed(run, iteration, say) else 1
+
+
+@command
 def launch(
     overrides: Overrides = (),
     *,

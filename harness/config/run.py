@@ -62,6 +62,14 @@ class EvaluationConfig(Section):
     """How many validation prompts' pictures to keep at each evaluation."""
 
 
+class StopConfig(Section):
+    """What ends a run before its time; what is not named here is a warning."""
+
+    on: tuple[Literal["judge", "texture", "diversity"], ...] = ()
+    """Signs that the reward is hacked: a reward that is not trained on falls while the trained one rises; pictures
+    become textured; a group's pictures become alike."""
+
+
 class LoggingConfig(Section):
     """wandb mirrors the run's JSONL and is never needed to analyse."""
 
@@ -114,6 +122,7 @@ class RunConfig(Section):
     optimizer: OptimizerConfig = OptimizerConfig()
     prompts: PromptsConfig
     evaluation: EvaluationConfig = EvaluationConfig()
+    stop: StopConfig = StopConfig()
     logging: LoggingConfig = LoggingConfig()
     runtime: RuntimeConfig = RuntimeConfig()
 

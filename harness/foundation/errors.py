@@ -1,4 +1,6 @@
-"""Errors that one line explains. This module imports nothing: the command line needs it before anything heavy."""
+"""Errors that one line explains. This module imports nothing heavy: the command line needs it before all else."""
+
+from collections.abc import Mapping
 
 
 class HarnessError(Exception):
@@ -18,7 +20,11 @@ class CollectiveError(HarnessError, RuntimeError):
 
 
 class TrainingError(HarnessError, RuntimeError):
-    """Training cannot go on: what happened, at which iteration."""
+    """Training cannot go on: what happened, at which iteration, and the tensors that show it, by name."""
+
+    def __init__(self, message: str, tensors: Mapping[str, object] | None = None) -> None:
+        super().__init__(message)
+        self.tensors = tensors or {}
 
 
 class FileError(HarnessError):

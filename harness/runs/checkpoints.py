@@ -69,13 +69,17 @@ def completing(folder: Path, validation: float | None) -> Iterator[Path]:
         raise FileError(f"{folder}: cannot be written: {reason_of(system)}; free some space and resume") from None
 
 
-def newest_whole(checkpoints: Path) -> Path | None:
+def newest_whole(checkpoints: Path, before: int | None = None) -> Path | None:
     """``state.pt`` of the newest checkpoint that is whole, None before the first; a damaged one is named on stderr.
+
+    Args:
+        checkpoints: folder of them.
+        before: an iteration: only those of earlier ones.
 
     Raises:
         ConfigError: there are some, and none is whole.
     """
-    found = saved(checkpoints)
+    found = [path for path in saved(checkpoints) if before is None or _is_before(path, before)]
     for path in found:
         problem = _problem(path)
         if problem is None:
@@ -104,6 +108,11 @@ def prune(checkpoints: Path, keep: int) -> None:
     # Of a run that older code began.
     for former in (*checkpoints.glob("shards-*"), checkpoints / FORMER):
         shutil.rmtree(former) if former.is_dir() else former.unlink(missing_ok=True)
+
+
+def _is_before(path: Path, iteration: int) -> bool:
+    # Of an older run's file nothing tells the iteration.
+    return path.name != FORMER and _iteration(path.parent) < iteration
 
 
 def _iteration(folder: Path) -> int:

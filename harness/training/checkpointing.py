@@ -49,13 +49,16 @@ def save_state(
         run.save_checkpoint({**_hollow(state), _FOLDER: _SHARDS} if shares else state, validation)
 
 
-def load_state(run: RunDirectory, engine: Engine, processes: Processes) -> dict[str, Any] | None:
+def load_state(
+    run: RunDirectory, engine: Engine, processes: Processes, before: int | None = None
+) -> dict[str, Any] | None:
     """Load a run's checkpoint into an engine, whoever saved it; the rest of a trainer's state. An exchange.
 
     Args:
         run: whose.
         engine: in whose tensors the checkpoint's are put.
         processes: all that train.
+        before: an iteration: a checkpoint of an earlier one; None is the newest.
 
     Returns:
         The state, without what the engine has now; None before the first checkpoint.
@@ -64,7 +67,7 @@ def load_state(run: RunDirectory, engine: Engine, processes: Processes) -> dict[
         ConfigError: the shards are missing, or the checkpoint is of another model.
     """
     # One process compares checksums, and all take what it found whole.
-    file = newest_whole(run.checkpoints) if processes.is_main else None
+    file = newest_whole(run.checkpoints, before) if processes.is_main else None
     file = processes.broadcast(file, "choosing a checkpoint")
     state = None if file is None else run.load_checkpoint(file)
     if file is None or state is None:

@@ -69,7 +69,7 @@ class Learner:
             What was logged, by name: one value per term of a loss, and ``grad_norm`` of each update.
 
         Raises:
-            TrainingError: a gradient is not finite.
+            TrainingError: a loss or a gradient is not finite; this update's step was not taken.
         """
         logged: Logged = defaultdict(list)
         updates = [self._terms(batch) for batch in split_updates(rollouts, advantages, self.objective)]
@@ -79,20 +79,22 @@ class Learner:
             fresh = [self._with_recomputed_log_probs(terms, spent) for terms in distinct]
             updates = fresh * (len(updates) // len(fresh))
         for number, terms in enumerate(updates, start=1):
-            norm = self._step(terms, logged, spent)
+            norm = self._step(terms, logged, spent, iteration)
             if not math.isfinite(norm):
-                raise TrainingError(f"the gradient is not finite at iteration {iteration}: lower the learning rate")
+                gradients = {f"gradient of {n}": p.grad for n, p in self.engine.parameters.items()}
+                where = f"at iteration {iteration}: lower the learning rate"
+                raise TrainingError(f"the gradient is not finite {where}", gradients)
             logged["grad_norm"].append(norm)
             self.engine.move_averages((iteration - 1) * self.objective.updates_per_iteration + number)
         return logged
 
-    def _step(self, terms: Sequence[Term], logged: Logged, spent: Counters) -> float:
+    def _step(self, terms: Sequence[Term], logged: Logged, spent: Counters, iteration: int) -> float:
         """One optimiser step, if a gradient is finite with any scale of the loss; its norm."""
         parts = [*self._parts(terms)]
         missing = self._missing(parts)
         for scale in self.scales:
             own: Logged = defaultdict(list)
-            losses = [partial(self._loss, part, own, spent) for part in parts]
+            losses = [partial(self._finite_loss, part, own, spent, iteration) for part in parts]
             losses += [partial(self._no_loss, parts[-1])] * missing
             norm = self.engine.update(losses, scale)
             if math.isfinite(norm):
@@ -147,6 +149,14 @@ class Learner:
         spent.train_forwards += count
         spent.sample_forwards += count if self.objective.kl_beta else 0  # of the reference
         return torch.stack([term.share * loss for term, loss in zip(part, losses, strict=True)]).sum()
+
+    def _finite_loss(self, part: Sequence[Term], logged: Logged, spent: Counters, iteration: int) -> Tensor:
+        loss = self._loss(part, logged, spent)
+        if not math.isfinite(logged["loss"][-1]) or not loss.isfinite():
+            shown = {f"x of term {i}": term.step.x for i, term in enumerate(part)}
+            shown |= {f"advantage of term {i}": term.advantage for i, term in enumerate(part)}
+            raise TrainingError(f"the loss is not finite at iteration {iteration}: lower the learning rate", shown)
+        return loss
 
     def _no_loss(self, part: Sequence[Term]) -> Tensor:
         """What a process computes to keep in step with others: nothing is learnt, and nothing counts."""

@@ -20,10 +20,12 @@ from harness.runs.directory import RunDirectory, environment
 from harness.runs.identity import overlaps, record_execution, require_unchanged
 from harness.training import untrained
 from harness.training.checkpointing import load_state, save_state
+from harness.training.divergence import dump
 from harness.training.evaluation import evaluate, sample_images, save_gallery
 from harness.training.mirror import Mirror
 from harness.training.observation import Observer
 from harness.training.processes import Processes, make_accelerator, print_late
+from harness.training.signs import warn
 from harness.training.trainer import Trainer
 
 _SAY_EVERY = 5  # iterations
@@ -164,7 +166,13 @@ class Session:
                 mirror.training(record)
             self._end_if_asked()
             self._evaluate_due(mirror)
+        except TrainingError as error:
+            path = dump(self.run.folder, trainer, error)
+            again = f"adagrpo replay {self.run.folder} {trainer.iteration}  makes it again"
+            raise TrainingError(f"{error}; {path} says what it was at, {again}", error.tensors) from error
         except RewardError as error:
+            if error.image is not None:
+                self.say(f"{dump(self.run.folder, trainer, error)} says what it was at")
             # Several processes cannot agree on a checkpoint when one of them has failed.
             if self.processes.count == 1:
                 if not has_learnt:  # an iteration whose scores do not arrive does not count
@@ -217,7 +225,11 @@ class Session:
                 self.on_validation(self.trainer.iteration, metrics)
             except StopRun as stop:
                 stopped = str(stop)
-        stopped = self.processes.broadcast(stopped, "asking whether to go on")
+        sign = warn(self.run, self.say) if self.is_main else None
+        stopped, sign = self.processes.broadcast((stopped, sign), "asking whether to go on")
+        if sign is not None:
+            self._save("running")
+            raise TrainingError(f"at iteration {self.trainer.iteration} {sign} (stop.on); the same command goes on")
         if stopped is not None:
             self._save("waiting", stopped)
             raise StopRun(stopped)

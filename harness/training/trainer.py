@@ -12,7 +12,6 @@ from harness.adagrpo import (
     CapabilityTracker,
 )
 from harness.config import ConfigError, RunConfig
-from harness.foundation.errors import TrainingError
 from harness.models.pipelines.embedding import PromptEmbedding
 from harness.models.pipelines.policy import Policy
 from harness.prompts.lists import generator_for
@@ -31,18 +30,13 @@ from harness.training.accounting import (
 )
 from harness.training.advantages import Advantages
 from harness.training.choosing import Choosing
+from harness.training.divergence import require_finite
 from harness.training.learner import Learner
 from harness.training.observation import group_spreads, reduced
 from harness.training.processes import Processes
 from harness.training.scoring import PendingScores, Scores, start_scoring
 from harness.training.sharded import build_engine
 from harness.training.steps import stochastic_steps, trained_steps
-
-
-def require_finite(images: Tensor, where: str) -> None:
-    """Raise TrainingError unless all pictures are finite: it shows there when a policy has diverged."""
-    if not images.isfinite().all():
-        raise TrainingError(f"pictures are not finite {where}: lower the learning rate")
 
 
 class Trainer:
@@ -78,6 +72,7 @@ class Trainer:
         self.learner = Learner(config, policy, self.kernel, self.engine)
         self.advantages = Advantages(config, reward, self.processes)
         self.totals = Counters()
+        self.slots: list[Slot] = []
         self.iteration = 0
 
     # --- the algorithm ------------------------------------------------------------------------------------------------
@@ -91,7 +86,7 @@ class Trainer:
         self.iteration += 1
         self.watch, self.spent = Stopwatch(), Counters()
         with self.processes.at(f"iteration {self.iteration}"):
-            slots = [self._draw(slot) for slot in self._slots]
+            self.slots = slots = [self._draw(slot) for slot in self._slots]
             if self.config.scores_candidates:
                 for slot in slots:
                     slot.samples = self._scores(slot.pending).grouped(len(slot.prompts)).total.T
@@ -173,7 +168,8 @@ class Trainer:
 
     def _decode(self, latents: Tensor) -> Tensor:
         images = self.policy.decode(latents)
-        require_finite(images, f"at iteration {self.iteration}")
+        require_finite(images, "pictures", f"at iteration {self.iteration}")
+        require_finite(latents, "latents", f"at iteration {self.iteration}")
         return images
 
     def _scores(self, pending: PendingScores) -> Scores:

@@ -15,13 +15,19 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
+from multiprocessing import get_context
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import psutil
 
 from harness.config import ROOT
-from tests.faults.victims import KINDS, outcome, prepared
+from harness.experiments.gradients import chunks  # noqa: F401 - imported before the victims are forked
+from harness.models.miniature import pretrain  # noqa: F401 - as above
+from harness.training import session  # noqa: F401 - as above
+from tests.faults.victims import KINDS, VICTIMS, outcome, prepared
 
 IN_A_ROW = 4
 _PATIENCE = 900.0
@@ -41,36 +47,45 @@ class Row:
         return f"| {self.fault} | {self.tries} | {lost} | {self.seen} |"
 
 
-def start(folder: Path, *words: str) -> "subprocess.Popen[bytes]":
-    """A victim in a group of its own, which writes to a log beside its folder."""
+def start(folder: Path, *words: str) -> BaseProcess:
+    """A victim in a group of its own, which writes to a log beside its folder; its imports are paid for already."""
+    process = get_context("fork").Process(target=_be, args=(folder, words))
+    process.start()
+    return process
+
+
+def _be(folder: Path, words: Sequence[str]) -> None:
+    os.setsid()
     with folder.with_suffix(".log").open("ab") as log:
-        return subprocess.Popen(
-            [sys.executable, "-m", "tests.faults.victims", words[0], str(folder), *words[1:]],
-            stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=ROOT, start_new_session=True,
-        )  # fmt: skip
+        for number in (1, 2):
+            os.dup2(log.fileno(), number)
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    VICTIMS[words[0]](folder, *words[1:])
 
 
 def finish(folder: Path, *words: str) -> tuple[float, str | None]:
     """Run a victim to its end: seconds, and what was wrong with it."""
     began, process = time.monotonic(), start(folder, *words)
-    try:
-        code = process.wait(_PATIENCE)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
+    process.join(_PATIENCE)
+    if process.exitcode is None:
+        whole_group(process)
         return _PATIENCE, f"hangs ({folder})"
+    code = process.exitcode
     return time.monotonic() - began, None if code == 0 else f"exit code {code} ({folder})"
 
 
-def whole_group(process: "subprocess.Popen[bytes]") -> None:
+def whole_group(process: BaseProcess) -> None:
     """Kill a victim and all its children at once, as a machine that loses power does."""
-    os.killpg(process.pid, signal.SIGKILL)
-    for child in psutil.Process(process.pid).children(recursive=True) if process.poll() is None else ():
-        child.kill()
+    children = _children(process)
+    os.killpg(process.pid or 0, signal.SIGKILL)
+    for child in children:
+        with suppress(psutil.NoSuchProcess):
+            child.kill()
 
 
-def main_alone(process: "subprocess.Popen[bytes]") -> None:
+def main_alone(process: BaseProcess) -> None:
     """Kill a launcher alone; its workers must end by themselves."""
-    children = psutil.Process(process.pid).children(recursive=True)
+    children = _children(process)
     process.kill()
     _, alive = psutil.wait_procs(children, timeout=60)
     if alive:
@@ -79,16 +94,21 @@ def main_alone(process: "subprocess.Popen[bytes]") -> None:
         raise AssertionError(f"{len(alive)} orphans after 60 s")
 
 
-def one_child(process: "subprocess.Popen[bytes]") -> None:
+def one_child(process: BaseProcess) -> None:
     """Kill a worker; its launcher is to start another and go on."""
-    children = psutil.Process(process.pid).children(recursive=True)
+    children = _children(process)
     if children:
         random.choice(children).kill()
-    if process.wait(_PATIENCE):
-        raise AssertionError(f"the launcher ended with {process.returncode}")
+    process.join(_PATIENCE)
+    if process.exitcode:
+        raise AssertionError(f"the launcher ended with {process.exitcode}")
 
 
-Kill = Callable[["subprocess.Popen[bytes]"], None]
+def _children(process: BaseProcess) -> list[psutil.Process]:
+    return psutil.Process(process.pid).children(recursive=True)
+
+
+Kill = Callable[[BaseProcess], None]
 
 
 def torture(fault: str, tries: int, folder: Path, draw: random.Random, kill: Kill, *words: str,
@@ -107,21 +127,18 @@ def torture(fault: str, tries: int, folder: Path, draw: random.Random, kill: Kil
         chain += 1
         for _ in range(min(IN_A_ROW, tries - row.tries)):
             process = start(own, *words)
-            try:
-                process.wait(draw.uniform(0.1, 1.0) * seconds)
-                if process.returncode == 0:
-                    break  # done before the kill
-            except subprocess.TimeoutExpired:
-                pass
+            process.join(draw.uniform(0.05, 1.0) * seconds)
+            if process.exitcode == 0:
+                break  # done before the kill
             row.tries += 1
             try:
-                if process.poll() is None:
+                if process.exitcode is None:
                     kill(process)
-                elif process.returncode:
-                    row.lost.append(f"exit code {process.returncode} before a kill ({own})")
+                else:
+                    row.lost.append(f"exit code {process.exitcode} before a kill ({own})")
             except AssertionError as error:
                 row.lost.append(str(error))
-            process.wait()
+            process.join()
         _, problem = finish(own, *words)
         found = compare(own)
         if problem or found != wanted:
@@ -159,12 +176,13 @@ def remote(tries: int, folder: Path, draw: random.Random) -> list[Row]:
     port = url.rpartition(":")[2]
     served = {"server": server}
 
-    def restart(process: "subprocess.Popen[bytes]") -> None:
+    def restart(process: BaseProcess) -> None:
         served["server"].kill()
         served["server"].wait()
         served["server"] = subprocess.Popen([*command[:-1], port], stdout=subprocess.DEVNULL, cwd=ROOT)
-        if process.wait(_PATIENCE):
-            raise AssertionError(f"the run ended with {process.returncode}")
+        process.join(_PATIENCE)
+        if process.exitcode:
+            raise AssertionError(f"the run ended with {process.exitcode}")
 
     try:
         return [

@@ -14,8 +14,8 @@ from harness.prompts.lists import draw_candidates, generator_for
 from harness.rewards import Reward
 from harness.rollout import anchor_branch, in_batches, ode_trajectory
 from harness.rules.plugins import kernel_of
+from harness.training.divergence import require_finite
 from harness.training.scoring import start_scoring
-from harness.training.trainer import require_finite
 
 
 class Sampled(NamedTuple):
@@ -98,7 +98,7 @@ class Sampler:
     def _score(self, latents: Tensor, prompts: Sequence[str]) -> Tensor:
         def decode(part: Tensor) -> Tensor:
             images = self.policy.decode(part)
-            require_finite(images, "in a measurement of gradients")
+            require_finite(images, "pictures", "in a measurement of gradients")
             return images
 
         return start_scoring(self.reward, decode, latents, prompts, self.config.model.max_batch).wait().total

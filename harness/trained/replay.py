@@ -1,0 +1,86 @@
+"""Makes an iteration of a run again, exactly: from the nearest checkpoint before it, without writing into the run."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from harness.config import ConfigError, dump
+from harness.foundation.errors import HarnessError
+from harness.foundation.files import write_atomically
+from harness.foundation.records import read_lines
+from harness.runs.directory import RunDirectory
+from harness.trained.checkpoints import run_in
+
+
+def replay(folder: Path, iteration: int, say: Callable[[str], None]) -> bool:
+    """Train from the nearest whole checkpoint, or from the start, until the iteration is over or fails again.
+
+    In this process alone, also where several trained the run: then sums may be rounded differently.
+
+    Args:
+        folder: of the run.
+        iteration: 1 and up.
+        say: receives lines of progress, and what came of it.
+
+    Returns:
+        Whether the iteration is as it was logged, or, where it was not logged, failed again.
+
+    Raises:
+        ConfigError: no run is there, or it has no such iteration.
+    """
+    run = run_in(folder)
+    if not 1 <= iteration <= run.config.iterations:
+        raise ConfigError(f"{folder}: has iterations 1 to {run.config.iterations}, not {iteration}")
+    with TemporaryDirectory(prefix="replay-") as scratch:
+        return _replay(run, _copied(run, Path(scratch)), iteration, say)
+
+
+def _copied(run: RunDirectory, scratch: Path) -> RunDirectory:
+    """The run, to be executed in one process in a folder of its own."""
+    config = run.config
+    runtime = config.runtime.model_copy(update={"processes": 1, "machines": 1, "engine": "ddp"})
+    copy = RunDirectory(scratch / run.run_id)
+    write_atomically(copy.folder / "config.yaml", dump(config.model_copy(update={"runtime": runtime})))
+    shutil.copy(run.folder / "identity.json", copy.folder)
+    if run.checkpoints.exists():
+        copy.checkpoints.symlink_to(run.checkpoints.resolve())
+    return copy
+
+
+def _replay(run: RunDirectory, copy: RunDirectory, iteration: int, say: Callable[[str], None]) -> bool:
+    from harness.training.checkpointing import load_state
+    from harness.training.divergence import dump as dump_failure
+    from harness.training.session import Session
+
+    session = Session(copy, say)
+    trainer = session.trainer
+    state = load_state(copy, trainer.engine, session.processes, before=iteration)
+    if state is not None:
+        trainer.load_state_dict(state)
+    say(f"from iteration {trainer.iteration}, {iteration - trainer.iteration} to train")
+    logged = {line["iteration"]: line for line in read_lines(run.folder / "metrics.jsonl")}
+    try:
+        while trainer.iteration < iteration:
+            record = trainer.iterate()
+    except HarnessError as error:
+        path = dump_failure(run.folder, trainer, error)
+        say(f"iteration {trainer.iteration} fails: {error}; {path} says what it was at")
+        return trainer.iteration == iteration and iteration not in logged
+    say(json.dumps(record, indent=1, ensure_ascii=False))
+    if iteration not in logged:
+        say(f"iteration {iteration} was not logged, and does not fail here")
+        return False
+    return _is_as_logged(record, logged[iteration], say)
+
+
+def _is_as_logged(record: dict[str, Any], logged: dict[str, Any], say: Callable[[str], None]) -> bool:
+    ours = json.loads(json.dumps(record))
+    differing = [key for key in sorted({*ours, *logged} - {"seconds"}) if ours.get(key) != logged.get(key)]
+    for key in differing:
+        say(f"{key}: {ours.get(key)}, logged {logged.get(key)}")
+    if not differing:
+        say(f"iteration {record['iteration']}: as logged, to the last bit")
+    return not differing

@@ -1,0 +1,68 @@
+"""What is kept of an iteration that cannot go on, so that somebody can see why: prompts, draws, numbers of tensors."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from harness.foundation.errors import TrainingError
+from harness.foundation.files import write_atomically
+
+if TYPE_CHECKING:
+    from harness.training.trainer import Trainer
+
+
+def require_finite(values: Tensor, what: str, where: str) -> None:
+    """Raise TrainingError, which has the values, unless all are finite: it shows there when a policy has diverged."""
+    if not values.isfinite().all():
+        raise TrainingError(f"{what} are not finite {where}: lower the learning rate", {what: values})
+
+
+def statistics(values: Tensor) -> dict[str, Any]:
+    """Shape, how many are finite, where the first other one is, and range, mean and spread of those that are."""
+    values = values.detach().float().cpu()
+    is_finite = values.isfinite()
+    finite, others = values[is_finite].double(), (~is_finite).nonzero()
+    numbers = {"min": finite.min(), "max": finite.max(), "mean": finite.mean()} if len(finite) else {}
+    return {
+        "shape": list(values.shape),
+        "finite": f"{int(is_finite.sum())} of {values.numel()}",
+        "first that is not": others[0].tolist() if len(others) else None,
+        **{name: float(value) for name, value in numbers.items()},
+        "std": float(finite.std()) if len(finite) > 1 else None,
+    }
+
+
+def dump(folder: Path, trainer: "Trainer", error: Exception) -> Path:
+    """Write ``failure-ITERATION.json``, of other processes than the main one with their rank in the name.
+
+    Args:
+        folder: of the run.
+        trainer: that cannot go on.
+        error: why; a TrainingError's tensors are described.
+
+    Returns:
+        the file.
+    """
+    iteration, rank, slots = trainer.iteration, trainer.processes.index, trainer.slots
+    tensors = dict(error.tensors) if isinstance(error, TrainingError) else {}
+    for slot in slots:
+        rollout, scores = getattr(slot, "rollout", None), getattr(slot, "scores", None)
+        kept = {"rewards of candidates": slot.samples, "latents at the end": rollout and rollout.finals}
+        kept["rewards"] = scores and scores.total
+        tensors |= {f"slot {slot.number}: {name}": values for name, values in kept.items()}
+    content = {
+        "iteration": iteration,
+        "reason": " ".join(str(error).split()),
+        "slots": [
+            # All draws of a slot are functions of these three.
+            {"seed, iteration, slot": [trainer.config.seed, iteration, slot.number]}
+            | {"candidates": slot.prompts, "chosen": slot.prompt}
+            for slot in slots
+        ],
+        "tensors": {name: statistics(values) for name, values in tensors.items() if isinstance(values, Tensor)},
+    }
+    path = folder / f"failure-{iteration:07d}{f'-rank{rank}' if rank else ''}.json"
+    write_atomically(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+    return path

@@ -1,0 +1,85 @@
+"""Signs that a policy hacks its reward, told from a run's own logs at each validation."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from statistics import fmean, stdev
+from typing import Any
+
+from harness.config import RunConfig
+from harness.foundation.records import read_lines
+from harness.runs.directory import RunDirectory
+
+JUDGE, TEXTURE, DIVERSITY = "judge", "texture", "diversity"
+
+_FEWEST_PROMPTS = 8
+_STANDARD_ERRORS = 2.0
+_MUCH_TEXTURE = 1.5
+_LITTLE_SPREAD = 0.5
+
+
+def warn(run: RunDirectory, say: Callable[[str], None]) -> str | None:
+    """Say which signs the latest validation shows; the sentence of the first one that ``stop.on`` names, or None."""
+    config = run.config
+    found = list(signs(config, *(read_lines(run.folder / name) for name in ("eval.jsonl", "metrics.jsonl"))))
+    for name, words in found:
+        say(f"warning: {name}: {words}")
+    return next((words for name, words in found if name in config.stop.on), None)
+
+
+def signs(
+    config: RunConfig, evaluations: Sequence[Mapping[str, Any]], iterations: Sequence[Mapping[str, Any]]
+) -> Iterator[tuple[str, str]]:
+    """Name and sentence of each sign that the latest validation shows, against the untrained model.
+
+    ``judge``: the trained reward has risen, and a reward that is not trained on has fallen, each by more than two
+    standard errors of the paired differences of prompts. ``texture``: the miniature's pictures have more than 1.5 times
+    the texture, by more than two standard errors. ``diversity``: within groups of training, pictures of the latest two
+    validations' iterations differ by less than half of what they did at the first two.
+
+    Args:
+        config: of the run.
+        evaluations: lines of eval.jsonl.
+        iterations: lines of metrics.jsonl.
+    """
+    validations = [line for line in evaluations if line["split"] == "validation"]
+    if len(validations) > 1 and validations[0]["num_prompts"] >= _FEWEST_PROMPTS:
+        yield from _of_prompts(config, validations[0]["per_prompt"], validations[-1]["per_prompt"])
+    spreads = [line["group"]["pixel_spread"] for line in iterations if "pixel_spread" in line.get("group", {})]
+    if len(spreads) >= 4 and fmean(spreads[-2:]) < _LITTLE_SPREAD * fmean(spreads[:2]):
+        yield (
+            DIVERSITY,
+            (
+                f"pictures of a group differ by {fmean(spreads[-2:]):.3g}, at first by {fmean(spreads[:2]):.3g}: "
+                "diversity collapses"
+            ),
+        )
+
+
+def _of_prompts(
+    config: RunConfig, first: Mapping[str, Sequence[float]], last: Mapping[str, Sequence[float]]
+) -> Iterator[tuple[str, str]]:
+    totals = [[config.trained_reward(dict(zip(per, row, strict=True))) for row in zip(*per.values(), strict=True)]
+              for per in (first, last)]  # fmt: skip
+    if _standard_errors(*totals) > _STANDARD_ERRORS:
+        for name in config.evaluation.judges:
+            if name in config.reward or name not in first or name not in last:
+                continue
+            if _standard_errors(first[name], last[name]) < -_STANDARD_ERRORS:
+                yield (
+                    JUDGE,
+                    (
+                        f"{name}, which is not trained on, falls from {fmean(first[name]):.3g} to "
+                        f"{fmean(last[name]):.3g} while the trained reward rises: it may be hacked"
+                    ),
+                )
+    name = "pictures/texture"
+    if name in first and name in last and _standard_errors(first[name], last[name]) > _STANDARD_ERRORS:
+        before, now = fmean(first[name]), fmean(last[name])
+        if now > _MUCH_TEXTURE * before:
+            yield TEXTURE, f"pictures have {now:.3g} of texture, untrained {before:.3g}: the reward may be hacked"
+
+
+def _standard_errors(before: Sequence[float], now: Sequence[float]) -> float:
+    """How many of its standard errors the mean of paired differences is away from 0."""
+    differences = [b - a for a, b in zip(before, now, strict=True)]
+    error = stdev(differences) / len(differences) ** 0.5
+    return fmean(differences) / error if error else 0.0
