@@ -2,21 +2,13 @@
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor
 
 from harness.foundation.errors import TrainingError
 from harness.foundation.files import write_atomically
-
-if TYPE_CHECKING:
-    from harness.training.trainer import Trainer
-
-
-def require_finite(values: Tensor, what: str, where: str) -> None:
-    """Raise TrainingError, which has the values, unless all are finite: it shows there when a policy has diverged."""
-    if not values.isfinite().all():
-        raise TrainingError(f"{what} are not finite {where}: lower the learning rate", {what: values})
+from harness.training.trainer import Trainer
 
 
 def statistics(values: Tensor) -> dict[str, Any]:
@@ -34,7 +26,7 @@ def statistics(values: Tensor) -> dict[str, Any]:
     }
 
 
-def dump(folder: Path, trainer: "Trainer", error: Exception) -> Path:
+def dump(folder: Path, trainer: Trainer, error: Exception) -> Path:
     """Write ``failure-ITERATION.json``, of other processes than the main one with their rank in the name.
 
     Args:

@@ -14,7 +14,7 @@ from harness.models.pipelines.policy import Policy
 from harness.prompts.lists import generator_for
 from harness.rewards import Reward
 from harness.rollout import ode_trajectory
-from harness.training.divergence import require_finite
+from harness.training.scoring import require_finite
 
 _NOISE_SEED = 20_260_606
 """Evaluation noise is the same for every run, whatever its seed: differences are the policy's."""

@@ -6,8 +6,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from harness.foundation.errors import TrainingError
 from harness.rewards import Reward, RewardError
 from harness.rewards.base import Pending
+
+
+def require_finite(values: Tensor, what: str, where: str) -> None:
+    """Raise TrainingError, which has the values, unless all are finite: it shows there when a policy has diverged."""
+    if not values.isfinite().all():
+        raise TrainingError(f"{what} are not finite {where}: lower the learning rate", {what: values})
 
 
 @dataclass(frozen=True)

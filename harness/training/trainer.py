@@ -30,11 +30,10 @@ from harness.training.accounting import (
 )
 from harness.training.advantages import Advantages
 from harness.training.choosing import Choosing
-from harness.training.divergence import require_finite
 from harness.training.learner import Learner
 from harness.training.observation import group_spreads, reduced
 from harness.training.processes import Processes
-from harness.training.scoring import PendingScores, Scores, start_scoring
+from harness.training.scoring import PendingScores, Scores, require_finite, start_scoring
 from harness.training.sharded import build_engine
 from harness.training.steps import stochastic_steps, trained_steps
 

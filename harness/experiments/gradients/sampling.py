@@ -14,8 +14,7 @@ from harness.prompts.lists import draw_candidates, generator_for
 from harness.rewards import Reward
 from harness.rollout import anchor_branch, in_batches, ode_trajectory
 from harness.rules.plugins import kernel_of
-from harness.training.divergence import require_finite
-from harness.training.scoring import start_scoring
+from harness.training.scoring import require_finite, start_scoring
 
 
 class Sampled(NamedTuple):
