@@ -30,7 +30,7 @@ def claims_panel(name: str, title: str, family: Sequence[Judged]) -> Panel:
         family: at least one claim.
     """
     note = f"Line: one-sided 95 % bounds; shaded: ±{MARGIN_SHARE:.0%} of the base's gain; tick: the paper's share of it"
-    return Panel(name, title, partial(_draw, family=family), 1.0 + 0.52 * len(family), note)
+    return Panel(name, title, partial(_draw, family=family), 1.9 + 0.52 * len(family), note)
 
 
 def _draw(axes: Axes, family: Sequence[Judged]) -> None:
