@@ -9,7 +9,7 @@ PINS := $(shell cat requirements.lock pyproject.toml | { sha256sum || shasum -a 
 READY := .venv/.ready-$(PINS)
 
 .DEFAULT_GOAL := help
-.PHONY: own-venv reward-env check-reward-parity help setup reproduce-paper report figures shards study sweep bench test test-processors coverage lint typecheck dist lock clean clean-venv
+.PHONY: own-venv reward-env check-reward-parity help setup reproduce-paper report figures shards study sweep gpu-check bench test test-processors coverage lint typecheck dist lock clean clean-venv
 
 help:  ## list the targets
 	@grep -E '^[a-z -]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z -]+):.*## */\1\t/' | column -t -s "$$(printf '\t')"
@@ -66,6 +66,9 @@ study: $(READY)  ## run the study's experiments that have no committed shard; th
 
 sweep: $(READY)  ## search EMA decay and fusion weight on the miniature with Optuna
 	@$(BIN)/adagrpo sweep experiments/sweeps/ema_fusion.yaml --workers $(WORKERS)
+
+gpu-check: $(READY)  ## the first ten minutes on a GPU: numbers, memory, speed (OPTIONS="--tiny --device cpu" anywhere)
+	@$(BIN)/adagrpo gpu-check $(OPTIONS)
 
 bench: $(READY)  ## time an iteration against a plain loop; needs a quiet machine
 	@$(BIN)/python -m tests.benchmarks

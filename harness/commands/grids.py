@@ -155,6 +155,7 @@ def doctor(
     seconds_per_forward: Annotated[
         float | None, "of one sample through the network (default: measured or estimated)", 1e-09
     ] = None,
+    measured: Annotated[Path | None, "gpu-check.json that adagrpo gpu-check wrote: its figures for estimates"] = None,
     json: Annotated[bool, "findings as JSON instead, for programs"] = False,
 ) -> int:
     """What a profile needs of this machine, and what is missing.
@@ -163,6 +164,40 @@ def doctor(
     """
     from harness.experiments.doctor.checks import check
 
-    report = check(profile, overrides, seconds_per_forward)
+    if measured is not None:
+        from harness.experiments.gpu_check.report import read_measured
+
+    found = None if measured is None else read_measured(measured)
+    report = check(profile, overrides, seconds_per_forward, found)
     say(dumps(report.record(), indent=1) if json else "\n".join(report.lines()))
     return 2 if report.missing else 0
+
+
+@command
+def gpu_check(
+    *,
+    device: Annotated[str, "cuda or cpu"] = "cuda",
+    tiny: Annotated[bool, "tiny widths: the same checks in a minute, on a CPU"] = False,
+    only: Annotated[str | None, "one check, by its name"] = None,
+    output: Annotated[Path | None, "folder (default: results/gpu-check)"] = None,
+) -> int:
+    """Whether this machine's GPU computes, holds and is as fast as expected: the first ten minutes on it.
+
+    Example: ``adagrpo gpu-check --tiny --device cpu``
+    """
+    from tempfile import TemporaryDirectory
+
+    import torch
+
+    from harness.experiments.gpu_check.bench import Bench
+    from harness.experiments.gpu_check.report import run_checks
+
+    if device not in ("cuda", "cpu"):
+        raise ConfigError(f"--device {device}: must be cuda or cpu")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("--device cuda: no CUDA device is here; --tiny --device cpu runs the same checks on the CPU")
+    folder = output or WORK / "results" / "gpu-check"
+    with TemporaryDirectory() as scratch:
+        is_well = run_checks(Bench(torch.device(device), tiny, Path(scratch)), folder, say, only)
+    say(f"{folder / 'index.html'}")
+    return 0 if is_well else 1

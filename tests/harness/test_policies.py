@@ -9,7 +9,9 @@ import pytest
 import torch
 from accelerate import Accelerator
 from diffusers import FluxPipeline, StableDiffusion3Pipeline
+from peft.tuners.lora import LoraLayer
 from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
 
 from harness.config import ConfigError, OptimizerConfig
 from harness.models.pipelines.files import model_fingerprint
@@ -156,6 +158,25 @@ def gradient_norm(policy: Policy, x: Tensor) -> float:
     """Of the mean of squares."""
     loss = policy.velocity(x, 0.5, policy.encode(PROMPTS)).square().mean()
     return float(torch.stack([g.norm() for g in torch.autograd.grad(loss, list(policy.trainable().values()))]).norm())
+
+
+def test_adapters_cost_no_casts_and_say_the_same_without(make_policy: MakePolicy) -> None:
+    policy = make_policy("flux", precision="bf16")
+    stir(policy)
+    inputs = policy.noise(generator_for(1), 2), 0.5, policy.encode(PROMPTS)
+
+    def run() -> tuple[Tensor, int]:
+        with profile(activities=[ProfilerActivity.CPU]) as found, policy.sampling():
+            velocity = policy.velocity(*inputs)
+        return velocity, sum(event.count for event in found.key_averages() if event.key == "aten::_to_copy")
+
+    ours, few = run()
+    layers = [module for module in policy.transformer.modules() if isinstance(module, LoraLayer)]
+    for layer in layers:
+        layer.cast_input_dtype_enabled = True  # peft's own way
+    theirs, many = run()
+    assert torch.equal(ours, theirs)
+    assert many - few >= 1.8 * len(layers)  # to float32 and back, but where an input is float32 already
 
 
 def test_adapters_start_as_they_are_told_to(make_policy: MakePolicy) -> None:

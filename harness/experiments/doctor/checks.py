@@ -5,7 +5,7 @@ import shutil
 import subprocess
 import sys
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -95,13 +95,19 @@ class Gpu(NamedTuple):
     free: int
 
 
-def check(profile: str, overrides: Sequence[str] = (), seconds: float | None = None) -> Report:
+def check(
+    profile: str,
+    overrides: Sequence[str] = (),
+    seconds: float | None = None,
+    measured: Mapping[str, float] | None = None,
+) -> Report:
     """Compare what a profile's grid needs with what is here. Downloads nothing and loads no model.
 
     Args:
         profile: name of a file in experiments/profiles/, or a path to one.
         overrides: dotted ``key=value`` strings.
         seconds: that one forward of a sample takes; None is as measured by finished runs, else an estimate.
+        measured: by ``adagrpo gpu-check``, see its ``read_measured``; None takes estimates.
 
     Raises:
         ConfigError: the profile or its grid is not valid, or a GPU does not answer.
@@ -119,9 +125,9 @@ def check(profile: str, overrides: Sequence[str] = (), seconds: float | None = N
     if architecture is None:
         findings.append(Finding("memory", f"not known: {path} is neither whole here nor one whose sizes are known"))
     else:
-        findings += _memory(configs, architecture, rewards, gpus)
+        findings += _memory(configs, architecture, rewards, gpus, (measured or {}).get("activations", 1.0))
         findings.append(_disk(configs, architecture, download=folder is None))
-    hours = _hours(configs, architecture, gpus, seconds)
+    hours = _hours(configs, architecture, gpus, seconds, (measured or {}).get("flops"))
     return Report(profile, [*findings, *_rewards(rewards, configs), *_prompts(config), hours])
 
 
@@ -166,13 +172,17 @@ def _weights(path: str, folder: Path | None, problem: str | None) -> Finding:
 
 
 def _memory(
-    configs: Sequence[RunConfig], architecture: Architecture, rewards: Sequence[str], gpus: Sequence[Gpu] | None
+    configs: Sequence[RunConfig],
+    architecture: Architecture,
+    rewards: Sequence[str],
+    gpus: Sequence[Gpu] | None,
+    activations: float,
 ) -> list[Finding]:
     """The cell of the grid that needs most, against the GPU in use with the least free memory, or main memory."""
     import psutil
 
     machine, available = configs[0].runtime.processes // configs[0].runtime.machines, psutil.virtual_memory().available
-    parts = _fullest([memory(config, architecture, rewards, gpus is not None) for config in configs])
+    parts = _fullest([memory(config, architecture, rewards, gpus is not None, activations) for config in configs])
     needed = sum(parts.values())
     if gpus is None:
         each = available // machine
@@ -270,20 +280,23 @@ def _hours(
     architecture: Architecture | None,
     gpus: Sequence[Gpu] | None,
     seconds: float | None,
+    flops: float | None,
 ) -> Finding:
     """Hours of the grid: as finished runs took, else by counted forwards."""
     processes, forwards = configs[0].runtime.processes, sum(map(_forwards, configs))
     details: tuple[str, ...] = ()
-    rates = measured_rates(RUNS / configs[0].experiment) if seconds is None else None
+    rates = measured_rates(RUNS / configs[0].experiment) if seconds is None and flops is None else None
     if seconds is not None:
         total, basis = forwards * seconds, f"{seconds:.3g} s per forward, as given"
     elif rates is not None:
         total = sum(expected_seconds(config, rates) for config in configs) * processes
         basis = f"as {rates.num_runs} finished runs took"
     elif gpus is not None and architecture is not None:
-        each, gpu = seconds_per_forward(architecture, configs[0], gpus[0].name if gpus else "")
+        each, gpu = seconds_per_forward(architecture, configs[0], gpus[0].name if gpus else "", flops)
         basis = f"{each:.3g} s per forward, estimated for {gpu} at {UTILISATION:.0%} of its peak"
-        basis += "; give --seconds-per-forward once it is measured"
+        basis += "; adagrpo gpu-check measures it, for --measured"
+        if flops is not None:
+            basis = f"{each:.3g} s per forward, by {flops / 1e12:.0f} measured TFLOP/s"
         total, moved = forwards * each, gathered_bytes(architecture, configs[0])
         if moved:
             waits = {link: moved / rate for link, rate in LINKS.items()}

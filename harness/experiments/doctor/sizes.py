@@ -135,7 +135,9 @@ def _count(component: Path) -> int:
     return total
 
 
-def memory(config: RunConfig, of: Architecture, rewards: Iterable[str], on_gpu: bool = True) -> dict[str, int]:
+def memory(
+    config: RunConfig, of: Architecture, rewards: Iterable[str], on_gpu: bool = True, activations: float = 1.0
+) -> dict[str, int]:
     """What one process needs at its fullest, by component.
 
     Weights in training, their gradients and AdamW's two moments are float32, as is their average; frozen weights are in
@@ -147,6 +149,7 @@ def memory(config: RunConfig, of: Architecture, rewards: Iterable[str], on_gpu: 
         of: its model.
         rewards: that this process loads.
         on_gpu: of GPU memory, with the CUDA context; else of main memory.
+        activations: what was measured of a forward's, over the estimate.
     """
     model, optimizer = config.model, config.optimizer
     element, trained = bytes_of(model), of.trained(config)
@@ -173,7 +176,9 @@ def memory(config: RunConfig, of: Architecture, rewards: Iterable[str], on_gpu: 
         "averaged weights": 4 * trained * (optimizer.weight_ema is not None) // shares,
         "reward models": sum(count for name, count in models.items() if name not in moving),
     }
-    drawing = max(_sampling(config, of, on_gpu), _decoding(config, of), *(models[name] for name in moving))
+    drawing = max(
+        int(activations * sampling_bytes(model, of, on_gpu)), _decoding(config, of), *(models[name] for name in moving)
+    )
     # On a GPU AdamW takes its steps all together, by way of one more number for each weight.
     updating = max(_updating(config, of) * element + in_low, 4 * trained * on_gpu // shares)
     phases = (
@@ -189,14 +194,13 @@ def bytes_of(model: ModelConfig) -> int:
     return 4 if model.precision == "fp32" else 2
 
 
-def _sampling(config: RunConfig, of: Architecture, on_gpu: bool) -> int:
+def sampling_bytes(model: ModelConfig, of: Architecture, on_gpu: bool) -> int:
     """Bytes inside one block of a forward without gradient: input, q, k, v, and the MLP before and after its step.
 
     On a GPU all of them are float32: its autocast has norms in float32, and what they are added to or joined with.
     """
-    samples = of.forwards_per_velocity(config.model) * config.model.max_batch
-    element = 4 if on_gpu else bytes_of(config.model)
-    return samples * of.tokens(config.model) * of.width * (1 + 3 + 4 + 4) * element
+    samples = of.forwards_per_velocity(model) * model.max_batch
+    return samples * of.tokens(model) * of.width * (1 + 3 + 4 + 4) * (4 if on_gpu else bytes_of(model))
 
 
 def _updating(config: RunConfig, of: Architecture) -> int:

@@ -37,14 +37,16 @@ def operations(architecture: Architecture, model: ModelConfig) -> int:
     return total
 
 
-def seconds_per_forward(architecture: Architecture, config: RunConfig, gpu: str) -> tuple[float, str]:
-    """How long one sample takes through the network: its arithmetic over what the GPU achieves.
+def seconds_per_forward(
+    architecture: Architecture, config: RunConfig, gpu: str, flops: float | None = None
+) -> tuple[float, str]:
+    """How long one sample takes through the network: its arithmetic over what the GPU achieves, as measured if it was.
 
     Returns:
         Seconds, and the GPU of ``PEAK_TERAFLOPS`` that they are of.
     """
     known = max((key for key in PEAK_TERAFLOPS if key in gpu), key=len, default="H100")
-    achieved = PEAK_TERAFLOPS[known] * 1e12 * UTILISATION
+    achieved = flops or PEAK_TERAFLOPS[known] * 1e12 * UTILISATION
     each = operations(architecture, config.model) / achieved
     return architecture.forwards_per_velocity(config.model) * each, known
 

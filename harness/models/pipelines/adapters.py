@@ -36,6 +36,14 @@ def add_adapters(transformer: Any, settings: LoraConfig, seed: int) -> None:
     for parameter in transformer.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
+    leave_inputs(transformer)
+
+
+def leave_inputs(transformer: nn.Module) -> None:
+    """Let adapters take inputs as they are: peft would widen each to float32, which autocast at once takes back."""
+    for module in transformer.modules():
+        if isinstance(module, LoraLayer):
+            module.cast_input_dtype_enabled = False
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from harness.config import ConfigError
 from harness.foundation.errors import FileError
 from harness.foundation.files import PARTIAL
+from harness.models.pipelines.adapters import leave_inputs
 from harness.models.pipelines.files import opened
 from harness.models.pipelines.lora_files import PREFIX, A, B, read_lora
 
@@ -37,6 +38,7 @@ def put_lora(transformer: Any, file: Path) -> None:
             for factor, part in ((module.lora_A, A), (module.lora_B, B)):
                 for linear in factor.values():
                     linear.weight.data = tensors[f"{PREFIX}{name}{part}"].to(linear.weight.device)
+    leave_inputs(transformer)
 
 
 def check_lora(transformer: nn.Module, tensors: Mapping[str, Tensor], file: Path) -> None:

@@ -1,0 +1,186 @@
+"""What the checks work on: pipelines of real width and reduced depth, or of tiny widths, with random weights."""
+
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from diffusers import AutoencoderKL, FluxTransformer2DModel, SD3Transformer2DModel
+from torch import Tensor
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, T5Config, T5EncoderModel
+
+from harness.config import ModelConfig, OptimizerConfig, RunConfig, compose
+from harness.models.pipelines.embedding import PromptEmbedding
+from harness.models.pipelines.policy import Policy
+from harness.models.pipelines.published import FLUX_DEV, SD35_MEDIUM
+from harness.models.pipelines.registry import build_policy
+from harness.models.pipelines.twins import TWINS
+from harness.prompts.lists import generator_for, read_prompts
+from harness.rewards import build_weighted
+from harness.training.trainer import Trainer
+
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a check found: figures by name, and whether they are as expected; None where this device cannot tell."""
+
+    figures: dict[str, Any]
+    passed: bool | None
+
+
+@dataclass
+class Bench:
+    """A device, sizes and folders; models are built when a check asks for them.
+
+    Attributes:
+        device: where everything runs.
+        is_tiny: tiny widths: the same code in seconds, whose figures say nothing of a real model.
+        folder: scratch.
+        noted: figures that later checks, and the doctor, read.
+    """
+
+    device: torch.device
+    is_tiny: bool
+    folder: Path
+    noted: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether memory and kernels of a GPU can be measured."""
+        return self.device.type == "cuda"
+
+    @property
+    def batch(self) -> int:
+        """Samples in a forward."""
+        return 4 if self.is_tiny else 12
+
+    def pipeline(self, name: str) -> Path:
+        """Folder of a pipeline, ``flux`` or ``sd3``, its weights on bf16's grid as those of the hub."""
+        folder = self.folder / name
+        if not folder.exists():
+            torch.manual_seed(0)
+            pipe = TWINS[name]()
+            if not self.is_tiny:
+                pipe.register_modules(**_of_real_width(name, pipe))
+            for parameter in pipe.transformer.parameters():
+                if parameter.ndim > 1:
+                    torch.nn.init.normal_(parameter, std=0.02)
+            pipe.transformer.to(torch.bfloat16)
+            pipe.save_pretrained(folder)
+        return folder
+
+    def model(self, name: str = "flux", **settings: Any) -> ModelConfig:
+        """A model's settings as in the paper's profile, in this bench's size."""
+        side, text = (64, 64) if self.is_tiny else (512, 256)
+        usual = {"path": str(self.pipeline(name)), "height": side, "width": side, "num_steps": 4, "precision": "bf16"}
+        usual |= {"max_sequence_length": text, "max_batch": self.batch, "guidance": 3.5 if name == "flux" else 4.5}
+        usual |= {"allow_unknown_tokens": True, "allow_long_prompts": True, "execution": {"vae_slicing": True}}
+        return ModelConfig.model_validate(usual | settings)
+
+    def policy(self, name: str = "flux", tuning: str = "lora", checkpointing: bool = False, **settings: Any) -> Policy:
+        """A policy with adapters of rank 64 or all weights in training."""
+        execution = {"gradient_checkpointing": checkpointing, "vae_slicing": True}
+        lora = {"rank": 4 if self.is_tiny else 64, "alpha": 8 if self.is_tiny else 128, "merge_while_sampling": False}
+        optimizer = OptimizerConfig.model_validate({"tuning": tuning, "learning_rate": 1e-4, "lora": lora})
+        return build_policy(self.model(name, execution=execution, **settings), optimizer, self.device, seed=0)
+
+    def inputs(self, policy: Policy, count: int | None = None) -> tuple[Tensor, float, PromptEmbedding]:
+        """Latents, sigma and text of some samples: the same whatever the device."""
+        count = count or self.batch
+        prompts = [f"picture number {i} of a red fox" for i in range(count)]
+        return policy.noise(generator_for(1), count), 0.8, policy.encode(prompts)
+
+    def config(self, method: str = "adagrpo_flux", *overrides: str) -> RunConfig:
+        """A run of a method on this bench's FLUX, with rewards of tiny width."""
+        model = self.model()
+        settings = [f"model.{key}={getattr(model, key)}" for key in ("path", "height", "width", "max_sequence_length")]
+        settings += [f"model.precision={model.precision}", f"model.max_batch={model.max_batch}", "model.num_steps=8"]
+        settings += ["model.execution={vae_slicing: true, gradient_checkpointing: true, text_encoders: keep}"]
+        settings += [f"runtime.device={self.device.type}", "reward={hpsv2: 1}", "rollout.prompts_per_iteration=1"]
+        settings += ["evaluation.test=false", "evaluation.base_test=false", "evaluation.gallery=0"]
+        return compose("paper-dry", method, overrides=[*settings, *overrides])
+
+    def trainer(self, config: RunConfig) -> Trainer:
+        """A run's trainer, at its beginning."""
+        policy = build_policy(config.model, config.optimizer, self.device, config.seed)
+        reward = build_weighted(config.reward, 1, config.rewards)
+        prompts = read_prompts(config.prompts.train).prompts
+        return Trainer(config, policy, reward, prompts, Accelerator(cpu=not self.on_gpu))
+
+    def wait(self) -> None:
+        """Until the device has done all it was given."""
+        if self.on_gpu:
+            torch.cuda.synchronize()
+
+    def seconds(self, work: Callable[[], object], times: int = 3) -> float:
+        """Mean seconds of a piece of work, after one that does not count."""
+        work()
+        self.wait()
+        began = time.perf_counter()
+        for _ in range(times):
+            work()
+        self.wait()
+        return (time.perf_counter() - began) / times
+
+    def peak(self, work: Callable[[], Any]) -> tuple[Any, float]:
+        """A piece of work's result, and GiB of the GPU that it took beyond what was taken; 0 on a CPU."""
+        if not self.on_gpu:
+            return work(), 0.0
+        self.wait()
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        result = work()
+        self.wait()
+        return result, (torch.cuda.max_memory_allocated() - before) / GIB
+
+    def free(self) -> None:
+        """Give back what the checks so far left behind."""
+        shutil.rmtree(self.folder / "run", ignore_errors=True)
+        if self.on_gpu:
+            torch.cuda.empty_cache()
+
+
+def distance(ours: Tensor, theirs: Tensor) -> float:
+    """|ours - theirs| / |theirs|."""
+    return float(((ours - theirs).norm() / theirs.norm()).detach())
+
+
+@contextmanager
+def with_adapters_that_count(policy: Policy) -> Iterator[Policy]:
+    """Within: factors B, which start at 0, are not."""
+    with torch.no_grad():
+        for parameter in policy.trainable().values():
+            torch.nn.init.normal_(parameter, std=0.02)
+    yield policy
+
+
+def _of_real_width(name: str, pipe: Any) -> dict[str, Any]:
+    """Networks of the published widths: few blocks of the transformer, one layer of each text encoder."""
+    t5 = {**pipe.text_encoder_2.config.to_dict()} if name == "flux" else {**pipe.text_encoder_3.config.to_dict()}
+    encoder = T5EncoderModel(T5Config(**{**t5, "d_model": 4096, "d_ff": 1024, "num_layers": 1}))
+    vae = {**dict(pipe.vae.config), "block_out_channels": (128, 256, 512, 512), "layers_per_block": 2}
+    parts: dict[str, Any] = {"vae": AutoencoderKL.from_config(vae)}
+    published = FLUX_DEV if name == "flux" else SD35_MEDIUM
+    assert published.transformer is not None
+    settings = dict(published.transformer[1])
+    if name == "flux":
+        network = FluxTransformer2DModel(**{**settings, "num_layers": 2, "num_single_layers": 4})
+        clip = CLIPTextModel(_clip(pipe.text_encoder.config, 768, 12))
+        return parts | {"transformer": network, "text_encoder": clip, "text_encoder_2": encoder}
+    network = SD3Transformer2DModel(**{**settings, "num_layers": 4, "dual_attention_layers": (0, 1)})
+    large = CLIPTextModelWithProjection(_clip(pipe.text_encoder_2.config, 1280, 20))
+    small = CLIPTextModelWithProjection(_clip(pipe.text_encoder.config, 768, 12))
+    return parts | {"transformer": network, "text_encoder": small, "text_encoder_2": large, "text_encoder_3": encoder}
+
+
+def _clip(tiny: CLIPTextConfig, width: int, heads: int) -> CLIPTextConfig:
+    sizes = {"hidden_size": width, "intermediate_size": 4 * width, "projection_dim": width}
+    return CLIPTextConfig(**{**tiny.to_dict(), **sizes, "num_attention_heads": heads, "num_hidden_layers": 1})

@@ -1,0 +1,75 @@
+"""The checks of a GPU, on a CPU with tiny widths, so that only the device is new there."""
+
+import json
+from html import escape
+from pathlib import Path
+
+import pytest
+import torch
+
+from harness import cli
+from harness.experiments.doctor.checks import check
+from harness.experiments.gpu_check import report
+from harness.experiments.gpu_check.bench import Bench, Outcome
+from harness.foundation.errors import ConfigError
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory, own_cache: Path) -> Path:
+    """Folder of the checks of one network; ``make gpu-check`` runs all of them."""
+    folder = tmp_path_factory.mktemp("check")
+    bench = Bench(torch.device("cpu"), True, folder / "scratch")
+    slow = ("ratio", "twice", "phases", "graphs", "HPS-v3", "resume", "gone", "24 GB", "pictures")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            report, "CHECKS", {name: c for name, c in report.CHECKS.items() if not any(word in name for word in slow)}
+        )
+        assert report.run_checks(bench, folder, lambda line: None)
+    return folder
+
+
+def test_every_check_passes_or_cannot_be_told_on_a_cpu(found: Path) -> None:
+    content = json.loads((found / "gpu-check.json").read_text(encoding="utf-8"))
+    untold = [result["name"] for result in content["checks"] if result["passed"] is None]
+    assert untold == ["loading in the stored dtype", "memory of a forward", "FSDP2 on two GPUs"]
+    assert [content["device"], content["tiny"]] == ["CPU", True]
+    page = (found / "index.html").read_text(encoding="utf-8")
+    assert all(escape(result["name"]) in page for result in content["checks"])
+
+
+def test_a_check_that_fails_or_raises_is_told_and_the_others_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(bench: Bench) -> Outcome:
+        raise RuntimeError("no <such> kernel")
+
+    checks = {"broken": broken, "wrong": lambda bench: Outcome({"x": 1.0}, False), "right": lambda b: Outcome({}, True)}
+    monkeypatch.setattr(report, "CHECKS", checks)
+    assert not report.run_checks(Bench(torch.device("cpu"), True, tmp_path), tmp_path, lambda line: None)
+    results = json.loads((tmp_path / "gpu-check.json").read_text(encoding="utf-8"))["checks"]
+    assert [result["passed"] for result in results] == [False, False, True]
+    assert "no &lt;such&gt; kernel" in (tmp_path / "index.html").read_text(encoding="utf-8")
+
+
+def test_the_doctor_takes_measured_figures_and_none_of_tiny_widths(tmp_path: Path, found: Path) -> None:
+    measured = tmp_path / "gpu-check.json"
+    measured.write_text(json.dumps({"tiny": False, "measured": {"flops": 5e14, "activations": 2.0}}))
+
+    def lines(file: Path | None) -> str:
+        return "\n".join(check("paper", measured=None if file is None else report.read_measured(file)).lines())
+
+    assert "0.0354 s per forward, by 500 measured TFLOP/s" in lines(measured)
+    assert "measured" not in lines(None).split("hours")[1].split(";")[0]
+    with pytest.raises(ConfigError, match="tiny widths"):
+        lines(found / "gpu-check.json")
+    measured.write_text("{}")
+    with pytest.raises(ConfigError, match="was not written by adagrpo gpu-check"):
+        lines(measured)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is one")
+def test_without_a_gpu_it_says_what_to_do(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["gpu-check"])
+    assert ended.value.code == 2
+    assert "--tiny --device cpu" in capsys.readouterr().err
