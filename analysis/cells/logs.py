@@ -112,11 +112,13 @@ def load_gallery(run: Path) -> Gallery | None:
     return read_gallery(run) if run.is_dir() else read_shard_gallery(run)
 
 
-def load_logs(folder: Path, train_metrics: Collection[str] | None = None, skip_damaged: bool = False) -> Logs:
+def load_logs(
+    folder: Path | Sequence[Path], train_metrics: Collection[str] | None = None, skip_damaged: bool = False
+) -> Logs:
     """Read every run of a folder once.
 
     Args:
-        folder: see ``find_runs``. Runs may be unfinished or have just started.
+        folder: see ``find_runs``; or the runs themselves. Runs may be unfinished or have just started.
         train_metrics: metrics of training iterations to keep; they are most of all rows. None for all.
         skip_damaged: leave runs out that cannot be read, and say so on stderr and in ``Logs.damages``.
 
@@ -132,7 +134,7 @@ def load_logs(folder: Path, train_metrics: Collection[str] | None = None, skip_d
                 raise
             return str(error)
 
-    outcomes = side_by_side(load, find_runs(folder), _RUNS_AT_A_TIME)
+    outcomes = side_by_side(load, find_runs(folder) if isinstance(folder, Path) else folder, _RUNS_AT_A_TIME)
     loaded = [run for run in outcomes if isinstance(run, _Run)]
     damages = [damage for damage in outcomes if isinstance(damage, str)]
     if damages and not loaded:

@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePath
 
 import pandas as pd
@@ -28,11 +28,14 @@ from analysis.report.tables import (
     run_frame,
 )
 from analysis.runs.sources import changes_since, note_on_changes
-from analysis.verdicts.conclusions import conclude, conclusions_frame, conclusions_markdown, digest
+from analysis.verdicts.conclusions import Conclusions, conclude, conclusions_frame, conclusions_markdown, digest
 from analysis.verdicts.levels import map_frame
 from analysis.verdicts.stability import GROUP_SPREADS, stability_frame, stability_table
 from harness.foundation.errors import ConfigError
 from harness.foundation.files import write_atomically
+
+REPORT_METRICS = (*CHOSEN_METRICS, *GROUP_SPREADS)
+"""Training metrics that a page shows, beside those of costs."""
 
 
 def write_report(
@@ -62,21 +65,27 @@ def write_report(
         raise ConfigError(f"{runs_folder}: holds no run (no config.yaml and no shard at any depth)")
     if readme is not None:
         split(readme)
-    metrics = (*SPENDING_METRICS, *CHOSEN_METRICS, *GROUP_SPREADS)
-    logs = load_logs(runs_folder, metrics, skip_damaged=True)
+    logs = load_logs(runs_folder, (*SPENDING_METRICS, *REPORT_METRICS), skip_damaged=True)
     for line in note_on_changes(map(changes_since, logs.environments)):
         print(line, file=sys.stderr)
-    parts = [_part(study, logs, planned_seeds) for study in split_studies(logs)]
-    concluded = [part.conclusions for part in parts if part.conclusions]
+    studies = split_studies(logs)
+    found = {study: conclude(study, finished_environments(study, logs), planned_seeds) for study in studies}
+    concluded = [conclusions for conclusions in found.values() if conclusions]
     if readme is not None and not concluded:
         raise ConfigError(f"{runs_folder}: holds no pair of finished runs, so no claims for {readme}")
-    for drawing in [drawing for part in parts for group in part.figures.values() for drawing in group.drawings]:
-        drawing.save(output / "figures")
-    _write_tables(parts, output / "tables")
     if readme is not None:
         folder = PurePath(os.path.relpath(output, readme.parent)).as_posix()
         links = {"all claims": f"{folder}/tables/conclusions.md", "the page": f"{folder}/report.html"}
         insert(readme, digest(concluded[0], links))
+    return write_pages(logs, found, output)
+
+
+def write_pages(logs: Logs, found: Mapping[Study, Conclusions | None], output: Path) -> Path:
+    """Write report.html, tables/ and figures/ of studies, and what was concluded from each; the page's path."""
+    parts = [_part(study, logs, conclusions) for study, conclusions in found.items()]
+    for drawing in [drawing for part in parts for group in part.figures.values() for drawing in group.drawings]:
+        drawing.save(output / "figures")
+    _write_tables(parts, output / "tables")
     levels = _draw_map(parts, output)
     write_atomically(output / "report.html", render_page(logs, parts, levels))
     return output / "report.html"
@@ -93,8 +102,7 @@ def _draw_map(parts: Sequence[Part], output: Path) -> Drawing | None:
     return drawing
 
 
-def _part(study: Study, logs: Logs, planned_seeds: int | None) -> Part:
-    conclusions = conclude(study, finished_environments(study, logs), planned_seeds)
+def _part(study: Study, logs: Logs, conclusions: Conclusions | None) -> Part:
     claims = [
         draw_panel(claims_panel(f"{study.prefix}claims-{number}", title, family))
         for number, (title, family) in enumerate(conclusions.families.items() if conclusions else (), start=1)

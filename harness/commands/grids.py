@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Sequence
+from functools import partial
 from json import dumps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -10,6 +11,7 @@ from harness.commands import command, say
 from harness.commands.runs import Rerun
 from harness.foundation.errors import ConfigError
 from harness.foundation.places import WORK
+from harness.foundation.plugins import absolute
 
 if TYPE_CHECKING:
     from harness.experiments.jobs.runner import Outcome
@@ -63,6 +65,60 @@ def exit_code(outcome: "Outcome") -> int:
     for name, reason in outcome.failed.items():
         print(f"failed: {name}: {reason}", file=sys.stderr)
     return 1 if outcome.failed else 0
+
+
+@command
+def compare(
+    cells: Annotated[
+        Sequence[str],
+        "two or more, the first is what the others are compared with: settings, as in selection=curriculum or "
+        "'selection=my.py:Rule,fusion.enabled=true'; the file of a rule, as in my.py:Rule; a run's folder; or base",
+    ],
+    *,
+    seeds: Annotated[str, "one pair of runs each"] = "0-7",
+    profile: Annotated[str, "file in experiments/profiles/, or a path"] = "miniature",
+    set: Annotated[tuple[str, ...], "KEY=VALUE of all cells; may be repeated"] = (),
+    output: Annotated[Path | None, "folder for tables, figures and page (default: results/reports/...)"] = None,
+    plan: Plan = False,
+    json: Annotated[bool, "print the claims as JSON, and progress to stderr"] = False,
+    slots: Slots = None,
+    rerun_changed: Rerun = False,
+) -> int:
+    """Run what is missing of some cells and judge them by the grid's rule, at equal iterations and at equal compute.
+    Exit code 0 if every run has finished, whatever the verdict; 1 if one failed; 2 for bad input.
+
+    Example: ``adagrpo compare base selection=curriculum --seeds 0-1 --plan``
+    """
+    import json as writing
+
+    from analysis.verdicts.conclusions import HEAD, rows, sentences
+    from harness.experiments.compare import configs_of, judged
+    from harness.experiments.grid import parse_seeds
+    from harness.experiments.jobs.slots import local_slots
+    from harness.experiments.plan import plan as planned
+    from harness.experiments.runs import run_all
+    from harness.runs.directory import prepare_run
+
+    if len(cells) < 2:
+        raise ConfigError("adagrpo compare: name two cells at least, as in  adagrpo compare base selection=curriculum")
+    found = configs_of(cells, parse_seeds(seeds), profile, [*map(absolute, set)])
+    configs = [config for of_seed in zip(*found, strict=True) for config in of_seed]
+    if plan:
+        print("\n".join(planned(configs, len(local_slots([config.runtime for config in configs], slots)))))
+        return 0
+    runs = [[prepare_run(config, rerun_changed=rerun_changed) for config in of_cell] for of_cell in found]
+    progress = partial(print, file=sys.stderr, flush=True) if json else say
+    outcome = run_all([run for of_seed in zip(*runs, strict=True) for run in of_seed], slots, progress)
+    result = judged(runs, output)
+    if json:
+        print(writing.dumps({"page": str(result.output / "report.html"), "claims": result.claims}, indent=1))
+        return exit_code(outcome)
+    for title, family in result.conclusions.families.items():
+        print(f"\n{title}: {' '.join(sentences(family))}")
+        for row in rows(family):
+            print("  " + ", ".join(f"{name} {text}" for name, text in zip(HEAD, row, strict=True) if text != "–"))
+    print(f"page: {result.output / 'report.html'}")
+    return exit_code(outcome)
 
 
 @command

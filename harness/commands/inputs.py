@@ -125,3 +125,35 @@ def pretrain_miniature(
     for line in pretrain(RECIPES[recipe], output, threads):
         say(line)
     return 0
+
+
+@command
+def new(
+    kind: Annotated[Literal["selection", "advantage", "reward", "kernel"], "of plug-in"],
+    name: Annotated[str, "of the object, as in SecondHardest"],
+    *,
+    folder: Annotated[Path, "to write to"] = Path("."),
+) -> int:
+    """Write a working plug-in to begin from, and its test; docs/extend.md.
+
+    Example: ``adagrpo new selection SecondHardest``
+    """
+    import re
+
+    from harness.foundation.files import write_atomically
+
+    if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]{0,39}", name):
+        raise ConfigError(f"adagrpo new: {name!r} is no name of an object: use letters, digits and '_', at most 40")
+    examples = Path(__file__).with_name("examples")
+    module = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).lower()
+    paths = {f"{kind}.py": folder / f"{module}.py", f"{kind}_test.py": folder / f"test_{module}.py"}
+    for path in paths.values():
+        if path.exists():
+            raise ConfigError(f"{path}: is there already; take another name, or another --folder")
+    for example, path in paths.items():
+        text = (examples / example).read_text(encoding="utf-8")
+        write_atomically(path, text.replace("Example", name).replace("example.py", f"{module}.py"))
+        say(f"written: {path}")
+    first = (examples / f"{kind}.py").read_text(encoding="utf-8").partition('"""')[2].partition('"""')[0]
+    say(first.replace("Example", name).replace("example.py", str(paths[f"{kind}.py"])))
+    return 0

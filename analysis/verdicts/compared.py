@@ -1,0 +1,106 @@
+"""Any cells compared with one of them, by the rule that judges a grid: at equal iterations, and at equal compute.
+
+Endpoint, pairs, margin and verdicts are those of ``analysis.verdicts.protocol`` and ``analysis.decisions``; margins are
+a share of the control's gain. At equal compute the reward on validation words is compared, where the cell
+that costs more has spent as many network forwards as the other in all, a trained sample counting three.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from analysis.cells.equal_cost import equal_cost_pair
+from analysis.cells.labels import Cell
+from analysis.cells.logs import TRAINING_REWARD
+from analysis.cells.spending import FORWARDS
+from analysis.cells.study import Study
+from analysis.decisions import LEVEL, Question, contrast, decide
+from analysis.runs.sources import was_under_other_rules
+from analysis.statistics import Values
+from analysis.verdicts.conclusions import Conclusions, plan_for
+from analysis.verdicts.protocol import MARGIN_SHARE, MIN_PAIRS, Claim, Judged, Side
+
+EQUAL_ITERATIONS, EQUAL_COMPUTE = "At equal iterations", "At equal compute, on validation words"
+
+
+def compare(
+    study: Study, control: Cell, treatments: Sequence[Cell], planned: int, environments: Sequence[Mapping[str, Any]]
+) -> Conclusions:
+    """Judge whether each treatment beats the control, in two families of claims.
+
+    Args:
+        study: with the runs of these cells.
+        control: what all others are compared with.
+        treatments: at least one.
+        planned: pairs of each claim.
+        environments: content of the environment.json of the finished runs.
+    """
+    split = "test" if len(study.values(control, TRAINING_REWARD)) else "validation"
+    final = [_differences(study, treatment, control, split) for treatment in treatments]
+    spent = [_at_equal_compute(study, treatment, control) for treatment in treatments]
+    families = {
+        EQUAL_ITERATIONS: _judge(control, treatments, final, _gain(study, control, split), planned),
+        EQUAL_COMPUTE: _judge(control, treatments, spent, _gain(study, control, "validation"), planned),
+    }
+    others = sum(map(was_under_other_rules, environments))
+    opening = f"Each claim compares two cells; “the base” is {control.label}, on {split} words."
+    plans = plan_for(study, families[EQUAL_ITERATIONS])
+    return Conclusions(families, len(environments), others, plans, (), opening)
+
+
+def _judge(
+    control: Cell, treatments: Sequence[Cell], differences: Sequence[Values], gain: float, planned: int
+) -> list[Judged]:
+    margin = MARGIN_SHARE * gain if gain > 0 else 0.0  # where nothing was learned no difference is too small
+    asked = [
+        Question(contrast([values]) if len(values) >= max(planned, MIN_PAIRS) else None, margin, None)
+        for values in differences
+    ]
+    return [
+        Judged(_claim(treatment, control), [values], planned, gain, question, decision, LEVEL, len(asked))
+        for treatment, values, question, decision in zip(treatments, differences, asked, decide(asked), strict=True)
+    ]
+
+
+def _claim(treatment: Cell, control: Cell) -> Claim:
+    sides = tuple(Side(cell.selection, cell.fusion, cell.fusion_weight, cell.variant) for cell in (treatment, control))
+    statement = f"{treatment.label} beats {control.label}"
+    return Claim(treatment.label, statement, ((sides[0], sides[1]),), (control.method,), None)
+
+
+def _differences(study: Study, treatment: Cell, control: Cell, split: str) -> Values:
+    """By seed that both have finished on one model of processor."""
+    ours, theirs = (study.values(cell, TRAINING_REWARD, split) for cell in (treatment, control))
+    seeds = _comparable(study, treatment, control)
+    return np.array([ours[seed] - theirs[seed] for seed in seeds if seed in ours and seed in theirs])
+
+
+def _at_equal_compute(study: Study, treatment: Cell, control: Cell) -> Values:
+    cost = {cell: float(members["compute"].mean()) for cell, members in study.cells if cell in (treatment, control)}
+    if len(cost) < 2:
+        return np.empty(0)
+    is_dearer = cost[treatment] >= cost[control]
+    dearer, cheaper = (treatment, control) if is_dearer else (control, treatment)
+    _, pair = equal_cost_pair(study, dearer, cheaper, FORWARDS, _comparable(study, treatment, control))
+    return np.asarray((pair.treatment - pair.control) * (1 if is_dearer else -1))
+
+
+def _comparable(study: Study, *cells: Cell) -> list[int]:
+    of_cells = [members for cell, members in study.cells if cell in cells]
+    if len(of_cells) < 2:
+        return []
+    made_on = [dict(zip(members["seed"], members["processor"], strict=True)) for members in of_cells]
+    return [int(seed) for seed in made_on[0] if made_on[1].get(seed) == made_on[0][seed]]
+
+
+def _gain(study: Study, cell: Cell, split: str) -> float:
+    """What a cell gains over the untrained model; NaN where that was not measured."""
+    start, measured = study.untrained(cell)
+    if measured == split:
+        before = float(start.get(TRAINING_REWARD, math.nan))
+    else:
+        rows = study.rows(split, TRAINING_REWARD)
+        before = float(rows.loc[rows["iteration"] == 0, "value"].mean())
+    return float(study.values(cell, TRAINING_REWARD, split).mean()) - before

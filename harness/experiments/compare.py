@@ -1,0 +1,131 @@
+"""Cells that somebody names, compared with the first of them: which runs that takes, and what these say."""
+
+import hashlib
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from analysis.cells.labels import Cell
+from analysis.cells.logs import load_logs
+from analysis.cells.spending import SPENDING_METRICS
+from analysis.cells.study import finished_environments, split_studies
+from analysis.report.report import REPORT_METRICS, write_pages
+from analysis.verdicts.compared import compare
+from analysis.verdicts.conclusions import Conclusions, conclusions_frame
+from harness.config import KINDS, ConfigError, RunConfig, compose, merge, parse_overrides, validate
+from harness.foundation.plugins import absolute, is_reference
+from harness.foundation.trained_reward import TrainedReward
+from harness.runs.directory import RunDirectory
+
+_COMMAS = re.compile(r",(?![^{\[]*[}\]])(?=\s*[\w.]+=)")
+"""Between settings, and not within a list or mapping."""
+
+
+class Compared(NamedTuple):
+    """What runs say of cells."""
+
+    output: Path
+    conclusions: Conclusions
+    claims: list[dict[str, Any]]
+    """Rows of tables/conclusions.csv, with ``pairs_needed``; None for what is not known."""
+
+
+def configs_of(
+    cells: Sequence[str], seeds: Sequence[int], profile: str, common: Sequence[str] = ()
+) -> list[list[RunConfig]]:
+    """Each cell's runs, one a seed, all of one experiment: the profile's, or that of the first run folder among them.
+
+    Args:
+        cells: settings with commas between them, as in ``selection=curriculum,fusion.enabled=true``; the reference of a
+            plug-in that chooses prompts; ``base``, for no settings; or a run's folder. If there is such a folder,
+            settings are changes of the first one's, else of the profile.
+        seeds: of every cell, also of one that a folder names.
+        profile: name or path.
+        common: settings of all cells, as ``key=value``.
+
+    Raises:
+        ConfigError: one of them cannot be composed, they train on different rewards, or two are the same.
+    """
+    folders = {cell: RunDirectory(Path(cell)).config for cell in cells if (Path(cell) / "config.yaml").is_file()}
+    base = next(iter(folders.values()), None)
+    found = []
+    for cell in cells:
+        own = [] if cell in folders else _settings(cell)
+        start = folders.get(cell, base)
+        configs = []
+        for seed in seeds:
+            if start is None:
+                configs.append(_composed(profile, [*common, *own, f"seed={seed}"]))
+            else:
+                experiment = [] if base is None else [f"experiment={base.experiment}"]
+                settings = parse_overrides([*common, *own, f"seed={seed}", *experiment])
+                configs.append(validate(merge(start.model_dump(mode="json"), settings), cell))
+        found.append(configs)
+    rewards = {TrainedReward(configs[0].reward).name for configs in found}
+    if len(rewards) > 1:
+        raise ConfigError(
+            f"cells train on different rewards, {' and '.join(sorted(rewards))}: nothing to compare them by"
+        )
+    return found
+
+
+def _settings(cell: str) -> list[str]:
+    if cell == "base":
+        return []
+    settings = [f"selection={cell}"] if is_reference(cell) else [part.strip() for part in _COMMAS.split(cell)]
+    if "=" not in settings[0]:
+        raise ConfigError(
+            f"cell {cell!r}: is no run's folder; write settings, as in selection=curriculum, the file of a rule, as in "
+            "my.py:Rule, or base"
+        )
+    return [absolute(setting) for setting in settings]
+
+
+def _composed(profile: str, settings: Sequence[str]) -> RunConfig:
+    """Where a setting names a file of experiments/, as a grid's cells may, with that file."""
+    named = dict(setting.split("=", 1) for setting in settings if setting.partition("=")[0] in KINDS)
+    files = {kind: value for kind, value in named.items() if value.isidentifier() or value.endswith(".yaml")}
+    rest = [setting for setting in settings if setting.partition("=")[0] not in files]
+    return compose(profile, overrides=rest, **files)  # type: ignore[arg-type]
+
+
+def judged(runs: Sequence[Sequence[RunDirectory]], output: Path | None) -> Compared:
+    """Compare cells by their runs, and write tables, figures and the page.
+
+    Args:
+        runs: of each cell, one a seed; the first cell is what the others are compared with.
+        output: folder to write to; None for one in results/reports that is called by the runs.
+
+    Raises:
+        ConfigError: two cells are the same runs, or no run has been made.
+    """
+    of_cells = [{run.run_id for run in own} for own in runs]
+    for i, ids in enumerate(of_cells):
+        if ids & set().union(*of_cells[:i]):
+            raise ConfigError(f"cell {i + 1} is the same as one before it: its runs have the same numbers")
+    paths = [run.folder for own in runs for run in own if (run.folder / "metrics.jsonl").is_file()]
+    logs = load_logs(paths, (*SPENDING_METRICS, *REPORT_METRICS), skip_damaged=True)
+    [study] = split_studies(logs)
+    cells = [_cell(study.summary, ids) for ids in of_cells]
+    there = [cell for cell in cells[1:] if cell is not None]
+    if cells[0] is None or not there:
+        raise ConfigError("there are no runs of two cells to compare")
+    conclusions = compare(study, cells[0], there, len(runs[0]), finished_environments(study, logs))
+    name = hashlib.sha256("".join(sorted(set().union(*of_cells))).encode()).hexdigest()[:8]
+    folder = output or runs[0][0].folder.parents[2] / "reports" / f"{study.experiment}-compare-{name}"
+    write_pages(logs, {study: conclusions}, folder)
+    needed = [one.pairs_needed for family in conclusions.families.values() for one in family]
+    rows = conclusions_frame(study, conclusions).to_dict("records")
+    return Compared(
+        folder, conclusions, [_plain(row) | {"pairs_needed": n} for row, n in zip(rows, needed, strict=True)]
+    )
+
+
+def _cell(summary: Any, ids: set[str]) -> Cell | None:
+    own = summary[summary["run_id"].isin(ids)]
+    return None if own.empty else Cell(*own.iloc[0][list(Cell._fields)])
+
+
+def _plain(row: Mapping[Any, Any]) -> dict[str, Any]:
+    return {str(key): None if value != value else value for key, value in row.items()}
