@@ -37,12 +37,12 @@ def compare(
         planned: pairs of each claim.
         environments: content of the environment.json of the finished runs.
     """
-    split = "test" if len(study.values(control, TRAINING_REWARD)) else "validation"
+    split = study.endpoint
     final = [_differences(study, treatment, control, split) for treatment in treatments]
     spent = [_at_equal_compute(study, treatment, control) for treatment in treatments]
     families = {
         EQUAL_ITERATIONS: _judge(control, treatments, final, _gain(study, control, split), planned),
-        EQUAL_COMPUTE: _judge(control, treatments, spent, _gain(study, control, "validation"), planned),
+        EQUAL_COMPUTE: _judge(control, treatments, spent, _gain_on_validation(study, control), planned),
     }
     others = sum(map(was_under_other_rules, environments))
     opening = f"Each claim compares two cells; “the base” is {control.label}, on {split} words."
@@ -98,9 +98,13 @@ def _comparable(study: Study, *cells: Cell) -> list[int]:
 def _gain(study: Study, cell: Cell, split: str) -> float:
     """What a cell gains over the untrained model; NaN where that was not measured."""
     start, measured = study.untrained(cell)
-    if measured == split:
-        before = float(start.get(TRAINING_REWARD, math.nan))
-    else:
-        rows = study.rows(split, TRAINING_REWARD)
-        before = float(rows.loc[rows["iteration"] == 0, "value"].mean())
+    before = float(start.get(TRAINING_REWARD, math.nan)) if measured == split else math.nan
     return float(study.values(cell, TRAINING_REWARD, split).mean()) - before
+
+
+def _gain_on_validation(study: Study, cell: Cell) -> float:
+    """From the first validation to the last, as values at equal compute are single validations."""
+    rows = study.validations(TRAINING_REWARD)
+    own = rows[rows["run_id"].isin(study.finished.intersection(dict(study.cells)[cell]["run_id"]))]
+    means = own.sort_values("iteration").groupby("iteration")["value"].mean()
+    return float(means.iloc[-1] - means.iloc[0]) if len(means) else math.nan

@@ -151,9 +151,9 @@ def new(
         if path.exists():
             raise ConfigError(f"{path}: is there already; take another name, or another --folder")
     for example, path in paths.items():
-        text = (examples / example).read_text(encoding="utf-8")
+        text = (examples / f"{example}.txt").read_text(encoding="utf-8")
         write_atomically(path, text.replace("Example", name).replace("example.py", f"{module}.py"))
         say(f"written: {path}")
-    first = (examples / f"{kind}.py").read_text(encoding="utf-8").partition('"""')[2].partition('"""')[0]
+    first = (examples / f"{kind}.py.txt").read_text(encoding="utf-8").partition('"""')[2].partition('"""')[0]
     say(first.replace("Example", name).replace("example.py", str(paths[f"{kind}.py"])))
     return 0

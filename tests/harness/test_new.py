@@ -7,10 +7,9 @@ from pathlib import Path
 import pytest
 
 from harness import cli
-from harness.commands import examples
 from harness.config import ROOT
 
-EXAMPLES = Path(examples.__file__).parent
+EXAMPLES = ROOT / "harness" / "commands" / "examples"
 KINDS = ("selection", "advantage", "reward", "kernel")
 
 
@@ -34,5 +33,5 @@ def test_what_is_written_passes_the_test_that_is_written(tmp_path: Path) -> None
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_page_shows_the_example(kind: str) -> None:
     page = (ROOT / "docs" / "extend.md").read_text(encoding="utf-8")
-    text = (EXAMPLES / f"{kind}.py").read_text(encoding="utf-8")
+    text = (EXAMPLES / f"{kind}.py.txt").read_text(encoding="utf-8")
     assert f"```python\n{text}```" in page

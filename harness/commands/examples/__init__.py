@@ -1,1 +1,0 @@
-"""What ``adagrpo new`` writes: a plug-in of each kind, and its test; docs/extend.md shows them."""

@@ -1,0 +1,46 @@
+"""Cells that somebody names are judged as a grid's are, with differences computed by hand."""
+
+from pathlib import Path
+
+import pytest
+from fabricated import study_of, write_run
+
+from analysis.cells.labels import Cell
+from analysis.cells.spending import SPENDING_METRICS
+from analysis.verdicts.compared import EQUAL_COMPUTE, EQUAL_ITERATIONS, compare
+from analysis.verdicts.conclusions import Conclusions
+
+BASE, MINE = Cell("flow_grpo", "random", False, 0.0), Cell("flow_grpo", "SecondHardest", False, 0.0)
+OTHER = Cell("flow_grpo", "medium", False, 0.0)
+
+
+def compared(folder: Path, planned: int, *treatments: Cell) -> Conclusions:
+    for seed in range(4):
+        jitter = 0.001 * seed
+        write_run(folder / f"random-{seed}", seed=seed, rewards=(0.5, 0.6, 0.7), test=0.75 + jitter)
+        mine = (0.5, 0.65, 0.8 + jitter)
+        write_run(folder / f"mine-{seed}", seed=seed, selection="SecondHardest", rewards=mine, test=0.85)
+        write_run(folder / f"other-{seed}", seed=seed, selection="medium", rewards=(0.5, 0.6, 0.7 + jitter), test=0.75)
+    return compare(study_of(folder, SPENDING_METRICS), BASE, treatments or (MINE,), planned, [{}] * 8)
+
+
+def test_a_planted_difference_is_found_at_equal_iterations_and_its_loss_at_equal_compute(tmp_path: Path) -> None:
+    families = compared(tmp_path, 4).families
+    [final], [spent] = families[EQUAL_ITERATIONS], families[EQUAL_COMPUTE]
+    assert final.claim.statement == "Flow-GRPO SecondHardest beats Flow-GRPO"
+    assert (final.verdict, spent.verdict) == ("supported", "opposite")
+    assert list(final.strata[0]) == pytest.approx([0.1, 0.099, 0.098, 0.097])
+    assert final.gain == pytest.approx(0.7515 - 0.45)
+    # 230 forwards an iteration beside 130: at 260 its second iteration is done to 30 / 230.
+    assert spent.strata[0][0] == pytest.approx(0.65 + 0.15 * 30 / 230 - 0.7)
+    assert spent.gain == pytest.approx(0.2)
+    assert final.power > 0.99
+    assert final.pairs_needed == 2
+
+
+def test_two_claims_share_the_level_and_missing_pairs_decide_nothing(tmp_path: Path) -> None:
+    family = compared(tmp_path / "a", 4, MINE, OTHER).main
+    assert [one.family for one in family] == [2, 2]
+    assert [one.verdict for one in family] == ["supported", "equivalent"]
+    short = compared(tmp_path / "b", 5).main
+    assert [(one.verdict, one.pairs) for one in short] == [("undecided", 4)]
