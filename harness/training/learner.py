@@ -66,7 +66,8 @@ class Learner:
             spent: forwards are added to it.
 
         Returns:
-            What was logged, by name: one value per term of a loss, and ``grad_norm`` of each update.
+            What was logged, by name: one value per term of a loss, and ``grad_norm`` and
+            ``Engine.rounding`` of each update.
 
         Raises:
             TrainingError: a loss or a gradient is not finite; this update's step was not taken.
@@ -85,6 +86,8 @@ class Learner:
                 where = f"at iteration {iteration}: lower the learning rate"
                 raise TrainingError(f"the gradient is not finite {where}", gradients)
             logged["grad_norm"].append(norm)
+            for name, share in self.engine.rounding.items():
+                logged[name].append(share)
             self.engine.move_averages((iteration - 1) * self.objective.updates_per_iteration + number)
         return logged
 

@@ -60,6 +60,9 @@ class FullySharded(Engine):
         torch.nn.utils.clip_grads_with_norm_(self.parameters.values(), self.settings.max_grad_norm, norm)
         return float(norm)
 
+    def require_alike(self, iteration: int) -> None:
+        """Nothing: no two processes hold the same numbers."""
+
     def whole_weights(self) -> dict[str, Tensor]:
         """See ``Engine``."""
         whole = {}

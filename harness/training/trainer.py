@@ -246,8 +246,10 @@ class Trainer:
     def state_dict(self) -> dict[str, Any]:
         """All that a continued run needs, from every process: an exchange.
 
-        Random draws are functions of seed and iteration, so there is no generator in it.
+        Random draws are functions of seed and iteration, so there is no generator in it. Raises TrainingError if the
+        weights of two processes are not the same.
         """
+        self.engine.require_alike(self.iteration)
         return {
             "iteration": self.iteration,
             **self.engine.state_dict(),
@@ -257,7 +259,7 @@ class Trainer:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from ``state_dict``, bit for bit, when the engine has what is its own.
+        """Continue from ``state_dict``, bit for bit on a CPU, when the engine has what is its own.
 
         Raises:
             ConfigError: capability is kept per rank, and another number of processes made the state.

@@ -2,6 +2,8 @@
 
 import re
 import shlex
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -16,7 +18,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from transformers import T5Config, T5EncoderModel
 
-from harness.config import OptimizerConfig
+from harness.config import ROOT, OptimizerConfig
 from harness.models.pipelines import files, published
 from harness.models.pipelines.files import remembered_sha256
 from harness.models.pipelines.loading import load_component
@@ -86,6 +88,29 @@ def test_gradients_are_gone_after_an_update(make_policy: Callable[..., Policy]) 
     assert engine.update([lambda: sum((w.square().sum() for w in weights), torch.zeros(()))]) > 0
     assert all(weight.grad is None for weight in weights)
     assert engine.optimizer.state  # a step was taken
+
+
+def test_what_16_bits_round_away_is_measured(make_policy: Callable[..., Policy]) -> None:
+    def rounding(precision: str, tuning: str, rate: float) -> dict[str, float]:
+        policy = make_policy("flux", tuning=tuning, precision=precision)
+        settings = OptimizerConfig.model_validate({"tuning": tuning, "learning_rate": rate, "weight_decay": 0})
+        engine = Engine(policy, settings, Processes(Accelerator(cpu=True), 60))
+        assert engine.update([lambda: sum((w[..., ::2].sum() for w in engine.parameters.values()), torch.zeros(()))])
+        return engine.rounding
+
+    assert rounding("fp32", "full", 1e-3) == {}
+    assert rounding("bf16", "lora", 1e-3) == {"tiny_gradients": pytest.approx(0.5, abs=0.2)}
+    little, much = (rounding("bf16", "full", rate)["moved_weights"] for rate in (2e-6, 1e-2))
+    assert 0 < little < 0.1
+    assert 0.4 < much < 0.6  # those that have a gradient
+
+
+def test_a_process_whose_weights_differ_by_one_bit_is_noticed() -> None:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    result = subprocess.run(
+        [*command, "-m", "tests.harness.apart"], capture_output=True, text=True, check=False, cwd=ROOT
+    )
+    assert result.returncode == 0, result.stderr[-2000:]
 
 
 def test_weights_are_widened_on_the_device_and_are_the_same(tmp_path: Path) -> None:
