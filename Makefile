@@ -9,7 +9,7 @@ PINS := $(shell cat requirements.lock pyproject.toml | { sha256sum || shasum -a 
 READY := .venv/.ready-$(PINS)
 
 .DEFAULT_GOAL := help
-.PHONY: own-venv reward-env check-reward-parity help setup reproduce-paper report figures shards study sweep gpu-check bench test test-processors coverage lint typecheck dist lock clean clean-venv
+.PHONY: own-venv reward-env check-reward-parity help setup reproduce-paper report figures shards study sweep gpu-check bench test test-newest-python test-processors coverage lint typecheck dist docs lock clean clean-venv
 
 help:  ## list the targets
 	@grep -E '^[a-z -]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z -]+):.*## */\1\t/' | column -t -s "$$(printf '\t')"
@@ -76,6 +76,21 @@ bench: $(READY)  ## time an iteration against a plain loop; needs a quiet machin
 test: $(READY)  ## run the tests
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2
 
+# Names and places of interpreters, newest first; a shim of pyenv may be there and not work.
+PYTHONS := $(foreach v,3.14 3.13 3.12,python$(v) $(wildcard $(HOME)/.pyenv/versions/$(v).*/bin/python))
+FAST := tests/analysis/test_statistics.py tests/analysis/test_tables.py tests/test_directions.py $(addprefix tests/harness/test_,\
+  adagrpo.py transitions.py objective.py config.py places.py prompts.py policies.py export.py)
+
+test-newest-python: $(READY)  ## run the fast tests on the newest Python up to 3.14 that is here, in .venvs/newest
+	@for python in $(PYTHONS); do if $$python -c "" 2>/dev/null; then newest=$$python; break; fi; done; \
+	  if test -z "$$newest"; then echo "no Python newer than 3.11 here: nothing tested"; exit 0; fi; \
+	  echo "fast tests on $$($$newest --version)"; \
+	  test -f .venvs/newest/$(PINS) || { rm -rf .venvs/newest && $$newest -m venv .venvs/newest && \
+	    .venvs/newest/bin/python -m pip install -qq --disable-pip-version-check -r requirements.lock && \
+	    .venvs/newest/bin/python -m pip install -qq --disable-pip-version-check --no-deps -e . && \
+	    touch .venvs/newest/$(PINS); } && \
+	  OMP_NUM_THREADS=1 .venvs/newest/bin/python -m pytest -q -n 2 $(FAST)
+
 test-processors: $(READY)  ## compare with committed numbers as this processor and older ones compute them
 	@OMP_NUM_THREADS=1 $(BIN)/python -m tests.instruction_sets
 
@@ -92,6 +107,12 @@ typecheck: $(READY)  ## check types
 dist: $(READY)  ## build a wheel in dist/ that works outside of the repository
 	@rm -rf dist
 	@$(BIN)/python -m pip wheel -q --disable-pip-version-check --no-deps -w dist .
+
+docs: $(READY)  ## build the site of documentation in build/site/, every link checked
+	@test -f .venv/.docs-$(PINS) || $(BIN)/python -m pip install -qq --disable-pip-version-check -r docs/requirements.lock
+	@touch .venv/.docs-$(PINS)
+	@NO_MKDOCS_2_WARNING=1 PYTHONPATH=. $(BIN)/python -m mkdocs build --quiet --clean
+	@echo "build/site/index.html"
 
 lock: $(READY)  ## pin what the venv holds (after clean-venv and setup: what the project needs)
 	@{ grep '^#' requirements.lock; \

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from harness import cli
-from harness.commands import COMMANDS, _texts, parse
+from harness.cli import parse
+from harness.commands import COMMANDS, _texts
 from harness.config import EXPERIMENTS, compose, verification
 
 

@@ -38,6 +38,7 @@ class Progress:
         # What a failed job leaves undone says nothing about the pace.
         gained = self._worked - self._worked_at_start
         if gained <= 0:
-            return counts
+            seconds = time.monotonic() - self._began
+            return f"{counts}, {seconds:.0f} s: loading models, and what comes before the first checkpoint"
         minutes = (time.monotonic() - self._began) * self._left / gained / 60
         return f"{counts}, about {f'{minutes / 60:.1f} hours' if minutes >= 90 else f'{minutes:.1f} min'} left"

@@ -23,6 +23,8 @@ MAX_ATTEMPTS = 3
 LAUNCHES = ".workers-"
 """How the name begins of a folder that a launch keeps while it is at work."""
 _POLL_SECONDS = 0.5
+_QUIET_SECONDS = 15.0
+"""Longest time without a line of progress: models are loaded at first, and the untrained one is measured."""
 _STANDINGS_SECONDS = 300.0
 _MAX_FALSE_STARTS = 3
 """How often in a row a slot's worker may die before it has claimed a job."""
@@ -124,7 +126,7 @@ class _Launch:
         self.workers = [WorkerProcess(slot, self.folder, f"worker-{index}") for index, slot in enumerate(self.slots)]
         self.false_starts: Counter[WorkerProcess] = Counter()
         self.deaths: Counter[str] = Counter()
-        self.last_percent, self.standings_time = "", time.monotonic()
+        self.last_seen, self.said_time, self.standings_time = "", 0.0, time.monotonic()
         if self.progress.running:
             self.say(f"{self.progress.running} are at work under another command; this one waits for them")
 
@@ -197,9 +199,10 @@ class _Launch:
             self.say(f"FAILED {job.id}: {state.reason} (log: {job.log})")
 
     def _report(self) -> None:
-        percent = f"{self.progress.share:.0%}"
-        if percent != self.last_percent and self.progress.unsettled:
-            self.last_percent = percent
+        seen = f"{self.progress.share:.0%}, {self.progress.running}"
+        is_quiet = time.monotonic() - self.said_time > _QUIET_SECONDS
+        if (seen != self.last_seen or is_quiet) and self.progress.unsettled:
+            self.last_seen, self.said_time = seen, time.monotonic()
             self.say(str(self.progress))
         if time.monotonic() - self.standings_time > _STANDINGS_SECONDS:
             self.standings_time = time.monotonic()
