@@ -15,7 +15,7 @@ from harness.config import ROOT, compose
 from harness.experiments.grid import expand_grid, parse_seeds
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
-ELSEWHERE = ("EXPERIMENT", "RUN", "...", "/", ".yaml")
+ELSEWHERE = ("EXPERIMENT", "RUN", "...", "/", ".yaml", ".py:")
 """In words of commands that need files which are not here."""
 
 

@@ -100,7 +100,10 @@ def replay(
     run: Annotated[Path, "directory of a run"],
     iteration: Annotated[int, "to be made again, from the nearest checkpoint before it", 1],
 ) -> int:
-    """Make an iteration again, exactly: one that failed, or one that was logged; nothing of the run is changed."""
+    """Make an iteration again, exactly: one that failed, or one that was logged; nothing of the run is changed.
+
+    Example: ``adagrpo replay RUN 7``
+    """
     from harness.trained.replay import replay as replayed
 
     return 0 if replayed(run, iteration, say) else 1
