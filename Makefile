@@ -9,7 +9,7 @@ PINS := $(shell cat requirements.lock pyproject.toml | { sha256sum || shasum -a 
 READY := .venv/.ready-$(PINS)
 
 .DEFAULT_GOAL := help
-.PHONY: own-venv reward-env check-reward-parity help setup reproduce-paper report figures shards study sweep gpu-check bench test test-newest-python test-processors coverage lint typecheck dist docs lock clean clean-venv
+.PHONY: own-venv reward-env check-reward-parity help setup reproduce-paper report figures shards study sweep gpu-check bench test test-newest-python faults test-slurm test-processors coverage lint typecheck dist docs lock clean clean-venv
 
 help:  ## list the targets
 	@grep -E '^[a-z -]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z -]+):.*## */\1\t/' | column -t -s "$$(printf '\t')"
@@ -90,6 +90,13 @@ test-newest-python: $(READY)  ## run the fast tests on the newest Python up to 3
 	    .venvs/newest/bin/python -m pip install -qq --disable-pip-version-check --no-deps -e . && \
 	    touch .venvs/newest/$(PINS); } && \
 	  OMP_NUM_THREADS=1 .venvs/newest/bin/python -m pytest -q -n 2 $(FAST)
+
+faults: $(READY)  ## kill everything at random moments, hours; then 2,000 bad requests and configurations and 500 files
+	@OMP_NUM_THREADS=1 $(BIN)/python -m tests.faults --output docs/faults-table.md
+	@OMP_NUM_THREADS=1 ADAGRPO_FUZZ=1 $(BIN)/python -m pytest -q tests/harness/test_fuzz.py
+
+test-slurm: $(READY)  ## run a grid on a single-node Slurm of this machine, with a preempted job and a killed node daemon
+	@$(BIN)/python -m tests.faults.slurm
 
 test-processors: $(READY)  ## compare with committed numbers as this processor and older ones compute them
 	@OMP_NUM_THREADS=1 $(BIN)/python -m tests.instruction_sets

@@ -21,6 +21,7 @@ Only = Annotated[
 ]
 Seeds = Annotated[str | None, "such as 0-4 or 0,2,5 (default: the grid's own)"]
 Plan = Annotated[bool, "list runs, hours and disk, and run nothing"]
+On = Annotated[str | None, "hand the work to what a file in experiments/clusters/ names, such as slurm, and end"]
 Slots = Annotated[int | None, "runs at a time (default: as many as cores, or GPUs, suffice for)", 1]
 
 
@@ -35,6 +36,7 @@ def grid(
     plan: Plan = False,
     list: Annotated[bool, "say which grids there are, their runs, and how far their profiles are verified"] = False,
     slots: Slots = None,
+    on: On = None,
     rerun_changed: Rerun = False,
 ) -> int:
     """Execute all runs of a grid; finished ones are skipped, others resumed.
@@ -44,7 +46,7 @@ def grid(
     from harness.experiments.grid import expand_grid, grid_lines, parse_seeds
     from harness.experiments.jobs.slots import local_slots
     from harness.experiments.plan import plan as planned
-    from harness.experiments.runs import run_all
+    from harness.experiments.runs import hand_over_all, run_all
     from harness.runs.directory import prepare_run
 
     if list:
@@ -53,6 +55,10 @@ def grid(
     if grid is None:
         raise ConfigError("adagrpo grid: name a grid; adagrpo grid --list says which there are")
     configs = expand_grid(grid, overrides, profile=profile, only=only, seeds=parse_seeds(seeds) if seeds else None)
+    if on is not None:
+        if plan or slots is not None:
+            raise ConfigError("--on hands runs over; --plan and --slots are for this machine")
+        return hand_over_all([prepare_run(c, rerun_changed=rerun_changed) for c in configs], on, say)
     found = local_slots([config.runtime for config in configs], slots)
     if plan:
         print("\n".join(planned(configs, len(found))))

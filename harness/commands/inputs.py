@@ -69,33 +69,40 @@ def serve_reward(
     settings: Annotated[Sequence[str], "such as path=HPSv3.safetensors device=cuda:1"] = (),
     *,
     port: Annotated[int, "0 takes a free one"] = 8500,
-    host: Annotated[str, "address to listen at (default: this machine alone; there is no password)"] = "127.0.0.1",
+    host: Annotated[str, "address to listen at (default: this machine alone)"] = "127.0.0.1",
     threads: Annotated[int, "CPU threads of the model", 1] = 1,
 ) -> int:
     """Hold a reward's model for runs that use the backend url.
 
     Example: ``adagrpo serve-reward ocr --port 8500``
     """
+    import os
+    import secrets
+
     import torch
 
     from harness.config import RewardConfig, parse_overrides, validated
     from harness.rewards import build_reward
     from harness.rewards.remote.client import is_loopback
     from harness.rewards.remote.server import serving
+    from harness.rewards.remote.wire import TOKEN_VARIABLE
 
     torch.set_num_threads(threads)
     try:
         reward = build_reward(name, threads, validated(RewardConfig, parse_overrides(settings), "settings"))
-        server = serving(reward, host, port)
+        given = os.environ.get(TOKEN_VARIABLE)
+        token = given or secrets.token_urlsafe()
+        server = serving(reward, host, port, token)
     except (ValueError, HarnessError, OverflowError) as error:
         raise ConfigError(f"serve-reward: {error}") from None
     except OSError as error:
         raise ConfigError(f"serve-reward: cannot listen at {host}:{port}: {error.strerror}") from None
     address = f"http://{host}:{server.server_port}"
-    heard = "only this machine reaches it" if is_loopback(host) else "all who reach this machine do, without a password"
+    heard = "only this machine reaches it" if is_loopback(host) else "all who reach this machine can try, unencrypted"
+    told = "the token of your environment" if given else f"{TOKEN_VARIABLE}={token} in their environment"
     say(
         f"serving {name} ({server.about['fingerprint'][:12]}) at {address}; for runs: "
-        f"rewards.{name}.backend=url rewards.{name}.url={address}; {heard}"
+        f"rewards.{name}.backend=url rewards.{name}.url={address}; with {told}; {heard}"
     )
     with server:
         try:

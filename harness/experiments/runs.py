@@ -7,6 +7,7 @@ from typing import IO
 
 from harness.config import ConfigError
 from harness.experiments.jobs.job import Job, State
+from harness.experiments.jobs.launchers import hand_over, queued, read_resources
 from harness.experiments.jobs.runner import Outcome, Say, run_jobs
 from harness.experiments.status import latest_validation, standings
 from harness.runs.directory import RunDirectory
@@ -98,6 +99,36 @@ def run_all(
         on_finished=lambda job: on_finished(RunDirectory(job.done.parent)),
         standings=lambda: standings(runs),
     )
+
+
+def hand_over_all(runs: Sequence[RunDirectory], cluster: str, say: Say) -> int:
+    """Hand runs to a launcher, but those that are finished, at work, or in a queue already; the exit code.
+
+    Args:
+        runs: that have been prepared.
+        cluster: a file in experiments/clusters/.
+        say: receives a line each.
+
+    Raises:
+        ConfigError: there is no such file or launcher, or it refuses.
+    """
+    resources, waiting = read_resources(cluster), queued(run.folder for run in runs)
+    needs: dict[tuple[int, int], list[Path]] = {}
+    for run in dict.fromkeys(runs):
+        if run.status()["state"] == "finished" or run.is_locked():
+            continue
+        if run.folder in waiting:
+            say(f"{run.run_id}: in the queue as {waiting[run.folder]}")
+            continue
+        RunJob(run).reset()
+        runtime = run.config.runtime
+        needs.setdefault((runtime.machines, runtime.processes), []).append(run.folder)
+    handed = [(hand_over(folders, resources, *need), folders) for need, folders in needs.items()]
+    count = sum(len(folders) for _, folders in handed)
+    jobs = [handle for handles, _ in handed for handle in handles]
+    say(f"{count} of {len(runs)} runs handed over ({resources.launcher}), {len(jobs)} jobs; see  adagrpo status")
+    codes = [handle.wait() for handle in jobs]
+    return 1 if any(codes) else 0
 
 
 def _train(folder: Path) -> None:

@@ -169,6 +169,7 @@ def study_of(folder: Path) -> dict[str, str]:
 
 def remote(tries: int, folder: Path, draw: random.Random) -> list[Row]:
     """The trainer, then the server, killed while a run's reward is at a server."""
+    os.environ["ADAGRPO_REWARD_TOKEN"] = "of the faults"
     command = [sys.executable, "-m", "harness.cli", "serve-reward", "colour", "--port", "0"]
     server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT)
     assert server.stdout is not None

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -53,7 +54,10 @@ def prepared(folder: Path, *overrides: str, root: str = "runs") -> RunDirectory:
 def train(folder: Path, kind: str) -> None:
     """``adagrpo train``, or ``launch`` for several processes."""
     run = prepared(folder, *KINDS[kind])
-    main(["launch" if kind == "two processes" else "train", "--resume", str(run.folder)])
+    if kind == "two processes":
+        command = [sys.executable, "-m", "harness.cli", "launch", "--resume", str(run.folder)]
+        sys.exit(subprocess.run(command, cwd=ROOT, check=False).returncode)
+    main(["train", "--resume", str(run.folder)])
 
 
 def train_remote(folder: Path, url: str) -> None:

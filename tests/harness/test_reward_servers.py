@@ -5,7 +5,9 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Sequence
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -18,8 +20,8 @@ from harness.config import ROOT, RewardConfig
 from harness.rewards import Reward, RewardError, build_reward
 from harness.rewards.native.colour import ColourReward
 from harness.rewards.remote import client
-from harness.rewards.remote.server import serving
-from harness.rewards.remote.wire import MALFORMED, read_reply, read_request, reply, request
+from harness.rewards.remote.server import RewardServer, _Handler, serving
+from harness.rewards.remote.wire import MALFORMED, TOKEN_VARIABLE, read_reply, read_request, reply, request
 from tests.harness.conftest import Serve
 
 WORDS = ['the word "tin" in red on white', 'the word "up" in blue on yellow', 'the word "oak" in black on white']
@@ -237,11 +239,55 @@ def test_a_reward_that_cannot_be_served_is_one_line_and_exit_code_2(
     assert len(said.strip().splitlines()) == 1
 
 
-def test_serve_reward_says_what_a_run_needs() -> None:
+def raw(server: RewardServer, *headers: str, path: str = "/reward") -> int:
+    """The status of an answer to a GET with these headers."""
+    with socket.create_connection(("127.0.0.1", server.server_port), timeout=20) as connection:
+        connection.sendall("\r\n".join([f"GET {path} HTTP/1.1", *headers, "", ""]).encode())
+        return int(connection.recv(2**16).split()[1])
+
+
+def test_a_server_asks_for_its_token_and_for_no_web_page(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    server = serving(ColourReward(), "127.0.0.1", 0, token="secret")
+    url, right = serve(server), "Authorization: Bearer secret"
+    assert raw(server, "Host: localhost:8500", right) == 200
+    assert raw(server, "Host: localhost:8500") == raw(server, "Authorization: Bearer secrets") == 401
+    assert raw(server, "Host: rebound.example:8500", right) == 403
+    assert raw(server, "Host: localhost", "Origin: http://localhost", right) == 403
+    monkeypatch.delenv(TOKEN_VARIABLE, raising=False)
+    began = time.monotonic()
+    with pytest.raises(RewardError, match=f"answered 401: .*set {TOKEN_VARIABLE} as"):
+        at(url).score(noise(1), WORDS[:1])
+    assert time.monotonic() - began < 5  # no use to ask again
+    monkeypatch.setenv(TOKEN_VARIABLE, "secret")
+    assert at(url).score(noise(1), WORDS[:1]).isfinite().all()
+
+
+def test_connections_and_silence_are_bounded(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(RewardServer, "most_connections", 4)
+    monkeypatch.setattr(_Handler, "timeout", 1.0)
+    server = serving(ColourReward(), "127.0.0.1", 0)
+    url = serve(server)
+    slow = [socket.create_connection(("127.0.0.1", server.server_port), timeout=20) for _ in range(8)]
+    for connection in slow:
+        with suppress(OSError):  # refused and closed already
+            connection.sendall(b"POST /score HTTP/1.1\r\nContent-Length: 1000\r\n\r\n{")
+    answers = []
+    for connection in slow:
+        with suppress(OSError):
+            answers.append(int(connection.recv(2**16).split()[1]))
+        connection.close()
+    assert answers.count(408) == 4
+    assert set(answers) <= {408, 503}
+    assert at(url).score(noise(1), WORDS[:1]).isfinite().all()
+
+
+def test_serve_reward_says_what_a_run_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(TOKEN_VARIABLE, raising=False)
     command = [sys.executable, "-u", "-m", "harness.cli", "serve-reward", "colour", "--port", "0"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT) as process:
         assert process.stdout is not None
         said = process.stdout.readline()
         url = said.partition("rewards.colour.backend=url rewards.colour.url=")[2].partition(";")[0]
+        monkeypatch.setenv(TOKEN_VARIABLE, said.partition(f"{TOKEN_VARIABLE}=")[2].split()[0])
         assert torch.equal(at(url).score(noise(1), WORDS[:1]), ColourReward().score(noise(1), WORDS[:1]))
         process.terminate()

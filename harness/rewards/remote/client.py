@@ -4,6 +4,7 @@ import http.client
 import ipaddress
 import json
 import math
+import os
 import socket
 import sys
 import time
@@ -21,7 +22,7 @@ from torch import Tensor
 from harness.config import RewardConfig
 from harness.models.pipelines.truncation import TextReader
 from harness.rewards.base import BatchedReward, ImageError, Pending, Reward, RewardError
-from harness.rewards.remote.wire import LONGEST_REQUEST, MALFORMED, read_reply, request
+from harness.rewards.remote.wire import LONGEST_REPLY, LONGEST_REQUEST, MALFORMED, TOKEN_VARIABLE, read_reply, request
 
 
 class RemoteReward(BatchedReward):
@@ -69,6 +70,11 @@ class ServedReward(RemoteReward):
             raise ValueError(f"rewards.{name}.url is missing: the address of `adagrpo serve-reward {name}`")
         self._url, self._timeout = settings.url.rstrip("/"), settings.timeout_seconds
 
+    @property
+    def _token(self) -> str | None:
+        """What the server asks for."""
+        return os.environ.get(TOKEN_VARIABLE)
+
     def fingerprint(self) -> str:
         """The server's reward's fingerprint: a run is the same wherever its reward is computed."""
         return str(self._about["fingerprint"])
@@ -95,7 +101,7 @@ class ServedReward(RemoteReward):
 
     @cached_property
     def _about(self) -> dict[str, Any]:
-        about = ask(self.name, f"{self._url}/reward", None, self._timeout)
+        about = ask(self.name, f"{self._url}/reward", None, self._timeout, token=self._token)
         if not about.keys() >= {"name", "fingerprint"}:
             raise RewardError(f"reward {self.name!r}: {self._url} is no reward server: it answers {about}")
         if about["name"] != self.name:
@@ -136,7 +142,7 @@ class ServedReward(RemoteReward):
                 f"reward {self.name!r}: {len(prompts)} pictures have {len(body)} bytes, a reward server takes "
                 f"{LONGEST_REQUEST} at a time; lower rewards.{self.name}.batch_size"
             )
-        said = ask(self.name, f"{url}/score", body, self._timeout, patiently)
+        said = ask(self.name, f"{url}/score", body, self._timeout, patiently, self._token)
         try:
             return read_reply(said, self.name, len(prompts)), said.get("fingerprint")
         except MALFORMED as error:
@@ -158,7 +164,9 @@ class Refusal(Exception):
         self.image, self.may_pass = image, may_pass
 
 
-def ask(reward: str, url: str, body: bytes | None, timeout: float, patiently: bool = False) -> dict[str, Any]:
+def ask(
+    reward: str, url: str, body: bytes | None, timeout: float, patiently: bool = False, token: str | None = None
+) -> dict[str, Any]:
     """The JSON object that an address answers to a GET, or to a POST of JSON.
 
     Args:
@@ -167,6 +175,7 @@ def ask(reward: str, url: str, body: bytes | None, timeout: float, patiently: bo
         body: what to post; None is a GET.
         timeout: seconds to wait.
         patiently: ask again for that long while nobody answers: a server may be restarted.
+        token: that a reward server asks for.
 
     Raises:
         Refusal: a reward server could not score what it was sent.
@@ -176,7 +185,7 @@ def ask(reward: str, url: str, body: bytes | None, timeout: float, patiently: bo
     began, pause = time.monotonic(), 0.25
     while True:
         try:
-            return _ask_once(f"reward {reward!r}: {url}", url, body, timeout)
+            return _ask_once(f"reward {reward!r}: {url}", url, body, timeout, token)
         except Unreachable as error:
             if not patiently or time.monotonic() - began + pause > timeout:
                 raise
@@ -186,14 +195,16 @@ def ask(reward: str, url: str, body: bytes | None, timeout: float, patiently: bo
         pause = min(2 * pause, 10.0)
 
 
-def _ask_once(where: str, url: str, body: bytes | None, timeout: float) -> dict[str, Any]:
+def _ask_once(where: str, url: str, body: bytes | None, timeout: float, token: str | None) -> dict[str, Any]:
     try:
         # No proxy can see what only this machine reaches.
         proxies: dict[str, str] | None = {} if is_loopback(urllib.parse.urlsplit(url).hostname or "") else None
         opener = urllib.request.build_opener(urllib.request.ProxyHandler(proxies))
         asked = urllib.request.Request(url, body, {"Content-Type": "application/json"})
+        if token is not None:
+            asked.add_unredirected_header("Authorization", f"Bearer {token}")
         with opener.open(asked, timeout=timeout) as answer:
-            content = answer.read()
+            content = answer.read(LONGEST_REPLY)
     except urllib.error.HTTPError as error:
         raise _refused(error, where) from None
     except (ValueError, http.client.InvalidURL) as error:

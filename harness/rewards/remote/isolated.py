@@ -2,6 +2,7 @@
 
 import json
 import os
+import secrets
 import subprocess
 import sys
 import tempfile
@@ -24,6 +25,7 @@ from harness.rewards.base import RewardError
 from harness.rewards.files.checkpoints import locate, locate_file, readable, sha256_of
 from harness.rewards.native.open_clip import CONTEXT_LENGTH, encode
 from harness.rewards.remote.client import Refusal, ServedReward, Unreachable
+from harness.rewards.remote.wire import TOKEN_VARIABLE
 
 ENVIRONMENTS = ROOT / ".venvs"
 """One folder a reward, made by ``make reward-env REWARD=name``."""
@@ -50,6 +52,7 @@ class Worker:
     """
 
     def __init__(self, command: Sequence[str], timeout: float) -> None:
+        self.token = secrets.token_urlsafe()  # nobody else on this machine is to ask
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - read when the process has died
         try:
             self._process = subprocess.Popen(
@@ -58,7 +61,7 @@ class Worker:
                 stdout=subprocess.PIPE,
                 stderr=self._errors,
                 cwd=ROOT,
-                env=os.environ | {"PYTHONPATH": str(CODE), "PYTHONUNBUFFERED": "1"},
+                env=os.environ | {TOKEN_VARIABLE: self.token, "PYTHONPATH": str(CODE), "PYTHONUNBUFFERED": "1"},
                 # Ctrl-C is for this process, which ends the worker; a worker that died of it would be started again.
                 start_new_session=True,
             )
@@ -116,6 +119,10 @@ class IsolatedReward(ServedReward):
     def resolution(self) -> float:  # type: ignore[override]
         """Chosen, not measured."""
         return _RESOLUTION[self.name]
+
+    @property
+    def _token(self) -> str | None:
+        return None if self._worker is None else self._worker.token
 
     def fingerprint(self) -> str:
         """Made of the checkpoint, the environment's pins, and the precision that was chosen for it."""

@@ -14,6 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+TOKEN_VARIABLE = "ADAGRPO_REWARD_TOKEN"
+"""Environment variable with the word that a server asks for, and its clients send."""
+LONGEST_REPLY = 2**26
+"""Bytes of a reply."""
 LONGEST_REQUEST = 2**29
 """Bytes of a request: 128 pictures of 1024 x 1024."""
 MALFORMED = (ValueError, LookupError, TypeError, AttributeError, RuntimeError, OverflowError)

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from harness.rewards.remote.server import RewardServer, one_line
+from harness.rewards.remote.wire import TOKEN_VARIABLE
 
 
 def main(settings: dict[str, Any]) -> None:
@@ -27,7 +28,8 @@ def main(settings: dict[str, Any]) -> None:
     except Exception as error:  # noqa: BLE001 - whatever a package raises is told to whoever waits for it
         print(json.dumps({"error": one_line(error)}), file=outgoing, flush=True)
         return
-    with RewardServer(torch.no_grad()(measure), {"name": settings["name"]}, "127.0.0.1") as server:
+    about, token = {"name": settings["name"]}, os.environ.get(TOKEN_VARIABLE)
+    with RewardServer(torch.no_grad()(measure), about, "127.0.0.1", token=token) as server:
         print(json.dumps({"port": server.server_port}), file=outgoing, flush=True)
         server.serve_forever()
 

@@ -1,0 +1,224 @@
+"""Where commands are executed when not in this process: on this machine, by Slurm, or by whoever is handed the command.
+
+A launcher is ``run(argv, resources) -> Handle``. A file in experiments/clusters/ names one, and what each job is given:
+``adagrpo grid paper --on slurm``. Another scheduler's is ``launcher: path/to/file.py:run``: a plug-in, which is code.
+"""
+
+import getpass
+import json
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+
+from harness.config import ConfigError, experiment_path, read_experiment, validated
+from harness.config.section import Count, CountOrNone, Section
+from harness.foundation.files import write_atomically
+from harness.foundation.places import ROOT, WORK, process_environment
+from harness.foundation.plugins import find
+
+JOB = "job.json"
+"""File of a run's directory that names the job it was handed to."""
+AGAIN = 75
+"""Exit code of a command that was preempted and has saved."""
+
+
+class Resources(Section):
+    """What a job is given, and by which launcher; a file in experiments/clusters/."""
+
+    launcher: str
+    """local, slurm, print, or path/to/file.py:function."""
+    partition: str | None = None
+    account: str | None = None
+    qos: str | None = None
+    time: Count = 60 * 24
+    """Minutes until the scheduler ends a job; it is queued again, and goes on from its checkpoint."""
+    gpus: CountOrNone = 0
+    """Per machine."""
+    cpus: Count = 1
+    """Per machine."""
+    memory: str | None = Field(None, pattern=r"^\d+[KMGT]?B?$")
+    """Per machine, as in 64GB."""
+    machines: Count = 1
+    array: Count = 256
+    """Jobs of an array at a time."""
+    pack: Count = 1
+    """Runs that share a job, side by side."""
+    extra: dict[str, str | int | bool] = Field({})
+    """Further options of sbatch, without the dashes."""
+
+
+@dataclass(frozen=True)
+class Handle:
+    """A job that was handed over: its name in the launcher's words, and, of a local one, how to wait for it."""
+
+    name: str
+    wait: Callable[[], int] = lambda: 0
+
+
+Launcher = Callable[[Sequence[Sequence[str]], Resources], Sequence[Handle]]
+"""Hands commands over, each as a job of its own; a handle for each."""
+
+
+def read_resources(name: str) -> Resources:
+    """The file of experiments/clusters/ that a name stands for, or a path. Raises ConfigError."""
+    path = experiment_path("clusters", name)
+    resources = validated(Resources, read_experiment(path), str(path))
+    launcher_of(resources)
+    return resources
+
+
+def launcher_of(resources: Resources) -> Launcher:
+    """What hands commands over. Raises ConfigError if there is no such launcher, or something that it needs."""
+    if resources.launcher in _LAUNCHERS:
+        return _LAUNCHERS[resources.launcher]
+    run = find(resources.launcher).found
+    return lambda commands, resources: [run(argv, resources) for argv in commands]
+
+
+def local(commands: Sequence[Sequence[str]], resources: Resources) -> list[Handle]:
+    """Processes of this machine, all at once."""
+    started = [subprocess.Popen(argv, env=process_environment(), cwd=ROOT) for argv in commands]
+    return [Handle(str(process.pid), process.wait) for process in started]
+
+
+def printed(commands: Sequence[Sequence[str]], resources: Resources) -> list[Handle]:
+    """Lines for whoever starts them elsewhere, such as the ``run`` of a SkyPilot task or a Kubernetes job's args."""
+    given = resources.model_dump(exclude_defaults=True, exclude={"launcher"})
+    print(f"# each needs {json.dumps(given)}; exit code {AGAIN}: preempted, to be started again")
+    for argv in commands:
+        print(shlex.join(argv))
+    return [Handle(f"line {number}") for number in range(1, len(commands) + 1)]
+
+
+def slurm(commands: Sequence[Sequence[str]], resources: Resources) -> list[Handle]:
+    """Jobs of one Slurm array, submitted through submitit; what is preempted or runs out of time is queued again."""
+    if shutil.which("sbatch") is None:
+        raise ConfigError("launcher: slurm: there is no sbatch on this machine; submit on a login node of the cluster")
+    try:
+        import submitit
+    except ImportError:
+        raise ConfigError("launcher: slurm: needs submitit; install adagrpo[slurm]") from None
+    executor = submitit.SlurmExecutor(folder=WORK / "results" / "slurm" / "%j")
+    named = {"partition": resources.partition, "account": resources.account, "qos": resources.qos}
+    executor.update_parameters(
+        time=resources.time,
+        nodes=resources.machines,
+        ntasks_per_node=1,
+        cpus_per_task=resources.cpus,
+        array_parallelism=resources.array,
+        job_name="adagrpo",
+        setup=[f"export {key}={shlex.quote(value)}" for key, value in _inherited().items()],
+        additional_parameters={"requeue": True, "open-mode": "append", **resources.extra},
+        **{key: value for key, value in named.items() if value is not None},
+        **({"gpus_per_node": resources.gpus} if resources.gpus else {}),
+        **({"mem": resources.memory} if resources.memory else {}),
+    )
+    try:
+        jobs = executor.map_array(InJob(resources.machines), [list(argv) for argv in commands])
+    except (RuntimeError, OSError, subprocess.SubprocessError) as error:
+        raise ConfigError(f"sbatch refuses: {' '.join(str(error).split())[-300:]}") from None
+    return [Handle(job.job_id) for job in jobs]
+
+
+def _inherited() -> dict[str, str]:
+    """What a job's processes need of this environment, and must not be in a list of processes: nothing secret."""
+    wanted = ("PYTHONPATH", "PYTHONSAFEPATH", "ADAGRPO_CACHE")
+    return {key: value for key, value in process_environment().items() if key in wanted}
+
+
+class InJob:
+    """What a task of a job does: one command, on several machines with its place among them."""
+
+    def __init__(self, machines: int) -> None:
+        self.machines = machines
+
+    def __call__(self, argv: list[str]) -> int:
+        """Execute it; a preempted one is queued again."""
+        import submitit
+
+        environment = submitit.JobEnvironment()
+        if self.machines > 1:
+            place = ["--machine-rank", str(environment.global_rank), "--main-address", environment.hostnames[0]]
+            argv = [*argv, *place]
+        heard: list[int] = []
+        signal.signal(signal.SIGTERM, lambda number, frame: heard.append(number))
+        code = subprocess.run(argv, cwd=ROOT, check=False).returncode
+        # What Slurm ends itself it queues again itself, unless a user has cancelled it.
+        if code == AGAIN and not heard:
+            subprocess.run(["scontrol", "requeue", environment.job_id], check=False)
+        elif code:
+            raise RuntimeError(f"{shlex.join(argv)} ended with exit code {code}")
+        return code
+
+    def checkpoint(self, argv: list[str]) -> Any:
+        """What submitit submits again when a job's time is over: the same, which goes on from the run's checkpoint."""
+        import submitit
+
+        return submitit.helpers.DelayedSubmission(self, argv)
+
+
+_LAUNCHERS: Mapping[str, Launcher] = {"local": local, "slurm": slurm, "print": printed}
+
+
+# --- runs -------------------------------------------------------------------------------------------------------------
+
+
+def command_of(folders: Sequence[Path], machines: int, processes: int) -> list[str]:
+    """What executes runs: one by ``train`` or, in several processes, ``launch``; several side by side by a shell."""
+    verb = "train" if processes == 1 else "launch"
+    commands = [[sys.executable, "-m", "harness.cli", verb, "--resume", str(folder)] for folder in folders]
+    if len(commands) == 1:
+        return commands[0]
+    if machines > 1:
+        raise ConfigError("pack: runs on several machines do not share a job; set it to 1")
+    together = " ".join(f"{shlex.join(argv)} & jobs+=($!);" for argv in commands)
+    # The job's code is that of the last one that failed or was preempted.
+    script = f'jobs=(); code=0; {together} for job in "${{jobs[@]}}"; do wait $job || code=$?; done; exit $code'
+    return ["bash", "-c", script]
+
+
+def hand_over(folders: Sequence[Path], resources: Resources, machines: int, processes: int) -> list[Handle]:
+    """Hand prepared runs to a launcher, and note in each of them to which job.
+
+    Args:
+        folders: of runs that are not finished.
+        resources: of a job.
+        machines: that a run needs.
+        processes: that a run has, over all machines.
+    """
+    resources = resources.model_copy(update={"machines": max(machines, resources.machines)})
+    packs = [folders[start : start + resources.pack] for start in range(0, len(folders), resources.pack)]
+    commands = [command_of(pack, resources.machines, processes) for pack in packs]
+    handles = list(launcher_of(resources)(commands, resources))
+    for pack, handle in zip(packs, handles, strict=True):
+        for folder in pack:
+            note = {"launcher": resources.launcher, "job": handle.name}
+            write_atomically(folder / JOB, json.dumps(note) + "\n")
+    return handles
+
+
+def queued(folders: Iterable[Path]) -> dict[Path, str]:
+    """Runs whose Slurm job is still in the queue, and how it stands there; needs no accounting."""
+    jobs = {}
+    for folder in folders:
+        try:
+            note = json.loads((folder / JOB).read_bytes())
+            if note["launcher"] == "slurm":
+                jobs[folder] = str(note["job"])
+        except (OSError, ValueError, LookupError, TypeError):
+            continue
+    if not jobs or shutil.which("squeue") is None:
+        return {}
+    command = ["squeue", "--noheader", "--array", "--user", getpass.getuser(), "--format", "%i|%T|%r"]
+    answer = subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ)
+    states = {line.partition("|")[0]: line.partition("|")[2] for line in answer.stdout.splitlines()}
+    return {folder: f"{job} {states[job].replace('|', ', ')}" for folder, job in jobs.items() if job in states}

@@ -1,0 +1,114 @@
+"""Handing runs over to a scheduler: commands, what is not handed over twice, and one line where that cannot be."""
+
+import json
+import os
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from harness.config import ConfigError, compose
+from harness.experiments.jobs import launchers
+from harness.experiments.jobs.launchers import JOB, Resources, command_of, hand_over, queued, read_resources
+from harness.experiments.runs import hand_over_all
+from harness.runs.directory import RunDirectory, prepare_run
+from tests.harness.conftest import SHORT
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> list[RunDirectory]:
+    config = [*SHORT, "evaluation.test=false", "evaluation.base_test=false"]
+    return [prepare_run(compose("miniature-luck", overrides=[*config, f"seed={seed}"]), tmp_path) for seed in range(3)]
+
+
+def cluster(folder: Path, text: str) -> str:
+    path = folder / "cluster.yaml"
+    path.write_text(text)
+    return str(path)
+
+
+def test_each_run_is_a_command_and_finished_or_working_ones_are_none(
+    runs: list[RunDirectory], capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    runs[0].set_status("finished", 1, 1)
+    held = runs[1].lock()
+    assert hand_over_all(runs, "print", print) == 0
+    held.close()
+    said = capfd.readouterr().out.splitlines()
+    assert f"harness.cli train --resume {runs[2].folder}" in said[1]
+    assert said[-1].startswith("1 of 3 runs handed over (print), 1 jobs")
+    assert json.loads((runs[2].folder / JOB).read_text()) == {"launcher": "print", "job": "line 1"}
+
+
+def test_runs_are_packed_and_the_jobs_code_is_that_of_a_run_that_did_not_finish(tmp_path: Path) -> None:
+    folders = [tmp_path / name for name in "ab"]
+    assert command_of(folders[:1], 1, 1) == [sys.executable, "-m", "harness.cli", "train", "--resume", str(folders[0])]
+    assert command_of(folders[:1], 2, 4)[3] == "launch"
+    with pytest.raises(ConfigError, match="pack: runs on several machines"):
+        command_of(folders, 2, 4)
+    script = command_of(folders, 1, 1)[2]
+    for codes, expected in (((0, 0), 0), ((75, 0), 75), ((0, 75), 75)):
+        own = script
+        for folder, code in zip(folders, codes, strict=True):
+            own = own.replace(f"{sys.executable} -m harness.cli train --resume {folder}", f"sh -c 'exit {code}'")
+        assert subprocess.run(["bash", "-c", own], check=False).returncode == expected
+
+
+def test_a_launcher_of_ones_own(runs: list[RunDirectory], tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(
+        "from harness.experiments.jobs.launchers import Handle\n"
+        "def run(argv, resources):\n    return Handle(f'{argv[-1]} with {resources.gpus}')\n"
+    )
+    resources = read_resources(cluster(tmp_path, f"launcher: {tmp_path}/mine.py:run\ngpus: 2\npack: 1\n"))
+    [handle] = hand_over([runs[0].folder], resources, 1, 1)
+    assert handle.name == f"{runs[0].folder} with 2"
+    assert json.loads((runs[0].folder / JOB).read_text())["job"] == f"{runs[0].folder} with 2"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("launcher: slurm\ngpu: 1\n", "unknown key 'gpu'; the nearest is 'gpus'"),
+        ("gpus: 1\n", "launcher"),
+        ("launcher: pbs\n", "plug-in 'pbs': write path/to/file.py:Object"),
+    ],
+)
+def test_what_no_launcher_can_use_is_one_line(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(Exception, match=message) as error:
+        read_resources(cluster(tmp_path, text))
+    assert "\n" not in str(error.value)
+
+
+def test_without_slurm_one_line(runs: list[RunDirectory], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launchers.shutil, "which", lambda name: None)
+    with pytest.raises(ConfigError, match="there is no sbatch on this machine"):
+        hand_over_all(runs, "slurm", print)
+    assert not (runs[0].folder / JOB).exists()
+
+
+def test_what_is_in_the_queue_is_told_and_not_handed_over_again(
+    runs: list[RunDirectory], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    squeue = tmp_path / "bin" / "squeue"
+    squeue.parent.mkdir()
+    squeue.write_text("#!/bin/sh\necho '7_0|PENDING|Resources'\necho '7_2|RUNNING|None'\n")
+    squeue.chmod(squeue.stat().st_mode | stat.S_IXUSR)
+    monkeypatch.setenv("PATH", f"{squeue.parent}:{os.environ['PATH']}")
+    for number, run in enumerate(runs):
+        (run.folder / JOB).write_text(json.dumps({"launcher": "slurm", "job": f"7_{number}"}))
+    assert queued(run.folder for run in runs) == {
+        runs[0].folder: "7_0 PENDING, Resources",
+        runs[2].folder: "7_2 RUNNING, None",
+    }
+    said: list[str] = []
+    hand_over_all(runs, "print", said.append)
+    assert f"{runs[0].run_id}: in the queue as 7_0 PENDING, Resources" in said
+    assert said[-1].startswith("1 of 3 runs handed over")
+
+
+def test_resources_are_bounded() -> None:
+    assert Resources(launcher="local").pack == 1
+    with pytest.raises(ValueError, match="memory"):
+        Resources(launcher="local", memory="much")
