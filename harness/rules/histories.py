@@ -5,6 +5,11 @@ counts as *flat* where its s is in the lowest ``FLAT_QUANTILE`` of those kept, *
 easy* if above. Both lines are the latest, and move with the ledger. Symbols as in ``harness.rules.ledger``.
 """
 
+from collections import defaultdict
+from itertools import groupby
+from operator import itemgetter
+
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -47,16 +52,14 @@ def rates(ledger: Ledger) -> dict[int, float]:
 
     Down where the kind's share of an iteration's visits is at least its target, so that more is skipped; else up.
     """
-    states, iterations, found = visit_states(ledger), ledger.outcomes[:, 0], dict.fromkeys(_SHARES, 0.5)
-    seen: set[int] = set()
-    returning = False
-    for iteration in iterations.unique().tolist():
-        here = iterations == iteration
-        visited = set(ledger.prompts[here].tolist())
-        returning = returning or bool(seen & visited)
-        seen |= visited
+    found, seen, returning = dict.fromkeys(_SHARES, 0.5), set[int](), False
+    visits = zip(ledger.outcomes[:, 0].tolist(), visit_states(ledger).tolist(), ledger.prompts.tolist(), strict=True)
+    for _, of_iteration in groupby(visits, key=itemgetter(0)):
+        _, states, prompts = zip(*of_iteration, strict=True)
+        returning = returning or not seen.isdisjoint(prompts)
+        seen.update(prompts)
         for kind, target in _SHARES.items() if returning else ():
-            step = -0.01 if (states[here] == kind).double().mean() >= target else 0.01
+            step = -0.01 if states.count(kind) / len(states) >= target else 0.01
             found[kind] = min(max(found[kind] + step, 0.05), 0.95)
     return found
 
@@ -68,21 +71,21 @@ def chances_between(ledger: Ledger, prompts: Tensor) -> Tensor:
     counts move halfway back to 1; a visit adds observed_i T_ij belief_j, normalised, and makes the belief what was
     observed; then belief <- T belief, T being the counts by columns. Prompts that were never visited stay uniform.
     """
-    states, same = visit_states(ledger), ledger.prompts[:, None] == prompts
-    belief = torch.full((len(prompts), 3), 1 / 3, dtype=torch.float64)
-    counts = torch.ones(len(prompts), 3, 3, dtype=torch.float64)
-    transition, observed = counts / 3, torch.eye(3, dtype=torch.float64)[states]
-    iterations = ledger.outcomes[:, 0].long()
-    for iteration in range(int(iterations[0]), int(iterations[-1]) + 1):
-        counts = _BELIEF_DECAY * counts + 1 - _BELIEF_DECAY
-        for row in (iterations == iteration).nonzero()[:, 0].tolist():
-            visited = same[row]
-            joint = observed[row][:, None] * transition[visited] * belief[visited][:, None]
-            counts[visited] += joint / joint.sum((1, 2), keepdim=True)
-            belief[visited] = observed[row]
-        transition = counts / counts.sum(1, keepdim=True)
-        belief = (transition @ belief[:, :, None])[:, :, 0]
-    return belief[:, BETWEEN]
+    states, iterations = visit_states(ledger).tolist(), ledger.outcomes[:, 0].long().tolist()
+    visits = defaultdict(list)
+    for row, place in (ledger.prompts[:, None] == prompts).nonzero().tolist():
+        visits[iterations[row]].append((place, states[row]))
+    belief, counts = np.full((len(prompts), 3), 1 / 3), np.ones((len(prompts), 3, 3))
+    transition = counts / 3
+    for iteration in range(min(visits, default=iterations[-1]), iterations[-1] + 1):
+        counts = _BELIEF_DECAY * counts + (1 - _BELIEF_DECAY)
+        for place, state in visits[iteration]:
+            joint = transition[place, state] * belief[place]
+            counts[place, state] += joint / joint.sum()
+            belief[place] = np.eye(3)[state]
+        transition = counts / counts.sum(axis=1, keepdims=True)
+        belief = (transition * belief[:, None]).sum(axis=2)
+    return torch.from_numpy(belief[:, BETWEEN])
 
 
 def variances(ledger: Ledger, prompts: Tensor) -> Tensor:

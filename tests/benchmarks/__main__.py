@@ -84,6 +84,7 @@ _PARTS: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
     "run": lambda options: parts.measure_run(),
     "scaling": lambda options: parts.measure_scaling(max(3, options.rounds // 3)),
     "candidates": lambda options: parts.measure_candidates(options.rounds),
+    "rules": lambda options: parts.measure_rules(options.rounds),
     "startup": lambda options: processes.measure_startup(),
     "slots": lambda options: processes.measure_slots(options.rounds),
     "analysis": lambda options: measure_analysis(options.runs),

@@ -2,7 +2,8 @@
 
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -11,13 +12,18 @@ from unittest.mock import patch
 import numpy as np
 import pandas as pd
 import torch
+from accelerate import Accelerator
 from torch import Tensor
 
 from harness.config import compose
+from harness.config.selection import needs_of
 from harness.rewards import build_rewards
 from harness.rewards.native.ocr import OcrReward
+from harness.rules.ledger import prompt_number
+from harness.rules.selection import RULES
 from harness.runs.directory import prepare_run
 from harness.training.accounting import expected_cost
+from harness.training.choosing import Choosing
 from harness.training.evaluation import evaluate
 from harness.training.session import Session
 from harness.training.trainer import Trainer
@@ -180,6 +186,73 @@ def measure_candidates(rounds: int) -> dict[str, Any]:
     pairs = [(seconds_of(base.iterate), seconds_of(ada.iterate)) for _ in range(rounds + 1)][1:]
     measured["miniature"]["extra"]["seconds"] = median(b / a for a, b in pairs) - 1
     print(f"  miniature  seconds {measured['miniature']['extra']['seconds']:+.0%}")
+    return measured
+
+
+def measure_rules(rounds: int) -> dict[str, Any]:
+    """What rules without samples add to an iteration of random prompts, with a full ledger: processor time, in turn."""
+    first = make_trainer(1, ("selection=random", "fusion.enabled=false"))
+    trainers = {"random": first}
+    for rule in sorted(rule for rule in RULES if rule != "random" and not needs_of(rule).samples):
+        level = {"choice": first.config.choice.model_copy(update={"level": 0.5})} if needs_of(rule).level else {}
+        config = first.config.model_copy(update={"selection": rule, **level})
+        trainer = Trainer(config, first.policy, first.reward, first.prompts, Accelerator(cpu=True))
+        _fill(trainer)
+        trainers[rule] = trainer
+    seconds: dict[str, list[float]] = {name: [] for name in trainers}
+    choosing = dict.fromkeys(trainers, 0.0)
+    for attempt in range(rounds + 1):
+        for name, trainer in trainers.items():
+            own: list[float] = []
+            with (
+                _timed(trainer.choosing, own),
+                patch.object(trainer.policy, "encode", timed(trainer.policy.encode, own)),
+            ):
+                began = time.process_time()
+                trainer.iterate()
+                taken = time.process_time() - began
+            if attempt:  # the first is a warm-up
+                seconds[name].append(taken)
+                choosing[name] += sum(own)
+    base = choosing["random"]
+    measured: dict[str, Any] = {}
+    for name, values in seconds.items():
+        share = (choosing[name] - base) / sum(seconds["random"])
+        ratio = median(a / b for a, b in zip(values, seconds["random"], strict=True))
+        measured[name] = {"share": share, "ratio": ratio}
+        print(f"  {name:20} text, choice and ledger {share:+.2%} of an iteration at random, the whole x {ratio:.3f}")
+    return measured
+
+
+def _fill(trainer: Trainer) -> None:
+    """A full ledger: 256 visits of 48 prompts, with random outcomes."""
+    ledger, generator = trainer.choosing.ledger, torch.Generator().manual_seed(0)
+    assert ledger is not None
+    prompts = list(trainer.prompts[:48])
+    embeddings, numbers = trainer.policy.encode(prompts).summary, torch.tensor([prompt_number(one) for one in prompts])
+    for iteration in range(ledger.capacity // 2):
+        rows = torch.randint(len(prompts), (2,), generator=generator)
+        outcomes = torch.cat([torch.rand(2, 2, generator=generator), torch.tensor([[8.0, 8.0, -1.0]] * 2)], dim=1)
+        ledger.record(iteration - ledger.capacity // 2, embeddings[rows], outcomes.double(), numbers[rows])
+
+
+@contextmanager
+def _timed(choosing: Choosing, own: list[float]) -> Iterator[None]:
+    with ExitStack() as stack:
+        for name in ("draw", "choose", "record"):
+            stack.enter_context(patch.object(choosing, name, timed(getattr(choosing, name), own)))
+        yield
+
+
+def timed(call: Callable[..., Any], own: list[float]) -> Callable[..., Any]:
+    """The same, noting what processor time it takes."""
+
+    def measured(*arguments: Any) -> Any:
+        began = time.process_time()
+        found = call(*arguments)
+        own.append(time.process_time() - began)
+        return found
+
     return measured
 
 

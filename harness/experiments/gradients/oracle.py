@@ -26,7 +26,7 @@ from harness.experiments.gradients.checkpoint import MeasuredCheckpoint, find_me
 from harness.experiments.gradients.chunks import Arrays, make_sampler, reference_direction, reference_sums
 from harness.experiments.gradients.definition import require_measurable
 from harness.experiments.gradients.gradients import advantages_of, update_gradients
-from harness.experiments.gradients.sampling import Sampler
+from harness.experiments.gradients.sampling import Sampled, Sampler
 from harness.experiments.parts import Parts
 from harness.prompts.lists import generator_for, read_prompts
 from harness.rules.advantages import FUSIONS, Group, fuse, shrinkage
@@ -118,9 +118,9 @@ def measure(oracle: Oracle, say: Callable[[str], object]) -> dict[str, Any]:
         TrainingError: a picture is not finite.
         RewardError: the reward could not score.
     """
-    config, seed = oracle.config, oracle.config.seed
+    config = oracle.config
     sampler = make_sampler(config, oracle.checkpoint)
-    drawn = torch.randperm(len(sampler.prompts), generator=generator_for(seed, "pool"))[: oracle.prompts].tolist()
+    pool = Pool(oracle, sampler)
     parts = Parts(oracle.folder, oracle.references + oracle.prompts * oracle.noises, "updates", say)
     reference = [
         parts.get(f"reference-{number:02d}", len(of), partial(reference_sums, of, sampler))
@@ -128,14 +128,13 @@ def measure(oracle: Oracle, say: Callable[[str], object]) -> dict[str, Any]:
     ]
     middle = len(reference) // 2
     directions = torch.stack([reference_direction(reference[:middle]), reference_direction(reference[middle:])])
-    pool = _Pool(oracle, sampler, drawn, directions)
     samples = [parts.get(f"samples-{number:02d}", 0, partial(pool.samples, of)) for number, of in pool.blocks()]
     rewards, previews, text = (
         np.concatenate([part[key] for part in samples]) for key in ("rewards", "previews", "text")
     )
     pool.capability.update(torch.from_numpy(rewards).flatten())
     updates = [
-        parts.get(f"pool-{number:02d}", len(of) * oracle.noises, partial(pool.updates, of))
+        parts.get(f"pool-{number:02d}", len(of) * oracle.noises, partial(pool.updates, of, directions))
         for number, of in pool.blocks()
     ]
     groups, projections, squares = (
@@ -152,13 +151,13 @@ def measure(oracle: Oracle, say: Callable[[str], object]) -> dict[str, Any]:
         "larger_group": larger_group(config),
         "fusion_weight": config.fusion.weight,
         "capability": [pool.capability.mean, pool.capability.std],
-        "prompts": [sampler.prompts[i] for i in drawn],
+        "prompts": [sampler.prompts[i] for i in pool.drawn],
         "rewards": rewards.round(4).tolist(),
         "previews": previews.round(4).tolist(),
         "groups": groups.round(4).tolist(),
         "foretold": _foretold(torch.from_numpy(text), torch.from_numpy(groups[:, 0])),
         "updates": {
-            kind: {"projections": _short(projections[:, :, number]), "squares": _short(squares[:, :, number])}
+            kind: {"projections": short(projections[:, :, number]), "squares": short(squares[:, :, number])}
             for number, kind in enumerate(("local", "larger"))
         },
         "blocks": _block_products(reference, directions, updates, oracle.noises),
@@ -197,14 +196,23 @@ def every_advantage(
 
 
 @dataclass
-class _Pool:
+class Pool:
     """Prompts to choose from, each with several noises; ``capability`` is of all their samples."""
 
     oracle: Oracle
     sampler: Sampler
-    drawn: Sequence[int]
-    directions: Tensor
     capability: CapabilityTracker = field(default_factory=CapabilityTracker)
+
+    @cached_property
+    def drawn(self) -> list[int]:
+        """The prompts, as numbers in the training list."""
+        order = torch.randperm(len(self.sampler.prompts), generator=generator_for(self.oracle.config.seed, "pool"))
+        return order[: self.oracle.prompts].tolist()
+
+    def sampled(self, prompt: int, number: int, group_size: int | None = None) -> Sampled:
+        """Groups of a prompt from one of its noises."""
+        key, text = (self.oracle.config.seed, "pool", prompt, number, "branches"), self.sampler.prompts[prompt]
+        return self.sampler.of_prompt(text, self._noise(prompt, number), key, group_size)
 
     def blocks(self) -> Iterable[tuple[int, list[int]]]:
         """Numbered parts of the pool, as numbers in the training list."""
@@ -220,7 +228,7 @@ class _Pool:
         embedded = self.sampler.policy.encode(text[::noises]).summary
         return {"rewards": rewards.numpy(), "previews": previews.numpy(), "text": embedded.numpy()}
 
-    def updates(self, prompts: Sequence[int]) -> Arrays:
+    def updates(self, prompts: Sequence[int], directions: Tensor) -> Arrays:
         """Updates of local advantages and of a larger group, and sums of all ``KINDS``, which share their siblings.
 
         ``groups`` ``[P, N, K, G]``; ``projections`` ``[P, N, 2, 2]`` and ``squares`` ``[P, N, 2]`` of the two;
@@ -229,11 +237,7 @@ class _Pool:
         config, rows = self.oracle.config, []
         size, sums, sum_squares = config.rollout.group_size, torch.zeros(()), torch.zeros(())
         for prompt in prompts:
-            text, key = self.sampler.prompts[prompt], (config.seed, "pool", prompt)
-            sampled = [
-                self.sampler.of_prompt(text, self._noise(prompt, n), (*key, n, "branches"), larger_group(config))
-                for n in range(self.oracle.noises)
-            ]
+            sampled = [self.sampled(prompt, n, larger_group(config)) for n in range(self.oracle.noises)]
             means = torch.stack([of.rewards[:, :size].mean() for of in sampled])
             elsewhere = (means.sum() - means) / (len(means) - 1)
             for of, prompt_mean in zip(sampled, elsewhere.tolist(), strict=True):
@@ -246,7 +250,7 @@ class _Pool:
                 lengths = gradients.square().sum(1)
                 sums, sum_squares = sums + gradients[:-1].float(), sum_squares + lengths[:-1]
                 told = [0, -1]
-                rows.append((few, gradients[told] @ self.directions.T, lengths[told]))
+                rows.append((few, gradients[told] @ directions.T, lengths[told]))
         named = zip(("groups", "projections", "squares"), zip(*rows, strict=True), strict=True)
         shaped = {name: torch.stack(of).unflatten(0, (len(prompts), self.oracle.noises)).numpy() for name, of in named}
         return {**shaped, "sums": sums.numpy(), "sum_squares": sum_squares.numpy()}
@@ -276,15 +280,15 @@ def _block_products(
     for number, kind in enumerate(KINDS):
         sums = np.stack([part["sums"][number] for part in updates]).astype(np.float64)
         kinds[kind] = {
-            "products": _short(np.triu(sums @ sums.T, 1)),
-            "with_reference": _short(sums @ directions.T),
-            "squares": _short(np.array([part["sum_squares"][number] for part in updates])),
+            "products": short(np.triu(sums @ sums.T, 1)),
+            "with_reference": short(sums @ directions.T),
+            "squares": short(np.array([part["sum_squares"][number] for part in updates])),
         }
     return {
         "counts": [len(part["groups"]) * noises for part in updates],
         "reference": {
             "counts": [int(part["count"]) for part in reference],
-            "products": _short(np.triu(directions @ directions.T, 1)),
+            "products": short(np.triu(directions @ directions.T, 1)),
             "length": reference_direction(reference).norm().item(),
             "cosine_of_halves": torch.cosine_similarity(halves[0], halves[1], dim=0).item(),
         },
@@ -306,6 +310,6 @@ def _foretold(text: Tensor, groups: Tensor) -> dict[str, Any]:
     return {**found, "outcomes": outcomes.numpy().round(5).tolist()}
 
 
-def _short(values: np.ndarray) -> Any:
+def short(values: np.ndarray) -> Any:
     """As nested lists of five digits."""
     return np.vectorize(lambda value: float(f"{value:.5g}"), otypes=[float])(values).tolist()
