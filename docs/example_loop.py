@@ -1,8 +1,11 @@
-"""AdaGRPO in a trainer of your own: a toy flow draws a point for each of 8 prompts. Run: python docs/example_loop.py"""
+"""Flow-GRPO in a trainer of your own, and AdaGRPO in it: the lines marked so, without which the rest runs as well.
+
+A toy flow draws a point for each of 8 prompts. Run: python docs/example_loop.py
+"""
 
 import torch
 
-from harness.adagrpo import CapabilityTracker, fuse_advantages, global_advantage, local_advantage, select_prompt
+import harness.adagrpo as adagrpo
 from harness.transitions import FlowSDE
 
 CANDIDATES, GROUP, STEPS, BRANCHES = 6, 16, 10, (0, 2, 4)
@@ -32,21 +35,24 @@ def train(iterations=120, seed=0):
     torch.manual_seed(seed)
     model = torch.nn.Sequential(torch.nn.Linear(11, 64), torch.nn.SiLU(), torch.nn.Linear(64, 2))
     optimizer = torch.optim.Adam(model.parameters(), lr=5e-3)
-    tracker, kernel = CapabilityTracker(decay=0.8), FlowSDE(eta=0.7)
+    kernel = FlowSDE(eta=0.7)
+    tracker = adagrpo.CapabilityTracker(decay=0.8)  # AdaGRPO
     held_out, everyone, history = torch.randn(256, 2), torch.arange(256) % 8, []
     for iteration in range(iterations):
-        prompts = torch.randint(8, (CANDIDATES,))
-        path = ode(model, torch.randn(CANDIDATES, 2), 0, prompts)
-        rewards = score(path[-1], prompts)
-        tracker.update(rewards)
-        chosen = select_prompt(rewards, "curriculum", tracker)
+        prompts, chosen = torch.randint(8, (CANDIDATES,)), 0  # any of them: they are drawn at random
+        path = ode(model, torch.randn(CANDIDATES, 2), 0, prompts)  # plain: the chosen one's is enough
+        candidate_rewards = score(path[-1], prompts)  # AdaGRPO
+        tracker.update(candidate_rewards)  # AdaGRPO
+        chosen = adagrpo.select_prompt(candidate_rewards, "curriculum", tracker)  # AdaGRPO
         for i in BRANCHES:  # one forward and backward of the network for a whole group
             x, prompt, siblings = path[i][[chosen]], prompts[[chosen]], prompts[[chosen] * GROUP]
             v = velocity(model, x, SIGMAS[i], prompt)
             transition = kernel.step(x.expand(GROUP, 2), v.expand(GROUP, 2), SIGMAS[i], SIGMAS[i + 1], SIGMAS[1])
             x_next = transition.sample()
             rewards = score(ode(model, x_next, i + 1, siblings)[-1], siblings)
-            advantages = fuse_advantages(local_advantage(rewards), global_advantage(rewards, tracker.mean, tracker.std))
+            advantages = adagrpo.local_advantage(rewards)
+            level = adagrpo.global_advantage(rewards, tracker.mean, tracker.std)  # AdaGRPO
+            advantages = adagrpo.fuse_advantages(advantages, level)  # AdaGRPO
             log_prob = transition.log_prob(x_next)  # the ratio is 1, with the gradient of the log-probability
             (-(advantages * (log_prob - log_prob.detach()).exp()).mean()).backward()
         optimizer.step()
