@@ -164,3 +164,24 @@ def new(
     first = (examples / f"{kind}.py.txt").read_text(encoding="utf-8").partition('"""')[2].partition('"""')[0]
     say(first.replace("Example", name).replace("example.py", str(paths[f"{kind}.py"])))
     return 0
+
+
+@command
+def convert_config(
+    file: Annotated[Path, "a launch script (.sh) of GRPO-Series or DanceGRPO, or config/*.py of flow_grpo or FlowCPS"],
+    *,
+    family: Annotated[str | None, "GRPO-Series, flow_grpo, DanceGRPO or FlowCPS (default: told by the file)"] = None,
+    function: Annotated[str | None, "of a Python file: the configuration"] = None,
+) -> int:
+    """Another trainer's configuration as settings, and what of it has none here; nothing of it is executed.
+
+    Example: ``adagrpo convert-config scripts/train_adagrpo.sh``
+    """
+    from harness.config import strict_yaml
+    from harness.config.dictionary import convert
+
+    settings, left = convert(file, family, function)
+    print(f"# From {file}; docs/dictionary.md. Not converted:")
+    print("".join(f"#   {name}: {why}\n" for name, why in left.items()) or "#   nothing is missing\n", end="")
+    print(strict_yaml.dump(settings), end="")
+    return 0
