@@ -77,6 +77,39 @@ def ratio_stats(log_prob: Tensor, old_log_prob: Tensor, clip_range: float | None
     )
 
 
+def centred_log_ratio(mean: Tensor, old_mean: Tensor, std: Tensor, x_next: Tensor) -> Tensor:
+    """GRPO-Guard's logarithm of the ratio (arXiv 2510.22319), 0 on average over what the old policy draws::
+
+        std (log p - log p_old) + mean((mu - mu_old)^2) / (2 std) = mean((x' - mu_old) (mu - mu_old)) / std
+
+    with log p = -mean((x' - mu)^2) / (2 std^2). The plain one is below 0 on average, by the second term, and more so at
+    steps of little noise, so that a clip range there bites on one side.
+
+    Args:
+        mean: ``[N, ...]``, of the policy in training, with gradient.
+        old_mean: ``[N, ...]``, of the policy that drew the samples. Taken as a constant.
+        std: ``[]``, of both, in the latents' unit.
+        x_next: ``[N, ...]``, what was drawn.
+
+    Returns:
+        ``[N]`` float32.
+    """
+    old_mean = old_mean.detach()
+    return ((x_next - old_mean) * (mean - old_mean)).flatten(1).mean(1) / std
+
+
+def stays_close(
+    log_ratio: Tensor, advantages: Tensor, mean: Tensor, old_mean: Tensor, std: Tensor, limit: float
+) -> Tensor:
+    """Flow-DPPO's mask (arXiv 2606.11025): which samples are trained on, ``[N]`` bool.
+
+    Not those whose divergence mean((mu - mu_old)^2) / (2 std^2) has come to the limit and whose advantage pushes them
+    further: a ratio above 1 and A > 0, or one below 1 and A < 0. Arguments as in `centred_log_ratio`.
+    """
+    divergence = (mean - old_mean).detach().square().flatten(1).mean(1) / (2 * std**2)
+    return (divergence < limit) | (log_ratio.detach() * advantages <= 0)
+
+
 def batch_normalised_advantage(
     rewards: Tensor, epsilon: float = 1e-4, clip: float = 5.0, resolution: float = 0.0
 ) -> Tensor:

@@ -100,6 +100,12 @@ class RolloutConfig(Section):
 class ObjectiveConfig(Section):
     """The loss."""
 
+    kind: Literal["surrogate", "grpo_guard", "flow_dppo"] = "surrogate"
+    """What a sample's ratio is made of: log-probabilities; those without their bias to ratios below 1 (GRPO-Guard);
+    log-probabilities, of samples that are not further than ``divergence_limit`` from the old policy and on their way
+    away from it (Flow-DPPO, which does not clip). The last two matter from the second update of a rollout on."""
+    divergence_limit: Positive = 1.0e-5
+    """flow_dppo: of mean((mu - mu_old)^2) / (2 std^2), a mean over latents."""
     updates_per_iteration: Count = 1
     """Optimiser steps on one rollout."""
     update_on: Literal["all", "prompts", "steps"] = "all"
@@ -124,7 +130,8 @@ class ObjectiveConfig(Section):
     @property
     def is_on_policy(self) -> bool:
         """Whether the ratio is 1 by definition, so that log-probabilities of the rollout are not needed."""
-        return self.clip_range is None and (self.updates_per_iteration == 1 or self.update_on != "all")
+        once = self.updates_per_iteration == 1 or self.update_on != "all"
+        return self.kind == "surrogate" and self.clip_range is None and once
 
 
 def num_trained_steps(rollout: RolloutConfig) -> int:

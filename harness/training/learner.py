@@ -13,7 +13,7 @@ from harness.config import RunConfig
 from harness.foundation.errors import TrainingError
 from harness.models.pipelines.embedding import PromptEmbedding
 from harness.models.pipelines.policy import Policy
-from harness.objective import ratio_stats, surrogate_loss
+from harness.objective import centred_log_ratio, ratio_stats, stays_close, surrogate_loss
 from harness.rollout import Rollout, TrainStep
 from harness.training.accounting import Counters
 from harness.training.engine import Engine
@@ -33,8 +33,8 @@ class Term:
     text: PromptEmbedding
     advantage: Tensor
     share: float
-    recomputed: Tensor | None = None
-    """``[G]`` old log-probabilities by the arithmetic of the update, where they take the place of the rollout's."""
+    old: Transition | None = None
+    """The old policy's step by the arithmetic of the update, where it takes the place of the rollout's."""
 
 
 class Learner:
@@ -77,7 +77,7 @@ class Learner:
         if self.objective.old_log_prob == "recomputed" and not self.objective.is_on_policy:
             # All of them before the first update; where updates share all samples, once.
             distinct = updates[:1] if self.objective.update_on == "all" else updates
-            fresh = [self._with_recomputed_log_probs(terms, spent) for terms in distinct]
+            fresh = [self._with_old_steps(terms, spent) for terms in distinct]
             updates = fresh * (len(updates) // len(fresh))
         for number, terms in enumerate(updates, start=1):
             norm = self._step(terms, logged, spent, iteration)
@@ -132,14 +132,14 @@ class Learner:
         return max(self.engine.processes.gather_objects(len(parts), "counting parts")) - len(parts)
 
     @torch.no_grad()
-    def _with_recomputed_log_probs(self, terms: Sequence[Term], spent: Counters) -> list[Term]:
-        """The terms with old log-probabilities by the arithmetic of the update: batches, adapters, precision."""
+    def _with_old_steps(self, terms: Sequence[Term], spent: Counters) -> list[Term]:
+        """The terms with the old policy's steps by the arithmetic of the update: batches, adapters, precision."""
         recomputed = []
         parts = [*self._parts(terms)]
         missing = self._missing(parts)
         for part in parts:
             for term, transition in zip(part, self._transitions(part), strict=True):
-                recomputed.append(replace(term, recomputed=transition.log_prob(term.step.x_next)))
+                recomputed.append(replace(term, old=transition))
                 spent.sample_forwards += len(term.step.x)
         for _ in range(missing):
             self._transitions(parts[-1])
@@ -176,20 +176,37 @@ class Learner:
         for term, transition, reference in zip(terms, transitions, references, strict=True):
             log_prob = transition.log_prob(term.step.x_next)
             from_rollout = ratio_stats(log_prob, term.step.old_log_prob)
-            old_log_prob = term.step.old_log_prob if term.recomputed is None else term.recomputed
+            old_log_prob = term.step.old_log_prob if term.old is None else term.old.log_prob(term.step.x_next)
             if objective.is_on_policy:
                 # The same arithmetic on both sides makes the ratio exactly 1; the rollout's differs in the last digits.
                 old_log_prob = log_prob.detach()
-            loss, stats = surrogate_loss(log_prob, old_log_prob, term.advantage, objective.clip_range)
+            advantage, clipped = term.advantage, dict[str, float]()
+            if objective.kind != "surrogate":
+                assert term.old is not None
+                log_prob, old_log_prob, advantage, clipped = self._compared(term, term.old, transition)
+            loss, stats = surrogate_loss(log_prob, old_log_prob, advantage, objective.clip_range)
             kl = loss.new_zeros(()) if reference is None else transition.kl(reference).mean()
             losses.append(loss + objective.kl_beta * kl)
             # By construction the ratio of an on-policy loss says nothing: what is logged is how far sampling was off.
-            ratios = vars(from_rollout if objective.is_on_policy else stats)
-            if term.recomputed is not None:
+            ratios = vars(from_rollout if objective.is_on_policy else stats) | clipped
+            if term.old is not None:
                 ratios = ratios | {f"rollout_{name}": vars(from_rollout)[name] for name in _RATIOS}
             for name, value in {"loss": losses[-1].item(), "kl": kl.item(), **ratios}.items():
                 logged[name].append(value)
         return losses
+
+    def _compared(
+        self, term: Term, old: Transition, new: Transition
+    ) -> tuple[Tensor, Tensor, Tensor, dict[str, float]]:
+        """New and old log-probabilities and advantages as the objective has them, and what it logs otherwise."""
+        x_next, advantage = term.step.x_next, term.advantage
+        if self.objective.kind == "grpo_guard":
+            log_ratio = centred_log_ratio(new.mean, old.mean, new.std, x_next)
+            return log_ratio, torch.zeros_like(log_ratio), advantage, {}
+        log_prob, old_log_prob = new.log_prob(x_next), old.log_prob(x_next)
+        limit = self.objective.divergence_limit
+        kept = stays_close(log_prob - old_log_prob, advantage, new.mean, old.mean, new.std, limit)
+        return log_prob, old_log_prob, advantage * kept, {"clip_fraction": 1 - kept.float().mean().item()}
 
     def _transitions(self, terms: Sequence[Term]) -> list[Transition]:
         """Each term's stochastic step under the present weights; siblings that share x need one forward."""

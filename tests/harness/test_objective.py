@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
-from harness.objective import batch_normalised_advantage, surrogate_loss
+from harness.objective import batch_normalised_advantage, centred_log_ratio, stays_close, surrogate_loss
 
 
 def log_of(*ratios: float) -> Tensor:
@@ -131,3 +131,44 @@ def test_a_group_of_equal_scores_has_no_batch_normalised_advantage() -> None:
     advantages = batch_normalised_advantage(rewards, resolution=2e-6)
     assert not advantages[0].any()
     assert advantages[1].tolist() == batch_normalised_advantage(rewards)[1].tolist()
+
+
+# --- objectives that need the old policy's mean
+
+
+def drawn() -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Means, old means, std and what was drawn, of three samples of four numbers: by hand."""
+    old = torch.tensor([[0.0, 0.0, 0.0, 0.0], [1.0, 1.0, 1.0, 1.0], [0.0, 2.0, 0.0, 2.0]])
+    moved = old + torch.tensor([[0.2, 0.0, 0.0, 0.0], [0.1, 0.1, 0.1, 0.1], [0.0, 0.0, 0.0, -0.4]])
+    noise = torch.tensor([[1.0, -1.0, 2.0, 0.0], [1.0, 1.0, 1.0, 1.0], [0.5, 0.0, 0.0, 1.0]])
+    return moved, old, torch.tensor(0.5), old + 0.5 * noise
+
+
+def test_grpo_guards_ratio_is_the_public_formula_and_centred() -> None:
+    mean, old, std, x_next = drawn()
+    found = centred_log_ratio(mean, old, std, x_next)
+    # mean(noise * (mu - mu_old)): .2 / 4, .4 / 4, -.4 / 4
+    assert_close(found, torch.tensor([0.05, 0.1, -0.1]))
+    log_prob, before = (-(x_next - m).square().mean(1) / (2 * std**2) for m in (mean, old))
+    assert_close(found, std * (log_prob - before) + (mean - old).square().mean(1) / (2 * std))
+    generator = torch.Generator().manual_seed(0)
+    many = old[:1] + std * torch.randn(200_000, 4, generator=generator)
+    shift = torch.full_like(many, 0.3)
+    centred = centred_log_ratio(old[:1] + shift, old[:1].expand_as(many), std, many)
+    plain = ((many - old[:1]).square() - (many - old[:1] - shift).square()).mean(1) / (2 * std**2)
+    assert abs(centred.mean()) < 2e-3
+    assert plain.mean() == pytest.approx(-(0.3**2) / (2 * 0.5**2), abs=1e-2)
+
+
+def test_flow_dppo_leaves_out_what_is_far_and_goes_further() -> None:
+    mean, old, std, _ = drawn()
+    # divergences: .01 / .5, .01 / .5, .04 / .5
+    log_ratio = torch.tensor([0.3, -0.3, -0.3])
+    advantages = torch.tensor([1.0, 1.0, -1.0])
+
+    def kept(limit: float) -> list[bool]:
+        return stays_close(log_ratio, advantages, mean, old, std, limit).tolist()
+
+    assert kept(0.1) == [True, True, True]
+    assert kept(0.05) == [True, True, False]
+    assert kept(0.01) == [False, True, False]  # the second is far, and on its way back
