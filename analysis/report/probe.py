@@ -13,7 +13,8 @@ from analysis.probing.summary import choice_text, facts
 
 _LINES = (
     "Where the lines are drawn comes from reasoning, not from training: no study has been fitted to them yet "
-    "(analysis/probing/verdict.py)."
+    "(analysis/probing/verdict.py). Spread is what a group has to teach, not what it taught: adagrpo oracle measures "
+    "that."
 )
 
 

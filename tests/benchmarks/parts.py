@@ -192,6 +192,7 @@ def measure_candidates(rounds: int) -> dict[str, Any]:
 def measure_rules(rounds: int) -> dict[str, Any]:
     """What rules without samples add to an iteration of random prompts, with a full ledger: processor time, in turn."""
     first = make_trainer(1, ("selection=random", "fusion.enabled=false"))
+    first.prompts = first.prompts[:48]  # which come back
     trainers = {"random": first}
     for rule in sorted(rule for rule in RULES if rule != "random" and not needs_of(rule).samples):
         level = {"choice": first.config.choice.model_copy(update={"level": 0.5})} if needs_of(rule).level else {}
@@ -200,7 +201,7 @@ def measure_rules(rounds: int) -> dict[str, Any]:
         _fill(trainer)
         trainers[rule] = trainer
     seconds: dict[str, list[float]] = {name: [] for name in trainers}
-    choosing = dict.fromkeys(trainers, 0.0)
+    choosing: dict[str, list[float]] = {name: [] for name in trainers}
     for attempt in range(rounds + 1):
         for name, trainer in trainers.items():
             own: list[float] = []
@@ -213,11 +214,10 @@ def measure_rules(rounds: int) -> dict[str, Any]:
                 taken = time.process_time() - began
             if attempt:  # the first is a warm-up
                 seconds[name].append(taken)
-                choosing[name] += sum(own)
-    base = choosing["random"]
+                choosing[name].append(sum(own))
     measured: dict[str, Any] = {}
     for name, values in seconds.items():
-        share = (choosing[name] - base) / sum(seconds["random"])
+        share = (median(choosing[name]) - median(choosing["random"])) / median(seconds["random"])
         ratio = median(a / b for a, b in zip(values, seconds["random"], strict=True))
         measured[name] = {"share": share, "ratio": ratio}
         print(f"  {name:20} text, choice and ledger {share:+.2%} of an iteration at random, the whole x {ratio:.3f}")
@@ -228,7 +228,7 @@ def _fill(trainer: Trainer) -> None:
     """A full ledger: 256 visits of 48 prompts, with random outcomes."""
     ledger, generator = trainer.choosing.ledger, torch.Generator().manual_seed(0)
     assert ledger is not None
-    prompts = list(trainer.prompts[:48])
+    prompts = list(trainer.prompts)
     embeddings, numbers = trainer.policy.encode(prompts).summary, torch.tensor([prompt_number(one) for one in prompts])
     for iteration in range(ledger.capacity // 2):
         rows = torch.randint(len(prompts), (2,), generator=generator)
