@@ -21,19 +21,20 @@ _COLOURS: dict[Outcome, str] = {
 }
 
 
-def claims_panel(name: str, title: str, family: Sequence[Judged]) -> Panel:
+def claims_panel(name: str, title: str, family: Sequence[Judged], words: str = "test") -> Panel:
     """A row per claim; one without a contrast has its pairs alone.
 
     Args:
         name: of the file.
         title: of the picture.
         family: at least one claim.
+        words: that its differences are of.
     """
     note = f"Line: one-sided 95 % bounds; shaded: ±{MARGIN_SHARE:.0%} of the base's gain; tick: the paper's share of it"
-    return Panel(name, title, partial(_draw, family=family), 1.9 + 0.52 * len(family), note)
+    return Panel(name, title, partial(_draw, family=family, words=words), 1.9 + 0.52 * len(family), note)
 
 
-def _draw(axes: Axes, family: Sequence[Judged]) -> None:
+def _draw(axes: Axes, family: Sequence[Judged], words: str) -> None:
     axes.axvline(0, color=INK, linewidth=0.8)
     named: set[str] = set()
     for place, one in enumerate(family):
@@ -52,7 +53,7 @@ def _draw(axes: Axes, family: Sequence[Judged]) -> None:
             axes.plot(one.paper, place, "|", color=INK, markersize=12, markeredgewidth=1.6)
     axes.set_yticks(range(len(family)), [_wrapped(one.claim.statement) for one in family], fontsize=9)
     axes.set_ylim(len(family) - 0.5, -0.5)
-    axes.set_xlabel("Difference of reward\non test words")
+    axes.set_xlabel(f"Difference of reward\non {words} words")
     axes.grid(visible=False, axis="y")
 
 

@@ -103,10 +103,11 @@ def _draw_map(parts: Sequence[Part], output: Path) -> Drawing | None:
 
 
 def _part(study: Study, logs: Logs, conclusions: Conclusions | None) -> Part:
-    claims = [
-        draw_panel(claims_panel(f"{study.prefix}claims-{number}", title, family))
-        for number, (title, family) in enumerate(conclusions.families.items() if conclusions else (), start=1)
-    ]
+    claims = []
+    for number, title in enumerate(conclusions.families if conclusions else (), start=1):
+        assert conclusions is not None
+        family, words = conclusions.families[title], conclusions.words_of(title)
+        claims.append(draw_panel(claims_panel(f"{study.prefix}claims-{number}", title, family, words)))
     figures = {**draw_study(study), "claims": Group(claims)}
     return Part(study, cell_frame(study), figures, stability_frame(study), chosen_frame(study, logs), conclusions)
 

@@ -22,7 +22,7 @@ from analysis.statistics import Values
 from analysis.verdicts.conclusions import Conclusions, plan_for
 from analysis.verdicts.protocol import MARGIN_SHARE, MIN_PAIRS, Claim, Judged, Side
 
-EQUAL_ITERATIONS, EQUAL_COMPUTE = "At equal iterations", "At equal compute, on validation words"
+EQUAL_ITERATIONS, EQUAL_COMPUTE = "At equal iterations", "At equal compute"
 
 
 def compare(
@@ -45,9 +45,13 @@ def compare(
         EQUAL_COMPUTE: _judge(control, treatments, spent, _gain_on_validation(study, control), planned),
     }
     others = sum(map(was_under_other_rules, environments))
-    opening = f"Each claim compares two cells; “the base” is {control.label}, on {split} words."
+    opening = (
+        f"Each claim compares two cells; “the base” is {control.label}. At equal compute the reward is that on "
+        "validation words where the dearer cell has spent as many network forwards as the other in all."
+    )
     plans = plan_for(study, families[EQUAL_ITERATIONS])
-    return Conclusions(families, len(environments), others, plans, (), opening)
+    words = {EQUAL_ITERATIONS: split, EQUAL_COMPUTE: "validation"}
+    return Conclusions(families, len(environments), others, plans, (), opening, words)
 
 
 def _judge(

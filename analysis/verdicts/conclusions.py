@@ -5,6 +5,7 @@ import math
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import pandas as pd
@@ -79,6 +80,13 @@ class Conclusions(NamedTuple):
     """Of the rule, on the study's own runs."""
     opening: str = ""
     """What is compared, and how often the runs are looked at, where that was planned."""
+
+    other_words: Mapping[str, str] = MappingProxyType({})
+    """Families whose differences are of other words than test words, by title."""
+
+    def words_of(self, title: str) -> str:
+        """The words that a family's differences are of."""
+        return self.other_words.get(title, "test")
 
     @property
     def main(self) -> Sequence[Judged]:

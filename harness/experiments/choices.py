@@ -1,6 +1,6 @@
 """What rules for choosing prompts would choose of prompts that were measured: before anything is trained."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -9,10 +9,12 @@ from torch import Tensor
 
 from analysis.probing.summary import NO_SPREAD
 from harness.adagrpo import SELECTION_STRATEGIES, CapabilityTracker
-from harness.config.selection import needs_of
+from harness.config import RunConfig
+from harness.config.selection import Needs, needs_of
 from harness.prompts.lists import generator_for
 from harness.rules.ledger import Ledger
-from harness.rules.selection import RULES, Candidates
+from harness.rules.plugins import rule_of
+from harness.rules.selection import Candidates
 
 
 class Compared(NamedTuple):
@@ -20,6 +22,10 @@ class Compared(NamedTuple):
 
     rule: str
     level: float | None = None
+    source: str | None = None
+    """Reference of one that is a plug-in."""
+    asked: int = 1
+    """Samples that a plug-in asks for."""
 
     @property
     def name(self) -> str:
@@ -29,7 +35,12 @@ class Compared(NamedTuple):
     @property
     def samples(self) -> int:
         """Deterministic samples of each candidate that it is shown; one where it reads none."""
-        return max(1, needs_of(self.rule).samples)
+        return max(1, self.needs.samples)
+
+    @property
+    def needs(self) -> Needs:
+        """What it asks for."""
+        return needs_of(self.rule) if self.source is None else Needs(self.asked, reads_capability=True)
 
     def count(self, candidates: int) -> int:
         """How many candidates it has where others have B: so many that all that read samples cost alike."""
@@ -37,7 +48,7 @@ class Compared(NamedTuple):
 
     def forwards(self, candidates: int, num_steps: int) -> int:
         """Sample forwards more than at random, per prompt trained on."""
-        needs = needs_of(self.rule)
+        needs = self.needs
         drawn = self.count(candidates) * needs.samples
         if needs.step_share < 1:
             return drawn * max(1, int(num_steps * needs.step_share))
@@ -54,7 +65,7 @@ class Compared(NamedTuple):
     ) -> int:
         """Index of the candidate that it takes, of rewards ``[B, S]``, or of what a ledger tells of embeddings."""
         level = self.level or 0.0
-        return RULES[self.rule](
+        return rule_of(self.rule, self.source)(
             Candidates(rewards, capability, generator, embeddings=embeddings, ledger=ledger, level=level)
         )
 
@@ -94,8 +105,18 @@ class Chosen(NamedTuple):
     forwards: int
 
 
-def choices(rewards: Tensor, groups: Tensor, candidates: int, num_steps: int) -> Mapping[str, Chosen]:
-    """What each of ``COMPARED`` chooses among B prompts drawn at random; the capability is that of all prompts.
+def compared_with(config: RunConfig) -> tuple[Compared, ...]:
+    """``COMPARED``, and the plug-in that a configuration chooses prompts by, unless it needs history."""
+    own = config.plugins.get(config.selection)
+    if own is None or own.reads_ledger:
+        return COMPARED
+    return (*COMPARED, Compared(config.selection, source=own.source, asked=own.samples))
+
+
+def choices(
+    rewards: Tensor, groups: Tensor, candidates: int, num_steps: int, rules: Sequence[Compared] = COMPARED
+) -> Mapping[str, Chosen]:
+    """What each rule chooses among B prompts drawn at random; the capability is that of all prompts.
 
     Rules of two samples per candidate have half as many candidates, so that all cost alike.
 
@@ -104,6 +125,7 @@ def choices(rewards: Tensor, groups: Tensor, candidates: int, num_steps: int) ->
         groups: ``[prompts, groups, G]`` of siblings as training draws them.
         candidates: B.
         num_steps: Euler steps of a sample.
+        rules: to compare, by default ``COMPARED``.
     """
     spreads = groups.std(dim=2, correction=1)
     values = torch.stack([rewards.mean(1), spreads.mean(1), (spreads <= NO_SPREAD).double().mean(1)], 1)
@@ -111,7 +133,7 @@ def choices(rewards: Tensor, groups: Tensor, candidates: int, num_steps: int) ->
     capability.update(rewards.flatten())
     generator = generator_for("choices")
     found = {}
-    for compared in COMPARED:
+    for compared in rules:
         choose = partial(_choose, compared, rewards, compared.count(candidates), capability, generator)
         everyone = torch.arange(len(rewards))
         estimate = values[[choose(everyone) for _ in range(ROUNDS)]].mean(0)

@@ -17,7 +17,7 @@ from analysis.probing.summary import summary
 from analysis.probing.verdict import judge
 from harness.adagrpo import CapabilityTracker
 from harness.config import ConfigError, RunConfig, compose
-from harness.experiments.choices import Compared, choices
+from harness.experiments.choices import Compared, choices, compared_with
 from harness.experiments.gradients.oracle import larger_group
 from harness.experiments.parts import Arrays, Parts
 from harness.models.pipelines.policy import Policy
@@ -174,7 +174,8 @@ def _summary(
     found, candidates = summary(rewards, groups, judged), config.rollout.candidates
     chosen = {}
     if len(rewards) >= candidates:
-        told = choices(torch.from_numpy(rewards), torch.from_numpy(groups), candidates, config.model.num_steps)
+        rules = compared_with(config)
+        told = choices(torch.from_numpy(rewards), torch.from_numpy(groups), candidates, config.model.num_steps, rules)
         chosen = {rule: one._asdict() for rule, one in told.items()}
     gain = math.sqrt(larger_group(config) / config.rollout.group_size) - 1
     found |= {"choices": chosen, "siblings_gain": gain}

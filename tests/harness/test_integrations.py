@@ -47,7 +47,8 @@ def stub(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 class Processor:
     """As Flow-Factory's, of one process: calls a reducer with itself."""
 
-    reward_weights = {"a": 1.0, "b": 2.0}
+    def __init__(self) -> None:
+        self.reward_weights = {"a": 1.0, "b": 2.0}
 
     def compute_advantages(self, samples: Any, rewards: Any, store: bool, aggregation_func: Any) -> torch.Tensor:
         return aggregation_func(self, samples, rewards, store)
