@@ -1,15 +1,18 @@
 """Training runs as jobs."""
 
+import gc
+import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import IO
 
-from harness.config import ConfigError
+from harness.config import ConfigError, dump
 from harness.experiments.jobs.job import Job, State
 from harness.experiments.jobs.launchers import hand_over, queued, read_resources
 from harness.experiments.jobs.runner import Outcome, Say, run_jobs
 from harness.experiments.status import latest_validation, standings
+from harness.foundation.files import write_atomically
 from harness.runs.directory import RunDirectory
 from harness.runs.identity import changes_of, note_on_code
 
@@ -132,10 +135,44 @@ def hand_over_all(runs: Sequence[RunDirectory], cluster: str, say: Say) -> int:
 
 
 def _train(folder: Path) -> None:
+    """Train a run; where memory does not suffice for an update, with half as many samples at a time, down to one."""
     run = RunDirectory(folder)
     with run.failure_noted():
-        from harness.training.preemption import Preemption
-        from harness.training.session import Session
+        from torch import OutOfMemoryError
 
-        with Preemption(run) as asked:
-            Session(run, say=lambda line: print(line, flush=True), asked_to_end=asked).execute()
+        while True:
+            try:
+                _execute(run)
+            except OutOfMemoryError as error:
+                count = _halved(run)
+                if count is None:
+                    raise OutOfMemoryError(f"also with one sample at a time: {error}") from None
+                print(f"out of memory: tried again with model.execution.max_train_batch={count}", flush=True)
+            else:
+                return
+
+
+def _execute(run: RunDirectory) -> None:
+    from harness.training.preemption import Preemption
+    from harness.training.session import Session
+
+    with Preemption(run) as asked:
+        Session(run, say=lambda line: print(line, flush=True), asked_to_end=asked).execute()
+
+
+def _halved(run: RunDirectory) -> int | None:
+    """Halve how many samples go through the network in an update, which is no part of what a run is; None at one.
+
+    Several processes cannot agree on it in the middle.
+    """
+    config = run.config
+    count = (config.model.execution.max_train_batch or config.model.max_batch) // 2
+    if count < 1 or config.runtime.processes > 1:
+        return None
+    execution = config.model.execution.model_copy(update={"max_train_batch": count})
+    model = config.model.model_copy(update={"execution": execution})
+    write_atomically(run.folder / "config.yaml", dump(config.model_copy(update={"model": model})))
+    gc.collect()
+    if (torch := sys.modules.get("torch")) is not None:
+        torch.cuda.empty_cache()
+    return count

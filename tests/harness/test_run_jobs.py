@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from harness.config import ROOT, ConfigError, compose
+from harness.experiments import runs as experiment_runs
 from harness.experiments.jobs import worker
 from harness.experiments.jobs.job import State, claim_next, reset
 from harness.experiments.runs import RunJob
@@ -112,3 +113,25 @@ def test_of_several_processes_the_first_cause_is_kept_and_only_our_own_errors_ar
             raise CollectiveError("nobody came")
     run.set_status("running", 1, 2, keep_failure=True)  # as by a main process that saves and has not noticed yet
     assert run.status()["reason"] == cause
+
+
+def test_out_of_memory_is_tried_again_with_half_as_many_samples_at_a_time(
+    prepared: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, tried = prepared("runs"), list[int]()
+
+    def execute(run: Any, enough: int = 3) -> None:
+        tried.append(run.config.model.execution.max_train_batch or run.config.model.max_batch)
+        if tried[-1] > enough:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(experiment_runs, "_execute", execute)
+    most = run.config.model.max_batch
+    RunJob(run).call()
+    assert tried == [most // 2**k for k in range(len(tried))]
+    assert tried[-1] <= 3
+    monkeypatch.setattr(experiment_runs, "_execute", lambda run: execute(run, 0))
+    with pytest.raises(torch.OutOfMemoryError, match="also with one sample at a time"):
+        RunJob(run).call()
+    assert run.status()["state"] == "failed"
+    assert prepare_run(run.config, run.folder.parents[1]).folder == run.folder

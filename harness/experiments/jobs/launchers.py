@@ -155,7 +155,7 @@ class InJob:
         # What Slurm ends itself it queues again itself, unless a user has cancelled it.
         if code == AGAIN and not heard:
             subprocess.run(["scontrol", "requeue", environment.job_id], check=False)
-        elif code:
+        elif code not in (0, AGAIN):
             raise RuntimeError(f"{shlex.join(argv)} ended with exit code {code}")
         return code
 
