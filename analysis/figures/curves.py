@@ -238,11 +238,9 @@ def _draw_cell(axes: Axes, cell: Cell, rows: pd.DataFrame, axis: str, name: str,
 
 
 def _draw_published(rows: pd.DataFrame, axes: Axes) -> None:
-    for method, name, selection in (
-        ("Flow-GRPO", "Flow-GRPO", "random"),
-        ("AdaGRPO", "Flow-GRPO + AdaGRPO", "curriculum"),
-    ):
-        curve, colour = rows[rows["method"] == method], Cell(method, selection, method == "AdaGRPO", 1.0).colour
+    # Colours of their own: another model, reward and scale than in the panels beside.
+    for method, name, colour in (("Flow-GRPO", "Flow-GRPO", "#8C8C8C"), ("AdaGRPO", "Flow-GRPO + AdaGRPO", "#6A3D9A")):
+        curve = rows[rows["method"] == method]
         axes.plot(curve["iteration"], curve["reward"], color=colour, linewidth=2, label=name)
     _decorate(axes, _AXIS_LABELS[ITERATION], "Training reward")
 

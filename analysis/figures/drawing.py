@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -56,6 +57,10 @@ _PANEL_WIDTH = 4.6  # Inches: so narrow that letters stay legible when a phone s
 def series_colour(number: int) -> str:
     """Colour of a series by its position, hexadecimal; repeated after the sixth."""
     return _COLOURS[number % len(_COLOURS)]
+
+
+_COMPACT: dict[str, Any] = {"fontsize": 8.5, "handlelength": 1.2, "columnspacing": 1.0}
+"""Legend of a panel among others."""
 
 
 @dataclass(frozen=True)
@@ -116,7 +121,7 @@ def draw_panel(panel: Panel) -> Drawing:
 
 
 def draw_together(name: str, title: str, panels: Sequence[Panel], num_columns: int) -> Drawing:
-    """One wide picture of several panels; each keeps its own legend, within its axes."""
+    """One wide picture of several panels; each keeps its own legend, below its axes."""
     num_columns = min(num_columns, len(panels))
     num_rows = -(-len(panels) // num_columns)
     with matplotlib.rc_context(_STYLE):
@@ -126,7 +131,7 @@ def draw_together(name: str, title: str, panels: Sequence[Panel], num_columns: i
         for axes, panel in zip(grid, panels, strict=False):
             _fill(axes, panel)
             if axes.get_legend_handles_labels()[0]:
-                axes.legend(loc="lower right", fontsize=9.5)
+                axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2, **_COMPACT)
         for axes in grid[len(panels) :]:
             axes.set_axis_off()
         width = _NOTE_WIDTH * num_columns

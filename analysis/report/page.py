@@ -19,7 +19,7 @@ from analysis.figures import StudyFigures
 from analysis.figures.drawing import Drawing
 from analysis.formats import entry_text, number
 from analysis.report.pictures import gallery, pictures_by_difficulty
-from analysis.report.tables import extra_gain_table, main_table, paper_table
+from analysis.report.tables import extra_gain_table, head_table, main_table, paper_table
 from analysis.runs.sources import changes_since, note_on_changes
 from analysis.verdicts import conclusions
 from analysis.verdicts.conclusions import Conclusions
@@ -46,6 +46,8 @@ class Part(NamedTuple):
 SECTIONS = {
     "conclusions": "What these runs decide",
     "main": "Base methods and + AdaGRPO",
+    "gallery": "Pictures before and after training",
+    "limits": "Limits",
     "chosen": "What each strategy trained on",
     "selection": "Which prompt to train on",
     "costs": "At equal cost",
@@ -54,10 +56,9 @@ SECTIONS = {
     "curves": "More curves",
     "cells": "All cells",
     "runs": "Runs behind these numbers",
-    "gallery": "Pictures before and after training",
-    "limits": "Limits",
 }
 """Sections of the page, in order: each has a template, and is there if something belongs in it."""
+_FOLDED = ("chosen", "stability", "curves", "cells", "runs")
 
 
 def render_page(logs: Logs, parts: Sequence[Part], levels: Drawing | None = None) -> str:
@@ -88,6 +89,7 @@ def render_page(logs: Logs, parts: Sequence[Part], levels: Drawing | None = None
         title="AdaGRPO: training report",
         sections={name: title for name, title in SECTIONS.items() if name in there},
         studies=studies,
+        folded=_FOLDED,
         num_runs=len(summary),
         num_finished=len(finished),
         num_seeds=max((members["seed"].nunique() for _, members in finished_cells), default=0),
@@ -131,6 +133,9 @@ def _study(logs: Logs, part: Part, scope: str, names_experiment: bool) -> dict[s
         | ({"curves"} if figures["curves"].panels or figures["published"].panels else set()),
         "metrics": study.metrics,
         "endpoint": study.endpoint,
+        "head": head_table(study),
+        "headline": _headline(part.conclusions),
+        "model": shared.get("model.path", "several models, see below"),
         "figures": figures,
         "cells": rows,
         "before_splits": set(part.cells["before_split"]),
@@ -146,6 +151,13 @@ def _study(logs: Logs, part: Part, scope: str, names_experiment: bool) -> dict[s
         "test_rewards": dict(final.loc[final["metric"] == TRAINING_REWARD, ["run_id", "value"]].to_numpy()),
         "runs": [(cell, members.sort_values("seed").to_dict("records")) for cell, members in study.cells],
     }
+
+
+def _headline(found: Conclusions | None) -> str:
+    """What is decided of the whole method, in one sentence."""
+    whole = [one for one in found.main if "AdaGRPO" in one.claim.statement] if found else []
+    decided = [one for one in whole if one.verdict != "undecided"]
+    return " ".join(conclusions.sentences(decided or whole)) or "What was reached; too little to decide anything."
 
 
 def _missing(study: Study) -> list[tuple[str, list[str]]]:

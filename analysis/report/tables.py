@@ -93,6 +93,24 @@ def main_table(study: Study) -> WideTable | None:
     return WideTable(title, ["", *study.metrics.values()], rows)
 
 
+def head_table(study: Study) -> WideTable | None:
+    """The trained reward alone, a row per method: paired difference, base, + AdaGRPO, untrained, pairs."""
+    rows = []
+    for base, treatments in adagrpo_pairs(study):
+        before, split = study.untrained(base)
+        start = before.get(TRAINING_REWARD, math.nan) if split == study.endpoint else math.nan
+        for cell in treatments:
+            values = [study.values(one, TRAINING_REWARD) for one in (base, cell)]
+            comparison = study.compare(cell, TRAINING_REWARD)
+            entries = [*(Entry(of_cell.mean(), of_cell.std()) for of_cell in values), Entry(start)]
+            pairs = Entry(len(comparison.seeds) if comparison else 0, digits=0)
+            name = METHOD_NAMES.get(cell.method, cell.method)
+            rows.append((name, [_difference(comparison), *entries, pairs]))
+    head = ["", "Difference", "Base", "+ AdaGRPO", "Untrained", "Pairs"]
+    title = f"Reward {study.reward} on {study.endpoint} prompts, mean ± sd over seeds; differences are paired by seed"
+    return WideTable(title, head, rows) if rows else None
+
+
 def main_frame(study: Study) -> pd.DataFrame:
     """The main table in long form with all digits and run ids, as tables/main.csv has it."""
     records = []

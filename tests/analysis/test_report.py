@@ -51,7 +51,7 @@ def test_the_page_has_the_numbers_computed_by_hand(report: Path, same_grid: Path
     assert "+0.130 sd 0.042, 2 pairs" in text
     # Costs: 400 + 3 x 20 forwards against 200 + 3 x 20.
     assert "Flow-GRPO + AdaGRPO 2 400 20 460 (× 1.77) 40 1.50 3 s 8 s" in text
-    assert "Runs finished 4 of 4" in text
+    assert "4 of 4 runs finished" in text
     assert "All 4 runs are finished." in text
     assert "Cells of the paper's grid" not in text.replace("&#39;", "'")  # two cells are no part of a grid
     assert "evaluation.judges ocr, ocr-v4, colour" in text

@@ -47,7 +47,7 @@ def test_a_list_that_is_nowhere_is_said_to_be_in_neither_place(tmp_path: Path, m
 def test_a_folder_of_the_users_called_analysis_is_not_imported_by_workers(tmp_path: Path) -> None:
     (tmp_path / "analysis").mkdir()
     (tmp_path / "analysis" / "__init__.py").write_text("raise RuntimeError('not ours')")
-    command = [sys.executable, "-m", "analysis.claims"]
+    command = [sys.executable, "-m", "analysis.decisions"]
     subprocess.run(command, cwd=tmp_path, env=process_environment(), check=True)
     alone = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "PYTHONSAFEPATH")}
     assert subprocess.run(command, cwd=tmp_path, env=alone, capture_output=True, check=False).returncode != 0

@@ -29,3 +29,12 @@ function compare(a, b, direction) {
   if (typeof a === typeof b) return direction * (typeof a === "number" ? a - b : a.localeCompare(b));
   return typeof a === "number" ? -1 : 1;
 }
+
+// A link to a folded section, or to something in one, unfolds it.
+function unfold() {
+  const target = location.hash && document.getElementById(decodeURIComponent(location.hash.slice(1)));
+  const folded = target && (target.closest("details") ?? target.querySelector("details.section"));
+  if (folded) { folded.open = true; target.scrollIntoView(); }
+}
+addEventListener("hashchange", unfold);
+unfold();
