@@ -230,7 +230,8 @@ def test_workers_end_with_a_launch_that_is_killed_and_the_next_one_removes_its_f
         os._exit(0)
     wait_until(lambda: bool(begun(jobs[0])))
     [(folder, shown)] = launches_at_work(tmp_path.parent)
-    assert (folder, str(shown)) == (tmp_path, "0% done, 1 running, 2 waiting")
+    assert folder == tmp_path
+    assert str(shown).startswith("0% done, 1 running, 2 waiting, ")
     os.kill(pid, signal.SIGKILL)
     os.waitpid(pid, 0)
     wait_until(lambda: not jobs[0].is_locked())
@@ -260,7 +261,7 @@ def test_progress_counts_work_and_estimates_from_the_pace_since_its_start(
     jobs[0].done.parent.mkdir()
     jobs[0].done.touch()
     shown: Any = Progress(jobs)
-    assert str(shown) == "25% done, 0 running, 2 waiting"
+    assert str(shown) == "25% done, 0 running, 2 waiting, 0 s so far"
     clock[0] += 120
     jobs[2].done.touch()
     with jobs[1].try_lock() or pytest.fail("not free"):

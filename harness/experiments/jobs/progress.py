@@ -39,6 +39,6 @@ class Progress:
         gained = self._worked - self._worked_at_start
         if gained <= 0:
             seconds = time.monotonic() - self._began
-            return f"{counts}, {seconds:.0f} s: loading models, and what comes before the first checkpoint"
+            return f"{counts}, {seconds:.0f} s so far"
         minutes = (time.monotonic() - self._began) * self._left / gained / 60
         return f"{counts}, about {f'{minutes / 60:.1f} hours' if minutes >= 90 else f'{minutes:.1f} min'} left"
