@@ -22,7 +22,7 @@ def map_frame(judged: Mapping[str, Sequence[Judged]]) -> pd.DataFrame:
 
     Returns:
         Columns experiment, prompt_share with share_low and share_high (the probe's ICC and its 95 % interval),
-        no_spread_share, selection, pairs, and difference with lower and upper (one-sided 95 % bounds), of rule less
+        no_spread, selection, pairs, and difference with lower and upper (one-sided 95 % bounds), of rule less
         random as a share of the base's gain there.
     """
     rows = []
@@ -39,7 +39,7 @@ def map_frame(judged: Mapping[str, Sequence[Judged]]) -> pd.DataFrame:
             bounds = sorted(sign * bound / one.gain for bound in one.contrast.bounds())
             rows.append(
                 {"experiment": experiment, "prompt_share": share["estimate"], "share_low": share["low"]}
-                | {"share_high": share["high"], "no_spread_share": summary["no_spread_share"]}
+                | {"share_high": share["high"], "no_spread": summary["no_spread"]["estimate"]}
                 | {"selection": one.claim.name, "pairs": one.pairs, "difference": sign * one.contrast.mean / one.gain}
                 | {"lower": bounds[0], "upper": bounds[1]}
             )

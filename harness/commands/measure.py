@@ -61,7 +61,10 @@ def oracle(
     ] = None,
     output: Annotated[Path | None, "folder (default: results/oracle)"] = None,
 ) -> int:
-    """An upper bound: what choosing prompts could gain at most, one update ahead; resumable."""
+    """An upper bound: what choosing prompts could gain at most, one update ahead; resumable.
+
+    Example: ``adagrpo oracle --profile miniature``
+    """
     from harness.experiments.gradients.oracle import load_oracle, measure
     from harness.experiments.gradients.progress import measure_progress
     from harness.experiments.held_out import write_progress
