@@ -7,7 +7,9 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
+from harness.config import ConfigError, compose
 from harness.objective import batch_normalised_advantage, centred_log_ratio, stays_close, surrogate_loss
+from tests.harness.conftest import build_trainer
 
 
 def log_of(*ratios: float) -> Tensor:
@@ -172,3 +174,17 @@ def test_flow_dppo_leaves_out_what_is_far_and_goes_further() -> None:
     assert kept(0.1) == [True, True, True]
     assert kept(0.05) == [True, True, False]
     assert kept(0.01) == [False, True, False]  # the second is far, and on its way back
+
+
+@pytest.mark.parametrize(("kind", "clip"), [("grpo_guard", "1e-4"), ("flow_dppo", "null")])
+def test_other_objectives_are_the_plain_one_at_first_and_limit_what_follows(kind: str, clip: str) -> None:
+    settings = ["objective.updates_per_iteration=2", "objective.old_log_prob=recomputed"]
+    settings += ["objective.divergence_limit=1e-12"] if kind == "flow_dppo" else []
+    wanted = [*settings, f"objective.kind={kind}", f"objective.clip_range={clip}"]
+    trainer = build_trainer(*wanted)
+    record = trainer.iterate()
+    assert record["rollout_ratio_max_deviation"] < 1e-3
+    assert 0 < record["ratio_max_deviation"] < 0.1  # of the second update
+    assert 0 < record["clip_fraction"] < 1
+    with pytest.raises(ConfigError, match="old_log_prob=recomputed"):
+        compose("miniature-luck", overrides=[f"objective.kind={kind}"])
