@@ -109,15 +109,6 @@ def overhead() -> float:
     return float(forwards["adagrpo"] / forwards["base"] - 1)
 
 
-def unseen_gains() -> dict[str, tuple[int, int]]:
-    """By judge: how many of the paper's pairs of cells that did not train on it + AdaGRPO wins, and of how many."""
-    gains = {}
-    for judge in JUDGES:
-        wins = [ours[judge] > base[judge] for reward, _, base, ours in _pairs() if judge not in reward.split("+")]
-        gains[judge] = sum(wins), len(wins)
-    return gains
-
-
 def example_groups() -> pd.DataFrame:
     """The paper's two example groups of rewards, below and above the capability.
 

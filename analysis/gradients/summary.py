@@ -12,8 +12,6 @@ from analysis.gradients.signs import ONE_SIDED, TWO_SIDED
 from analysis.gradients.tables import EVERYTHING, Measurement
 from analysis.statistics import Interval
 
-PROMPTS, FUSION = "prompts", "fusion"
-"""Topics: which prompts teach, and what fusion does."""
 _SHOWN = (UNBIASED, LOCAL, FUSED[0], FUSED[2], RESCALED[2], FUSED[4], RESCALED[4], CAPABILITY)
 _DIGITS = {"snr": 4}
 
@@ -21,8 +19,6 @@ _DIGITS = {"snr": 4}
 class Section(NamedTuple):
     """One question, and what was found."""
 
-    topic: str
-    """``PROMPTS`` or ``FUSION``."""
     title: str
     sentences: Sequence[str]
     """Each a line of a list."""
@@ -41,10 +37,10 @@ def sections(measurement: Measurement, frames: Mapping[str, pd.DataFrame]) -> li
     labels, effects, comparisons = measurement.labels, frames["effects"], frames["comparisons"]
     signs = frames["signs"][frames["signs"]["set"] == EVERYTHING]
 
-    def asked(topic: str, question: str, title: str, figures: str = "", tables: Iterable[WideTable] = ()) -> Section:
+    def asked(question: str, title: str, figures: str = "", tables: Iterable[WideTable] = ()) -> Section:
         rows = comparisons[comparisons["question"] == question]
         found = [_differences(rows, labels), *tables]
-        return Section(topic, title, list(_verdicts(rows, labels)), _of_metrics(figures) if figures else [], found)
+        return Section(title, list(_verdicts(rows, labels)), _of_metrics(figures) if figures else [], found)
 
     strategies = {name: name for name in measurement.strategies}
     of_strategies = _tables(effects, labels, strategies, "Strategy")
@@ -55,12 +51,12 @@ def sections(measurement: Measurement, frames: Mapping[str, pd.DataFrame]) -> li
     kink = "More than a rescaling: fused against rescaled advantages of the same weight"
     corrected = list(_corrected(signs, labels))
     return [
-        asked(PROMPTS, "selection", which, "selection", of_strategies),
-        Section(PROMPTS, "Which difficulty teaches", extremes, _of_metrics("difficulty"), of_bins),
-        asked(PROMPTS, "adagrpo", both),
-        asked(FUSION, "fusion", "Is fusion less biased: fused against local advantages", "fusion"),
-        asked(FUSION, "kink", kink),
-        Section(FUSION, "Wrong signs", corrected, ["mechanism-signs"], [_sign_table(signs, labels)]),
+        asked("selection", which, "selection", of_strategies),
+        Section("Which difficulty teaches", extremes, _of_metrics("difficulty"), of_bins),
+        asked("adagrpo", both),
+        asked("fusion", "Is fusion less biased: fused against local advantages", "fusion"),
+        asked("kink", kink),
+        Section("Wrong signs", corrected, ["mechanism-signs"], [_sign_table(signs, labels)]),
     ]
 
 

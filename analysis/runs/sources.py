@@ -112,6 +112,12 @@ def seal_sha256(root: Path = ROOT) -> str:
     )
 
 
+@cache
+def protocol_sha256(root: Path = ROOT) -> str:
+    """Hash of the study's protocol, byte by byte."""
+    return hashlib.sha256((root / "analysis" / "verdicts" / "planned.py").read_bytes()).hexdigest()
+
+
 def code_sha256(files: Iterable[Path]) -> str:
     """Hash of the statements in Python files, without comments, docstrings and imports, wherever they stand.
 

@@ -1,10 +1,7 @@
 """What a grid can conclude by itself: its claims judged, as a table and in sentences that are computed from it."""
 
-import hashlib
 import math
 from collections.abc import Mapping, Sequence
-from functools import cache
-from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -13,8 +10,7 @@ import pandas as pd
 from analysis.cells.study import Study, first_seeds
 from analysis.decisions import LEVEL, LOOKS, OUTCOMES, Outcome, pairs_needed, power
 from analysis.formats import MISSING, markdown_table, number
-from analysis.runs.sources import seal_sha256, was_under_other_rules
-from analysis.verdicts import planned as planned_claims
+from analysis.runs.sources import protocol_sha256, seal_sha256, was_under_other_rules
 from analysis.verdicts.checks import HEAD as CHECK_HEAD
 from analysis.verdicts.checks import PAIRS, TRIALS, Check, check_rows, checks_of
 from analysis.verdicts.earlier import EARLIER, EARLIER_NOTE
@@ -153,12 +149,7 @@ def _judge_as_grid(study: Study, planned_seeds: int | None) -> tuple[dict[str, S
 def _was_under_other_rules(environment: Mapping[str, Any], is_planned: bool) -> bool:
     executions = (environment, *environment.get("resumed", ()))
     protocols = {one.get("protocol_sha256") for one in executions} if is_planned else set()
-    return was_under_other_rules(environment) or not protocols <= {_protocol_sha256()}
-
-
-@cache
-def _protocol_sha256() -> str:
-    return hashlib.sha256(Path(planned_claims.__file__).read_bytes()).hexdigest()
+    return was_under_other_rules(environment) or not protocols <= {protocol_sha256()}
 
 
 def plan_for(study: Study, family: Sequence[Judged]) -> list[Plan]:

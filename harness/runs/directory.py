@@ -3,7 +3,6 @@
 Launching and looking need neither torch nor rewards: the functions that do import them themselves.
 """
 
-import hashlib
 import json
 import os
 import pickle
@@ -19,7 +18,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any
 
-from analysis.runs.sources import numbers_sha256, package_versions, seal_sha256
+from analysis.runs.sources import numbers_sha256, package_versions, protocol_sha256, seal_sha256
 from harness import config as configuration
 from harness.config import ConfigError, RunConfig
 from harness.foundation import files, records
@@ -31,8 +30,6 @@ from harness.runs import checkpoints, identity
 from harness.runs.identity import fingerprints_of
 
 RUNS = WORK / "results" / "runs"
-PROTOCOL = CODE / "analysis" / "verdicts" / "planned.py"
-"""How results will be judged: a run records which version of it was in force."""
 _LONGEST_REASON = 500
 _CPUINFO = Path("/proc/cpuinfo")
 
@@ -311,7 +308,7 @@ def environment() -> dict[str, Any]:
 
     return {
         "commit": _commit(),
-        "protocol_sha256": hashlib.sha256(PROTOCOL.read_bytes()).hexdigest() if PROTOCOL.exists() else None,
+        "protocol_sha256": protocol_sha256(),
         "code_sha256": numbers_sha256(),
         "seal_sha256": seal_sha256(),
         "numerics_version": configuration.NUMERICS_VERSION,
