@@ -18,6 +18,7 @@ from harness.experiments.jobs import process
 from harness.experiments.jobs.command import Placement, worker_command
 from harness.experiments.runs import run_all
 from harness.foundation.errors import CollectiveError, StopRun
+from harness.rules.selection import RULES
 from harness.runs.directory import RunDirectory, prepare_run
 from harness.trained.export import export, latest_weights
 from harness.training import processes as processes_module
@@ -26,6 +27,7 @@ from harness.training.checkpointing import read_weights
 from harness.training.processes import make_accelerator
 from harness.training.session import Session
 from harness.training.trainer import Trainer
+from tests.harness.together import every_rule
 
 # Equal up to the last bit only where equal batches go through the network: one term of the loss in a forward, and
 # batches of two, into which all counts divide alike.
@@ -189,6 +191,14 @@ def test_two_processes_of_one_prompt_equal_one_process_of_two(runs: Runs) -> Non
     assert difference(ours["trackers"][0], theirs["trackers"][0]) <= 1e-6
     assert len(ours["ledger"]["outcomes"]) == 20
     assert difference(ours["ledger"], theirs["ledger"]) <= 1e-6
+
+
+def test_every_rule_chooses_and_trains_in_two_processes_as_in_one(runs: Runs) -> None:
+    alone = every_rule()
+    assert len(alone) == len(RULES) - 3
+    ours, theirs = (seen["rules"] for seen in runs.seen)
+    assert difference(ours, json.loads(json.dumps(alone))) <= 1e-6
+    assert difference(theirs, ours) == 0
 
 
 def test_the_second_process_writes_nothing(runs: Runs) -> None:

@@ -18,13 +18,36 @@ from torch.distributed.tensor import DTensor
 
 from harness.experiments.jobs import worker
 from harness.foundation.errors import CollectiveError, TrainingError
+from harness.rules import ledger
+from harness.rules.selection import RULES
 from harness.runs.directory import RunDirectory
 from harness.training.learner import Learner
 from harness.training.processes import Processes
 from harness.training.session import Session
 from harness.training.trainer import Trainer
+from tests.harness.conftest import build_trainer
 
 UNLUCKY_ITERATION = 3
+LEVELS = {"quantile": "0.5", "fixed": "0.3", "anchored": "1", "replay": "0.5"}
+RULE = [
+    "rollout={candidates: 2, group_size: 2, prompts_per_iteration: 2, branch_indices: [1]}",
+    "model={max_batch: 2, num_steps: 4, execution: {max_train_batch: 1, compile: never}}",
+    "reward={colour: 1}",
+    "choice.explore=0.2",
+    "iterations=9",
+]
+
+
+def every_rule() -> dict[str, list[dict[str, Any]]]:
+    """What every rule chose and logged in iterations of two prompts, in however many processes this is one of."""
+    ledger.MIN_OUTCOMES, ledger.COOLDOWN = 2, 1
+    seen = {}
+    for rule in sorted(set(RULES) - {"easiest", "hardest", "medium"}):  # the arithmetic of curriculum
+        level = [f"choice.level={LEVELS[rule]}"] if rule in LEVELS else []
+        trainer = build_trainer(*RULE, f"selection={rule}", *level)
+        lines = [trainer.iterate() for _ in range(3)]
+        seen[rule] = [{key: value for key, value in line.items() if key != "seconds"} for line in lines]
+    return seen
 
 
 @contextmanager
@@ -91,7 +114,7 @@ def main(folder: Path, arguments: list[str]) -> int:
     with writes_noted(run.folder) as written:
         Session(run, say=lambda line: None).execute()
     accelerator = Accelerator(cpu=True)
-    seen = {"written": written, **waits(accelerator)}
+    seen = {"written": written, **waits(accelerator), "rules": every_rule()}
     iterate, missing = Trainer.iterate, Learner._missing
     seen["missing"] = 0
 

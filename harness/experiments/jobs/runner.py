@@ -135,8 +135,10 @@ class _Launch:
         try:
             with sigterm_interrupts():
                 while self.progress.unsettled and not (self.stop_at_failure and self.outcome.failed):
+                    began = time.monotonic()
                     self._step()
-                    time.sleep(_POLL_SECONDS)
+                    # A look reads the state of every job that is left: of hundreds no core may be busy with it.
+                    time.sleep(min(max(_POLL_SECONDS, 50 * (time.monotonic() - began)), 10 * _POLL_SECONDS))
         except KeyboardInterrupt:
             self.say("interrupted: the same command continues where it stopped")
             raise
