@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
+from torch.testing import assert_close
 
 from analysis import paper
 from harness.cli import main
@@ -15,6 +17,7 @@ from harness.config import EXPERIMENTS, compose
 from harness.experiments.grid import parse_seeds
 from harness.experiments.jobs import process, runner
 from harness.experiments.study import read_study
+from harness.foundation.plugins import find
 from harness.models.miniature.prompts import list_path
 from harness.runs import directory as runs
 from harness.training.accounting import expected_cost
@@ -46,6 +49,17 @@ def test_equal_compute_is_equal_by_the_trainer_s_counts() -> None:
     ]
     assert len(baselines) == 2
     assert all(0.97 * adagrpo < baseline < 1.02 * adagrpo for baseline in baselines)
+
+
+def test_shuffled_siblings_get_each_other_s_advantages_whatever_they_earned() -> None:
+    shuffled = find(str(EXPERIMENTS / "study" / "shuffled.py") + ":Shuffled").made()
+    groups = torch.rand(400, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    earned = (groups - groups.mean(1, keepdim=True)) / groups.std(1, keepdim=True)
+    got = torch.stack([shuffled(group) for group in groups])
+    assert_close(got.sort(1).values, earned.sort(1).values)
+    assert abs((got * earned).mean()) < 0.05  # its standard error is .018
+    assert got.equal(torch.stack([shuffled(group) for group in groups]))
+    assert not shuffled(torch.ones(8)).any()
 
 
 def test_the_paper_s_overhead_is_what_its_setting_costs() -> None:
