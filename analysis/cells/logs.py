@@ -23,7 +23,7 @@ COLUMNS = [*IDENTITY, "split", "iteration", "metric", "value"]
 SUMMARY_COLUMNS = [
     *(*IDENTITY, "model", "judges", "unseen_judges", "state", "reason", "iteration", "iterations"),
     *("sample_forwards", "train_forwards", "compute", "reward_calls"),
-    *("seconds_per_iteration", "train_seconds", "evaluation_seconds", "processor", "files", "folder"),
+    *("seconds_per_iteration", "train_seconds", "evaluation_seconds", "processor", "files", "folder", "updated"),
 ]
 TRAINING_REWARD = "training_reward"
 """Metric of every evaluation: the trained reward, under one name whatever it is made of."""
@@ -60,7 +60,8 @@ class Logs(NamedTuple):
     """One row per run: columns ``SUMMARY_COLUMNS``. ``state`` is running, finished or failed (``reason`` says why);
     ``iteration`` of ``iterations`` are done; forwards and reward calls are totals; ``compute`` counts network forwards,
     a trained sample as 3; ``unseen_judges`` were not trained on; ``folder`` is the run directory or the shard;
-    ``files`` tells in which files a run differs from most, see ``analysis.runs.recorded``."""
+    ``files`` tells in which files a run differs from most, see ``analysis.runs.recorded``; ``updated`` is when its
+    state last changed, in ISO 8601."""
     prompts: Sequence[ByPrompt]
     """For each row of ``summary``."""
     chosen_prompts: Sequence[ChosenPrompts]
@@ -257,6 +258,7 @@ def _progress(log: RunLog) -> dict[str, Any]:
         "iterations": config["iterations"],
         "processor": str(log.environment.get("processor", "")),
         "folder": log.path,
+        "updated": str(log.status.get("updated") or ""),
     }
 
 

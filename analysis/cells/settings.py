@@ -21,7 +21,7 @@ def split_settings(configs: Sequence[Mapping[str, Any]]) -> tuple[dict[str, str]
 
 
 def describe_environments(environments: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-    """Where runs were made: commit, Python, packages, hardware; each with all values that occur."""
+    """How and where runs were made: command, commit, Python, packages, hardware; each with all values that occur."""
     found: dict[str, set[str]] = {}
 
     def add(name: str, *values: str) -> None:
@@ -30,6 +30,7 @@ def describe_environments(environments: Sequence[Mapping[str, Any]]) -> dict[str
     for one in filter(None, environments):
         executions = ((one, ""), *((resumed, " (resumed)") for resumed in one.get("resumed", ())))
         add("Code", *(f"{e['code_sha256'][:12]}{what}" for e, what in executions if e.get("code_sha256")))
+        add("Command", str(one.get("command") or "not recorded, see docs/results.md"))
         add("Commit", str(one.get("commit") or ""))
         add("Python", str(one.get("python") or ""))
         add("Packages", *(f"{name} {version}" for name, version in one.get("packages", {}).items()))

@@ -1,4 +1,4 @@
-"""A short page: sentences, tables and figures, in the report's style and in one file."""
+"""A short page: sentences, tables, figures and pictures, in the report's style and in one file."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,8 +19,22 @@ def short_page(
     conclusion: Sequence[str],
     tables: Sequence[WideTable],
     figures: Sequence[Drawing],
+    pictures: Sequence[tuple[str, Sequence[tuple[str, str]]]] = (),
+    refresh: float | None = None,
 ) -> str:
-    """The page as text; ``scope`` is what ids of its figures begin with."""
+    """The page as text.
+
+    Args:
+        title: of the window.
+        heading: above all.
+        scope: what ids of its figures begin with.
+        introduction: sentences.
+        conclusion: sentences that stand out.
+        tables: in order.
+        figures: in order.
+        pictures: titles, each with captions and addresses of pictures.
+        refresh: seconds after which a browser reads the page again.
+    """
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(_TEMPLATES), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True
     )
@@ -33,4 +47,6 @@ def short_page(
         conclusion=conclusion,
         tables=tables,
         figures=figures,
+        pictures=pictures,
+        refresh=refresh,
     )

@@ -99,6 +99,7 @@ def render_page(logs: Logs, parts: Sequence[Part], levels: Drawing | None = None
         unfinished=summary[summary["state"] != "finished"].to_dict("records"),
         damages=logs.damages,
         environment=describe_environments(logs.environments),
+        days=sorted({day for text in finished["updated"] if (day := str(text)[:10])}),
         changes=note_on_changes(map(changes_since, logs.environments)),
         min_seeds=MIN_SEEDS_FOR_INTERVAL,
         paper=paper_table(),

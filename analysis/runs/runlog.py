@@ -276,14 +276,14 @@ def _read_object(path: Path) -> dict[str, Any]:
 
 
 def _read_environment(run: Path) -> dict[str, Any]:
-    """environment.json, with the fingerprints of the run's files where it has an identity.json."""
-    fingerprints = _read_object(run / "identity.json").get("fingerprints")
+    """environment.json, with what identity.json has of the run's files and of the command that made it."""
+    identity = _read_object(run / "identity.json")
     content = _read_object(run / "environment.json")
     try:
         require_environment(content)
     except ValueError as error:
         raise ConfigError(f"{run / 'environment.json'}: {error}") from None
-    return content | ({"fingerprints": fingerprints} if fingerprints else {})
+    return content | {name: identity[name] for name in ("fingerprints", "command") if identity.get(name)}
 
 
 def _read_lines(path: Path, sealed: records.Sealed) -> list[dict[str, Any]]:

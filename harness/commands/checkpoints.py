@@ -25,7 +25,9 @@ def evaluate(
     ],
     *,
     prompts: Annotated[str | None, "list to score on (default: the first checkpoint's test list)"] = None,
-    rewards: Annotated[str | None, "comma-separated (default: every one that can score here)"] = None,
+    rewards: Annotated[
+        str | None, "comma-separated, of the project or as my.py:Reward (default: every one that can score here)"
+    ] = None,
     noises: Annotated[int | None, "pictures per prompt (default: the configuration's)", 1] = None,
     grid_prompts: Annotated[int, "prompts in grid.png", 0] = 4,
     output: Annotated[Path | None, "folder (default: one in results/evaluations/)"] = None,
@@ -39,6 +41,8 @@ def evaluate(
 
     Example: ``adagrpo evaluate base RUN``
     """
+    from harness.config import RewardConfig
+    from harness.config.plugins import declare
     from harness.prompts.lists import read_prompts
     from harness.rewards.readiness import choose_rewards
     from harness.trained.benchmark import Benchmark, default_folder, left_out, table
@@ -48,9 +52,11 @@ def evaluate(
     found = [_checkpoint(name, profile, (height, width, steps), evaluated=True) for name in checkpoints]
     config = found[0].config
     listed = read_prompts(from_here(prompts) if prompts else config.prompts.test)
-    wanted = None if rewards is None else rewards.split(",")
+    declared = declare({"evaluation": {"judges": [] if rewards is None else rewards.split(",")}})
+    settings = config.rewards | {name: RewardConfig(**own) for name, own in declared.get("rewards", {}).items()}
+    wanted = None if rewards is None else declared["evaluation"]["judges"]
     size = config.model.height, config.model.width
-    panel = choose_rewards(wanted, listed.prompts, *size, config.rewards, config.runtime.threads)
+    panel = choose_rewards(wanted, listed.prompts, *size, settings, config.runtime.threads)
     try:
         benchmark = Benchmark(listed, panel, noises or config.evaluation.test_noises, grid_prompts)
         folder = output or default_folder(benchmark, found, WORK / "results" / "evaluations")

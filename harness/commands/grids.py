@@ -210,6 +210,27 @@ def status(
 
 
 @command
+def watch(
+    runs: Annotated[Path, "a run's directory, or a folder of runs, as results/runs/smoke"],
+    *,
+    every: Annotated[float, "seconds between two drawings", 1] = 10.0,
+    once: Annotated[bool, "draw the page once, and end"] = False,
+    output: Annotated[Path | None, "file to write (default: results/reports/NAME/watch.html)"] = None,
+) -> int:
+    """A page that reads itself again while runs are at work: curves, health, prompts chosen last, pictures.
+    It ends when no run is at work any more.
+
+    Example: ``adagrpo watch results/runs/smoke``
+    """
+    from harness.experiments.watch import watch as watched
+
+    page = output or WORK / "results" / "reports" / runs.resolve().name / "watch.html"
+    page.parent.mkdir(parents=True, exist_ok=True)
+    watched(runs, page, every, once, say)
+    return 0
+
+
+@command
 def doctor(
     overrides: Annotated[Sequence[str], "for every run"] = (),
     *,

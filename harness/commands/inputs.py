@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from harness.commands import command, say
 from harness.foundation.errors import ConfigError, HarnessError
+from harness.foundation.plugins import is_reference
 
 
 @command
@@ -88,8 +89,14 @@ def serve_reward(
     from harness.rewards.remote.wire import TOKEN_VARIABLE
 
     torch.set_num_threads(threads)
+    own = validated(RewardConfig, parse_overrides(settings), "settings")
+    if is_reference(name) or own.plugin:
+        raise ConfigError(
+            f"serve-reward: {own.plugin or name} is a plug-in, which every run computes itself: name it in a run's "
+            "reward; a server of your own may hold its model, see docs/extend.md"
+        )
     try:
-        reward = build_reward(name, threads, validated(RewardConfig, parse_overrides(settings), "settings"))
+        reward = build_reward(name, threads, own)
         given = os.environ.get(TOKEN_VARIABLE)
         token = given or secrets.token_urlsafe()
         server = serving(reward, host, port, token)

@@ -35,7 +35,7 @@ def choose_rewards(
     settings: Mapping[str, RewardConfig],
     num_threads: int = 1,
 ) -> Panel:
-    """The rewards to score pictures with: those that were asked for, or, for None, all that can.
+    """The rewards to score pictures with: those that were asked for, or, for None, all that can, plug-ins too.
 
     Args:
         wanted: names of rewards.
@@ -48,7 +48,8 @@ def choose_rewards(
     Raises:
         ConfigError: one that was asked for cannot score, or none can.
     """
-    names = tuple(dict.fromkeys(REWARDS if wanted is None else wanted))
+    own = (name for name, of_name in settings.items() if of_name.plugin)
+    names = tuple(dict.fromkeys((*REWARDS, *own) if wanted is None else wanted))
     panel = find_fit(find_ready(names, settings, num_threads), prompts, height, width)
     reasons = panel.missing | panel.unfit
     if reasons and (wanted is not None or not panel.ready):

@@ -5,6 +5,9 @@ what it stands for has stayed.
 """
 
 import json
+import re
+import shlex
+import sys
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
@@ -148,6 +151,7 @@ def write_identity(folder: Path, config: RunConfig, fingerprints: Mapping[str, s
         "numerics_version": NUMERICS_VERSION,
         "settings": numeric_settings(config),
         "fingerprints": dict(fingerprints),
+        "command": _command(),
     }
     write_atomically(folder / FILE, json.dumps(content, indent=1) + "\n")
     for name, source in config.plugin_sources.items():
@@ -155,6 +159,13 @@ def write_identity(folder: Path, config: RunConfig, fingerprints: Mapping[str, s
             (folder / "plugins" / name / path).parent.mkdir(parents=True, exist_ok=True)
             write_atomically(folder / "plugins" / name / path, text)
     write_atomically(folder / "origins.json", json.dumps(dict(config.origins), indent=1) + "\n")
+
+
+def _command() -> str | None:
+    """The command line that makes a run, without passwords in addresses; None if it is none of ``adagrpo``."""
+    if Path(sys.argv[0]).stem not in ("adagrpo", "cli"):
+        return None
+    return re.sub(r"//[^/@\s]+@", "//", shlex.join(["adagrpo", *sys.argv[1:]]))
 
 
 def read_identity(folder: Path) -> dict[str, Any]:

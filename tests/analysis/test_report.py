@@ -156,3 +156,15 @@ def test_the_page_names_what_runs_were_made_by_and_warned_of(write_run: WriteRun
     (made,) = re.findall(r"2 runs were begun or finished by other code[^.]*: ([^;]*?)\. Code", text)
     assert "other code (2)" in made
     assert "torch 1.0 where" in made
+
+
+def test_the_page_says_when_and_by_which_commands_runs_were_made(write_run: WriteRun) -> None:
+    for number, day in enumerate(("2026-03-04", "2026-03-02", None)):
+        run = write_run(f"run-{number}", seed=number)
+        if day is not None:
+            (run / "identity.json").write_text(json.dumps({"command": f"adagrpo train seed={number}"}))
+            status = json.loads((run / "status.json").read_text())
+            (run / "status.json").write_text(json.dumps(status | {"updated": f"{day}T23:59:59+00:00"}))
+    text = text_of(page_of(run.parent))
+    assert "Finished: 2026-03-02 to 2026-03-04. " in text
+    assert "Command: adagrpo train seed=0, adagrpo train seed=1, not recorded, see docs/results.md." in text

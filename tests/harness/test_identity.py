@@ -267,3 +267,15 @@ def test_a_setting_that_has_another_name_now_is_read_and_names_runs_as_before() 
     assert numeric_settings(present)["rollout"] == {"prompts_per_update": 4}
     with pytest.raises(ConfigError, match="prompts_per_update is called prompts_per_iteration now"):
         compose("miniature", overrides=["rollout.prompts_per_update=4"])
+
+
+def test_a_run_keeps_the_command_that_made_it_without_a_password(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = compose("miniature-luck", overrides=SHORT)
+    monkeypatch.setattr("sys.argv", ["/bin/adagrpo", "sweep", "a b", "--storage=postgresql://me:secret@host/x"])
+    run = prepare_run(config, tmp_path)
+    assert read_directory(run.folder).environment["command"] == "adagrpo sweep 'a b' --storage=postgresql://host/x"
+    monkeypatch.setattr("sys.argv", ["pytest"])
+    other = prepare_run(config.model_copy(update={"seed": 5}), tmp_path)
+    assert "command" not in read_directory(other.folder).environment

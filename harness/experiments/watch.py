@@ -1,0 +1,159 @@
+"""A page about runs at work, drawn again and again: how far they are, health, chosen prompts, curves, pictures."""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from analysis.cells.chosen import quoted_word
+from analysis.cells.logs import Logs, find_runs, load_logs
+from analysis.cells.study import Study, split_studies
+from analysis.figures.curves import ITERATION, Quantity, cell_panels, pair_panels, quantities
+from analysis.figures.drawing import draw_panel
+from analysis.figures.short_page import short_page
+from analysis.formats import Entry, WideTable
+from analysis.report.pictures import gallery
+from harness.experiments.jobs.runner import launches_at_work
+from harness.experiments.status import state_of
+from harness.foundation.errors import ConfigError
+from harness.foundation.files import write_atomically
+from harness.foundation.records import read_lines
+from harness.runs.directory import RunDirectory
+from harness.training.signs import signs
+
+_OF_GROUPS = Quantity("trained", "reward_mean", ITERATION, "Reward of groups trained on", "train")
+_HEALTH = {
+    "zero_std_share": "Share of groups with equal rewards",
+    "grad_norm": "Gradient norm",
+    "ratio_max_deviation": "Largest |ratio − 1|",
+}
+"""Metrics of an iteration: equal groups teach nothing; a norm that leaps, a ratio far from 1 come before a collapse."""
+_CURVES = [_OF_GROUPS, *(Quantity(name, name, ITERATION, label, "train") for name, label in _HEALTH.items())]
+_MOST_RUNS = 6
+_MOST_SENTENCES = 3
+_MOST_PROMPTS = 4
+
+
+def watch(folder: Path, page: Path, seconds: float, once: bool, say: Callable[[str], object]) -> None:
+    """Write the page, and again every so many seconds as long as a run is at work or waiting for one that is.
+
+    Args:
+        folder: a run's directory, or one that holds some at any depth.
+        page: the file to write.
+        seconds: between two drawings.
+        once: draw it once.
+        say: receives a line when it is there first.
+
+    Raises:
+        ConfigError: there is no run, or none can be read.
+    """
+    told = ""
+    while True:
+        states = {run.run_id: state_of(run) for run in map(RunDirectory, _directories(folder))}
+        at_work = [f"{progress}." for _, progress in launches_at_work(folder)]
+        is_over = once or not (at_work or "running" in states.values())
+        write_atomically(page, draw(folder, states, at_work, None if is_over else seconds))
+        if not told:
+            told = f"{page}: open it in a browser"
+            say(told if is_over else f"{told}; drawn again every {seconds:g} s, Ctrl-C ends it")
+        if is_over:
+            return
+        time.sleep(seconds)
+
+
+def _directories(folder: Path) -> list[Path]:
+    found = [path for path in find_runs(folder) if path.is_dir()]
+    if not found:
+        raise ConfigError(f"{folder}: holds no run (no config.yaml at any depth)")
+    return found
+
+
+def draw(folder: Path, states: dict[str, str], at_work: list[str], seconds: float | None) -> str:
+    """The page as text.
+
+    Args:
+        folder: as in ``watch``.
+        states: of its runs, by their names.
+        at_work: what launches say of how far they are.
+        seconds: after which a browser reads the page again; None for never.
+    """
+    begun = [path for path in _directories(folder) if (path / "metrics.jsonl").is_file()]
+    drawn = f"Drawn at {datetime.now():%H:%M:%S}" + ("." if seconds is None else f", again every {seconds:g} seconds.")
+    now = [*at_work, drawn]
+    counts = ", ".join(f"{sum(s == state for s in states.values())} {state}" for state in sorted({*states.values()}))
+    heading = f"{folder.resolve().name}: {len(states)} run{'s' * (len(states) > 1)}, {counts}"
+    if not begun:
+        return short_page(heading, heading, "watch", now, ["No run has made an iteration yet."], [], [], (), seconds)
+    logs = load_logs(begun, skip_damaged=True)
+    shown = _shown(logs, states)
+    found = {path: _signs(path) for path in shown}
+    said = [f"{path.name}: {words}" for path in shown for _, words in found[path]][:_MOST_SENTENCES]
+    studies = split_studies(logs)
+    panels = [panel for study in studies for panel in _panels(study)]
+    pictures = [
+        (f"{method}: {prompt}", tiles)
+        for study in studies
+        for method, _, prompts in gallery(study)
+        for prompt, tiles in prompts[:_MOST_PROMPTS]
+    ]
+    return short_page(
+        f"adagrpo watch {folder.name}",
+        heading,
+        "watch",
+        now,
+        said or ["No sign that a reward is hacked or that pictures of a group become alike."],
+        [_table(logs, found, states)],
+        [draw_panel(panel) for panel in panels],
+        pictures,
+        seconds,
+    )
+
+
+def _panels(study: Study) -> list[Any]:
+    wanted = [*quantities(study), *_CURVES]
+    return [panel for one in wanted for panel in (*pair_panels(study, one), *cell_panels(study, one))]
+
+
+def _shown(logs: Logs, states: dict[str, str]) -> list[Path]:
+    """Runs of the table: those at work, then those that changed last."""
+    rows = logs.summary.assign(at_work=[states.get(name) == "running" for name in logs.summary["run_id"]])
+    return [*rows.sort_values(["at_work", "updated"], ascending=False)["folder"][:_MOST_RUNS]]
+
+
+def _signs(path: Path) -> list[tuple[str, str]]:
+    """Name and sentence of each sign of hacking that a run shows."""
+    try:
+        config = RunDirectory(path).config
+    except ConfigError as error:
+        return [("cannot be read", str(error))]
+    return [*signs(config, *(read_lines(path / name) for name in ("eval.jsonl", "metrics.jsonl")))]
+
+
+def _table(logs: Logs, found: Mapping[Path, Sequence[tuple[str, str]]], states: Mapping[str, str]) -> WideTable:
+    """Of each run its state, its last iteration's reward, health and prompts, and the names of its signs."""
+    head = [
+        "Run",
+        "State",
+        "Iteration",
+        "Reward of its groups",
+        *_HEALTH.values(),
+        "Signs",
+        "Chosen (1 is the hardest)",
+    ]
+    rows: list[tuple[str, list[Entry | str]]] = []
+    iterations = dict(zip(logs.summary["folder"], logs.summary["iterations"], strict=True))
+    for path, of_run in found.items():
+        last = read_lines(path / "metrics.jsonl")[-1]
+        # Where a step has updates of its own, the plain ratio is of their start, and the true one of the rollout.
+        last["ratio_max_deviation"] = last.get("rollout_ratio_max_deviation", last["ratio_max_deviation"])
+        numbers = [Entry(last["reward_mean"]), *(Entry(last[name], digits=4) for name in _HEALTH)]
+        ranks = last["ranks"] or [None] * len(last["prompts"])
+        chosen = ", ".join(
+            (quoted_word(prompt) or prompt[:40]) + ("" if rank is None else f" ({rank + 1})")
+            for prompt, rank in zip(last["prompts"], ranks, strict=True)
+        )
+        done, named = f"{last['iteration']} of {iterations[path]}", ", ".join(name for name, _ in of_run) or "none"
+        rows.append((path.name, [states.get(path.name, "damaged"), done, *numbers, named, chosen]))
+    left = len(iterations) - len(rows)
+    return WideTable("The last iteration of each run" + (f"; {left} more are not shown" if left else ""), head, rows)
