@@ -48,10 +48,11 @@ def kinds_of(table: Table) -> dict[str, Kind]:
         signal = squared_norm(_symmetric(kind["products"]), counts, weights)
         product = cross_product(np.array(kind["with_reference"]), counts, weights, of_reference, reference_weights)
         squares = weighted_mean(np.array(kind["squares"]), counts, weights)
+        ratio = signal_to_noise(signal, squares)
         values = (
             product / np.sqrt(squares) / reference["length"],
             alignment(product, signal, reference_signal),
-            1 / signal_to_noise(signal, squares),
+            1 / np.where(ratio > 0, ratio, np.nan),  # where no signal is seen, no number of updates is enough
         )
         found[name] = Kind(*(Resampled(of, strata) for of in values))
     return found

@@ -133,7 +133,7 @@ def write_upper_bound(folder: Path) -> str:
     note = "Points: expected progress by root mean squared length; lines: 95 % intervals over prompts. Rules by extra "
     note += "forwards (in brackets); on top, black: bounds."
     panels = [
-        Panel(f"quality-{number}", _called(table), partial(_draw, frame), 5.6, note)
+        Panel(f"quality-{number}", _called(table).replace(", ", ",\n"), partial(_draw, frame), 5.6, note)
         for number, (table, frame) in enumerate(zip(tables, frames, strict=True))
     ]
     title = "Quality of an update, relative to random prompts"
@@ -288,4 +288,4 @@ def _draw(frame: pd.DataFrame, axes: Axes) -> None:
     axes.set_yticks(
         range(len(shown)), [f"{row['rule']} ({_cost(row['forwards'])})" for _, row in shown.iterrows()], fontsize=9
     )
-    axes.set_xlim(-0.5, 3)
+    axes.set_xlim(-1, 3.5)
