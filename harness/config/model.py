@@ -27,8 +27,9 @@ class ModelConfig(Section):
     """The pipeline to train and how it samples."""
 
     path: str
-    """Folder of a FLUX or Stable Diffusion 3 pipeline, found as docs/config.md says of paths; or a hub id, owner/name;
-    or ``twin:flux``, ``twin:sd3``: a tiny random twin of FLUX.1-dev or SD3.5 medium."""
+    """Folder of a FLUX, Stable Diffusion 3, FLUX.2-klein, Qwen-Image or Z-Image pipeline, found as docs/config.md says
+    of paths; or a hub id, owner/name; or ``twin:`` and ``flux``, ``sd3``, ``flux2-klein``, ``qwen-image`` or
+    ``z-image``: a tiny random twin."""
     adapter: str | None = None
     """Plug-in that trains the pipeline, a subclass of ``harness.models.pipelines.policy.Policy``; None is the project's
     own for the pipeline's class."""
@@ -40,10 +41,10 @@ class ModelConfig(Section):
     shift: Positive | Literal["dynamic"] = 3.0
     """Static sigma shift, or diffusers' resolution-dependent one."""
     guidance: float = Field(3.5, ge=0)
-    """Guidance scale: an input of a guidance-distilled FLUX, unused by one without guidance embedding; for Stable
-    Diffusion 3 classifier-free, at the price of a second forward, off at 1 and below."""
+    """Guidance scale: an input of a guidance-distilled FLUX, unused by one without guidance embedding; else
+    classifier-free, at the price of a second forward, off at 1 and below (Z-Image: at 0)."""
     max_sequence_length: int = Field(24, ge=1, le=100_000)
-    """T5 tokens."""
+    """Tokens that the text encoder reads: T5, or the language model with what its template puts around the prompt."""
     allow_unknown_tokens: bool = False
     """Take prompts with characters that the text encoder does not know, instead of refusing them."""
     allow_long_prompts: bool = False
@@ -51,6 +52,9 @@ class ModelConfig(Section):
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """For the network's arithmetic and frozen weights; weights in training are fp32, and so are the kernels. fp16
     rounds finer than bf16, so that a rollout's and an update's log-probabilities are closer; FLUX overflows in it."""
+    quantise: Literal["none", "nf4"] = "none"
+    """Frozen weights of the network's blocks in 4 bits, computed with in ``precision``; with adapters only. Needs
+    bitsandbytes: ``pip install 'adagrpo[gpu]'``."""
     max_batch: Count = 64
     """Most samples in one forward of the network: the memory budget. Does not change results beyond rounding."""
     execution: ExecutionConfig = ExecutionConfig()

@@ -38,6 +38,8 @@ class OptimizerConfig(Section):
 
     tuning: Literal["lora", "full"] = "lora"
     lora: LoraConfig = LoraConfig()
+    moments: Literal["fp32", "8bit"] = "fp32"
+    """AdamW's two, in float32 or in a byte each (``pip install 'adagrpo[gpu]'``)."""
     learning_rate: Positive = 3e-4
     betas: tuple[Share, Share] = (0.9, 0.999)
     epsilon: Positive = 1e-8

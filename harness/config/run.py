@@ -93,6 +93,9 @@ class RuntimeConfig(Section):
     checkpoint_interval: Count = 25
     checkpoints_kept: Count = 2
     """The newest so many, so that one can be damaged. The best by validation is kept beside them."""
+    checkpoints_of_finished: Literal["keep", "remove"] = "keep"
+    """Whether a finished run keeps its checkpoints. Only ``adagrpo replay`` needs them: final weights, logs and
+    pictures stay."""
     preemption_seconds: Seconds = 25.0
     """From SIGTERM or SIGUSR1 to the end of the process, at most: time for the iteration to end and to save. torchrun
     and accelerate kill after 30."""
@@ -238,6 +241,8 @@ class RunConfig(Section):
     def _problems_of_the_whole(self) -> Iterator[str]:
         if self.method.kernel == "flow_cps" and self.method.eta > 1:
             yield f"method.eta: {self.method.eta} is out of range for flow_cps; use a value in (0, 1]"
+        if self.model.quantise != "none" and self.optimizer.tuning == "full":
+            yield f"model.quantise: {self.model.quantise} is for weights that are frozen; set optimizer.tuning=lora"
         if self.evaluation.base_test and not self.evaluation.test:
             yield "evaluation.base_test: no test list is read with evaluation.test=false; set it to false"
         for name, weight in self.reward.items():
@@ -274,6 +279,9 @@ class RunConfig(Section):
                 "runtime.engine: fsdp2 needs equally many forwards in all processes, but rollout.window.move=random "
                 "makes branches of different length; use move=slide, or another engine"
             )
+        for key, value in (("model.quantise", self.model.quantise), ("optimizer.moments", self.optimizer.moments)):
+            if value in ("nf4", "8bit"):
+                yield f"{key}: {value} cannot be shared out to processes; use runtime.engine=ddp"
         if self.model.execution.compile == "auto":
             yield (
                 "runtime.engine: fsdp2 gathers the weights of one block after the other, which "

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from importlib.util import find_spec
 from pathlib import Path
 from typing import IO, Any
 
@@ -272,6 +273,14 @@ def _saved_config(run: RunDirectory) -> RunConfig | None:
         return None
 
 
+def _require_library(config: RunConfig) -> None:
+    """Raise ConfigError if a run needs bitsandbytes, and it is not installed."""
+    needs = {"model.quantise": config.model.quantise, "optimizer.moments": config.optimizer.moments}
+    wanted = [f"{key}={value}" for key, value in needs.items() if value not in ("none", "fp32")]
+    if wanted and find_spec("bitsandbytes") is None:
+        raise ConfigError(f"{wanted[0]}: needs bitsandbytes, which is not installed: pip install 'adagrpo[gpu]'")
+
+
 def prepare_run(config: RunConfig, root: Path = RUNS, rerun_changed: bool = False) -> RunDirectory:
     """The directory of a run, made if it is new; the same run has the same directory, whenever it is prepared.
 
@@ -283,8 +292,10 @@ def prepare_run(config: RunConfig, root: Path = RUNS, rerun_changed: bool = Fals
         rerun_changed: set a run aside that other code or packages have executed, and begin it again.
 
     Raises:
-        ConfigError: as ``find_run``, or the directory is not the run of its name any more.
+        ConfigError: as ``find_run``, an optional package is missing, or the directory is not the run of its name any
+            more.
     """
+    _require_library(config)
     fingerprints = fingerprints_of(config)
     run = _find(config, fingerprints, root)
     if rerun_changed and not run.is_locked() and identity.changes_of(run.folder):

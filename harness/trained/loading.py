@@ -11,7 +11,7 @@ from harness.models.pipelines.weights import copy_weights, put_lora
 from harness.trained.checkpoints import Checkpoint
 
 # The smallest thing a policy can train, and not trained: its other weights stay frozen, in the network's precision.
-_UNTRAINED = OptimizerConfig(tuning="lora", lora=LoraConfig(rank=1, target_modules=("attn.to_q",)))
+_UNTRAINED = OptimizerConfig(tuning="lora", lora=LoraConfig(rank=1, target_modules=("to_q",)))
 
 
 def load_policy(checkpoint: Checkpoint, device: torch.device, prompts: Sequence[str]) -> Policy:

@@ -13,6 +13,7 @@ from harness.config import OptimizerConfig
 from harness.foundation.errors import TrainingError
 from harness.models.pipelines.loading import DTYPES
 from harness.models.pipelines.policy import Policy
+from harness.models.pipelines.quantised import adamw_8bit
 from harness.training.processes import Processes
 
 
@@ -40,7 +41,8 @@ class Engine:
     def __init__(self, policy: Policy, settings: OptimizerConfig, processes: Processes) -> None:
         self.settings, self.processes = settings, processes
         self.parameters = policy.trainable()
-        self.optimizer = torch.optim.AdamW(
+        make = torch.optim.AdamW if settings.moments == "fp32" else adamw_8bit
+        self.optimizer: Any = make(
             self.parameters.values(),
             lr=settings.learning_rate,
             betas=settings.betas,
@@ -152,8 +154,12 @@ class Engine:
 
     def tensors(self) -> dict[str, Tensor]:
         """What ``state_dict`` holds, by path, to be loaded in place; AdamW's moments are made if there are none yet."""
-        for parameter in self.parameters.values():
-            if not self.optimizer.state[parameter]:
+        for number, parameter in enumerate(self.parameters.values()):
+            if self.optimizer.state[parameter]:
+                continue
+            if self.settings.moments == "8bit":
+                self.optimizer.init_state(self.optimizer.param_groups[0], parameter, 0, number)
+            else:
                 self.optimizer.state[parameter] |= {
                     "step": torch.tensor(0.0),
                     "exp_avg": torch.zeros_like(parameter, memory_format=torch.preserve_format),

@@ -16,7 +16,8 @@ from torch.distributed.fsdp import CPUOffloadPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
 from harness.config import ConfigError, OptimizerConfig, RunConfig
-from harness.models.pipelines.policy import Policy, blocks_of
+from harness.models.pipelines.blocks import blocks_of
+from harness.models.pipelines.policy import Policy
 from harness.training.engine import Engine
 from harness.training.processes import Processes
 

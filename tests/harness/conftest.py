@@ -33,9 +33,16 @@ SHORT = [
     "evaluation.validation_prompts=2",
     "evaluation.gallery=0",
 ]
+TARGETS = {
+    "flux2-klein": ["attn.to_q", "attn.to_out.0", "ff.linear_in", "attn.to_qkv_mlp_proj"],
+    "qwen-image": ["attn.to_q", "attn.add_k_proj", "img_mlp.net.2"],
+    "z-image": ["attention.to_q", "attention.to_out.0", "feed_forward.w2"],
+}
+"""Layers to adapt of twins that have none of the usual names, or others beside them."""
 
 
-def _finished(folder: Path, *overrides: str) -> RunDirectory:
+def finish(folder: Path, *overrides: str) -> RunDirectory:
+    """A short run of the miniature, made in a folder and trained to its end."""
     torch.set_num_threads(1)
     lines = (ROOT / "harness/models/miniature/data/test.txt").read_text().splitlines()[:4]
     prompts = folder / "test-prompts.txt"
@@ -48,13 +55,13 @@ def _finished(folder: Path, *overrides: str) -> RunDirectory:
 @pytest.fixture(scope="session")
 def lora_run(tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
     """A finished run of LoRA, alpha twice the rank; not to be written to."""
-    return _finished(tmp_path_factory.mktemp("lora"), "optimizer.learning_rate=0.02", "evaluation.base_test=true")
+    return finish(tmp_path_factory.mktemp("lora"), "optimizer.learning_rate=0.02", "evaluation.base_test=true")
 
 
 @pytest.fixture(scope="session")
 def full_run(tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
     """A finished run of full fine-tuning; not to be written to."""
-    return _finished(tmp_path_factory.mktemp("full"), "optimizer.tuning=full", "optimizer.learning_rate=1e-3")
+    return finish(tmp_path_factory.mktemp("full"), "optimizer.tuning=full", "optimizer.learning_rate=1e-3")
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -92,12 +99,15 @@ def build_trainer(*overrides: str) -> Trainer:
 
 @pytest.fixture(scope="session")
 def make_policy(own_cache: Path) -> Callable[..., Policy]:
-    """Makes policies on twins: pictures of 32 x 64, 32 T5 tokens, 4 steps, adapters of rank 4."""
+    """Makes policies on twins: pictures of 32 x 64, 32 or 64 tokens of text, 4 steps, adapters of rank 4."""
 
     def make(name: str, tuning: str = "lora", lora: Mapping[str, object] | None = None, **model: object) -> Policy:
         torch.set_num_threads(1)
-        settings = {"height": 32, "width": 64, "num_steps": 4, "max_sequence_length": 32} | model
-        optimizer = OptimizerConfig.model_validate({"tuning": tuning, "lora": {"rank": 4, "alpha": 8, **(lora or {})}})
+        length = 32 if name in ("flux", "sd3") else 64  # a chat's template takes some
+        settings = {"height": 32, "width": 64, "num_steps": 4, "max_sequence_length": length} | model
+        targets = {"target_modules": TARGETS[name]} if name in TARGETS else {}
+        lora = {"rank": 4, "alpha": 8, **targets, **(lora or {})}
+        optimizer = OptimizerConfig.model_validate({"tuning": tuning, "lora": lora})
         config = ModelConfig.model_validate({"path": f"twin:{name}", **settings})
         return build_policy(config, optimizer, torch.device("cpu"), seed=0)
 

@@ -26,6 +26,7 @@ from harness.models.pipelines.locate import find_pipeline
 from harness.models.pipelines.policy import Policy
 from harness.prompts.lists import generator_for
 from harness.runs.directory import RunDirectory
+from tests.harness.conftest import finish
 
 FLUX = "black-forest-labs/FLUX.1-dev"
 SD35 = "stabilityai/stable-diffusion-3.5-medium"
@@ -139,6 +140,16 @@ def test_a_runs_disk_is_what_a_run_takes(lora_run: RunDirectory) -> None:
     architecture = architecture_of(config.model.path, ROOT / config.model.path)
     files = [path for path in (lora_run.folder / "checkpoints").rglob("*") if path.is_file()]
     assert sum(path.stat().st_size for path in files) == pytest.approx(disk_bytes(config, architecture), rel=0.1)
+
+
+def test_a_finished_run_can_leave_its_weights_alone(tmp_path: Path) -> None:
+    run = finish(tmp_path, "optimizer.tuning=full", "runtime.checkpoints_of_finished=remove")
+    config = run.config
+    architecture = architecture_of(config.model.path, ROOT / config.model.path)
+    files = [path for path in (run.folder / "checkpoints").rglob("*") if path.is_file()]
+    assert run.status()["state"] == "finished"
+    assert sum(path.stat().st_size for path in files) == pytest.approx(disk_bytes(config, architecture), rel=0.1)
+    assert disk_bytes(config, architecture) == 4 * architecture.parameters
 
 
 def test_full_fine_tuning_needs_16_bytes_a_parameter_and_engines_share_them() -> None:

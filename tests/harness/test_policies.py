@@ -1,4 +1,4 @@
-"""The policies on twins of FLUX.1-dev and SD3.5: they do what the pipelines do, and train what they should."""
+"""The policies on twins of what they are for: they do what the pipelines do, and train what they should."""
 
 import math
 from collections.abc import Callable
@@ -8,15 +8,17 @@ from typing import Any
 import pytest
 import torch
 from accelerate import Accelerator
-from diffusers import FluxPipeline, StableDiffusion3Pipeline
+from diffusers import DiffusionPipeline
 from peft.tuners.lora import LoraLayer
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 from harness.config import ConfigError, OptimizerConfig
 from harness.models.pipelines.files import model_fingerprint
+from harness.models.pipelines.flux2 import Flux2KleinPolicy
 from harness.models.pipelines.locate import TWIN_NAMES, find_pipeline
 from harness.models.pipelines.policy import Policy
+from harness.models.pipelines.qwen_image import QwenImagePolicy
 from harness.models.pipelines.sd3 import StableDiffusion3Policy
 from harness.models.pipelines.weights import put_lora
 from harness.prompts.lists import generator_for
@@ -28,8 +30,8 @@ from harness.training.processes import Processes
 MakePolicy = Callable[..., Policy]
 
 PROMPTS = ["a red cat on a roof", "two boats, at night"]
-GUIDANCE = {"flux": 3.5, "sd3": 4.5}
-SHIFT = {"flux": "dynamic", "sd3": 3.0}
+GUIDANCE = {"flux": 3.5, "sd3": 4.5, "flux2-klein": 4.0, "qwen-image": 4.0, "z-image": 5.0}
+SHIFT = dict.fromkeys(TWIN_NAMES, "dynamic") | {"sd3": 3.0, "z-image": 3.0}
 
 
 @pytest.fixture(scope="module", params=TWIN_NAMES)
@@ -54,9 +56,14 @@ def test_ode_equals_the_pipeline_s_own_pictures(policy: Policy, height: int, wid
         noise = policy.noise(generator_for(7), 2)
         x = ode_trajectory(policy.velocity, noise, policy.encode(PROMPTS), policy.sigmas(steps)).final
         ours = policy.decode(x)
-        size = {"height": height, "width": width, "num_inference_steps": steps, "max_sequence_length": 32}
-        guidance = policy.config.guidance
-        theirs = policy._pipeline(PROMPTS, guidance_scale=guidance, latents=noise, output_type="pt", **size).images
+        size = {"height": height, "width": width, "num_inference_steps": steps}
+        size["max_sequence_length"] = policy.config.max_sequence_length
+        guided = {"guidance_scale": policy.config.guidance}
+        if isinstance(policy, QwenImagePolicy):
+            guided = {"true_cfg_scale": policy.config.guidance, "negative_prompt": [""] * 2}
+        # FLUX.2's takes them as pictures, the others as their networks do.
+        given = noise.mT.reshape(2, *policy._noise_shape) if isinstance(policy, Flux2KleinPolicy) else noise
+        theirs = policy._pipeline(prompt=[*PROMPTS], latents=given, output_type="pt", **size, **guided).images
     assert ours.shape == (2, 3, height, width)
     assert (ours - theirs).abs().max() <= 0.5 / 255 + 1e-4  # ours is rounded to 1/255
     assert torch.equal(policy.sigmas(4), usual)
@@ -216,9 +223,7 @@ def test_what_is_saved_loads_in_plain_diffusers(make_policy: MakePolicy, name: s
     policy = make_policy(name, guidance=GUIDANCE[name])
     stir(policy)
     policy.save(tmp_path)
-    pipeline = {"flux": FluxPipeline, "sd3": StableDiffusion3Pipeline}[name].from_pretrained(
-        find_pipeline(f"twin:{name}")
-    )
+    pipeline = DiffusionPipeline.from_pretrained(find_pipeline(f"twin:{name}"))
     pipeline.load_lora_weights(tmp_path)
     x, text = policy.noise(generator_for(1)), policy.encode(PROMPTS[:1])
     with torch.no_grad():
@@ -231,9 +236,8 @@ def test_what_is_saved_loads_in_plain_diffusers(make_policy: MakePolicy, name: s
 def test_checkpointing_activations_changes_no_gradient(make_policy: MakePolicy, name: str) -> None:
     gradients = []
     for checkpointing in (False, True):
-        policy = make_policy(
-            name, guidance=GUIDANCE[name], execution={"gradient_checkpointing": checkpointing, "vae_slicing": True}
-        )
+        execution = {"gradient_checkpointing": checkpointing, "vae_slicing": True}
+        policy = make_policy(name, execution=execution, guidance=GUIDANCE[name])
         stir(policy)
         x, text = policy.noise(generator_for(1), 2), policy.encode(PROMPTS)
         policy.velocity(x, 0.7, text).square().mean().backward()

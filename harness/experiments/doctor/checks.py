@@ -19,6 +19,7 @@ from harness.experiments.doctor.sizes import (
     disk_bytes,
     find_architecture,
     host_memory,
+    kept_bytes,
     memory,
 )
 from harness.experiments.doctor.speed import LINKS, UTILISATION, gathered_bytes, seconds_per_forward
@@ -123,7 +124,9 @@ def check(
     rewards = tuple(dict.fromkeys(name for c in configs for name in (*c.reward, *c.evaluation.judges)))
     findings = [_gpus(config, gpus), _weights(path, folder, problem)]
     if architecture is None:
-        findings.append(Finding("memory", f"not known: {path} is neither whole here nor one whose sizes are known"))
+        findings.append(
+            Finding("memory", f"not known: {path} is neither whole here nor of a kind whose sizes are known")
+        )
     else:
         findings += _memory(configs, architecture, rewards, gpus, (measured or {}).get("activations", 1.0))
         findings.append(_disk(configs, architecture, download=folder is None))
@@ -226,6 +229,9 @@ def _disk(configs: Sequence[RunConfig], architecture: Architecture, download: bo
         # The old one stays until the new one is whole.
         ("one more checkpoint", max(checkpoint_bytes(config, architecture) for config in configs), RUNS),
     ]
+    if configs[0].runtime.checkpoints_of_finished == "remove":
+        of_one = max(kept_bytes(config, architecture) for config in configs)
+        needs.append(("the checkpoints of a run at work", of_one, RUNS))
     if model.execution.text_encoders == "free":
         channels = architecture.transformer.config.joint_attention_dim * bytes_of(model)
         of_prompts = _most_prompts(configs) * architecture.text_tokens(model) * channels

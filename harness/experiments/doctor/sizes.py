@@ -18,7 +18,11 @@ from harness.models.pipelines.published import find_published
 
 _PIXELS_PER_TOKEN = 16
 """Eight pixels per latent, two latents per token, each way: FLUX, Stable Diffusion 3 and the miniature alike."""
+_KNOWN = ("FluxTransformer2DModel", "SD3Transformer2DModel")
+"""Of others it is not known what a forward takes."""
 _CLIP_TOKENS = 77
+_NF4_BYTES = 1 / 2 + (1 + 4 / 256) / 64
+"""Of a weight: 4 bits, and a byte for the scale of 64, whose own scales of 256 are float32."""
 _WORKSPACE = 3 * 2**29
 """CUDA context, kernels' workspace, and what the allocator cannot use."""
 _PROCESS = 3 * 2**30
@@ -63,6 +67,17 @@ class Architecture:
         return max((sum(p.numel() for p in block.parameters()) for block in self.blocks), default=0)
 
     @property
+    def in_linears(self) -> int:
+        """Weights of the blocks' linear layers: those that ``model.quantise`` makes small."""
+        modules = [module for block in self.blocks for module in block.modules()]
+        return sum(module.weight.numel() for module in modules if isinstance(module, nn.Linear))
+
+    def frozen(self, model: ModelConfig) -> int:
+        """Bytes of the transformer, where adapters are trained."""
+        small = self.in_linears if model.quantise == "nf4" else 0
+        return int(bytes_of(model) * (self.parameters - small) + _NF4_BYTES * small)
+
+    @property
     def width(self) -> int:
         """Channels of a token."""
         return int(self.transformer.config.num_attention_heads * self.transformer.config.attention_head_dim)
@@ -97,7 +112,8 @@ class Architecture:
 
 @cache
 def find_architecture(path: str, folder: Path | None) -> Architecture | None:
-    """A pipeline's sizes by the configurations in its folder, else as published; None if it is neither.
+    """A pipeline's sizes by the configurations in its folder, else as published; None if it is neither,
+    or of another kind.
 
     Args:
         path: ``model.path``.
@@ -105,6 +121,8 @@ def find_architecture(path: str, folder: Path | None) -> Architecture | None:
     """
     if folder is not None:
         config, vae = (json.loads(read_text(folder / part / "config.json")) for part in ("transformer", "vae"))
+        if config["_class_name"] not in _KNOWN:
+            return None
         encoders = sum(_count(folder / name) for name in ("text_encoder", "text_encoder_2", "text_encoder_3"))
         # The decoder reaches full resolution with the channels of its last but one block.
         others = (encoders, _count(folder / "vae"), vae["block_out_channels"][1])
@@ -155,7 +173,7 @@ def memory(
     element, trained = bytes_of(model), of.trained(config)
     is_full, is_freed = optimizer.tuning == "full", model.execution.text_encoders == "free"
     shares = config.runtime.processes if config.runtime.engine == "fsdp2" else 1
-    weights = 4 * trained if is_full else of.parameters * element + 4 * trained
+    weights = 4 * trained if is_full else of.frozen(model) + 4 * trained
     gathered = 3 * of.largest_block * (4 if is_full else element) if shares > 1 else 0
     models = {name: reward_bytes(config, name, on_gpu) for name in dict.fromkeys(rewards)}
     moving = {name for name in models if on_gpu and name in config.rewards and config.rewards[name].offload}
@@ -172,7 +190,7 @@ def memory(
         **always,
         **({} if is_freed else encoders),
         "weights of the KL reference": 4 * trained * (is_full and config.objective.kl_beta > 0) // shares,
-        "optimiser": 8 * trained // shares,
+        "optimiser": (8 if optimizer.moments == "fp32" else 2) * trained // shares,
         "averaged weights": 4 * trained * (optimizer.weight_ema is not None) // shares,
         "reward models": sum(count for name, count in models.items() if name not in moving),
     }
@@ -243,11 +261,16 @@ def checkpoint_bytes(config: RunConfig, of: Architecture) -> int:
     return of.trained(config) * (4 + 8 + 4 * (config.optimizer.weight_ema is not None))
 
 
-def disk_bytes(config: RunConfig, of: Architecture) -> int:
-    """Disk of a finished run: the resumable checkpoints that are kept, and the final weights."""
+def kept_bytes(config: RunConfig, of: Architecture) -> int:
+    """Disk of the resumable checkpoints that a run keeps while it is trained: the newest, and the best."""
     runtime = config.runtime
     kept = min(runtime.checkpoints_kept + 1, -(-config.iterations // runtime.checkpoint_interval))
-    return kept * checkpoint_bytes(config, of) + 4 * of.trained(config)
+    return kept * checkpoint_bytes(config, of)
+
+
+def disk_bytes(config: RunConfig, of: Architecture) -> int:
+    """Disk of a finished run: the final weights, and its checkpoints unless they are removed."""
+    return kept_bytes(config, of) * (config.runtime.checkpoints_of_finished == "keep") + 4 * of.trained(config)
 
 
 def host_memory(config: RunConfig, of: Architecture, rewards: Iterable[str]) -> dict[str, int]:

@@ -16,8 +16,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from harness.experiments.doctor.sizes import find_architecture, sampling_bytes
 from harness.experiments.doctor.speed import PEAK_TERAFLOPS, operations
 from harness.experiments.gpu_check.bench import GIB, Bench, Outcome, distance, with_adapters_that_count
+from harness.models.pipelines.blocks import blocks_of
 from harness.models.pipelines.loading import load_component
-from harness.models.pipelines.policy import blocks_of
 from harness.rollout import ode_trajectory
 
 

@@ -4,12 +4,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
 class PromptEmbedding:
-    """Text conditioning of n samples: the encoders' states ``[n, L, d]`` and CLIP's pooled vector ``[n, p]``."""
+    """Text conditioning of n samples: the encoders' states ``[n, L, d]`` and CLIP's pooled vector ``[n, p]``.
+
+    Without CLIP, in place of its vector, is which of the states are of text, ``[n, L]``, see ``padded``.
+    """
 
     states: Tensor
     pooled: Tensor
@@ -29,6 +32,19 @@ class PromptEmbedding:
     def num_bytes(self) -> int:
         """Memory that the numbers take."""
         return self.states.nbytes + self.pooled.nbytes
+
+    @staticmethod
+    def padded(states: "Sequence[Tensor]", length: int) -> "PromptEmbedding":
+        """Of prompts of different lengths, ``[k, d]`` each: zeros behind them to a common length."""
+        zeros = [nn.functional.pad(of_prompt, (0, 0, 0, length - len(of_prompt))) for of_prompt in states]
+        counts = torch.tensor([[len(of_prompt)] for of_prompt in states], device=states[0].device)
+        is_text = torch.arange(length, device=counts.device) < counts
+        return PromptEmbedding(torch.stack(zeros), is_text.to(states[0].dtype))
+
+    @property
+    def lengths(self) -> list[int]:
+        """How many states of each sample are of text, where ``padded`` made them."""
+        return self.pooled.bool().sum(1).tolist()
 
     def repeat(self, count: int) -> "PromptEmbedding":
         """``count`` copies of each sample, side by side."""

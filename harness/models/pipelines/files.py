@@ -15,8 +15,8 @@ from harness.foundation.errors import ConfigError
 from harness.foundation.files import file_sha256, lock, read_text, write_atomically
 from harness.foundation.places import cache_folder
 
-# Weights, configurations, and vocabularies of all ages.
-_SUFFIXES = (".safetensors", ".json", ".txt", ".model")
+# Weights, configurations, vocabularies of all ages, and templates of chats.
+_SUFFIXES = (".safetensors", ".json", ".txt", ".model", ".jinja")
 
 _SHA256 = re.compile("[0-9a-f]{64}")
 

@@ -2,7 +2,6 @@
 
 from typing import Any, ClassVar
 
-import numpy as np
 import torch
 from diffusers import FluxPipeline
 from torch import Tensor
@@ -25,11 +24,6 @@ class FluxPolicy(Policy):
             prompts, None, device=self.device, max_sequence_length=self.config.max_sequence_length
         )
         return PromptEmbedding(states, pooled)
-
-    def sigmas(self, num_steps: int) -> Tensor:
-        scheduler = self._scheduler()
-        scheduler.set_timesteps(sigmas=np.linspace(1.0, 1 / num_steps, num_steps), mu=self._mu(scheduler))
-        return scheduler.sigmas.float()
 
     def velocity(self, x: Tensor, sigma: Tensor | float, text: PromptEmbedding) -> Tensor:
         timestep = torch.as_tensor(sigma, dtype=torch.float32, device=x.device).expand(len(x))

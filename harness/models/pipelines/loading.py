@@ -11,6 +11,7 @@ from safetensors import SafetensorError, safe_open
 
 from harness.config import ConfigError
 from harness.models.pipelines.files import component_folders
+from harness.models.pipelines.quantised import quantise
 
 # Where a class may come from: a folder from elsewhere must not name code to be run.
 _LIBRARIES = ("diffusers", "transformers", "harness.models.miniature")
@@ -29,6 +30,7 @@ def load_pipeline(
     device: torch.device,
     dtypes: Mapping[str, torch.dtype],
     without: Sequence[str] = (),
+    quantised: bool = False,
 ) -> Any:
     """A pipeline whose every weight comes from its folder.
 
@@ -38,6 +40,7 @@ def load_pipeline(
         device: for its networks; each goes there before the next is read.
         dtypes: of components; float32 for those not named.
         without: components to leave out.
+        quantised: the transformer's blocks, see ``quantise``.
 
     Raises:
         ConfigError: a component does not fit its configuration, or comes from an unknown library.
@@ -45,14 +48,15 @@ def load_pipeline(
     components: dict[str, Any] = dict.fromkeys(without)
     for name in component_folders(folder):
         if name not in components:
-            components[name] = load_component(folder, name, device, dtypes.get(name, torch.float32))
+            small = quantised and name == "transformer"
+            components[name] = load_component(folder, name, device, dtypes.get(name, torch.float32), small)
     try:
         return pipeline_class(**components)
     except TypeError as error:
         raise ConfigError(f"model.path: {folder} is no complete {pipeline_class.__name__} ({error})") from None
 
 
-def load_component(folder: Path, name: str, device: torch.device, dtype: torch.dtype) -> Any:
+def load_component(folder: Path, name: str, device: torch.device, dtype: torch.dtype, quantised: bool = False) -> Any:
     """One component of a pipeline; a network is in evaluation mode. Raises ConfigError as ``load_pipeline``.
 
     Numbers are widened on the device: until then main memory holds none but the pages of their files.
@@ -82,7 +86,10 @@ def load_component(folder: Path, name: str, device: torch.device, dtype: torch.d
             f"model.path: {part} has no fitting weights for {len(wrong)} parameters of {component_class.__name__}, "
             f"such as {first}; is it of another model?"
         )
-    loaded = loaded.eval().to(device)
+    loaded = loaded.eval()
+    if quantised:
+        quantise(loaded, device, dtype)
+    loaded = loaded.to(device)
     return loaded.float() if dtype == torch.float32 else loaded
 
 

@@ -11,7 +11,7 @@ from harness.models.pipelines.files import component_folders, opened
 from harness.models.pipelines.published import UNWANTED, WANTED, how_to_fetch
 
 TWIN_PREFIX = "twin:"
-TWIN_NAMES = ("flux", "sd3")
+TWIN_NAMES = ("flux", "sd3", "flux2-klein", "qwen-image", "z-image")
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _WEIGHTS = ("diffusion_pytorch_model.safetensors", "model.safetensors")
@@ -22,8 +22,8 @@ def find_pipeline(path: str) -> Path:
     """The complete pipeline folder that ``model.path`` names.
 
     Args:
-        path: a folder, absolute or relative to the repository; ``twin:flux`` or ``twin:sd3``, built if need be; or a
-            hub id ``owner/name``, taken from the hub's local cache and downloaded if it is not there, or not whole
+        path: a folder, absolute or relative to the repository; ``twin:`` and one of ``TWIN_NAMES``, built if need be;
+            or a hub id ``owner/name``, taken from the hub's local cache and downloaded if it is not there, or not whole
             (with HF_HUB_OFFLINE=1: only from the cache).
 
     Raises:

@@ -8,14 +8,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
-from diffusers import AutoencoderKL
 from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 from torch import Tensor, nn
 
 from harness.config import ConfigError, ModelConfig, OptimizerConfig
 from harness.foundation.places import cache_folder
 from harness.models.pipelines.adapters import add_adapters, merged_adapters, save_adapters, without_adapters
+from harness.models.pipelines.blocks import blocks_of
 from harness.models.pipelines.compiled import compile_for_sampling
 from harness.models.pipelines.embedding import PromptEmbedding
 from harness.models.pipelines.embedding_store import EmbeddingStore
@@ -66,7 +67,9 @@ class Policy(ABC):
         key = f"{text_fingerprint(self._folder)[:16]}-{model.max_sequence_length}-{model.precision}"
         self._store = EmbeddingStore(device, None if self._keeps_encoders else cache_folder("embeddings") / key)
         without = () if self._keeps_encoders else self._encoders
-        self._pipeline = load_pipeline(self._folder, self.pipeline_class, device, self._dtypes(), without)
+        self._pipeline = load_pipeline(
+            self._folder, self.pipeline_class, device, self._dtypes(), without, model.quantise == "nf4"
+        )
         self.transformer: Any = self._pipeline.transformer
         self._network_class = type(self.transformer)  # sharding gives the network another one
         self.transformer.requires_grad_(False)
@@ -93,7 +96,7 @@ class Policy(ABC):
             for block in blocks_of(self.transformer):
                 block.compile()
         if execution.vae_slicing:
-            if not isinstance(vae, AutoencoderKL):
+            if not hasattr(vae, "enable_slicing"):
                 raise ConfigError(f"model.execution.vae_slicing: {type(vae).__name__} has none")
             vae.enable_slicing()
 
@@ -102,7 +105,7 @@ class Policy(ABC):
     def check_prompts(self, prompts: Sequence[str]) -> None:
         """Raise ConfigError for a prompt too long for the text encoder, or with characters it cannot represent."""
         tokenizer = getattr(self._pipeline, self.t5_tokenizer)
-        for prompt, ids in zip(prompts, tokenizer(list(prompts)).input_ids, strict=True):
+        for prompt, ids in zip(prompts, self._tokens(self.t5_tokenizer, prompts), strict=True):
             if tokenizer.unk_token_id in ids and not self.config.allow_unknown_tokens:
                 raise ConfigError(f"prompt {prompt!r}: has characters or words that {self.config.path} cannot draw")
             if len(ids) > self.config.max_sequence_length and not self.config.allow_long_prompts:
@@ -111,6 +114,10 @@ class Policy(ABC):
                     f"{self.config.max_sequence_length}"
                 )
 
+    def _tokens(self, tokenizer: str, prompts: Sequence[str]) -> Sequence[Sequence[int]]:
+        """What a tokenizer of the pipeline makes of prompts, uncut."""
+        return all_tokens(getattr(self._pipeline, tokenizer), prompts)
+
     def text_readers(self) -> Sequence[TextReader]:
         """The pipeline's text encoders, which all read the start of a prompt only."""
         pipeline, limits = self._pipeline, {self.t5_tokenizer: self.config.max_sequence_length}
@@ -118,8 +125,8 @@ class Policy(ABC):
         return [
             TextReader(
                 f"{name.replace('tokenizer', 'text_encoder')} of the model",
-                limits.get(name, pipeline.tokenizer_max_length),
-                partial(all_tokens, getattr(pipeline, name)),
+                limits.get(name) or pipeline.tokenizer_max_length,
+                partial(self._tokens, name),
             )
             for name in names
         ]
@@ -164,17 +171,23 @@ class Policy(ABC):
 
     # --- sampling -----------------------------------------------------------------------------------------------------
 
-    @abstractmethod
     def sigmas(self, num_steps: int) -> Tensor:
         """The schedule, ``[num_steps + 1]`` float32 on the CPU, from 1 to 0, as the pipeline itself would make it.
 
         Static shift s: sigma = s u / (1 + (s - 1) u). Dynamic: diffusers' mu of the resolution.
         """
+        scheduler = self._scheduler()
+        scheduler.set_timesteps(sigmas=np.linspace(1.0, 1 / num_steps, num_steps), mu=self._mu(scheduler, num_steps))
+        return scheduler.sigmas.float()
 
     def noise(self, generator: torch.Generator, count: int = 1) -> Tensor:
         """Standard normal latents of ``count`` samples, drawn on the CPU in the order of the pipeline."""
-        shape = (count, self._pipeline.vae.config.latent_channels, *self._latent_size)
-        return self._pack(torch.randn(shape, generator=generator)).to(self.device)
+        return self._pack(torch.randn(count, *self._noise_shape, generator=generator)).to(self.device)
+
+    @property
+    def _noise_shape(self) -> tuple[int, int, int]:
+        """Channels, rows and columns in which the pipeline draws noise."""
+        return (self._pipeline.vae.config.latent_channels, *self._latent_size)
 
     @abstractmethod
     def velocity(self, x: Tensor, sigma: Tensor | float, text: PromptEmbedding) -> Tensor:
@@ -192,12 +205,15 @@ class Policy(ABC):
     @torch.no_grad()
     def decode(self, x: Tensor) -> Tensor:
         """Latents -> pictures ``[n, 3, H, W]`` float32 on the CPU in [0, 1], rounded to 1/255 like a PNG."""
-        vae, config = self._pipeline.vae, self._pipeline.vae.config
-        images = []
-        for part in x.split(self.config.max_batch):
-            latents = self._unpack(part.float()) / config.scaling_factor + config.shift_factor
-            images.append(vae.decode(latents, return_dict=False)[0].float())
+        images = [self._decode(part.float()).float() for part in x.split(self.config.max_batch)]
         return ((torch.cat(images) / 2 + 0.5).clamp(0, 1) * 255).round().cpu() / 255
+
+    def _decode(self, x: Tensor) -> Tensor:
+        """Latents -> what the autoencoder makes of them, ``[n, 3, H, W]`` in [-1, 1]."""
+        config = self._pipeline.vae.config
+        latents = self._unpack(x) / config.scaling_factor + config.shift_factor
+        decoded: Tensor = self._pipeline.vae.decode(latents, return_dict=False)[0]
+        return decoded
 
     @contextmanager
     def resolution(self, height: int, width: int) -> Iterator[None]:
@@ -228,7 +244,7 @@ class Policy(ABC):
         """The pipeline's scheduler with the configured shift."""
         return with_shift(self._pipeline.scheduler, self.config.shift)
 
-    def _mu(self, scheduler: Any) -> float:
+    def _mu(self, scheduler: Any, num_steps: int) -> float:
         """diffusers' dynamic shift of the resolution."""
         fields = ("base_image_seq_len", "max_image_seq_len", "base_shift", "max_shift")
         tokens = self._latent_size[0] * self._latent_size[1] // 4
@@ -262,7 +278,8 @@ class Policy(ABC):
         is_low = dtype != torch.float32
         # Its cache would keep a copy of every float32 weight to the end of a forward, in which each is used once.
         with torch.autocast(self.device.type, dtype, cache_enabled=False) if is_low else nullcontext():
-            output: Tensor = network(**inputs, return_dict=False)[0]
+            output = network(**inputs, return_dict=False)[0]
+        output = torch.stack(output) if isinstance(output, list) else output
         return output.float()
 
     def keep_reference(self) -> None:
@@ -307,9 +324,3 @@ def with_shift(scheduler: Any, shift: float | str) -> Any:
     dynamic = shift == "dynamic"
     changes = {"use_dynamic_shifting": dynamic, **({} if dynamic else {"shift": shift})}
     return type(scheduler).from_config(scheduler.config, **changes)
-
-
-def blocks_of(transformer: nn.Module) -> list[nn.Module]:
-    """The blocks that are most of a transformer, in the order in which they run."""
-    names = ("transformer_blocks", "single_transformer_blocks")
-    return [block for name in names for block in getattr(transformer, name, ())]

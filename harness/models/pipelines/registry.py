@@ -21,14 +21,18 @@ def build_policy(model: ModelConfig, optimizer: OptimizerConfig, device: torch.d
     and what ``Policy`` raises.
     """
     from harness.models.pipelines.flux import FluxPolicy
+    from harness.models.pipelines.flux2 import Flux2KleinPolicy
+    from harness.models.pipelines.qwen_image import QwenImagePolicy
     from harness.models.pipelines.sd3 import StableDiffusion3Policy
+    from harness.models.pipelines.z_image import ZImagePolicy
 
     name = class_name_of(find_pipeline(model.path))
     if model.adapter is not None:
         return _plugin(model.adapter, name)(model, optimizer, device, seed)
-    policies = {policy.pipeline_class.__name__: policy for policy in (FluxPolicy, StableDiffusion3Policy)}
+    own = (FluxPolicy, StableDiffusion3Policy, Flux2KleinPolicy, QwenImagePolicy, ZImagePolicy)
+    policies = {policy.pipeline_class.__name__: policy for policy in own}
     if name not in policies:
-        raise ConfigError(f"model.path: {model.path} is a {name}; {' and '.join(policies)} can be trained")
+        raise ConfigError(f"model.path: {model.path} is a {name}; {', '.join(policies)} can be trained")
     return policies[name](model, optimizer, device, seed)
 
 

@@ -2,7 +2,7 @@
 
 A twin copies the published configuration and changes widths and depths alone, so that the code that loads, conditions,
 samples, trains, decodes and saves the real model does so with its twin. Its pictures mean nothing: it shows that a
-configuration runs. ``model.path: twin:flux`` or ``twin:sd3`` in a configuration names one.
+configuration runs. ``model.path: twin:flux`` in a configuration names one.
 """
 
 import string
@@ -25,6 +25,7 @@ from transformers import (
 )
 
 from harness.foundation.places import cache_folder
+from harness.models.pipelines.chat_twins import build_flux2_twin, build_qwen_image_twin, build_z_image_twin
 from harness.models.pipelines.files import build_once
 from harness.models.pipelines.published import FLUX_DEV, SD35_MEDIUM, PublishedModel
 
@@ -92,7 +93,13 @@ def build_sd3_twin() -> StableDiffusion3Pipeline:
     )
 
 
-TWINS: dict[str, Callable[[], Any]] = {"flux": build_flux_twin, "sd3": build_sd3_twin}
+TWINS: dict[str, Callable[[], Any]] = {
+    "flux": build_flux_twin,
+    "sd3": build_sd3_twin,
+    "flux2-klein": build_flux2_twin,
+    "qwen-image": build_qwen_image_twin,
+    "z-image": build_z_image_twin,
+}
 """What builds each twin."""
 
 

@@ -17,6 +17,7 @@ from harness.foundation.files import PARTIAL
 from harness.models.pipelines.adapters import leave_inputs
 from harness.models.pipelines.files import opened
 from harness.models.pipelines.lora_files import PREFIX, A, B, read_lora
+from harness.models.pipelines.quantised import is_quantised
 
 
 def put_lora(transformer: Any, file: Path) -> None:
@@ -28,7 +29,7 @@ def put_lora(transformer: Any, file: Path) -> None:
     tensors = read_lora(file)
     check_lora(transformer, tensors, file)
     transformer.load_lora_adapter(tensors, prefix="transformer")
-    if transformer.dtype == torch.float32:
+    if transformer.dtype == torch.float32 and not is_quantised(transformer):
         transformer.fuse_lora()
         transformer.unload_lora()
         return
@@ -48,7 +49,8 @@ def check_lora(transformer: nn.Module, tensors: Mapping[str, Tensor], file: Path
         is_down = name.endswith(A)
         module = name.removeprefix(PREFIX).removesuffix(A if is_down else B)
         layer = layers.get(module)
-        fits = isinstance(layer, nn.Linear) and tensor.shape[is_down] == layer.weight.shape[is_down]
+        width = isinstance(layer, nn.Linear) and (layer.in_features if is_down else layer.out_features)
+        fits = tensor.shape[is_down] == width
         if not fits:
             raise ConfigError(f"{file}: is of another model: {module} does not fit this {type(transformer).__name__}")
 
