@@ -107,13 +107,3 @@ def overhead() -> float:
     """AdaGRPO's extra network forwards per iteration at the paper's setting, as a share of the base's; counted."""
     forwards = pd.read_csv(_FOLDER / "cost.csv").set_index("cell")["sample_forwards"]
     return float(forwards["adagrpo"] / forwards["base"] - 1)
-
-
-def example_groups() -> pd.DataFrame:
-    """The paper's two example groups of rewards, below and above the capability.
-
-    Returns:
-        Columns group ("weak", "strong"), capability_mean, reward: as published. Columns local and global: their
-        advantages by the paper's equations; both groups are two-sided, so that no capability std matters.
-    """
-    return pd.read_csv(_FOLDER / "example_groups.csv")

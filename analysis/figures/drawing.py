@@ -12,8 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
-import numpy as np
-import pandas as pd
 
 matplotlib.use("Agg")
 
@@ -139,23 +137,6 @@ def draw_together(name: str, title: str, panels: Sequence[Panel], num_columns: i
         figure.suptitle(title, x=0.01, ha="left", fontsize=13, fontweight="bold")
         figure.supxlabel("\n".join(notes), x=0.01, ha="left", fontsize=9.5)
         return Drawing(name, title, _as_svg(figure), _as_png(figure))
-
-
-def mark_intervals(axes: Axes, places: Sequence[float], rows: pd.DataFrame, colour: str, label: str) -> None:
-    """Points with 95 % intervals.
-
-    Args:
-        axes: to draw on.
-        places: where, one per row.
-        rows: columns value, low, high; a row without a value is left out, and an interval that is not finite.
-        colour: of all.
-        label: in the legend.
-    """
-    values, low, high = (rows[name].to_numpy(dtype=float) for name in ("value", "low", "high"))
-    there, bounded = np.isfinite(values), np.isfinite(low) & np.isfinite(high)
-    x = np.asarray(places, dtype=float)
-    axes.vlines(x[bounded], low[bounded], high[bounded], color=colour, linewidth=1.6)
-    axes.plot(x[there], values[there], "o", color=colour, markersize=5, label=label)
 
 
 def capture(name: str, title: str, plot: Callable[[], object]) -> Drawing:

@@ -6,45 +6,8 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from harness.commands import Where, command, say
-from harness.foundation.errors import ConfigError, HarnessError
+from harness.foundation.errors import ConfigError
 from harness.foundation.places import WORK
-
-
-@command
-def mechanism(
-    overrides: Annotated[
-        Sequence[str], "first the name of a file in experiments/mechanism/ (default: miniature), then KEY=VALUE"
-    ] = (),
-    *,
-    checkpoints: Annotated[Sequence[str], "run directories, and base: the untrained model (default: base)"] = ("base",),
-    slots: Annotated[int | None, "chunks at a time (default: as many as cores, or GPUs, suffice for)", 1] = None,
-    output: Annotated[Path | None, "folder (default: results/mechanism)"] = None,
-) -> int:
-    """Which prompts teach, and what fusion does: gradients at fixed checkpoints; resumable.
-
-    Example: ``adagrpo mechanism --checkpoints base RUN``
-    """
-    from analysis.gradients.report import write_mechanism_report
-    from harness.experiments.gradients.chunks import plan
-    from harness.experiments.gradients.definition import load_mechanism
-    from harness.experiments.gradients.tables import is_written, write_tables
-    from harness.experiments.jobs.runner import run_jobs
-
-    named = [*overrides[:1]] if overrides and "=" not in overrides[0] else []
-    loaded = load_mechanism(named[0] if named else "miniature", checkpoints, overrides[len(named) :])
-    folder = output or WORK / "results" / "mechanism"
-    if is_written(loaded, folder):
-        print(f"{folder} holds this measurement already")
-    elif (folder / "about.json").exists():
-        raise ConfigError(f"{folder}: holds another measurement; name a folder with --output, or delete its about.json")
-    else:
-        working = loaded.folder(loaded.checkpoints[0]).parent
-        outcome = run_jobs(plan(loaded), slots, working, say, stop_at_failure=True)
-        for name, reason in outcome.failed.items():
-            raise HarnessError(f"{name}: {reason}; the same command continues where it stopped")
-        write_tables(loaded, folder)
-    print(f"summary: {write_mechanism_report(folder)}")
-    return 0
 
 
 @command

@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
+from analysis.estimates import alignment, cross_product, signal_to_noise, squared_norm, weighted_mean
 from analysis.formats import Entry, entry_text, markdown_table, number
-from analysis.gradients.estimates import alignment, cross_product, signal_to_noise, squared_norm, weighted_mean
 from analysis.statistics import Interval, Resampled, Values, resampling_weights
 from harness.experiments.gradients.oracle import CONTROLLED, KINDS, SAME_LENGTH
 

@@ -24,7 +24,7 @@ from pathlib import Path
 import psutil
 
 from harness.config import ROOT
-from harness.experiments.gradients import chunks  # noqa: F401 - imported before the victims are forked
+from harness.experiments.gradients import oracle  # noqa: F401 - imported before the victims are forked
 from harness.models.miniature import pretrain  # noqa: F401 - as above
 from harness.training import session  # noqa: F401 - as above
 from tests.faults.victims import KINDS, VICTIMS, outcome, prepared
@@ -204,7 +204,7 @@ def kills(tries: int, folder: Path, draw: random.Random, only: str) -> Iterator[
         *((f"trainer, {kind}", 3 * few if kind == "plain" else few, whole_group, ("train", kind)) for kind in KINDS),
         ("grid: launcher alone", few, main_alone, ("grid",)),
         ("grid: a worker", few, one_child, ("grid",)),
-        ("gradient chunks", few, whole_group, ("gradients",)),
+        ("gradients", few, whole_group, ("gradients",)),
         ("export", few, whole_group, ("export", str(finished.folder))),
         ("writing shards", few, whole_group, ("shards", str(finished.folder.parent))),
         ("pretraining", few, whole_group, ("pretraining",)),

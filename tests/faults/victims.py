@@ -84,15 +84,13 @@ def sweep(folder: Path) -> None:
 
 
 def gradients(folder: Path) -> None:
-    """Chunks of gradients and their tables."""
-    folder.mkdir(parents=True, exist_ok=True)
-    tiny = folder / f"faults-{folder.parent.parent.name}-{folder.name}.yaml"
-    tiny.write_text(
-        "profile: miniature-luck\nseed: 5\nrounds: 3\nwarm_up_rounds: 1\nreference_prompts: 4\nchunk: 1\nsettings:\n"
-        "  reward: {colour: 1}\n  rollout: {candidates: 2, group_size: 2}\n  evaluation: {judges: [colour]}\n",
-        encoding="utf-8",
-    )
-    main(["mechanism", str(tiny), "--slots", "1", "--output", str(folder / "out")])
+    """Parts of a measurement of gradients, kept in its folder, and its table."""
+    from harness.experiments.gradients import oracle
+
+    oracle.RUNS = folder / "parts"
+    size = ["--references", "4", "--prompts", "3", "--noises", "2", "--output", str(folder / "out")]
+    small = ["reward={colour: 1}", "rollout={candidates: 2, group_size: 2, branch_indices: [1, 2]}"]
+    main(["oracle", "--profile", "miniature-luck", *size, *small, "evaluation.judges=[colour]"])
 
 
 def export(folder: Path, run: str) -> None:

@@ -14,7 +14,7 @@ from harness.config import ROOT, compose
 from harness.experiments import choices as choosing
 from harness.experiments import probe
 from harness.experiments.choices import choices
-from harness.experiments.gradients import definition, parallel
+from harness.experiments.gradients import parallel
 from harness.experiments.probe import capability_stream, load_probe
 
 SMALL = ["--profile", "smoke", "rollout.group_size=2", "rollout.branch_indices=[0,1]", "rollout.candidates=2"]
@@ -29,7 +29,7 @@ def run(*arguments: str) -> int:
 @pytest.fixture(autouse=True)
 def _short_and_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(probe, "RUNS", tmp_path / "runs")
-    monkeypatch.setattr(definition, "RUNS", tmp_path / "runs")
+    monkeypatch.setattr(parallel, "RUNS", tmp_path / "runs")
     monkeypatch.setattr(choosing, "ROUNDS", 100)
     monkeypatch.setattr(choosing, "ROUNDS_OF_ONE", 20)
 
@@ -74,7 +74,7 @@ def test_twins_of_the_papers_models_are_probed(tmp_path: Path) -> None:
 
 
 def test_gradients_say_how_parallel_strategies_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in (("ROUNDS", 4), ("WARM_UP", 1), ("CHUNK", 2)):
+    for name, value in (("ROUNDS", 4), ("WARM_UP", 1), ("BLOCK", 2)):
         monkeypatch.setattr(parallel, name, value)
     small = [*SMALL, "--prompts", "2", "--noises", "2", "--gradients"]
     assert run(*small, "--output", str(tmp_path / "out")) == 0

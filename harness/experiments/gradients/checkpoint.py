@@ -1,8 +1,10 @@
-"""Checkpoints whose gradients can be measured: the untrained model, and runs that train adapters."""
+"""What gradients can be measured of: configurations, and checkpoints: the untrained model, runs that train adapters."""
 
 import hashlib
 from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,6 +17,31 @@ from harness.models.pipelines.registry import build_policy
 from harness.runs.directory import RunDirectory
 from harness.trained.checkpoints import BASE
 from harness.training.checkpointing import read_weights
+
+_REQUIRED: dict[str, Any] = {
+    "selection": "random",
+    "fusion.enabled": False,
+    "capability.anchor": "after",
+    "rollout.kind": "anchor_branch",
+    "rollout.prompts_per_iteration": 1,
+    "rollout.window": None,
+    "objective.normalisation": "group",
+    "objective.kl_beta": 0.0,
+    "objective.updates_per_iteration": 1,
+    "objective.clip_range": None,
+    "optimizer.tuning": "lora",
+    "model.execution.text_encoders": "keep",
+}
+"""Values that a measured configuration must have: all strategies and advantages are measured anyway, and the rest would
+change what a gradient is."""
+
+
+def require_measurable(config: RunConfig, where: str) -> None:
+    """Refuse a configuration whose update is not the one that is measured. Raises ConfigError, naming ``where``."""
+    for key, wanted in _REQUIRED.items():
+        value = attrgetter(key)(config)
+        if value != wanted:
+            raise ConfigError(f"{where}: {key}={value}: only {wanted} can be measured")
 
 
 @dataclass(frozen=True)
@@ -58,9 +85,7 @@ def find_measured(name: str, config: RunConfig) -> MeasuredCheckpoint:
         return MeasuredCheckpoint(BASE, 0, None, "untrained")
     run = RunDirectory(Path(name).resolve())
     if not (run.folder / "config.yaml").is_file():
-        raise ConfigError(
-            f"checkpoint {name}: is neither {BASE!r} nor a run directory; KEY=VALUE comes before --checkpoints"
-        )
+        raise ConfigError(f"checkpoint {name}: is neither {BASE!r} nor a run directory")
     trained = run.config
     if (trained.optimizer.tuning, trained.optimizer.lora) != (config.optimizer.tuning, config.optimizer.lora):
         raise ConfigError(f"checkpoint {name}: has other adapters than the measurement; see optimizer.lora of both")

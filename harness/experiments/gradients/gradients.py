@@ -5,15 +5,11 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from harness.adagrpo import EPSILON, global_advantage, local_advantage, rescale_advantages
+from harness.adagrpo import local_advantage
 from harness.models.pipelines.embedding import PromptEmbedding
 from harness.models.pipelines.policy import Policy
 from harness.rollout import Rollout
 from harness.rules.plugins import Kernel
-
-KINDS = ("unbiased", "local", "global", "rescaling", "capability")
-"""Advantages whose gradients are measured. Others are sums of them: fusion of weight w is local + w global, its control
-is local + w rescaling."""
 
 
 def score_gradients(policy: Policy, kernel: Kernel, sigmas: Tensor, rollout: Rollout) -> Tensor:
@@ -48,38 +44,19 @@ def score_gradients(policy: Policy, kernel: Kernel, sigmas: Tensor, rollout: Rol
     return torch.cat([gradient.flatten(1) for gradient in gradients], dim=1).cpu()
 
 
-def advantages_of(rewards: Tensor, mean: float, std: float, clip: float) -> dict[str, Tensor]:
-    """Advantages of every kind of a prompt's groups.
+def advantages_of(rewards: Tensor, clip: float) -> dict[str, Tensor]:
+    """Advantages of a prompt's groups that need no capability, ``{kind: [K, G]}`` float64, of rewards ``[K, G]``.
 
     - ``unbiased``: G / (G - 1) (R_j - mean(R)) = R_j - mean of the other siblings: a baseline that is independent of
       the sample, so that the expected gradient is that of the expected reward.
-    - ``local``, ``global``: the paper's two advantages (``harness.adagrpo``).
-    - ``rescaling``: what the control for fusion adds to local a unit of weight.
-    - ``capability``: (R_j - mu_ema) / sigma_ema: the capability alone as baseline and scale.
-
-    Args:
-        rewards: ``[K, G]``.
-        mean: mu_ema.
-        std: sigma_ema.
-        clip: of local and of global advantages.
-
-    Returns:
-        ``{kind: [K, G]}`` for ``KINDS``, float64.
+    - ``local``: the paper's (``harness.adagrpo``), clipped to ±clip.
     """
     rewards = rewards.double()
     size = rewards.shape[1]
-    local = torch.stack([local_advantage(group, clip) for group in rewards])
-    rescaled = torch.stack(
-        [rescale_advantages(own, group, std, 1.0) for own, group in zip(local, rewards, strict=True)]
-    )
-    made = {
+    return {
         "unbiased": (rewards - rewards.mean(1, keepdim=True)) * size / (size - 1),
-        "local": local,
-        "global": torch.stack([global_advantage(group, mean, std, clip) for group in rewards]),
-        "rescaling": rescaled - local,
-        "capability": (rewards - mean) / (std + EPSILON),
+        "local": torch.stack([local_advantage(group, clip) for group in rewards]),
     }
-    return {kind: made[kind] for kind in KINDS}
 
 
 def update_gradients(scores: Tensor, advantages: Mapping[str, Tensor]) -> Tensor:

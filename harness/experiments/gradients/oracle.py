@@ -22,12 +22,16 @@ from torch.nn.functional import pad
 from harness.adagrpo import CapabilityTracker
 from harness.config import ConfigError, RunConfig, compose
 from harness.config.selection import needs_of
-from harness.experiments.gradients.checkpoint import MeasuredCheckpoint, find_measured
-from harness.experiments.gradients.chunks import Arrays, make_sampler, reference_direction, reference_sums
-from harness.experiments.gradients.definition import require_measurable
+from harness.experiments.gradients.checkpoint import MeasuredCheckpoint, find_measured, require_measurable
 from harness.experiments.gradients.gradients import advantages_of, update_gradients
-from harness.experiments.gradients.sampling import Sampled, Sampler
-from harness.experiments.parts import Parts
+from harness.experiments.gradients.sampling import (
+    Sampled,
+    Sampler,
+    make_sampler,
+    reference_direction,
+    reference_sums,
+)
+from harness.experiments.parts import Arrays, Parts
 from harness.prompts.lists import generator_for, read_prompts
 from harness.rules.advantages import FUSIONS, Group, fuse, shrinkage
 from harness.rules.ledger import Ridge, mean_and_spread
@@ -182,7 +186,7 @@ def every_advantage(
     ``prompt_mean`` is (R - the prompt's mean of other updates) / s: what knowing the level exactly would give.
     """
     clip, weight = config.objective.advantage_clip, config.fusion.weight
-    made = advantages_of(rewards, mean, std, clip)
+    made = advantages_of(rewards, clip)
     groups = [
         Group(local, group, mean, std, clip) for local, group in zip(made["local"], rewards.double(), strict=True)
     ]
@@ -243,7 +247,7 @@ class Pool:
             for of, prompt_mean in zip(sampled, elsewhere.tolist(), strict=True):
                 few = of.rewards[:, :size]
                 made = every_advantage(few, self.capability.mean, self.capability.std, prompt_mean, config)
-                larger = advantages_of(of.rewards, 0.0, 1.0, config.objective.advantage_clip)["local"]
+                larger = advantages_of(of.rewards, config.objective.advantage_clip)["local"]
                 spare, scale = larger.shape[1] - size, larger.shape[1] / size
                 padded = {kind: pad(values * scale, (0, spare)) for kind, values in made.items()}
                 gradients = update_gradients(of.scores, {**padded, "larger": larger})

@@ -1,23 +1,26 @@
 """How parallel the updates of selection strategies are at the untrained model: what choosing can change at all."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from itertools import combinations
-from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
-from analysis.gradients.estimates import alignment, signal_to_noise, squared_norm, weighted_mean
+from analysis.estimates import alignment, signal_to_noise, squared_norm, weighted_mean
 from analysis.statistics import Resampled, Values, resampling_weights
 from harness.adagrpo import SELECTION_STRATEGIES
-from harness.config import compose
-from harness.experiments.gradients.checkpoint import find_measured
-from harness.experiments.gradients.chunks import SETS, load, plan
-from harness.experiments.gradients.definition import Mechanism, MechanismConfig, require_measurable
-from harness.experiments.gradients.gradients import KINDS
+from harness.config import RunConfig, compose
+from harness.experiments.gradients.checkpoint import find_measured, require_measurable
+from harness.experiments.gradients.gradients import advantages_of, update_gradients
 from harness.experiments.gradients.oracle import ONE_PROMPT
+from harness.experiments.gradients.sampling import Sampler, choose_all, make_sampler
+from harness.experiments.parts import Arrays, Parts
+from harness.runs.directory import RUNS, find_run
+from harness.trained.checkpoints import BASE
 
-ROUNDS, WARM_UP, CHUNK = 60, 10, 6
+ROUNDS, WARM_UP, BLOCK = 60, 10, 6
 _ON_POLICY = (
     "objective.updates_per_iteration=1",
     "objective.clip_range=null",
@@ -28,40 +31,33 @@ _ON_POLICY = (
 )
 
 
-def load_parallel(profile: str, overrides: Sequence[str], model: str | None) -> Mechanism:
-    """A measurement of mechanism's groups, as small as a probe is: of single on-policy updates, whatever the profile's.
-
-    Raises:
-        ConfigError: as ``load_mechanism``.
-    """
-    config = compose(
-        profile, overrides=[*ONE_PROMPT, *_ON_POLICY, "experiment=probe-gradients", *overrides], model=model
-    )
+def load_parallel(profile: str, overrides: Sequence[str], model: str | None) -> RunConfig:
+    """What is measured: single on-policy updates, whatever the profile's. Raises ConfigError: it cannot be."""
+    config = compose(profile, overrides=[*ONE_PROMPT, *_ON_POLICY, *overrides], model=model)
     require_measurable(config, profile)
-    file = MechanismConfig(
-        profile=profile, seed=config.seed, rounds=ROUNDS, warm_up_rounds=WARM_UP, reference_prompts=2, chunk=CHUNK
-    )
-    return Mechanism(Path(profile), file, config, (find_measured("base", config),))
+    return config
 
 
-def measure_parallel(mechanism: Mechanism, say: Callable[[str], object]) -> dict[str, Any]:
+def measure_parallel(config: RunConfig, say: Callable[[str], object]) -> dict[str, Any]:
     """Cosines of strategies' expected updates with local advantages, 95 % intervals over blocks of rounds.
 
     Only products of different blocks are used, in which no noise has a share. ``noise``: how many updates of random
     prompts have as much signal as noise: with fewer rounds than that, intervals are wide.
     """
-    chunks = plan(mechanism)
-    for number, chunk in enumerate(chunks, start=1):
-        if not chunk.done.exists():
-            chunk.call()
-            say(f"gradients: {number} of {len(chunks)} parts")
-    parts, local = load(chunks, mechanism.checkpoints[0], "groups"), KINDS.index("local")
-    [weights] = resampling_weights([len(parts)])
-    counts = np.array([len(np.unique(part["round"])) for part in parts], dtype=float)
-    sums = {
-        name: np.stack([part["sums"][SETS.index(name), local] for part in parts]).astype(np.float64)
-        for name in SELECTION_STRATEGIES
-    }
+    sampler = make_sampler(config, find_measured(BASE, config))
+    parts = Parts(RUNS / "probe-gradients" / find_run(config).run_id, ROUNDS, "rounds of gradients", say)
+    first, end = 1 + WARM_UP, 1 + WARM_UP + ROUNDS
+    rewards = parts.get("candidates", 0, partial(_candidates, range(1, end), sampler))["rewards"]
+    chosen = choose_all(torch.from_numpy(rewards), config)
+    blocks = [range(start, min(start + BLOCK, end)) for start in range(first, end, BLOCK)]
+    groups = [
+        parts.get(f"groups-{block:02d}", len(of), partial(_updates, of, sampler, chosen))
+        for block, of in enumerate(blocks)
+    ]
+    [weights] = resampling_weights([len(blocks)])
+    counts = np.array([len(of) for of in blocks], dtype=float)
+    by_strategy = zip(SELECTION_STRATEGIES, np.stack([part["sums"] for part in groups], axis=1), strict=True)
+    sums = {name: of.astype(np.float64) for name, of in by_strategy}
 
     def product(first: str, second: str) -> Values:
         both = sums[first] @ sums[second].T
@@ -69,18 +65,31 @@ def measure_parallel(mechanism: Mechanism, say: Callable[[str], object]) -> dict
 
     signal = {name: product(name, name) for name in sums}
     cosines = []
-    for first, second in combinations(sums, 2):
-        found = Resampled(alignment(product(first, second), signal[first], signal[second]), [len(parts)]).interval()
-        cosines.append(
-            {"first": first, "second": second, "value": found.estimate, "low": found.low, "high": found.high}
-        )
-    kind = [KINDS.index("local")] * 2
-    at_random = [
-        part["gram"][part["chosen"][:, SELECTION_STRATEGIES.index("random")]][:, kind[0], kind[1]] for part in parts
-    ]
-    squares = weighted_mean(np.array([of.sum() for of in at_random]), counts, weights)
+    for one, other in combinations(sums, 2):
+        found = Resampled(alignment(product(one, other), signal[one], signal[other]), [len(blocks)]).interval()
+        cosines.append({"first": one, "second": other, "value": found.estimate, "low": found.low, "high": found.high})
+    squares = weighted_mean(np.array([part["squares"] for part in groups]), counts, weights)
     return {
         "rounds": ROUNDS,
         "noise": float(1 / signal_to_noise(signal["random"], squares)[0]),
         "cosines": cosines,
     }
+
+
+def _candidates(rounds: range, sampler: Sampler) -> Arrays:
+    return {"rewards": torch.stack([sampler.candidate_rewards(number) for number in rounds]).numpy()}
+
+
+def _updates(rounds: range, sampler: Sampler, chosen: Sequence[Mapping[str, int]]) -> Arrays:
+    """``sums`` ``[strategies, parameters]`` of updates; ``squares``, of the lengths of those of random prompts."""
+    sums, squares, clip = torch.zeros(()), 0.0, sampler.config.objective.advantage_clip
+    for number in rounds:
+        choices = chosen[number - 1]
+        gradients = {}
+        for candidate in sorted(set(choices.values())):
+            sampled = sampler.of_candidate(number, candidate)
+            local = advantages_of(sampled.rewards, clip)["local"]
+            [gradients[candidate]] = update_gradients(sampled.scores, {"local": local})
+        sums = sums + torch.stack([gradients[choices[name]] for name in SELECTION_STRATEGIES])
+        squares += gradients[choices["random"]].square().sum().item()
+    return {"sums": sums.float().numpy(), "squares": np.array(squares)}

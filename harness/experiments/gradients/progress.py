@@ -13,11 +13,10 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
-from harness.experiments.gradients.chunks import Arrays, make_sampler
 from harness.experiments.gradients.gradients import advantages_of, update_gradients
 from harness.experiments.gradients.oracle import Oracle, Pool, short
-from harness.experiments.gradients.sampling import Sampler
-from harness.experiments.parts import Parts
+from harness.experiments.gradients.sampling import Sampler, make_sampler
+from harness.experiments.parts import Arrays, Parts
 from harness.prompts.lists import generator_for, read_prompts
 from harness.runs.directory import environment
 from harness.training.checkpointing import load_state
@@ -91,7 +90,7 @@ class _Stepping:
     def update(self, pool: Pool, prompt: int, number: int) -> Arrays:
         """Held-out rewards after one update of local advantages, from the checkpoint."""
         sampled = pool.sampled(prompt, number)
-        advantages = advantages_of(sampled.rewards, 0.0, 1.0, self.sampler.config.objective.advantage_clip)
+        advantages = advantages_of(sampled.rewards, self.sampler.config.objective.advantage_clip)
         [gradient] = update_gradients(sampled.scores, {"local": advantages["local"]})
         kept = {path: tensor.detach().clone() for path, tensor in self.engine.tensors().items()}
         parameters = self.engine.parameters.values()

@@ -3,17 +3,21 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from harness.adagrpo import SELECTION_STRATEGIES, CapabilityTracker, select_prompt
 from harness.config import RunConfig
-from harness.experiments.gradients.gradients import score_gradients
+from harness.experiments.gradients.checkpoint import MeasuredCheckpoint
+from harness.experiments.gradients.gradients import advantages_of, score_gradients, update_gradients
+from harness.experiments.parts import Arrays
 from harness.models.pipelines.policy import Policy
-from harness.prompts.lists import draw_candidates, generator_for
-from harness.rewards import Reward
+from harness.prompts.lists import draw_candidates, generator_for, read_prompts
+from harness.rewards import Reward, build_weighted
 from harness.rollout import anchor_branch, in_batches, ode_trajectory
 from harness.rules.plugins import kernel_of
+from harness.trained.loading import device_of
 from harness.training.scoring import require_finite, start_scoring
 
 
@@ -103,29 +107,48 @@ class Sampler:
         return start_scoring(self.reward, decode, latents, prompts, self.config.model.max_batch).wait().total
 
 
-class Selection(NamedTuple):
-    """The candidate that each strategy chooses in a round, and the capability after its candidates."""
+def make_sampler(config: RunConfig, checkpoint: MeasuredCheckpoint) -> Sampler:
+    """What draws at a checkpoint."""
+    torch.set_num_threads(config.runtime.threads)
+    policy = checkpoint.load(config, device_of(config.runtime.device))
+    prompts = read_prompts(config.prompts.train).prompts
+    policy.check_prompts(prompts)
+    return Sampler(config, policy, build_weighted(config.reward, config.runtime.threads, config.rewards), prompts)
 
-    chosen: dict[str, int]
-    mean: float
-    std: float
+
+def reference_sums(members: range, sampler: Sampler) -> Arrays:
+    """Sum of the unbiased gradients of reference prompts, their ``count``, and the sum of their squared lengths."""
+    total, squares = torch.zeros((), dtype=torch.float64), 0.0
+    for number in members:
+        sampled = sampler.of_reference(number)
+        advantages = advantages_of(sampled.rewards, sampler.config.objective.advantage_clip)
+        [gradient] = update_gradients(sampled.scores, {"unbiased": advantages["unbiased"]})
+        total = total + gradient
+        squares += float(gradient @ gradient)
+    return {"sum": total.float().numpy(), "squares": np.array(squares), "count": np.array(len(members))}
 
 
-def select_all(rewards: Tensor, first: int, config: RunConfig) -> list[Selection]:
-    """Every strategy's choice in consecutive rounds, with a capability that has seen all of them so far.
+def reference_direction(parts: Sequence[Arrays]) -> Tensor:
+    """The reference gradient, ``[parameters]`` float64: the mean over the reference prompts of all its parts."""
+    total = sum(part["sum"].astype(np.float64) for part in parts)
+    return torch.from_numpy(total / sum(int(part["count"]) for part in parts))
+
+
+def choose_all(rewards: Tensor, config: RunConfig) -> list[dict[str, int]]:
+    """Every strategy's choice in each round from the first, with a capability that has seen all rounds so far.
 
     Args:
         rewards: ``[rounds, B]``.
-        first: number of the first round.
         config: seed and EMA decay.
     """
     tracker = CapabilityTracker(config.capability.decay)
-    selections = []
-    for number, of_round in enumerate(rewards, start=first):
+    choices = []
+    for number, of_round in enumerate(rewards, start=1):
         tracker.update(of_round)
-        chosen = {
-            strategy: select_prompt(of_round, strategy, tracker, generator_for(config.seed, number, 0, "selection"))
-            for strategy in SELECTION_STRATEGIES
-        }
-        selections.append(Selection(chosen, tracker.mean, tracker.std))
-    return selections
+        choices.append(
+            {
+                strategy: select_prompt(of_round, strategy, tracker, generator_for(config.seed, number, 0, "selection"))
+                for strategy in SELECTION_STRATEGIES
+            }
+        )
+    return choices

@@ -5,9 +5,8 @@ import math
 import numpy as np
 import pytest
 
-from analysis.gradients.estimates import (
+from analysis.estimates import (
     alignment,
-    combined,
     cross_product,
     signal_to_noise,
     squared_norm,
@@ -21,11 +20,6 @@ HALF = np.full((1, 2), 0.5)
 
 def array(*values: float) -> np.ndarray:
     return np.array(values)
-
-
-def test_products_of_a_sum_of_kinds() -> None:
-    # g = 2 a - b with <a, a> = 3, <a, b> = 1, <b, b> = 5.
-    assert combined(np.array([[3.0, 1.0], [1.0, 5.0]]), array(2, -1)) == 4 * 3 - 2 * 2 * 1 + 5
 
 
 def test_a_squared_norm_uses_different_blocks_alone() -> None:

@@ -1,6 +1,8 @@
 """Gradients of a measurement are those of the trainer, sample by sample, and the reference's have no bias."""
 
 import math
+import shutil
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,14 +11,17 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from harness.adagrpo import SELECTION_STRATEGIES
-from harness.config import compose
-from harness.experiments.gradients.gradients import KINDS, advantages_of, score_gradients, update_gradients
-from harness.experiments.gradients.sampling import Sampler, select_all
+from harness.config import ConfigError, compose
+from harness.experiments.gradients.checkpoint import find_measured
+from harness.experiments.gradients.gradients import advantages_of, score_gradients, update_gradients
+from harness.experiments.gradients.oracle import every_advantage
+from harness.experiments.gradients.sampling import Sampler, choose_all
 from harness.models.pipelines.policy import Policy
 from harness.models.pipelines.registry import build_policy
 from harness.prompts.lists import read_prompts
 from harness.rewards import build_reward
 from harness.rollout import Rollout
+from harness.runs.directory import RunDirectory
 from harness.training.trainer import Trainer
 from harness.transitions import KERNELS
 
@@ -48,31 +53,23 @@ def gradient_of_training(sampler: Sampler, *overrides: str) -> tuple[Tensor, dic
 
 
 @pytest.mark.parametrize(
-    ("selection", "fusion", "kinds"),
+    ("selection", "fusion"),
     [
-        ("random", [], {"local": 1.0}),
-        ("curriculum", ["fusion.enabled=true", "fusion.weight=3"], {"local": 1.0, "global": 3.0}),
-        (
-            "hardest",
-            ["fusion.enabled=true", "fusion.kind=rescaled", "fusion.weight=3"],
-            {"local": 1.0, "rescaling": 3.0},
-        ),
+        ("random", []),
+        ("curriculum", ["fusion.enabled=true", "fusion.weight=3"]),
+        ("hardest", ["fusion.enabled=true", "fusion.kind=rescaled", "fusion.weight=3"]),
     ],
 )
-def test_the_first_round_is_the_first_iteration_of_a_run(
-    sampler: Sampler, selection: str, fusion: list[str], kinds: dict[str, float]
-) -> None:
+def test_the_first_round_is_the_first_iteration_of_a_run(sampler: Sampler, selection: str, fusion: list[str]) -> None:
     gradient, record, trainer = gradient_of_training(sampler, f"selection={selection}", *fusion)
-    rewards = sampler.candidate_rewards(1)
-    [choice] = select_all(rewards[None], 1, sampler.config)
-    candidate = choice.chosen[selection]
+    [chosen] = choose_all(sampler.candidate_rewards(1)[None], sampler.config)
+    candidate = chosen[selection]
     assert record["prompts"] == [sampler.candidates(1)[candidate]]
-    if fusion:
-        assert (choice.mean, choice.std) == pytest.approx((trainer.tracker.mean, trainer.tracker.std), rel=1e-5)
     sampled = sampler.of_candidate(1, candidate)
-    advantages = advantages_of(sampled.rewards, choice.mean, choice.std, 5.0)
-    made = dict(zip(KINDS, update_gradients(sampled.scores, advantages), strict=True))
-    ascent = sum(weight * made[kind] for kind, weight in kinds.items())
+    capability = (trainer.tracker.mean, trainer.tracker.std) if fusion else (0.0, 1.0)
+    made = every_advantage(sampled.rewards, *capability, 0.0, trainer.config)
+    kind = trainer.config.fusion.kind if fusion else "local"
+    [ascent] = update_gradients(sampled.scores, {kind: made[kind]})
     scale = gradient.abs().max().item()
     torch.testing.assert_close(-gradient.double(), ascent, rtol=2e-3, atol=1e-4 * scale)
 
@@ -102,18 +99,10 @@ def test_score_gradients_are_those_of_each_sibling_alone(sampler: Sampler) -> No
 
 
 def test_advantages_of_a_hand_made_group() -> None:
-    made = advantages_of(torch.tensor([[1.0, 2.0, 6.0], [0.0, 0.0, 3.0]]), mean=4.0, std=2.0, clip=5.0)
-    assert tuple(made) == KINDS
+    made = advantages_of(torch.tensor([[1.0, 2.0, 6.0]]), clip=5.0)
     # Each reward minus the mean of the two others.
     assert made["unbiased"][0].tolist() == pytest.approx([1 - 4.0, 2 - 3.5, 6 - 1.5])
-    spread = math.sqrt(7)
-    assert made["local"][0].tolist() == pytest.approx([-2 / spread, -1 / spread, 3 / spread])
-    assert made["global"][0].tolist() == pytest.approx([-3 / 5, -2 / 5, 1.0])
-    # The second group lies below the capability: global is what rescaling adds.
-    assert made["global"][1].tolist() == pytest.approx([-0.5, -0.5, 1.0])
-    torch.testing.assert_close(made["rescaling"], made["local"] * torch.tensor([[spread], [math.sqrt(3)]]) / 2)
-    torch.testing.assert_close(made["global"][1], made["rescaling"][1])
-    assert made["capability"][0].tolist() == pytest.approx([-1.5, -1.0, 1.0])
+    assert made["local"][0].tolist() == pytest.approx([x / math.sqrt(7) for x in (-2, -1, 3)])
 
 
 def test_an_update_is_the_mean_over_groups_and_siblings() -> None:
@@ -126,21 +115,41 @@ def test_only_the_unbiased_advantages_have_the_expected_reward_s_gradient() -> N
     # x ~ N(theta, 1) and reward x: the gradient of the expected reward is 1, and that of log p is x - theta.
     num_groups, size = 1500, 2
     noise = torch.randn(num_groups, size, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
-    made = advantages_of(5.0 + noise, mean=4.0, std=1.0, clip=math.inf)
+    made = advantages_of(5.0 + noise, clip=math.inf)
     means = {kind: (advantages * noise).mean().item() for kind, advantages in made.items()}
     error = 4 * (made["unbiased"] * noise).mean(1).std().item() / math.sqrt(num_groups)
     assert means["unbiased"] == pytest.approx(1.0, abs=error)
-    # The capability as baseline, with scale 1, has it, too; the group's own mean and std have not. Of two siblings
-    # local is +-1/sqrt(2) by who is ahead, so this is E|x1 - x2| / (2 sqrt(2)).
-    assert means["capability"] == pytest.approx(1.0, abs=2 * error)
+    # Of two siblings local is +-1/sqrt(2) by who is ahead, so this is E|x1 - x2| / (2 sqrt(2)).
     assert means["local"] == pytest.approx(1 / math.sqrt(2 * math.pi), abs=error)
 
 
 def test_every_strategy_chooses_with_a_capability_that_has_seen_all_rounds(sampler: Sampler) -> None:
-    rewards = torch.tensor([[0.1, 0.5, 0.9], [0.2, 0.3, 1.0]], dtype=torch.float64)
-    first, second = select_all(rewards, 1, sampler.config)
-    assert tuple(first.chosen) == SELECTION_STRATEGIES
-    assert (first.mean, second.mean) == pytest.approx((0.5, 0.8 * 0.5 + 0.2 * 0.5))
-    assert [second.chosen[name] for name in ("easiest", "hardest", "medium", "curriculum")] == [2, 0, 1, 1]
-    # Consecutive rounds from the middle have the same random choice.
-    assert select_all(rewards[1:], 2, sampler.config)[0].chosen["random"] == second.chosen["random"]
+    rewards = torch.tensor([[0.1, 0.5, 0.9], [0.2, 0.45, 0.6]], dtype=torch.float64)
+    first, second = choose_all(rewards, sampler.config)
+    assert tuple(first) == SELECTION_STRATEGIES
+    # Of the second round alone the mean is .417, nearest to .45; with the first it is .483.
+    assert [second[name] for name in ("easiest", "hardest", "medium", "curriculum")] == [2, 0, 1, 1]
+
+
+def test_a_run_is_measured_with_its_adapters(lora_run: RunDirectory) -> None:
+    trained = find_measured(str(lora_run.folder), lora_run.config)
+    assert (trained.label, trained.iteration) == (f"{lora_run.run_id}@1", 1)
+    state = lora_run.load_checkpoint()
+    assert state is not None
+    policy = trained.load(lora_run.config, torch.device("cpu"))
+    for name, parameter in policy.trainable().items():
+        assert torch.equal(parameter, state["parameters"][name])
+    assert any(tensor.abs().max() > 0 for name, tensor in policy.trainable().items() if "lora_B" in name)
+
+
+def test_what_cannot_be_measured_is_refused(lora_run: RunDirectory, full_run: RunDirectory, tmp_path: Path) -> None:
+    unfinished = RunDirectory(Path(shutil.copytree(lora_run.folder, tmp_path / "unfinished")))
+    shutil.rmtree(unfinished.checkpoints)
+    for run, overrides, expected in (
+        (unfinished, [], "has no checkpoint yet"),
+        (full_run, [], "has other adapters"),
+        (lora_run, ["optimizer.lora.rank=4"], "has other adapters"),
+        (lora_run, ["model.path=harness/models/miniature/weak"], r"trains .*base, not .*weak"),
+    ):
+        with pytest.raises(ConfigError, match=expected):
+            find_measured(str(run.folder), compose("miniature-luck", overrides=overrides))

@@ -19,19 +19,6 @@ import numpy as np
 from analysis.statistics import Values
 
 
-def combined(products: Values, coefficients: Values) -> Values:
-    """Inner products of a sum of several kinds of gradients: of g = sum_k c_k g_k, <g, g> = sum_kl c_k c_l <g_k, g_l>.
-
-    Args:
-        products: ``[kinds, kinds, ...]``, symmetric in the first two.
-        coefficients: ``[kinds]``.
-
-    Returns:
-        ``[...]``.
-    """
-    return np.asarray(np.einsum("k,l,kl...->...", coefficients, coefficients, products))
-
-
 def squared_norm(products: Values, counts: Values, weights: Values) -> Values:
     """|E g|^2 = sum over a != b of w_a w_b <S_a, S_b> / sum over a != b of w_a w_b n_a n_b.
 
