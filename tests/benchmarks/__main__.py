@@ -11,7 +11,7 @@ import torch
 
 from harness.config import ROOT
 from harness.runs.directory import environment
-from tests.benchmarks import parts, processes
+from tests.benchmarks import parts
 from tests.benchmarks.analysis import measure_analysis
 from tests.benchmarks.iteration import START, differences, make_pair, strict_differences, summarise
 
@@ -78,15 +78,7 @@ def _differences(found: dict[str, float]) -> str:
 _PARTS: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
     "iteration": measure_iteration,
     "variants": lambda options: parts.measure_variants(options.rounds),
-    "precision": lambda options: parts.measure_precision(),
-    "recogniser": lambda options: parts.measure_recogniser(4 * options.rounds),
-    "evaluation": lambda options: parts.measure_evaluation(),
-    "run": lambda options: parts.measure_run(),
-    "scaling": lambda options: parts.measure_scaling(max(3, options.rounds // 3)),
-    "candidates": lambda options: parts.measure_candidates(options.rounds),
     "rules": lambda options: parts.measure_rules(options.rounds),
-    "startup": lambda options: processes.measure_startup(),
-    "slots": lambda options: processes.measure_slots(options.rounds),
     "analysis": lambda options: measure_analysis(options.runs),
 }
 
