@@ -2,8 +2,7 @@
 
 import shutil
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -114,32 +113,29 @@ class Bench:
         prompts = read_prompts(config.prompts.train).prompts
         return Trainer(config, policy, reward, prompts, Accelerator(cpu=not self.on_gpu))
 
-    def wait(self) -> None:
-        """Until the device has done all it was given."""
-        if self.on_gpu:
-            torch.cuda.synchronize()
-
     def seconds(self, work: Callable[[], object], times: int = 3) -> float:
         """Mean seconds of a piece of work, after one that does not count."""
         work()
-        self.wait()
-        began = time.perf_counter()
+        began = self._now()
         for _ in range(times):
             work()
-        self.wait()
-        return (time.perf_counter() - began) / times
+        return (self._now() - began) / times
 
     def peak(self, work: Callable[[], Any]) -> tuple[Any, float]:
         """A piece of work's result, and GiB of the GPU that it took beyond what was taken; 0 on a CPU."""
         if not self.on_gpu:
             return work(), 0.0
-        self.wait()
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
         result = work()
-        self.wait()
         return result, (torch.cuda.max_memory_allocated() - before) / GIB
+
+    def _now(self) -> float:
+        """Seconds, once the device has done all it was given."""
+        if self.on_gpu:
+            torch.cuda.synchronize()
+        return time.perf_counter()
 
     def free(self) -> None:
         """Give back what the checks so far left behind."""
@@ -151,15 +147,6 @@ class Bench:
 def distance(ours: Tensor, theirs: Tensor) -> float:
     """|ours - theirs| / |theirs|."""
     return float(((ours - theirs).norm() / theirs.norm()).detach())
-
-
-@contextmanager
-def with_adapters_that_count(policy: Policy) -> Iterator[Policy]:
-    """Within: factors B, which start at 0, are not."""
-    with torch.no_grad():
-        for parameter in policy.trainable().values():
-            torch.nn.init.normal_(parameter, std=0.02)
-    yield policy
 
 
 def _of_real_width(name: str, pipe: Any) -> dict[str, Any]:

@@ -1,6 +1,5 @@
 """Runs the checks in order, and writes what they found: one JSON file, and a page of it."""
 
-import html
 import json
 import time
 import traceback
@@ -10,45 +9,13 @@ from typing import Any
 
 import torch
 
-from harness.experiments.gpu_check import network, training
+from analysis.figures.short_page import short_page
+from analysis.formats import WideTable
 from harness.experiments.gpu_check.bench import Bench, Outcome
+from harness.experiments.gpu_check.checks import CHECKS
 from harness.foundation.errors import ConfigError
 from harness.foundation.files import read_text, write_atomically
 from harness.runs.directory import environment
-
-Check = Callable[[Bench], Outcome]
-
-CHECKS: dict[str, Check] = {
-    "environment": network.environment,
-    "loading in the stored dtype": network.loading,
-    "text": network.text,
-    "sampling is the pipeline's": network.parity,
-    "batch of one and of many": network.batches,
-    "with gradient as without": network.gradient_mode,
-    "ratio at the first update": training.on_policy,
-    "recomputed ratio": training.recomputed,
-    "adapters are sampled with": network.kept_change,
-    "dtypes and kernels": network.dtypes,
-    "copies under autocast": network.autocast_copies,
-    "memory of a forward": network.activations,
-    "speed of a forward": network.speed,
-    "cost of adapters": network.adapters_cost,
-    "gradients": training.gradients,
-    "weights that move, and AdamW's memory": training.moved_weights,
-    "gradients gone after an update": training.adamw_memory,
-    "decoding": network.decoding,
-    "HPS-v2": training.hpsv2,
-    "HPS-v3": training.hpsv3,
-    "pictures on the CPU": training.pictures,
-    "FSDP2 on one device": training.sharded,
-    "FSDP2 on two GPUs": training.two_processes,
-    "checkpoint and resume": training.resume,
-    "the same twice": training.determinism,
-    "guidance of SD3.5": network.guidance,
-    "SD3.5 within 24 GB": training.small_card,
-    "phases of an iteration": training.phases,
-    "graphs and waits": network.graphs,
-}
 
 
 def run_checks(bench: Bench, output: Path, say: Callable[[str], None], only: str | None = None) -> bool:
@@ -71,7 +38,7 @@ def run_checks(bench: Bench, output: Path, say: Callable[[str], None], only: str
         bench.free()
         seconds = time.monotonic() - began
         about = " ".join((check.__doc__ or "").split())
-        results.append({"name": name, "about": about, "passed": outcome.passed, "seconds": seconds, **_plain(outcome)})
+        results.append({"name": name, "about": about, "seconds": seconds, **vars(outcome)})
         shown = ", ".join(f"{key} {_short(value)}" for key, value in outcome.figures.items() if key != "where")
         say(f"{number:2} {_word(outcome.passed):8}{name}: {shown}  ({seconds:.1f} s)")
         content = {
@@ -110,25 +77,20 @@ def read_measured(file: Path) -> dict[str, float]:
 def page(content: Mapping[str, Any]) -> str:
     """The same as a page."""
     rows = [
-        f"<tr class={_word(check['passed'])}><td>{_word(check['passed'])}<td>{html.escape(check['name'])}<td>"
-        f"{html.escape(check['about'])}<td>"
-        + "<br>".join(f"{html.escape(k)}: {html.escape(_short(v))}" for k, v in check["figures"].items())
-        + f"<td>{check['seconds']:.1f} s"
+        (
+            f"{_word(check['passed'])}: {check['name']}",
+            [
+                check["about"],
+                ", ".join(f"{name} {_short(value)}" for name, value in check["figures"].items()),
+                f"{check['seconds']:.1f} s",
+            ],
+        )
         for check in content["checks"]
     ]
-    sizes = "tiny widths: its figures say nothing of a real model" if content["tiny"] else "real widths, few blocks"
-    return (
-        "<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width'>"
-        "<title>GPU check</title><style>body{font:15px system-ui;margin:1rem;max-width:70rem}table{border-collapse:"
-        "collapse}td,th{padding:.3rem .6rem;vertical-align:top;text-align:left;border-top:1px solid #ddd;overflow-wrap:"
-        "anywhere}.failed{background:#fdd}.untold{color:#666}</style>"
-        f"<h1>GPU check: {html.escape(content['device'])}</h1><p>{sizes}.<table><tr><th><th>Check<th>What it asks"
-        f"<th>Found<th>Took{''.join(rows)}</table>\n"
-    )
-
-
-def _plain(outcome: Outcome) -> dict[str, Any]:
-    return {"figures": outcome.figures}
+    sizes = "Tiny widths: its figures say nothing of a real model." if content["tiny"] else "Real widths, few blocks."
+    title = f"GPU check: {content['device']}"
+    table = WideTable("Checks", ["Check", "What it asks", "Found", "Took"], rows)
+    return short_page(title, title, "gpu-check", [sizes], [], [table], [])
 
 
 def _word(passed: bool | None) -> str:

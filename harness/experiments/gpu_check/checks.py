@@ -1,0 +1,293 @@
+"""The checks: a network's numbers against the pipeline's and the CPU's, its memory and speed; a run's parts."""
+
+import math
+import subprocess
+import sys
+from collections.abc import Callable
+from contextlib import nullcontext, suppress
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributed import HashStore  # type: ignore[attr-defined]
+from torch.distributed.device_mesh import init_device_mesh
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import CLIPModel
+
+from harness.config import RewardConfig
+from harness.experiments.doctor.sizes import find_architecture, sampling_bytes
+from harness.experiments.doctor.speed import PEAK_TERAFLOPS, operations
+from harness.experiments.gpu_check.bench import GIB, Bench, Outcome, distance
+from harness.foundation.errors import StopRun
+from harness.prompts.lists import generator_for
+from harness.rewards import build_reward
+from harness.rewards.native.open_clip import twin_of_clip, vit_h_14
+from harness.rollout import ode_trajectory
+from harness.runs.directory import prepare_run
+from harness.training.session import Session
+from harness.training.sharded import shard
+
+_LORA = ("optimizer.tuning=lora", "optimizer.lora.merge_while_sampling=false", "optimizer.learning_rate=1e-4")
+
+
+def environment(bench: Bench) -> Outcome:
+    """Versions and settings that numbers and speed depend on."""
+    cuda = torch.backends.cuda
+    found: dict[str, Any] = {"torch": torch.__version__, "matmul in TF32": cuda.matmul.allow_tf32}
+    if bench.on_gpu:
+        found |= {"GPU": torch.cuda.get_device_name(), "GPUs": torch.cuda.device_count(), "CUDA": torch.version.cuda}
+        found |= {"bf16": torch.cuda.is_bf16_supported(), "flash attention": cuda.flash_sdp_enabled()}
+        found |= {"NCCL": ".".join(map(str, torch.cuda.nccl.version()))}
+    return Outcome(found, not bench.on_gpu or bool(found["bf16"] and found["flash attention"]))
+
+
+def parity(bench: Bench) -> Outcome:
+    """Sampling in float32 is the pipeline's own; bf16's distance from it is the yardstick of what follows."""
+    policy = bench.policy(precision="fp32")
+    x, sigma, embedding = bench.inputs(policy, 2)
+    pipe = policy._pipeline
+    pipe.scheduler = policy._scheduler()
+    pipe.set_progress_bar_config(disable=True)
+    with torch.no_grad():
+        ours = ode_trajectory(policy.velocity, x, embedding, policy.sigmas(4)).final
+        size = {"height": policy.config.height, "width": policy.config.width, "num_inference_steps": 4}
+        given = {"prompt_embeds": embedding.states, "pooled_prompt_embeds": embedding.pooled, "latents": x}
+        theirs = pipe(**given, **size, guidance_scale=3.5, output_type="latent").images
+        exact = policy.velocity(x, sigma, embedding)
+        low = bench.policy()
+        rounded = low.velocity(x, sigma, low.encode([f"picture number {i} of a red fox" for i in range(2)]))
+    bench.noted["bf16"] = noise = distance(rounded, exact)
+    apart = float((ours - theirs).abs().max())
+    return Outcome({"float32": apart, "bf16": noise}, apart < 1e-4 and 1e-4 < noise < 5e-2)
+
+
+def batches(bench: Bench) -> Outcome:
+    """A sample's velocity in a batch and alone: other kernels, the same up to rounding."""
+    policy = bench.policy()
+    x, sigma, embedding = bench.inputs(policy)
+    with torch.no_grad():
+        together = policy.velocity(x, sigma, embedding)
+        alone = torch.cat([policy.velocity(x[i : i + 1], sigma, embedding[i : i + 1]) for i in range(len(x))])
+    apart = distance(alone, together)
+    return Outcome({"distance": apart}, apart < max(bench.noted.get("bf16", 0), 1e-2))
+
+
+def gradient_mode(bench: Bench) -> Outcome:
+    """With gradient and checkpointing as without: else recomputed ratios are not 1."""
+    policy = bench.policy(checkpointing=True)
+    inputs = bench.inputs(policy)
+    with torch.no_grad():
+        without = policy.velocity(*inputs)
+    apart = float((policy.velocity(*inputs).detach() - without).abs().max())
+    return Outcome({"difference": apart}, apart == 0)
+
+
+def kept_change(bench: Bench) -> Outcome:
+    """All of a small change of the adapters is in what is sampled."""
+    policy = bench.policy()
+    inputs = bench.inputs(policy)
+    with torch.no_grad():
+        for parameter in policy.trainable().values():  # factors B start at 0
+            torch.nn.init.normal_(parameter, std=0.02)
+    trained = policy.velocity(*inputs).detach()
+    with policy.sampling():
+        sampled = policy.velocity(*inputs)
+    with policy.reference():
+        base = policy.velocity(*inputs)
+    kept = float(((trained - base) * (sampled - base)).sum() / (trained - base).square().sum())
+    return Outcome({"share": kept}, abs(kept - 1) < 0.01)
+
+
+def iterations(bench: Bench) -> Outcome:
+    """Whole iterations: rollout and first update have a ratio of 1, all weights or adapters; where time goes."""
+    figures: dict[str, Any] = {}
+    for tuning, more in (("all weights", ()), ("adapters", _LORA)):
+        trainer = bench.trainer(bench.config("adagrpo_flux", *more))
+        trainer.iterate()
+        record, peak = bench.peak(trainer.iterate)
+        bench.noted |= {f"{tuning}: seconds of {phase}": value for phase, value in record["seconds"].items()}
+        said = {"ratio - 1": record["ratio_max_deviation"], "gradient": record["grad_norm"], "GiB": peak}
+        said |= {phase: value for phase, value in record["seconds"].items() if value > 0}
+        figures |= {f"{tuning}: {name}": value for name, value in said.items()}
+        bench.free()
+    well = all(abs(v) < 1e-3 for name, v in figures.items() if "ratio" in name)
+    return Outcome(figures, well and all(math.isfinite(v) for v in figures.values()))
+
+
+def activations(bench: Bench) -> Outcome:
+    """Memory of a forward against the doctor's estimate, within 15 %."""
+    policy = bench.policy(tuning="full")
+    inputs = bench.inputs(policy)
+    with torch.no_grad():
+        policy.velocity(*inputs)
+        _, measured = bench.peak(lambda: policy.velocity(*inputs))
+    architecture = find_architecture(str(bench.pipeline("flux")), bench.pipeline("flux"))
+    assert architecture is not None
+    estimate = sampling_bytes(policy.config, architecture, bench.on_gpu) / GIB
+    if bench.on_gpu:
+        bench.noted["activations"] = measured / estimate
+    return Outcome({"GiB": measured, "estimate": estimate}, 0.85 < measured / estimate < 1.15 if bench.on_gpu else None)
+
+
+def speed(bench: Bench) -> Outcome:
+    """Seconds of a sample's forward, and arithmetic per second: torch's count against the doctor's."""
+    policy = bench.policy(tuning="full")
+    inputs = bench.inputs(policy)
+
+    def forward() -> None:
+        with torch.no_grad():
+            policy.velocity(*inputs)
+
+    each = bench.seconds(forward) / bench.batch
+    with FlopCounterMode(display=False) as counter, nullcontext() if bench.on_gpu else sdpa_kernel(SDPBackend.MATH):
+        forward()
+    architecture = find_architecture(str(bench.pipeline("flux")), bench.pipeline("flux"))
+    assert architecture is not None
+    expected, counted = operations(architecture, policy.config), counter.get_total_flops() / bench.batch
+    bench.noted |= {"flops": counted / each, "seconds per forward": each}
+    figures = {
+        "seconds a sample": each,
+        "TFLOP/s": counted / each / 1e12,
+        "operations by the doctor": expected / counted,
+    }
+    if bench.on_gpu:
+        name = torch.cuda.get_device_name()
+        peak = next((value for key, value in PEAK_TERAFLOPS.items() if key in name), None)
+        figures["share of the peak"] = counted / each / 1e12 / peak if peak else float("nan")
+    return Outcome(figures, abs(expected / counted - 1) < 0.05)
+
+
+def guidance(bench: Bench) -> Outcome:
+    """Classifier-free guidance: both halves in one forward are two forwards, up to rounding."""
+    policy = bench.policy("sd3")
+    x, sigma, embedding = bench.inputs(policy, 2)
+    with torch.no_grad():
+        ours = policy.velocity(x, sigma, embedding)
+        policy.config = policy.config.model_copy(update={"guidance": 1.0})
+        empty, full = (policy.velocity(x, sigma, e) for e in (policy.encode([""]).repeat(2), embedding))
+    apart = distance(ours, empty + 4.5 * (full - empty))
+    return Outcome({"distance": apart}, apart < 3e-2)
+
+
+def hpsv2(bench: Bench) -> Outcome:
+    """ViT-H of random weights: the device's scores against the CPU's."""
+    config = twin_of_clip() if bench.is_tiny else vit_h_14()
+    torch.manual_seed(0)
+    model = CLIPModel(config).eval().requires_grad_(False)
+    pixels = torch.randn(4, 3, 224, 224, generator=generator_for(3))
+    tokens = torch.randint(1, 1000, (4, 77), generator=generator_for(4))
+
+    def scores(device: torch.device) -> Tensor:
+        out = model.to(device)(input_ids=tokens.to(device), pixel_values=pixels.to(device))
+        return (out.image_embeds * out.text_embeds).sum(-1).cpu()
+
+    on_cpu, here = scores(torch.device("cpu")), scores(bench.device)
+    apart = float((on_cpu - here).abs().max())
+    return Outcome({"difference": apart, "seconds of 4": bench.seconds(lambda: scores(bench.device))}, apart < 1e-4)
+
+
+def hpsv3(bench: Bench) -> Outcome:
+    """Qwen2-VL at a twin's width: the device's scores against the CPU's, and bf16's distance."""
+    pictures = torch.rand(4, 3, 64, 64, generator=generator_for(5)).mul(255).round() / 255
+    prompts = [f"a fox, {i} times" for i in range(4)]
+
+    def scores(precision: str, device: str) -> Tensor:
+        places = {"path": "twin:hpsv3", "base": "twin:hpsv3", "precision": precision, "device": device}
+        return build_reward("hpsv3", settings=RewardConfig.model_validate(places)).score(pictures, prompts)
+
+    on_cpu, here, low = scores("fp32", "cpu"), scores("fp32", bench.device.type), scores("bf16", bench.device.type)
+    apart = float((on_cpu - here).abs().max())
+    return Outcome({"difference": apart, "of bf16": float((low - here).abs().max())}, apart < 1e-3)
+
+
+def sharded(bench: Bench) -> Outcome:
+    """FSDP2 on one device: the velocity of the whole network, bit for bit, and gradients as shares."""
+    policy = bench.policy(tuning="full", checkpointing=True)
+    inputs = bench.inputs(policy, 2)
+    with torch.no_grad():
+        whole = policy.velocity(*inputs)
+    store = HashStore()
+    torch.distributed.init_process_group("nccl" if bench.on_gpu else "gloo", store=store, rank=0, world_size=1)
+    try:
+        shard(policy.transformer, init_device_mesh(bench.device.type, (1,)))
+        with torch.no_grad():
+            shared, memory = bench.peak(lambda: policy.velocity(*inputs))
+        policy.velocity(*bench.inputs(policy, 1)).square().mean().backward()
+        kinds = {type(p.grad).__name__ for p in policy.trainable().values() if p.grad is not None}
+    finally:
+        torch.distributed.destroy_process_group()
+    return Outcome(
+        {"distance": distance(shared, whole), "GiB": memory}, torch.equal(shared, whole) and kinds == {"DTensor"}
+    )
+
+
+def two_processes(bench: Bench) -> Outcome:
+    """A run of two iterations shared out to two GPUs by NCCL; nothing where there are none."""
+    if not (bench.on_gpu and torch.cuda.device_count() > 1):
+        return Outcome({"GPUs": torch.cuda.device_count()}, None)
+    settings = [f"model.path={bench.pipeline('flux')}", "runtime.device=cuda", "runtime.processes=2"]
+    command = [sys.executable, "-m", "harness.cli", "launch", "--profile", "paper-dry", *settings]
+    command += ["runtime.engine=fsdp2", "evaluation.test=false"]
+    result = subprocess.run(command, capture_output=True, text=True, check=False, cwd=bench.folder, timeout=300)
+    return Outcome({"exit code": result.returncode, "last line": result.stderr[-200:]}, result.returncode == 0)
+
+
+def resume(bench: Bench) -> Outcome:
+    """Two iterations, and two with an end and a checkpoint between them: the adapters are the same."""
+    config = bench.config(
+        "adagrpo_flux", *_LORA, "iterations=2", "evaluation.interval=1", "evaluation.validation_prompts=1"
+    )
+    whole, broken = (prepare_run(config, bench.folder / "run" / name) for name in ("whole", "broken"))
+    first = Session(whole, say=lambda line: None)
+    first.execute()
+
+    def stop(iteration: int, metrics: Any) -> None:
+        if iteration == 1:
+            raise StopRun("to be continued")
+
+    with suppress(StopRun):
+        Session(broken, say=lambda line: None, on_validation=stop).execute()
+    second = Session(broken, say=lambda line: None)
+    second.execute()
+    ours, theirs = (session.trainer.parameters for session in (first, second))
+    apart = max(float((ours[name] - theirs[name]).detach().abs().max()) for name in ours)
+    return Outcome({"difference": apart}, apart < 4 * 1e-4 if bench.on_gpu else apart == 0)
+
+
+def small_card(bench: Bench) -> Outcome:
+    """The settings for one GPU, within 24 GB of this one."""
+    if bench.on_gpu:
+        torch.cuda.set_per_process_memory_fraction(min(1.0, 24e9 / torch.cuda.mem_get_info()[1]))
+    try:
+        model = f"model.path={bench.pipeline('sd3')}"
+        few = ("objective.updates_per_iteration=1", "objective.kl_beta=0")
+        size = [f"model.max_sequence_length={bench.model('sd3').max_sequence_length}", model]
+        config = bench.config(
+            "flow_grpo_sd35", *size, *_LORA, "rollout.branch_indices=[0]", "rollout.group_size=2", *few
+        )
+        config = config.model_copy(update={"model": config.model.model_copy(update={"guidance": 4.5})})
+        record, memory = bench.peak(lambda: bench.trainer(config).iterate())
+    finally:
+        if bench.on_gpu:
+            torch.cuda.set_per_process_memory_fraction(1.0)
+    return Outcome({"GiB": memory, "reward": record["reward_mean"]}, memory < 20)
+
+
+CHECKS: dict[str, Callable[[Bench], Outcome]] = {
+    "environment": environment,
+    "sampling is the pipeline's": parity,
+    "batch of one and of many": batches,
+    "with gradient as without": gradient_mode,
+    "iterations": iterations,
+    "adapters are sampled with": kept_change,
+    "memory of a forward": activations,
+    "speed of a forward": speed,
+    "HPS-v2": hpsv2,
+    "HPS-v3": hpsv3,
+    "FSDP2 on one device": sharded,
+    "FSDP2 on two GPUs": two_processes,
+    "checkpoint and resume": resume,
+    "guidance of SD3.5": guidance,
+    "SD3.5 within 24 GB": small_card,
+}
