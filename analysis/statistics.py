@@ -106,10 +106,6 @@ class Resampled(NamedTuple):
     counts: Sequence[int]
     """Units in each stratum that was resampled."""
 
-    def minus(self, other: "Resampled") -> "Resampled":
-        """The paired difference of two statistics of the same weights."""
-        return Resampled(self.values - other.values, self.counts)
-
     def interval(self, confidence: float = 0.95) -> Interval:
         """As ``paired_interval`` has it, widened for few units; NaN bounds if it was undefined in any resample."""
         resampled = self.values[1:]

@@ -4,15 +4,12 @@ Both do the same iterations of the same configuration, in turn (project, plain, 
 speed drifts slows both. The ratio is taken pair by pair.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from statistics import median
 from typing import Any
-from unittest.mock import patch
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor
 
 from harness.config import RunConfig, compose
 from harness.models.pipelines.registry import build_policy
@@ -38,14 +35,10 @@ class Pair:
     plain: PlainLoop
     project_seconds: list[dict[str, float]] = field(default_factory=list)
     plain_seconds: list[dict[str, float]] = field(default_factory=list)
-    project_loss: float = 0.0
-    project_gradient: Tensor | None = None
 
     def iterate(self) -> None:
         """One iteration of each."""
-        record = self.trainer.iterate()
-        self.project_loss = record["loss"]
-        self.project_seconds.append(project_phases(record))
+        self.project_seconds.append(project_phases(self.trainer.iterate()))
         self.plain.iterate()
         self.plain_seconds.append(dict(self.plain.seconds))
 
@@ -68,13 +61,7 @@ def make_pair(threads: int, overrides: tuple[str, ...] = ()) -> Pair:
     trainer = make_trainer(threads, overrides)
     config = _configuration(threads, (*overrides, *STRICT))
     policy = build_policy(config.model, config.optimizer, torch.device("cpu"), seed=config.seed)
-    pair = Pair(trainer, PlainLoop(config, policy, build_weighted(config.reward, threads), trainer.prompts))
-
-    def note(*_: object) -> None:
-        pair.project_gradient = torch.cat([p.grad.flatten() for p in trainer.parameters.values()])
-
-    trainer.engine.optimizer.register_step_pre_hook(note)
-    return pair
+    return Pair(trainer, PlainLoop(config, policy, build_weighted(config.reward, threads), trainer.prompts))
 
 
 def _configuration(threads: int, overrides: tuple[str, ...]) -> RunConfig:
@@ -88,45 +75,6 @@ def project_phases(record: dict[str, Any]) -> dict[str, float]:
     seconds = record["seconds"]
     sampling = seconds.get("candidates", 0.0) + seconds["rollout"]
     return {"sampling": sampling, "reward": seconds["reward"], "update": seconds["update"]}
-
-
-def strict_differences() -> dict[str, float]:
-    """After an iteration in strict fp32, of the same rewards.
-
-    The plain loop is given the project's rewards: latents that differ in the seventh digit now and then round to
-    another of 256 levels, which a reward and then a group's advantages magnify.
-    """
-    pair = make_pair(1, (*START, *STRICT))
-    wait, scored = pair.trainer._scores, list[Tensor]()
-
-    def remember(*arguments: Any) -> Any:
-        scores = wait(*arguments)
-        scored.append(scores.total)
-        return scores
-
-    with patch.object(pair.trainer, "_scores", remember):
-        record = pair.trainer.iterate()
-    rewards = torch.cat(scored)
-    own: list[float] = []
-
-    def replay(latents: Tensor, prompts: Sequence[str]) -> Tensor:
-        given = rewards[len(own) : len(own) + len(prompts)]
-        own.extend(score(latents, prompts).tolist())
-        return given
-
-    score = pair.plain._score
-    with patch.object(pair.plain, "_score", replay):
-        pair.plain.iterate()
-    pair.project_loss = record["loss"]
-    return differences(pair) | {"reward": float((torch.tensor(own, dtype=torch.float64) - rewards).abs().max())}
-
-
-def differences(pair: Pair) -> dict[str, float]:
-    """Differences of loss (absolute) and gradient (relative to its norm), after the same iteration of both."""
-    ours = pair.project_gradient
-    assert ours is not None
-    plain = torch.cat([p.grad.flatten() for p in pair.plain.parameters.values()])
-    return {"loss": abs(pair.project_loss - pair.plain.loss), "gradient": float((ours - plain).norm() / plain.norm())}
 
 
 def summarise(pair: Pair) -> dict[str, Any]:

@@ -61,20 +61,6 @@ def test_capability_and_selection_equal_the_release(case: dict[str, Any]) -> Non
 # --- The paper's example groups
 
 
-def test_weight_one_corrects_one_of_the_four_wrong_signs_of_the_papers_example() -> None:
-    wrong = corrected = 0
-    for capability_mean, values in (WEAK_GROUP, STRONG_GROUP):
-        rewards = torch.tensor(values)
-        right_sign = (rewards - capability_mean).sign()
-        local = local_advantage(rewards)
-        fused = fuse_advantages(local, global_advantage(rewards, capability_mean, 1.0))
-        was_wrong = local.sign() != right_sign
-        wrong += int(was_wrong.sum())
-        corrected += int((was_wrong & (fused.sign() == right_sign)).sum())
-        assert not ((fused.sign() != right_sign) & ~was_wrong).any()
-    assert (wrong, corrected) == (4, 1)
-
-
 @pytest.mark.parametrize(
     ("group", "index", "weight"),
     [(WEAK_GROUP, 1, 5.4), (WEAK_GROUP, 3, 12.3), (STRONG_GROUP, 1, 0.96), (STRONG_GROUP, 3, 2.6)],
