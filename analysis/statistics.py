@@ -41,12 +41,11 @@ class Pair(NamedTuple):
     """The same shape."""
 
 
-def mean_interval(values: ArrayLike, confidence: float = 0.95, num_resamples: int = NUM_RESAMPLES) -> Interval:
-    """Bootstrap interval of the mean of runs, widened for few of them, see ``_deviate``.
+def mean_interval(values: ArrayLike, num_resamples: int = NUM_RESAMPLES) -> Interval:
+    """95 % bootstrap interval of the mean of runs, widened for few of them, see ``_deviate``.
 
     Args:
         values: ``[runs]``, at least 2.
-        confidence: in (0, 1).
         num_resamples: bootstrap samples.
 
     Raises:
@@ -56,7 +55,7 @@ def mean_interval(values: ArrayLike, confidence: float = 0.95, num_resamples: in
     if array.ndim != 1 or len(array) < 2:
         raise ValueError(f"shape {array.shape}: an interval needs at least 2 values")
     resampled = array[_draws(len(array), num_resamples)].mean(axis=-1)
-    deviate = _deviate(confidence, [len(array)])
+    deviate = _deviate(0.95, [len(array)])
     return _interval(float(array.mean()), resampled, float(resampled.std()), deviate)
 
 
@@ -151,19 +150,15 @@ def holm(p_values: ArrayLike) -> Values:
     return adjusted
 
 
-def minimum_detectable_effect(
-    sd_of_differences: float, num_pairs: int, alpha: float = 0.05, power: float = 0.8
-) -> float:
-    """Smallest true mean difference that a two-sided paired test finds with probability ``power``.
+def minimum_detectable_effect(sd_of_differences: float, num_pairs: int) -> float:
+    """Smallest true mean difference that a two-sided paired test at level .05 finds with probability .8.
 
-    (t_{1 - alpha/2, n-1} + t_{power, n-1}) sd / sqrt(n) (Bloom 1995, "Minimum detectable effects", Evaluation Review
+    (t_{.975, n-1} + t_{.8, n-1}) sd / sqrt(n) (Bloom 1995, "Minimum detectable effects", Evaluation Review
     19(5), for the mean of n paired differences).
 
     Args:
         sd_of_differences: sample standard deviation of the paired differences, >= 0.
         num_pairs: n.
-        alpha: level of the test, in (0, 1).
-        power: in (0, 1).
 
     Returns:
         In the units of the differences; NaN for fewer than 2 pairs.
@@ -171,7 +166,7 @@ def minimum_detectable_effect(
     if num_pairs < 2:
         return math.nan
     degrees = num_pairs - 1
-    reach = float(stdtrit(degrees, 1 - alpha / 2) + stdtrit(degrees, power))
+    reach = float(stdtrit(degrees, 0.975) + stdtrit(degrees, 0.8))
     return reach * sd_of_differences / math.sqrt(num_pairs)
 
 

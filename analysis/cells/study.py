@@ -1,6 +1,6 @@
 """Runs that belong together, and how their cells compare: values of finished runs, paired by seed."""
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from typing import Any, NamedTuple, cast
@@ -226,9 +226,7 @@ class Study:
             detectable=found.detectable,
         )
 
-    def pair(
-        self, treatment: Cell, control: Cell, metric: str, split: str = "test", among: Collection[int] | None = None
-    ) -> tuple[list[int], Pair]:
+    def pair(self, treatment: Cell, control: Cell, metric: str, split: str = "test") -> tuple[list[int], Pair]:
         """Seeds that two cells have finished, and their final values there: by prompt where all runs logged these.
 
         Args:
@@ -236,19 +234,16 @@ class Study:
             control: another one.
             metric: of evaluations.
             split: test, or validation for the mean of the last ones.
-            among: seeds that count; None for all.
         """
-        return self._pair((treatment, metric), (control, metric), split, among)
+        return self._pair((treatment, metric), (control, metric), split)
 
     def pair_of_metrics(self, cell: Cell, first: str, second: str) -> tuple[list[int], Pair]:
         """Two metrics of one cell on test prompts, as ``pair`` gives two cells."""
-        return self._pair((cell, first), (cell, second), "test", None)
+        return self._pair((cell, first), (cell, second), "test")
 
-    def _pair(
-        self, first: tuple[Cell, str], second: tuple[Cell, str], split: str, among: Collection[int] | None
-    ) -> tuple[list[int], Pair]:
+    def _pair(self, first: tuple[Cell, str], second: tuple[Cell, str], split: str) -> tuple[list[int], Pair]:
         ours, theirs = (self.values(*side, split) for side in (first, second))
-        seeds = sorted(set(ours.index) & set(theirs.index) & set(ours.index if among is None else among))
+        seeds = sorted(set(ours.index) & set(theirs.index))
         by_prompt = [self._by_prompt(*side, split, seeds) for side in (first, second)]
         if by_prompt[0] is not None and by_prompt[1] is not None and by_prompt[0].shape == by_prompt[1].shape:
             return seeds, Pair(by_prompt[0], by_prompt[1])

@@ -113,13 +113,13 @@ class Bench:
         prompts = read_prompts(config.prompts.train).prompts
         return Trainer(config, policy, reward, prompts, Accelerator(cpu=not self.on_gpu))
 
-    def seconds(self, work: Callable[[], object], times: int = 3) -> float:
-        """Mean seconds of a piece of work, after one that does not count."""
+    def seconds(self, work: Callable[[], object]) -> float:
+        """Mean seconds of a piece of work, done three times after one that does not count."""
         work()
         began = self._now()
-        for _ in range(times):
+        for _ in range(3):
             work()
-        return (self._now() - began) / times
+        return (self._now() - began) / 3
 
     def peak(self, work: Callable[[], Any]) -> tuple[Any, float]:
         """A piece of work's result, and GiB of the GPU that it took beyond what was taken; 0 on a CPU."""
