@@ -42,7 +42,7 @@ class Bench:
         device: where everything runs.
         is_tiny: tiny widths: the same code in seconds, whose figures say nothing of a real model.
         folder: scratch.
-        noted: figures that later checks, and the doctor, read.
+        noted: figures that the doctor reads.
     """
 
     device: torch.device
@@ -83,12 +83,12 @@ class Bench:
         usual |= {"allow_unknown_tokens": True, "allow_long_prompts": True, "execution": {"vae_slicing": True}}
         return ModelConfig.model_validate(usual | settings)
 
-    def policy(self, name: str = "flux", tuning: str = "lora", checkpointing: bool = False, **settings: Any) -> Policy:
+    def policy(self, tuning: str = "lora", checkpointing: bool = False, **settings: Any) -> Policy:
         """A policy with adapters of rank 64 or all weights in training."""
         execution = {"gradient_checkpointing": checkpointing, "vae_slicing": True}
         lora = {"rank": 4 if self.is_tiny else 64, "alpha": 8 if self.is_tiny else 128, "merge_while_sampling": False}
         optimizer = OptimizerConfig.model_validate({"tuning": tuning, "learning_rate": 1e-4, "lora": lora})
-        return build_policy(self.model(name, execution=execution, **settings), optimizer, self.device, seed=0)
+        return build_policy(self.model(execution=execution, **settings), optimizer, self.device, seed=0)
 
     def inputs(self, policy: Policy, count: int | None = None) -> tuple[Tensor, float, PromptEmbedding]:
         """Latents, sigma and text of some samples: the same whatever the device."""
