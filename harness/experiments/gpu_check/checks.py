@@ -20,6 +20,7 @@ from harness.experiments.doctor.sizes import find_architecture, sampling_bytes
 from harness.experiments.doctor.speed import PEAK_TERAFLOPS, operations
 from harness.experiments.gpu_check.bench import GIB, Bench, Outcome, distance
 from harness.foundation.errors import StopRun
+from harness.models.pipelines.blocks import blocks_of
 from harness.prompts.lists import generator_for
 from harness.rewards import build_reward
 from harness.rewards.native.open_clip import twin_of_clip, vit_h_14
@@ -230,12 +231,38 @@ def small_card(bench: Bench) -> Outcome:
     return Outcome({"GiB": memory, "reward": record["reward_mean"]}, memory < 20)
 
 
+def graphs(bench: Bench) -> Outcome:
+    """What torch.compile breaks a block into: one graph; and whether a forward waits for the GPU: it must not."""
+    policy = bench.policy()
+    inputs, calls = bench.inputs(policy, 2), dict[str, Any]()
+    block = blocks_of(policy.transformer)[0]
+    hook = block.register_forward_pre_hook(lambda module, args, given: calls.update(given), with_kwargs=True)
+    with torch.no_grad():
+        policy.velocity(*inputs)
+    hook.remove()
+    with torch.no_grad(), torch.autocast(bench.device.type, torch.bfloat16, cache_enabled=False):
+        explained = torch._dynamo.explain(block)(**calls)
+    torch._dynamo.reset()
+    figures = {"graphs": explained.graph_count, "breaks": explained.graph_break_count, "waits": 0}
+    if bench.on_gpu:
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            with torch.no_grad():
+                policy.velocity(*inputs)
+        except RuntimeError:
+            figures["waits"] = 1
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    return Outcome(figures, figures["breaks"] == figures["waits"] == 0)
+
+
 CHECKS: dict[str, Callable[[Bench], Outcome]] = {
     "sampling is the pipeline's": parity,
     "iterations": iterations,
     "adapters are sampled with": kept_change,
     "memory of a forward": activations,
     "speed of a forward": speed,
+    "graphs and waits": graphs,
     "HPS-v2": hpsv2,
     "HPS-v3": hpsv3,
     "FSDP2 on one device": sharded,
