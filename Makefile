@@ -2,14 +2,14 @@
 PYTHON ?= python3
 PROFILE ?= miniature
 REWARD ?= hpsv3
-WORKERS ?= 2
+SLOTS ?= 2
 BIN := .venv/bin
 # The stamp is of contents: what a checkout or a copy does to times says nothing.
 PINS := $(shell cat requirements.lock pyproject.toml | { sha256sum || shasum -a 256; } 2>/dev/null | cut -c1-16)
 READY := .venv/.ready-$(PINS)
 
 .DEFAULT_GOAL := help
-.PHONY: own-venv reward-env check-reward-parity help setup reproduce-paper report figures shards study sweep gpu-check bench test test-newest-python faults test-slurm audit test-processors coverage lint typecheck dist docs lock clean clean-venv
+.PHONY: own-venv reward-env check-reward-parity help setup reproduce-paper report figures shards study sweep gpu-check bench test test-newest-python faults test-slurm audit test-processors coverage lint typecheck dist docs notebook lock clean clean-venv
 
 help:  ## list the targets
 	@grep -E '^[a-z -]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z -]+):.*## */\1\t/' | column -t -s "$$(printf '\t')"
@@ -65,7 +65,7 @@ study: $(READY)  ## run the study's experiments that have no committed shard; th
 	@$(MAKE) --no-print-directory figures PROFILE=study
 
 sweep: $(READY)  ## search EMA decay and fusion weight on the miniature with Optuna
-	@$(BIN)/adagrpo sweep experiments/sweeps/ema_fusion.yaml --workers $(WORKERS)
+	@$(BIN)/adagrpo sweep experiments/sweeps/ema_fusion.yaml --slots $(SLOTS)
 
 gpu-check: $(READY)  ## the first ten minutes on a GPU: numbers, memory, speed (OPTIONS="--tiny --device cpu" anywhere)
 	@$(BIN)/adagrpo gpu-check $(OPTIONS)
@@ -126,6 +126,9 @@ docs: $(READY)  ## build the site of documentation in build/site/, every link ch
 	@touch .venv/.docs-$(PINS)
 	@NO_MKDOCS_2_WARNING=1 PYTHONPATH=. $(BIN)/python -m mkdocs build --quiet --clean
 	@echo "build/site/index.html"
+
+notebook: $(READY)  ## execute docs/first-run.ipynb and keep what it shows
+	@OMP_NUM_THREADS=1 $(BIN)/jupyter-execute --inplace --NotebookClient.record_timing=False docs/first-run.ipynb
 
 lock: $(READY)  ## pin what the venv holds (after clean-venv and setup: what the project needs)
 	@{ grep '^#' requirements.lock; \

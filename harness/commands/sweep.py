@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from analysis.sweep.tables import SweepStudy
     from harness.experiments.sweep.definition import Sweep
 
-_OPTIONS = {"run": ("workers", "trials", "hours"), "show": (), "confirm": ("top", "seeds", "slots")}
+_OPTIONS = {"run": ("slots", "trials", "hours"), "show": (), "confirm": ("top", "seeds", "slots")}
 """What each form takes beside the sweep, --name, --storage, --output and overrides."""
 
 
@@ -33,24 +33,23 @@ def sweep(
     name: Annotated[str | None, "of the study (default: the file's name)"] = None,
     storage: Annotated[str | None, "database, a URL (default: $ADAGRPO_STORAGE, or a SQLite file)"] = None,
     output: Annotated[Path | None, "folder for tables, figures and page (default: results/reports/...)"] = None,
-    workers: Annotated[int | None, "to execute: processes, each with a trial at a time (default: 1)", 1] = None,
     trials: Annotated[int | None, "to execute: how many the study is to have (default: the file's)", 1] = None,
     hours: Annotated[float | None, "to execute: begin no trial after them (default: the file's)", 1e-06] = None,
     top: Annotated[int | None, "to confirm: how many of the best (default: 3)", 1] = None,
     seeds: Annotated[str | None, "to confirm: such as 0-9; none of the sweep's own (default: 0-9)"] = None,
     slots: Annotated[
-        int | None, "to confirm: runs at a time (default: as many as cores or GPUs suffice for)", 1
+        int | None, "to execute or confirm: runs at a time (default: 1, or as many as cores or GPUs suffice for)", 1
     ] = None,
 ) -> int:
     """Execute the trials of a sweep that are left, with Optuna, on one machine or many; show what it has found; confirm
     its best trials on fresh seeds and test prompts.
 
-    Example: ``adagrpo sweep ema_fusion --workers 2``
+    Example: ``adagrpo sweep ema_fusion --slots 2``
     """
     form, words = (overrides[0], overrides[1:]) if overrides[0] in _OPTIONS else ("run", overrides)
     if not words:
         raise ConfigError(f"adagrpo sweep {form}: name a sweep, a file in experiments/sweeps/")
-    given = {"workers": workers, "trials": trials, "hours": hours, "top": top, "seeds": seeds, "slots": slots}
+    given = {"trials": trials, "hours": hours, "top": top, "seeds": seeds, "slots": slots}
     for option, value in given.items():
         if value is not None and option not in _OPTIONS[form]:
             raise ConfigError(f"--{option}: not an option of adagrpo sweep {'' if form == 'run' else form}".rstrip())
@@ -74,7 +73,7 @@ def sweep(
         failed: Mapping[str, str] = {}
         if form == "run":
             study = open_study(loaded, opened, _identity(loaded))
-            failed = _execute(loaded, study, url, workers or 1, limit)
+            failed = _execute(loaded, study, url, slots or 1, limit)
         else:
             study = find_study(loaded, opened, _identity(loaded) if form == "confirm" else None)
         found = SweepStudy(study)
@@ -108,7 +107,7 @@ def _identity(sweep: "Sweep") -> str:
     return find_run(sweep.base).run_id
 
 
-def _execute(sweep: "Sweep", study: "optuna.Study", url: str, workers: int, hours: float | None) -> Mapping[str, str]:
+def _execute(sweep: "Sweep", study: "optuna.Study", url: str, count: int, hours: float | None) -> Mapping[str, str]:
     """Have workers execute what is left; which of them failed, and why."""
     from analysis.sweep.tables import SweepStudy
     from harness.experiments.jobs.job import Job
@@ -125,7 +124,7 @@ def _execute(sweep: "Sweep", study: "optuna.Study", url: str, workers: int, hour
     words = str(sweep.path.resolve()), sweep.name, sweep.overrides, sweep.file.trials, deadline
     slots = [
         Slot(slot.placement, slot.environment | {STORAGE_VARIABLE: url})
-        for slot in local_slots([sweep.base.runtime], workers)
+        for slot in local_slots([sweep.base.runtime], count)
     ]
     with tempfile.TemporaryDirectory() as name:
         jobs = [

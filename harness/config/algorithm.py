@@ -15,7 +15,9 @@ class MethodConfig(Section):
     """The stochastic step."""
 
     kernel: Annotated[str, one_of(METHODS, or_plugin=True)]
+    """How a step is drawn: by Flow-GRPO, DanceGRPO or Flow-CPS, or a plug-in's."""
     eta: Positive
+    """Size of the noise, as the kernel's release defines it."""
 
 
 class ChoiceConfig(Section):
@@ -39,7 +41,9 @@ class FusionConfig(Section):
     """Cross-level advantage fusion."""
 
     enabled: bool = False
+    """Correct local advantages by the capability (AdaGRPO)."""
     weight: float = Field(1.0, ge=0)
+    """Of the global advantage beside the local one (AdaGRPO: 1)."""
     kind: Annotated[str, one_of(FUSIONS, or_plugin=True)] = "fused"
     """The paper's fusion, the control that only rescales local advantages, or another correction: docs/fusion.md."""
     same_length: bool = False
@@ -56,6 +60,7 @@ class CapabilityConfig(Section):
     """The moving averages of candidates' rewards."""
 
     decay: Share = 0.8
+    """Share of the old mean and variance that an iteration keeps (AdaGRPO: 0.8)."""
     sync: Literal["shared", "per_rank"] = "shared"
     """One tracker over all processes, or, as in the official release, one per process."""
     anchor: Literal["after", "before"] = "after"
@@ -78,6 +83,8 @@ class RolloutConfig(Section):
     former: ClassVar[Mapping[str, str]] = {"prompts_per_update": "prompts_per_iteration"}
 
     kind: Literal["anchor_branch", "full_sde"] = "anchor_branch"
+    """A group branches off the chosen candidate's path at single steps (AdaGRPO), or is drawn from the start, all its
+    steps stochastic (Flow-GRPO, DanceGRPO)."""
     candidates: Count = 12
     """B: candidate prompts, one of which is trained on."""
     prompts_per_iteration: Count = 1
@@ -120,6 +127,7 @@ class ObjectiveConfig(Section):
     kl_beta: float = Field(0.0, ge=0)
     """Weight of the KL to the frozen base model, as the kernel's release defines it."""
     advantage_clip: Positive = 5.0
+    """Bound of local and of global advantages, in standard deviations."""
     normalisation: Annotated[str, one_of(NORMALISATIONS, or_plugin=True)] = "group"
     """Local advantage by each group's own std, or by that of all samples of the iteration (Flow-GRPO's release); or a
     plug-in's."""

@@ -20,6 +20,7 @@ class PluginConfig(Section):
     samples: int = Field(1, ge=0, le=100)
     """Deterministic samples of each candidate that it is shown."""
     reads_ledger: bool = False
+    """Whether it is shown what became of earlier prompts."""
 
 
 _BUILT_IN = {*SELECTIONS, *METHODS, *FUSIONS, *NORMALISATIONS, *REWARDS}

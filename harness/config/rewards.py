@@ -22,6 +22,7 @@ class RewardConfig(Section):
     precision: Literal["fp32", "bf16"] | None = None
     """The network's; None is bf16 for hpsv3 and fp32 for all others. Of packages, hpsv3 alone can be told."""
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
+    """Of the reward's own network. Auto: a GPU if there is one."""
     batch_size: Count = 8
     """Images at a time. Does not change scores beyond rounding."""
     offload: bool = False

@@ -35,6 +35,8 @@ class PromptsConfig(Section):
     train: str
     validation: str
     test: str
+    """What is trained on; what interval evaluations read; what is read once, when training is over. Or a plug-in that
+    returns the list."""
     allow_overlap: bool = False
     """Take lists that have prompts in common, instead of refusing them: what is measured on them says less."""
 
@@ -74,13 +76,16 @@ class LoggingConfig(Section):
     """wandb mirrors the run's JSONL and is never needed to analyse."""
 
     wandb: Literal["offline", "online", "off"] = "off"
+    """Mirror into files, to a server, or not at all."""
 
 
 class RuntimeConfig(Section):
     """How the run is executed; none of it changes what the run is."""
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Auto: a GPU if there is one."""
     threads: int = Field(1, ge=1, le=10_000)
+    """Of the CPU, for each process."""
     processes: Count = 1
     """World size that was asked for, over all machines; another one found at start is an error."""
     machines: Count = 1
@@ -91,6 +96,7 @@ class RuntimeConfig(Section):
     timeout_seconds: Seconds = 1800.0
     """Longest wait of a process for the others, wherever all meet."""
     checkpoint_interval: Count = 25
+    """Iterations between two checkpoints: what a kill loses at most."""
     checkpoints_kept: Count = 2
     """The newest so many, so that one can be damaged. The best by validation is kept beside them."""
     checkpoints_of_finished: Literal["keep", "remove"] = "keep"
@@ -107,8 +113,11 @@ class RunConfig(Section):
     experiment: Name
     """Folder of the run in results/runs/."""
     seed: Seed = 0
+    """Of prompts, noise and adapters: the same in every cell of a grid, so that cells can be paired."""
     iterations: int = Field(100, ge=1, le=10_000_000)
+    """Each draws candidates, chooses, rolls out and updates."""
     selection: Selection = "random"
+    """Rule that chooses a prompt among the candidates: the paper's five, others of docs/selection.md, or a plug-in."""
     choice: ChoiceConfig = ChoiceConfig()
     fusion: FusionConfig = FusionConfig()
     capability: CapabilityConfig = CapabilityConfig()

@@ -73,7 +73,11 @@ def configs_of(
 def _settings(cell: str) -> list[str]:
     if cell == "base":
         return []
-    settings = [f"selection={cell}"] if is_reference(cell) else [part.strip() for part in _COMMAS.split(cell)]
+    settings = (
+        [f"selection={cell}"]
+        if "=" not in cell and is_reference(cell)
+        else [part.strip() for part in _COMMAS.split(cell)]
+    )
     if "=" not in settings[0]:
         raise ConfigError(
             f"cell {cell!r}: is no run's folder; write settings, as in selection=curriculum, the file of a rule, as in "

@@ -78,7 +78,7 @@ def sweep(folder: Path) -> None:
     """Four trials by two workers."""
     name, storage = f"faults-{folder.parent.parent.name}-{folder.name}", f"sqlite:///{folder}/study.db"
     folder.mkdir(parents=True, exist_ok=True)
-    options = ["--name", name, "--storage", storage, "--workers", "2", "--trials", "4"]
+    options = ["--name", name, "--storage", storage, "--slots", "2", "--trials", "4"]
     words = ["experiments/sweeps/smoke.yaml", *options, "--output", str(folder / "report")]
     main(["sweep", *words, *SHORT, "evaluation.test=false", "evaluation.base_test=false"])
 

@@ -25,6 +25,8 @@ def test_cells_are_settings_rules_and_run_folders(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     kept = compose("smoke", overrides=["seed=9", "experiment=other", "iterations=7"])
     (tmp_path / "run" / "config.yaml").write_text(dump(kept))
+    [[named], _] = configs_of([f"selection={file}:Mine", "base"], [0], "smoke")
+    assert named == mine[0]
     run, changed = compared(str(tmp_path / "run"), "selection=medium", common=("method.eta=0.5",))
     assert run[0] == compose("smoke", overrides=["seed=0", "experiment=other", "iterations=7", "method.eta=0.5"])
     assert (changed[0].experiment, changed[0].iterations, changed[0].selection) == ("other", 7, "medium")

@@ -20,7 +20,7 @@ from harness.rewards import build_rewards
 from harness.rules.advantages import Group
 from harness.rules.plugins import fusion_of, local_of, rule_of, try_out
 from harness.rules.selection import Candidates
-from harness.runs.directory import find_run, prepare_run
+from harness.runs.directory import RunDirectory, find_run, prepare_run
 from harness.runs.identity import require_unchanged
 from harness.training.session import Session
 
@@ -256,3 +256,29 @@ def test_a_grid_takes_plug_ins_beside_its_own_names(write: Write, tmp_path: Path
     configs = expand_grid(str(grid))
     assert [config.selection for config in configs] == ["random", "SecondHardest"]
     assert configs[1].reward == {"Brightness": 1.0}
+
+
+def test_checkpoints_are_scored_by_a_plug_in(write: Write, lora_run: RunDirectory, tmp_path: Path) -> None:
+    file = write(REWARD)
+    words = [
+        "evaluate",
+        str(lora_run.folder),
+        "--noises",
+        "1",
+        "--grid-prompts",
+        "0",
+        "--output",
+        str(tmp_path / "out"),
+    ]
+    with pytest.raises(SystemExit, match="0"):
+        cli.main([*words, "--rewards", f"{file}:Brightness,colour"])
+    with (tmp_path / "out" / "per_prompt.csv").open() as lines:
+        assert {"Brightness", "colour"} <= set(next(lines).strip().split(","))
+
+
+@pytest.mark.parametrize("words", [["{}:Brightness"], ["ocr", "plugin={}:Brightness"]])
+def test_a_plug_in_is_not_served(words: list[str], write: Write, capsys: pytest.CaptureFixture[str]) -> None:
+    file = write(REWARD)
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(["serve-reward", *(word.format(file) for word in words), "--port", "0"])
+    assert f"{file}:Brightness is a plug-in, which every run computes itself" in capsys.readouterr().err

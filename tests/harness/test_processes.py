@@ -193,9 +193,10 @@ def test_two_processes_of_one_prompt_equal_one_process_of_two(runs: Runs) -> Non
     assert difference(ours["ledger"], theirs["ledger"]) <= 1e-6
 
 
-def test_every_rule_chooses_and_trains_in_two_processes_as_in_one(runs: Runs) -> None:
+def test_every_rule_and_plug_in_chooses_and_trains_in_two_processes_as_in_one(runs: Runs) -> None:
     alone = every_rule()
-    assert len(alone) == len(RULES) - 3
+    assert len(alone) == len(RULES) - 3 + 1
+    assert len({rank for line in alone["plug-ins"] for rank in line["ranks"]}) == 2  # by the generator
     ours, theirs = (seen["rules"] for seen in runs.seen)
     assert difference(ours, json.loads(json.dumps(alone))) <= 1e-6
     assert difference(theirs, ours) == 0

@@ -72,8 +72,8 @@ def make_slots(runtime: RuntimeConfig, count: int | None, gpus: Sequence[str], c
         return [Slot(placement, threads)] * count
     if count * each > len(gpus):
         raise ConfigError(
-            f"{count} slots of {each} GPUs need {count * each}, but there are {len(gpus)}: lower --slots (of a sweep, "
-            "--workers) or runtime.processes"
+            f"{count} slots of {each} GPUs need {count * each}, but there are {len(gpus)}: lower --slots or "
+            "runtime.processes"
         )
     shares = [gpus[slot * each : (slot + 1) * each] for slot in range(count)]
     return [Slot(placement, threads | {"CUDA_VISIBLE_DEVICES": ",".join(share)}) for share in shares]

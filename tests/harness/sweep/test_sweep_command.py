@@ -90,7 +90,7 @@ def test_a_sweep_that_is_interrupted_in_the_middle_is_continued_by_the_same_comm
     rollout = {"candidates": 3, "group_size": 2, "branch_indices": [1]}
     settings |= {"evaluation": evaluation, "rollout": rollout}
     file = write_sweep(tmp_path, settings=settings, trials=1, seeds=[1000])
-    words = [sys.executable, "-m", "harness.cli", "sweep", str(file), "--name", own_name, "--workers", "2"]
+    words = [sys.executable, "-m", "harness.cli", "sweep", str(file), "--name", own_name, "--slots", "2"]
     words += ["--output", str(tmp_path / "out")]
     more_than_can_end = "500"
     folder = runs.RUNS / f"sweep-{own_name}"
