@@ -38,7 +38,7 @@ def test_every_claim_has_its_cells_and_seeds() -> None:
             shared = [seeds[family.experiment, side.cell(claim.methods[0])] for side in claim.comparisons[0]]
             assert len(set.intersection(*shared)) == pairs, sides
             claimed |= {(family.experiment, side.cell(claim.methods[0])) for side in claim.comparisons[0]}
-    assert claimed == set(seeds)
+    assert claimed == {cell for cell in seeds if cell[0] != "study-shuffled"}  # a check, without a claim
 
 
 def test_the_rule_finds_what_is_planted_and_little_else() -> None:
