@@ -9,7 +9,7 @@ PINS := $(shell cat requirements.lock pyproject.toml | { sha256sum || shasum -a 
 READY := .venv/.ready-$(PINS)
 
 .DEFAULT_GOAL := help
-.PHONY: own-venv reward-env check-reward-parity help setup reproduce-paper report figures shards study sweep gpu-check bench test test-newest-python faults test-slurm audit test-processors coverage lint typecheck dist docs notebook lock clean clean-venv
+.PHONY: own-venv reward-env check-reward-parity help setup reproduce-paper report figures shards study sweep gpu-check bench test test-newest-python faults test-slurm test-postgres audit test-processors coverage lint typecheck dist docs notebook lock clean clean-venv
 
 help:  ## list the targets
 	@grep -E '^[a-z -]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z -]+):.*## */\1\t/' | column -t -s "$$(printf '\t')"
@@ -91,18 +91,20 @@ test-newest-python: $(READY)  ## run the fast tests on the newest Python up to 3
 	    touch .venvs/newest/$(PINS); } && \
 	  OMP_NUM_THREADS=1 .venvs/newest/bin/python -m pytest -q -n 2 $(FAST)
 
-faults: $(READY)  ## kill everything at random moments, hours; then 2,000 bad requests and configurations and 500 files
-	@OMP_NUM_THREADS=1 $(BIN)/python -m tests.faults --output docs/faults-table.md
+faults: $(READY)  ## kill everything at random moments, hours; then 2,000 bad requests and configurations and 800 files
+	@OMP_NUM_THREADS=1 $(BIN)/python -m tests.faults --output docs/faults.md
 	@OMP_NUM_THREADS=1 ADAGRPO_FUZZ=1 $(BIN)/python -m pytest -q tests/harness/test_fuzz.py
 
-audit: $(READY)  ## compare pinned packages with known weaknesses, and list their licences; needs the network
+audit: $(READY)  ## compare pinned packages with known weaknesses (says so without a network); list their licences
 	@test -x .venvs/audit/bin/pip-audit || { $(PYTHON) -m venv .venvs/audit && \
-	  .venvs/audit/bin/python -m pip install -qq --disable-pip-version-check pip-audit pip-licenses; }
-	@.venvs/audit/bin/pip-audit -r requirements.lock --no-deps --disable-pip
-	@.venvs/audit/bin/pip-licenses --python $(BIN)/python --summary
+	  .venvs/audit/bin/python -m pip install -qq --disable-pip-version-check pip-audit; }
+	@$(BIN)/python -m tests.audit .venvs/audit/bin/pip-audit
 
-test-slurm: $(READY)  ## run a grid on a single-node Slurm of this machine, with a preempted job and a killed node daemon
+test-slurm: $(READY)  ## run a grid and a sweep on a single-node Slurm of this machine, with preempted jobs and a killed node
 	@$(BIN)/python -m tests.faults.slurm
+
+test-postgres: $(READY)  ## kill a sweep's worker whose study is on a PostgreSQL of this machine; skipped where there is none
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -rs tests/harness/sweep -k postgresql
 
 test-processors: $(READY)  ## compare with committed numbers as this processor and older ones compute them
 	@OMP_NUM_THREADS=1 $(BIN)/python -m tests.instruction_sets

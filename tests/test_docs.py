@@ -57,3 +57,11 @@ def test_a_command_in_the_docs_is_one(command: str, capsys: pytest.CaptureFixtur
     elif words[0] in ("train", "launch"):
         overrides = [word for word in told["overrides"] if not word.startswith("prompts.")]
         compose(told["profile"] or "miniature", told["method"], overrides=overrides)
+
+
+def test_every_pinned_package_is_listed_with_a_licence() -> None:
+    from tests.audit import HEAD, PAGE, pinned
+
+    table = PAGE.read_text(encoding="utf-8").partition(HEAD)[2]
+    listed = [name for line in table.splitlines() for name in line.split("|")[2].strip().split(", ")]
+    assert sorted(listed) == sorted(pinned())

@@ -2,6 +2,7 @@
 
 import os
 import socket
+import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -18,9 +19,10 @@ if TYPE_CHECKING:
     import optuna
 
     from analysis.sweep.tables import SweepStudy
+    from harness.experiments.jobs.launchers import Resources
     from harness.experiments.sweep.definition import Sweep
 
-_OPTIONS = {"run": ("slots", "trials", "hours"), "show": (), "confirm": ("top", "seeds", "slots")}
+_OPTIONS = {"run": ("slots", "trials", "hours", "on"), "show": (), "confirm": ("top", "seeds", "slots")}
 """What each form takes beside the sweep, --name, --storage, --output and overrides."""
 
 
@@ -33,6 +35,9 @@ def sweep(
     name: Annotated[str | None, "of the study (default: the file's name)"] = None,
     storage: Annotated[str | None, "database, a URL (default: $ADAGRPO_STORAGE, or a SQLite file)"] = None,
     output: Annotated[Path | None, "folder for tables, figures and page (default: results/reports/...)"] = None,
+    on: Annotated[
+        str | None, "to execute: hand each worker to what a file in experiments/clusters/ names, and end"
+    ] = None,
     trials: Annotated[int | None, "to execute: how many the study is to have (default: the file's)", 1] = None,
     hours: Annotated[float | None, "to execute: begin no trial after them (default: the file's)", 1e-06] = None,
     top: Annotated[int | None, "to confirm: how many of the best (default: 3)", 1] = None,
@@ -49,15 +54,19 @@ def sweep(
     form, words = (overrides[0], overrides[1:]) if overrides[0] in _OPTIONS else ("run", overrides)
     if not words:
         raise ConfigError(f"adagrpo sweep {form}: name a sweep, a file in experiments/sweeps/")
-    given = {"trials": trials, "hours": hours, "top": top, "seeds": seeds, "slots": slots}
+    given = {"trials": trials, "hours": hours, "on": on, "top": top, "seeds": seeds, "slots": slots}
     for option, value in given.items():
         if value is not None and option not in _OPTIONS[form]:
             raise ConfigError(f"--{option}: not an option of adagrpo sweep {'' if form == 'run' else form}".rstrip())
 
     from harness.experiments.grid import parse_seeds
+    from harness.experiments.jobs.launchers import read_resources
     from harness.experiments.sweep.definition import load_sweep
 
+    resources = None if on is None else read_resources(on)
     loaded = load_sweep(words[0], name, words[1:], trials)
+    if resources is not None and max(resources.machines, loaded.base.runtime.machines) > 1:
+        raise ConfigError("--on: a sweep's worker is on one machine: set machines to 1, and --slots to more")
     folder = output or WORK / "results" / "reports" / loaded.experiment
     fresh = parse_seeds(seeds or "0-9")
 
@@ -73,6 +82,8 @@ def sweep(
         failed: Mapping[str, str] = {}
         if form == "run":
             study = open_study(loaded, opened, _identity(loaded))
+            if resources is not None:
+                return _hand_over(loaded, url, slots or 1, hours, folder, resources)
             failed = _execute(loaded, study, url, slots or 1, limit)
         else:
             study = find_study(loaded, opened, _identity(loaded) if form == "confirm" else None)
@@ -87,9 +98,14 @@ def sweep(
 
 def _storage_url(sweep: "Sweep", storage: str | None, begin: bool) -> str:
     """The studies' database; a SQLite file in the sweep's folder where none is named."""
+    from harness.experiments.sweep.study import HIDDEN
     from harness.runs.directory import RUNS
 
     if given := storage or os.environ.get(STORAGE_VARIABLE):
+        if f":{HIDDEN}@" in given:  # as a job is given it, and as it is shown
+            given = os.environ.get(STORAGE_VARIABLE, "")
+            if not given or HIDDEN in given:
+                raise ConfigError(f"--storage {storage}: its password is to come in {STORAGE_VARIABLE}, all of the URL")
         # Workers have another working directory.
         file = given.removeprefix("sqlite:///")
         return f"sqlite:///{Path(file).absolute()}" if file != given else given
@@ -139,6 +155,24 @@ def _execute(sweep: "Sweep", study: "optuna.Study", url: str, count: int, hours:
         ]
         standings = lambda: [f"{SweepStudy(study).num_finished} trials are finished"]  # noqa: E731
         return run_jobs(jobs, slots, folder, say, standings=standings).failed
+
+
+def _hand_over(
+    sweep: "Sweep", url: str, workers: int, hours: float | None, output: Path, resources: "Resources"
+) -> int:
+    """Hand workers to a launcher, each a command of its own; a password goes with the environment alone."""
+    from harness.experiments.jobs.launchers import Task, hand_over
+    from harness.experiments.sweep.study import shown_url
+    from harness.runs.directory import RUNS
+
+    os.environ[STORAGE_VARIABLE] = url
+    options = {"name": sweep.name, "storage": shown_url(url), "output": output.resolve(), "slots": 1}
+    options |= {name: value for name, value in (("trials", sweep.file.trials), ("hours", hours)) if value is not None}
+    words = [str(word) for name, value in options.items() for word in (f"--{name}", value)]
+    command = [sys.executable, "-m", "harness.cli", "sweep", str(sweep.path.resolve()), *words, *sweep.overrides]
+    folder = RUNS / sweep.experiment
+    tasks = [Task(folder / f"worker-{index}", command, sweep.base.runtime.machines) for index in range(workers)]
+    return hand_over(tasks, resources, say, f"{workers} workers")
 
 
 def _confirm(

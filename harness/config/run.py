@@ -95,6 +95,8 @@ class RuntimeConfig(Section):
     gradients and optimiser state (fsdp2). The numbers are the same up to rounding."""
     timeout_seconds: Seconds = 1800.0
     """Longest wait of a process for the others, wherever all meet."""
+    silent_seconds: Seconds = 21600.0
+    """Longest time in which a run of a grid may write nothing; then its worker is killed, and it is tried again."""
     checkpoint_interval: Count = 25
     """Iterations between two checkpoints: what a kill loses at most."""
     checkpoints_kept: Count = 2

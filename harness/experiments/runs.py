@@ -3,18 +3,25 @@
 import gc
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import IO
 
 from harness.config import ConfigError, dump
 from harness.experiments.jobs.job import Job, State
-from harness.experiments.jobs.launchers import hand_over, queued, read_resources
+from harness.experiments.jobs.launchers import Task, hand_over, read_resources, run_command
 from harness.experiments.jobs.runner import Outcome, Say, run_jobs
 from harness.experiments.status import latest_validation, standings
-from harness.foundation.files import write_atomically
+from harness.foundation.errors import FileError
+from harness.foundation.files import is_full, wait_for_space, write_atomically
+from harness.foundation.records import LOGS
+from harness.runs import checkpoints
 from harness.runs.directory import RunDirectory
 from harness.runs.identity import changes_of, note_on_code
+
+_SPARE = 16 * 2**20
+"""Bytes that a run may write beside its checkpoints until the next one, and more."""
 
 
 class RunJob(Job):
@@ -45,6 +52,10 @@ class RunJob(Job):
     def is_locked(self) -> bool:
         """Whether a process is training it."""
         return self.run.is_locked()
+
+    def traces(self) -> Sequence[Path]:
+        """Of training and evaluations."""
+        return [self.log, *(self.run.folder / name for name in LOGS)]
 
     def begin(self) -> None:
         """Note that it is running, and forget what an earlier attempt has noted."""
@@ -115,27 +126,19 @@ def hand_over_all(runs: Sequence[RunDirectory], cluster: str, say: Say) -> int:
     Raises:
         ConfigError: there is no such file or launcher, or it refuses.
     """
-    resources, waiting = read_resources(cluster), queued(run.folder for run in runs)
-    needs: dict[tuple[int, int], list[Path]] = {}
+    resources, tasks = read_resources(cluster), list[Task]()
     for run in dict.fromkeys(runs):
-        if run.status()["state"] == "finished" or run.is_locked():
-            continue
-        if run.folder in waiting:
-            say(f"{run.run_id}: in the queue as {waiting[run.folder]}")
-            continue
-        RunJob(run).reset()
-        runtime = run.config.runtime
-        needs.setdefault((runtime.machines, runtime.processes), []).append(run.folder)
-    handed = [(hand_over(folders, resources, *need), folders) for need, folders in needs.items()]
-    count = sum(len(folders) for _, folders in handed)
-    jobs = [handle for handles, _ in handed for handle in handles]
-    say(f"{count} of {len(runs)} runs handed over ({resources.launcher}), {len(jobs)} jobs; see  adagrpo status")
-    codes = [handle.wait() for handle in jobs]
-    return 1 if any(codes) else 0
+        if run.status()["state"] != "finished" and not run.is_locked():
+            runtime = run.config.runtime
+            command = run_command(run.folder, runtime.processes)
+            tasks.append(Task(run.folder, command, runtime.machines, RunJob(run).reset))
+    return hand_over(tasks, resources, say, f"{len(runs)} runs")
 
 
 def _train(folder: Path) -> None:
-    """Train a run; where memory does not suffice for an update, with half as many samples at a time, down to one."""
+    """Train a run: where memory does not suffice for an update, with half as many samples at a time, down to one; where
+    the disk is full, from its checkpoint when there is space for two more and what else it may write.
+    """
     run = RunDirectory(folder)
     with run.failure_noted():
         from torch import OutOfMemoryError
@@ -143,13 +146,26 @@ def _train(folder: Path) -> None:
         while True:
             try:
                 _execute(run)
-            except OutOfMemoryError as error:
+            except OutOfMemoryError:
                 count = _halved(run)
                 if count is None:
-                    raise OutOfMemoryError(f"also with one sample at a time: {error}") from None
+                    raise
                 print(f"out of memory: tried again with model.execution.max_train_batch={count}", flush=True)
+            except FileError as error:
+                if not is_full(error):
+                    raise
+                print(f"{error}; waits for it", flush=True)
+                _note_waiting(run, str(error))
+                wait_for_space(run.folder, _SPARE + 2 * checkpoints.size_of_newest(run.checkpoints))
             else:
                 return
+
+
+def _note_waiting(run: RunDirectory, reason: str) -> None:
+    """For who asks for the status, if it can be written."""
+    status = run.status()
+    with suppress(FileError):
+        run.set_status("running", status["iteration"], status["iterations"], f"{reason}; waits for it")
 
 
 def _execute(run: RunDirectory) -> None:

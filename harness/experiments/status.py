@@ -11,7 +11,7 @@ from typing import Any
 from analysis.runs.recorded import name_files, name_repeats
 from harness.config import ConfigError, RunConfig
 from harness.config.cells import cell_names
-from harness.experiments.jobs.launchers import queued
+from harness.experiments.jobs.launchers import JOB, queued
 from harness.experiments.jobs.runner import launches_at_work
 from harness.foundation.records import BROKEN, read_lines
 from harness.runs.directory import RunDirectory
@@ -90,7 +90,8 @@ def status_lines(root: Path) -> list[str]:
         states = {run: state_of(run) for run in runs}
         counts = ", ".join(f"{n} {state}" for state, n in sorted(Counter(states.values()).items()))
         lines += [*([""] if lines else []), f"{experiment}: {len(runs)} runs, {counts}"]
-        in_queue = queued(run.folder for run in runs)
+        # Also a sweep's workers, which are no runs.
+        in_queue = queued(sorted(path.parent for path in runs[0].folder.parent.glob(f"*/{JOB}")))
         lines += [f"  in the queue: {folder.name}  {job}" for folder, job in in_queue.items()]
         damages: dict[str, str] = {}
         ranked = standings(runs, damages)

@@ -5,7 +5,10 @@ import fcntl
 import hashlib
 import os
 import secrets
+import shutil
 import sys
+import tempfile
+import time
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -15,10 +18,13 @@ from pathlib import Path
 from typing import IO, BinaryIO
 
 from harness.foundation.errors import ConfigError, FileError
+from harness.foundation.leases import lease
 
 PARTIAL = ".partial"
 """How the name ends of a file that is being written; a killed process leaves one."""
 
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+SPACE_POLL_SECONDS = 10.0
 _WITHOUT_LOCKS = {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL, errno.EIO}
 """What ``flock`` answers on network and FUSE file systems that have no locks."""
 
@@ -129,8 +135,34 @@ def system_error_in(error: BaseException | None) -> OSError | None:
     return error
 
 
+def is_full(error: BaseException) -> bool:
+    """Whether an exception comes from a disk, or a quota, that has no space left."""
+    system = system_error_in(error)
+    return system is not None and system.errno in _FULL
+
+
+def has_space(folder: Path, size: int) -> bool:
+    """Whether so many bytes can be written there; it is tried, since a quota may leave less than the disk has."""
+    try:
+        with tempfile.TemporaryFile(dir=folder) as trial:
+            os.posix_fallocate(trial.fileno(), 0, size)
+    except AttributeError:  # macOS has no such call
+        return shutil.disk_usage(folder).free > size
+    except OSError as error:
+        if error.errno in _FULL:
+            return False
+        raise FileError(f"{folder}: cannot be written: {reason_of(error)}; {_remedy(error)}") from None
+    return True
+
+
+def wait_for_space(folder: Path, size: int) -> None:
+    """Wait until so many bytes can be written there."""
+    while not has_space(folder, size):
+        time.sleep(SPACE_POLL_SECONDS)
+
+
 def _remedy(error: OSError) -> str:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if error.errno in _FULL:
         return "free some space and give the same command again"
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return "make its folder writable or choose another one"
@@ -143,7 +175,7 @@ def _remedy(error: OSError) -> str:
 def lock(path: Path, wait: bool = False, shared: bool = False) -> IO[bytes] | None:
     """Hold a file's lock as long as the returned stream is open; None if another process holds it.
 
-    Where the file system has no locks nothing is held, which is said once.
+    Where the file system has no locks a lease is held instead, which is said once, see ``leases``.
 
     Args:
         path: made if missing, unless the lock is a shared one.
@@ -156,8 +188,9 @@ def lock(path: Path, wait: bool = False, shared: bool = False) -> IO[bytes] | No
         fcntl.flock(stream, flags)
     except OSError as error:
         if error.errno in _WITHOUT_LOCKS:
-            _say_once(f"{path}: its file system has no locks ({reason_of(error)}); run no two commands on it at a time")
-            return stream
+            stream.close()
+            _say_once(f"{path.parent}: its file system has no locks ({reason_of(error)}); leases are kept instead")
+            return lease(path, wait, shared)
         stream.close()
         if not isinstance(error, BlockingIOError):
             raise

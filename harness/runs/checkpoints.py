@@ -37,6 +37,12 @@ def saved(checkpoints: Path) -> list[Path]:
     return [*found, former] if former.exists() else found
 
 
+def size_of_newest(checkpoints: Path) -> int:
+    """Bytes of the newest checkpoint; 0 before the first."""
+    found = saved(checkpoints)[:1]
+    return sum(path.stat().st_size for state in found for path in state.parent.rglob("*") if path.is_file())
+
+
 @contextmanager
 def completing(folder: Path, validation: float | None) -> Iterator[Path]:
     """Within: ``partial_of`` a checkpoint's folder is filled; at the end it is on the disk under its name, whole.

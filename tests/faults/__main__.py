@@ -8,6 +8,7 @@ run to its end. What it leaves must be the same, byte for byte: weights, picture
 import argparse
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -29,6 +30,7 @@ from harness.models.miniature import pretrain  # noqa: F401 - as above
 from harness.training import session  # noqa: F401 - as above
 from tests.faults.victims import KINDS, VICTIMS, outcome, prepared
 
+HEAD = "| fault | tries | lost | what the user sees after it |\n|---|---|---|---|\n"
 IN_A_ROW = 4
 _PATIENCE = 900.0
 
@@ -223,22 +225,32 @@ def kills(tries: int, folder: Path, draw: random.Random, only: str) -> Iterator[
         yield torture(name, few, folder / "sweep", draw, whole_group, "sweep", compare=study_of)
 
 
+def enter(page: Path, row: Row) -> None:
+    """Write a row into a page's table, in place of the one of the same fault, and count its kills again."""
+    text = page.read_text(encoding="utf-8")
+    start = text.index(HEAD) + len(HEAD)
+    end = text.index("\n\n", start) + 1
+    rows = {line.split("|")[1]: line for line in [*text[start:end].splitlines(), str(row)]}
+    text = text[:start] + "".join(f"{line}\n" for line in rows.values()) + text[end:]
+    total = sum(int(line.split("|")[2]) for line in rows.values())
+    page.write_text(re.sub(r"\d+ kills so far", f"{total} kills so far", text), encoding="utf-8")
+
+
 def main() -> int:
     """Entry point."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--tries", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", default="")
-    parser.add_argument("--output", type=Path, help="file for the table")
+    parser.add_argument("--output", type=Path, help="page whose table gets the rows")
     options = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="faults-"))
-    rows, lines = [], ["| fault | tries | lost | what the user sees after it |", "|---|---|---|---|"]
+    rows = []
     for row in kills(options.tries, folder, random.Random(options.seed), options.only):
         rows.append(row)
-        lines.append(str(row))
         print(row, flush=True)
         if options.output:
-            options.output.write_text("\n".join(lines) + "\n", encoding="utf-8")
+            enter(options.output, row)
     if any(row.lost for row in rows):
         print(f"what is left is in {folder}")
         return 1

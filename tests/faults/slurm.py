@@ -1,4 +1,4 @@
-"""``make test-slurm``: a grid on a single-node Slurm, with a preempted job and a killed node daemon.
+"""``make test-slurm``: a grid and a sweep on a single-node Slurm, with preempted jobs and a killed node daemon.
 
 Starts munged, slurmctld and slurmd of this machine, in a temporary folder, as root, and ends them. It needs Debian's
 slurm-wlm and munge, and submitit (``pip install submitit``, or the extra ``slurm``).
@@ -13,16 +13,18 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+import optuna
 
 from harness.config import ROOT
 from harness.experiments.jobs.launchers import JOB
 from harness.experiments.runs import hand_over_all
 from harness.experiments.status import status_lines
-from harness.runs.directory import RunDirectory
-from tests.faults.victims import KINDS, outcome, prepared
+from harness.runs.directory import RUNS, RunDirectory
+from tests.faults.victims import KINDS, TRIAL, outcome, prepared
 
 CONF = """ClusterName=dev
 SlurmctldHost={host}(127.0.0.1)
@@ -50,9 +52,18 @@ SlurmdTimeout=15
 MinJobAge=3600
 SchedulerParameters=batch_sched_delay=0,sched_interval=5,requeue_delay=5
 SlurmdParameters=config_overrides
-NodeName={host} NodeAddr=127.0.0.1 CPUs={cpus} RealMemory=8000 State=UNKNOWN
+NodeName={host} NodeAddr=127.0.0.1 CPUs=4 RealMemory=8000 State=UNKNOWN
 PartitionName=main Nodes={host} Default=YES MaxTime=INFINITE State=UP
 """
+
+
+DAEMONS: dict[str, subprocess.Popen[bytes]] = {}
+"""Those that this process has started, and ends."""
+
+
+def start(name: str, option: str, user: str | None = None) -> None:
+    DAEMONS[name] = subprocess.Popen([name, option], user=user, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    time.sleep(1)
 
 
 @contextmanager
@@ -61,35 +72,27 @@ def cluster(folder: Path) -> Iterator[None]:
     for name in ("state", "spool"):
         (folder / name).mkdir(parents=True)
     conf = folder / "slurm.conf"
-    conf.write_text(CONF.format(host=socket.gethostname(), folder=folder, cpus=os.cpu_count()), encoding="utf-8")
+    conf.write_text(CONF.format(host=socket.gethostname(), folder=folder), encoding="utf-8")
     os.environ["SLURM_CONF"] = str(conf)
-    own_munge = subprocess.run("munge -n | unmunge", shell=True, capture_output=True, check=False).returncode != 0
-    if own_munge:
+    if subprocess.run("munge -n | unmunge", shell=True, capture_output=True, check=False).returncode != 0:
         Path("/run/munge").mkdir(exist_ok=True)
         shutil.chown("/run/munge", "munge")
-        subprocess.run(["runuser", "-u", "munge", "--", "munged"], check=True)
-        time.sleep(1)
-    subprocess.run(["slurmctld"], check=True)
-    time.sleep(1)
-    subprocess.run(["slurmd"], check=True)
+        start("munged", "--foreground", user="munge")
     try:
+        start("slurmctld", "-D")
+        start("slurmd", "-D")
         until("the node is idle", lambda: "idle" in told("sinfo", "--noheader"), 60)
         yield
     finally:
         told("scancel", "--user", "root")
-        for name in ("slurmd", "slurmctld"):
-            end(folder / f"{name}.pid", signal.SIGTERM)
-        if own_munge:
-            end(Path("/run/munge/munged.pid"), signal.SIGTERM)
+        until("no job is left", lambda: not told("squeue", "--noheader"), 60)
+        for daemon in reversed(DAEMONS.values()):
+            daemon.terminate()
+            daemon.wait(60)
 
 
 def told(*command: str) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=False).stdout
-
-
-def end(pid: Path, number: signal.Signals) -> None:
-    if pid.exists():
-        os.kill(int(pid.read_text(encoding="utf-8")), number)
 
 
 def until(what: str, holds: Callable[[], bool], seconds: float) -> None:
@@ -105,6 +108,28 @@ def of(run: RunDirectory, iteration: int, state: str = "running") -> Callable[[]
     return lambda: run.status()["state"] == state and run.status()["iteration"] >= iteration
 
 
+def jobs_of(folders: Iterable[Path]) -> list[str]:
+    return [json.loads((folder / JOB).read_text(encoding="utf-8"))["job"] for folder in folders]
+
+
+def adagrpo(*words: str, shown: bool = True) -> None:
+    subprocess.run([sys.executable, "-m", "harness.cli", *words], cwd=ROOT, check=True,
+                   **({} if shown else {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}))  # fmt: skip
+
+
+def kill_node(words: Sequence[str]) -> None:
+    """Kill the node's daemon, its steps, and the processes that have one of some words in their command lines."""
+    DAEMONS["slurmd"].kill()
+    DAEMONS["slurmd"].wait()
+    steps = told("pgrep", "-x", "slurmstepd").split()
+    others = [process for word in words for process in told("pgrep", "-f", word).split()]
+    for process in [*steps, *others]:
+        with suppress(ProcessLookupError):
+            os.kill(int(process), signal.SIGKILL)
+    print(f"node daemon, {len(steps)} steps and {len(others)} processes killed with -9", flush=True)
+    time.sleep(5)
+
+
 def main() -> int:
     """Entry point."""
     folder = Path(tempfile.mkdtemp(prefix="slurm-"))
@@ -113,37 +138,52 @@ def main() -> int:
     resources.write_text("launcher: slurm\npartition: main\ntime: 30\ncpus: 1\narray: 2\n", encoding="utf-8")
     whole = prepared(folder / "whole", *settings)
     print("one run without Slurm, to compare with", flush=True)
-    subprocess.run([sys.executable, "-m", "harness.cli", "train", "--resume", str(whole.folder)], cwd=ROOT, check=True,
-                   stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # fmt: skip
-    with cluster(folder / "cluster"):
-        runs = [prepared(folder / "grid", *settings, f"seed={seed}") for seed in range(3)]
-        assert hand_over_all(runs, str(resources), print) == 0
-        assert hand_over_all(runs, str(resources), print) == 0  # hands nothing over twice
-        jobs = [json.loads((run.folder / JOB).read_text())["job"] for run in runs]
-        print(told("squeue", "--array"))
-        until("two runs train", lambda: of(runs[0], 4)() and of(runs[1], 4)(), 300)
-        print("\n".join(line for line in status_lines(folder / "grid") if "queue" in line))
-        # As when a job of higher priority takes the place: SIGTERM, and into the queue again.
-        print(told("scontrol", "requeue", jobs[0]), end="")
-        until("the preempted run has saved", of(runs[0], 4, "preempted"), 60)
-        reached = runs[0].status()["iteration"]
-        print(f"        {runs[0].status()['reason']}")
-        until("it trains again from there", of(runs[0], reached + 4), 400)
-        end(folder / "cluster/slurmd.pid", signal.SIGKILL)
-        steps = told("pgrep", "-x", "slurmstepd").split()
-        for process in steps:
-            os.kill(int(process), signal.SIGKILL)
-        for run in runs:
-            for process in told("pgrep", "-f", str(run.folder)).split():
-                os.kill(int(process), signal.SIGKILL)
-        print(f"node daemon and {len(steps)} steps killed with -9", flush=True)
-        time.sleep(5)
-        subprocess.run(["slurmd"], check=True)
-        until("all runs are finished", lambda: all(run.status()["state"] == "finished" for run in runs), 900)
-        print(told("squeue", "--array"))
-    same = outcome(whole.folder) == outcome(runs[0].folder)
+    adagrpo("train", "--resume", str(whole.folder), shown=False)
+    name, storage = folder.name, f"sqlite:///{folder}/study.db"
+    sweep = ["sweep", "experiments/sweeps/smoke.yaml", "--name", name, "--storage", storage, "--workers", "2"]
+    sweep += ["--trials", "6", "--output", str(folder / "report"), "--on", str(resources), *TRIAL]
+    workers = [RUNS / f"sweep-{name}" / f"worker-{number}" for number in range(2)]
+    try:
+        with cluster(folder / "cluster"):
+            runs = [prepared(folder / "grid", *settings, f"seed={seed}") for seed in range(3)]
+            for _ in range(2):  # the second time nothing is handed over
+                assert hand_over_all(runs, str(resources), print) == 0
+                adagrpo(*sweep)
+            jobs, searching = jobs_of(run.folder for run in runs), jobs_of(workers)
+            print(told("squeue", "--array"))
+            until("two runs train", lambda: of(runs[0], 4)() and of(runs[1], 4)(), 300)
+            until("two trials run", lambda: states(storage).count("RUNNING") == 2, 300)
+            print("\n".join(line for line in status_lines(folder / "grid") if "queue" in line))
+            # As when jobs of higher priority take the place: SIGTERM, and into the queue again.
+            print(told("scontrol", "requeue", jobs[0]) + told("scontrol", "requeue", searching[0]), end="")
+            until("the preempted run has saved", of(runs[0], 4, "preempted"), 60)
+            reached = runs[0].status()["iteration"]
+            print(f"        {runs[0].status()['reason']}")
+            # As when a job's time is nearly over.
+            told("scancel", "--signal", "USR2", jobs[1])
+            until("the run whose time is over has saved", of(runs[1], 4, "preempted"), 60)
+            until("the first trains again from there", of(runs[0], reached + 4), 400)
+            kill_node([*(str(run.folder) for run in runs), storage])
+            start("slurmd", "-D")
+            until("all runs are finished", lambda: all(run.status()["state"] == "finished" for run in runs), 900)
+            until("the sweep has its trials", lambda: settled(storage) == 6, 900)
+            until("no job is left", lambda: not told("squeue", "--noheader"), 300)
+    finally:
+        shutil.rmtree(RUNS / f"sweep-{name}", ignore_errors=True)
+    same = all(outcome(whole.folder) == outcome(run.folder) for run in runs[:1])
     print(f"weights and logs of the run that was preempted and killed are those of one without: {same}")
-    return 0 if same else 1
+    print(f"trials: {', '.join(sorted(states(storage)))}")
+    return 0 if same and states(storage).count("RUNNING") == 0 else 1
+
+
+def states(storage: str) -> list[str]:
+    """Of a sweep's trials; none before it is begun."""
+    studies = optuna.get_all_study_names(storage)
+    return [t.state.name for name in studies for t in optuna.load_study(study_name=name, storage=storage).get_trials()]
+
+
+def settled(storage: str) -> int:
+    return sum(state in ("COMPLETE", "PRUNED") for state in states(storage))
 
 
 if __name__ == "__main__":

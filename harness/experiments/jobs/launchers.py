@@ -4,6 +4,7 @@ A launcher is ``run(argv, resources) -> Handle``. A file in experiments/clusters
 ``adagrpo grid paper --on slurm``. Another scheduler's is ``launcher: path/to/file.py:run``: a plug-in, which is code.
 """
 
+import ctypes
 import getpass
 import json
 import os
@@ -15,7 +16,7 @@ import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from pydantic import Field
 
@@ -85,9 +86,16 @@ def launcher_of(resources: Resources) -> Launcher:
 
 
 def local(commands: Sequence[Sequence[str]], resources: Resources) -> list[Handle]:
-    """Processes of this machine, all at once."""
-    started = [subprocess.Popen(argv, env=process_environment(), cwd=ROOT) for argv in commands]
+    """Processes of this machine, all at once; they end with this one, however it does."""
+    started = [
+        subprocess.Popen(argv, env=process_environment(), cwd=ROOT, preexec_fn=_end_with_parent) for argv in commands
+    ]
     return [Handle(str(process.pid), process.wait) for process in started]
+
+
+def _end_with_parent() -> None:
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
 
 
 def printed(commands: Sequence[Sequence[str]], resources: Resources) -> list[Handle]:
@@ -140,6 +148,7 @@ class InJob:
 
     def __init__(self, machines: int) -> None:
         self.machines = machines
+        self._process: subprocess.Popen[bytes] | None = None
 
     def __call__(self, argv: list[str]) -> int:
         """Execute it; a preempted one is queued again."""
@@ -151,7 +160,11 @@ class InJob:
             argv = [*argv, *place]
         heard: list[int] = []
         signal.signal(signal.SIGTERM, lambda number, frame: heard.append(number))
-        code = subprocess.run(argv, cwd=ROOT, check=False).returncode
+        # The whole job hears SIGUSR2 when its time is nearly over; what is to be done then, ``checkpoint`` does.
+        before = signal.signal(signal.SIGUSR2, signal.SIG_IGN)
+        self._process = subprocess.Popen(argv, cwd=ROOT)
+        signal.signal(signal.SIGUSR2, before)
+        code = self._process.wait()
         # What Slurm ends itself it queues again itself, unless a user has cancelled it.
         if code == AGAIN and not heard:
             subprocess.run(["scontrol", "requeue", environment.job_id], check=False)
@@ -160,49 +173,86 @@ class InJob:
         return code
 
     def checkpoint(self, argv: list[str]) -> Any:
-        """What submitit submits again when a job's time is over: the same, which goes on from the run's checkpoint."""
+        """Have the command save, and say what submitit submits again when a job's time is over: the same."""
         import submitit
 
-        return submitit.helpers.DelayedSubmission(self, argv)
+        if self._process is not None:
+            self._process.terminate()
+            self._process.wait()
+        return submitit.helpers.DelayedSubmission(InJob(self.machines), argv)
 
 
 _LAUNCHERS: Mapping[str, Launcher] = {"local": local, "slurm": slurm, "print": printed}
 
 
-# --- runs -------------------------------------------------------------------------------------------------------------
+# --- what is handed over ----------------------------------------------------------------------------------------------
 
 
-def command_of(folders: Sequence[Path], machines: int, processes: int) -> list[str]:
-    """What executes runs: one by ``train`` or, in several processes, ``launch``; several side by side by a shell."""
-    verb = "train" if processes == 1 else "launch"
-    commands = [[sys.executable, "-m", "harness.cli", verb, "--resume", str(folder)] for folder in folders]
+class Task(NamedTuple):
+    """A command that is to be a job."""
+
+    folder: Path
+    """Gets the note of which job it is."""
+    argv: Sequence[str]
+    machines: int = 1
+    begin: Callable[[], object] = lambda: None
+    """Called before it is handed over."""
+
+
+def run_command(folder: Path, processes: int) -> list[str]:
+    """What executes a run: ``train`` or, in several processes, ``launch``."""
+    return [sys.executable, "-m", "harness.cli", "train" if processes == 1 else "launch", "--resume", str(folder)]
+
+
+def side_by_side(commands: Sequence[Sequence[str]]) -> Sequence[str]:
+    """One command for several, by a shell that hands SIGTERM on and waits for them to save; its code is that of the
+    last one that failed or was preempted.
+    """
     if len(commands) == 1:
         return commands[0]
-    if machines > 1:
-        raise ConfigError("pack: runs on several machines do not share a job; set it to 1")
     together = " ".join(f"{shlex.join(argv)} & jobs+=($!);" for argv in commands)
-    # The job's code is that of the last one that failed or was preempted.
-    script = f'jobs=(); code=0; {together} for job in "${{jobs[@]}}"; do wait $job || code=$?; done; exit $code'
+    # A signal ends a wait early.
+    wait = "wait $job; own=$?; if [ $heard ] && [ $own = 143 ]; then heard=; wait $job; own=$?; fi"
+    script = (
+        f"jobs=(); code=0; heard=; trap 'heard=1; kill \"${{jobs[@]}}\"' TERM; {together} "
+        f'for job in "${{jobs[@]}}"; do {wait}; [ $own = 0 ] || code=$own; done; exit $code'
+    )
     return ["bash", "-c", script]
 
 
-def hand_over(folders: Sequence[Path], resources: Resources, machines: int, processes: int) -> list[Handle]:
-    """Hand prepared runs to a launcher, and note in each of them to which job.
+def hand_over(tasks: Sequence[Task], resources: Resources, say: Callable[[str], object], of: str) -> int:
+    """Hand to a launcher what is in no queue yet; the exit code: 1 if a local job failed.
 
     Args:
-        folders: of runs that are not finished.
+        tasks: what is left to be done.
         resources: of a job.
-        machines: that a run needs.
-        processes: that a run has, over all machines.
+        say: receives a line each.
+        of: what there is in all, as in "3 runs".
     """
-    resources = resources.model_copy(update={"machines": max(machines, resources.machines)})
-    packs = [folders[start : start + resources.pack] for start in range(0, len(folders), resources.pack)]
-    commands = [command_of(pack, resources.machines, processes) for pack in packs]
-    handles = list(launcher_of(resources)(commands, resources))
+    waiting = queued(task.folder for task in tasks)
+    for folder, job in waiting.items():
+        say(f"{folder.name}: in the queue as {job}")
+    left = [task for task in tasks if task.folder not in waiting]
+    handles: list[Handle] = []
+    for machines in dict.fromkeys(max(task.machines, resources.machines) for task in left):
+        same = [task for task in left if max(task.machines, resources.machines) == machines]
+        handles += _as_jobs(same, resources.model_copy(update={"machines": machines}))
+    say(f"{len(left)} of {of} handed over ({resources.launcher}), {len(handles)} jobs; see  adagrpo status")
+    codes = [handle.wait() for handle in handles]
+    return 1 if any(codes) else 0
+
+
+def _as_jobs(tasks: Sequence[Task], resources: Resources) -> Sequence[Handle]:
+    if resources.pack > 1 and resources.machines > 1:
+        raise ConfigError("pack: runs on several machines do not share a job; set it to 1")
+    packs = [tasks[start : start + resources.pack] for start in range(0, len(tasks), resources.pack)]
+    for task in tasks:
+        task.begin()
+    handles = launcher_of(resources)([side_by_side([task.argv for task in pack]) for pack in packs], resources)
     for pack, handle in zip(packs, handles, strict=True):
-        for folder in pack:
+        for task in pack:
             note = {"launcher": resources.launcher, "job": handle.name}
-            write_atomically(folder / JOB, json.dumps(note) + "\n")
+            write_atomically(task.folder / JOB, json.dumps(note) + "\n")
     return handles
 
 

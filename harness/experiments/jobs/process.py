@@ -15,8 +15,9 @@ from harness.foundation.places import process_environment
 QUEUE_NAME = "queue"
 _SIGNAL = re.compile(r"(?:died with <Signals\.|\bSignal \d+ \()(SIG\w+)")
 _EXCEPTION = re.compile(r"^(?:\[rank\d+\]: ?)?((?!subprocess)[\w.]+(?:Error|Exception): \S.*)$", re.MULTILINE)
-_PATIENCE_SECONDS = 40.0
+PATIENCE_SECONDS = 40.0
 """For a worker that was told to end. torchrun gives its own children 30."""
+_KERNEL_COUNTS = Path("/proc/vmstat")
 
 
 def command(placement: Placement, arguments: Sequence[str]) -> list[str]:
@@ -41,7 +42,9 @@ class WorkerProcess:
         self._slot = slot
         self._queue = folder / QUEUE_NAME
         self._current = folder / f"{name}.job"
-        self._log_start = self._code = 0
+        self._log_start = self._code = self._out_of_memory = 0
+        self.verdict = ""
+        """Why its launcher has killed it, if it has."""
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -60,6 +63,7 @@ class WorkerProcess:
     def start(self) -> None:
         """Start a new process. It ends when this one does, however that ends: this one holds its standard input."""
         self._current.unlink(missing_ok=True)
+        self.verdict, self._out_of_memory = "", _kills_for_memory()
         arguments = [str(self._queue), str(self._current)]
         with self.log.open("ab") as log:
             self._log_start = log.tell()
@@ -86,8 +90,11 @@ class WorkerProcess:
         Of several processes it is accelerate's or torchrun's: its exit code says nothing about the workers below it.
         """
         text = self.log.read_bytes()[self._log_start :].decode(errors="replace")
-        causes = [signal.Signals(-self._code).name] if self._code < 0 else []
+        causes = [self.verdict] if self.verdict else []
+        causes += [signal.Signals(-self._code).name] if self._code < 0 else []
         causes += [found[-1] for pattern in (_SIGNAL, _EXCEPTION) if (found := pattern.findall(text))]
+        if causes[:1] == ["SIGKILL"] and _kills_for_memory() > self._out_of_memory:
+            causes = ["killed for want of memory (take fewer --slots)"]
         return f"{(causes or ['no reason given'])[0]} (log: {self.log})"
 
     def tell_to_end(self, number: signal.Signals = signal.SIGTERM) -> None:
@@ -100,10 +107,19 @@ class WorkerProcess:
         if self._process is None:
             return
         try:
-            self._process.wait(_PATIENCE_SECONDS)
+            self._process.wait(PATIENCE_SECONDS)
         except subprocess.TimeoutExpired:
             self.tell_to_end(signal.SIGKILL)
             self._process.wait()
         assert self._process.stdin is not None
         self._process.stdin.close()
         self._process = None
+
+
+def _kills_for_memory() -> int:
+    """How many processes Linux has killed since it was started because memory was used up."""
+    try:
+        lines = _KERNEL_COUNTS.read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return 0
+    return sum(int(line.split()[1]) for line in lines if line.startswith("oom_kill "))

@@ -3,6 +3,7 @@
 import os
 import pickle
 import shutil
+import signal
 import socket
 import time
 from collections import Counter
@@ -16,7 +17,7 @@ from harness.experiments.jobs.job import Job, give_up, reset
 from harness.experiments.jobs.process import QUEUE_NAME, WorkerProcess
 from harness.experiments.jobs.progress import Progress
 from harness.experiments.jobs.slots import Slot, local_slots
-from harness.foundation.files import lock, write_atomically
+from harness.foundation.files import has_space, lock, write_atomically
 
 MAX_ATTEMPTS = 3
 """How often a job is begun in one launch, if its worker dies in the middle of it each time."""
@@ -26,8 +27,13 @@ _POLL_SECONDS = 0.5
 _QUIET_SECONDS = 15.0
 """Longest time without a line of progress: models are loaded at first, and the untrained one is measured."""
 _STANDINGS_SECONDS = 300.0
+_REST_SECONDS = 4.0
+"""How long a slot is left alone after its worker died; twice as long after each further death."""
 _MAX_FALSE_STARTS = 3
 """How often in a row a slot's worker may die before it has claimed a job."""
+
+_SPACE = 2**20
+"""Bytes that a worker writes until it is at work, and more."""
 
 Say = Callable[[str], None]
 
@@ -126,6 +132,8 @@ class _Launch:
         self.workers = [WorkerProcess(slot, self.folder, f"worker-{index}") for index, slot in enumerate(self.slots)]
         self.false_starts: Counter[WorkerProcess] = Counter()
         self.deaths: Counter[str] = Counter()
+        self.rests: dict[WorkerProcess, float] = {}
+        self.heard: dict[WorkerProcess, tuple[object, float]] = {}
         self.last_seen, self.said_time, self.standings_time = "", 0.0, time.monotonic()
         if self.progress.running:
             self.say(f"{self.progress.running} are at work under another command; this one waits for them")
@@ -156,6 +164,7 @@ class _Launch:
 
     def _step(self) -> None:
         for worker in self.workers:
+            self._end_if_silent(worker)
             self._bury(worker)
         # Counted before the jobs are looked at: one that is claimed in between must not look unserved.
         starting = sum(worker.is_running and worker.job_id is None for worker in self.workers)
@@ -165,7 +174,11 @@ class _Launch:
         if not usable:
             give_up(self.progress.unsettled, f"no worker could start: {self.workers[-1].death_reason()}")
             return
-        free = [worker for worker in usable if not worker.is_running]
+        now = time.monotonic()
+        free = [worker for worker in usable if not worker.is_running and self.rests.get(worker, 0.0) <= now]
+        if free and not has_space(self.folder, _SPACE):
+            self._say_full()
+            free = []
         for worker in free[: max(0, self.progress.waiting - starting)]:
             worker.start()
         self._report()
@@ -175,10 +188,12 @@ class _Launch:
         code = worker.ended()
         if code is None:
             return
+        self.heard.pop(worker, None)
         if code == 0 or worker.job_id is not None:
             del self.false_starts[worker]
         else:
             self.false_starts[worker] += 1
+            self._rest(worker, self.false_starts[worker])
             self.say(f"a worker could not start: {worker.death_reason()}")
         if code == 0:
             return
@@ -187,8 +202,27 @@ class _Launch:
                 cause = worker.death_reason()
                 self.say(f"the worker at {job.id} died: {cause}")
                 self.deaths[job.id] += 1
+                self._rest(worker, self.deaths[job.id])
                 if self.deaths[job.id] >= MAX_ATTEMPTS:  # more, if another worker was quicker to claim it
                     give_up([job], f"its worker died in each of {MAX_ATTEMPTS} attempts: {cause}")
+
+    def _rest(self, worker: WorkerProcess, deaths: int) -> None:
+        self.rests[worker] = time.monotonic() + _REST_SECONDS * 2 ** (deaths - 1)
+
+    def _end_if_silent(self, worker: WorkerProcess) -> None:
+        """Kill a worker whose job has written nothing for too long, by this process's clock."""
+        for job in [job for job in self.progress.unsettled if job.id == worker.job_id and worker.is_running]:
+            mark = job.id, [path.stat().st_mtime_ns for path in job.traces() if path.exists()]
+            if self.heard.get(worker, ("", 0.0))[0] != mark:
+                self.heard[worker] = mark, time.monotonic()
+            elif time.monotonic() - self.heard[worker][1] > (most := job.config.runtime.silent_seconds):
+                worker.verdict = f"nothing written for runtime.silent_seconds={most:g}"
+                worker.tell_to_end(signal.SIGKILL)
+
+    def _say_full(self) -> None:
+        if time.monotonic() - self.said_time > _QUIET_SECONDS:
+            self.said_time = time.monotonic()
+            self.say(f"{self.experiment}: the disk is full; no worker is started until there is space")
 
     def _settle(self, job: Job) -> None:
         state = job.state()

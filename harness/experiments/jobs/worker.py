@@ -19,6 +19,7 @@ from typing import IO, TYPE_CHECKING
 
 from harness.config import RunConfig
 from harness.experiments.jobs.job import Job, claim_next
+from harness.experiments.jobs.process import PATIENCE_SECONDS
 from harness.foundation.output import never_failing
 
 if TYPE_CHECKING:
@@ -115,12 +116,16 @@ def _redirect(targets: dict[int, int]) -> None:
 
 
 def end_with_input() -> None:
-    """End this process, as SIGTERM does, when its standard input ends: the other end of a pipe is closed or dead."""
+    """End this process when its standard input ends, since the other end of a pipe is closed or dead: as SIGTERM does,
+    and by force if that is not heard.
+    """
 
     def watch() -> None:
         while os.read(0, 1):
             pass
         os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(PATIENCE_SECONDS)
+        os.kill(os.getpid(), signal.SIGKILL)
 
     threading.Thread(target=watch, daemon=True).start()
 

@@ -27,6 +27,8 @@ MAX_RETRIES = 3
 """How often a trial is tried again after its worker died or failed."""
 RETRY = RetryHeartbeatStaleTrialCallback(max_retry=MAX_RETRIES)
 """Puts a failed trial's point back into the queue."""
+HIDDEN = "***"
+"""What ``shown_url`` has in place of a password."""
 _IDENTITY = "model, prompt lists and rewards"
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import shlex
 import shutil
 import signal
 import sqlite3
@@ -71,6 +72,40 @@ def test_a_password_is_not_printed(
     said = capsys.readouterr()
     assert "optuna-dashboard 'postgresql://me:***@host/study'" in said.out
     assert "secret" not in said.out + said.err
+
+
+def test_workers_are_handed_over_and_a_password_goes_with_the_environment_alone(
+    tmp_path: Path, sqlite_url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], own_name: str
+) -> None:
+    """Each printed command is a worker; without the variable it says so, and makes no database."""
+    file = str(write_sweep(tmp_path, trials=3, seeds=[1000]))
+    monkeypatch.setattr(command, "_identity", lambda sweep: "identity")
+    url = "postgresql://me:secret@host/study"
+    with monkeypatch.context() as patch:
+        patch.setenv(STORAGE_VARIABLE, url)
+        patch.setattr(study_module, "open_storage", lambda url: open_storage(sqlite_url))
+        assert (
+            exit_code("sweep", file, "--name", own_name, "--on", "print", "--workers", "2", "fusion.enabled=true") == 0
+        )
+    said = capsys.readouterr().out
+    assert "secret" not in said
+    lines = [shlex.split(line) for line in said.splitlines() if "harness.cli" in line]
+    assert len(lines) == 2
+    assert "2 of 2 workers handed over (print), 2 jobs" in said
+    notes = {path.parent.name for path in (runs.RUNS / f"sweep-{own_name}").glob("*/job.json")}
+    assert notes == {"worker-0", "worker-1"}
+    words = lines[0][lines[0].index("sweep") :]
+    assert words[words.index("--workers") + 1] == "1"
+    monkeypatch.delenv(STORAGE_VARIABLE)
+    assert exit_code(*words) == 2
+    assert f"its password is to come in {STORAGE_VARIABLE}" in capsys.readouterr().err
+    # With it the command is a worker of the same study, which has its trials already.
+    monkeypatch.setenv(STORAGE_VARIABLE, url)
+    monkeypatch.setattr(study_module, "open_storage", lambda given: open_storage(sqlite_url) if given == url else None)
+    sweep = load_sweep(file, own_name, ["fusion.enabled=true"])
+    work(sweep, open_storage(sqlite_url), execute, poll_seconds=0.1)
+    assert exit_code(*words) == 0
+    assert "3 of 3 trials are finished" in capsys.readouterr().out
 
 
 @pytest.fixture
