@@ -211,7 +211,8 @@ class _Launch:
 
     def _end_if_silent(self, worker: WorkerProcess) -> None:
         """Kill a worker whose job has written nothing for too long, by this process's clock."""
-        for job in [job for job in self.progress.unsettled if job.id == worker.job_id and worker.is_running]:
+        at = worker.job_id if worker.is_running else None
+        for job in [job for job in self.progress.unsettled if job.id == at]:
             mark = job.id, [path.stat().st_mtime_ns for path in job.traces() if path.exists()]
             if self.heard.get(worker, ("", 0.0))[0] != mark:
                 self.heard[worker] = mark, time.monotonic()
