@@ -68,7 +68,7 @@ def lease(path: Path, wait: bool = False, shared: bool = False) -> IO[bytes] | N
     """As ``files.lock``; with ``shared`` nothing is held, only looked whether another holds it."""
     while True:
         number = max(_numbers(path), default=0)
-        if not number or _is_free(_file(path, number)):
+        if not number or _is_free(path, number):
             if shared:
                 return io.BytesIO()
             with suppress(FileExistsError):
@@ -87,7 +87,8 @@ def _numbers(path: Path) -> list[int]:
     return [int(name.removeprefix(start)) for name in os.listdir(path.parent) if name.startswith(start)]
 
 
-def _is_free(file: Path) -> bool:
+def _is_free(path: Path, number: int) -> bool:
+    file = _file(path, number)
     try:
         with file.open("rb") as stream:
             words, touched = stream.read().decode().split(), os.fstat(stream.fileno()).st_mtime_ns
@@ -100,8 +101,11 @@ def _is_free(file: Path) -> bool:
     known, since = _seen.get(file, (None, 0.0))
     if known != touched:
         _seen[file] = touched, time.monotonic()
-        return False
-    return time.monotonic() - since > SILENT_SECONDS
+    elif time.monotonic() - since > SILENT_SECONDS:
+        # Made free for all, at the next look: others, such as a worker that has just begun, have not watched as long.
+        with suppress(OSError):
+            Lease(path, number + 1).close()
+    return False
 
 
 @cache

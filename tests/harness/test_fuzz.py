@@ -190,14 +190,14 @@ def progress(status: dict[str, Any]) -> Any:
 
 
 def logged(log: RunLog) -> Any:
-    return (log.config, log.numbers.to_pydict()) if log.state == "finished" else log.state
+    return (log.config, str(log.numbers.to_pydict())) if log.state == "finished" else log.state
 
 
 READERS: dict[str, Callable[[RunDirectory, Path], Any]] = {
     "checkpoints/iteration-0000001/state.pt": lambda run, path: weights(run),
     "checkpoints/iteration-0000001/manifest.json": lambda run, path: weights(run),
     FINAL: lambda run, path: [find_run_checkpoint(run.folder).label, read_lora(path)][:1],
-    "identity.json": lambda run, path: read_identity(run.folder) and None,  # it has no checksum
+    "identity.json": lambda run, path: [read_identity(run.folder), None][1],  # it has no checksum
     "status.json": lambda run, path: [status_lines(run.folder.parent)] and progress(run.status()),
     "metrics.jsonl": lambda run, path: logged(read_directory(run.folder)),
     "eval.jsonl": lambda run, path: logged(read_directory(run.folder)),
