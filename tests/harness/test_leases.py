@@ -8,12 +8,15 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
 import pytest
 
-from harness.config import ROOT
+from harness.config import ROOT, compose
+from harness.experiments.jobs.job import Job
+from harness.experiments.jobs.runner import run_jobs
 from harness.foundation import files, leases
 from harness.foundation.files import lock
 from harness.foundation.places import process_environment
@@ -23,7 +26,9 @@ import errno, fcntl, os, socket
 def flock(stream, flags):
     raise OSError(errno.ENOLCK, "No locks available")
 fcntl.flock = flock
-socket.gethostname = lambda: os.environ.get("ANOTHER_HOST", "here")
+socket.gethostname = lambda: os.environ["HOST"]
+from harness.foundation import leases
+leases.SILENT_SECONDS, leases.BEAT_SECONDS = 4.0, 0.5
 """
 
 
@@ -135,43 +140,35 @@ def test_a_process_that_was_stopped_while_another_took_its_lease_ends(tmp_path: 
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == leases.LOST
 
 
-def test_launchers_of_two_machines_share_a_folder_without_locks_and_one_takes_over_what_the_other_lost(
-    tmp_path: Path,
-) -> None:
-    (tmp_path / "shim").mkdir()
-    (tmp_path / "shim/sitecustomize.py").write_text(
-        SHIM + "from harness.foundation import leases\nleases.SILENT_SECONDS, leases.BEAT_SECONDS = 4.0, 0.5\n"
-    )
-    (tmp_path / "launcher.py").write_text(
-        "import sys\nfrom functools import partial\nfrom pathlib import Path\n"
-        "from harness.config import compose\nfrom harness.experiments.jobs.job import Job\n"
-        "from harness.experiments.jobs.runner import run_jobs\n"
-        "folder = Path(sys.argv[1])\nconfig = compose('smoke', overrides=['runtime.device=cpu'])\n"
-        "def job(name):\n"
-        "    code = f\"import time; open('{folder}/{name}.begun', 'a').write('x'); time.sleep({sys.argv[2]});\" \\\n"
-        "        f\"open('{folder}/{name}', 'w')\"\n"
-        "    return Job(id=name, call=partial(exec, code, {}), done=folder / name, log=folder / 'log', config=config)\n"
-        "sys.exit(len(run_jobs([job(name) for name in 'abcd'], 1, folder, print).failed))\n"
-    )
-    folder = tmp_path / "jobs"
-    environment = process_environment()
-    environment["PYTHONPATH"] = f"{tmp_path / 'shim'}:{ROOT}"
+def launch(folder: Path, seconds: str) -> int:
+    """A launcher of four jobs that take their time, one at a time; how many have failed."""
+    config = compose("smoke", overrides=["runtime.device=cpu"])
 
-    def launch(host: str, seconds: float) -> subprocess.Popen[str]:
-        command = [sys.executable, str(tmp_path / "launcher.py"), str(folder), str(seconds)]
-        return subprocess.Popen(command, env=environment | {"ANOTHER_HOST": host}, stdout=subprocess.PIPE, text=True,
-                                stderr=subprocess.STDOUT, start_new_session=True)  # fmt: skip
+    def job(name: str) -> Job:
+        code = f"import time; open('{folder}/{name}.begun', 'a').write('x'); time.sleep({seconds})"
+        call = partial(exec, f"{code}; open('{folder}/{name}', 'w')", {})
+        return Job(id=name, call=call, done=folder / name, log=folder / "log", config=config)
 
-    lost = launch("first", 600)
+    return len(run_jobs([job(name) for name in "abcd"], 1, folder, print).failed)
+
+
+def test_launchers_of_three_machines_share_a_folder_without_locks_and_take_over_what_one_lost(tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text(SHIM)
+    environment, folder = process_environment() | {"PYTHONPATH": f"{tmp_path}:{ROOT}"}, tmp_path / "jobs"
+    words = "import sys, pathlib; from tests.harness.test_leases import launch; sys.exit(launch(pathlib.Path("
+
+    def on(host: str, seconds: float) -> subprocess.Popen[str]:
+        command = [sys.executable, "-c", f"{words}{str(folder)!r}), '{seconds}'))"]
+        return subprocess.Popen(command, env=environment | {"HOST": host}, stdout=subprocess.PIPE, text=True, cwd=ROOT)
+
+    lost = on("first", 600)
     while not (folder / "a.begun").exists():
         time.sleep(0.05)
-    others = [launch("second", 0.2), launch("third", 0.2)]
-    time.sleep(1)
+    others = [on("second", 0.2), on("third", 0.2)]
     worker = int(subprocess.run(["pgrep", "-P", str(lost.pid)], capture_output=True, text=True, check=True).stdout)
     for process in (lost.pid, worker):  # the whole machine
         os.kill(process, signal.SIGKILL)
     said = [other.communicate(timeout=90)[0] for other in others]
     assert [other.returncode for other in others] == [0, 0], said
-    assert "4 of 4 finished" in said[0] or all((folder / name).exists() for name in "abcd")
-    counts = {name: len((folder / f"{name}.begun").read_text()) for name in "abcd"}
-    assert counts == {"a": 2, "b": 1, "c": 1, "d": 1}
+    assert {name: len((folder / f"{name}.begun").read_text()) for name in "abcd"} == {"a": 2, "b": 1, "c": 1, "d": 1}
+    assert all((folder / name).exists() for name in "abcd")
