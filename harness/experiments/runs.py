@@ -151,7 +151,7 @@ def _train(folder: Path) -> None:
                 if count is None:
                     raise
                 print(f"out of memory: tried again with model.execution.max_train_batch={count}", flush=True)
-            except FileError as error:
+            except Exception as error:
                 if not is_full(error):
                     raise
                 print(f"{error}; waits for it", flush=True)

@@ -138,7 +138,8 @@ def system_error_in(error: BaseException | None) -> OSError | None:
 def is_full(error: BaseException) -> bool:
     """Whether an exception comes from a disk, or a quota, that has no space left."""
     system = system_error_in(error)
-    return system is not None and system.errno in _FULL
+    # safetensors says it in Rust's words.
+    return f"os error {errno.ENOSPC}" in str(error) if system is None else system.errno in _FULL
 
 
 def has_space(folder: Path, size: int) -> bool:

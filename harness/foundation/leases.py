@@ -33,16 +33,18 @@ class Lease(io.BytesIO):
     def __init__(self, path: Path, number: int) -> None:
         self._file, self._path, self._number = _file(path, number), path, number
         self._process, self._ended = os.getpid(), threading.Event()
+        self._ended.set()  # until it is ours: what cannot be made gives nothing back
         handle = os.open(self._file, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
         os.write(handle, f"{_machine()} {self._process} {_started(self._process)}\n".encode())
         os.close(handle)
         # Those who looked before us saw older files, of which another may have made and removed some since.
         if max(_numbers(path)) > number:
-            self._file.unlink()
+            self._file.unlink(missing_ok=True)
             raise FileExistsError
         for old in _numbers(path):
             if old < number:
                 _file(path, old).unlink(missing_ok=True)
+        self._ended.clear()
         threading.Thread(target=self._beat, daemon=True).start()
 
     def close(self) -> None:

@@ -201,8 +201,10 @@ class RunDirectory:
         """
         import torch
 
-        with checkpoints.completing(checkpoints.folder_of(self.checkpoints, state["iteration"]), validation) as folder:
-            torch.save(dict(state), folder / checkpoints.STATE)
+        new = checkpoints.folder_of(self.checkpoints, state["iteration"])
+        # Through a stream of Python's, which says that a disk is full; torch's own says "unexpected pos".
+        with checkpoints.completing(new, validation) as folder, (folder / checkpoints.STATE).open("wb") as stream:
+            torch.save(dict(state), stream)
         checkpoints.prune(self.checkpoints, self.config.runtime.checkpoints_kept)
 
     def load_checkpoint(self, path: Path | None = None) -> dict[str, Any] | None:

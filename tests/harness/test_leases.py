@@ -119,7 +119,7 @@ def test_of_many_that_see_it_free_one_gets_it(tmp_path: Path) -> None:
                 os.close(go)
                 os.read(wait, 1)
                 held = lock(path)
-                time.sleep(1)
+                time.sleep(3)
                 os._exit(0 if held is None else 1)
         os.close(go)
         assert sum(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids) == 1

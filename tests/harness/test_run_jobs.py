@@ -172,4 +172,4 @@ def test_a_run_on_a_full_disk_says_so_waits_for_space_and_ends_as_without(
         assert numbers(run) == numbers(whole)
         assert "No space left on device; free some space" in capsys.readouterr().out
     finally:
-        subprocess.run(["umount", disk], check=True)
+        subprocess.run(["umount", "--lazy", disk], check=True)
