@@ -52,9 +52,9 @@ def prepared(folder: Path, *overrides: str, root: str = "runs") -> RunDirectory:
     )
 
 
-def train(folder: Path, kind: str) -> None:
+def train(folder: Path, kind: str, *overrides: str) -> None:
     """``adagrpo train``, or ``launch`` for several processes."""
-    run = prepared(folder, *KINDS[kind])
+    run = prepared(folder, *KINDS[kind], *overrides)
     if kind == "two processes":
         command = [sys.executable, "-m", "harness.cli", "launch", "--resume", str(run.folder)]
         sys.exit(subprocess.run(command, cwd=ROOT, check=False).returncode)
@@ -67,11 +67,11 @@ def train_remote(folder: Path, url: str) -> None:
     main(["train", "--resume", str(prepared(folder, *KINDS["plain"], *served).folder)])
 
 
-def grid(folder: Path, count: str = "3") -> None:
+def grid(folder: Path, count: str = "3", *overrides: str) -> None:
     """Three runs by two workers, as ``adagrpo grid`` does."""
     from harness.experiments.runs import run_all
 
-    runs = [prepared(folder, *KINDS["plain"], f"seed={seed}") for seed in range(int(count))]
+    runs = [prepared(folder, *KINDS["plain"], f"seed={seed}", *overrides) for seed in range(int(count))]
     sys.exit(1 if run_all(runs, 2, lambda line: print(line, flush=True)).failed else 0)
 
 
