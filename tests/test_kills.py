@@ -7,7 +7,6 @@ import pytest
 
 from tests.faults.__main__ import Kill, main_alone, torture, whole_group
 
-
 SHORT = ["iterations=3", "evaluation.interval=3", "evaluation.validation_prompts=2", "evaluation.gallery=0"]
 
 
