@@ -91,7 +91,8 @@ def gradients(folder: Path) -> None:
     oracle.RUNS = folder / "parts"
     size = ["--references", "4", "--prompts", "3", "--noises", "2", "--output", str(folder / "out")]
     small = ["reward={colour: 1}", "rollout={candidates: 2, group_size: 2, branch_indices: [1, 2]}"]
-    main(["oracle", "--profile", "miniature-luck", *size, *small, "evaluation.judges=[colour]", "model.execution={compile: never}"])
+    small += ["evaluation.judges=[colour]", "model.execution={compile: never}"]
+    main(["oracle", "--profile", "miniature-luck", *size, *small])
 
 
 def export(folder: Path, run: str) -> None:
