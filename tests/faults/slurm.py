@@ -140,7 +140,7 @@ def main() -> int:
     print("one run without Slurm, to compare with", flush=True)
     adagrpo("train", "--resume", str(whole.folder), shown=False)
     name, storage = folder.name, f"sqlite:///{folder}/study.db"
-    sweep = ["sweep", "experiments/sweeps/smoke.yaml", "--name", name, "--storage", storage, "--workers", "2"]
+    sweep = ["sweep", "experiments/sweeps/smoke.yaml", "--name", name, "--storage", storage, "--slots", "2"]
     sweep += ["--trials", "6", "--output", str(folder / "report"), "--on", str(resources), *TRIAL]
     workers = [RUNS / f"sweep-{name}" / f"worker-{number}" for number in range(2)]
     try:

@@ -84,9 +84,7 @@ def test_workers_are_handed_over_and_a_password_goes_with_the_environment_alone(
     with monkeypatch.context() as patch:
         patch.setenv(STORAGE_VARIABLE, url)
         patch.setattr(study_module, "open_storage", lambda url: open_storage(sqlite_url))
-        assert (
-            exit_code("sweep", file, "--name", own_name, "--on", "print", "--workers", "2", "fusion.enabled=true") == 0
-        )
+        assert exit_code("sweep", file, "--name", own_name, "--on", "print", "--slots", "2", "fusion.enabled=true") == 0
     said = capsys.readouterr().out
     assert "secret" not in said
     lines = [shlex.split(line) for line in said.splitlines() if "harness.cli" in line]
@@ -95,7 +93,7 @@ def test_workers_are_handed_over_and_a_password_goes_with_the_environment_alone(
     notes = {path.parent.name for path in (runs.RUNS / f"sweep-{own_name}").glob("*/job.json")}
     assert notes == {"worker-0", "worker-1"}
     words = lines[0][lines[0].index("sweep") :]
-    assert words[words.index("--workers") + 1] == "1"
+    assert words[words.index("--slots") + 1] == "1"
     monkeypatch.delenv(STORAGE_VARIABLE, raising=False)
     assert exit_code(*words) == 2
     assert f"its password is to come in {STORAGE_VARIABLE}" in capsys.readouterr().err
