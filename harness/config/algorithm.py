@@ -107,10 +107,12 @@ class RolloutConfig(Section):
 class ObjectiveConfig(Section):
     """The loss."""
 
-    kind: Literal["surrogate", "grpo_guard", "flow_dppo"] = "surrogate"
+    kind: Literal["surrogate", "grpo_guard", "flow_dppo", "awm", "nft"] = "surrogate"
     """What a sample's ratio is made of: log-probabilities; those without their bias to ratios below 1 (GRPO-Guard);
     log-probabilities, of samples that are not further than ``divergence_limit`` from the old policy and on their way
-    away from it (Flow-DPPO, which does not clip). The last two matter from the second update of a rollout on."""
+    away from it (Flow-DPPO, which does not clip). These two matter from the second update of a rollout on.
+    Or, of pictures that are noised anew: the flow-matching loss in place of the log-probability (AWM), or
+    DiffusionNFT's loss, which has no ratio. The method's kernel then matters for the rollout only."""
     divergence_limit: Positive = 1.0e-5
     """flow_dppo: of mean((mu - mu_old)^2) / (2 std^2), a mean over latents."""
     updates_per_iteration: Count = 1
@@ -134,6 +136,11 @@ class ObjectiveConfig(Section):
     combine: Literal["rewards", "advantages"] = "rewards"
     """Several rewards: local advantages of the weighted sum, or the weighted sum of each reward's local advantages.
     Selection, capability and global advantages are of the weighted sum either way."""
+
+    @property
+    def is_forward(self) -> bool:
+        """Whether the loss is of the forward process, see ``harness.training.forward_process``."""
+        return self.kind in ("awm", "nft")
 
     @property
     def is_on_policy(self) -> bool:

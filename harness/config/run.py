@@ -236,8 +236,8 @@ class RunConfig(Section):
             yield f"rollout.trained_share: {rollout.trained_share} leaves no step to train on"
         if objective.kind != "surrogate" and objective.old_log_prob != "recomputed":
             yield f"objective.kind: {objective.kind} needs the old policy's means: set old_log_prob=recomputed"
-        if objective.kind == "flow_dppo" and objective.clip_range is not None:
-            yield "objective.clip_range: flow_dppo does not clip ratios; set it to null"
+        if objective.kind in ("flow_dppo", "nft") and objective.clip_range is not None:
+            yield f"objective.clip_range: {objective.kind} does not clip ratios; set it to null"
         if objective.kind != "flow_dppo" and objective.divergence_limit != 1e-5:
             yield "objective.divergence_limit: is for objective.kind=flow_dppo"
         if objective.update_on == "steps" and rollout.trained_draw == "sample":

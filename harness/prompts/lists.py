@@ -159,8 +159,8 @@ def _is_json(text: str, kind: type | tuple[type, ...]) -> bool:
 # --- files ----------------------------------------------------------------------------------------------------------
 
 _SEPARATORS = {".csv": ",", ".tsv": "\t"}
-_OTHER_NAMES = ("caption", "text")
-"""Names of the prompt's column, where none is called prompt."""
+_NAMES, _OTHER_NAMES = ("prompt", "prompts"), ("caption", "text")
+"""Names of the prompt's column, and those that it has where none is called so."""
 
 
 def read_texts(file: Path, column: str | None = None) -> list[tuple[str, str]]:
@@ -169,8 +169,8 @@ def read_texts(file: Path, column: str | None = None) -> list[tuple[str, str]]:
     Args:
         file: by its suffix, in any case: ``.txt``, a prompt per line; ``.csv`` and ``.tsv``, a table with a header;
             ``.jsonl`` and ``.ndjson``, an object per line; ``.json``, a list of strings or of objects. UTF-8.
-        column: of a table, or key of an object, that has the prompt; None for ``prompt`` in any case or, if there is
-            none, the only one of ``caption`` and ``text``.
+        column: of a table, or key of an object, that has the prompt; None for ``prompt`` or ``prompts`` in any
+            case or, if there is none, the only one of ``caption`` and ``text``.
 
     Raises:
         ConfigError: the file is missing, not UTF-8, or not of its format; or it is not clear which column to take.
@@ -230,7 +230,7 @@ def _read_rows(content: str, separator: str, where: str) -> list[tuple[str, dict
 
 def _choose_column(names: Sequence[str], wanted: str | None, where: str) -> str:
     plain = [name.strip().lower() for name in names]
-    for choices in ([wanted.strip().lower()],) if wanted is not None else (["prompt"], _OTHER_NAMES):
+    for choices in ([wanted.strip().lower()],) if wanted is not None else (_NAMES, _OTHER_NAMES):
         found = [name for name, lowered in zip(names, plain, strict=True) if lowered in choices]
         if len(found) == 1:
             return found[0]

@@ -17,6 +17,7 @@ from harness.objective import centred_log_ratio, ratio_stats, stays_close, surro
 from harness.rollout import Rollout, TrainStep
 from harness.training.accounting import Counters
 from harness.training.engine import Engine
+from harness.training.forward_process import ForwardProcess, Matching, nft_loss
 from harness.training.steps import Batch, split_updates
 from harness.transitions import Kernel, Transition
 
@@ -48,7 +49,8 @@ class Learner:
     """
 
     def __init__(self, config: RunConfig, policy: Policy, kernel: Kernel, engine: Engine) -> None:
-        self.objective, self.policy, self.kernel, self.engine = config.objective, policy, kernel, engine
+        self.objective, self.policy, self.engine = config.objective, policy, engine
+        self.kernel = ForwardProcess() if config.objective.is_forward else kernel
         self.sigmas = policy.sigmas(config.model.num_steps)
         self.max_batch = config.model.execution.max_train_batch or config.model.max_batch
         # float16 ends at 6e-8 and at 65504. Every update begins with the largest scale: a resumed run has no other.
@@ -181,15 +183,19 @@ class Learner:
                 # The same arithmetic on both sides makes the ratio exactly 1; the rollout's differs in the last digits.
                 old_log_prob = log_prob.detach()
             advantage, clipped = term.advantage, dict[str, float]()
-            if objective.kind != "surrogate":
+            if objective.kind in ("grpo_guard", "flow_dppo"):
                 assert term.old is not None
                 log_prob, old_log_prob, advantage, clipped = self._compared(term, term.old, transition)
             loss, stats = surrogate_loss(log_prob, old_log_prob, advantage, objective.clip_range)
+            if objective.kind == "nft":
+                assert term.old is not None
+                assert isinstance(transition, Matching)
+                loss = nft_loss(transition, term.old, term.step.x_next, advantage, objective.advantage_clip)
             kl = loss.new_zeros(()) if reference is None else transition.kl(reference).mean()
             losses.append(loss + objective.kl_beta * kl)
             # By construction the ratio of an on-policy loss says nothing: what is logged is how far sampling was off.
             ratios = vars(from_rollout if objective.is_on_policy else stats) | clipped
-            if term.old is not None:
+            if term.old is not None and not objective.is_forward:
                 ratios = ratios | {f"rollout_{name}": vars(from_rollout)[name] for name in _RATIOS}
             for name, value in {"loss": losses[-1].item(), "kl": kl.item(), **ratios}.items():
                 logged[name].append(value)

@@ -16,7 +16,7 @@ from harness.models.pipelines.embedding import PromptEmbedding
 from harness.models.pipelines.policy import Policy
 from harness.prompts.lists import generator_for
 from harness.rewards import Reward
-from harness.rollout import Trajectory, anchor_branch, full_sde, in_batches, ode_trajectory
+from harness.rollout import Rollout, Trajectory, anchor_branch, full_sde, in_batches, ode_trajectory
 from harness.rules.plugins import kernel_of
 from harness.training.accounting import (
     Counters,
@@ -30,6 +30,7 @@ from harness.training.accounting import (
 )
 from harness.training.advantages import Advantages
 from harness.training.choosing import Choosing
+from harness.training.forward_process import noised_again
 from harness.training.learner import Learner
 from harness.training.observation import group_spreads, reduced
 from harness.training.processes import Processes
@@ -100,7 +101,8 @@ class Trainer:
             advantages = self.choosing.above_floor(slots, advantages)
             noted = self.choosing.record(self.iteration, slots)
             with self.watch.phase("update"):
-                logged = self.learner.update([slot.rollout for slot in slots], advantages, self.iteration, self.spent)
+                rollouts = [self._trained_on(slot) for slot in slots]
+                logged = self.learner.update(rollouts, advantages, self.iteration, self.spent)
             return {**self._record(slots, advantages, logged, self._group_spreads(slots)), **noted}
 
     def _draw(self, number: int) -> Slot:
@@ -143,6 +145,12 @@ class Trainer:
                 slot.rollout = anchor_branch(self.velocity, self.kernel, self._anchor(slot, text), *schedule)
         self.spent.sample_forwards += slot.rollout.sample_forwards
         slot.pending = self._start_scoring(slot.rollout.finals, [slot.prompt] * len(slot.rollout.finals))
+
+    def _trained_on(self, slot: Slot) -> Rollout:
+        if not self.config.objective.is_forward:
+            return slot.rollout
+        generator = generator_for(self.config.seed, self.iteration, slot.number, "forward process")
+        return noised_again(slot.rollout, self.sigmas, self.config.rollout.group_size, generator)
 
     def _anchor(self, slot: Slot, text: PromptEmbedding) -> Trajectory:
         """The chosen candidate's ODE path; sampled now, if choosing needed none."""

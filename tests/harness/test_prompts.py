@@ -44,6 +44,8 @@ def test_text_and_json_lists_hold_the_same_prompts_and_other_keys_are_kept_out(t
         "strings.json": json.dumps(prompts),
         "LIST.NDJSON": "".join(json.dumps({"Prompt": prompt, "text": "x"}) + "\r\n" for prompt in prompts),
         "list.CSV": '\ufeffid,Prompt\r\n1,a red fox\r\n\r\n2," a café,\r\none cup"\r\n',
+        "drawbench.csv": 'Prompts,Category\na red fox,Colors\n"a café, one cup",Counting\n',
+        "parti.tsv": "Prompt\tCategory\tNote\na red fox\tAnimals\t\na café, one cup\tFood\t\n",
         "list.tsv": "caption\tnote\na  red fox\t\na cafe\u0301, one cup\tx\n",
     }.items():
         assert read_prompts(written(tmp_path, name, content)).prompts == prompts
