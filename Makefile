@@ -9,7 +9,7 @@ PINS := $(shell cat requirements.lock pyproject.toml | { sha256sum || shasum -a 
 READY := .venv/.ready-$(PINS)
 
 .DEFAULT_GOAL := help
-.PHONY: own-venv reward-env check-reward-parity help setup reproduce-paper report figures shards study sweep gpu-check bench test test-newest-python faults test-slurm test-postgres audit test-processors coverage lint typecheck dist docs notebook lock clean clean-venv
+.PHONY: own-venv reward-env check-reward-parity help setup reproduce-paper report figures shards study sweep gpu-check bench test test-docs test-newest-python faults test-slurm test-postgres audit test-processors coverage lint typecheck dist docs notebook lock clean clean-venv
 
 help:  ## list the targets
 	@grep -E '^[a-z -]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z -]+):.*## */\1\t/' | column -t -s "$$(printf '\t')"
@@ -73,8 +73,14 @@ gpu-check: $(READY)  ## the first ten minutes on a GPU: numbers, memory, speed (
 bench: $(READY)  ## time an iteration against a plain loop; needs a quiet machine
 	@$(BIN)/python -m tests.benchmarks
 
+# They train: minutes of their own.
+DOCUMENTED := tests/harness/test_docs_commands.py tests/test_notebook.py
+
 test: $(READY)  ## run the tests
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 $(DOCUMENTED:%=--ignore=%)
+
+test-docs: $(READY)  ## execute the notebook, and the commands of README and docs that take no hours, GPU or weights
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 $(DOCUMENTED)
 
 # Names and places of interpreters, newest first; a shim of pyenv may be there and not work.
 PYTHONS := $(foreach v,3.14 3.13 3.12,python$(v) $(wildcard $(HOME)/.pyenv/versions/$(v).*/bin/python))
