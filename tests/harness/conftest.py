@@ -87,6 +87,14 @@ def compiled(uncompiled: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(policy_module, "compile_for_sampling", compile_for_sampling)
 
 
+LEVELS = {"quantile": "0.5", "fixed": "0.3", "anchored": "1", "replay": "0.5"}
+
+
+def selecting(rule: str) -> list[str]:
+    """Settings of a rule, with a level where it needs one."""
+    return [f"selection={rule}", *([f"choice.level={LEVELS[rule]}"] if rule in LEVELS else [])]
+
+
 def build_trainer(*overrides: str) -> Trainer:
     """A trainer in this process, of the profile miniature-luck."""
     torch.set_num_threads(1)

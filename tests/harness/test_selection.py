@@ -18,12 +18,11 @@ from harness.rules.ledger import Ledger, Ridge
 from harness.rules.selection import RULES, Candidates
 from harness.training.accounting import expected_cost
 from harness.training.engine import flat
-from tests.harness.conftest import build_trainer
+from tests.harness.conftest import build_trainer, selecting
 
 SMALL = ["rollout.candidates=3", "rollout.group_size=2", "rollout.branch_indices=[1]", "reward={colour: 1}"]
 DRAWN = {"random", "thompson", "replay", "skipping", "variance"}
 """Rules whose choice is a draw by place, which is nothing to a prompt either: candidates are drawn themselves."""
-LEVELS = {"quantile": "0.5", "fixed": "0.3", "anchored": "1", "replay": "0.5"}
 
 
 def tracker(*rewards: float) -> CapabilityTracker:
@@ -39,8 +38,7 @@ def candidates(rewards: list[list[float]], level: float = 0.0, **more: object) -
 
 
 def composed(rule: str, *overrides: str) -> RunConfig:
-    level = [f"choice.level={LEVELS[rule]}"] if rule in LEVELS else []
-    return compose("miniature-luck", overrides=[f"selection={rule}", *level, *overrides])
+    return compose("miniature-luck", overrides=[*selecting(rule), *overrides])
 
 
 # --- rules on samples
@@ -225,8 +223,7 @@ def test_every_rule_trains_at_the_cost_that_was_said_and_continues_as_if_it_had_
     monkeypatch.setattr(ledger_module, "COOLDOWN", 1)
     prompts = (ROOT / "experiments/prompts/many/train.txt").read_text().splitlines()[:8]
     (tmp_path / "few.txt").write_text("\n".join(prompts))
-    level = [f"choice.level={LEVELS[rule]}"] if rule in LEVELS else []
-    settings = [*SMALL, f"selection={rule}", *level, "choice.floor=0.3", "rollout.prompts_per_iteration=2"]
+    settings = [*SMALL, *selecting(rule), "choice.floor=0.3", "rollout.prompts_per_iteration=2"]
     settings += [f"prompts.train={tmp_path / 'few.txt'}", "model.num_steps=4"]
     whole, second = (build_trainer(*settings) for _ in range(2))
     metrics(whole, 2)

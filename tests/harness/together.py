@@ -12,6 +12,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from accelerate import Accelerator
 from torch.distributed.tensor import DTensor
@@ -25,12 +26,11 @@ from harness.training.learner import Learner
 from harness.training.processes import Processes
 from harness.training.session import Session
 from harness.training.trainer import Trainer
-from tests.harness.conftest import build_trainer
+from tests.harness.conftest import build_trainer, selecting
 
 UNLUCKY_ITERATION = 3
 PLUG_INS = Path(__file__).parents[1] / "data" / "plug_ins.py"
 OF_PLUG_INS = {"selection": "Either", "reward": "Contrast", "fusion.kind": "Lifted"}
-LEVELS = {"quantile": "0.5", "fixed": "0.3", "anchored": "1", "replay": "0.5"}
 RULE = [
     "rollout={candidates: 2, group_size: 2, prompts_per_iteration: 2, branch_indices: [1]}",
     "model={max_batch: 2, num_steps: 4, execution: {max_train_batch: 1, compile: never}}",
@@ -43,16 +43,17 @@ def every_rule() -> dict[str, list[dict[str, Any]]]:
     """What every rule, and a plug-in with a reward and advantages that are plug-ins, chose and logged in iterations of
     two prompts, in however many processes this is one of.
     """
-    ledger.MIN_OUTCOMES, ledger.COOLDOWN = 2, 1
     seen = {}
     rules = sorted(set(RULES) - {"easiest", "hardest", "medium"})  # the arithmetic of curriculum
-    own = {rule: ["reward={colour: 1}", f"selection={rule}"] for rule in rules}
+    own = {rule: ["reward={colour: 1}", *selecting(rule)] for rule in rules}
     own["plug-ins"] = [f"{key}={PLUG_INS}:{name}" for key, name in OF_PLUG_INS.items()] + ["fusion.enabled=true"]
-    for rule, settings in own.items():
-        level = [f"choice.level={LEVELS[rule]}"] if rule in LEVELS else []
-        trainer = build_trainer(*RULE, *settings, *level)
-        lines = [trainer.iterate() for _ in range(3)]
-        seen[rule] = [{key: value for key, value in line.items() if key != "seconds"} for line in lines]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ledger, "MIN_OUTCOMES", 2)
+        patch.setattr(ledger, "COOLDOWN", 1)
+        for rule, settings in own.items():
+            trainer = build_trainer(*RULE, *settings)
+            lines = [trainer.iterate() for _ in range(3)]
+            seen[rule] = [{key: value for key, value in line.items() if key != "seconds"} for line in lines]
     return seen
 
 
