@@ -46,6 +46,7 @@ def train(
         run = prepare_run(config, rerun_changed=rerun_changed) if is_main else find_run(config)
     if run.status()["state"] == "finished":
         if is_main:
+            run.remove_unneeded()
             print("\n".join([f"{run.folder} is finished already", *note_on_code([changes_of(run.folder)])]))
         return 0
     lock = run.lock() if is_main else None

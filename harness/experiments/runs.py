@@ -1,7 +1,6 @@
 """Training runs as jobs."""
 
 import gc
-import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
@@ -54,8 +53,8 @@ class RunJob(Job):
         return self.run.is_locked()
 
     def traces(self) -> Sequence[Path]:
-        """Of training and evaluations."""
-        return [self.log, *(self.run.folder / name for name in LOGS)]
+        """Of training and evaluations; the folder is touched by a run that waits for space."""
+        return [self.log, self.run.folder, *(self.run.folder / name for name in LOGS)]
 
     def begin(self) -> None:
         """Note that it is running, and forget what an earlier attempt has noted."""
@@ -136,16 +135,24 @@ def hand_over_all(runs: Sequence[RunDirectory], cluster: str, say: Say) -> int:
 
 
 def _train(folder: Path) -> None:
-    """Train a run: where memory does not suffice for an update, with half as many samples at a time, down to one; where
-    the disk is full, from its checkpoint when there is space for two more and what else it may write.
-    """
     run = RunDirectory(folder)
+    patiently(run, lambda: _execute(run))
+
+
+def patiently(run: RunDirectory, execute: Callable[[], object]) -> None:
+    """Execute a run: where memory does not suffice for an update, with half as many samples at a time, down to one;
+    where the disk is full, from its checkpoint when there is space for two more and what else it may write.
+
+    Args:
+        run: what stops it for good is noted there, and raised.
+        execute: does it, from its checkpoint.
+    """
     with run.failure_noted():
         from torch import OutOfMemoryError
 
         while True:
             try:
-                _execute(run)
+                execute()
             except OutOfMemoryError:
                 count = _halved(run)
                 if count is None:
@@ -181,6 +188,8 @@ def _halved(run: RunDirectory) -> int | None:
 
     Several processes cannot agree on it in the middle.
     """
+    from torch import cuda
+
     config = run.config
     count = (config.model.execution.max_train_batch or config.model.max_batch) // 2
     if count < 1 or config.runtime.processes > 1:
@@ -189,6 +198,5 @@ def _halved(run: RunDirectory) -> int | None:
     model = config.model.model_copy(update={"execution": execution})
     write_atomically(run.folder / "config.yaml", dump(config.model_copy(update={"model": model})))
     gc.collect()
-    if (torch := sys.modules.get("torch")) is not None:
-        torch.cuda.empty_cache()
+    cuda.empty_cache()
     return count

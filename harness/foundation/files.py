@@ -27,6 +27,9 @@ _FULL = (errno.ENOSPC, errno.EDQUOT)
 SPACE_POLL_SECONDS = 10.0
 _WITHOUT_LOCKS = {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL, errno.EIO}
 """What ``flock`` answers on network and FUSE file systems that have no locks."""
+_LOCAL = {"local_lock=all", "local_lock=flock", "localflock"}
+"""How NFS and Lustre are mounted if they answer as if they had some, which other machines do not see."""
+_MOUNTS = Path("/proc/self/mounts")
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
@@ -157,8 +160,9 @@ def has_space(folder: Path, size: int) -> bool:
 
 
 def wait_for_space(folder: Path, size: int) -> None:
-    """Wait until so many bytes can be written there."""
+    """Wait until so many bytes can be written there; the folder is touched meanwhile, as a sign of life."""
     while not has_space(folder, size):
+        folder.touch()
         time.sleep(SPACE_POLL_SECONDS)
 
 
@@ -186,17 +190,35 @@ def lock(path: Path, wait: bool = False, shared: bool = False) -> IO[bytes] | No
     flags = (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB)
     stream = path.open("rb" if shared else "ab")
     try:
+        if is_local := _locks_are_local(path.parent):
+            raise OSError(errno.ENOLCK, is_local)
         fcntl.flock(stream, flags)
     except OSError as error:
         if error.errno in _WITHOUT_LOCKS:
             stream.close()
-            _say_once(f"{path.parent}: its file system has no locks ({reason_of(error)}); leases are kept instead")
+            _say_once(
+                f"{path.parent}: its file system has no locks ({reason_of(error)}); leases stand in for them, and to "
+                "take over from another machine takes a minute or two"
+            )
             return lease(path, wait, shared)
         stream.close()
         if not isinstance(error, BlockingIOError):
             raise
         return None
     return stream
+
+
+@cache
+def _locks_are_local(folder: Path) -> str:
+    """Option of a folder's mount that keeps locks from other machines; empty if there is none."""
+    try:
+        lines = _MOUNTS.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return ""
+    mounts = {Path(line.split()[1].replace("\\040", " ")): line.split()[3].split(",") for line in lines}
+    real = folder.resolve()
+    nearest = next((mounts[above] for above in (real, *real.parents) if above in mounts), [])
+    return next(filter(_LOCAL.__contains__, nearest), "")
 
 
 @cache

@@ -23,8 +23,9 @@ LOST = 75
 """Exit code of a process whose lease was taken over while it was stopped: the other one is at its work now."""
 _POLL_SECONDS = 0.2
 _FREE = "free"
-_seen: dict[Path, tuple[int, float]] = {}
-"""Of leases held elsewhere: when each was touched, by the file's clock, and since when that is known, by our own."""
+_seen: dict[Path, tuple[int, float, bool]] = {}
+"""Of leases held elsewhere: when each was touched, by the file's clock, since when that is known, by our own, and
+whether it was seen to be touched."""
 
 
 class Lease(io.BytesIO):
@@ -67,15 +68,19 @@ class Lease(io.BytesIO):
 
 
 def lease(path: Path, wait: bool = False, shared: bool = False) -> IO[bytes] | None:
-    """As ``files.lock``; with ``shared`` nothing is held, only looked whether another holds it."""
+    """As ``files.lock``; with ``shared`` nothing is held, only looked whether another holds it.
+
+    Who wants to hold what another machine may have lost watches it for a while. Who only looks takes it for held.
+    """
     while True:
         number = max(_numbers(path), default=0)
-        if not number or _is_free(path, number):
+        is_free = not number or _is_free(path, number)
+        if is_free:
             if shared:
                 return io.BytesIO()
             with suppress(FileExistsError):
                 return Lease(path, number + 1)
-        if not wait:
+        elif shared or (is_free is False and not wait):
             return None
         time.sleep(_POLL_SECONDS)
 
@@ -89,7 +94,8 @@ def _numbers(path: Path) -> list[int]:
     return [int(name.removeprefix(start)) for name in os.listdir(path.parent) if name.startswith(start)]
 
 
-def _is_free(path: Path, number: int) -> bool:
+def _is_free(path: Path, number: int) -> bool | None:
+    """None if that is not known yet, since it is held elsewhere and has not been watched for long enough."""
     file = _file(path, number)
     try:
         with file.open("rb") as stream:
@@ -100,14 +106,16 @@ def _is_free(path: Path, number: int) -> bool:
         return True
     if len(words) == 3 and words[0] == _machine():
         return _started(int(words[1])) != words[2]
-    known, since = _seen.get(file, (None, 0.0))
+    now = time.monotonic()
+    known, since, lives = _seen.setdefault(file, (touched, now, False))
     if known != touched:
-        _seen[file] = touched, time.monotonic()
-    elif time.monotonic() - since > SILENT_SECONDS:
+        _seen[file] = touched, now, True
+    elif now - since > SILENT_SECONDS:
         # Made free for all, at the next look: others, such as a worker that has just begun, have not watched as long.
         with suppress(OSError):
             Lease(path, number + 1).close()
-    return False
+        return None
+    return False if lives or known != touched else None
 
 
 @cache

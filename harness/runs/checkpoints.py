@@ -98,10 +98,13 @@ def newest_whole(checkpoints: Path, before: int | None = None) -> Path | None:
 
 
 def forget_after(checkpoints: Path, iteration: int) -> None:
-    """Remove checkpoints of later iterations, which are damaged: the run goes on from an earlier one."""
+    """Remove checkpoints of later iterations: they are damaged, and the run goes on from an earlier one, or done with.
+
+    Another process may be at the same.
+    """
     for folder in checkpoints.glob(f"{_NAME}*"):
         if _iteration(folder) > iteration:
-            shutil.rmtree(folder)
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def prune(checkpoints: Path, keep: int) -> None:

@@ -192,6 +192,11 @@ class RunDirectory:
             if path.exists() and read_text(path) != text:
                 write_atomically(path, text)
 
+    def remove_unneeded(self) -> None:
+        """Remove a finished run's checkpoints, unless ``runtime.checkpoints_of_finished`` keeps them."""
+        if self.config.runtime.checkpoints_of_finished == "remove":
+            checkpoints.forget_after(self.checkpoints, -1)
+
     def save_checkpoint(self, state: Mapping[str, Any], validation: float | None = None) -> None:
         """Add a checkpoint, whole or not at all, and remove those that are too old, see ``harness.runs.checkpoints``.
 
@@ -307,7 +312,9 @@ def prepare_run(config: RunConfig, root: Path = RUNS, rerun_changed: bool = Fals
         run.folder.mkdir(parents=True, exist_ok=True)
         identity.write_identity(run.folder, config, fingerprints)
         write_atomically(path, configuration.dump(config))
-    elif run.status()["state"] != "finished" and (saved := _saved_config(run)) != config:
+    elif run.status()["state"] == "finished":
+        run.remove_unneeded()  # it may have been killed before it did
+    elif (saved := _saved_config(run)) != config:
         identity.require_unchanged(run.folder, saved or config, fingerprints)
         write_atomically(path, configuration.dump(config))
     if not (run.folder / "status.json").exists():

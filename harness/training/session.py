@@ -16,7 +16,6 @@ from harness.models.pipelines.registry import build_policy
 from harness.models.pipelines.truncation import ReadsText, truncations
 from harness.prompts.lists import drawn_prompts, read_prompts
 from harness.rewards import RewardError, build_rewards
-from harness.runs import checkpoints
 from harness.runs.directory import RunDirectory, environment
 from harness.runs.identity import overlaps, record_execution, require_unchanged
 from harness.training import untrained
@@ -133,8 +132,7 @@ class Session:
                 if gaps := records.gaps_of(self.run.folder, config.model_dump(), config.iterations):
                     raise TrainingError(f"{self.run.folder}: has been trained, but {'; '.join(gaps)}")
                 self.run.set_status("finished", trainer.iteration, config.iterations)
-                if config.runtime.checkpoints_of_finished == "remove":
-                    checkpoints.forget_after(self.run.checkpoints, -1)
+                self.run.remove_unneeded()
 
     def _train(self) -> None:
         trainer, config = self.trainer, self.config

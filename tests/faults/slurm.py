@@ -20,11 +20,11 @@ from pathlib import Path
 import optuna
 
 from harness.config import ROOT
-from harness.experiments.jobs.launchers import JOB
+from harness.experiments.jobs.launchers import JOB, end_with_parent
 from harness.experiments.runs import hand_over_all
 from harness.experiments.status import status_lines
 from harness.runs.directory import RUNS, RunDirectory
-from tests.faults.victims import KINDS, TRIAL, outcome, prepared
+from tests.faults.victims import KINDS, SHORT, outcome, prepared
 
 CONF = """ClusterName=dev
 SlurmctldHost={host}(127.0.0.1)
@@ -62,7 +62,11 @@ DAEMONS: dict[str, subprocess.Popen[bytes]] = {}
 
 
 def start(name: str, option: str, user: str | None = None) -> None:
-    DAEMONS[name] = subprocess.Popen([name, option], user=user, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    output = subprocess.DEVNULL
+    # However this process ends, they end with it.
+    DAEMONS[name] = subprocess.Popen(
+        [name, option], user=user, stdout=output, stderr=output, preexec_fn=end_with_parent
+    )
     time.sleep(1)
 
 
@@ -84,11 +88,13 @@ def cluster(folder: Path) -> Iterator[None]:
         until("the node is idle", lambda: "idle" in told("sinfo", "--noheader"), 60)
         yield
     finally:
-        told("scancel", "--user", "root")
-        until("no job is left", lambda: not told("squeue", "--noheader"), 60)
-        for daemon in reversed(DAEMONS.values()):
-            daemon.terminate()
-            daemon.wait(60)
+        try:
+            told("scancel", "--user", "root")
+            until("no job is left", lambda: not told("squeue", "--noheader"), 60)
+        finally:
+            for daemon in reversed(DAEMONS.values()):
+                daemon.terminate()
+            print(f"ended: {', '.join(f'{name} {daemon.wait(60)}' for name, daemon in DAEMONS.items())}", flush=True)
 
 
 def told(*command: str) -> str:
@@ -141,7 +147,7 @@ def main() -> int:
     adagrpo("train", "--resume", str(whole.folder), shown=False)
     name, storage = folder.name, f"sqlite:///{folder}/study.db"
     sweep = ["sweep", "experiments/sweeps/smoke.yaml", "--name", name, "--storage", storage, "--slots", "2"]
-    sweep += ["--trials", "6", "--output", str(folder / "report"), "--on", str(resources), *TRIAL]
+    sweep += ["--trials", "6", "--output", str(folder / "report"), "--on", str(resources), *SHORT]
     workers = [RUNS / f"sweep-{name}" / f"worker-{number}" for number in range(2)]
     try:
         with cluster(folder / "cluster"):
@@ -162,7 +168,7 @@ def main() -> int:
             # As when a job's time is nearly over.
             told("scancel", "--signal", "USR2", jobs[1])
             until("the run whose time is over has saved", of(runs[1], 4, "preempted"), 60)
-            until("the first trains again from there", of(runs[0], reached + 4), 400)
+            until("the first trains again from there", of(runs[0], reached + 4), 900)
             kill_node([*(str(run.folder) for run in runs), storage])
             start("slurmd", "-D")
             until("all runs are finished", lambda: all(run.status()["state"] == "finished" for run in runs), 900)

@@ -27,7 +27,6 @@ SHORT = [
     "runtime.device=cpu",
     "model.execution={compile: never}",
 ]
-TRIAL = [*SHORT, "evaluation.test=false", "evaluation.base_test=false"]
 KINDS = {
     "plain": ["selection=curriculum", "fusion.enabled=true"],
     "weight EMA": ["optimizer.weight_ema=0.9"],
@@ -81,7 +80,7 @@ def sweep(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     options = ["--name", name, "--storage", storage, "--slots", "2", "--trials", "4"]
     words = ["experiments/sweeps/smoke.yaml", *options, "--output", str(folder / "report")]
-    main(["sweep", *words, *TRIAL])
+    main(["sweep", *words, *SHORT])
 
 
 def gradients(folder: Path) -> None:

@@ -25,7 +25,8 @@ from harness.models.pipelines.flux import FluxPolicy
 from harness.models.pipelines.locate import find_pipeline
 from harness.models.pipelines.policy import Policy
 from harness.prompts.lists import generator_for
-from harness.runs.directory import RunDirectory
+from harness.runs import checkpoints
+from harness.runs.directory import RunDirectory, prepare_run
 from tests.harness.conftest import finish
 
 FLUX = "black-forest-labs/FLUX.1-dev"
@@ -150,6 +151,10 @@ def test_a_finished_run_can_leave_its_weights_alone(tmp_path: Path) -> None:
     assert run.status()["state"] == "finished"
     assert sum(path.stat().st_size for path in files) == pytest.approx(disk_bytes(config, architecture), rel=0.1)
     assert disk_bytes(config, architecture) == 4 * architecture.parameters
+    left = checkpoints.folder_of(run.checkpoints, 1)
+    left.mkdir()  # as by a kill between the end and the removal
+    prepare_run(config, tmp_path)
+    assert not left.exists()
 
 
 def test_full_fine_tuning_needs_16_bytes_a_parameter_and_engines_share_them() -> None:

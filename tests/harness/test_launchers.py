@@ -7,11 +7,12 @@ import stat
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
-from harness.config import ConfigError, compose
+from harness.config import ROOT, ConfigError, compose
 from harness.experiments.jobs import launchers
 from harness.experiments.jobs.launchers import (
     AGAIN,
@@ -96,6 +97,37 @@ def test_local_jobs_end_with_a_launcher_that_is_killed(tmp_path: Path) -> None:
             return
         time.sleep(0.05)
     pytest.fail("an orphan is left")
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGUSR2, 0), (signal.SIGTERM, 1)])
+def test_a_job_whose_time_is_over_has_its_run_save_and_one_that_is_cancelled_ends(
+    tmp_path: Path, number: signal.Signals, code: int
+) -> None:
+    (tmp_path / "submitit.py").write_text(
+        "class JobEnvironment:\n    global_rank, hostnames, job_id = 0, ['here'], '1'\n"
+        "class helpers:\n    def DelayedSubmission(self, argv): return self, argv\n"
+    )
+    saving = (
+        f"trap 'sleep 0.3; touch {tmp_path}/saved; exit 75' TERM; touch {tmp_path}/begun; while :; do sleep 0.05; done"
+    )
+    script = (
+        "import os, signal, sys; from harness.experiments.jobs.launchers import InJob\n"
+        "job, argv = InJob(1), ['sh', '-c', sys.argv[1]]\n"
+        # As submitit does.
+        "signal.signal(signal.SIGUSR2, lambda number, frame: sys.exit(job.checkpoint(argv)[1] != argv))\n"
+        "sys.exit(job(argv) == 75)"
+    )
+    environment = os.environ | {"PYTHONPATH": f"{ROOT}:{tmp_path}"}
+    process = subprocess.Popen([sys.executable, "-c", script, saving], env=environment, start_new_session=True)
+    while not (tmp_path / "begun").exists():
+        time.sleep(0.02)
+    os.killpg(process.pid, number)
+    try:
+        assert process.wait(20) == code
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+    assert (tmp_path / "saved").exists()
 
 
 def test_a_launcher_of_ones_own(runs: list[RunDirectory], tmp_path: Path) -> None:

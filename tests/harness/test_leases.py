@@ -102,11 +102,39 @@ def test_another_machines_lease_is_taken_when_it_is_silent_whatever_clocks_say(
     held._ended.set()  # as a machine that lost its power
     [file] = tmp_path.glob(".lock.lease-*")
     os.utime(file, (clock() + jump, clock() + jump))
-    assert lock(path) is None
+    assert not is_free(path)
     time.sleep(0.6)
-    assert lock(path) is None  # who has watched makes it free for all
+    assert not is_free(path)  # who has watched makes it free for all
     assert is_free(path)
+
+
+def test_who_wants_another_machines_lease_watches_it_until_it_is_touched_or_silent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "lock"
+    held: Any = of_another(monkeypatch, lambda: lock(path))
+    began = time.monotonic()
+    assert lock(path) is None
+    assert time.monotonic() - began < leases.SILENT_SECONDS
+    held._ended.set()
+    leases._seen.clear()  # as a process that has just begun
     assert lock(path) is not None
+    assert time.monotonic() - began > leases.SILENT_SECONDS
+
+
+@pytest.mark.parametrize(("options", "count"), [("rw,nolock,local_lock=all", 2), ("rw,local_lock=none", 1)])
+def test_locks_that_other_machines_do_not_see_are_no_locks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: str, count: int
+) -> None:
+    (tmp_path / "mounts").write_text(f"none / ext4 rw 0 0\nserver:/x {tmp_path} nfs {options} 0 0\n")
+    monkeypatch.setattr(files, "_MOUNTS", tmp_path / "mounts")
+    monkeypatch.setattr(fcntl, "flock", lambda stream, flags: None)
+    files._locks_are_local.cache_clear()
+    (tmp_path / "runs").mkdir()
+    held = lock(tmp_path / "runs" / "lock")
+    assert held is not None
+    assert len(list((tmp_path / "runs").iterdir())) == count
+    files._locks_are_local.cache_clear()
 
 
 def test_of_many_that_see_it_free_one_gets_it(tmp_path: Path) -> None:

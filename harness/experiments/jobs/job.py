@@ -61,7 +61,7 @@ class Job:
     def try_lock(self) -> IO[bytes] | None:
         """Claim it as long as the returned stream is open; None if another process is at it."""
         self.done.parent.mkdir(parents=True, exist_ok=True)
-        return lock(self._lock)
+        return None if self.is_locked() else lock(self._lock)
 
     def is_locked(self) -> bool:
         """Whether a process is at it now."""

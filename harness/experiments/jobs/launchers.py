@@ -14,6 +14,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -88,12 +89,13 @@ def launcher_of(resources: Resources) -> Launcher:
 def local(commands: Sequence[Sequence[str]], resources: Resources) -> list[Handle]:
     """Processes of this machine, all at once; they end with this one, however it does."""
     started = [
-        subprocess.Popen(argv, env=process_environment(), cwd=ROOT, preexec_fn=_end_with_parent) for argv in commands
+        subprocess.Popen(argv, env=process_environment(), cwd=ROOT, preexec_fn=end_with_parent) for argv in commands
     ]
     return [Handle(str(process.pid), process.wait) for process in started]
 
 
-def _end_with_parent() -> None:
+def end_with_parent() -> None:
+    """Have this process get SIGTERM when its parent ends, however that does; called between fork and exec."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
 
@@ -115,7 +117,8 @@ def slurm(commands: Sequence[Sequence[str]], resources: Resources) -> list[Handl
         import submitit
     except ImportError:
         raise ConfigError("launcher: slurm: needs submitit; install adagrpo[slurm]") from None
-    executor = submitit.SlurmExecutor(folder=WORK / "results" / "slurm" / "%j")
+    # A run goes on in as many jobs as it needs; submitit's own bound is three.
+    executor = submitit.SlurmExecutor(folder=WORK / "results" / "slurm" / "%j", max_num_timeout=10**6)
     named = {"partition": resources.partition, "account": resources.account, "qos": resources.qos}
     executor.update_parameters(
         time=resources.time,
@@ -168,7 +171,7 @@ class InJob:
         # What Slurm ends itself it queues again itself, unless a user has cancelled it.
         if code == AGAIN and not heard:
             subprocess.run(["scontrol", "requeue", environment.job_id], check=False)
-        elif code not in (0, AGAIN):
+        elif code not in (0, AGAIN) and not heard:
             raise RuntimeError(f"{shlex.join(argv)} ended with exit code {code}")
         return code
 
@@ -178,7 +181,9 @@ class InJob:
 
         if self._process is not None:
             self._process.terminate()
-            self._process.wait()
+            # A signal's handler calls this, in the middle of a ``wait`` that holds the lock of another.
+            with suppress(ChildProcessError):
+                os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOWAIT)
         return submitit.helpers.DelayedSubmission(InJob(self.machines), argv)
 
 

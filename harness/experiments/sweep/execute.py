@@ -2,15 +2,19 @@
 
 import gc
 from contextlib import closing
+from functools import partial
 
 import torch
 
 from harness.config import RunConfig
+from harness.experiments.runs import patiently
 from harness.experiments.sweep.trial import OnValidation, RunResult
 from harness.foundation.errors import TrainingError
 from harness.foundation.records import read_lines
 from harness.runs.directory import prepare_run
 from harness.training.session import Session
+
+_say = partial(print, flush=True)
 
 
 def execute_run(config: RunConfig, on_validation: OnValidation) -> RunResult:
@@ -34,8 +38,7 @@ def execute_run(config: RunConfig, on_validation: OnValidation) -> RunResult:
                 on_validation(record["iteration"], record["metrics"])
         if run.status()["state"] != "finished":
             try:
-                with run.failure_noted():
-                    Session(run, say=lambda line: print(line, flush=True), on_validation=on_validation).execute()
+                patiently(run, lambda: Session(run, say=_say, on_validation=on_validation).execute())
             except TrainingError as error:
                 divergence = " ".join(str(error).split())
             finally:
