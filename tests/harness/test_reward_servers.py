@@ -278,6 +278,11 @@ def test_connections_and_silence_are_bounded(serve: Serve, monkeypatch: pytest.M
         connection.close()
     assert answers.count(408) == 4
     assert set(answers) <= {408, 503}
+    monkeypatch.setattr(_Handler, "timeout", 60.0)
+    monkeypatch.setattr(_Handler, "longest_seconds", 1.0)  # however it drips, the head too
+    with socket.create_connection(("127.0.0.1", server.server_port), timeout=20) as connection:
+        connection.sendall(b"POST /score HTTP/1.1\r\nContent-Le")
+        assert int(connection.recv(2**16).split()[1]) == 413
     assert at(url).score(noise(1), WORDS[:1]).isfinite().all()
 
 

@@ -9,8 +9,8 @@ import json
 import socket
 import sys
 import threading
-import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -55,11 +55,9 @@ class RewardServer(ThreadingHTTPServer):
         if self._free.acquire(blocking=False):
             super().process_request(request, client_address)
             return
-        try:
+        with suppress(OSError):
             request.settimeout(1.0)
             request.sendall(b"HTTP/1.1 503 Busy\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
-        except OSError:
-            pass
         self.shutdown_request(request)
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
@@ -101,7 +99,22 @@ class _Handler(BaseHTTPRequestHandler):
     server: RewardServer
     timeout = 60.0
     """Seconds that a connection may be silent."""
-    longest_body_seconds = 120.0
+    longest_seconds = 120.0
+    """Seconds in which all of a request must have come, its head included."""
+
+    def handle(self) -> None:
+        """Serve a connection; nothing is read of it after ``longest_seconds``."""
+        end = threading.Timer(self.longest_seconds, self._read_no_more)
+        end.daemon = True
+        end.start()
+        try:
+            super().handle()
+        finally:
+            end.cancel()
+
+    def _read_no_more(self) -> None:
+        with suppress(OSError):
+            self.connection.shutdown(socket.SHUT_RD)
 
     def do_GET(self) -> None:
         if self._is_refused():
@@ -138,16 +151,11 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _body(self, length: int) -> bytes | None:
         """All of it; None if it has not come in time."""
-        parts, left, end = [], length, time.monotonic() + self.longest_body_seconds
-        try:
-            while left and time.monotonic() < end:
-                part = self.rfile.read1(min(left, 2**20))
-                if not part:
-                    break
+        parts, left = [], length
+        with suppress(TimeoutError):
+            while left and (part := self.rfile.read1(min(left, 2**20))):
                 parts.append(part)
                 left -= len(part)
-        except TimeoutError:
-            pass
         if left:
             self._refuse(408, f"{left} bytes of the request have not come")
             return None
