@@ -4,7 +4,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from harness.commands import Where, command, say
 from harness.foundation.errors import ConfigError
@@ -25,6 +25,10 @@ def evaluate(
     ],
     *,
     prompts: Annotated[str | None, "list to score on (default: the first checkpoint's test list)"] = None,
+    suite: Annotated[
+        Literal["drawbench", "partiprompts", "geneval", "ocr"] | None,
+        "benchmark whose list --prompts is: sets the rewards and pictures per prompt that it has",
+    ] = None,
     rewards: Annotated[
         str | None, "comma-separated, of the project or as my.py:Reward (default: every one that can score here)"
     ] = None,
@@ -37,7 +41,7 @@ def evaluate(
     steps: Steps = None,
     device: Where = "auto",
 ) -> int:
-    """Score checkpoints on a prompt list, with every available reward.
+    """Score checkpoints on a prompt list or a benchmark's, with every available reward, and make a contact sheet.
 
     Example: ``adagrpo evaluate base RUN``
     """
@@ -47,18 +51,28 @@ def evaluate(
     from harness.rewards.readiness import choose_rewards
     from harness.trained.benchmark import Benchmark, default_folder, left_out, table
     from harness.trained.loading import device_of
+    from harness.trained.suites import SUITES, Suite, geneval_metadata, read_suite
 
     where = device_of(device)
+    chosen = SUITES[suite] if suite else Suite(None)
+    if chosen.file and not prompts:
+        raise ConfigError(f"--suite {suite}: give its list, {chosen.file}, by --prompts FILE")
     found = [_checkpoint(name, profile, (height, width, steps), evaluated=True) for name in checkpoints]
     config = found[0].config
-    listed = read_prompts(from_here(prompts) if prompts else config.prompts.test)
-    declared = declare({"evaluation": {"judges": [] if rewards is None else rewards.split(",")}})
+    file = from_here(prompts) if prompts else config.prompts.test
+    listed, repeated = read_suite(Path(file)) if chosen.file else (read_prompts(file), 0)
+    if repeated:
+        say(f"{repeated} of {repeated + len(listed.prompts)} prompts repeat an earlier one, and count once")
+    metadata = geneval_metadata(Path(file), listed.prompts) if suite == "geneval" else []
+    names = chosen.rewards if rewards is None else rewards.split(",")
+    declared = declare({"evaluation": {"judges": list(names or ())}})
     settings = config.rewards | {name: RewardConfig(**own) for name, own in declared.get("rewards", {}).items()}
-    wanted = None if rewards is None else declared["evaluation"]["judges"]
+    wanted = None if names is None else declared["evaluation"]["judges"]
     size = config.model.height, config.model.width
     panel = choose_rewards(wanted, listed.prompts, *size, settings, config.runtime.threads)
     try:
-        benchmark = Benchmark(listed, panel, noises or config.evaluation.test_noises, grid_prompts)
+        pictures = noises or chosen.num_noises or config.evaluation.test_noises
+        benchmark = Benchmark(listed, panel, pictures, grid_prompts, suite or "Evaluation", metadata)
         folder = output or default_folder(benchmark, found, WORK / "results" / "evaluations")
         for line in left_out(panel):
             say(line)
@@ -66,6 +80,8 @@ def evaluate(
     finally:
         panel.close()
     print("\n".join(["", *table(scores), "", f"written to {folder}"]))
+    if metadata:
+        print(f"for GenEval's score run its evaluate_images.py, with its object detector, on {folder / 'geneval'}/*")
     return 0
 
 

@@ -53,7 +53,7 @@ def read_prompts(path: str | Path) -> PromptList:
 @lru_cache(maxsize=32)
 def _read_version(file: Path, version: tuple[int, int] | None) -> PromptList:
     """The list in a file that has the size and the time of change ``version``: a plan of many runs reads it once."""
-    return PromptList(_checked(read_texts(file), f"prompt list {file}"), hashlib.sha256(file.read_bytes()).hexdigest())
+    return PromptList(checked(read_texts(file), f"prompt list {file}"), hashlib.sha256(file.read_bytes()).hexdigest())
 
 
 def _read_plugin(source: str) -> PromptList:
@@ -64,12 +64,12 @@ def _read_plugin(source: str) -> PromptList:
         plugin.refuse(f"must return a list of prompts, and returned {repr(made)[:100]}")
     if list(made) != list(again):
         plugin.refuse("returned other prompts when called again")
-    prompts = _checked([(f"prompt {n}", text) for n, text in enumerate(made, 1)], f"plug-in {source}")
+    prompts = checked([(f"prompt {n}", text) for n, text in enumerate(made, 1)], f"plug-in {source}")
     return PromptList(prompts, hashlib.sha256("\n".join(prompts).encode()).hexdigest())
 
 
-def _checked(texts: Iterable[tuple[str, str]], where: str) -> tuple[str, ...]:
-    """Prompts as they are used, of texts with their places. Raises ConfigError."""
+def checked(texts: Iterable[tuple[str, str]], where: str) -> tuple[str, ...]:
+    """Prompts as they are used, of texts with their places. Raises ConfigError as ``read_prompts``."""
     seen: dict[str, str] = {}
     prompts = []
     for place, text in texts:

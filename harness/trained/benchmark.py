@@ -1,10 +1,10 @@
-"""Scores checkpoints on a prompt list: a row of the paper's table each, values per prompt, and a grid of pictures."""
+"""Scores checkpoints on a prompt list: a row of the paper's table each, values per prompt, and pictures."""
 
 import hashlib
 import json
 import math
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, stdev
@@ -14,7 +14,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from analysis.formats import markdown_table
+from analysis.formats import WideTable, markdown_table
 from harness.config import ConfigError
 from harness.foundation.files import file_sha256, read_text, write_atomically
 from harness.foundation.names import REWARDS
@@ -26,6 +26,8 @@ from harness.runs.directory import environment
 from harness.trained.checkpoints import Checkpoint
 from harness.trained.loading import load_policy
 from harness.trained.pictures import SEEDS, Row, draw_seeds, save_grid
+from harness.trained.sheet import sheet, thumbnail
+from harness.trained.suites import write_geneval
 from harness.training.evaluation import evaluate
 
 _PAPER_METRICS = (
@@ -46,6 +48,8 @@ class Score:
     checkpoint: Checkpoint
     per_prompt: dict[str, list[float]]
     """A metric's mean over noises, in the order of the prompts."""
+    thumbnails: Sequence[str] = ()
+    """Addresses of each prompt's first picture."""
 
 
 @dataclass(frozen=True)
@@ -57,17 +61,21 @@ class Benchmark:
         panel: rewards to score with, fit for the prompts and the pictures' size.
         num_noises: pictures per prompt.
         num_grid_prompts: how many prompts, from the list's start, the grid shows.
+        name: of the prompts.
+        geneval: what GenEval asks of each prompt; its evaluator's folders are then written to ``geneval/``.
     """
 
     prompts: PromptList
     panel: Panel
     num_noises: int = 1
     num_grid_prompts: int = 4
+    name: str = "Evaluation"
+    geneval: Sequence[Mapping[str, Any]] = ()
 
     def run(
         self, checkpoints: Sequence[Checkpoint], device: torch.device, folder: Path, say: Callable[[str], None]
     ) -> list[Score]:
-        """Score checkpoints and write evaluation.json, per_prompt.csv, table.md and grid.png, anew after each.
+        """Score checkpoints and write evaluation.json, per_prompt.csv, table.md, sheet.html and grid.png after each.
 
         Args:
             checkpoints: of one picture size.
@@ -93,7 +101,8 @@ class Benchmark:
                 if line not in warnings:
                     warnings.append(line)
                     say(f"warning: {line}")
-            scores.append(Score(checkpoint, self._measure(policy, checkpoint.label, say)))
+            of_geneval = folder / "geneval" / f"{len(scores) + 1}-{_words(checkpoint.label)}" if self.geneval else None
+            scores.append(Score(checkpoint, *self._measure(policy, checkpoint.label, of_geneval, say)))
             self._write(scores, warnings, folder)
             if shown:
                 lines[checkpoint.label] = draw_seeds(policy, shown, SEEDS)
@@ -118,19 +127,27 @@ class Benchmark:
         if not is_same or len(found["checkpoints"]) > len(ours):
             raise ConfigError(f"--output {folder}: holds another evaluation; choose a new folder")
 
-    def _measure(self, policy: Policy, label: str, say: Callable[[str], None]) -> dict[str, list[float]]:
-        """Every metric of every prompt; a batch of pictures at a time, since all of them would not fit in memory."""
+    def _measure(
+        self, policy: Policy, label: str, of_geneval: Path | None, say: Callable[[str], None]
+    ) -> tuple[dict[str, list[float]], list[str]]:
+        """Every metric and thumbnail of every prompt; a batch of pictures at a time: all would not fit in memory."""
         prompts = self.prompts.prompts
         collected: dict[str, list[float]] = defaultdict(list)
+        thumbnails: list[str] = []
         for start in range(0, len(prompts), policy.config.max_batch):
             part = prompts[start : start + policy.config.max_batch]
-            for metric, values in evaluate(policy, part, self.panel.ready, self.num_noises).items():
+            drawn: list[Tensor] = []
+            measured = evaluate(policy, part, self.panel.ready, self.num_noises, on_images=drawn.append)
+            thumbnails += map(thumbnail, drawn[0])
+            if of_geneval:
+                write_geneval(of_geneval, self.geneval, start, drawn)
+            for metric, values in measured.items():
                 for prompt, value in zip(part, values, strict=True):
                     if not math.isfinite(value):
                         raise ConfigError(f"{label}: {metric} of prompt {prompt!r} is {value}; leave that reward out")
                 collected[metric] += values
             say(f"{label}: {start + len(part)} of {len(prompts)} prompts")
-        return dict(collected)
+        return dict(collected), thumbnails
 
     def _write(self, scores: Sequence[Score], warnings: Sequence[str], folder: Path) -> None:
         prompts = self.prompts.prompts
@@ -148,6 +165,11 @@ class Benchmark:
         frames = [pd.DataFrame({"checkpoint": s.checkpoint.label, "prompt": prompts} | s.per_prompt) for s in scores]
         write_atomically(folder / "per_prompt.csv", pd.concat(frames).to_csv(index=False))
         write_atomically(folder / "table.md", "\n".join([*table(scores), "", *left_out(self.panel)]) + "\n")
+        heads, *rows = _cells(scores)
+        wide = WideTable("Means over prompts ± their standard error", heads, [(label, told) for label, *told in rows])
+        lines = [(score.checkpoint.label, score.thumbnails, score.per_prompt) for score in scores]
+        said = [*left_out(self.panel), *warnings] or ["Every reward that was asked for scored."]
+        write_atomically(folder / "sheet.html", sheet(self.name, wide, said, prompts, lines))
 
 
 def table(scores: Sequence[Score]) -> list[str]:
@@ -156,11 +178,17 @@ def table(scores: Sequence[Score]) -> list[str]:
     Values are means over prompts ± their standard error. A checkpoint after the first also has a row with its
     difference to the first, paired by prompt.
     """
+    heads, *rows = _cells(scores)
+    return markdown_table(heads, rows).splitlines()
+
+
+def _cells(scores: Sequence[Score]) -> list[list[str]]:
+    """The table's heads, and its rows."""
     measured = list(scores[0].per_prompt)
     of_paper = [] if set(_PAPER_METRICS).isdisjoint(measured) else _PAPER_METRICS
     columns = [*of_paper, *(metric for metric in measured if metric not in of_paper)]
     heads = ["checkpoint", *(_head(metric) for metric in columns)]
-    first, rows = scores[0], []
+    first, rows = scores[0], [heads]
     for score in scores:
         found = {metric: _told(values) for metric, values in score.per_prompt.items()}
         rows.append([score.checkpoint.label, *(found.get(metric, "–") for metric in columns)])
@@ -170,7 +198,7 @@ def table(scores: Sequence[Score]) -> list[str]:
                 for metric, values in score.per_prompt.items()
             }
             rows.append([f"minus {first.checkpoint.label}", *(paired.get(metric, "–") for metric in columns)])
-    return markdown_table(heads, rows).splitlines()
+    return rows
 
 
 def _told(values: Sequence[float], sign: str = "") -> str:
@@ -202,8 +230,13 @@ def default_folder(benchmark: Benchmark, checkpoints: Sequence[Checkpoint], root
     settings = [benchmark.prompts.sha256, benchmark.num_noises, rewards]
     facts = [[_identity(checkpoint) for checkpoint in checkpoints], settings]
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:10]
-    words = "".join(c if c.isalnum() else "-" for c in checkpoints[0].label)
-    return root / f"{'-'.join(filter(None, words.split('-')))}-{digest}"
+    return root / f"{_words(checkpoints[0].label)}-{digest}"
+
+
+def _words(label: str) -> str:
+    """A label as a part of a file's name."""
+    words = "".join(c if c.isalnum() else "-" for c in label)
+    return "-".join(filter(None, words.split("-")))
 
 
 def _check_comparable(checkpoints: Sequence[Checkpoint]) -> None:

@@ -67,7 +67,7 @@ def write_pictures(
         for seed, image in zip(seeds, draw_seeds(policy, [prompt], seeds)[0], strict=True):
             fields = {"prompt": prompt, "seed": str(seed), "steps": str(policy.config.num_steps)}
             fields["checkpoint"] = checkpoint
-            path = _write_new(_as_png(image, fields), folder, _stem(checkpoint, prompt, seed))
+            path = _write_new(as_png(image, fields), folder, _stem(checkpoint, prompt, seed))
             if path.name not in _names_in(listed):
                 append(listed, json.dumps({"file": path.name, **fields}, ensure_ascii=False) + "\n")
             yield path
@@ -100,12 +100,17 @@ def save_grid(rows: Sequence[Row], heads: Sequence[str], path: Path) -> None:
     write_atomically(path, buffer.getvalue())
 
 
-def _as_png(image: Tensor, fields: Mapping[str, str]) -> bytes:
+def as_image(image: Tensor) -> Image.Image:
+    """A picture ``[3, H, W]`` in [0, 1] with 8 bits per channel."""
+    return Image.fromarray((image * 255).round().to(torch.uint8).permute(1, 2, 0).contiguous().numpy())
+
+
+def as_png(image: Tensor, fields: Mapping[str, str] | None = None) -> bytes:
+    """The same as a PNG, with text fields."""
     info, buffer = PngInfo(), io.BytesIO()
-    for key, value in fields.items():
+    for key, value in (fields or {}).items():
         info.add_itxt(key, value)
-    pixels = (image * 255).round().to(torch.uint8).permute(1, 2, 0).contiguous().numpy()
-    Image.fromarray(pixels).save(buffer, "PNG", pnginfo=info)
+    as_image(image).save(buffer, "PNG", pnginfo=info)
     return buffer.getvalue()
 
 

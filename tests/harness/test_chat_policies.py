@@ -4,8 +4,16 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from transformers import (
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+    Qwen3Model,
+)
 
 from harness.config import ConfigError, compose
+from harness.experiments.doctor.sizes import find_architecture, memory
 from harness.models.pipelines.policy import Policy
 from harness.models.pipelines.registry import build_policy
 from harness.prompts.lists import generator_for
@@ -50,3 +58,50 @@ def test_a_model_s_file_fits_its_twin(make_policy: MakePolicy, model: str) -> No
         any(f".{name}".endswith(f".{target}") for name in adapted) for target in config.optimizer.lora.target_modules
     )
     assert len(policy.sigmas(config.model.num_steps)) == config.model.num_steps + 1
+
+
+# --- the doctor's sizes of them
+
+
+@pytest.mark.parametrize(
+    ("model", "billions", "blocks", "width", "channels"),
+    [
+        ("qwen-image", 20.43, 60, 3072, 3584),
+        ("flux2-klein", 9.08, 32, 4096, 12288),
+        ("z-image", 6.15, 34, 3840, 2560),
+    ],
+)
+def test_newer_models_are_counted_by_their_configurations(
+    model: str, billions: float, blocks: int, width: int, channels: int
+) -> None:
+    config = compose("paper-lora", model=model)
+    found = find_architecture(config.model.path, None)
+    assert found is not None
+    assert found.parameters == pytest.approx(billions * 1e9, rel=1e-3)
+    assert (found.num_blocks, found.width, found.text_channels) == (blocks, width, channels)
+    limit = 0.0 if model == "z-image" else 1.0
+    at, above = (config.model.model_copy(update={"guidance": guidance}) for guidance in (limit, limit + 0.1))
+    assert [found.forwards_per_velocity(one) for one in (at, above)] == [1, 2]
+    assert found.trained(config) > 0
+    parts = memory(config, found, [])
+    assert parts["weights"] == 2 * found.parameters + 4 * found.trained(config)
+
+
+def test_text_encoders_of_newer_models_have_the_parameters_that_are_written_down() -> None:
+    shared = {"vocab_size": 151936, "num_hidden_layers": 36, "num_key_value_heads": 8, "head_dim": 128}
+    seen = {"depth": 32, "hidden_size": 1280, "intermediate_size": 3420, "num_heads": 16, "out_hidden_size": 3584}
+    read = {"vocab_size": 152064, "hidden_size": 3584, "intermediate_size": 18944, "num_hidden_layers": 28}
+    read |= {"num_attention_heads": 28, "num_key_value_heads": 4}
+    with torch.device("meta"):
+        made = {
+            "Qwen/Qwen-Image": Qwen2_5_VLForConditionalGeneration(
+                Qwen2_5_VLConfig(text_config=read, vision_config=seen, tie_word_embeddings=False)
+            ),
+            "black-forest-labs/FLUX.2-klein-base-9B": Qwen3ForCausalLM(
+                Qwen3Config(hidden_size=4096, intermediate_size=12288, tie_word_embeddings=False, **shared)
+            ),
+            "Tongyi-MAI/Z-Image-Turbo": Qwen3Model(Qwen3Config(hidden_size=2560, intermediate_size=9728, **shared)),
+        }
+    for path, encoder in made.items():
+        assert (found := find_architecture(path, None)) is not None
+        assert found.text_encoders == sum(p.numel() for p in encoder.parameters())

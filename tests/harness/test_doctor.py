@@ -77,15 +77,19 @@ def test_seconds_of_a_forward_by_hand(name: str, gpu: str, peak: float) -> None:
     assert guided == pytest.approx(2 * plain)
 
 
-@pytest.mark.parametrize("name", ["flux", "sd3"])
+@pytest.mark.parametrize("name", ["flux", "sd3", "flux2-klein", "qwen-image", "z-image"])
 def test_operations_are_those_that_torch_counts(name: str, make_policy: Callable[..., Policy]) -> None:
-    policy = make_policy(name, tuning="full", guidance=1.0)
+    size = {"height": 128, "width": 256} if name == "z-image" else {}  # whose tokens come in multiples of 32
+    policy = make_policy(name, tuning="full", guidance=0.0 if name == "z-image" else 1.0, **size)
     inputs = policy.noise(generator_for(1)), 0.5, policy.encode(["a cat"])
     # torch does not count the attention that it has for CPUs.
     with FlopCounterMode(display=False) as counter, torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
         policy.velocity(*inputs)
     architecture = architecture_of(f"twin:{name}", find_pipeline(f"twin:{name}"))
-    assert operations(architecture, policy.config) == pytest.approx(counter.get_total_flops(), rel=0.02)
+    read = {"qwen-image": max(inputs[2].lengths), "z-image": -(-max(inputs[2].lengths) // 32) * 32}
+    model = policy.config.model_copy(update={"max_sequence_length": read.get(name, policy.config.max_sequence_length)})
+    assert architecture.forwards_per_velocity(model) == 1
+    assert operations(architecture, model) == pytest.approx(counter.get_total_flops(), rel=0.02)
 
 
 def test_modulation_layers_act_once_a_sample_and_text_layers_on_text() -> None:

@@ -233,8 +233,8 @@ def _disk(configs: Sequence[RunConfig], architecture: Architecture, download: bo
         of_one = max(kept_bytes(config, architecture) for config in configs)
         needs.append(("the checkpoints of a run at work", of_one, RUNS))
     if model.execution.text_encoders == "free":
-        channels = architecture.transformer.config.joint_attention_dim * bytes_of(model)
-        of_prompts = _most_prompts(configs) * architecture.text_tokens(model) * channels
+        of_prompt = architecture.text_tokens(model) * architecture.text_channels * bytes_of(model)
+        of_prompts = _most_prompts(configs) * of_prompt
         needs.append(("embeddings of prompts", of_prompts, cache_folder("embeddings")))
     if download and published is not None:
         needs.append(("the download", int(published.gigabytes * 1e9), Path(HF_HUB_CACHE)))

@@ -1,6 +1,8 @@
 """Sizes of a model without its weights, and the memory and disk that a run needs by them; all in bytes."""
 
 import json
+import math
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -17,9 +19,16 @@ from harness.models.pipelines.locate import TWIN_PREFIX
 from harness.models.pipelines.published import find_published
 
 _PIXELS_PER_TOKEN = 16
-"""Eight pixels per latent, two latents per token, each way: FLUX, Stable Diffusion 3 and the miniature alike."""
-_KNOWN = ("FluxTransformer2DModel", "SD3Transformer2DModel")
-"""Of others it is not known what a forward takes."""
+"""Eight pixels per latent, two latents per token, each way: all of ``_GUIDED`` alike."""
+_GUIDED = {
+    "FluxTransformer2DModel": math.inf,
+    "SD3Transformer2DModel": 1,
+    "QwenImageTransformer2DModel": 1,
+    "Flux2Transformer2DModel": 1,
+    "ZImageTransformer2DModel": 0,
+}
+"""The ``model.guidance`` above which a velocity takes two forwards. Of other classes it is not known what one takes."""
+_LISTS_OF_BLOCKS = re.compile(r"blocks$|^layers$|_refiner$")
 _CLIP_TOKENS = 77
 _NF4_BYTES = 1 / 2 + (1 + 4 / 256) / 64
 """Of a weight: 4 bits, and a byte for the scale of 64, whose own scales of 256 are float32."""
@@ -53,7 +62,7 @@ class Architecture:
     @property
     def blocks(self) -> list[nn.Module]:
         """Those of the transformer, of all kinds."""
-        lists = [m for name, m in self.transformer.named_children() if name.endswith("blocks")]
+        lists = [m for name, m in self.transformer.named_children() if _LISTS_OF_BLOCKS.search(name)]
         return [block for each in lists if isinstance(each, nn.ModuleList) for block in each]
 
     @property
@@ -80,12 +89,14 @@ class Architecture:
     @property
     def width(self) -> int:
         """Channels of a token."""
-        return int(self.transformer.config.num_attention_heads * self.transformer.config.attention_head_dim)
+        config = self.transformer.config
+        return int(config.dim if "dim" in config else config.num_attention_heads * config.attention_head_dim)
 
     @property
-    def is_sd3(self) -> bool:
-        """Whether it is of Stable Diffusion 3: with CLIP's tokens and classifier-free guidance."""
-        return type(self.transformer).__name__.startswith("SD3")
+    def text_channels(self) -> int:
+        """Channels of a token of the text encoders' states."""
+        config = self.transformer.config
+        return int(config.cap_feat_dim if "cap_feat_dim" in config else config.joint_attention_dim)
 
     def trained(self, config: RunConfig) -> int:
         """How many numbers are in training: those of the adapters, or of the whole transformer."""
@@ -98,7 +109,7 @@ class Architecture:
 
     def text_tokens(self, model: ModelConfig) -> int:
         """Tokens of one prompt."""
-        return model.max_sequence_length + _CLIP_TOKENS * self.is_sd3
+        return model.max_sequence_length + _CLIP_TOKENS * type(self.transformer).__name__.startswith("SD3")
 
     def tokens(self, model: ModelConfig) -> int:
         """Tokens of one sample in the transformer: picture and text."""
@@ -107,7 +118,7 @@ class Architecture:
 
     def forwards_per_velocity(self, model: ModelConfig) -> int:
         """Two with classifier-free guidance."""
-        return 2 if self.is_sd3 and model.guidance > 1 else 1
+        return 2 if model.guidance > _GUIDED[type(self.transformer).__name__] else 1
 
 
 @cache
@@ -121,11 +132,12 @@ def find_architecture(path: str, folder: Path | None) -> Architecture | None:
     """
     if folder is not None:
         config, vae = (json.loads(read_text(folder / part / "config.json")) for part in ("transformer", "vae"))
-        if config["_class_name"] not in _KNOWN:
+        if config["_class_name"] not in _GUIDED:
             return None
         encoders = sum(_count(folder / name) for name in ("text_encoder", "text_encoder_2", "text_encoder_3"))
         # The decoder reaches full resolution with the channels of its last but one block.
-        others = (encoders, _count(folder / "vae"), vae["block_out_channels"][1])
+        channels = vae["block_out_channels"][1] if "block_out_channels" in vae else 2 * vae["base_dim"]
+        others = (encoders, _count(folder / "vae"), channels)
         return Architecture(_on_meta(config["_class_name"], config), *others)
     model = find_published(path)
     if model is None or model.transformer is None:

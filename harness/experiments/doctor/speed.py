@@ -15,8 +15,9 @@ UTILISATION = 0.4
 LINKS = {"NVLink": 375e9, "PCIe": 22e9}
 """Bytes a second that a process gathers from the others of its machine: typical of NCCL on 8 GPUs."""
 
-_ONCE = re.compile(r"(^|\.)(norm|time)")  # modulation by time, pooled text and guidance: once a sample
-_OF_TEXT = re.compile(r"context|\.add_|to_add_out")
+_ONCE = re.compile(r"(^|\.)(norm|time|t_embedder|img_mod|txt_mod)|modulation")  # by time or guidance: once a sample
+_OF_TEXT = re.compile(r"context|\.add_|to_add_out|txt_|cap_")
+_OF_BOTH = re.compile(r"^(single_|layers\.)")
 
 
 def operations(architecture: Architecture, model: ModelConfig) -> int:
@@ -28,12 +29,12 @@ def operations(architecture: Architecture, model: ModelConfig) -> int:
     total = 0
     for name, module in architecture.transformer.named_modules():
         if isinstance(module, nn.Linear):
-            tokens = both if name.startswith("single_") else text if _OF_TEXT.search(name) else both - text
+            tokens = both if _OF_BOTH.search(name) else text if _OF_TEXT.search(name) else both - text
             total += 2 * (1 if _ONCE.search(name) else tokens) * module.in_features * module.out_features
-        elif name.endswith(".attn"):
-            total += 4 * both**2 * architecture.width
-        elif name.endswith(".attn2"):  # of the picture alone
-            total += 4 * (both - text) ** 2 * architecture.width
+        elif name.endswith((".attn", ".attn2", ".attention")):
+            is_apart = name.endswith(".attn2") or "_refiner" in name  # of the picture, or of the text, alone
+            tokens = both if not is_apart else text if _OF_TEXT.search(name) else both - text
+            total += 4 * tokens**2 * architecture.width
     return total
 
 

@@ -31,7 +31,8 @@ class PublishedModel:
     gated: bool = False
     """Whether the licence must be accepted on the hub before a download."""
     gigabytes: float = 0.0
-    """Size of the pipeline folder, without the single-file copies that the repository also holds."""
+    """Size of the pipeline folder, without the single-file copies that the repository also holds; or, of models whose
+    folder has not been seen here, 2 bytes per parameter."""
     transformer: tuple[str, Mapping[str, Any]] | None = None
     """diffusers class, and its published configuration."""
     text_encoders: int = 0
@@ -92,9 +93,58 @@ SD35_MEDIUM = _gated(
     qk_norm="rms_norm",
 )
 
+# Configurations of these three are defaults of their diffusers classes but for FLUX.2-klein's depth and width. Their
+# text encoders are Qwen2.5-VL-7B, Qwen3-8B and Qwen3-4B, whose parameters a test counts.
+QWEN_IMAGE = PublishedModel(
+    "Qwen/Qwen-Image",
+    Licence("apache-2.0"),
+    gigabytes=57.7,
+    transformer=("QwenImageTransformer2DModel", {}),
+    text_encoders=8_292_166_656,
+    vae=126_892_531,
+    vae_channels=192,
+)
+
+FLUX2_KLEIN = PublishedModel(
+    "black-forest-labs/FLUX.2-klein-base-9B",
+    Licence(
+        "other",
+        "flux-non-commercial-license",
+        "https://huggingface.co/black-forest-labs/FLUX.2-klein-base-9B/blob/main/LICENSE.md",
+    ),
+    gated=True,
+    gigabytes=34.7,
+    transformer=(
+        "Flux2Transformer2DModel",
+        {
+            "num_layers": 8,
+            "num_single_layers": 24,
+            "num_attention_heads": 32,
+            "joint_attention_dim": 12288,
+            "guidance_embeds": False,
+        },
+    ),
+    text_encoders=8_190_735_360,
+    vae=84_046_115,
+    vae_channels=256,
+)
+
+Z_IMAGE = PublishedModel(
+    "Tongyi-MAI/Z-Image-Turbo",
+    Licence("apache-2.0"),
+    gigabytes=20.5,
+    transformer=("ZImageTransformer2DModel", {}),
+    text_encoders=4_022_468_096,
+    vae=_VAE_16,
+    vae_channels=256,
+)
+
 PUBLISHED = (
     FLUX_DEV,
     SD35_MEDIUM,
+    QWEN_IMAGE,
+    FLUX2_KLEIN,
+    Z_IMAGE,
     PublishedModel("harness/models/miniature/base", Licence("apache-2.0")),
     PublishedModel("harness/models/miniature/weak", Licence("apache-2.0")),
 )

@@ -1,0 +1,87 @@
+"""Benchmarks of text-to-image models: their lists as they are, who scores them, and what GenEval's evaluator reads."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from harness.config import ConfigError
+from harness.foundation.files import file_sha256, read_text, write_atomically
+from harness.prompts.lists import PromptList, checked, normalise, prompt_key, read_texts
+from harness.trained.pictures import as_png
+
+
+@dataclass(frozen=True)
+class Suite:
+    """A benchmark's defaults."""
+
+    file: str | None
+    """Its list, as its authors call it; None for the checkpoint's own test list."""
+    rewards: tuple[str, ...] | None = None
+    """That score it; None for every one that can."""
+    num_noises: int | None = None
+    """Pictures per prompt; None for the configuration's."""
+
+
+SUITES = {
+    "drawbench": Suite("DrawBench's .csv"),
+    "partiprompts": Suite("PartiPrompts.tsv of google-research/parti"),
+    "geneval": Suite("prompts/evaluation_metadata.jsonl of djghosh13/geneval", rewards=(), num_noises=4),
+    "ocr": Suite(None, rewards=("ocr",)),
+}
+
+_ASKED = {"tag": str, "include": list, "prompt": str}
+"""What GenEval's evaluator reads in each line."""
+
+
+def read_suite(file: Path) -> tuple[PromptList, int]:
+    """A benchmark's prompts, and how many were left out since they repeat an earlier one but for case and white space.
+
+    Raises:
+        ConfigError: as ``read_prompts``, but for repetitions.
+    """
+    texts, first = read_texts(file), dict[str, tuple[str, str]]()
+    for place, text in texts:
+        first.setdefault(prompt_key(text), (place, text))
+    prompts = checked(first.values(), f"prompt list {file}")
+    return PromptList(prompts, file_sha256(file)), len(texts) - len(first)
+
+
+def geneval_metadata(file: Path, prompts: Sequence[str]) -> list[dict[str, Any]]:
+    """What GenEval asks of each prompt's pictures, in the order of the prompts.
+
+    Raises:
+        ConfigError: the file is not ``evaluation_metadata.jsonl``, or one like it.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    for number, line in enumerate(read_text(file).removeprefix("\ufeff").split("\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            one = json.loads(line)
+            is_known = all(isinstance(one[key], kind) for key, kind in _ASKED.items())
+        except (ValueError, LookupError, TypeError, RecursionError):
+            is_known = False
+        if not is_known:
+            raise ConfigError(f"--suite geneval: {file}: line {number} must be an object with {', '.join(_ASKED)}")
+        found.setdefault(normalise(one["prompt"]), one)
+    return [found[prompt] for prompt in prompts]
+
+
+def write_geneval(folder: Path, metadata: Sequence[Mapping[str, Any]], first: int, pictures: Sequence[Tensor]) -> None:
+    """Write pictures where GenEval's ``evaluate_images.py`` finds them, as ``00007/samples/0000.png``.
+
+    Args:
+        folder: of a checkpoint, which the evaluator is given.
+        metadata: of all prompts.
+        first: number of the prompt that is the pictures' first.
+        pictures: ``[n, 3, H, W]`` in [0, 1] of each noise, of n prompts in a row.
+    """
+    for place in range(first, first + len(pictures[0])):
+        own = folder / f"{place:05}"
+        write_atomically(own / "metadata.jsonl", json.dumps(metadata[place], ensure_ascii=False) + "\n")
+        for number, images in enumerate(pictures):
+            write_atomically(own / "samples" / f"{number:04}.png", as_png(images[place - first]))
