@@ -4,6 +4,8 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import (
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
@@ -14,6 +16,8 @@ from transformers import (
 
 from harness.config import ConfigError, compose
 from harness.experiments.doctor.sizes import find_architecture, memory
+from harness.experiments.doctor.speed import operations
+from harness.models.pipelines.locate import find_pipeline
 from harness.models.pipelines.policy import Policy
 from harness.models.pipelines.registry import build_policy
 from harness.prompts.lists import generator_for
@@ -60,7 +64,7 @@ def test_a_model_s_file_fits_its_twin(make_policy: MakePolicy, model: str) -> No
     assert len(policy.sigmas(config.model.num_steps)) == config.model.num_steps + 1
 
 
-# --- the doctor's sizes of them
+# --- the doctor's sizes of them, and its operations of all
 
 
 @pytest.mark.parametrize(
@@ -105,3 +109,19 @@ def test_text_encoders_of_newer_models_have_the_parameters_that_are_written_down
     for path, encoder in made.items():
         assert (found := find_architecture(path, None)) is not None
         assert found.text_encoders == sum(p.numel() for p in encoder.parameters())
+
+
+@pytest.mark.parametrize("name", ["flux", "sd3", "flux2-klein", "qwen-image", "z-image"])
+def test_operations_are_those_that_torch_counts(name: str, make_policy: MakePolicy) -> None:
+    size = {"height": 128, "width": 256, "guidance": 0.0} if name == "z-image" else {"guidance": 1.0}  # 32 tokens or 64
+    policy = make_policy(name, tuning="full", **size)
+    inputs = policy.noise(generator_for(1)), 0.5, policy.encode(["a cat"])
+    # torch does not count the attention that it has for CPUs.
+    with FlopCounterMode(display=False) as counter, torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
+        policy.velocity(*inputs)
+    architecture = find_architecture(f"twin:{name}", find_pipeline(f"twin:{name}"))
+    assert architecture is not None
+    read = {"qwen-image": max(inputs[2].lengths), "z-image": -(-max(inputs[2].lengths) // 32) * 32}
+    model = policy.config.model_copy(update={"max_sequence_length": read.get(name, policy.config.max_sequence_length)})
+    assert architecture.forwards_per_velocity(model) == 1
+    assert operations(architecture, model) == pytest.approx(counter.get_total_flops(), rel=0.02)

@@ -10,8 +10,9 @@ from markupsafe import escape
 from harness import cli
 from harness.experiments.doctor.checks import check
 from harness.experiments.gpu_check import report
-from harness.experiments.gpu_check.bench import Bench, Outcome
+from harness.experiments.gpu_check.bench import Bench, Outcome, qwen2_vl
 from harness.foundation.errors import ConfigError
+from harness.rewards.native.hpsv3 import RewardModel
 
 
 @pytest.fixture(scope="module")
@@ -35,6 +36,16 @@ def test_every_check_passes_or_cannot_be_told_on_a_cpu(found: Path) -> None:
     assert [content["device"], content["tiny"]] == ["CPU", True]
     page = (found / "index.html").read_text(encoding="utf-8")
     assert all(escape(result["name"]) in page for result in content["checks"])
+
+
+def test_hps_v3_is_measured_at_the_published_width() -> None:
+    sizes = qwen2_vl(), qwen2_vl(layers=2)
+    with torch.device("meta"):
+        whole, part = map(RewardModel, sizes)
+    counts = [sum(parameter.numel() for parameter in model.parameters()) for model in (whole, part)]
+    assert counts[0] == pytest.approx(7.749e9, rel=1e-4)
+    # A block of text has 233 million, one of pictures 20.
+    assert counts[0] - counts[1] == pytest.approx(26 * 233.06e6 + 30 * 19.68e6, rel=1e-3)
 
 
 def test_a_check_that_fails_or_raises_is_told_and_the_others_run(

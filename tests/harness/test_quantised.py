@@ -1,4 +1,4 @@
-"""A frozen base in 4 bits and moments in 8, by bitsandbytes; skipped where it is not installed (the extra ``gpu``)."""
+"""A frozen base in 4 bits and moments in 8, by bitsandbytes, of the extras ``gpu`` and ``dev``."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -4,16 +4,24 @@ import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from diffusers import AutoencoderKL, FluxTransformer2DModel, SD3Transformer2DModel
-from torch import Tensor
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, T5Config, T5EncoderModel
+from torch import Tensor, nn
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    Qwen2VLConfig,
+    T5Config,
+    T5EncoderModel,
+)
 
-from harness.config import ModelConfig, OptimizerConfig, RunConfig, compose
+from harness.config import ModelConfig, OptimizerConfig, RewardConfig, RunConfig, compose
 from harness.models.pipelines.embedding import PromptEmbedding
 from harness.models.pipelines.policy import Policy
 from harness.models.pipelines.published import FLUX_DEV, SD35_MEDIUM
@@ -21,6 +29,8 @@ from harness.models.pipelines.registry import build_policy
 from harness.models.pipelines.twins import TWINS
 from harness.prompts.lists import generator_for, read_prompts
 from harness.rewards import build_weighted
+from harness.rewards.files.twins import find_twin
+from harness.rewards.native.hpsv3 import HpsV3, RewardModel
 from harness.training.trainer import Trainer
 
 GIB = 2**30
@@ -142,6 +152,49 @@ class Bench:
         shutil.rmtree(self.folder / "run", ignore_errors=True)
         if self.on_gpu:
             torch.cuda.empty_cache()
+
+
+class RandomHpsV3(HpsV3):
+    """HPS-v3 with random weights of a size of one's own, and its twin's tokenizer.
+
+    Args:
+        size: of the network.
+        drawn_on: device whose generator draws the weights: equal ones come from equal devices.
+        settings: of the reward.
+    """
+
+    def __init__(self, size: Qwen2VLConfig, drawn_on: str, settings: RewardConfig) -> None:
+        super().__init__("hpsv3", settings)
+        self._size, self._drawn_on = size, drawn_on
+
+    @cached_property
+    def _network(self) -> RewardModel:
+        torch.manual_seed(0)
+        usual = torch.get_default_dtype()
+        torch.set_default_dtype(self._dtype)
+        try:
+            with torch.device(self._drawn_on):
+                model = RewardModel(self._size)
+        finally:
+            torch.set_default_dtype(usual)
+        for module in model.modules():
+            if isinstance(module, nn.Linear):  # large enough for scores to differ by far more than rounding
+                nn.init.normal_(module.weight, std=module.in_features**-0.5)
+        model.rm_head.float()
+        return model.eval().requires_grad_(False).to(self._home)
+
+
+def qwen2_vl(is_tiny: bool = False, layers: int | None = None) -> Qwen2VLConfig:
+    """Qwen2-VL-7B with HPS-v3's vocabulary, of so many blocks for pictures and for text; or the twin's network."""
+    config: Qwen2VLConfig = Qwen2VLConfig.from_pretrained(find_twin("hpsv3", "base", "hpsv3"))
+    if is_tiny:
+        return config
+    text, seen = config.text_config.to_dict(), config.vision_config.to_dict()
+    text |= {"hidden_size": 3584, "intermediate_size": 18944, "num_hidden_layers": layers or 28, "vocab_size": 151_658}
+    text |= {"num_attention_heads": 28, "num_key_value_heads": 4, "layer_types": None}
+    text["rope_parameters"] |= {"mrope_section": [16, 24, 24]}
+    seen |= {"depth": layers or 32, "embed_dim": 1280, "hidden_size": 3584, "num_heads": 16, "mlp_ratio": 4}
+    return Qwen2VLConfig(**config.to_dict() | {"text_config": text, "vision_config": seen})
 
 
 def distance(ours: Tensor, theirs: Tensor) -> float:

@@ -18,11 +18,10 @@ from transformers import CLIPModel
 from harness.config import RewardConfig
 from harness.experiments.doctor.sizes import find_architecture, sampling_bytes
 from harness.experiments.doctor.speed import PEAK_TERAFLOPS, operations
-from harness.experiments.gpu_check.bench import GIB, Bench, Outcome, distance
+from harness.experiments.gpu_check.bench import GIB, Bench, Outcome, RandomHpsV3, distance, qwen2_vl
 from harness.foundation.errors import StopRun
 from harness.models.pipelines.blocks import blocks_of
 from harness.prompts.lists import generator_for
-from harness.rewards import build_reward
 from harness.rewards.native.open_clip import twin_of_clip, vit_h_14
 from harness.rollout import ode_trajectory
 from harness.runs.directory import prepare_run
@@ -145,17 +144,24 @@ def hpsv2(bench: Bench) -> Outcome:
 
 
 def hpsv3(bench: Bench) -> Outcome:
-    """Qwen2-VL at a twin's width: the device's scores against the CPU's, and bf16's distance."""
-    pictures = torch.rand(4, 3, 64, 64, generator=generator_for(5)).mul(255).round() / 255
+    """Random weights at Qwen2-VL-7B's width: the device's scores of 2 blocks against the CPU's; all 28 within 40 GB."""
+    side = 64 if bench.is_tiny else 512
+    pictures = torch.rand(4, 3, side, side, generator=generator_for(5)).mul(255).round() / 255
     prompts = [f"a fox, {i} times" for i in range(4)]
 
-    def scores(precision: str, device: str) -> Tensor:
-        places = {"path": "twin:hpsv3", "base": "twin:hpsv3", "precision": precision, "device": device}
-        return build_reward("hpsv3", settings=RewardConfig.model_validate(places)).score(pictures, prompts)
+    def scores(layers: int | None, precision: str, device: str, drawn_on: str = "cpu") -> Tensor:
+        settings = RewardConfig.model_validate({"base": "twin:hpsv3", "precision": precision, "device": device})
+        return RandomHpsV3(qwen2_vl(bench.is_tiny, layers), drawn_on, settings).score(pictures, prompts)
 
-    on_cpu, here, low = scores("fp32", "cpu"), scores("fp32", bench.device.type), scores("bf16", bench.device.type)
-    apart = float((on_cpu - here).abs().max())
-    return Outcome({"difference": apart, "of bf16": float((low - here).abs().max())}, apart < 1e-3)
+    here, where = scores(2, "fp32", bench.device.type), bench.device.type
+    on_cpu = scores(2, "fp32", "cpu") if bench.on_gpu else here
+    apart, spread = float((on_cpu - here).abs().max()), float(on_cpu.max() - on_cpu.min())
+    figures = {"difference": apart, "spread": spread, "of bf16": float((scores(2, "bf16", where) - here).abs().max())}
+    well = apart < 1e-3 < spread
+    if bench.on_gpu and not bench.is_tiny:
+        whole, figures["GiB of all blocks"] = bench.peak(lambda: scores(None, "bf16", where, where))
+        well = well and bool(whole.isfinite().all()) and figures["GiB of all blocks"] * GIB < 40e9
+    return Outcome(figures, well)
 
 
 def sharded(bench: Bench) -> Outcome:
