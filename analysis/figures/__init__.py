@@ -37,8 +37,12 @@ StudyFigures = Mapping[str, Group]
 """What a report shows of a study, by question: a group without data is empty, or missing."""
 
 
-def draw_study(study: Study) -> StudyFigures:
+def draw_study(study: Study, are_compared: bool = False) -> StudyFigures:
     """Draw all figures of a study.
+
+    Args:
+        study: with its runs.
+        are_compared: whether its cells are those that somebody has compared: main shows them all in one panel.
 
     Returns:
         main: the paper's figure, base against + AdaGRPO for each method, and the published curve; selection: gain by
@@ -58,9 +62,10 @@ def draw_study(study: Study) -> StudyFigures:
     of_judges = [curves.cell_panels(study, quantity) for quantity, own in zip(further, more, strict=True) if not own]
     of_all = [selections if pairs else [], *of_judges, curves.cell_panels(study, by_cost[0])]
     strategies = selection.selection_panels(study)
+    # Without a pair to compare, the cells that are there are the main picture.
+    main = curves.compared_panels(study, reward) if are_compared else [*pairs, beside] if pairs else selections
     panels: dict[str, Sequence[Panel]] = {
-        # Without a pair to compare, the cells that are there are the main picture.
-        "main": [*pairs, beside] if pairs else selections,
+        "main": main,
         "selection": [*strategies, selection.paper_panel()] if strategies else [],
         "cells": cells.cell_panels(study),
         "variants": cells.variant_panels(study),

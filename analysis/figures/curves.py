@@ -107,6 +107,11 @@ def cell_panels(study: Study, quantity: Quantity) -> list[Panel]:
     return _panels(study, quantity, groups, "cells")
 
 
+def compared_panels(study: Study, quantity: Quantity) -> list[Panel]:
+    """All cells, of whatever methods and settings: those that somebody has compared."""
+    return _panels(study, quantity, {"all": [cell for cell, _ in study.cells]}, "compared")
+
+
 def paper_panels() -> list[Panel]:
     """The published training curves of Flow-GRPO, one for each training reward."""
     curves = paper.reward_curves()
@@ -161,15 +166,17 @@ def _panels(study: Study, quantity: Quantity, groups: dict[str, list[Cell]], kin
     for group, curves in of_group.items():
         method = curves[0][0].method
         title = METHOD_NAMES.get(method, method)
-        if kind == "cells":
+        if kind == "compared":
+            title = "The cells compared"
+        elif kind == "cells":
             title += ", with fusion" if curves[-1][0].fusion else ", without fusion"
         panels.append(
             Panel(
                 f"{study.prefix}curves-{quantity.name}-{group}-{kind}",
                 title,
-                partial(_draw, curves=curves, quantity=quantity, limits=limits, is_pair=kind == "adagrpo"),
+                partial(_draw, curves=curves, quantity=quantity, limits=limits, kind=kind),
                 height=3.3 + 0.2 * len(curves),
-                note=_spread_note([rows for _, rows in curves]) if kind == "adagrpo" else _MEAN_NOTE,
+                note=_spread_note([rows for _, rows in curves]) if kind != "cells" else _MEAN_NOTE,
             )
         )
     return panels
@@ -204,14 +211,18 @@ def _draw(
     curves: Sequence[tuple[Cell, pd.DataFrame]],
     quantity: Quantity,
     limits: tuple[float, float],
-    is_pair: bool,
+    kind: str,
 ) -> None:
     dashes = itertools.cycle(_VARIANT_DASHES)
+    names = {"adagrpo": _pair_label, "compared": lambda cell: cell.label, "cells": lambda cell: cell.short}
+    drawn: set[str] = set()
     for cell, rows in curves:
-        dash = next(dashes) if cell.variant else cell.dash
-        name = _pair_label(cell) if is_pair else cell.short
+        looks_alike = kind == "compared" and cell.colour in drawn
+        drawn.add(cell.colour)
+        dash = next(dashes) if cell.variant or looks_alike else cell.dash
+        name = names[kind](cell)
         # Among many cells, bands would hide each other; so would those of variants the cells that they vary.
-        with_spread = is_pair and not cell.variant
+        with_spread = kind != "cells" and not cell.variant
         _draw_cell(axes, cell, rows, quantity.axis, name, dash, with_spread)
     axes.set_ylim(*limits)
     _decorate(axes, _AXIS_LABELS[quantity.axis], quantity.label)

@@ -14,12 +14,13 @@ from analysis.cells.chosen import chosen_table, quoted_word
 from analysis.cells.labels import METHOD_NAMES, Cell, split_cells
 from analysis.cells.logs import TRAINING_REWARD, Logs
 from analysis.cells.settings import count_warnings, describe_environments, split_settings
-from analysis.cells.study import MIN_SEEDS_FOR_INTERVAL, Study, missing_cells
+from analysis.cells.study import MIN_SEEDS_FOR_INTERVAL, Study, adagrpo_pairs, missing_cells
 from analysis.figures import StudyFigures
 from analysis.figures.drawing import Drawing
 from analysis.formats import entry_text, number
+from analysis.report.head import cautions, head_table, headline, is_comparison, note_of
 from analysis.report.pictures import gallery, pictures_by_difficulty
-from analysis.report.tables import extra_gain_table, head_table, main_table, paper_table
+from analysis.report.tables import extra_gain_table, main_table, paper_table
 from analysis.runs.sources import changes_since, note_on_changes
 from analysis.verdicts import conclusions
 from analysis.verdicts.conclusions import Conclusions
@@ -85,9 +86,10 @@ def render_page(logs: Logs, parts: Sequence[Part], levels: Drawing | None = None
     several = summary["experiment"].nunique() > 1
     studies = [_study(logs, part, f"study-{number}", several) for number, part in enumerate(parts, start=1)]
     there = {"experiments", "cells", "runs", "limits"}.union(*(study["parts"] for study in studies))
+    titles = SECTIONS if any(study["main"] for study in studies) else SECTIONS | {"main": "Reward during training"}
     return environment.get_template("report.html.j2").render(
         title="AdaGRPO: training report",
-        sections={name: title for name, title in SECTIONS.items() if name in there},
+        sections={name: title for name, title in titles.items() if name in there},
         studies=studies,
         folded=_FOLDED,
         num_runs=len(summary),
@@ -107,6 +109,7 @@ def render_page(logs: Logs, parts: Sequence[Part], levels: Drawing | None = None
         published=next((p for part in parts if (p := part.figures["published"].panels)), []),
         grid=conclusions,
         map=levels,
+        endpoint=" or ".join(dict.fromkeys(study["endpoint"] for study in studies)),
     )
 
 
@@ -134,8 +137,11 @@ def _study(logs: Logs, part: Part, scope: str, names_experiment: bool) -> dict[s
         | ({"curves"} if figures["curves"].panels or figures["published"].panels else set()),
         "metrics": study.metrics,
         "endpoint": study.endpoint,
-        "head": head_table(study),
-        "headline": _headline(part.conclusions),
+        "note": note_of(study, part.conclusions),
+        "head": head_table(study, part.conclusions),
+        "headline": headline(part.conclusions),
+        "is_comparison": is_comparison(part.conclusions),
+        "cautions": cautions(part.conclusions.main) if part.conclusions and is_comparison(part.conclusions) else [],
         "model": shared.get("model.path", "several models, see below"),
         "figures": figures,
         "cells": rows,
@@ -154,15 +160,8 @@ def _study(logs: Logs, part: Part, scope: str, names_experiment: bool) -> dict[s
     }
 
 
-def _headline(found: Conclusions | None) -> str:
-    """What is decided of the whole method, in one sentence."""
-    whole = [one for one in found.main if "AdaGRPO" in one.claim.statement] if found else []
-    decided = [one for one in whole if one.verdict != "undecided"]
-    return " ".join(conclusions.sentences(decided or whole)) or "What was reached; too little to decide anything."
-
-
 def _missing(study: Study) -> list[tuple[str, list[str]]]:
-    if len(study.grid_cells) <= 2:  # a run or a pair is no part of a grid
+    if len(study.grid_cells) <= 2 or not adagrpo_pairs(study):  # a run, a pair or others' rules are no part of a grid
         return []
     return [(METHOD_NAMES[method], [cell.short for cell in cells]) for method, cells in missing_cells(study).items()]
 

@@ -16,6 +16,7 @@ from analysis.figures.claims import claims_panel
 from analysis.figures.drawing import Drawing, draw_panel
 from analysis.figures.levels import map_panel
 from analysis.formats import WideTable, latex, markdown, write_frame
+from analysis.report.head import is_comparison, note_of
 from analysis.report.insertion import insert, split
 from analysis.report.page import Part, render_page
 from analysis.report.tables import (
@@ -28,7 +29,7 @@ from analysis.report.tables import (
     run_frame,
 )
 from analysis.runs.sources import changes_since, note_on_changes
-from analysis.verdicts.conclusions import Conclusions, conclude, conclusions_frame, conclusions_markdown, digest
+from analysis.verdicts.conclusions import Conclusions, conclude, conclusions_frame, conclusions_markdown, digest, note
 from analysis.verdicts.levels import map_frame
 from analysis.verdicts.stability import GROUP_SPREADS, stability_frame, stability_table
 from harness.foundation.errors import ConfigError
@@ -108,7 +109,7 @@ def _part(study: Study, logs: Logs, conclusions: Conclusions | None) -> Part:
         assert conclusions is not None
         family, words = conclusions.families[title], conclusions.words_of(title)
         claims.append(draw_panel(claims_panel(f"{study.prefix}claims-{number}", title, family, words)))
-    figures = {**draw_study(study), "claims": Group(claims)}
+    figures = {**draw_study(study, is_comparison(conclusions)), "claims": Group(claims)}
     return Part(study, cell_frame(study), figures, stability_frame(study), chosen_frame(study, logs), conclusions)
 
 
@@ -128,7 +129,7 @@ def _write_tables(parts: Sequence[Part], folder: Path) -> None:
     if concluded:
         frame = pd.concat([conclusions_frame(*one) for one in concluded], ignore_index=True)
         write_frame(frame, folder / "conclusions.csv")
-        text = "\n".join(conclusions_markdown(*one) for one in concluded)
+        text = "\n".join(conclusions_markdown(*one).replace(note(one[1]), note_of(*one)) for one in concluded)
         write_atomically(folder / "conclusions.md", text)
     main = [table for part in parts for table in (main_table(part.study), extra_gain_table(part.study))]
     tables: dict[str, list[WideTable | None]] = {

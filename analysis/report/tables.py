@@ -57,7 +57,10 @@ def cells_table(study: Study, frame: pd.DataFrame) -> WideTable:
     for (cell, _), row in zip(study.cells, frame.to_dict("records"), strict=True):
         entries = [Entry(row["seeds"], digits=0)]
         entries += [Entry(row[f"{metric}_after"], row[f"{metric}_sd"]) for metric in study.metrics]
-        entries += [_difference(study.compare(cell, TRAINING_REWARD)), Entry(row["seconds_per_iteration"], digits=2)]
+        entries += [
+            difference_entry(study.compare(cell, TRAINING_REWARD)),
+            Entry(row["seconds_per_iteration"], digits=2),
+        ]
         body.append((cell.label, [*entries, Entry(row["compute"], digits=0)]))
     title = f"Experiment {study.experiment}, trained on {study.reward}: {study.endpoint} prompts, mean ± sd over seeds"
     return WideTable(title, head, body)
@@ -88,27 +91,9 @@ def main_table(study: Study) -> WideTable | None:
             values = [study.values(cell, metric) for metric in study.metrics]
             rows.append((cell.label, [Entry(of_metric.mean(), of_metric.std()) for of_metric in values]))
             if cell != base:
-                rows.append(("difference", [_difference(study.compare(cell, metric)) for metric in study.metrics]))
+                rows.append(("difference", [difference_entry(study.compare(cell, metric)) for metric in study.metrics]))
     title = f"This study, trained on {study.reward}: {study.endpoint} prompts, mean ± sd over seeds"
     return WideTable(title, ["", *study.metrics.values()], rows)
-
-
-def head_table(study: Study) -> WideTable | None:
-    """The trained reward alone, a row per method: paired difference, base, + AdaGRPO, untrained, pairs."""
-    rows = []
-    for base, treatments in adagrpo_pairs(study):
-        before, split = study.untrained(base)
-        start = before.get(TRAINING_REWARD, math.nan) if split == study.endpoint else math.nan
-        for cell in treatments:
-            values = [study.values(one, TRAINING_REWARD) for one in (base, cell)]
-            comparison = study.compare(cell, TRAINING_REWARD)
-            entries = [*(Entry(of_cell.mean(), of_cell.std()) for of_cell in values), Entry(start)]
-            pairs = Entry(len(comparison.seeds) if comparison else 0, digits=0)
-            name = METHOD_NAMES.get(cell.method, cell.method)
-            rows.append((name, [_difference(comparison), *entries, pairs]))
-    head = ["", "Difference", "Base", "+ AdaGRPO", "Untrained", "Pairs"]
-    title = f"Reward {study.reward} on {study.endpoint} prompts, mean ± sd over seeds; differences are paired by seed"
-    return WideTable(title, head, rows) if rows else None
 
 
 def main_frame(study: Study) -> pd.DataFrame:
@@ -178,7 +163,7 @@ def _share(comparison: Comparison | None, gain: float) -> Entry:
     return Entry(comparison.difference / gain, interval=interval)
 
 
-def _difference(comparison: Comparison | None) -> Entry:
+def difference_entry(comparison: Comparison | None) -> Entry:
     if comparison is None:
         return Entry(math.nan)
     return Entry(comparison.difference, comparison.sd, comparison.interval, signed=True)

@@ -97,7 +97,9 @@ def compare(
     """
     import json as writing
 
-    from analysis.verdicts.conclusions import HEAD, rows, sentences
+    from analysis.formats import entry_text
+    from analysis.report.head import cautions
+    from analysis.verdicts.conclusions import sentences
     from harness.experiments.compare import configs_of, judged
     from harness.experiments.grid import parse_seeds
     from harness.experiments.jobs.slots import local_slots
@@ -120,9 +122,11 @@ def compare(
         print(writing.dumps({"page": str(result.output / "report.html"), "claims": result.claims}, indent=1))
         return exit_code(outcome)
     for title, family in result.conclusions.families.items():
-        print(f"\n{title}: {' '.join(sentences(family))}")
-        for row in rows(family):
-            print("  " + ", ".join(f"{name} {text}" for name, text in zip(HEAD, row, strict=True) if text != "–"))
+        print(f"\n{title}: {' '.join([*sentences(family), *cautions(family)])}")
+    _, *head = result.table.head
+    for label, entries in result.table.rows:
+        texts = [f"{name} {entry_text(entry)}" for name, entry in zip(head, entries, strict=True)]
+        print(f"  {label}: {', '.join(texts)}")
     print(f"page: {result.output / 'report.html'}")
     return exit_code(outcome)
 

@@ -10,6 +10,8 @@ from analysis.cells.labels import Cell
 from analysis.cells.logs import load_logs
 from analysis.cells.spending import SPENDING_METRICS
 from analysis.cells.study import finished_environments, split_studies
+from analysis.formats import WideTable
+from analysis.report.head import comparison_table
 from analysis.report.report import REPORT_METRICS, write_pages
 from analysis.verdicts.compared import compare
 from analysis.verdicts.conclusions import Conclusions, conclusions_frame
@@ -27,6 +29,8 @@ class Compared(NamedTuple):
 
     output: Path
     conclusions: Conclusions
+    table: WideTable
+    """Its claims, a row each."""
     claims: list[dict[str, Any]]
     """Rows of tables/conclusions.csv, with ``pairs_needed``; None for what is not known."""
 
@@ -121,9 +125,8 @@ def judged(runs: Sequence[Sequence[RunDirectory]], output: Path | None) -> Compa
     write_pages(logs, {study: conclusions}, folder)
     needed = [one.pairs_needed for family in conclusions.families.values() for one in family]
     rows = conclusions_frame(study, conclusions).to_dict("records")
-    return Compared(
-        folder, conclusions, [_plain(row) | {"pairs_needed": n} for row, n in zip(rows, needed, strict=True)]
-    )
+    claims = [_plain(row) | {"pairs_needed": n} for row, n in zip(rows, needed, strict=True)]
+    return Compared(folder, conclusions, comparison_table(study, conclusions), claims)
 
 
 def _cell(summary: Any, ids: set[str]) -> Cell | None:

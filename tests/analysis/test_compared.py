@@ -6,7 +6,12 @@ import pytest
 from fabricated import study_of, write_run
 
 from analysis.cells.labels import Cell
+from analysis.cells.logs import load_logs
 from analysis.cells.spending import SPENDING_METRICS
+from analysis.cells.study import split_studies
+from analysis.formats import entry_text
+from analysis.report.head import cautions, head_table
+from analysis.report.report import REPORT_METRICS, write_pages
 from analysis.verdicts.compared import EQUAL_COMPUTE, EQUAL_ITERATIONS, compare
 from analysis.verdicts.conclusions import Conclusions
 
@@ -44,3 +49,36 @@ def test_two_claims_share_the_level_and_missing_pairs_decide_nothing(tmp_path: P
     assert [one.verdict for one in family] == ["supported", "equivalent"]
     short = compared(tmp_path / "b", 5).main
     assert [(one.verdict, one.pairs) for one in short] == [("undecided", 4)]
+
+
+def test_the_page_opens_with_the_verdict_the_difference_with_bounds_and_both_curves(tmp_path: Path) -> None:
+    conclusions = compared(tmp_path / "runs", 4)
+    logs = load_logs(tmp_path / "runs", (*SPENDING_METRICS, *REPORT_METRICS))
+    [study] = split_studies(logs)
+    page = write_pages(logs, {study: conclusions}, tmp_path).read_text()
+    top = page[page.index("<h1>") : page.index("<nav>")]
+    assert "Supported here: Flow-GRPO SecondHardest beats Flow-GRPO (+0.098 [" in top
+    assert top.index("At equal iterations</th><td>+0.0985 [+0.0970, +0.1000]</td><td>supported") < top.index("<svg")
+    assert all(f"{cell.label} (4 seeds)" in top for cell in (BASE, MINE))
+
+
+def test_a_difference_that_may_be_too_small_to_matter_is_said_to_be_of_little_power(tmp_path: Path) -> None:
+    for seed, more in enumerate((0.01, 0.05, 0.02, 0.06)):
+        write_run(tmp_path / f"random-{seed}", seed=seed, test=0.75)
+        write_run(tmp_path / f"mine-{seed}", seed=seed, selection="SecondHardest", test=0.75 + more)
+    [found] = compare(study_of(tmp_path, SPENDING_METRICS), BASE, [MINE], 4, []).main
+    assert (found.verdict, found.power < 0.8) == ("supported", True)
+    [said] = cautions([found])
+    assert f"power {found.power:.2f}" in said
+    assert f"{found.pairs_needed} pairs would tell" in said
+    assert not cautions(compared(tmp_path / "large", 4).main)
+
+
+def test_a_report_of_cells_without_adagrpo_opens_with_what_each_has_reached(tmp_path: Path) -> None:
+    for seed in range(2):
+        write_run(tmp_path / f"random-{seed}", seed=seed, test=0.75)
+        write_run(tmp_path / f"mine-{seed}", seed=seed, selection="SecondHardest", test=0.8)
+    table = head_table(study_of(tmp_path), None)
+    assert table is not None
+    assert [label for label, _ in table.rows] == [BASE.label, MINE.label]
+    assert [entry_text(entry) for entry in table.rows[1][1]] == ["+0.050 ± 0.000", "0.800 ± 0.000", "0.450", "2"]

@@ -1,0 +1,118 @@
+"""What stands at the top of a page: what was decided, in a sentence, and the numbers that it rests on."""
+
+import math
+from collections.abc import Sequence
+
+from analysis.cells.labels import METHOD_NAMES
+from analysis.cells.logs import TRAINING_REWARD
+from analysis.cells.study import Study, adagrpo_pairs
+from analysis.formats import MISSING, Entry, WideTable, number
+from analysis.report.tables import difference_entry
+from analysis.statistics import Interval
+from analysis.verdicts.compared import EQUAL_ITERATIONS
+from analysis.verdicts.conclusions import Conclusions, note, sentences
+from analysis.verdicts.protocol import MARGIN_SHARE, Judged
+
+_SHARE = f"{MARGIN_SHARE:.0%} of the base's gain"
+
+
+def is_comparison(found: Conclusions | None) -> bool:
+    """Whether cells were compared that somebody named, see ``analysis.verdicts.compared``."""
+    return found is not None and EQUAL_ITERATIONS in found.families
+
+
+def headline(found: Conclusions | None) -> str:
+    """What is decided of the cells that were compared, or of the whole method, in one sentence."""
+    if found is not None and is_comparison(found):
+        return " ".join(sentences(found.main))
+    whole = [one for one in found.main if "AdaGRPO" in one.claim.statement] if found else []
+    decided = [one for one in whole if one.verdict != "undecided"]
+    return " ".join(sentences(decided or whole)) or "What was reached; too little to decide anything."
+
+
+def cautions(family: Sequence[Judged]) -> list[str]:
+    """Of each difference that was found and may still be too small to matter: what its power says of it."""
+    said = []
+    for one in family:
+        if one.verdict not in ("supported", "opposite") or one.contrast is None:
+            continue
+        low, high = one.contrast.bounds()
+        if max(low, -high) < one.margin:
+            pairs = f"{one.pairs_needed} pairs" if one.pairs_needed else "more pairs"
+            said.append(
+                f"The difference of {one.claim.name} may still be below {_SHARE}, which {one.pairs} pairs find with "
+                f"power {number(one.power, 2)}: what little power finds is larger than the truth on average; {pairs} "
+                "would tell."
+            )
+    return said
+
+
+def note_of(study: Study, found: Conclusions | None) -> str:
+    """How the verdicts come about, see ``note``, with the words that results are of."""
+    return note(found).replace(" on test words", f" on {study.endpoint} words", 1) if found else ""
+
+
+def head_table(study: Study, found: Conclusions | None) -> WideTable | None:
+    """The trained reward alone: cells that were compared; else base and + AdaGRPO of each method; else each cell."""
+    if found is not None and is_comparison(found):
+        return comparison_table(study, found)
+    rows = _pairs(study)
+    head = ["", "Difference", "Base", "+ AdaGRPO", "Untrained", "Pairs"]
+    if not rows:
+        rows, head = _cells(study), ["", "Difference to base", "Trained", "Untrained", "Seeds"]
+    title = f"Reward {study.reward} on {study.endpoint} prompts, mean ± sd over seeds; differences are paired by seed"
+    return WideTable(title, head, rows) if rows else None
+
+
+def comparison_table(study: Study, found: Conclusions) -> WideTable:
+    """A row per claim: verdict, difference with bounds, and what its pairs could find."""
+    rows = [
+        (title if len(family) == 1 else f"{one.claim.name}, {title[0].lower()}{title[1:]}", _judged(one))
+        for title, family in found.families.items()
+        for one in family
+    ]
+    words = ", ".join(f"{title[0].lower()}{title[1:]} on {found.words_of(title)} prompts" for title in found.families)
+    title = (
+        f"Reward {study.reward}, {words}; differences are paired by seed, with one-sided 95 % bounds. Power, and the "
+        f"pairs needed for a power of .8: to find {_SHARE}"
+    )
+    return WideTable(title, ["", "Difference", "Verdict", "Pairs (needed)", "Power", "Of the base's gain"], rows)
+
+
+def _judged(one: Judged) -> list[Entry | str]:
+    pairs, power = f"{one.pairs} ({one.pairs_needed or MISSING})", Entry(one.power, digits=2)
+    if one.contrast is None:
+        return [MISSING, one.verdict, pairs, power, MISSING]
+    low, high = one.contrast.bounds()
+    # Two digits of what the difference is known to: 3 behind the point are few for rewards that hardly move.
+    reach = (high - low) / 2
+    digits = max(3, 1 - math.floor(math.log10(reach))) if reach > 0 else 3
+    mean = one.contrast.mean
+    difference = Entry(mean, interval=Interval(mean, low, high), digits=digits, signed=True)
+    share = Entry(mean / one.gain if one.gain else math.nan, digits=0, signed=True, percent=True)
+    return [difference, one.verdict, pairs, power, share]
+
+
+def _pairs(study: Study) -> list[tuple[str, list[Entry]]]:
+    rows = []
+    for base, treatments in adagrpo_pairs(study):
+        before, split = study.untrained(base)
+        start = before.get(TRAINING_REWARD, math.nan) if split == study.endpoint else math.nan
+        for cell in treatments:
+            values = [study.values(one, TRAINING_REWARD) for one in (base, cell)]
+            comparison = study.compare(cell, TRAINING_REWARD)
+            entries = [*(Entry(of_cell.mean(), of_cell.std()) for of_cell in values), Entry(start)]
+            pairs = Entry(len(comparison.seeds) if comparison else 0, digits=0)
+            name = METHOD_NAMES.get(cell.method, cell.method)
+            rows.append((name, [difference_entry(comparison), *entries, pairs]))
+    return rows
+
+
+def _cells(study: Study) -> list[tuple[str, list[Entry]]]:
+    rows = []
+    for cell, _ in study.cells:
+        values, (before, split) = study.values(cell, TRAINING_REWARD), study.untrained(cell)
+        start = before.get(TRAINING_REWARD, math.nan) if split == study.endpoint else math.nan
+        entries = [Entry(values.mean(), values.std()), Entry(start), Entry(len(values), digits=0)]
+        rows.append((cell.label, [difference_entry(study.compare(cell, TRAINING_REWARD)), *entries]))
+    return rows
