@@ -11,6 +11,7 @@ from harness.config.names import check_name
 from harness.config.run import RunConfig
 from harness.foundation.errors import ConfigError
 from harness.foundation.places import ROOT, from_here
+from harness.foundation.plugins import absolute, is_reference
 
 EXPERIMENTS = ROOT / "experiments"
 
@@ -48,17 +49,25 @@ def _read_layer(path: Path) -> _Layer:
     return _Layer(content, origins)
 
 
-_PATHS = re.compile(r"prompts\.\w+|model\.path|rewards\.[^.]+\.(path|base|question|python)")
+_PATHS = re.compile(r"prompts\.\w+|model\.path|rewards\.[^.]+\.(path|base|question|python)|use_\w+")
 """Settings that name files."""
 
 
-def _from_here(content: Mapping[str, Any]) -> dict[str, Any]:
-    """With what a user's own file or word names in the working directory, see ``from_here``."""
-    found: dict[str, Any] = dict(content)
-    for key, value in leaves(content).items():
-        if isinstance(value, str) and _PATHS.fullmatch(key):
-            found = merge(found, nest(key, from_here(value)))
-    return found
+def _located(value: Any, written_in: Path | None, key: str = "") -> Any:
+    """With absolute paths of what a file, or what was typed, names, see ``from_here``, and of plug-ins."""
+    if isinstance(value, Mapping):
+        prefix = f"{key}." if key else ""
+        found = {
+            absolute(name, written_in) if is_reference(name) else name: _located(inner, written_in, prefix + name)
+            for name, inner in value.items()
+        }
+        return Weights(found) if isinstance(value, Weights) else found
+    if isinstance(value, list | tuple):
+        return [_located(inner, written_in, key) for inner in value]
+    if is_reference(value):
+        return absolute(value, written_in)
+    is_path = isinstance(value, str) and _PATHS.fullmatch(key) and (value.endswith(".yaml") or key[:4] != "use_")
+    return from_here(value, written_in) if is_path else value
 
 
 def read_experiment(path: Path) -> dict[str, Any]:
@@ -78,21 +87,21 @@ def _with_parents(path: Path, children: tuple[Path, ...] = ()) -> list[_Layer]:
         raise ConfigError(f"{path}: extends itself, by way of {', '.join(child.stem for child in children)}")
     content, origins = _read_layer(path)
     settings = {key: value for key, value in content.items() if key != "extends"}
-    own = _Layer(settings if path.is_relative_to(EXPERIMENTS) else _from_here(settings), origins)
+    own = _Layer(_located(settings, path), origins)
     if "extends" not in content:
         return [own]
     parent = check_name(content["extends"], f"{path}: extends")
     return [*_with_parents(path.with_name(f"{parent}.yaml"), (*children, path)), own]
 
 
-def experiment_path(kind: str, name: str) -> Path:
-    """The file of experiments/<kind>/ that a name stands for; a name that ends in .yaml is a path.
+def experiment_path(kind: str, name: str, written_in: Path | None = None) -> Path:
+    """The file of experiments/<kind>/ that a name stands for; a name that ends in .yaml is a path, see ``from_here``.
 
     Raises:
         ConfigError: it is neither.
     """
     if isinstance(name, str) and name.endswith(".yaml"):
-        return Path(name)
+        return Path(from_here(name, written_in))
     return EXPERIMENTS / kind / f"{check_name(name, f'experiments/{kind}')}.yaml"
 
 
@@ -188,6 +197,7 @@ def compose(
     *,
     model: str | None = None,
     reward: str | None = None,
+    written_in: Path | None = None,
 ) -> RunConfig:
     """Compose a run: the model, method and reward files that a profile names, the profile, settings, overrides.
 
@@ -201,11 +211,12 @@ def compose(
         overrides: dotted ``key=value`` strings; the last word, and of two for one key the second.
         model: name of a file in experiments/models/; None is the profile's own.
         reward: name of a file in experiments/rewards/; None is the profile's own.
+        written_in: file that has these names and the settings; None if they were typed.
 
     Raises:
         ConfigError: one line that names the file or key, and the nearest valid one.
     """
-    path = experiment_path("profiles", profile)
+    path = experiment_path("profiles", profile, written_in)
     profiles = _with_parents(path)
     named: dict[str, Any] = {}
     for layer in profiles:
@@ -215,16 +226,15 @@ def compose(
     for kind in KINDS:
         name = named.get(kind) if given[kind] is None else given[kind]
         if name is not None:
-            layers += _with_parents(experiment_path(f"{kind}s", name))
+            layers += _with_parents(experiment_path(f"{kind}s", name, written_in))
     not_settings = {"use_grid", "verified", *(f"use_{kind}" for kind in KINDS)}
     for layer in profiles:
         settings_alone = {key: value for key, value in layer.content.items() if key not in not_settings}
         layers.append(_Layer(settings_alone, layer.origins))
-    layers.append(
-        _Layer(_from_here(settings or {}), dict.fromkeys(leaves(settings or {}), "the grid's cell or the sweep"))
-    )
+    cell = _located(settings or {}, written_in)
+    layers.append(_Layer(cell, dict.fromkeys(leaves(cell), "the grid's cell or the sweep")))
     for override in overrides:
-        nested = _from_here(parse_overrides([override]))
+        nested = _located(parse_overrides([override]), None)
         layers.append(_Layer(nested, dict.fromkeys(leaves(nested), f"override {override}")))
     composed: dict[str, Any] = {}
     origins: dict[str, str] = {}

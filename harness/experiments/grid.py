@@ -69,6 +69,7 @@ def expand_grid(
         cells += [cell | {"seeds": own} for cell in _product({k: v for k, v in mapping.items() if k != "seeds"})]
     for key, values in _parse_only(only or "").items():
         cells = _matching(cells, key, values)
+    chosen = str(experiment_path("profiles", profile or file.profile, None if profile else path))
     planned = [(position, seed, cell) for cell in cells for position, seed in enumerate(cell["seeds"])]
     runs = []
     for _, seed, cell in sorted(planned, key=itemgetter(0)):
@@ -77,7 +78,7 @@ def expand_grid(
         for key, value in cell.items():
             if key not in (*files, "seeds"):
                 settings = merge(settings, nest(key, value))
-        runs.append(compose(profile or file.profile, settings=settings, overrides=overrides, **files))
+        runs.append(compose(chosen, settings=settings, overrides=overrides, written_in=path, **files))
     return runs
 
 

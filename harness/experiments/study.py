@@ -18,6 +18,7 @@ from harness.experiments.grid import expand_grid
 from harness.experiments.jobs.runner import Outcome, Say
 from harness.experiments.plan import expected_seconds
 from harness.experiments.runs import run_all
+from harness.foundation.places import WORK
 from harness.runs import directory, identity
 from harness.runs.directory import RunDirectory
 
@@ -28,7 +29,7 @@ class StudyConfig(Section):
     """A study's file; its experiments are grid files beside it."""
 
     shards: str
-    """Folder of finished runs, absolute or relative to the repository."""
+    """Folder of finished runs, absolute or relative to where results/ is."""
     experiments: tuple[str, ...] = Field(min_length=1)
     """In the order in which they run."""
     budget_hours: float | None = Field(None, gt=0)
@@ -78,7 +79,7 @@ class Study(NamedTuple):
     @property
     def shards(self) -> Path:
         """Folder of finished runs."""
-        return ROOT / self.file.shards
+        return WORK / self.file.shards
 
     def configs(self, name: str, only: str | None = None, seeds: Sequence[int] | None = None) -> list[RunConfig]:
         """The runs of an experiment. Raises ConfigError as ``expand_grid``, and for an unknown name."""

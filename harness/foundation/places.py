@@ -24,14 +24,25 @@ def cache_folder(name: str) -> Path:
     return (Path(chosen).expanduser() if chosen else CACHE) / name
 
 
-def from_here(path: str) -> str:
-    """A path that somebody has typed: absolute if it is there, seen from the working directory; else as it is.
+def folders_of(written_in: Path | None) -> tuple[Path, ...]:
+    """Where a relative path is looked for, in order: beside the file it is written in, then in the working directory.
 
-    What is not there may come with the code, or be no path but a hub id. In the repository's own folder every path
+    What a file of experiments/ names comes with the code alone; ``written_in`` is None for what somebody has typed.
+    """
+    if written_in is None:
+        return (Path.cwd(),)
+    return () if written_in.is_relative_to(ROOT / "experiments") else (written_in.parent.resolve(), Path.cwd())
+
+
+def from_here(path: str, written_in: Path | None = None) -> str:
+    """A path that somebody has typed or written: absolute if it is there, see ``folders_of``; else as it is.
+
+    What is not there may come with the code, or be no path but a hub id. What is found from the repository's own folder
     stays as it is, so that a configuration names no machine.
     """
     here = Path(path).expanduser()
-    return path if here.is_absolute() or Path.cwd() == ROOT or not here.exists() else str(here.resolve())
+    folder = next((folder for folder in folders_of(written_in) if (folder / here).exists()), ROOT)
+    return path if here.is_absolute() or folder == ROOT else str((folder / here).resolve())
 
 
 def process_environment() -> dict[str, str]:

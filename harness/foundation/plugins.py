@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from harness.foundation.errors import HarnessError
+from harness.foundation.places import ROOT, folders_of
 
 GROUP = "adagrpo.plugins"
 _REFERENCE = re.compile(r"(?P<place>[^\s:]*[^\s:/]\.py|[A-Za-z_][\w.]*):(?P<name>[A-Za-z_]\w{0,39})")
@@ -78,9 +79,18 @@ def is_reference(value: object) -> bool:
     return isinstance(value, str) and not value.startswith(_NOT_REFERENCES) and bool(_REFERENCE.fullmatch(value))
 
 
-def absolute(text: str) -> str:
-    """A reference, or settings with references in them, with absolute paths: they are read in other folders, too."""
-    return _FILE.sub(lambda match: str(Path(match[0]).expanduser().resolve()), text)
+def absolute(text: str, written_in: Path | None = None) -> str:
+    """A reference, or settings with references in them, with absolute paths: they are read in other folders, too.
+
+    See ``folders_of``; then among what comes with the code. What is in none of them is one of the working directory.
+    """
+
+    def found(match: re.Match[str]) -> str:
+        path = Path(match[0]).expanduser()
+        there = next((folder for folder in (*folders_of(written_in), ROOT) if (folder / path).is_file()), Path())
+        return str((there / path).resolve())
+
+    return _FILE.sub(found, text)
 
 
 @cache

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 
 from harness.config import EXPERIMENTS, ROOT, ConfigError, compose
+from harness.experiments.grid import expand_grid
+from harness.experiments.study import read_study
 from harness.foundation.places import process_environment
 from harness.prompts.lists import read_prompts
 
@@ -28,6 +30,36 @@ def test_an_own_profile_names_files_in_the_working_directory(tmp_path: Path, mon
     (tmp_path / "own.yaml").write_text(f"{text}prompts: {{train: mine.txt}}\n")
     monkeypatch.chdir(tmp_path)
     assert compose("own.yaml").prompts.train == str(tmp_path / "mine.txt")
+
+
+def test_what_an_own_file_names_is_beside_it_or_in_the_working_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    beside = tmp_path / "beside"
+    beside.mkdir()
+    for folder, words in ((beside, "a red fox"), (tmp_path, "a blue cat")):
+        (folder / "mine.txt").write_text(f"{words}\n")
+    (tmp_path / "here.txt").write_text("a dog\n")
+    (beside / "my.py").write_text("def Mine(candidates):\n    return 0\n")
+    (beside / "model.yaml").write_text((EXPERIMENTS / "models" / "miniature.yaml").read_text())
+    profile = (EXPERIMENTS / "profiles" / "smoke.yaml").read_text().replace("miniature\n", "model.yaml\n", 1)
+    (beside / "own.yaml").write_text(f"{profile}prompts: {{train: mine.txt, validation: here.txt}}\n")
+    cell = "{selection: [random, my.py:Mine], prompts.test: mine.txt}"
+    (beside / "grid.yaml").write_text(f"profile: own.yaml\nseeds: [0]\ncells: [{cell}]\n")
+    monkeypatch.chdir(tmp_path)
+    [config] = expand_grid("beside/grid.yaml", only="selection=my.py:Mine")
+    assert config.plugins["Mine"].source == f"{beside}/my.py:Mine"
+    lists = config.prompts.train, config.prompts.validation, config.prompts.test
+    assert lists == (str(beside / "mine.txt"), str(tmp_path / "here.txt"), str(beside / "mine.txt"))
+    assert compose("beside/own.yaml", overrides=["prompts.train=mine.txt"]).prompts.train == str(tmp_path / "mine.txt")
+
+
+def test_the_study_names_its_own_files_wherever_it_is_called(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "experiments" / "study").mkdir(parents=True)
+    (tmp_path / "experiments" / "study" / "shuffled.py").write_text("another one")
+    [source] = {config.plugins["Shuffled"].source for config in read_study().configs("shuffled")}
+    assert source == f"{EXPERIMENTS}/study/shuffled.py:Shuffled"
 
 
 def test_what_a_shipped_file_names_comes_with_the_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -147,7 +147,10 @@ class Sweep:
         settings["experiment"] = f"{self.experiment}-confirm" if test else self.experiment
         settings = merge(settings, {"evaluation": {"test": test, "base_test": False}})
         method = values.get("method", self.file.method)
-        return [compose(self.file.profile, method, settings | {"seed": seed}, self.overrides) for seed in seeds]
+        return [
+            compose(self.file.profile, method, settings | {"seed": seed}, self.overrides, written_in=self.path)
+            for seed in seeds
+        ]
 
 
 def load_sweep(sweep: str, name: str | None = None, overrides: Sequence[str] = (), trials: int | None = None) -> Sweep:
