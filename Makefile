@@ -115,7 +115,7 @@ test-postgres: $(READY)  ## kill a sweep's worker whose study is on a PostgreSQL
 test-processors: $(READY)  ## compare with committed numbers as this processor and older ones compute them
 	@OMP_NUM_THREADS=1 $(BIN)/python -m tests.instruction_sets
 
-coverage: $(READY)  ## measure which lines the tests and the dry run execute, and write docs/coverage.md
+coverage: $(READY)  ## measure which lines the tests and the dry run execute, and write build/coverage.md
 	@$(BIN)/python -m tests.measure_coverage
 
 lint: $(READY)  ## check style and format
