@@ -106,7 +106,7 @@ audit: $(READY)  ## compare pinned packages with known weaknesses (says so witho
 	  .venvs/audit/bin/python -m pip install -qq --disable-pip-version-check pip-audit; }
 	@$(BIN)/python -m tests.audit .venvs/audit/bin/pip-audit
 
-test-slurm: $(READY)  ## run a grid and a sweep on a single-node Slurm of this machine, with preempted jobs and a killed node
+test-slurm: $(READY)  ## run a grid and a sweep on a Slurm of this machine, with preempted jobs and a killed node
 	@$(BIN)/python -m tests.faults.slurm
 
 test-postgres: $(READY)  ## kill a sweep's worker whose study is on a PostgreSQL of this machine; skipped where there is none

@@ -27,6 +27,7 @@ import psutil
 from harness.config import ROOT
 from harness.experiments.gradients import oracle  # noqa: F401 - imported before the victims are forked
 from harness.models.miniature import pretrain  # noqa: F401 - as above
+from harness.runs.directory import RUNS
 from harness.training import session  # noqa: F401 - as above
 from tests.faults.victims import KINDS, VICTIMS, outcome, prepared
 
@@ -189,10 +190,8 @@ def remote(tries: int, folder: Path, draw: random.Random) -> list[Row]:
 
     try:
         return [
-            torture(
-                "trainer, reward at a server", tries, folder / "a", draw, whole_group, "train_remote", f"http{url}"
-            ),
-            torture("reward server", tries, folder / "b", draw, restart, "train_remote", f"http{url}"),
+            torture("trainer, reward at a server", tries, folder / "a", draw, whole_group, "train_remote", url),
+            torture("reward server", tries, folder / "b", draw, restart, "train_remote", url),
         ]
     finally:
         served["server"].kill()
@@ -254,7 +253,8 @@ def main() -> int:
     if any(row.lost for row in rows):
         print(f"what is left is in {folder}")
         return 1
-    shutil.rmtree(folder)
+    for done in (folder, *RUNS.glob(f"sweep-faults-{folder.name}-*")):
+        shutil.rmtree(done)
     return 0
 
 

@@ -1,23 +1,23 @@
-"""``make test-slurm``: a grid and a sweep on a single-node Slurm, with preempted jobs and a killed node daemon.
+"""``make test-slurm``: a grid and a sweep on a Slurm of this machine, with preempted jobs and a killed node daemon.
 
-Starts munged, slurmctld and slurmd of this machine, in a temporary folder, as root, and ends them. It needs Debian's
-slurm-wlm and munge, and submitit (``pip install submitit``, or the extra ``slurm``).
+Starts munged, slurmctld and two slurmd, as nodes of both names that this machine has, in a temporary folder, as root,
+and ends them. It needs Debian's slurm-wlm and munge, and submitit (``pip install submitit``, or the extra ``slurm``).
 """
 
 import json
 import os
 import shutil
-import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import optuna
+import psutil
 
 from harness.config import ROOT
 from harness.experiments.jobs.launchers import JOB, end_with_parent
@@ -33,11 +33,11 @@ SlurmdUser=root
 AuthType=auth/munge
 CryptoType=crypto/munge
 StateSaveLocation={folder}/state
-SlurmdSpoolDir={folder}/spool
+SlurmdSpoolDir={folder}/spool-%n
 SlurmctldPidFile={folder}/slurmctld.pid
-SlurmdPidFile={folder}/slurmd.pid
+SlurmdPidFile={folder}/slurmd-%n.pid
 SlurmctldLogFile={folder}/slurmctld.log
-SlurmdLogFile={folder}/slurmd.log
+SlurmdLogFile={folder}/slurmd-%n.log
 ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
 JobAcctGatherType=jobacct_gather/none
@@ -52,31 +52,32 @@ SlurmdTimeout=15
 MinJobAge=3600
 SchedulerParameters=batch_sched_delay=0,sched_interval=5,requeue_delay=5
 SlurmdParameters=config_overrides
-NodeName={host} NodeAddr=127.0.0.1 CPUs=4 RealMemory=8000 State=UNKNOWN
-PartitionName=main Nodes={host} Default=YES MaxTime=INFINITE State=UP
+NodeName={host} NodeAddr=127.0.0.1 Port=6818 CPUs=5 RealMemory=8000 State=UNKNOWN
+NodeName=localhost NodeHostname={host} NodeAddr=127.0.0.1 Port=6819 CPUs=1 Weight=9 RealMemory=8000 State=UNKNOWN
+PartitionName=main Nodes={host},localhost Default=YES MaxTime=INFINITE State=UP
 """
-
-
+HOST = socket.gethostname()
+NODE = ("slurmd", "-D", "-N", HOST)
 DAEMONS: dict[str, subprocess.Popen[bytes]] = {}
 """Those that this process has started, and ends."""
 
 
-def start(name: str, option: str, user: str | None = None) -> None:
+def start(*command: str, user: str | None = None) -> None:
     output = subprocess.DEVNULL
     # However this process ends, they end with it.
-    DAEMONS[name] = subprocess.Popen(
-        [name, option], user=user, stdout=output, stderr=output, preexec_fn=end_with_parent
+    DAEMONS[" ".join(command)] = subprocess.Popen(
+        command, user=user, stdout=output, stderr=output, preexec_fn=end_with_parent
     )
     time.sleep(1)
 
 
 @contextmanager
 def cluster(folder: Path) -> Iterator[None]:
-    """Within: a Slurm of one node, whose daemons are ended afterwards."""
-    for name in ("state", "spool"):
+    """Within: a Slurm of two nodes, whose daemons are ended afterwards."""
+    for name in ("state", f"spool-{HOST}", "spool-localhost"):
         (folder / name).mkdir(parents=True)
     conf = folder / "slurm.conf"
-    conf.write_text(CONF.format(host=socket.gethostname(), folder=folder), encoding="utf-8")
+    conf.write_text(CONF.format(host=HOST, folder=folder), encoding="utf-8")
     os.environ["SLURM_CONF"] = str(conf)
     if subprocess.run("munge -n | unmunge", shell=True, capture_output=True, check=False).returncode != 0:
         Path("/run/munge").mkdir(exist_ok=True)
@@ -84,8 +85,9 @@ def cluster(folder: Path) -> Iterator[None]:
         start("munged", "--foreground", user="munge")
     try:
         start("slurmctld", "-D")
-        start("slurmd", "-D")
-        until("the node is idle", lambda: "idle" in told("sinfo", "--noheader"), 60)
+        start(*NODE)
+        start("slurmd", "-D", "-N", "localhost")
+        until("the nodes are idle", lambda: "2   idle" in told("sinfo", "--noheader"), 60)
         yield
     finally:
         try:
@@ -123,16 +125,17 @@ def adagrpo(*words: str, shown: bool = True) -> None:
                    **({} if shown else {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}))  # fmt: skip
 
 
-def kill_node(words: Sequence[str]) -> None:
-    """Kill the node's daemon, its steps, and the processes that have one of some words in their command lines."""
-    DAEMONS["slurmd"].kill()
-    DAEMONS["slurmd"].wait()
-    steps = told("pgrep", "-x", "slurmstepd").split()
-    others = [process for word in words for process in told("pgrep", "-f", word).split()]
-    for process in [*steps, *others]:
-        with suppress(ProcessLookupError):
-            os.kill(int(process), signal.SIGKILL)
-    print(f"node daemon, {len(steps)} steps and {len(others)} processes killed with -9", flush=True)
+def kill_node() -> None:
+    """Kill the node's daemon, and all steps with what they have started."""
+    daemon = DAEMONS[" ".join(NODE)]
+    daemon.kill()
+    daemon.wait()
+    steps = [process for process in psutil.process_iter() if process.name().startswith("slurmstepd")]
+    below = [process for step in steps for process in step.children(recursive=True)]
+    for process in [*steps, *below]:
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+    print(f"node daemon, {len(steps)} steps and {len(below)} processes below killed with -9", flush=True)
     time.sleep(5)
 
 
@@ -142,9 +145,10 @@ def main() -> int:
     settings = [*KINDS["plain"], "iterations=40", "runtime.checkpoint_interval=4", "evaluation.interval=20"]
     resources = folder / "one.yaml"
     resources.write_text("launcher: slurm\npartition: main\ntime: 30\ncpus: 1\narray: 2\n", encoding="utf-8")
-    whole = prepared(folder / "whole", *settings)
-    print("one run without Slurm, to compare with", flush=True)
+    whole, both = prepared(folder / "whole", *settings), prepared(folder / "both", *KINDS["two processes"])
+    print("runs without Slurm, to compare with", flush=True)
     adagrpo("train", "--resume", str(whole.folder), shown=False)
+    adagrpo("launch", "--resume", str(both.folder), shown=False)
     name, storage = folder.name, f"sqlite:///{folder}/study.db"
     sweep = ["sweep", "experiments/sweeps/smoke.yaml", "--name", name, "--storage", storage, "--slots", "2"]
     sweep += ["--trials", "6", "--output", str(folder / "report"), "--on", str(resources), *SHORT]
@@ -152,13 +156,14 @@ def main() -> int:
     try:
         with cluster(folder / "cluster"):
             runs = [prepared(folder / "grid", *settings, f"seed={seed}") for seed in range(3)]
+            runs += [prepared(folder / "grid", *KINDS["two processes"], "runtime.machines=2")]
             for _ in range(2):  # the second time nothing is handed over
                 assert hand_over_all(runs, str(resources), print) == 0
                 adagrpo(*sweep)
             jobs, searching = jobs_of(run.folder for run in runs), jobs_of(workers)
             print(told("squeue", "--array"))
-            until("two runs train", lambda: of(runs[0], 4)() and of(runs[1], 4)(), 300)
-            until("two trials run", lambda: states(storage).count("RUNNING") == 2, 300)
+            until("two runs train", lambda: of(runs[0], 4)() and of(runs[1], 4)(), 900)
+            until("two trials run", lambda: states(storage).count("RUNNING") == 2, 900)
             print("\n".join(line for line in status_lines(folder / "grid") if "queue" in line))
             # As when jobs of higher priority take the place: SIGTERM, and into the queue again.
             print(told("scontrol", "requeue", jobs[0]) + told("scontrol", "requeue", searching[0]), end="")
@@ -169,17 +174,18 @@ def main() -> int:
             told("scancel", "--signal", "USR2", jobs[1])
             until("the run whose time is over has saved", of(runs[1], 4, "preempted"), 60)
             until("the first trains again from there", of(runs[0], reached + 4), 900)
-            kill_node([*(str(run.folder) for run in runs), storage])
-            start("slurmd", "-D")
-            until("all runs are finished", lambda: all(run.status()["state"] == "finished" for run in runs), 900)
-            until("the sweep has its trials", lambda: settled(storage) == 6, 900)
+            kill_node()
+            start(*NODE)
+            until("all runs are finished", lambda: all(run.status()["state"] == "finished" for run in runs), 1800)
+            until("the sweep has its trials", lambda: settled(storage) == 6, 1800)
             until("no job is left", lambda: not told("squeue", "--noheader"), 300)
     finally:
         shutil.rmtree(RUNS / f"sweep-{name}", ignore_errors=True)
-    same = all(outcome(whole.folder) == outcome(run.folder) for run in runs[:1])
-    print(f"weights and logs of the run that was preempted and killed are those of one without: {same}")
+    same = [outcome(whole.folder) == outcome(runs[0].folder), outcome(both.folder) == outcome(runs[3].folder)]
+    print(f"weights and logs of the run that was preempted and killed are those of one without: {same[0]}")
+    print(f"of the run on two nodes, too: {same[1]}")
     print(f"trials: {', '.join(sorted(states(storage)))}")
-    return 0 if same and states(storage).count("RUNNING") == 0 else 1
+    return 0 if all(same) and states(storage).count("RUNNING") == 0 else 1
 
 
 def states(storage: str) -> list[str]:
