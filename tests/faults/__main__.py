@@ -126,7 +126,7 @@ def torture(fault: str, tries: int, folder: Path, draw: random.Random, kill: Kil
     wanted, chain = compare(folder / "whole"), 0
     assert wanted, f"{fault}: nothing to compare"
     while row.tries < tries:
-        own = folder / f"killed-{chain}"
+        own, before = folder / f"killed-{chain}", row.tries
         chain += 1
         for _ in range(min(IN_A_ROW, tries - row.tries)):
             process = start(own, *words)
@@ -147,7 +147,7 @@ def torture(fault: str, tries: int, folder: Path, draw: random.Random, kill: Kil
         if problem or found != wanted:
             different = [name for name in sorted({*found, *wanted}) if found.get(name) != wanted.get(name)]
             row.lost.append(f"{problem or 'differs'}: {', '.join(different[:3])} ({own})")
-        row.seen = row.seen or _told(own.with_suffix(".log"))
+        row.seen = row.seen or (_told(own.with_suffix(".log")) if row.tries > before else "")
         print(f"{fault}: {row.tries} of {tries} kills, {len(row.lost)} lost", flush=True)
     return row
 
