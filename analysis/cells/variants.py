@@ -58,7 +58,9 @@ def name_variants(
         keys = dict.fromkeys(key for own in settings for key in own)
         usual = usual_values([{key: own.get(key, _ABSENT) for key in keys} for own in settings])
         for i, own in zip(members, settings, strict=True):
-            unusual = [key for key in sorted(usual) if own.get(key, _ABSENT) != usual[key]]
+            # What fusion would be says nothing of a run without it.
+            silent = () if configs[i]["fusion"]["enabled"] else ("fusion.",)
+            unusual = [k for k in sorted(usual) if own.get(k, _ABSENT) != usual[k] and not k.startswith(silent)]
             whole = _settings(configs[i], configs[i]) if unusual else {}
             names[i] = ", ".join(_part(key, own.get(key, whole.get(key, "unset"))) for key in unusual)
     return [", ".join(filter(None, parts)) for parts in zip(names, files or [""] * len(names), strict=True)]

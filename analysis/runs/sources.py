@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
-PACKAGES = ("torch", "diffusers", "transformers", "accelerate", "peft", "onnxruntime", "numpy")
-"""Packages that numbers depend on."""
+PACKAGES = ("torch", "diffusers", "transformers", "accelerate", "peft", "onnxruntime", "openvino", "numpy")
+"""Packages that numbers depend on; OpenVINO where it is installed."""
 _RULES = ("judge_grid", "decide")
 """Files that define these are the rules: ``analysis.verdicts.protocol`` and ``analysis.decisions``."""
 _WIDER_SEALS: dict[str | None, str] = {

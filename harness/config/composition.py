@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from harness.config import strict_yaml
+from harness.config.arithmetic import with_arithmetic
 from harness.config.messages import validated
 from harness.config.names import check_name
 from harness.config.run import RunConfig
@@ -241,7 +242,9 @@ def compose(
     for layer in layers:
         composed = merge(composed, layer.content)
         origins.update(layer.origins)
-    config = validate(composed, where=str(path.relative_to(ROOT) if path.is_relative_to(ROOT) else path))
+    config = with_arithmetic(
+        validate(composed, where=str(path.relative_to(ROOT) if path.is_relative_to(ROOT) else path))
+    )
     kept = set(leaves(composed))
     config.__dict__["origins"] = {key: origin for key, origin in origins.items() if key in kept}
     return config

@@ -20,7 +20,8 @@ class RewardConfig(Section):
     base: str | None = None
     """Folder or hub id with the architecture and tokenizer of a checkpoint that holds weights alone."""
     precision: Literal["fp32", "bf16"] | None = None
-    """The network's; None is bf16 for hpsv3 and fp32 for all others. Of packages, hpsv3 alone can be told."""
+    """The network's; None is bf16 for hpsv3 and fp32 for all others. Of packages, hpsv3 alone can be told. The
+    recognisers ocr and ocr-v4 need OpenVINO for bf16: ``pip install 'adagrpo[fast]'``."""
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
     """Of the reward's own network. Auto: a GPU if there is one."""
     batch_size: Count = 8

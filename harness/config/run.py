@@ -86,6 +86,9 @@ class RuntimeConfig(Section):
     """Auto: a GPU if there is one."""
     threads: int = Field(1, ge=1, le=10_000)
     """Of the CPU, for each process."""
+    arithmetic: Literal["exact", "fast"] = "exact"
+    """Fast: network and recognisers in bfloat16 where the processor has it, as ``model.precision`` and
+    ``rewards.NAME.precision`` then say, which are part of the run's name; elsewhere the run is the exact one."""
     processes: Count = 1
     """World size that was asked for, over all machines; another one found at start is an error."""
     machines: Count = 1

@@ -68,6 +68,8 @@ def _settings_of(name: str, backend: str) -> set[str]:
     """Keys of its ``RewardConfig`` that a reward reads."""
     reward = REWARDS[name]
     own = {key for key in ("path", "base") if getattr(reward, key)}
+    if backend == "native" and name in ("ocr", "ocr-v4"):
+        return {"precision"}
     if backend == "url":
         return {"url", "batch_size", "timeout_seconds", *(("model", "question") if reward.is_judge else ())}
     if backend == "package":  # all but one choose their precision themselves
@@ -105,7 +107,7 @@ def _build(name: str, backend: str, settings: "RewardConfig", num_threads: int) 
     if name in ("ocr", "ocr-v4"):
         from harness.rewards.native.ocr import OcrReward
 
-        return OcrReward(name, num_threads=num_threads)
+        return OcrReward(name, num_threads, precision=settings.precision or "fp32")
     raise ValueError(f"reward {name}: is named, but nothing here computes it")
 
 

@@ -22,7 +22,7 @@ from typing import IO, Any
 from analysis.runs.sources import numbers_sha256, package_versions, protocol_sha256, seal_sha256
 from harness import config as configuration
 from harness.config import ConfigError, RunConfig
-from harness.foundation import files, records
+from harness.foundation import files, processor, records
 from harness.foundation.errors import CollectiveError, FileError, HarnessError, StopRun
 from harness.foundation.files import append, read_text, write_atomically
 from harness.foundation.places import CODE, IS_CHECKOUT, WORK
@@ -32,7 +32,6 @@ from harness.runs.identity import fingerprints_of
 
 RUNS = WORK / "results" / "runs"
 _LONGEST_REASON = 500
-_CPUINFO = Path("/proc/cpuinfo")
 
 
 @dataclass(frozen=True)
@@ -351,7 +350,4 @@ def _processor() -> str:
     """Name and widest vectors of the CPU: seconds can only be compared between runs where both are the same."""
     import torch
 
-    lines = _CPUINFO.read_text(encoding="utf-8", errors="replace").splitlines() if _CPUINFO.exists() else ()
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    name = next(names, platform.processor() or platform.machine())
-    return f"{name} ({torch.backends.cpu.get_cpu_capability()})"
+    return f"{processor.name()} ({torch.backends.cpu.get_cpu_capability()})"

@@ -1,7 +1,9 @@
 """``python -m tests.benchmarks``: times the project, prints tables, and writes results/benchmarks/speed.json."""
 
 import argparse
+import itertools
 import json
+import os
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -10,6 +12,7 @@ from typing import Any
 import torch
 
 from harness.config import ROOT
+from harness.foundation.processor import has_bf16
 from harness.runs.directory import environment
 from tests.benchmarks import parts
 from tests.benchmarks.analysis import measure_analysis
@@ -44,22 +47,28 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def measure_iteration(options: argparse.Namespace) -> dict[str, Any]:
-    """Project against plain loop on one and two threads; tests/harness/test_plain_loop.py has that both are equal."""
+    """Project against plain loop, exact and fast, on one and two threads, each pinned to as many cores.
+
+    tests/harness/test_plain_loop.py has that both loops are equal.
+    """
     measured: dict[str, Any] = {}
-    for threads in (1, 2):
-        pair = make_pair(threads, START)
+    cores = sorted(os.sched_getaffinity(0))
+    for threads, arithmetic in itertools.product((1, 2), ("exact", "fast") if has_bf16() else ("exact",)):
+        os.sched_setaffinity(0, cores[:threads])
+        pair = make_pair(threads, START, arithmetic)
         pair.iterate()  # warm-up: memory, compilation, the recogniser's first batch
         pair.forget()
         for _ in range(options.rounds):
             pair.iterate()
         result = summarise(pair)
-        measured[f"{threads} threads"] = result
-        print(f"  threads {threads}: median (lowest - highest) seconds, the plain loop's shares")
+        measured[f"{threads} threads, {arithmetic}"] = result
+        print(f"  threads {threads}, {arithmetic}: median (lowest - highest) seconds, the plain loop's shares")
         for phase, ours in result["project"].items():
             share = result["plain_shares"].get(phase)
             print(f"    {phase:9} project {_text(ours)}   plain {_text(result['plain'][phase])}", end="")
             print(f"  {share:4.0%}" if share else "")
         print(f"    ratio of totals, pair by pair: {_text(result['ratio'])}")
+    os.sched_setaffinity(0, cores)
     return measured
 
 

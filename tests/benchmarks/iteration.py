@@ -53,12 +53,13 @@ def make_trainer(threads: int = 1, overrides: tuple[str, ...] = ()) -> Trainer:
     config = _configuration(threads, overrides)
     prompts = read_prompts(config.prompts.train).prompts
     policy = build_policy(config.model, config.optimizer, torch.device("cpu"), seed=config.seed)
-    return Trainer(config, policy, build_weighted(config.reward, threads), prompts, Accelerator(cpu=True))
+    reward = build_weighted(config.reward, threads, config.rewards)
+    return Trainer(config, policy, reward, prompts, Accelerator(cpu=True))
 
 
-def make_pair(threads: int, overrides: tuple[str, ...] = ()) -> Pair:
+def make_pair(threads: int, overrides: tuple[str, ...] = (), arithmetic: str = "exact") -> Pair:
     """Both loops, each with a policy and a reward of its own; the plain one without the project's ways to be fast."""
-    trainer = make_trainer(threads, overrides)
+    trainer = make_trainer(threads, (*overrides, f"runtime.arithmetic={arithmetic}"))
     config = _configuration(threads, (*overrides, *STRICT))
     policy = build_policy(config.model, config.optimizer, torch.device("cpu"), seed=config.seed)
     return Pair(trainer, PlainLoop(config, policy, build_weighted(config.reward, threads), trainer.prompts))

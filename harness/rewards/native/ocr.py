@@ -8,7 +8,6 @@ import re
 from collections.abc import Sequence
 from functools import cached_property
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
 import torch
@@ -18,6 +17,7 @@ from torch import Tensor
 from harness.foundation.errors import ConfigError
 from harness.rewards.base import BatchedReward
 from harness.rewards.files.assets import ASSETS, asset_path
+from harness.rewards.native.recogniser import Precision, Read, open_recogniser, require_bf16
 
 RECOGNISERS: dict[str, str] = {"ocr": "PP-OCRv6-rec", "ocr-v4": "PP-OCRv4-rec"}
 """Reward name -> asset name."""
@@ -124,13 +124,16 @@ class OcrReward(BatchedReward):
         name: a key of ``RECOGNISERS``.
         num_threads: CPU threads of one forward pass, >= 1.
         batch_size: pictures in one forward pass, >= 1; does not change scores.
+        precision: of the recogniser's arithmetic. In bfloat16 scores are others, see docs/speed.md.
     """
 
     resolution = 2e-6
 
-    def __init__(self, name: str = "ocr", num_threads: int = 1, batch_size: int = 16) -> None:
+    def __init__(
+        self, name: str = "ocr", num_threads: int = 1, batch_size: int = 16, precision: Precision = "fp32"
+    ) -> None:
         super().__init__(name, batch_size)
-        self._asset, self._num_threads = RECOGNISERS[name], num_threads
+        self._asset, self._num_threads, self._precision = RECOGNISERS[name], num_threads, precision
 
     def _measure_batch(self, levels: Tensor, prompts: Sequence[str]) -> dict[str, Tensor]:
         words = [target_word(prompt) for prompt in prompts]
@@ -148,36 +151,30 @@ class OcrReward(BatchedReward):
 
     def check_ready(self) -> None:
         asset_path(self._asset)
+        if self._precision == "bf16":
+            require_bf16(self.name)
 
     def fingerprint(self) -> str:
         """The weights' sha256 and the version of the formula; needs no weights at hand."""
-        return f"{ASSETS[self._asset].sha256}:{_FORMULA_VERSION}"
+        precision = "" if self._precision == "fp32" else f":{self._precision}"
+        return f"{ASSETS[self._asset].sha256}:{_FORMULA_VERSION}{precision}"
 
     def _recognise(self, levels: Tensor) -> Tensor:
         """``[B, 3, H, W]`` uint8 -> ``[B, T, 27]`` probabilities of blank and a-z."""
         height, width = levels.shape[-2:]
         if width < 2 * height:
             raise ConfigError(f"reward {self.name!r} reads one line of text: {width} x {height} pictures are too high")
-        session, letter_columns = self._recogniser
+        read, letter_columns = self._recogniser
         resized = F.interpolate(levels.float() / 255, (INPUT_HEIGHT, INPUT_WIDTH), mode="bilinear", align_corners=False)
         # The recognisers were trained on OpenCV's pictures: blue first, values in [-1, 1].
         pixels = ((resized.flip(1) - 0.5) / 0.5).numpy()
-        return letter_probabilities(session.run(None, {session.get_inputs()[0].name: pixels})[0], letter_columns)
+        return letter_probabilities(read(pixels), letter_columns)
 
     @cached_property
-    def _recogniser(self) -> tuple[Any, np.ndarray]:
-        """The onnxruntime session, and the columns ``[26, 2]`` of a-z and A-Z in its output."""
-        import onnxruntime
-
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = self._num_threads
-        options.inter_op_num_threads = 1
-        # Several workers share the machine: a thread that spins while it waits takes a core from the others.
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        options.log_severity_level = 3
-        path = asset_path(self._asset)
-        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        characters = session.get_modelmeta().custom_metadata_map["character"].split("\n")
+    def _recogniser(self) -> tuple[Read, np.ndarray]:
+        """What reads, and the columns ``[26, 2]`` of a-z and A-Z in what it says."""
+        self.check_ready()
+        read, characters = open_recogniser(asset_path(self._asset), self._num_threads, self._precision)
         # Column 0 is the blank, so a character's column is its place in the dictionary plus one.
         columns = [[characters.index(case) + 1 for case in (letter, letter.upper())] for letter in LETTERS]
-        return session, np.array(columns)
+        return read, np.array(columns)

@@ -1,0 +1,70 @@
+"""Text recognisers in ONNX files: by onnxruntime in float32, by OpenVINO in bfloat16."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from harness.foundation.processor import has_bf16
+from harness.rewards.base import RewardError
+
+Precision = Literal["fp32", "bf16"]
+Read = Callable[[np.ndarray], np.ndarray]
+"""From pixels ``[B, 3, H, W]`` float32 to a distribution per time step, ``[B, T, V]``."""
+
+
+def require_bf16(name: str) -> None:
+    """Raise RewardError, with what to do, if this machine cannot read in bfloat16.
+
+    OpenVINO would compute in float32 there without a word, and the run would be called what it is not.
+    """
+    if not has_bf16():
+        raise RewardError(f"reward {name!r}: this processor has no bfloat16; set rewards.{name}.precision=fp32")
+    try:
+        import openvino  # noqa: F401
+    except ImportError:
+        raise RewardError(
+            f"reward {name!r}: bfloat16 needs OpenVINO: pip install 'adagrpo[fast]', or set "
+            f"rewards.{name}.precision=fp32"
+        ) from None
+
+
+def open_recogniser(path: Path, num_threads: int, precision: Precision) -> tuple[Read, list[str]]:
+    """A recogniser, and the characters of its output's columns from column 1 on; column 0 is the blank.
+
+    Args:
+        path: ONNX file with PaddleOCR's metadata.
+        num_threads: CPU threads of one forward pass, >= 1.
+        precision: of the network's arithmetic; pixels and probabilities are float32.
+    """
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = num_threads
+    options.inter_op_num_threads = 1
+    # Several workers share the machine: a thread that spins while it waits takes a core from the others.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    characters = session.get_modelmeta().custom_metadata_map["character"].split("\n")
+    if precision == "bf16":
+        return _in_bf16(path, num_threads), characters
+    [pixels] = session.get_inputs()
+    return lambda batch: session.run(None, {pixels.name: batch})[0], characters
+
+
+def _in_bf16(path: Path, num_threads: int) -> Read:
+    import openvino
+
+    core = openvino.Core()
+    settings = {
+        "INFERENCE_PRECISION_HINT": "bf16",
+        "INFERENCE_NUM_THREADS": num_threads,
+        "NUM_STREAMS": 1,
+        # One compilation for every batch size; a model that was read from a file has none that is fixed.
+        "PERFORMANCE_HINT": "LATENCY",
+    }
+    request = core.compile_model(core.read_model(path), "CPU", settings).create_infer_request()
+    # The output is the request's own memory, which the next batch overwrites.
+    return lambda batch: request.infer([batch])[0].copy()
