@@ -19,9 +19,6 @@ def oracle(
     references: Annotated[int, "training prompts that the reference direction is of", 2] = 512,
     prompts: Annotated[int, "training prompts to choose from", 2] = 96,
     noises: Annotated[int, "initial noises per prompt", 2] = 6,
-    progress: Annotated[
-        int | None, "take real optimiser steps instead, and judge each by twice so many held-out pictures", 2
-    ] = None,
     output: Annotated[Path | None, "folder (default: results/oracle)"] = None,
 ) -> int:
     """An upper bound: what choosing prompts could gain at most, one update ahead; resumable.
@@ -29,21 +26,18 @@ def oracle(
     Example: ``adagrpo oracle --profile miniature``
     """
     from harness.experiments.gradients.oracle import load_oracle, measure
-    from harness.experiments.gradients.progress import measure_progress
-    from harness.experiments.held_out import write_progress
     from harness.experiments.upper_bound import write_upper_bound
     from harness.foundation.files import read_text, write_atomically
 
     loaded = load_oracle(profile, overrides, checkpoint, references, prompts, noises)
-    folder = (output or WORK / "results" / "oracle") / ("progress" if progress else "")
+    folder = output or WORK / "results" / "oracle"
     table = folder / f"{loaded.name}.json"
     if not table.exists():
-        found = measure_progress(loaded, progress, say) if progress else measure(loaded, say)
-        table_of = {key: json.dumps(value) for key, value in found.items()}
+        table_of = {key: json.dumps(value) for key, value in measure(loaded, say).items()}
         write_atomically(table, "{" + ",\n".join(f'"{key}": {value}' for key, value in table_of.items()) + "}\n")
-    elif (there := json.loads(read_text(table)))["identity"] != loaded.identity or there.get("pictures") != progress:
+    elif json.loads(read_text(table))["identity"] != loaded.identity:
         raise ConfigError(f"{table}: is of another measurement; name a folder with --output, or delete it")
-    print(f"{write_progress(folder) if progress else write_upper_bound(folder)}\nwritten to {folder}")
+    print(f"{write_upper_bound(folder)}\nwritten to {folder}")
     return 0
 
 

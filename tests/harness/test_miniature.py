@@ -39,7 +39,6 @@ from harness.models.miniature.prompts import (
 from harness.models.miniature.recipes import Recipe, Stage
 from harness.models.miniature.render import HEIGHT, WIDTH, render
 from harness.models.pipelines.files import model_fingerprint
-from harness.trained.transfer import HALVES, compare, half_path, make_half
 
 FOLDER = ROOT / "harness" / "models" / "miniature"
 MODELS = ("base", "weak", "letters", "letters-luck")
@@ -218,24 +217,3 @@ def test_plain_diffusers_loads_the_committed_models_and_draws_from_a_string(tmp_
     assert result.returncode == 0, result.stderr
     files = [file for model in MODELS for file in (FOLDER / model).rglob("*") if file.is_file()]
     assert sum(file.stat().st_size for file in files) <= 32 * 2**20
-
-
-def test_halves_of_the_training_words_share_no_defect_and_are_what_the_code_makes() -> None:
-    for half, other in (HALVES, HALVES[::-1]):
-        prompts = half_path(half).read_text(encoding="utf-8").splitlines()
-        assert prompts == make_half(half)
-        assert len(prompts) > 4 * 12 * 10  # ten iterations of four slots of twelve without a repetition
-        letters = set("".join(parse_prompt(prompt).word for prompt in prompts))
-        assert letters & set("".join(DEFECTS[kind] for kind in half))
-        assert not letters & set("".join(DEFECTS[kind] for kind in other))
-
-
-def test_transfer_is_told_by_the_half_that_was_trained_on() -> None:
-    words = ["ropy", "pill", "nag", "bad", "oasis"]
-    rises = [np.array([0.4, 0.2, 0.0, 0.0, 0.1]), np.array([0.0, 0.1, 0.3, 0.5, 0.1])]
-    rows = compare([{0: np.full(5, 0.2), 20: 0.2 + rise} for rise in rises], words).to_dict("records")
-    assert [row["trained_on"] for row in rows] == ["blot-cut", "fade-blur"]
-    assert rows[0]["gain_blot_cut"] == pytest.approx(0.3)
-    assert rows[0]["gain_fade_blur"] == 0
-    assert rows[1]["gain_fade_blur"] == pytest.approx(0.4)
-    assert rows[0]["correlation"] < 0

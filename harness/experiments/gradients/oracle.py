@@ -161,7 +161,7 @@ def measure(oracle: Oracle, say: Callable[[str], object]) -> dict[str, Any]:
         "groups": groups.round(4).tolist(),
         "foretold": _foretold(torch.from_numpy(text), torch.from_numpy(groups[:, 0])),
         "updates": {
-            kind: {"projections": short(projections[:, :, number]), "squares": short(squares[:, :, number])}
+            kind: {"projections": _short(projections[:, :, number]), "squares": _short(squares[:, :, number])}
             for number, kind in enumerate(("local", "larger"))
         },
         "blocks": _block_products(reference, directions, updates, oracle.noises),
@@ -284,15 +284,15 @@ def _block_products(
     for number, kind in enumerate(KINDS):
         sums = np.stack([part["sums"][number] for part in updates]).astype(np.float64)
         kinds[kind] = {
-            "products": short(np.triu(sums @ sums.T, 1)),
-            "with_reference": short(sums @ directions.T),
-            "squares": short(np.array([part["sum_squares"][number] for part in updates])),
+            "products": _short(np.triu(sums @ sums.T, 1)),
+            "with_reference": _short(sums @ directions.T),
+            "squares": _short(np.array([part["sum_squares"][number] for part in updates])),
         }
     return {
         "counts": [len(part["groups"]) * noises for part in updates],
         "reference": {
             "counts": [int(part["count"]) for part in reference],
-            "products": short(np.triu(directions @ directions.T, 1)),
+            "products": _short(np.triu(directions @ directions.T, 1)),
             "length": reference_direction(reference).norm().item(),
             "cosine_of_halves": torch.cosine_similarity(halves[0], halves[1], dim=0).item(),
         },
@@ -314,6 +314,6 @@ def _foretold(text: Tensor, groups: Tensor) -> dict[str, Any]:
     return {**found, "outcomes": outcomes.numpy().round(5).tolist()}
 
 
-def short(values: np.ndarray) -> Any:
+def _short(values: np.ndarray) -> Any:
     """As nested lists of five digits."""
     return np.vectorize(lambda value: float(f"{value:.5g}"), otypes=[float])(values).tolist()

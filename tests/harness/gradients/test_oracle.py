@@ -15,7 +15,6 @@ from harness.experiments import upper_bound as bound
 from harness.experiments.corrections import correction_frame, kinds_of, merits
 from harness.experiments.gradients import oracle
 from harness.experiments.gradients.oracle import CONTROLLED, KINDS, SAME_LENGTH, every_advantage
-from harness.experiments.held_out import gain_of_the_best, true_spread
 from harness.experiments.upper_bound import upper_bound
 
 
@@ -247,48 +246,3 @@ def test_a_measurement_is_continued_and_analysed_again_without_a_model(
     assert told.count("updates, ") == 1
     assert run(*small, "seed=4") == 2
     assert "is of another measurement" in capsys.readouterr().err
-
-
-def test_what_steps_really_gain_is_told_from_noise_and_the_best_is_judged_by_what_did_not_choose_it() -> None:
-    random = np.random.default_rng(0)
-    real, noise = 0.01 * random.normal(size=(400, 2, 1)), 0.01 * random.normal(size=(400, 2, 2))
-    assert true_spread(real + noise) == pytest.approx(0.01, rel=0.15)
-    assert true_spread(noise - noise[:, :, ::-1]) == 0  # halves that contradict each other
-    # The best of 4 standard normals is 1.029; half of a half's variance is real.
-    found = gain_of_the_best(real + noise, 4)
-    assert found.low < 0.01 * 1.029 * 0.5**0.5 < found.high
-    assert found.estimate == pytest.approx(0.01 * 1.029 * 0.5**0.5, rel=0.2)
-    of_noise = gain_of_the_best(noise, 4)
-    assert of_noise.low < 0 < of_noise.high
-
-
-def test_a_step_is_a_real_one_and_is_taken_back(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(oracle, "RUNS", tmp_path / "runs")
-    small = ["rollout={candidates: 2, group_size: 2, branch_indices: [0]}", "optimizer.learning_rate=0.1"]
-    small += [
-        "--references",
-        "2",
-        "--prompts",
-        "3",
-        "--noises",
-        "2",
-        "--progress",
-        "2",
-        "--output",
-        str(tmp_path / "out"),
-    ]
-    assert run(*small) == 0
-    table = tmp_path / "out" / "progress" / "smoke-0.json"
-    before = json.loads(table.read_text())
-    assert np.shape(before["gains"]) == (3, 2, 2)
-    assert np.ptp(before["gains"]) > 0
-    # Each begins where the first did: the last, computed alone, is what it was after all others.
-    sorted((tmp_path / "runs").rglob("*-1.npz"))[-1].unlink()
-    table.unlink()
-    assert run(*small) == 0
-    assert json.loads(table.read_text())["gains"] == before["gains"]
-    assert "would make both equal" in capsys.readouterr().out
-    small[small.index("2", small.index("--progress"))] = "3"
-    assert run(*small) == 2
