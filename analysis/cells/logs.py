@@ -1,7 +1,7 @@
 """Folders of runs, as directories or as shards, become tidy frames. Nothing is trained and nothing is written."""
 
 import sys
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -280,9 +280,12 @@ def _costs(series: _ByName) -> dict[str, Any]:
 def _by_prompt(series: _ByName, split: str, num_points: int, is_trained: bool = True) -> dict[str, np.ndarray]:
     """Means over the last evaluations of a split, prompt by prompt: ``{metric: [prompts]}``."""
     own = {metric: one for (of, metric, of_prompts), one in series.items() if of == split and of_prompts}
-    iterations = np.unique([i for one in own.values() for i in np.unique(one.iterations)])
+    iterations = _iterations(own.values())
     points = iterations[(iterations > 0) == is_trained][-num_points:]
-    kept = {metric: one.values[np.isin(one.iterations, points)] for metric, one in own.items()}
+    if not len(points):
+        return {}
+    first, last = points[[0, -1]]
+    kept = {metric: one.values[(one.iterations >= first) & (one.iterations <= last)] for metric, one in own.items()}
     # Series are evaluation after evaluation; one with another number of prompts cannot be averaged.
     return {
         metric: values.reshape(len(points), -1).mean(axis=0)
@@ -301,12 +304,17 @@ def _training_reward(log: RunLog, series: _ByName) -> dict[tuple[str, bool], _Se
     except ValueError as error:
         raise ConfigError(f"{log.path}: {error}") from None
     found = {(split, of_prompts): one for (split, metric, of_prompts), one in evaluated.items() if metric == wanted}
-    points = {(split, i) for (split, *_), one in evaluated.items() for i in np.unique(one.iterations)}
-    for split, i in sorted(
-        points - {(split, i) for (split, _), one in found.items() for i in np.unique(one.iterations)}
-    ):
-        raise ConfigError(f"{log.path}: {split} at iteration {i} has no metric {wanted!r}, as others have")
+    for split in sorted({split for split, *_ in evaluated}):
+        measured = _iterations([one for (of, *_), one in evaluated.items() if of == split])
+        told = _iterations([one for (of, _), one in found.items() if of == split])
+        for i in np.setdiff1d(measured, told):
+            raise ConfigError(f"{log.path}: {split} at iteration {i} has no metric {wanted!r}, as others have")
     return found
+
+
+def _iterations(series: Iterable[_Series]) -> np.ndarray:
+    """All of them, each once, increasing."""
+    return np.unique(np.concatenate([np.empty(0, dtype=np.int64), *(one.iterations for one in series)]))
 
 
 def _frame(identities: Sequence[Mapping[str, Any]], tables: Sequence[pa.Table]) -> pd.DataFrame:

@@ -59,7 +59,7 @@ def name_variants(
         usual = usual_values([{key: own.get(key, _ABSENT) for key in keys} for own in settings])
         for i, own in zip(members, settings, strict=True):
             # What fusion would be says nothing of a run without it.
-            silent = () if configs[i]["fusion"]["enabled"] else ("fusion.",)
+            silent = () if configs[i].get("fusion", {}).get("enabled", True) else ("fusion.",)
             unusual = [k for k in sorted(usual) if own.get(k, _ABSENT) != usual[k] and not k.startswith(silent)]
             whole = _settings(configs[i], configs[i]) if unusual else {}
             names[i] = ", ".join(_part(key, own.get(key, whole.get(key, "unset"))) for key in unusual)
