@@ -16,6 +16,7 @@ from harness.foundation.processor import has_bf16
 from harness.runs.directory import environment
 from tests.benchmarks import parts
 from tests.benchmarks.analysis import measure_analysis
+from tests.benchmarks.fidelity import measure_fidelity
 from tests.benchmarks.iteration import START, make_pair, summarise
 
 OUTPUT = ROOT / "results" / "benchmarks" / "speed.json"
@@ -27,6 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(_PARTS)} (default: all)")
     parser.add_argument("--rounds", type=int, default=12, help="timed iterations of each loop (default: 12)")
     parser.add_argument("--runs", type=int, default=2000, help="synthetic runs to analyse (default: 2000)")
+    parser.add_argument("--checkpoints", nargs="+", default=["base"], help="of fidelity: base, or runs (default: base)")
     parser.add_argument("--output", type=Path, default=OUTPUT)
     options = parser.parse_args(arguments)
     unknown = [part for part in options.parts if part not in _PARTS]
@@ -36,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.error("--rounds and --runs must be at least 1")
     results = json.loads(options.output.read_text()) if options.output.exists() else {}
     results["environment"] = environment()
-    for part in options.parts or _PARTS:
+    for part in options.parts or [part for part in _PARTS if part != "fidelity" or has_bf16()]:
         print(part, flush=True)
         began = time.monotonic()
         results[part] = _PARTS[part](options)
@@ -80,6 +82,7 @@ _PARTS: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
     "iteration": measure_iteration,
     "variants": lambda options: parts.measure_variants(options.rounds),
     "rules": lambda options: parts.measure_rules(options.rounds),
+    "fidelity": lambda options: measure_fidelity(options.checkpoints, "study"),
     "analysis": lambda options: measure_analysis(options.runs),
 }
 

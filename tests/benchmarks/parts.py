@@ -23,7 +23,8 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "LoRA not merged while sampling": ("optimizer.lora.merge_while_sampling=false", "model.execution.compile=never"),
     "at most 8 samples a forward": ("model.max_batch=8",),
     "a trained step a forward": ("model.execution.max_train_batch=1",),
-    "network in bfloat16": ("model.precision=bf16",),
+    "recogniser in bfloat16": ("rewards.ocr.precision=bf16",),
+    "network in bfloat16": ("model.precision=bf16", "optimizer.lora.merge_while_sampling=false"),
 }
 """The project's iteration with one of its ways to be fast left out, or one more that is not its default."""
 
