@@ -2,12 +2,15 @@
 
 import sys
 from functools import cache
+from typing import Any, TypeVar
 
 from harness.config.rewards import RewardConfig
 from harness.config.run import RunConfig
+from harness.config.section import Section
+from harness.foundation.names import RECOGNISERS
 from harness.foundation.processor import has_bf16
 
-RECOGNISERS = ("ocr", "ocr-v4")
+S = TypeVar("S", bound=Section)
 
 
 def with_arithmetic(config: RunConfig) -> RunConfig:
@@ -19,17 +22,22 @@ def with_arithmetic(config: RunConfig) -> RunConfig:
         return config
     if not has_bf16():
         _say_exact()
-        return config.model_copy(update={"runtime": config.runtime.model_copy(update={"arithmetic": "exact"})})
-    precision = "bf16" if config.model.precision == "fp32" else config.model.precision
-    rewards = dict(config.rewards)
+        return _with(config, runtime=_with(config.runtime, arithmetic="exact"))
+    rewards, optimizer = dict(config.rewards), config.optimizer
     for name in RECOGNISERS:
         settings = rewards.get(name, RewardConfig())
         is_here = settings.backend in (None, "native") and settings.plugin is None
         if name in (*config.reward, *config.evaluation.judges) and is_here and settings.precision is None:
-            rewards[name] = settings.model_copy(update={"precision": "bf16"})
-    return config.model_copy(
-        update={"model": config.model.model_copy(update={"precision": precision}), "rewards": rewards}
-    )
+            rewards[name] = _with(settings, precision="bf16")
+    if config.model.precision != "fp32":
+        return _with(config, rewards=rewards)
+    if optimizer.tuning == "lora":  # adapters that are merged into 16-bit weights are rounded away
+        optimizer = _with(optimizer, lora=_with(optimizer.lora, merge_while_sampling=False))
+    return _with(config, rewards=rewards, optimizer=optimizer, model=_with(config.model, precision="bf16"))
+
+
+def _with(section: S, **changes: Any) -> S:
+    return section.model_copy(update=changes)
 
 
 @cache

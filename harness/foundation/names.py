@@ -116,3 +116,5 @@ REWARDS: dict[str, RewardName] = {
     "unifiedreward-v2": RewardName("UR-v2", (_URL,)),
 }
 """What ``reward`` and ``evaluation.judges`` may name; ``harness.rewards`` builds them."""
+RECOGNISERS = ("ocr", "ocr-v4")
+"""Rewards that read text on the CPU: in float32, or faster in bfloat16."""

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from functools import cache
 from typing import TYPE_CHECKING
 
-from harness.foundation.names import REWARDS
+from harness.foundation.names import RECOGNISERS, REWARDS
 from harness.foundation.plugins import find
 from harness.rewards.base import Reward, RewardError, check_images
 
@@ -68,7 +68,7 @@ def _settings_of(name: str, backend: str) -> set[str]:
     """Keys of its ``RewardConfig`` that a reward reads."""
     reward = REWARDS[name]
     own = {key for key in ("path", "base") if getattr(reward, key)}
-    if backend == "native" and name in ("ocr", "ocr-v4"):
+    if backend == "native" and name in RECOGNISERS:
         return {"precision"}
     if backend == "url":
         return {"url", "batch_size", "timeout_seconds", *(("model", "question") if reward.is_judge else ())}
@@ -104,7 +104,7 @@ def _build(name: str, backend: str, settings: "RewardConfig", num_threads: int) 
         from harness.rewards.native.colour import ColourReward
 
         return ColourReward()
-    if name in ("ocr", "ocr-v4"):
+    if name in RECOGNISERS:
         from harness.rewards.native.ocr import OcrReward
 
         return OcrReward(name, num_threads, precision=settings.precision or "fp32")

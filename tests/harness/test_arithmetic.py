@@ -22,6 +22,7 @@ def composed(monkeypatch: pytest.MonkeyPatch, has_bf16: bool, *overrides: str) -
 def test_fast_is_said_by_settings_that_name_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
     fast, exact = composed(monkeypatch, True), compose("smoke")
     assert fast.model.precision == "bf16"
+    assert not fast.optimizer.lora.merge_while_sampling  # which a run in bfloat16 is refused with
     assert {name: settings.precision for name, settings in fast.rewards.items()} == {"ocr": "bf16", "ocr-v4": "bf16"}
     assert run_id(fast, {}) != run_id(exact, {})
     fingerprints = {build_reward(name, 1, fast.rewards[name]).fingerprint() for name in fast.rewards}
