@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 
@@ -212,8 +212,20 @@ def _read_lines(content: str, where: str) -> list[tuple[str, str]]:
 
 
 def _read_rows(content: str, separator: str, where: str) -> list[tuple[str, dict[str, str]]]:
-    """The rows of a table with a header, by the line they end in; quoted cells may have line ends in them."""
-    reader = csv.DictReader(io.StringIO(content), delimiter=separator, strict=True)
+    """The rows of a table with a header, by the line they end in; quoted cells may have line ends in them.
+
+    Tabs need no quotation: where marks do not stand around whole cells, as in PartiPrompts, they are the text's own.
+    """
+    try:
+        return _rows(content, separator, where, csv.QUOTE_MINIMAL)
+    except csv.Error as error:
+        if separator == "\t":
+            return _rows(content, separator, where, csv.QUOTE_NONE)
+        raise ConfigError(f"{where}: {error}") from None
+
+
+def _rows(content: str, separator: str, where: str, quoting: Literal[0, 3]) -> list[tuple[str, dict[str, str]]]:
+    reader = csv.DictReader(io.StringIO(content), delimiter=separator, strict=True, quoting=quoting)
     rows = []
     try:
         for row in reader:
@@ -224,7 +236,7 @@ def _read_rows(content: str, separator: str, where: str) -> list[tuple[str, dict
                 )
             rows.append((f"line {reader.line_num}", row))
     except csv.Error as error:
-        raise ConfigError(f"{where}: line {reader.reader.line_num} is no row of a table ({error})") from None
+        raise csv.Error(f"line {reader.reader.line_num} is no row of a table ({error})") from None
     return rows
 
 

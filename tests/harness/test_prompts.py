@@ -34,6 +34,12 @@ def written(folder: Path, name: str, content: str) -> Path:
     return path
 
 
+def test_a_table_of_tabs_needs_no_quotation(tmp_path: Path) -> None:
+    rows = ['"G I G G L E" painted on a wall\tIllustrations\t', 'a sign, "OPEN"\tArtifacts\tlong: "a word']
+    content = "Prompt\tCategory\tNote\n" + "".join(f"{row}\n" for row in rows)
+    assert read_prompts(written(tmp_path, "parti.tsv", content)).prompts == tuple(row.split("\t")[0] for row in rows)
+
+
 def test_text_and_json_lists_hold_the_same_prompts_and_other_keys_are_kept_out(tmp_path: Path) -> None:
     prompts = ("a red fox", "a café, one cup")
     objects = [{"prompt": prompt, "image_path": ["x.png"], "rank": [1]} for prompt in prompts]
