@@ -156,7 +156,7 @@ def _told(log: Path) -> str:
     """The first line that speaks of going on."""
     for line in log.read_text(encoding="utf-8", errors="replace").splitlines():
         if any(word in line for word in ("continuing at", "finished already", "died", "finished runs", "trials are")):
-            return f"`{line.strip()[:110]}`"
+            return f"`{line.strip().replace(f'{log.parent}/', '')[:110]}`"
     return "the same output as without a kill"
 
 
