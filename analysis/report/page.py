@@ -59,7 +59,7 @@ SECTIONS = {
     "runs": "Runs behind these numbers",
 }
 """Sections of the page, in order: each has a template, and is there if something belongs in it."""
-_FOLDED = ("chosen", "stability", "curves", "cells", "runs")
+_FOLDED = ("chosen", "selection", "costs", "experiments", "stability", "curves", "cells", "runs")
 
 
 def render_page(logs: Logs, parts: Sequence[Part], levels: Drawing | None = None) -> str:
