@@ -104,7 +104,7 @@ def _settings() -> str:
             "",
             _text(model.__doc__),
             "",
-            "| key | type and range | default | meaning |",
+            "| key | meaning | type and range | default |",
         ]
         lines += ["|---|---|---|---|", *rows]
     return "\n".join(lines) + "\n"
@@ -120,7 +120,7 @@ def _sections(model: type[BaseModel], prefix: str) -> Iterator[tuple[str, type[B
         else:
             if not meaning:
                 raise PluginError(f"{model.__module__}.{model.__name__}.{name}: has no text that says what it means")
-            rows.append(f"| `{key}` | {_kind(field)} | {_default(field)} | {meaning}{_elsewhere(key)} |")
+            rows.append(f"| `{key}` | {meaning}{_elsewhere(key)} | {_kind(field)} | {_default(field)} |")
     yield prefix.rstrip(".") or "The run", model, rows
     for its_prefix, section in inner:
         yield from _sections(section, its_prefix)
