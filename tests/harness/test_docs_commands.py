@@ -65,6 +65,7 @@ STANDS_FOR = {
     "96": "2",
     "a red fox": 'the word "facet" in purple on pink',
     "...": "paper-dry",
+    "ema_fusion_letters": "ema_fusion",
     "rewards.hpsv3.path=/models/HPSv3.safetensors": "rewards.hpsv3.path=twin:hpsv3",
     "hpsv3": "clip",
     "device=cuda:1": "path=twin:clip",
@@ -138,6 +139,7 @@ def folder(tmp_path: Path, lora_run: RunDirectory, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(directory, "prepare_run", partial(directory.prepare_run, root=runs))
     # The committed study is whole, so that nothing is left to execute; nor are the runs that would confirm it.
     monkeypatch.setattr(sweep, "_identity", lambda loaded: None)
+    monkeypatch.setattr(sweep, "_execute", lambda *given: {})
     monkeypatch.setattr(experiment_runs, "run_all", lambda *given: Outcome())
     monkeypatch.setattr(BaseServer, "serve_forever", lambda server: None)
     monkeypatch.setattr(recipes, "RECIPES", {name: _short(recipe) for name, recipe in recipes.RECIPES.items()})
