@@ -123,9 +123,9 @@ def _measures(study: Study, cell: Cell) -> Mapping[str, ArrayLike]:
 
 
 def _untrained(study: Study, cell: Cell) -> Mapping[str, ArrayLike]:
-    """What is measured on test prompts of the model that a cell started from."""
+    """What is measured of the model that a cell started from, on the prompts that results are of."""
     before, split = study.untrained(cell)
-    if split != "test":
+    if split != study.endpoint:
         return {}
     trained, unseen = _readers(study) or ("", "")
     gap = [before.get(trained, math.nan) - before.get(unseen, math.nan)]

@@ -87,8 +87,8 @@ class RuntimeConfig(Section):
     threads: int = Field(1, ge=1, le=10_000)
     """Of the CPU, for each process."""
     arithmetic: Literal["exact", "fast"] = "exact"
-    """Fast: network and recognisers in bfloat16 where the processor has it, as ``model.precision`` and
-    ``rewards.NAME.precision`` then say, which are part of the run's name; elsewhere the run is the exact one."""
+    """Fast: text recognisers read in bfloat16 where the processor has it, as ``rewards.NAME.precision`` then says, part
+    of the run's name; elsewhere the run is the exact one. Needs OpenVINO: ``pip install 'adagrpo[fast]'``."""
     processes: Count = 1
     """World size that was asked for, over all machines; another one found at start is an error."""
     machines: Count = 1
