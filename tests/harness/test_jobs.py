@@ -265,6 +265,9 @@ def test_workers_end_with_a_launch_that_is_killed_and_the_next_one_removes_its_f
     [(folder, shown)] = launches_at_work(tmp_path.parent)
     assert folder == tmp_path
     assert str(shown).startswith("0% done, 1 running, 2 waiting, ")
+    with pytest.MonkeyPatch.context() as patch:  # what somebody else has put there is not executed
+        patch.setattr(runner.os, "getuid", lambda: os.geteuid() + 1)
+        assert not list(launches_at_work(tmp_path.parent))
     os.kill(pid, signal.SIGKILL)
     os.waitpid(pid, 0)
     wait_until(lambda: not jobs[0].is_locked())

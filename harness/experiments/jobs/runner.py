@@ -91,13 +91,18 @@ def run_jobs(
 
 
 def launches_at_work(root: Path) -> Iterator[tuple[Path, Progress]]:
-    """The experiment's folder and the progress of every launch under a folder."""
-    for queue in sorted(root.rglob(f"{LAUNCHES}*/{QUEUE_NAME}")):
-        held = lock(queue.with_name("lock"), shared=True)
-        if held is None:
-            yield queue.parent.parent, Progress(pickle.loads(queue.read_bytes()))
-        else:
+    """The experiment's folder and the progress of every launch of this user under a folder.
+
+    To read a queue is to execute what is in it: who may write to the folder is not to execute anything as who looks.
+    """
+    for path in sorted(root.rglob(f"{LAUNCHES}*/{QUEUE_NAME}")):
+        held = lock(path.with_name("lock"), shared=True)
+        if held is not None:
             held.close()
+            continue
+        with path.open("rb") as queue:
+            if os.fstat(queue.fileno()).st_uid == os.getuid():
+                yield path.parent.parent, Progress(pickle.load(queue))
 
 
 def _remove_left_behind(folder: Path) -> None:
