@@ -1,5 +1,6 @@
 """Runs that belong together, and how their cells compare: values of finished runs, paired by seed."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
@@ -168,6 +169,12 @@ class Study:
             return statistics.mean_interval(values) if len(values) >= MIN_SEEDS_FOR_INTERVAL else None
 
         return cache(of)
+
+    def start(self, cell: Cell, split: str | None = None) -> float:
+        """The trained reward of the untrained model on the prompts of ``endpoint``, or of another split; NaN where it
+        was measured on others."""
+        before, measured = self.untrained(cell)
+        return float(before.get(TRAINING_REWARD, math.nan)) if measured == (split or self.endpoint) else math.nan
 
     def untrained(self, cell: Cell) -> tuple[pd.Series, str]:
         """Values of the untrained model by metric, and where they were measured.

@@ -10,7 +10,7 @@ from analysis.formats import MISSING, Entry, WideTable, number
 from analysis.report.tables import difference_entry
 from analysis.statistics import Interval
 from analysis.verdicts.compared import EQUAL_ITERATIONS
-from analysis.verdicts.conclusions import Conclusions, note, sentences
+from analysis.verdicts.conclusions import Conclusions, sentences
 from analysis.verdicts.protocol import MARGIN_SHARE, Judged
 
 _SHARE = f"{MARGIN_SHARE:.0%} of the base's gain"
@@ -45,11 +45,6 @@ def cautions(family: Sequence[Judged]) -> list[str]:
                 "would tell."
             )
     return said
-
-
-def note_of(study: Study, found: Conclusions | None) -> str:
-    """How the verdicts come about, see ``note``, with the words that results are of."""
-    return note(found).replace(" on test words", f" on {study.endpoint} words", 1) if found else ""
 
 
 def head_table(study: Study, found: Conclusions | None) -> WideTable | None:
@@ -96,8 +91,7 @@ def _judged(one: Judged) -> list[Entry | str]:
 def _pairs(study: Study) -> list[tuple[str, list[Entry]]]:
     rows = []
     for base, treatments in adagrpo_pairs(study):
-        before, split = study.untrained(base)
-        start = before.get(TRAINING_REWARD, math.nan) if split == study.endpoint else math.nan
+        start = study.start(base)
         for cell in treatments:
             values = [study.values(one, TRAINING_REWARD) for one in (base, cell)]
             comparison = study.compare(cell, TRAINING_REWARD)
@@ -111,8 +105,7 @@ def _pairs(study: Study) -> list[tuple[str, list[Entry]]]:
 def _cells(study: Study) -> list[tuple[str, list[Entry]]]:
     rows = []
     for cell, _ in study.cells:
-        values, (before, split) = study.values(cell, TRAINING_REWARD), study.untrained(cell)
-        start = before.get(TRAINING_REWARD, math.nan) if split == study.endpoint else math.nan
-        entries = [Entry(values.mean(), values.std()), Entry(start), Entry(len(values), digits=0)]
+        values = study.values(cell, TRAINING_REWARD)
+        entries = [Entry(values.mean(), values.std()), Entry(study.start(cell)), Entry(len(values), digits=0)]
         rows.append((cell.label, [difference_entry(study.compare(cell, TRAINING_REWARD)), *entries]))
     return rows

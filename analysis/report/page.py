@@ -18,7 +18,7 @@ from analysis.cells.study import MIN_SEEDS_FOR_INTERVAL, Study, adagrpo_pairs, m
 from analysis.figures import StudyFigures
 from analysis.figures.drawing import Drawing
 from analysis.formats import entry_text, number
-from analysis.report.head import cautions, head_table, headline, is_comparison, note_of
+from analysis.report.head import cautions, head_table, headline, is_comparison
 from analysis.report.pictures import gallery, pictures_by_difficulty
 from analysis.report.tables import extra_gain_table, main_table, paper_table
 from analysis.runs.sources import changes_since, note_on_changes
@@ -137,7 +137,7 @@ def _study(logs: Logs, part: Part, scope: str, names_experiment: bool) -> dict[s
         | ({"curves"} if figures["curves"].panels or figures["published"].panels else set()),
         "metrics": study.metrics,
         "endpoint": study.endpoint,
-        "note": note_of(study, part.conclusions),
+        "note": part.conclusions and conclusions.note(part.conclusions, study.endpoint),
         "head": head_table(study, part.conclusions),
         "headline": headline(part.conclusions),
         "is_comparison": is_comparison(part.conclusions),

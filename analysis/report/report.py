@@ -16,7 +16,7 @@ from analysis.figures.claims import claims_panel
 from analysis.figures.drawing import Drawing, draw_panel
 from analysis.figures.levels import map_panel
 from analysis.formats import WideTable, latex, markdown, write_frame
-from analysis.report.head import is_comparison, note_of
+from analysis.report.head import is_comparison
 from analysis.report.insertion import insert, split
 from analysis.report.page import Part, render_page
 from analysis.report.tables import (
@@ -29,7 +29,7 @@ from analysis.report.tables import (
     run_frame,
 )
 from analysis.runs.sources import changes_since, note_on_changes
-from analysis.verdicts.conclusions import Conclusions, conclude, conclusions_frame, conclusions_markdown, digest, note
+from analysis.verdicts.conclusions import Conclusions, conclude, conclusions_frame, conclusions_markdown, digest
 from analysis.verdicts.levels import map_frame
 from analysis.verdicts.stability import GROUP_SPREADS, stability_frame, stability_table
 from harness.foundation.errors import ConfigError
@@ -129,7 +129,7 @@ def _write_tables(parts: Sequence[Part], folder: Path) -> None:
     if concluded:
         frame = pd.concat([conclusions_frame(*one) for one in concluded], ignore_index=True)
         write_frame(frame, folder / "conclusions.csv")
-        text = "\n".join(conclusions_markdown(*one).replace(note(one[1]), note_of(*one)) for one in concluded)
+        text = "\n".join(conclusions_markdown(*one) for one in concluded)
         write_atomically(folder / "conclusions.md", text)
     main = [table for part in parts for table in (main_table(part.study), extra_gain_table(part.study))]
     tables: dict[str, list[WideTable | None]] = {

@@ -141,9 +141,7 @@ def extra_gain_table(study: Study) -> WideTable | None:
     published = paper.extra_gains().set_index(["training_reward", "method"])["share"]
     rows = []
     for base, treatments in adagrpo_pairs(study):
-        before, split = study.untrained(base)
-        start = before.get(TRAINING_REWARD, math.nan) if split == study.endpoint else math.nan
-        gain = study.values(base, TRAINING_REWARD).mean() - start
+        gain = study.values(base, TRAINING_REWARD).mean() - study.start(base)
         for cell in treatments:
             comparison = study.compare(cell, TRAINING_REWARD)
             name = METHOD_NAMES.get(cell.method, cell.method)

@@ -101,9 +101,7 @@ def _comparable(study: Study, *cells: Cell) -> list[int]:
 
 def _gain(study: Study, cell: Cell, split: str) -> float:
     """What a cell gains over the untrained model; NaN where that was not measured."""
-    start, measured = study.untrained(cell)
-    before = float(start.get(TRAINING_REWARD, math.nan)) if measured == split else math.nan
-    return float(study.values(cell, TRAINING_REWARD, split).mean()) - before
+    return float(study.values(cell, TRAINING_REWARD, split).mean()) - study.start(cell, split)
 
 
 def _gain_on_validation(study: Study, cell: Cell) -> float:

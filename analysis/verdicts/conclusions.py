@@ -261,7 +261,7 @@ def conclusions_frame(study: Study, conclusions: Conclusions) -> pd.DataFrame:
 
 def conclusions_markdown(study: Study, conclusions: Conclusions) -> str:
     """The judged claims as tables of GitHub's Markdown."""
-    parts = [note(conclusions), ""]
+    parts = [note(conclusions, study.endpoint), ""]
     for title, family in conclusions.families.items():
         parts += [f"**{study.experiment}, trained on {study.reward}. {title}**", ""]
         parts.append(markdown_table(HEAD, rows(family)))
@@ -274,11 +274,11 @@ def conclusions_markdown(study: Study, conclusions: Conclusions) -> str:
     return "\n".join(parts)
 
 
-def note(conclusions: Conclusions) -> str:
-    """How the verdicts come about, in sentences."""
+def note(conclusions: Conclusions, words: str = "test") -> str:
+    """How the verdicts come about, in sentences; ``words`` are those that differences are of."""
     share = f"{MARGIN_SHARE:.0%} of the base's gain"
     return (
-        "Differences are of the reward on test words, paired by seed, with one-sided 95 % bounds. "
+        f"Differences are of the reward on {words} words, paired by seed, with one-sided 95 % bounds. "
         f"{conclusions.opening} Verdicts of {len(conclusions.main)} claims by one-sided tests under Holm's procedure: "
         f"supported or opposite where no difference is rejected, equivalent where both ±{share} are, smaller than the "
         "paper's where its share of the gain is, else undecided. A kind of verdict is wrong for any claim with "

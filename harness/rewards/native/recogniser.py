@@ -38,6 +38,10 @@ def open_recogniser(path: Path, num_threads: int, precision: Precision) -> tuple
         num_threads: CPU threads of one forward pass, >= 1.
         precision: of the network's arithmetic; pixels and probabilities are float32.
     """
+    return (_in_bf16 if precision == "bf16" else _in_fp32)(path, num_threads)
+
+
+def _in_fp32(path: Path, num_threads: int) -> tuple[Read, list[str]]:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -47,24 +51,18 @@ def open_recogniser(path: Path, num_threads: int, precision: Precision) -> tuple
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.log_severity_level = 3
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    characters = session.get_modelmeta().custom_metadata_map["character"].split("\n")
-    if precision == "bf16":
-        return _in_bf16(path, num_threads), characters
     [pixels] = session.get_inputs()
+    characters = session.get_modelmeta().custom_metadata_map["character"].split("\n")
     return lambda batch: session.run(None, {pixels.name: batch})[0], characters
 
 
-def _in_bf16(path: Path, num_threads: int) -> Read:
+def _in_bf16(path: Path, num_threads: int) -> tuple[Read, list[str]]:
     import openvino
 
     core = openvino.Core()
-    settings = {
-        "INFERENCE_PRECISION_HINT": "bf16",
-        "INFERENCE_NUM_THREADS": num_threads,
-        "NUM_STREAMS": 1,
-        # One compilation for every batch size; a model that was read from a file has none that is fixed.
-        "PERFORMANCE_HINT": "LATENCY",
-    }
-    request = core.compile_model(core.read_model(path), "CPU", settings).create_infer_request()
+    model = core.read_model(path)
+    settings = {"INFERENCE_PRECISION_HINT": "bf16", "INFERENCE_NUM_THREADS": num_threads, "NUM_STREAMS": 1}
+    request = core.compile_model(model, "CPU", settings).create_infer_request()
+    characters = model.get_rt_info(["framework", "character"]).astype(str).split("\n")
     # The output is the request's own memory, which the next batch overwrites.
-    return lambda batch: request.infer([batch])[0].copy()
+    return lambda batch: request.infer([batch])[0].copy(), characters
