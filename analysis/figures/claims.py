@@ -12,6 +12,7 @@ from analysis.figures.drawing import GREY, INK, Panel
 from analysis.verdicts.protocol import MARGIN_SHARE, Judged
 
 _LABEL_WIDTH = 30  # Letters in a line beside the axis.
+_TITLE_WIDTH = 24  # Letters in a line above it, which is narrow beside such labels.
 _COLOURS: dict[Outcome, str] = {
     "supported": "#009E73",
     "opposite": "#D55E00",
@@ -31,10 +32,15 @@ def claims_panel(name: str, title: str, family: Sequence[Judged], words: str = "
         words: that its differences are of.
     """
     note = f"Line: one-sided 95 % bounds; shaded: ±{MARGIN_SHARE:.0%} of the base's gain; tick: the paper's share of it"
-    return Panel(name, title, partial(_draw, family=family, words=words), 1.9 + 0.52 * len(family), note)
+    labels, rival = _labels(family)
+    height = 1.9 + (0.52 if any("\n" in label for label in labels) else 0.3) * len(family)
+    of = f"Difference of reward\non {words} words"
+    of += f",\n{textwrap.fill(f'beside {rival}', _TITLE_WIDTH)}" if rival else ""
+    draw = partial(_draw, family=family, labels=labels, of=of)
+    return Panel(name, textwrap.fill(title, _TITLE_WIDTH), draw, height, note)
 
 
-def _draw(axes: Axes, family: Sequence[Judged], words: str) -> None:
+def _draw(axes: Axes, family: Sequence[Judged], labels: Sequence[str], of: str) -> None:
     axes.axvline(0, color=INK, linewidth=0.8)
     named: set[str] = set()
     for place, one in enumerate(family):
@@ -51,11 +57,16 @@ def _draw(axes: Axes, family: Sequence[Judged], words: str) -> None:
         axes.plot(one.contrast.mean, place, "o", color=colour, markersize=7, label=label)
         if one.paper is not None:
             axes.plot(one.paper, place, "|", color=INK, markersize=12, markeredgewidth=1.6)
-    axes.set_yticks(range(len(family)), [_wrapped(one.claim.statement) for one in family], fontsize=9)
+    axes.set_yticks(range(len(family)), labels, fontsize=9)
     axes.set_ylim(len(family) - 0.5, -0.5)
-    axes.set_xlabel(f"Difference of reward\non {words} words")
+    axes.set_xlabel(of)
     axes.grid(visible=False, axis="y")
 
 
-def _wrapped(text: str) -> str:
-    return textwrap.fill(text, _LABEL_WIDTH, break_on_hyphens=False)
+def _labels(family: Sequence[Judged]) -> tuple[list[str], str]:
+    """Statements; where all end with the same rival, without it, and the rival."""
+    texts, rival = [one.claim.statement for one in family], ""
+    if len({text.partition(" beats ")[2] for text in texts}) == 1 < len(texts):
+        rival = texts[0].partition(" beats ")[2]
+        texts = [text.partition(" beats ")[0] for text in texts]
+    return [textwrap.fill(text, _LABEL_WIDTH, break_on_hyphens=False) for text in texts], rival

@@ -1,5 +1,6 @@
-"""The map in one picture: gain over random prompts against the share of reward variance that is the prompt's."""
+"""The map in pictures: gain over random prompts, where the prompt explains more or less of the reward."""
 
+from collections.abc import Mapping
 from functools import partial
 
 import pandas as pd
@@ -8,23 +9,32 @@ from matplotlib.axes import Axes
 from analysis.cells.labels import selection_colour
 from analysis.figures.drawing import INK, Panel
 
-_APART = 0.008
-"""Shift of a rule's points, so that bounds do not cover each other."""
+_AXES: Mapping[str, tuple[str, str]] = {
+    "prompt_share": ("map", "Share of reward variance that is the prompt's"),
+    "cosine": ("map-gradients", "Cosine of the rule's expected update\nwith that of random prompts, untrained"),
+}
+_APART = 0.011
+"""Shift of a rule's points as a share of the axis, so that bounds do not cover each other."""
 
 
-def map_panel(frame: pd.DataFrame) -> Panel:
-    """Rows as of ``analysis.verdicts.levels.map_frame``."""
-    note = "Line: one-sided 95 % bounds"
-    return Panel("map", "When choosing prompts pays", partial(_draw, frame=frame), note=note)
+def map_panels(frame: pd.DataFrame) -> list[Panel]:
+    """Rows as of ``analysis.verdicts.levels.map_frame``: against the prompt's share, and against cosines, if known."""
+    title, note = "When choosing prompts pays", "Line: one-sided 95 % bounds"
+    return [
+        Panel(name, title, partial(_draw, frame=frame, column=column, label=label), 3.9, note)
+        for column, (name, label) in _AXES.items()
+        if frame[column].notna().any()
+    ]
 
 
-def _draw(axes: Axes, frame: pd.DataFrame) -> None:
+def _draw(axes: Axes, frame: pd.DataFrame, column: str, label: str) -> None:
     axes.axhline(0, color=INK, linewidth=0.8)
     rules = list(dict.fromkeys(frame["selection"]))
+    apart = _APART * max(frame[column].max() - frame[column].min(), 0.1)
     for number, rule in enumerate(rules):
-        rows, colour = frame[frame["selection"] == rule].sort_values("prompt_share"), selection_colour(rule)
-        x = rows["prompt_share"] + _APART * (number - (len(rules) - 1) / 2)
+        rows, colour = frame[frame["selection"] == rule].sort_values(column), selection_colour(rule)
+        x = rows[column] + apart * (number - (len(rules) - 1) / 2)
         axes.vlines(x, 100 * rows["lower"], 100 * rows["upper"], color=colour, linewidth=2)
         axes.plot(x, 100 * rows["difference"], "o-", color=colour, linewidth=1, markersize=6, label=rule)
-    axes.set_xlabel("Share of reward variance that is the prompt's")
-    axes.set_ylabel("Reward less that of random prompts,\n% of what random prompts gain")
+    axes.set_xlabel(label)
+    axes.set_ylabel("Beside random prompts,\n% of what these gain")

@@ -62,13 +62,13 @@ SECTIONS = {
 _FOLDED = ("chosen", "selection", "costs", "experiments", "stability", "curves", "cells", "runs")
 
 
-def render_page(logs: Logs, parts: Sequence[Part], levels: Drawing | None = None) -> str:
+def render_page(logs: Logs, parts: Sequence[Part], levels: Sequence[Drawing] = ()) -> str:
     """The page as text.
 
     Args:
         logs: all runs.
         parts: of each study.
-        levels: the map over experiments, if there are several of it.
+        levels: the map over experiments, where there are several of it.
     """
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(_TEMPLATES),
@@ -82,7 +82,12 @@ def render_page(logs: Logs, parts: Sequence[Part], levels: Drawing | None = None
     environment.filters["quoted"] = lambda prompt: quoted_word(prompt) or prompt
     summary = logs.summary
     finished = summary[summary["state"] == "finished"]
-    finished_cells = split_cells(finished)
+    # A cell of one experiment is another one in the next.
+    of_cells = [
+        members["seed"].nunique()
+        for part in parts
+        for _, members in split_cells(part.study.summary[part.study.summary["state"] == "finished"])
+    ]
     several = summary["experiment"].nunique() > 1
     studies = [_study(logs, part, f"study-{number}", several) for number, part in enumerate(parts, start=1)]
     there = {"experiments", "cells", "runs", "limits"}.union(*(study["parts"] for study in studies))
@@ -94,8 +99,8 @@ def render_page(logs: Logs, parts: Sequence[Part], levels: Drawing | None = None
         folded=_FOLDED,
         num_runs=len(summary),
         num_finished=len(finished),
-        num_seeds=max((members["seed"].nunique() for _, members in finished_cells), default=0),
-        num_cells=len(finished_cells),
+        num_seeds=sorted({min(of_cells, default=0), max(of_cells, default=0)}),
+        num_cells=len(of_cells),
         num_iterations=int(summary["iteration"].sum()),
         seconds=float(summary["train_seconds"].sum() + summary["evaluation_seconds"].sum()),
         unfinished=summary[summary["state"] != "finished"].to_dict("records"),

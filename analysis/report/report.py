@@ -13,8 +13,8 @@ from analysis.cells.spending import SPENDING_METRICS
 from analysis.cells.study import Study, finished_environments, split_studies
 from analysis.figures import Group, draw_study
 from analysis.figures.claims import claims_panel
-from analysis.figures.drawing import Drawing, draw_panel
-from analysis.figures.levels import map_panel
+from analysis.figures.drawing import Drawing, draw_panel, draw_together
+from analysis.figures.levels import map_panels
 from analysis.formats import WideTable, latex, markdown, write_frame
 from analysis.report.head import is_comparison
 from analysis.report.insertion import insert, split
@@ -92,15 +92,18 @@ def write_pages(logs: Logs, found: Mapping[Study, Conclusions | None], output: P
     return output / "report.html"
 
 
-def _draw_map(parts: Sequence[Part], output: Path) -> Drawing | None:
-    """The map's table and figure, once two of its experiments are decided."""
+def _draw_map(parts: Sequence[Part], output: Path) -> list[Drawing]:
+    """The map's table and figures, once two of its experiments are decided."""
     frame = map_frame({part.study.experiment: part.conclusions.main for part in parts if part.conclusions})
     if frame.empty or frame["experiment"].nunique() < 2:
-        return None
+        return []
     write_frame(frame, output / "tables" / "map.csv")
-    drawing = draw_panel(map_panel(frame))
-    drawing.save(output / "figures")
-    return drawing
+    panels = map_panels(frame)
+    draw_together("map-together", "When choosing prompts pays", panels, 2).save(output / "figures")
+    drawings = [draw_panel(panel) for panel in panels]
+    for drawing in drawings:
+        drawing.save(output / "figures")
+    return drawings
 
 
 def _part(study: Study, logs: Logs, conclusions: Conclusions | None) -> Part:
@@ -108,7 +111,8 @@ def _part(study: Study, logs: Logs, conclusions: Conclusions | None) -> Part:
     for number, title in enumerate(conclusions.families if conclusions else (), start=1):
         assert conclusions is not None
         family, words = conclusions.families[title], conclusions.words_of(title)
-        claims.append(draw_panel(claims_panel(f"{study.prefix}claims-{number}", title, family, words)))
+        shown = title[:1].upper() + title[1:]
+        claims.append(draw_panel(claims_panel(f"{study.prefix}claims-{number}", shown, family, words)))
     figures = {**draw_study(study, is_comparison(conclusions)), "claims": Group(claims)}
     return Part(study, cell_frame(study), figures, stability_frame(study), chosen_frame(study, logs), conclusions)
 

@@ -103,7 +103,7 @@ def conclude(
     """
     planned = planned_families(study)
     if planned:
-        families: dict[str, Sequence[Judged]] = {family.name: judge_family(study, family) for family in planned}
+        families: dict[str, Sequence[Judged]] = {f.name: ranked(judge_family(study, f)) for f in planned}
         opening = EARLIER_NOTE if planned[0] in EARLIER else "Each claim compares two cells."
     else:
         families, opening = _judge_as_grid(study, planned_seeds)
@@ -118,6 +118,13 @@ def conclude(
 def planned_families(study: Study) -> list[Family]:
     """Families of claims that were planned for a study's experiment, trained on ocr; none for a grid."""
     return [one for one in (*FAMILIES, *EARLIER) if (one.experiment, study.reward) == (study.experiment, "ocr")]
+
+
+def ranked(family: Sequence[Judged]) -> Sequence[Judged]:
+    """A family whose claims all have one control is a ranking, best first; another one stays as it is."""
+    if len({(one.claim.methods, control) for one in family for _, control in one.claim.comparisons}) > 1:
+        return family
+    return sorted(family, key=lambda one: -one.contrast.mean if one.contrast else math.inf)
 
 
 def _judge_as_grid(study: Study, planned_seeds: int | None) -> tuple[dict[str, Sequence[Judged]], str]:

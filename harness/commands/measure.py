@@ -49,7 +49,9 @@ def probe(
     models: Annotated[Sequence[str], "files in experiments/models/ (default: the profile's own)"] = (),
     prompts: Annotated[int, "from the validation list's start", 2] = 64,
     noises: Annotated[int, "deterministic samples per prompt", 2] = 8,
-    gradients: Annotated[bool, "measure how parallel strategies' updates are, too"] = False,
+    gradients: Annotated[
+        int | None, "measure how parallel strategies' updates are, too, over so many rounds of candidates", 12
+    ] = None,
     output: Annotated[Path | None, "folder (default: results/probes/PROFILE)"] = None,
     device: Where = "auto",
 ) -> int:
@@ -73,7 +75,7 @@ def probe(
         say(f"{one.name}: {one.num_pictures:,} pictures")
         content = measure(one, where, say)
         if gradients:
-            content["gradients"] = measure_parallel(parallel[number], say)
+            content["gradients"] = measure_parallel(parallel[number], gradients, say)
         summaries[one.name] = content["summary"]
         text = json.dumps(content, indent=1)
         write_atomically(folder / f"probe-{one.name}.json", f"{text}\n")

@@ -5,12 +5,14 @@ from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from fabricated import study_of, write_run
 
 from analysis.cells.labels import Cell
 from analysis.cells.variants import name_variants
 from analysis.decisions import LEVEL
+from analysis.figures.levels import map_panels
 from analysis.verdicts.checks import TRIALS, check_rule
 from analysis.verdicts.conclusions import conclude
 from analysis.verdicts.levels import map_frame
@@ -51,6 +53,25 @@ def test_the_rule_finds_what_is_planted_and_little_else() -> None:
     assert [one.planted for one in checks] == pytest.approx([0, 0, 0, 0.02, 0.04])
 
 
+def test_rules_with_one_rival_are_ranked_and_other_claims_are_not(tmp_path: Path) -> None:
+    for selection, gain in {"random": 0.2, "predicted": 0.22, "preview": 0.3, "hardest": 0.1}.items():
+        for seed in range(12):
+            write_run(
+                tmp_path / f"{selection}-{seed}",
+                seed=seed,
+                selection=selection,
+                test=0.45 + gain + 0.001 * (seed % 3),
+                experiment="study",
+            )
+    concluded = conclude(study_of(tmp_path), [])
+    assert concluded is not None
+    ranking = [one.claim.name for one in concluded.families["rules against random prompts"]]
+    assert ranking[:2] == ["preview", "predicted"]
+    planned = {family.name: [claim.name for claim, _ in family.claims] for family in FAMILIES}
+    assert sorted(ranking) == sorted(planned["rules against random prompts"])
+    assert [one.claim.name for one in concluded.main] == planned["primary"]
+
+
 def test_the_map_is_of_rules_less_random_as_shares_of_the_gain(tmp_path: Path) -> None:
     gains = {"random": 0.2, "curriculum": 0.23, "medium": 0.21, "hardest": 0.25, "easiest": 0.1}
     for number, (selection, gain) in enumerate(gains.items()):
@@ -75,3 +96,11 @@ def test_the_map_is_of_rules_less_random_as_shares_of_the_gain(tmp_path: Path) -
     assert found == pytest.approx({"curriculum": 0.155, "medium": 0.06, "hardest": 0.265, "easiest": -0.48}, abs=0.015)
     assert (frame["lower"] < frame["difference"]).all()
     assert (frame["upper"] > frame["difference"]).all()
+
+
+def test_the_map_has_a_second_axis_once_the_probes_have_gradients() -> None:
+    columns = ["experiment", "prompt_share", "selection", "difference", "lower", "upper", "cosine"]
+    rows = [("a", 0.2, "hardest", 0.1, 0.05, 0.15, 0.9), ("b", 0.6, "hardest", 0.2, 0.15, 0.25, 0.8)]
+    frame = pd.DataFrame(rows, columns=columns)
+    assert [panel.name for panel in map_panels(frame)] == ["map", "map-gradients"]
+    assert [panel.name for panel in map_panels(frame.assign(cosine=math.nan))] == ["map"]

@@ -74,9 +74,8 @@ def test_twins_of_the_papers_models_are_probed(tmp_path: Path) -> None:
 
 
 def test_gradients_say_how_parallel_strategies_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in (("ROUNDS", 4), ("WARM_UP", 1), ("BLOCK", 2)):
-        monkeypatch.setattr(parallel, name, value)
-    small = [*SMALL, "--prompts", "2", "--noises", "2", "--gradients"]
+    monkeypatch.setattr(parallel, "WARM_UP", 1)
+    small = [*SMALL, "--prompts", "2", "--noises", "2", "--gradients", "12"]
     assert run(*small, "--output", str(tmp_path / "out")) == 0
     [path] = (tmp_path / "out").glob("*.json")
     gradients = json.loads(path.read_text(encoding="utf-8"))["gradients"]
@@ -84,7 +83,7 @@ def test_gradients_say_how_parallel_strategies_are(tmp_path: Path, monkeypatch: 
     same = [one for one in gradients["cosines"] if {one["first"], one["second"]} == {"easiest", "hardest"}]
     assert same[0]["value"] != 1
     assert path.with_suffix(".html").read_text(encoding="utf-8").count("<svg") == 6
-    assert run("rollout.kind=full_sde", *SMALL[:2], "--gradients") == 2
+    assert run("rollout.kind=full_sde", *SMALL[:2], "--gradients", "12") == 2
 
 
 def test_the_capability_follows_the_candidates_that_a_run_would_draw() -> None:

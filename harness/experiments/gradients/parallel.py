@@ -20,7 +20,7 @@ from harness.experiments.parts import Arrays, Parts
 from harness.runs.directory import RUNS, find_run
 from harness.trained.checkpoints import BASE
 
-ROUNDS, WARM_UP, BLOCK = 60, 10, 6
+WARM_UP, BLOCK = 10, 6
 _ON_POLICY = (
     "objective.updates_per_iteration=1",
     "objective.clip_range=null",
@@ -38,21 +38,25 @@ def load_parallel(profile: str, overrides: Sequence[str], model: str | None) -> 
     return config
 
 
-def measure_parallel(config: RunConfig, say: Callable[[str], object]) -> dict[str, Any]:
+def measure_parallel(config: RunConfig, rounds: int, say: Callable[[str], object]) -> dict[str, Any]:
     """Cosines of strategies' expected updates with local advantages, 95 % intervals over blocks of rounds.
 
     Only products of different blocks are used, in which no noise has a share. ``noise``: how many updates of random
     prompts have as much signal as noise: with fewer rounds than that, intervals are wide.
+
+    Args:
+        config: as of ``load_parallel``.
+        rounds: draws of candidates of which each strategy trains on one, two blocks of them at least.
+        say: receives lines of progress.
     """
     sampler = make_sampler(config, find_measured(BASE, config))
-    parts = Parts(RUNS / "probe-gradients" / find_run(config).run_id, ROUNDS, "rounds of gradients", say)
-    first, end = 1 + WARM_UP, 1 + WARM_UP + ROUNDS
-    rewards = parts.get("candidates", 0, partial(_candidates, range(1, end), sampler))["rewards"]
+    parts = Parts(RUNS / "probe-gradients" / find_run(config).run_id, rounds, "rounds of gradients", say)
+    first, end = 1 + WARM_UP, 1 + WARM_UP + rounds
+    rewards = parts.get(f"candidates-{rounds}", 0, partial(_candidates, range(1, end), sampler))["rewards"]
     chosen = choose_all(torch.from_numpy(rewards), config)
     blocks = [range(start, min(start + BLOCK, end)) for start in range(first, end, BLOCK)]
     groups = [
-        parts.get(f"groups-{block:02d}", len(of), partial(_updates, of, sampler, chosen))
-        for block, of in enumerate(blocks)
+        parts.get(f"groups-{of.start}-{of.stop}", len(of), partial(_updates, of, sampler, chosen)) for of in blocks
     ]
     [weights] = resampling_weights([len(blocks)])
     counts = np.array([len(of) for of in blocks], dtype=float)
@@ -70,7 +74,7 @@ def measure_parallel(config: RunConfig, say: Callable[[str], object]) -> dict[st
         cosines.append({"first": one, "second": other, "value": found.estimate, "low": found.low, "high": found.high})
     squares = weighted_mean(np.array([part["squares"] for part in groups]), counts, weights)
     return {
-        "rounds": ROUNDS,
+        "rounds": rounds,
         "noise": float(1 / signal_to_noise(signal["random"], squares)[0]),
         "cosines": cosines,
     }
