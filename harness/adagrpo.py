@@ -1,10 +1,10 @@
-"""AdaGRPO's two parts, for any GRPO trainer of a flow model: this file needs nothing but torch and may be copied.
+"""The two components of AdaGRPO, usable in any GRPO trainer of a flow model. The file needs only torch; copy it freely.
 
 Online Curriculum Filtering: `CapabilityTracker` and `select_prompt`.
-Cross-Level Advantage Fusion: `local_advantage`, `global_advantage` and `fuse_advantages`; and `rescale_advantages`, a
-control that is no part of the paper.
+Cross-Level Advantage Fusion: `local_advantage`, `global_advantage` and `fuse_advantages`. `rescale_advantages` is a
+control experiment for the fusion and not part of the paper.
 
-How a trainer uses them (``docs/example_loop.py`` is a complete, runnable one)::
+Use in a training loop (``docs/example_loop.py`` is a complete, runnable one)::
 
     tracker = CapabilityTracker(decay=0.8)
     for prompts in batches_of_candidates:                               # B prompts
@@ -27,7 +27,7 @@ How a trainer uses them (``docs/example_loop.py`` is a complete, runnable one)::
         optimizer.zero_grad()
 
 Symbols of the paper (arXiv 2606.06828): alpha is `decay`, mu_ema and sigma_ema are `CapabilityTracker.mean` and
-`.std`, R is `rewards`, B is the number of candidates, G the size of a group, c is `clip`.
+`.std`, R is `rewards`, B is the number of candidate prompts, G the size of a group, c is `clip`.
 """
 
 import math
@@ -37,25 +37,25 @@ import torch
 from torch import Tensor
 
 SELECTION_STRATEGIES = ("random", "easiest", "hardest", "medium", "curriculum")
-"""Names that `select_prompt` accepts, in the order of the paper's comparison."""
+"""Strategies that `select_prompt` accepts, in the order of the paper's comparison."""
 
-EPSILON = 1e-8  # added to a standard deviation before a division; also the least capability variance
-ONE_SIDED_THRESHOLD = 1e-6  # of the sum of a group's positive, or negative, standardised rewards
+EPSILON = 1e-8  # added to a standard deviation before a division; also the lower bound of the capability's variance
+ONE_SIDED_THRESHOLD = 1e-6  # a group is one-sided if its positive or its negative standardised rewards sum to less
 
 
 class CapabilityTracker:
-    """What the model can do now: moving averages of the mean and variance of its rewards on candidate prompts.
+    """The model's current capability: moving averages of the mean and variance of its rewards on candidate prompts.
 
-    The first update sets both averages; a later one moves them (paper, Online Curriculum Filtering)::
+    The first update sets both averages; later updates move them (paper, Online Curriculum Filtering)::
 
         mu_ema  <- alpha * mu_ema  + (1 - alpha) * mean(R)
         var_ema <- alpha * var_ema + (1 - alpha) * var(R)           population variance
         sigma_ema = sqrt(max(var_ema, 1e-8))
 
-    It is kept in Python floats (double precision), so its state survives JSON and any device unchanged.
+    The state is kept in Python floats (double precision), so JSON and moves between devices preserve it exactly.
 
     Args:
-        decay: alpha, in [0, 1), else ValueError. 0 forgets all but the last batch.
+        decay: alpha, in [0, 1), else ValueError. With 0 only the last batch counts.
     """
 
     def __init__(self, decay: float = 0.8) -> None:
@@ -66,11 +66,11 @@ class CapabilityTracker:
         self._variance: float | None = None
 
     def update(self, rewards: Tensor) -> None:
-        """Move the averages towards one batch of candidates' rewards; call it before the selection.
+        """Update the averages with the rewards of one batch of candidates; call this before the selection.
 
         Args:
-            rewards: ``[B]``, B >= 1, finite, else ValueError: of the deterministic samples, in the reward's own unit.
-                With several processes, gather them first: one tracker sees all candidates of an iteration at once.
+            rewards: ``[B]``, B >= 1, finite, else ValueError; rewards of the deterministic samples, in the reward's own
+                unit. With several processes, gather them first: one update takes all candidates of an iteration.
         """
         values = _checked_rewards(rewards, minimum=1).to("cpu", torch.float64)
         mean = values.mean().item()
@@ -83,7 +83,7 @@ class CapabilityTracker:
 
     @property
     def is_empty(self) -> bool:
-        """Whether it has seen no batch yet."""
+        """Whether no batch has been seen yet."""
         return self._mean is None
 
     @property
@@ -101,13 +101,13 @@ class CapabilityTracker:
         return math.sqrt(max(self._variance, EPSILON))
 
     def state_dict(self) -> dict[str, float | None]:
-        """The tracker's whole state, in values that JSON keeps exactly; mean and variance are None when empty."""
+        """The tracker's whole state, in values that JSON preserves exactly; mean and variance are None when empty."""
         return {"decay": self.decay, "mean": self._mean, "variance": self._variance}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from `state_dict`, bit for bit.
+        """Restore a state from `state_dict`, bit for bit.
 
-        Raises ValueError for other keys, for numbers that no tracker can have, and for another decay.
+        Raises ValueError for wrong keys, for values that no tracker can have, and for a different decay.
         """
         if set(state) != {"decay", "mean", "variance"}:
             raise ValueError(f"a tracker state has the keys decay, mean and variance, got {sorted(state)}")
@@ -121,9 +121,9 @@ class CapabilityTracker:
 
 
 def counts_as_equal(rewards: Tensor, resolution: float = 0.0) -> bool:
-    """Whether rewards, ``[G]``, differ by no more than the reward can tell apart; with 0, whether they are equal.
+    """Whether rewards ``[G]`` span no more than the reward's resolution; with resolution 0, whether they are equal.
 
-    Raises ValueError if the resolution is out of range.
+    Raises ValueError if the resolution is negative or not finite.
     """
     if not 0 <= resolution < math.inf:
         raise ValueError(f"the resolution of a reward must be finite and at least 0, got {resolution}")
@@ -137,24 +137,24 @@ def select_prompt(
     generator: torch.Generator | None = None,
     resolution: float = 0.0,
 ) -> int:
-    """Choose which of the candidate prompts to train on: an index in [0, B). On a tie the lowest index wins.
+    """Choose the candidate prompt to train on and return its index in [0, B). On a tie the lowest index wins.
 
-    - ``random``: any candidate, uniformly; the rewards' values are not used.
-    - ``easiest``, ``hardest``: the highest, the lowest reward.
-    - ``medium``: the median reward of the batch; for an even B the lower (harder) of the two middle ones.
-    - ``curriculum``: the reward closest to the capability, i* = argmin_i |R_i - mu_ema| (paper, Online Curriculum
-      Filtering). The tracker must have seen this batch already.
+    - ``random``: any candidate, uniformly; the values of the rewards are not used.
+    - ``easiest``, ``hardest``: the candidate with the highest or the lowest reward.
+    - ``medium``: the candidate with the median reward; for an even B the lower (harder) of the two middle ones.
+    - ``curriculum``: the candidate whose reward is closest to the capability, i* = argmin_i |R_i - mu_ema| (paper,
+      Online Curriculum Filtering). Update the tracker with this batch first.
 
     Args:
         rewards: ``[B]``, B >= 1: the reward of one deterministic sample per candidate.
         strategy: one of `SELECTION_STRATEGIES`.
-        tracker: the capability; only ``curriculum`` reads it, none changes it.
-        generator: for ``random``; None draws from torch's global generator. Others draw nothing.
-        resolution: >= 0: rewards this close are a tie, in the reward's own unit.
+        tracker: the capability; only ``curriculum`` reads it, and no strategy changes it.
+        generator: used by ``random`` only; None draws from torch's global generator.
+        resolution: >= 0, in the reward's own unit; distances to the wanted reward that differ by no more are a tie.
 
     Raises:
-        ValueError: an unknown strategy; ``curriculum`` without a tracker or with an empty one; or rewards that are
-            empty, not one-dimensional or not finite.
+        ValueError: the strategy is unknown, ``curriculum`` has no tracker or an empty one, or the rewards are empty,
+            not one-dimensional or not finite.
     """
     if strategy not in SELECTION_STRATEGIES:
         raise ValueError(f"unknown selection strategy {strategy!r}: use one of {', '.join(SELECTION_STRATEGIES)}")
@@ -169,31 +169,31 @@ def select_prompt(
     elif strategy == "hardest":
         wanted = values.min()
     elif strategy == "medium" or tracker is None:
-        wanted = values.median()  # torch's is an element of the batch, the lower middle one
+        wanted = values.median()  # torch returns the lower of the two middle elements
     else:
         wanted = values.new_tensor(tracker.mean)
     return nearest(values, wanted, resolution)
 
 
 def nearest(values: Tensor, wanted: Tensor | float, resolution: float = 0.0) -> int:
-    """The lowest index of those whose value, ``[B]``, is nearest to the wanted one, but for ``resolution``."""
+    """The lowest index whose value, of ``[B]``, is as close to the wanted one as the closest, up to ``resolution``."""
     distance = (values - wanted).abs()
     return int((distance <= distance.min() + resolution).nonzero()[0])
 
 
 def local_advantage(rewards: Tensor, clip: float = 5.0, resolution: float | None = None) -> Tensor:
-    """Group-relative advantage: how a sample compares with its siblings.
+    """Group-relative advantage: each sample compared with its siblings.
 
     local_j = clip((R_j - mean(R)) / (std(R) + 1e-8), -c, c), std unbiased (paper; GRPO).
 
-    Computed in the rewards' precision, float32 at least, as the release does; but 0 in a group whose rewards are equal
-    within `resolution`, if one is given. Rounding, divided by a std as small, becomes an advantage of order 1 there.
+    Computed in the precision of the rewards, at least float32, as in the release. If a `resolution` is given, a group
+    whose rewards are equal within it has advantage 0; rounding errors over a std as small would be of order 1.
 
     Args:
         rewards: ``[G]``, G >= 2: rewards of the siblings, in the reward's own unit.
-        clip: c > 0; ``math.inf`` for none.
-        resolution: >= 0, in the reward's own unit: how far apart scores of equal samples may come out. None is the
-            release, which does not ask.
+        clip: c > 0; ``math.inf`` turns clipping off.
+        resolution: >= 0, in the reward's own unit: the largest difference between scores of equal samples. None, as in
+            the release, skips the check.
 
     Returns:
         ``[G]``, on the rewards' device, without gradient, in units of the group's std.
@@ -210,7 +210,7 @@ def local_advantage(rewards: Tensor, clip: float = 5.0, resolution: float | None
 def global_advantage(
     rewards: Tensor, mean: float, std: float, clip: float = 5.0, resolution: float | None = None
 ) -> Tensor:
-    """Advantage against the model's capability: a sample above mu_ema gains, one below it loses.
+    """Advantage relative to the model's capability: positive for a sample above mu_ema, negative for one below it.
 
     With z_j = (R_j - mu_ema) / (sigma_ema + 1e-8) (paper, Cross-Level Advantage Fusion)::
 
@@ -218,23 +218,23 @@ def global_advantage(
                    z_j / |sum(z over z < 0)|      where z_j < 0        so the advantages sum to 0
         global   = z - mean(z)                    in a one-sided group: either sum below 1e-6
 
-    then clipped to [-c, c]. By algebra: in a two-sided group sigma_ema cancels, and the positive advantages sum to 1,
-    the negative ones to -1; in a one-sided group the result is parallel to `local_advantage`. A group whose rewards
-    are equal within `resolution` has 0, and one that lies on one side of mu_ema but for that much is one-sided: else
-    the signs of rounding would share out a whole advantage.
+    then clipped to [-c, c]. In a two-sided group sigma_ema cancels, and the positive advantages sum to 1, the negative
+    ones to -1. In a one-sided group the result is proportional to the unclipped `local_advantage`. If a `resolution` is
+    given, a group whose rewards are equal within it has advantage 0, and a group that reaches beyond mu_ema by no more
+    than it on one side counts as one-sided: otherwise rounding errors on that side would share a total advantage of 1.
 
     Args:
         rewards: ``[G]``, G >= 2: rewards of the siblings, in the reward's own unit.
         mean: mu_ema, `CapabilityTracker.mean`, in the same unit.
         std: sigma_ema >= 0, `CapabilityTracker.std`, in the same unit.
-        clip: c > 0; ``math.inf`` for none.
-        resolution: >= 0, in the same unit: how far apart scores of equal samples may come out. None is the release.
+        clip: c > 0; ``math.inf`` turns clipping off.
+        resolution: as in `local_advantage`, in the same unit.
 
     Returns:
         ``[G]``, on the rewards' device, without gradient, dimensionless.
 
-    Raises ValueError for fewer than two rewards, not one-dimensional, anything not finite, or std, clip or resolution
-    out of range.
+    Raises ValueError for fewer than two rewards, not one-dimensional, any input that is not finite, or a std, clip or
+    resolution out of range.
     """
     _check_clip(clip)
     if not (math.isfinite(mean) and 0 <= std < math.inf):
@@ -262,29 +262,29 @@ def fuse_advantages(local: Tensor, global_: Tensor, weight: float = 1.0) -> Tens
         global_: ``[G]``, from `global_advantage`.
         weight: >= 0; 1 in the release, 0 turns the fusion off.
 
-    Raises ValueError if the two are not one-dimensional and of one length, or the weight is out of range.
+    Raises ValueError if the two are not one-dimensional and of equal length, or the weight is out of range.
     """
     _check_fused(local, global_, weight, "global ones")
     return local + weight * global_
 
 
 def rescale_advantages(local: Tensor, rewards: Tensor, std: float, weight: float = 1.0) -> Tensor:
-    """Control for the fusion: the local advantages of a group, all multiplied by one number.
+    """Control for the fusion: the local advantages of a group, all multiplied by one factor.
 
     A_j = local_j (1 + weight * (std(R) + 1e-8) / (sigma_ema + 1e-8)), std unbiased.
 
-    It is what `fuse_advantages` makes of a one-sided group before clipping, applied to every group: it knows how spread
-    a group is beside the capability, but not whether a sample lies above it. What the fusion gains over it is more than
-    a rescaling (docs/fusion.md).
+    This is the result of `fuse_advantages` in a one-sided group (before clipping), here applied to every group. The
+    factor depends on the group's spread relative to the capability's, but not on whether a sample lies above mu_ema.
+    Whatever the fusion gains over this control is due to more than rescaling (docs/fusion.md).
 
     Args:
         local: ``[G]``, from `local_advantage`; the result is shaped like it.
-        rewards: ``[G]``, G >= 2: what they were made of, in the reward's own unit.
+        rewards: ``[G]``, G >= 2: the rewards behind the local advantages, in the reward's own unit.
         std: sigma_ema >= 0, `CapabilityTracker.std`, in the same unit.
-        weight: >= 0; 0 leaves the local advantages alone.
+        weight: >= 0; 0 leaves the local advantages unchanged.
 
-    Raises ValueError if the two are not one-dimensional and of one length, the rewards are not finite, or std or weight
-    is out of range.
+    Raises ValueError if the two are not one-dimensional and of equal length, the rewards are fewer than two or not
+    finite, or std or weight is out of range.
     """
     _check_fused(local, rewards, weight, "rewards")
     if not 0 <= std < math.inf:
@@ -294,7 +294,7 @@ def rescale_advantages(local: Tensor, rewards: Tensor, std: float, weight: float
 
 
 def _checked_rewards(rewards: Tensor, minimum: int) -> Tensor:
-    """The rewards, detached and in float32 or float64, once they are known to be ``[>= minimum]`` and finite."""
+    """The rewards, detached, in float32 or float64. Raises ValueError unless they are ``[>= minimum]`` and finite."""
     if rewards.ndim != 1:
         raise ValueError(f"rewards must be one-dimensional, got shape {list(rewards.shape)}")
     if len(rewards) < minimum:

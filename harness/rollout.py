@@ -1,7 +1,7 @@
-"""Sampling: deterministic ODE, and the rollouts that a policy gradient learns from.
+"""Sampling: the deterministic ODE, and the stochastic rollouts that a policy gradient learns from.
 
-Sigma schedules come from the policy (``Policy.sigmas``). A velocity of one sample counts as one *sample-forward*,
-wherever it is needed; with classifier-free guidance it costs two forwards of the network.
+Sigma schedules come from the policy (``Policy.sigmas``). One velocity of one sample counts as one *sample-forward*,
+although with classifier-free guidance it costs two forwards of the network.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -19,11 +19,11 @@ Velocity = Callable[[Tensor, Tensor | float, PromptEmbedding], Tensor]
 
 @dataclass(frozen=True)
 class Trajectory:
-    """A deterministic ODE path of n samples.
+    """Deterministic ODE paths of n samples.
 
     Attributes:
         states: ``[N + 1, n, ...]``, from noise to data.
-        velocities: ``[N, n, ...]``, the network's prediction at each state but the last.
+        velocities: ``[N, n, ...]``, the network's prediction at each state except the last.
     """
 
     states: Tensor
@@ -41,14 +41,14 @@ class Trajectory:
 
 @dataclass(frozen=True)
 class TrainStep:
-    """Stochastic transitions to be trained on, that share a step of the schedule.
+    """Stochastic transitions of n siblings at one step of the schedule, to be trained on.
 
     Attributes:
-        index: of the step.
-        x: latents before it; ``[1, ...]`` if all siblings share them, else ``[n, ...]``.
+        index: index of the step.
+        x: latents before the step; ``[1, ...]`` if all siblings share them, else ``[n, ...]``.
         x_next: latents drawn, ``[n, ...]``.
-        old_log_prob: ``[n]``, under the policy that drew them.
-        siblings: ``[n]``, which of the group's G siblings these are; None is all of them, n = G.
+        old_log_prob: ``[n]``, log-probabilities under the policy that drew them.
+        siblings: ``[n]``, indices within the group of G siblings; None means all of them, n = G.
     """
 
     index: int
@@ -58,11 +58,11 @@ class TrainStep:
     siblings: Tensor | None = None
 
     def of_siblings(self, values: Tensor) -> Tensor:
-        """``[n]`` of a group's values ``[G]``: those of the siblings that are trained on here."""
+        """Select from a group's values ``[G]`` those of the siblings in this step, ``[n]``."""
         return values if self.siblings is None else values[self.siblings]
 
     def pieces(self, max_batch: int | None) -> "Iterator[tuple[slice, TrainStep]]":
-        """Siblings in pieces of at most ``max_batch``, and which of them; all at once if they share x, or for None."""
+        """Yield pieces of at most ``max_batch`` siblings, each with its rows; one piece if they share x or for None."""
         size = len(self.x_next) if max_batch is None or len(self.x) == 1 else max_batch
         for start in range(0, len(self.x_next), size):
             rows = slice(start, start + size)
@@ -73,14 +73,14 @@ class TrainStep:
 
 @dataclass(frozen=True)
 class Rollout:
-    """What one prompt's rollout gives.
+    """Result of one prompt's rollout.
 
     Attributes:
-        text: conditioning of the prompt, of one sample.
+        text: embedding of the prompt, for one sample.
         steps: transitions to train on, in the order of the schedule.
-        finals: latents of all pictures to score, ``[M, ...]``: anchor-branch has a group of G for each step, in the
-            order of ``steps``; full SDE has one group, whose rewards all steps share.
-        sample_forwards: network forwards spent.
+        finals: latents of all pictures to score, ``[M, ...]``: for anchor-branch a group of G per step, in the order of
+            ``steps``; for full SDE one group, whose rewards all steps share.
+        sample_forwards: velocities computed, one per sample and step; those of an anchor path are not included.
     """
 
     text: PromptEmbedding
@@ -90,7 +90,7 @@ class Rollout:
 
 
 def in_batches(velocity: Velocity, max_batch: int) -> Velocity:
-    """The same function, called on at most ``max_batch`` samples at a time."""
+    """Wrap a velocity function so that it is called on at most ``max_batch`` samples at a time."""
 
     def batched(x: Tensor, sigma: Tensor | float, text: PromptEmbedding) -> Tensor:
         if len(x) <= max_batch:
@@ -107,7 +107,7 @@ def ode_step(x: Tensor, velocity: Tensor, sigma: float, sigma_next: float) -> Te
 
 
 def ode_trajectory(velocity: Velocity, noise: Tensor, text: PromptEmbedding, sigmas: Tensor) -> Trajectory:
-    """Follow the ODE from noise ``[n, ...]`` to data; N = len(sigmas) - 1 forwards per sample."""
+    """Integrate the ODE from noise ``[n, ...]`` to data, with N = len(sigmas) - 1 forwards per sample."""
     levels = sigmas.tolist()
     states, velocities = [noise], []
     for sigma, sigma_next in pairwise(levels):
@@ -131,11 +131,11 @@ def anchor_branch(
     forward. Branches that have reached the same step share a batch, whatever index they left from.
 
     Args:
-        velocity: the policy's.
+        velocity: velocity function of the policy.
         kernel: the method's stochastic step.
-        anchor: ODE path of the chosen prompt, of one sample.
-        text: conditioning of one sample.
-        sigmas: ``[N + 1]``.
+        anchor: ODE path of the chosen prompt, for one sample.
+        text: embedding of the prompt, for one sample.
+        sigmas: schedule, ``[N + 1]``.
         branch_indices: steps to branch at, increasing, each in [0, N - 2].
         noise: ``[number of indices, G, ...]`` standard normal, one draw per sibling.
     """
@@ -169,17 +169,17 @@ def full_sde(
     noise: Tensor,
     trained: Tensor | None = None,
 ) -> Rollout:
-    """G whole paths of one prompt, stochastic at some steps and deterministic at the others.
+    """Sample G whole paths of one prompt, stochastic at some steps and deterministic at the others.
 
     Args:
-        velocity: the policy's.
+        velocity: velocity function of the policy.
         kernel: the method's stochastic step.
         start: ``[G, ...]`` initial noise.
-        text: conditioning of one sample.
-        sigmas: ``[N + 1]``.
+        text: embedding of the prompt, for one sample.
+        sigmas: schedule, ``[N + 1]``.
         stochastic_indices: steps that are stochastic, increasing, each in [0, N - 2].
         noise: ``[number of indices, G, ...]`` standard normal.
-        trained: ``[number of indices, G]`` bool, which samples are trained on at which of them; None is all at all.
+        trained: ``[number of indices, G]`` bool, True where a sample is trained on; None means everywhere.
     """
     levels = sigmas.tolist()
     draws = dict(zip(stochastic_indices, noise, strict=True))
@@ -201,7 +201,7 @@ def full_sde(
 
 
 def _train_step(step: TrainStep, trained: Tensor) -> list[TrainStep]:
-    """The step with the siblings that are trained on at it, ``[G]`` bool; nothing if there are none."""
+    """The step with only those siblings that ``trained``, ``[G]`` bool, selects; empty if it selects none."""
     if trained.all():
         return [step]
     siblings = trained.nonzero().flatten()

@@ -1,4 +1,4 @@
-"""The three base methods' stochastic steps: what they draw, and the log-probability they give it.
+"""Stochastic steps of the three base methods: how they draw the next latents, and the log-probability of a draw.
 
 Convention: sigma falls from 1 (noise) to 0 (data); x = (1 - sigma) x0 + sigma eps; the network predicts the velocity
 v = eps - x0. A step goes from sigma to s' = sigma_next < sigma; d = s' - sigma < 0, and::
@@ -6,11 +6,11 @@ v = eps - x0. A step goes from sigma to s' = sigma_next < sigma; d = s' - sigma 
     x0_hat = x - sigma v          eps_hat = x + (1 - sigma) v
 
 ``FlowSDE(eta=0.7).step(x, velocity, sigma, sigma_next)`` returns a `Transition`: draw with ``.sample()``, keep the
-draw, and give it to ``.log_prob()`` of the same step computed with gradient. Siblings of a branch share x and
+draw, and pass it to ``.log_prob()`` of the same step computed with gradient. Siblings of a branch share x and
 velocity: expand both to ``[G, ...]`` after one forward of the network.
 
-All arithmetic is float32, whatever the network's precision. A draw that is to be stored in less must be rounded
-before its log-probability is taken, or the ratio is not 1 at the first update. Neither eta nor a clip range is
+All arithmetic is float32, whatever the network's precision. If a draw is to be stored in lower precision, round it
+before computing its log-probability, or the ratio is not 1 at the first update. Neither eta nor a clip range is
 comparable between kernels.
 """
 
@@ -26,7 +26,7 @@ Sigma: TypeAlias = float | Tensor  # a float, a scalar tensor, or one value per 
 
 @dataclass(frozen=True, eq=False)
 class Transition:
-    """A Gaussian over the next latents, N(mean, std^2), with the log-probability as one method defines it.
+    """Gaussian distribution of the next latents, N(mean, std^2), with the log-probability as a method defines it.
 
     Attributes:
         mean: ``[batch, ...]`` float32, in the latents' unit; carries the gradient of the velocity.
@@ -39,12 +39,12 @@ class Transition:
     def sample(self, generator: torch.Generator | None = None, noise: Tensor | None = None) -> Tensor:
         """Draw the next latents, mean + std * noise.
 
-        The draw is float32, shaped like the mean, and detached: a policy gradient takes it as given (with its gradient
-        the log-probability of a draw would not depend on the mean at all).
+        The draw is float32, shaped like the mean, and detached, because a policy gradient treats it as a constant: if
+        it carried its gradient, its log-probability would not depend on the mean at all.
 
         Args:
-            generator: for the noise, drawn on the generator's device. None: torch's global one on the mean's device.
-            noise: standard normal, shaped like the mean, instead of a generator. ValueError for both or another shape.
+            generator: draws the noise, on its own device; None uses torch's global generator on the mean's device.
+            noise: standard normal, shaped like the mean, in place of a generator; ValueError for both or another shape.
         """
         if noise is None:
             device = self.mean.device if generator is None else generator.device
@@ -57,14 +57,14 @@ class Transition:
     def log_prob(self, x_next: Tensor) -> Tensor:
         """Log-probability of the next latents, as the method defines it: ``[batch]``, a mean over latent dimensions.
 
-        Raises ValueError if `x_next` is not shaped like the mean, or a Gaussian density is asked of a step with std 0.
+        Raises ValueError if `x_next` is not shaped like the mean, or for a Gaussian density of a step with std 0.
         """
         raise NotImplementedError
 
     def kl(self, other: "Transition") -> Tensor:
-        """Divergence from the same step of a reference model, as the method defines it: ``[batch]``, >= 0.
+        """KL divergence from the same step of a reference model, as the method defines it: ``[batch]``, >= 0.
 
-        Raises ValueError if `other` is of another method or shape.
+        Raises ValueError if `other` is of another type or shape.
         """
         raise NotImplementedError
 
@@ -84,13 +84,13 @@ class Transition:
 
 @dataclass(frozen=True, eq=False)
 class SDETransition(Transition):
-    """A step of `FlowSDE` or `DanceSDE`: a true Gaussian density.
+    """Step of `FlowSDE` or `DanceSDE`, whose log-probability is a true Gaussian density.
 
     log_prob = mean over dims of -(x' - mean)^2 / (2 std^2) - log(std) - log(sqrt(2 pi))
     kl       = mean over dims of (mean - mean_ref)^2 / (2 g^2)
 
-    `diffusion` is g, ``[]`` or ``[batch]``. As std^2 = g^2 |d|, this kl is |d| times the true divergence per dimension:
-    Flow-GRPO's release has it so, and its published betas mean it.
+    `diffusion` is g, ``[]`` or ``[batch]``. Because std^2 = g^2 |d|, this kl is |d| times the true divergence per
+    dimension. Flow-GRPO's release computes it this way, and its published betas refer to it.
     """
 
     diffusion: Tensor
@@ -106,11 +106,11 @@ class SDETransition(Transition):
 
 @dataclass(frozen=True, eq=False)
 class CPSTransition(Transition):
-    """A step of `FlowCPS`, whose log-probability is no density: 1 / (2 std^2) and constants are dropped on purpose.
+    """Step of `FlowCPS`, whose log-probability is no density: the method drops 1 / (2 std^2) and the constants.
 
     log_prob = mean over dims of -(x' - mean)^2
     kl       = mean over dims of (mean - mean_ref)^2
-    Both are finite on the last step (s' = 0, std = 0); but there a sample is the mean, with a log_prob of gradient 0.
+    Both are finite at the last step (s' = 0, std = 0), but a sample there is the mean, where log_prob has gradient 0.
     """
 
     def log_prob(self, x_next: Tensor) -> Tensor:
@@ -122,7 +122,7 @@ class CPSTransition(Transition):
 
 @dataclass(frozen=True)
 class Kernel:
-    """A method's stochastic step. `eta` says how stochastic; ValueError outside the kernel's range."""
+    """Stochastic step of a method. `eta` sets the amount of noise; ValueError if it is outside the kernel's range."""
 
     eta: float
 
@@ -133,17 +133,17 @@ class Kernel:
     def step(
         self, x: Tensor, velocity: Tensor, sigma: Sigma, sigma_next: Sigma, sigma_fallback: Sigma | None = None
     ) -> Transition:
-        """The distribution of the latents at `sigma_next`, given those at `sigma` and the velocity there.
+        """Distribution of the latents at `sigma_next`, given those at `sigma` and the velocity there.
 
         Args:
-            x: latents, ``[batch, ...]``, any floating dtype (taken to float32).
-            velocity: the network's prediction eps - x0, shaped like x.
-            sigma: where the step starts, in (0, 1]: a float, a scalar tensor or ``[batch]``.
-            sigma_next: where it ends, in [0, sigma): the same.
-            sigma_fallback: for `FlowSDE` from sigma = 1, where its g is singular: the sigma to take there, in [0, 1).
-                None is sigma_next, on a first step the schedule's second sigma, as in the release. Otherwise unused.
+            x: latents, ``[batch, ...]``, any floating dtype (converted to float32).
+            velocity: the network's prediction of eps - x0, shaped like x.
+            sigma: noise level at the start of the step, in (0, 1]: a float, a scalar tensor or ``[batch]``.
+            sigma_next: noise level at its end, in [0, sigma), of the same types.
+            sigma_fallback: the sigma in [0, 1) that replaces sigma = 1 in the g of `FlowSDE`, which is singular there;
+                otherwise unused. None means sigma_next, as in the release: the schedule's second sigma on a first step.
 
-        Raises ValueError for a sigma out of range or order, and for any wrong shape.
+        Raises ValueError for a sigma out of range or out of order, and for a wrong shape.
         """
         if x.ndim < 2 or x.shape != velocity.shape:
             raise ValueError(f"x, velocity must have one shape [batch, ...], got {[*x.shape]}, {[*velocity.shape]}")
@@ -160,7 +160,7 @@ class Kernel:
 
 @dataclass(frozen=True)
 class _MarginalPreservingSDE(Kernel):
-    """Euler-Maruyama step of the reverse-time SDE that has the flow's marginals, for a diffusion coefficient g."""
+    """Euler-Maruyama step of the reverse-time SDE with the flow's marginals and a diffusion coefficient g."""
 
     def _diffusion(self, sigma: Tensor, fallback: Tensor) -> Tensor:
         raise NotImplementedError
@@ -175,12 +175,12 @@ class _MarginalPreservingSDE(Kernel):
 
 @dataclass(frozen=True)
 class FlowSDE(_MarginalPreservingSDE):
-    """Flow-GRPO's kernel (release yifan123/flow_grpo; also AdaGRPO's, Bujiazi/GRPO-Series). eta > 0.
+    """Kernel of Flow-GRPO (release yifan123/flow_grpo) and of AdaGRPO (release Bujiazi/GRPO-Series). eta > 0.
 
     mean = x + v d + g^2 / (2 sigma) * eps_hat * d          std = g sqrt(-d)
     g    = eta sqrt(sigma / (1 - sigma~)),  sigma~ = sigma, but sigma_fallback where sigma = 1
 
-    AdaGRPO's release drops the constants of the log-probability, which changes no ratio.
+    AdaGRPO's release drops the constants of the log-probability, which leaves the ratios unchanged.
     """
 
     eta: float = 0.7
@@ -194,7 +194,7 @@ class FlowSDE(_MarginalPreservingSDE):
 
 @dataclass(frozen=True)
 class DanceSDE(_MarginalPreservingSDE):
-    """DanceGRPO's kernel (release XueZeyue/DanceGRPO). eta > 0.
+    """Kernel of DanceGRPO (release XueZeyue/DanceGRPO). eta > 0.
 
     mean = x + v d + g^2 / (2 sigma) * eps_hat * d          std = g sqrt(-d)
     g    = eta
@@ -210,7 +210,7 @@ class DanceSDE(_MarginalPreservingSDE):
 
 @dataclass(frozen=True)
 class FlowCPS(Kernel):
-    """Flow-CPS's coefficient-preserving kernel (release IamCreateAI/FlowCPS). 0 < eta <= 1.
+    """Coefficient-preserving kernel of Flow-CPS (release IamCreateAI/FlowCPS). 0 < eta <= 1.
 
     std  = s' sin(eta pi / 2)
     mean = (1 - s') x0_hat + sqrt(s'^2 - std^2) eps_hat
@@ -226,14 +226,14 @@ class FlowCPS(Kernel):
         x0_hat = x - _over_latents(sigma, x) * v
         eps_hat = x + _over_latents(1 - sigma, x) * v
         std = sigma_next * math.sin(self.eta * math.pi / 2)
-        # The release's root and not the equal s' cos(eta pi / 2): they differ in the last digits that it reproduces.
+        # Mathematically this root is s' cos(eta pi / 2); computed as in the release, it agrees in the last digits too.
         eps_coefficient = (sigma_next.square() - std.square()).sqrt()
         mean = _over_latents(1 - sigma_next, x) * x0_hat + _over_latents(eps_coefficient, x) * eps_hat
         return CPSTransition(mean=mean, std=std)
 
 
 KERNELS: dict[str, type] = {"flow_grpo": FlowSDE, "dance_grpo": DanceSDE, "flow_cps": FlowCPS}
-"""The kernel of each base method; each takes `eta` and has its release's default."""
+"""Kernel of each base method. Each takes `eta`, whose default is that of the method's release."""
 
 
 def _checked_sigma(name: str, value: Sigma, x: Tensor) -> Tensor:
@@ -245,5 +245,5 @@ def _checked_sigma(name: str, value: Sigma, x: Tensor) -> Tensor:
 
 
 def _over_latents(coefficient: Tensor, x: Tensor) -> Tensor:
-    """A ``[]`` or ``[batch]`` coefficient, shaped to multiply ``[batch, ...]``."""
+    """Reshape a ``[]`` or ``[batch]`` coefficient so that it broadcasts over ``[batch, ...]`` latents."""
     return coefficient.reshape(-1, *([1] * (x.ndim - 1))) if coefficient.ndim else coefficient
