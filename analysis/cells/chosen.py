@@ -1,4 +1,4 @@
-"""Which prompts each strategy trained on: how hard they were, for the model and by their words."""
+"""The prompts that each selection rule trained on, and how hard they were: by the model's reward and by word length."""
 
 import re
 from collections.abc import Mapping
@@ -12,7 +12,7 @@ from analysis.cells.study import Study
 from analysis.formats import Entry, WideTable
 
 CHOSEN_METRICS = ("chosen_reward_mean", "candidate_reward_mean", "reward_mean", "within_group_std")
-"""Training metrics that say how hard chosen prompts were."""
+"""Training metrics that say how hard the chosen prompts were."""
 _WORD = re.compile(r'"([^"]+)"')
 HEADINGS = {
     "rank": "Rank among candidates",
@@ -26,15 +26,15 @@ HEADINGS = {
 
 
 def chosen_frame(study: Study, logs: Logs) -> pd.DataFrame:
-    """One row per cell: means over its runs of what they trained on.
+    """Summarise the prompts that each cell trained on: one row per cell, means over its runs.
 
     Args:
-        study: whose cells.
-        logs: that it was made from, with ``CHOSEN_METRICS``.
+        study: the study whose cells are summarised.
+        logs: the logs that the study was made from, loaded with ``CHOSEN_METRICS``.
 
     Returns:
-        Columns experiment, reward, cell, runs, and ``HEADINGS``: ``rank`` as a share, 0 for the hardest candidate and 1
-        for the easiest; rewards of the deterministic sample of the chosen prompt, of all candidates, and of the samples
+        Columns experiment, reward, cell, runs, and ``HEADINGS``: ``rank`` from 0 for the hardest candidate to 1 for
+        the easiest; rewards of the deterministic sample of the chosen prompt, of all candidates, and of the samples
         that were trained on; ``letters`` of the quoted word; ``distinct`` prompts as a share of those trained on. NaN
         where no candidate was scored, or nothing is quoted.
     """
@@ -55,7 +55,7 @@ def chosen_frame(study: Study, logs: Logs) -> pd.DataFrame:
 
 
 def chosen_table(study: Study, frame: pd.DataFrame) -> WideTable | None:
-    """``chosen_frame`` as people read it, without variants of cells; None if nothing was logged."""
+    """Format ``chosen_frame`` for display, without variants of cells; None if nothing was logged."""
     frame = frame[frame["cell"].isin([cell.label for cell, _ in study.grid_cells]) & (frame["runs"] > 0)]
     if frame.empty:
         return None
@@ -72,7 +72,7 @@ def _num_candidates(config: Mapping[str, Mapping[str, int]]) -> int:
 
 
 def quoted_word(prompt: str) -> str:
-    """What a prompt wants drawn; empty where nothing is quoted."""
+    """The quoted word that a prompt asks for; empty if nothing is quoted."""
     match = _WORD.search(prompt)
     return match[1] if match else ""
 

@@ -1,4 +1,4 @@
-"""What a unit of work took in finished runs: the base of every estimate of a study's hours."""
+"""Seconds per unit of work in finished runs, on which every estimate of a study's hours is based."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -11,23 +11,23 @@ _SECONDS, _REWARD_SECONDS = "seconds/iteration", "seconds/reward"
 
 
 class Rates(NamedTuple):
-    """Medians over finished runs, in recorded seconds."""
+    """Recorded seconds per unit of work, medians over finished runs."""
 
     per_forward: float
-    """Training, for a sample through the network, a trained one counting three; all but the reward is in it."""
+    """Training time per sample passed through the network, without the reward; a trained sample counts as three."""
     per_reward_call: float
     per_picture: float
-    """Evaluation: drawn, and scored by every reward."""
+    """Evaluation time per picture, which is sampled and scored by every reward."""
     num_runs: int
     recorded_hours: float
-    """Training and evaluation of all runs, finished or not."""
+    """Hours of training and evaluation of all runs, finished or not."""
 
 
 def measured_rates(folder: Path) -> Rates | None:
-    """Rates of the runs in a folder; None without a folder or without a finished run in it.
+    """Measure the rates of the runs in a folder; None without a folder or without a finished run in it.
 
     Raises:
-        ConfigError: names the file that cannot be read.
+        ConfigError: a file cannot be read; the message names it.
     """
     if not folder.is_dir() or not find_runs(folder):
         return None
@@ -48,7 +48,7 @@ def measured_rates(folder: Path) -> Rates | None:
 
 
 def _seconds_per_picture(runs: pd.DataFrame) -> pd.Series:
-    """By run; without the untrained model, whose evaluation the runs of an experiment share."""
+    """Seconds per picture by run, without the untrained model, whose evaluation the runs of an experiment share."""
     rows = runs[(runs["split"] != "train") & (runs["iteration"] > 0)]
     rows = rows[rows["metric"].isin(["num_prompts", "num_noises", "seconds"])]
     each = rows.pivot_table(index=["run_id", "split", "iteration"], columns="metric", values="value", observed=True)

@@ -1,4 +1,4 @@
-"""Cells at equal cost: bases that cost as much as + AdaGRPO, and values when as much was spent."""
+"""Cells at equal cost: base cells that cost as much as + AdaGRPO, and rewards at equal spending."""
 
 from collections.abc import Collection
 
@@ -14,7 +14,7 @@ _MATCHED = 0.03
 
 
 def matched_baselines(study: Study, base: Cell, treatment: Cell) -> list[Cell]:
-    """Variants of a base cell whose runs cost as many network forwards as the treatment's, within 3 %."""
+    """Find the variants of a base cell whose runs cost as many network forwards as the treatment's, within 3 %."""
     cost = {cell: float(members["compute"].mean()) for cell, members in study.cells}
     return [
         cell
@@ -26,17 +26,17 @@ def matched_baselines(study: Study, base: Cell, treatment: Cell) -> list[Cell]:
 def equal_cost_pair(
     study: Study, treatment: Cell, control: Cell, axis: str, among: Collection[int]
 ) -> tuple[list[int], Pair]:
-    """Validation rewards when the treatment has spent what the control spent in all: seeds, and both by seed.
+    """Pair validation rewards at the control's total cost; returns the seeds, and both rewards by seed.
 
-    The treatment's is interpolated between its validations; the control's is its last. Seconds are compared where one
-    processor made both runs.
+    The treatment's reward is interpolated between its validations; the control's is its last. Seconds are compared
+    only where one model of processor made both runs.
 
     Args:
-        study: of both cells.
-        treatment: the cell that costs more an iteration.
-        control: the other.
+        study: the study that has both cells.
+        treatment: the cell that costs more per iteration.
+        control: the other cell.
         axis: name of one of ``analysis.cells.spending.AXES``.
-        among: seeds that count.
+        among: seeds to consider.
     """
     ours, theirs = (_curves(study, cell, axis) for cell in (treatment, control))
     values = {}
@@ -50,7 +50,7 @@ def equal_cost_pair(
 
 
 def _curves(study: Study, cell: Cell, axis: str) -> dict[int, tuple[np.ndarray, np.ndarray, str]]:
-    """By seed, costs and validation rewards of a finished run, and the processor that made it."""
+    """Costs and validation rewards of each finished run, and the processor that made it, by seed."""
     members = dict(study.cells)[cell]
     ids = set(members["run_id"]) & study.finished
     made_by = members.set_index("run_id")["processor"]

@@ -1,4 +1,4 @@
-"""How methods, cells and metrics are called and coloured: the same words and colours in every figure and table."""
+"""Names and colours of methods, cells and metrics, the same in every figure and table."""
 
 from collections.abc import Iterable
 from typing import Any, NamedTuple, cast
@@ -10,9 +10,9 @@ from harness.foundation import names
 from harness.foundation.names import METHODS, REWARDS
 
 METHOD_NAMES = METHODS
-"""By kernel."""
+"""Display names of methods by kernel."""
 SELECTIONS = names.PAPER_SELECTIONS
-"""In the paper's order. A hue is a selection; + AdaGRPO has one of its own."""
+"""The paper's selection rules in its order. Each has a hue of its own; so has + AdaGRPO."""
 _PAPERS_JUDGES = {
     "ur_v2_alignment": "UR-v2 alignment",
     "ur_v2_coherence": "UR-v2 coherence",
@@ -20,37 +20,37 @@ _PAPERS_JUDGES = {
     "image_reward": "ImageReward",
     "ur_v1": "UR-v1",
 }
-"""Columns of the paper's main table that are no judge of this project."""
+"""Display names of columns of the paper's main table that are not judges of this project."""
 _ADAGRPO_COLOUR = "#0072B2"
 _OTHERS = ("#AA3377", "#117733", "#882255", "#332288", "#999933", "#44AA99")
-"""Of selections that are plug-ins: by name, so that one has the same in every figure."""
+"""Colours of selections that are plug-ins, assigned by name so that each keeps its colour in every figure."""
 
 
 def selection_colour(selection: str) -> str:
-    """Colour of a choice of prompts, hexadecimal."""
+    """Hexadecimal colour of a selection rule."""
     return names.SELECTIONS.get(selection) or _OTHERS[crc32(selection.encode()) % len(_OTHERS)]
 
 
 def judge_name(judge: str) -> str:
-    """A judge as tables call it, as in "HPS-v2"; UR is UnifiedReward."""
+    """Name of a judge in tables, such as "HPS-v2"; UR stands for UnifiedReward."""
     if judge in REWARDS:
         return REWARDS[judge].label
     return _PAPERS_JUDGES.get(judge, judge[:1].upper() + judge[1:])
 
 
 class Cell(NamedTuple):
-    """A cell of the grid: what the runs pooled over seeds have in common."""
+    """A cell of the grid: the settings that runs pooled over seeds have in common."""
 
     method: str
     selection: str
     fusion: bool
     fusion_weight: float
     variant: str = ""
-    """What else its runs have of their own, see ``analysis.cells.variants``."""
+    """Further settings in which its runs differ from others, see ``analysis.cells.variants``."""
 
     @property
     def is_base(self) -> bool:
-        """Whether it is a base method's: random prompts, no fusion; a variant of one counts, too."""
+        """Whether it is a base method: random prompts, no fusion. A variant of a base counts, too."""
         return self.selection == "random" and not self.fusion
 
     @property
@@ -60,8 +60,8 @@ class Cell(NamedTuple):
 
     @property
     def label(self) -> str:
-        """As in "Flow-GRPO", "Flow-GRPO + AdaGRPO", "Flow-GRPO + curriculum", "Flow-GRPO hardest"; an unknown method
-        as the configuration calls it; the fusion weight where it is not 1, the release's, and the variant."""
+        """Full name, such as "Flow-GRPO", "Flow-GRPO + AdaGRPO", "Flow-GRPO + curriculum" or "Flow-GRPO hardest", with
+        the variant, and the fusion weight unless it is 1, the release's. An unknown method goes by its kernel."""
         name = METHOD_NAMES.get(self.method, self.method)
         if self.is_adagrpo:
             return f"{name} + AdaGRPO{self._rest}"
@@ -70,17 +70,17 @@ class Cell(NamedTuple):
 
     @property
     def short(self) -> str:
-        """The cell among those of its method, as in "random" or "curriculum + fusion"."""
+        """Name without the method, such as "random" or "curriculum + fusion"."""
         return self.selection + (" + fusion" if self.fusion else "") + self._rest
 
     @property
     def colour(self) -> str:
-        """Hexadecimal: the same in every figure, whichever other cells are drawn."""
+        """Hexadecimal colour, the same in every figure, whichever other cells are drawn."""
         return _ADAGRPO_COLOUR if self.is_adagrpo else selection_colour(self.selection)
 
     @property
     def dash(self) -> str:
-        """Line style as matplotlib names it: fusion is dashed, but for AdaGRPO, whose colour says it."""
+        """Line style in matplotlib's notation: dashed with fusion, except for AdaGRPO, which has its own colour."""
         return "--" if self.fusion and not self.is_adagrpo else "-"
 
     @property
@@ -105,20 +105,20 @@ def _position(selection: str) -> int:
 
 
 def selection_order(cell: Cell) -> tuple[int, str, bool, float, str]:
-    """Sort key of a method's cells: by selection in the paper's order, without fusion before with it."""
+    """Sort key of a method's cells: by selection in the paper's order, cells without fusion before those with it."""
     return _position(cell.selection), *cell[1:]
 
 
 def in_papers_order(selections: Iterable[str]) -> list[str]:
-    """Selections, those of the paper first and in its order, others by name."""
+    """Sort selections: the paper's first and in its order, then others by name."""
     return sorted(selections, key=lambda name: (_position(name), name))
 
 
 def split_cells(rows: pd.DataFrame) -> list[tuple[Cell, pd.DataFrame]]:
-    """Rows of each cell of a frame that has ``Cell``'s fields as columns.
+    """Split a frame that has ``Cell``'s fields as columns into the rows of each cell.
 
-    Ordered by method; without a variant first; then the base, + AdaGRPO, and the other selections without and with
-    fusion.
+    Cells are ordered by method; those without a variant come first; then the base, + AdaGRPO, and the other selections
+    without and with fusion.
     """
     cells = [
         (Cell(str(method), str(selection), bool(fusion), cast(float, weight), str(variant)), of_cell)

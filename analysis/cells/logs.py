@@ -1,4 +1,4 @@
-"""Folders of runs, as directories or as shards, become tidy frames. Nothing is trained and nothing is written."""
+"""Read folders of runs, as directories or as shards, into tidy frames. Nothing is trained and nothing is written."""
 
 import sys
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -26,11 +26,11 @@ SUMMARY_COLUMNS = [
     *("seconds_per_iteration", "train_seconds", "evaluation_seconds", "processor", "files", "folder", "updated"),
 ]
 TRAINING_REWARD = "training_reward"
-"""Metric of every evaluation: the trained reward, under one name whatever it is made of."""
+"""Metric of every evaluation: the trained reward, under the same name whatever its components are."""
 VALIDATION_POINTS = 3
-"""The last validations, whose mean does not hang on the last iteration alone."""
+"""Number of last validations that are averaged, so that a result does not depend on the last iteration alone."""
 _RUNS_AT_A_TIME = 50
-"""Read by one process: no other is started for fewer."""
+"""Runs that one process reads; no further process is started for fewer."""
 _CHOSEN = ("train", CHOSEN_PROMPT, True)
 
 
@@ -38,48 +38,48 @@ class ChosenPrompts(NamedTuple):
     """The prompts that a run was trained on, in order."""
 
     prompts: pa.DictionaryArray
-    """Texts, each kept once."""
+    """Texts, each stored once."""
     ranks: np.ndarray
-    """Among the candidates; NaN where none were scored."""
+    """Ranks among the candidates; NaN where none were scored."""
 
 
 ByPrompt = Mapping[str, Mapping[str, np.ndarray]]
-"""A run's final values prompt by prompt, ``{metric: [prompts]}``: under "test" of the last test, under "validation" of
-the last validations together, see ``validation_mean``, under "untrained" of the validation before training."""
+"""A run's final values per prompt, ``{metric: [prompts]}``: "test" has those of the last test, "validation" means over
+the last ``VALIDATION_POINTS`` validations, "untrained" those of the validation before training."""
 
 
 class Logs(NamedTuple):
-    """All that a report needs of a folder of runs, read in one pass."""
+    """Everything that a report needs from a folder of runs, read in one pass."""
 
     runs: pd.DataFrame
-    """All numbers of whole splits, one per row: columns ``COLUMNS``. ``split`` is train, validation or test; nested
+    """All numbers of whole splits, one per row, in columns ``COLUMNS``. ``split`` is train, validation or test; nested
     metrics are flattened (``seconds/update``), and evaluations also have the metric ``training_reward``.
-    ``fusion_weight`` is 0 without fusion; ``variant`` tells runs of a cell apart, see ``name_variants``. Texts are
-    categories: there may be millions of rows."""
+    ``fusion_weight`` is 0 without fusion; ``variant`` distinguishes runs with other settings, see ``name_variants``.
+    Texts are categories, since there may be millions of rows."""
     summary: pd.DataFrame
-    """One row per run: columns ``SUMMARY_COLUMNS``. ``state`` is running, finished or failed (``reason`` says why);
-    ``iteration`` of ``iterations`` are done; forwards and reward calls are totals; ``compute`` counts network forwards,
-    a trained sample as 3; ``unseen_judges`` were not trained on; ``folder`` is the run directory or the shard;
-    ``files`` tells in which files a run differs from most, see ``analysis.runs.recorded``; ``updated`` is when its
-    state last changed, in ISO 8601."""
+    """One row per run, in columns ``SUMMARY_COLUMNS``. ``state`` is that of ``RunLog`` (``reason`` explains a failed or
+    incomplete run); ``iteration`` of ``iterations`` are done; forwards and reward calls are totals; ``compute`` counts
+    network forwards, a trained sample as 3; ``unseen_judges`` were not trained on; ``folder`` is the run directory or
+    the shard; ``files`` names the files in which a run differs from most, see ``analysis.runs.recorded``; ``updated``
+    is the time when its state last changed, in ISO 8601."""
     prompts: Sequence[ByPrompt]
-    """For each row of ``summary``."""
+    """Final values per prompt, for each row of ``summary``."""
     chosen_prompts: Sequence[ChosenPrompts]
-    """For each row of ``summary``."""
+    """Prompts trained on, for each row of ``summary``."""
     configs: Sequence[Mapping[str, Any]]
-    """Resolved configuration of each row of ``summary``."""
+    """Resolved configuration for each row of ``summary``."""
     environments: Sequence[Mapping[str, Any]]
-    """Environment of each row of ``summary``."""
+    """Environment for each row of ``summary``."""
     damages: Sequence[str] = ()
-    """Why runs were left out that cannot be read."""
+    """Error messages of runs that were left out because they cannot be read."""
 
 
 class _Run(NamedTuple):
-    """What ``Logs`` has of one run."""
+    """The part of ``Logs`` that comes from one run."""
 
     summary: dict[str, Any]
     num_prompts: dict[str, int]
-    """How many prompts the last evaluation of each split had."""
+    """Number of prompts in the last evaluation of each split."""
     config: Mapping[str, Any]
     environment: Mapping[str, Any]
     whole: pa.Table
@@ -89,9 +89,9 @@ class _Run(NamedTuple):
 
 
 def find_runs(folder: Path) -> list[Path]:
-    """Run directories and shards in a folder, at any depth, sorted; the folder may itself be a run directory.
+    """Find run directories and shards in a folder, at any depth, sorted; the folder may itself be a run directory.
 
-    A run that is there as a directory and as a shard counts once, as the shard, which is finished.
+    A run that exists both as a directory and as a shard counts once, as the shard, which is finished.
 
     Raises:
         ConfigError: the folder does not exist, or holds two directories or two shards of one run.
@@ -109,7 +109,7 @@ def find_runs(folder: Path) -> list[Path]:
 
 
 def load_gallery(run: Path) -> Gallery | None:
-    """Pictures of a run directory or shard; None where it has none. Raises ConfigError."""
+    """Load the pictures of a run directory or shard; None if it has none. Raises ConfigError."""
     return read_gallery(run) if run.is_dir() else read_shard_gallery(run)
 
 
@@ -119,12 +119,12 @@ def load_logs(
     """Read every run of a folder once.
 
     Args:
-        folder: see ``find_runs``; or the runs themselves. Runs may be unfinished or have just started.
-        train_metrics: metrics of training iterations to keep; they are most of all rows. None for all.
-        skip_damaged: leave runs out that cannot be read, and say so on stderr and in ``Logs.damages``.
+        folder: a folder as for ``find_runs``, or paths of runs. Runs may be unfinished or have just started.
+        train_metrics: metrics of training iterations to keep, which make up most rows; None keeps all.
+        skip_damaged: leave out runs that cannot be read, and report them on stderr and in ``Logs.damages``.
 
     Raises:
-        ConfigError: names the folder or file that cannot be read; with ``skip_damaged`` only if no run is left.
+        ConfigError: a folder or file cannot be read, which the message names; if ``skip_damaged``, only if none can.
     """
 
     def load(path: Path) -> _Run | str:
@@ -155,16 +155,16 @@ def load_logs(
 
 
 class _Series(NamedTuple):
-    """One metric of a split, of whole evaluations or of single prompts."""
+    """One metric of a split, for whole evaluations or for single prompts."""
 
     rows: slice
     iterations: np.ndarray
     values: np.ndarray
-    """NaN for none."""
+    """NaN stands for a missing value."""
 
 
 _ByName = dict[tuple[str, str, bool], _Series]
-"""By split, metric, and whether it is of single prompts: each stands in one place of a run's numbers."""
+"""Series by split, metric, and whether it holds single prompts; each is contiguous in a run's numbers."""
 
 
 def _load(path: Path, train_metrics: Collection[str] | None) -> _Run:
@@ -198,7 +198,7 @@ def _load(path: Path, train_metrics: Collection[str] | None) -> _Run:
 
 
 def _series(numbers: pa.Table) -> _ByName:
-    """A run's numbers as arrays: to select from these takes a tenth of what filters of tables do, and runs are many."""
+    """A run's numbers as arrays, from which selecting takes a tenth of the time that filtering tables does."""
     if not len(numbers):
         return {}
     names = [numbers[name].combine_chunks() for name in ("split", "metric")]
@@ -215,7 +215,7 @@ def _series(numbers: pa.Table) -> _ByName:
 
 
 def _named(loaded: Sequence[_Run]) -> list[dict[str, Any]]:
-    """Summaries with their variants and files: of runs with one variant and seed none is taken for another."""
+    """Add variants and files to the summaries; runs that would share both variant and seed are told apart."""
     configs, environments = [run.config for run in loaded], [run.environment for run in loaded]
     files = name_files([kind_of(config) for config in configs], environments, [run.num_prompts for run in loaded])
     variants = name_variants(configs, environments, files)
@@ -278,7 +278,7 @@ def _costs(series: _ByName) -> dict[str, Any]:
 
 
 def _by_prompt(series: _ByName, split: str, num_points: int, is_trained: bool = True) -> dict[str, np.ndarray]:
-    """Means over the last evaluations of a split, prompt by prompt: ``{metric: [prompts]}``."""
+    """Means over the last evaluations of a split, per prompt: ``{metric: [prompts]}``."""
     own = {metric: one for (of, metric, of_prompts), one in series.items() if of == split and of_prompts}
     iterations = _iterations(own.values())
     points = iterations[(iterations > 0) == is_trained][-num_points:]
@@ -286,7 +286,7 @@ def _by_prompt(series: _ByName, split: str, num_points: int, is_trained: bool = 
         return {}
     first, last = points[[0, -1]]
     kept = {metric: one.values[(one.iterations >= first) & (one.iterations <= last)] for metric, one in own.items()}
-    # Series are evaluation after evaluation; one with another number of prompts cannot be averaged.
+    # A series holds one evaluation after the other; evaluations of different numbers of prompts cannot be averaged.
     return {
         metric: values.reshape(len(points), -1).mean(axis=0)
         for metric, values in kept.items()
@@ -295,7 +295,7 @@ def _by_prompt(series: _ByName, split: str, num_points: int, is_trained: bool = 
 
 
 def _training_reward(log: RunLog, series: _ByName) -> dict[tuple[str, bool], _Series]:
-    """The trained reward, as the run logged it in every evaluation: by split, and whether it is of single prompts."""
+    """The trained reward as logged in every evaluation, by split and whether it holds single prompts."""
     evaluated = {key: one for key, one in series.items() if key[0] != "train"}
     if not evaluated:
         return {}
@@ -313,12 +313,12 @@ def _training_reward(log: RunLog, series: _ByName) -> dict[tuple[str, bool], _Se
 
 
 def _iterations(series: Iterable[_Series]) -> np.ndarray:
-    """All of them, each once, increasing."""
+    """Distinct iterations of all series, increasing."""
     return np.unique(np.concatenate([np.empty(0, dtype=np.int64), *(one.iterations for one in series)]))
 
 
 def _frame(identities: Sequence[Mapping[str, Any]], tables: Sequence[pa.Table]) -> pd.DataFrame:
-    """The runs' rows with their identity in front; texts are categories in alphabetical order."""
+    """Join the runs' rows and prepend their identity; texts are categories in alphabetical order."""
     frame = pa.concat_tables(tables or [NUMBERS.empty_table()]).unify_dictionaries().to_pandas()
     for name in ("split", "metric"):
         frame[name] = frame[name].cat.set_categories(sorted(frame[name].cat.remove_unused_categories().cat.categories))

@@ -1,4 +1,4 @@
-"""Work on several cores, for reports of many runs."""
+"""Parallel map over several CPU cores, for reports of many runs."""
 
 import os
 import signal
@@ -12,27 +12,27 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 _function: Callable[[Any], Any] | None = None
-"""What forked processes call: they have it, and all that it refers to, without a copy being sent."""
+"""Function that forked processes call; they inherit it and all that it refers to, so that it is not pickled."""
 
 
 def side_by_side(function: Callable[[Item], Result], items: Sequence[Item], chunk: int = 1) -> list[Result]:
-    """``[function(item) for item in items]``, computed by a process for each core.
+    """Compute ``[function(item) for item in items]`` with one process per core.
 
     Args:
-        function: any, also a closure; what it changes is lost. Its results are pickled.
-        items: to be pickled; up to ``chunk`` of them are worked on in this process.
-        chunk: items that a process takes at a time, so many that starting processes pays.
+        function: any callable, also a closure; its side effects are lost. Its results are pickled.
+        items: arguments, which are pickled; up to ``chunk`` of them are processed in this process.
+        chunk: items that a process takes at a time, enough that starting processes pays.
 
     Returns:
         Results in the order of items.
 
     Raises:
-        Exception: what ``function`` raises.
-        BrokenProcessPool: a process was killed, such as for memory.
+        Exception: whatever ``function`` raises.
+        BrokenProcessPool: a process was killed, for instance for lack of memory.
     """
     global _function
     processes = min(_cores(), -(-len(items) // chunk))
-    # Elsewhere processes cannot safely be forked (macOS) or at all (Windows).
+    # Forking is unsafe on macOS and impossible on Windows.
     if processes < 2 or sys.platform != "linux":
         return [function(item) for item in items]
     _function = function

@@ -1,4 +1,4 @@
-"""What was run: the settings that all runs share, those that vary, and where the runs were made."""
+"""Settings that all runs share, settings that vary, and the environments in which the runs were made."""
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -8,10 +8,10 @@ _IDENTITY = {"experiment", "seed", "selection", "fusion.enabled", "fusion.weight
 
 
 def split_settings(configs: Sequence[Mapping[str, Any]]) -> tuple[dict[str, str], dict[str, list[str]]]:
-    """Dotted settings of runs as text: those with one value, and those with several, which name no cell or seed.
+    """Split the settings of runs into those with one value and those with several, without those of cell and seed.
 
     Returns:
-        ``{key: value}`` and ``{key: values}``; a key that some runs lack has the value "-" there.
+        ``{dotted key: value}`` and ``{dotted key: values}`` as text; "-" stands for a key that a run lacks.
     """
     flat = [dict(flatten(config)) for config in configs]
     keys = dict.fromkeys(key for config in flat for key in config if key not in _IDENTITY)
@@ -21,7 +21,7 @@ def split_settings(configs: Sequence[Mapping[str, Any]]) -> tuple[dict[str, str]
 
 
 def describe_environments(environments: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-    """How and where runs were made: command, commit, Python, packages, hardware; each with all values that occur."""
+    """Describe how and where runs were made: all values of code, command, commit, Python, packages and hardware."""
     found: dict[str, set[str]] = {}
 
     def add(name: str, *values: str) -> None:
@@ -40,10 +40,10 @@ def describe_environments(environments: Sequence[Mapping[str, Any]]) -> dict[str
 
 
 def count_warnings(runs: Iterable[tuple[Mapping[str, Any], Mapping[str, Any]]]) -> dict[str, int]:
-    """What runs warned of, such as prompts that are cut off or lists that may overlap: lines, with the number of runs.
+    """Count runs by warning, such as truncated prompts or prompt lists that may overlap.
 
     Args:
-        runs: resolved configuration and environment of each.
+        runs: resolved configuration and environment of each run.
     """
     counts: Counter[str] = Counter()
     for config, environment in runs:
@@ -55,7 +55,7 @@ def count_warnings(runs: Iterable[tuple[Mapping[str, Any], Mapping[str, Any]]]) 
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Nested settings as dotted keys and texts, lists with commas."""
+    """Flatten nested settings to pairs of dotted key and text; lists are joined with commas."""
     for name, value in values.items():
         if isinstance(value, Mapping):
             yield from flatten(value, f"{prefix}{name}.")

@@ -1,4 +1,4 @@
-"""What runs had spent when they were measured: network forwards, reward calls, seconds."""
+"""Cumulative training cost of runs at their evaluations: network forwards, reward calls, seconds."""
 
 from typing import NamedTuple
 
@@ -6,7 +6,7 @@ import pandas as pd
 
 FORWARDS, REWARD_CALLS, SECONDS = "forwards", "reward_calls", "seconds"
 SPENDING_METRICS = ("total_sample_forwards", "total_train_forwards", "total_reward_calls", "seconds/iteration")
-"""Training metrics that spending is counted from."""
+"""Training metrics from which the cost is computed."""
 
 
 class Axis(NamedTuple):
@@ -25,16 +25,16 @@ AXES = (
 
 
 def spent(runs: pd.DataFrame) -> pd.DataFrame:
-    """What runs had spent on training after each iteration.
+    """Cumulative training cost of runs after each iteration.
 
     Args:
         runs: rows of ``Logs.runs``, with ``SPENDING_METRICS``.
 
     Returns:
-        Columns run_id, iteration, forwards (a trained sample counts 3), reward_calls, seconds; nothing at iteration 0.
+        Columns run_id, iteration, forwards (a trained sample counts 3), reward_calls, seconds; no row for iteration 0.
     """
     train = runs.loc[runs["split"] == "train", ["run_id", "iteration", "metric", "value"]]
-    # Millions of rows, but in order and all metrics at the same iterations: side by side without a pivot.
+    # Rows may be millions, but they are sorted and all metrics have the same iterations, so that no pivot is needed.
     keyed = train.set_index(["run_id", "iteration"])
     wide = pd.DataFrame({metric: keyed.loc[keyed["metric"] == metric, "value"] for metric in SPENDING_METRICS})
     costs = {
@@ -46,9 +46,9 @@ def spent(runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def with_spending(rows: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
-    """Evaluations with the columns of ``table``, as of ``spent``; those whose cost is unknown are left out."""
+    """Add the columns of ``table``, a result of ``spent``, to evaluations; those of unknown cost are dropped."""
     costs = [axis.name for axis in AXES]
     joined = rows.merge(table, on=["run_id", "iteration"], how="left")
-    # Nothing is spent before the first iteration, which writes the first line.
+    # Costs are logged from the first iteration on; before it nothing has been spent.
     joined.loc[joined["iteration"] == 0, costs] = 0.0
     return joined[joined[FORWARDS].notna()]

@@ -1,4 +1,4 @@
-"""Runs that belong together, and how their cells compare: values of finished runs, paired by seed."""
+"""Runs of one experiment and reward, and comparisons of their cells: values of finished runs, paired by seed."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -20,15 +20,16 @@ MIN_SEEDS_FOR_INTERVAL = 5
 
 
 class Comparison(NamedTuple):
-    """A cell against its base on one metric, over the seeds that both have finished."""
+    """Comparison of a cell with its base on one metric, over the seeds that both have finished."""
 
     seeds: Sequence[int]
     difference: float
     """Mean over seeds of treatment - base."""
     sd: float
-    """See ``statistics.Paired``, like the last two."""
+    """See ``statistics.Paired``, also for the last two fields."""
     interval: Interval | None
-    """95 %, resampling seeds, and prompts where all runs logged their values; None below ``MIN_SEEDS_FOR_INTERVAL``."""
+    """95 % interval over resampled seeds, and prompts if all runs logged values per prompt; None below
+    ``MIN_SEEDS_FOR_INTERVAL`` seeds."""
     probability_of_improvement: float
     correlation: float
     detectable: float
@@ -41,13 +42,13 @@ class Study:
     experiment: str
     reward: str
     prefix: str
-    """Begins file names, where there are several studies."""
+    """Prefix of file names if there are several studies, else empty."""
     runs: pd.DataFrame
     """Rows of ``Logs.runs``."""
     summary: pd.DataFrame
     """Rows of ``Logs.summary``."""
     prompts: Mapping[str, ByPrompt]
-    """By run id."""
+    """Final values per prompt, by run id."""
 
     @cached_property
     def finished(self) -> set[str]:
@@ -56,12 +57,12 @@ class Study:
 
     @cached_property
     def cells(self) -> list[tuple[Cell, pd.DataFrame]]:
-        """Each cell with its rows of ``summary``, ordered by method, base and + AdaGRPO first."""
+        """Each cell with its rows of ``summary``, ordered by method, with the base and + AdaGRPO first."""
         return split_cells(self.summary)
 
     @cached_property
     def reader(self) -> str | None:
-        """An unseen judge that reads words: its accuracy is the plainest of the measures. None if there is none."""
+        """An unseen judge that reads words, whose accuracy is the plainest measure; None if there is none."""
         unseen = self.summary["unseen_judges"]
         return next((judge for judge in self.reading_judges if all(judge in judges for judges in unseen)), None)
 
@@ -77,7 +78,7 @@ class Study:
 
     @cached_property
     def metrics(self) -> dict[str, str]:
-        """What tables show, by metric: the trained reward, an unseen judge's word accuracy, then the judges."""
+        """Headings of metrics in tables: the trained reward, the unseen reader and its word accuracy, other judges."""
         wanted = {TRAINING_REWARD: f"Training reward ({self.reward})"}
         if (reader := self.reader) is not None:
             wanted |= {reader: f"Unseen judge {reader}", f"{reader}/word_accuracy": f"Word accuracy ({reader})"}
@@ -90,7 +91,7 @@ class Study:
 
     @cached_property
     def evaluations(self) -> pd.DataFrame:
-        """Rows of ``runs``, without those of training, which are most of them."""
+        """Rows of ``runs`` without those of training, which are the most."""
         return self.runs[self.runs["split"] != "train"]
 
     @cached_property
@@ -99,48 +100,47 @@ class Study:
 
     @cached_property
     def final(self) -> pd.DataFrame:
-        """Evaluations of finished runs after training began: rows of ``runs``."""
+        """Rows of ``runs``: evaluations of finished runs after training began."""
         rows = self.evaluations
         return rows[(rows["iteration"] > 0) & rows["run_id"].isin(self.finished)]
 
     def validations(self, metric: str) -> pd.DataFrame:
-        """Rows of ``runs``: one metric on validation prompts."""
+        """Rows of ``runs`` for one metric on validation prompts."""
         return self.rows("validation", metric)
 
     def rows(self, split: str, metric: str) -> pd.DataFrame:
-        """Rows of ``runs``: one metric of evaluations, or of training where it was loaded."""
+        """Rows of ``runs`` for one metric of a split; those of training only if they were loaded."""
         among = self.runs if split == "train" else self.evaluations
         return among[(among["metric"] == metric) & (among["split"] == split)]
 
     @cached_property
     def processor(self) -> str:
-        """The CPU that made most of the runs: means of seconds are over those alone, since others have other speeds."""
+        """The CPU that made most runs; seconds are averaged over these alone, since other CPUs differ in speed."""
         return str(self.summary["processor"].mode().iloc[0])
 
     def timed(self, members: pd.DataFrame) -> pd.DataFrame:
-        """The rows of ``summary`` whose seconds can be averaged: of runs that ``processor`` made."""
+        """Those rows of ``summary`` whose seconds can be averaged: runs made on ``processor``."""
         return members[members["processor"] == self.processor]
 
     @cached_property
     def spent(self) -> pd.DataFrame:
-        """``analysis.cells.spending.spent`` after the iterations that were evaluated."""
+        """``analysis.cells.spending.spent`` at the iterations that were evaluated."""
         table = spent(self.runs)
         return table[table["iteration"].isin(self.evaluations["iteration"].unique())]
 
     @cached_property
     def endpoint(self) -> str:
-        """Prompts that results are of: test, or validation where no finished run has read a test list."""
+        """Split of the final results: test, or validation if no finished run has read a test list."""
         splits = set(self.final["split"])
         return "validation" if splits == {"validation"} else "test"
 
     def values(self, cell: Cell, metric: str, split: str | None = None) -> pd.Series:
-        """Final values of a cell by seed, of ``endpoint`` or of another split; runs of a seed are averaged."""
+        """Final values of a cell by seed, on ``endpoint`` or another split; runs of one seed are averaged."""
         return self._values.get((cell, metric, split or self.endpoint), pd.Series(dtype=float))
 
     @cached_property
     def _values(self) -> dict[tuple[Cell, str, str], pd.Series]:
         rows, keys = self.final.sort_values("iteration"), ["run_id", "split", "metric"]
-        # Of all runs at once.
         last = [
             rows[rows["split"] == split].groupby(keys, observed=True).tail(num_points)
             for split, num_points in (("test", 1), ("validation", VALIDATION_POINTS))
@@ -159,9 +159,9 @@ class Study:
 
     @cached_property
     def interval(self) -> Callable[[Cell, str], Interval | None]:
-        """95 % interval of a cell's mean of a metric over seeds on the prompts of ``endpoint``.
+        """Function that returns the 95 % interval of a cell's mean of a metric over seeds on ``endpoint`` prompts.
 
-        None below ``MIN_SEEDS_FOR_INTERVAL`` seeds.
+        It returns None below ``MIN_SEEDS_FOR_INTERVAL`` seeds.
         """
 
         def of(cell: Cell, metric: str) -> Interval | None:
@@ -171,16 +171,16 @@ class Study:
         return cache(of)
 
     def start(self, cell: Cell, split: str | None = None) -> float:
-        """The trained reward of the untrained model on the prompts of ``endpoint``, or of another split; NaN where it
-        was measured on others."""
+        """The untrained model's trained reward on ``endpoint`` prompts or those of another split; NaN if it was only
+        measured on others."""
         before, measured = self.untrained(cell)
         return float(before.get(TRAINING_REWARD, math.nan)) if measured == (split or self.endpoint) else math.nan
 
     def untrained(self, cell: Cell) -> tuple[pd.Series, str]:
-        """Values of the untrained model by metric, and where they were measured.
+        """Values of the untrained model by metric, and the split they were measured on: test, validation or none.
 
-        Of the first that is there: the finished runs' own test; that of other runs of the same files; the cell's own
-        first validation. So the split is "test", "validation", or "none".
+        They come from the first of these that exists: the test of the cell's finished runs; that of other runs of the
+        same model and files; the cell's own first validation.
         """
         members = dict(self.cells)[cell]
         finished = [run for run in members["run_id"] if run in self.finished]
@@ -196,7 +196,7 @@ class Study:
 
     @property
     def grid_cells(self) -> list[tuple[Cell, pd.DataFrame]]:
-        """The paper's among ``cells``: no variants; of fusion weights 1, the release's, if it is there."""
+        """Those of ``cells`` without a variant; of several fusion weights only 1, the release's, if it occurs."""
         plain = [cell for cell, _ in self.cells if not cell.variant]
         return [
             (cell, members)
@@ -206,13 +206,13 @@ class Study:
         ]
 
     def base_of(self, cell: Cell) -> Cell | None:
-        """The same method and settings with random prompts and without fusion; None if the study has none."""
+        """The cell of the same method and settings with random prompts and without fusion; None if there is none."""
         base = Cell(cell.method, "random", False, 0.0, variant_of_base(cell.variant))
         return base if base in dict(self.cells) else None
 
     @cached_property
     def compare(self) -> Callable[[Cell, str], Comparison | None]:
-        """A cell against its base on a metric; None where they share no finished seed."""
+        """Function that compares a cell with its base on a metric; it returns None if they share no finished seed."""
         return cache(self._compare)
 
     def _compare(self, cell: Cell, metric: str) -> Comparison | None:
@@ -234,18 +234,18 @@ class Study:
         )
 
     def pair(self, treatment: Cell, control: Cell, metric: str, split: str = "test") -> tuple[list[int], Pair]:
-        """Seeds that two cells have finished, and their final values there: by prompt where all runs logged these.
+        """Seeds that two cells have both finished, and their final values there, per prompt if all runs logged these.
 
         Args:
             treatment: a cell of the study.
-            control: another one.
-            metric: of evaluations.
-            split: test, or validation for the mean of the last ones.
+            control: another cell.
+            metric: metric of evaluations.
+            split: test, or validation for the mean of the last validations.
         """
         return self._pair((treatment, metric), (control, metric), split)
 
     def pair_of_metrics(self, cell: Cell, first: str, second: str) -> tuple[list[int], Pair]:
-        """Two metrics of one cell on test prompts, as ``pair`` gives two cells."""
+        """Same as ``pair`` for two metrics of one cell on test prompts."""
         return self._pair((cell, first), (cell, second), "test")
 
     def _pair(self, first: tuple[Cell, str], second: tuple[Cell, str], split: str) -> tuple[list[int], Pair]:
@@ -257,7 +257,7 @@ class Study:
         return seeds, Pair(ours[seeds].to_numpy(), theirs[seeds].to_numpy())
 
     def _by_prompt(self, cell: Cell, metric: str, split: str, seeds: Sequence[int]) -> np.ndarray | None:
-        """``[seeds, prompts]`` of the end; None where a run has no value per prompt, or another number of them."""
+        """Final values ``[seeds, prompts]``; None if a run has no values per prompt, or if their numbers differ."""
         runs = dict(self.cells)[cell][["run_id", "seed"]].to_numpy()
         of_runs = [(seed, self.prompts[i][split].get(metric, np.empty(0))) for i, seed in runs if i in self.finished]
         of_runs = [(seed, values) for seed, values in of_runs if seed in seeds]
@@ -268,7 +268,7 @@ class Study:
 
 
 def split_studies(logs: Logs) -> list[Study]:
-    """Runs of each experiment and reward."""
+    """Split logs into one study per experiment and reward."""
     pairs = logs.summary[["experiment", "reward"]].drop_duplicates().sort_values(["experiment", "reward"])
     studies = []
     for experiment, reward in pairs.itertuples(index=False):
@@ -276,7 +276,7 @@ def split_studies(logs: Logs) -> list[Study]:
         prefix = f"{experiment}-{reward}-".replace("*", "x").replace("+", "-plus-") if len(pairs) > 1 else ""
         summary = logs.summary[members]
         prompts = {run_id: logs.prompts[i] for run_id, i in zip(summary["run_id"], summary.index, strict=True)}
-        # The rows of a study alone are not copied: there may be millions.
+        # The rows of a single study are not copied, since there may be millions.
         runs = logs.runs
         if not members.all():
             runs = runs[(runs["experiment"] == experiment) & (runs["reward"] == reward)]
@@ -285,19 +285,19 @@ def split_studies(logs: Logs) -> list[Study]:
 
 
 def first_seeds(study: Study, count: int) -> Study:
-    """The study with the runs of each method's ``count`` lowest seeds alone."""
+    """Restrict a study to the runs of each method's ``count`` lowest seeds."""
     summary = study.summary
     kept = summary[summary.groupby("method")["seed"].rank(method="dense") <= count]
     return replace(study, summary=kept, runs=study.runs[study.runs["run_id"].isin(kept["run_id"])])
 
 
 def finished_environments(study: Study, logs: Logs) -> list[Mapping[str, Any]]:
-    """Content of the environment.json of a study's finished runs."""
+    """Contents of the environment.json files of a study's finished runs."""
     return [logs.environments[i] for i in study.summary.index[study.summary["state"] == "finished"]]
 
 
 def adagrpo_pairs(study: Study) -> list[tuple[Cell, list[Cell]]]:
-    """Each method's base cell with its + AdaGRPO cell, or several of other fusion weights; only methods with both."""
+    """Base cell of each method with its + AdaGRPO cells, one per fusion weight; only methods that have both."""
     pairs = []
     for base in (cell for cell, _ in study.grid_cells if cell.is_base):
         ours = [c for c, _ in study.grid_cells if c.method == base.method and c.is_adagrpo]
@@ -307,7 +307,7 @@ def adagrpo_pairs(study: Study) -> list[tuple[Cell, list[Cell]]]:
 
 
 def missing_cells(study: Study) -> dict[str, list[Cell]]:
-    """Cells of the paper's grid without a finished run, by method."""
+    """Cells of the paper's grid that have no finished run, by method."""
     there = {cell[:3] for cell, members in study.grid_cells if (members["state"] == "finished").any()}
     missing: dict[str, list[Cell]] = {}
     for cell in PAPER_GRID:

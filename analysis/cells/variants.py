@@ -1,6 +1,6 @@
-"""What a run has of its own beyond its cell: the settings in which it differs from most runs of its kind.
+"""Variants: the settings, beyond those of its cell, in which a run differs from most runs of its kind.
 
-So runs with another group size, reward weight or model are never pooled, whatever a report is made of.
+They keep runs with another group size, reward weight or model from being pooled, whatever runs a report contains.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,7 +11,7 @@ from analysis.cells.settings import flatten
 from analysis.runs.recorded import usual_values
 from harness.foundation.trained_reward import TrainedReward
 
-# What names a cell, a seed or a study by itself, and what changes no number.
+# Settings that already name a cell, a seed or a study, and settings that change no number.
 _NAMED = ("experiment", "seed", "selection", "fusion.enabled", "fusion.weight", "method.kernel")
 _NO_MATTER = ("runtime.", "logging.", "prompts.", "model.path", "model.execution.", "rewards.")
 _SHORT = {
@@ -36,16 +36,16 @@ def name_variants(
     environments: Sequence[Mapping[str, Any]],
     files: Sequence[str] | None = None,
 ) -> list[str]:
-    """Each run's variant, as in "G 15" or "decay 0.95, P 2"; empty for one like most of its experiment, reward, method.
+    """Name each run's variant, such as "G 15" or "decay 0.95, P 2"; empty if it is like most runs of its kind.
 
-    A run says itself which settings its numbers depend on, without those at their defaults, so that one made before a
-    setting existed equals one made with the setting off. Where one of a group does not say so, whole configurations
+    Runs record the settings that their numbers depend on, without those at their defaults, so that a run made before a
+    setting existed equals one made with the setting off. If a run of a group did not record them, whole configurations
     are compared.
 
     Args:
         configs: resolved configurations.
-        environments: of the same runs.
-        files: of the same runs, see ``analysis.runs.recorded.name_files``; the last part of a variant.
+        environments: environments of the same runs.
+        files: names from ``analysis.runs.recorded.name_files`` for the same runs; the last part of a variant.
     """
     groups: dict[str, list[int]] = {}
     for i, config in enumerate(configs):
@@ -58,7 +58,7 @@ def name_variants(
         keys = dict.fromkeys(key for own in settings for key in own)
         usual = usual_values([{key: own.get(key, _ABSENT) for key in keys} for own in settings])
         for i, own in zip(members, settings, strict=True):
-            # What fusion would be says nothing of a run without it.
+            # Settings of fusion do not matter to a run without it.
             silent = () if configs[i].get("fusion", {}).get("enabled", True) else ("fusion.",)
             unusual = [k for k in sorted(usual) if own.get(k, _ABSENT) != usual[k] and not k.startswith(silent)]
             whole = _settings(configs[i], configs[i]) if unusual else {}
@@ -67,19 +67,19 @@ def name_variants(
 
 
 def kind_of(config: Mapping[str, Any]) -> tuple[str, str, str]:
-    """Experiment, trained reward and method: runs that one label could be given to."""
+    """Experiment, trained reward and method, within which runs could share a label."""
     return config["experiment"], TrainedReward(config["reward"]).name, config["method"]["kernel"]
 
 
 def variant_of_base(variant: str) -> str:
-    """The variant of the base cell that a cell is compared with: without what a base method does not read."""
+    """Variant of the base cell that a cell is compared with: without the settings that a base method does not read."""
     unread = tuple(f"{name} " for key, name in _SHORT.items() if key.startswith(_NOT_READ_BY_BASE))
     return ", ".join(part for part in variant.split(", ") if not part.startswith((*unread, *_NOT_READ_BY_BASE)))
 
 
 def _settings(source: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, str]:
     settings = {key: text for key, text in flatten(source) if key not in _NAMED and _matters(key)}
-    # A path is another one on every machine.
+    # Only the model's name counts, since paths differ between machines.
     return settings | {_MODEL: PurePath(str(config.get("model", {}).get("path", ""))).name}
 
 
