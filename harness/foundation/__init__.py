@@ -1,1 +1,1 @@
-"""What everything else stands on: errors, files, words and names, a run's record. Nothing heavy is imported."""
+"""Foundation of all other packages: errors, files, names, plug-ins, a run's record. Nothing heavy is imported."""

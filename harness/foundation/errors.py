@@ -1,26 +1,26 @@
-"""Errors that one line explains. This module imports nothing heavy: the command line needs it before all else."""
+"""Errors that are reported in one line. Nothing heavy is imported: the command line needs this module first."""
 
 from collections.abc import Mapping
 
 
 class HarnessError(Exception):
-    """What was wrong, where, and what to do, in one line; the command prints it and exits with ``exit_code``."""
+    """Base class: one line that says what is wrong, where, and what to do, and the command's exit code."""
 
     exit_code = 1
 
 
 class ConfigError(HarnessError, ValueError):
-    """Input or a configuration that cannot run."""
+    """Invalid input, or a configuration that cannot run."""
 
     exit_code = 2
 
 
 class CollectiveError(HarnessError, RuntimeError):
-    """Another process of the run did not come to where all meet: the echo of what happened to it."""
+    """A collective operation that another process of the run did not reach: a consequence of that process's failure."""
 
 
 class TrainingError(HarnessError, RuntimeError):
-    """Training cannot go on: what happened, at which iteration, and the tensors that show it, by name."""
+    """Training cannot go on. The message says why and at which iteration; ``tensors`` has the evidence, by name."""
 
     def __init__(self, message: str, tensors: Mapping[str, object] | None = None) -> None:
         super().__init__(message)
@@ -28,14 +28,14 @@ class TrainingError(HarnessError, RuntimeError):
 
 
 class FileError(HarnessError):
-    """A file of the project's own that cannot be written, or is not what was written."""
+    """A file of the project that cannot be written, or whose content is not what was written."""
 
 
 class StopRun(Exception):
-    """Raised by a session's ``on_validation``: the run saves its checkpoint, ends unfinished, and can be resumed."""
+    """Raised by a session's ``on_validation`` to end the run early: it saves its checkpoint and can be resumed."""
 
 
 class Preempted(HarnessError, StopRun):
-    """A signal asked a run to end: it has saved its checkpoint, and the same command continues it."""
+    """A run that was asked to end by a signal: it has saved its checkpoint, and the same command resumes it."""
 
     exit_code = 75  # EX_TEMPFAIL of sysexits.h: try again

@@ -1,4 +1,4 @@
-"""Reading and writing files so that they are whole or not there, and locks. Imports nothing heavy."""
+"""Atomic writing of files, reading with one-line errors, and file locks. Nothing heavy is imported."""
 
 import errno
 import fcntl
@@ -21,26 +21,26 @@ from harness.foundation.errors import ConfigError, FileError
 from harness.foundation.leases import lease
 
 PARTIAL = ".partial"
-"""How the name ends of a file that is being written; a killed process leaves one."""
+"""Suffix of a file that is being written; a killed process leaves one behind."""
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 SPACE_POLL_SECONDS = 10.0
 _WITHOUT_LOCKS = {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL, errno.EIO}
-"""What ``flock`` answers on network and FUSE file systems that have no locks."""
+"""Error numbers of ``flock`` on network and FUSE file systems that have no locks."""
 _LOCAL = {"local_lock=all", "local_lock=flock", "localflock"}
-"""How NFS and Lustre are mounted if they answer as if they had some, which other machines do not see."""
+"""Mount options of NFS and Lustre with which ``flock`` succeeds, but other machines do not see the lock."""
 _MOUNTS = Path("/proc/self/mounts")
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
-    """Write a file (text as UTF-8) that appears whole or not at all, whoever else writes it at the same moment.
+    """Write a file (text as UTF-8) atomically: it appears whole or not at all, whoever else writes it meanwhile.
 
     Args:
-        path: replaced if it exists; its folder is made if missing.
-        content: all of it.
+        path: the file; replaced if it exists, and its folder is created if missing.
+        content: the whole content.
 
     Raises:
-        FileError: it cannot be written; nothing of it stays.
+        FileError: the file cannot be written; no part of it stays.
     """
     with replacing(path) as stream:
         stream.write(content.encode() if isinstance(content, str) else content)
@@ -48,13 +48,13 @@ def write_atomically(path: Path, content: str | bytes) -> None:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
-    """A stream whose bytes replace a file in one step when the block ends; an exception leaves the file as it was.
+    """Open a stream whose bytes replace a file atomically when the block ends; on an exception the file is unchanged.
 
     Args:
-        path: the file; its folder is made if missing.
+        path: the file; its folder is created if missing.
 
     Raises:
-        FileError: it cannot be written; nothing of it stays.
+        FileError: the file cannot be written; no part of it stays.
     """
     partial = path.with_name(f".{path.name[:200]}.{secrets.token_hex(4)}{PARTIAL}")
     try:
@@ -65,7 +65,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     except BaseException as error:
         with suppress(OSError):
             partial.unlink(missing_ok=True)
-        # Such an error may wear another one's clothes: torch.save reports a full disk as a RuntimeError.
+        # The OSError may be wrapped in another exception: torch.save reports a full disk as a RuntimeError.
         system = system_error_in(error)
         if system is None or isinstance(error, FileError):
             raise
@@ -73,7 +73,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
 
 
 def append(path: Path, text: str) -> None:
-    """Add text to the end of a file, made if missing: all of it or nothing. Raises FileError if that cannot be."""
+    """Append text to a file, created if missing: all of it or nothing. Raises FileError if it cannot be written."""
     size = None
     try:
         with path.open("ab", buffering=0) as stream:
@@ -89,7 +89,7 @@ def append(path: Path, text: str) -> None:
 
 
 def read_text(path: Path) -> str:
-    """The text of a file in UTF-8. Raises ConfigError if there is none that can be read."""
+    """Text of a UTF-8 file. Raises ConfigError if it is missing, cannot be read, or is not UTF-8."""
     try:
         return path.read_text(encoding="utf-8")
     except FileNotFoundError:
@@ -101,7 +101,7 @@ def read_text(path: Path) -> str:
 
 
 def require_whole_zip(path: Path) -> None:
-    """Raise ConfigError unless all that is in a zip archive, such as torch.save writes, has its CRC-32."""
+    """Raise ConfigError unless every member of a zip archive, such as torch.save writes, matches its CRC-32."""
     try:
         with zipfile.ZipFile(path) as archive:
             is_whole = archive.testzip() is None
@@ -118,7 +118,7 @@ def file_sha256(path: Path) -> str:
 
 
 def sync(path: Path) -> None:
-    """Be sure that a file's bytes, or a folder's names, are on the disk."""
+    """Flush a file's bytes, or a folder's entries, to the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -127,26 +127,26 @@ def sync(path: Path) -> None:
 
 
 def reason_of(error: OSError) -> str:
-    """What the operating system says, without the file and the number."""
+    """Message of the operating system, without the file and the error number."""
     return error.strerror or str(error) or type(error).__name__
 
 
 def system_error_in(error: BaseException | None) -> OSError | None:
-    """The OSError that an exception is, or that it was raised from or in the handling of; None if there is none."""
+    """First OSError among an exception and the exceptions that led to it; None if there is none."""
     while error is not None and not isinstance(error, OSError):
         error = error.__cause__ or error.__context__
     return error
 
 
 def is_full(error: BaseException) -> bool:
-    """Whether an exception comes from a disk, or a quota, that has no space left."""
+    """Whether an exception was caused by a full disk or an exhausted quota."""
     system = system_error_in(error)
-    # safetensors says it in Rust's words.
+    # safetensors reports it only in the text of an exception from Rust.
     return f"os error {errno.ENOSPC}" in str(error) if system is None else system.errno in _FULL
 
 
 def has_space(folder: Path, size: int) -> bool:
-    """Whether so many bytes can be written there; it is tried, since a quota may leave less than the disk has."""
+    """Whether ``size`` bytes can be written to a folder; tried, since a quota may leave less than the disk has."""
     try:
         with tempfile.TemporaryFile(dir=folder) as trial:
             os.posix_fallocate(trial.fileno(), 0, size)
@@ -160,7 +160,7 @@ def has_space(folder: Path, size: int) -> bool:
 
 
 def wait_for_space(folder: Path, size: int) -> None:
-    """Wait until so many bytes can be written there; the folder is touched meanwhile, as a sign of life."""
+    """Wait until ``size`` bytes can be written to a folder, which is touched meanwhile as a sign of life."""
     while not has_space(folder, size):
         folder.touch()
         time.sleep(SPACE_POLL_SECONDS)
@@ -178,14 +178,14 @@ def _remedy(error: OSError) -> str:
 
 
 def lock(path: Path, wait: bool = False, shared: bool = False) -> IO[bytes] | None:
-    """Hold a file's lock as long as the returned stream is open; None if another process holds it.
+    """Take a file's lock, held as long as the returned stream is open; None if another process holds it.
 
-    Where the file system has no locks a lease is held instead, which is said once, see ``leases``.
+    On a file system without locks a lease is used instead, with one warning, see ``leases``.
 
     Args:
-        path: made if missing, unless the lock is a shared one.
-        wait: until the lock is free.
-        shared: with others that hold it so.
+        path: created if missing, unless the lock is shared.
+        wait: wait until the lock is free.
+        shared: share the lock with others that hold it as shared.
     """
     flags = (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB)
     stream = path.open("rb" if shared else "ab")
@@ -210,7 +210,7 @@ def lock(path: Path, wait: bool = False, shared: bool = False) -> IO[bytes] | No
 
 @cache
 def _locks_are_local(folder: Path) -> str:
-    """Option of a folder's mount that keeps locks from other machines; empty if there is none."""
+    """Mount option that makes a folder's locks invisible to other machines; empty if there is none."""
     try:
         lines = _MOUNTS.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:

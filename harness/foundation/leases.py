@@ -1,9 +1,9 @@
-"""Leases: what stands in for a lock on a file system that has none, such as NFS without locks.
+"""Leases: replacement for locks on file systems that have none, such as NFS without locks.
 
-Whoever made the file ``.NAME.lease-N`` with the highest N has the lease: to make a file that must not be there yet is
-one step, on NFS too. It is free again when its holder says so, when that process is dead or its number is another's by
-now (as seen on the holder's machine), or when the file has not been touched for ``SILENT_SECONDS``. Those are seconds
-of whoever looks, twice at least; no machine's clock is compared with another's.
+The process that created the file ``.NAME.lease-N`` with the highest N holds the lease: exclusive creation is atomic, on
+NFS too. The lease is free again when its holder releases it, when the holder's process is dead or its PID belongs to
+another process (checked on the holder's machine), or when another machine has looked at least twice and seen the file
+untouched for ``SILENT_SECONDS`` by its own clock. Clocks of different machines are never compared.
 """
 
 import io
@@ -18,27 +18,27 @@ from pathlib import Path
 from typing import IO
 
 BEAT_SECONDS, SILENT_SECONDS = 10.0, 90.0
-"""How often a holder touches its lease, and how long it may seem silent: NFS tells of changes up to a minute late."""
+"""Seconds between touches of a held lease, and silence after which it is free: NFS shows touches up to 60 s late."""
 LOST = 75
-"""Exit code of a process whose lease was taken over while it was stopped: the other one is at its work now."""
+"""Exit code of a process whose lease was taken over while it was stopped: another process does its work now."""
 _POLL_SECONDS = 0.2
 _FREE = "free"
 _seen: dict[Path, tuple[int, float, bool]] = {}
-"""Of leases held elsewhere: when each was touched, by the file's clock, since when that is known, by our own, and
-whether it was seen to be touched."""
+"""Leases held on other machines: last touch (mtime in ns), our monotonic time when that touch was first seen, and
+whether a touch was observed."""
 
 
 class Lease(io.BytesIO):
-    """A lease that is held until it is closed, or its process ends; used as the stream of a lock is."""
+    """Lease that is held until it is closed or its process ends; used like the stream of a file lock."""
 
     def __init__(self, path: Path, number: int) -> None:
         self._file, self._path, self._number = _file(path, number), path, number
         self._process, self._ended = os.getpid(), threading.Event()
-        self._ended.set()  # until it is ours: what cannot be made gives nothing back
+        self._ended.set()  # until the file is created: after a failure, close() must not release anything
         handle = os.open(self._file, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
         os.write(handle, f"{_machine()} {self._process} {_started(self._process)}\n".encode())
         os.close(handle)
-        # Those who looked before us saw older files, of which another may have made and removed some since.
+        # The number comes from an earlier listing: others may have created higher ones and removed this one since.
         if max(_numbers(path)) > number:
             self._file.unlink(missing_ok=True)
             raise FileExistsError
@@ -49,10 +49,10 @@ class Lease(io.BytesIO):
         threading.Thread(target=self._beat, daemon=True).start()
 
     def close(self) -> None:
-        """Give it back."""
+        """Release the lease."""
         if not self.closed and self._process == os.getpid() and not self._ended.is_set():
             self._ended.set()
-            # A run's directory may be gone by now, and on a full disk the process's end says the same.
+            # The run's directory may be gone by now; on a full disk, the end of the process releases the lease, too.
             with suppress(OSError), self._file.open("r+b") as stream:
                 stream.write(_FREE.encode())
                 stream.truncate()
@@ -68,9 +68,9 @@ class Lease(io.BytesIO):
 
 
 def lease(path: Path, wait: bool = False, shared: bool = False) -> IO[bytes] | None:
-    """As ``files.lock``; with ``shared`` nothing is held, only looked whether another holds it.
+    """Same as ``files.lock``; with ``shared`` nothing is held: it only checks whether another process holds it.
 
-    Who wants to hold what another machine may have lost watches it for a while. Who only looks takes it for held.
+    If the holder is on another machine and may be dead, the lease is watched for a while; ``shared`` takes it for held.
     """
     while True:
         number = max(_numbers(path), default=0)
@@ -95,12 +95,12 @@ def _numbers(path: Path) -> list[int]:
 
 
 def _is_free(path: Path, number: int) -> bool | None:
-    """None if that is not known yet, since it is held elsewhere and has not been watched for long enough."""
+    """Whether a lease is free; None if still unknown: held elsewhere and not watched for long enough."""
     file = _file(path, number)
     try:
         with file.open("rb") as stream:
             words, touched = stream.read().decode().split(), os.fstat(stream.fileno()).st_mtime_ns
-    except FileNotFoundError:  # whoever has removed it has the next one
+    except FileNotFoundError:  # removed by the process that holds the next number
         return False
     if words == [_FREE]:
         return True
@@ -111,7 +111,7 @@ def _is_free(path: Path, number: int) -> bool | None:
     if known != touched:
         _seen[file] = touched, now, True
     elif now - since > SILENT_SECONDS:
-        # Made free for all, at the next look: others, such as a worker that has just begun, have not watched as long.
+        # Release it for all at their next look: others, such as a worker just started, have not watched as long.
         with suppress(OSError):
             Lease(path, number + 1).close()
         return None
@@ -120,7 +120,7 @@ def _is_free(path: Path, number: int) -> bool | None:
 
 @cache
 def _machine() -> str:
-    """Names where processes' numbers mean the same: host, its boot, container. Without /proc, a process alone."""
+    """Identifier of the space in which PIDs are unique: host, boot, PID namespace. Without /proc, of this process."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()
         return f"{socket.gethostname()}/{boot}/{os.readlink('/proc/self/ns/pid')}"
@@ -129,7 +129,7 @@ def _machine() -> str:
 
 
 def _started(process: int) -> str:
-    """When a process was started, in ticks since the boot, which no clock changes; gone if there is none."""
+    """Start time of a process in ticks since boot, which no clock change affects; "gone" if there is none."""
     try:
         fields = Path(f"/proc/{process}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
     except OSError:

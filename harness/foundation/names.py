@@ -1,14 +1,14 @@
-"""What the parts of a run are called: one registry a kind, from which settings, labels, colours and sizes are taken.
+"""Names of the parts of a run: one registry per kind, used for settings, labels, colours and sizes.
 
-An entry here is a valid value of its setting. Nothing heavy is imported: the analysis reads these, too.
+Each entry is a valid value of its setting. Nothing heavy is imported: the analysis reads these registries, too.
 """
 
 from dataclasses import dataclass
 
 METHODS: dict[str, str] = {"flow_grpo": "Flow-GRPO", "dance_grpo": "DanceGRPO", "flow_cps": "Flow-CPS"}
-"""``method.kernel`` and how papers call it; the step itself is in ``harness.transitions.KERNELS``."""
+"""Values of ``method.kernel`` with their names in papers; the kernels are in ``harness.transitions.KERNELS``."""
 
-# Okabe and Ito's palette, told apart with any colour vision, for the paper's five.
+# Okabe and Ito's palette, distinguishable with any colour vision, for the paper's five.
 SELECTIONS: dict[str, str] = {
     "random": "#D55E00",
     "easiest": "#E69F00",
@@ -31,8 +31,8 @@ SELECTIONS: dict[str, str] = {
     "replay": "#A0522D",
     "bandit": "#708090",
 }
-"""``selection``, the paper's five first and in its order, and its colour; the choices themselves are in
-``harness.rules.selection.RULES``, what each asks for in ``harness.config.selection``."""
+"""Values of ``selection``, the paper's five first and in its order, with their colours in figures; the rules are in
+``harness.rules.selection.RULES``, their requirements in ``harness.config.selection``."""
 PAPER_SELECTIONS = tuple(SELECTIONS)[:5]
 
 FUSIONS: dict[str, str] = {
@@ -43,14 +43,14 @@ FUSIONS: dict[str, str] = {
     "ema_std": "capability's std",
     "gated": "gated advantages",
 }
-"""``fusion.kind`` in words; see docs/fusion.md. The arithmetic is in ``harness.rules.advantages.FUSIONS``."""
+"""Values of ``fusion.kind`` with labels, see docs/fusion.md; implemented in ``harness.rules.advantages.FUSIONS``."""
 
 NORMALISATIONS: tuple[str, ...] = ("group", "batch_std")
-"""``objective.normalisation``, see ``harness.training.advantages``."""
+"""Values of ``objective.normalisation``, see ``harness.training.advantages``."""
 
 ENGINES: tuple[str, ...] = ("ddp", "fsdp2")
-"""``runtime.engine``; what each is stands in ``harness.training.engine``, how it is launched
-in harness/experiments/jobs/accelerate."""
+"""Values of ``runtime.engine``; implemented in ``harness.training.engine``, launched with the files in
+harness/experiments/jobs/accelerate."""
 
 
 @dataclass(frozen=True)
@@ -63,21 +63,21 @@ class RewardModel:
 
 @dataclass(frozen=True)
 class RewardName:
-    """A reward: how tables call it, and where and how it is computed."""
+    """A reward: its label in tables, and where and how it is computed."""
 
     label: str
     backends: tuple[str, ...]
-    """Valid values of ``rewards.NAME.backend``, the usual one first."""
+    """Valid values of ``rewards.NAME.backend``, the default first."""
     path: str = ""
-    """The published checkpoint on the hub, where there is one: ``owner/name`` or ``owner/name/file``."""
+    """Published checkpoint on the hub, if there is one: ``owner/name`` or ``owner/name/file``."""
     base: str | None = None
-    """Architecture, tokenizer or preprocessing, where the checkpoint's own repository does not have them."""
+    """Hub id of architecture, tokenizer or preprocessing, if the checkpoint's own repository lacks them."""
     model: RewardModel | None = None
-    """Where it is one that needs a GPU."""
+    """Size of the model, if it is one that needs a GPU."""
 
     @property
     def is_judge(self) -> bool:
-        """Whether it is a chat model that answers with a number."""
+        """Whether the reward is a chat model that answers with a number."""
         return self.backends == ("url",)
 
 
@@ -115,6 +115,6 @@ REWARDS: dict[str, RewardName] = {
     "unifiedreward-v1": RewardName("UR-v1", (_URL,)),
     "unifiedreward-v2": RewardName("UR-v2", (_URL,)),
 }
-"""What ``reward`` and ``evaluation.judges`` may name; ``harness.rewards`` builds them."""
+"""Valid names in ``reward`` and ``evaluation.judges``; ``harness.rewards`` builds them."""
 RECOGNISERS = ("ocr", "ocr-v4")
-"""Rewards that read text on the CPU: in float32, or faster in bfloat16."""
+"""Rewards that recognise text on the CPU, in float32 or, faster, in bfloat16."""

@@ -1,4 +1,4 @@
-"""What is printed is a side channel: a pipe that was closed or a full disk behind it never ends the work."""
+"""Standard output that never fails: a closed pipe or a full disk behind it does not end the work."""
 
 import os
 import sys
@@ -8,7 +8,7 @@ from typing import Any
 
 
 class _Quiet:
-    """A text stream that goes on in silence where it cannot be written to any more; all else is the stream's own."""
+    """Text stream that drops its output once it can no longer be written to; all else is delegated to the stream."""
 
     def __init__(self, stream: Any) -> None:
         self._stream = stream
@@ -17,10 +17,10 @@ class _Quiet:
         return getattr(self._stream, name)
 
     def write(self, text: str) -> int:
-        """Write, or let it be."""
+        """Write text, or drop it if the stream fails."""
         try:
             self._stream.write(text)
-        except (OSError, ValueError):  # the latter of a closed file
+        except (OSError, ValueError):  # ValueError: the stream is closed
             self._end()
         return len(text)
 
@@ -30,14 +30,14 @@ class _Quiet:
             self.write(line)
 
     def flush(self) -> None:
-        """Flush, or let it be."""
+        """Flush, or do nothing if the stream fails."""
         try:
             self._stream.flush()
         except (OSError, ValueError):
             self._end()
 
     def _end(self) -> None:
-        # What is still buffered, and what libraries and child processes print, must have somewhere to go.
+        # Buffered text, and the output of libraries and child processes, still need somewhere to go.
         with suppress(OSError, ValueError):
             nowhere = os.open(os.devnull, os.O_WRONLY)
             os.dup2(nowhere, self._stream.fileno())
@@ -46,7 +46,7 @@ class _Quiet:
 
 @contextmanager
 def never_failing() -> Iterator[None]:
-    """Within: neither stdout nor stderr raises when it is written to."""
+    """Context in which writing to stdout or stderr never raises."""
     for number in (0, 1, 2):
         try:
             os.fstat(number)

@@ -1,7 +1,7 @@
-"""Where things are: the code, the files that come with it, what is made, and what can be made again.
+"""Locations of the code, the files that come with it, results, and caches.
 
-In a checkout all of it is in the repository. Installed from a wheel, the files that come with the code are a folder
-beside it that is laid out as the repository is, and what is made goes to the working directory.
+In a checkout all of them are in the repository. Installed from a wheel, the files that come with the code are in a
+folder beside it with the layout of the repository, and results go to the working directory.
 """
 
 import os
@@ -11,23 +11,23 @@ CODE = Path(__file__).resolve().parents[2]
 """Folder of the packages ``harness`` and ``analysis``."""
 IS_CHECKOUT = (CODE / "experiments").is_dir()
 ROOT = CODE if IS_CHECKOUT else CODE / "adagrpo_files"
-"""The repository, or what a wheel has of it: experiments/, the miniature's models, the paper's numbers. Only read."""
+"""The repository, or its part in a wheel: experiments/, the miniature's models, the paper's numbers. Read-only."""
 WORK = CODE if IS_CHECKOUT else Path.cwd()
-"""Folder in which results/ is."""
+"""Folder that contains results/."""
 CACHE = CODE / ".cache" if IS_CHECKOUT else Path("~/.cache/adagrpo").expanduser()
-"""What can be made or fetched again."""
+"""Folder for files that can be made or downloaded again."""
 
 
 def cache_folder(name: str) -> Path:
-    """A folder for what can be made again: in ``$ADAGRPO_CACHE``, or in ``CACHE``."""
+    """Folder for files that can be made again: in ``$ADAGRPO_CACHE`` if that is set, else in ``CACHE``."""
     chosen = os.environ.get("ADAGRPO_CACHE")
     return (Path(chosen).expanduser() if chosen else CACHE) / name
 
 
 def folders_of(written_in: Path | None) -> tuple[Path, ...]:
-    """Where a relative path is looked for, in order: beside the file it is written in, then in the working directory.
+    """Folders in which a relative path is searched, in order: that of the file it is written in, the working directory.
 
-    What a file of experiments/ names comes with the code alone; ``written_in`` is None for what somebody has typed.
+    Empty for a file of experiments/, whose paths come with the code. ``written_in`` is None for a path that was typed.
     """
     if written_in is None:
         return (Path.cwd(),)
@@ -35,10 +35,10 @@ def folders_of(written_in: Path | None) -> tuple[Path, ...]:
 
 
 def from_here(path: str, written_in: Path | None = None) -> str:
-    """A path that somebody has typed or written: absolute if it is there, see ``folders_of``; else as it is.
+    """Make a path that was typed or written in a file absolute, if it exists in ``folders_of``; else it is unchanged.
 
-    What is not there may come with the code, or be no path but a hub id. What is found from the repository's own folder
-    stays as it is, so that a configuration names no machine.
+    A path that does not exist there may come with the code, or be a hub id. A path found in the repository's own folder
+    stays relative, so that a configuration names no machine.
     """
     here = Path(path).expanduser()
     folder = next((folder for folder in folders_of(written_in) if (folder / here).exists()), ROOT)
@@ -46,9 +46,9 @@ def from_here(path: str, written_in: Path | None = None) -> str:
 
 
 def process_environment() -> dict[str, str]:
-    """This process's environment for one that executes ``python -m harness...`` in the same working directory.
+    """Environment for a child process that executes ``python -m harness...`` in the same working directory.
 
-    A folder there that is called harness or analysis is not taken for the project's.
+    A folder there that is called harness or analysis does not shadow the project's package.
     """
     paths = [str(CODE), *filter(None, [os.environ.get("PYTHONPATH")])] if IS_CHECKOUT else []
     return os.environ | {"PYTHONSAFEPATH": "1"} | ({"PYTHONPATH": os.pathsep.join(paths)} if paths else {})

@@ -1,8 +1,8 @@
-"""Plug-ins: parts of a run that are written outside of this project, found by name when they are needed.
+"""Plug-ins: parts of a run that are defined outside of this project and loaded by reference.
 
 A reference is ``path/to/file.py:Object`` or ``module:Object``, or the name of an entry point of the group
-``adagrpo.plugins``. The object's name names it in settings, runs and tables. Its source, byte by byte, is part of what
-a run is. What it raises is one line with its file and line; docs/extend.md has what each kind is called with.
+``adagrpo.plugins``. The object's name identifies it in settings, runs and tables. Its source, byte by byte, is part of
+a run's identity. An exception is reported in one line with file and line; docs/extend.md has what each kind receives.
 """
 
 import ast
@@ -31,19 +31,19 @@ _NOT_REFERENCES = ("twin:",)
 
 
 class PluginError(HarnessError, RuntimeError):
-    """A plug-in that cannot be found, that raises, or that returns what it must not; names its file and line."""
+    """Plug-in that cannot be found, raises, or returns something invalid; the message names its file and line."""
 
     exit_code = 2
 
 
 @dataclass(frozen=True)
 class Plugin:
-    """A plug-in that was found.
+    """A plug-in that was loaded.
 
     Attributes:
-        name: of the object, and of the plug-in.
+        name: name of the object, and so of the plug-in.
         source: absolute reference.
-        files: its source by path below ``plugins/NAME`` in a run: its file, and what this imports of its own package.
+        files: source by path below ``plugins/NAME`` in a run: its file, and what that imports of its own package.
         found: the object.
     """
 
@@ -54,16 +54,16 @@ class Plugin:
 
     @property
     def sha256(self) -> str:
-        """Hash of the source."""
+        """sha256 of the source files with their paths."""
         parts = [f"{path} {hashlib.sha256(text).hexdigest()}" for path, text in sorted(self.files.items())]
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
     def made(self, **settings: Any) -> Any:
-        """What is called: an instance, if the object is a class, else the object."""
+        """The object to call: an instance with these settings if the plug-in is a class, else the plug-in's object."""
         return self.found(**settings) if isinstance(self.found, type) else self.found
 
     def refuse(self, problem: str) -> NoReturn:
-        """Raise PluginError: what the plug-in did, with the place of the object."""
+        """Raise PluginError with the problem and the place where the object is defined."""
         raise PluginError(f"plug-in {self.name} ({self._place}): {problem}")
 
     @property
@@ -75,14 +75,14 @@ class Plugin:
 
 
 def is_reference(value: object) -> bool:
-    """Whether a value of a setting is a plug-in's reference: with a colon, as no other name has one."""
+    """Whether a setting's value is a reference to a plug-in; no other value has such a colon."""
     return isinstance(value, str) and not value.startswith(_NOT_REFERENCES) and bool(_REFERENCE.fullmatch(value))
 
 
 def absolute(text: str, written_in: Path | None = None) -> str:
-    """A reference, or settings with references in them, with absolute paths: they are read in other folders, too.
+    """A reference, or settings that contain some, with absolute paths, so that it can be read in other folders.
 
-    See ``folders_of``; then among what comes with the code. What is in none of them is one of the working directory.
+    Paths are searched in ``folders_of``, then in ``ROOT``; else the path is relative to the working directory.
     """
 
     def found(match: re.Match[str]) -> str:
@@ -95,15 +95,15 @@ def absolute(text: str, written_in: Path | None = None) -> str:
 
 @cache
 def installed() -> Mapping[str, str]:
-    """References by name, of installed packages."""
+    """References of the plug-ins of installed packages, by name."""
     return {entry.name: entry.value for entry in entry_points(group=GROUP)}
 
 
 def find(source: str) -> Plugin:
-    """The plug-in of a reference; its module is executed when its source is another one than before.
+    """Load the plug-in of a reference; a file is executed again only if its source has changed, a module never.
 
     Raises:
-        PluginError: there is no such file, module or object, or it cannot be imported.
+        PluginError: the file, module or object does not exist, or cannot be imported.
     """
     match = _REFERENCE.fullmatch(source)
     if match is None:
@@ -124,11 +124,11 @@ def find(source: str) -> Plugin:
 
 _FOUND: dict[tuple[str, str], Plugin] = {}
 _FILES: set[str] = set()
-"""Files of plug-ins, which ``explained`` looks for."""
+"""Files of loaded plug-ins, by which ``explained`` recognises their frames."""
 
 
 def explained(error: BaseException) -> PluginError | None:
-    """The error in one line, if a plug-in raised it or called what did; the line is the last of the plug-in's own."""
+    """One-line error, if a plug-in raised this or called what did, with the last line of its own code; else None."""
     if isinstance(error, PluginError):
         return error
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename in _FILES]
@@ -143,7 +143,7 @@ def explained(error: BaseException) -> PluginError | None:
 
 @contextmanager
 def explaining() -> Iterator[None]:
-    """Within: what a plug-in raises is raised as ``explained`` says it."""
+    """Context in which an exception from a plug-in is raised as the one-line error of ``explained``."""
     try:
         yield
     except Exception as error:
@@ -156,9 +156,9 @@ def explaining() -> Iterator[None]:
 def _executed(file: Path, plugin: Plugin) -> types.ModuleType:
     module = types.ModuleType(f"adagrpo_plugin_{plugin.sha256[:16]}")
     module.__file__ = str(file)
-    sys.modules[module.__name__] = module  # dataclasses look there
+    sys.modules[module.__name__] = module  # dataclasses look their module up there
     with explaining():
-        # Not by importlib, whose cache takes a file changed within a second for the same.
+        # Not with importlib, whose cache does not notice that a file changed within the same second.
         exec(compile(plugin.files[file.name], str(file), "exec"), vars(module))
     return module
 
@@ -169,7 +169,7 @@ def _imported(name: str) -> types.ModuleType:
 
 
 def _files_of(place: str, source: str) -> dict[str, Path]:
-    """Files that a plug-in's source is in, by their path from where its module is imported from."""
+    """Files of a plug-in's source, by path relative to the folder that its module is imported from."""
     if place.endswith(".py"):
         file = Path(place)
         if not file.is_file():
@@ -199,7 +199,7 @@ def _files_of(place: str, source: str) -> dict[str, Path]:
 
 
 def _imports(file: Path, root: Path) -> Iterator[str]:
-    """Dotted names that a file imports, or may."""
+    """Dotted names that a file imports, or that may be modules (``name`` in ``from package import name``)."""
     package = file.relative_to(root).parts[:-1]
     for node in ast.walk(ast.parse(file.read_bytes())):
         if isinstance(node, ast.Import):
@@ -211,7 +211,7 @@ def _imports(file: Path, root: Path) -> Iterator[str]:
 
 
 def _modules(root: Path, name: str, top: str) -> list[Path]:
-    """Files of a module of the package ``top``, with the packages that it is in."""
+    """Files of a module of the package ``top`` and of the packages that contain it; none for modules of others."""
     parts = name.split(".")
     if parts[0] != top:
         return []

@@ -1,8 +1,8 @@
-"""What a run leaves on record, and whether all of it is there as it was written. Imports nothing heavy.
+"""Files that a run leaves, and checks that they are complete and unchanged. Nothing heavy is imported.
 
-A run is finished when metrics.jsonl has iterations 1 to N once each, eval.jsonl all evaluations that the configuration
-asks for, and the final weights are saved. At that moment size and sha256 of these files go into status.json: later, a
-look at the sizes tells whether they are still whole, and whoever reads them compares the bytes.
+A run is finished when metrics.jsonl has iterations 1 to N once each, eval.jsonl has all evaluations that the
+configuration asks for, and the final weights are saved. Size and sha256 of these files are then written to status.json:
+a later look at a run compares the sizes, and whoever reads the files compares the hashes.
 """
 
 import hashlib
@@ -19,23 +19,23 @@ LOGS = ("metrics.jsonl", "eval.jsonl")
 FINAL = "checkpoints/final"
 
 STATES = ("waiting", "running", "preempted", "failed", "finished")
-"""What status.json can say. A run is made waiting; whoever claims it sets it running; from there it comes to finished,
-failed (it cannot go on as it is), preempted (a signal asked it to end, and it saved), or waiting again (whoever watched
-it stopped it). From each of these it can be set running again; a finished one only if a file of it is lost. A killed
-process leaves it running: that nobody holds its lock says so."""
+"""States in status.json. A run is created waiting, and the process that claims it sets it running. It then becomes
+finished, failed (it cannot go on as it is), preempted (a signal asked it to end, and it saved), or waiting again (the
+user stopped it). From each of these it can be set running again, from finished only if one of its files is lost. The
+run of a killed process stays running; it is recognised by its lock, which nobody holds."""
 
 BROKEN = ("damaged", "incomplete")
-"""States of runs whose status.json cannot be read, or that were finished and are not whole any more."""
+"""States of runs whose status.json cannot be read, or whose files are no longer what they were when finished."""
 
 Sealed = Mapping[str, tuple[int, str]]
-"""Size and sha256 of files, by their paths in the run's directory."""
+"""Size and sha256 of files, by path in the run's directory."""
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The objects of a log; none if it is not there. Half a line at its end, as a kill leaves one, is left out.
+    """Records of a log; none if the file is missing. An incomplete last line, as a kill leaves it, is skipped.
 
     Raises:
-        ConfigError: any other line is no object, or has no iteration.
+        ConfigError: any other line is not an object with an integer iteration.
     """
     lines = read_text(path).split("\n") if path.exists() else []
     records = []
@@ -56,7 +56,7 @@ _AGAIN = "move the run's folder away and train it again"
 
 
 def due_evaluations(config: Mapping[str, Any]) -> list[tuple[int, str]]:
-    """Iteration and split of each evaluation that a resolved configuration asks for; none if it does not say."""
+    """Iteration and split of each evaluation in a resolved configuration; none if it has no evaluation interval."""
     last, settings = config["iterations"], config.get("evaluation") or {}
     if "interval" not in settings:
         return []
@@ -69,13 +69,13 @@ def due_evaluations(config: Mapping[str, Any]) -> list[tuple[int, str]]:
 def gaps(
     config: Mapping[str, Any], iterations: Sequence[int], evaluated: Collection[tuple[int, str]], until: int
 ) -> list[str]:
-    """What the logs lack, or have twice, of iterations up to ``until``, in words, each with the name of the log.
+    """Descriptions of what the logs lack or repeat up to iteration ``until``, each beginning with the name of the log.
 
     Args:
-        config: resolved.
-        iterations: of the lines of metrics.jsonl.
+        config: resolved configuration.
+        iterations: iterations of the lines of metrics.jsonl.
         evaluated: iteration and split of the lines of eval.jsonl.
-        until: last iteration that is looked at.
+        until: last iteration that is checked.
     """
     counts = Counter(iterations)
     missing = [iteration for iteration in range(1, until + 1) if not counts[iteration]]
@@ -88,21 +88,21 @@ def gaps(
 
 
 def gaps_of(folder: Path, config: Mapping[str, Any], until: int) -> list[str]:
-    """``gaps`` of a run's directory. Raises ConfigError as ``read_lines``."""
+    """``gaps`` of a run's directory. Raises ConfigError like ``read_lines``."""
     metrics, evaluations = (read_lines(folder / name) for name in LOGS)
     evaluated = {(line["iteration"], str(line.get("split"))) for line in evaluations}
     return gaps(config, [line["iteration"] for line in metrics], evaluated, until)
 
 
 def seal(folder: Path) -> dict[str, tuple[int, str]]:
-    """Size and sha256 of what a finished run leaves, by path."""
+    """Size and sha256 of a finished run's logs and final weights, by path."""
     files = [folder / name for name in LOGS if (folder / name).is_file()]
     files += sorted(path for path in (folder / FINAL).rglob("*") if path.is_file())
     return {path.relative_to(folder).as_posix(): (path.stat().st_size, file_sha256(path)) for path in files}
 
 
 def damage(folder: Path, sealed: Sealed) -> str | None:
-    """Which file of a finished run is gone or has another size now; None if none has."""
+    """Description of the first file of a finished run that is missing or has another size; None if there is none."""
     for name, (size, _) in sealed.items():
         try:
             found = (folder / name).stat().st_size
@@ -114,19 +114,19 @@ def damage(folder: Path, sealed: Sealed) -> str | None:
 
 
 def require_sealed(path: Path, sealed: Sealed, name: str) -> None:
-    """Raise ConfigError unless a file of a run is as it was sealed; one without a seal is not asked."""
+    """Raise ConfigError if a file of a run differs from its sealed sha256; a file without a seal passes."""
     if name in sealed and file_sha256(path) != sealed[name][1]:
         raise ConfigError(f"{path}: is not what it was when the run finished; put back a copy, or {_AGAIN}")
 
 
 def checked(status: Mapping[str, Any]) -> dict[str, Any]:
-    """A status with a checksum of itself."""
+    """A status with a checksum of its content added under ``check``."""
     content = {key: value for key, value in status.items() if key != "check"}
     return {**content, "check": _digest(content)}
 
 
 def parse_status(text: str) -> dict[str, Any]:
-    """The content of a status.json. Raises ValueError, which says what is wrong, if it is damaged."""
+    """Content of a status.json. Raises ValueError, which says what is wrong, if it is damaged."""
     try:
         content = json.loads(text)
     except RecursionError:

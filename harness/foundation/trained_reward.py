@@ -1,6 +1,6 @@
-"""The reward that a run is trained on, defined once: what it adds up and under which name it is logged.
+"""The scalar reward that a run is trained on, defined once: its formula and the name under which it is logged.
 
-Training, sweeps and the analysis all take formula and name from here. Nothing heavy is imported.
+Training, sweeps and the analysis all take both from here. Nothing heavy is imported.
 """
 
 import math
@@ -13,27 +13,27 @@ from harness.foundation.errors import ConfigError
 
 @dataclass(frozen=True)
 class Normalisation:
-    """score -> (score - offset) / scale: fixed numbers, so that a score means the same in all of a run."""
+    """score -> (score - offset) / scale, with fixed numbers, so that a score means the same throughout a run."""
 
     offset: float = 0.0
     scale: float = 1.0
 
     def __call__(self, scores: Any) -> Any:
-        """Normalised scores: numbers or tensors, in the reward's own unit before and without unit after."""
+        """Normalised scores: numbers or tensors, in the reward's own unit before and dimensionless after."""
         return (scores - self.offset) / self.scale
 
 
 class TrainedReward:
-    """sum over rewards of weight x (score - offset) / scale.
+    """Weighted sum of normalised rewards: sum over rewards of weight x (score - offset) / scale.
 
-    Neither value nor name depends on the order in which weights are given: a run's identity does not, either.
+    Neither value nor name depends on the order of the weights, and so neither does a run's identity.
 
     Args:
-        weights: of each reward, by name. One of weight 0 is measured, but not added.
-        normalisations: by name of the reward; offset 0 and scale 1 where none is given.
+        weights: weight of each reward, by name. A reward of weight 0 is measured, but not added.
+        normalisations: normalisation of each reward, by name; offset 0 and scale 1 where none is given.
 
     Raises:
-        ValueError: a weight that is not finite, only zero weights, or a normalised sum of one.
+        ValueError: a weight is not finite, all weights are 0, or a single reward of weight 1 has a normalisation.
     """
 
     def __init__(self, weights: Mapping[str, float], normalisations: Mapping[str, Normalisation] | None = None) -> None:
@@ -44,21 +44,21 @@ class TrainedReward:
             raise ValueError(f"a weighted sum needs a weight other than 0; given: {', '.join(weights) or 'no reward'}")
         ordered = sorted(weights.items(), key=lambda item: (-abs(item[1]), item[0]))
         self.weights = {name: weight for name, weight in ordered if weight}
-        """Weights of the rewards that count, largest first."""
+        """Weights other than 0, by reward; the largest magnitude first."""
         given = normalisations or {}
         self.normalisations = {name: given.get(name, Normalisation()) for name in weights}
         self._terms = [f"{weight:+g}*{name}".replace("+1*", "+").replace("-1*", "-") for name, weight in ordered]
         self.name = "".join(self._terms).removeprefix("+")
-        """Metric of the sum in every log, as in "ocr" or "ocr+0.5*colour"."""
+        """Name of the sum in every log, such as "ocr" or "ocr+0.5*colour"."""
         if self.name in weights and self.normalisations[self.name] != Normalisation():
-            # Its own raw score and the normalised one would have the same name in every log.
+            # The raw score of the reward and the normalised sum would have the same name in every log.
             raise ValueError(f"rewards.{self.name}: offset and scale are for sums of several rewards")
 
     def total(self, scores: Mapping[str, Any]) -> Any:
-        """The sum, of scores by name of the reward: numbers, or tensors of one shape.
+        """Compute the sum from scores by reward name: numbers, or tensors of one shape.
 
         Raises:
-            ConfigError: a score is missing; names it and those that are there.
+            ConfigError: a score is missing; the message names it and those that are present.
         """
         terms = []
         for name, weight in self.weights.items():
@@ -71,10 +71,10 @@ class TrainedReward:
         return total
 
     def logged_as(self, metrics: Iterable[str]) -> str:
-        """The one of an evaluation's metrics that is the sum; runs of before named it in the order of their file.
+        """Name of the sum among an evaluation's metrics; older runs named it in the order of their file.
 
         Raises:
-            ConfigError: none of them is; names those that are there.
+            ConfigError: the sum is not among them; the message names those that are present.
         """
         among = list(metrics)
         if self.name in among:
@@ -94,7 +94,7 @@ class TrainedReward:
 
 
 def trained_reward(config: Mapping[str, Any]) -> TrainedReward:
-    """The trained reward of a run's configuration as config.yaml has it, whose sections are mappings."""
+    """Trained reward of a run's configuration as in config.yaml, with sections as mappings."""
     normalisations = {
         name: Normalisation(settings.get("offset", 0.0), settings.get("scale", 1.0))
         for name, settings in (config.get("rewards") or {}).items()
