@@ -1,17 +1,17 @@
-"""Statistics of gradients, from their inner products alone: pure functions on arrays.
+"""Statistics of gradients, computed from their inner products alone: pure functions on arrays.
 
-A gradient g of one update has the expectation E g and the covariance Cov g. What is estimated of them:
+A gradient g of one update has the expectation E g and the covariance Cov g. Estimated quantities are:
 
-- ``squared_norm``: |E g|^2. The square of a mean's length would be too large by tr Cov / n; products of independent
-  gradients are not.
-- ``signal_to_noise``: |E g|^2 / tr Cov g: a mean of n such gradients has n times as much. 1 / it is how many updates
-  must be averaged before signal and noise are equal.
-- ``alignment``: cosine between E g and another expected gradient: 1 where the updates have no bias in direction,
-  however noisy they are.
+- ``squared_norm``: |E g|^2. The squared length of a mean of n gradients would be too large by tr Cov / n; products of
+  independent gradients are unbiased.
+- ``signal_to_noise``: |E g|^2 / tr Cov g. A mean of n such gradients has n times as much; the reciprocal is the number
+  of updates that must be averaged before signal and noise are equal.
+- ``alignment``: the cosine between E g and another expected gradient. It is 1 if the updates have no bias in
+  direction, however noisy they are.
 
 Blocks are sums of gradients that are independent of those of other blocks, and ``weights`` ``[resamples, blocks]`` are
 those of ``statistics.resampling_weights``. Products of a block with itself are never used: a resample may hold a block
-twice, but no gradient is independent of itself. Where nothing was drawn that defines a statistic it is NaN.
+twice, but no gradient is independent of itself. A statistic that a resample does not define is NaN.
 """
 
 import numpy as np
@@ -22,12 +22,12 @@ from analysis.statistics import Values
 def squared_norm(products: Values, counts: Values, weights: Values) -> Values:
     """|E g|^2 = sum over a != b of w_a w_b <S_a, S_b> / sum over a != b of w_a w_b n_a n_b.
 
-    Unbiased for equal weights, so that it may be negative where the signal is lost in the noise.
+    It is unbiased for equal weights, so that it may be negative if the signal is lost in the noise.
 
     Args:
-        products: ``[blocks, blocks]`` <S_a, S_b> of sums of gradients; the diagonal is not used.
-        counts: ``[blocks]`` how many gradients each sum has.
-        weights: of blocks.
+        products: ``[blocks, blocks]`` products <S_a, S_b> of sums of gradients; the diagonal is not used.
+        counts: ``[blocks]`` number of gradients in each sum.
+        weights: ``[resamples, blocks]``.
 
     Returns:
         ``[resamples]``.
@@ -43,11 +43,11 @@ def cross_product(
     """<E g, E r> of two independent kinds of gradients.
 
     Args:
-        products: ``[blocks, other blocks]`` of sums of g with sums of r.
-        counts: ``[blocks]`` of g.
-        weights: of its blocks.
-        other_counts: ``[other blocks]`` of r.
-        other_weights: of its blocks, drawn independently.
+        products: ``[blocks, other blocks]`` products of sums of g with sums of r.
+        counts: ``[blocks]`` number of gradients g in each sum.
+        weights: ``[resamples, blocks]`` for g.
+        other_counts: ``[other blocks]`` number of gradients r in each sum.
+        other_weights: ``[resamples, other blocks]`` for r, drawn independently.
 
     Returns:
         ``[resamples]``.
@@ -57,7 +57,7 @@ def cross_product(
 
 
 def weighted_mean(sums: Values, counts: Values, weights: Values) -> Values:
-    """``[resamples]`` mean of single values, from each block's sum and number of them."""
+    """``[resamples]`` means of single values, from each block's sum and number of values."""
     return _ratio(weights @ sums, weights @ counts)
 
 
@@ -65,7 +65,7 @@ def signal_to_noise(signal: Values, mean_square: Values) -> Values:
     """|E g|^2 / tr Cov g, with tr Cov g = E |g|^2 - |E g|^2.
 
     Args:
-        signal: |E g|^2 of ``squared_norm``.
+        signal: |E g|^2, see ``squared_norm``.
         mean_square: E |g|^2, the ``weighted_mean`` of the gradients' squared lengths.
     """
     return _ratio(signal, mean_square - signal)
@@ -74,17 +74,17 @@ def signal_to_noise(signal: Values, mean_square: Values) -> Values:
 def alignment(product: Values, signal: Values, other_signal: Values) -> Values:
     """Cosine of two expected gradients, <E g, E r> / (|E g| |E r|), free of noise in all three.
 
-    It may lie beyond 1 by chance. NaN where an expected gradient is not seen above the noise.
+    It may exceed 1 by chance. It is NaN if a squared norm is not positive, that is, lost in the noise.
 
     Args:
-        product: of ``cross_product``.
-        signal: |E g|^2 of ``squared_norm``.
+        product: <E g, E r>, see ``cross_product``.
+        signal: |E g|^2, see ``squared_norm``.
         other_signal: |E r|^2.
     """
     return _ratio(product, np.sqrt(np.where((signal > 0) & (other_signal > 0), signal * other_signal, np.nan)))
 
 
 def _ratio(numerator: Values, denominator: Values) -> Values:
-    """Their quotient; NaN where the denominator is not above 0, or so little that it is rounding."""
+    """Quotient; NaN where the denominator is not positive, or so small that it is rounding."""
     undefined = np.full(numerator.shape, np.nan)
     return np.divide(numerator, denominator, out=undefined, where=np.asarray(denominator > 1e-300))

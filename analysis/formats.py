@@ -1,4 +1,4 @@
-"""Tables as CSV, Markdown and LaTeX; numbers as people read them."""
+"""Formatting of tables as CSV, Markdown and LaTeX, and of numbers for readers."""
 
 import math
 from collections.abc import Sequence
@@ -14,10 +14,10 @@ MISSING = "–"
 
 
 class Entry(NamedTuple):
-    """A number of a wide table."""
+    """A number in a wide table."""
 
     value: float
-    """NaN where there is none."""
+    """NaN is shown as a dash."""
     sd: float = math.nan
     interval: Interval | None = None
     digits: int = 3
@@ -26,22 +26,22 @@ class Entry(NamedTuple):
 
 
 class WideTable(NamedTuple):
-    """A table as people read it."""
+    """A table for readers."""
 
     title: str
     head: Sequence[str]
-    """Headings of all columns, the first of which has the rows' labels."""
+    """Headings of all columns; the first column holds the rows' labels."""
     rows: Sequence[tuple[str, Sequence[Entry | str]]]
-    """Label and entries; one that is a text is shown as it is."""
+    """Label and entries of each row; text is shown as it is."""
 
 
 def write_frame(frame: pd.DataFrame, path: Path) -> None:
-    """Write a table as CSV, statistics with six significant digits: further ones depend on the processor.
+    """Write a table as CSV, floats with six significant digits, since further ones depend on the processor.
 
-    Integers keep all digits. Below 1e-12 there is only what rounding has left of 0.
+    Integers keep all digits. Values below 5e-13 become 0, since they are rounding errors.
     """
 
-    # Not float_format, which leaves alone the columns of objects that joining empty tables makes.
+    # float_format would skip the columns of objects that result from joining empty tables.
     def shown(value: object) -> object:
         return f"{round(value, 12) + 0:.6g}" if isinstance(value, float) and math.isfinite(value) else value
 
@@ -49,14 +49,14 @@ def write_frame(frame: pd.DataFrame, path: Path) -> None:
 
 
 def number(value: float, digits: int = 3, signed: bool = False) -> str:
-    """A number with a true minus sign; a dash for NaN."""
+    """Format a number with a true minus sign; a dash if it is not finite."""
     if not math.isfinite(value):
         return MISSING
     return f"{value:{'+' if signed else ''},.{digits}f}".replace("-", "−")
 
 
 def entry_text(entry: Entry | str) -> str:
-    """As in "0.903 ± 0.022", "+0.016 [+0.005, +0.027]" or "+24 % [+12 %, +36 %]"."""
+    """Format an entry, as in "0.903 ± 0.022", "+0.016 [+0.005, +0.027]" or "+24 % [+12 %, +36 %]"."""
     if isinstance(entry, str):
         return entry
     if not math.isfinite(entry.value):
@@ -68,7 +68,7 @@ def entry_text(entry: Entry | str) -> str:
 
 
 def interval_text(interval: Interval) -> str:
-    """A difference with its bounds, as in "+0.016 [+0.005, +0.027]"; a dash where there is none."""
+    """Format a difference with its bounds, as in "+0.016 [+0.005, +0.027]"; a dash for NaN."""
     return entry_text(Entry(interval.estimate, interval=interval, signed=True))
 
 
@@ -81,7 +81,7 @@ def _text(value: float, entry: Entry) -> str:
 
 
 def markdown(table: WideTable) -> str:
-    """A table of GitHub's Markdown under its title."""
+    """Render a table in GitHub's Markdown, under its title."""
     title = markdown_text(table.title)
     lines = [f"**{title}**", "", markdown_row(table.head), "|" + "---|" * len(table.head)]
     lines += [markdown_row([label, *map(entry_text, entries)]) for label, entries in table.rows]
@@ -89,7 +89,7 @@ def markdown(table: WideTable) -> str:
 
 
 def latex(table: WideTable) -> str:
-    """A ``tabular`` of the booktabs package, in a ``table``; rules part the groups that a "difference" row ends."""
+    """Render a table as a booktabs ``tabular``; a rule follows each "difference" row and the untrained model's."""
     lines = [
         r"\begin{table}",
         r"\centering",
@@ -108,17 +108,17 @@ def latex(table: WideTable) -> str:
 
 
 def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Lines of a table of GitHub's Markdown, each with its end."""
+    """Render headings and rows as a table in GitHub's Markdown; every line ends with a newline."""
     return "".join(f"{markdown_row(line)}\n" for line in (head, ["---"] * len(head), *rows))
 
 
 def markdown_row(cells: Sequence[str]) -> str:
-    """A row of a table of GitHub's Markdown, whatever its cells say."""
+    """Render a row of a table in GitHub's Markdown, with its cells escaped."""
     return "| " + " | ".join(map(markdown_text, cells)) + " |"
 
 
 def markdown_text(text: str) -> str:
-    """Text that neither ends its cell or line nor becomes an element of the page."""
+    """Escape text so that it neither ends its cell or line nor becomes an HTML element."""
     return " ".join(text.splitlines()).replace("\\", r"\\").replace("|", r"\|").replace("<", "&lt;")
 
 

@@ -12,18 +12,18 @@ _FOLDER = ROOT / "results" / "paper"
 REWARD_NAMES = {"hpsv2": "HPS-v2", "hpsv3": "HPS-v3", "hpsv3+clip": "HPS-v3 + CLIP"}
 """The paper's training rewards."""
 JUDGES = ("hpsv2", "hpsv3", "ur_v2_alignment", "ur_v2_coherence", "ur_v2_style", "clip", "image_reward", "ur_v1")
-"""The columns of its main table."""
+"""The judges, which are columns of the paper's main table."""
 _OWN_JUDGE = {"hpsv2": "hpsv2", "hpsv3": "hpsv3", "hpsv3+clip": "hpsv3"}
 
 
 def main_table() -> pd.DataFrame:
-    """The main table: training_reward ("none" for the untrained model), method, adagrpo (bool), and ``JUDGES``."""
+    """Main table: columns training_reward ("none" for the untrained model), method, adagrpo (bool), and ``JUDGES``."""
     table = pd.read_csv(_FOLDER / "table1.csv", keep_default_na=False)
     return table.assign(adagrpo=table["adagrpo"] == "yes")
 
 
 def selection_table() -> pd.DataFrame:
-    """Final HPS-v3 of Flow-GRPO by prompt selection: columns strategy, final_hpsv3."""
+    """Final HPS-v3 score of Flow-GRPO by selection rule: columns strategy, final_hpsv3."""
     return pd.read_csv(_FOLDER / "selection_strategies.csv")
 
 
@@ -37,15 +37,15 @@ def reward_curves() -> pd.DataFrame:
 
 
 def untrained_hpsv3() -> float:
-    """HPS-v3 of the untrained FLUX.1-dev."""
+    """HPS-v3 score of the untrained FLUX.1-dev."""
     table = main_table()
     return float(table.loc[table["training_reward"] == "none", "hpsv3"].item())
 
 
 def extra_gains() -> pd.DataFrame:
-    """How much further + AdaGRPO gets than its base, as a share of what the base gained over the untrained model.
+    """Extra gain of + AdaGRPO over its base method, as a share of the base's gain over the untrained model.
 
-    On the judge that was trained on (HPS-v3 for HPS-v3 + CLIP): (AdaGRPO - base) / (base - untrained).
+    It is (AdaGRPO - base) / (base - untrained), by the judge that was trained on (HPS-v3 for HPS-v3 + CLIP).
 
     Returns:
         Columns training_reward, method, share.
@@ -59,7 +59,7 @@ def extra_gains() -> pd.DataFrame:
 
 
 def _pairs() -> Iterator[tuple[str, str, pd.Series, pd.Series]]:
-    """Training reward, method, and the rows of the main table without and with AdaGRPO."""
+    """Yield training reward, method, and the rows of the main table without and with AdaGRPO."""
     table = main_table().query("training_reward != 'none'")
     for (reward, method), pair in table.groupby(["training_reward", "method"]):
         [base], [ours] = ([row for _, row in pair[pair["adagrpo"] == adagrpo].iterrows()] for adagrpo in (False, True))
@@ -74,13 +74,13 @@ _SELECTIONS = {
     "hardest": ("random", "hardest"),
     "medium-hardest": ("hardest", "medium"),
 }
-"""By a claim's name: the strategies that it compares, the worse one first."""
+"""Strategies that a claim compares, by its name; the one that it calls worse comes first."""
 _METHODS = {"flow_grpo": "Flow-GRPO", "dance_grpo": "DanceGRPO", "flow_cps": "Flow-CPS"}
-"""By a claim's name: the method that + AdaGRPO is said to better."""
+"""Method that + AdaGRPO is claimed to improve, by the claim's name."""
 
 
 def ends_of(claim: str) -> tuple[float, float] | None:
-    """Final HPS-v3 of the control and of the treatment of a claim, by its name; None where the paper has none."""
+    """Final HPS-v3 scores of a claim's control and treatment, by its name; None if the paper reports none."""
     strategies = selection_table().set_index("strategy")["final_hpsv3"]
     rows = main_table()
     finals = rows[rows["training_reward"] == "hpsv3"].set_index(["method", "adagrpo"])["hpsv3"]
@@ -93,9 +93,9 @@ def ends_of(claim: str) -> tuple[float, float] | None:
 
 
 def share_of_base_gain(claim: str) -> float:
-    """The paper's difference of a claim as a share of what its base method gains; NaN for none.
+    """The paper's difference for a claim, as a share of the gain of its base method; NaN if it reports none.
 
-    The base method is the one with random prompts: for claims about choices of prompts and fusion, Flow-GRPO.
+    The base method uses random prompts; for claims about selection rules and fusion it is Flow-GRPO.
     """
     ends = ends_of(claim)
     random = float(selection_table().set_index("strategy")["final_hpsv3"]["random"])
@@ -104,6 +104,6 @@ def share_of_base_gain(claim: str) -> float:
 
 
 def overhead() -> float:
-    """AdaGRPO's extra network forwards per iteration at the paper's setting, as a share of the base's; counted."""
+    """AdaGRPO's extra network forwards per iteration at the paper's setting, as a share of the base's."""
     forwards = pd.read_csv(_FOLDER / "cost.csv").set_index("cell")["sample_forwards"]
     return float(forwards["adagrpo"] / forwards["base"] - 1)

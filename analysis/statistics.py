@@ -1,8 +1,8 @@
-"""Statistics of small numbers of seeds: pure functions on arrays; the same arrays give the same numbers.
+"""Statistics for small numbers of seeds: pure functions on arrays; the same arrays give the same numbers.
 
-Runs are compared with bootstrap intervals and probabilities of improvement, as Agarwal et al. 2021, "Deep Reinforcement
-Learning at the Edge of the Statistical Precipice" (arXiv 2108.13264), propose; to these come what a design with shared
-seeds allows: paired intervals and their power.
+Runs are compared with bootstrap intervals and probabilities of improvement, as proposed by Agarwal et al. 2021, "Deep
+Reinforcement Learning at the Edge of the Statistical Precipice" (arXiv 2108.13264). A design with shared seeds also
+allows paired intervals and their power.
 """
 
 import math
@@ -21,7 +21,7 @@ RESAMPLING_SEED = 20_260_606
 """Seed of every bootstrap, so that an interval is a function of the data alone."""
 
 _FEWEST_BEYOND = 10
-"""Bootstrap samples that must lie beyond a bound for their quantile to tell it."""
+"""Bootstrap samples that must lie beyond a bound for their quantile to estimate it."""
 
 
 class Interval(NamedTuple):
@@ -42,7 +42,7 @@ class Pair(NamedTuple):
 
 
 def mean_interval(values: ArrayLike, num_resamples: int = NUM_RESAMPLES) -> Interval:
-    """95 % bootstrap interval of the mean of runs, widened for few of them, see ``_deviate``.
+    """95 % bootstrap interval of the mean of runs, widened for small samples, see ``_deviate``.
 
     Args:
         values: ``[runs]``, at least 2.
@@ -62,10 +62,10 @@ def mean_interval(values: ArrayLike, num_resamples: int = NUM_RESAMPLES) -> Inte
 def paired_interval(treatment: ArrayLike, control: ArrayLike, confidence: float = 0.95) -> Interval:
     """Bootstrap interval of the mean difference ``treatment - control`` of runs that share seeds.
 
-    Seeds are drawn with replacement, and independently the prompts, one draw for all seeds: every seed is measured
+    Seeds are drawn with replacement and, independently, prompts, with one draw for all seeds: every seed is measured
     on the same prompts, so a prompt's effect is common to them (the pigeonhole bootstrap; Owen 2007, "The pigeonhole
-    bootstrap", Annals of Applied Statistics 1(2)). It errs towards a larger variance. For few seeds it is widened, see
-    ``_deviate``.
+    bootstrap", Annals of Applied Statistics 1(2)). It overestimates the variance, if anything. For few seeds it is
+    widened, see ``_deviate``.
 
     Args:
         treatment: ``[seeds]``, or ``[seeds, prompts]`` to resample prompts as well.
@@ -81,14 +81,14 @@ def paired_interval(treatment: ArrayLike, control: ArrayLike, confidence: float 
 
 
 def resampling_weights(counts: Sequence[int]) -> list[Values]:
-    """Weights of independent units, for the bootstrap of any statistic that is a function of them; see ``Resampled``.
+    """Bootstrap weights of independent units, for any statistic that is a function of them; see ``Resampled``.
 
     Args:
-        counts: n of each stratum, at least 2; strata are resampled independently. The same counts have the same
+        counts: size n of each stratum, at least 2; strata are resampled independently. Equal counts give equal
             weights, so that differences are paired.
 
     Returns:
-        For each stratum ``[1 + NUM_RESAMPLES, n]``; rows sum to 1. The first is of equal weights: the sample itself.
+        ``[1 + NUM_RESAMPLES, n]`` for each stratum; rows sum to 1. The first has equal weights: the sample itself.
 
     Raises:
         ValueError: no stratum, or one with fewer than 2 units.
@@ -99,23 +99,23 @@ def resampling_weights(counts: Sequence[int]) -> list[Values]:
 
 
 class Resampled(NamedTuple):
-    """A statistic for each row of ``resampling_weights``, the first being its estimate; NaN where it is not defined."""
+    """A statistic for each row of ``resampling_weights``, of which the first is its estimate; NaN where undefined."""
 
     values: Values
     counts: Sequence[int]
-    """Units in each stratum that was resampled."""
+    """Units in each resampled stratum."""
 
     def interval(self, confidence: float = 0.95) -> Interval:
-        """As ``paired_interval`` has it, widened for few units; NaN bounds if it was undefined in any resample."""
+        """Interval like that of ``paired_interval``; its bounds are NaN if the statistic is undefined in a resample."""
         resampled = self.values[1:]
         return _interval(float(self.values[0]), resampled, float(resampled.std()), _deviate(confidence, self.counts))
 
 
 def probability_of_improvement(treatment: ArrayLike, control: ArrayLike) -> float:
-    """Probability that a random run of the treatment beats a random run of the control; .5 is no difference.
+    """Probability that a random run of the treatment beats a random run of the control; .5 means no difference.
 
-    Mean over pairs (i, j) of [x_i > y_j] + [x_i = y_j] / 2 (Agarwal et al. 2021, section 4.4; the Mann-Whitney U
-    statistic over n m).
+    It is the mean over pairs (i, j) of [x_i > y_j] + [x_i = y_j] / 2 (Agarwal et al. 2021, section 4.4; the
+    Mann-Whitney U statistic divided by n m).
 
     Args:
         treatment: ``[n]``, n > 0.
@@ -126,9 +126,9 @@ def probability_of_improvement(treatment: ArrayLike, control: ArrayLike) -> floa
 
 
 def holm(p_values: ArrayLike) -> Values:
-    """p-values of a family adjusted so that the chance of any false rejection is bounded.
+    """Adjust the p-values of a family of tests so that the chance of any false rejection is bounded.
 
-    With p_(1) <= ... <= p_(m): adjusted p_(k) = min(1, max over j <= k of (m - j + 1) p_(j)) (Holm 1979, "A simple
+    With p_(1) <= ... <= p_(m), adjusted p_(k) = min(1, max over j <= k of (m - j + 1) p_(j)) (Holm 1979, "A simple
     sequentially rejective multiple test procedure", Scandinavian Journal of Statistics 6(2)).
 
     Args:
@@ -153,7 +153,7 @@ def holm(p_values: ArrayLike) -> Values:
 def minimum_detectable_effect(sd_of_differences: float, num_pairs: int) -> float:
     """Smallest true mean difference that a two-sided paired test at level .05 finds with probability .8.
 
-    (t_{.975, n-1} + t_{.8, n-1}) sd / sqrt(n) (Bloom 1995, "Minimum detectable effects", Evaluation Review
+    It is (t_{.975, n-1} + t_{.8, n-1}) sd / sqrt(n) (Bloom 1995, "Minimum detectable effects", Evaluation Review
     19(5), for the mean of n paired differences).
 
     Args:
@@ -161,7 +161,7 @@ def minimum_detectable_effect(sd_of_differences: float, num_pairs: int) -> float
         num_pairs: n.
 
     Returns:
-        In the units of the differences; NaN for fewer than 2 pairs.
+        The effect in the units of the differences; NaN for fewer than 2 pairs.
     """
     if num_pairs < 2:
         return math.nan
@@ -171,20 +171,20 @@ def minimum_detectable_effect(sd_of_differences: float, num_pairs: int) -> float
 
 
 class Paired(NamedTuple):
-    """Runs that share seeds, compared."""
+    """Summary of the paired differences of runs that share seeds."""
 
     difference: float
     """Mean over seeds of treatment - control; NaN without a seed."""
     sd: float
     """Sample standard deviation of the differences; NaN below 2 seeds."""
     correlation: float
-    """Pearson's r: var(X - Y) = var X + var Y - 2 r sd X sd Y. NaN below 3 seeds, or where a side does not vary."""
+    """Pearson's r: var(X - Y) = var X + var Y - 2 r sd X sd Y. NaN below 3 seeds, or if a side does not vary."""
     detectable: float
-    """``minimum_detectable_effect`` of so many pairs."""
+    """``minimum_detectable_effect`` for this number of pairs."""
 
 
 def paired_summary(treatment: Values, control: Values) -> Paired:
-    """What pairs of runs say without an interval; arguments as of ``paired_interval``."""
+    """Summarise pairs of runs without an interval; arguments as for ``paired_interval``."""
     ours, theirs = of_seeds(treatment), of_seeds(control)
     count = len(ours)
     varies = count > 2 and np.ptp(ours) > 0 and np.ptp(theirs) > 0
@@ -198,26 +198,26 @@ def paired_summary(treatment: Values, control: Values) -> Paired:
 
 
 def of_seeds(values: Values) -> Values:
-    """``[seeds]``, or ``[seeds, prompts]`` averaged over prompts."""
+    """Average ``[seeds, prompts]`` over prompts; ``[seeds]`` stays as it is."""
     return values if values.ndim == 1 else values.mean(axis=1)
 
 
 def _deviate(confidence: float, sizes: Sequence[int]) -> float:
-    """How many standard errors a bound is from the estimate, were the bootstrap distribution normal.
+    """Distance of a bound from the estimate, in bootstrap standard errors, if the bootstrap distribution were normal.
 
-    sqrt(n / (n - 1)) t_{(1 + confidence) / 2, n - 1} (Hesterberg 2015, "What Teachers Should Know About the Bootstrap",
-    The American Statistician 69(4)). With normal data and n = 5, plain 95 % percentiles hold the mean 84 % of the time,
-    these 92 %. Of several strata: the smallest n, all degrees of freedom.
+    It is sqrt(n / (n - 1)) t_{(1 + confidence) / 2, n - 1} (Hesterberg 2015, "What Teachers Should Know About the
+    Bootstrap", The American Statistician 69(4)). For normal data and n = 5, plain 95 % percentiles contain the mean
+    84 % of the time, these 92 %. With several strata, n is the smallest and degrees of freedom are summed.
     """
     smallest, degrees = min(sizes), sum(sizes) - len(sizes)
     return math.sqrt(smallest / (smallest - 1)) * float(stdtrit(degrees, (1 + confidence) / 2))
 
 
 def _interval(estimate: float, resampled: Values, error: float, deviate: float) -> Interval:
-    """Percentiles of the bootstrap distribution beyond which a normal variable has what lies beyond ``deviate``.
+    """Bootstrap percentiles whose tail probability is that of a standard normal variable beyond ``deviate``.
 
-    With few seeds, or at the high confidence of one claim among many, that is beyond every bootstrap sample. Then the
-    bounds are estimate -+ deviate * bootstrap standard error: for seeds alone exactly Student's interval.
+    With few seeds, or at the high confidence of one claim among many, hardly any bootstrap sample lies beyond them.
+    Then the bounds are estimate -+ deviate * bootstrap standard error: for seeds alone exactly Student's interval.
     """
     tail = float(ndtr(-deviate))
     if tail * len(resampled) < _FEWEST_BEYOND:
@@ -229,8 +229,8 @@ def _interval(estimate: float, resampled: Values, error: float, deviate: float) 
 def _bootstrap_error(differences: Values) -> float:
     """Standard deviation of ``_resampled_means`` over all resamples, in closed form.
 
-    Of ``[n]``: sqrt(var / n). Of ``[n, m]``: sqrt(var of seeds' means / n + var of prompts' means / m + mean square of
-    what is left / (n m)), all population variances.
+    For ``[n]`` it is sqrt(var / n), for ``[n, m]`` sqrt(var of seeds' means / n + var of prompts' means / m + mean
+    square of the residuals / (n m)), with population variances.
     """
     if differences.ndim == 1:
         return math.sqrt(differences.var() / len(differences))
@@ -241,20 +241,20 @@ def _bootstrap_error(differences: Values) -> float:
 
 
 def _resampled_means(differences: Values) -> Values:
-    """Bootstrap means of ``[seeds]`` or ``[seeds, prompts]``; how often each is drawn is multinomial."""
+    """Bootstrap means of ``[seeds]`` or ``[seeds, prompts]``, with multinomial counts of how often each is drawn."""
     means = _weights(len(differences), "seeds") @ differences
     return means if means.ndim == 1 else (means * _weights(means.shape[1], "prompts")).sum(axis=1)
 
 
 @lru_cache(maxsize=8)
 def _draws(count: int, num_resamples: int) -> NDArray[np.int64]:
-    """``[resamples, count]``: positions of the values that are drawn, the costly part."""
+    """``[resamples, count]`` positions of the values that are drawn; cached, since drawing them is costly."""
     return np.random.default_rng(RESAMPLING_SEED).integers(count, size=(num_resamples, count))
 
 
 @lru_cache(maxsize=8)
 def _weights(count: int, of: str) -> Values:
-    """``[resamples, count]``: shares that the drawn ones have in a bootstrap mean; independent for each ``of``."""
+    """``[resamples, count]`` weights of the values in a bootstrap mean; independent between different ``of``."""
     generator = np.random.default_rng([RESAMPLING_SEED, ord(of[0])])
     weights = generator.multinomial(count, np.full(count, 1 / count), size=NUM_RESAMPLES) / count
     weights.flags.writeable = False

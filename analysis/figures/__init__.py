@@ -1,4 +1,4 @@
-"""The figures of a study, as narrow panels for a page and as wide pictures."""
+"""Figures of a study, as narrow panels for a page and as wide pictures."""
 
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -23,34 +23,33 @@ class Group(NamedTuple):
     """Panels that answer one question."""
 
     panels: Sequence[Drawing] = ()
-    """One a method, and the paper's; narrow."""
+    """Narrow panels, one per method, and the paper's."""
     picture: Drawing | None = None
-    """All of them side by side."""
+    """All panels side by side."""
 
     @property
     def drawings(self) -> list[Drawing]:
-        """Everything that is to become a file."""
+        """All drawings that are saved as files."""
         return [*self.panels, *([self.picture] if self.picture else [])]
 
 
 StudyFigures = Mapping[str, Group]
-"""What a report shows of a study, by question: a group without data is empty, or missing."""
+"""The figures in a report on a study, by group name; a group without data is empty or missing."""
 
 
 def draw_study(study: Study, are_compared: bool = False) -> StudyFigures:
     """Draw all figures of a study.
 
     Args:
-        study: with its runs.
-        are_compared: whether its cells are those that somebody has compared: main shows them all in one panel.
+        study: the study, with its runs.
+        are_compared: whether its cells come from ``adagrpo compare``; main then shows them all in one panel.
 
     Returns:
         main: the paper's figure, base against + AdaGRPO for each method, and the published curve; selection: gain by
-        prompt selection, and the paper's; cells: every cell of the grid with every seed; variants: the same of cells
-        with other settings, beside those that they vary; costs: base against + AdaGRPO by what was spent, with bases
-        that cost as much; stability: signs of hacking and collapse over training; curves: by an unseen judge, and of
-        all selections; published: the paper's other training curves; chosen: how hard the prompts are that each
-        selection trains on.
+        selection rule, and the paper's; cells: every cell of the grid with every seed; variants: the same for cells
+        with other settings, beside those that they vary; costs: base against + AdaGRPO by cost, with bases that cost
+        as much; stability: signs of hacking and collapse during training; curves: an unseen judge, and all selections;
+        published: the paper's other training curves; chosen: difficulty of the prompts that each selection trains on.
     """
     reward, *further = curves.quantities(study)
     pairs, selections = curves.pair_panels(study, reward), curves.cell_panels(study, reward)
@@ -58,11 +57,11 @@ def draw_study(study: Study, are_compared: bool = False) -> StudyFigures:
     beside = published.pop("curves-paper-hpsv3")
     by_cost = curves.cost_quantities(study)
     more = [curves.pair_panels(study, quantity) for quantity in further]
-    # Of a judge the main comparison is enough.
+    # For a judge the main comparison is enough.
     of_judges = [curves.cell_panels(study, quantity) for quantity, own in zip(further, more, strict=True) if not own]
     of_all = [selections if pairs else [], *of_judges, curves.cell_panels(study, by_cost[0])]
     strategies = selection.selection_panels(study)
-    # Without a pair to compare, the cells that are there are the main picture.
+    # Without a pair to compare, the main picture shows all cells.
     main = curves.compared_panels(study, reward) if are_compared else [*pairs, beside] if pairs else selections
     panels: dict[str, Sequence[Panel]] = {
         "main": main,

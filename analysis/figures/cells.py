@@ -1,4 +1,4 @@
-"""All cells at once: every seed, mean and interval, without fusion and with it in neighbouring rows."""
+"""Figure of all cells: every seed, mean and interval, with neighbouring rows for fusion off and on."""
 
 import textwrap
 from collections.abc import Iterable, Sequence
@@ -15,23 +15,23 @@ from analysis.figures.drawing import GREY, INK, Panel
 from analysis.statistics import Interval
 
 _LABEL_WIDTH, _MAX_LINES = 28, 2
-"""Letters in a line of a variant's settings beside the axis, and lines of them."""
+"""Characters per line, and lines, of a variant's settings beside the axis."""
 
 
 class Seeds(NamedTuple):
-    """A cell's results on test prompts."""
+    """A cell's final rewards by seed, and the interval of their mean."""
 
     values: np.ndarray
     interval: Interval | None
 
     @classmethod
     def of(cls, study: Study, cell: Cell) -> "Seeds":
-        """Seeds of a cell, by the reward that was trained on."""
+        """Final rewards of a cell, by the reward that was trained on."""
         return cls(study.values(cell, TRAINING_REWARD).to_numpy(), study.interval(cell, TRAINING_REWARD))
 
 
 def interval_note(among: Iterable[Seeds], words: str) -> str:
-    """What a figure says of its intervals: ``words``, or why there is none."""
+    """Note on a figure's intervals: ``words``, or the reason why there are none."""
     return words if any(one.interval for one in among) else f"no interval below {MIN_SEEDS_FOR_INTERVAL} seeds"
 
 
@@ -39,12 +39,12 @@ _Rows = Sequence[tuple[Cell, Seeds]]
 
 
 def cell_panels(study: Study) -> list[Panel]:
-    """For each method one panel, a row per cell of the grid, in the order of selections; all on one scale."""
+    """Make one panel per method with a row per cell of the grid, in the order of selections; all on one scale."""
     return _panels(study, [cell for cell, _ in study.grid_cells], "all-cells")
 
 
 def variant_panels(study: Study) -> list[Panel]:
-    """The same of the methods that have variants: each beside the cells of the grid that it varies."""
+    """Make the same panels for methods that have variants: each variant beside the cells of the grid that it varies."""
     grid = [cell for cell, _ in study.grid_cells]
     variants = [cell for cell, _ in study.cells if cell not in grid]
     varied = {cell[:3] for cell in variants}
@@ -82,12 +82,12 @@ def _label(cell: Cell) -> str:
     if cell.is_adagrpo and not cell.variant:
         return f"{cell.short}\n= AdaGRPO"
     name, _, rest = cell.short.partition(", ")
-    # What is cut is whole in the table of cells.
+    # The table of cells has the text that is cut here.
     return "\n".join([name, *textwrap.wrap(rest, _LABEL_WIDTH, max_lines=_MAX_LINES, placeholder=" …")])
 
 
 def _row_height(cell: Cell) -> float:
-    """Inches: two lines of a label fit where one does."""
+    """Height in inches: a row has room for two lines of its label."""
     return 0.29 + 0.16 * max(0, _label(cell).count("\n") - 1)
 
 

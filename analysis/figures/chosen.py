@@ -1,4 +1,4 @@
-"""Which prompts each strategy trains on as the model learns: rewards of the chosen candidates against iterations."""
+"""Figure of the prompts that each selection trains on as the model learns: reward of the chosen by iteration."""
 
 from collections.abc import Mapping
 from functools import partial
@@ -14,11 +14,11 @@ from analysis.statistics import Values
 
 _HEIGHT = 5.2  # Inches, six lines of legend included.
 _POINTS = 16
-"""Points of a curve: iterations are averaged in as many bins."""
+"""Points of a curve; iterations are averaged in this many bins."""
 
 
 def chosen_panels(study: Study) -> list[Panel]:
-    """One panel, over all methods, seeds and both kinds of advantages; none where candidates were not scored."""
+    """Make one panel over all methods and seeds, with and without fusion; none if no candidates were scored."""
     members = {
         selection: [run for cell, rows in study.grid_cells if cell.selection == selection for run in rows["run_id"]]
         for selection in SELECTIONS
@@ -35,7 +35,7 @@ def chosen_panels(study: Study) -> list[Panel]:
 
 
 def _binned(rows: pd.DataFrame) -> Values | None:
-    """``[2, points]``: iterations and means of values; None without a row."""
+    """``[2, points]`` iterations and mean values; None without rows."""
     if rows.empty:
         return None
     by_iteration = rows.groupby("iteration")["value"].mean()

@@ -1,4 +1,4 @@
-"""A family of claims in one picture: each difference with its bounds, coloured by its verdict."""
+"""Figure of a family of claims: each difference with its bounds, coloured by verdict."""
 
 import math
 import textwrap
@@ -11,8 +11,8 @@ from analysis.decisions import Outcome
 from analysis.figures.drawing import GREY, INK, Panel
 from analysis.verdicts.protocol import MARGIN_SHARE, Judged
 
-_LABEL_WIDTH = 30  # Letters in a line beside the axis.
-_TITLE_WIDTH = 24  # Letters in a line above it, which is narrow beside such labels.
+_LABEL_WIDTH = 30  # Characters in a line beside the axis.
+_TITLE_WIDTH = 24  # Characters in a line of the title; the labels leave it little room.
 _COLOURS: dict[Outcome, str] = {
     "supported": "#009E73",
     "opposite": "#D55E00",
@@ -23,13 +23,13 @@ _COLOURS: dict[Outcome, str] = {
 
 
 def claims_panel(name: str, title: str, family: Sequence[Judged], words: str = "test") -> Panel:
-    """A row per claim; one without a contrast has its pairs alone.
+    """Make a panel with a row per claim; a claim without a contrast only shows how many pairs are finished.
 
     Args:
-        name: of the file.
-        title: of the picture.
+        name: file name without suffix.
+        title: title of the panel.
         family: at least one claim.
-        words: that its differences are of.
+        words: split of the words whose rewards are compared, as text.
     """
     note = f"Line: one-sided 95 % bounds; shaded: ±{MARGIN_SHARE:.0%} of the base's gain; tick: the paper's share of it"
     labels, rival = _labels(family)
@@ -64,7 +64,7 @@ def _draw(axes: Axes, family: Sequence[Judged], labels: Sequence[str], of: str) 
 
 
 def _labels(family: Sequence[Judged]) -> tuple[list[str], str]:
-    """Statements; where all end with the same rival, without it, and the rival."""
+    """Labels of the claims, and the rival that all of them name, which labels leave out; "" if rivals differ."""
     texts, rival = [one.claim.statement for one in family], ""
     if len({text.partition(" beats ")[2] for text in texts}) == 1 < len(texts):
         rival = texts[0].partition(" beats ")[2]

@@ -1,4 +1,4 @@
-"""Curves over training: base against + AdaGRPO, all cells of a method, and the paper's own."""
+"""Training curves: base against + AdaGRPO, all cells of a method, and the paper's."""
 
 import itertools
 import re
@@ -26,10 +26,10 @@ _VARIANT_DASHES = (":", "-.", (0, (5, 1, 1, 1, 1, 1)))
 
 
 class Quantity(NamedTuple):
-    """What a curve shows."""
+    """A quantity that curves show: a metric against an axis."""
 
     name: str
-    """Name of the files."""
+    """Part of the file names."""
     metric: str
     axis: str
     label: str
@@ -37,7 +37,7 @@ class Quantity(NamedTuple):
 
 
 def quantities(study: Study) -> list[Quantity]:
-    """Validation reward by iteration, and the word accuracy of the unseen judge if there is one."""
+    """Validation reward by iteration, and the word accuracy of the unseen reader if there is one."""
     wanted = [Quantity("reward", TRAINING_REWARD, ITERATION, _reward_label(study))]
     if study.reader is not None:
         label = f"Validation word accuracy\n(unseen judge {study.reader})"
@@ -46,7 +46,7 @@ def quantities(study: Study) -> list[Quantity]:
 
 
 def signs(study: Study) -> list[Quantity]:
-    """Signs of hacking and collapse that runs logged, on validation prompts and in the groups that were trained on."""
+    """Logged signs of hacking and collapse, on validation prompts and in the groups that were trained on."""
     validated = {
         "background-error": ("colour/background_error", "Background error"),
         "texture": ("pictures/texture", "Background texture"),
@@ -65,19 +65,19 @@ def signs(study: Study) -> list[Quantity]:
 
 
 def cost_quantities(study: Study) -> list[Quantity]:
-    """Validation reward by what was spent: network forwards, reward calls, seconds."""
+    """Validation reward against each cost: network forwards, reward calls, seconds."""
     label = _reward_label(study)
     return [Quantity(f"reward-by-{axis.name.replace('_', '-')}", TRAINING_REWARD, axis.name, label) for axis in AXES]
 
 
 def _reward_label(study: Study) -> str:
-    # A sum's name would not fit beside a small panel.
+    # The name of a sum of rewards would not fit beside a small panel.
     gap = "\n" if "+" in study.reward else " "
     return f"Validation reward{gap}({study.reward})"
 
 
 def cost_panels(study: Study, quantity: Quantity) -> list[Panel]:
-    """For each method its base cell, + AdaGRPO, and the variants of the base that cost the same; all on one scale."""
+    """Panel per method with its base cell, + AdaGRPO, and base variants that cost the same; all on one scale."""
     groups = {
         base.method: [base, *ours, *matched_baselines(study, base, ours[0])] for base, ours in adagrpo_pairs(study)
     }
@@ -85,14 +85,14 @@ def cost_panels(study: Study, quantity: Quantity) -> list[Panel]:
 
 
 def pair_panels(study: Study, quantity: Quantity) -> list[Panel]:
-    """The paper's figure: for each method, its base cell and its + AdaGRPO cells, all on one scale."""
+    """The paper's figure: a panel per method with its base cell and its + AdaGRPO cells, all on one scale."""
     return _panels(study, quantity, {base.method: [base, *ours] for base, ours in adagrpo_pairs(study)}, "adagrpo")
 
 
 def cell_panels(study: Study, quantity: Quantity) -> list[Panel]:
-    """For each method all selections, without fusion and with it (beside the base); all on one scale.
+    """Panels of all selections per method, without fusion and with it (beside the base); all on one scale.
 
-    A method with no more than its base and + AdaGRPO cells is left to ``pair_panels``.
+    A method with only base and + AdaGRPO cells is left out, since ``pair_panels`` shows it.
     """
     complete = {base.method for base, ours in adagrpo_pairs(study) if _num_cells(study, base.method) == 1 + len(ours)}
     groups: dict[str, list[Cell]] = {}
@@ -108,12 +108,12 @@ def cell_panels(study: Study, quantity: Quantity) -> list[Panel]:
 
 
 def compared_panels(study: Study, quantity: Quantity) -> list[Panel]:
-    """All cells, of whatever methods and settings: those that somebody has compared."""
+    """Panel of all cells, whatever their methods and settings, for ``adagrpo compare``."""
     return _panels(study, quantity, {"all": [cell for cell, _ in study.cells]}, "compared")
 
 
 def paper_panels() -> list[Panel]:
-    """The published training curves of Flow-GRPO, one for each training reward."""
+    """Panels of Flow-GRPO's published training curves, one for each training reward."""
     curves = paper.reward_curves()
     panels = []
     for reward, name in paper.REWARD_NAMES.items():
@@ -125,15 +125,15 @@ def paper_panels() -> list[Panel]:
 
 
 def over_seeds(rows: pd.DataFrame, axis: str) -> pd.DataFrame:
-    """Mean over the runs of a cell.
+    """Average a curve over the runs of a cell.
 
     Args:
         rows: one metric of one cell.
-        axis: "iteration" or a kind of cost, which is averaged over runs, too.
+        axis: "iteration" or the name of a cost, which is also averaged over runs.
 
     Returns:
-        Columns x and mean, one row per iteration that all runs have reached, since a mean over fewer of them would
-        jump where one ends.
+        Columns x and mean, one row per iteration that all runs have reached, since the mean would jump at the end of a
+        shorter run.
     """
     values = _by_run(rows)
     reached = rows[rows[ITERATION].isin(values.index)]
@@ -141,7 +141,7 @@ def over_seeds(rows: pd.DataFrame, axis: str) -> pd.DataFrame:
 
 
 def _by_run(rows: pd.DataFrame) -> pd.DataFrame:
-    """A row per iteration that all runs have reached, a column per run."""
+    """Values with a row per iteration that all runs have reached, and a column per run."""
     return rows.pivot(index=ITERATION, columns="run_id", values="value").dropna()
 
 
@@ -191,7 +191,7 @@ def _spread_note(cells: Sequence[pd.DataFrame]) -> str:
 
 
 def _rows_by_cell(study: Study, quantity: Quantity) -> dict[Cell, pd.DataFrame]:
-    """Rows to draw of each cell, with the column of the axis: its finished runs, or all while none is finished."""
+    """Rows to draw for each cell, with the axis as a column: its finished runs, or all runs while none is finished."""
     rows = study.rows(quantity.split, quantity.metric)
     if quantity.axis != ITERATION:
         rows = with_spending(rows, study.spent)
@@ -221,7 +221,7 @@ def _draw(
         drawn.add(cell.colour)
         dash = next(dashes) if cell.variant or looks_alike else cell.dash
         name = names[kind](cell)
-        # Among many cells, bands would hide each other; so would those of variants the cells that they vary.
+        # Bands of many cells would hide each other, and those of variants the cells that they vary.
         with_spread = kind != "cells" and not cell.variant
         _draw_cell(axes, cell, rows, quantity.axis, name, dash, with_spread)
     axes.set_ylim(*limits)
@@ -249,7 +249,7 @@ def _draw_cell(axes: Axes, cell: Cell, rows: pd.DataFrame, axis: str, name: str,
 
 
 def _draw_published(rows: pd.DataFrame, axes: Axes) -> None:
-    # Colours of their own: another model, reward and scale than in the panels beside.
+    # Own colours, since model, reward and scale differ from those of the neighbouring panels.
     for method, name, colour in (("Flow-GRPO", "Flow-GRPO", "#8C8C8C"), ("AdaGRPO", "Flow-GRPO + AdaGRPO", "#6A3D9A")):
         curve = rows[rows["method"] == method]
         axes.plot(curve["iteration"], curve["reward"], color=colour, linewidth=2, label=name)

@@ -1,4 +1,4 @@
-"""How figures look and become files: the same numbers give the same bytes."""
+"""Style and rendering of figures: the same numbers give the same bytes."""
 
 import hashlib
 import html
@@ -25,7 +25,7 @@ INK = "#1b1f24"
 GREY = "#888888"
 _PAPER = "#ffffff"
 _STYLE = {
-    # Real text: small, searchable, and in the page's own font. The salt fixes the ids that are otherwise random.
+    # Text stays text: small, searchable, and in the page's font. The salt fixes ids, which would be random.
     "svg.fonttype": "none",
     "svg.hashsalt": "adagrpo",
     "font.family": "DejaVu Sans",
@@ -34,7 +34,7 @@ _STYLE = {
     "axes.edgecolor": INK,
     "axes.labelcolor": INK,
     "text.color": INK,
-    # Names of cells and metrics may be anyone's: a pair of dollars in them is no formula.
+    # Users choose names of cells and metrics: a pair of dollars in them is not a formula.
     "text.parse_math": False,
     "xtick.color": INK,
     "ytick.color": INK,
@@ -45,37 +45,37 @@ _STYLE = {
     "axes.facecolor": "none",
     "legend.frameon": False,
 }
-# Okabe and Ito's palette, told apart with any colour vision.
+# Okabe and Ito's palette, distinguishable with any colour vision.
 _COLOURS = ("#56B4E9", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00")
 _NO_METADATA = {"Date": None, "Creator": None, "Format": None, "Type": None}
-_NOTE_WIDTH = 56  # Letters in a line.
-_PANEL_WIDTH = 4.6  # Inches: so narrow that letters stay legible when a phone shrinks it.
+_NOTE_WIDTH = 56  # Characters in a line.
+_PANEL_WIDTH = 4.6  # Inches, narrow enough that text stays legible when a phone shrinks it.
 
 
 def series_colour(number: int) -> str:
-    """Colour of a series by its position, hexadecimal; repeated after the sixth."""
+    """Hexadecimal colour of a series by its position; colours repeat after the sixth."""
     return _COLOURS[number % len(_COLOURS)]
 
 
 _COMPACT: dict[str, Any] = {"fontsize": 8.5, "handlelength": 1.2, "columnspacing": 1.0}
-"""Legend of a panel among others."""
+"""Options of the legend of a panel in a wide picture."""
 
 
 @dataclass(frozen=True)
 class Drawing:
-    """A figure as files need it."""
+    """A rendered figure."""
 
     name: str
-    """File name without ending."""
+    """File name without suffix."""
     title: str
     svg: str
     png: bytes | None = None
-    """Its twin, of wide pictures only: drawing it takes as long as the SVG, and pages have the SVG."""
+    """PNG version, for wide pictures only: it takes as long to draw as the SVG, which is what pages use."""
 
     def save(self, folder: Path) -> None:
-        """Write NAME.svg and, if there is one, its twin NAME.png."""
+        """Write NAME.svg and, if there is a PNG version, NAME.png."""
         folder.mkdir(parents=True, exist_ok=True)
-        # A part of the name may be anyone's, such as an experiment's.
+        # Users choose parts of the name, such as the experiment.
         name = re.sub(r"[^\w .,:()=+@-]", "-", self.name)[:100]
         if name != self.name:
             name += f"-{hashlib.sha256(self.name.encode()).hexdigest()[:8]}"
@@ -84,7 +84,7 @@ class Drawing:
             write_atomically(folder / f"{name}.png", self.png)
 
     def inline(self, scope: str) -> str:
-        """The SVG as an element of an HTML page: the page's ink and paper, and ids of its own, within ``scope``."""
+        """SVG as an HTML element in the page's text colour, without a background; ids are prefixed with ``scope``."""
         svg = re.sub(r"<metadata>.*?</metadata>", "", self.svg[self.svg.index("<svg") :], flags=re.DOTALL)
         own = html.escape(f"{scope}-{self.name}-")
         svg = re.sub(r'(\bid="|href="#|url\(#)', lambda found: found[1] + own, svg)
@@ -97,19 +97,19 @@ class Drawing:
 
 @dataclass(frozen=True)
 class Panel:
-    """A pair of axes to be drawn, alone for a narrow page or among others for a wide picture."""
+    """Axes to be drawn, alone for a narrow page or beside others in a wide picture."""
 
     name: str
     title: str
     draw: Callable[[Axes], None]
     height: float = 3.4
-    """Inches of the axes, without the legend."""
+    """Height of the figure in inches; in a wide picture, of its row."""
     note: str = ""
-    """Above the legend: what lines and bands are."""
+    """Explanation of lines and bands, shown above the legend."""
 
 
 def draw_panel(panel: Panel) -> Drawing:
-    """A figure of one panel, its legend below."""
+    """Draw a figure of one panel with its legend below."""
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=(_PANEL_WIDTH, panel.height), layout="constrained")
         axes = figure.subplots()
@@ -119,7 +119,7 @@ def draw_panel(panel: Panel) -> Drawing:
 
 
 def draw_together(name: str, title: str, panels: Sequence[Panel], num_columns: int) -> Drawing:
-    """One wide picture of several panels; each keeps its own legend, below its axes."""
+    """Draw several panels in one wide picture; each has its own legend, below its axes."""
     num_columns = min(num_columns, len(panels))
     num_rows = -(-len(panels) // num_columns)
     with matplotlib.rc_context(_STYLE):
@@ -140,7 +140,7 @@ def draw_together(name: str, title: str, panels: Sequence[Panel], num_columns: i
 
 
 def capture(name: str, title: str, plot: Callable[[], object]) -> Drawing:
-    """A figure that another library draws with pyplot; its style changes nothing else."""
+    """Capture a figure that another library draws with pyplot, without changing the global style."""
     from matplotlib import pyplot
 
     with matplotlib.rc_context(_STYLE | {"text.parse_math": True}), warnings.catch_warnings():
@@ -156,8 +156,8 @@ def _fill(axes: Axes, panel: Panel) -> None:
     axes.grid(color=GREY, alpha=0.25, linewidth=0.7)
     axes.set_axisbelow(True)
     panel.draw(axes)
-    # A title without a place looks for one in each pass of the layout, for which all labels are measured once more.
-    # Only a power of ten above the vertical axis makes it necessary.
+    # Without a fixed height, matplotlib places the title anew in each pass of the layout, measuring all labels again.
+    # Only a power of ten above the vertical axis makes that necessary.
     axes.set_title(panel.title, loc="left", fontweight="bold", y=None if _has_power_of_ten(axes) else 1.0)
 
 
@@ -184,7 +184,7 @@ def _add_legend(figure: Figure, axes: Axes, note: str) -> None:
 
 def _as_svg(figure: Figure) -> str:
     svg = BytesIO()
-    # Laid out once: drawing would do so again, for the SVG and for its twin.
+    # Lay out once; otherwise saving would do so again, for the SVG and for the PNG.
     engine = figure.get_layout_engine()
     assert engine is not None
     engine.execute(figure)

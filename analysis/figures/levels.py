@@ -1,4 +1,4 @@
-"""The map in pictures: gain over random prompts, where the prompt explains more or less of the reward."""
+"""Figures of the map: gain over random prompts, by how much of the reward's variance the prompt explains."""
 
 from collections.abc import Mapping
 from functools import partial
@@ -14,11 +14,11 @@ _AXES: Mapping[str, tuple[str, str]] = {
     "cosine": ("map-gradients", "Cosine of the rule's expected update\nwith that of random prompts, untrained"),
 }
 _APART = 0.011
-"""Shift of a rule's points as a share of the axis, so that bounds do not cover each other."""
+"""Horizontal shift between rules as a share of the axis, so that their bounds do not cover each other."""
 
 
 def map_panels(frame: pd.DataFrame) -> list[Panel]:
-    """Rows as of ``analysis.verdicts.levels.map_frame``: against the prompt's share, and against cosines, if known."""
+    """Make panels from ``analysis.verdicts.levels.map_frame``: by the prompt's share, and by cosines, if known."""
     title, note = "When choosing prompts pays", "Line: one-sided 95 % bounds"
     return [
         Panel(name, title, partial(_draw, frame=frame, column=column, label=label), 3.9, note)

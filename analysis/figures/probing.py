@@ -1,4 +1,4 @@
-"""What a probe measured: prompts, groups, what rules choose of them, what candidates cost, how capability moves."""
+"""Figures of a probe: prompts, groups, the rules' choices, the cost of candidates, and the moving capability."""
 
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -20,14 +20,14 @@ def probe_panels(
     cost: Mapping[str, Any],
     stream: Values,
 ) -> list[Panel]:
-    """Panels of a probe.
+    """Make the panels of a probe.
 
     Args:
-        rewards: ``[prompts, noises]``.
-        spreads: ``[prompts, groups]``, standard deviations.
-        choices: by rule: ``gain``, ``gain_error``, ``forwards``.
-        cost: ``forwards`` of a prompt that is trained on, at random, and ``rules``, further ones by rule.
-        stream: ``[iterations, 3]``: mean of an iteration's candidates, mu, sigma.
+        rewards: ``[prompts, noises]`` rewards.
+        spreads: ``[prompts, groups]`` standard deviations of rewards.
+        choices: ``gain``, ``gain_error`` and ``forwards`` by rule.
+        cost: ``forwards`` for training on a random prompt, and ``rules``, the extra forwards by rule.
+        stream: ``[iterations, 3]`` mean of an iteration's candidates, mu, sigma.
     """
     note = "Bars: prompts; line: mean of all pictures"
     costs = {name: forwards / cost["forwards"] for name, forwards in cost["rules"].items()}
@@ -62,7 +62,7 @@ def probe_panels(
 
 
 def parallel_panel(cosines: Sequence[Mapping[str, Any]]) -> Panel:
-    """Cosines of strategies' expected updates: rows with ``first``, ``second``, ``value``, ``low``, ``high``."""
+    """Make the panel of cosines of rules' updates from rows of ``first``, ``second``, ``value``, ``low``, ``high``."""
     return Panel(
         "parallel",
         "How parallel strategies' updates are",

@@ -1,4 +1,4 @@
-"""Prompt selection: what each strategy gains over the untrained model, beside the paper's numbers."""
+"""Figure of prompt selection: gain of each rule over the untrained model, beside the paper's numbers."""
 
 from collections.abc import Mapping
 from functools import partial
@@ -15,7 +15,7 @@ from analysis.figures.drawing import GREY, INK, Panel
 
 
 def selection_panels(study: Study) -> list[Panel]:
-    """For each method with several strategies, its cells without fusion; bars start at the untrained model."""
+    """Make a panel per method with several rules: its cells without fusion, as bars from the untrained model up."""
     starts: dict[str, float] = {}
     bars_of: dict[str, dict[str, Seeds]] = {}
     splits: set[str] = set()
@@ -44,7 +44,7 @@ def selection_panels(study: Study) -> list[Panel]:
 
 
 def paper_panel() -> Panel:
-    """The paper's comparison of strategies, drawn alike."""
+    """Make the panel of the paper's comparison of selection rules, drawn in the same way."""
     table = paper.selection_table()
     finals = zip(table["strategy"], table["final_hpsv3"], strict=True)
     bars = {str(strategy): Seeds(np.array([final]), None) for strategy, final in finals}

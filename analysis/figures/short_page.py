@@ -1,4 +1,4 @@
-"""A short page: sentences, tables, figures and pictures, in the report's style and in one file."""
+"""Short self-contained HTML page in the report's style: sentences, tables, figures and pictures."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,18 +22,18 @@ def short_page(
     pictures: Sequence[tuple[str, Sequence[tuple[str, str]]]] = (),
     refresh: float | None = None,
 ) -> str:
-    """The page as text.
+    """Render the page as HTML.
 
     Args:
-        title: of the window.
-        heading: above all.
-        scope: what ids of its figures begin with.
+        title: title of the window.
+        heading: heading at the top.
+        scope: prefix of the ids in its figures.
         introduction: sentences.
-        conclusion: sentences that stand out.
-        tables: in order.
-        figures: in order.
+        conclusion: sentences that are emphasised.
+        tables: tables, in order.
+        figures: figures, in order.
         pictures: titles, each with captions and addresses of pictures.
-        refresh: seconds after which a browser reads the page again.
+        refresh: seconds after which a browser reloads the page; None for never.
     """
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(_TEMPLATES), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True
