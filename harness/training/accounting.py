@@ -1,4 +1,4 @@
-"""What an iteration cost and what happened in it: counters, stopwatch, and the line of metrics.jsonl."""
+"""Records of an iteration: the state of each slot, compute counters, a stopwatch, and averages for metrics.jsonl."""
 
 import math
 import time
@@ -21,60 +21,60 @@ from harness.training.scoring import PendingScores, Scores
 
 @dataclass
 class Slot:
-    """One of an iteration's prompts to be: B candidates, the one that was chosen, and what became of it."""
+    """One of the prompts that an iteration trains on: its B candidates, the chosen one, its rollout and scores."""
 
     number: int
-    """Over all processes, from 0."""
+    """Number of the slot over all processes, from 0."""
     prompts: list[str]
     text: PromptEmbedding | None = None
     """Embedding of the candidates, if they were encoded."""
     trajectories: Trajectory | None = None
-    """The candidates' whole ODE paths, B of first samples before those of second ones; None if there are none."""
+    """ODE paths of the candidates, first samples of all B before second ones; None if not sampled with all steps."""
     samples: Tensor | None = None
-    """``[B, S]``, rewards of the candidates, once they are there."""
+    """``[B, S]``, rewards of the candidates; None until they are scored."""
     is_repeated: bool = False
-    """Whether the first candidate is one of before, put there to be trained on again."""
+    """Whether the first candidate is an earlier prompt that ``replay`` put there to be trained on again."""
     strategy: int = -1
-    """The bandit's, of ``SELECTION_STRATEGIES``; -1 for other selections."""
+    """Strategy drawn by the bandit, an index of ``SELECTION_STRATEGIES``; -1 for other selections."""
     chosen: int = 0
     pending: PendingScores = field(init=False)
-    """Scores under way: of the candidates' ODE samples, where choosing needs them, then of the rollout."""
+    """Scores in progress: those of the candidates' ODE samples, if the selection needs them, then the rollout's."""
     rollout: Rollout = field(init=False)
     scores: Scores = field(init=False)
     """The rollout's scores, ``[groups, G]``."""
 
     @property
     def prompt(self) -> str:
-        """The chosen one."""
+        """The chosen prompt."""
         return self.prompts[self.chosen]
 
     @property
     def rewards(self) -> Tensor | None:
-        """``[B]`` of the candidates, means over their samples."""
+        """Rewards of the candidates, ``[B]``, means over their samples."""
         return None if self.samples is None else self.samples.mean(dim=1)
 
     @property
     def mean(self) -> float:
-        """m, see ``harness.rules.ledger``."""
+        """Mean reward m of the prompt's groups, see ``harness.rules.ledger``."""
         return mean_and_spread(self.scores.total)[0]
 
     @property
     def spread(self) -> float:
-        """s, see there."""
+        """Spread s of the prompt's groups, see ``harness.rules.ledger``."""
         return mean_and_spread(self.scores.total)[1]
 
     def rank(self, resolution: float) -> int | None:
-        """How many candidates have a reward lower than the chosen one's by more than ``resolution``."""
+        """Number of candidates whose reward is lower than the chosen one's by more than ``resolution``."""
         rewards = self.rewards
         return None if rewards is None else int((rewards < rewards[self.chosen] - resolution).sum())
 
 
 @dataclass
 class Counters:
-    """Compute spent, over all processes. A trained sample costs a forward and a backward: three forwards' worth.
+    """Compute spent. A trained sample costs a forward and a backward pass, counted as three forwards.
 
-    What is counted are velocities of a sample. With classifier-free guidance each, in all cells of a grid alike,
-    is two samples in the network (``Architecture.forwards_per_velocity``, in the doctor's hours).
+    A forward is one velocity of one sample. With classifier-free guidance, in all cells of a grid alike, it takes two
+    samples through the network; the doctor's estimate of hours includes this (``Architecture.forwards_per_velocity``).
     """
 
     sample_forwards: int = 0
@@ -88,16 +88,16 @@ class Counters:
 
     @property
     def forwards(self) -> int:
-        """Forwards of a sample through the network, a trained one counting three."""
+        """Total in sample-forwards; a trained sample counts as three."""
         return self.sample_forwards + 3 * self.train_forwards
 
 
 def expected_cost(config: RunConfig) -> Counters:
-    """What one iteration will spend, over all processes: the trainer's own counts, before it runs."""
+    """Compute that one iteration will spend over all processes, as the trainer counts it."""
     rollout, objective, steps = config.rollout, config.objective, config.model.num_steps
     trained = num_trained_steps(rollout)
     if rollout.kind == "anchor_branch":
-        # A branch at index i has taken one step without a forward and has N - 1 - i left; a window is at any place.
+        # A branch at index i takes one step without a forward, then N - 1 - i more; averaged over a window's places.
         left = [steps - 1 - index for index in rollout.branch_indices]
         sampled = rollout.group_size * round(sum(left) * trained / len(left))
         scored, trained_samples = rollout.group_size * trained, trained
@@ -112,7 +112,7 @@ def expected_cost(config: RunConfig) -> Counters:
     prompts = rollout.prompts_per_iteration
     if objective.old_log_prob == "recomputed" and not objective.is_on_policy:
         sampled += trained_samples
-    # Where updates share nothing, each sample is trained on once.
+    # Unless updates share all samples, each sample is trained on once.
     updates = objective.updates_per_iteration if objective.update_on == "all" else 1
     if objective.kl_beta:
         sampled += updates * trained_samples
@@ -121,13 +121,13 @@ def expected_cost(config: RunConfig) -> Counters:
 
 @dataclass
 class Stopwatch:
-    """Seconds by phase of one iteration."""
+    """Seconds that an iteration spent in each of its phases."""
 
     seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Add the time spent within to a phase."""
+        """Context manager that adds the time spent inside it to a phase."""
         began = time.perf_counter()
         yield
         self.seconds[name] += time.perf_counter() - began
@@ -136,12 +136,12 @@ class Stopwatch:
 def across_processes(
     values: Mapping[str, Sequence[Any]], spent: Counters, processes: Processes
 ) -> tuple[dict[str, list[Any]], dict[str, int]]:
-    """Bring together what each process logged; equal on every process.
+    """Combine the logged values of all processes; the result is the same on every process.
 
     Args:
-        values: lists to be joined, in the order of processes; the same names in all of them.
-        spent: counts to be added up.
-        processes: all of them.
+        values: lists to join, in the order of processes; the names must be the same in all processes.
+        spent: counts to add up.
+        processes: all processes of the run.
     """
     everyone = processes.gather_objects((values, vars(spent)), "gathering what is logged")
     joined = {key: [value for one in everyone for value in one[0][key]] for key in values}
@@ -149,30 +149,30 @@ def across_processes(
 
 
 def averages_of(values: Mapping[str, Sequence[float]], section: str) -> dict[str, float]:
-    """Means of the lists whose names begin with a section's, without it."""
+    """Means of the lists named ``"SECTION NAME"``, by NAME."""
     starts = f"{section} "
     return {k.removeprefix(starts): sum(own) / len(own) for k, own in values.items() if k.startswith(starts)}
 
 
 def summary_of_updates(logged: Mapping[str, Sequence[float]]) -> dict[str, float]:
-    """Means of what an iteration's updates logged, a value per term of a loss; of ``ratio_max_deviation`` the largest.
+    """Mean of each value that an iteration's updates logged; for ``ratio_max_deviation`` the maximum.
 
-    Sums are exact before they are rounded, so that nothing depends on the order in which processes are joined.
+    Sums are exact before rounding, so that the result does not depend on the order of the processes.
 
     Args:
-        logged: over all processes, by name; at least one value each.
+        logged: values of all processes by name, one per term of a loss or per update; at least one each.
     """
     means = {name: math.fsum(values) / len(values) for name, values in logged.items()}
     return means | {name: max(values) for name, values in logged.items() if name.endswith("ratio_max_deviation")}
 
 
 def mean(values: Sequence[float]) -> float | None:
-    """Mean; None for no values."""
+    """Mean of values; None if there are none."""
     return mean_and_std("", values)["_mean"]
 
 
 def mean_and_std(name: str, values: Sequence[float]) -> dict[str, float | None]:
-    """``{name_mean, name_std}``, population std; None for no values."""
+    """Mean and population std as ``{name_mean, name_std}``; both None if there are no values."""
     if not values:
         return {f"{name}_mean": None, f"{name}_std": None}
     tensor = torch.tensor(list(values), dtype=torch.float64)

@@ -1,4 +1,4 @@
-"""Advantages of an iteration's groups, as the configuration says."""
+"""Advantages of an iteration's groups, computed as the configuration says."""
 
 from collections.abc import Sequence
 
@@ -16,12 +16,12 @@ from harness.training.scoring import Scores
 
 
 class Advantages:
-    """Makes them of rewards.
+    """Computes advantages from rewards.
 
     Args:
-        config: the run.
-        reward: what is trained on.
-        processes: all that train: normalisation by the iteration's std asks each of them.
+        config: configuration of the run.
+        reward: reward that is trained on.
+        processes: all processes of the run; normalisation by the iteration's std gathers rewards from them.
     """
 
     def __init__(self, config: RunConfig, reward: Reward, processes: Processes) -> None:
@@ -31,13 +31,13 @@ class Advantages:
         self._own_local = None if source is None else local_of(source)
 
     def of(self, scores: Sequence[Scores], capability: CapabilityTracker) -> list[Tensor]:
-        """Fused advantages of each slot's groups, ``[groups, G]``; the paths of a full-SDE rollout are one group.
+        """Advantages of each slot's groups, ``[groups, G]``, fused if enabled; a full-SDE rollout is one group.
 
-        In a group whose scores differ by no more than the reward can tell apart they are 0.
+        Local advantages are 0 in a group whose scores span no more than the reward's resolution.
 
         Args:
-            scores: of each slot, ``[groups, G]``.
-            capability: only fusion reads it.
+            scores: scores of each slot, ``[groups, G]``.
+            capability: the capability, read only by the fusion.
         """
         rewards = [slot.total for slot in scores]
         if self._config.objective.combine == "advantages":
@@ -57,7 +57,7 @@ class Advantages:
         ]
 
     def _local(self, rewards: Sequence[Tensor], resolution: float) -> list[Tensor]:
-        """Local advantages of each slot's groups, ``[groups, G]``, of one reward and its resolution."""
+        """Local advantages of each slot's groups, ``[groups, G]``, for one reward and its resolution."""
         clip = self._config.objective.advantage_clip
         if self._own_local is not None:
             return [torch.stack([self._own_local(group) for group in groups]) for groups in rewards]
@@ -70,7 +70,7 @@ class Advantages:
         return list(normalised[start : start + len(own)].split([len(r) for r in rewards]))
 
     def _fused(self, local: Tensor, rewards: Tensor, capability: CapabilityTracker) -> Tensor:
-        """A group's local advantages ``[G]``, corrected by the capability as ``fusion.kind`` says."""
+        """Local advantages ``[G]`` of a group, corrected by the capability as ``fusion.kind`` says."""
         fusion, clip = self._config.fusion, self._config.objective.advantage_clip
         group = Group(local, rewards, capability.mean, capability.std, clip, self._reward.resolution)
         return fuse(group, self._fusion, fusion.weight, fusion.same_length)

@@ -1,7 +1,7 @@
-"""The state of training on disk: one file, and where processes hold shares, a folder beside it that all of them write.
+"""Training state on disk: one file, and for engines that shard weights a folder beside it that all processes write.
 
-A tensor that is shared out is an empty one on the device "meta" in ``state.pt``; its numbers are in ``shards/``, in the
-format of torch.distributed.checkpoint, which any number of processes can read.
+A sharded tensor is an empty tensor on the device "meta" in ``state.pt``; its values are in ``shards/``, in the format
+of torch.distributed.checkpoint, which any number of processes can read.
 """
 
 import shutil
@@ -28,19 +28,19 @@ _FOLDER, _SHARDS = "folder of shards", "shards"
 def save_state(
     run: RunDirectory, state: Mapping[str, Any], processes: Processes, validation: float | None = None
 ) -> None:
-    """Add a run's checkpoint; a kill at any moment leaves it whole or not there. An exchange.
+    """Save a checkpoint of a run; if killed at any moment, the checkpoint is complete or absent. Collective.
 
     Args:
-        run: whose.
-        state: of a trainer.
-        processes: all that train.
+        run: directory of the run.
+        state: state of the trainer.
+        processes: all processes of the run.
         validation: see ``RunDirectory.save_checkpoint``.
     """
     shares = {path: tensor for path, tensor in flat(dict(state)).items() if isinstance(tensor, DTensor)}
     if shares:
         partial = partial_of(folder_of(run.checkpoints, state["iteration"]))
         if processes.is_main:
-            shutil.rmtree(partial, ignore_errors=True)  # of a save that was cut off
+            shutil.rmtree(partial, ignore_errors=True)  # left by an interrupted save
             partial.mkdir(parents=True)
         processes.wait("beginning a checkpoint")
         with processes.at(f"the checkpoint of iteration {state['iteration']}"):
@@ -52,28 +52,28 @@ def save_state(
 def load_state(
     run: RunDirectory, engine: Engine, processes: Processes, before: int | None = None
 ) -> dict[str, Any] | None:
-    """Load a run's checkpoint into an engine, whoever saved it; the rest of a trainer's state. An exchange.
+    """Load a run's checkpoint, saved by any number of processes, into an engine's tensors. Collective.
 
     Args:
-        run: whose.
-        engine: in whose tensors the checkpoint's are put.
-        processes: all that train.
-        before: an iteration: a checkpoint of an earlier one; None is the newest.
+        run: directory of the run.
+        engine: engine whose tensors are overwritten.
+        processes: all processes of the run.
+        before: load the newest checkpoint of an iteration before this one; None loads the newest of all.
 
     Returns:
-        The state, without what the engine has now; None before the first checkpoint.
+        The checkpoint's state, for the trainer's own part of it; None before the first checkpoint.
 
     Raises:
         ConfigError: the shards are missing, or the checkpoint is of another model.
     """
-    # One process compares checksums, and all take what it found whole.
+    # One process compares checksums and tells the others which checkpoint is complete.
     file = newest_whole(run.checkpoints, before) if processes.is_main else None
     file = processes.broadcast(file, "choosing a checkpoint")
     state = None if file is None else run.load_checkpoint(file)
     if file is None or state is None:
         return None
     live, saved = engine.tensors(), _tensors_of(state)
-    # Moments alone may be missing: those of weights that have not been trained yet.
+    # Only moments may be missing: those of weights that have not been trained yet.
     apart = (saved.keys() - live.keys()) | {path for path in live.keys() - saved.keys() if "optimizer/" not in path}
     if apart:
         raise ConfigError(f"{file}: is of another model or setting; {min(apart)} is not in both")
@@ -86,7 +86,7 @@ def load_state(
 
 
 def read_weights(run: RunDirectory) -> dict[str, Tensor] | None:
-    """The weights in training of a run's checkpoint, whole, by name; averaged, if the run averages. In one process.
+    """Unsharded weights of a run's newest checkpoint, by name; their averages if the run has any. For one process.
 
     None before the first checkpoint. Raises ConfigError if shards are missing.
     """
@@ -108,7 +108,7 @@ def _tensors_of(state: Mapping[str, Any]) -> dict[str, Tensor]:
 
 
 def _hollow(state: Any) -> Any:
-    """The same state, with an empty tensor in place of each share."""
+    """The same state, with an empty tensor on the device "meta" in place of each sharded one."""
     if isinstance(state, Mapping):
         return {key: _hollow(value) for key, value in state.items()}
     return torch.empty(state.shape, dtype=state.dtype, device="meta") if isinstance(state, DTensor) else state

@@ -1,4 +1,4 @@
-"""Which prompts an iteration trains on, and what is remembered of them."""
+"""Choice of the prompts that an iteration trains on, and the record of their outcomes."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -17,13 +17,13 @@ from harness.training.processes import Processes
 
 
 class Choosing:
-    """Draws candidates, chooses among them as ``selection`` says, and keeps the ledger, where one is kept.
+    """Draws candidates, chooses among them as ``selection`` says, and keeps the ledger if the run has one.
 
     Args:
-        config: the run.
-        prompts: the training list.
-        resolution: of the reward that is trained on.
-        processes: all of them: the ledger is the same in each.
+        config: configuration of the run.
+        prompts: training prompts.
+        resolution: resolution of the reward that is trained on.
+        processes: all processes of the run; the ledger is the same in each.
     """
 
     def __init__(self, config: RunConfig, prompts: tuple[str, ...], resolution: float, processes: Processes) -> None:
@@ -33,7 +33,7 @@ class Choosing:
         self.ledger = Ledger(config.capability.decay, config.choice.forgetting) if config.keeps_ledger else None
 
     def draw(self, iteration: int, number: int) -> Slot:
-        """B candidate prompts of a slot. Replay puts one of before in the first one's place, in its share of slots."""
+        """Draw B candidate prompts for a slot; in a share of slots ``replay`` replaces the first by an earlier one."""
         rollout, seed = self._config.rollout, self._config.seed
         drawn = draw_candidates(self._prompts, rollout.prompts_per_iteration, rollout.candidates, seed, iteration)
         slot = Slot(number, drawn[number])
@@ -45,13 +45,13 @@ class Choosing:
         return slot
 
     def choose(self, iteration: int, slot: Slot, capability: CapabilityTracker) -> int:
-        """Index of the candidate to train on; notes the bandit's strategy in the slot."""
+        """Choose the candidate to train on and return its index; sets the slot's ``strategy`` for the bandit."""
         seed, choice = self._config.seed, self._config.choice
         if self._config.selection == "bandit" and self.ledger is not None:
             generator = generator_for(seed, iteration, slot.number, "bandit")
             slot.strategy = draw_strategy(self.ledger, choice.explore, generator)
         candidates = Candidates(
-            # Random selection reads no reward, so that random with and without fusion choose alike.
+            # Random selection reads no reward, so with and without fusion it chooses the same prompts.
             torch.zeros(len(slot.prompts), 1) if slot.samples is None else slot.samples,
             capability,
             generator_for(seed, iteration, slot.number, "selection"),
@@ -67,7 +67,7 @@ class Choosing:
         return self._rule(candidates)
 
     def above_floor(self, slots: Sequence[Slot], advantages: list[Tensor]) -> list[Tensor]:
-        """The same advantages, but 0 where a prompt's groups are spread less than most of the latest prompts'."""
+        """Set the advantages of prompts to 0 whose spread is below the ledger's quantile ``choice.floor``."""
         floor = self._config.choice.floor
         if self.ledger is None or not floor:
             return advantages
@@ -75,10 +75,10 @@ class Choosing:
         return [own * float(slot.spread >= least) for slot, own in zip(slots, advantages, strict=True)]
 
     def record(self, iteration: int, slots: Sequence[Slot]) -> dict[str, Any]:
-        """Note in the ledger what became of all processes' prompts: an exchange, if one is kept.
+        """Record the outcomes of all processes' prompts in the ledger. Collective, if the run keeps a ledger.
 
         Returns:
-            For the iteration's line of metrics.jsonl: what the ledger had predicted, and the bandit's strategies.
+            Entries for the iteration's metrics.jsonl record: the ledger's earlier predictions, the bandit's strategies.
         """
         if self.ledger is None:
             return {}

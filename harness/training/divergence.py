@@ -1,4 +1,4 @@
-"""What is kept of an iteration that cannot go on, so that somebody can see why: prompts, draws, numbers of tensors."""
+"""Dump of an iteration that failed, for diagnosis: its prompts, the keys of its draws, and statistics of tensors."""
 
 import json
 from pathlib import Path
@@ -12,7 +12,7 @@ from harness.training.trainer import Trainer
 
 
 def statistics(values: Tensor) -> dict[str, Any]:
-    """Shape, how many are finite, where the first other one is, and range, mean and spread of those that are."""
+    """Statistics of a tensor: shape, number of finite values, index of the first other one, range, mean and std."""
     values = values.detach().float().cpu()
     is_finite = values.isfinite()
     finite, others = values[is_finite].double(), (~is_finite).nonzero()
@@ -27,15 +27,15 @@ def statistics(values: Tensor) -> dict[str, Any]:
 
 
 def dump(folder: Path, trainer: Trainer, error: Exception) -> Path:
-    """Write ``failure-ITERATION.json``, of other processes than the main one with their rank in the name.
+    """Write ``failure-ITERATION.json``; processes other than the main one add their rank to the name.
 
     Args:
-        folder: of the run.
-        trainer: that cannot go on.
-        error: why; a TrainingError's tensors are described.
+        folder: directory of the run.
+        trainer: trainer whose iteration failed.
+        error: exception that ended it; the tensors of a TrainingError are described.
 
     Returns:
-        the file.
+        Path of the file.
     """
     iteration, rank, slots = trainer.iteration, trainer.processes.index, trainer.slots
     tensors = dict(error.tensors) if isinstance(error, TrainingError) else {}
@@ -48,7 +48,7 @@ def dump(folder: Path, trainer: Trainer, error: Exception) -> Path:
         "iteration": iteration,
         "reason": " ".join(str(error).split()),
         "slots": [
-            # All draws of a slot are functions of these three.
+            # All random draws of a slot are functions of these three.
             {"seed, iteration, slot": [trainer.config.seed, iteration, slot.number]}
             | {"candidates": slot.prompts, "chosen": slot.prompt}
             for slot in slots

@@ -1,4 +1,4 @@
-"""The weights in training and the optimiser: an update is one step of AdamW, however processes share the work out."""
+"""Weights in training and their optimiser. An update is one AdamW step, however the processes divide the work."""
 
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -18,25 +18,25 @@ from harness.training.processes import Processes
 
 
 class Engine:
-    """Every process holds everything (``runtime.engine=ddp``): data parallelism, or one process alone.
+    """Data parallelism (``runtime.engine=ddp``), in which every process holds all weights; also for a single process.
 
     Gradients are averaged over processes once per update, in one exchange, however many backward passes it has.
 
     Args:
-        policy: whose weights are trained; its reference is kept already, if it needs one.
-        settings: of the optimiser.
-        processes: that train together.
+        policy: policy whose weights are trained; keep its reference first, if it needs one.
+        settings: settings of the optimiser.
+        processes: all processes of the run.
 
     Attributes:
-        parameters: in training, by name; the same names in all processes.
-        averages: of the weights, by name, if the settings ask for them; shared out as the weights are.
-        rounding: of the latest update of a network in 16 bits, of every 97th number: ``tiny_gradients``, the share
-            below 10 times AdamW's epsilon, which then decides on the step's size; and, where all weights are trained,
-            ``moved_weights``, the share whose 16 bits have changed. Empty in float32.
+        parameters: parameters in training, by name; the same names in all processes.
+        averages: moving averages of the weights, by name, if the settings ask for them; sharded like the weights.
+        rounding: statistics of the latest update of a 16-bit network, over every 97th value: ``tiny_gradients``, the
+            share of gradients below 10 times AdamW's epsilon, where epsilon determines the size of the step; and, if
+            all weights are trained, ``moved_weights``, the share whose 16 bits have changed. Empty in float32.
     """
 
     keeps_step: ClassVar[bool] = False
-    """Whether every forward and backward pass is an exchange, so that all processes must make equally many."""
+    """Whether every forward and backward pass is collective, so that all processes must make equally many."""
 
     def __init__(self, policy: Policy, settings: OptimizerConfig, processes: Processes) -> None:
         self.settings, self.processes = settings, processes
@@ -56,12 +56,12 @@ class Engine:
         self.averages = {name: p.detach().clone() for name, p in self.parameters.items()} if keeps_averages else {}
 
     def update(self, losses: Sequence[Callable[[], Tensor]], scale: float = 1.0) -> float:
-        """One optimiser step on the sum of the losses, averaged over processes, with gradients clipped.
+        """Make one optimiser step on the sum of the losses, averaged over processes, with gradient clipping.
 
         Args:
-            losses: called one after the other, each once the one before has been propagated backward: a forward's
-                activations are in memory for one of them at a time.
-            scale: of losses on their way backward, a power of 2, so that no gradient vanishes in half precision.
+            losses: functions that compute the losses. Each is called after the backward pass of the one before, so that
+                only one forward's activations are in memory at a time.
+            scale: loss scale for the backward pass, a power of 2, so that no gradient vanishes in half precision.
 
         Returns:
             Norm of the averaged gradient before clipping. If it is not finite, no step was taken.
@@ -74,7 +74,7 @@ class Engine:
         norm = self._clip(gradients)
         if math.isfinite(norm):
             self._step()
-        self.optimizer.zero_grad(set_to_none=True)  # now, so that no rollout has them in its memory
+        self.optimizer.zero_grad(set_to_none=True)  # frees the gradients' memory before the next rollout
         return norm
 
     def _step(self) -> None:
@@ -92,9 +92,9 @@ class Engine:
             self.rounding["moved_weights"] = has_moved.float().mean().item()
 
     def require_alike(self, iteration: int) -> None:
-        """Raise TrainingError unless all processes that hold whole weights hold the same, bit for bit: an exchange.
+        """Raise TrainingError unless all processes hold the same weights, by a bitwise checksum. Collective.
 
-        They get the same gradients, and take the same steps: one that does not has a fault of its own.
+        All processes receive the same gradients and take the same steps, so a difference is a fault of one of them.
         """
         parts = [p.detach().view(torch.int32).sum(dtype=torch.int64) for p in self.parameters.values()]
         sums = self.processes.gather_objects(int(torch.stack(parts).sum()), "comparing weights")
@@ -106,15 +106,15 @@ class Engine:
             )
 
     def _clip(self, gradients: Sequence[Tensor]) -> float:
-        """Scale gradients, averaged over processes, to ``max_grad_norm``; their norm before."""
+        """Average the gradients over processes, clip them to ``max_grad_norm``, and return their norm before that."""
         self.processes.average(gradients, "averaging gradients")
         return float(torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.settings.max_grad_norm))
 
     def move_averages(self, updates: int) -> None:
-        """average <- decay * average + (1 - decay) * weights, after every ``weight_ema_interval``-th update.
+        """Move averages after every ``weight_ema_interval``-th update: average <- d * average + (1 - d) * weights.
 
         Args:
-            updates: done since training began.
+            updates: number of updates since training began. The decay d is ``weight_ema``.
         """
         if self.settings.weight_ema is not None and updates % self.settings.weight_ema_interval == 0:
             for name, average in self.averages.items():
@@ -122,7 +122,7 @@ class Engine:
 
     @contextmanager
     def averaged_weights(self) -> Iterator[None]:
-        """Within: the network has the averaged weights, if the run keeps any."""
+        """Context manager in which the network has the averaged weights, if the run keeps averages."""
         self._swap()
         try:
             yield
@@ -131,21 +131,21 @@ class Engine:
 
     @torch.no_grad()
     def _swap(self) -> None:
-        # In place, since what shares weights out keeps memory of its own behind the parameters.
+        # In place, because FSDP2 keeps memory of its own behind the parameters.
         for name, average in self.averages.items():
             kept = average.clone()
             average.copy_(self.parameters[name])
             self.parameters[name].copy_(kept)
 
     def whole_weights(self) -> dict[str, Tensor] | None:
-        """The weights in training, by name, on the CPU of the main process (elsewhere none): an exchange.
+        """Trained weights by name, on the CPU of the main process; empty on the others. Collective.
 
-        None where the network itself holds all of them.
+        None if the network of each process already holds them whole, as it does here.
         """
         return None
 
     def state_dict(self) -> dict[str, Any]:
-        """Weights, averages and optimiser state: tensors that this process holds, or its share of them as DTensors."""
+        """Weights, averages and optimiser state, as tensors or, if they are sharded, as DTensors."""
         return {
             "parameters": {name: p.detach() for name, p in self.parameters.items()},
             "averages": self.averages,
@@ -153,7 +153,7 @@ class Engine:
         }
 
     def tensors(self) -> dict[str, Tensor]:
-        """What ``state_dict`` holds, by path, to be loaded in place; AdamW's moments are made if there are none yet."""
+        """Tensors of ``state_dict`` by path, to be overwritten in place; missing AdamW moments are created as zeros."""
         for number, parameter in enumerate(self.parameters.values()):
             if self.optimizer.state[parameter]:
                 continue
@@ -169,13 +169,13 @@ class Engine:
 
 
 def _sample(tensor: Tensor) -> Tensor:
-    """Some of a tensor's numbers, or of this process's share of it: the same each time."""
+    """Every 97th value of a tensor, or of this process's shard of it."""
     own = tensor.to_local() if isinstance(tensor, DTensor) else tensor
     return own.detach().flatten()[::97]
 
 
 def flat(state: Any, path: str = "") -> dict[str, Tensor]:
-    """The tensors of nested mappings, by the keys that lead to them, joined by ``/``."""
+    """Tensors of nested mappings, by the keys that lead to them, joined by ``/``."""
     if isinstance(state, Tensor):
         return {path: state}
     if not isinstance(state, dict):

@@ -1,4 +1,4 @@
-"""Evaluation: one deterministic ODE sample per prompt and fixed noise, scored by every reward of the panel."""
+"""Evaluation: one deterministic ODE sample per prompt and fixed noise, scored by every judge."""
 
 import json
 from collections import defaultdict
@@ -17,7 +17,7 @@ from harness.rollout import ode_trajectory
 from harness.training.scoring import require_finite
 
 _NOISE_SEED = 20_260_606
-"""Evaluation noise is the same for every run, whatever its seed: differences are the policy's."""
+"""Seed of evaluation noise. It is the same for every run, whatever its seed, so that only policies differ."""
 
 
 def draw(
@@ -26,14 +26,14 @@ def draw(
     generators: Sequence[torch.Generator],
     settings: EvaluationConfig | None = None,
 ) -> Tensor:
-    """Pictures ``[n, 3, H, W]`` of n prompts, each by the ODE from its own generator's noise.
+    """Draw pictures ``[n, 3, H, W]`` of n prompts, each by the ODE from noise of its own generator.
 
-    A CPU generator seeded with s gives the picture that the diffusers pipeline draws with it. Steps and size are the
-    policy's own where the settings leave them open.
+    A CPU generator seeded with s gives the same picture as the diffusers pipeline with that generator. Number of steps
+    and size are the policy's own where the settings leave them open.
 
     Raises:
-        ConfigError: an unfit size.
-        TrainingError: the policy has diverged, so that pictures are not finite.
+        ConfigError: the model cannot draw this size.
+        TrainingError: pictures are not finite, because the policy has diverged.
     """
     settings = settings or EvaluationConfig()
     size = settings.height or policy.config.height, settings.width or policy.config.width
@@ -54,7 +54,7 @@ def draw(
 def sample_images(
     policy: Policy, prompts: Sequence[str], noise_index: int, settings: EvaluationConfig | None = None
 ) -> Tensor:
-    """``draw`` with fixed noise: each prompt's depends on the prompt and ``noise_index`` alone."""
+    """``draw`` with fixed noise that depends only on the prompt and ``noise_index``."""
     return draw(policy, prompts, [generator_for(_NOISE_SEED, prompt, noise_index) for prompt in prompts], settings)
 
 
@@ -66,21 +66,21 @@ def evaluate(
     settings: EvaluationConfig | None = None,
     on_images: Callable[[Tensor], None] = lambda images: None,
 ) -> dict[str, list[float]]:
-    """Measure a policy on prompts: ``{metric: [a prompt's mean over noises]}``.
+    """Evaluate a policy on prompts: ``{metric: [mean over noises, for each prompt]}``.
 
     Args:
-        policy: that draws.
-        prompts: what.
-        rewards: all that judge.
-        num_noises: pictures per prompt.
+        policy: policy that draws the pictures.
+        prompts: prompts to draw.
+        rewards: rewards that judge the pictures.
+        num_noises: number of pictures per prompt.
         settings: see ``draw``.
-        on_images: receives each noise's pictures, one per prompt.
+        on_images: called once per noise with its pictures, one per prompt.
     """
     collected: dict[str, list[Tensor]] = defaultdict(list)
     for noise_index in range(num_noises):
         images = sample_images(policy, prompts, noise_index, settings)
         on_images(images)
-        # Two rewards may measure the same metric, such as a weighted sum and its part: equal, and counted once.
+        # Two rewards may measure the same metric, such as a weighted sum and its part: it is counted once.
         measured: dict[str, Tensor] = {}
         for reward in rewards:
             measured |= reward.measure(images, prompts)

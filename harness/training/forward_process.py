@@ -1,7 +1,7 @@
-"""Losses on the forward process: pictures are noised anew, and the flow-matching loss is weighed by their advantages.
+"""Losses on the forward process: pictures are noised again and flow-matching losses are weighted by their advantages.
 
-Formulas of AWM (arXiv 2509.25050) and DiffusionNFT (arXiv 2509.16117), as the trainers of X-GenGroup/Flow-Factory have
-them. Nothing of a rollout but its pictures matters: any sampler will do.
+Formulas of AWM (arXiv 2509.25050) and DiffusionNFT (arXiv 2509.16117), as implemented in the trainers of
+X-GenGroup/Flow-Factory. Only the pictures of a rollout are used, so any sampler can draw them.
 """
 
 from dataclasses import dataclass
@@ -15,9 +15,9 @@ from harness.transitions import Sigma, Transition
 
 @dataclass(frozen=True, eq=False)
 class Matching(Transition):
-    """A velocity at a noised picture, ``mean``, in the place of a stochastic step; what follows it is eps - x0.
+    """Predicted velocity at a noised picture (``mean``), used like a stochastic step whose ``x_next`` is eps - x0.
 
-    log_prob = -mean over dims of (eps - x0 - v)^2          (AWM, its uniform weighting)
+    log_prob = -mean over dims of (eps - x0 - v)^2          (AWM with uniform weighting)
     kl       =  mean over dims of (v - v_ref)^2
     """
 
@@ -31,23 +31,23 @@ class Matching(Transition):
 
 
 class ForwardProcess:
-    """The kernel of these losses: nothing is drawn."""
+    """Kernel for these losses; its steps wrap the velocity, and nothing is drawn."""
 
     def step(
         self, x: Tensor, velocity: Tensor, sigma: Sigma, sigma_next: Sigma, sigma_fallback: Sigma | None = None
     ) -> Matching:
-        """The network's velocity ``[n, ...]`` at ``x``; the next sigma does not matter."""
+        """Wrap the network's velocity ``[n, ...]`` at ``x``; the next sigma and the fallback are unused."""
         return Matching(velocity.float(), velocity.new_zeros(()), sigma)
 
 
 def noised_again(rollout: Rollout, sigmas: Tensor, group_size: int, generator: torch.Generator) -> Rollout:
-    """A rollout whose steps are its pictures, noised to the sigmas of the steps: x = (1 - s) x0 + s eps, then eps - x0.
+    """Replace the steps of a rollout by its pictures noised to their sigmas: x = (1 - s) x0 + s eps, x_next = eps - x0.
 
     Args:
-        rollout: with a group of pictures for each step, or one that all steps share.
-        sigmas: of the schedule, ``[N + 1]``.
+        rollout: rollout with a group of pictures for each step, or one that all steps share.
+        sigmas: schedule, ``[N + 1]``.
         group_size: G.
-        generator: on the CPU, for eps.
+        generator: CPU generator for eps.
     """
     groups = rollout.finals.float().unflatten(0, (-1, group_size))
     steps = []
@@ -60,19 +60,19 @@ def noised_again(rollout: Rollout, sigmas: Tensor, group_size: int, generator: t
 
 
 def nft_loss(new: Matching, old: Transition, target: Tensor, advantages: Tensor, largest: float) -> Tensor:
-    """DiffusionNFT's loss with beta = 1: to the picture with v, and away from it with its mirror image 2 v_old - v::
+    """DiffusionNFT's loss with beta = 1, which fits v to good pictures and its mirror image 2 v_old - v to bad ones::
 
         largest * mean(r L(v) + (1 - r) L(2 v_old - v))        r = (1 + A / largest) / 2, in [0, 1]
         L(v) = mean(e^2) / mean|e|                              e = sigma (target - v), the error of x0; over latents
 
-    The denominator is taken as a constant.
+    The denominator is treated as a constant.
 
     Args:
-        new: the policy's in training, with gradient, of n samples.
-        old: the policy's that drew the pictures. Taken as a constant.
+        new: velocities of the policy in training, with gradient, of n samples.
+        old: velocities of the policy that drew the pictures; treated as constants.
         target: eps - x0, ``[n, ...]``.
         advantages: ``[n]``.
-        largest: absolute advantage from which on r is 0 or 1.
+        largest: absolute advantage at and above which r is 0 or 1.
     """
     share = (0.5 + advantages / (2 * largest)).clamp(0, 1)
     mirrored = 2 * old.mean.detach() - new.mean

@@ -1,4 +1,4 @@
-"""An iteration's optimiser updates: the terms of their losses, and the losses themselves."""
+"""Optimiser updates of an iteration: the terms of the loss, and the losses."""
 
 import math
 from collections import defaultdict
@@ -28,24 +28,24 @@ Logged = dict[str, list[float]]
 
 @dataclass(frozen=True)
 class Term:
-    """A term of an update's loss: siblings of a step, their prompt and advantages ``[G]``, and the term's weight."""
+    """Term of an update's loss: n siblings of a step, the prompt's embedding, advantages ``[n]`` and the weight."""
 
     step: TrainStep
     text: PromptEmbedding
     advantage: Tensor
     share: float
     old: Transition | None = None
-    """The old policy's step by the arithmetic of the update, where it takes the place of the rollout's."""
+    """Step of the old policy, recomputed in the batches and precision of the update; None if it is not recomputed."""
 
 
 class Learner:
     """Updates a policy from rollouts and their advantages.
 
     Args:
-        config: the run.
-        policy: in training.
+        config: configuration of the run.
+        policy: policy in training.
         kernel: the method's stochastic step.
-        engine: that has the weights.
+        engine: engine that holds the weights and the optimiser.
     """
 
     def __init__(self, config: RunConfig, policy: Policy, kernel: Kernel, engine: Engine) -> None:
@@ -53,31 +53,31 @@ class Learner:
         self.kernel = ForwardProcess() if config.objective.is_forward else kernel
         self.sigmas = policy.sigmas(config.model.num_steps)
         self.max_batch = config.model.execution.max_train_batch or config.model.max_batch
-        # float16 ends at 6e-8 and at 65504. Every update begins with the largest scale: a resumed run has no other.
+        # float16 covers 6e-8 to 65504. Every update starts at the largest scale, so that a resumed run does the same.
         self.scales = (2.0**16, 2.0**12, 2.0**8, 1.0) if config.model.precision == "fp16" else (1.0,)
 
     def update(
         self, rollouts: Sequence[Rollout], advantages: Sequence[Tensor], iteration: int, spent: Counters
     ) -> Logged:
-        """``updates_per_iteration`` optimiser steps.
+        """Make ``objective.updates_per_iteration`` optimiser steps.
 
         Args:
-            rollouts: this process's, in the order of slots.
-            advantages: of each, ``[groups, G]``.
-            iteration: 1 and up.
-            spent: forwards are added to it.
+            rollouts: rollouts of this process, in the order of slots.
+            advantages: advantages of each rollout, ``[groups, G]``.
+            iteration: number of the iteration, from 1.
+            spent: counters to which the forwards are added.
 
         Returns:
-            What was logged, by name: one value per term of a loss, and ``grad_norm`` and
-            ``Engine.rounding`` of each update.
+            Logged values by name: one value per term of a loss, and per update ``grad_norm`` and the values of
+            ``Engine.rounding``.
 
         Raises:
-            TrainingError: a loss or a gradient is not finite; this update's step was not taken.
+            TrainingError: a loss or a gradient is not finite; the step of this update was not taken.
         """
         logged: Logged = defaultdict(list)
         updates = [self._terms(batch) for batch in split_updates(rollouts, advantages, self.objective)]
         if self.objective.old_log_prob == "recomputed" and not self.objective.is_on_policy:
-            # All of them before the first update; where updates share all samples, once.
+            # Recompute all before the first update changes the weights; only once if updates share all samples.
             distinct = updates[:1] if self.objective.update_on == "all" else updates
             fresh = [self._with_old_steps(terms, spent) for terms in distinct]
             updates = fresh * (len(updates) // len(fresh))
@@ -94,7 +94,7 @@ class Learner:
         return logged
 
     def _step(self, terms: Sequence[Term], logged: Logged, spent: Counters, iteration: int) -> float:
-        """One optimiser step, if a gradient is finite with any scale of the loss; its norm."""
+        """Try the loss scales until the gradient is finite, take the optimiser step, and return the gradient's norm."""
         parts = [*self._parts(terms)]
         missing = self._missing(parts)
         for scale in self.scales:
@@ -109,7 +109,7 @@ class Learner:
         return norm
 
     def _terms(self, batch: Batch) -> list[Term]:
-        """The terms of an update's loss, which is the mean over all its transitions."""
+        """Terms of an update's loss, which is the mean over all its transitions."""
         total = sum(len(step.x_next) for _, step, _ in batch)
         return [
             Term(piece, rollout.text, advantage[rows].to(piece.x.device), len(piece.x_next) / total)
@@ -118,7 +118,7 @@ class Learner:
         ]
 
     def _parts(self, terms: Sequence[Term]) -> Iterator[list[Term]]:
-        """Consecutive terms, as many as need at most ``max_batch`` samples in a forward, but at least one."""
+        """Group consecutive terms into forwards of at most ``max_batch`` samples, but at least one term each."""
         part: list[Term] = []
         for term in terms:
             if part and sum(len(other.step.x) for other in [*part, term]) > self.max_batch:
@@ -128,14 +128,14 @@ class Learner:
         yield part
 
     def _missing(self, parts: Sequence[list[Term]]) -> int:
-        """How many parts this process has fewer than another one, if all must keep in step."""
+        """Number of parts that this process lacks beside the one with most, if all must keep in step; else 0."""
         if not self.engine.keeps_step:
             return 0
         return max(self.engine.processes.gather_objects(len(parts), "counting parts")) - len(parts)
 
     @torch.no_grad()
     def _with_old_steps(self, terms: Sequence[Term], spent: Counters) -> list[Term]:
-        """The terms with the old policy's steps by the arithmetic of the update: batches, adapters, precision."""
+        """The terms with ``old`` set: steps of the present policy, computed in the update's batches and precision."""
         recomputed = []
         parts = [*self._parts(terms)]
         missing = self._missing(parts)
@@ -148,7 +148,7 @@ class Learner:
         return recomputed
 
     def _loss(self, part: Sequence[Term], logged: Logged, spent: Counters) -> Tensor:
-        """A part of an update's loss."""
+        """Loss of one part: the weighted sum of its terms."""
         losses = self._losses(part, logged)
         count = sum(len(term.step.x) for term in part)
         spent.train_forwards += count
@@ -164,11 +164,11 @@ class Learner:
         return loss
 
     def _no_loss(self, part: Sequence[Term]) -> Tensor:
-        """What a process computes to keep in step with others: nothing is learnt, and nothing counts."""
+        """A loss of 0 with a forward and backward pass, to keep in step with other processes; not counted or logged."""
         return 0 * self._loss(part, defaultdict(list), Counters())
 
     def _losses(self, terms: Sequence[Term], logged: Logged) -> list[Tensor]:
-        """The surrogate loss of each term's siblings, from one forward with gradient for all of them."""
+        """Loss of each term, by the objective, from one forward with gradient for all of them."""
         objective, transitions = self.objective, self._transitions(terms)
         references: Sequence[Transition | None] = [None] * len(terms)
         if objective.kl_beta:
@@ -180,7 +180,7 @@ class Learner:
             from_rollout = ratio_stats(log_prob, term.step.old_log_prob)
             old_log_prob = term.step.old_log_prob if term.old is None else term.old.log_prob(term.step.x_next)
             if objective.is_on_policy:
-                # The same arithmetic on both sides makes the ratio exactly 1; the rollout's differs in the last digits.
+                # The ratio is then exactly 1; the rollout's log-probabilities differ in the last digits.
                 old_log_prob = log_prob.detach()
             advantage, clipped = term.advantage, dict[str, float]()
             if objective.kind in ("grpo_guard", "flow_dppo"):
@@ -193,7 +193,7 @@ class Learner:
                 loss = nft_loss(transition, term.old, term.step.x_next, advantage, objective.advantage_clip)
             kl = loss.new_zeros(()) if reference is None else transition.kl(reference).mean()
             losses.append(loss + objective.kl_beta * kl)
-            # By construction the ratio of an on-policy loss says nothing: what is logged is how far sampling was off.
+            # The ratio of an on-policy loss is 1 by construction; logged is how far sampling and training differ.
             ratios = vars(from_rollout if objective.is_on_policy else stats) | clipped
             if term.old is not None and not objective.is_forward:
                 ratios = ratios | {f"rollout_{name}": vars(from_rollout)[name] for name in _RATIOS}
@@ -204,7 +204,7 @@ class Learner:
     def _compared(
         self, term: Term, old: Transition, new: Transition
     ) -> tuple[Tensor, Tensor, Tensor, dict[str, float]]:
-        """New and old log-probabilities and advantages as the objective has them, and what it logs otherwise."""
+        """New and old log-probabilities (GRPO-Guard: log-ratio and 0), advantages, and logged values to replace."""
         x_next, advantage = term.step.x_next, term.advantage
         if self.objective.kind == "grpo_guard":
             log_ratio = centred_log_ratio(new.mean, old.mean, new.std, x_next)
@@ -215,7 +215,7 @@ class Learner:
         return log_prob, old_log_prob, advantage * kept, {"clip_fraction": 1 - kept.float().mean().item()}
 
     def _transitions(self, terms: Sequence[Term]) -> list[Transition]:
-        """Each term's stochastic step under the present weights; siblings that share x need one forward."""
+        """Stochastic step of each term under the present weights; siblings that share x need one forward."""
         sizes = [len(term.step.x) for term in terms]
         sigmas = torch.cat([self.sigmas[term.step.index].expand(n) for term, n in zip(terms, sizes, strict=True)])
         text = PromptEmbedding.cat([term.text.repeat(n) for term, n in zip(terms, sizes, strict=True)])

@@ -1,4 +1,4 @@
-"""wandb as a mirror of a run's logs: never read back, never needed, and never waited for beyond a bound."""
+"""wandb as a mirror of a run's logs. It is never read back, a run does not need it, and waits for it are bounded."""
 
 import hashlib
 import json
@@ -18,14 +18,14 @@ from harness.foundation.files import read_text
 from harness.runs.directory import RunDirectory
 
 _PATIENCE_SECONDS = 60.0
-"""For wandb to begin, and again to end."""
+"""Longest wait for wandb to start, and again for it to finish."""
 
 
 class Mirror:
-    """A wandb run, or nothing at all when it is off; a context manager.
+    """Context manager around a wandb run; does nothing if wandb is off.
 
-    All of wandb is called in a thread of its own: whatever it raises is one line, and what hangs is left alone. A
-    resumed run continues the same wandb run, with all that the run's own logs have.
+    All calls of wandb are made in a separate thread: an exception is reported in one line, and a call that hangs is
+    abandoned. A resumed run continues the same wandb run, which receives everything in the run's own logs.
     """
 
     def __init__(self, run: RunDirectory, config: LoggingConfig, enabled: bool) -> None:
@@ -33,7 +33,7 @@ class Mirror:
         self._run: Any = None
         self._is_on = enabled and config.wandb != "off"
         self._first_step = 0
-        """Which wandb does not have yet."""
+        """First step that wandb does not have yet."""
         self._has_complained = False
         self._tasks: queue.SimpleQueue[Callable[[], object] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._work, name="wandb", daemon=True)
@@ -57,11 +57,11 @@ class Mirror:
                 self._complain(f"not done after {_PATIENCE_SECONDS:g} s")
 
     def training(self, record: Mapping[str, Any]) -> None:
-        """Mirror a line of metrics.jsonl."""
+        """Mirror a record of metrics.jsonl."""
         self._log(record, record["iteration"])
 
     def evaluation(self, record: Mapping[str, Any]) -> None:
-        """Mirror a line of eval.jsonl, without single prompts, and its pictures if it has some."""
+        """Mirror a record of eval.jsonl, without the values of single prompts, and its gallery if there is one."""
         split, iteration = record["split"], record["iteration"]
         self._log({split: record["metrics"]}, iteration)
         picture = self._directory.folder / "images" / f"{split}-{iteration:05d}.png"
@@ -74,7 +74,7 @@ class Mirror:
             self._with_run(lambda run: run.log(flat, step=step), step)
 
     def _with_run(self, call: Callable[[Any], object], step: float = math.inf) -> None:
-        """Have something called with the wandb run, unless it could not begin or has the step already."""
+        """Queue a call with the wandb run; skipped if wandb could not start or has this step already."""
         self._tasks.put(lambda: call(self._run) if self._run is not None and step >= self._first_step else None)
 
     def _work(self) -> None:
@@ -98,7 +98,7 @@ class Mirror:
         directory = self._directory
         mode: Literal["online", "offline"] = "online" if self._config.wandb == "online" else "offline"
         name = f"{directory.config.experiment}/{directory.run_id}"
-        # The same run is the same wandb run, wherever it is resumed.
+        # A function of the name, so that a resumed run finds its wandb run on any machine.
         run_id = hashlib.sha256(name.encode()).hexdigest()[:16]
         run = wandb.init(
             project=os.environ.get("WANDB_PROJECT", "adagrpo"),
@@ -120,7 +120,7 @@ class Mirror:
         )
         self._run = run
         if mode == "offline":
-            # What is replayed now is all that they had, and more where the process was killed.
+            # The replay contains everything that the earlier files have, and what they lack if the process was killed.
             for earlier in (directory.folder / "wandb").glob(f"offline-run-*-{run_id}"):
                 if earlier != Path(run.dir).parent:
                     shutil.rmtree(earlier, ignore_errors=True)
@@ -128,7 +128,7 @@ class Mirror:
             self._first_step = run.starting_step
 
     def _replay(self) -> None:
-        """Mirror what the run's logs have already."""
+        """Mirror everything that is already in the run's logs."""
         replay: list[tuple[int, Callable[[Mapping[str, Any]], None], dict[str, Any]]] = []
         files: dict[str, Callable[[Mapping[str, Any]], None]]
         files = {"metrics.jsonl": self.training, "eval.jsonl": self.evaluation}
@@ -145,7 +145,7 @@ class Mirror:
 
 
 def _flat(metrics: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
-    """Numbers of nested mappings, as ``outer/inner``."""
+    """Numbers of nested mappings, named ``outer/inner``."""
     for key, value in metrics.items():
         if isinstance(value, Mapping):
             yield from _flat(value, f"{prefix}{key}/")

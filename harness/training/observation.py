@@ -1,4 +1,4 @@
-"""What pictures look like, beside what rewards say of them: signs of a policy that hacks its reward, or collapses."""
+"""Statistics of pictures that no reward measures, for signs of reward hacking and of collapsing diversity."""
 
 from collections.abc import Sequence
 from itertools import combinations
@@ -11,24 +11,24 @@ from harness.models.miniature import lettering
 from harness.models.miniature.prompts import parse_prompt
 
 VERSION = "1"
-"""Version of all measures here: numbers measured under another one are measured again."""
+"""Version of all measures in this module; cached values of another version are measured again."""
 
 _LARGEST_SIDE = 128
-"""Pixels: larger pictures are compared at this size, so that few gigabytes of them need be kept."""
+"""Pixels per side to which larger pictures are reduced before they are compared, to save memory."""
 
 
 class Observer:
-    """Sees an evaluation's pictures, one noise after another, and measures them prompt by prompt.
+    """Collects an evaluation's pictures, one noise after another, and measures them prompt by prompt.
 
-    Of any pictures, with two noises or more: ``pictures/pixel_spread``, the root-mean-square difference of two pictures
-    of a prompt, mean over pairs, in [0, 1] as pixels are; 0 for a policy that draws one picture whatever the noise.
+    For any pictures with two noises or more: ``pictures/pixel_spread``, the root-mean-square difference of two pictures
+    of a prompt, mean over pairs, in [0, 1] as pixels are; 0 for a policy that draws the same picture from any noise.
 
-    Of the miniature's, too: what ``lettering.measure`` says, and with two noises or more ``pictures/font_spread``, the
-    probability that two pictures of a prompt have different fonts, and ``pictures/colour_spread``, how far their text
-    and background colours are apart, as in ``pixel_spread``.
+    For the miniature also fonts and texture, see ``lettering.measure``, and with two noises or more
+    ``pictures/font_spread``, the probability that two pictures of a prompt have different fonts, and
+    ``pictures/colour_spread``, the difference of their text and background colours, computed like ``pixel_spread``.
 
     Args:
-        prompts: of the pictures.
+        prompts: prompts of the pictures.
     """
 
     def __init__(self, prompts: Sequence[str]) -> None:
@@ -38,13 +38,13 @@ class Observer:
         self._lettering: list[dict[str, Tensor]] = []
 
     def add(self, images: Tensor) -> None:
-        """Take in one picture of each prompt, ``[prompts, 3, H, W]`` in [0, 1]."""
+        """Add one picture of each prompt, ``[prompts, 3, H, W]`` in [0, 1]."""
         self._small.append(reduced(images))
         if self._is_miniature:
             self._lettering.append(lettering.measure(images.detach().float().cpu(), self._prompts))
 
     def metrics(self) -> dict[str, list[float]]:
-        """``{metric: [one value per prompt]}``, of all that was seen: means over noises and pairs of them."""
+        """``{metric: [one value per prompt]}`` over all pictures added: means over noises or pairs of noises."""
         measured: dict[str, Tensor] = {}
         if self._lettering:
             fonts = torch.stack([seen["fonts"] for seen in self._lettering])
@@ -60,17 +60,17 @@ class Observer:
 
 
 def _spread(noises: Sequence[Tensor]) -> Tensor:
-    """``[prompts]``: root-mean-square difference of two of ``noises``, each ``[prompts, ...]``; mean over pairs."""
+    """Root-mean-square difference of two of ``noises``, each ``[prompts, ...]``; mean over pairs, ``[prompts]``."""
     pairs = [(a - b).flatten(1).square().mean(1).sqrt() for a, b in combinations(noises, 2)]
     return torch.stack(pairs).mean(0)
 
 
 def group_spreads(images: Tensor, prompt: str, group_size: int) -> dict[str, float]:
-    """The spreads of ``Observer`` within groups of training, mean over groups: ``{"pixel_spread": ...}`` and so on.
+    """Spreads of ``Observer`` within groups of training, mean over groups: ``{"pixel_spread": ...}`` and so on.
 
     Args:
-        images: ``[groups * group_size, 3, H, W]`` in [0, 1], a group's one after another.
-        prompt: of all of them.
+        images: ``[groups * group_size, 3, H, W]`` in [0, 1], group after group.
+        prompt: prompt of all pictures.
         group_size: at least 2.
     """
     siblings = images.unflatten(0, (-1, group_size)).unbind(1)
@@ -82,7 +82,7 @@ def group_spreads(images: Tensor, prompt: str, group_size: int) -> dict[str, flo
 
 
 def reduced(images: Tensor) -> Tensor:
-    """Pictures ``[B, 3, H, W]`` on the CPU, with at most ``_LARGEST_SIDE`` pixels per side."""
+    """Pictures ``[B, 3, H, W]`` on the CPU in float32, reduced to at most ``_LARGEST_SIDE`` pixels per side."""
     images = images.detach().float().cpu()
     height, width = images.shape[-2:]
     factor = max(height, width) / _LARGEST_SIDE

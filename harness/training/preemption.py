@@ -1,4 +1,4 @@
-"""SIGTERM and SIGUSR1, with which a scheduler says that it takes the machine back: a run saves and ends in time."""
+"""Handling of SIGTERM and SIGUSR1, by which a scheduler announces preemption: the run saves and ends in time."""
 
 import os
 import signal
@@ -12,10 +12,10 @@ _SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 
 
 class Preemption:
-    """Within: the signals are heard. Called, it says which was, for a session to save and end at its next chance.
+    """Context manager that catches the signals, in the main thread. Calling it returns the signal that was received.
 
-    If that takes longer than ``runtime.preemption_seconds`` the process ends with ``Preempted.exit_code`` all the same:
-    the latest checkpoint is then the last thing that counts. It is made in the main thread.
+    A session asks at each chance, then saves and ends. If that takes longer than ``runtime.preemption_seconds``, the
+    process ends with ``Preempted.exit_code`` anyway, and the run resumes from the latest checkpoint.
     """
 
     def __init__(self, run: RunDirectory) -> None:
@@ -24,7 +24,7 @@ class Preemption:
         self._late.daemon = True
 
     def __call__(self) -> str | None:
-        """The signal that was heard, or None."""
+        """Name of the signal that was received, or None."""
         return self.heard or None
 
     def __enter__(self) -> "Preemption":

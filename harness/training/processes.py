@@ -1,4 +1,4 @@
-"""The processes of a run: how one joins the others, what they exchange, and what is said when one does not come."""
+"""Processes of a run: joining them, collective operations, and error messages when one does not arrive."""
 
 import math
 import sys
@@ -17,16 +17,16 @@ from harness.config import ConfigError, RunConfig
 from harness.foundation.errors import CollectiveError, HarnessError
 
 _GRACE_SECONDS = 5.0
-"""Between what is said of a wait that was too long, and the end of it by the backend."""
+"""Time between the message about a wait that is too long and the end of the wait by the backend."""
 
 
 def make_accelerator(config: RunConfig) -> Accelerator:
-    """This process's place among all; the first call in a process joins it to the others.
+    """accelerate's handle of this process; the first call in a process connects it to the others.
 
     Raises:
-        ConfigError: no such device, the world size is not the one asked for, or the processes were launched for another
-            engine.
-        CollectiveError: the others have not come, or one of them has failed.
+        ConfigError: the device does not exist, the world size is not ``runtime.processes``, or the processes were
+            launched for another engine.
+        CollectiveError: the other processes did not arrive in time, or one of them has failed.
     """
     runtime = config.runtime
     if runtime.device == "cuda" and not torch.cuda.is_available():
@@ -53,20 +53,20 @@ def make_accelerator(config: RunConfig) -> Accelerator:
 
 
 def print_late(error: CollectiveError) -> None:
-    """Say on stderr that a wait is too long."""
+    """Report on stderr that a wait is too long."""
     print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
 
 
 class Processes:
-    """All processes of a run, as one of them sees them.
+    """Collective operations among the processes of a run.
 
-    Every exchange needs all of them. It is called by what it is for, so that whoever waits in vain can say at what.
+    Every operation must be called by all processes. ``what`` describes it in the message about a wait in vain.
 
     Args:
-        accelerator: of this process.
-        timeout_seconds: longest wait in an exchange.
-        on_late: told of a wait that is too long, from another thread, a moment before the backend ends the wait: by an
-            exception on the CPU, but on GPUs NCCL ends the process.
+        accelerator: accelerate's handle of this process.
+        timeout_seconds: longest wait in an operation.
+        on_late: called from another thread when a wait is too long, shortly before the backend ends it: on the CPU by
+            an exception, but on GPUs NCCL ends the process.
     """
 
     def __init__(
@@ -78,31 +78,31 @@ class Processes:
         self.accelerator = accelerator
         self.index, self.count = accelerator.process_index, accelerator.num_processes
         self.is_main = accelerator.is_main_process
-        # accelerate numbers CPUs, as in cpu:0, where there are several processes; not all libraries know such a device.
+        # With several processes accelerate numbers CPUs, as in cpu:0, a device that not all libraries know.
         self.device = torch.device("cpu") if accelerator.device.type == "cpu" else accelerator.device
         self.timeout_seconds = timeout_seconds
         self.on_late = on_late
         self._moment = ""
 
     def gather(self, values: Tensor, what: str) -> Tensor:
-        """All processes' values, along the first dimension, on the CPU."""
+        """Values of all processes, concatenated along the first dimension, on the CPU."""
         with self._meeting(what):
             return self.accelerator.gather(values.to(self.device)).cpu()
 
     def gather_objects(self, one: Any, what: str) -> list[Any]:
-        """What each process brings, in the order of processes."""
+        """Objects of all processes, in the order of processes."""
         with self._meeting(what):
             return gather_object([one])
 
     def broadcast(self, one: Any, what: str) -> Any:
-        """What the main process brings."""
+        """The main process's object, on every process."""
         carried = [one]
         with self._meeting(what):
             broadcast_object_list(carried)
         return carried[0]
 
     def average(self, tensors: Sequence[Tensor], what: str) -> None:
-        """Replace tensors by their means over processes, all in one exchange."""
+        """Replace tensors in place by their means over processes, all in one exchange."""
         if self.count == 1:
             return
         with self._meeting(what):
@@ -111,13 +111,13 @@ class Processes:
                 tensor.copy_(part.view_as(tensor))
 
     def wait(self, what: str) -> None:
-        """Until all are here."""
+        """Wait until all processes have called this."""
         with self._meeting(what):
             self.accelerator.wait_for_everyone()
 
     @contextmanager
     def at(self, moment: str) -> Iterator[None]:
-        """Within: messages name the moment, and an exchange that fails inside of torch has such a message too."""
+        """Context manager that adds ``moment`` to error messages, also to those of exchanges that fail inside torch."""
         before, self._moment = self._moment, f" at {moment}"
         try:
             yield
@@ -133,7 +133,7 @@ class Processes:
         if self.count == 1:
             yield
             return
-        # On GPUs nobody can catch what ends the wait.
+        # A timer, because on GPUs the end of the wait cannot be caught.
         late = threading.Timer(min(self.timeout_seconds, threading.TIMEOUT_MAX), self._say_late, [what])
         late.daemon = True
         late.start()

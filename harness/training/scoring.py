@@ -1,4 +1,4 @@
-"""Scores of sampled pictures, by component, that may still be under way while more is sampled."""
+"""Scores of sampled pictures, by component, computed asynchronously while more pictures are sampled."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,17 +12,17 @@ from harness.rewards.base import Pending
 
 
 def require_finite(values: Tensor, what: str, where: str) -> None:
-    """Raise TrainingError, which has the values, unless all are finite: it shows there when a policy has diverged."""
+    """Raise TrainingError, with the values attached, unless all are finite; a diverged policy is noticed here."""
     if not values.isfinite().all():
         raise TrainingError(f"{what} are not finite {where}: lower the learning rate", {what: values})
 
 
 @dataclass(frozen=True)
 class Scores:
-    """What n pictures, or groups of pictures, scored.
+    """Scores of n pictures, or of groups of pictures.
 
     Args:
-        components: ``[n]`` float64 of each component, as its reward scores.
+        components: ``[n]`` float64 for each component, in its own unit.
         total: ``[n]`` float64, the reward to train on.
     """
 
@@ -30,23 +30,23 @@ class Scores:
     total: Tensor
 
     def grouped(self, group_size: int) -> "Scores":
-        """The same as ``[groups, G]``."""
+        """The same scores, reshaped to ``[groups, G]``."""
         components = {name: values.reshape(-1, group_size) for name, values in self.components.items()}
         return Scores(components, self.total.reshape(-1, group_size))
 
 
 @dataclass(frozen=True)
 class PendingScores:
-    """Scores that were asked for, a part of the pictures at a time."""
+    """Scores that have been requested, one request per part of the pictures."""
 
     reward: Reward
     parts: Sequence[Pending]
 
     def wait(self) -> Scores:
-        """All scores, in float64: in float32 a group of equal rewards has advantages made of rounding.
+        """Wait for all scores. In float64, because float32 rounding would give groups of equal rewards advantages.
 
         Raises:
-            RewardError: the reward could not score, or a score is not finite.
+            RewardError: the reward failed, or a score is not finite.
         """
         arrived = [part() for part in self.parts]
         components = {name: torch.cat([part[name] for part in arrived]).double() for name in arrived[0]}
@@ -61,16 +61,16 @@ class PendingScores:
 def start_scoring(
     reward: Reward, decode: Callable[[Tensor], Tensor], latents: Tensor, prompts: Sequence[str], max_batch: int
 ) -> PendingScores:
-    """Decode pictures, at most ``max_batch`` at a time, and hand each part to the reward.
+    """Decode pictures, at most ``max_batch`` at a time, and submit each part to the reward.
 
     A remote reward scores one part while the next is decoded.
 
     Args:
-        reward: scores them.
-        decode: latents -> pictures ``[n, 3, H, W]`` in [0, 1], rounded to 1/255.
-        latents: of n pictures.
+        reward: reward that scores them.
+        decode: maps latents to pictures ``[n, 3, H, W]`` in [0, 1], rounded to 1/255.
+        latents: latents of n pictures.
         prompts: n prompts.
-        max_batch: pictures in a part.
+        max_batch: most pictures in a part.
     """
     parts = [
         reward.submit(decode(latents[start : start + max_batch]), prompts[start : start + max_batch])

@@ -1,4 +1,4 @@
-"""A run from start to end: set-up or resume, iterations, evaluations, checkpoints, logs."""
+"""Execution of a run from start to end: set-up or resume, iterations, evaluations, checkpoints, logs."""
 
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -31,22 +31,22 @@ from harness.training.trainer import Trainer
 _SAY_EVERY = 5  # iterations
 
 OnValidation = Callable[[int, Mapping[str, float]], None]
-"""Receives an iteration and the metrics measured there on validation prompts; may raise StopRun."""
+"""Callback that receives an iteration and its metrics on validation prompts; may raise StopRun."""
 
 
 class Session:
     """Executes a prepared run directory, from the start or from its checkpoint.
 
     Args:
-        run: the run.
-        say: receives a line of progress now and then, on the main process.
-        on_validation: called after each validation, on the main process; what it raises, StopRun, ends all.
-        asked_to_end: the signal that asks this process to save and end, or None.
+        run: directory of the run.
+        say: receives lines of progress, on the main process.
+        on_validation: called after each validation, on the main process; a StopRun that it raises ends all processes.
+        asked_to_end: returns the signal that asks this process to save and end, or None.
 
     Raises:
-        ConfigError: the run is not what it was when it was made, the world size is not the one asked for, or a
-            prompt cannot be drawn by the model.
-        RewardError: something that a reward needs is not there.
+        ConfigError: the run has changed since its directory was made, the world size is not ``runtime.processes``, or
+            the model cannot take a prompt.
+        RewardError: something that a reward needs is missing.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class Session:
         self.on_validation = on_validation
         runtime = self.config.runtime
         torch.set_num_threads(runtime.threads)
-        # What an earlier run in this process drew must not matter; numpy takes 32 bits.
+        # Independent of what an earlier run in this process has drawn; numpy's seeds have 32 bits.
         set_seed(self.config.seed % 2**32)
         accelerator = make_accelerator(self.config)
         self.processes = Processes(accelerator, runtime.timeout_seconds, self._note_late)
@@ -93,14 +93,14 @@ class Session:
         self.run.note_failure(error)
 
     def _cut_prompts(self, policy: Policy) -> list[str]:
-        """What the model's text encoders and the rewards do not read of each list."""
+        """Warnings about prompts of each list that the model's text encoders or the rewards truncate."""
         rewards = {part.name: part for judge in self.judges for part in judge.parts}
         readers: list[ReadsText] = [policy, *rewards.values()]
         found = [truncations(readers, prompts, f"prompts.{split}") for split, prompts in self.prompts.items()]
         return [line for lines in found for line in lines]
 
     def _prepare_text(self, policy: Policy) -> None:
-        """Encode all prompts of the run; each process does a share, and waits until all are on disk."""
+        """Encode all prompts of the run, a share in each process, and wait until all are on disk."""
         drawn = drawn_prompts(self.prompts["train"], self.config)
         needed = [*drawn, *self.prompts["validation"], *self.prompts.get("test", ())]
         self.say(f"encoding {len(needed)} prompts, but those that are cached")
@@ -108,11 +108,11 @@ class Session:
         self.processes.wait("encoding prompts")
 
     def execute(self) -> None:
-        """Train to the end: validation at the interval, and one test when training is over.
+        """Train to the end, with a validation at each interval and one test after the last iteration.
 
         Raises:
-            StopRun: ``on_validation`` did; the checkpoint has what was trained so far.
-            Preempted: ``asked_to_end`` did; the same.
+            StopRun: ``on_validation`` raised it; the state was saved in a checkpoint before.
+            Preempted: ``asked_to_end`` returned a signal; the state was saved in a checkpoint before.
             TrainingError: training cannot go on.
         """
         trainer, config = self.trainer, self.config
@@ -154,7 +154,7 @@ class Session:
                     )
 
     def _iterate(self, mirror: Mirror) -> dict[str, Any]:
-        """An iteration with the evaluations and the checkpoint that are due after it; its line of metrics.jsonl."""
+        """Run an iteration, then the evaluations and the checkpoint that are due; returns its metrics.jsonl record."""
         trainer, config = self.trainer, self.config
         iteration, tracker, start = trainer.iteration, trainer.tracker.state_dict(), time.perf_counter()
         has_learnt = False
@@ -176,18 +176,18 @@ class Session:
                 self.say(f"{dump(self.run.folder, trainer, error)} says what it was at")
             # Several processes cannot agree on a checkpoint when one of them has failed.
             if self.processes.count == 1:
-                if not has_learnt:  # an iteration whose scores do not arrive does not count
+                if not has_learnt:  # undo an iteration whose scores did not arrive
                     trainer.iteration = iteration
                     trainer.tracker.load_state_dict(tracker)
-                self._save("running", str(error))  # a resumed run makes up for a missing evaluation
+                self._save("running", str(error))  # a resumed run makes a missing evaluation up
             raise
-        # After the evaluations: a run resumed from this checkpoint need not repeat them.
+        # Saved after the evaluations, so that a run resumed from this checkpoint need not repeat them.
         if trainer.iteration == config.iterations or trainer.iteration % config.runtime.checkpoint_interval == 0:
             self._save("running")
         return record
 
     def _end_if_asked(self) -> None:
-        """Raise Preempted, in all processes, if one of them has been asked to end."""
+        """Raise Preempted in all processes if any of them has been asked to end. Collective."""
         asked = self.asked_to_end()
         if self.processes.count > 1:
             everyone = self.processes.gather_objects(asked, "asking whether to end")
@@ -196,13 +196,13 @@ class Session:
             raise Preempted(f"{asked} received")
 
     def _seen(self, observer: Observer, images: torch.Tensor) -> None:
-        """Take in an evaluation's pictures, unless it is to be broken off."""
+        """Hand an evaluation's pictures to the observer; raise Preempted if a lone process was asked to end."""
         observer.add(images)
-        if self.processes.count == 1:  # several cannot agree in the middle
+        if self.processes.count == 1:  # several processes cannot agree in the middle of an evaluation
             self._end_if_asked()
 
     def _evaluate_due(self, mirror: Mirror, on_record: Collection[str] = ()) -> None:
-        """The evaluations that the present iteration asks for, but those on record."""
+        """Make the evaluations that are due at the present iteration, except the splits in ``on_record``."""
         iteration, config = self.trainer.iteration, self.config
         last = iteration == config.iterations
         if (last or iteration % config.evaluation.interval == 0) and "validation" not in on_record:
@@ -211,7 +211,7 @@ class Session:
             self._evaluate("test", mirror)
 
     def _on_record(self) -> list[str]:
-        """Splits that were evaluated at the present iteration."""
+        """Splits that eval.jsonl already has for the present iteration."""
         lines = records.read_lines(self.run.folder / "eval.jsonl") if self.is_main else []
         splits = [line["split"] for line in lines if line["iteration"] == self.trainer.iteration]
         found: list[str] = self.processes.broadcast(splits, "looking for evaluations on record")
@@ -236,14 +236,14 @@ class Session:
             raise StopRun(stopped)
 
     def _save(self, state: str, reason: str | None = None) -> None:
-        # A run stopped before its first iteration begins again, with the evaluations that precede it.
+        # No checkpoint at iteration 0: a run stopped there begins again, with the evaluations before training.
         iteration, (measured_at, value) = self.trainer.iteration, self._validated
         if iteration and iteration != self._saved_at:
             validation = value if measured_at == iteration else None
             save_state(self.run, self.trainer.state_dict(), self.processes, validation)
             self._saved_at = iteration
         if self.is_main:
-            # Another process may have failed since all last met.
+            # Another process may have failed since the last exchange.
             keep_failure = self.processes.count > 1
             self.run.set_status(
                 state, self.trainer.iteration, self.config.iterations, reason, keep_failure=keep_failure
@@ -255,7 +255,7 @@ class Session:
             self.trainer.load_state_dict(state)
             self._saved_at = self.trainer.iteration
             self.say(f"continuing at iteration {self.trainer.iteration}")
-        # Nobody may append before the main process has cut the logs back to the checkpoint.
+        # No process may append to the logs before the main process has cut them back to the checkpoint.
         if self.is_main:
             self.run.forget_after(self.trainer.iteration if state else -1)
             found = {"settings": numeric_settings(self.config), "warnings": self.warnings}
@@ -266,7 +266,7 @@ class Session:
         self.processes.wait("beginning to train")
 
     def _evaluate(self, split: str, mirror: Mirror) -> dict[str, float]:
-        """Measure every reward on a list, shared among processes, and append it to eval.jsonl; means over prompts."""
+        """Measure every reward on a split, shared among processes; append to eval.jsonl; return means over prompts."""
         with self.processes.at(f"the {split} of iteration {self.trainer.iteration}"):
             return self._measure_and_log(split, mirror)
 
@@ -303,9 +303,9 @@ class Session:
         return self.config.evaluation.test_noises if split == "test" else 1
 
     def _measure(self, split: str, prompts: Sequence[str]) -> dict[str, list[float]]:
-        """Every reward's value of each prompt, and what the pictures look like; complete on the main process."""
+        """Value of every reward and picture statistic (``Observer``) for each prompt; the same on every process."""
         index, count = self.processes.index, self.processes.count
-        # Equally many in all processes, as some engines need: a list that cannot be shared evenly is begun again.
+        # Some engines need equally many prompts in all processes: an uneven list is filled up from its start.
         mine = [prompts[i % len(prompts)] for i in range(index, -(-len(prompts) // count) * count, count)]
         observer = Observer(mine)
         with self.trainer.engine.averaged_weights():
@@ -325,10 +325,10 @@ class Session:
         }
 
     def _remembered(self, split: str, prompts: Sequence[str]) -> dict[str, list[float]]:
-        """``_measure`` of the untrained model, which all runs of an experiment share: measured by the first of them."""
-        # The main process alone reads what the name is made of, which may be tens of GB.
+        """``_measure`` for the untrained model, cached in a file that all runs of an experiment share."""
+        # Only the main process computes the digest, which may read tens of GB of model files.
         digest = ""
-        if self.is_main:  # the others need no model's files read again
+        if self.is_main:
             digest = untrained.digest(self.config, self.judges, split, len(prompts), self._noises(split))
         path = self.run.folder.parent / "untrained" / f"{split}-{digest}.json"
         found = untrained.read(path) if self.is_main else None

@@ -1,7 +1,7 @@
-"""Every process holds a share of the weights: fully sharded data parallelism (FSDP2), for what one GPU cannot hold.
+"""Fully sharded data parallelism (FSDP2), for models that do not fit on one GPU: each process holds a shard of weights.
 
-Before a block runs, forward or backward, its weights are gathered, and let go of after it. Its gradients are averaged
-and shared out as soon as the block's backward pass has them.
+A block's weights are gathered before it runs, forward or backward, and freed after it. Its gradients are averaged and
+sharded as soon as the block's backward pass has computed them.
 """
 
 import warnings
@@ -23,29 +23,29 @@ from harness.training.processes import Processes
 
 
 def shard(transformer: nn.Module, mesh: DeviceMesh, reshard_after_forward: bool = True) -> None:
-    """Share a transformer's parameters out to the processes of a mesh, in place: block by block, then all else.
+    """Shard a transformer's parameters among the processes of a mesh, in place: block by block, then the rest.
 
-    Each parameter becomes a DTensor that is split along its first dimension. Numbers keep their precision on the way:
-    what is gathered is what is kept, so that a forward is that of the whole network, bit for bit.
+    Each parameter becomes a DTensor that is split along its first dimension. Weights are gathered in the precision in
+    which they are stored, so that a forward equals that of the unsharded network, bit for bit.
 
     Args:
-        transformer: of diffusers.
-        mesh: of one dimension.
-        reshard_after_forward: let go of a block's gathered weights after its forward; else only after its backward,
-            which saves a second gathering and costs the memory of the whole network.
+        transformer: transformer of diffusers.
+        mesh: device mesh of one dimension.
+        reshard_after_forward: free a block's gathered weights after its forward pass; otherwise only after its
+            backward pass, which saves a second gathering and costs the memory of the whole network.
     """
     blocks = blocks_of(transformer)
     if not blocks:
         raise ConfigError(f"runtime.engine=fsdp2: {type(transformer).__name__} has no blocks to be shared out")
-    # What a block returns is a view here and there; the networks change none in place.
+    # Some blocks return views, which is safe because the networks change none in place.
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
     for module in (*blocks, transformer):
-        # The root is told too: left to itself it would keep what it gathered, and not notice weights that are loaded.
+        # Explicitly for the root, too: by default it would keep gathered weights and miss weights loaded later.
         fully_shard(module, mesh=mesh, reshard_after_forward=reshard_after_forward)
 
 
 class FullySharded(Engine):
-    """Weights, gradients, optimiser state, averages and the KL reference are shared out to all processes."""
+    """Engine that shards weights, gradients, optimiser state, averages and the KL reference among all processes."""
 
     keeps_step: ClassVar[bool] = True
 
@@ -56,13 +56,13 @@ class FullySharded(Engine):
         super().__init__(policy, settings, processes)
 
     def _clip(self, gradients: Sequence[Tensor]) -> float:
-        # Averaged by the backward pass, and a share of each: the norm is of all shares.
+        # The backward pass has averaged the gradients; the norm is taken over all shards.
         norm = _whole(torch.nn.utils.get_total_norm(gradients))
         torch.nn.utils.clip_grads_with_norm_(self.parameters.values(), self.settings.max_grad_norm, norm)
         return float(norm)
 
     def require_alike(self, iteration: int) -> None:
-        """Nothing: no two processes hold the same numbers."""
+        """Do nothing: no two processes hold the same weights."""
 
     def whole_weights(self) -> dict[str, Tensor]:
         """See ``Engine``."""
@@ -79,7 +79,7 @@ def _whole(tensor: Tensor) -> Tensor:
 
 
 def reshards(accelerator: Accelerator) -> bool:
-    """Whether gathered weights are let go of after a forward: as accelerate was told, if it launched for FSDP."""
+    """Whether to free gathered weights after a forward: accelerate's setting if it launched for FSDP, else True."""
     plugin = getattr(accelerator.state, "fsdp_plugin", None)
     if plugin is None:
         return True
@@ -89,7 +89,7 @@ def reshards(accelerator: Accelerator) -> bool:
 
 
 def build_engine(config: RunConfig, policy: Policy, processes: Processes) -> Engine:
-    """The engine that ``runtime.engine`` names. Raises ConfigError if a network cannot be shared out."""
+    """Build the engine that ``runtime.engine`` names. Raises ConfigError if a network cannot be sharded."""
     if config.runtime.engine == "ddp":
         return Engine(policy, config.optimizer, processes)
     return FullySharded(policy, config.optimizer, processes)

@@ -1,4 +1,4 @@
-"""Signs that a policy hacks its reward, told from a run's own logs at each validation."""
+"""Signs of reward hacking, computed from a run's own logs at each validation."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from statistics import fmean, stdev
@@ -17,7 +17,7 @@ _LITTLE_SPREAD = 0.5
 
 
 def warn(run: RunDirectory, say: Callable[[str], None]) -> str | None:
-    """Say which signs the latest validation shows; the sentence of the first one that ``stop.on`` names, or None."""
+    """Report the signs that the latest validation shows; returns the message of the first in ``stop.on``, or None."""
     config = run.config
     found = list(signs(config, *(read_lines(run.folder / name) for name in ("eval.jsonl", "metrics.jsonl"))))
     for name, words in found:
@@ -28,17 +28,17 @@ def warn(run: RunDirectory, say: Callable[[str], None]) -> str | None:
 def signs(
     config: RunConfig, evaluations: Sequence[Mapping[str, Any]], iterations: Sequence[Mapping[str, Any]]
 ) -> Iterator[tuple[str, str]]:
-    """Name and sentence of each sign that the latest validation shows, against the untrained model.
+    """Yield name and message of each sign that the latest validation shows, compared with the untrained model.
 
     ``judge``: the trained reward has risen, and a reward that is not trained on has fallen, each by more than two
-    standard errors of the paired differences of prompts. ``texture``: the miniature's pictures have more than 1.5 times
-    the texture, by more than two standard errors. ``diversity``: within groups of training, pictures of the latest two
-    validations' iterations differ by less than half of what they did at the first two.
+    standard errors of the paired differences over prompts. ``texture``: the miniature's pictures have more than 1.5
+    times the texture, and more by over two standard errors. ``diversity``: pictures of a training group differ at the
+    latest two validations by less than half of what they did at the first two.
 
     Args:
-        config: of the run.
-        evaluations: lines of eval.jsonl.
-        iterations: lines of metrics.jsonl.
+        config: configuration of the run.
+        evaluations: records of eval.jsonl.
+        iterations: records of metrics.jsonl.
     """
     validations = [line for line in evaluations if line["split"] == "validation"]
     if len(validations) > 1 and validations[0]["num_prompts"] >= _FEWEST_PROMPTS:
@@ -79,7 +79,7 @@ def _of_prompts(
 
 
 def _standard_errors(before: Sequence[float], now: Sequence[float]) -> float:
-    """How many of its standard errors the mean of paired differences is away from 0."""
+    """Mean of paired differences in units of its standard error; 0 if the error is 0."""
     differences = [b - a for a, b in zip(before, now, strict=True)]
     error = stdev(differences) / len(differences) ** 0.5
     return fmean(differences) / error if error else 0.0

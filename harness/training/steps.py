@@ -1,6 +1,6 @@
-"""Which steps of the schedule are stochastic, which are trained on, and which update learns from what.
+"""Choice of the stochastic and the trained steps of a schedule, and division of the samples among updates.
 
-What is random is a function of seed, iteration and slot.
+All random choices are functions of seed, iteration and slot.
 """
 
 from collections.abc import Sequence
@@ -13,17 +13,17 @@ from harness.prompts.lists import generator_for
 from harness.rollout import Rollout, TrainStep
 
 Batch = list[tuple[Rollout, TrainStep, Tensor]]
-"""Transitions of one optimiser update: the rollout, a step of it, and the advantages of the step's siblings."""
+"""Transitions of one optimiser update: tuples of a rollout, one of its steps, and the advantages of its siblings."""
 
 
 def stochastic_steps(rollout: RolloutConfig, seed: int, iteration: int, slot: int) -> tuple[int, ...]:
     """Steps at which a prompt's rollout is stochastic, increasing: all branch indices, or a window of them.
 
     Args:
-        rollout: the settings.
-        seed: of the run.
-        iteration: 1 and up.
-        slot: which of the iteration's prompts; a window that slides is at the same place for all of them.
+        rollout: settings of the rollout.
+        seed: seed of the run.
+        iteration: number of the iteration, from 1.
+        slot: number of the prompt within the iteration; a sliding window is at the same place for all prompts.
     """
     indices, window = rollout.branch_indices, rollout.window
     if window is None:
@@ -37,14 +37,14 @@ def stochastic_steps(rollout: RolloutConfig, seed: int, iteration: int, slot: in
 
 
 def trained_steps(rollout: RolloutConfig, stochastic: tuple[int, ...], seed: int, iteration: int, slot: int) -> Tensor:
-    """Which of the stochastic steps each sample of a prompt is trained on: all, or ``trained_share`` of them at random.
+    """Stochastic steps on which each sample of a prompt is trained: all, or a random ``trained_share`` of them.
 
     Args:
-        rollout: the settings; ``trained_draw`` says whether samples share the draw.
-        stochastic: from ``stochastic_steps``.
-        seed: of the run.
-        iteration: 1 and up.
-        slot: which of the iteration's prompts.
+        rollout: settings of the rollout; ``trained_draw`` says whether samples share the draw.
+        stochastic: steps from ``stochastic_steps``.
+        seed: seed of the run.
+        iteration: number of the iteration, from 1.
+        slot: number of the prompt within the iteration.
 
     Returns:
         ``[steps, G]`` bool.
@@ -58,15 +58,15 @@ def trained_steps(rollout: RolloutConfig, stochastic: tuple[int, ...], seed: int
 
 
 def split_updates(rollouts: Sequence[Rollout], advantages: Sequence[Tensor], objective: ObjectiveConfig) -> list[Batch]:
-    """What each of an iteration's optimiser updates learns from.
+    """Divide an iteration's transitions among its optimiser updates.
 
     Args:
-        rollouts: this process's, in the order of slots.
-        advantages: of each, ``[groups, G]``: a group per step (anchor-branch), or one group that shares its reward over
-            all steps (full SDE).
-        objective: how many updates, and whether they share all samples or divide prompts or steps: update u of U gets
-            prompts, or trained steps, u, u + U, u + 2U, ... Slots are counted over all processes, each of which has a
-            multiple of U, so that the number of processes changes nothing.
+        rollouts: rollouts of this process, in the order of slots.
+        advantages: advantages of each rollout, ``[groups, G]``: a group per step (anchor-branch), or one group whose
+            rewards all steps share (full SDE).
+        objective: number of updates, and whether they share all samples or divide prompts or steps: update u of U gets
+            the prompts, or trained steps, u, u + U, u + 2U, ... If prompts are divided, each process has a multiple of
+            U slots, so that the number of processes changes nothing.
     """
     slots: list[Batch] = [
         [

@@ -1,4 +1,4 @@
-"""The training algorithm: one iteration in ``Trainer.iterate``, which reads like the paper's."""
+"""The training algorithm. ``Trainer.iterate`` is one iteration, in the order of the paper's algorithm."""
 
 from collections.abc import Mapping, Sequence
 from copy import copy
@@ -40,14 +40,14 @@ from harness.training.steps import stochastic_steps, trained_steps
 
 
 class Trainer:
-    """A policy in training, and all state that training carries from one iteration to the next.
+    """A policy in training, with all state that is carried from one iteration to the next.
 
     Args:
-        config: the run.
-        policy: what is trained.
-        reward: what it is trained on.
-        prompts: the training list.
-        accelerator: this process's place among all.
+        config: configuration of the run.
+        policy: policy to train.
+        reward: reward to train on.
+        prompts: training prompts.
+        accelerator: accelerate's handle of this process.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class Trainer:
     ) -> None:
         self.config, self.policy, self.reward, self.prompts = config, policy, reward, prompts
         self.processes = Processes(accelerator, config.runtime.timeout_seconds)
-        # Consecutive slots, so that what processes gather is in the order of slots, however many processes there are.
+        # Consecutive slots per process: gathered values are then in slot order for any number of processes.
         mine = config.rollout.prompts_per_iteration // self.processes.count
         self._slots = range(self.processes.index * mine, (self.processes.index + 1) * mine)
         self.kernel = kernel_of(config.method.kernel, config.source_of(config.method.kernel), config.method.eta)
@@ -78,10 +78,10 @@ class Trainer:
     # --- the algorithm ------------------------------------------------------------------------------------------------
 
     def iterate(self) -> dict[str, Any]:
-        """One iteration: draw, score and choose prompts; roll out; estimate advantages; update.
+        """Run one iteration: draw, score and choose prompts; roll out; estimate advantages; update.
 
         Returns:
-            The iteration's line of metrics.jsonl, over all processes; equal on every process.
+            The iteration's record for metrics.jsonl, over all processes; the same on every process.
         """
         self.iteration += 1
         self.watch, self.spent = Stopwatch(), Counters()
@@ -106,7 +106,7 @@ class Trainer:
             return {**self._record(slots, advantages, logged, self._group_spreads(slots)), **noted}
 
     def _draw(self, number: int) -> Slot:
-        """B candidate prompts of a slot; with their ODE samples, being scored, if anything needs them."""
+        """Draw B candidate prompts for a slot; sample them by the ODE and start scoring, if the selection needs it."""
         slot, samples = self.choosing.draw(self.iteration, number), self.config.candidate_samples
         if samples or self.choosing.ledger is not None:
             slot.text = self.policy.encode(slot.prompts)
@@ -128,7 +128,7 @@ class Trainer:
         self.tracker.update(rewards)
 
     def _roll_out(self, slot: Slot) -> None:
-        """Sample the groups of a slot's chosen prompt; a remote reward scores them meanwhile."""
+        """Sample the groups of a slot's chosen prompt and start scoring them; a remote reward scores in parallel."""
         settings, seed = self.config.rollout, self.config.seed
         text = self.policy.encode([slot.prompt])
         indices = stochastic_steps(settings, seed, self.iteration, slot.number)
@@ -153,7 +153,7 @@ class Trainer:
         return noised_again(slot.rollout, self.sigmas, self.config.rollout.group_size, generator)
 
     def _anchor(self, slot: Slot, text: PromptEmbedding) -> Trajectory:
-        """The chosen candidate's ODE path; sampled now, if choosing needed none."""
+        """ODE path of the chosen candidate; sampled here if there is none from the selection."""
         if slot.trajectories is not None:
             return slot.trajectories.select(slot.chosen)
         return self._ode(self._candidate_noise(slot.number, slot.chosen), text, self.sigmas)
@@ -161,7 +161,7 @@ class Trainer:
     # --- pieces -------------------------------------------------------------------------------------------------------
 
     def _candidate_noise(self, slot: int, candidate: int, sample: int = 0) -> Tensor:
-        further = (sample,) if sample else ()  # the first is the same however many there are
+        further = (sample,) if sample else ()  # the first sample's noise does not depend on the number of samples
         return self.policy.noise(generator_for(self.config.seed, self.iteration, slot, candidate, *further, "anchor"))
 
     def _ode(self, noise: Tensor, text: PromptEmbedding, sigmas: Tensor) -> Trajectory:
@@ -184,7 +184,7 @@ class Trainer:
             return pending.wait()
 
     def _group_spreads(self, slots: Sequence[Slot]) -> list[dict[str, float]]:
-        """How far a group's pictures are apart, slot by slot; looked at when a validation is due, else empty."""
+        """Diversity within each slot's groups, see ``group_spreads``; empty unless a validation is due."""
         if self.iteration % self.config.evaluation.interval:
             return []
         spreads = []
@@ -201,7 +201,7 @@ class Trainer:
         logged: Mapping[str, Sequence[float]],
         spreads: Sequence[Mapping[str, float]],
     ) -> dict[str, Any]:
-        """The iteration's line of metrics.jsonl, over all processes; equal on every process."""
+        """Record of the iteration for metrics.jsonl, over all processes; the same on every process."""
         scores, scored = [slot.scores for slot in slots], [slot.rewards for slot in slots if slot.rewards is not None]
         parts = [name for name in self.reward.weights if name != self.reward.name]
         values, counts = across_processes(
@@ -216,7 +216,7 @@ class Trainer:
                 **{f"component {n}": [x for s in scores for x in s.components[n].flatten().tolist()] for n in parts},
                 "advantages": torch.cat(list(advantages)).abs().flatten().tolist(),
                 "equal_groups": [float(not group.any()) for slot in advantages for group in slot],
-                # Not each process's means: one may have more terms than another, and a maximum is none.
+                # All values instead of each process's means: processes differ in the number of terms; one is a maximum.
                 **{f"update {name}": own for name, own in logged.items()},
                 **{f"group {name}": [spread[name] for spread in spreads] for name in (spreads[0] if spreads else ())},
                 **{f"seconds {phase}": [seconds] for phase, seconds in self.watch.seconds.items()},
@@ -252,10 +252,10 @@ class Trainer:
     # --- state --------------------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """All that a continued run needs, from every process: an exchange.
+        """State needed to resume training. Collective: every process must call it.
 
-        Random draws are functions of seed and iteration, so there is no generator in it. Raises TrainingError if the
-        weights of two processes are not the same.
+        It holds no random generator, because all draws are functions of seed and iteration. Raises TrainingError if the
+        weights of two processes differ.
         """
         self.engine.require_alike(self.iteration)
         return {
@@ -267,10 +267,10 @@ class Trainer:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from ``state_dict``, bit for bit on a CPU, when the engine has what is its own.
+        """Restore a state from ``state_dict``, bit for bit on a CPU. The engine's own part must be loaded already.
 
         Raises:
-            ConfigError: capability is kept per rank, and another number of processes made the state.
+            ConfigError: capability is kept per rank, and the state was saved with another number of processes.
         """
         trackers, world = state["trackers"], self.processes.count
         if self.config.capability.sync == "per_rank" and len(trackers) != world:

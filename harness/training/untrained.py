@@ -1,4 +1,4 @@
-"""What the untrained model scores, which all runs of an experiment share: kept in a file by the first of them."""
+"""Cache of the untrained model's evaluation, written by the first run of an experiment and shared by all of them."""
 
 import hashlib
 import json
@@ -18,14 +18,14 @@ from harness.training.observation import VERSION as OBSERVATION
 
 
 def digest(config: RunConfig, judges: Sequence[Reward], split: str, num_prompts: int, num_noises: int) -> str:
-    """Hash of all that an evaluation of the untrained model depends on.
+    """Hash of everything that an evaluation of the untrained model depends on.
 
     Args:
-        config: the run.
-        judges: all rewards that measure.
-        split: whose prompt list.
-        num_prompts: of its start.
-        num_noises: pictures per prompt.
+        config: configuration of the run.
+        judges: all rewards that are measured.
+        split: name of the prompt list.
+        num_prompts: number of prompts, from the start of the list.
+        num_noises: number of pictures per prompt.
     """
     model, settings = config.model, config.evaluation
     content = [
@@ -45,7 +45,7 @@ def digest(config: RunConfig, judges: Sequence[Reward], split: str, num_prompts:
 
 
 def read(path: Path) -> dict[str, list[float]] | None:
-    """The numbers kept in a file; None if there are none, or not as they were written: they are measured again."""
+    """Values stored in a file; None if the file is missing or damaged, so that they are measured again."""
     try:
         content = json.loads(path.read_bytes())
         measured: dict[str, list[float]] = content["measured"]
@@ -55,7 +55,7 @@ def read(path: Path) -> dict[str, list[float]] | None:
 
 
 def write(path: Path, measured: Mapping[str, Sequence[float]]) -> None:
-    """Keep an evaluation, with a checksum of it."""
+    """Store an evaluation with its checksum."""
     write_atomically(path, json.dumps({"sha256": _sha256(measured), "measured": measured}))
 
 
