@@ -1,7 +1,7 @@
-"""What a model, a reward and a prompt list give a rule for choosing prompts to work with: numbers and one table.
+"""Summary of a probe: what a model, a reward and a prompt list offer to a selection rule, as numbers and tables.
 
-A rule can matter only where the prompt decides how well a picture turns out, where prompts differ, and where a group's
-rewards differ, for else nothing is learnt from it.
+A rule can matter only if the prompt determines how good a picture gets, if prompts differ, and if the rewards of a
+group differ, since otherwise nothing is learnt from it.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,18 +16,18 @@ from analysis.formats import Entry, entry_text, number
 from analysis.statistics import Interval, Resampled, Values, mean_interval, resampling_weights
 
 BINS = (0.0, 0.1, 0.3, 0.5, 0.7, 0.9, 1.0)
-"""Edges of the distribution of prompt means, for a reward in [0, 1]."""
+"""Bin edges for the distribution of prompt means, for a reward in [0, 1]."""
 NO_SPREAD = 1e-3
 """A group whose rewards' standard deviation is below this teaches nothing."""
 
 
 def summary(rewards: ArrayLike, groups: ArrayLike, judged: Mapping[str, ArrayLike]) -> dict[str, Any]:
-    """What was measured of a model, in numbers.
+    """Summarise the measurements of a model in numbers.
 
     Args:
-        rewards: ``[prompts, noises]`` of deterministic samples, at least 2 of each.
-        groups: ``[prompts, groups, G]`` of siblings as training draws them.
-        judged: ``[prompts, noises]`` of the same pictures by judges that are not trained on.
+        rewards: ``[prompts, noises]`` rewards of deterministic samples, at least 2 of each.
+        groups: ``[prompts, groups, G]`` rewards of siblings, sampled as in training.
+        judged: ``[prompts, noises]`` scores of the pictures of ``rewards`` by judges that are not trained on, by name.
     """
     pictures = np.asarray(rewards, dtype=float)
     means = pictures.mean(axis=1)
@@ -48,18 +48,18 @@ def summary(rewards: ArrayLike, groups: ArrayLike, judged: Mapping[str, ArrayLik
 
 
 def intraclass_correlation(values: ArrayLike, confidence: float = 0.95) -> Interval:
-    """Share of the variance of single values that lies between units, one-way random effects, ICC(1).
+    """Share of the variance of single values that lies between units: one-way random effects, ICC(1).
 
     With n units of k values each, unit means m_i and unit variances s_i^2: MSB = k var(m), MSW = mean(s_i^2), and
-    (MSB - MSW) / (MSB + (k - 1) MSW) (Shrout and Fleiss 1979, "Intraclass correlations", Psychological Bulletin 86(2)).
-    The interval is a bootstrap of units, for the values need not be normal; NaN if all values are equal.
+    ICC = (MSB - MSW) / (MSB + (k - 1) MSW) (Shrout and Fleiss 1979, "Intraclass correlations", Psychological Bulletin
+    86(2)). The interval bootstraps units, since values need not be normal; NaN if all values are equal.
 
     Args:
         values: ``[units, k]``, at least 2 of each.
         confidence: in (0, 1).
 
     Raises:
-        ValueError: fewer than 2 units, or than 2 values of each.
+        ValueError: fewer than 2 units, or fewer than 2 values per unit.
     """
     array = np.asarray(values, dtype=float)
     if array.ndim != 2 or min(array.shape) < 2:
@@ -74,9 +74,9 @@ def intraclass_correlation(values: ArrayLike, confidence: float = 0.95) -> Inter
 
 
 def _told_of_spread(rewards: Values, spreads: Values) -> dict[str, float]:
-    """Rank correlations over prompts with a group's standard deviation: a screening rule needs the first to be high.
+    """Rank correlations over prompts with a group's standard deviation; a screening rule needs the first to be high.
 
-    Means over all samples, or pairs of them, that a rule might have seen.
+    They are means over all samples, or pairs of samples, that a rule might have seen.
     """
     pairs = [abs(one - other) for one, other in combinations(rewards.T, 2)]
     levels = list(-abs(rewards.T - rewards.mean()))
@@ -86,7 +86,7 @@ def _told_of_spread(rewards: Values, spreads: Values) -> dict[str, float]:
 
 
 def _agreement(rewards: Values, judged: Values) -> dict[str, float | None]:
-    """Correlations of a judge with the reward: of prompts' means, and of pictures about their prompt's mean."""
+    """Correlations of a judge with the reward: of prompt means, and of deviations from the prompt's mean."""
     ours, theirs = (values - values.mean(axis=1, keepdims=True) for values in (rewards, judged))
     return {
         "prompts": _correlation(rewards.mean(axis=1), judged.mean(axis=1)),
@@ -99,7 +99,7 @@ def _correlation(x: Values, y: Values) -> float | None:
 
 
 def table(summaries: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Markdown lines, a row of facts and a column per model, by name."""
+    """Markdown lines of a table with a row per fact and a column per model, headed by its name."""
     judges = dict.fromkeys(judge for one in summaries.values() for judge in one["judges"])
     columns = [facts(one, judges) for one in summaries.values()]
     rows = [[label, *(facts[label] for facts in columns)] for label in columns[0]]
@@ -107,14 +107,14 @@ def table(summaries: Mapping[str, Mapping[str, Any]]) -> list[str]:
 
 
 def choices_table(summaries: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Markdown: a row per rule, a column per model; spread of the chosen prompt's groups, +- 2 standard errors."""
+    """Markdown lines of a table with a row per rule, a column per model, and cells as ``choice_text`` writes them."""
     rules = dict.fromkeys(rule for one in summaries.values() for rule in one["choices"])
     rows = [[rule, *(choice_text(one["choices"].get(rule)) for one in summaries.values())] for rule in rules]
     return _markdown(["rule", *summaries], rows)
 
 
 def choice_text(chosen: Mapping[str, float] | None) -> str:
-    """As in "0.227 ± 0.042, reward 0.51, 0% flat, 56"."""
+    """Spread ± 2 standard errors, reward, flat groups, forwards: "0.227 ± 0.042, reward 0.51, 0% flat, 56"."""
     if chosen is None:
         return "–"
     spread, error = number(chosen["spread"]), number(2 * chosen["spread_error"])
@@ -126,7 +126,7 @@ def _markdown(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
 
 
 def facts(one: Mapping[str, Any], judges: Iterable[str]) -> dict[str, str]:
-    """A column of the table, by row."""
+    """One model's column of the table, by row label."""
     share, spread = Interval(**one["prompt_share"]), one["group_std"]
     bins = list(zip(pairwise(BINS), one["prompt_mean_bins"], strict=True))
     in_unit = sum(one["prompt_mean_bins"]) > 0.999  # else the reward has another scale than [0, 1]

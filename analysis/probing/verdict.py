@@ -1,6 +1,6 @@
-"""Whether choosing prompts by samples of them is worth it, from a probe alone: the rule, and where it draws its lines.
+"""Verdict of a probe on whether choosing prompts by samples of them is worth it: the decision rule and its thresholds.
 
-The lines come from reasoning, not from training: no study has been fitted to them yet. The probe's page says so.
+The thresholds come from reasoning, not from training: they have not been fitted to any study yet, as the page says.
 """
 
 from collections.abc import Mapping
@@ -9,34 +9,34 @@ from typing import Any, Literal, NamedTuple
 from analysis.formats import number
 
 IDLE_SHARE = 0.1
-"""Where the prompt's share of the reward's variance is surely below this, a sample of a candidate tells of its noise:
-its correlation with the prompt's mean is the root of the share, .32 at most."""
+"""If the prompt's share of the reward's variance is surely below this, a candidate's sample mostly reflects its noise:
+its correlation with the prompt's mean is the square root of the share, .32 at most."""
 TELLING_SHARE = 0.3
-"""Where it is surely above this, one sample tells more than half of what there is (correlation .55)."""
+"""If the share is surely above this, one sample is informative (its correlation with the prompt's mean is .55)."""
 FLAT_SHARE = 0.2
-"""Groups without spread that make avoiding them pay: 1 / (1 - .2) = 1.25, about the paper's price of 1.24."""
+"""Share of groups without spread above which avoiding them pays: 1 / (1 - .2) = 1.25, about the paper's cost, 1.24."""
 
 Answer = Literal["worth it", "not worth it", "cannot tell"]
 
 
 class Verdict(NamedTuple):
-    """The probe's sentence."""
+    """The probe's answer and its reason."""
 
     answer: Answer
     reason: str
 
 
 def judge(found: Mapping[str, Any]) -> Verdict:
-    """Whether samples of candidates buy more than the same forwards spent on siblings.
+    """Judge whether sampling candidates buys more than the same forwards spent on more siblings.
 
-    A group of G + g instead of G siblings has a signal (G + g) / G as large beside its noise, so that one update's
-    quality gains the root of that, whatever the model; a rule's groups gain, in proportion, what they are more widely
-    spread, or what is no longer lost in groups without spread. Both count for a rule, as far as they are sure.
+    With G + g instead of G siblings a group's signal-to-noise ratio is (G + g) / G as large, so that an update improves
+    by the square root of that, whatever the model. A rule's groups gain in proportion to their wider spread, or by
+    avoiding groups without spread. Both count for a rule, as far as they are certain.
 
     Args:
-        found: of the probe: ``prompt_share`` (estimate, low, high); ``no_spread`` (likewise, share of groups);
-            ``siblings_gain``, the root less 1; ``choices`` by rule, with ``gain`` of spread over random prompts,
-            ``gain_error`` (standard error) and ``forwards``.
+        found: summary of the probe: ``prompt_share`` (estimate, low, high); ``no_spread`` (the same, share of groups);
+            ``siblings_gain``, that square root less 1; ``choices`` by rule, with ``gain`` of spread over random
+            prompts, ``gain_error`` (standard error) and ``forwards``.
     """
     share, flat, siblings = found["prompt_share"], found["no_spread"], found["siblings_gain"]
     paid = {name: one for name, one in found["choices"].items() if one["forwards"] > 0}

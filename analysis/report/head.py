@@ -1,4 +1,4 @@
-"""What stands at the top of a page: what was decided, in a sentence, and the numbers that it rests on."""
+"""Head of a report's page: the verdicts in a sentence, and the numbers behind them."""
 
 import math
 from collections.abc import Sequence
@@ -17,12 +17,12 @@ _SHARE = f"{MARGIN_SHARE:.0%} of the base's gain"
 
 
 def is_comparison(found: Conclusions | None) -> bool:
-    """Whether cells were compared that somebody named, see ``analysis.verdicts.compared``."""
+    """Whether the conclusions compare named cells, see ``analysis.verdicts.compared``."""
     return found is not None and EQUAL_ITERATIONS in found.families
 
 
 def headline(found: Conclusions | None) -> str:
-    """What is decided of the cells that were compared, or of the whole method, in one sentence."""
+    """Sentences with the verdicts on the compared cells, or on the whole method."""
     if found is not None and is_comparison(found):
         return " ".join(sentences(found.main))
     whole = [one for one in found.main if "AdaGRPO" in one.claim.statement] if found else []
@@ -31,7 +31,7 @@ def headline(found: Conclusions | None) -> str:
 
 
 def cautions(family: Sequence[Judged]) -> list[str]:
-    """Of each difference that was found and may still be too small to matter: what its power says of it."""
+    """Remarks on the power behind each difference that was found but may still be too small to matter."""
     said = []
     for one in family:
         if one.verdict not in ("supported", "opposite") or one.contrast is None:
@@ -48,7 +48,7 @@ def cautions(family: Sequence[Judged]) -> list[str]:
 
 
 def head_table(study: Study, found: Conclusions | None) -> WideTable | None:
-    """The trained reward alone: cells that were compared; else base and + AdaGRPO of each method; else each cell."""
+    """Table of the trained reward: of the compared cells, else base and + AdaGRPO per method, else all cells."""
     if found is not None and is_comparison(found):
         return comparison_table(study, found)
     rows = _pairs(study)
@@ -60,7 +60,7 @@ def head_table(study: Study, found: Conclusions | None) -> WideTable | None:
 
 
 def comparison_table(study: Study, found: Conclusions) -> WideTable:
-    """A row per claim: verdict, difference with bounds, and what its pairs could find."""
+    """Table with a row per claim: verdict, difference with bounds, and the power of its pairs."""
     rows = [
         (title if len(family) == 1 else f"{one.claim.name}, {title[0].lower()}{title[1:]}", _judged(one))
         for title, family in found.families.items()
@@ -79,7 +79,7 @@ def _judged(one: Judged) -> list[Entry | str]:
     if one.contrast is None:
         return [MISSING, one.verdict, pairs, power, MISSING]
     low, high = one.contrast.bounds()
-    # Two digits of what the difference is known to: 3 behind the point are few for rewards that hardly move.
+    # Show two significant digits of the bounds' reach, since 3 decimals are few for rewards that hardly move.
     reach = (high - low) / 2
     digits = max(3, 1 - math.floor(math.log10(reach))) if reach > 0 else 3
     mean = one.contrast.mean

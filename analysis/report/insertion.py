@@ -1,4 +1,4 @@
-"""Text that a report keeps up to date within a file that people write, such as the README: between two comments."""
+"""Generated text between two marker comments in a hand-written file, such as the README."""
 
 from pathlib import Path
 
@@ -9,10 +9,10 @@ START, END = "<!-- claims: written by adagrpo report -->", "<!-- end of claims -
 
 
 def split(path: Path) -> tuple[str, str]:
-    """What stands before and after the markers of a file in UTF-8.
+    """Split a UTF-8 file into the text before the first marker and the text after the second.
 
     Raises:
-        ConfigError: it cannot be read, or has not both markers, once each and in order.
+        ConfigError: the file cannot be read, or does not have both markers, once each and in order.
     """
     try:
         content = path.read_bytes().decode()
@@ -26,7 +26,7 @@ def split(path: Path) -> tuple[str, str]:
 
 
 def insert(path: Path, text: str) -> None:
-    """Replace what stands between the markers with Markdown; the rest of the file stays as it is, byte by byte.
+    """Replace the text between the markers with Markdown; the rest of the file stays as it is, byte by byte.
 
     Raises:
         ConfigError: see ``split``.

@@ -30,18 +30,18 @@ _TEMPLATES = Path(__file__).parent / "templates"
 
 
 class Part(NamedTuple):
-    """A study, and what a report shows of it."""
+    """A study, and the results that a report shows for it."""
 
     study: Study
     cells: pd.DataFrame
-    """As of ``cell_frame``."""
+    """Result of ``cell_frame``."""
     figures: StudyFigures
     stability: pd.DataFrame
-    """As of ``stability_frame``."""
+    """Result of ``stability_frame``."""
     chosen: pd.DataFrame
-    """As of ``chosen_frame``."""
+    """Result of ``chosen_frame``."""
     conclusions: Conclusions | None
-    """About the claims; None where no pair has finished."""
+    """Verdicts on the claims; None if no pair has finished."""
 
 
 SECTIONS = {
@@ -58,17 +58,17 @@ SECTIONS = {
     "cells": "All cells",
     "runs": "Runs behind these numbers",
 }
-"""Sections of the page, in order: each has a template, and is there if something belongs in it."""
+"""Sections of the page, in order; each has a template and is shown if it has content."""
 _FOLDED = ("chosen", "selection", "costs", "experiments", "stability", "curves", "cells", "runs")
 
 
 def render_page(logs: Logs, parts: Sequence[Part], levels: Sequence[Drawing] = ()) -> str:
-    """The page as text.
+    """Render the page as HTML.
 
     Args:
         logs: all runs.
-        parts: of each study.
-        levels: the map over experiments, where there are several of it.
+        parts: one part per study.
+        levels: figures of the map; empty unless at least two of its experiments are decided.
     """
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(_TEMPLATES),
@@ -82,7 +82,7 @@ def render_page(logs: Logs, parts: Sequence[Part], levels: Sequence[Drawing] = (
     environment.filters["quoted"] = lambda prompt: quoted_word(prompt) or prompt
     summary = logs.summary
     finished = summary[summary["state"] == "finished"]
-    # A cell of one experiment is another one in the next.
+    # The same cell in two experiments counts twice.
     of_cells = [
         members["seed"].nunique()
         for part in parts
@@ -166,13 +166,13 @@ def _study(logs: Logs, part: Part, scope: str, names_experiment: bool) -> dict[s
 
 
 def _missing(study: Study) -> list[tuple[str, list[str]]]:
-    if len(study.grid_cells) <= 2 or not adagrpo_pairs(study):  # a run, a pair or others' rules are no part of a grid
+    if len(study.grid_cells) <= 2 or not adagrpo_pairs(study):  # a run, a pair or only custom rules: not the grid
         return []
     return [(METHOD_NAMES[method], [cell.short for cell in cells]) for method, cells in missing_cells(study).items()]
 
 
 def _code(text: str) -> markupsafe.Markup:
-    """Markdown's `code` as HTML's."""
+    """Convert Markdown's `code` spans to HTML, and escape the rest."""
     return markupsafe.Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(markupsafe.escape(text))))
 
 

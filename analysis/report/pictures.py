@@ -1,4 +1,4 @@
-"""Pictures before and after training, as a page shows them: by difficulty, and those of every cell."""
+"""Pictures before and after training for a page: by difficulty, and for every cell."""
 
 import base64
 from collections.abc import Mapping, Sequence
@@ -13,26 +13,26 @@ from analysis.cells.study import Study, adagrpo_pairs
 from analysis.runs.gallery import Gallery
 
 _OF_EACH_CELL = 4
-"""Prompts, of a page's gallery."""
+"""Prompts per cell in a page's gallery."""
 _OfPrompt = tuple[str, list[tuple[str, str]]]
-"""A prompt, and what drew it with the picture's address: the untrained model, and each cell after training."""
+"""A prompt with its pictures, as pairs of caption and address: the untrained model's, then each trained cell's."""
 _Found = tuple[Cell, Mapping[Any, Any], Gallery]
-"""A cell, its first run that has pictures, and these."""
+"""A cell, its first run that has pictures, and these pictures."""
 
 
 class ByDifficulty(NamedTuple):
-    """A table of pictures: a column per prompt, hardest first, a row per policy."""
+    """Table of pictures with a column per prompt, hardest first, and a row per policy."""
 
     prompts: Sequence[tuple[str, float]]
-    """With the untrained model's reward."""
+    """Prompts with the untrained model's reward."""
     rows: Sequence[tuple[str, Sequence[str]]]
-    """What drew them, and the pictures' addresses."""
+    """Name of the policy, and the addresses of its pictures."""
 
 
 def pictures_by_difficulty(study: Study) -> ByDifficulty | None:
-    """The same prompts and noise before training, and after that of each base and its + AdaGRPO, first seed of each.
+    """Pictures of the same prompts and noise before and after training, from the first seed of bases and + AdaGRPO.
 
-    None where no run has pictures, or none the untrained rewards of its prompts.
+    None if no run has pictures, or if no run has its prompts' untrained rewards.
     """
     found: list[_Found] = []
     members_of = dict(study.grid_cells)
@@ -54,9 +54,9 @@ def pictures_by_difficulty(study: Study) -> ByDifficulty | None:
 
 
 def gallery(study: Study) -> list[tuple[str, str, list[_OfPrompt]]]:
-    """For each method its name, what the pictures are of, and the pictures by prompt: of each cell's first seed.
+    """Gallery of each method: its name, a caption, and the pictures of each cell's first seed, by prompt.
 
-    Variants of cells have none: there may be many.
+    Variants of cells are left out, since there may be many.
     """
     in_order = sorted(study.grid_cells, key=lambda item: (item[0].fusion, selection_order(item[0])))
     of_method: dict[str, list[_Found]] = {}
@@ -70,7 +70,7 @@ def gallery(study: Study) -> list[tuple[str, str, list[_OfPrompt]]]:
 
 
 def _first_pictures(cell: Cell, members: pd.DataFrame) -> _Found | None:
-    """Pictures of the first of a cell's seeds that has some, with its run."""
+    """Pictures of a cell's first seed that has any, with its run."""
     for run in members.sort_values(["seed", "run_id"])[["folder", "seed", "state", "run_id"]].to_dict("records"):
         pictures = load_gallery(Path(run["folder"]))
         if pictures is not None:
@@ -90,7 +90,7 @@ def _by_prompt(entries: Sequence[_Found]) -> list[_OfPrompt]:
     found = []
     for prompt in prompts:
         pictures = [(cell, run, p) for cell, run, of_run in entries for p in of_run.pictures if p.prompt == prompt]
-        # All runs of a model start alike, so that one picture stands for all of them.
+        # All runs of a model start from the same picture, which is shown once.
         starts = {picture.before: cell.short for cell, _, picture in reversed(pictures)}
         several = len(starts) > 1
         tiles = [

@@ -1,4 +1,4 @@
-"""A probe's page: whether choosing prompts by samples of them is worth it, and what that is told from."""
+"""Page of a probe: whether choosing prompts by samples of them is worth it, and the evidence."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -19,7 +19,7 @@ _LINES = (
 
 
 def probe_page(name: str, content: Mapping[str, Any]) -> str:
-    """The page of a model's probe, from what its JSON file holds."""
+    """Render the page of a model's probe from the content of its JSON file."""
     found, cost = content["summary"], content["cost"]
     verdict = found["verdict"]
     introduction = [

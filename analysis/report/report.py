@@ -1,4 +1,4 @@
-"""The report of a folder of runs: tables, figures, and one self-contained page."""
+"""Report on a folder of runs: tables, figures, and one self-contained page."""
 
 import os
 import sys
@@ -36,7 +36,7 @@ from harness.foundation.errors import ConfigError
 from harness.foundation.files import write_atomically
 
 REPORT_METRICS = (*CHOSEN_METRICS, *GROUP_SPREADS)
-"""Training metrics that a page shows, beside those of costs."""
+"""Training metrics that a page shows, besides those of costs."""
 
 
 def write_report(
@@ -48,19 +48,19 @@ def write_report(
     """Write report.html, tables/ and figures/; the same logs, as directories or as shards, give the same bytes.
 
     Args:
-        runs_folder: holds run directories or shards at any depth, see ``find_runs``.
-        output: folder to write to; made if missing.
-        readme: file between whose markers the first experiment's claims go, see ``analysis.report.insertion``.
+        runs_folder: folder with run directories or shards at any depth, see ``find_runs``.
+        output: folder to write to; created if missing.
+        readme: file whose markers enclose the first experiment's claims, see ``analysis.report.insertion``.
         planned_seeds: see ``conclude``.
 
     Returns:
-        The page's path. tables/ gets cells, main (base and + AdaGRPO beside the paper's numbers), runs, stability,
-        prompts (those that were trained on) and conclusions (claims, judged) as .csv, all but runs as .md and main as
-        .tex; figures/ gets .svg of every figure, and .png of the wide ones, such as main.png.
+        Path of the page. tables/ gets cells, main (base and + AdaGRPO beside the paper's numbers), runs, stability,
+        prompts (those that were trained on) and conclusions (judged claims) as .csv, all but runs as .md, and main as
+        .tex; figures/ gets every figure as .svg, and the wide ones, such as main, also as .png.
 
     Raises:
-        ConfigError: there is no run, or a file of one cannot be read; names it.
-        ConfigError: ``readme`` has no place for the claims, or there are none; README stays as it is then.
+        ConfigError: there is no run, or no run can be read; the message names the file.
+        ConfigError: ``readme`` lacks the markers, or there are no claims to insert; it is not changed then.
     """
     if not find_runs(runs_folder):
         raise ConfigError(f"{runs_folder}: holds no run (no config.yaml and no shard at any depth)")
@@ -82,7 +82,7 @@ def write_report(
 
 
 def write_pages(logs: Logs, found: Mapping[Study, Conclusions | None], output: Path) -> Path:
-    """Write report.html, tables/ and figures/ of studies, and what was concluded from each; the page's path."""
+    """Write report.html, tables/ and figures/ of studies with their conclusions; returns the page's path."""
     parts = [_part(study, logs, conclusions) for study, conclusions in found.items()]
     for drawing in [drawing for part in parts for group in part.figures.values() for drawing in group.drawings]:
         drawing.save(output / "figures")
@@ -93,7 +93,7 @@ def write_pages(logs: Logs, found: Mapping[Study, Conclusions | None], output: P
 
 
 def _draw_map(parts: Sequence[Part], output: Path) -> list[Drawing]:
-    """The map's table and figures, once two of its experiments are decided."""
+    """Write the map's table and figures once two of its experiments are decided; returns the figures."""
     frame = map_frame({part.study.experiment: part.conclusions.main for part in parts if part.conclusions})
     if frame.empty or frame["experiment"].nunique() < 2:
         return []
@@ -118,7 +118,7 @@ def _part(study: Study, logs: Logs, conclusions: Conclusions | None) -> Part:
 
 
 def _write_tables(parts: Sequence[Part], folder: Path) -> None:
-    """Tables with run ids as CSV, and as people read them as Markdown and LaTeX."""
+    """Write tables with all numbers as CSV, and tables for readers as Markdown and LaTeX."""
     folder.mkdir(parents=True, exist_ok=True)
     frames = {
         "main": [main_frame(part.study) for part in parts],

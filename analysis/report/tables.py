@@ -1,4 +1,4 @@
-"""What cells reached, how they differ from their base, and what they cost: numbers with the runs they come from."""
+"""Tables of cells: results, differences from the base and costs, with the runs that they come from."""
 
 import math
 from collections.abc import Iterable
@@ -20,13 +20,13 @@ _NOT_COMPARED = Comparison([], math.nan, math.nan, None, math.nan, math.nan, mat
 
 
 def cell_frame(study: Study) -> pd.DataFrame:
-    """One row per cell with all digits, as tables/cells.csv has it.
+    """Table of cells with all digits, one row per cell: the content of tables/cells.csv.
 
     Returns:
-        Of each metric METRIC_before (the untrained model), METRIC_after, _sd, _interquartile_mean, _low and _high:
-        means over finished seeds on test prompts and their interval; the difference of the trained reward to the base
-        cell; ``COSTS``, and ``TIMES`` of timed runs, means over finished runs, or over all while none is finished. NaN
-        for what was not measured.
+        For each metric METRIC_before (the untrained model), METRIC_after, _sd, _interquartile_mean, _low and _high:
+        means over finished seeds on ``endpoint`` prompts with their interval; the trained reward's difference from the
+        base cell; ``COSTS``, and ``TIMES`` of timed runs, as means over finished runs, or over all while none is
+        finished. NaN marks values that were not measured.
     """
     records = []
     for cell, members in study.cells:
@@ -51,7 +51,7 @@ def cell_frame(study: Study) -> pd.DataFrame:
 
 
 def cells_table(study: Study, frame: pd.DataFrame) -> WideTable:
-    """``cell_frame`` as people read it: test values after training, the paired difference to the base, and costs."""
+    """Format ``cell_frame`` for readers: final values, the paired difference from the base, and costs."""
     head = ["Cell", "Seeds", *study.metrics.values(), "Training reward, difference to base", "s/iteration", "Forwards"]
     body = []
     for (cell, _), row in zip(study.cells, frame.to_dict("records"), strict=True):
@@ -67,7 +67,7 @@ def cells_table(study: Study, frame: pd.DataFrame) -> WideTable:
 
 
 def run_frame(study: Study) -> pd.DataFrame:
-    """One row per run, as tables/runs.csv has it: what it is, how far it came, its test values and costs."""
+    """Table of runs, the content of tables/runs.csv: identity, progress, costs and test values, one row per run."""
     last = study.evaluations[(study.evaluations["split"] == "test") & (study.evaluations["iteration"] > 0)]
     columns = ["experiment", "reward", "cell", *Cell._fields, "seed", "run_id", "state", "reason"]
     columns += ["iteration", "iterations", *COSTS, *TIMES]
@@ -79,7 +79,7 @@ def run_frame(study: Study) -> pd.DataFrame:
 
 
 def main_table(study: Study) -> WideTable | None:
-    """Untrained, base, + AdaGRPO and their paired difference, by method and judge; None without such a pair."""
+    """Main table: untrained, base, + AdaGRPO and their paired difference by method and judge; None without a pair."""
     pairs = adagrpo_pairs(study)
     if not pairs:
         return None
@@ -97,7 +97,7 @@ def main_table(study: Study) -> WideTable | None:
 
 
 def main_frame(study: Study) -> pd.DataFrame:
-    """The main table in long form with all digits and run ids, as tables/main.csv has it."""
+    """Main table in long form with all digits and run ids: the content of tables/main.csv."""
     records = []
     for base, treatments in adagrpo_pairs(study):
         for cell in (base, *treatments):
@@ -113,7 +113,7 @@ def main_frame(study: Study) -> pd.DataFrame:
 
 
 def paper_table() -> WideTable:
-    """The paper's main table: the same rows for each of its training rewards, one run each."""
+    """The paper's main table, with the same rows for each of its training rewards; one run each."""
     table = paper.main_table().set_index(["training_reward", "method", "adagrpo"])[list(paper.JUDGES)]
 
     def entries(values: Iterable[Any], signed: bool = False) -> list[Entry]:
@@ -132,11 +132,11 @@ def paper_table() -> WideTable:
 
 
 def extra_gain_table(study: Study) -> WideTable | None:
-    """How much further + AdaGRPO gets, as a share of what its base gained over the untrained model, beside the paper's.
+    """Extra gain of + AdaGRPO, as a share of its base's gain over the untrained model, beside the paper's.
 
-    (AdaGRPO - base) / (base - untrained), of means over seeds, on the reward that was trained on: a number without
-    unit, so that studies with other rewards compare. The interval is that of the difference, over the same gain. None
-    where no base gained anything, or where the untrained model was not measured on test prompts.
+    It is (AdaGRPO - base) / (base - untrained) of means over seeds, for the reward that was trained on: dimensionless,
+    so that studies with different rewards are comparable. The interval is that of the difference, divided by the same
+    gain. None if no base gained anything, or if the untrained model was not measured on ``endpoint`` prompts.
     """
     published = paper.extra_gains().set_index(["training_reward", "method"])["share"]
     rows = []
