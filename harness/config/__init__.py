@@ -1,6 +1,6 @@
 """Typed, validated configuration of a run: composed from YAML files under experiments/, overridden by dotted keys.
 
-A section of a configuration is a class; ``run`` has the whole. Everything is imported from here.
+Each section of a configuration is a class; ``run`` has the whole. All public names are imported from here.
 """
 
 from harness.config.algorithm import (

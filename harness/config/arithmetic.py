@@ -1,4 +1,4 @@
-"""``runtime.arithmetic`` as the settings that it stands for on this machine."""
+"""Translation of ``runtime.arithmetic`` into the settings that it stands for on this machine."""
 
 import sys
 from functools import cache
@@ -10,11 +10,11 @@ from harness.foundation.processor import has_bf16
 
 
 def with_arithmetic(config: RunConfig) -> RunConfig:
-    """The run as this machine computes it: what is fast is said by settings that are part of its name.
+    """The configuration as this machine computes it: ``fast`` becomes settings that are part of the run's name.
 
-    Fast is to read in bfloat16. The network is not: adapters cannot be merged into 16-bit weights, and apart from them
-    it was slower than in float32 (docs/speed.md). Precisions that were set otherwise stay. On a processor without
-    bfloat16 the run is exact, and a line says so.
+    ``fast`` has text recognisers compute in bfloat16. The network stays in float32: adapters cannot be merged into
+    16-bit weights, and unmerged ones were slower than float32 (docs/speed.md). Precisions that were set explicitly
+    stay. On a processor without bfloat16 the run is exact, and a line on stderr says so.
     """
     if config.runtime.arithmetic == "exact":
         return config

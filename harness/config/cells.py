@@ -1,4 +1,4 @@
-"""Names of cells: what the runs that differ only by seed have in common."""
+"""Names of cells; runs of one cell differ only by seed."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -9,15 +9,15 @@ from harness.foundation.trained_reward import TrainedReward
 
 
 def cell_name(config: RunConfig) -> str:
-    """Method, selection and fusion, as in ``flow_grpo curriculum + fusion 1``."""
+    """Method, selection and fusion, such as ``flow_grpo curriculum + fusion 1``."""
     fusion = f" + {config.fusion.name} {config.fusion.weight:g}" if config.fusion.enabled else ""
     return f"{config.method.kernel} {config.selection}{fusion}"
 
 
 def cell_names(configs: Sequence[RunConfig]) -> list[str]:
-    """``cell_name`` of each run, and what else tells it from most of its kind: settings, as reports name them, reward.
+    """``cell_name`` of each run, followed by the settings (as reports name them) and reward that tell it from most.
 
-    Runs of equal names differ by seed alone.
+    Runs with equal names differ only by seed.
     """
     settings = [{"settings": numeric_settings(config)} for config in configs]
     variants = name_variants([config.model_dump(mode="json") for config in configs], settings)

@@ -1,4 +1,4 @@
-"""Configurations composed from YAML files under experiments/, overridden by dotted keys."""
+"""Composition of configurations from YAML files under experiments/ and dotted keys that override them."""
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,19 +18,19 @@ EXPERIMENTS = ROOT / "experiments"
 
 
 class _Layer(NamedTuple):
-    """Part of a configuration, and where each of its values was written."""
+    """Part of a configuration, and the place where each of its values was written."""
 
     content: Mapping[str, Any]
     origins: Mapping[str, str]
-    """By dotted key."""
+    """File and line, or override, by dotted key."""
 
 
 class Weights(dict[str, Any]):
-    """Weights of single rewards, as ``reward.colour=0.5`` gives them: beside those there are, not instead of them."""
+    """Weights of single rewards, as in ``reward.colour=0.5``: merged into the present weights, not replacing them."""
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """A YAML file's mapping. Raises ConfigError if it is missing, broken, or no mapping, or says a thing twice."""
+    """Mapping in a YAML file. Raises ConfigError if it is missing, invalid, not a mapping, empty, or repeats a key."""
     return dict(_read_layer(path).content)
 
 
@@ -51,11 +51,11 @@ def _read_layer(path: Path) -> _Layer:
 
 
 _PATHS = re.compile(r"prompts\.\w+|model\.path|rewards\.[^.]+\.(path|base|question|python)|use_\w+")
-"""Settings that name files."""
+"""Dotted keys of settings that name files."""
 
 
 def _located(value: Any, written_in: Path | None, key: str = "") -> Any:
-    """With absolute paths of what a file, or what was typed, names, see ``from_here``, and of plug-ins."""
+    """A value in which the files and plug-ins that it names have absolute paths, see ``from_here`` and ``absolute``."""
     if isinstance(value, Mapping):
         prefix = f"{key}." if key else ""
         found = {
@@ -72,10 +72,10 @@ def _located(value: Any, written_in: Path | None, key: str = "") -> Any:
 
 
 def read_experiment(path: Path) -> dict[str, Any]:
-    """A file of experiments/, on top of the one beside it that its key ``extends`` names.
+    """Content of a file of experiments/, merged into that of the file beside it that its key ``extends`` names.
 
     Raises:
-        ConfigError: as ``read_yaml``, or files that extend each other.
+        ConfigError: as in ``read_yaml``, or files extend each other.
     """
     content: dict[str, Any] = {}
     for layer in _with_parents(path):
@@ -96,10 +96,10 @@ def _with_parents(path: Path, children: tuple[Path, ...] = ()) -> list[_Layer]:
 
 
 def experiment_path(kind: str, name: str, written_in: Path | None = None) -> Path:
-    """The file of experiments/<kind>/ that a name stands for; a name that ends in .yaml is a path, see ``from_here``.
+    """Path of a file of experiments/<kind>/ by its name; a name that ends in .yaml is a path, see ``from_here``.
 
     Raises:
-        ConfigError: it is neither.
+        ConfigError: the name is neither.
     """
     if isinstance(name, str) and name.endswith(".yaml"):
         return Path(from_here(name, written_in))
@@ -107,7 +107,7 @@ def experiment_path(kind: str, name: str, written_in: Path | None = None) -> Pat
 
 
 def merge(base: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
-    """Nested merge, the second wins. ``reward`` is replaced as a whole, but by Weights: its keys are not fixed."""
+    """Merge nested mappings; the second wins. ``reward``, whose keys vary, is replaced as a whole except by Weights."""
     merged = dict(base)
     for key, value in other.items():
         before = merged.get(key)
@@ -121,10 +121,10 @@ def merge(base: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def parse_overrides(overrides: Iterable[str]) -> dict[str, Any]:
-    """``["fusion.weight=2", "selection=curriculum"]`` as a nested mapping; values are YAML.
+    """Nested mapping of overrides such as ``["fusion.weight=2", "selection=curriculum"]``, whose values are YAML.
 
     Raises:
-        ConfigError: no key=value, or a value that is not read, see ``strict_yaml``.
+        ConfigError: an override is not key=value, or its value is not valid, see ``strict_yaml``.
     """
     content: dict[str, Any] = {}
     for override in overrides:
@@ -138,7 +138,7 @@ def parse_overrides(overrides: Iterable[str]) -> dict[str, Any]:
 
 
 def check_overrides(overrides: Iterable[str]) -> None:
-    """Raise ConfigError if two overrides set one value: whoever types both did not mean both."""
+    """Raise ConfigError if two overrides set the same value, which can only be a mistake."""
     given: dict[str, str] = {}
     for override in overrides:
         key = override.partition("=")[0]
@@ -151,7 +151,7 @@ def check_overrides(overrides: Iterable[str]) -> None:
 
 
 def nest(key: str, value: Any) -> dict[str, Any]:
-    """``("fusion.weight", 2)`` as ``{"fusion": {"weight": 2}}``."""
+    """Nested mapping of a dotted key: ``("fusion.weight", 2)`` becomes ``{"fusion": {"weight": 2}}``."""
     first, *rest = key.split(".")
     for part in reversed(rest):
         value = Weights({part: value}) if first == "reward" else {part: value}
@@ -159,12 +159,12 @@ def nest(key: str, value: Any) -> dict[str, Any]:
 
 
 KINDS = ("model", "method", "reward")
-"""Kinds of files that a profile or a grid's cell names, in experiments/<kind>s/. The method comes after the model: how
-many steps it takes, and at which size, is part of a published method."""
+"""Kinds of files, in experiments/<kind>s/, that a profile or a grid's cell names, in order of composition: a published
+method includes the number of steps and the size, and so overrides the model's."""
 
 
 def grid_of(profile: str) -> str:
-    """The grid that reproduces a profile: its key ``use_grid``. Raises ConfigError if it names none."""
+    """Grid that reproduces a profile: its key ``use_grid``. Raises ConfigError if it names none."""
     path = experiment_path("profiles", profile)
     grid = read_experiment(path).get("use_grid")
     if not isinstance(grid, str):
@@ -178,11 +178,11 @@ VERIFICATIONS = {
     "twins": "all its code is executed on tiny random twins of its models",
     "never": "nobody has run it",
 }
-"""How far a profile is verified, as its key ``verified`` says."""
+"""Levels of verification that a profile's key ``verified`` can give."""
 
 
 def verification(profile: str) -> str:
-    """How far a profile is verified, in words; its grids and what extends it are as far. Raises ConfigError."""
+    """Verification level of a profile, in words; it also holds for its grids and extensions. Raises ConfigError."""
     path = experiment_path("profiles", profile)
     level = read_experiment(path).get("verified", "never")
     if level not in VERIFICATIONS:
@@ -200,19 +200,19 @@ def compose(
     reward: str | None = None,
     written_in: Path | None = None,
 ) -> RunConfig:
-    """Compose a run: the model, method and reward files that a profile names, the profile, settings, overrides.
+    """Compose a run from the model, method and reward files that a profile names, the profile, settings and overrides.
 
-    Any of these files may extend another one of its folder: ``extends: NAME``. The result knows where each of its
-    values was written, see ``RunConfig.origins``.
+    Later ones win. Each of these files may extend another one of its folder: ``extends: NAME``. The result records
+    where each of its values was written, see ``RunConfig.origins``.
 
     Args:
         profile: name of a file in experiments/profiles/, or a path to one.
-        method: name of a file in experiments/methods/; None is the profile's own.
-        settings: a grid cell's keys.
-        overrides: dotted ``key=value`` strings; the last word, and of two for one key the second.
-        model: name of a file in experiments/models/; None is the profile's own.
-        reward: name of a file in experiments/rewards/; None is the profile's own.
-        written_in: file that has these names and the settings; None if they were typed.
+        method: name of a file in experiments/methods/; None for the profile's own.
+        settings: nested settings of a grid's cell or a sweep's trial.
+        overrides: dotted ``key=value`` strings; they win over all else, later ones over earlier ones.
+        model: name of a file in experiments/models/; None for the profile's own.
+        reward: name of a file in experiments/rewards/; None for the profile's own.
+        written_in: file that contains these names and the settings; None if they were typed.
 
     Raises:
         ConfigError: one line that names the file or key, and the nearest valid one.
@@ -251,7 +251,7 @@ def compose(
 
 
 def leaves(content: Mapping[str, Any]) -> dict[str, Any]:
-    """Every value that is no mapping, or an empty one, by its dotted key."""
+    """Values that are not mappings, and empty mappings, by dotted key."""
     flat: dict[str, Any] = {}
     for key, value in content.items():
         if isinstance(value, Mapping) and value:
@@ -262,7 +262,7 @@ def leaves(content: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def validate(content: Mapping[str, Any], where: str) -> RunConfig:
-    """A RunConfig, or a ConfigError in one line."""
+    """Validate a configuration as a RunConfig. Raises ConfigError with one line that begins with ``where``."""
     return validated(RunConfig, content, where)
 
 
@@ -273,11 +273,11 @@ _RETIRED = {
     "optimizer.warmup_iterations": 0,
     "logging.wandb_project": "adagrpo",
 }
-"""Settings that are none any more, with what they had in every run that was made while they were."""
+"""Settings that no longer exist, with the value that they had in every run made while they did."""
 
 
 def load(path: Path) -> RunConfig:
-    """The resolved config saved with a run."""
+    """Load the resolved configuration saved with a run."""
     content = leaves(read_yaml(path))
     for key, value in _RETIRED.items():
         if content.get(key) == value:
@@ -289,5 +289,5 @@ def load(path: Path) -> RunConfig:
 
 
 def dump(config: RunConfig) -> str:
-    """A resolved config as YAML."""
+    """YAML of a resolved configuration."""
     return strict_yaml.dump(config.model_dump(mode="json"))

@@ -1,4 +1,4 @@
-"""What settings are called in other trainers, and their configurations read by it; nothing of theirs is executed."""
+"""Names of settings in other trainers, and conversion of their configurations without executing any of their code."""
 
 import ast
 import re
@@ -14,17 +14,17 @@ from harness.foundation.files import read_text
 
 DICTIONARY = Path(__file__).with_name("dictionary.yaml")
 FAMILIES = ("GRPO-Series", "flow_grpo", "DanceGRPO", "FlowCPS")
-"""Whose configurations can be read."""
+"""Trainers whose configurations can be converted."""
 _KERNELS = {"GRPO-Series": "flow_grpo", "flow_grpo": "flow_grpo", "DanceGRPO": "dance_grpo", "FlowCPS": "flow_cps"}
 
 
 class Converted(NamedTuple):
-    """A configuration of another trainer."""
+    """Result of converting a configuration of another trainer."""
 
     settings: dict[str, Any]
-    """By sections, as in a file of experiments/methods/."""
+    """Converted settings, nested by section as in a file of experiments/methods/."""
     left: dict[str, str]
-    """What is not among them, by name, and why."""
+    """Names that were not converted, with the reasons."""
 
 
 def _precision(value: Any) -> str:
@@ -38,19 +38,19 @@ _AS: dict[str, Callable[[Any], Any]] = {
     "rollout.branch_indices": lambda value: value if isinstance(value, list) else [value],
     "reward": lambda value: dict(value) if isinstance(value, dict) else {str(value): 1.0},
 }
-"""Settings whose values are written in another way here."""
+"""Conversions of values that are written differently here."""
 
 
 def convert(file: Path, family: str | None = None, function: str | None = None) -> Converted:
-    """Read a configuration: a shell script's arguments, or a Python file's assignments ``config.a.b = value``.
+    """Convert a configuration: a shell script's arguments, or a Python file's assignments ``config.a.b = value``.
 
     Args:
         file: ``.sh`` (GRPO-Series, DanceGRPO) or ``.py`` (flow_grpo, FlowCPS).
-        family: one of ``FAMILIES``; None tells it by the file.
-        function: of a Python file, whose assignments are read; None for the only one that has any.
+        family: one of ``FAMILIES``; None infers it from the file.
+        function: function of a Python file whose assignments are read; None for the only one that has any.
 
     Raises:
-        ConfigError: the file cannot be read, or it is not clear which family or function.
+        ConfigError: the file cannot be read, or the family or function is unknown or not clear.
     """
     text = read_text(file)
     if file.suffix == ".py":
@@ -80,7 +80,7 @@ def convert(file: Path, family: str | None = None, function: str | None = None) 
 
 
 def _arguments(text: str, where: str) -> dict[str, Any]:
-    """``--name value ...`` of the longest command in a script; a name alone is true."""
+    """Arguments ``--name value ...`` of the longest command in a script; the value of a name alone is True."""
     commands = [
         line for line in re.sub(r"\\\s*\n", " ", text).splitlines() if " --" in line and not line.startswith("#")
     ]
@@ -108,7 +108,7 @@ def _arguments(text: str, where: str) -> dict[str, Any]:
 
 
 def _assignments(text: str, where: str, function: str | None) -> tuple[dict[str, Any], dict[str, str]]:
-    """Values that a function assigns to its configuration, and those that are computed, which are not read."""
+    """Values that a function assigns to its configuration; computed ones by name, with why they are not read."""
     try:
         tree = ast.parse(text)
     except SyntaxError as error:
@@ -133,7 +133,7 @@ def _assignments(text: str, where: str, function: str | None) -> tuple[dict[str,
 
 
 def _assigned(function: ast.FunctionDef) -> list[tuple[str, ast.expr]]:
-    """``config.a.b = value`` as ``a.b`` and the value, in order; ``config.a = a = ...`` makes ``a.b`` mean the same."""
+    """``config.a.b = value`` as ``("a.b", value)``, in order; after ``config.a = a = ...``, ``a.b = value``, too."""
     aliases = {"config": ""}
     found = []
     for node in ast.walk(function):
@@ -157,7 +157,7 @@ def _literal(word: str) -> Any:
 
 
 def page() -> str:
-    """The table of docs/dictionary.md."""
+    """Table for docs/dictionary.md."""
     content: Mapping[str, Any] = read_yaml(DICTIONARY)
     sources = content["sources"]
     head = ["here", *sources]

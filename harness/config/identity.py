@@ -1,4 +1,4 @@
-"""A run's name, by all that its numbers depend on."""
+"""Name of a run, which depends on everything that its numbers depend on."""
 
 import hashlib
 import json
@@ -11,26 +11,26 @@ from harness.config.run import RunConfig
 
 NUMERICS_VERSION = 2
 """Raised whenever a change of code changes the numbers of a run, so that old runs are not taken for new ones. A changed
-default needs no such thing: names are told from ``BASELINE``."""
+default does not need that: names depend on the difference from ``BASELINE``."""
 
 BASELINE = Path(__file__).with_name("baseline.json")
-"""The defaults as they were at NUMERICS_VERSION 2, by dotted key: a run's name tells the values that differ from them.
+"""Defaults at NUMERICS_VERSION 2, by dotted key: a run's name depends on the values that differ from them.
 
-It never changes but for new settings, each with the value that means that all is as it was before it existed.
+New settings are added with the value that means "as before the setting existed"; nothing else ever changes.
 """
 
 
 @cache
 def baseline() -> Mapping[str, Any]:
-    """``BASELINE``, read."""
+    """Content of ``BASELINE``."""
     content: dict[str, Any] = json.loads(BASELINE.read_text(encoding="utf-8"))
     return content
 
 
 def inert_settings(config: RunConfig) -> dict[str, str]:
-    """Settings that change nothing in a run, each with the reason: runs that differ in these alone are one run.
+    """Settings without effect in a run, each with the reason: runs that differ only in these are the same run.
 
-    Not evaluation.test_noises of a run without test: committed ones have it in their names.
+    evaluation.test_noises of a run without test is not among them, since names of committed runs depend on it.
     """
     inert = {}
     if not config.fusion.enabled:
@@ -54,23 +54,23 @@ def inert_settings(config: RunConfig) -> dict[str, str]:
 
 
 def numeric_settings(config: RunConfig) -> dict[str, Any]:
-    """What a run's numbers depend on beside its files: all settings that are not as in ``BASELINE``, as in JSON.
+    """Settings that a run's numbers depend on, beside its files: those that differ from ``BASELINE``, as in JSON.
 
-    Without ``logging``, ``runtime``, ``experiment``, ``model.execution``, paths and ``inert_settings``; of ``rewards``
-    only the normalisation of those trained on. With ``runtime.processes``, if there are several and each has a
-    capability of its own: only then do numbers depend on how many there are.
+    ``logging``, ``runtime``, ``experiment``, ``model.execution``, paths and ``inert_settings`` are left out; of
+    ``rewards`` only the normalisation of trained ones is included. ``runtime.processes`` is included if there are
+    several and each has its own capability: only then do the numbers depend on how many there are.
     """
     content = config.model_dump(
         mode="json", exclude={"logging", "runtime", "experiment", "prompts", "rewards", "plugins"}
     )
     del content["model"]["path"], content["model"]["execution"]
-    # Where a plug-in lies does not matter; what it is, is among the run's fingerprints.
+    # The location of a plug-in does not matter; its content is among the run's fingerprints.
     content["model"]["adapter"] = (config.model.adapter or "").rpartition(":")[2] or None
-    # In names of runs a setting keeps the name that it had first.
+    # Names of runs use the first name that a setting had.
     content["rollout"]["prompts_per_update"] = content["rollout"].pop("prompts_per_iteration")
     inert = inert_settings(config)
     settings = _differing(content, "", inert)
-    # Their keys have no defaults, and are there even when nothing else of them differs.
+    # The section has keys without defaults, so names have always included it, even if nothing else in it differs.
     settings = {"model": {}, **settings}
     if config.capability.sync == "per_rank" and config.runtime.processes > 1 and "capability.sync" not in inert:
         settings["runtime"] = {"processes": config.runtime.processes}
@@ -88,7 +88,7 @@ def _differing(content: Mapping[str, Any], prefix: str, inert: Mapping[str, str]
             continue
         if isinstance(value, Mapping) and key != "reward":
             inner = _differing(value, f"{key}.", inert)
-            # An optional section that is there differs, even if each of its values is the usual one.
+            # An optional section that is set counts as a difference, even if all its values are defaults.
             if inner or key in baseline():
                 differing[name] = inner
         elif key not in baseline() or baseline()[key] != value:
@@ -97,11 +97,11 @@ def _differing(content: Mapping[str, Any], prefix: str, inert: Mapping[str, str]
 
 
 def run_id(config: RunConfig, fingerprints: Mapping[str, str]) -> str:
-    """Name of a run: readable cell and seed, and a hash of all that its numbers depend on.
+    """Name of a run: readable cell and seed, and a hash of everything that its numbers depend on.
 
     Args:
-        config: the run, of which ``numeric_settings`` count.
-        fingerprints: sha256 or the like of base weights, prompt lists and rewards.
+        config: the run; only its ``numeric_settings`` count.
+        fingerprints: sha256 or similar of base weights, prompt lists and rewards.
     """
     content = numeric_settings(config)
     payload = json.dumps([content, dict(fingerprints), NUMERICS_VERSION], sort_keys=True)

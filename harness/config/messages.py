@@ -1,4 +1,4 @@
-"""What is wrong with a configuration, in one line that names the key and the nearest valid one."""
+"""One-line errors of a configuration that name the key and the nearest valid one."""
 
 import difflib
 import types
@@ -15,7 +15,7 @@ Content = TypeVar("Content", bound=BaseModel)
 
 
 def validated(section: type[Content], content: Any, where: str) -> Content:
-    """A section, or a ConfigError that says where in one line what is wrong."""
+    """Validate the content of a section. Raises ConfigError with ``where`` and the problem in one line."""
     try:
         return section.model_validate(content)
     except ValidationError as error:
@@ -23,12 +23,12 @@ def validated(section: type[Content], content: Any, where: str) -> Content:
 
 
 def one_line(error: ValidationError, section: type[BaseModel] = RunConfig) -> str:
-    """What is wrong with the first wrong key of a section's content, and the nearest right one."""
+    """Describe one error in a section's content, an unknown key before others, with the nearest valid key or value."""
     problems = error.errors()
-    # A misspelt key is also a missing one; the misspelling says what to do.
+    # A misspelt key is also reported as a missing one; the misspelling tells what to do.
     problem = next((one for one in problems if one["type"] == "extra_forbidden"), problems[0])
     location = [str(part) for part in problem["loc"]]
-    if location[-1:] == ["[key]"]:  # pydantic's word for a name that is none of the registry's
+    if location[-1:] == ["[key]"]:  # pydantic's marker of an invalid key in a mapping
         location = location[:-2]
     key = ".".join(location)
     if problem["type"] == "extra_forbidden":
@@ -45,19 +45,19 @@ def one_line(error: ValidationError, section: type[BaseModel] = RunConfig) -> st
 
 
 def nearest(word: str, known: Sequence[str]) -> str:
-    """``the nearest is 'X', there are X, Y, Z``: the end of a complaint about a word that is none of the known."""
+    """``the nearest is 'X', there are X, Y, Z``: the end of an error message about an unknown word."""
     closest = difflib.get_close_matches(word, known, n=1, cutoff=0.0)
     return f"the nearest is {closest[0]!r}, there are {', '.join(known)}"
 
 
 def unknown_key(location: Sequence[str], valid: Iterable[str]) -> str:
-    """The complaint about a key, given by its parts, whose last part is none of the valid ones."""
+    """Error message about an unknown key, given by its parts; ``valid`` are the valid last parts."""
     closest = difflib.get_close_matches(location[-1], list(valid), n=1, cutoff=0.0)
     return f"unknown key {'.'.join(location)!r}; the nearest is {'.'.join([*location[:-1], *closest])!r}"
 
 
 def fields_at(location: Sequence[str], model: type[BaseModel] = RunConfig) -> Mapping[str, FieldInfo]:
-    """The fields of the section that a key's parts lead to; of none if they lead to a value."""
+    """Fields of the section that a key's parts lead to; empty if they lead to a value."""
     parts = iter(location)
     for part in parts:
         annotation = model.model_fields[part].annotation

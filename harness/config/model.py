@@ -1,4 +1,4 @@
-"""The pipeline to train, how it samples, and how its network is run."""
+"""Settings of the pipeline to train, its sampling, and the execution of its network."""
 
 from typing import Literal
 
@@ -8,53 +8,53 @@ from harness.config.section import Count, Pixels, Positive, Section
 
 
 class ExecutionConfig(Section):
-    """How the network is run: memory and speed. Changes no number beyond rounding, so it is no part of a run's name."""
+    """Execution of the network: memory and speed. Not part of a run's name: it changes numbers only by rounding."""
 
     gradient_checkpointing: bool = False
-    """Compute activations again in the backward pass instead of keeping them: less memory, a third more time."""
+    """Recompute activations in the backward pass instead of keeping them: less memory, a third more time."""
     compile: Literal["never", "auto", "blocks"] = "never"
-    """torch.compile. Auto: of the network while it samples, where a compiler is at hand: up to a minute at the start, a
-    third faster after. Blocks: of the transformer's blocks, in training too: minutes at the start."""
+    """torch.compile. auto: the network while it samples, if a compiler is installed; up to a minute at the start, then
+    a third faster. blocks: the transformer's blocks, in training too; minutes at the start."""
     vae_slicing: bool = False
-    """Decode one picture at a time."""
+    """Decode one picture at a time, to save memory."""
     text_encoders: Literal["keep", "free"] = "keep"
-    """Free: encode all prompts of the run before it starts, keep their embeddings on disk, and give the memory back."""
+    """free: encode all prompts of the run before it starts, keep the embeddings on disk, free the encoders' memory."""
     max_train_batch: Count | None = None
-    """Most samples in one forward with gradient; None is ``max_batch``. Classifier-free guidance makes two of each."""
+    """Largest number of samples in a forward pass with gradient; None is ``max_batch``. Guidance doubles samples."""
 
 
 class ModelConfig(Section):
-    """The pipeline to train and how it samples."""
+    """Pipeline to train, and its sampling."""
 
     path: str
-    """Folder of a FLUX, Stable Diffusion 3, FLUX.2-klein, Qwen-Image or Z-Image pipeline, found as docs/config.md says
-    of paths; or a hub id, owner/name; or ``twin:`` and ``flux``, ``sd3``, ``flux2-klein``, ``qwen-image`` or
-    ``z-image``: a tiny random twin."""
+    """Folder of a FLUX, Stable Diffusion 3, FLUX.2-klein, Qwen-Image or Z-Image pipeline, searched as docs/config.md
+    describes for paths; or a hub id, owner/name; or ``twin:`` followed by ``flux``, ``sd3``, ``flux2-klein``,
+    ``qwen-image`` or ``z-image``, for a tiny random twin."""
     adapter: str | None = None
-    """Plug-in that trains the pipeline, a subclass of ``harness.models.pipelines.policy.Policy``; None is the project's
-    own for the pipeline's class."""
+    """Plug-in that trains the pipeline, a subclass of ``harness.models.pipelines.policy.Policy``; None is the built-in
+    one for the pipeline's class."""
     height: Pixels = 32
     width: Pixels = 128
-    """Pixels."""
+    """Size of the pictures, in pixels."""
     num_steps: int = Field(8, ge=2, le=10_000)
-    """Euler steps N of every rollout."""
+    """N: number of Euler steps of every rollout."""
     shift: Positive | Literal["dynamic"] = 3.0
-    """Static sigma shift, or diffusers' resolution-dependent one."""
+    """Static shift of the noise levels (sigmas), or diffusers' resolution-dependent one."""
     guidance: float = Field(3.5, ge=0)
-    """Guidance scale: an input of a guidance-distilled FLUX, unused by one without guidance embedding; else
-    classifier-free, at the price of a second forward, off at 1 and below (Z-Image: at 0)."""
+    """Guidance scale. A guidance-distilled FLUX takes it as input, one without guidance embedding ignores it; for
+    others it is classifier-free, at the price of a second forward pass, and off at 1 and below (Z-Image: at 0)."""
     max_sequence_length: int = Field(24, ge=1, le=100_000)
-    """Tokens that the text encoder reads: T5, or the language model with what its template puts around the prompt."""
+    """Number of tokens that the text encoder reads: T5, or the language model including the template of the prompt."""
     allow_unknown_tokens: bool = False
-    """Take prompts with characters that the text encoder does not know, instead of refusing them."""
+    """Accept prompts with characters that the text encoder does not know, instead of refusing them."""
     allow_long_prompts: bool = False
-    """Take prompts longer than ``max_sequence_length``, of which T5 reads the start, instead of refusing them."""
+    """Accept prompts longer than ``max_sequence_length``, of which T5 reads the start, instead of refusing them."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    """For the network's arithmetic and frozen weights; weights in training are fp32, and so are the kernels. fp16
-    rounds finer than bf16, so that a rollout's and an update's log-probabilities are closer; FLUX overflows in it."""
+    """Precision of the network's arithmetic and frozen weights; trained weights and kernels are fp32. fp16 rounds finer
+    than bf16, so that log-probabilities of rollout and update are closer, but FLUX overflows in it."""
     quantise: Literal["none", "nf4"] = "none"
-    """Frozen weights of the network's blocks in 4 bits, computed with in ``precision``; with adapters only. Needs
-    bitsandbytes: ``pip install 'adagrpo[gpu]'``."""
+    """Quantisation of the frozen weights of the network's blocks to 4 bits, with computation in ``precision``; only
+    with adapters. Needs bitsandbytes: ``pip install 'adagrpo[gpu]'``."""
     max_batch: Count = 64
-    """Most samples in one forward of the network: the memory budget. Does not change results beyond rounding."""
+    """Most samples in one forward pass of the network: the memory budget. Changes results only by rounding."""
     execution: ExecutionConfig = ExecutionConfig()

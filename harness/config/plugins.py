@@ -1,4 +1,4 @@
-"""Plug-ins in a configuration: references become names, which runs, tables and files can be called by."""
+"""Plug-ins in a configuration: references are replaced by names that runs, tables and files can use."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -13,14 +13,14 @@ from harness.foundation.plugins import absolute, find, installed, is_reference
 
 
 class PluginConfig(Section):
-    """A plug-in that a setting names, and what a rule for choosing prompts says of itself."""
+    """Plug-in that a setting names, with the requirements that a selection rule declares."""
 
     source: str
-    """path/to/file.py:Object or module:Object."""
+    """Reference: path/to/file.py:Object or module:Object."""
     samples: int = Field(1, ge=0, le=100)
-    """Deterministic samples of each candidate that it is shown."""
+    """Number of deterministic samples of each candidate that the rule receives."""
     reads_ledger: bool = False
-    """Whether it is shown what became of earlier prompts."""
+    """Whether the rule receives the ledger, with the outcomes of earlier prompts."""
 
 
 _BUILT_IN = {*SELECTIONS, *METHODS, *FUSIONS, *NORMALISATIONS, *REWARDS}
@@ -30,7 +30,7 @@ _NAMED = (("selection",), ("method", "kernel"), ("fusion", "kind"), ("objective"
 
 @contextmanager
 def declaring(plugins: Mapping[str, Any], rewards: Mapping[str, Any]) -> Iterator[None]:
-    """Within: names of these plug-ins are valid values."""
+    """Context in which the names of these plug-ins are valid values."""
     own = {name for name, settings in rewards.items() if isinstance(settings, Mapping) and settings.get("plugin")}
     token = PLUGINS.set(frozenset({*plugins, *own}))
     try:
@@ -40,14 +40,14 @@ def declaring(plugins: Mapping[str, Any], rewards: Mapping[str, Any]) -> Iterato
 
 
 def declare(content: Mapping[str, Any]) -> dict[str, Any]:
-    """A configuration's content with each reference replaced by its name, and noted under ``plugins``.
+    """A configuration's content with each reference replaced by its name, and recorded under ``plugins``.
 
-    A reward's is noted under ``rewards.NAME.plugin``. Lists of prompts and ``model.adapter`` keep their references,
-    made absolute. A plug-in that is noted already, as in a saved configuration, is not looked for.
+    A reward's reference is recorded under ``rewards.NAME.plugin``. Lists of prompts and ``model.adapter`` keep theirs,
+    made absolute. A plug-in that is recorded already, as in a saved configuration, is not loaded.
 
     Raises:
-        PluginError: it cannot be found or imported.
-        ConfigError: two have one name, or one has a name of the project's own.
+        PluginError: a plug-in cannot be found or imported.
+        ConfigError: two plug-ins have one name, or one has a built-in name.
     """
     content = dict(content)
     plugins = {name: _noted(value) for name, value in dict(content.get("plugins") or {}).items()}
@@ -103,7 +103,7 @@ def _absolute(value: Any) -> Any:
 
 
 def _name(value: Any, known: dict[str, Any], asked: Callable[[Any], Mapping[str, Any]]) -> Any:
-    """The name of a reference, which is noted among the known ones; any other value as it is."""
+    """Name for a reference, which is added to ``known``; any other value is returned unchanged."""
     if not isinstance(value, str) or value in _BUILT_IN or value in known:
         return value
     source = installed().get(value, value)
@@ -120,7 +120,7 @@ def _name(value: Any, known: dict[str, Any], asked: Callable[[Any], Mapping[str,
 
 
 def _replace(content: dict[str, Any], sections: list[str], key: str, change: Callable[[Any], Any]) -> None:
-    """Change a value in nested mappings, which are copied, if it is there."""
+    """Change a value in nested mappings, if it is present; the mappings are copied."""
     inner = content
     for section in sections:
         if not isinstance(inner.get(section), dict):

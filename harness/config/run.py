@@ -1,4 +1,4 @@
-"""A run: all sections, and which of their values go together."""
+"""Settings of a whole run, and checks that their values fit together."""
 
 from collections.abc import Iterator, Mapping
 from functools import cached_property
@@ -30,97 +30,97 @@ KnownReward = Annotated[str, one_of(REWARDS, or_plugin=True)]
 
 
 class PromptsConfig(Section):
-    """Text files with one prompt per line: absolute, relative to the working directory, or of those that come along."""
+    """Text files with one prompt per line: absolute, relative to the working directory, or among the project's own."""
 
     train: str
     validation: str
     test: str
-    """What is trained on; what interval evaluations read; what is read once, when training is over. Or a plug-in that
-    returns the list."""
+    """Prompts for training, for interval evaluations, and for the single evaluation after training; each a file or a
+    plug-in that returns the list."""
     allow_overlap: bool = False
-    """Take lists that have prompts in common, instead of refusing them: what is measured on them says less."""
+    """Accept lists that have prompts in common, instead of refusing them; measurements on them are less conclusive."""
 
 
 class EvaluationConfig(Section):
-    """Deterministic ODE samples from fixed noise."""
+    """Evaluations, made of deterministic ODE samples from fixed noise."""
 
     interval: Count = 25
-    """Iterations between validations; one more is made before the first iteration and one after the last."""
+    """Number of iterations between validations; one more is made before the first iteration and one after the last."""
     validation_prompts: Count = 96
-    """How many of the validation list an interval evaluation reads, from its start."""
+    """Number of prompts, from the start of the validation list, that an interval evaluation reads."""
     test_noises: Count = 1
-    """Samples per test prompt."""
+    """Number of samples per test prompt."""
     test: bool = True
-    """Measure the trained model on the test list when training is over. Without, the list is not even read: tuning."""
+    """Measure the trained model on the test list after training. If false, as for tuning, the list is not even read."""
     base_test: bool = False
     """Also measure the untrained model on the test list, at iteration 0."""
     judges: tuple[KnownReward, ...] = ("ocr", "ocr-v4", "colour")
-    """Rewards to report, trained on or not."""
+    """Rewards to report, whether trained on or not."""
     num_steps: Steps | None = None
     height: Pixels | None = None
     width: Pixels | None = None
-    """Euler steps and pixels of evaluations; None is the model's own."""
+    """Euler steps and size in pixels of evaluation samples; None is the model's own."""
     gallery: CountOrNone = 8
-    """How many validation prompts' pictures to keep at each evaluation."""
+    """Number of validation prompts whose pictures are kept at each evaluation."""
 
 
 class StopConfig(Section):
-    """What ends a run before its time; what is not named here is a warning."""
+    """Conditions that end a run early; those not named only cause a warning."""
 
     on: tuple[Literal["judge", "texture", "diversity"], ...] = ()
-    """Signs that the reward is hacked: a reward that is not trained on falls while the trained one rises; pictures
-    become textured; a group's pictures become alike."""
+    """Signs of reward hacking. judge: a reward that is not trained on falls while the trained one rises; texture:
+    pictures become textured; diversity: the pictures of a group become alike."""
 
 
 class LoggingConfig(Section):
-    """wandb mirrors the run's JSONL and is never needed to analyse."""
+    """Mirror of the run's JSONL in wandb, which no analysis needs."""
 
     wandb: Literal["offline", "online", "off"] = "off"
-    """Mirror into files, to a server, or not at all."""
+    """Mirror to local files, to a server, or not at all."""
 
 
 class RuntimeConfig(Section):
-    """How the run is executed; none of it changes what the run is."""
+    """Execution of the run. Not part of its identity, except for ``processes`` with ``capability.sync=per_rank``."""
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Auto: a GPU if there is one."""
+    """Device of the model; auto is a GPU if there is one."""
     threads: int = Field(1, ge=1, le=10_000)
-    """Of the CPU, for each process."""
+    """Number of CPU threads of each process."""
     arithmetic: Literal["exact", "fast"] = "exact"
-    """Fast: text recognisers read in bfloat16 where the processor has it, as ``rewards.NAME.precision`` then says, part
-    of the run's name; elsewhere the run is the exact one. Needs OpenVINO: ``pip install 'adagrpo[fast]'``."""
+    """fast: text recognisers compute in bfloat16 if the processor supports it, which sets ``rewards.NAME.precision``, a
+    part of the run's name; else the run is exact. Needs OpenVINO: ``pip install 'adagrpo[fast]'``."""
     processes: Count = 1
-    """World size that was asked for, over all machines; another one found at start is an error."""
+    """World size, over all machines; it is an error if another one is found at the start."""
     machines: Count = 1
-    """Machines that share the processes evenly."""
+    """Number of machines, which share the processes evenly."""
     engine: Annotated[str, one_of(ENGINES)] = "ddp"
-    """What each process holds of a model in training. Everything, and gradients are averaged (ddp); a share of weights,
-    gradients and optimiser state (fsdp2). The numbers are the same up to rounding."""
+    """Distribution of the model in training. ddp: each process holds all of it, and gradients are averaged; fsdp2: each
+    holds a share of weights, gradients and optimiser state. The numbers are the same up to rounding."""
     timeout_seconds: Seconds = 1800.0
-    """Longest wait of a process for the others, wherever all meet."""
+    """Longest time that a process waits for the others in a collective operation."""
     silent_seconds: Seconds = 21600.0
-    """Longest time in which a run of a grid may write nothing; then its worker is killed, and it is tried again."""
+    """Longest time that a run of a grid may write nothing; then its worker is killed, and the run is tried again."""
     checkpoint_interval: Count = 25
-    """Iterations between two checkpoints: what a kill loses at most."""
+    """Number of iterations between two checkpoints: the most that a kill loses."""
     checkpoints_kept: Count = 2
-    """The newest so many, so that one can be damaged. The best by validation is kept beside them."""
+    """Number of newest checkpoints to keep, in case one is damaged. The best by validation is kept in addition."""
     checkpoints_of_finished: Literal["keep", "remove"] = "keep"
     """Whether a finished run keeps its checkpoints. Only ``adagrpo replay`` needs them: final weights, logs and
-    pictures stay."""
+    pictures are always kept."""
     preemption_seconds: Seconds = 25.0
-    """From SIGTERM or SIGUSR1 to the end of the process, at most: time for the iteration to end and to save. torchrun
-    and accelerate kill after 30."""
+    """Longest time from SIGTERM or SIGUSR1 to the end of the process, for finishing the iteration and saving. torchrun
+    and accelerate kill after 30 seconds."""
 
 
 class RunConfig(Section):
     """Everything that defines one run."""
 
     experiment: Name
-    """Folder of the run in results/runs/."""
+    """Name of the folder in results/runs/ that contains the run."""
     seed: Seed = 0
-    """Of prompts, noise and adapters: the same in every cell of a grid, so that cells can be paired."""
+    """Seed of prompts, noise and adapters: the same in every cell of a grid, so that cells can be paired."""
     iterations: int = Field(100, ge=1, le=10_000_000)
-    """Each draws candidates, chooses, rolls out and updates."""
+    """Number of iterations; each draws candidates, chooses prompts, rolls out and updates."""
     selection: Selection = "random"
     """Rule that chooses a prompt among the candidates: the paper's five, others of docs/selection.md, or a plug-in."""
     choice: ChoiceConfig = ChoiceConfig()
@@ -133,7 +133,7 @@ class RunConfig(Section):
     rewards: dict[KnownReward, RewardConfig] = Field({})
     """Settings of rewards and judges, by name."""
     plugins: dict[str, PluginConfig] = Field({})
-    """Rules, kernels and advantages that are none of the project's, by the name that a setting gives them."""
+    """Selection rules, kernels, fusions and normalisations from plug-ins, by the name that a setting gives them."""
     rollout: RolloutConfig = RolloutConfig()
     objective: ObjectiveConfig = ObjectiveConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
@@ -145,35 +145,35 @@ class RunConfig(Section):
 
     @cached_property
     def origins(self) -> Mapping[str, str]:
-        """Where each value was written, by dotted key: what is not there is the default. ``compose`` fills it in; no
-        part of what the run is, so that two configurations are equal whoever wrote them."""
+        """Place where each value was written, by dotted key; defaults have none. ``compose`` fills it in. It is not
+        part of what the run is, so that configurations are equal whoever wrote them."""
         return {}
 
     @property
     def prompt_splits(self) -> tuple[str, ...]:
-        """The prompt lists that the run reads."""
+        """Prompt lists that the run reads."""
         return ("train", "validation", "test") if self.evaluation.test else ("train", "validation")
 
     def trained_reward(self, metrics: Mapping[str, float]) -> float:
-        """What is trained on, of an evaluation's metrics: the weighted sum of the normalised rewards."""
+        """Trained reward in an evaluation's metrics: the weighted sum of the normalised rewards."""
         normalisations = {name: Normalisation(r.offset, r.scale) for name, r in self.rewards.items()}
         return float(TrainedReward(self.reward, normalisations).total(metrics))
 
     @property
     def scores_candidates(self) -> bool:
-        """Whether every candidate is sampled and scored: to be chosen by its reward, or for the capability."""
+        """Whether every candidate is sampled and scored, for the choice or for the capability."""
         return self.candidate_samples > 0
 
     @property
     def rule(self) -> Needs:
-        """What the selection asks for."""
+        """Requirements of the selection rule."""
         own = self.plugins.get(self.selection)
         if own is not None:
             return Needs(own.samples, reads_capability=True, reads_ledger=own.reads_ledger)
         return needs_of(self.selection)
 
     def source_of(self, name: str) -> str | None:
-        """Reference of the plug-in that a setting names; None for a name of the project's own."""
+        """Reference of the plug-in with this name; None for a built-in name."""
         return self.plugins[name].source if name in self.plugins else None
 
     @property
@@ -187,17 +187,17 @@ class RunConfig(Section):
 
     @property
     def candidate_samples(self) -> int:
-        """Deterministic samples of each candidate: for the choice, or for the capability that fusion reads."""
+        """Number of deterministic samples of each candidate, for the choice or for the capability that fusion reads."""
         return max(self.rule.samples, int(self.fusion.enabled))
 
     @property
     def candidate_steps(self) -> int:
-        """Euler steps of each of them."""
+        """Number of Euler steps of each of these samples."""
         return max(1, int(self.model.num_steps * self.rule.step_share))
 
     @property
     def keeps_ledger(self) -> bool:
-        """Whether outcomes of trained prompts are remembered."""
+        """Whether outcomes of trained prompts are recorded."""
         return self.rule.reads_ledger or self.choice.ledger or self.choice.floor > 0
 
     @model_validator(mode="wrap")
@@ -217,7 +217,7 @@ class RunConfig(Section):
         return self
 
     def _problems_of_steps(self) -> Iterator[str]:
-        """What is wrong with the steps that are stochastic or trained, and with what each update learns from."""
+        """Problems with the steps that are stochastic or trained, and with the samples that each update learns from."""
         rollout, objective, last = self.rollout, self.objective, self.model.num_steps - 2
         indices, window = rollout.branch_indices, rollout.window
         if not indices or list(indices) != sorted(set(indices)):
@@ -275,7 +275,7 @@ class RunConfig(Section):
             yield f"fusion.enabled: the capability of selection={self.selection} is that of previews; use another"
 
     def _problems_of_processes(self) -> Iterator[str]:
-        """Whether the processes can be started, and an engine's can make equally many forwards."""
+        """Problems with the number of processes, and with engines that need equally many forward passes in each."""
         runtime, rollout = self.runtime, self.rollout
         if rollout.prompts_per_iteration % runtime.processes:
             yield (

@@ -1,4 +1,4 @@
-"""What all sections of a configuration have in common."""
+"""Base class and field types that all sections of a configuration share."""
 
 from collections.abc import Iterable, Mapping
 from contextvars import ContextVar
@@ -19,7 +19,7 @@ def _require_name(name: str) -> str:
 
 Positive = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, lt=1)]
-# Upper limits are far beyond any use, and below what would fail late, in a traceback or by eating the memory.
+# Upper limits are far above any use, and below values that fail late, with a traceback or by running out of memory.
 Count = Annotated[int, Field(ge=1, le=1_000_000)]
 CountOrNone = Annotated[int, Field(ge=0, le=1_000_000)]
 Pixels = Annotated[int, Field(ge=1, le=16_384)]
@@ -27,7 +27,7 @@ Steps = Annotated[int, Field(ge=1, le=10_000)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Seconds = Annotated[float, Field(gt=0, le=1e6)]
 Name = Annotated[str, AfterValidator(_require_name)]
-"""Name of a file or folder."""
+"""Valid name of a file or folder."""
 
 
 PLUGINS: ContextVar[frozenset[str]] = ContextVar("plugins", default=frozenset())
@@ -35,7 +35,7 @@ PLUGINS: ContextVar[frozenset[str]] = ContextVar("plugins", default=frozenset())
 
 
 def one_of(registry: Iterable[str], or_plugin: bool = False) -> AfterValidator:
-    """Validates a name by a registry of ``harness.foundation.names``, as a Literal of its names would."""
+    """Validator of a name in a registry of ``harness.foundation.names``, with the errors of a Literal of its names."""
 
     def known(name: str) -> str:
         if name not in registry and not (or_plugin and name in PLUGINS.get()):
@@ -46,20 +46,20 @@ def one_of(registry: Iterable[str], or_plugin: bool = False) -> AfterValidator:
 
 
 class Section(BaseModel):
-    """Base of all sections: unknown keys are errors, values are frozen, finite, and of their own type alone.
+    """Base class of all sections: unknown keys are errors, values are frozen, finite, and not converted between types.
 
-    So a bool is no number, a number no bool, and 3.0 no count; a whole number is also a float.
+    So a bool is not a number, a number not a bool, and 3.0 not a count; an int is accepted as a float.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
     former: ClassVar[Mapping[str, str]] = {}
-    """Present name of a key by the one that it had in runs made before."""
+    """Present names of renamed keys, by the names that they have in runs made before."""
 
     @model_validator(mode="before")
     @classmethod
     def _lists_are_tuples(cls, content: Any) -> Any:
-        # YAML and JSON have no tuples, and a strict tuple takes no list.
+        # YAML and JSON have no tuples, and a strict tuple accepts no list.
         if not isinstance(content, dict):
             return content
         if doubled := [old for old, new in cls.former.items() if old in content and new in content]:

@@ -1,4 +1,4 @@
-"""What a rule that chooses prompts asks for, before it can choose."""
+"""Requirements of the rules that choose prompts."""
 
 from dataclasses import dataclass
 from math import inf
@@ -6,23 +6,23 @@ from math import inf
 
 @dataclass(frozen=True)
 class Needs:
-    """What is sampled, and what is remembered, for a rule of ``harness.rules.selection.RULES``."""
+    """Samples and records that a rule of ``harness.rules.selection.RULES`` needs for its choice."""
 
     samples: int = 1
-    """Deterministic samples of each candidate."""
+    """Number of deterministic samples of each candidate."""
     step_share: float = 1.0
-    """Share of the schedule's steps that such a sample takes."""
+    """Share of the schedule's steps that each of these samples takes."""
     reads_capability: bool = False
     reads_ledger: bool = False
-    """Outcomes of trained prompts, and the candidates' text embeddings."""
+    """Whether the rule reads outcomes of trained prompts, and the candidates' text embeddings."""
     explores: bool = False
-    """Whether ``choice.explore`` of its choices are left to chance."""
+    """Whether a share ``choice.explore`` of its choices is made at random."""
     level: tuple[float, float] | None = None
-    """Least and greatest value of the one number that it needs, if any: ``choice.level``."""
+    """Range of the rule's parameter, ``choice.level``; None for a rule without one."""
 
 
 PREDICTING = ("predicted", "predicted_hardest", "predicted_spread", "thompson")
-"""Rules that ask the ledger what becomes of prompts that it has never seen."""
+"""Rules that predict, from the ledger, outcomes of prompts that were never trained on."""
 NEEDS: dict[str, Needs] = {
     "random": Needs(samples=0),
     "curriculum": Needs(reads_capability=True),
@@ -39,9 +39,9 @@ NEEDS: dict[str, Needs] = {
     "replay": Needs(samples=0, reads_ledger=True, level=(0.0, 1.0)),
     "bandit": Needs(reads_capability=True, reads_ledger=True, explores=True),
 }
-"""By ``selection``; those that are not named need one sample per candidate, and nothing else."""
+"""Requirements by value of ``selection``; rules that are not listed need only one sample per candidate."""
 
 
 def needs_of(selection: str) -> Needs:
-    """What a rule asks for."""
+    """Requirements of a rule."""
     return NEEDS.get(selection, Needs())

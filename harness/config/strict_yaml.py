@@ -1,7 +1,7 @@
-"""YAML as people mean it: one reading of every text, or one line that says what to write instead.
+"""YAML with a single reading of every text, or a one-line error that says what to write instead.
 
-YAML 1.1 reads ``010`` as 8, ``1:30`` as 90, ``on`` as true and ``1e-4`` as a word, and of two equal keys the second
-wins. Here a number is decimal, true and false are the only truth values, all else is words, and a key stands once.
+YAML 1.1 reads ``010`` as 8, ``1:30`` as 90, ``on`` as true and ``1e-4`` as a string, and of two equal keys the second
+wins. Here numbers are decimal, true and false are the only booleans, all else is strings, and equal keys are an error.
 """
 
 import re
@@ -13,10 +13,10 @@ import yaml
 from harness.foundation.errors import ConfigError
 
 MAX_VALUES = 100_000
-"""With those of aliases each time."""
+"""Largest number of values in a text; those behind an alias count each time."""
 
 _SHORT = 20_000
-"""Characters: so few cannot be nested so deep that the stack of the parser in C, which is ten times as fast, ends."""
+"""Characters. Text this short cannot nest deeply enough to overflow the C parser, which is ten times as fast."""
 _TAG = "tag:yaml.org,2002:"
 _PLAIN = (
     ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
@@ -34,19 +34,19 @@ _MAKE: dict[str, Callable[[str], Any]] = {
 
 
 class _Loader(yaml.SafeLoader):
-    """Plain words resolved as above."""
+    """Loader that resolves plain scalars by ``_PLAIN``."""
 
     yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012 - PyYAML's own way
 
 
 class _FastLoader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
-    """The same, in C where the build has it."""
+    """The same loader, in C if PyYAML was built with it."""
 
     yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012
 
 
 class _Dumper(yaml.SafeDumper):
-    """Quotes what either reading of YAML would take for something else than a word."""
+    """Dumper that quotes strings which YAML 1.1 or this module's reading would take for something else."""
 
 
 for _kind, _pattern, _first in _PLAIN:
@@ -55,15 +55,15 @@ for _kind, _pattern, _first in _PLAIN:
 
 
 def parse(text: str, where: str, note: Callable[[str, int], None] = lambda key, line: None) -> Any:
-    """What a YAML text holds: mappings with words as keys, lists, words, numbers, true, false and null.
+    """Parse a YAML text: mappings with strings as keys, lists, strings, numbers, true, false and null.
 
     Args:
         text: one document.
-        where: begins every complaint: a file, an override.
-        note: receives the dotted key and the line, from 1, of each value that is no mapping, or an empty one.
+        where: file or override that begins every error message.
+        note: called with the dotted key and the line, from 1, of each value that is not a mapping, or an empty one.
 
     Raises:
-        ConfigError: one line with the place and what to write.
+        ConfigError: one line with the place and what to write instead.
     """
     try:
         node = yaml.compose(text, _FastLoader if len(text) <= _SHORT else _Loader)
@@ -75,12 +75,12 @@ def parse(text: str, where: str, note: Callable[[str, int], None] = lambda key, 
 
 
 def dump(content: Any, **options: Any) -> str:
-    """Plain values as YAML that ``parse``, and any other reader, reads as what they are; keys keep their order."""
+    """YAML of plain values that ``parse``, and any other reader, reads back unchanged; keys keep their order."""
     return yaml.dump(content, Dumper=_Dumper, sort_keys=False, **options)
 
 
 class _Reader:
-    """Makes values of nodes, of which one that has an alias is met several times."""
+    """Constructor of values from nodes; a node with aliases is visited several times."""
 
     def __init__(self, where: str, note: Callable[[str, int], None]) -> None:
         self._where, self._note = where, note
