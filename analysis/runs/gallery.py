@@ -1,4 +1,4 @@
-"""Pictures before and after training, cut from the stacks that a run keeps."""
+"""Pictures before and after training, cut from the stacked pictures that a run saves."""
 
 import json
 from collections.abc import Sequence
@@ -11,9 +11,9 @@ from PIL import Image
 from harness.foundation.errors import ConfigError
 
 NUM_PROMPTS = 8
-"""How many prompts' pictures a page shows and a shard keeps, from the start of the validation list."""
+"""Number of prompts, from the start of the validation list, whose pictures a page shows and a shard keeps."""
 LARGEST_SIDE = 256
-"""Pixels; larger pictures are shrunk, so that pages and shards stay small."""
+"""Side length in pixels to which larger pictures are shrunk, so that pages and shards stay small."""
 
 
 class Picture(NamedTuple):
@@ -30,21 +30,21 @@ class Gallery(NamedTuple):
     """Pictures of one run on validation prompts, from the same noise."""
 
     before: int
-    """Iteration, as a rule 0."""
+    """Iteration of the first pictures, usually 0."""
     after: int
     """Iteration of the last pictures."""
     pictures: Sequence[Picture]
 
 
 def read_gallery(run: Path, num_prompts: int = NUM_PROMPTS) -> Gallery | None:
-    """The first and last pictures in a run directory; None before there are two stacks of them.
+    """Read the first and last pictures in a run directory; None if it does not have two stacks yet.
 
     Args:
         run: run directory.
-        num_prompts: how many prompts at most.
+        num_prompts: maximum number of prompts.
 
     Raises:
-        ConfigError: names the picture or list of prompts that cannot be read.
+        ConfigError: a picture or the list of prompts cannot be read; the message names the file.
     """
     folder = run / "images"
     stacks, names = sorted(folder.glob("validation-*.png")), folder / "prompts.json"
@@ -64,7 +64,7 @@ def _iteration(stack: Path) -> int:
 
 
 def _slices(path: Path, num_stacked: int, num_wanted: int) -> list[bytes]:
-    """PNG bytes of the first pictures of a PNG that stacks them in one column."""
+    """Cut the first pictures from a PNG that stacks them in one column; returns their PNG bytes."""
     try:
         with Image.open(path) as image:
             stack = image.convert("RGB")

@@ -1,4 +1,4 @@
-"""Which files runs were made from, as far as they recorded it: runs of other files are never averaged as seeds."""
+"""Files that runs were made from, as far as recorded: runs from different files are never averaged as seeds."""
 
 import hashlib
 from collections import Counter
@@ -13,15 +13,15 @@ def name_files(
     environments: Sequence[Mapping[str, Any]],
     num_prompts: Sequence[Mapping[str, int]],
 ) -> list[str]:
-    """In which files each run differs from most of its kind, as in "test list 3f9a1c"; empty for one that does not.
+    """Name the files in which each run differs from most of its kind, such as "test list 3f9a1c"; else empty.
 
-    What a run did not record, or did not come to measure, is not compared; but a run that recorded its files is never
-    taken for one of the same kind that did not.
+    Facts that a run did not record, or had not measured yet, are not compared; but a run that recorded its files is
+    never pooled with one of the same kind that did not.
 
     Args:
-        kinds: of each run: experiment, reward and method, say.
-        environments: of the same runs; ``fingerprints`` are those of identity.json, ``numerics_version`` counts too.
-        num_prompts: of the same runs, how many prompts were evaluated, by split.
+        kinds: kind of each run, such as its experiment, reward and method.
+        environments: environments of the same runs, with ``fingerprints`` from identity.json and ``numerics_version``.
+        num_prompts: number of evaluated prompts by split, for the same runs.
     """
     facts = [_facts(environment, counts) for environment, counts in zip(environments, num_prompts, strict=True)]
     names = [""] * len(facts)
@@ -35,7 +35,7 @@ def name_files(
 
 
 def usual_values(facts: Sequence[Mapping[str, str]]) -> dict[str, str]:
-    """The most frequent value of every key that varies; of equally frequent ones the first by text."""
+    """Most frequent value of every key that varies; ties are broken by text order."""
     counts: dict[str, Counter[str]] = {}
     for own in facts:
         for key, value in own.items():
@@ -44,11 +44,11 @@ def usual_values(facts: Sequence[Mapping[str, str]]) -> dict[str, str]:
 
 
 def name_repeats(cells: Sequence[Hashable], run_ids: Sequence[str]) -> list[str]:
-    """ "run 1a2b3c" for runs of one cell and seed, else "": they differ in something, since their ids do.
+    """Name runs that share cell and seed, as in "run 1a2b3c", since their ids show that they differ; others get "".
 
     Args:
-        cells: of each run: all that names it, with the seed.
-        run_ids: of the same runs.
+        cells: key of each run: everything that names its cell, with the seed.
+        run_ids: ids of the same runs.
     """
     counts = Counter(cells)
     return [

@@ -1,4 +1,4 @@
-"""One run as it was logged: its configuration and state, and its numbers as columns. Nothing is written."""
+"""A logged run: its configuration and state, and its numbers as a table. Nothing is written."""
 
 import json
 import os
@@ -27,24 +27,24 @@ NUMBERS = pa.schema(
         ("text", pa.string()),
     ]
 )
-"""A run's numbers: ``split`` is train, validation or test. ``item`` is null for a number of the whole split, otherwise
-the position of a prompt in the split's list; of the metric ``chosen_prompt``, which of the iteration's prompts ``text``
-is, and ``value`` its rank among the candidates (null where none were scored)."""
+"""Schema of a run's numbers. ``split`` is train, validation or test. ``item`` is null for a number of the whole split,
+otherwise the position of a prompt in the split's list. For the metric ``chosen_prompt``, ``text`` is a prompt that was
+trained on, ``item`` its position in the iteration, and ``value`` its rank among the candidates (null if unscored)."""
 
 CHOSEN_PROMPT = "chosen_prompt"
 SPLITS = ("validation", "test")
 """Splits that evaluations read."""
 
-# The parser in C reads 2,000 configurations in a second, the one in Python in ten; both accept the same YAML.
+# The C parser reads 2,000 configurations in one second, the Python parser in ten; both accept the same YAML.
 _YAML = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _SHORT_CONFIG = 20_000
-"""Characters, about five times those of a run. So few cannot stand in each other so deep that the parser's stack
-overflows, which would end the process."""
+"""Largest file in characters, about five run configurations, that the C parser reads: deeper nesting than fits in it
+could overflow the parser's stack, which would end the process."""
 
 
 @dataclass(frozen=True)
 class RunLog:
-    """A run, wherever it was read from."""
+    """A logged run, read from a directory or a shard."""
 
     path: Path
     """Run directory or shard."""
@@ -52,24 +52,24 @@ class RunLog:
     config: Mapping[str, Any]
     """The resolved configuration."""
     status: Mapping[str, Any]
-    """state, iteration, iterations, reason, updated; empty for a run that just started."""
+    """Status with state, iteration, iterations, reason and updated; empty for a run that has just started."""
     environment: Mapping[str, Any]
-    """commit, versions, hardware and fingerprints of files; empty where none was recorded."""
+    """Commit, versions, hardware and fingerprints of files; empty if none was recorded."""
     iteration: int
-    """The last that was logged; 0 before the first."""
+    """Last logged iteration; 0 before the first."""
     numbers: pa.Table
-    """Columns ``NUMBERS``: split by split, metric by metric, in order of iterations."""
+    """Numbers in columns ``NUMBERS``, sorted by split, metric and iteration."""
 
     @property
     def state(self) -> str:
-        """waiting, running, failed, finished; or incomplete: it was finished, and a file is not whole any more."""
+        """State: waiting, running, failed, finished, or incomplete if a file of a finished run is no longer whole."""
         return str(self.status.get("state", "running"))
 
 
 def find_paths(folder: Path, shard_suffix: str = "") -> list[Path]:
-    """Run directories, and files that end in ``shard_suffix`` if it is given, at any depth, sorted.
+    """Find run directories, and files that end in ``shard_suffix`` if it is given, at any depth, sorted.
 
-    Nothing within a run directory is looked at: it may hold many files, and no other run.
+    Run directories are not searched further: they may hold many files, and no other run.
 
     Raises:
         ConfigError: the folder does not exist.
@@ -89,18 +89,18 @@ def find_paths(folder: Path, shard_suffix: str = "") -> list[Path]:
 def read_directory(run: Path) -> RunLog:
     """Read a run directory, finished or not.
 
-    A finished run that is not whole any more has the state incomplete, and the reason says what is missing.
+    A finished run that is no longer whole gets the state incomplete, and a reason that names what is missing.
 
     Args:
-        run: holds config.yaml; any other file may still be missing.
+        run: directory with config.yaml; any other file may still be missing.
 
     Raises:
-        ConfigError: names the file that cannot be read, or is not what it was when the run finished.
+        ConfigError: a file cannot be read, or has changed since the run finished; the message names it.
     """
     config = check_config(_read_yaml(run / "config.yaml"), run / "config.yaml")
     status = _read_status(run / "status.json")
     is_finished = status.get("state") == "finished"
-    # What the file says about itself.
+    # Sizes and checksums are not part of the status.
     sealed, _ = status.pop("files", {}), status.pop("check", None)
     sealed = sealed if is_finished else {}
     train = _read_lines(run / "metrics.jsonl", sealed)
@@ -123,10 +123,10 @@ def read_directory(run: Path) -> RunLog:
 
 
 def check_config(config: Any, path: Path) -> dict[str, Any]:
-    """Return a run's configuration if it has all that the analysis reads.
+    """Return a run's configuration if it has every key that the analysis reads.
 
     Raises:
-        ConfigError: names the file and the key that is missing.
+        ConfigError: a key is missing; the message names the file and the key.
     """
     sections = {"fusion": "enabled", "method": "kernel", "reward": None}
     for key in ("experiment", "seed", "iterations", "selection", *sections):
@@ -139,18 +139,18 @@ def check_config(config: Any, path: Path) -> dict[str, Any]:
 
 
 class Series(NamedTuple):
-    """Values of one metric of a split; all are as long as ``iterations``."""
+    """Values of one metric of a split; all fields have the length of ``iterations``."""
 
     metric: str
     iterations: Sequence[int] | np.ndarray
     values: np.ndarray
-    """float64; NaN for none."""
+    """float64 values; NaN stands for a missing one."""
     items: Sequence[int] | np.ndarray | None = None
     texts: Sequence[str] | None = None
 
 
 def numbers_table(split: str, series: Sequence[Series]) -> pa.Table:
-    """Series of one split, one after the other, as a table with columns ``NUMBERS``."""
+    """Concatenate the series of one split to a table with columns ``NUMBERS``."""
     if not series:
         return NUMBERS.empty_table()
     counts = [len(one.iterations) for one in series]
@@ -206,7 +206,7 @@ def _evaluation_table(split: str, lines: Sequence[Mapping[str, Any]], path: Path
 
 
 def _columns(lines: Sequence[Mapping[str, Any]], prefix: str = "") -> Iterator[tuple[str, Sequence[Any]]]:
-    """Numeric columns of nested records, one value per line, None where a line has none."""
+    """Yield the numeric columns of nested records, one value per line, None if a line has none."""
     for key in dict.fromkeys(chain.from_iterable(lines)):
         column = [line.get(key) for line in lines]
         sample = next((value for value in column if value is not None), None)
@@ -217,7 +217,7 @@ def _columns(lines: Sequence[Mapping[str, Any]], prefix: str = "") -> Iterator[t
 
 
 def _numeric(metric: str, iterations: Sequence[int], column: Sequence[float | None], path: Path) -> Series:
-    """The values that are there: a null, as of an iteration without candidates, is no row."""
+    """Series of a column without its nulls, which for instance iterations without candidates have."""
     try:
         values = np.array(column, dtype=float)  # null becomes NaN, which JSON cannot hold by itself
     except (TypeError, ValueError):
@@ -241,7 +241,7 @@ def _lost(
     train: Sequence[Mapping[str, Any]],
     evaluations: Sequence[Mapping[str, Any]],
 ) -> str | None:
-    """What a finished run lacks, with the file's name; None if it is whole."""
+    """Description of what a finished run lacks, with the file's name; None if it is whole."""
     if sealed:
         return records.damage(run, sealed)
     for name in records.LOGS:
@@ -254,7 +254,7 @@ def _lost(
 
 
 def _read_status(path: Path) -> dict[str, Any]:
-    """status.json; nothing if it is missing."""
+    """Content of status.json; empty if it is missing."""
     try:
         return records.parse_status(read_text(path)) if path.exists() else {}
     except ValueError as error:
@@ -263,7 +263,7 @@ def _read_status(path: Path) -> dict[str, Any]:
 
 
 def _read_object(path: Path) -> dict[str, Any]:
-    """A JSON object; empty for a file that is not there."""
+    """JSON object in a file; empty if there is no such file."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -276,7 +276,7 @@ def _read_object(path: Path) -> dict[str, Any]:
 
 
 def _read_environment(run: Path) -> dict[str, Any]:
-    """environment.json, with what identity.json has of the run's files and of the command that made it."""
+    """Content of environment.json, with the fingerprints and the command from identity.json."""
     identity = _read_object(run / "identity.json")
     content = _read_object(run / "environment.json")
     try:
@@ -287,8 +287,8 @@ def _read_environment(run: Path) -> dict[str, Any]:
 
 
 def _read_lines(path: Path, sealed: records.Sealed) -> list[dict[str, Any]]:
-    """Objects of a log, in order; of lines for one iteration and split the last, as a resumed run wrote."""
-    # One that is shorter or longer is shown as far as it goes, as incomplete; other bytes would be other numbers.
+    """Objects of a log, in order; of several lines for one iteration and split only the last, which a resume wrote."""
+    # A log of another length is read as far as it goes, as incomplete; with other bytes its numbers would be wrong.
     if path.name in sealed and path.is_file() and path.stat().st_size == sealed[path.name][0]:
         records.require_sealed(path, sealed, path.name)
     found: dict[tuple[int, str], dict[str, Any]] = {}

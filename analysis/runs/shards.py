@@ -1,4 +1,4 @@
-"""A finished run as one small Parquet file, from which every table, figure and gallery of a report can be made."""
+"""Shards: finished runs as small Parquet files, from which all tables, figures and galleries can be made."""
 
 import hashlib
 import json
@@ -28,30 +28,30 @@ from harness.foundation.files import write_atomically
 
 SUFFIX = ".parquet"
 _FORMAT = "1"
-_NUMBER_GROUP, _PICTURE_GROUP = 0, 1  # Row groups: reports of thousands of runs read numbers, and few pictures.
+_NUMBER_GROUP, _PICTURE_GROUP = 0, 1  # Separate row groups, since reports of many runs read few pictures.
 _DOCUMENTS = ("config", "status", "environment")
 _NO_CHECKSUM = "0" * 64
 _SIGNED = re.compile(rb"adagrpo\.sha256.{2}([0-9a-f]{64})", re.DOTALL)
-"""Where a shard has its checksum: that of the whole file with ``_NO_CHECKSUM`` in its place. Older shards have none."""
+"""Pattern of a shard's checksum, which is that of the file with ``_NO_CHECKSUM`` in its place. Old shards have none."""
 
 
 def write_shards(runs_folder: Path, output: Path, num_pictures: int = NUM_PROMPTS) -> list[Path]:
     """Write each finished run to ``output/<experiment>/<run id>.parquet``; the same run gives the same bytes.
 
-    A file that is there already and would not change is left alone; a changed one is replaced in one step. Runs that
-    are not finished have no shard.
+    An existing file that would not change is left alone; one that would is replaced atomically. Unfinished runs get no
+    shard.
 
     Args:
-        runs_folder: holds run directories at any depth.
-        output: folder to write to; made if missing.
-        num_pictures: prompts whose pictures before and after training are kept, of each cell's first seed alone, as a
-            page shows them; they would be most of what all shards take.
+        runs_folder: folder with run directories at any depth.
+        output: folder to write to; created if missing.
+        num_pictures: prompts whose pictures before and after training are kept, for each cell's first seed only, since
+            a page shows no others and pictures would take most of the space.
 
     Returns:
         The shards of all finished runs, sorted.
 
     Raises:
-        ConfigError: names the folder or file that cannot be read, after the shards of all other runs were written.
+        ConfigError: a folder or file, named in the message, cannot be read; the other runs' shards are written before.
     """
     written, damaged = [], []
     directories = find_paths(runs_folder)
@@ -75,7 +75,7 @@ def write_shards(runs_folder: Path, output: Path, num_pictures: int = NUM_PROMPT
 
 
 def _by_cell(directories: Iterable[Path]) -> dict[str, dict[int, Path]]:
-    """Run directories by cell and seed, which stand in their names; one without a seed is a cell of its own."""
+    """Run directories by cell and seed, taken from their names; a name without a seed is a cell of its own."""
     cells: dict[str, dict[int, Path]] = {}
     for directory in directories:
         cell, found, rest = directory.name.rpartition("-seed")
@@ -86,10 +86,10 @@ def _by_cell(directories: Iterable[Path]) -> dict[str, dict[int, Path]]:
 
 
 def read_shard(path: Path) -> RunLog:
-    """Read a shard as ``read_directory`` read the run it was made from.
+    """Read a shard; the result equals that of ``read_directory`` for the original run, except for its path.
 
     Raises:
-        ConfigError: names the file, which is none of ``write_shards``.
+        ConfigError: the file is not a shard, or is damaged; the message names it.
     """
     table, documents = _read(path, _NUMBER_GROUP, [*NUMBERS.names, "millionths"])
     numbers = _decode(table)
@@ -99,10 +99,10 @@ def read_shard(path: Path) -> RunLog:
 
 
 def read_shard_environment(path: Path) -> dict[str, Any]:
-    """The environment.json of the run that a shard was made from; its numbers are not read.
+    """Read the environment.json in a shard, without its numbers.
 
     Raises:
-        ConfigError: names the file, which is none of ``write_shards``.
+        ConfigError: the file is not a shard; the message names it.
     """
     try:
         environment = json.loads(pq.read_metadata(path).metadata[b"adagrpo.environment"])
@@ -112,10 +112,10 @@ def read_shard_environment(path: Path) -> dict[str, Any]:
 
 
 def read_shard_gallery(path: Path, num_prompts: int = NUM_PROMPTS) -> Gallery | None:
-    """The pictures that a shard keeps; None where it keeps none.
+    """Read the pictures in a shard; None if it has none.
 
     Raises:
-        ConfigError: names the file, which is none of ``write_shards``.
+        ConfigError: the file is not a shard, or is damaged; the message names it.
     """
     table, _ = _read(path, _PICTURE_GROUP, ["iteration", "text", "png"])
     rows = table.to_pylist()
@@ -156,7 +156,7 @@ def _sha256(content: bytes) -> bytes:
 
 
 def _encode(table: pa.Table) -> pa.Table:
-    """Move values of at most six decimals, such as those of single prompts, to whole millionths: 3 bytes, not 8."""
+    """Store values of at most six decimals, such as those of single prompts, as integer millionths: 3 bytes, not 8."""
     values = table["value"].to_numpy()
     whole = np.rint(values * 1e6)
     exact = (np.abs(whole) < 2**31) & (whole / 1e6 == values)
@@ -170,13 +170,13 @@ def _encode(table: pa.Table) -> pa.Table:
 
 
 def _decode(table: pa.Table) -> pa.Table:
-    """Undo ``_encode``: columns ``NUMBERS``."""
+    """Invert ``_encode``; the result has columns ``NUMBERS``."""
     values = pc.coalesce(table["value"], pc.divide(table["millionths"].cast(pa.float64()), 1e6))
     return table.select(NUMBERS.names).set_column(NUMBERS.names.index("value"), "value", values)
 
 
 def _picture_rows(gallery: Gallery) -> pa.Table:
-    """All pictures before training, then all after it."""
+    """Rows of a gallery's pictures: all before training, then all after it."""
     count = len(gallery.pictures)
     prompts = [picture.prompt for picture in gallery.pictures]
     ends = [
@@ -188,11 +188,11 @@ def _picture_rows(gallery: Gallery) -> pa.Table:
 
 
 def _read(path: Path, row_group: int, columns: list[str]) -> tuple[pa.Table, dict[str, Any]]:
-    """Columns of a row group, without rows if the file has no such group, and the run's documents."""
+    """Read columns of a row group, without rows if the file has no such group, and the run's documents."""
     no_shard = ConfigError(f"{path}: no shard of a run (version {_FORMAT}); write it with write_shards")
     try:
         content = path.read_bytes()
-        # Before anything is made of it: the library trusts the numbers in a file's own description.
+        # Verify the checksum before parsing, since the library trusts the sizes that a file declares.
         signed = _SIGNED.search(content)
         if signed and _sha256(content.replace(signed[1], _NO_CHECKSUM.encode())) != signed[1]:
             raise ConfigError(f"{path}: is damaged: its checksum is wrong; put back a copy of it")
@@ -207,7 +207,7 @@ def _read(path: Path, row_group: int, columns: list[str]) -> tuple[pa.Table, dic
         return table, {name: json.loads(metadata[f"adagrpo.{name}".encode()]) for name in _DOCUMENTS}
     except ConfigError:
         raise
-    except KeyError:  # A file with other columns or without documents.
+    except KeyError:  # The file has other columns or no documents.
         raise no_shard from None
     except (OSError, ValueError, OverflowError, MemoryError, pa.ArrowException) as error:
         raise ConfigError(f"{path}: cannot be read: {' '.join(str(error).split())}") from None

@@ -1,4 +1,4 @@
-"""What a number or a verdict was made by: code, as one hash, and packages. Only the standard library is needed."""
+"""Code, as hashes, and packages behind a number or a verdict. Only the standard library is needed."""
 
 import ast
 import hashlib
@@ -12,23 +12,23 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("torch", "diffusers", "transformers", "accelerate", "peft", "onnxruntime", "openvino", "numpy")
-"""Packages that numbers depend on; OpenVINO where it is installed."""
+"""Packages that numbers depend on; OpenVINO only if it is installed."""
 _RULES = ("judge_grid", "decide")
-"""Files that define these are the rules: ``analysis.verdicts.protocol`` and ``analysis.decisions``."""
+"""Names that only the rules' files define: ``analysis.verdicts.protocol`` and ``analysis.decisions``."""
 _WIDER_SEALS: dict[str | None, str] = {
     "376d4b3131cc34cc26b711d6f88154cb41a5769cd1467608929ce259bcad26cb": (
         "acf719462e24aeb334e1518839ff66f38a67ed3f605559a03421baf316daec25"
     )
 }
-"""Seals of when they also covered what the rules import, and the rules' own: commit 0f4f2ec has both."""
+"""Older seals, which also covered imports of the rules, and the seals of the rules alone; commit 0f4f2ec has both."""
 _BESIDE_NUMBERS = ("Mirror", "write_atomically", "SELECTIONS", "numbers_sha256")
-"""Files that define these are imported by runs, but no number depends on them: wandb's mirror; files written and read
-as they are; names, labels, colours and sizes of what is computed elsewhere; and this file."""
+"""Names defined in files that runs import but no number depends on: the copy of logs to wandb; reading and writing of
+files; names, labels, colours and sizes; and this file."""
 
 
 @cache
 def package_versions() -> dict[str, str]:
-    """Versions of those ``PACKAGES`` that are installed."""
+    """Versions of the installed ``PACKAGES``."""
     found = {}
     for name in PACKAGES:
         with suppress(importlib.metadata.PackageNotFoundError):
@@ -40,7 +40,7 @@ _KINDS = {"packages": dict, "resumed": list, "warnings": list, "gpus": list, "co
 
 
 def require_environment(content: Mapping[str, Any]) -> None:
-    """Raise ValueError, which names the key, unless a run's environment.json holds what this project writes there."""
+    """Check that a run's environment.json has values of the expected types; raise ValueError naming the key if not."""
     resumed = content.get("resumed")
     for one in (content, *(resumed if isinstance(resumed, list) else [])):
         if not isinstance(one, Mapping):
@@ -51,7 +51,7 @@ def require_environment(content: Mapping[str, Any]) -> None:
 
 
 def changes_since(environment: Mapping[str, Any]) -> list[str]:
-    """What numbers would be made by now that a run's executions, or one of them, were not made by; empty for nothing.
+    """List the changes of code and packages since any of a run's executions, as text; empty if there are none.
 
     Args:
         environment: content of the run's environment.json; empty for a run that has none yet.
@@ -74,7 +74,7 @@ def changes_since(environment: Mapping[str, Any]) -> list[str]:
 
 
 def note_on_changes(runs: Iterable[Collection[str]]) -> list[str]:
-    """A line that says how many runs were not made by the present code and packages, see ``changes_since``, or none."""
+    """Line with the number of runs not made by the present code and packages, see ``changes_since``; [] without any."""
     changed = [changes for changes in runs if changes]
     if not changed:
         return []
@@ -85,14 +85,14 @@ def note_on_changes(runs: Iterable[Collection[str]]) -> list[str]:
 
 
 def was_under_other_rules(environment: Mapping[str, Any]) -> bool:
-    """Whether other rules than the present ones were in force at any execution of a run, or unknown ones."""
+    """Whether other or unknown rules, not the present ones, were in force at any execution of a run."""
     seals = [one.get("seal_sha256") for one in (environment, *environment.get("resumed", ()))]
     return any(_WIDER_SEALS.get(seal, seal) != seal_sha256() for seal in seals)
 
 
 @cache
 def numbers_sha256(root: Path = ROOT) -> str:
-    """Hash of all code that the numbers of a run depend on: what its execution imports, and all rewards."""
+    """Hash of all code that the numbers of a run depend on: everything that its execution imports, and all rewards."""
     files = _python_files(root / "harness")
     start = [file for file in files if _defines(file, "Session")]
     rewards = {file.parent for file in files if _defines(file, "Reward")}
@@ -103,9 +103,9 @@ def numbers_sha256(root: Path = ROOT) -> str:
 
 @cache
 def seal_sha256(root: Path = ROOT) -> str:
-    """Hash of the rules: what is claimed of a grid, and how a claim is decided.
+    """Hash of the rules: the claims about a grid, and how a claim is decided.
 
-    How runs are read and drawn is no part of it and may be mended; a claim, a margin or a test may not.
+    Code that reads and draws runs is not covered and may be fixed; a claim, a margin or a test must not change.
     """
     return code_sha256(
         file for file in _python_files(root / "analysis") if any(_defines(file, name) for name in _RULES)
@@ -114,21 +114,21 @@ def seal_sha256(root: Path = ROOT) -> str:
 
 @cache
 def protocol_sha256(root: Path = ROOT) -> str:
-    """Hash of the study's protocol, byte by byte."""
+    """Hash of the bytes of the study's protocol."""
     return hashlib.sha256((root / "analysis" / "verdicts" / "planned.py").read_bytes()).hexdigest()
 
 
 def code_sha256(files: Iterable[Path]) -> str:
-    """Hash of the statements in Python files, without comments, docstrings and imports, wherever they stand.
+    """Hash of the statements in Python files, regardless of their place, without comments, docstrings and imports.
 
-    A file or a statement that is moved or a file that is renamed leaves it as it is; a changed statement does not.
+    Moving a top-level statement or a file, or renaming a file, does not change the hash; changing a statement does.
     """
     statements = sorted(text for file in files for text in _statements(file))
     return hashlib.sha256("\n".join(statements).encode()).hexdigest()
 
 
 class _Bare(ast.NodeTransformer):
-    """Drops imports, ``__all__`` and strings that stand alone, which only people and tools read."""
+    """Removes imports, ``__all__`` and strings that stand alone, which only people and tools read."""
 
     def visit_Import(self, node: ast.Import) -> None: ...
 
@@ -149,7 +149,7 @@ def _tree(file: Path) -> ast.Module:
 def _statements(file: Path) -> Iterator[str]:
     tree = _Bare().visit(ast.parse(file.read_text(encoding="utf-8")))
     for node in ast.walk(tree):
-        # What only held imports or a docstring holds nothing now.
+        # A body that held only imports or a docstring is empty now.
         if isinstance(node, ast.stmt) and getattr(node, "body", None) == []:
             setattr(node, "body", [ast.Pass()])  # noqa: B010 - statements have no body in common
     for statement in tree.body:
@@ -170,7 +170,7 @@ def _defines(file: Path, name: str) -> bool:
 
 
 def _imported(start: Iterable[Path], root: Path, but: Collection[Path] = ()) -> set[Path]:
-    """Files of the project that others import, at the top or later, directly or not, with those themselves."""
+    """The given files and all project files that they import, directly or indirectly, at the top or later."""
     found: set[Path] = set()
     left = list(start)
     while left:

@@ -1,1 +1,1 @@
-"""A sweep's study turned into tables, figures, judgements and a page; nothing is trained."""
+"""Tables, figures, verdicts and a page from a sweep's Optuna study; nothing is trained."""

@@ -1,4 +1,4 @@
-"""The best trials on fresh seeds and test prompts: better than the reference? And was the sweep too optimistic?
+"""Best trials on fresh seeds and test prompts: whether they beat the reference, and how optimistic the sweep was.
 
 ``runs`` is confirmation.csv: one row per run, split and metric, with columns ``trial``, ``is_reference``, one per
 parameter, ``seed``, ``run_id``, ``split`` (validation or test), ``metric`` and ``value``.
@@ -17,7 +17,7 @@ from analysis.statistics import Interval, paired_interval
 from analysis.sweep.tables import TRAINING_REWARD, SweepStudy
 
 CONFIDENCE = 0.95
-"""All intervals of a metric hold together: each has 1 - (1 - .95) / (number of best trials), after Bonferroni."""
+"""Joint confidence of a metric's intervals: each has 1 - (1 - .95) / (number of best trials), by Bonferroni."""
 _DIFFERENCE, _TOO_GOOD = ["difference", "low", "high"], ["too_good", "too_good_low", "too_good_high"]
 _COLUMNS = ["trial", "point", "seeds", "test", "reference_test", *_DIFFERENCE, "validation_difference"]
 _COLUMNS += ["claimed_difference", "optimism", "sweep_value", "validation", *_TOO_GOOD, "verdict"]
@@ -25,18 +25,18 @@ _NO_INTERVAL = Interval(math.nan, math.nan, math.nan)
 
 
 def judged_metric(sweep: SweepStudy, runs: pd.DataFrame) -> str:
-    """The first objective that is measured on prompts, else the trained reward."""
+    """First objective that is measured on prompts, else the trained reward."""
     return next((metric for metric in sweep.objectives if metric in set(runs["metric"])), TRAINING_REWARD)
 
 
 def judge(sweep: SweepStudy, runs: pd.DataFrame, metric: str) -> pd.DataFrame:
-    """Each of the best trials against the reference, in a metric; without two seeds that both have, it is left out.
+    """Compare each of the best trials with the reference in a metric; trials without two common seeds are left out.
 
-    Columns: ``trial``; ``point``, its parameters as text; ``seeds``, how many both have; ``test`` and
-    ``reference_test``, means on test prompts; ``difference`` of the two with ``low`` and ``high``;
-    ``validation_difference``, the same where the sweep looked; ``claimed_difference``, what the sweep said, and
-    ``optimism``, how much too good that was; ``sweep_value``, its own value in the sweep, ``validation``, the same on
-    fresh seeds, and ``too_good``, how much better the former is; ``verdict``. NaN for what the sweep did not seek.
+    Columns: ``trial``; ``point``, its parameters as text; ``seeds``, the number of common seeds; ``test`` and
+    ``reference_test``, means on test prompts; their ``difference`` with ``low`` and ``high``;
+    ``validation_difference``, the same on the sweep's prompts; ``claimed_difference``, the sweep's own, and
+    ``optimism``, by how much that was too good; ``sweep_value``, the trial's value in the sweep, ``validation``, the
+    same on fresh seeds, and ``too_good``, their difference; ``verdict``. NaN for metrics that are no objective.
     """
     own = runs[runs["metric"] == metric]
     reference, best = own[own["is_reference"]], own[~own["is_reference"]]
@@ -88,7 +88,7 @@ def _verdict(difference: Interval, sign: int) -> str:
 
 
 def sentences(sweep: SweepStudy, runs: pd.DataFrame, metric: str, judged: pd.DataFrame) -> list[str]:
-    """What may be said."""
+    """Conclusions as sentences."""
     said = [_reference_sentence(sweep, runs, metric)]
     if judged.empty:
         return [*said, "Nothing can be concluded: no trial and the reference have two finished seeds in common."]
@@ -126,7 +126,7 @@ def _trial_sentence(row: pd.Series) -> str:
 
 
 def _reference_sentence(sweep: SweepStudy, runs: pd.DataFrame, metric: str) -> str:
-    """What the reference is, and what it has itself on its fresh seeds."""
+    """Sentence with the reference's parameters, and its own value on its fresh seeds."""
     own = runs[runs["is_reference"] & (runs["metric"] == metric)]
     values = _by_seed(own).dropna(subset=["test"])
     if len(values) < 2:
@@ -145,7 +145,7 @@ def _reference_sentence(sweep: SweepStudy, runs: pd.DataFrame, metric: str) -> s
 
 
 def confirmation_tables(sweep: SweepStudy, runs: pd.DataFrame, metric: str, judged: pd.DataFrame) -> list[WideTable]:
-    """The judged metric, and the same trials in all others: a reward that rises while other judges fall was hacked."""
+    """Tables of the judged metric and of all others: a reward that rises while other judges fall was hacked."""
     title = (
         f"{metric_label(metric)} on test prompts, paired differences from the reference, whose intervals all hold at "
         f"once with {100 * CONFIDENCE:g} % confidence. Too good by: the trial's own value in the sweep less that on "
@@ -174,7 +174,7 @@ def confirmation_tables(sweep: SweepStudy, runs: pd.DataFrame, metric: str, judg
 
 
 def metric_label(metric: str) -> str:
-    """A metric's name in tables and figures."""
+    """Name of a metric in tables and figures."""
     return "Trained reward" if metric == TRAINING_REWARD else metric.replace("_", " ").capitalize()
 
 
@@ -183,7 +183,7 @@ def _shown(row: pd.Series, columns: list[str] = _DIFFERENCE) -> str:
 
 
 def draw_confirmation(judged: pd.DataFrame, metric: str) -> Drawing:
-    """Differences from the reference: measured again with intervals, beside what the sweep said."""
+    """Draw differences from the reference: measured again with intervals, beside those claimed by the sweep."""
 
     def draw(axes: Axes) -> None:
         places = np.arange(len(judged), 0, -1.0)

@@ -1,4 +1,4 @@
-"""A sweep's page: what was tried, what was found, and what is left of it on fresh seeds."""
+"""Page of a sweep: trials, results, and their confirmation on fresh seeds."""
 
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -43,16 +43,16 @@ _NOT_CONFIRMED = (
 def write_sweep_report(sweep: SweepStudy, about: str, budget: int | None, folder: Path) -> Path:
     """Write trials.csv, curves.csv, importance.csv, figures/, report.html and summary.md, always the same bytes.
 
-    Where the folder has confirmation.csv, differences.csv is written, too, and the page judges the best trials by it.
+    If the folder has confirmation.csv, differences.csv is also written, and the page judges the best trials by it.
 
     Args:
-        sweep: its study, complete or not.
-        about: what its runs are, as in "profile smoke, 10 iterations".
-        budget: trials that it is to have; None where time alone limits it.
-        folder: to write to; made if missing.
+        sweep: the sweep's study, complete or not.
+        about: description of its runs, such as "profile smoke, 10 iterations".
+        budget: planned number of trials; None if only time limits it.
+        folder: folder to write to; created if missing.
 
     Returns:
-        The path of summary.md.
+        Path of summary.md.
     """
     folder.mkdir(parents=True, exist_ok=True)
     frames = {"trials": sweep.trial_frame(), "curves": sweep.curve_frame(), "importance": sweep.importance_frame()}
@@ -61,9 +61,9 @@ def write_sweep_report(sweep: SweepStudy, about: str, budget: int | None, folder
     name, introduction, best, figures = sweep.study.study_name, _introduction(sweep, about, budget), _best(sweep), []
     said, tables = [_NOT_CONFIRMED], list[WideTable]()
     if (folder / "confirmation.csv").exists():
-        # A choice called "none" is a text like any other.
+        # By default pandas would read a choice called "none" as missing.
         runs = pd.read_csv(folder / "confirmation.csv", keep_default_na=False, na_values=[""])
-        runs = runs.astype({"is_reference": bool})  # without rows a column has no type of its own
+        runs = runs.astype({"is_reference": bool})  # an empty column has no type of its own
         metric = judged_metric(sweep, runs)
         judged = judge(sweep, runs, metric)
         write_frame(judged, folder / "differences.csv")
@@ -115,7 +115,7 @@ def _best(sweep: SweepStudy) -> WideTable:
 
 
 def _figures(sweep: SweepStudy) -> Iterator[Drawing]:
-    """Optuna's own, of each objective, once there are trials enough to draw."""
+    """Yield Optuna's figures for each objective, once there are enough trials."""
     study, importance = sweep.study, sweep.importance_frame()
     if importance.empty:
         return

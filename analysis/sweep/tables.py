@@ -1,4 +1,4 @@
-"""A sweep's study as tables, from what the study itself records."""
+"""Tables of a sweep, made from what its Optuna study records."""
 
 import math
 import warnings
@@ -11,13 +11,13 @@ import pandas as pd
 from optuna.trial import FrozenTrial, TrialState
 
 TRAINING_REWARD = "training_reward"
-"""Objective: the trained reward on validation prompts, whatever it is made of."""
+"""Objective: the trained reward on validation prompts, whatever its components."""
 DEFINITION = "definition"
-"""User attribute of a study: its ``space``, ``objectives`` and ``seeds``."""
+"""User attribute of a study with its ``space``, ``objectives`` and ``seeds``."""
 REFERENCE = "reference"
-"""Origin, in a trial's user attribute ``origin``, of what the others are compared with."""
+"""Value of a trial's user attribute ``origin`` that marks the reference, with which other trials are compared."""
 SURPLUS = "surplus"
-"""User attribute of a trial that was begun beyond the budget, and measured nothing."""
+"""User attribute of a trial that was begun beyond the budget and measured nothing."""
 _FEWEST_FOR_IMPORTANCE = 4
 
 
@@ -29,38 +29,38 @@ class SweepStudy:
 
     @cached_property
     def columns(self) -> dict[str, str]:
-        """Short name of each parameter in tables, by its path in the configuration."""
+        """Short names of parameters for tables, by path in the configuration."""
         return {path: entry["column"] for path, entry in self.study.user_attrs[DEFINITION]["space"].items()}
 
     @cached_property
     def objectives(self) -> dict[str, str]:
-        """``maximize`` or ``minimize`` by metric."""
+        """Directions, ``maximize`` or ``minimize``, by metric."""
         return dict(self.study.user_attrs[DEFINITION]["objectives"])
 
     @cached_property
     def value_columns(self) -> list[str]:
-        """Column of each objective: ``value``, or ``value_METRIC`` where there are several."""
+        """Column of each objective: ``value``, or ``value_METRIC`` if there are several."""
         return ["value"] if len(self.objectives) == 1 else [f"value_{metric}" for metric in self.objectives]
 
     def sign(self, metric: str) -> int:
-        """-1 where less of a metric is better, 1 where more is."""
+        """Sign of a metric: -1 if lower values are better, 1 if higher ones are."""
         return -1 if self.objectives.get(metric) == "minimize" else 1
 
     @cached_property
     def trials(self) -> list[FrozenTrial]:
-        """All but those that failed and were tried again, or were begun beyond the budget."""
+        """All trials except those that failed and were retried, and those begun beyond the budget."""
         trials = [trial for trial in self.study.get_trials() if SURPLUS not in trial.user_attrs]
         again = {number for trial in trials for number in trial.system_attrs.get("retry_history", [])}
         return [trial for trial in trials if trial.state != TrialState.FAIL or trial.number not in again]
 
     @cached_property
     def complete(self) -> list[FrozenTrial]:
-        """Trials trained to the end, collapsed ones too."""
+        """Trials that were trained to the end, including collapsed ones."""
         return [trial for trial in self.trials if trial.state == TrialState.COMPLETE]
 
     @cached_property
     def best(self) -> list[FrozenTrial]:
-        """Complete trials that did not collapse, best first: by the objective, or the Pareto front by the first one."""
+        """Complete trials that did not collapse, best first; with several objectives the Pareto front, by the first."""
         several = len(self.objectives) > 1
         feasible = [t for t in (self.study.best_trials if several else self.complete) if not violated(t)]
         sign = self.sign(next(iter(self.objectives)))
@@ -68,36 +68,36 @@ class SweepStudy:
 
     @cached_property
     def reference(self) -> FrozenTrial | None:
-        """The reference's trial; None if it is not complete or there is none."""
+        """Trial of the reference; None if there is none or it is not complete."""
         return next((trial for trial in self.complete if trial.user_attrs.get("origin") == REFERENCE), None)
 
     def value(self, trial: FrozenTrial | None, metric: str) -> float:
-        """A trial's value; NaN without the trial, or of a metric that was not sought."""
+        """Value of a trial in a metric; NaN without a trial, or if the metric is not an objective."""
         if trial is None or metric not in self.objectives:
             return math.nan
         return float(trial.values[list(self.objectives).index(metric)])
 
     @property
     def num_finished(self) -> int:
-        """Trials that count for the budget."""
+        """Number of complete and pruned trials, which count for the budget."""
         return len(self.complete) + sum(trial.state == TrialState.PRUNED for trial in self.trials)
 
     def cells(self, point: dict[str, Any]) -> dict[str, Any]:
-        """A point's columns. The choice None is written out: an empty cell is a parameter without a value."""
+        """Columns of a point. The choice None becomes "None", since an empty cell means a parameter without a value."""
         values = {column: point.get(path, "") for path, column in self.columns.items()}
         return {column: "None" if value is None else value for column, value in values.items()}
 
     def point_text(self, cells: Any) -> str:
-        """A point as in "decay 0.93, weight 4.2", from ``cells`` or a row that has them."""
+        """Text of a point, such as "decay 0.93, weight 4.2", from ``cells`` or a row with these columns."""
         values = {column: cells[column] for column in self.columns.values()}
         return ", ".join(f"{column} {short(value)}" for column, value in values.items() if not pd.isna(value))
 
     def trial_frame(self) -> pd.DataFrame:
-        """One row per trial.
+        """Table of trials, one row per trial.
 
-        Columns: ``trial`` (its number), one per parameter, one per objective (mean over seeds; of a pruned trial at its
-        latest validation), ``seeds`` (how many were begun), ``state``, ``feasible``, ``collapse`` (why training broke
-        off or could not begin, or below_base), ``base`` (trained reward of the untrained model), ``origin``,
+        Columns: ``trial`` (its number), one per parameter, one per objective (mean over seeds; for a pruned trial at
+        its latest validation), ``seeds`` (number of started seeds), ``state``, ``feasible``, ``collapse`` (why training
+        broke off or could not begin, or below_base), ``base`` (trained reward of the untrained model), ``origin``,
         ``seconds``.
         """
         columns = ["trial", *self.columns.values(), *self.value_columns]
@@ -109,7 +109,7 @@ class SweepStudy:
         collapse = violated(trial)
         return {
             "trial": trial.number,
-            # One that waits has its point as what is to be suggested.
+            # A waiting trial has its point only as fixed parameters.
             **self.cells(trial.params or trial.system_attrs.get("fixed_params", {})),
             **dict(zip(self.value_columns, trial.values or (), strict=False)),
             "seeds": len(curves),
@@ -122,7 +122,7 @@ class SweepStudy:
         }
 
     def curve_frame(self) -> pd.DataFrame:
-        """Columns ``trial``, ``seed``, ``run_id``, ``iteration``, ``value``: trained reward at each validation."""
+        """Trained reward at each validation: columns ``trial``, ``seed``, ``run_id``, ``iteration``, ``value``."""
         rows = [
             (trial.number, seed["seed"], seed["run_id"], iteration, value)
             for trial in self.trials
@@ -132,32 +132,32 @@ class SweepStudy:
         return pd.DataFrame(rows, columns=["trial", "seed", "run_id", "iteration", "value"])
 
     def importance_frame(self) -> pd.DataFrame:
-        """Columns ``objective``, ``parameter``, ``importance``: Optuna's PED-ANOVA, which parameter decides whether a
-        trial is among the best; shares of 1. Empty before there are enough complete trials to tell."""
+        """Share of each parameter in deciding whether a trial is among the best, by Optuna's PED-ANOVA: columns
+        ``objective``, ``parameter``, ``importance``. Empty until there are enough complete trials."""
         rows = []
         for index, metric in enumerate(self.objectives if len(self.complete) >= _FEWEST_FOR_IMPORTANCE else ()):
             sign = -self.sign(metric)
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # that it takes low targets for good ones, as it is meant to here
+                warnings.simplefilter("ignore")  # it warns that low targets count as good, as intended here
                 shares = optuna.importance.get_param_importances(
                     self.study,
                     target=lambda trial, index=index, sign=sign: sign * trial.values[index],  # type: ignore[misc]
                 )
-            # Digits beyond these depend on the processor.
+            # Further digits depend on the processor.
             rows += [(metric, self.columns[path], round(share, 6)) for path, share in shares.items()]
         return pd.DataFrame(rows, columns=["objective", "parameter", "importance"])
 
 
 def violated(trial: FrozenTrial) -> list[str]:
-    """Names of the constraints that a trial violates: what collapsed."""
+    """Names of the constraints that a trial violates, each a kind of collapse."""
     return [name for name, value in trial.constraints.items() if value > 0]
 
 
 def short(value: object) -> str:
-    """A parameter's value as people read it."""
+    """Short text of a parameter's value."""
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
 def _seeds(trial: FrozenTrial) -> list[dict[str, Any]]:
-    # A trial that is tried again inherits what the one before measured.
+    # An unfinished retry still holds the measurements of its predecessor.
     return trial.user_attrs.get("seeds", []) if trial.state.is_finished() else []

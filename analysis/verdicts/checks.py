@@ -1,8 +1,8 @@
-"""Checks of the whole rule on a study's own runs: nothing is found where nothing is, a planted gain is found.
+"""Checks of the decision rule on a study's own runs: nothing is found where nothing is, and a planted gain is found.
 
-Runs of one cell that differ by seed alone stand for both sides of a pair, drawn with replacement, so that there is
-nothing to find (A/A). A gain planted into them is to be found as often as ``analysis.decisions.power`` promises. Pairs
-drawn so share no seed: they are noisier than a study's own.
+Both sides of a pair are drawn with replacement from runs of one cell, which differ by seed alone, so that there is
+nothing to find (A/A). A gain added to one side should be found as often as ``analysis.decisions.power`` promises. Such
+pairs do not share seeds, so that they are noisier than a study's own.
 """
 
 from collections.abc import Sequence
@@ -22,22 +22,22 @@ HEAD = ("Planted", "Verdict", "Expected", "Found")
 
 
 class Check(NamedTuple):
-    """How often a verdict comes out, of ``TRIALS`` claims of ``PAIRS`` pairs each."""
+    """Frequency of a verdict among ``TRIALS`` claims of ``PAIRS`` pairs each."""
 
     planted: float
-    """True difference, units of the reward."""
+    """True difference in units of the reward."""
     verdict: Outcome
     expected: float
-    """Share: at most the level where nothing is planted, else the power."""
+    """Expected share: the level, as an upper limit, if the verdict would be false; else the power."""
     found: float
 
 
 def check_rule(values: Values, gain: float) -> list[Check]:
-    """A/A and planted effects on values that differ by seed alone.
+    """Check the rule with no effect (A/A) and with planted effects, on values that differ by seed alone.
 
     Args:
-        values: ``[runs]``, endpoints of one cell.
-        gain: of the base, from which the margin follows; the planted effects are the margin and half of it.
+        values: ``[runs]`` endpoints of one cell.
+        gain: gain of the base, from which the margin follows; the planted effects are the margin and half of it.
     """
     generator, margin = np.random.default_rng(RESAMPLING_SEED), MARGIN_SHARE * gain
     drawn = generator.choice(values, (2, TRIALS, PAIRS))
@@ -52,7 +52,7 @@ def check_rule(values: Values, gain: float) -> list[Check]:
 
 
 def checks_of(study: Study, gain: float) -> list[Check]:
-    """``check_rule`` on the base cell of Flow-GRPO; none where fewer than ``FEWEST_RUNS`` runs have finished."""
+    """Apply ``check_rule`` to the base cell of Flow-GRPO; [] if fewer than ``FEWEST_RUNS`` seeds have finished."""
     values = study.values(BASE.cell("flow_grpo"), TRAINING_REWARD).to_numpy(dtype=float)
     return check_rule(values, gain) if len(values) >= FEWEST_RUNS and np.isfinite(gain) else []
 
@@ -63,7 +63,7 @@ def _share(kind: Outcome, differences: Values, margin: float) -> float:
 
 
 def check_rows(checks: Sequence[Check]) -> list[list[str]]:
-    """A row per check, under ``HEAD``."""
+    """Rows of a table with headings ``HEAD``, one per check."""
     return [
         [
             f"{one.planted:+.3f}",

@@ -1,8 +1,8 @@
-"""Any cells compared with one of them, by the rule that judges a grid: at equal iterations, and at equal compute.
+"""Comparison of any cells with one of them by the rule that judges a grid: at equal iterations, and at equal compute.
 
 Endpoint, pairs, margin and verdicts are those of ``analysis.verdicts.protocol`` and ``analysis.decisions``; margins are
-a share of the control's gain. At equal compute the reward on validation words is compared, where the cell
-that costs more has spent as many network forwards as the other in all, a trained sample counting three.
+a share of the control's gain. At equal compute the reward on validation words is compared at the point where the more
+expensive cell has spent the other's total of network forwards, a trained sample counting three.
 """
 
 import math
@@ -31,11 +31,11 @@ def compare(
     """Judge whether each treatment beats the control, in two families of claims.
 
     Args:
-        study: with the runs of these cells.
-        control: what all others are compared with.
-        treatments: at least one.
-        planned: pairs of each claim.
-        environments: content of the environment.json of the finished runs.
+        study: study with the runs of these cells.
+        control: cell that all others are compared with.
+        treatments: at least one cell.
+        planned: planned pairs of each claim.
+        environments: contents of the environment.json files of the finished runs.
     """
     split = study.endpoint
     final = [_differences(study, treatment, control, split) for treatment in treatments]
@@ -57,7 +57,7 @@ def compare(
 def _judge(
     control: Cell, treatments: Sequence[Cell], differences: Sequence[Values], gain: float, planned: int
 ) -> list[Judged]:
-    margin = MARGIN_SHARE * gain if gain > 0 else 0.0  # where nothing was learned no difference is too small
+    margin = MARGIN_SHARE * gain if gain > 0 else 0.0  # if nothing was learned, no difference is too small
     asked = [
         Question(contrast([values]) if len(values) >= max(planned, MIN_PAIRS) else None, margin, None)
         for values in differences
@@ -75,7 +75,7 @@ def _claim(treatment: Cell, control: Cell) -> Claim:
 
 
 def _differences(study: Study, treatment: Cell, control: Cell, split: str) -> Values:
-    """By seed that both have finished on one model of processor."""
+    """Differences by seed, for seeds that both have finished on one model of processor."""
     ours, theirs = (study.values(cell, TRAINING_REWARD, split) for cell in (treatment, control))
     seeds = _comparable(study, treatment, control)
     return np.array([ours[seed] - theirs[seed] for seed in seeds if seed in ours and seed in theirs])
@@ -100,12 +100,12 @@ def _comparable(study: Study, *cells: Cell) -> list[int]:
 
 
 def _gain(study: Study, cell: Cell, split: str) -> float:
-    """What a cell gains over the untrained model; NaN where that was not measured."""
+    """Gain of a cell over the untrained model; NaN if that was not measured."""
     return float(study.values(cell, TRAINING_REWARD, split).mean()) - study.start(cell, split)
 
 
 def _gain_on_validation(study: Study, cell: Cell) -> float:
-    """From the first validation to the last, as values at equal compute are single validations."""
+    """Gain from the first validation to the last, since values at equal compute are single validations."""
     rows = study.validations(TRAINING_REWARD)
     own = rows[rows["run_id"].isin(study.finished.intersection(dict(study.cells)[cell]["run_id"]))]
     means = own.sort_values("iteration").groupby("iteration")["value"].mean()

@@ -1,4 +1,4 @@
-"""What a grid can conclude by itself: its claims judged, as a table and in sentences that are computed from it."""
+"""Conclusions of a grid: its judged claims as tables, and sentences computed from them."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -18,7 +18,7 @@ from analysis.verdicts.planned import FAMILIES, Family, judge_family
 from analysis.verdicts.protocol import MARGIN_SHARE, MIN_PAIRS, Judged, judge_grid, method_claims, pooled_claims
 
 HEAD = ("Claim", "Verdict", "Difference", "Of the base's gain", "The paper's", "Pairs", "Power", "Pairs needed")
-"""Headings of a table of judged claims; differences with one-sided 95 % bounds."""
+"""Headings of a table of judged claims, with differences that have one-sided 95 % bounds."""
 
 
 POWER = 0.8
@@ -46,42 +46,42 @@ CHECK_NOTE = (
 
 
 class Plan(NamedTuple):
-    """What deciding one claim takes."""
+    """Number of pairs and cost of deciding one claim."""
 
     judged: Judged
     effect: float
-    """Difference to be found, units of the reward: the margin, or the paper's relative gain where that is smaller."""
+    """Effect to find, in units of the reward: the margin, or the paper's relative gain if that is smaller."""
     pairs: int | None
-    """Over all strata, for power .8 in the first step of Holm's procedure; None where that is unknown or endless."""
+    """Pairs over all strata for a power of .8 in the first step of Holm's procedure; None if unknown or too many."""
     power: float | None
     """Power with that many pairs."""
     runs: int | None
     core_hours: float | None
     pairs_with_look: int | None
-    """Where half of the pairs are looked at first, which spends a tenth of the level: ``LOOKS``."""
+    """Pairs needed if half of them are looked at first, which spends a tenth of the level, see ``LOOKS``."""
 
 
 class Conclusions(NamedTuple):
-    """What one study's runs conclude."""
+    """Conclusions from the runs of one study."""
 
     families: Mapping[str, Sequence[Judged]]
     """Claims that were judged together, by title; the first family is the one that the runs were made for."""
     runs: int
-    """Finished runs."""
+    """Number of finished runs."""
     other_rules: int
-    """Those made while other rules were in force than the present ones, or unknown ones."""
+    """Number of finished runs that were made while other or unknown rules were in force."""
     plans: Sequence[Plan]
-    """What it would take to decide each claim of the first family."""
+    """Cost of deciding each claim of the first family."""
     checks: Sequence[Check] = ()
-    """Of the rule, on the study's own runs."""
+    """Checks of the decision rule on the study's own runs."""
     opening: str = ""
-    """What is compared, and how often the runs are looked at, where that was planned."""
+    """Sentences on what is compared and, if planned, how often the runs are looked at."""
 
     other_words: Mapping[str, str] = MappingProxyType({})
-    """Families whose differences are of other words than test words, by title."""
+    """Split of the words by title, for families whose differences are not on test words."""
 
     def words_of(self, title: str) -> str:
-        """The words that a family's differences are of."""
+        """Split of the words on which a family's differences are measured."""
         return self.other_words.get(title, "test")
 
     @property
@@ -93,13 +93,13 @@ class Conclusions(NamedTuple):
 def conclude(
     study: Study, environments: Sequence[Mapping[str, Any]], planned_seeds: int | None = None
 ) -> Conclusions | None:
-    """Judge a study's claims; None where no claim has a pair of finished runs.
+    """Judge a study's claims; None if no claim has a pair of finished runs.
 
     Args:
-        study: with its cells' runs; one that ``FAMILIES`` or ``EARLIER`` know is judged by these, another as a grid.
-        environments: content of the environment.json of its finished runs.
-        planned_seeds: of each cell of a grid, at least 4, where an early look is part of the plan: claims are judged on
-            the first half of the seeds at the first of ``LOOKS``, and those that this leaves open on all at the second.
+        study: study with its runs; judged by its ``FAMILIES`` or ``EARLIER`` if it has any, otherwise as a grid.
+        environments: contents of the environment.json files of its finished runs.
+        planned_seeds: seeds per cell of a grid, at least 4, if an early look is planned: claims are judged on the first
+            half of the seeds at the first level of ``LOOKS``, and those left undecided on all seeds at the second.
     """
     planned = planned_families(study)
     if planned:
@@ -116,12 +116,12 @@ def conclude(
 
 
 def planned_families(study: Study) -> list[Family]:
-    """Families of claims that were planned for a study's experiment, trained on ocr; none for a grid."""
+    """Families of claims planned for a study's experiment, if it is trained on ocr; [] for a grid."""
     return [one for one in (*FAMILIES, *EARLIER) if (one.experiment, study.reward) == (study.experiment, "ocr")]
 
 
 def ranked(family: Sequence[Judged]) -> Sequence[Judged]:
-    """A family whose claims all have one control is a ranking, best first; another one stays as it is."""
+    """Sort a family whose claims all share one control, best first; any other family stays as it is."""
     if len({(one.claim.methods, control) for one in family for _, control in one.claim.comparisons}) > 1:
         return family
     return sorted(family, key=lambda one: -one.contrast.mean if one.contrast else math.inf)
@@ -160,9 +160,9 @@ def _was_under_other_rules(environment: Mapping[str, Any], is_planned: bool) -> 
 
 
 def plan_for(study: Study, family: Sequence[Judged]) -> list[Plan]:
-    """A plan for each claim that has a spread: its sd from the runs at hand, which are pilot runs for the next study.
+    """Plan the decision of each claim with a spread, treating the present runs as a pilot that gives the sd.
 
-    An sd of few pairs is itself known to a factor of 2 or so: see docs/testbed.md.
+    An sd from few pairs is itself only known to a factor of about 2, see docs/testbed.md.
     """
     finished = study.summary[study.summary["state"] == "finished"]
     hours = float((finished["train_seconds"] + finished["evaluation_seconds"]).mean()) / 3600
@@ -186,7 +186,7 @@ def _plan(judged: Judged, hours: float) -> Plan:
 
 
 def plan_rows(plans: Sequence[Plan]) -> list[list[str]]:
-    """A row per claim, under ``PLAN_HEAD``."""
+    """Rows of a table with headings ``PLAN_HEAD``, one per claim."""
 
     def shown(value: float | None, digits: int = 0) -> str:
         return MISSING if value is None else number(value, digits)
@@ -201,7 +201,7 @@ def plan_rows(plans: Sequence[Plan]) -> list[list[str]]:
 
 
 def sentences(family: Sequence[Judged]) -> list[str]:
-    """What a family of claims says: those decided with their differences, the rest with what a decision takes."""
+    """Sentences on a family: decided claims with their differences, others with the pairs that a decision takes."""
     said = []
     for outcome in OUTCOMES:
         those = [one for one in family if one.verdict == outcome]
@@ -232,7 +232,7 @@ def _open(one: Judged) -> str:
 
 
 def rows(family: Sequence[Judged]) -> list[list[str]]:
-    """A row per claim, under ``HEAD``."""
+    """Rows of a table with headings ``HEAD``, one per claim."""
     return [
         [
             one.claim.statement,
@@ -249,7 +249,7 @@ def rows(family: Sequence[Judged]) -> list[list[str]]:
 
 
 def conclusions_frame(study: Study, conclusions: Conclusions) -> pd.DataFrame:
-    """All numbers of the judged claims, as tables/conclusions.csv has them."""
+    """Table with all numbers of the judged claims: the content of tables/conclusions.csv."""
     records = []
     for family, judged in conclusions.families.items():
         for one in judged:
@@ -267,7 +267,7 @@ def conclusions_frame(study: Study, conclusions: Conclusions) -> pd.DataFrame:
 
 
 def conclusions_markdown(study: Study, conclusions: Conclusions) -> str:
-    """The judged claims as tables of GitHub's Markdown."""
+    """Render the judged claims as tables in GitHub's Markdown."""
     parts = [note(conclusions, study.endpoint), ""]
     for title, family in conclusions.families.items():
         parts += [f"**{study.experiment}, trained on {study.reward}. {title}**", ""]
@@ -282,7 +282,7 @@ def conclusions_markdown(study: Study, conclusions: Conclusions) -> str:
 
 
 def note(conclusions: Conclusions, words: str = "test") -> str:
-    """How the verdicts come about, in sentences; ``words`` are those that differences are of."""
+    """Explain in sentences how the verdicts are reached; ``words`` is the split on which differences are measured."""
     share = f"{MARGIN_SHARE:.0%} of the base's gain"
     return (
         f"Differences are of the reward on {words} words, paired by seed, with one-sided 95 % bounds. "
@@ -295,7 +295,7 @@ def note(conclusions: Conclusions, words: str = "test") -> str:
 
 
 def digest(conclusions: Conclusions, links: Mapping[str, str]) -> str:
-    """The first family as a README shows it: sentences, the table, and links to read further (addresses by name)."""
+    """Render the first family for a README: sentences, the table, and links (addresses by name)."""
     said = "\n".join(f"- {sentence}" for sentence in sentences(conclusions.main))
     table = markdown_table(HEAD[:-2], [row[:-2] for row in rows(conclusions.main)])
     further = " · ".join(f"[{name}]({address})" for name, address in links.items())

@@ -1,8 +1,8 @@
-"""The first study's claims, on the miniature whose difficulty is luck, read again by the present rule.
+"""Claims of the first study, on the miniature where difficulty is luck, judged again by the present rule.
 
-It was made under a rule of its own (two-sided intervals at the level of Holm's procedure, a margin of .02), by which
-all nine ended "inconclusive": results/miniature-study/tables/first-verdicts.md. To read it again is after the fact; the
-claims, cells and pairs are those that were planned.
+The study had another rule (two-sided intervals at the level of Holm's procedure, a margin of .02), by which all nine
+claims ended "inconclusive": results/miniature-study/tables/first-verdicts.md. The new verdicts are post hoc; the
+claims, cells and pairs are the planned ones.
 """
 
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""The map: what choosing prompts gains over random ones, against the share of reward variance that is the prompt's."""
+"""Map of the gain of choosing prompts over random ones, by the share of reward variance that the prompt explains."""
 
 import json
 import math
@@ -11,23 +11,23 @@ from analysis.verdicts.protocol import Judged
 from harness.foundation.places import ROOT
 
 PROBES = {"study": "miniature", "study-letters-luck": "letters-luck", "study-luck": "miniature-luck"}
-"""Experiments of the map, and the probe of the untrained model that each of them trains."""
+"""Experiments of the map, each with the probe of the untrained model that it starts from."""
 _AGAINST_RANDOM = {"curriculum": 1, "medium": 1, "hardest": 1, "easiest": -1}
-"""Claims about one rule and random prompts; -1 where random prompts are the treatment."""
+"""Claims that compare a rule with random prompts; -1 if random prompts are the treatment."""
 _UNKNOWN = {"cosine": math.nan, "cosine_low": math.nan, "cosine_high": math.nan}
 
 
 def map_frame(judged: Mapping[str, Sequence[Judged]]) -> pd.DataFrame:
-    """A row per experiment and rule of the paper that has a contrast.
+    """Table of the map, with a row per experiment and each of the paper's rules that has a contrast.
 
     Args:
-        judged: the first family of each experiment.
+        judged: the first family of each experiment, by name.
 
     Returns:
         Columns experiment, prompt_share with share_low and share_high (the probe's ICC and its 95 % interval),
-        no_spread, selection, cosine with cosine_low and cosine_high (of the rule's expected update with that of random
-        prompts, untrained; missing where the probe was made without gradients), pairs, and difference with lower and
-        upper (one-sided 95 % bounds), of rule less random as a share of the base's gain there.
+        no_spread, selection, cosine with cosine_low and cosine_high (between the expected updates of the rule and of
+        random prompts, untrained; NaN if the probe was made without gradients), pairs, and difference with lower and
+        upper (one-sided 95 % bounds): rule less random, as a share of the base's gain in the experiment.
     """
     rows = []
     for experiment, family in judged.items():

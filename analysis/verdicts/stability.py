@@ -1,4 +1,4 @@
-"""How steady training is, and whether it hacks its reward or collapses: measures of runs, cell by cell."""
+"""Measures, per cell, of how steady training is and whether it hacks its reward or collapses."""
 
 import math
 from collections.abc import Mapping
@@ -25,26 +25,26 @@ HEADINGS = {
     "pictures/colour_spread": "Colour spread",
     "pictures/pixel_spread": "Pixel spread",
 }
-"""Measures of a cell, in the order of columns; those after the fourth are logged."""
+"""Headings of a cell's measures, in the order of columns; those after the fourth are logged metrics."""
 GROUP_SPREADS = {
     f"group/{name}": HEADINGS[f"pictures/{name}"] for name in ("font_spread", "colour_spread", "pixel_spread")
 } | {"zero_std_share": "Share of equal scores"}
-"""How far the pictures of a group are apart that is trained on, logged in training when a validation is due; and the
-share of groups from which nothing is learnt, since their scores are equal."""
+"""Headings of the spreads of pictures within a group that is trained on, which training logs when a validation is due,
+and of the share of groups from which nothing is learnt, since their scores are equal."""
 
 
 def roughness(values: ArrayLike) -> float:
-    """Standard deviation of a curve about its trend, from differences of neighbours, which need no fit of the trend.
+    """Standard deviation of a curve about its trend, from differences of neighbours, without fitting the trend.
 
-    With d_i = (y_{i-1} + y_{i+1}) / 2 - y_i of equally spaced points, sqrt(2 / (3 (n - 2)) sum d_i^2): for independent
-    noise of standard deviation s on a straight line its square has mean s^2 (Gasser, Sroka, Jennen-Steinmetz 1986,
-    "Residual variance and residual pattern in nonlinear regression", Biometrika 73(3)).
+    With d_i = (y_{i-1} + y_{i+1}) / 2 - y_i of equally spaced points it is sqrt(2 / (3 (n - 2)) sum d_i^2). For
+    independent noise of standard deviation s on a straight line its square has mean s^2 (Gasser, Sroka,
+    Jennen-Steinmetz 1986, "Residual variance and residual pattern in nonlinear regression", Biometrika 73(3)).
 
     Args:
         values: ``[n]``, in order.
 
     Returns:
-        In the units of the values; NaN for n < 3.
+        The roughness in the units of the values; NaN for n < 3.
     """
     curve = np.asarray(values, dtype=float)
     if len(curve) < 3:
@@ -54,10 +54,10 @@ def roughness(values: ArrayLike) -> float:
 
 
 def roughness_by_seed(study: Study, cell: Cell) -> pd.Series:
-    """``roughness`` of the validation reward after the first iteration, of each finished run of a cell, by seed.
+    """Compute ``roughness`` of the validation reward of each finished run of a cell, without iteration 0, by seed.
 
-    Validation reads the same prompts and noises each time: what moves is the policy. The reward of training would also
-    move with the prompts that were selected.
+    Every validation uses the same prompts and noises, so that only the policy changes. The training reward would also
+    change with the selected prompts.
     """
     members = dict(study.cells)[cell]
     rows = study.validations(TRAINING_REWARD)
@@ -68,16 +68,16 @@ def roughness_by_seed(study: Study, cell: Cell) -> pd.Series:
 
 
 def stability_frame(study: Study) -> pd.DataFrame:
-    """One row for the untrained model, then one per cell with a finished run: seeds, and mean and sd of each measure.
+    """Table of measures: a row for the untrained model, then one per cell with a finished run.
 
-    ``judges_gap`` is the mean of the reader that was trained on less that of the unseen one, on test prompts: it grows
-    where pictures please the former alone. ``judges_disagreement`` is their absolute difference, mean over prompts.
-    Roughness is of the validation reward; all else of test prompts. ``pictures/...`` is what the runs logged of their
-    pictures: texture behind the word, font, and how far two pictures of one prompt are apart.
+    ``judges_gap`` is the mean score of the reader that was trained on less that of the unseen one, on test prompts: it
+    grows if pictures please only the former. ``judges_disagreement`` is their mean absolute difference over prompts.
+    Roughness is that of the validation reward; everything else is measured on test prompts. ``pictures/...`` are logged
+    properties of pictures: texture behind the word, font, and distances between two pictures of one prompt.
 
     Returns:
-        Columns experiment, reward, cell, seeds, and each of ``HEADINGS`` as NAME_mean and NAME_sd, NaN where it was not
-        logged.
+        Columns experiment, reward, cell, seeds, and each of ``HEADINGS`` as NAME_mean and NAME_sd over seeds; NaN if
+        it was not logged.
     """
     cells = [cell for cell, _ in study.cells if len(study.values(cell, TRAINING_REWARD))]
     rows = [(cell.label, len(study.values(cell, TRAINING_REWARD)), _measures(study, cell)) for cell in cells]
@@ -94,7 +94,7 @@ def stability_frame(study: Study) -> pd.DataFrame:
 
 
 def stability_table(study: Study, frame: pd.DataFrame) -> WideTable | None:
-    """``stability_frame`` as people read it; None without a finished run, or without anything measured."""
+    """Format ``stability_frame`` for readers; None without a finished run, or if nothing was measured."""
     shown = [name for name in HEADINGS if len(frame) and frame[f"{name}_mean"].notna().any()]
     if not shown:
         return None
@@ -109,7 +109,7 @@ def stability_table(study: Study, frame: pd.DataFrame) -> WideTable | None:
 
 
 def _measures(study: Study, cell: Cell) -> Mapping[str, ArrayLike]:
-    """Values by seed of each measure of a cell."""
+    """Values of each measure of a cell, by seed."""
     measured: dict[str, ArrayLike] = {name: study.values(cell, name) for name in list(HEADINGS)[4:]}
     measured |= {ROUGHNESS: roughness_by_seed(study, cell), SEED_SD: [study.values(cell, TRAINING_REWARD).std()]}
     readers = _readers(study)
@@ -123,7 +123,7 @@ def _measures(study: Study, cell: Cell) -> Mapping[str, ArrayLike]:
 
 
 def _untrained(study: Study, cell: Cell) -> Mapping[str, ArrayLike]:
-    """What is measured of the model that a cell started from, on the prompts that results are of."""
+    """Measures of the model that a cell started from, on ``endpoint`` prompts; empty if it was not measured there."""
     before, split = study.untrained(cell)
     if split != study.endpoint:
         return {}
@@ -133,7 +133,7 @@ def _untrained(study: Study, cell: Cell) -> Mapping[str, ArrayLike]:
 
 
 def _readers(study: Study) -> tuple[str, str] | None:
-    """A judge of words that was trained on, and one that was not; None where one is missing."""
+    """A reading judge that was trained on, and one that was not; None if either is missing."""
     unseen = study.reader
     trained = next((j for j in study.reading_judges if all(j not in u for u in study.summary["unseen_judges"])), None)
     return None if trained is None or unseen is None else (trained, unseen)
