@@ -84,7 +84,7 @@ class RolloutConfig(Section):
 
     kind: Literal["anchor_branch", "full_sde"] = "anchor_branch"
     """Sampling of a group: it branches off the chosen candidate's path at single steps (AdaGRPO), or it is drawn from
-    the start with all of these steps stochastic (Flow-GRPO, DanceGRPO)."""
+    the start with all branch indices stochastic (Flow-GRPO, DanceGRPO)."""
     candidates: Count = 12
     """B: number of candidate prompts, one of which is trained on."""
     prompts_per_iteration: Count = 1
@@ -114,7 +114,7 @@ class ObjectiveConfig(Section):
     flow-matching loss of newly noised pictures in place of the log-probability (AWM). nft: DiffusionNFT's loss of such
     pictures, which has no ratio. With awm and nft the kernel matters only for the rollout."""
     divergence_limit: Positive = 1.0e-5
-    """flow_dppo: limit of mean((mu - mu_old)^2) / (2 std^2), a mean over latents."""
+    """flow_dppo: limit of the divergence mean((mu - mu_old)^2) / (2 std^2), a mean over latents."""
     updates_per_iteration: Count = 1
     """Number of optimiser steps per rollout."""
     update_on: Literal["all", "prompts", "steps"] = "all"

@@ -1,1 +1,1 @@
-"""Can this machine run a profile? Looked at before anything is downloaded, loaded or trained."""
+"""Checks whether this machine can run a profile, made before anything is downloaded, loaded or trained."""

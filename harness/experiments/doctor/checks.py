@@ -1,4 +1,4 @@
-"""What a profile's grid needs, compared with what is here."""
+"""Comparison of what a profile's grid needs with what this machine has."""
 
 import json
 import shutil
@@ -33,7 +33,7 @@ from harness.rewards.readiness import find_ready
 from harness.runs.directory import RUNS
 from harness.training.accounting import expected_cost
 
-# In a process of its own: asking for a GPU's free memory takes half a GiB of it for as long as the process lives.
+# In a separate process: asking for a GPU's free memory occupies half a GiB of it for as long as the process lives.
 _PROBE = """
 import json, torch
 numbers = range(torch.cuda.device_count())
@@ -45,10 +45,10 @@ _SAVING = {
     "host": "fewer offloaded rewards, more machines",
 }
 CARDS = (24, 40, 80, 141)
-"""Sizes of GPUs that are told whether they are enough, in GB as they are sold, which are GiB but for what is kept."""
+"""GPU sizes that get a verdict of their own, in GB as they are sold; these are really GiB, less a reserved part."""
 _USABLE = 0.97 * 2**30
 _MARGIN = 1.1
-"""Estimates of memory may be this much too low."""
+"""Factor by which estimates of memory may be too low."""
 
 
 class Finding(NamedTuple):
@@ -57,30 +57,30 @@ class Finding(NamedTuple):
     area: str
     text: str
     problem: str | None = None
-    """What is missing and what to do about it; None if nothing is."""
+    """What is missing, and what to do about it; None if nothing is missing."""
     details: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Report:
-    """All that was looked at for a profile."""
+    """Findings of all checks of a profile."""
 
     profile: str
     findings: list[Finding]
 
     @property
     def missing(self) -> list[str]:
-        """What keeps the profile from running here; empty if nothing does."""
+        """Problems that keep the profile from running here; empty if there are none."""
         return [f"{finding.area}: {finding.problem}" for finding in self.findings if finding.problem is not None]
 
     def record(self) -> dict[str, Any]:
-        """For programs: profile, its verification, findings, and what is missing."""
+        """Record for programs: profile, its verification, findings, and what is missing."""
         found = [finding._asdict() for finding in self.findings]
         verified = verification(self.profile)
         return {"profile": self.profile, "verified": verified, "findings": found, "missing": self.missing}
 
     def lines(self) -> list[str]:
-        """What to print."""
+        """Lines to print."""
         lines = [f"profile {self.profile}, {verification(self.profile)}"]
         for area, text, problem, details in self.findings:
             lines.append(f"{' ' if problem is None else '!'} {area:9}{text}")
@@ -90,7 +90,7 @@ class Report:
 
 
 class Gpu(NamedTuple):
-    """One GPU, as it is now; its free memory in bytes."""
+    """A GPU and its free memory at this moment, in bytes."""
 
     name: str
     free: int
@@ -102,16 +102,16 @@ def check(
     seconds: float | None = None,
     measured: Mapping[str, float] | None = None,
 ) -> Report:
-    """Compare what a profile's grid needs with what is here. Downloads nothing and loads no model.
+    """Compare what a profile's grid needs with what this machine has. Downloads nothing and loads no model.
 
     Args:
         profile: name of a file in experiments/profiles/, or a path to one.
         overrides: dotted ``key=value`` strings.
-        seconds: that one forward of a sample takes; None is as measured by finished runs, else an estimate.
-        measured: by ``adagrpo gpu-check``, see its ``read_measured``; None takes estimates.
+        seconds: time of one forward pass of a sample; None takes it from finished runs, else estimates it.
+        measured: measurements of ``adagrpo gpu-check``, see its ``read_measured``; None takes estimates.
 
     Raises:
-        ConfigError: the profile or its grid is not valid, or a GPU does not answer.
+        ConfigError: the profile or its grid is not valid, or the GPUs do not answer.
     """
     config = compose(profile, overrides=overrides)
     configs = expand_grid(grid_of(profile), overrides, profile=profile)
@@ -135,7 +135,7 @@ def check(
 
 
 def find_gpus() -> list[Gpu]:
-    """The CUDA devices that a process started here may use. Raises ConfigError if they do not answer."""
+    """CUDA devices that a process started here may use. Raises ConfigError if they do not answer."""
     import torch
 
     if not torch.cuda.is_available():
@@ -148,7 +148,7 @@ def find_gpus() -> list[Gpu]:
 
 
 def size(count: float) -> str:
-    """Bytes for people: ``61.9 GiB``."""
+    """Human-readable number of bytes, such as ``61.9 GiB``."""
     for unit in ("KiB", "MiB"):
         count /= 1024
         if count < 1024:
@@ -157,7 +157,7 @@ def size(count: float) -> str:
 
 
 def _gpus(config: RunConfig, gpus: Sequence[Gpu] | None) -> Finding:
-    """GPUs against processes."""
+    """Compare the number of GPUs with the number of processes on one machine."""
     wanted = config.runtime.processes // config.runtime.machines
     if gpus is None:
         return Finding("GPUs", f"none needed: with runtime.device={config.runtime.device} it runs on the CPU here")
@@ -181,7 +181,7 @@ def _memory(
     gpus: Sequence[Gpu] | None,
     activations: float,
 ) -> list[Finding]:
-    """The cell of the grid that needs most, against the GPU in use with the least free memory, or main memory."""
+    """Compare the grid's most demanding cell with the used GPU that has least free memory, or with main memory."""
     import psutil
 
     machine, available = configs[0].runtime.processes // configs[0].runtime.machines, psutil.virtual_memory().available
@@ -190,7 +190,7 @@ def _memory(
     if gpus is None:
         each = available // machine
         return [_fits("memory", "per process", parts, needed, each, "of main memory for each")]
-    # Without a GPU there is nothing to compare with, and that is a finding of its own.
+    # Without a GPU there is nothing to compare with; the missing GPU is a finding of its own.
     free = min((gpu.free for gpu in gpus[:machine]), default=None)
     cards = ", ".join(f"{card} GB {verdict(needed, card * _USABLE)}" for card in CARDS)
     on_host = _fullest([host_memory(config, architecture, rewards) for config in configs])
@@ -205,7 +205,7 @@ def _fullest(estimates: Sequence[dict[str, int]]) -> dict[str, int]:
 
 
 def verdict(needed: float, free: float) -> str:
-    """Whether what is needed fits, by an estimate that may be ``_MARGIN`` too low."""
+    """Whether the needed memory fits, if the estimate may be too low by the factor ``_MARGIN``."""
     return "fits" if needed * _MARGIN <= free else "tight" if needed <= free else "does not fit"
 
 
@@ -220,13 +220,13 @@ def _fits(area: str, what: str, parts: dict[str, int], needed: int, free: int | 
 
 
 def _disk(configs: Sequence[RunConfig], architecture: Architecture, download: bool) -> Finding:
-    """Checkpoints of all runs, embeddings of freed encoders, the model's download; they may share a disk."""
+    """Disk space of all runs' checkpoints, embeddings of freed encoders, and the model's download, summed per disk."""
     from huggingface_hub.constants import HF_HUB_CACHE
 
     model, published = configs[0].model, find_published(configs[0].model.path)
     needs = [
         (f"{len(configs)} runs", sum(disk_bytes(config, architecture) for config in configs), RUNS),
-        # The old one stays until the new one is whole.
+        # The old checkpoint stays until the new one is complete.
         ("one more checkpoint", max(checkpoint_bytes(config, architecture) for config in configs), RUNS),
     ]
     if configs[0].runtime.checkpoints_of_finished == "remove":
@@ -253,7 +253,7 @@ def _disk(configs: Sequence[RunConfig], architecture: Architecture, download: bo
 
 
 def _most_prompts(configs: Sequence[RunConfig]) -> int:
-    """Most different prompts that runs of the same lists can ask for: what they draw, or all there are."""
+    """Largest number of different prompts that runs of the same lists can ask for: those drawn, or all there are."""
     lists, of_a_seed = configs[0].prompts, dict[int, int]()
     for c in configs:
         of_a_seed[c.seed] = c.iterations * c.rollout.prompts_per_iteration * c.rollout.candidates
@@ -269,7 +269,7 @@ def _rewards(names: Sequence[str], configs: Sequence[RunConfig]) -> list[Finding
 
 
 def _prompts(config: RunConfig) -> list[Finding]:
-    """How many prompts there are, and lists that cannot be read."""
+    """Number of prompts in each list, and lists that cannot be read."""
     lists = {split: str(getattr(config.prompts, split)) for split in ("train", "validation", "test")}
     counts = ", ".join(f"{num_prompts(path):,} {split}" for split, path in lists.items())
     findings = [Finding("prompts", counts)]
@@ -288,7 +288,7 @@ def _hours(
     seconds: float | None,
     flops: float | None,
 ) -> Finding:
-    """Hours of the grid: as finished runs took, else by counted forwards."""
+    """Hours of the grid: from the given time per forward pass, from finished runs, or from an estimate for the GPU."""
     processes, forwards = configs[0].runtime.processes, sum(map(_forwards, configs))
     details: tuple[str, ...] = ()
     rates = measured_rates(RUNS / configs[0].experiment) if seconds is None and flops is None else None
@@ -319,6 +319,6 @@ def _hours(
 
 
 def _forwards(config: RunConfig) -> int:
-    """Forwards' worth of a run's work: with checkpointing a backward pass computes its forward again."""
+    """Work of a run in forward passes; with gradient checkpointing, a backward pass repeats its forward pass."""
     again = expected_cost(config).train_forwards if config.model.execution.gradient_checkpointing else 0
     return expected_forwards(config) + config.iterations * again

@@ -1,4 +1,4 @@
-"""Sizes of a model without its weights, and the memory and disk that a run needs by them; all in bytes."""
+"""Sizes of a model, found without its weights, and the memory and disk space that a run needs; all in bytes."""
 
 import json
 import math
@@ -19,7 +19,7 @@ from harness.models.pipelines.locate import TWIN_PREFIX
 from harness.models.pipelines.published import find_published
 
 _PIXELS_PER_TOKEN = 16
-"""Eight pixels per latent, two latents per token, each way: all of ``_GUIDED`` alike."""
+"""Pixels per token and axis: eight per latent, two latents per token; the same for all classes of ``_GUIDED``."""
 _GUIDED = {
     "FluxTransformer2DModel": math.inf,
     "SD3Transformer2DModel": 1,
@@ -27,26 +27,26 @@ _GUIDED = {
     "Flux2Transformer2DModel": 1,
     "ZImageTransformer2DModel": 0,
 }
-"""The ``model.guidance`` above which a velocity takes two forwards. Of other classes it is not known what one takes."""
+"""``model.guidance`` above which a velocity takes two forward passes, by class; for other classes it is unknown."""
 _LISTS_OF_BLOCKS = re.compile(r"blocks$|^layers$|_refiner$")
 _CLIP_TOKENS = 77
 _NF4_BYTES = 1 / 2 + (1 + 4 / 256) / 64
-"""Of a weight: 4 bits, and a byte for the scale of 64, whose own scales of 256 are float32."""
+"""Bytes per weight: 4 bits, one byte for the scale of 64 weights, and a float32 for the scale of 256 such scales."""
 _WORKSPACE = 3 * 2**29
-"""CUDA context, kernels' workspace, and what the allocator cannot use."""
+"""CUDA context, workspace of kernels, and memory that the allocator cannot use."""
 _PROCESS = 3 * 2**30
-"""Main memory of a process with torch, CUDA and diffusers, and no model."""
+"""Main memory of a process with torch, CUDA and diffusers, but without a model."""
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """A pipeline whose weights are not loaded.
+    """Sizes of a pipeline whose weights are not loaded.
 
     Attributes:
-        transformer: on the device ``meta``.
-        text_encoders: parameters.
-        vae: parameters of the autoencoder.
-        vae_channels: of the decoder's widest feature map at full resolution.
+        transformer: the network, on the device ``meta``.
+        text_encoders: number of parameters of the text encoders.
+        vae: number of parameters of the autoencoder.
+        vae_channels: channels of the decoder's widest feature map at full resolution.
     """
 
     transformer: Any
@@ -56,50 +56,50 @@ class Architecture:
 
     @property
     def parameters(self) -> int:
-        """Numbers in the transformer."""
+        """Number of parameters of the transformer."""
         return sum(parameter.numel() for parameter in self.transformer.parameters())
 
     @property
     def blocks(self) -> list[nn.Module]:
-        """Those of the transformer, of all kinds."""
+        """Blocks of the transformer, of all kinds."""
         lists = [m for name, m in self.transformer.named_children() if _LISTS_OF_BLOCKS.search(name)]
         return [block for each in lists if isinstance(each, nn.ModuleList) for block in each]
 
     @property
     def num_blocks(self) -> int:
-        """How many there are."""
+        """Number of blocks."""
         return len(self.blocks)
 
     @property
     def largest_block(self) -> int:
-        """Numbers in the largest of them."""
+        """Number of parameters of the largest block."""
         return max((sum(p.numel() for p in block.parameters()) for block in self.blocks), default=0)
 
     @property
     def in_linears(self) -> int:
-        """Weights of the blocks' linear layers: those that ``model.quantise`` makes small."""
+        """Number of weights in the blocks' linear layers: those that ``model.quantise`` compresses."""
         modules = [module for block in self.blocks for module in block.modules()]
         return sum(module.weight.numel() for module in modules if isinstance(module, nn.Linear))
 
     def frozen(self, model: ModelConfig) -> int:
-        """Bytes of the transformer, where adapters are trained."""
+        """Bytes of the transformer if it is frozen and adapters are trained."""
         small = self.in_linears if model.quantise == "nf4" else 0
         return int(bytes_of(model) * (self.parameters - small) + _NF4_BYTES * small)
 
     @property
     def width(self) -> int:
-        """Channels of a token."""
+        """Channels of a token in the transformer."""
         config = self.transformer.config
         return int(config.dim if "dim" in config else config.num_attention_heads * config.attention_head_dim)
 
     @property
     def text_channels(self) -> int:
-        """Channels of a token of the text encoders' states."""
+        """Channels of a token in the output of the text encoders."""
         config = self.transformer.config
         return int(config.cap_feat_dim if "cap_feat_dim" in config else config.joint_attention_dim)
 
     def trained(self, config: RunConfig) -> int:
-        """How many numbers are in training: those of the adapters, or of the whole transformer."""
+        """Number of trained parameters: those of the adapters, or of the whole transformer."""
         lora = config.optimizer.lora
         if config.optimizer.tuning == "full":
             return self.parameters
@@ -108,27 +108,27 @@ class Architecture:
         return lora.rank * sum(m.in_features + m.out_features for m in modules if isinstance(m, nn.Linear))
 
     def text_tokens(self, model: ModelConfig) -> int:
-        """Tokens of one prompt."""
+        """Number of tokens of one prompt."""
         return model.max_sequence_length + _CLIP_TOKENS * type(self.transformer).__name__.startswith("SD3")
 
     def tokens(self, model: ModelConfig) -> int:
-        """Tokens of one sample in the transformer: picture and text."""
+        """Number of tokens of one sample in the transformer: picture and text."""
         picture = (model.height // _PIXELS_PER_TOKEN) * (model.width // _PIXELS_PER_TOKEN)
         return picture + self.text_tokens(model)
 
     def forwards_per_velocity(self, model: ModelConfig) -> int:
-        """Two with classifier-free guidance."""
+        """Number of forward passes per velocity: 2 with classifier-free guidance, else 1."""
         return 2 if model.guidance > _GUIDED[type(self.transformer).__name__] else 1
 
 
 @cache
 def find_architecture(path: str, folder: Path | None) -> Architecture | None:
-    """A pipeline's sizes by the configurations in its folder, else as published; None if it is neither,
-    or of another kind.
+    """Sizes of a pipeline by the configurations in its folder, else as published; None if there are neither, or if its
+    class is not supported.
 
     Args:
         path: ``model.path``.
-        folder: of the pipeline, if it is whole on this machine.
+        folder: folder of the pipeline, if it is complete on this machine.
     """
     if folder is not None:
         config, vae = (json.loads(read_text(folder / part / "config.json")) for part in ("transformer", "vae"))
@@ -155,7 +155,7 @@ def _on_meta(class_name: str, config: Mapping[str, Any]) -> nn.Module:
 
 
 def _count(component: Path) -> int:
-    """Parameters in a component's safetensors files, from their headers."""
+    """Number of parameters in a component's safetensors files, read from their headers."""
     from safetensors import safe_open
 
     total = 0
@@ -168,18 +168,18 @@ def _count(component: Path) -> int:
 def memory(
     config: RunConfig, of: Architecture, rewards: Iterable[str], on_gpu: bool = True, activations: float = 1.0
 ) -> dict[str, int]:
-    """What one process needs at its fullest, by component.
+    """Peak memory of one process, by component.
 
-    Weights in training, their gradients and AdamW's two moments are float32, as is their average; frozen weights are in
-    the network's precision. A process holds all of them, or what its engine leaves to it. The fullest moment is one of
-    three: text encoders that are freed later encode; pictures are drawn and scored; weights are updated.
+    Trained weights, their gradients, average and AdamW's two moments (unless 8bit) are float32, frozen weights are in
+    the network's precision. A process holds all of them, or a share if its engine shards them. The peak is in one of
+    three phases: text encoders that are freed later encode; pictures are drawn and scored; weights are updated.
 
     Args:
-        config: of the run.
-        of: its model.
-        rewards: that this process loads.
-        on_gpu: of GPU memory, with the CUDA context; else of main memory.
-        activations: what was measured of a forward's, over the estimate.
+        config: configuration of the run.
+        of: architecture of its model.
+        rewards: names of the rewards that this process loads.
+        on_gpu: whether GPU memory is estimated, with the CUDA context, or main memory.
+        activations: measured memory of a forward pass's activations, relative to the estimate.
     """
     model, optimizer = config.model, config.optimizer
     element, trained = bytes_of(model), of.trained(config)
@@ -193,7 +193,7 @@ def memory(
     encoders = {"text encoders": element * of.text_encoders}
     always = {
         "weights": weights // shares,
-        # That of one block is used while the next one's arrives in one piece, and is then cut.
+        # The weights of one block are used while those of the next arrive in one piece, which is then split.
         "blocks gathered": gathered,
         "autoencoder": 4 * of.vae,
         "CUDA context and workspace": _WORKSPACE * on_gpu,
@@ -209,7 +209,7 @@ def memory(
     drawing = max(
         int(activations * sampling_bytes(model, of, on_gpu)), _decoding(config, of), *(models[name] for name in moving)
     )
-    # On a GPU AdamW takes its steps all together, by way of one more number for each weight.
+    # On a GPU AdamW updates all weights together, which takes one temporary number per weight.
     updating = max(_updating(config, of) * element + in_low, 4 * trained * on_gpu // shares)
     phases = (
         always | encoders,
@@ -220,28 +220,28 @@ def memory(
 
 
 def bytes_of(model: ModelConfig) -> int:
-    """Of a number in the network's precision."""
+    """Bytes of one number in the network's precision."""
     return 4 if model.precision == "fp32" else 2
 
 
 def sampling_bytes(model: ModelConfig, of: Architecture, on_gpu: bool) -> int:
-    """Bytes inside one block of a forward without gradient: input, q, k, v, and the MLP before and after its step.
+    """Bytes inside one block of a forward pass without gradient: input, q, k, v, and the MLP around its activation.
 
-    On a GPU all of them are float32: its autocast has norms in float32, and what they are added to or joined with.
+    On a GPU all of them are float32: autocast keeps norms in float32, and so what is added to or joined with them.
     """
     samples = of.forwards_per_velocity(model) * model.max_batch
     return samples * of.tokens(model) * of.width * (1 + 3 + 4 + 4) * (4 if on_gpu else bytes_of(model))
 
 
 def _updating(config: RunConfig, of: Architecture) -> int:
-    """Numbers that the backward pass keeps of the largest forward.
+    """Number of values that the backward pass keeps of the largest forward pass.
 
     17 per token and channel in each block, with attention that keeps no matrix (34 bytes at 16 bits in Korthikanti et
-    al. 2022, "Reducing Activation Recomputation in Large Transformer Models", equation 2 without its attention term);
-    with checkpointing each block's input only, and the inside of one block at a time.
+    al. 2022, "Reducing Activation Recomputation in Large Transformer Models", equation 2 without its attention term).
+    With checkpointing only the input of each block, and the inside of one block at a time.
     """
     model, rollout, objective = config.model, config.rollout, config.objective
-    # Siblings of an anchor-branch step share one forward with gradient.
+    # Siblings of an anchor-branch step share one forward pass with gradient.
     of_a_prompt = num_trained_steps(rollout) * (1 if rollout.kind == "anchor_branch" else rollout.group_size)
     of_an_update = of_a_prompt * rollout.prompts_per_iteration // config.runtime.processes
     if objective.update_on != "all":
@@ -252,14 +252,14 @@ def _updating(config: RunConfig, of: Architecture) -> int:
 
 
 def _decoding(config: RunConfig, of: Architecture) -> int:
-    """Three float32 feature maps at full resolution, of all pictures that are decoded at once."""
+    """Bytes of three float32 feature maps at full resolution, for all pictures that are decoded at once."""
     model = config.model
     pictures = 1 if model.execution.vae_slicing else model.max_batch
     return 3 * 4 * of.vae_channels * model.height * model.width * pictures
 
 
 def reward_bytes(config: RunConfig, name: str, on_gpu: bool) -> int:
-    """A reward's model, if it is in this process's memory."""
+    """Bytes of a reward's model; 0 if it is not in this process's memory, or not on its GPU with ``on_gpu``."""
     settings = config.rewards.get(name, RewardConfig())
     model = None if settings.plugin else REWARDS[name].model
     is_elsewhere = settings.backend == "url" or (on_gpu and settings.device == "cpu")
@@ -269,26 +269,26 @@ def reward_bytes(config: RunConfig, name: str, on_gpu: bool) -> int:
 
 
 def checkpoint_bytes(config: RunConfig, of: Architecture) -> int:
-    """Disk of a resumable checkpoint: weights, two moments, average."""
+    """Disk space of a resumable checkpoint: weights, two moments, average."""
     return of.trained(config) * (4 + 8 + 4 * (config.optimizer.weight_ema is not None))
 
 
 def kept_bytes(config: RunConfig, of: Architecture) -> int:
-    """Disk of the resumable checkpoints that a run keeps while it is trained: the newest, and the best."""
+    """Disk space of the resumable checkpoints that a run keeps during training: the newest, and the best."""
     runtime = config.runtime
     kept = min(runtime.checkpoints_kept + 1, -(-config.iterations // runtime.checkpoint_interval))
     return kept * checkpoint_bytes(config, of)
 
 
 def disk_bytes(config: RunConfig, of: Architecture) -> int:
-    """Disk of a finished run: the final weights, and its checkpoints unless they are removed."""
+    """Disk space of a finished run: the final weights, and its checkpoints unless they are removed."""
     return kept_bytes(config, of) * (config.runtime.checkpoints_of_finished == "keep") + 4 * of.trained(config)
 
 
 def host_memory(config: RunConfig, of: Architecture, rewards: Iterable[str]) -> dict[str, int]:
-    """Main memory of one machine at its fullest, by component, where the processes' models are on GPUs.
+    """Peak main memory of one machine, by component, if the processes' models are on GPUs.
 
-    Base weights are no part of it: read in the dtype that they are stored in, they take pages of their files.
+    Base weights are not included: they are read in the dtype that they are stored in, as pages of their files.
     """
     processes = config.runtime.processes // config.runtime.machines
     settings = {name: config.rewards.get(name, RewardConfig()) for name in dict.fromkeys(rewards)}

@@ -1,4 +1,4 @@
-"""How long a model's arithmetic takes, and its exchange of weights: counted from its layers, without its weights."""
+"""Time that a model's arithmetic and its exchange of weights take, computed from its layers without its weights."""
 
 import re
 
@@ -9,21 +9,21 @@ from harness.experiments.doctor.sizes import Architecture, bytes_of
 from harness.training.accounting import expected_cost
 
 PEAK_TERAFLOPS = {"H200": 989, "H100": 989, "A100": 312, "L40S": 362, "RTX 4090": 165, "RTX 3090": 71, "A10": 125}
-"""Dense bf16 tensor arithmetic, as the maker states it, by a part of the GPU's name; H100's where none is known."""
+"""Dense bf16 TFLOP/s as the manufacturer states them, by a part of the GPU's name; an unknown GPU counts as H100."""
 UTILISATION = 0.4
-"""Share of the peak that a transformer's forward reaches: typical of attention in bf16 without compilation."""
+"""Share of the peak that a transformer's forward pass reaches: typical of attention in bf16 without compilation."""
 LINKS = {"NVLink": 375e9, "PCIe": 22e9}
-"""Bytes a second that a process gathers from the others of its machine: typical of NCCL on 8 GPUs."""
+"""Bytes per second that a process gathers from others on its machine: typical of NCCL on 8 GPUs."""
 
-_ONCE = re.compile(r"(^|\.)(norm|time|t_embedder|img_mod|txt_mod)|modulation")  # by time or guidance: once a sample
+_ONCE = re.compile(r"(^|\.)(norm|time|t_embedder|img_mod|txt_mod)|modulation")  # of time or guidance: once per sample
 _OF_TEXT = re.compile(r"context|\.add_|to_add_out|txt_|cap_")
 _OF_BOTH = re.compile(r"^(single_|layers\.)")
 
 
 def operations(architecture: Architecture, model: ModelConfig) -> int:
-    """Floating-point operations of one sample through the network.
+    """Floating-point operations of the network for one sample.
 
-    2 T per weight of a linear layer, T being the tokens that it acts on, and 4 T^2 d in each attention of width d.
+    2 T per weight of a linear layer that acts on T tokens, and 4 T^2 d in each attention of width d.
     """
     both, text = architecture.tokens(model), architecture.text_tokens(model)
     total = 0
@@ -32,7 +32,7 @@ def operations(architecture: Architecture, model: ModelConfig) -> int:
             tokens = both if _OF_BOTH.search(name) else text if _OF_TEXT.search(name) else both - text
             total += 2 * (1 if _ONCE.search(name) else tokens) * module.in_features * module.out_features
         elif name.endswith((".attn", ".attn2", ".attention")):
-            is_apart = name.endswith(".attn2") or "_refiner" in name  # of the picture, or of the text, alone
+            is_apart = name.endswith(".attn2") or "_refiner" in name  # within the picture or the text alone
             tokens = both if not is_apart else text if _OF_TEXT.search(name) else both - text
             total += 4 * tokens**2 * architecture.width
     return total
@@ -41,10 +41,10 @@ def operations(architecture: Architecture, model: ModelConfig) -> int:
 def seconds_per_forward(
     architecture: Architecture, config: RunConfig, gpu: str, flops: float | None = None
 ) -> tuple[float, str]:
-    """How long one sample takes through the network: its arithmetic over what the GPU achieves, as measured if it was.
+    """Time that one sample takes in the network: its operations over the GPU's measured or estimated throughput.
 
     Returns:
-        Seconds, and the GPU of ``PEAK_TERAFLOPS`` that they are of.
+        Seconds, and the key of ``PEAK_TERAFLOPS`` that the estimate is for.
     """
     known = max((key for key in PEAK_TERAFLOPS if key in gpu), key=len, default="H100")
     achieved = flops or PEAK_TERAFLOPS[known] * 1e12 * UTILISATION
@@ -53,7 +53,7 @@ def seconds_per_forward(
 
 
 def gathered_bytes(architecture: Architecture, config: RunConfig) -> float:
-    """What a process gathers of the others' weights in an iteration: all of them for each forward and each backward."""
+    """Bytes of weights that a process gathers from others per iteration: all weights in each forward and backward."""
     count, model = config.runtime.processes, config.model
     if config.runtime.engine != "fsdp2":
         return 0.0

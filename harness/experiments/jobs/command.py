@@ -1,4 +1,4 @@
-"""Command lines of processes: the one place that knows accelerate's and torchrun's options."""
+"""Command lines of worker processes: the one place that knows the options of accelerate and torchrun."""
 
 import shlex
 import sys
@@ -12,24 +12,24 @@ _ACCELERATE = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "laun
 _TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]
 
 CONFIGURATIONS = Path(__file__).with_name("accelerate")
-"""Folder of accelerate's configurations."""
+"""Folder of accelerate's configuration files."""
 
 
 @dataclass(frozen=True)
 class Placement:
-    """Where the processes of one worker run.
+    """Placement of one worker's processes on machines and devices.
 
     Attributes:
         processes: world size, over all machines; at least 1.
-        cuda: one GPU a process; else CPU processes.
-        machines: how many; ``processes`` is a multiple of it.
-        machine_rank: of the machine that the command is for, from 0.
-        main_address: host name or address of machine 0; several machines need it.
-        main_port: a free port there.
-        engine: what the processes hold, as ``runtime.engine``.
+        cuda: whether each process has a GPU; else all are on the CPU.
+        machines: number of machines; ``processes`` is a multiple of it.
+        machine_rank: rank of the machine that the command is for, from 0.
+        main_address: host name or address of machine 0; required for several machines.
+        main_port: a free port of machine 0.
+        engine: value of ``runtime.engine``.
 
     Raises:
-        ConfigError: a combination that cannot be launched.
+        ConfigError: the combination cannot be launched.
     """
 
     processes: int = 1
@@ -52,7 +52,7 @@ class Placement:
 
     @property
     def configuration(self) -> Path:
-        """The file that accelerate is given."""
+        """Configuration file that accelerate is given."""
         if self.processes == 1:
             return CONFIGURATIONS / "one.yaml"
         if self.engine == "ddp" and self.machines > 1:
@@ -61,11 +61,11 @@ class Placement:
 
 
 def worker_command(placement: Placement, module: str, arguments: Sequence[str]) -> list[str]:
-    """Command line that executes ``python -m module arguments`` in every process of a placement on one machine.
+    """Command line that executes ``python -m module arguments`` in each of a placement's processes on one machine.
 
-    accelerate launches one CPU process and any number of GPUs. Several CPU processes go through torchrun, whatever the
-    engine: ``accelerate launch --cpu --num_processes 2`` silently runs one. A process finds its place in the
-    environment either way. Processes on one machine meet at a port that is free, so that workers do not collide.
+    accelerate launches one CPU process and any number of GPU processes. Several CPU processes are launched by torchrun,
+    whatever the engine: ``accelerate launch --cpu --num_processes 2`` silently runs one. Either way a process reads its
+    rank from the environment. Processes on one machine use a free port, so that workers do not collide.
     """
     job = ["-m", module, *arguments]
     if placement.cuda or placement.processes == 1:
@@ -74,7 +74,7 @@ def worker_command(placement: Placement, module: str, arguments: Sequence[str]) 
 
 
 def typed(command: Sequence[str]) -> str:
-    """A command line of ``worker_command`` as one types it in the working directory, its environment active."""
+    """A command line of ``worker_command`` as a user types it in the working directory of an activated environment."""
     for whole, short in ((_ACCELERATE, ["accelerate", "launch"]), (_TORCHRUN, ["torchrun"])):
         if list(command[: len(whole)]) == whole:
             command = [*short, *command[len(whole) :]]

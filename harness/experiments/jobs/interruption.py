@@ -1,4 +1,4 @@
-"""SIGTERM as an interruption that is not lost."""
+"""SIGTERM as a KeyboardInterrupt that cannot get lost."""
 
 import signal
 from collections.abc import Iterator
@@ -7,12 +7,12 @@ from types import FrameType
 
 
 def interruption_heard() -> None:
-    """Raise no more: what the interruption has set going is not to be interrupted."""
+    """Stop raising the interrupt again, so that the clean-up after it is not interrupted."""
     signal.alarm(0)
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
-    # What is raised in a destructor or in a weak reference's callback is lost: again each second until it is heard.
+    # An exception in a destructor or a weak reference's callback is lost, so it is raised each second until heard.
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     signal.alarm(1)
     raise KeyboardInterrupt
@@ -20,7 +20,7 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
 
 @contextmanager
 def sigterm_interrupts() -> Iterator[None]:
-    """Within: SIGTERM raises KeyboardInterrupt, as Ctrl-C does, and again until ``interruption_heard`` is called."""
+    """Context in which SIGTERM raises KeyboardInterrupt, again and again until ``interruption_heard`` is called."""
     before = {number: signal.signal(number, _interrupt) for number in (signal.SIGTERM, signal.SIGALRM)}
     try:
         yield

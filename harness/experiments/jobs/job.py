@@ -1,7 +1,7 @@
-"""A job: one piece of work for a child process, claimed by a lock, so that it is done once.
+"""Job: a piece of work for a child process, claimed by a lock, so that it is done once.
 
-Nothing but the lock says who is at work. The operating system drops the lock of a process that dies, however it dies,
-and a claim is decided while the lock is held, so no job is done twice and none is lost.
+Only the lock says who is at work. The operating system releases the lock of a process that dies in any way, and a claim
+is decided while the lock is held, so no job is done twice and none is lost.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -14,28 +14,27 @@ from harness.foundation.files import lock, read_text, write_atomically
 
 
 class State(NamedTuple):
-    """Where a job stands."""
+    """State of a job."""
 
     name: Literal["waiting", "finished", "failed"]
-    """Waiting is every job that is neither done nor given up, also one that a process is at."""
+    """waiting: every job that has neither finished nor failed, including one that a process is working on."""
     share: float
-    """Part of its work that is done, in [0, 1]."""
+    """Fraction of its work that is done, in [0, 1]."""
     reason: str | None = None
-    """Why it failed."""
+    """Reason of the failure."""
 
 
 @dataclass(kw_only=True, eq=False)
 class Job:
-    """A piece of work. It is pickled on its way to the worker, and only there is ``call`` called.
+    """A piece of work. It is pickled for the worker, and only the worker calls ``call``.
 
     Attributes:
-        id: short, and unique among the jobs of a launch.
-        call: does the work; a function of a module, or a ``partial`` of one. What it raises is why the job failed.
-        done: file whose presence says that it is done; ``call`` writes it in one step, as the last thing that it does.
-        log: file that gets what ``call`` prints.
-        config: whose ``runtime`` says what processes it needs: all jobs of a launch need the same.
-        needs: files without which it cannot begin; other jobs of the launch write them.
-        size: how much work it is beside the other jobs, in any unit.
+        id: short, and unique among the jobs of a launch. call: function of a module, or a ``partial`` of one, that does
+        the work. An exception is the reason of a failure. done: file that exists if the job is done; ``call`` writes it
+        atomically, as its last action. log: file that receives the output of ``call``. config: configuration whose
+        ``runtime`` says which processes the job needs; the same for all jobs of a launch. needs: files that must exist
+        before the job can begin; other jobs of the launch write them. size: amount of work relative to the other jobs,
+        in any unit.
     """
 
     id: str
@@ -47,7 +46,7 @@ class Job:
     size: float = 1.0
 
     def state(self) -> State:
-        """Look where it stands; asked twice a second of each job that is waiting."""
+        """Read the job's state from its files; called twice a second for each waiting job."""
         if self.done.exists():
             return State("finished", 1.0)
         if self._failure.exists():
@@ -55,42 +54,42 @@ class Job:
         return State("waiting", 0.0)
 
     def is_ready(self) -> bool:
-        """Whether all that it needs is there."""
+        """Whether all files that the job needs exist."""
         return all(path.exists() for path in self.needs)
 
     def try_lock(self) -> IO[bytes] | None:
-        """Claim it as long as the returned stream is open; None if another process is at it."""
+        """Claim the job as long as the returned stream is open; None if another process is working on it."""
         self.done.parent.mkdir(parents=True, exist_ok=True)
         return None if self.is_locked() else lock(self._lock)
 
     def is_locked(self) -> bool:
-        """Whether a process is at it now."""
+        """Whether a process is working on the job now."""
         held = lock(self._lock, shared=True) if self._lock.exists() else None
         if held is not None:
             held.close()
         return held is None and self._lock.exists()
 
     def traces(self) -> Sequence[Path]:
-        """Files that grow while it is at work."""
+        """Files that grow while a process works on the job."""
         return [self.log]
 
     def begin(self) -> None:
-        """Note that it is claimed by this process."""
+        """Record that this process has claimed the job."""
 
     def reset(self) -> None:
-        """Forget that it failed, so that it is tried again."""
+        """Forget that the job failed, so that it is tried again."""
         self._failure.unlink(missing_ok=True)
 
     def fail(self, reason: str) -> None:
-        """Note that it is given up."""
+        """Record that the job has failed."""
         write_atomically(self._failure, reason)
 
     def note(self, error: Exception) -> None:
-        """Note that ``call`` has raised an exception."""
+        """Record an exception that ``call`` raised."""
         self.fail(" ".join(f"{type(error).__name__}: {error}".split()))
 
     def result(self) -> str:
-        """What it has come to, in a few words, once it is done."""
+        """Outcome of a finished job, in a few words."""
         return ""
 
     @property
@@ -103,14 +102,14 @@ class Job:
 
 
 def claim_next(jobs: Sequence[Job]) -> tuple[Job, IO[bytes]] | None:
-    """The first job that waits, is ready and that no process is at, with its lock; None if there is none."""
+    """Claim the first job that is waiting, ready and not locked. Returns it with its lock; None if there is none."""
     for job in jobs:
         if job.state().name != "waiting" or not job.is_ready():
             continue
         held = job.try_lock()
         if held is None:
             continue
-        # Looked at again: it may have been settled before the lock was ours.
+        # Check again: the job may have been settled before the lock was ours.
         if job.state().name == "waiting":
             job.begin()
             return job, held
@@ -119,21 +118,21 @@ def claim_next(jobs: Sequence[Job]) -> tuple[Job, IO[bytes]] | None:
 
 
 def reset(jobs: Sequence[Job]) -> None:
-    """Have every job that is not finished tried again, except those at which a process is at work now."""
+    """Reset every job that is not finished, so that it is tried again, except jobs that a process is working on."""
     for job in _unclaimed(jobs):
         if job.state().name != "finished":
             job.reset()
 
 
 def give_up(jobs: Sequence[Job], reason: str) -> None:
-    """Have jobs that wait fail, except those at which a process is at work."""
+    """Record waiting jobs as failed, except jobs that a process is working on."""
     for job in _unclaimed(jobs):
         if job.state().name == "waiting":
             job.fail(reason)
 
 
 def _unclaimed(jobs: Sequence[Job]) -> Iterator[Job]:
-    """Jobs that nobody is at, each held while it is dealt with."""
+    """Jobs that no process is working on, each locked while it is handled."""
     for job in jobs:
         held = job.try_lock()
         if held is not None:

@@ -1,7 +1,7 @@
-"""Where commands are executed when not in this process: on this machine, by Slurm, or by whoever is handed the command.
+"""Launchers of commands outside this process: on this machine, by Slurm, or printed for another system.
 
-A launcher is ``run(argv, resources) -> Handle``. A file in experiments/clusters/ names one, and what each job is given:
-``adagrpo grid paper --on slurm``. Another scheduler's is ``launcher: path/to/file.py:run``: a plug-in, which is code.
+A file in experiments/clusters/ names a launcher and the resources of each job: ``adagrpo grid paper --on slurm``. For
+another scheduler write ``launcher: path/to/file.py:run``, a plug-in ``run(argv, resources) -> Handle``.
 """
 
 import ctypes
@@ -28,50 +28,50 @@ from harness.foundation.places import ROOT, WORK, process_environment
 from harness.foundation.plugins import find
 
 JOB = "job.json"
-"""File of a run's directory that names the job it was handed to."""
+"""File in a run's directory that names the job to which it was submitted."""
 AGAIN = 75
-"""Exit code of a command that was preempted and has saved."""
+"""Exit code of a command that was preempted and has saved its checkpoint."""
 
 
 class Resources(Section):
-    """What a job is given, and by which launcher; a file in experiments/clusters/."""
+    """Resources of a job, and its launcher: a file in experiments/clusters/."""
 
     launcher: str
-    """local, slurm, print, or path/to/file.py:function."""
+    """Launcher: local, slurm, print, or path/to/file.py:function."""
     partition: str | None = None
     account: str | None = None
     qos: str | None = None
     time: Count = 60 * 24
-    """Minutes until the scheduler ends a job; it is queued again, and goes on from its checkpoint."""
+    """Time limit of a job in minutes; the job is then queued again, and continues from its checkpoint."""
     gpus: CountOrNone = 0
-    """Per machine."""
+    """GPUs per machine."""
     cpus: Count = 1
-    """Per machine."""
+    """CPUs per machine."""
     memory: str | None = Field(None, pattern=r"^\d+[KMGT]?B?$")
-    """Per machine, as in 64GB."""
+    """Main memory per machine, such as 64GB."""
     machines: Count = 1
     array: Count = 256
-    """Jobs of an array at a time."""
+    """Largest number of jobs of an array that run at the same time."""
     pack: Count = 1
-    """Runs that share a job, side by side."""
+    """Number of runs that share a job, side by side."""
     extra: dict[str, str | int | bool] = Field({})
     """Further options of sbatch, without the dashes."""
 
 
 @dataclass(frozen=True)
 class Handle:
-    """A job that was handed over: its name in the launcher's words, and, of a local one, how to wait for it."""
+    """A submitted job: its name as given by the launcher, and a function that waits for a local job's exit code."""
 
     name: str
     wait: Callable[[], int] = lambda: 0
 
 
 Launcher = Callable[[Sequence[Sequence[str]], Resources], Sequence[Handle]]
-"""Hands commands over, each as a job of its own; a handle for each."""
+"""Function that submits commands, each as a job of its own, and returns a handle for each."""
 
 
 def read_resources(name: str) -> Resources:
-    """The file of experiments/clusters/ that a name stands for, or a path. Raises ConfigError."""
+    """Read resources from experiments/clusters/ by name, or from a path. Raises ConfigError or PluginError."""
     path = experiment_path("clusters", name)
     resources = validated(Resources, read_experiment(path), str(path))
     launcher_of(resources)
@@ -79,7 +79,7 @@ def read_resources(name: str) -> Resources:
 
 
 def launcher_of(resources: Resources) -> Launcher:
-    """What hands commands over. Raises ConfigError if there is no such launcher, or something that it needs."""
+    """Launcher that the resources name. Raises PluginError if it is not built in and cannot be loaded."""
     if resources.launcher in _LAUNCHERS:
         return _LAUNCHERS[resources.launcher]
     run = find(resources.launcher).found
@@ -87,7 +87,7 @@ def launcher_of(resources: Resources) -> Launcher:
 
 
 def local(commands: Sequence[Sequence[str]], resources: Resources) -> list[Handle]:
-    """Processes of this machine, all at once; they end with this one, however it does."""
+    """Start the commands as processes of this machine, all at once; they end when this process does, in any way."""
     started = [
         subprocess.Popen(argv, env=process_environment(), cwd=ROOT, preexec_fn=end_with_parent) for argv in commands
     ]
@@ -95,13 +95,13 @@ def local(commands: Sequence[Sequence[str]], resources: Resources) -> list[Handl
 
 
 def end_with_parent() -> None:
-    """Have this process get SIGTERM when its parent ends, however that does; called between fork and exec."""
+    """Have this process receive SIGTERM when its parent ends in any way (Linux only); called between fork and exec."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
 
 
 def printed(commands: Sequence[Sequence[str]], resources: Resources) -> list[Handle]:
-    """Lines for whoever starts them elsewhere, such as the ``run`` of a SkyPilot task or a Kubernetes job's args."""
+    """Print the commands for another system, such as the ``run`` of a SkyPilot task or a Kubernetes job's args."""
     given = resources.model_dump(exclude_defaults=True, exclude={"launcher"})
     print(f"# each needs {json.dumps(given)}; exit code {AGAIN}: preempted, to be started again")
     for argv in commands:
@@ -110,14 +110,14 @@ def printed(commands: Sequence[Sequence[str]], resources: Resources) -> list[Han
 
 
 def slurm(commands: Sequence[Sequence[str]], resources: Resources) -> list[Handle]:
-    """Jobs of one Slurm array, submitted through submitit; what is preempted or runs out of time is queued again."""
+    """Submit the commands as one Slurm array through submitit; jobs that are preempted or time out are queued again."""
     if shutil.which("sbatch") is None:
         raise ConfigError("launcher: slurm: there is no sbatch on this machine; submit on a login node of the cluster")
     try:
         import submitit
     except ImportError:
         raise ConfigError("launcher: slurm: needs submitit; install adagrpo[slurm]") from None
-    # A run goes on in as many jobs as it needs; submitit's own bound is three.
+    # A run continues in as many jobs as it needs; submitit's default limit is three.
     executor = submitit.SlurmExecutor(folder=WORK / "results" / "slurm" / "%j", max_num_timeout=10**6)
     named = {"partition": resources.partition, "account": resources.account, "qos": resources.qos}
     executor.update_parameters(
@@ -141,20 +141,20 @@ def slurm(commands: Sequence[Sequence[str]], resources: Resources) -> list[Handl
 
 
 def _inherited() -> dict[str, str]:
-    """What a job's processes need of this environment, and must not be in a list of processes: nothing secret."""
+    """Variables that a job's processes need of this environment; none of them is secret."""
     wanted = ("PYTHONPATH", "PYTHONSAFEPATH", "ADAGRPO_CACHE")
     return {key: value for key, value in process_environment().items() if key in wanted}
 
 
 class InJob:
-    """What a task of a job does: one command, on several machines with its place among them."""
+    """Task of a submitted job: execute one command; on several machines, with this machine's rank added."""
 
     def __init__(self, machines: int) -> None:
         self.machines = machines
         self._process: subprocess.Popen[bytes] | None = None
 
     def __call__(self, argv: list[str]) -> int:
-        """Execute it; a preempted one is queued again."""
+        """Execute the command, and queue the job again if it was preempted."""
         import submitit
 
         environment = submitit.JobEnvironment()
@@ -163,12 +163,12 @@ class InJob:
             argv = [*argv, *place]
         heard: list[int] = []
         signal.signal(signal.SIGTERM, lambda number, frame: heard.append(number))
-        # The whole job hears SIGUSR2 when its time is nearly over; what is to be done then, ``checkpoint`` does.
+        # The whole job receives SIGUSR2 shortly before its time limit; only ``checkpoint`` is to react to it.
         before = signal.signal(signal.SIGUSR2, signal.SIG_IGN)
         self._process = subprocess.Popen(argv, cwd=ROOT)
         signal.signal(signal.SIGUSR2, before)
         code = self._process.wait()
-        # What Slurm ends itself it queues again itself, unless a user has cancelled it.
+        # Slurm itself queues again the jobs that it ends, unless a user has cancelled them.
         if code == AGAIN and not heard:
             subprocess.run(["scontrol", "requeue", environment.job_id], check=False)
         elif code not in (0, AGAIN) and not heard:
@@ -176,12 +176,12 @@ class InJob:
         return code
 
     def checkpoint(self, argv: list[str]) -> Any:
-        """Have the command save, and say what submitit submits again when a job's time is over: the same."""
+        """Have the command save, and return what submitit submits next when the job's time is over: the same."""
         import submitit
 
         if self._process is not None:
             self._process.terminate()
-            # A signal's handler calls this, in the middle of a ``wait`` that holds the lock of another.
+            # Called by a signal handler in the middle of another ``wait``, which holds the lock a second would need.
             with suppress(ChildProcessError):
                 os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOWAIT)
         return submitit.helpers.DelayedSubmission(InJob(self.machines), argv)
@@ -194,29 +194,29 @@ _LAUNCHERS: Mapping[str, Launcher] = {"local": local, "slurm": slurm, "print": p
 
 
 class Task(NamedTuple):
-    """A command that is to be a job."""
+    """A command to be submitted as a job."""
 
     folder: Path
-    """Gets the note of which job it is."""
+    """Folder that receives the job's name."""
     argv: Sequence[str]
     machines: int = 1
     begin: Callable[[], object] = lambda: None
-    """Called before it is handed over."""
+    """Called before the command is submitted."""
 
 
 def run_command(folder: Path, processes: int) -> list[str]:
-    """What executes a run: ``train`` or, in several processes, ``launch``."""
+    """Command that executes a run: ``train``, or ``launch`` for several processes."""
     return [sys.executable, "-m", "harness.cli", "train" if processes == 1 else "launch", "--resume", str(folder)]
 
 
 def side_by_side(commands: Sequence[Sequence[str]]) -> Sequence[str]:
-    """One command for several, by a shell that hands SIGTERM on and waits for them to save; its code is that of the
-    last one that failed or was preempted.
+    """One shell command that executes several side by side, forwards SIGTERM and waits for them to save; its exit code
+    is that of the last one that failed or was preempted.
     """
     if len(commands) == 1:
         return commands[0]
     together = " ".join(f"{shlex.join(argv)} & jobs+=($!);" for argv in commands)
-    # A signal ends a wait early.
+    # A signal ends ``wait`` early, so it is repeated.
     wait = "wait $job; own=$?; if [ $heard ] && [ $own = 143 ]; then heard=; wait $job; own=$?; fi"
     script = (
         f"jobs=(); code=0; heard=; trap 'heard=1; kill \"${{jobs[@]}}\"' TERM; {together} "
@@ -226,13 +226,13 @@ def side_by_side(commands: Sequence[Sequence[str]]) -> Sequence[str]:
 
 
 def hand_over(tasks: Sequence[Task], resources: Resources, say: Callable[[str], object], of: str) -> int:
-    """Hand to a launcher what is in no queue yet; the exit code: 1 if a local job failed.
+    """Submit the tasks that are not queued yet. Returns the exit code: 1 if a local job failed, else 0.
 
     Args:
-        tasks: what is left to be done.
-        resources: of a job.
-        say: receives a line each.
-        of: what there is in all, as in "3 runs".
+        tasks: tasks that are not done yet.
+        resources: resources of each job.
+        say: called with each line of output.
+        of: total amount, such as "3 runs".
     """
     waiting = queued(task.folder for task in tasks)
     for folder, job in waiting.items():
@@ -262,7 +262,7 @@ def _as_jobs(tasks: Sequence[Task], resources: Resources) -> Sequence[Handle]:
 
 
 def queued(folders: Iterable[Path]) -> dict[Path, str]:
-    """Runs whose Slurm job is still in the queue, and how it stands there; needs no accounting."""
+    """Slurm job and state of each run that squeue still lists, by folder; needs no accounting database."""
     jobs = {}
     for folder in folders:
         try:

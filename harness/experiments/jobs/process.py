@@ -1,4 +1,4 @@
-"""The worker process of a slot, as ``run_jobs`` sees it."""
+"""Worker process of a slot, as seen by ``run_jobs``."""
 
 import os
 import re
@@ -16,12 +16,12 @@ QUEUE_NAME = "queue"
 _SIGNAL = re.compile(r"(?:died with <Signals\.|\bSignal \d+ \()(SIG\w+)")
 _EXCEPTION = re.compile(r"^(?:\[rank\d+\]: ?)?((?!subprocess)[\w.]+(?:Error|Exception): \S.*)$", re.MULTILINE)
 PATIENCE_SECONDS = 40.0
-"""For a worker that was told to end. torchrun gives its own children 30."""
+"""Longest wait for a worker that was told to end; torchrun gives its own children 30 seconds."""
 _KERNEL_COUNTS = Path("/proc/vmstat")
 
 
 def command(placement: Placement, arguments: Sequence[str]) -> list[str]:
-    """Command line of a worker. One process needs no launcher."""
+    """Command line of a worker; a single process needs no launcher."""
     module = "harness.experiments.jobs.worker"
     if placement.processes == 1:
         return [sys.executable, "-m", module, *arguments]
@@ -32,9 +32,9 @@ class WorkerProcess:
     """Starts, watches and ends a slot's worker; each start is a new process in a group of its own.
 
     Args:
-        slot: where it runs.
-        folder: holds the queue (``QUEUE_NAME``), and the worker's log and the id of the job it is at.
-        name: of its files.
+        slot: slot that it runs in.
+        folder: folder with the queue (``QUEUE_NAME``), the worker's log and the id of its current job.
+        name: stem of the names of its files.
     """
 
     def __init__(self, slot: Slot, folder: Path, name: str) -> None:
@@ -44,24 +44,24 @@ class WorkerProcess:
         self._current = folder / f"{name}.job"
         self._log_start = self._code = self._out_of_memory = 0
         self.verdict = ""
-        """Why its launcher has killed it, if it has."""
+        """Reason why the launch has killed the worker; empty if it has not."""
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
     def is_running(self) -> bool:
-        """Whether the process has been started and its end has not been seen by ``ended``."""
+        """Whether the process has been started and ``ended`` has not yet reported its end."""
         return self._process is not None
 
     @property
     def job_id(self) -> str | None:
-        """The job that it is at, or was at when it died; None before, between and after jobs."""
+        """Id of the job that it is at, or was at when it died; None before, between and after jobs."""
         try:
             return self._current.read_text(encoding="utf-8") or None
         except FileNotFoundError:
             return None
 
     def start(self) -> None:
-        """Start a new process. It ends when this one does, however that ends: this one holds its standard input."""
+        """Start a new process. It ends when this one does in any way, since this one holds its standard input."""
         self._current.unlink(missing_ok=True)
         self.verdict, self._out_of_memory = "", _kills_for_memory()
         arguments = [str(self._queue), str(self._current)]
@@ -77,7 +77,7 @@ class WorkerProcess:
             )
 
     def ended(self) -> int | None:
-        """The exit code, once, when the process has ended; otherwise None."""
+        """Exit code of the process: returned once, after it has ended; otherwise None."""
         if self._process is None or self._process.poll() is None:
             return None
         self._code = self._process.returncode
@@ -85,9 +85,9 @@ class WorkerProcess:
         return self._code
 
     def death_reason(self) -> str:
-        """The signal or the exception that ended the latest process, as far as its log tells, and where the log is.
+        """Signal or exception that ended the latest process, as far as its log tells, and the path of the log.
 
-        Of several processes it is accelerate's or torchrun's: its exit code says nothing about the workers below it.
+        With several processes that is accelerate or torchrun, whose exit code says nothing about the workers below it.
         """
         text = self.log.read_bytes()[self._log_start :].decode(errors="replace")
         causes = [self.verdict] if self.verdict else []
@@ -98,12 +98,12 @@ class WorkerProcess:
         return f"{(causes or ['no reason given'])[0]} (log: {self.log})"
 
     def tell_to_end(self, number: signal.Signals = signal.SIGTERM) -> None:
-        """Ask the whole group to end; ``wait`` waits for it."""
+        """Send a signal to the whole process group; ``wait`` waits for its end."""
         if self._process is not None and self._process.poll() is None:
             os.killpg(self._process.pid, number)
 
     def wait(self) -> None:
-        """Wait for the end, and enforce it if it does not come."""
+        """Wait for the process to end, and kill it after ``PATIENCE_SECONDS``."""
         if self._process is None:
             return
         try:
@@ -117,7 +117,7 @@ class WorkerProcess:
 
 
 def _kills_for_memory() -> int:
-    """How many processes Linux has killed since it was started because memory was used up."""
+    """Number of processes that Linux has killed since boot because memory was exhausted."""
     try:
         lines = _KERNEL_COUNTS.read_text(encoding="utf-8").splitlines()
     except OSError:

@@ -1,4 +1,4 @@
-"""How far jobs have come, while they are at work."""
+"""Progress of jobs while they are executed."""
 
 import time
 from collections.abc import Sequence
@@ -7,21 +7,21 @@ from harness.experiments.jobs.job import Job
 
 
 class Progress:
-    """How far a launch has come; as a string, one line."""
+    """Progress of a launch; as a string, one line."""
 
     def __init__(self, jobs: Sequence[Job]) -> None:
         self.unsettled = list(jobs)
         """Jobs that have neither finished nor failed."""
         self.waiting = self.running = 0
         self.share = 0.0
-        """Part of the work that is settled or done, in [0, 1]."""
+        """Fraction of the work that is settled or done, in [0, 1]."""
         self._total = sum(job.size for job in jobs)
         self._settled_work = 0.0
         self.refresh()
         self._began, self._worked_at_start = time.monotonic(), self._worked
 
     def refresh(self) -> list[Job]:
-        """Look again; returns the jobs that have been settled since the last look."""
+        """Read the states again. Returns the jobs that were settled since the last call."""
         states = {job: job.state() for job in self.unsettled}
         settled = [job for job, state in states.items() if state.name != "waiting"]
         self.unsettled = [job for job in self.unsettled if job not in settled]
@@ -35,7 +35,7 @@ class Progress:
 
     def __str__(self) -> str:
         counts = f"{self.share:.0%} done, {self.running} running, {len(self.unsettled) - self.running} waiting"
-        # What a failed job leaves undone says nothing about the pace.
+        # The work that a failed job leaves undone says nothing about the pace.
         gained = self._worked - self._worked_at_start
         if gained <= 0:
             seconds = time.monotonic() - self._began

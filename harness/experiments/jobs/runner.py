@@ -1,4 +1,4 @@
-"""Executes jobs on this machine: a worker in each slot, replaced when it ends before all jobs are settled."""
+"""Execution of jobs on this machine: one worker per slot, replaced if it ends before all jobs are settled."""
 
 import os
 import pickle
@@ -20,31 +20,31 @@ from harness.experiments.jobs.slots import Slot, local_slots
 from harness.foundation.files import has_space, lock, write_atomically
 
 MAX_ATTEMPTS = 3
-"""How often a job is begun in one launch, if its worker dies in the middle of it each time."""
+"""Largest number of attempts at a job in one launch, if its worker dies in each of them."""
 LAUNCHES = ".workers-"
-"""How the name begins of a folder that a launch keeps while it is at work."""
+"""Prefix of the name of the folder that a launch keeps while it is at work."""
 _POLL_SECONDS = 0.5
 _QUIET_SECONDS = 15.0
-"""Longest time without a line of progress: models are loaded at first, and the untrained one is measured."""
+"""Longest time without a line of progress: at first, models are loaded and the untrained one is evaluated."""
 _STANDINGS_SECONDS = 300.0
 _REST_SECONDS = 4.0
-"""How long a slot is left alone after its worker died; twice as long after each further death."""
+"""Pause of a slot after its worker died, doubled after each further death."""
 _MAX_FALSE_STARTS = 3
-"""How often in a row a slot's worker may die before it has claimed a job."""
+"""Number of times in a row that a slot's worker may die before it has claimed a job."""
 
 _SPACE = 2**20
-"""Bytes that a worker writes until it is at work, and more."""
+"""Bytes of free space that a worker needs to start; more than it writes until it is at work."""
 
 Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a list of jobs ended."""
+    """Outcome of a list of jobs."""
 
     finished: list[Job] = field(default_factory=list)
     failed: dict[str, str] = field(default_factory=dict)
-    """Reason by id."""
+    """Reasons by job id."""
 
 
 def run_jobs(
@@ -57,22 +57,22 @@ def run_jobs(
     standings: Callable[[], Sequence[str]] = lambda: (),
     stop_at_failure: bool = False,
 ) -> Outcome:
-    """Have jobs done by workers; those that are done are skipped. Call it from the main thread.
+    """Execute jobs in workers, skipping those that are done. Must be called from the main thread.
 
-    A job that fails does not stop the others, nor does a worker that dies: a new one does its job again, in at most
-    ``MAX_ATTEMPTS`` attempts. Ctrl-C and SIGTERM end the workers; the same call goes on where they stopped.
+    Neither a failed job nor a dead worker stops the other jobs: a new worker repeats a dead worker's job, in at most
+    ``MAX_ATTEMPTS`` attempts. Ctrl-C and SIGTERM end the workers; the same call continues where they stopped.
 
     Args:
-        jobs: in the order in which they are wanted.
-        slots: jobs at a time, or where they run; None for as many as the machine suffices for.
-        folder: of the experiment; a folder with the workers' logs is in it as long as the launch lasts.
-        say: receives lines of progress.
-        on_finished: called with each job that finishes meanwhile, soon after it does.
-        standings: lines to say now and then, and at the end.
-        stop_at_failure: end the workers as soon as one job has failed, since the others are of no use without it.
+        jobs: jobs in order of priority.
+        slots: number of jobs at a time, or the slots; None for as many as the machine can hold.
+        folder: folder of the experiment; the launch keeps the workers' logs in a folder inside it.
+        say: called with each line of progress.
+        on_finished: called with each job that finishes during the call, soon after it does.
+        standings: returns lines that are printed now and then, and at the end.
+        stop_at_failure: end the workers as soon as one job has failed, because the others are of no use without it.
 
     Raises:
-        ConfigError: the machine cannot give the slots, or the jobs need different ones.
+        ConfigError: the machine cannot provide the slots, or the jobs need different ones.
         KeyboardInterrupt: on Ctrl-C and SIGTERM, after the workers have ended.
     """
     _remove_left_behind(folder)
@@ -91,9 +91,9 @@ def run_jobs(
 
 
 def launches_at_work(root: Path) -> Iterator[tuple[Path, Progress]]:
-    """The experiment's folder and the progress of every launch of this user under a folder.
+    """Experiment folder and progress of every launch of this user that is at work below a folder.
 
-    To read a queue is to execute what is in it: who may write to the folder is not to execute anything as who looks.
+    Reading a queue executes its content (pickle), so queues of other users are not read.
     """
     for path in sorted(root.rglob(f"{LAUNCHES}*/{QUEUE_NAME}")):
         held = lock(path.with_name("lock"), shared=True)
@@ -106,7 +106,7 @@ def launches_at_work(root: Path) -> Iterator[tuple[Path, Progress]]:
 
 
 def _remove_left_behind(folder: Path) -> None:
-    """Remove what launches of this machine that have ended, or were killed, left in an experiment's folder."""
+    """Remove the folders that ended or killed launches of this machine left in an experiment's folder."""
     for left in folder.glob(f"{LAUNCHES}{socket.gethostname()}-*"):
         with suppress(OSError):
             held = lock(left / "lock")
@@ -117,7 +117,7 @@ def _remove_left_behind(folder: Path) -> None:
 
 @dataclass
 class _Launch:
-    """Workers at the jobs of one call of ``run_jobs``."""
+    """Workers and state of one call of ``run_jobs``."""
 
     jobs: Sequence[Job]
     slots: Sequence[Slot]
@@ -132,7 +132,7 @@ class _Launch:
         self.progress = Progress(self.jobs)
         self.folder = self.experiment / f"{LAUNCHES}{socket.gethostname()}-{os.getpid()}"
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.lock = lock(self.folder / "lock", wait=True)  # until this process ends, however it does
+        self.lock = lock(self.folder / "lock", wait=True)  # held until this process ends in any way
         write_atomically(self.folder / QUEUE_NAME, pickle.dumps(list(self.jobs)))
         self.workers = [WorkerProcess(slot, self.folder, f"worker-{index}") for index, slot in enumerate(self.slots)]
         self.false_starts: Counter[WorkerProcess] = Counter()
@@ -144,13 +144,13 @@ class _Launch:
             self.say(f"{self.progress.running} are at work under another command; this one waits for them")
 
     def execute(self) -> None:
-        """Supervise until every job is settled. The workers end with it in any case: with the jobs, or by force."""
+        """Supervise the workers until every job is settled; on return they have ended, if necessary by force."""
         try:
             with sigterm_interrupts():
                 while self.progress.unsettled and not (self.stop_at_failure and self.outcome.failed):
                     began = time.monotonic()
                     self._step()
-                    # A look reads the state of every job that is left: of hundreds no core may be busy with it.
+                    # A step reads the state of every job that is left: with hundreds it must not keep a core busy.
                     time.sleep(min(max(_POLL_SECONDS, 50 * (time.monotonic() - began)), 10 * _POLL_SECONDS))
         except KeyboardInterrupt:
             self.say("interrupted: the same command continues where it stopped")
@@ -163,7 +163,7 @@ class _Launch:
                 worker.wait()
             if self.lock is not None:
                 self.lock.close()
-            # Workers' own logs are of interest only if one died: each job has its log. The next launch removes them.
+            # A worker's own log matters only if it died, since each job has its log. The next launch removes these.
             if not self.deaths and not self.false_starts:
                 shutil.rmtree(self.folder, ignore_errors=True)
 
@@ -171,7 +171,7 @@ class _Launch:
         for worker in self.workers:
             self._end_if_silent(worker)
             self._bury(worker)
-        # Counted before the jobs are looked at: one that is claimed in between must not look unserved.
+        # Counted before the jobs are read: a job that is claimed in between must not look as if it had no worker.
         starting = sum(worker.is_running and worker.job_id is None for worker in self.workers)
         for job in self.progress.refresh():
             self._settle(job)
@@ -189,7 +189,7 @@ class _Launch:
         self._report()
 
     def _bury(self, worker: WorkerProcess) -> None:
-        """Notice a worker that has ended, and say so unless it has done its work."""
+        """Handle the end of a worker, and report it unless the worker has done its work."""
         code = worker.ended()
         if code is None:
             return
@@ -208,14 +208,14 @@ class _Launch:
                 self.say(f"the worker at {job.id} died: {cause}")
                 self.deaths[job.id] += 1
                 self._rest(worker, self.deaths[job.id])
-                if self.deaths[job.id] >= MAX_ATTEMPTS:  # more, if another worker was quicker to claim it
+                if self.deaths[job.id] >= MAX_ATTEMPTS:  # more, if another worker claimed it first
                     give_up([job], f"its worker died in each of {MAX_ATTEMPTS} attempts: {cause}")
 
     def _rest(self, worker: WorkerProcess, deaths: int) -> None:
         self.rests[worker] = time.monotonic() + _REST_SECONDS * 2 ** (deaths - 1)
 
     def _end_if_silent(self, worker: WorkerProcess) -> None:
-        """Kill a worker whose job has written nothing for too long, by this process's clock."""
+        """Kill a worker whose job has written nothing for ``runtime.silent_seconds``, by this process's clock."""
         at = worker.job_id if worker.is_running else None
         for job in [job for job in self.progress.unsettled if job.id == at]:
             mark = job.id, [path.stat().st_mtime_ns for path in job.traces() if path.exists()]

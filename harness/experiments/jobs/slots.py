@@ -1,4 +1,4 @@
-"""Slots: where this machine's workers run, each with its own threads or GPUs."""
+"""Slots: places for this machine's workers, each with its own threads or GPUs."""
 
 import os
 import shutil
@@ -18,8 +18,8 @@ class Slot:
     """A place for one worker.
 
     Attributes:
-        placement: of its processes.
-        environment: variables that give each of them its threads and GPUs.
+        placement: placement of the worker's processes.
+        environment: variables that give each process its threads and GPUs.
     """
 
     placement: Placement
@@ -27,11 +27,11 @@ class Slot:
 
 
 def local_slots(runtimes: Sequence[RuntimeConfig], count: int | None) -> list[Slot]:
-    """This machine's slots for jobs, on its GPUs if it has any.
+    """Slots of this machine for some jobs, on its GPUs if it has any.
 
     Args:
-        runtimes: of each job; a worker's processes serve all of its jobs, so these agree.
-        count: jobs at a time; None for as many as cores or GPUs suffice for.
+        runtimes: runtime settings of each job; they must agree, since a worker's processes serve all of its jobs.
+        count: number of jobs at a time; None for as many as cores or GPUs suffice for.
 
     Raises:
         ConfigError: the jobs disagree or need several machines, or the machine has too few GPUs.
@@ -50,18 +50,18 @@ def local_slots(runtimes: Sequence[RuntimeConfig], count: int | None) -> list[Sl
 
 
 def make_slots(runtime: RuntimeConfig, count: int | None, gpus: Sequence[str], cores: int) -> list[Slot]:
-    """Slots on given GPUs: one per process, neighbours together, which are likely to have the fastest link.
+    """Slots on given GPUs: one GPU per process, and neighbours together, which are likely to have the fastest link.
 
-    Without any, on the CPU: ``runtime.threads`` cores per process, and at least one slot.
+    Without GPUs, slots on the CPU: ``runtime.threads`` cores per process, and at least one slot.
 
     Args:
-        runtime: what each job needs.
-        count: how many; None for as many as ``gpus`` or ``cores`` suffice for.
-        gpus: identifiers as CUDA_VISIBLE_DEVICES has them.
-        cores: of the machine.
+        runtime: runtime settings of each job.
+        count: number of slots; None for as many as ``gpus`` or ``cores`` suffice for.
+        gpus: identifiers as in CUDA_VISIBLE_DEVICES.
+        cores: number of cores of the machine.
 
     Raises:
-        ConfigError: too few GPUs.
+        ConfigError: there are too few GPUs.
     """
     if runtime.device == "cuda" and not gpus:
         raise ConfigError("runtime.device=cuda, but torch finds no CUDA device here; use auto or cpu")
@@ -81,10 +81,10 @@ def make_slots(runtime: RuntimeConfig, count: int | None, gpus: Sequence[str], c
 
 @cache
 def visible_gpus() -> tuple[str, ...]:
-    """The GPUs that torch can use, as CUDA_VISIBLE_DEVICES names them; none without a driver."""
+    """GPUs that torch can use, by their names in CUDA_VISIBLE_DEVICES; empty without a driver."""
     if shutil.which("nvidia-smi") is None and not Path("/dev/nvidiactl").exists():
         return ()
-    # Only torch knows what it can use; in a process of its own, since running jobs needs torch for nothing else.
+    # Only torch knows what it can use. Asked in a separate process, since this one needs torch for nothing else.
     count = "import torch; print(torch.cuda.device_count())"
     answer = subprocess.run([sys.executable, "-c", count], capture_output=True, text=True, check=True)
     named = os.environ.get("CUDA_VISIBLE_DEVICES")

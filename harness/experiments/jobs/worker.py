@@ -1,6 +1,6 @@
-"""A worker: does the jobs of a launch, one after another, in one process, so that imports are paid once.
+"""Worker: executes the jobs of a launch one after another in one process, so that imports are paid once.
 
-``python -m harness.experiments.jobs.worker QUEUE CURRENT`` runs in every process of a placement; the main one
+``python -m harness.experiments.jobs.worker QUEUE CURRENT`` runs in every process of a placement; the main process
 claims the jobs.
 """
 
@@ -29,14 +29,14 @@ _POLL_SECONDS = 0.5
 
 
 def work(jobs: Sequence[Job], current: Path) -> bool:
-    """Do jobs until none is left to claim; one that fails does not stop the others.
+    """Execute jobs until none is left to claim; a failed job does not stop the others.
 
     Args:
-        jobs: of the launch.
-        current: file that names the job at work, while there is one.
+        jobs: jobs of the launch.
+        current: file that contains the id of the current job, while there is one.
 
     Returns:
-        False if it ended early, after a failed job, because this process cannot be trusted any more.
+        False if it ended early, after a failed job, because this process can no longer be trusted; else True.
     """
     processes = _joined(jobs[0].config) if jobs[0].config.runtime.processes > 1 else None
     while True:
@@ -51,18 +51,18 @@ def work(jobs: Sequence[Job], current: Path) -> bool:
             current.write_text(job.id, encoding="utf-8")
         with output_to(job.log):
             succeeded = _call(job)
-        # What the job has imported; a worker itself needs none of it.
+        # Torch, if the job has imported it; a worker itself does not need it.
         torch = sys.modules.get("torch")
         # After an error other processes wait for this one for ever, and a CUDA context may be broken for good.
         if not succeeded and (processes is not None or (torch is not None and torch.cuda.is_initialized())):
             return False
-        # A disk may be too full for what says that the job has ended: it would be claimed again for ever.
+        # On a full disk the record of the job's end may be missing; the job would be claimed again for ever.
         if processes is None and job.state().name == "waiting":
             return False
         if claim is not None:
             claim[1].close()
             current.unlink()
-        # What the next job loads need not fit into memory beside what this one has loaded.
+        # The next job's models may not fit into memory beside those of this job.
         gc.collect()
         if torch is not None:
             torch.cuda.empty_cache()
@@ -75,7 +75,7 @@ def _joined(config: RunConfig) -> "Processes":
 
 
 def _claim(jobs: Sequence[Job]) -> tuple[Job, IO[bytes]] | None:
-    """The next job; waits as long as there are any that others have to be done for."""
+    """Claim the next job; waits as long as there are jobs that need the results of others."""
     while True:
         claim = claim_next(jobs)
         if claim is not None or all(job.is_ready() or job.state().name != "waiting" for job in jobs):
@@ -95,7 +95,7 @@ def _call(job: Job) -> bool:
 
 @contextmanager
 def output_to(path: Path) -> Iterator[None]:
-    """Within: what this process and its children print is appended to a file."""
+    """Context in which the output of this process and its children is appended to a file."""
     kept = {number: os.dup(number) for number in (1, 2)}
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("ab") as log:
@@ -116,8 +116,8 @@ def _redirect(targets: dict[int, int]) -> None:
 
 
 def end_with_input() -> None:
-    """End this process when its standard input ends, since the other end of a pipe is closed or dead: as SIGTERM does,
-    and by force if that is not heard.
+    """End this process when its standard input ends, because the other end of the pipe was closed or died: by SIGTERM,
+    then by SIGKILL.
     """
 
     def watch() -> None:
@@ -131,7 +131,7 @@ def end_with_input() -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Entry point, with QUEUE, the jobs, and CURRENT, that names the job at work; 1 if the worker ended early."""
+    """Entry point: QUEUE has the pickled jobs, CURRENT names the current one. Returns 1 if the worker ended early."""
     queue, current = map(Path, sys.argv[1:] if arguments is None else arguments)
     end_with_input()
     return 0 if work(pickle.loads(queue.read_bytes()), current) else 1
