@@ -1,4 +1,4 @@
-"""Makes prompt lists of other people's files: checked, without repetitions, split by hash."""
+"""Import of prompt files: prompts are checked, deduplicated and split into lists by hash."""
 
 import hashlib
 from collections import Counter
@@ -15,7 +15,7 @@ SPLITS = ("train", "validation", "test")
 
 @dataclass(frozen=True)
 class Shares:
-    """Percent of prompts that go to each list; they add up to 100."""
+    """Percentages of prompts for each list; they add up to 100."""
 
     train: float
     validation: float
@@ -23,7 +23,7 @@ class Shares:
 
     @classmethod
     def parse(cls, text: str) -> "Shares":
-        """``"90,5,5"``. Raises ConfigError unless it is three numbers that add up to 100."""
+        """Parse text like ``"90,5,5"``. Raises ConfigError unless it is three numbers >= 0 that add up to 100."""
         try:
             train, validation, test = (float(part) for part in text.split(","))
         except ValueError:
@@ -35,15 +35,15 @@ class Shares:
 
 @dataclass(frozen=True)
 class ImportedPrompts:
-    """Lists by split, and what became of the rest."""
+    """Prompt lists by split, with counts of the prompts read and left out."""
 
     lists: dict[str, list[str]]
     num_read: int
     left_out: Counter[str]
-    """Number of prompts by reason."""
+    """Number of prompts left out, by reason."""
 
     def summary(self) -> list[str]:
-        """Lines to print: how many were read, left out and why, and how many each list holds."""
+        """Lines to print: numbers of prompts read, left out by reason, and in each list."""
         reasons = "".join(f", {count:,} {reason}" for reason, count in self.left_out.most_common())
         return [
             f"{self.num_read:,} prompts read{reasons}",
@@ -52,10 +52,10 @@ class ImportedPrompts:
 
 
 def split_of(prompt: str, shares: Shares) -> str:
-    """The list that a prompt belongs to, by its hash alone.
+    """List that a prompt belongs to, by its hash alone.
 
-    With the same shares a prompt has the same list in whatever file it comes, and so have all that have its
-    ``prompt_key``, such as variants of case and of white space: lists that were imported apart are disjoint too.
+    With the same shares, a prompt and all prompts with the same ``prompt_key`` (variants in case or white space) go to
+    the same list, whatever file they come from, so lists from separate imports are disjoint, too.
     """
     place = _hash("split", prompt_key(prompt)) % 10_000 / 100
     if place < shares.train:
@@ -73,17 +73,17 @@ def import_prompts(
 ) -> ImportedPrompts:
     """Read, check, deduplicate and split prompts.
 
-    The order of each list is that of a hash, so that the start of a list is a fair sample of its sources.
+    Each list is sorted by a hash, so that the start of a list is a random sample of its sources.
 
     Args:
-        files: as ``read_texts`` takes them.
-        shares: of each list; one of 0 is not made.
+        files: files in the formats of ``read_texts``.
+        shares: percentage of each list; a list with 0 is not made.
         exclude: files whose prompts must be in no list, such as a benchmark's.
-        column: of the prompt, as ``read_texts`` takes it.
+        column: column of the prompt, see ``read_texts``.
         max_characters: longer prompts are left out.
 
     Raises:
-        ConfigError: a file is not of its format, or a list gets no prompt.
+        ConfigError: a file cannot be read or is not in its format, or a list gets no prompt.
     """
     taken = {prompt_key(text) for file in exclude for _, text in read_texts(file, column)}
     lists: dict[str, list[str]] = {split: [] for split in SPLITS if getattr(shares, split) > 0}
@@ -109,7 +109,7 @@ def write_lists(lists: dict[str, list[str]], folder: Path) -> list[Path]:
     """Write each list to ``folder/<split>.txt``.
 
     Raises:
-        ConfigError: one is there already.
+        ConfigError: one of the files exists already.
     """
     paths = {split: folder / f"{split}.txt" for split in lists}
     for path in paths.values():

@@ -1,4 +1,4 @@
-"""Prompt lists on disk, and the stateless draw of candidates."""
+"""Prompt lists on disk, and stateless drawing of candidates."""
 
 import csv
 import hashlib
@@ -19,27 +19,27 @@ from harness.foundation.files import read_text
 from harness.foundation.plugins import find, is_reference
 
 MAX_CHARACTERS = 2000
-"""Longest prompt accepted: about what the 512 tokens of a T5 encoder hold. A model may take less."""
+"""Longest prompt accepted, about as long as the 512 tokens of a T5 encoder. Models may take less."""
 
 
 @dataclass(frozen=True)
 class PromptList:
-    """Prompts of a file, in its order, and the sha256 of its bytes."""
+    """Prompts of a file, in its order, and the sha256 of its bytes (for a plug-in, of its prompts)."""
 
     prompts: tuple[str, ...]
     sha256: str
 
 
 def read_prompts(path: str | Path) -> PromptList:
-    """Read a prompt list in any of the formats of ``read_texts``; each prompt is as ``normalise`` makes it.
+    """Read a prompt list in any of the formats of ``read_texts``, with each prompt normalised (``normalise``).
 
     Args:
-        path: absolute, or of a list that comes with the code, as in experiments/prompts/train.txt; or a plug-in's
+        path: absolute, or of a list that comes with the code, such as experiments/prompts/train.txt; or a plug-in's
             reference, see docs/extend.md.
 
     Raises:
-        ConfigError: the file is missing, has no prompts, or one that is unusable (``problem_with``), or repeats one but
-            for case and white space (``prompt_key``).
+        ConfigError: the file is missing, has no prompts or an unusable one (``problem_with``), or repeats a prompt,
+            also in another case or white space (``prompt_key``).
     """
     if is_reference(str(path)):
         return _read_plugin(str(path))
@@ -52,12 +52,12 @@ def read_prompts(path: str | Path) -> PromptList:
 
 @lru_cache(maxsize=32)
 def _read_version(file: Path, version: tuple[int, int] | None) -> PromptList:
-    """The list in a file that has the size and the time of change ``version``: a plan of many runs reads it once."""
+    """Read a file, cached by its size and modification time ``version``, because a plan of many runs reads it often."""
     return PromptList(checked(read_texts(file), f"prompt list {file}"), hashlib.sha256(file.read_bytes()).hexdigest())
 
 
 def _read_plugin(source: str) -> PromptList:
-    """The list that a function without arguments returns, told from others by its prompts."""
+    """The list that a plug-in's function without arguments returns; its sha256 is that of the prompts."""
     plugin = find(source)
     made, again = plugin.found(), plugin.found()
     if not (isinstance(made, list | tuple) and all(isinstance(prompt, str) for prompt in made)):
@@ -69,7 +69,7 @@ def _read_plugin(source: str) -> PromptList:
 
 
 def checked(texts: Iterable[tuple[str, str]], where: str) -> tuple[str, ...]:
-    """Prompts as they are used, of texts with their places. Raises ConfigError as ``read_prompts``."""
+    """Normalised prompts from pairs of place and text. Raises ConfigError for unusable texts, as ``read_prompts``."""
     seen: dict[str, str] = {}
     prompts = []
     for place, text in texts:
@@ -90,7 +90,7 @@ def checked(texts: Iterable[tuple[str, str]], where: str) -> tuple[str, ...]:
 
 
 def overlap(prompts: Iterable[str], others: Iterable[str]) -> list[str]:
-    """The prompts that are among the others too, told by ``prompt_key``; in their order."""
+    """Those of the prompts, in their order, that are also among the others, compared by ``prompt_key``."""
     keys = {prompt_key(other) for other in others}
     return [prompt for prompt in prompts if prompt_key(prompt) in keys]
 
@@ -98,41 +98,41 @@ def overlap(prompts: Iterable[str], others: Iterable[str]) -> list[str]:
 # --- characters -----------------------------------------------------------------------------------------------------
 
 _BLANKS = re.compile(r"[\t\n\r \u00a0\u1680\u2000-\u200a\u202f\u205f\u3000]+")
-_JOINERS = "\u200c\u200d"  # format characters that scripts and emoji need, as they need variation selectors
+_JOINERS = "\u200c\u200d"  # format characters that scripts and emoji need
 _AFTER_NOTHING_TO_JOIN = re.compile("(?:^|[\x00-\x7f])[\u200c\u200d\ufe00-\ufe0e]|(?:^|[^\\d#*\x80-\U0010ffff])\ufe0f")
 _UNSEEN = re.compile("[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\uffa0]")
-"""Fillers that Unicode counts as letters or marks, but that show nothing."""
+"""Fillers that Unicode counts as letters or marks but that are invisible."""
 _LOOK_ALIKES = str.maketrans(
     "\u2018\u2019\u201a\u02bc\u2032\u201c\u201d\u201e\u2033\u2010\u2012\u2013\u2014\u2212", "'''''\"\"\"\"-----"
 )
 
 
 def normalise(prompt: str) -> str:
-    """The prompt as it is used: Unicode's composed form (NFC), every stretch of white space and line ends one space."""
+    """Normalise a prompt: Unicode's composed form (NFC), with each run of white space and line ends as one space."""
     return _BLANKS.sub(" ", unicodedata.normalize("NFC", prompt)).strip(" ")
 
 
 def prompt_key(prompt: str) -> str:
-    """What repetitions, overlaps and splits are told by: without case, width, white space and what cannot be seen.
+    """Key by which prompts are compared: ignores case, width, runs of white space and invisible characters.
 
     Typographic quotation marks and dashes count as the plain ones.
     """
     text = "".join(c for c in prompt if unicodedata.category(c) != "Cf" and not "\ufe00" <= c <= "\ufe0f")
     text = unicodedata.normalize("NFD", _UNSEEN.sub("", text))
-    for _ in range(2):  # as Unicode defines it: folding may undo the normal form, which may bring letters that fold
+    for _ in range(2):  # twice, as Unicode defines it: folding may undo the normal form, which may need folding again
         text = unicodedata.normalize("NFKC", text.casefold())
     return normalise(text.translate(_LOOK_ALIKES))
 
 
 class Problem(NamedTuple):
-    """Why a prompt is unusable."""
+    """Reason why a prompt is unusable."""
 
     kind: str
     detail: str = ""
 
 
 def problem_with(prompt: str, max_characters: int = MAX_CHARACTERS) -> Problem | None:
-    """Why a prompt is unusable, or None: empty, too long, no text but data, or with characters that cannot be seen."""
+    """Reason why a prompt is unusable, or None: empty, too long, a JSON object, or with invisible characters."""
     text = normalise(prompt)
     if not text:
         return Problem("empty")
@@ -160,20 +160,20 @@ def _is_json(text: str, kind: type | tuple[type, ...]) -> bool:
 
 _SEPARATORS = {".csv": ",", ".tsv": "\t"}
 _NAMES, _OTHER_NAMES = ("prompt", "prompts"), ("caption", "text")
-"""Names of the prompt's column, and those that it has where none is called so."""
+"""Names of the prompt's column, and alternatives if no column has one of them."""
 
 
 def read_texts(file: Path, column: str | None = None) -> list[tuple[str, str]]:
-    """The prompts of a file as they are, each with its place in it, such as ``line 3``.
+    """Read the unchanged prompts of a file as pairs of place, such as ``line 3``, and text.
 
     Args:
-        file: by its suffix, in any case: ``.txt``, a prompt per line; ``.csv`` and ``.tsv``, a table with a header;
-            ``.jsonl`` and ``.ndjson``, an object per line; ``.json``, a list of strings or of objects. UTF-8.
-        column: of a table, or key of an object, that has the prompt; None for ``prompt`` or ``prompts`` in any
-            case or, if there is none, the only one of ``caption`` and ``text``.
+        file: UTF-8; its suffix, in any case, is the format: ``.txt``, a prompt per line; ``.csv`` and ``.tsv``, a table
+            with a header; ``.jsonl`` and ``.ndjson``, an object per line; ``.json``, a list of strings or of objects.
+        column: column of a table, or key of an object, that has the prompt; None for ``prompt`` or ``prompts`` in any
+            case or, if there is neither, ``caption`` or ``text``.
 
     Raises:
-        ConfigError: the file is missing, not UTF-8, or not of its format; or it is not clear which column to take.
+        ConfigError: the file is missing, not UTF-8 or not in its format, or the column is missing or ambiguous.
     """
     where = f"prompt list {file}"
     content = read_text(file).removeprefix("\ufeff")
@@ -187,7 +187,7 @@ def read_texts(file: Path, column: str | None = None) -> list[tuple[str, str]]:
             if not isinstance(items, list):
                 raise ConfigError(f"{where}: must hold a JSON list of strings or objects")
             numbered = [(f"item {n}", item) for n, item in enumerate(items, 1)]
-            # A bare string is an item of a list; on a line of .jsonl it is most likely a mistake.
+            # Bare strings are allowed in a list; on a line of .jsonl one is most likely a mistake.
             bare = [(place, item) for place, item in numbered if isinstance(item, str)]
             return bare if len(bare) == len(numbered) else _texts_of(numbered, column, where)
         case ".jsonl" | ".ndjson":
@@ -197,12 +197,12 @@ def read_texts(file: Path, column: str | None = None) -> list[tuple[str, str]]:
 
 
 def _numbered(content: str) -> list[tuple[str, str]]:
-    # Not splitlines(): it also splits at characters that JSON allows inside a string, and that a line must not hide.
+    # Not splitlines(), which also splits at characters that JSON allows in a string and that are errors in a .txt line.
     return [(f"line {n}", line) for n, line in enumerate(content.split("\n"), 1) if line.strip()]
 
 
 def _read_lines(content: str, where: str) -> list[tuple[str, str]]:
-    """The lines of a text file, which must not be a table or JSON under another name."""
+    """Lines of a text file. Raises ConfigError if it is a table or JSON with the wrong suffix."""
     lines = _numbered(content)
     if lines and "prompt" in [cell.strip(' "\r').lower() for cell in re.split("[\t,]", lines[0][1])]:
         raise ConfigError(f"{where}: line 1 is the header of a table, not a prompt; call the file .csv or .tsv")
@@ -212,9 +212,9 @@ def _read_lines(content: str, where: str) -> list[tuple[str, str]]:
 
 
 def _read_rows(content: str, separator: str, where: str) -> list[tuple[str, dict[str, str]]]:
-    """The rows of a table with a header, by the line they end in; quoted cells may have line ends in them.
+    """Rows of a table with a header, by the line in which they end; quoted cells may contain line ends.
 
-    Tabs need no quotation: where marks do not stand around whole cells, as in PartiPrompts, they are the text's own.
+    In a .tsv with quotation marks that do not enclose whole cells, as in PartiPrompts, they are read as plain text.
     """
     try:
         return _rows(content, separator, where, csv.QUOTE_MINIMAL)
@@ -255,7 +255,7 @@ def _choose_column(names: Sequence[str], wanted: str | None, where: str) -> str:
 
 
 def _texts_of(items: Sequence[tuple[str, Any]], column: str | None, where: str) -> list[tuple[str, str]]:
-    """The texts of objects, which all have the prompt under the key that the first has it under."""
+    """Texts of objects. The prompt's key is found in the first object and must be in all of them."""
     first = next((list(item) for _, item in items if isinstance(item, dict)), None)
     key = None if first is None else _choose_column(first, column, where)
     texts = []
@@ -278,10 +278,10 @@ def _parse_json(text: str, where: str) -> Any:
 
 
 def generator_for(*key: int | str) -> torch.Generator:
-    """A CPU generator that is a function of its key alone, such as (seed, iteration, slot, "noise").
+    """CPU generator seeded by a hash of its key alone, such as (seed, iteration, slot, "noise").
 
-    Random state is never carried from one iteration to the next: a resumed run, another number of processes, and
-    another cell with the same seed all see the same draws.
+    No random state is carried from one iteration to the next: a resumed run, a run with another number of processes,
+    and another cell with the same seed all make the same draws.
     """
     digest = hashlib.sha256(repr(key).encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8]) >> 1)
@@ -290,17 +290,17 @@ def generator_for(*key: int | str) -> torch.Generator:
 def draw_candidates(
     prompts: tuple[str, ...], slots: int, candidates: int, seed: int, iteration: int
 ) -> list[list[str]]:
-    """P disjoint batches of B prompts, drawn without replacement: the same for every cell of a seed.
+    """Draw P disjoint batches of B prompts without replacement; the draw is the same for all cells with one seed.
 
     Args:
-        prompts: the training list.
+        prompts: training prompts.
         slots: P, over all processes.
         candidates: B.
-        seed: of the run.
-        iteration: 1 and up.
+        seed: seed of the run.
+        iteration: number of the iteration, from 1.
 
     Raises:
-        ConfigError: the list holds fewer than P * B prompts.
+        ConfigError: the list has fewer than P * B prompts.
     """
     needed = slots * candidates
     if needed > len(prompts):
@@ -311,10 +311,10 @@ def draw_candidates(
 
 
 def drawn_prompts(prompts: tuple[str, ...], config: RunConfig) -> list[str]:
-    """Every training prompt that a run draws as a candidate, once, in the order of the draws.
+    """All training prompts that a run draws as candidates, without repetitions, in the order of the draws.
 
     Raises:
-        ConfigError: as ``draw_candidates``.
+        ConfigError: see ``draw_candidates``.
     """
     rollout = config.rollout
     drawn: dict[str, None] = {}

@@ -1,1 +1,1 @@
-"""Rules beside the paper's: which prompt to train on, and how capability corrects advantages. Only torch is needed."""
+"""Rules for choosing prompts and for correcting advantages by the capability: the paper's and alternatives."""

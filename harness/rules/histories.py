@@ -1,8 +1,8 @@
-"""What a prompt's own visits tell of it, for rules that need prompts to come back: all from the ledger's outcomes.
+"""Statistics of a prompt's own earlier visits, from the ledger, for rules that rely on prompts coming back.
 
-Rivals tell visits by 0/1 rewards: all wrong, all right, or something between. Rewards here are continuous, so a visit
-counts as *flat* where its s is in the lowest ``FLAT_QUANTILE`` of those kept, *too hard* if m is at most mu_m and *too
-easy* if above. Both lines are the latest, and move with the ledger. Symbols as in ``harness.rules.ledger``.
+Published methods classify visits by 0/1 rewards: all wrong, all right, or mixed. Rewards here are continuous, so a
+visit is *flat* if its s is in the lowest ``FLAT_QUANTILE`` of the ledger's; a flat visit is *too hard* if its m is at
+most mu_m, else *too easy*. Both thresholds change with the ledger. Symbols as in ``harness.rules.ledger``.
 """
 
 from collections import defaultdict
@@ -18,24 +18,23 @@ from harness.rules.ledger import Ledger
 FLAT_QUANTILE = 0.2
 TOO_HARD, BETWEEN, TOO_EASY = range(3)
 _SHARES = {TOO_HARD: 0.25 * 2 / 3, TOO_EASY: 0.25 / 3}
-"""GRESO's targets: a quarter of the visits flat, two thirds of them too hard."""
+"""GRESO's target shares of an iteration's visits: a quarter flat, two thirds of those too hard."""
 _LEAST_CHANCE = 0.01
 _BELIEF_DECAY = 0.5
 _VARIANCE_DECAY = 0.8
 
 
 def visit_states(ledger: Ledger) -> Tensor:
-    """``[n]``: whether each outcome kept was too hard, between, or too easy."""
+    """State of each outcome in the ledger, ``[n]``: ``TOO_HARD``, ``BETWEEN`` (not flat) or ``TOO_EASY``."""
     m, s = ledger.outcomes[:, 1], ledger.outcomes[:, 2]
     flat = s <= s.quantile(FLAT_QUANTILE)
     return torch.where(flat, torch.where(m > ledger.capability.mean, TOO_EASY, TOO_HARD), BETWEEN)
 
 
 def chances_to_stay(ledger: Ledger, prompts: Tensor) -> Tensor:
-    """``[B]``: max(p^z, .01), GRESO's chance that a prompt is not skipped (arXiv 2506.02177).
+    """GRESO's probability that a prompt is not skipped (arXiv 2506.02177), ``[B]``: max(p^z, .01).
 
-    z is how many of a prompt's latest visits in a row were flat, p the rate of the kind of the latest, see ``rates``. A
-    prompt that was never visited stays.
+    z is the number of latest visits in a row that were flat, p the rate of the latest one's state (``rates``).
     """
     states, found = visit_states(ledger), rates(ledger)
     chances = torch.ones(len(prompts), dtype=torch.float64)
@@ -48,9 +47,9 @@ def chances_to_stay(ledger: Ledger, prompts: Tensor) -> Tensor:
 
 
 def rates(ledger: Ledger) -> dict[int, float]:
-    """GRESO's rates of what is too hard and too easy: .5, and .01 a step once prompts have come back, in [.05, .95].
+    """GRESO's rates by state: .5 until any prompt has come back, then moved by .01 per iteration within [.05, .95].
 
-    Down where the kind's share of an iteration's visits is at least its target, so that more is skipped; else up.
+    Lowered, to skip more, if the state's share of an iteration's visits is at least its target, else raised.
     """
     found, seen, returning = dict.fromkeys(_SHARES, 0.5), set[int](), False
     visits = zip(ledger.outcomes[:, 0].tolist(), visit_states(ledger).tolist(), ledger.prompts.tolist(), strict=True)
@@ -65,11 +64,11 @@ def rates(ledger: Ledger) -> dict[int, float]:
 
 
 def chances_between(ledger: Ledger, prompts: Tensor) -> Tensor:
-    """``[B]``: DPS' belief that a prompt is between too hard and too easy now (arXiv 2603.10887).
+    """DPS's probability that a prompt is now between too hard and too easy (arXiv 2603.10887), ``[B]``.
 
-    A belief over the three states, uniform at first, and 3 x 3 counts of their transitions, 1 at first. Each iteration
-    counts move halfway back to 1; a visit adds observed_i T_ij belief_j, normalised, and makes the belief what was
-    observed; then belief <- T belief, T being the counts by columns. Prompts that were never visited stay uniform.
+    A prompt has a belief over the three states, uniform at first and without visits, and 3 x 3 counts of transitions, 1
+    at first. Each iteration the counts move halfway back to 1; a visit adds observed_i T_ij belief_j, normalised, and
+    sets the belief to the observed state; then belief <- T belief, T being the counts normalised by column.
     """
     states, iterations = visit_states(ledger).tolist(), ledger.outcomes[:, 0].long().tolist()
     visits = defaultdict(list)
@@ -89,7 +88,7 @@ def chances_between(ledger: Ledger, prompts: Tensor) -> Tensor:
 
 
 def variances(ledger: Ledger, prompts: Tensor) -> Tensor:
-    """``[B]``: v <- .8 v + .2 s^2 over a prompt's visits, from its first s^2; others have the visited's mean."""
+    """Moving average v <- .8 v + .2 s^2 over each prompt's visits, ``[B]``; without visits the mean of all v."""
     known: dict[int, float] = {}
     for prompt, s in zip(ledger.prompts.tolist(), ledger.outcomes[:, 2].tolist(), strict=True):
         known[prompt] = _VARIANCE_DECAY * known.get(prompt, s**2) + (1 - _VARIANCE_DECAY) * s**2

@@ -1,4 +1,4 @@
-"""What became of the prompts that were trained on, and what it tells of those to come.
+"""Ledger of the outcomes of trained prompts, and predictions for prompts to come.
 
 Symbols: m and s are mean and standard deviation of the rewards of a prompt's groups, mu_m is the moving average of m.
 """
@@ -15,32 +15,32 @@ from torch import Tensor
 from harness.adagrpo import CapabilityTracker
 
 MIN_OUTCOMES = 16
-"""Trained prompts before the ledger predicts anything; rules that need a prediction choose at random until then."""
+"""Outcomes needed before the ledger predicts anything; rules that need a prediction choose at random until then."""
 COOLDOWN = 5
-"""Iterations that a prompt rests before ``replay`` takes it again."""
+"""Number of iterations after which ``replay`` may take a prompt again."""
 _PENALTIES = (0.03, 0.3, 3.0, 30.0, 300.0)
 """Ridge penalties to choose from, in units of one outcome at the mean squared distance from the mean embedding."""
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """What is expected of B prompts, each a Gaussian: mean and standard deviation ``[B]``, float64."""
+    """Gaussian prediction for each of B prompts: mean and standard deviation ``[B]``, float64."""
 
     mean: Tensor
     std: Tensor
 
 
 class Ridge:
-    """Weighted ridge regression in closed form, its penalty chosen by leave-one-out error.
+    """Weighted ridge regression in closed form, with the penalty chosen by leave-one-out error.
 
     With centred inputs X, scaled to a mean squared norm of 1, weights W and K = X X^T::
 
         f(q) = mean(y) + k(q)^T W^1/2 (W^1/2 K W^1/2 + lambda I)^-1 W^1/2 (y - mean(y))
         std(q)^2 = sigma^2 / lambda * (k(q, q) - k(q)^T W^1/2 (W^1/2 K W^1/2 + lambda I)^-1 W^1/2 k(q))
 
-    which is the posterior of a linear function with a Gaussian prior, sigma^2 being the mean squared leave-one-out
-    residual (Rasmussen and Williams, Gaussian Processes for Machine Learning, 2.1 and 5.4). It says how uncertain the
-    expected value is; the noise of an outcome comes on top.
+    This is the posterior of a linear function with a Gaussian prior, where sigma^2 is the mean squared leave-one-out
+    residual (Rasmussen and Williams, Gaussian Processes for Machine Learning, 2.1 and 5.4). std is the uncertainty of
+    the expected value; it does not include the noise of an outcome.
 
     Args:
         inputs: ``[n, E]``, n >= 2.
@@ -58,7 +58,7 @@ class Ridge:
         self._values = values.clamp(min=0)
 
     def predict(self, targets: Tensor, queries: Tensor) -> Prediction:
-        """What is expected at queries ``[B, E]``, of targets ``[n]``."""
+        """Predict at queries ``[B, E]`` from the targets ``[n]`` of the inputs."""
         targets, q = targets.double(), (queries.double() - self._centre) / self._scale
         level = self._shares @ targets
         y = self._root * (targets - level)
@@ -71,7 +71,7 @@ class Ridge:
             return residuals.square().sum() / self._weights.sum()
 
         errors = torch.stack([leave_one_out(penalty) for penalty in _PENALTIES])
-        best = len(_PENALTIES) - 1 - int(errors.flip(0).argmin())  # of equal ones the largest
+        best = len(_PENALTIES) - 1 - int(errors.flip(0).argmin())  # the largest in case of a tie
         penalty = _PENALTIES[best]
         cross = (q @ self._x.T * self._root) @ self._vectors
         mean = level + cross @ (rotated / (self._values + penalty))
@@ -81,55 +81,55 @@ class Ridge:
 
 
 def prompt_number(prompt: str) -> int:
-    """What the ledger tells prompts by: the first 52 bits of the sha256, so that a double holds it, too."""
+    """Number by which the ledger identifies a prompt: the first 52 bits of its sha256, which a double holds exactly."""
     return int.from_bytes(hashlib.sha256(prompt.encode()).digest()[:8]) >> 12
 
 
 def draw_shares(counts: Tensor, generator: torch.Generator) -> Tensor:
-    """A draw ``[B]`` from each posterior Beta(1 + successes, 1 + failures) of counts ``[B, 2]``."""
+    """Draw ``[B]`` from the posteriors Beta(1 + successes, 1 + failures) of counts ``[B, 2]``."""
     seed = torch.randint(2**62, (1,), generator=generator, device=generator.device).item()
     successes, failures = (counts + 1).unbind(1)
     return torch.from_numpy(np.random.default_rng(int(seed)).beta(successes.numpy(), failures.numpy()))
 
 
 def mean_and_spread(rewards: Tensor) -> tuple[float, float]:
-    """m and s of a prompt's groups ``[groups, G]``: the mean of all; the mean of the groups' standard deviations."""
+    """m and s of a prompt's groups ``[groups, G]``: the mean of all rewards, and the mean of the groups' stds."""
     return rewards.mean().item(), rewards.std(dim=1, correction=1).mean().item()
 
 
 @dataclass
 class Ledger:
-    """Outcomes of the prompts trained on, the newest ``capacity``, and what they predict of prompts to come.
+    """The latest outcomes of trained prompts, and predictions from them for other prompts.
 
     Args:
-        decay: of ``capability``, the moving averages of m over the trained prompts of an iteration.
-        forgetting: weight of an outcome, to the power of its age in iterations.
-        capacity: outcomes kept.
+        decay: decay of ``capability``, the moving averages of m over the trained prompts of each iteration.
+        forgetting: base of an outcome's weight, whose exponent is the age of the outcome in iterations.
+        capacity: number of outcomes kept.
     """
 
     decay: float = 0.8
     forgetting: float = 0.98
     capacity: int = 256
     embeddings: Tensor = field(default_factory=lambda: torch.zeros(0, 0, dtype=torch.float64))
-    """``[n, E]``, of frozen text encoders."""
+    """Prompt embeddings ``[n, E]`` of frozen text encoders."""
     outcomes: Tensor = field(default_factory=lambda: torch.zeros(0, 6, dtype=torch.float64))
-    """``[n, 6]``: iteration, m, s, rewards above mu_m of the iteration before, the others, and the bandit's strategy or
-    -1. In the first iteration, which has none before it, nothing is counted."""
+    """``[n, 6]``: iteration, m, s, number of rewards above mu_m as it was before the iteration, number of the others,
+    and the bandit's strategy or -1. Both numbers are 0 in the first iteration, which has no mu_m before it."""
     prompts: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
-    """``[n]``, see ``prompt_number``."""
+    """Prompt numbers ``[n]``, see ``prompt_number``."""
 
     def __post_init__(self) -> None:
         self.capability = CapabilityTracker(self.decay)
         self._ridge: Ridge | None = None
 
     def outcome_of(self, rewards: Tensor, strategy: int = -1) -> list[float]:
-        """What is recorded of a prompt beside the iteration: five numbers, of its groups' rewards ``[groups, G]``."""
+        """The five values after the iteration in a prompt's row of ``outcomes``, from its rewards ``[groups, G]``."""
         above = 0 if self.capability.is_empty else int((rewards > self.capability.mean).sum())
         counted = 0 if self.capability.is_empty else rewards.numel()
         return [*mean_and_spread(rewards), above, counted - above, strategy]
 
     def record(self, iteration: int, embeddings: Tensor, outcomes: Tensor, prompts: Tensor) -> None:
-        """Note what became of an iteration's prompts: embeddings ``[P, E]``, outcomes ``[P, 5]``, numbers ``[P]``."""
+        """Record P prompts of an iteration: embeddings ``[P, E]``, their ``outcome_of`` ``[P, 5]``, numbers ``[P]``."""
         rows = torch.cat([torch.full_like(outcomes[:, :1], iteration), outcomes], dim=1).cpu().double()
         known = self.embeddings if len(self.embeddings) else embeddings[:0].cpu().double()
         self.embeddings = torch.cat([known, embeddings.detach().cpu().double()])[-self.capacity :]
@@ -140,29 +140,29 @@ class Ledger:
 
     @property
     def can_predict(self) -> bool:
-        """Whether it has seen enough."""
+        """Whether there are at least ``MIN_OUTCOMES`` outcomes."""
         return len(self.outcomes) >= MIN_OUTCOMES
 
     def mean_of(self, embeddings: Tensor) -> Prediction:
-        """Expected m of prompts with embeddings ``[B, E]``."""
+        """Predicted m of prompts with embeddings ``[B, E]``."""
         return self._predict(self.outcomes[:, 1], embeddings)
 
     def spread_of(self, embeddings: Tensor) -> Prediction:
-        """Expected s."""
+        """Predicted s of prompts with embeddings ``[B, E]``."""
         return self._predict(self.outcomes[:, 2], embeddings)
 
     def spread_quantile(self, share: float) -> float:
-        """The quantile of s over the outcomes kept; 0 before the ledger can predict."""
+        """Quantile of s over the outcomes in the ledger; 0 before the ledger can predict."""
         return self.outcomes[:, 2].quantile(share).item() if self.can_predict else 0.0
 
     def shares_of(self, prompts: Tensor) -> Tensor:
-        """How many rewards of each prompt ``[B]`` itself were above mu_m, and how many not: ``[B, 2]``, forgetting."""
+        """Numbers of each prompt's own rewards above mu_m and of the others, weighted by age: ``[B, 2]``."""
         return (self._weights * (prompts[:, None] == self.prompts)) @ self.outcomes[:, 3:5]
 
     def merits_of(self, strategies: int) -> Tensor:
-        """How often the spread beat the others', and how often not, for each of the bandit's strategies: ``[K, 2]``.
+        """Successes and failures of each of the bandit's strategies, weighted by age: ``[K, 2]``.
 
-        Each outcome counts as one, forgetting: as the share of the kept outcomes with a smaller s, equal ones half.
+        The success of an outcome is the share of outcomes with a smaller s, equal ones counting half; failure the rest.
         """
         s = self.outcomes[:, 2]
         rank = ((s[:, None] > s).double() + (s[:, None] == s).double() / 2).mean(1)
@@ -170,9 +170,9 @@ class Ledger:
         return own @ torch.stack([rank, 1 - rank], dim=1)
 
     def worth_repeating(self, iteration: int, place: int) -> int | None:
-        """Of prompts that have rested the one with the ``place``-th largest latest s, from 0; None if there is none.
+        """Number of the prompt with the ``place``-th largest latest s, from 0, among those not trained on recently.
 
-        Largest of noisy values: the next s of such a prompt tends to be smaller.
+        None if there are too few. As the largest of noisy values, its next s tends to be smaller.
         """
         latest = dict(zip(self.prompts.tolist(), self.outcomes.tolist(), strict=True))
         rested = [(-row[2], prompt) for prompt, row in latest.items() if iteration - row[0] > COOLDOWN]
@@ -188,7 +188,7 @@ class Ledger:
         return self._ridge.predict(targets, embeddings.cpu())
 
     def state_dict(self) -> dict[str, Any]:
-        """All of it, for a checkpoint."""
+        """The ledger's whole state, for a checkpoint."""
         return {
             "embeddings": self.embeddings,
             "outcomes": self.outcomes,
@@ -197,7 +197,7 @@ class Ledger:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from ``state_dict``, bit for bit."""
+        """Restore a state from ``state_dict``, bit for bit."""
         self.embeddings, self.outcomes, self.prompts = state["embeddings"], state["outcomes"], state["prompts"]
         self._ridge = None
         self.capability.load_state_dict(state["capability"])

@@ -1,7 +1,7 @@
-"""Rules, advantages and kernels by name: the project's own, or plug-ins, whose every result is checked.
+"""Look-up of rules, advantages and kernels by name: the project's own, or plug-ins, whose results are all checked.
 
-A plug-in is called twice with the same arguments, and refused unless it returns the same; see docs/extend.md.
-"""
+A plug-in is called twice with the same arguments (a kernel only at its first step) and refused unless both results are
+equal; see docs/extend.md."""
 
 import operator
 from collections.abc import Callable
@@ -21,7 +21,7 @@ from harness.transitions import Kernel as Kernel
 
 
 def rule_of(selection: str, source: str | None) -> Rule:
-    """The rule of a selection; ``source`` is the reference of one that is a plug-in, like that of the next ones."""
+    """Rule of a selection. Here and below ``source`` is the reference of a plug-in, None for the project's own."""
     if source is None:
         return RULES[selection]
     plugin = find(source)
@@ -50,7 +50,7 @@ def rule_of(selection: str, source: str | None) -> Rule:
 
 
 def fusion_of(kind: str, source: str | None) -> Callable[[Group, float], Tensor]:
-    """The correction of advantages of a ``fusion.kind``."""
+    """Rule that corrects advantages, by ``fusion.kind``."""
     if source is None:
         return FUSIONS[kind]
     plugin = find(source)
@@ -64,14 +64,14 @@ def fusion_of(kind: str, source: str | None) -> Callable[[Group, float], Tensor]
 
 
 def local_of(source: str) -> Callable[[Tensor], Tensor]:
-    """Local advantages of a group's rewards, as a plug-in of ``objective.normalisation`` makes them."""
+    """Function from a group's rewards to local advantages, from a plug-in of ``objective.normalisation``."""
     plugin = find(source)
     rule = _callable(plugin)
     return lambda rewards: _advantages(plugin, lambda: rule(rewards.clone()), rewards)
 
 
 def kernel_of(kernel: str, source: str | None, eta: float) -> Kernel:
-    """The stochastic step of a ``method.kernel``."""
+    """Stochastic step by ``method.kernel``."""
     if source is None:
         found: Kernel = KERNELS[kernel](eta=eta)
         return found
@@ -81,9 +81,9 @@ def kernel_of(kernel: str, source: str | None, eta: float) -> Kernel:
 def try_out(
     selection: str | None, samples: int, fusion: str | None, local: str | None, kernel: str | None, eta: float
 ) -> None:
-    """Call each plug-in, of which these are the references, once with made-up numbers: before a run is made.
+    """Test plug-ins, given by their references, on random inputs before a run is made; None skips one.
 
-    One that reads the ledger is asked only when there is one.
+    A selection rule that reads the ledger must be skipped, since there is no ledger yet.
     """
     generator = torch.Generator().manual_seed(0)
     rewards = torch.rand(8, max(samples, 1), generator=generator, dtype=torch.float64)
@@ -120,7 +120,7 @@ def _advantages(plugin: Plugin, call: Callable[[], Any], rewards: Tensor) -> Ten
 
 
 class _Checked(Kernel):
-    """A plug-in's kernel."""
+    """Kernel of a plug-in, whose steps are checked."""
 
     def __init__(self, plugin: Plugin, eta: float) -> None:
         self.__dict__ |= {"eta": eta, "_plugin": plugin, "_kernel": plugin.made(eta=eta), "_was_called": False}
@@ -134,7 +134,7 @@ class _Checked(Kernel):
     def step(
         self, x: Tensor, velocity: Tensor, sigma: Sigma, sigma_next: Sigma, sigma_fallback: Sigma | None = None
     ) -> Transition:
-        """As ``Kernel.step``; the first one is made twice."""
+        """Same as ``Kernel.step``, with checks; the first step is computed twice and compared."""
         made = self._kernel.step(x, velocity, sigma, sigma_next, sigma_fallback)
         refuse, mean, std = self._plugin.refuse, made.mean, made.std
         if mean.shape != x.shape:

@@ -1,12 +1,11 @@
-"""Rules that choose a prompt to train on beside the paper's five.
+"""Rules that choose a prompt to train on, in addition to the paper's five.
 
-A rule is a function of what may be seen of B candidates, and of what the ledger remembers of those before them;
-``RULES`` has all of them by name, the paper's among them. What each asks for stands in ``harness.config.selection``;
-formulas and costs are in docs/selection.md.
+A rule is a function of B candidates and of the ledger of earlier prompts. ``RULES`` has all rules by name, including
+the paper's. The inputs that each rule needs are in ``harness.config.selection``; formulas and costs are in
+docs/selection.md.
 
-Symbols: R are rewards of candidates' deterministic samples, mu and sigma are the capability's, m and s mean and
-standard deviation of the rewards of a group that was trained on.
-"""
+Symbols: R are rewards of candidates' deterministic samples, mu and sigma are the capability's mean and standard
+deviation, m and s those of the rewards of a group that was trained on."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,51 +18,51 @@ from harness.rules.histories import chances_between, chances_to_stay, variances
 from harness.rules.ledger import Ledger, draw_shares
 
 SPREAD_QUANTILE = 0.2
-"""``predicted_hardest`` passes over candidates whose predicted spread is below this quantile of the ledger's."""
+"""``predicted_hardest`` skips candidates whose predicted spread is below this quantile of the ledger's."""
 
 
 @dataclass(frozen=True)
 class Candidates:
-    """What a rule may see of an iteration's B candidates, and of what came before."""
+    """Inputs of a rule: an iteration's B candidates and the history before them."""
 
     rewards: Tensor
-    """``[B, S]``: S deterministic samples of each, from different initial noise; zeros where a rule asks for none."""
+    """Rewards ``[B, S]`` of S deterministic samples per candidate, from different noise; zeros if not needed."""
     capability: CapabilityTracker
-    """Over candidates' rewards."""
+    """Capability over candidates' rewards."""
     generator: torch.Generator
-    """For this choice alone: the same for all rules with one seed, iteration and slot."""
+    """Generator for this choice alone; the same for all rules with one seed, iteration and slot."""
     embeddings: Tensor | None = None
-    """``[B, E]``, for rules that read the ledger."""
+    """Prompt embeddings ``[B, E]``, for rules that read the ledger."""
     ledger: Ledger | None = None
     prompts: Tensor | None = None
-    """``[B]``, numbers that the ledger tells prompts by, for rules on a prompt's own history."""
+    """Numbers ``[B]`` of the prompts in the ledger, for rules that use a prompt's own history."""
     level: float = 0.0
-    """q, r, k or share of the rules that have one."""
+    """Parameter of rules that have one: q, r, k or a share."""
     explore: float = 0.0
-    """Share of choices that a rule which reads the ledger leaves to chance: it learns only of prompts it chose."""
+    """Share of random choices of a rule that reads the ledger, which records only prompts that were chosen."""
     strategy: str = "random"
-    """The bandit's, see ``draw_strategy``."""
+    """Strategy that the bandit drew, see ``draw_strategy``."""
     is_repeated: bool = False
-    """Whether the first one was put there to be trained on again."""
+    """Whether the first candidate is an earlier prompt that was put there to be trained on again."""
     resolution: float = 0.0
-    """Rewards this close are a tie, as in ``select_prompt``."""
+    """Resolution of the reward, for ties as in ``select_prompt``."""
 
     def nearest(self, values: Tensor, wanted: float) -> int:
-        """The candidate whose value ``[B]`` is nearest to the wanted one; on a tie the lowest index."""
+        """Index of the candidate whose value, of ``[B]``, is nearest to the wanted one; on a tie the lowest."""
         return nearest(values, wanted, self.resolution)
 
     @property
     def means(self) -> Tensor:
-        """``[B]``."""
+        """Mean reward of each candidate, ``[B]``."""
         return self.rewards.mean(dim=1)
 
 
 Rule = Callable[[Candidates], int]
-"""From candidates to the index of the one to train on, in [0, B)."""
+"""Function from candidates to the index of the one to train on, in [0, B)."""
 
 
 def at_random(candidates: Candidates) -> int:
-    """Any candidate, uniformly: the same as ``random`` draws."""
+    """Any candidate, uniformly, with the same draws as ``random``."""
     return select_prompt(candidates.means, "random", generator=candidates.generator)
 
 
@@ -74,7 +73,7 @@ def quantile(candidates: Candidates) -> int:
 
 
 def fixed(candidates: Candidates) -> int:
-    """argmin |R_i - r|: a target that does not move (AdaRFT's idea, arXiv 2504.05520, without its moving target)."""
+    """argmin |R_i - r| for a fixed target r (the idea of AdaRFT, arXiv 2504.05520, without its moving target)."""
     return candidates.nearest(candidates.means, candidates.level)
 
 
@@ -85,32 +84,32 @@ def anchored(candidates: Candidates) -> int:
 
 
 def preview(candidates: Candidates) -> int:
-    """``curriculum`` on samples made with a quarter of the steps; capability is that of such samples, too."""
+    """``curriculum`` on samples drawn with a quarter of the steps; the capability is that of such samples, too."""
     return candidates.nearest(candidates.means, candidates.capability.mean)
 
 
 def screened(candidates: Candidates) -> int:
     """argmax of the standard deviation over S = 2 samples, |R_1 - R_2| / sqrt 2: spread instead of level.
 
-    The samples differ by initial noise, the siblings of a trained group by the noise of one stochastic step: whether
-    one tells anything of the other is to be measured first (docs/selection.md).
+    The samples differ by initial noise, the siblings of a trained group by the noise of one stochastic step; whether
+    one spread predicts the other is to be measured first (docs/selection.md).
     """
     spreads = candidates.rewards.double().std(dim=1, correction=1)
     return candidates.nearest(spreads, spreads.max().item())
 
 
 def predicted(candidates: Candidates) -> int:
-    """argmin |E[m_i] - mu_m|, mu_m the ledger's capability: ``curriculum`` by prediction, without a sample.
+    """argmin |E[m_i] - mu_m|, where mu_m is the ledger's capability: ``curriculum`` by prediction, without samples.
 
-    The idea is prompt curriculum learning's (arXiv 2510.01135), with ridge regression for its value network and a
-    moving capability for its one half.
+    The idea is from prompt curriculum learning (arXiv 2510.01135), with ridge regression in place of its value network
+    and a moving capability in place of its target 1/2.
     """
     return _by_ledger(candidates, lambda ledger, x: (ledger.mean_of(x).mean, ledger.capability.mean))
 
 
 def predicted_hardest(candidates: Candidates) -> int:
-    """argmin E[m_i] among candidates whose expected spread is at least the ledger's ``SPREAD_QUANTILE``; of all, if
-    none has that."""
+    """argmin E[m_i] among candidates whose predicted spread is at least the ledger's ``SPREAD_QUANTILE``; among all
+    candidates if there is none."""
 
     def value(ledger: Ledger, x: Tensor) -> tuple[Tensor, float]:
         means = ledger.mean_of(x).mean
@@ -122,7 +121,7 @@ def predicted_hardest(candidates: Candidates) -> int:
 
 
 def predicted_spread(candidates: Candidates) -> int:
-    """argmax E[s_i]: where a group is expected to have something to compare."""
+    """argmax E[s_i]: the candidate whose groups have the largest predicted spread."""
 
     def value(ledger: Ledger, x: Tensor) -> tuple[Tensor, float]:
         spreads = ledger.spread_of(x).mean
@@ -132,7 +131,7 @@ def predicted_spread(candidates: Candidates) -> int:
 
 
 def thompson(candidates: Candidates) -> int:
-    """``predicted`` with a draw from each candidate's posterior instead of its mean: uncertain prompts get tried."""
+    """``predicted`` with a draw from each candidate's posterior instead of its mean, to try uncertain prompts, too."""
 
     def value(ledger: Ledger, x: Tensor) -> tuple[Tensor, float]:
         posterior = ledger.mean_of(x)
@@ -146,10 +145,10 @@ def thompson(candidates: Candidates) -> int:
 def beta(candidates: Candidates) -> int:
     """argmin |p_i - 1/2|, p_i drawn from Beta(1 + above_i, 1 + below_i) of the prompt's own history.
 
-    MoPPS' posterior (arXiv 2507.04632), but above and below count rewards of a prompt's groups above mu_m and not,
-    where MoPPS counts right and wrong answers; they are forgotten by age in iterations, not by visits; siblings, which
-    share a path, count in full; and ``choice.explore`` of the choices are left to chance. A prompt never trained on
-    has a uniform p: among such alone the rule is ``random``.
+    The posterior of MoPPS (arXiv 2507.04632), except that above and below count rewards of a prompt's groups that are
+    above mu_m or not, where MoPPS counts right and wrong answers; that counts decay by age in iterations, not by
+    visits; that siblings, which share a path, count in full; and that a share ``choice.explore`` of the choices is
+    random. A prompt that was never trained on has a uniform p; among such prompts alone the rule equals ``random``.
     """
     ledger, prompts = _history(candidates)
     if _is_left_to_chance(candidates):
@@ -158,10 +157,10 @@ def beta(candidates: Candidates) -> int:
 
 
 def skipping(candidates: Candidates) -> int:
-    """The first candidate that is not skipped, with the chances of ``chances_to_stay``; any, if all are.
+    """The first candidate that is not skipped, with the probabilities of ``chances_to_stay``; a random one if all are.
 
-    GRESO's rule (arXiv 2506.02177) for continuous rewards, for one prompt a slot in place of a batch that is filled,
-    without the filter after sampling (``choice.floor`` is one).
+    GRESO's rule (arXiv 2506.02177) for continuous rewards, for one prompt per slot instead of filling a batch, and
+    without its filter after sampling (``choice.floor`` is such a filter).
     """
     ledger, prompts = _history(candidates)
     generator = candidates.generator
@@ -173,10 +172,10 @@ def skipping(candidates: Candidates) -> int:
 
 
 def belief(candidates: Candidates) -> int:
-    """argmax of ``chances_between``: DPS' rule (arXiv 2603.10887) for continuous rewards.
+    """argmax of ``chances_between``: the rule of DPS (arXiv 2603.10887) for continuous rewards.
 
-    ``choice.explore`` of the choices are left to chance, which DPS does not do. Prompts that were never trained on are
-    equal: among such the first, which is any.
+    Unlike in DPS, a share ``choice.explore`` of the choices is random. Prompts that were never trained on are equal;
+    among them the first candidate is taken, which is a random one.
     """
     ledger, prompts = _history(candidates)
     if not len(ledger.outcomes) or _is_left_to_chance(candidates):
@@ -186,10 +185,10 @@ def belief(candidates: Candidates) -> int:
 
 
 def variance(candidates: Candidates) -> int:
-    """Any candidate, with a chance in proportion to (v_i + mean(v) / 10)^(1/2), v of ``variances``.
+    """A random candidate with probability proportional to (v_i + mean(v) / 10)^(1/2), v from ``variances``.
 
-    What is known of CGPO (arXiv 2605.17807): prompts of larger group variance are drawn more often. Its formula was not
-    to be had, nor are prompts balanced by categories. ``choice.explore`` of the choices are left to chance.
+    After CGPO (arXiv 2605.17807), which draws prompts of larger group variance more often; its formula was not
+    available, and prompts are not balanced by category. A share ``choice.explore`` of the choices is uniform.
     """
     ledger, prompts = _history(candidates)
     if not len(ledger.outcomes) or _is_left_to_chance(candidates):
@@ -201,27 +200,27 @@ def variance(candidates: Candidates) -> int:
 
 
 def replay(candidates: Candidates) -> int:
-    """A prompt of before, if one was put there (``choice.level`` of the slots, once one has rested), else any.
+    """An earlier prompt if the slot has one (``choice.level`` of the slots, once any has rested), else a random one.
 
-    It is the one with the largest s when last trained on, of those not trained on for ``harness.rules.ledger.COOLDOWN``
-    iterations; the k-th slot takes the k-th. Prompt Replay's idea (arXiv 2603.21177), with spread for its pass rate
-    near one half, and without its cap on reuses. Its path and its groups are sampled anew.
+    It is the prompt with the largest latest s among those not trained on for ``harness.rules.ledger.COOLDOWN``
+    iterations; slot k takes the k-th. The idea is from Prompt Replay (arXiv 2603.21177), with spread in place of a pass
+    rate near 1/2, and without its cap on reuses. The prompt's path and groups are sampled anew.
     """
     return 0 if candidates.is_repeated else at_random(candidates)
 
 
 def bandit(candidates: Candidates) -> int:
-    """What one of the paper's five strategies takes: the one that ``draw_strategy`` drew."""
+    """The choice of one of the paper's five strategies, drawn by ``draw_strategy``."""
     return _papers(candidates.strategy)(candidates)
 
 
 def draw_strategy(ledger: Ledger, explore: float, generator: torch.Generator) -> int:
-    """Index of one of ``SELECTION_STRATEGIES``, by discounted Thompson sampling (Raj and Kalyani, arXiv 1707.09727).
+    """Draw an index of ``SELECTION_STRATEGIES`` by discounted Thompson sampling (Raj and Kalyani, arXiv 1707.09727).
 
-    argmax of draws from Beta(1 + S_k, 1 + F_k), S_k and F_k the sums of x and 1 - x over the strategy's outcomes, each
-    times ``forgetting`` to the power of its age. x is the rank of the group's spread among all in the ledger, in
-    [0, 1], so that it needs no unit. In ``explore`` of the draws any strategy. Spread is what a group has to teach, not
-    what it taught: a strategy may win here and still train worse.
+    argmax of draws from Beta(1 + S_k, 1 + F_k), where S_k and F_k are the sums of x and 1 - x over the strategy's
+    outcomes, each times ``forgetting`` to the power of its age. x is the rank of the group's spread among all in the
+    ledger, in [0, 1], and has no unit. A share ``explore`` of the draws is uniform. Spread is only what can be learned
+    from a group: a strategy may win here and still train worse.
     """
     count = len(SELECTION_STRATEGIES)
     if torch.rand(1, generator=generator, device=generator.device) < explore:
@@ -230,7 +229,7 @@ def draw_strategy(ledger: Ledger, explore: float, generator: torch.Generator) ->
 
 
 def _history(candidates: Candidates) -> tuple[Ledger, Tensor]:
-    """The ledger, and the candidates' numbers in it."""
+    """The ledger and the candidates' numbers in it."""
     if candidates.ledger is None or candidates.prompts is None:
         raise ValueError("this rule needs a ledger and the candidates' numbers")
     return candidates.ledger, candidates.prompts
@@ -242,7 +241,7 @@ def _is_left_to_chance(candidates: Candidates) -> bool:
 
 
 def _by_ledger(candidates: Candidates, value: Callable[[Ledger, Tensor], tuple[Tensor, float]]) -> int:
-    """The candidate whose value is nearest to the wanted one; any, as long as the ledger knows too little."""
+    """The candidate whose value is nearest to the wanted one; a random one while the ledger cannot predict."""
     ledger, embeddings = candidates.ledger, candidates.embeddings
     if ledger is None or embeddings is None:
         raise ValueError("this rule needs a ledger and the candidates' embeddings")
@@ -277,4 +276,4 @@ RULES: dict[str, Rule] = {strategy: _papers(strategy) for strategy in SELECTION_
         bandit,
     )
 }
-"""Values of ``selection``."""
+"""Rules by ``selection``."""

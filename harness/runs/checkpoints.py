@@ -1,8 +1,8 @@
-"""A run's checkpoints: one folder per saved iteration, whole or not there, with a manifest of its files' checksums.
+"""Checkpoints of a run: one folder per saved iteration, complete or absent, with a manifest of its files' checksums.
 
-``checkpoints/iteration-0000025/`` holds ``state.pt``, for engines that share weights out also ``shards/``, and
+``checkpoints/iteration-0000025/`` holds ``state.pt``, for engines that shard weights also ``shards/``, and
 ``manifest.json``: the iteration, the trained reward on validation prompts if it was measured there, and size and sha256
-of each file. A run made before there were such folders has ``checkpoints/latest.pt``, which is read like the oldest.
+of each file. Runs of older code have ``checkpoints/latest.pt`` instead, which is treated as the oldest checkpoint.
 """
 
 import json
@@ -21,38 +21,38 @@ _NAME = "iteration-"
 
 
 def folder_of(checkpoints: Path, iteration: int) -> Path:
-    """The folder of an iteration's checkpoint."""
+    """Folder of an iteration's checkpoint."""
     return checkpoints / f"{_NAME}{iteration:07d}"
 
 
 def partial_of(folder: Path) -> Path:
-    """The folder that is filled before it takes the name of a checkpoint's."""
+    """Temporary folder that is filled and then renamed to the checkpoint's folder."""
     return folder.with_name(f".{folder.name}{PARTIAL}")
 
 
 def saved(checkpoints: Path) -> list[Path]:
-    """``state.pt`` of all checkpoints, or what stood for it, newest first, whether they are whole or not."""
+    """``state.pt`` of all checkpoints, damaged ones included, newest first; ``latest.pt`` of older code last."""
     found = [folder / STATE for folder in sorted(checkpoints.glob(f"{_NAME}*"), reverse=True)]
     former = checkpoints / FORMER
     return [*found, former] if former.exists() else found
 
 
 def size_of_newest(checkpoints: Path) -> int:
-    """Bytes of the newest checkpoint; 0 before the first."""
+    """Size of the newest checkpoint in bytes; 0 before the first."""
     found = saved(checkpoints)[:1]
     return sum(path.stat().st_size for state in found for path in state.parent.rglob("*") if path.is_file())
 
 
 @contextmanager
 def completing(folder: Path, validation: float | None) -> Iterator[Path]:
-    """Within: ``partial_of`` a checkpoint's folder is filled; at the end it is on the disk under its name, whole.
+    """Context manager that yields ``partial_of(folder)`` to be filled, then syncs it and renames it to ``folder``.
 
     Args:
-        folder: see ``folder_of``; one that is there is replaced.
-        validation: the trained reward on validation prompts at this iteration; None if it was not measured.
+        folder: see ``folder_of``; an existing one is replaced.
+        validation: trained reward on validation prompts at this iteration; None if it was not measured.
 
     Raises:
-        FileError: it cannot be written; nothing of it stays.
+        FileError: the checkpoint cannot be written; its partial folder has been removed.
     """
     partial = partial_of(folder)
     try:
@@ -64,7 +64,7 @@ def completing(folder: Path, validation: float | None) -> Iterator[Path]:
         (partial / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
         for path in [*partial.rglob("*"), partial]:
             sync(path)
-        shutil.rmtree(folder, ignore_errors=True)  # the same iteration, trained again from the one before
+        shutil.rmtree(folder, ignore_errors=True)  # the same iteration, trained again from an earlier checkpoint
         partial.rename(folder)
         sync(folder.parent)
     except BaseException as error:
@@ -76,14 +76,14 @@ def completing(folder: Path, validation: float | None) -> Iterator[Path]:
 
 
 def newest_whole(checkpoints: Path, before: int | None = None) -> Path | None:
-    """``state.pt`` of the newest checkpoint that is whole, None before the first; a damaged one is named on stderr.
+    """``state.pt`` of the newest undamaged checkpoint; None before the first. Damaged ones are reported on stderr.
 
     Args:
-        checkpoints: folder of them.
-        before: an iteration: only those of earlier ones.
+        checkpoints: folder of the run's checkpoints.
+        before: an iteration; only earlier checkpoints are considered. None considers all.
 
     Raises:
-        ConfigError: there are some, and none is whole.
+        ConfigError: all checkpoints are damaged.
     """
     found = [path for path in saved(checkpoints) if before is None or _is_before(path, before)]
     for path in found:
@@ -98,9 +98,9 @@ def newest_whole(checkpoints: Path, before: int | None = None) -> Path | None:
 
 
 def forget_after(checkpoints: Path, iteration: int) -> None:
-    """Remove checkpoints of later iterations: they are damaged, and the run goes on from an earlier one, or done with.
+    """Remove checkpoints of later iterations, which are damaged or no longer needed.
 
-    Another process may be at the same.
+    Another process may do the same at the same time.
     """
     for folder in checkpoints.glob(f"{_NAME}*"):
         if _iteration(folder) > iteration:
@@ -108,19 +108,19 @@ def forget_after(checkpoints: Path, iteration: int) -> None:
 
 
 def prune(checkpoints: Path, keep: int) -> None:
-    """Remove all but the newest ``keep`` and the best by validation."""
+    """Remove all checkpoints except the newest ``keep`` and the one with the best validation reward."""
     folders = sorted(checkpoints.glob(f"{_NAME}*"), reverse=True)
     measured = [(value, folder) for folder in folders if (value := _manifest(folder).get("validation")) is not None]
     kept = {*folders[:keep], *([max(measured)[1]] if measured else [])}
     for folder in set(folders) - kept:
         shutil.rmtree(folder)
-    # Of a run that older code began.
+    # Left by older code that began the run.
     for former in (*checkpoints.glob("shards-*"), checkpoints / FORMER):
         shutil.rmtree(former) if former.is_dir() else former.unlink(missing_ok=True)
 
 
 def _is_before(path: Path, iteration: int) -> bool:
-    # Of an older run's file nothing tells the iteration.
+    # The iteration of latest.pt, written by older code, is unknown.
     return path.name != FORMER and _iteration(path.parent) < iteration
 
 
@@ -130,7 +130,7 @@ def _iteration(folder: Path) -> int:
 
 
 def _manifest(folder: Path) -> dict[str, Any]:
-    """Empty if it is damaged or missing."""
+    """Content of a checkpoint's manifest; empty if it is damaged or missing."""
     try:
         content = json.loads((folder / MANIFEST).read_bytes())
         return content if content["iteration"] == _iteration(folder) and STATE in content["files"] else {}
@@ -139,7 +139,7 @@ def _manifest(folder: Path) -> dict[str, Any]:
 
 
 def _problem(path: Path) -> str | None:
-    """What is wrong with a checkpoint, or None."""
+    """Description of a checkpoint's damage, or None."""
     if path.name == FORMER:
         try:
             require_whole_zip(path)

@@ -1,6 +1,6 @@
-"""A run's directory: configuration, state, logs and checkpoints. The only writer of results/runs/.
+"""Directory of a run: configuration, status, logs and checkpoints. The only module that writes to results/runs/.
 
-Launching and looking need neither torch nor rewards: the functions that do import them themselves.
+Launching and inspecting runs needs neither torch nor rewards; functions that need them import them locally.
 """
 
 import json
@@ -36,7 +36,7 @@ _LONGEST_REASON = 500
 
 @dataclass(frozen=True)
 class RunDirectory:
-    """Paths of one run, and the ways its files are written."""
+    """Directory of one run, with methods to read and write its files."""
 
     folder: Path
 
@@ -52,15 +52,15 @@ class RunDirectory:
 
     @property
     def checkpoints(self) -> Path:
-        """Folder of the resumable checkpoints, and of the final weights."""
+        """Folder of the resumable checkpoints and the final weights."""
         return self.folder / "checkpoints"
 
     def status(self) -> dict[str, Any]:
-        """state, iteration, iterations, reason, updated; of a finished run also files, see ``records.seal``.
+        """State, iteration, iterations, reason and updated; for a finished run also files, see ``records.seal``.
 
-        States: see ``records.STATES``; also damaged, if status.json cannot be read, and incomplete, if the
-        run was finished and a file of it is not whole any more. The reason then says what to do.
-        Of a run that has not been prepared: waiting, at iteration 0 of an unknown number (None).
+        The state is one of ``records.STATES``, or damaged if status.json cannot be read, or incomplete if a finished
+        run has lost or damaged files; the reason then says what to do. A run that has not been prepared is waiting, at
+        iteration 0 of an unknown number (None).
         """
         path = self.folder / "status.json"
         unknown: dict[str, Any] = {
@@ -95,10 +95,10 @@ class RunDirectory:
 
         Args:
             state: one of ``records.STATES``.
-            iteration: the last one in the checkpoint.
-            iterations: of the whole run.
-            reason: why it failed.
-            keep_failure: leave state and reason as they are, if another process of the run has failed.
+            iteration: iteration of the latest checkpoint.
+            iterations: number of iterations of the whole run.
+            reason: reason for the state, such as a failure, or None.
+            keep_failure: keep the present state and reason if there is a reason, as when another process has failed.
         """
         with self._sole_writer():
             before = self.status()
@@ -111,13 +111,13 @@ class RunDirectory:
 
     @contextmanager
     def _sole_writer(self) -> Iterator[None]:
-        """Within: no other process changes the status; those that fail at the same moment all want to."""
+        """Context manager in which no other process changes the status; several may fail at the same moment."""
         with files.lock(self.folder / "status.lock", wait=True) or nullcontext():
             yield
 
     @contextmanager
     def failure_noted(self) -> Iterator[None]:
-        """Within: an exception is noted as by ``note_failure``; an echo is raised with the message of its cause."""
+        """Context manager that records exceptions by ``note_failure``; an echo is raised with its cause's message."""
         try:
             with explaining():
                 yield
@@ -127,20 +127,20 @@ class RunDirectory:
             try:
                 cause, own = self.note_failure(error)
             except FileError:
-                raise error from None  # the disk is full; whoever looks sees that nobody is at work any more
+                raise error from None  # the disk is full; the free lock shows that the run is not at work any more
             if cause != own and isinstance(error, CollectiveError):
                 raise CollectiveError(f"{cause} (here: {error})") from error
             raise
 
     def note_failure(self, error: Exception) -> tuple[str, str]:
-        """Make the run a failed one, unless it is already, with an exception's type and message as the reason.
+        """Set the run's state to failed, unless it is already, with an exception's type and message as the reason.
 
-        Where several processes execute the run, what fails in one makes the others fail. Such an echo is noted until
-        its cause is, and the run is not a failed one yet: perhaps a process was killed, which may also be behind an
-        error that is none of ours, and the run can be tried again.
+        If several processes execute the run, a failure of one makes the others fail with a CollectiveError. Such an
+        echo is recorded only until its cause is, and it leaves the state unchanged, as does an exception that is no
+        HarnessError: both may come from a killed process, after which the run can be tried again.
 
         Returns:
-            The reason that stands now, and this exception's own.
+            The recorded reason, and this exception's own.
         """
         own = " ".join(f"{type(error).__name__}: {error}".split())[:_LONGEST_REASON]
         several = int(os.environ.get("WORLD_SIZE", "1")) > 1
@@ -165,15 +165,15 @@ class RunDirectory:
         write_atomically(self.folder / "status.json", json.dumps(records.checked(content), indent=1) + "\n")
 
     def append(self, name: str, record: Mapping[str, Any]) -> None:
-        """Append one JSON line; NaN and infinities are an error, since no JSON reader takes them."""
+        """Append one record as a JSON line. NaN and infinities raise ValueError, because JSON does not allow them."""
         append(self.folder / name, json.dumps(record, allow_nan=False) + "\n")
 
     def forget_after(self, iteration: int) -> None:
-        """Drop log lines of iterations after a checkpoint, and a last one that was torn, so that they are written once.
+        """Remove log lines and checkpoints of iterations after ``iteration``, torn last lines, and partial files.
 
         Raises:
-            ConfigError: of what the checkpoint has behind it a line is damaged or missing, but for evaluations of its
-                own iteration, which can be made again.
+            ConfigError: a log line up to the iteration is damaged or missing, except evaluations of the iteration
+                itself, which can be made again.
         """
         found = records.gaps_of(self.folder, self.config.model_dump(), iteration) if iteration >= 0 else []
         own = f"of iteration {iteration} is missing"
@@ -192,30 +192,30 @@ class RunDirectory:
                 write_atomically(path, text)
 
     def remove_unneeded(self) -> None:
-        """Remove a finished run's checkpoints, unless ``runtime.checkpoints_of_finished`` keeps them."""
+        """Remove the checkpoints of a finished run, unless ``runtime.checkpoints_of_finished`` keeps them."""
         if self.config.runtime.checkpoints_of_finished == "remove":
             checkpoints.forget_after(self.checkpoints, -1)
 
     def save_checkpoint(self, state: Mapping[str, Any], validation: float | None = None) -> None:
-        """Add a checkpoint, whole or not at all, and remove those that are too old, see ``harness.runs.checkpoints``.
+        """Add a checkpoint, complete or not at all, and remove old ones, see ``harness.runs.checkpoints``.
 
         Args:
-            state: of a trainer; what several processes have written of it is in the partial folder already.
-            validation: the trained reward on validation prompts, if it was measured at this iteration.
+            state: state of the trainer; shards of it are in the partial folder already.
+            validation: trained reward on validation prompts, if it was measured at this iteration.
         """
         import torch
 
         new = checkpoints.folder_of(self.checkpoints, state["iteration"])
-        # Through a stream of Python's, which says that a disk is full; torch's own says "unexpected pos".
+        # Through a Python stream, whose error says that the disk is full; torch's own says "unexpected pos".
         with checkpoints.completing(new, validation) as folder, (folder / checkpoints.STATE).open("wb") as stream:
             torch.save(dict(state), stream)
         checkpoints.prune(self.checkpoints, self.config.runtime.checkpoints_kept)
 
     def load_checkpoint(self, path: Path | None = None) -> dict[str, Any] | None:
-        """The state in a checkpoint, by default the newest that is whole; None before the first one.
+        """State in a checkpoint, by default the newest undamaged one; None before the first.
 
         Raises:
-            ConfigError: it is damaged, or all are.
+            ConfigError: the checkpoint, or by default every one, is damaged.
         """
         path = path or checkpoints.newest_whole(self.checkpoints)
         if path is None:
@@ -230,15 +230,15 @@ class RunDirectory:
         return state
 
     def lock(self, wait: bool = False) -> IO[bytes]:
-        """Claim the run for this process as long as the returned file is open.
+        """Lock the run for this process as long as the returned file is open.
 
         Args:
-            wait: until another process that is at work on it has ended.
+            wait: wait until no other process is at work on the run.
 
         Raises:
-            ConfigError: another process is at work on it, and ``wait`` is false.
+            ConfigError: another process is at work on the run, and ``wait`` is false.
         """
-        # Tried again, since ``is_locked`` holds the lock for a moment to look.
+        # Several attempts, because ``is_locked`` takes the lock for a moment.
         for patience in (0.05, 0.2, 0):
             held = files.lock(self.folder / "lock", wait)
             if held is not None:
@@ -258,10 +258,10 @@ class RunDirectory:
 
 
 def find_run(config: RunConfig, root: Path = RUNS) -> RunDirectory:
-    """The directory that a run has or would have; nothing is written.
+    """Directory that a run has or would have; nothing is written.
 
     Raises:
-        ConfigError: as ``fingerprints_of``.
+        ConfigError: see ``fingerprints_of``.
     """
     return _find(config, fingerprints_of(config), root)
 
@@ -271,7 +271,7 @@ def _find(config: RunConfig, fingerprints: Mapping[str, str], root: Path) -> Run
 
 
 def _saved_config(run: RunDirectory) -> RunConfig | None:
-    """None if the file is damaged: the run's name tells that it is the one wanted, and the file is made anew."""
+    """Saved configuration; None if the file is damaged, so that it is written again (the run's name identifies it)."""
     try:
         return run.config
     except ConfigError as error:
@@ -280,7 +280,7 @@ def _saved_config(run: RunDirectory) -> RunConfig | None:
 
 
 def _require_library(config: RunConfig) -> None:
-    """Raise ConfigError if a run needs bitsandbytes, and it is not installed."""
+    """Raise ConfigError if a run needs bitsandbytes and it is not installed."""
     needs = {"model.quantise": config.model.quantise, "optimizer.moments": config.optimizer.moments}
     wanted = [f"{key}={value}" for key, value in needs.items() if value not in ("none", "fp32")]
     if wanted and find_spec("bitsandbytes") is None:
@@ -288,18 +288,17 @@ def _require_library(config: RunConfig) -> None:
 
 
 def prepare_run(config: RunConfig, root: Path = RUNS, rerun_changed: bool = False) -> RunDirectory:
-    """The directory of a run, made if it is new; the same run has the same directory, whenever it is prepared.
+    """Return the directory of a run, created if it is new; the same run always has the same directory.
 
-    Nothing is written into a finished run. An unfinished one takes over how it shall be executed, such as ``runtime``.
+    Nothing is written into a finished run. An unfinished one adopts new settings of its execution, such as ``runtime``.
 
     Args:
-        config: the run.
+        config: configuration of the run.
         root: folder of run directories.
-        rerun_changed: set a run aside that other code or packages have executed, and begin it again.
+        rerun_changed: set aside a run that was executed by other code or packages, and begin it again.
 
     Raises:
-        ConfigError: as ``find_run``, an optional package is missing, or the directory is not the run of its name any
-            more.
+        ConfigError: as ``find_run``, an optional package is missing, or the directory does not match the run any more.
     """
     _require_library(config)
     fingerprints = fingerprints_of(config)
@@ -312,7 +311,7 @@ def prepare_run(config: RunConfig, root: Path = RUNS, rerun_changed: bool = Fals
         identity.write_identity(run.folder, config, fingerprints)
         write_atomically(path, configuration.dump(config))
     elif run.status()["state"] == "finished":
-        run.remove_unneeded()  # it may have been killed before it did
+        run.remove_unneeded()  # again, since the run may have been killed before it did
     elif (saved := _saved_config(run)) != config:
         identity.require_unchanged(run.folder, saved or config, fingerprints)
         write_atomically(path, configuration.dump(config))
@@ -322,7 +321,7 @@ def prepare_run(config: RunConfig, root: Path = RUNS, rerun_changed: bool = Fals
 
 
 def environment() -> dict[str, Any]:
-    """Commit, protocol, versions and hardware, for environment.json."""
+    """Commit, protocol, versions and hardware, as recorded in environment.json."""
     import torch
 
     return {
@@ -340,14 +339,14 @@ def environment() -> dict[str, Any]:
 
 
 def _commit() -> str | None:
-    if not IS_CHECKOUT:  # a repository around it is not this one
+    if not IS_CHECKOUT:  # git might find another repository that contains the installation
         return None
     command = ["git", "-C", str(CODE), "describe", "--always", "--dirty", "--abbrev=12"]
     return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip() or None
 
 
 def _processor() -> str:
-    """Name and widest vectors of the CPU: seconds can only be compared between runs where both are the same."""
+    """CPU name and vector capability; times of two runs can only be compared if both are the same."""
     import torch
 
     return f"{processor.name()} ({torch.backends.cpu.get_cpu_capability()})"

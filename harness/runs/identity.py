@@ -1,7 +1,7 @@
-"""What a run is and was made by: the files it reads, the code and the machine it was executed under.
+"""Identity of a run: fingerprints of the files it reads, and the code and machine that executed it.
 
-Written into the run when it is made, and compared before anything is trained on: a name that stays is no promise that
-what it stands for has stayed.
+Written into the run's directory when it is made and compared before training, because a file with the same name may
+have other content by then.
 """
 
 import json
@@ -25,20 +25,20 @@ if TYPE_CHECKING:
 FILE = "identity.json"
 ENVIRONMENT = "environment.json"
 _EXECUTION = ("commit", "code_sha256", "seal_sha256", "protocol_sha256", "packages", "python", "processor", "gpus")
-"""What makes an execution another one than that before it."""
+"""Keys of environment.json; if one of them changes, a resumed run records another execution."""
 
 _FIT: set[tuple[str, ...]] = set()
-"""Prompt lists that have nothing in common, and a list with a reward and its settings, whose every prompt it can score:
-a plan of many runs asks once."""
+"""Checks that have passed, so that a plan of many runs makes each only once: sets of disjoint prompt lists, and prompt
+lists with the reward and settings that can score all their prompts."""
 
 
 def fingerprints_of(config: RunConfig) -> dict[str, str]:
-    """sha256 or the like of all that a run reads: ``model``, the prompt lists by split, and ``reward NAME``.
+    """Fingerprints of everything a run reads: ``model``, prompt lists by split, ``reward NAME`` and ``plugin NAME``.
 
     Raises:
-        ConfigError: model, prompt list or reward model missing or damaged, unknown reward, adapters merged into bf16
-            weights, fewer training prompts than an iteration draws, lists with prompts in common, or a prompt that a
-            reward cannot score.
+        ConfigError: model, prompt list or reward model missing or damaged, unknown reward, adapters merged into 16-bit
+            weights, fewer training prompts than an iteration draws, lists with prompts in common, a prompt that a
+            reward cannot score, or a refused plug-in.
     """
     from harness.models.pipelines.files import model_fingerprint
     from harness.models.pipelines.locate import find_pipeline
@@ -74,7 +74,7 @@ def fingerprints_of(config: RunConfig) -> dict[str, str]:
 
 
 def plugin_fingerprints(config: RunConfig) -> dict[str, str]:
-    """sha256 of the source of each plug-in but rewards and lists of prompts, by ``plugin NAME``; each was tried out."""
+    """sha256 of each plug-in's source by ``plugin NAME``, but for rewards and prompt lists; tests plug-ins first."""
     if not (config.plugins or config.model.adapter):
         return {}
     from harness.rules.plugins import try_out
@@ -91,9 +91,9 @@ def plugin_fingerprints(config: RunConfig) -> dict[str, str]:
 
 
 def _require_exact_sampling(config: RunConfig) -> None:
-    """Raise ConfigError if pictures would be drawn by weights that lack what was learnt.
+    """Raise ConfigError if merging adapters into 16-bit weights would lose most of an update.
 
-    Asked before a run is made or trained, and not of every configuration: older runs can still be looked at.
+    Checked when a run is made or trained, not for every configuration, so that older runs can still be read.
     """
     optimizer = config.optimizer
     if config.model.precision != "fp32" and optimizer.tuning == "lora" and optimizer.lora.merge_while_sampling:
@@ -116,7 +116,7 @@ def _require_scorable(reward: "Reward", settings: str, prompt_list: "PromptList"
 
 
 def _require_disjoint(config: RunConfig, lists: Mapping[str, "PromptList"]) -> None:
-    """Raise ConfigError if prompts that a run learns from are among those that it is judged by."""
+    """Raise ConfigError if two of a run's prompt lists have prompts in common."""
     known = tuple(prompt_list.sha256 for prompt_list in lists.values())
     if known in _FIT:
         return
@@ -127,7 +127,7 @@ def _require_disjoint(config: RunConfig, lists: Mapping[str, "PromptList"]) -> N
 
 
 def overlaps(config: RunConfig, lists: Mapping[str, Sequence[str]]) -> list[str]:
-    """A line for each two prompt lists of a run, by split, that have prompts in common: how many, and the first."""
+    """Messages, one for each pair of a run's prompt lists with common prompts: their number and the first of them."""
     from harness.prompts.lists import overlap
 
     lines = []
@@ -146,7 +146,7 @@ def overlaps(config: RunConfig, lists: Mapping[str, Sequence[str]]) -> list[str]
 
 
 def write_identity(folder: Path, config: RunConfig, fingerprints: Mapping[str, str]) -> None:
-    """Note, once, what a new run is and where its configuration was written; keep its plug-ins' source."""
+    """Write the identity of a new run, the origins of its settings, and the source of its plug-ins."""
     content = {
         "numerics_version": NUMERICS_VERSION,
         "settings": numeric_settings(config),
@@ -162,27 +162,27 @@ def write_identity(folder: Path, config: RunConfig, fingerprints: Mapping[str, s
 
 
 def _command() -> str | None:
-    """The command line that makes a run, without passwords in addresses; None if it is none of ``adagrpo``."""
+    """Command line of ``adagrpo`` that makes the run, without passwords in URLs; None for another program."""
     if Path(sys.argv[0]).stem not in ("adagrpo", "cli"):
         return None
     return re.sub(r"//[^/@\s]+@", "//", shlex.join(["adagrpo", *sys.argv[1:]]))
 
 
 def read_identity(folder: Path) -> dict[str, Any]:
-    """What ``write_identity`` noted; empty for a run that is older than that. Raises ConfigError if it is damaged."""
+    """Content of identity.json; empty for a run of older code without one. Raises ConfigError if it is damaged."""
     return _read(folder / FILE) if (folder / FILE).is_file() else {}
 
 
 def require_unchanged(folder: Path, config: RunConfig, fingerprints: Mapping[str, str] | None = None) -> None:
-    """Compare a run with what it was when it was made.
+    """Check that a run has not changed since it was made.
 
     Args:
-        folder: of the run.
-        config: what is about to be executed there, as it is saved.
-        fingerprints: as ``fingerprints_of`` now; None computes them.
+        folder: directory of the run.
+        config: saved configuration that is about to be executed.
+        fingerprints: present result of ``fingerprints_of``; None computes it.
 
     Raises:
-        ConfigError: names what has changed: a setting, a prompt list, the model or a reward.
+        ConfigError: something has changed, which the message names: a setting, prompt list, model, reward or plug-in.
     """
     now = fingerprints_of(config) if fingerprints is None else fingerprints
     known = _read(folder / FILE)
@@ -194,7 +194,7 @@ def require_unchanged(folder: Path, config: RunConfig, fingerprints: Mapping[str
         for name in sorted(known["fingerprints"].keys() | now.keys())
         if known["fingerprints"].get(name) != now.get(name)
     ]
-    # Through JSON, as it was written: a pair is a list there.
+    # Converted to JSON and back like the saved settings, because tuples become lists.
     before, after = leaves(known["settings"]), leaves(json.loads(json.dumps(numeric_settings(config))))
     changed += [
         f"{key} is {after.get(key, 'the default')} in config.yaml, and was {before.get(key, 'the default')}"
@@ -216,10 +216,10 @@ def require_unchanged(folder: Path, config: RunConfig, fingerprints: Mapping[str
 
 
 def record_execution(folder: Path, environment: Mapping[str, Any]) -> list[str]:
-    """Note under what a run is executed: in environment.json, and under ``resumed`` what is not as it was before.
+    """Write a run's environment to environment.json; if it has changed since, append the new one under ``resumed``.
 
     Returns:
-        Lines to say: that code, or the rules that its result will be judged by, have changed since the run began.
+        Messages: code or packages, or the rules that judge the result, have changed since the last execution.
     """
     path = folder / ENVIRONMENT
     if not path.is_file():
@@ -242,7 +242,7 @@ def record_execution(folder: Path, environment: Mapping[str, Any]) -> list[str]:
 
 
 def changes_of(folder: Path) -> list[str]:
-    """``changes_since`` a run directory was executed; a damaged record is none."""
+    """``changes_since`` for a run's directory; a damaged environment.json counts as code that was not recorded."""
     try:
         return changes_since(_read(folder / ENVIRONMENT) if (folder / ENVIRONMENT).is_file() else {})
     except ConfigError:
@@ -250,17 +250,17 @@ def changes_of(folder: Path) -> list[str]:
 
 
 def note_on_code(runs: Iterable[Collection[str]]) -> list[str]:
-    """As ``note_on_changes``, with what to do."""
+    """Same as ``note_on_changes``, with a hint about --rerun-changed."""
     return [f"{line}; --rerun-changed runs again what is changed" for line in note_on_changes(runs)]
 
 
 def set_aside(folder: Path) -> Path:
-    """Rename a run's folder to ``NAME.before-N``, where no reader takes it for a run; returns the new path."""
+    """Rename a run's folder to ``NAME.before-N``, which no reader takes for a run; returns the new path."""
     number = 1
     while (kept := folder.with_name(f"{folder.name}.before-{number}")).exists():
         number += 1
     folder.rename(kept)
-    # A folder is a run by this file.
+    # A folder with a config.yaml would be taken for a run.
     (kept / "config.yaml").rename(kept / "config.before.yaml")
     return kept
 
