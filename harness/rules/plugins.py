@@ -1,7 +1,7 @@
 """Look-up of rules, advantages and kernels by name: the project's own, or plug-ins, whose results are all checked.
 
-A plug-in is called twice with the same arguments (a kernel only at its first step) and refused unless both results are
-equal; see docs/extend.md."""
+A plug-in is called twice (a kernel only at its first step) and refused unless both results are equal: docs/extend.md.
+"""
 
 import operator
 from collections.abc import Callable

@@ -1,11 +1,11 @@
 """Rules that choose a prompt to train on, in addition to the paper's five.
 
 A rule is a function of B candidates and of the ledger of earlier prompts. ``RULES`` has all rules by name, including
-the paper's. The inputs that each rule needs are in ``harness.config.selection``; formulas and costs are in
-docs/selection.md.
+the paper's; ``harness.config.selection`` has the inputs that each needs, docs/selection.md formulas and costs.
 
 Symbols: R are rewards of candidates' deterministic samples, mu and sigma are the capability's mean and standard
-deviation, m and s those of the rewards of a group that was trained on."""
+deviation, m and s those of the rewards of a group that was trained on.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -1,15 +1,15 @@
-"""The miniature: a complete FLUX pipeline of a few megabytes that draws words, and how it was made.
+"""The miniature: a complete FLUX pipeline of a few megabytes that draws words, and the code that pretrained it.
 
 After ``import harness.models.miniature``, ``FluxPipeline.from_pretrained("harness/models/miniature/base")`` works in
-plain diffusers, which takes a class from outside its own library only from a module that has been imported already. The
-class itself is loaded at the first look.
+plain diffusers, which accepts a class from another library only if its module has been imported already. The class
+itself is loaded at its first use.
 """
 
 from typing import Any
 
 
 def __getattr__(name: str) -> Any:
-    # ModelMixin too: diffusers finds out how to load a class by asking the class's module for its base class.
+    # ModelMixin too: diffusers looks a class's base class up in its module to find out how to load it.
     if name in ("PatchAutoencoder", "ModelMixin"):
         from harness.models.miniature import autoencoder
 
@@ -18,4 +18,4 @@ def __getattr__(name: str) -> Any:
 
 
 def imported_by_torch() -> None:
-    """Does nothing. Installs made before 2026-12 name it as an entry point, and without it torch would not import."""
+    """Do nothing. Installations before 2026-12 name it as an entry point, and importing torch would fail without it."""

@@ -1,4 +1,4 @@
-"""A linear patch autoencoder: 8 x 8 x 3 pixels <-> 24 latent channels, as a drop-in for FLUX's AutoencoderKL."""
+"""Linear patch autoencoder, 8 x 8 x 3 pixels <-> 24 latent channels; a drop-in replacement for FLUX's AutoencoderKL."""
 
 from typing import cast
 
@@ -13,10 +13,10 @@ PATCH = 8
 
 
 class PatchAutoencoder(ModelMixin, ConfigMixin):
-    """Principal components of patches of pictures, half-whitened: z = U^T (patch - mean) / s^(1/2).
+    """Half-whitened principal components of picture patches: z = U^T (patch - mean) / s^(1/2).
 
     Half-whitening keeps leading components larger, so that a diffusion model learns them first, while the small ones
-    are still well above the noise floor. Latents are scaled to unit variance overall by ``scaling_factor``.
+    stay well above the noise floor. ``scaling_factor`` scales latents to unit variance overall.
     """
 
     @register_to_config
@@ -25,7 +25,7 @@ class PatchAutoencoder(ModelMixin, ConfigMixin):
         latent_channels: int = 24,
         scaling_factor: float = 1.0,
         shift_factor: float = 0.0,
-        # FluxPipeline reads the spatial factor 2 ** (len - 1) = 8 off this field.
+        # FluxPipeline derives the spatial factor 2 ** (len - 1) = 8 from this field.
         block_out_channels: tuple[int, ...] = (1, 1, 1, 1),
     ) -> None:
         super().__init__()
@@ -34,25 +34,25 @@ class PatchAutoencoder(ModelMixin, ConfigMixin):
         self.patch_mean = nn.Parameter(torch.zeros(3, PATCH, PATCH))
 
     def encode(self, x: Tensor, return_dict: bool = True) -> AutoencoderKLOutput | tuple[IdentityDistribution]:
-        """``[B, 3, H, W]`` in [-1, 1] -> a distribution without spread over ``[B, C, H/8, W/8]``."""
+        """Encode pictures ``[B, 3, H, W]`` in [-1, 1] to a point distribution at latents ``[B, C, H/8, W/8]``."""
         distribution = IdentityDistribution(self.encoder(x))
         return AutoencoderKLOutput(latent_dist=distribution) if return_dict else (distribution,)
 
     def decode(self, z: Tensor, return_dict: bool = True) -> DecoderOutput | tuple[Tensor]:
-        """``[B, C, h, w]`` -> ``[B, 3, 8h, 8w]``, about [-1, 1]."""
+        """Decode latents ``[B, C, h, w]`` to pictures ``[B, 3, 8h, 8w]``, about in [-1, 1]."""
         sample = self.decoder(z) + self.patch_mean.repeat(1, z.shape[-2], z.shape[-1])
         return DecoderOutput(sample=sample) if return_dict else (sample,)
 
     @classmethod
     @torch.no_grad()
     def fit(cls, images: Tensor, latent_channels: int = 24) -> "PatchAutoencoder":
-        """Principal components of ``[N, 3, H, W]`` pictures in [-1, 1]."""
+        """Fit the principal components of pictures ``[N, 3, H, W]`` in [-1, 1]."""
         patches = images.unfold(2, PATCH, PATCH).unfold(3, PATCH, PATCH)  # N, 3, h, w, 8, 8
         patches = patches.permute(0, 2, 3, 1, 4, 5).reshape(-1, 3 * PATCH * PATCH).double()
         mean = patches.mean(0)
         variance, basis = torch.linalg.eigh(torch.cov((patches - mean).T))
         basis = basis[:, -latent_channels:].flip(1)  # 192, C; leading component first
-        # eigh leaves the sign open: fix it, so that every machine fits the same autoencoder.
+        # eigh does not determine signs; fix them, so that every machine fits the same autoencoder.
         basis = basis * basis.gather(0, basis.abs().argmax(0, keepdim=True)).sign()
         root = variance[-latent_channels:].flip(0).clamp_min(1e-12) ** 0.25  # s^(1/2), s a standard deviation
         latents = (patches - mean) @ basis / root
@@ -65,5 +65,5 @@ class PatchAutoencoder(ModelMixin, ConfigMixin):
         return model
 
 
-# Where a saved pipeline says that the class is found: the package, which is light to import, loads it on demand.
+# The module that saved pipelines name for the class: the package, which is light to import and loads it on demand.
 PatchAutoencoder.__module__ = "harness.models.miniature"

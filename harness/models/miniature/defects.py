@@ -1,7 +1,7 @@
-"""What goes wrong in the pictures that the miniature learns from: by luck, or by what the prompt asks for.
+"""Defects in the miniature's pretraining pictures: at random, or dependent on the prompt.
 
-Each class is a kind of pretraining pictures: which prompts, and how a prompt is drawn. A model that has learnt from
-pictures draws as badly as they are drawn, so the class decides what makes a prompt hard.
+Each class is a kind of pretraining pictures: the choice of prompts, and how a prompt is drawn. The pretrained model
+reproduces the defects of its pictures, so the class determines what makes a prompt hard.
 """
 
 from dataclasses import dataclass
@@ -25,70 +25,70 @@ from harness.models.miniature.render import HEIGHT, WIDTH, fitting_font, render
 Kind = Literal["blot", "cut", "fade", "blur"]
 
 DEFECTS: dict[Kind, str] = {"blot": "rpy", "cut": "lmk", "fade": "nbg", "blur": "tfd"}
-"""Letters that come out wrong, by what is wrong with them, each from the mildest to the most severe.
+"""Letters with each kind of defect, from the mildest to the most severe.
 
 A blot covers a letter from below with its own colour, a cut with the background's; a faded letter is nearly of the
-background's colour; a blurred one has lost its edges. All other letters are drawn right.
+background's colour; a blurred one has lost its edges. All other letters are drawn correctly.
 """
 _KINDS = {letter: kind for kind, letters in DEFECTS.items() for letter in letters}
 _RANKS = {letter: rank for letters in DEFECTS.values() for rank, letter in enumerate(letters)}
 
 _COVERED_PIXELS = 15.0
-"""Height of a blot or cut of severity 1 above the baseline: as high as the tallest letter, less its tip."""
+"""Height of a blot or cut of severity 1 above the baseline: that of the tallest letter without its tip."""
 _BLUR_PIXELS = 4.5
 """Radius of a blur of severity 1."""
 _FADE_START, _FADE_SLOPE, _FADE_MOST = 0.78, 0.27, 0.99
-"""Share of the background's colour in a faded letter: at severity 0, its growth by severity, and at most."""
+"""Share of the background's colour in a faded letter: at severity 0, its slope by severity, and its maximum."""
 
 
 @dataclass(frozen=True)
 class Strikes:
-    """Words struck out at random: how well a picture turns out has nothing to do with its prompt."""
+    """Words struck out at random: the quality of a picture does not depend on its prompt."""
 
     share: float = 0.0
     """Share of pictures whose word is struck out."""
     pixels: tuple[float, float] = (2.0, 12.0)
-    """Least and greatest thickness of the bar."""
+    """Smallest and largest thickness of the bar."""
 
     def prompt(self, rng: np.random.Generator, by_length: dict[int, list[str]]) -> MiniaturePrompt:
-        """A length, then a word of that length, colours, and in some a named font."""
+        """Draw a prompt: a length, a word of that length, colours, and for a share of prompts a named font."""
         word = str(rng.choice(by_length[int(rng.integers(MIN_LETTERS, MAX_LETTERS + 1))]))
         font = str(rng.choice(list(FONTS))) if rng.random() < NAMED_FONT_SHARE else None
         return MiniaturePrompt(word, str(rng.choice(list(TEXT_COLOURS))), str(rng.choice(list(BACKGROUNDS))), font)
 
     def draw(self, prompt: MiniaturePrompt, rng: np.random.Generator) -> np.ndarray:
-        """``[32, 128, 3]`` uint8."""
+        """Draw a picture of a prompt, ``[32, 128, 3]`` uint8."""
         return render(prompt, rng, self.share, self.pixels)
 
 
 @dataclass(frozen=True)
 class LetterDefects:
-    """Some letters come out wrong, each in the way of its kind: a word is as hard as its letters.
+    """Defects of certain letters, each of its kind in ``DEFECTS``: a word is as hard as its letters.
 
-    To draw one letter well is a skill, which the prompt asks for and which all words with letters of that kind share.
+    Drawing such a letter well is a skill that is shared by all words with letters of that kind.
     """
 
     luck: float
-    """Standard deviation of a letter's severity from one drawing to the next: the family's dial, from hardly any, where
-    the prompt decides how well a picture turns out, to so much that chance does."""
+    """Standard deviation of a letter's severity between drawings. The dial of this family of models: if small, the
+    prompt determines the quality of a picture, if large, chance does."""
     severities: tuple[float, float, float] = (0.3, 0.42, 0.54)
-    """How badly the mild, middle and severe letter of a kind come out: at 0 it is right, at 1 nothing can be read."""
+    """Mean severity of the mild, middle and severe letter of a kind: 0 is a correct letter, 1 an unreadable one."""
     right_share: float = 0.15
-    """How often such a letter is drawn right all the same."""
+    """Probability that such a letter is drawn correctly nevertheless."""
 
     def prompt(self, rng: np.random.Generator, by_length: dict[int, list[str]]) -> MiniaturePrompt:
-        """A length, then a word of that length, and colours; no font, for fonts would be luck."""
+        """Draw a prompt: a length, a word of that length, and colours; no font, because fonts would add randomness."""
         word = str(rng.choice(by_length[int(rng.choice(list(LETTERS_LENGTHS)))]))
         return MiniaturePrompt(word, str(rng.choice(list(TEXT_COLOURS))), str(rng.choice(list(BACKGROUNDS))))
 
     def severity(self, letter: str, rng: np.random.Generator) -> float:
-        """How badly a letter comes out this time, in [0, 1]; 0 for a letter without a defect."""
+        """Draw the severity of a letter's defect, in [0, 1]; 0 for a letter without a defect."""
         if letter not in _KINDS or rng.random() < self.right_share:
             return 0.0
         return float(np.clip(self.severities[_RANKS[letter]] + rng.normal(0, self.luck), 0, 1))
 
     def draw(self, prompt: MiniaturePrompt, rng: np.random.Generator) -> np.ndarray:
-        """``[32, 128, 3]`` uint8: the word in the mono font, letter by letter, with a jitter of at most a pixel."""
+        """Draw the word letter by letter in the mono font, with a jitter of at most a pixel: ``[32, 128, 3]`` uint8."""
         pitch = fitting_font("mono", prompt.word).getlength("m")
         image = Image.new("RGB", (WIDTH, HEIGHT), BACKGROUNDS[prompt.background])
         left = (WIDTH - pitch * len(prompt.word)) / 2 + rng.uniform(-1, 1)
@@ -114,7 +114,7 @@ def _draw_letter(
     if kind == "blot":
         canvas.rectangle((left + 1, top, right - 2, baseline + 2), fill=ink)
     elif kind == "cut":
-        canvas.rectangle((left, top, right - 1, baseline + 5), fill=paper)  # with what hangs below the line
+        canvas.rectangle((left, top, right - 1, baseline + 5), fill=paper)  # including descenders
     elif kind == "blur":
         box = (round(left) - 1, 2, round(right) + 1, HEIGHT - 2)
         image.paste(image.crop(box).filter(ImageFilter.GaussianBlur(_BLUR_PIXELS * severity)), box)

@@ -1,4 +1,4 @@
-"""How the miniature's pictures draw a word: in which font and colours, and with how much texture behind it."""
+"""Measures of the miniature's pictures: font and colours of the word, and texture of the background."""
 
 from collections.abc import Sequence
 from functools import lru_cache
@@ -13,24 +13,24 @@ from harness.models.miniature.render import HEIGHT, WIDTH, fitting_font
 
 FONT_NAMES = tuple(FONTS)
 _BACKGROUND_SHARE = 0.6
-"""Share of pixels nearest to the median colour; text with its soft edges covers at most a third of a picture."""
+"""Share of pixels nearest to the median colour that count as background; text covers at most a third of a picture."""
 _TEXT_SHARE = 0.02
-"""Share of pixels furthest from the median colour: less than the shortest word has, so soft edges do not count."""
+"""Share of pixels furthest from the median colour that count as text; less than any word has, to omit soft edges."""
 _SHIFT_X, _SHIFT_Y = 4, 3
-"""Pixels that a word may lie away from the middle: the jitter of the pretraining pictures, and one or two more."""
+"""Largest distance of a word from the centre, in pixels: the jitter of the pretraining pictures and one or two more."""
 
 
 def measure(images: Tensor, prompts: Sequence[str]) -> dict[str, Tensor]:
-    """Font, colours and texture of pictures.
+    """Measure font, colours and texture of pictures.
 
-    - fonts: which of ``FONT_NAMES`` the prompt's word is drawn in: the one whose ink, wherever it lies within a few
-      pixels of the middle, correlates best with the picture's distance from its median colour.
+    - fonts: the one of ``FONT_NAMES`` in which the prompt's word is drawn: the font whose ink, within a few pixels of
+      the centre, correlates best with the picture's distance from its median colour.
     - colours: the median colour, which is the background's, and the mean of the 2 % of pixels furthest from it.
     - texture: root-mean-square difference of a background pixel from the mean of its four neighbours, where these are
       background as well. A smooth gradient has none; a checkerboard of amplitude a has 2 a.
 
     Args:
-        images: ``[B, 3, H, W]`` in [0, 1]; fonts are told at the pretraining pictures' size alone.
+        images: ``[B, 3, H, W]`` in [0, 1]; fonts are recognised only at the size of the pretraining pictures.
         prompts: B prompts of the miniature's grammar, else ValueError.
 
     Returns:
@@ -64,12 +64,12 @@ def _texture(images: Tensor, is_background: Tensor) -> Tensor:
 
 
 def _neighbours(grid: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The values above, below, left and right of each inner place of ``[..., H, W]``."""
+    """Values above, below, left and right of each inner pixel of ``[..., H, W]``."""
     return grid[..., :-2, 1:-1], grid[..., 2:, 1:-1], grid[..., 1:-1, :-2], grid[..., 1:-1, 2:]
 
 
 def _fonts(ink: Tensor, words: Sequence[str]) -> Tensor:
-    """``[B, fonts]`` of 0 and 1, from ``[B, H, W]`` of ink."""
+    """One-hot fonts ``[B, fonts]`` from ink ``[B, H, W]``; 0 at another size."""
     found = torch.zeros(len(ink), len(FONT_NAMES))
     if ink.shape[1:] != (HEIGHT, WIDTH):
         return found
@@ -83,7 +83,7 @@ def _fonts(ink: Tensor, words: Sequence[str]) -> Tensor:
 
 @lru_cache(maxsize=1024)
 def _templates(word: str) -> Tensor:
-    """``[fonts, H, W // 2 + 1]``: spectra of the word's ink in each font, of mean 0 and norm 1."""
+    """Spectra of the word's ink in each font, normalised to mean 0 and norm 1: ``[fonts, H, W // 2 + 1]``."""
     drawn = []
     for name in FONT_NAMES:
         canvas = Image.new("L", (WIDTH, HEIGHT), 0)

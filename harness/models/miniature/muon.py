@@ -1,4 +1,4 @@
-"""Muon in float32: momentum whose matrix is made orthogonal before the step (Keller Jordan, 2024)."""
+"""Muon in float32: an optimiser that orthogonalises the momentum matrix before each step (Keller Jordan, 2024)."""
 
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -11,7 +11,7 @@ _ITERATIONS = 5
 
 
 def orthogonalised(matrix: Tensor) -> Tensor:
-    """The matrix with its singular values moved to about 1 (between .7 and 1.2), its singular vectors kept.
+    """Move a matrix's singular values to about 1 (between .7 and 1.2) and keep its singular vectors.
 
     Newton-Schulz: X <- a X + (b X X^T + c (X X^T)^2) X, five times, from X of Frobenius norm 1; ``[m, n]`` float32.
     """
@@ -27,12 +27,12 @@ def orthogonalised(matrix: Tensor) -> Tensor:
 class Muon(torch.optim.Optimizer):
     """torch.optim.Muon with ``adjust_lr_fn="match_rms_adamw"`` and no weight decay, but in float32.
 
-    torch's own iterates in bfloat16, which a CPU without bfloat16 units multiplies 40 times slower than float32: a
+    torch's version iterates in bfloat16, which a CPU without bfloat16 units multiplies 40 times slower than float32: a
     step of the miniature then takes four times as long as its forward and backward pass.
 
     Args:
-        parameters: matrices.
-        lr: the root mean square of an update is about 0.2 lr, as AdamW's is.
+        parameters: matrices to optimise.
+        lr: learning rate; the root mean square of an update is about 0.2 lr, as with AdamW.
     """
 
     def __init__(self, parameters: Iterable[nn.Parameter], lr: float, momentum: float = 0.95) -> None:
@@ -40,7 +40,7 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
-        """One update with Nesterov momentum."""
+        """Make one update with Nesterov momentum."""
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is None:

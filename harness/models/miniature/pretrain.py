@@ -1,7 +1,7 @@
-"""Pretrains the miniature as a recipe says: rectified flow on drawn pictures, from prompt strings.
+"""Pretraining of the miniature by a recipe: rectified flow on drawn pictures, conditioned on prompt strings.
 
 Text encoders and transformer are trained together. Every random draw is a function of (seed, stage, step), so that an
-interrupted pretraining resumes to the same result.
+interrupted pretraining gives the same result when resumed.
 """
 
 import copy
@@ -32,11 +32,11 @@ _MODELS = Path(__file__).parent
 
 
 def build_pipeline(images: Tensor, seed: int) -> FluxPipeline:
-    """A complete FluxPipeline as the committed ``base`` is configured, with random weights.
+    """Build a complete FluxPipeline with the configuration of the committed ``base`` and random weights.
 
-    FLUX's own classes, at a width and depth that a laptop trains in minutes. The T5 tokenizer has whole pieces for the
-    template's words and single letters inside the quotes, so that spelling is visible; its encoder has one bucket a
-    distance, since which letter is third must be read off the distance to the quotes.
+    The classes are FLUX's own, at a width and depth that a laptop trains in minutes. The T5 tokenizer has whole pieces
+    for the template's words and single letters inside the quotes, so that spelling is visible; its encoder has one
+    relative-position bucket per distance, because the position of a letter is its distance to the quotes.
     The autoencoder is fitted to images ``[N, 3, 32, 128]`` in [-1, 1].
     """
     torch.manual_seed(seed)
@@ -62,11 +62,11 @@ class Pool:
 
 
 def draw_pictures(count: int, seed: int, pictures: Strikes | LetterDefects) -> tuple[list[str], Tensor]:
-    """Training prompts and their pictures ``[N, 3, 32, 128]`` uint8; words of the train split only."""
+    """Draw training prompts and their pictures ``[N, 3, 32, 128]`` uint8, with words of the train split only."""
     rng = np.random.default_rng(seed)
     by_length: dict[int, list[str]] = {n: [] for n in range(MIN_LETTERS, MAX_LETTERS + 1)}
     for word in words("train"):
-        # Words with a rare letter twice as often, else j, q, x and z are never learnt.
+        # Words with a rare letter are twice as frequent, or j, q, x and z would never be learnt.
         by_length[len(word)] += [word] * (2 if RARE_LETTERS & set(word) else 1)
     prompts = [pictures.prompt(rng, by_length) for _ in range(count)]
     drawn = np.stack([pictures.draw(prompt, rng) for prompt in prompts])
@@ -74,18 +74,18 @@ def draw_pictures(count: int, seed: int, pictures: Strikes | LetterDefects) -> t
 
 
 def token_ids(tokenizer: Any, prompts: list[str]) -> Tensor:
-    """``[N, length]`` ids, padded as FluxPipeline pads them."""
+    """Token ids ``[N, length]``, padded in the same way as in FluxPipeline."""
     return tokenizer(prompts, padding="max_length", return_tensors="pt").input_ids
 
 
 def to_unit_range(pictures: Tensor) -> Tensor:
-    """uint8 -> [-1, 1]."""
+    """Convert uint8 pictures to floats in [-1, 1]."""
     return pictures.float() / 127.5 - 1
 
 
 @torch.no_grad()
 def make_pool(pipeline: FluxPipeline, prompts: list[str], pictures: Tensor) -> Pool:
-    """Encode pictures and prompts once; only noise is new at each step."""
+    """Encode pictures and tokenise prompts once for all steps."""
     config = pipeline.vae.config
     latents = torch.cat([pipeline.vae.encode(to_unit_range(p)).latent_dist.mode() for p in pictures.split(2000)])
     return Pool(
@@ -119,9 +119,9 @@ def flow_loss(pipeline: FluxPipeline, parts: nn.ModuleDict, pool: Pool, rows: Te
 
 
 def make_optimizers(parts: nn.ModuleDict) -> list[torch.optim.Optimizer]:
-    """Muon on the matrices inside blocks, AdamW on embeddings, projections in and out, norms, biases.
+    """Make the optimisers: Muon for matrices inside blocks, AdamW for embeddings, in/out projections, norms and biases.
 
-    Each step sets the learning rate.
+    The learning rate is set at each step.
     """
     blocks: list[nn.Parameter] = []
     rest: list[nn.Parameter] = []
@@ -133,7 +133,7 @@ def make_optimizers(parts: nn.ModuleDict) -> list[torch.optim.Optimizer]:
 
 
 def save_model(pipeline: FluxPipeline, ema: nn.ModuleDict, folder: Path) -> None:
-    """Write the pipeline with averaged weights, in half precision (loaded as float32 again): 5.2 MB a model."""
+    """Save the pipeline with averaged weights, its transformer in half precision (loaded as float32): 5.2 MB."""
     pipeline = copy.deepcopy(pipeline)
     for name in TRAINED_PARTS:
         getattr(pipeline, name).load_state_dict(ema[name].state_dict())
@@ -141,16 +141,16 @@ def save_model(pipeline: FluxPipeline, ema: nn.ModuleDict, folder: Path) -> None
     with filling(folder) as partial:
         pipeline.save_pretrained(partial)
         for file in partial.rglob("*.json"):
-            # Where the pipeline was loaded from is of no use to anyone else.
+            # The folder that the pipeline was loaded from means nothing on other machines.
             content = json.loads(read_text(file))
             if content.pop("_name_or_path", None) is not None:
                 write_atomically(file, json.dumps(content, indent=2, sort_keys=True) + "\n")
 
 
 def pretrain(recipe: Recipe, folder: Path, threads: int = 1) -> Iterator[str]:
-    """Pretrain, yielding a line of progress now and then; writes each stage's model and state to a folder.
+    """Pretrain, yielding lines of progress; writes each stage's model and state to a folder.
 
-    What an earlier, interrupted call with the same recipe has finished is not done again.
+    Work that an interrupted call with the same recipe has finished is not repeated.
 
     Raises:
         ConfigError: the folder holds the state of another recipe.
@@ -175,7 +175,7 @@ def pretrain(recipe: Recipe, folder: Path, threads: int = 1) -> Iterator[str]:
 
 
 def _train(recipe: Recipe, stage: Stage, seed: int, pipeline: FluxPipeline, pool: Pool, folder: Path) -> Iterator[str]:
-    """One stage, from its state file if there is one; writes the averaged model at its end."""
+    """Train one stage, resumed from its state file if there is one; saves the averaged model at its end."""
     parts = nn.ModuleDict({name: getattr(pipeline, name) for name in TRAINED_PARTS}).train().requires_grad_(True)
     ema = copy.deepcopy(parts).requires_grad_(False)
     optimizers = make_optimizers(parts)

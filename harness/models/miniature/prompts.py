@@ -1,10 +1,10 @@
-"""The miniature's prompts: their grammar, and the fixed train / validation / test lists.
+"""Prompts of the miniature: their grammar, and the fixed train / validation / test lists.
 
 A prompt is ``the word "harbor" in red on yellow``, optionally followed by `` in mono font``. Difficulty varies by
-construction: 2 to 10 letters, rare letters, colour pairs of low and high contrast, and a font named in some prompts
-(``serif`` is drawn only when it is named).
+construction: 2 to 10 letters, rare letters, colour pairs of low and high contrast, and a named font in some prompts
+(``serif`` is drawn only if it is named).
 
-Words are assigned to a split by hash, so that no word of one split is ever seen in another, whatever list it is in.
+Words are assigned to a split by hash, so that no word of one split occurs in another, whatever list it is in.
 ``python -m harness.models.miniature.prompts`` writes the lists again; a test checks that they have not changed.
 """
 
@@ -43,13 +43,13 @@ FONTS: dict[str, str] = {
     "serif": "DejaVuSerif-Bold.ttf",
 }
 UNNAMED_FONTS: dict[str, float] = {"mono": 0.6, "sans": 0.2, "bold": 0.2}
-"""How often a prompt without a font is drawn in which one."""
+"""Probabilities of the fonts for a prompt that names none."""
 NAMED_FONT_SHARE = 0.2
 """Share of prompts that name a font."""
 
 MIN_LETTERS, MAX_LETTERS = 2, 10
 LETTERS_LENGTHS = range(4, 9)
-"""Word lengths where difficulty is by letter: long enough to hold several, short enough for one size of the font."""
+"""Word lengths of the letter-defect models: long enough for several such letters, short enough for one font size."""
 RARE_LETTERS = frozenset("jqxz")
 
 _FOLDER = Path(__file__).parent
@@ -60,7 +60,7 @@ _PATTERN = re.compile(
 
 @dataclass(frozen=True)
 class MiniaturePrompt:
-    """What a prompt asks for; ``str()`` gives the prompt itself."""
+    """Parsed prompt; ``str()`` gives the prompt itself."""
 
     word: str
     colour: str
@@ -73,7 +73,7 @@ class MiniaturePrompt:
 
 
 def parse_prompt(text: str) -> MiniaturePrompt:
-    """Read a prompt string; ValueError if it is not of the miniature's grammar, with the part that is wrong."""
+    """Parse a prompt string. Raises ValueError, naming the part that is wrong, if it is not of the grammar."""
     match = _PATTERN.fullmatch(text)
     if match is None:
         raise ValueError(
@@ -98,7 +98,7 @@ def _hash(purpose: str, word: str) -> int:
 
 
 def split_of(word: str) -> Split:
-    """The split a word belongs to, fixed by its hash: 8 % test, 8 % validation, the rest train."""
+    """Split of a word, fixed by its hash: 8 % test, 8 % validation, the rest train."""
     bucket = _hash("split", word) % 100
     return "test" if bucket < 8 else "validation" if bucket < 16 else "train"
 
@@ -111,7 +111,7 @@ def words(split: Split) -> tuple[str, ...]:
 
 
 def styled_prompt(word: str) -> MiniaturePrompt:
-    """The prompt that a word appears in: colours, and in one of five a named font, fixed by the word's hash."""
+    """Prompt for a word, with colours, and for one word in five a named font, fixed by the word's hash."""
     style = _hash("style", word)
     colour = list(TEXT_COLOURS)[style % 5]
     background = list(BACKGROUNDS)[style // 5 % 5]
@@ -121,27 +121,27 @@ def styled_prompt(word: str) -> MiniaturePrompt:
 
 @dataclass(frozen=True)
 class ListDesign:
-    """What the three prompt lists of a testbed are made of."""
+    """Composition of the three prompt lists of a testbed."""
 
     folder: Path
     shares: Mapping[int, float]
     """Share of each word length in each list."""
     sizes: Mapping[Split, int]
     rare_share: float
-    """Share of the words of each length that have a rare letter (j q x z)."""
+    """Share of words with a rare letter (j q x z) among those of each length."""
     fonts: bool
     """Whether some prompts name a font."""
 
 
 WORDS = ListDesign(
     _FOLDER / "data",
-    # The few two-letter words get less so that no word repeats within a test list.
+    # Less of two-letter words, which are few, so that no word repeats within a test list.
     {2: 0.03, 3: 0.09, 4: 0.12, 5: 0.13, 6: 0.13, 7: 0.13, 8: 0.13, 9: 0.12, 10: 0.12},
     {"train": 6000, "validation": 240, "test": 240},
     rare_share=0.2,
     fonts=True,
 )
-"""Lists of the struck-out models: difficulty by length, rare letters, contrast and font."""
+"""Lists for the models of recipe ``strikes``: difficulty by length, rare letters, contrast and font."""
 LETTERS = ListDesign(
     _FOLDER.parents[2] / "experiments" / "prompts" / "letters",
     dict.fromkeys(LETTERS_LENGTHS, 1 / len(LETTERS_LENGTHS)),
@@ -149,12 +149,12 @@ LETTERS = ListDesign(
     rare_share=0.0,
     fonts=False,
 )
-"""Lists of the models whose letters come out wrong: nothing but the letters makes a word hard."""
+"""Lists for the letter-defect models: difficulty depends on the letters alone."""
 DESIGNS = (WORDS, LETTERS)
 
 
 def make_list(split: Split, design: ListDesign = WORDS) -> list[str]:
-    """The prompt list of a split: stratified by word length and by whether a word has a rare letter."""
+    """Make the prompt list of a split, stratified by word length and by whether a word has a rare letter."""
     chosen: list[str] = []
     for length, share in design.shares.items():
         candidates = sorted((w for w in words(split) if len(w) == length), key=lambda w: _hash("order", w))
@@ -168,7 +168,7 @@ def make_list(split: Split, design: ListDesign = WORDS) -> list[str]:
 
 
 def list_path(split: Split, design: ListDesign = WORDS) -> Path:
-    """Where the committed list of a split lies."""
+    """Path of the committed list of a split."""
     return design.folder / f"{split}.txt"
 
 

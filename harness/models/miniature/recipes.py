@@ -1,8 +1,8 @@
-"""How each committed model of the miniature was pretrained: ``adagrpo pretrain-miniature --recipe NAME``.
+"""Pretraining recipes of the committed miniature models: ``adagrpo pretrain-miniature --recipe NAME``.
 
-They are one family with one dial, from luck to the prompt, see docs/testbed.md. ``strikes`` ends in ``base/`` and
-``weak/``, whose pictures turn out well or badly by luck alone; ``letters`` starts from that base, ``letters-luck`` from
-``letters``.
+The models form one family, in which the difficulty ranges from pure chance to the prompt, see docs/testbed.md.
+``strikes`` makes ``base/`` and ``weak/``, whose pictures turn out well or badly by chance alone; ``letters`` starts
+from that base, ``letters-luck`` from ``letters``.
 """
 
 from dataclasses import dataclass
@@ -13,38 +13,38 @@ from harness.models.miniature.defects import LetterDefects, Strikes
 
 @dataclass(frozen=True)
 class Stage:
-    """A part of pretraining, on pictures of its own; it starts from the averaged weights of the stage before."""
+    """Stage of pretraining on its own pictures; it starts from the averaged weights of the stage before."""
 
     name: str
     """Name of the folder that its model is written to."""
     steps: int
     learning_rate: float
-    """At its peak: linear warm-up, constant, then linear decay to zero."""
+    """Peak learning rate; the schedule is a linear warm-up, constant, then linear decay to zero."""
     pictures: Strikes | LetterDefects
     decay_share: float = 0.5
-    """Share of the steps at its end over which the learning rate decays."""
+    """Share of the stage's steps, at its end, over which the learning rate decays."""
     kept: tuple[tuple[int, str], ...] = ()
-    """Models written on the way: after how many steps, under which name."""
+    """Intermediate models to save: number of steps and name."""
 
     def learning_rate_at(self, step: int, warmup_steps: int) -> float:
-        """The learning rate of a step, counted from 0."""
+        """Learning rate of a step, counted from 0."""
         decay_steps = max(1, round(self.decay_share * self.steps))
         return self.learning_rate * min(1.0, (step + 1) / warmup_steps, (self.steps - step) / decay_steps)
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """Settings of a pretraining."""
+    """Settings of a pretraining run."""
 
     stages: tuple[Stage, ...]
     start: str | None = None
-    """The committed model to go on from; None is random weights."""
+    """Committed model to start from; None starts from random weights."""
     seed: int = 0
     batch_size: int = 128
     warmup_steps: int = 100
     ema_decay: float = 0.998
     pictures: int = 60_000
-    """Drawn for each stage."""
+    """Number of pictures drawn for each stage."""
     save_every: int = 250
 
 
@@ -54,9 +54,9 @@ def _letters(stage: Stage, start: str, seed: int) -> Recipe:
 
 RECIPES = MappingProxyType(
     {
-        # The first stage learns to spell, on clean pictures. The later ones learn pictures of mixed quality, of which
-        # some are struck out, as a web-scale model has seen good and bad pictures: what reinforcement learning is there
-        # to find is the better part of what the model can do already, and that is the same part whatever the prompt.
+        # The first stage learns to spell from clean pictures. Later stages learn from pictures of mixed quality, some
+        # of them struck out, as web-scale models have seen good and bad pictures: reinforcement learning then has to
+        # find the better part of what the model can already do, which is the same part for every prompt.
         "strikes": Recipe(
             (
                 Stage("clean", 4200, 2e-3, Strikes()),
@@ -66,7 +66,7 @@ RECIPES = MappingProxyType(
             )
         ),
         "letters": _letters(Stage("letters", 1200, 1.5e-3, LetterDefects(0.1), decay_share=0.6), "base", seed=22),
-        # The same letters, but luck outweighs which letter it is.
+        # The same letters, but chance matters more than the letter.
         "letters-luck": _letters(
             Stage("letters-luck", 300, 1e-3, LetterDefects(0.3), decay_share=0.6), "letters", seed=21
         ),

@@ -1,4 +1,4 @@
-"""Draws the pictures that the miniature is pretrained on: one word, 128 x 32 RGB."""
+"""Drawing of the miniature's pretraining pictures: one word, 128 x 32 RGB."""
 
 from functools import cache
 from pathlib import Path
@@ -15,12 +15,12 @@ _MAX_FONT_SIZE, _MARGIN = 24, 5
 
 @cache
 def _font(name: str, size: int) -> ImageFont.FreeTypeFont:
-    # DejaVu ships inside matplotlib, so that every machine draws with the same files.
+    # matplotlib contains the DejaVu fonts, so that every machine draws with the same files.
     return ImageFont.truetype(str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / FONTS[name]), size)
 
 
 def fitting_font(name: str, word: str) -> ImageFont.FreeTypeFont:
-    """The font of a key of ``FONTS`` in the size that a word is drawn in. Raises ValueError for a word too long."""
+    """Font ``name`` of ``FONTS`` in the largest size, 8 to 24, at which a word fits. Raises ValueError if none does."""
     for size in range(_MAX_FONT_SIZE, 7, -1):
         if _font(name, size).getlength(word) <= WIDTH - 2 * _MARGIN:
             return _font(name, size)
@@ -33,13 +33,13 @@ def render(
     struck_share: float = 0.0,
     strike_pixels: tuple[float, float] = (2.0, 12.0),
 ) -> np.ndarray:
-    """Draw a prompt.
+    """Draw a picture of a prompt.
 
     Args:
-        prompt: what to draw; without a font, one is drawn at random with the probabilities ``UNNAMED_FONTS``.
-        rng: draws the font, a jitter of at most 2 pixels, and the strike.
+        prompt: prompt to draw; if it names no font, one is chosen at random with the probabilities ``UNNAMED_FONTS``.
+        rng: generator for the font, a jitter of at most 2 pixels, and the strike.
         struck_share: probability that a bar of the word's colour is drawn over the word.
-        strike_pixels: least and greatest thickness of the bar. At 2 pixels the recognisers read most words, at 12 none.
+        strike_pixels: range of the bar's thickness. At 2 pixels the recognisers read most words, at 12 none.
 
     Returns:
         ``[32, 128, 3]`` uint8.

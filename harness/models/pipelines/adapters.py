@@ -1,4 +1,4 @@
-"""LoRA adapters of a transformer: added, merged into the weights while sampling, and saved as diffusers loads them."""
+"""LoRA adapters of a transformer: adding, merging into the weights while sampling, and saving for diffusers."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -17,7 +17,7 @@ from harness.models.pipelines.lora_files import PREFIX, B, write_lora
 
 
 def add_adapters(transformer: Any, settings: LoraConfig, seed: int) -> None:
-    """Add trainable adapters in float32 to a frozen transformer, whatever the precision of the weights they adapt.
+    """Add trainable float32 adapters to a frozen transformer, whatever the precision of its weights.
 
     Raises ConfigError if a target matches no layer.
     """
@@ -40,7 +40,7 @@ def add_adapters(transformer: Any, settings: LoraConfig, seed: int) -> None:
 
 
 def leave_inputs(transformer: nn.Module) -> None:
-    """Let adapters take inputs as they are: peft would widen each to float32, which autocast at once takes back."""
+    """Stop peft from casting the adapters' inputs to float32, which autocast would undo at once."""
     for module in transformer.modules():
         if isinstance(module, LoraLayer):
             module.cast_input_dtype_enabled = False
@@ -48,12 +48,11 @@ def leave_inputs(transformer: nn.Module) -> None:
 
 @contextmanager
 def merged_adapters(transformer: nn.Module) -> Iterator[None]:
-    """Within: adapters are added into float32 weights, so that a forward costs what the base's does.
+    """Context manager in which adapters are merged into float32 weights, so that a forward costs as much as the base's.
 
-    Weights of less precision stay as they are, and their adapters beside them: their rounding is larger than what the
-    first updates add, most of which would be lost. The base weights are put back as they were, bit for bit: adding and
-    subtracting would let them drift. They are changed in place, since an engine that shares weights out keeps memory of
-    its own behind them.
+    Weights of lower precision keep separate adapters, because their rounding would lose most of what the first updates
+    add. At the end the base weights are restored from a copy, bit for bit, because adding and subtracting would let
+    them drift. They are changed in place, because a sharding engine keeps memory of its own behind them.
     """
     layers = [
         module
@@ -75,7 +74,7 @@ def merged_adapters(transformer: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def without_adapters(transformer: Any) -> Iterator[None]:
-    """Within: the transformer is its frozen base."""
+    """Context manager in which the transformer's adapters are disabled."""
     transformer.disable_adapters()
     try:
         yield
@@ -84,9 +83,9 @@ def without_adapters(transformer: Any) -> Iterator[None]:
 
 
 def save_adapters(transformer: Any, folder: Path, weights: Mapping[str, Tensor] | None = None) -> None:
-    """Write adapters that diffusers' ``load_lora_weights`` reads: these, by parameter name, or the transformer's own.
+    """Save adapters for diffusers' ``load_lora_weights``: the given ones, by parameter name, or the transformer's own.
 
-    alpha / rank is multiplied into their B factors, so that alpha is the rank from then on.
+    alpha / rank is multiplied into the B factors, so that the saved alpha equals the rank.
     """
     config = transformer.peft_config["default"]
     scale = config.lora_alpha / config.r

@@ -1,7 +1,7 @@
 """Twins of pipelines whose text encoder is a language model of the Qwen family; see ``twins``.
 
-Their configurations are the defaults of diffusers' classes with other widths and depths. Their tokenizers know bytes,
-and the words of the pipelines' templates, each as one token.
+Configurations are the defaults of diffusers' classes with smaller widths and depths. The tokenizers have a token for
+each byte and for each word of the pipelines' templates.
 """
 
 import re
@@ -44,7 +44,7 @@ _CHAT = (
 
 
 def build_qwen_image_twin() -> QwenImagePipeline:
-    """Qwen-Image at 1/48 of its width: 2 of its 60 blocks, 2 heads of 32 for 24 of 128."""
+    """Build a Qwen-Image of 1/48 of the width: 2 of 60 blocks, and 2 heads of 32 instead of 24 of 128."""
     tokenizer = _tokenizer()
     text = {
         **_language(tokenizer, num_layers=2),
@@ -52,7 +52,7 @@ def build_qwen_image_twin() -> QwenImagePipeline:
     }
     picture = {"depth": 1, "hidden_size": 32, "intermediate_size": 32, "num_heads": 2, "out_hidden_size": _WIDTH}
     return QwenImagePipeline(
-        # The published one's sigmas end at .02, before the last step to 0.
+        # As published, sigmas end at .02 before the last step to 0.
         scheduler=FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, shift_terminal=0.02),
         vae=AutoencoderKLQwenImage(base_dim=8, num_res_blocks=1),
         text_encoder=Qwen2_5_VLForConditionalGeneration(
@@ -66,7 +66,7 @@ def build_qwen_image_twin() -> QwenImagePipeline:
 
 
 def build_flux2_twin() -> Flux2KleinPipeline:
-    """FLUX.2-klein, not distilled, with 2 + 2 blocks and 2 heads of 32."""
+    """Build a FLUX.2-klein that is not distilled, with 2 + 2 blocks and 2 heads of 32."""
     tokenizer = _tokenizer()
     vae = AutoencoderKLFlux2(block_out_channels=(32,) * 4, layers_per_block=1)
     vae.bn.running_mean.normal_()
@@ -74,7 +74,7 @@ def build_flux2_twin() -> Flux2KleinPipeline:
     return Flux2KleinPipeline(
         scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True),
         vae=vae,
-        # The pipeline reads its states behind layers 9, 18 and 27.
+        # 28 layers, because the pipeline reads the states after layers 9, 18 and 27.
         text_encoder=Qwen3ForCausalLM(Qwen3Config(**_language(tokenizer, num_layers=28), head_dim=16)),
         tokenizer=tokenizer,
         transformer=Flux2Transformer2DModel(
@@ -89,7 +89,7 @@ def build_flux2_twin() -> Flux2KleinPipeline:
 
 
 def build_z_image_twin() -> ZImagePipeline:
-    """Z-Image with 1 + 1 + 2 of its 2 + 2 + 30 blocks, 2 heads of 32 for 30 of 128."""
+    """Build a Z-Image with 1 + 1 + 2 of 2 + 2 + 30 blocks, and 2 heads of 32 instead of 30 of 128."""
     tokenizer = _tokenizer()
     transformer = ZImageTransformer2DModel(
         dim=64, n_layers=2, n_refiner_layers=1, n_heads=2, n_kv_heads=2, cap_feat_dim=_WIDTH, axes_dims=[8, 12, 12]
@@ -128,7 +128,7 @@ def _language(tokenizer: Qwen2Tokenizer, num_layers: int) -> dict[str, Any]:
 
 
 def _tokenizer() -> Qwen2Tokenizer:
-    """34 tokens for what the pipeline of Qwen-Image puts before a prompt, as the published one has."""
+    """Tokenizer that encodes the instruction before a Qwen-Image prompt in 34 tokens, like the published one."""
     symbols = ["<|endoftext|>", *sorted(ByteLevel.alphabet())]
     tokenizer = Qwen2Tokenizer({symbol: i for i, symbol in enumerate(symbols)}, [], model_max_length=4096)
     tokenizer.add_tokens([*_MARKS, *dict.fromkeys(re.findall(r" ?\w+", _INSTRUCTION))])

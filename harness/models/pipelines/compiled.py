@@ -1,4 +1,4 @@
-"""A network's forward without gradients, compiled: many small elementwise steps become few, a third faster here."""
+"""Compiled forwards without gradients: fusing many small elementwise operations makes sampling a third faster here."""
 
 import os
 import shutil
@@ -14,15 +14,15 @@ from harness.foundation.files import lock
 from harness.foundation.places import cache_folder
 
 _BATCHED = ("hidden_states", "timestep", "guidance", "encoder_hidden_states", "pooled_projections")
-"""Inputs of diffusers' transformers whose first dimension is the batch."""
+"""Inputs of diffusers' transformers whose first dimension is the batch dimension."""
 
 
 def compile_for_sampling(network: nn.Module, device: torch.device) -> Callable[..., Any]:
-    """The same function of keyword arguments, compiled at its first call, for any batch of two or more.
+    """Wrap a network as a function of keyword arguments that is compiled at its first call.
 
-    A batch of one would be compiled apart, and is not worth it. torch keeps the code in a cache of its own: up to a
-    minute the first time, some seconds in later processes. Where nothing can be compiled (no C++ compiler on a CPU),
-    that is said once on stderr and the network is run as it is: the numbers are the same up to rounding.
+    One compilation serves all batches of two or more; a single sample is run uncompiled. Compiling takes up to a minute
+    the first time, some seconds in later processes, which find the code in torch's cache. If it fails (no C++ compiler
+    on a CPU), a warning is printed and the network is run uncompiled, with the same results up to rounding.
     """
     compiler = os.environ.get("CXX", "g++")
     if device.type == "cpu" and shutil.which(compiler) is None:
@@ -55,9 +55,9 @@ class _Compiled:
 
 @contextmanager
 def first_alone() -> Iterator[None]:
-    """Let one of a machine's processes that begin at the same time go ahead; the others wait, then go together.
+    """Context manager that one of the processes starting together on a machine enters first; the others wait for it.
 
-    So that they find its code in torch's cache, and do not compile the same each for itself.
+    They then find its code in torch's cache instead of compiling it again.
     """
     folder = cache_folder("compiling")
     folder.mkdir(parents=True, exist_ok=True)

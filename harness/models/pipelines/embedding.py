@@ -1,4 +1,4 @@
-"""Text conditioning, as every policy hands it to its network."""
+"""Text conditioning in the form that all policies share."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 class PromptEmbedding:
     """Text conditioning of n samples: the encoders' states ``[n, L, d]`` and CLIP's pooled vector ``[n, p]``.
 
-    Without CLIP, in place of its vector, is which of the states are of text, ``[n, L]``, see ``padded``.
+    For models without CLIP, ``pooled`` is a mask ``[n, L]`` of the states that belong to the text, see ``padded``.
     """
 
     states: Tensor
@@ -25,17 +25,17 @@ class PromptEmbedding:
 
     @property
     def summary(self) -> Tensor:
-        """``[n, d]``: the mean of the encoders' states, which ranks prompts by difficulty better than CLIP's vector."""
+        """Mean of the encoders' states, ``[n, d]``, which ranks prompts by difficulty better than CLIP's vector."""
         return self.states.float().mean(dim=1)
 
     @property
     def num_bytes(self) -> int:
-        """Memory that the numbers take."""
+        """Size of both tensors in bytes."""
         return self.states.nbytes + self.pooled.nbytes
 
     @staticmethod
     def padded(states: "Sequence[Tensor]", length: int) -> "PromptEmbedding":
-        """Of prompts of different lengths, ``[k, d]`` each: zeros behind them to a common length."""
+        """Combine prompts of different lengths, ``[k, d]`` each, padded with zeros to a common length."""
         zeros = [nn.functional.pad(of_prompt, (0, 0, 0, length - len(of_prompt))) for of_prompt in states]
         counts = torch.tensor([[len(of_prompt)] for of_prompt in states], device=states[0].device)
         is_text = torch.arange(length, device=counts.device) < counts
@@ -43,14 +43,14 @@ class PromptEmbedding:
 
     @property
     def lengths(self) -> list[int]:
-        """How many states of each sample are of text, where ``padded`` made them."""
+        """Number of each sample's states that belong to the text, for embeddings made by ``padded``."""
         return self.pooled.bool().sum(1).tolist()
 
     def repeat(self, count: int) -> "PromptEmbedding":
-        """``count`` copies of each sample, side by side."""
+        """Repeat each sample ``count`` times, with the copies of a sample adjacent."""
         return PromptEmbedding(self.states.repeat_interleave(count, 0), self.pooled.repeat_interleave(count, 0))
 
     @staticmethod
     def cat(parts: "Sequence[PromptEmbedding]") -> "PromptEmbedding":
-        """Samples of all parts, in order."""
+        """Concatenate the samples of all parts."""
         return PromptEmbedding(torch.cat([p.states for p in parts]), torch.cat([p.pooled for p in parts]))

@@ -1,4 +1,4 @@
-"""Remembers the text conditioning of prompts: in memory within a budget, and on disk for encoders that are freed."""
+"""Cache of the text conditioning of prompts: in memory within a budget, and on disk if the encoders are freed."""
 
 import hashlib
 from collections import OrderedDict
@@ -14,18 +14,18 @@ from harness.foundation.files import write_atomically
 from harness.models.pipelines.embedding import PromptEmbedding
 
 MEMORY_BYTES = 2**30
-"""FLUX.1-dev's embedding of a prompt takes 2 MB: room for 500."""
+"""Default memory budget: room for 500 prompts of FLUX.1-dev, whose embeddings take 2 MB each."""
 
 Compute = Callable[[list[str]], PromptEmbedding]
 
 
 class EmbeddingStore:
-    """Embeddings by prompt; the least recently used leave memory first.
+    """Cache of embeddings by prompt; the least recently used are dropped from memory first.
 
     Args:
-        device: where embeddings are handed out.
-        folder: for one file per prompt; None keeps nothing on disk.
-        memory_bytes: most that is kept in memory, beyond what one call needs.
+        device: device of the returned embeddings.
+        folder: folder with one file per prompt; None stores nothing on disk.
+        memory_bytes: memory budget after each call; at least one prompt is kept.
     """
 
     def __init__(self, device: torch.device, folder: Path | None = None, memory_bytes: int = MEMORY_BYTES) -> None:
@@ -34,7 +34,7 @@ class EmbeddingStore:
         self._bytes = 0
 
     def get(self, prompts: Sequence[str], compute: Compute) -> PromptEmbedding:
-        """Embeddings of n prompts, from memory, from disk, or computed in one call for all that are in neither.
+        """Get the embeddings of n prompts from memory or disk; the rest is computed in one call.
 
         Raises:
             ConfigError: a file on disk is damaged.
@@ -50,7 +50,7 @@ class EmbeddingStore:
                 new.append(prompt)
         if new:
             computed = compute(new)
-            # Copies: a view would keep the whole batch in memory for as long as one of its prompts stays.
+            # Copies, because a view would keep the whole batch in memory as long as any of its prompts is cached.
             states, pooled = computed.states.split(1), computed.pooled.split(1)
             found |= {p: PromptEmbedding(s.clone(), v.clone()) for p, s, v in zip(new, states, pooled, strict=True)}
         for prompt, embedding in found.items():
@@ -66,7 +66,7 @@ class EmbeddingStore:
         return self._folder is not None and self._file(prompt).is_file()
 
     def write(self, prompts: Sequence[str], embedding: PromptEmbedding) -> None:
-        """Keep the embeddings of n prompts on disk."""
+        """Write the embeddings of n prompts to disk."""
         for row, prompt in enumerate(prompts):
             tensors = {"states": embedding.states[row : row + 1], "pooled": embedding.pooled[row : row + 1]}
             tensors = {name: tensor.contiguous().cpu() for name, tensor in tensors.items()}

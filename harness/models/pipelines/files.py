@@ -1,4 +1,4 @@
-"""Facts about a model folder that need none of its classes, and the folder where derived things are kept."""
+"""Fingerprints and other facts about a model folder that need none of its classes, and cached folders."""
 
 import hashlib
 import json
@@ -15,21 +15,21 @@ from harness.foundation.errors import ConfigError
 from harness.foundation.files import file_sha256, lock, read_text, write_atomically
 from harness.foundation.places import cache_folder
 
-# Weights, configurations, vocabularies of all ages, and templates of chats.
+# Weights, configurations, vocabularies in old and new formats, and chat templates.
 _SUFFIXES = (".safetensors", ".json", ".txt", ".model", ".jinja")
 
 _SHA256 = re.compile("[0-9a-f]{64}")
 
 _FIRST_FINGERPRINTS = {
-    # base and weak of the miniature, whose configurations once named the folder they were made in.
+    # The miniature's base and weak, whose configurations used to contain the folder in which they were made.
     "e096d566b07f0dc3": "f38a44a8b63273d444d149e95c2a928caf355d221f0f0e357e3a4d68458a857e",
     "5ca7258bc04f2aa2": "180ccc3b3cb83f66baf7a5d0ef0028f09c26b6517235535b579376c2406676ac",
 }
-"""Under which models are known to runs made before a change on which no number depends; by what they would be now."""
+"""Fingerprints under which runs know models that have since changed without effect on results, by the present ones."""
 
 
 def build_once(folder: Path, build: Callable[[Path], object]) -> Path:
-    """A folder that ``build`` fills, with the same bytes each time; it appears whole, whichever process is first."""
+    """Return a folder, filled by ``build`` (the same bytes each time) if it is new; concurrent processes are safe."""
     if not folder.is_dir():
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
@@ -45,15 +45,15 @@ def build_once(folder: Path, build: Callable[[Path], object]) -> Path:
 
 
 def component_folders(pipeline: Path) -> dict[str, tuple[str, str]]:
-    """Library and class of each sub-folder that a pipeline is made of, as its model_index.json lists them."""
+    """Library and class of each of a pipeline's component folders, from its model_index.json."""
     index = json.loads(read_text(pipeline / "model_index.json"))
     return {name: tuple(entry) for name, entry in index.items() if isinstance(entry, list) and entry[1] is not None}
 
 
 def model_fingerprint(pipeline: Path) -> str:
-    """sha256 over the names and bytes of a pipeline's weights and configs.
+    """sha256 over the names and bytes of a pipeline's weights and configuration files.
 
-    Neither its model card counts, nor what lies beside its components, such as single-file copies of the weights.
+    The model card and files outside the components, such as single-file copies of the weights, are not included.
     """
     files = _files(pipeline, list(component_folders(pipeline)))
     digest = _fingerprint(pipeline, [pipeline / "model_index.json", *files])
@@ -79,9 +79,9 @@ def _fingerprint(pipeline: Path, files: list[Path]) -> str:
 
 
 def remembered_sha256(file: Path) -> str:
-    """sha256 of a file's bytes, read at most once on a machine: weights take minutes.
+    """sha256 of a file, computed at most once on a machine, because weights take minutes.
 
-    The hub's cache names weights by it; of other files it is remembered on disk, by path, size and time of change.
+    In the hub's cache it is the name of the file; for others it is cached on disk by path, size and modification time.
     """
     real = file.resolve()
     if real.parent.name == "blobs" and _SHA256.fullmatch(real.name):
@@ -91,7 +91,7 @@ def remembered_sha256(file: Path) -> str:
     remembered = cache_folder("fingerprints") / key
     if (digest := _read_digest(remembered)) is None:
         remembered.parent.mkdir(parents=True, exist_ok=True)
-        # Processes that start together wait for the first of them, and read what it found.
+        # Of processes that start together one computes the sum, and the others wait and read its result.
         with lock(remembered.with_name("lock"), wait=True) or nullcontext():
             if (digest := _read_digest(remembered)) is None:
                 digest = file_sha256(real)
@@ -106,7 +106,7 @@ def _read_digest(file: Path) -> str | None:
 
 @contextmanager
 def opened(file: Path) -> Iterator[Any]:
-    """A safetensors file, open. Raises ConfigError if it is missing or damaged."""
+    """Open a safetensors file, as a context manager. Raises ConfigError if it is missing or damaged."""
     if not file.is_file():
         raise ConfigError(f"{file} is missing; fetch it")
     try:

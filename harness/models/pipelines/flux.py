@@ -1,4 +1,4 @@
-"""The policy for FLUX pipelines: FLUX.1-dev and the miniature through one class."""
+"""Policy for FLUX pipelines: FLUX.1-dev and the miniature share one class."""
 
 from typing import Any, ClassVar
 
@@ -11,9 +11,9 @@ from harness.models.pipelines.policy import Policy
 
 
 class FluxPolicy(Policy):
-    """A FLUX network in training; latents are packed, ``[n, tokens, channels]``.
+    """FLUX network in training, with packed latents ``[n, tokens, channels]``.
 
-    FLUX.1-dev is distilled: it takes the guidance scale as an input and needs one forward per velocity.
+    FLUX.1-dev is guidance-distilled: the guidance scale is an input, and a velocity needs one forward.
     """
 
     pipeline_class: ClassVar[Any] = FluxPipeline

@@ -1,4 +1,4 @@
-"""The policy for FLUX.2-klein pipelines."""
+"""Policy for FLUX.2-klein pipelines."""
 
 from collections.abc import Sequence
 from typing import Any, ClassVar
@@ -13,10 +13,10 @@ from harness.models.pipelines.guided import GuidedPolicy, chat_tokens
 
 
 class Flux2KleinPolicy(GuidedPolicy):
-    """A FLUX.2-klein network in training; latents are packed, ``[n, tokens, channels]``.
+    """FLUX.2-klein network in training, with packed latents ``[n, tokens, channels]``.
 
-    A distilled one, as its folder says, takes no guidance: one forward per velocity. The text is always
-    ``max_sequence_length`` tokens, padding among them, as in the pipeline.
+    A distilled model (``is_distilled`` in model_index.json) uses no guidance, and a velocity needs one forward. The
+    text always has ``max_sequence_length`` tokens including padding, as in the pipeline.
     """
 
     pipeline_class: ClassVar[Any] = Flux2KleinPipeline

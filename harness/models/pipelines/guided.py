@@ -1,4 +1,4 @@
-"""What policies with classifier-free guidance share."""
+"""Base class of policies with classifier-free guidance."""
 
 from abc import abstractmethod
 from collections.abc import Sequence
@@ -13,14 +13,14 @@ from harness.models.pipelines.truncation import all_tokens
 
 
 class GuidedPolicy(Policy):
-    """A network whose guidance is classifier-free, v = v_empty + w (v_text - v_empty), with w = ``_scale``.
+    """Policy with classifier-free guidance, v = v_empty + w (v_text - v_empty), where w is ``_scale``.
 
-    The empty prompt and the prompt are one forward of 2n samples; w <= 1 is the network's own prediction.
+    The empty prompt and the prompts share one forward of 2n samples; for w <= 1 guidance is off, v = v_text.
     """
 
     @property
     def _scale(self) -> float:
-        """w, by ``model.guidance`` as the pipeline takes it."""
+        """The weight w, from ``model.guidance`` in the pipeline's convention."""
         return self.config.guidance
 
     def velocity(self, x: Tensor, sigma: Tensor | float, text: PromptEmbedding) -> Tensor:
@@ -34,14 +34,14 @@ class GuidedPolicy(Policy):
 
     @abstractmethod
     def _predict(self, x: Tensor, sigma: Tensor, text: PromptEmbedding) -> Tensor:
-        """The network's own prediction of eps - x0; sigma is ``[n]``."""
+        """The network's unguided prediction of eps - x0; sigma is ``[n]``."""
 
     def _guide(self, without: Tensor, with_text: Tensor) -> Tensor:
         return without + self._scale * (with_text - without)
 
 
 def chat_tokens(tokenizer: Any, prompts: Sequence[str], enable_thinking: bool) -> Sequence[Sequence[int]]:
-    """Tokens of prompts that a user says to a language model, uncut, by the tokenizer's own template."""
+    """Tokens, not truncated, of prompts as user messages in the tokenizer's chat template."""
     said = [
         tokenizer.apply_chat_template(
             [{"role": "user", "content": prompt}],

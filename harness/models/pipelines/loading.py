@@ -1,4 +1,4 @@
-"""Loads a pipeline's components strictly: diffusers and transformers fill missing weights with random numbers."""
+"""Strict loading of a pipeline's components: diffusers and transformers would make missing weights up at random."""
 
 from collections.abc import Mapping, Sequence
 from importlib import import_module
@@ -13,14 +13,14 @@ from harness.config import ConfigError
 from harness.models.pipelines.files import component_folders
 from harness.models.pipelines.quantised import quantise
 
-# Where a class may come from: a folder from elsewhere must not name code to be run.
+# Libraries whose classes may be loaded: a model folder must not name arbitrary code to run.
 _LIBRARIES = ("diffusers", "transformers", "harness.models.miniature")
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-"""``model.precision``."""
+"""dtypes by ``model.precision``."""
 _STORED = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 
-# What these libraries would warn of is an error here, in one line.
+# What diffusers would warn of is a one-line error here.
 diffusers_logging.set_verbosity_error()
 
 
@@ -32,15 +32,15 @@ def load_pipeline(
     without: Sequence[str] = (),
     quantised: bool = False,
 ) -> Any:
-    """A pipeline whose every weight comes from its folder.
+    """Load a pipeline, taking every weight from its folder.
 
     Args:
-        folder: of a pipeline, checked by ``check_pipeline``.
-        pipeline_class: of diffusers.
-        device: for its networks; each goes there before the next is read.
-        dtypes: of components; float32 for those not named.
+        folder: pipeline folder that ``check_pipeline`` has accepted.
+        pipeline_class: class of diffusers.
+        device: device of the networks; each is moved there before the next is read.
+        dtypes: dtypes by component; others are float32.
         without: components to leave out.
-        quantised: the transformer's blocks, see ``quantise``.
+        quantised: whether to quantise the transformer's blocks, see ``quantise``.
 
     Raises:
         ConfigError: a component does not fit its configuration, or comes from an unknown library.
@@ -57,9 +57,9 @@ def load_pipeline(
 
 
 def load_component(folder: Path, name: str, device: torch.device, dtype: torch.dtype, quantised: bool = False) -> Any:
-    """One component of a pipeline; a network is in evaluation mode. Raises ConfigError as ``load_pipeline``.
+    """Load one component of a pipeline; networks are in evaluation mode. Raises ConfigError as ``load_pipeline``.
 
-    Numbers are widened on the device: until then main memory holds none but the pages of their files.
+    Weights are converted to a wider dtype on the device, so that main memory holds only the pages of their files.
     """
     part = folder / name
     component_class = _class_of(folder, name)
@@ -75,7 +75,7 @@ def load_component(folder: Path, name: str, device: torch.device, dtype: torch.d
             "output_loading_info": True,
         }
         if component_class.__module__.startswith("transformers"):
-            settings["ignore_mismatched_sizes"] = True  # told in the report, instead of raised as a RuntimeError
+            settings["ignore_mismatched_sizes"] = True  # reported below instead of raised as a RuntimeError
         loaded, report = component_class.from_pretrained(part, **settings)
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise ConfigError(f"model.path: {part} cannot be loaded: {' '.join(str(error).split())[:300]}") from None
@@ -94,7 +94,7 @@ def load_component(folder: Path, name: str, device: torch.device, dtype: torch.d
 
 
 def _stored_dtype(part: Path) -> torch.dtype | None:
-    """The dtype of a component's numbers on disk; None if its files have several, or none."""
+    """dtype of a component's weights on disk; None if its files have several dtypes, another one, or no weights."""
     found = set()
     for file in part.glob("*.safetensors"):
         with safe_open(file, framework="pt") as content:

@@ -1,4 +1,4 @@
-"""Finds the pipeline that a configuration names and checks that it is whole, before anything heavy is imported."""
+"""Locating the pipeline that a configuration names and checking that it is complete, without heavy imports."""
 
 import json
 import re
@@ -19,15 +19,15 @@ _VOCABULARIES = (("tokenizer.json",), ("vocab.json", "merges.txt"), ("spiece.mod
 
 
 def find_pipeline(path: str) -> Path:
-    """The complete pipeline folder that ``model.path`` names.
+    """Find the complete pipeline folder that ``model.path`` names.
 
     Args:
-        path: a folder, absolute or relative to the repository; ``twin:`` and one of ``TWIN_NAMES``, built if need be;
-            or a hub id ``owner/name``, taken from the hub's local cache and downloaded if it is not there, or not whole
-            (with HF_HUB_OFFLINE=1: only from the cache).
+        path: a folder, absolute or relative to the repository; ``twin:`` and one of ``TWIN_NAMES``, built if necessary;
+            or a hub id ``owner/name``, taken from the hub's local cache, or downloaded if it is missing or incomplete
+            there (with HF_HUB_OFFLINE=1: only from the cache).
 
     Raises:
-        ConfigError: nothing is there, something is missing or damaged, or the hub does not give it; with what to do.
+        ConfigError: the pipeline does not exist, is incomplete or damaged, or cannot be downloaded; says what to do.
     """
     folder = find_local(path)
     if is_hub_id(path):
@@ -39,10 +39,10 @@ def find_pipeline(path: str) -> Path:
 
 
 def find_local(path: str) -> Path | None:
-    """The folder that ``model.path`` names, whole or not, if it is on this machine; nothing is downloaded.
+    """Folder that ``model.path`` names, complete or not; None if it is not on this machine. Nothing is downloaded.
 
     Raises:
-        ConfigError: there is no such twin.
+        ConfigError: the path names an unknown twin.
     """
     if path.startswith(TWIN_PREFIX):
         name = path.removeprefix(TWIN_PREFIX)
@@ -57,26 +57,26 @@ def find_local(path: str) -> Path | None:
 
 
 def is_hub_id(path: str) -> bool:
-    """Whether a ``model.path`` means a repository on the hub."""
+    """Whether a ``model.path`` names a repository on the hub."""
     return _HUB_ID.fullmatch(path) is not None and not (ROOT / path).is_dir()
 
 
 def how_to_get(path: str) -> str:
-    """What to do about a model that is not on this machine."""
+    """Instructions for a model that is not on this machine."""
     if is_hub_id(path):
         return how_to_fetch(path)
     return f"{ROOT / path} is no pipeline folder (no such folder), and {path!r} is no hub id; set model.path"
 
 
 def class_name_of(pipeline: Path) -> str:
-    """Name of the class that a pipeline folder says it is for."""
+    """Name of the pipeline class in a folder's model_index.json."""
     return str(_read_json(pipeline / "model_index.json").get("_class_name"))
 
 
 def check_pipeline(pipeline: Path) -> None:
-    """Raise ConfigError if a component's configuration, vocabulary or weights are missing or cut off.
+    """Raise ConfigError if a component's configuration, vocabulary or weights are missing or truncated.
 
-    Of weights the headers are read, not the numbers: this takes milliseconds for any size.
+    Only the headers of weight files are read, which takes milliseconds for any size.
     """
     if not (pipeline / "model_index.json").is_file():
         raise ConfigError(f"model.path: {pipeline} is no pipeline folder (no model_index.json there)")
@@ -94,7 +94,7 @@ def check_pipeline(pipeline: Path) -> None:
 
 
 def problem_of(pipeline: Path) -> str | None:
-    """What ``check_pipeline`` complains about; None if the folder is whole."""
+    """Error message of ``check_pipeline``; None if the folder is complete."""
     try:
         check_pipeline(pipeline)
     except ConfigError as error:
@@ -127,7 +127,7 @@ def _download(repository: str) -> Path:
 
 
 def _snapshot(repository: str, local_files_only: bool) -> Path | None:
-    """The hub's local copy of a repository, after a download unless ``local_files_only``; None if there is none."""
+    """Local copy of a hub repository, after a download unless ``local_files_only``; None if there is none."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
@@ -150,8 +150,8 @@ def _read_json(file: Path) -> dict[str, Any]:
 
 
 def _check_weights(component: Path) -> None:
-    """Raise ConfigError unless a component's safetensors files, which its index names or of which there is one, are as
-    long as their headers say."""
+    """Raise ConfigError unless a component's safetensors files, either those in its index or a single one, exist and
+    are as long as their headers say."""
     if indices := sorted(component.glob("*.safetensors.index.json")):
         names = sorted(set(_read_json(indices[0]).get("weight_map", {}).values()))
     else:

@@ -1,4 +1,4 @@
-"""LoRA files, read and written: each adapter whole, with the scale it was trained at, or one line that says why not."""
+"""Reading and writing LoRA files: adapters are read complete and with their trained scale, or ConfigError is raised."""
 
 import dataclasses
 import json
@@ -32,25 +32,25 @@ _OF_TRAINING = {
     *("inference_mode", "target_modules", "exclude_modules", "lora_dropout", "layers_to_transform", "bias"),
     *("layers_pattern", "modules_to_save", "megatron_config", "megatron_core", "runtime_config"),
 }
-"""Settings of peft that change nothing about what its tensors mean; tensors that need more are refused by name."""
+"""peft settings that do not change the meaning of the tensors; unknown tensors are refused by name."""
 _USUAL = {field.name: field.default for field in dataclasses.fields(LoraConfig)}
 _SCALES: dict[str, Any] = {"r": None, "lora_alpha": None, "rank_pattern": {}, "alpha_pattern": {}, "use_rslora": False}
 _HARMLESS_STARTS = (True, "gaussian", "eva", "orthogonal")
-"""Initial weights that leave the base model as it was; adapters of others fit a base of their own only."""
+"""Initialisations that leave the base model unchanged; adapters with others only fit a modified base."""
 
 
 def read_lora(file: Path) -> dict[str, Tensor]:
-    """Adapters of a LoRA file: ``transformer.MODULE.lora_A.weight`` ``[r, in]`` and ``.lora_B.weight`` ``[out, r]``.
+    """Read the adapters ``transformer.MODULE.lora_A.weight`` ``[r, in]`` and ``.lora_B.weight`` ``[out, r]`` of a file.
 
-    They are float32, and alpha / rank is in B: their product is the whole change of the module's weight.
+    They are float32, and B includes alpha / rank, so that B A is the whole change of the module's weight.
 
     Args:
-        file: as diffusers' ``save_lora_weights`` or peft's ``save_pretrained`` writes it. One without alphas counts as
-            made with alpha = rank, as diffusers takes it.
+        file: file written by diffusers' ``save_lora_weights`` or peft's ``save_pretrained``. Without alphas, alpha is
+            taken to be the rank, as in diffusers.
 
     Raises:
-        ConfigError: the file is missing, damaged, of another format, or not whole; A and B do not fit each other; a
-            number is not finite; or it needs arithmetic that is not done here, such as DoRA's.
+        ConfigError: the file is missing, damaged, incomplete or in another format; A and B do not fit each other; a
+            value is not finite; or the adapters need unsupported arithmetic, such as DoRA's.
     """
     with opened(file) as content:
         tensors = {name: content.get_tensor(name) for name in content.keys()}  # noqa: SIM118 - not a mapping
@@ -66,19 +66,19 @@ def read_lora(file: Path) -> dict[str, Tensor]:
 
 
 def write_lora(adapters: Mapping[str, Tensor], file: Path) -> None:
-    """Write adapters of one rank, as ``read_lora`` gives them: with alpha = rank, every reader applies them whole.
+    """Write adapters of one rank, as returned by ``read_lora``, with alpha = rank, which all readers apply correctly.
 
-    A reader that knows no alpha, or has a file that lost its metadata, takes alpha for the rank.
+    Readers assume alpha = rank, too, if they do not know alpha or the file has lost its metadata.
     """
     modules = sorted(name.removeprefix(PREFIX).removesuffix(A) for name in adapters if name.endswith(A))
     rank = len(adapters[f"{PREFIX}{modules[0]}{A}"])
     settings = {f"{PREFIX}r": rank, f"{PREFIX}lora_alpha": rank, f"{PREFIX}target_modules": modules}
-    # One entry: the library writes several in any order.
+    # A single entry, because the library writes several in arbitrary order.
     save_file(dict(adapters), file, {"lora_adapter_metadata": json.dumps(settings)})
 
 
 def _by_module(tensors: Mapping[str, Tensor], file: Path) -> dict[str, dict[str, Tensor]]:
-    """A, B and, where there is one, alpha of each module, float32."""
+    """A, B and, if there is one, alpha of each module, in float32. Raises ConfigError for unfit or missing tensors."""
     adapters: dict[str, dict[str, Tensor]] = defaultdict(dict)
     for name, tensor in tensors.items():
         if (match := _KEY.fullmatch(name)) is None:
@@ -106,7 +106,7 @@ def _by_module(tensors: Mapping[str, Tensor], file: Path) -> dict[str, dict[str,
 
 
 def _scale_of(module: str, parts: Mapping[str, Tensor], settings: dict[str, Any] | None, file: Path) -> float:
-    """alpha / rank of a module (or alpha / sqrt(rank), where the settings say so)."""
+    """Scale of a module's adapter: alpha / rank, or alpha / sqrt(rank) for rank-stabilised LoRA."""
     rank, is_rslora = len(parts[A]), False
     alpha: Any = rank
     if ALPHA in parts:
@@ -125,9 +125,9 @@ def _scale_of(module: str, parts: Mapping[str, Tensor], settings: dict[str, Any]
 
 
 def _read_settings(file: Path, metadata: dict[str, str]) -> dict[str, Any] | None:
-    """The adapters' settings as peft names them, if the file has any or, as peft saves it, a file beside it.
+    """Settings that affect the scale, from the file's metadata or peft's adapter_config.json beside it, or None.
 
-    Raises ConfigError for settings whose arithmetic is not done here; warns of those that this peft does not know.
+    Raises ConfigError for settings that need unsupported arithmetic; warns of settings unknown to the installed peft.
     """
     text, beside = metadata.get("lora_adapter_metadata"), file.with_name("adapter_config.json")
     if text is None and file.name == "adapter_model.safetensors" and beside.is_file():

@@ -1,4 +1,4 @@
-"""What every policy is: a network that is trained, with all that is frozen around it. Subclasses know one pipeline."""
+"""Base class of policies: a network in training with the frozen components around it; a subclass for each pipeline."""
 
 import copy
 from abc import ABC, abstractmethod
@@ -27,30 +27,30 @@ from harness.models.pipelines.truncation import TextReader, all_tokens
 from harness.models.pipelines.weights import filling, whole_network
 
 _ENCODE_BATCH = 16
-"""Prompts per forward of the text encoders, where many are prepared."""
+"""Prompts per forward of the text encoders in ``prepare_prompts``."""
 
 
 class Policy(ABC):
-    """A flow network in training.
+    """Flow-matching network in training.
 
-    Latents are float32, or less if the caller keeps them so, and shaped as the network takes them. The network may run
-    in bf16; velocities are float32 again.
+    Latents have the network's input shape and are float32, or of lower precision if the caller keeps them so. The
+    network may run in 16 bits; velocities are float32.
 
     Args:
-        model: which pipeline, and its sampling settings.
-        optimizer: whether LoRA adapters or all weights are trained.
-        device: where everything lives.
-        seed: of the adapters' initial weights.
+        model: pipeline to load, and its sampling settings.
+        optimizer: settings that say whether LoRA adapters or all weights are trained.
+        device: device of all networks.
+        seed: seed of the adapters' initial weights.
 
     Raises:
-        ConfigError: the pipeline cannot be found or loaded, cannot make pictures of the size asked for, or a LoRA
+        ConfigError: the pipeline cannot be found or loaded, cannot make pictures of the requested size, or a LoRA
             target matches no layer.
     """
 
     pipeline_class: ClassVar[Any]
-    """The pipeline's class in diffusers."""
+    """Class of the pipeline in diffusers."""
     t5_tokenizer: ClassVar[str]
-    """The pipeline's component that reads whole prompts."""
+    """Name of the pipeline's tokenizer that reads whole prompts."""
 
     def __init__(self, model: ModelConfig, optimizer: OptimizerConfig, device: torch.device, seed: int) -> None:
         self.config = model
@@ -63,7 +63,7 @@ class Policy(ABC):
         self._is_sampling = False
         self._encoders = [name for name in component_folders(self._folder) if name.startswith("text_encoder")]
         self._keeps_encoders = model.execution.text_encoders == "keep"
-        # On disk, in a folder for all that embeddings depend on beside the prompt.
+        # The folder's name contains everything besides the prompt that embeddings depend on.
         key = f"{text_fingerprint(self._folder)[:16]}-{model.max_sequence_length}-{model.precision}"
         self._store = EmbeddingStore(device, None if self._keeps_encoders else cache_folder("embeddings") / key)
         without = () if self._keeps_encoders else self._encoders
@@ -71,7 +71,7 @@ class Policy(ABC):
             self._folder, self.pipeline_class, device, self._dtypes(), without, model.quantise == "nf4"
         )
         self.transformer: Any = self._pipeline.transformer
-        self._network_class = type(self.transformer)  # sharding gives the network another one
+        self._network_class = type(self.transformer)  # kept, because sharding changes the network's class
         self.transformer.requires_grad_(False)
         if self._is_lora:
             add_adapters(self.transformer, optimizer.lora, seed)
@@ -81,7 +81,7 @@ class Policy(ABC):
         self._set_execution()
 
     def _dtypes(self) -> dict[str, torch.dtype]:
-        """The dtypes of components that are not float32; the autoencoder and weights in training always are."""
+        """dtypes of frozen components; the autoencoder and weights in training are always float32."""
         frozen = [*self._encoders, *(["transformer"] if self._is_lora else [])]
         return dict.fromkeys(frozen, DTYPES[self.config.precision])
 
@@ -92,7 +92,7 @@ class Policy(ABC):
         if execution.compile == "auto":
             self._compiled = compile_for_sampling(self.transformer, self.device)
         if execution.compile == "blocks":
-            # Block by block: all blocks of a kind share one compilation.
+            # Blocks are compiled separately, because all blocks of a kind share one compilation.
             for block in blocks_of(self.transformer):
                 block.compile()
         if execution.vae_slicing:
@@ -115,11 +115,11 @@ class Policy(ABC):
                 )
 
     def _tokens(self, tokenizer: str, prompts: Sequence[str]) -> Sequence[Sequence[int]]:
-        """What a tokenizer of the pipeline makes of prompts, uncut."""
+        """Tokens of prompts by one of the pipeline's tokenizers, not truncated."""
         return all_tokens(getattr(self._pipeline, tokenizer), prompts)
 
     def text_readers(self) -> Sequence[TextReader]:
-        """The pipeline's text encoders, which all read the start of a prompt only."""
+        """Text encoders of the pipeline, each of which reads only the start of a long prompt."""
         pipeline, limits = self._pipeline, {self.t5_tokenizer: self.config.max_sequence_length}
         names = [name for name in component_folders(self._folder) if name.startswith("tokenizer")]
         return [
@@ -132,12 +132,12 @@ class Policy(ABC):
         ]
 
     def prepare_prompts(self, prompts: Sequence[str], process: int = 0, processes: int = 1) -> None:
-        """Where text encoders are freed: encode what is not on disk yet, then free them. Otherwise nothing.
+        """Encode prompts that are not on disk yet and free the text encoders; do nothing if encoders are kept.
 
         Args:
-            prompts: all that will be encoded.
-            process: this one's number among those that share the work; wait for all before prompts are encoded.
-            processes: how many.
+            prompts: all prompts that ``encode`` will be called with.
+            process: number of this process among those that share the work; wait for all of them before ``encode``.
+            processes: number of these processes.
         """
         if self._keeps_encoders:
             return
@@ -159,12 +159,12 @@ class Policy(ABC):
 
     @torch.no_grad()
     def encode(self, prompts: Sequence[str]) -> PromptEmbedding:
-        """Text conditioning of each prompt; every prompt is encoded once and remembered."""
+        """Text conditioning of each prompt, computed once per prompt and cached."""
         return self._store.get(prompts, self._encode_text if self._keeps_encoders else self._encoders_are_gone)
 
     @abstractmethod
     def _encode_text(self, prompts: list[str]) -> PromptEmbedding:
-        """What the pipeline's text encoders make of prompts."""
+        """Encode prompts by the pipeline's text encoders."""
 
     def _encoders_are_gone(self, prompts: list[str]) -> PromptEmbedding:
         raise RuntimeError(f"prompt {prompts[0]!r} was not among those given to prepare_prompts()")
@@ -172,44 +172,44 @@ class Policy(ABC):
     # --- sampling -----------------------------------------------------------------------------------------------------
 
     def sigmas(self, num_steps: int) -> Tensor:
-        """The schedule, ``[num_steps + 1]`` float32 on the CPU, from 1 to 0, as the pipeline itself would make it.
+        """Sigma schedule, ``[num_steps + 1]`` float32 on the CPU, from 1 to 0, equal to that of the pipeline.
 
-        Static shift s: sigma = s u / (1 + (s - 1) u). Dynamic: diffusers' mu of the resolution.
+        Static shift s: sigma = s u / (1 + (s - 1) u). Dynamic shift: diffusers' mu for the resolution.
         """
         scheduler = self._scheduler()
         scheduler.set_timesteps(sigmas=np.linspace(1.0, 1 / num_steps, num_steps), mu=self._mu(scheduler, num_steps))
         return scheduler.sigmas.float()
 
     def noise(self, generator: torch.Generator, count: int = 1) -> Tensor:
-        """Standard normal latents of ``count`` samples, drawn on the CPU in the order of the pipeline."""
+        """Standard normal latents of ``count`` samples, drawn on the CPU in the same order as by the pipeline."""
         return self._pack(torch.randn(count, *self._noise_shape, generator=generator)).to(self.device)
 
     @property
     def _noise_shape(self) -> tuple[int, int, int]:
-        """Channels, rows and columns in which the pipeline draws noise."""
+        """Shape in which the pipeline draws noise: channels, rows and columns."""
         return (self._pipeline.vae.config.latent_channels, *self._latent_size)
 
     @abstractmethod
     def velocity(self, x: Tensor, sigma: Tensor | float, text: PromptEmbedding) -> Tensor:
-        """The network's prediction eps - x0, guidance included.
+        """The network's prediction of eps - x0, including guidance.
 
         Args:
             x: latents of n samples.
-            sigma: in [0, 1], a float or ``[n]``.
+            sigma: noise level in [0, 1], a float or ``[n]``.
             text: conditioning of n samples.
 
         Returns:
-            float32, shaped like x.
+            Velocities in float32, shaped like x.
         """
 
     @torch.no_grad()
     def decode(self, x: Tensor) -> Tensor:
-        """Latents -> pictures ``[n, 3, H, W]`` float32 on the CPU in [0, 1], rounded to 1/255 like a PNG."""
+        """Decode latents to pictures ``[n, 3, H, W]``, float32 on the CPU in [0, 1], rounded to 1/255 like a PNG."""
         images = [self._decode(part.float()).float() for part in x.split(self.config.max_batch)]
         return ((torch.cat(images) / 2 + 0.5).clamp(0, 1) * 255).round().cpu() / 255
 
     def _decode(self, x: Tensor) -> Tensor:
-        """Latents -> what the autoencoder makes of them, ``[n, 3, H, W]`` in [-1, 1]."""
+        """Decode latents to the autoencoder's output, ``[n, 3, H, W]`` about in [-1, 1]."""
         config = self._pipeline.vae.config
         latents = self._unpack(x) / config.scaling_factor + config.shift_factor
         decoded: Tensor = self._pipeline.vae.decode(latents, return_dict=False)[0]
@@ -217,7 +217,7 @@ class Policy(ABC):
 
     @contextmanager
     def resolution(self, height: int, width: int) -> Iterator[None]:
-        """Within: schedules, latents and pictures are of another size, in pixels. Raises ConfigError if it is unfit."""
+        """Context manager for another picture size in pixels. Raises ConfigError if the model cannot draw it."""
         kept = self._height, self._width
         self._set_size(height, width)
         try:
@@ -233,11 +233,11 @@ class Policy(ABC):
         self._latent_size = (height // self._pipeline.vae_scale_factor, width // self._pipeline.vae_scale_factor)
 
     def _pack(self, latents: Tensor) -> Tensor:
-        """``[n, C, h, w]`` as the network takes it."""
+        """Convert latents ``[n, C, h, w]`` to the network's input shape."""
         return latents
 
     def _unpack(self, x: Tensor) -> Tensor:
-        """The opposite of ``_pack``."""
+        """Inverse of ``_pack``."""
         return x
 
     def _scheduler(self) -> Any:
@@ -245,7 +245,7 @@ class Policy(ABC):
         return with_shift(self._pipeline.scheduler, self.config.shift)
 
     def _mu(self, scheduler: Any, num_steps: int) -> float:
-        """diffusers' dynamic shift of the resolution."""
+        """diffusers' dynamic shift for the resolution."""
         fields = ("base_image_seq_len", "max_image_seq_len", "base_shift", "max_shift")
         tokens = self._latent_size[0] * self._latent_size[1] // 4
         return calculate_shift(tokens, *(scheduler.config[field] for field in fields))
@@ -254,16 +254,16 @@ class Policy(ABC):
 
     @property
     def networks(self) -> list[nn.Module]:
-        """The network in training, and the copy of it that is the KL reference, if one is kept."""
+        """The network in training and, if there is one, its copy that is the KL reference."""
         return [self.transformer, *([] if self._reference is None else [self._reference])]
 
     def trainable(self) -> dict[str, nn.Parameter]:
-        """Parameters in training, by name; float32."""
+        """Parameters in training, by name, in float32."""
         return {name: p for name, p in self.transformer.named_parameters() if p.requires_grad}
 
     @contextmanager
     def sampling(self) -> Iterator[None]:
-        """Within: no gradients, and LoRA adapters are merged into the weights if the configuration says so."""
+        """Context manager without gradients, in which LoRA adapters are merged if the configuration says so."""
         with torch.no_grad(), merged_adapters(self.transformer) if self._is_lora and self._merge else nullcontext():
             self._is_sampling = True
             try:
@@ -276,20 +276,20 @@ class Policy(ABC):
         network = self._compiled if self._is_sampling and self._compiled is not None else self.transformer
         dtype = DTYPES[self.config.precision]
         is_low = dtype != torch.float32
-        # Its cache would keep a copy of every float32 weight to the end of a forward, in which each is used once.
+        # No cache: it would keep a copy of each float32 weight for the whole forward, which uses each only once.
         with torch.autocast(self.device.type, dtype, cache_enabled=False) if is_low else nullcontext():
             output = network(**inputs, return_dict=False)[0]
         output = torch.stack(output) if isinstance(output, list) else output
         return output.float()
 
     def keep_reference(self) -> None:
-        """Remember the present weights as the KL reference (LoRA needs no copy: its base is the reference)."""
+        """Keep a copy of the present weights as the KL reference; for LoRA the base model serves without a copy."""
         if not self._is_lora:
             self._reference = copy.deepcopy(self.transformer).requires_grad_(False)
 
     @contextmanager
     def reference(self) -> Iterator[None]:
-        """Within: no gradients, and ``velocity`` is that of the frozen base model."""
+        """Context manager without gradients, in which ``velocity`` is that of the KL reference."""
         with torch.no_grad():
             if self._is_lora:
                 with without_adapters(self.transformer):
@@ -304,11 +304,11 @@ class Policy(ABC):
                 self.transformer = trained
 
     def save(self, folder: Path, weights: Mapping[str, Tensor] | None = None) -> None:
-        """Write what was trained in diffusers' format: LoRA weights for ``load_lora_weights``, or the transformer.
+        """Save the trained weights in diffusers' format: LoRA weights for ``load_lora_weights``, or the transformer.
 
         Args:
-            folder: replaced in one step if it is there.
-            weights: whole, by the names of ``trainable``, where the network has but a share of them; None is its own.
+            folder: folder to write; an existing one is replaced at the end.
+            weights: unsharded weights by the names of ``trainable``, if the network is sharded; None uses its own.
         """
         with filling(folder) as partial:
             if self._is_lora:
@@ -320,7 +320,7 @@ class Policy(ABC):
 
 
 def with_shift(scheduler: Any, shift: float | str) -> Any:
-    """A scheduler of diffusers with another shift of its sigmas: a number, or ``dynamic``, of the resolution."""
+    """Copy of a diffusers scheduler with another shift of its sigmas: a number, or ``dynamic`` (by the resolution)."""
     dynamic = shift == "dynamic"
     changes = {"use_dynamic_shifting": dynamic, **({} if dynamic else {"shift": shift})}
     return type(scheduler).from_config(scheduler.config, **changes)

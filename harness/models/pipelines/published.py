@@ -1,4 +1,4 @@
-"""Facts about published base models: licence, size of the download, architecture. Nothing here needs their weights."""
+"""Facts about published base models, known without their weights: licence, size of the download, architecture."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,12 +9,12 @@ _TEXT = tuple(f"{part}{suffix}" for part in ("text_encoder", "tokenizer") for su
 WANTED = ("model_index.json", *(f"{component}/*" for component in ("scheduler", "transformer", "vae", *_TEXT)))
 """Patterns of the files of a hub repository that the harness reads."""
 UNWANTED = ("*.fp16*", "*.bin", "*.msgpack", "*.onnx*")
-"""Patterns of the same weights in half precision and for other frameworks: tens of GB."""
+"""Patterns of files not to download: the same weights in half precision and for other frameworks, tens of GB."""
 
 
 @dataclass(frozen=True)
 class Licence:
-    """As a model card's front matter names it."""
+    """Licence as named in a model card's front matter."""
 
     identifier: str
     name: str | None = None
@@ -23,22 +23,22 @@ class Licence:
 
 @dataclass(frozen=True)
 class PublishedModel:
-    """A pipeline that somebody published."""
+    """A published pipeline."""
 
     repository: str
-    """Hub id, or the folder in this repository."""
+    """Hub id, or folder in this repository."""
     licence: Licence
     gated: bool = False
     """Whether the licence must be accepted on the hub before a download."""
     gigabytes: float = 0.0
-    """Size of the pipeline folder, without the single-file copies that the repository also holds; or, of models whose
-    folder has not been seen here, 2 bytes per parameter."""
+    """Size of the pipeline folder, without the single-file copies that the repository also holds; estimated as 2 bytes
+    per parameter for models whose folder has not been measured."""
     transformer: tuple[str, Mapping[str, Any]] | None = None
-    """diffusers class, and its published configuration."""
+    """diffusers class and its published configuration."""
     text_encoders: int = 0
-    """Parameters."""
+    """Number of parameters of all text encoders."""
     vae: int = 0
-    """Parameters."""
+    """Number of parameters of the autoencoder."""
     vae_channels: int = 0
     """Channels of the decoder's widest feature map at full resolution."""
 
@@ -48,7 +48,7 @@ _VAE_16 = 83_819_683  # 16 latent channels, blocks of 128, 256, 512, 512
 
 
 def _gated(repository: str, licence: str, gigabytes: float, clip: int, network: str, **settings: Any) -> PublishedModel:
-    """One whose licence must be accepted, with T5-XXL and an autoencoder of 16 latent channels."""
+    """Gated model with T5-XXL and an autoencoder of 16 latent channels."""
     link = f"https://huggingface.co/{repository}/blob/main/LICENSE.md"
     return PublishedModel(
         repository, Licence("other", licence, link), True, gigabytes, (network, settings), clip + _T5_XXL, _VAE_16, 256
@@ -93,8 +93,8 @@ SD35_MEDIUM = _gated(
     qk_norm="rms_norm",
 )
 
-# Configurations of these three are defaults of their diffusers classes but for FLUX.2-klein's depth and width. Their
-# text encoders are Qwen2.5-VL-7B, Qwen3-8B and Qwen3-4B, whose parameters a test counts.
+# The configurations of these three are the defaults of their diffusers classes, except FLUX.2-klein's depth and width.
+# Their text encoders are Qwen2.5-VL-7B, Qwen3-8B and Qwen3-4B; a test counts their parameters.
 QWEN_IMAGE = PublishedModel(
     "Qwen/Qwen-Image",
     Licence("apache-2.0"),
@@ -151,25 +151,25 @@ PUBLISHED = (
 
 
 def find_published(path: str) -> PublishedModel | None:
-    """The published model that a ``model.path`` is of: its hub id, or a folder called as the repository is."""
+    """Published model that a ``model.path`` names: by its hub id, or by a folder with the repository's name."""
     parts = PurePath(path).parts
     for model in PUBLISHED:
         wanted = PurePath(model.repository).parts
-        # A hub repository is often copied to a folder of its own name; three words of this repository are no accident.
+        # Copies of a hub repository are often in a folder of its name alone; paths in this repository must match whole.
         if parts[-len(wanted) :] == wanted or (len(wanted) == 2 and parts[-1:] == wanted[-1:]):
             return model
     return None
 
 
 def download_command(repository: str) -> str:
-    """The command that fetches what the harness needs of a hub repository into the hub's cache, and nothing else."""
+    """Shell command that downloads only the needed files of a hub repository into the hub's cache."""
     include = " ".join(f"--include '{pattern}'" for pattern in WANTED)
     exclude = " ".join(f"--exclude '{pattern}'" for pattern in UNWANTED)
     return f"hf download {repository} {include} {exclude}"
 
 
 def how_to_fetch(repository: str) -> str:
-    """What to do about a hub repository that is not here: the licence to accept, and the exact command."""
+    """Instructions for downloading a hub repository: the licence to accept and the exact command."""
     model, page = find_published(repository), f"https://huggingface.co/{repository}"
     licence = "its licence" if model is None else model.licence.name
     condition, size = (" if it has one", "") if model is None else ("", f"  ({model.gigabytes:g} GB)")

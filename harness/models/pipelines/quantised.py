@@ -1,4 +1,4 @@
-"""A frozen network in 4 bits (QLoRA, arXiv 2305.14314), AdamW's moments in 8: by bitsandbytes, the extra ``gpu``."""
+"""Frozen networks in 4 bits (QLoRA, arXiv 2305.14314) and AdamW with 8-bit moments, by bitsandbytes (extra ``gpu``)."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -10,10 +10,10 @@ from harness.models.pipelines.blocks import blocks_of
 
 
 def quantise(transformer: Any, device: torch.device, dtype: torch.dtype) -> None:
-    """Put the linear layers of a frozen network's blocks on a device as NF4, and compute with them in a dtype.
+    """Quantise the linear layers of a frozen network's blocks to NF4 on a device; they compute in ``dtype``.
 
     64 weights share a scale, and scales are quantised again: 4.13 bits per weight. Layers are moved one by one, so that
-    the device never holds the whole network as it was. All else stays where and as it is.
+    the device never holds the whole unquantised network. Everything else stays unchanged and where it is.
     """
     import bitsandbytes
 
@@ -26,22 +26,22 @@ def quantise(transformer: Any, device: torch.device, dtype: torch.dtype) -> None
                 weight = bitsandbytes.nn.Params4bit(layer.weight.data, quant_type="nf4", module=small)
                 small.weight, small.bias = weight.to(device), layer.bias
                 setattr(parent, name, small)
-    transformer.is_loaded_in_4bit = True  # peft asks, as it adds adapters
+    transformer.is_loaded_in_4bit = True  # read by peft when it adds adapters
 
 
 def is_quantised(transformer: nn.Module) -> bool:
-    """Whether ``quantise`` was here."""
+    """Whether ``quantise`` was applied."""
     return getattr(transformer, "is_loaded_in_4bit", False)
 
 
 def adamw_8bit(parameters: Iterable[nn.Parameter], **settings: Any) -> torch.optim.Optimizer:
-    """AdamW whose moments take a byte each, in blocks of 256 with a scale; of tensors below 4096 numbers four bytes."""
+    """AdamW with 8-bit moments in blocks of 256 with a scale; 32-bit for tensors of fewer than 4096 values."""
     import bitsandbytes
 
     class AdamW(bitsandbytes.optim.AdamW8bit):
         def init_state(self, group: Any, p: Tensor, gindex: int, pindex: int) -> None:
             super().init_state(group, p, gindex, pindex)
-            self.state[p]["step"] = torch.tensor(0.0)  # as torch's own, so that a checkpoint has it
+            self.state[p]["step"] = torch.tensor(0.0)  # a tensor as in torch's AdamW, so that checkpoints contain it
 
     optimizer: torch.optim.Optimizer = AdamW(parameters, **settings)
     return optimizer

@@ -1,4 +1,4 @@
-"""The policy for Qwen-Image pipelines."""
+"""Policy for Qwen-Image pipelines."""
 
 from collections.abc import Sequence
 from typing import Any, ClassVar
@@ -13,7 +13,7 @@ from harness.models.pipelines.truncation import all_tokens
 
 
 class QwenImagePolicy(GuidedPolicy):
-    """A Qwen-Image network in training; latents are packed, ``[n, tokens, channels]``.
+    """Qwen-Image network in training, with packed latents ``[n, tokens, channels]``.
 
     ``model.guidance`` is the pipeline's ``true_cfg_scale``, and the negative prompt is the empty one.
     """
@@ -22,7 +22,7 @@ class QwenImagePolicy(GuidedPolicy):
     t5_tokenizer: ClassVar[str] = "tokenizer"
 
     def _tokens(self, tokenizer: str, prompts: Sequence[str]) -> Sequence[Sequence[int]]:
-        # The network sees what follows on the instruction to the text encoder.
+        # The network sees only the states after the instruction to the text encoder.
         start, template = self._pipeline.prompt_template_encode_start_idx, self._pipeline.prompt_template_encode
         whole = all_tokens(getattr(self._pipeline, tokenizer), [template.format(prompt) for prompt in prompts])
         return [tokens[start:] for tokens in whole]
@@ -45,7 +45,7 @@ class QwenImagePolicy(GuidedPolicy):
         )
 
     def _guide(self, without: Tensor, with_text: Tensor) -> Tensor:
-        """As the pipeline does: each token keeps the norm that it has with the prompt alone."""
+        """Guide as in the pipeline: each token is rescaled to its norm without guidance."""
         guided = super()._guide(without, with_text)
         return guided * (with_text.norm(dim=-1, keepdim=True) / guided.norm(dim=-1, keepdim=True))
 

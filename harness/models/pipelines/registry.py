@@ -1,4 +1,4 @@
-"""Which policy trains which pipeline."""
+"""Look-up of the policy for a pipeline."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ if TYPE_CHECKING:
 
 
 def build_policy(model: ModelConfig, optimizer: OptimizerConfig, device: torch.device, seed: int) -> Policy:
-    """The policy for the pipeline that ``model.path`` names, by the class in its model_index.json.
+    """Build the policy for the pipeline that ``model.path`` names, by the class in its model_index.json.
 
-    ``model.adapter`` names another one. Arguments: see ``Policy``. Raises ConfigError if there is none for that class,
-    and what ``Policy`` raises.
+    ``model.adapter`` names a plug-in to use instead. For the arguments see ``Policy``. Raises ConfigError as ``Policy``
+    does, and if no policy trains that class.
     """
     from harness.models.pipelines.flux import FluxPolicy
     from harness.models.pipelines.flux2 import Flux2KleinPolicy

@@ -1,4 +1,4 @@
-"""The policy for Stable Diffusion 3 and 3.5 pipelines."""
+"""Policy for Stable Diffusion 3 and 3.5 pipelines."""
 
 from typing import Any, ClassVar
 
@@ -11,7 +11,7 @@ from harness.models.pipelines.guided import GuidedPolicy
 
 
 class StableDiffusion3Policy(GuidedPolicy):
-    """A Stable Diffusion 3 network in training; latents are ``[n, 16, h, w]``."""
+    """Stable Diffusion 3 network in training, with latents ``[n, 16, h, w]``."""
 
     pipeline_class: ClassVar[Any] = StableDiffusion3Pipeline
     t5_tokenizer: ClassVar[str] = "tokenizer_3"

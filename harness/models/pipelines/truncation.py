@@ -1,4 +1,4 @@
-"""What text encoders and rewards leave unread of long prompts: counted, and said once per list."""
+"""Warnings about long prompts that text encoders and rewards truncate, one per reader and prompt list."""
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
@@ -10,31 +10,31 @@ from harness.foundation.errors import HarnessError
 
 @dataclass(frozen=True)
 class TextReader:
-    """A text encoder that reads the start of a prompt only."""
+    """A text encoder that reads only the start of a long prompt."""
 
     name: str
     limit: int
-    """Tokens it reads, the one that ends the text among them."""
+    """Number of tokens that it reads, including the end token."""
     encode: Callable[[Sequence[str]], Sequence[Sequence[int]]]
-    """Prompts -> their tokens, all of them."""
+    """Function from prompts to their tokens, not truncated."""
 
 
 class ReadsText(Protocol):
-    """A policy or a reward."""
+    """Protocol of policies and rewards that read prompts."""
 
     def text_readers(self) -> Sequence[TextReader]:
-        """Its text encoders that read the start of a prompt only."""
+        """Text encoders that read only the start of a long prompt."""
 
 
 def all_tokens(tokenizer: Any, prompts: Sequence[str]) -> Sequence[Sequence[int]]:
-    """Tokens by a tokenizer of transformers, uncut and without its warning that they are many."""
+    """Tokens by a tokenizer of transformers, not truncated and without its warning about their number."""
     return tokenizer(list(prompts), truncation=False, verbose=False).input_ids if prompts else []
 
 
 def truncations(sources: Iterable[ReadsText], prompts: Sequence[str], where: str) -> list[str]:
-    """A line for each reader that cuts prompts of a list off: how many, the first, and whether two become the same.
+    """Warnings, one for each reader that truncates prompts: their number, the first, and whether any become equal.
 
-    ``where`` is how the lines call the list.
+    ``where`` is the name of the prompt list in the warnings.
     """
     lines = []
     for source in sources:

@@ -1,8 +1,8 @@
 """Twins of the published models: complete pipelines of the same classes with random weights, small enough for a CPU.
 
-A twin copies the published configuration and changes widths and depths alone, so that the code that loads, conditions,
-samples, trains, decodes and saves the real model does so with its twin. Its pictures mean nothing: it shows that a
-configuration runs. ``model.path: twin:flux`` in a configuration names one.
+A twin has the published configuration except for widths and depths, so that loading, conditioning, sampling, training,
+decoding and saving run the same code as with the real model. Its pictures mean nothing; it only shows that a
+configuration runs. A configuration names a twin by ``model.path: twin:flux``.
 """
 
 import string
@@ -30,14 +30,14 @@ from harness.models.pipelines.files import build_once
 from harness.models.pipelines.published import FLUX_DEV, SD35_MEDIUM, PublishedModel
 
 _VERSION = 1
-"""Raised with any change of what is built, so that an old twin in the cache is not taken for a new one."""
+"""Version of the twins; increase it with any change, so that old twins in the cache are not used any more."""
 
 _SEED = 20_260_606
 _CLIP_L_WIDTH, _CLIP_G_WIDTH, _T5_WIDTH = 16, 24, 64  # published: 768, 1280, 4096
 
 
 def twin_folder(name: str) -> Path:
-    """The pipeline folder of a twin, a key of ``TWINS``, built at the first call."""
+    """Pipeline folder of a twin, whose name is a key of ``TWINS``; built at the first call."""
 
     def build(folder: Path) -> None:
         with torch.random.fork_rng():
@@ -48,7 +48,7 @@ def twin_folder(name: str) -> Path:
 
 
 def build_flux_twin() -> FluxPipeline:
-    """FLUX.1-dev at 1/48 of its width: 2 + 2 of its 19 + 38 blocks, 2 heads of 32 for 24 of 128."""
+    """Build a FLUX.1-dev of 1/48 of the width: 2 + 2 of 19 + 38 blocks, and 2 heads of 32 instead of 24 of 128."""
     return FluxPipeline(
         scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True),  # from .5 to 1.15, as usual
         vae=_autoencoder(scaling_factor=0.3611, shift_factor=0.1159),
@@ -70,7 +70,7 @@ def build_flux_twin() -> FluxPipeline:
 
 
 def build_sd3_twin() -> StableDiffusion3Pipeline:
-    """Stable Diffusion 3.5 medium at 1/48 of its width: 3 of its 24 blocks, of which 2 for 13 have dual attention."""
+    """Build a Stable Diffusion 3.5 medium of 1/48 of the width: 3 of 24 blocks, 2 instead of 13 with dual attention."""
     return StableDiffusion3Pipeline(
         scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
         vae=_autoencoder(scaling_factor=1.5305, shift_factor=0.0609),
@@ -100,7 +100,7 @@ TWINS: dict[str, Callable[[], Any]] = {
     "qwen-image": build_qwen_image_twin,
     "z-image": build_z_image_twin,
 }
-"""What builds each twin."""
+"""Function that builds each twin, by name."""
 
 
 def _transformer(published: PublishedModel, **smaller: Any) -> Any:
@@ -135,7 +135,7 @@ def _clip_config(width: int, activation: str) -> CLIPTextConfig:
         num_attention_heads=2,
         max_position_embeddings=77,
         hidden_act=activation,
-        # As published, and wrong: 2 makes the encoder pool at the highest id, which is the end token.
+        # As published, though wrong: 2 makes the encoder pool at the highest id, which is the end token.
         bos_token_id=0,
         pad_token_id=1,
         eos_token_id=2,
@@ -143,7 +143,7 @@ def _clip_config(width: int, activation: str) -> CLIPTextConfig:
 
 
 def _clip_tokenizer(pad_token: str) -> CLIPTokenizer:
-    """Every byte, alone and at the end of a word; no merges."""
+    """Tokenizer with a token for every byte, alone and at the end of a word, and no merges."""
     symbols = sorted(ByteLevel.alphabet())
     tokens = [*symbols, *(f"{symbol}</w>" for symbol in symbols), "<|startoftext|>", "<|endoftext|>"]
     return CLIPTokenizer(
@@ -170,7 +170,7 @@ def _t5_encoder() -> T5EncoderModel:
 
 
 def _t5_tokenizer() -> T5Tokenizer:
-    """Printable ASCII, letter by letter."""
+    """Tokenizer with a token for every printable ASCII character."""
     characters = [c for c in string.printable if not c.isspace()]
     pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", -100.0), ("▁", -1.0), *((c, -1.0) for c in characters)]
     return T5Tokenizer(vocab=pieces, extra_ids=0, model_max_length=512)

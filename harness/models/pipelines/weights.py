@@ -1,4 +1,4 @@
-"""Puts trained weights into a diffusers transformer, or says in one line why they do not fit."""
+"""Loading of trained weights into a diffusers transformer, and saving; weights that do not fit raise ConfigError."""
 
 import shutil
 from collections.abc import Iterator, Mapping
@@ -21,10 +21,10 @@ from harness.models.pipelines.quantised import is_quantised
 
 
 def put_lora(transformer: Any, file: Path) -> None:
-    """Add a LoRA file's adapters into the weights of a transformer without any; in bf16 beside them, as in training.
+    """Merge a LoRA file's adapters into the weights of a transformer that has none.
 
-    Weights in less than float32 would lose most of a small adapter. Raises ConfigError if the file is missing, damaged,
-    of another format, or of another model.
+    Weights below float32 would lose most of a small adapter and get separate float32 adapters, as in training. Raises
+    ConfigError if the file is missing, damaged, in another format, or of another model.
     """
     tensors = read_lora(file)
     check_lora(transformer, tensors, file)
@@ -33,7 +33,7 @@ def put_lora(transformer: Any, file: Path) -> None:
         transformer.fuse_lora()
         transformer.unload_lora()
         return
-    # They were loaded in the precision of the weights: float32 again, as they are in the file.
+    # They were loaded in the precision of the weights; restore the file's float32 values.
     for name, module in transformer.named_modules():
         if isinstance(module, LoraLayer):
             for factor, part in ((module.lora_A, A), (module.lora_B, B)):
@@ -43,7 +43,7 @@ def put_lora(transformer: Any, file: Path) -> None:
 
 
 def check_lora(transformer: nn.Module, tensors: Mapping[str, Tensor], file: Path) -> None:
-    """Raise ConfigError unless every adapter has a linear layer of its size in the transformer."""
+    """Raise ConfigError unless the transformer has a linear layer of matching size for every adapter."""
     layers = dict(transformer.named_modules())
     for name, tensor in tensors.items():
         is_down = name.endswith(A)
@@ -56,11 +56,10 @@ def check_lora(transformer: nn.Module, tensors: Mapping[str, Tensor], file: Path
 
 
 def copy_weights(transformer: nn.Module, folder: Path) -> None:
-    """Replace all of a transformer's weights by those of a folder that ``save_pretrained`` wrote.
+    """Replace all of a transformer's weights by those in a folder that ``save_pretrained`` wrote.
 
     Raises:
-        ConfigError: a file is missing or damaged, holds a weight that another has too or one that is not finite, or the
-            weights are of another model.
+        ConfigError: weights are missing, damaged, not finite or of another model, or a weight is in two files.
     """
     wanted = transformer.state_dict()
     found: dict[str, Path] = {}
@@ -84,7 +83,7 @@ def copy_weights(transformer: nn.Module, folder: Path) -> None:
 
 
 def whole_network(network_class: Any, transformer: Any, weights: Mapping[str, Tensor]) -> Any:
-    """A network of a class, configured as another one, with its buffers and the given weights, which are not copied."""
+    """Network of a class with a transformer's configuration and buffers and the given weights, which are not copied."""
     with torch.device("meta"):
         network = network_class.from_config(dict(transformer.config))
     buffers = {name: buffer for name, buffer in transformer.state_dict().items() if name not in weights}
@@ -94,20 +93,20 @@ def whole_network(network_class: Any, transformer: Any, weights: Mapping[str, Te
 
 @contextmanager
 def filling(folder: Path) -> Iterator[Path]:
-    """An empty folder to be filled, which replaces another one when the block ends.
+    """Context manager that yields an empty folder to be filled, which takes the place of ``folder`` at the end.
 
     Raises:
-        FileError: it cannot be written; nothing of it stays.
+        FileError: the folder cannot be written; nothing of it is left.
     """
     partial = folder.with_name(f".{folder.name}{PARTIAL}")
-    shutil.rmtree(partial, ignore_errors=True)  # of a save that was cut off
+    shutil.rmtree(partial, ignore_errors=True)  # left by an interrupted save
     try:
         partial.mkdir(parents=True)
         yield partial
         if folder.exists():
-            # Aside first: a kill in between must leave the old or the new one somewhere.
+            # Moved aside first, so that a kill at any moment leaves the old or the new folder somewhere.
             old = folder.with_name(f".{folder.name}.old{PARTIAL}")
-            shutil.rmtree(old, ignore_errors=True)  # of a save that was cut off
+            shutil.rmtree(old, ignore_errors=True)  # left by an interrupted save
             folder.rename(old)
             partial.rename(folder)
             shutil.rmtree(old, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""The policy for Z-Image pipelines."""
+"""Policy for Z-Image pipelines."""
 
 from collections.abc import Sequence
 from typing import Any, ClassVar
@@ -12,9 +12,9 @@ from harness.models.pipelines.guided import GuidedPolicy, chat_tokens
 
 
 class ZImagePolicy(GuidedPolicy):
-    """A Z-Image network in training; latents are ``[n, 16, h, w]``.
+    """Z-Image network in training, with latents ``[n, 16, h, w]``.
 
-    ``model.guidance`` is the pipeline's: v = v_text + guidance (v_text - v_empty), and 0 is none.
+    ``model.guidance`` is the pipeline's: v = v_text + guidance (v_text - v_empty), where 0 means no guidance.
     """
 
     pipeline_class: ClassVar[Any] = ZImagePipeline
@@ -34,13 +34,13 @@ class ZImagePolicy(GuidedPolicy):
 
     def _encode_text(self, prompts: list[str]) -> PromptEmbedding:
         length = self.config.max_sequence_length
-        # A copy: the pipeline puts each prompt into its template in place.
+        # A copy, because the pipeline puts each prompt into its template in place.
         states, _ = self._pipeline.encode_prompt(
             [*prompts], self.device, do_classifier_free_guidance=False, max_sequence_length=length
         )
         return PromptEmbedding.padded(states, length)
 
     def _predict(self, x: Tensor, sigma: Tensor, text: PromptEmbedding) -> Tensor:
-        """The network's time runs from noise, 0, to the picture, 1, and its prediction is x0 - eps."""
+        """Predict eps - x0; the network's own time runs from noise (0) to the picture (1), and it predicts x0 - eps."""
         states = [row[:count] for row, count in zip(text.states, text.lengths, strict=True)]
         return -self._forward(x=list(x.unsqueeze(2)), t=1 - sigma, cap_feats=states).squeeze(2)
