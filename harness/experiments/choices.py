@@ -1,4 +1,4 @@
-"""What rules for choosing prompts would choose of prompts that were measured: before anything is trained."""
+"""Choices that selection rules would make among measured prompts, before anything is trained."""
 
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -18,36 +18,36 @@ from harness.rules.selection import Candidates
 
 
 class Compared(NamedTuple):
-    """A rule that needs no history, at a level, if it has one."""
+    """A rule that needs no history, with its level if it has one."""
 
     rule: str
     level: float | None = None
     source: str | None = None
-    """Reference of one that is a plug-in."""
+    """Reference of the rule, if it is a plug-in."""
     asked: int = 1
-    """Samples that a plug-in asks for."""
+    """Number of samples that a plug-in requires."""
 
     @property
     def name(self) -> str:
-        """In tables."""
+        """Name in tables."""
         return self.rule if self.level is None else f"{self.rule} {self.level:g}"
 
     @property
     def samples(self) -> int:
-        """Deterministic samples of each candidate that it is shown; one where it reads none."""
+        """Number of deterministic samples of each candidate that the rule receives; 1 for a rule that reads none."""
         return max(1, self.needs.samples)
 
     @property
     def needs(self) -> Needs:
-        """What it asks for."""
+        """Requirements of the rule."""
         return needs_of(self.rule) if self.source is None else Needs(self.asked, reads_capability=True)
 
     def count(self, candidates: int) -> int:
-        """How many candidates it has where others have B: so many that all that read samples cost alike."""
+        """Number of candidates where other rules have B, such that all rules that read samples cost the same."""
         return max(1, candidates // self.samples)
 
     def forwards(self, candidates: int, num_steps: int) -> int:
-        """Sample forwards more than at random, per prompt trained on."""
+        """Sample forward passes per trained prompt beyond those of random selection."""
         needs = self.needs
         drawn = self.count(candidates) * needs.samples
         if needs.step_share < 1:
@@ -63,7 +63,7 @@ class Compared(NamedTuple):
         ledger: Ledger | None = None,
         embeddings: Tensor | None = None,
     ) -> int:
-        """Index of the candidate that it takes, of rewards ``[B, S]``, or of what a ledger tells of embeddings."""
+        """Index of the candidate that the rule takes, from rewards ``[B, S]``, or from embeddings and a ledger."""
         level = self.level or 0.0
         return rule_of(self.rule, self.source)(
             Candidates(rewards, capability, generator, embeddings=embeddings, ledger=ledger, level=level)
@@ -83,16 +83,16 @@ _RESAMPLES = 20
 
 
 class Chosen(NamedTuple):
-    """What a rule takes, on average over draws of candidates.
+    """A rule's choice, on average over draws of candidates.
 
     Attributes:
-        mean: expected reward of the prompt.
-        spread: expected standard deviation of a group of it.
+        mean: expected reward of the chosen prompt.
+        spread: expected standard deviation within a group of that prompt.
         flat: share of its groups without spread, which teach nothing.
-        mean_error, spread_error: standard errors over which prompts were measured (bootstrap).
-        gain: by what share the spread is above that of all prompts.
-        gain_error: its standard error, the same prompts on both sides.
-        forwards: sample forwards more than at random, per prompt trained on.
+        mean_error, spread_error: standard errors from the sample of measured prompts (bootstrap).
+        gain: relative excess of the spread over that of all prompts.
+        gain_error: its standard error, with the same prompts in numerator and denominator.
+        forwards: sample forward passes per trained prompt beyond those of random selection.
     """
 
     mean: float
@@ -106,7 +106,7 @@ class Chosen(NamedTuple):
 
 
 def compared_with(config: RunConfig) -> tuple[Compared, ...]:
-    """``COMPARED``, and the plug-in that a configuration chooses prompts by, unless it needs history."""
+    """``COMPARED``, and the plug-in that a configuration chooses prompts with, unless that needs history."""
     own = config.plugins.get(config.selection)
     if own is None or own.reads_ledger:
         return COMPARED
@@ -116,16 +116,16 @@ def compared_with(config: RunConfig) -> tuple[Compared, ...]:
 def choices(
     rewards: Tensor, groups: Tensor, candidates: int, num_steps: int, rules: Sequence[Compared] = COMPARED
 ) -> Mapping[str, Chosen]:
-    """What each rule chooses among B prompts drawn at random; the capability is that of all prompts.
+    """Choice of each rule among B prompts drawn at random; the capability is that of all prompts.
 
-    Rules of two samples per candidate have half as many candidates, so that all cost alike.
+    Rules that read two samples per candidate have half as many candidates, so that all cost the same.
 
     Args:
-        rewards: ``[prompts, noises]`` of deterministic samples, at least B prompts and 2 noises.
-        groups: ``[prompts, groups, G]`` of siblings as training draws them.
+        rewards: ``[prompts, noises]``, rewards of deterministic samples; at least B prompts and 2 noises.
+        groups: ``[prompts, groups, G]``, rewards of siblings drawn as in training.
         candidates: B.
-        num_steps: Euler steps of a sample.
-        rules: to compare, by default ``COMPARED``.
+        num_steps: number of Euler steps of a sample.
+        rules: rules to compare.
     """
     spreads = groups.std(dim=2, correction=1)
     values = torch.stack([rewards.mean(1), spreads.mean(1), (spreads <= NO_SPREAD).double().mean(1)], 1)
@@ -158,7 +158,7 @@ def _choose(
     generator: torch.Generator,
     prompts: Tensor,
 ) -> int:
-    """Which of the prompts ``[n]`` a rule takes of ``count`` drawn from them, each with so many rewards as it reads."""
+    """Draw ``count`` of the prompts ``[n]``, each with as many rewards as the rule reads; return the one it takes."""
     rows = prompts[torch.randperm(len(prompts), generator=generator)[:count]]
     noises = torch.randperm(rewards.shape[1], generator=generator)[: compared.samples]
     return int(rows[compared.choose(rewards[rows][:, noises], capability, generator)])

@@ -1,4 +1,4 @@
-"""Cells that somebody names, compared with the first of them: which runs that takes, and what these say."""
+"""Comparison of cells with the first of them: the runs that it needs, and the conclusions from them."""
 
 import hashlib
 import re
@@ -21,35 +21,35 @@ from harness.foundation.trained_reward import TrainedReward
 from harness.runs.directory import RunDirectory
 
 _COMMAS = re.compile(r",(?![^{\[]*[}\]])(?=\s*[\w.]+=)")
-"""Between settings, and not within a list or mapping."""
+"""Commas between settings, except those within a list or mapping."""
 
 
 class Compared(NamedTuple):
-    """What runs say of cells."""
+    """Result of a comparison of cells."""
 
     output: Path
     conclusions: Conclusions
     table: WideTable
-    """Its claims, a row each."""
+    """Table with one row per claim."""
     claims: list[dict[str, Any]]
-    """Rows of tables/conclusions.csv, with ``pairs_needed``; None for what is not known."""
+    """Rows of tables/conclusions.csv, with ``pairs_needed``; None for unknown values."""
 
 
 def configs_of(
     cells: Sequence[str], seeds: Sequence[int], profile: str, common: Sequence[str] = ()
 ) -> list[list[RunConfig]]:
-    """Each cell's runs, one a seed, all of one experiment: the profile's, or that of the first run folder among them.
+    """Runs of each cell, one per seed, all of one experiment: the profile's, or that of the first run folder given.
 
     Args:
-        cells: settings with commas between them, as in ``selection=curriculum,fusion.enabled=true``; the reference of a
+        cells: settings separated by commas, such as ``selection=curriculum,fusion.enabled=true``; the reference of a
             plug-in that chooses prompts; ``base``, for no settings; or a run's folder. If there is such a folder,
-            settings are changes of the first one's, else of the profile.
-        seeds: of every cell, also of one that a folder names.
-        profile: name or path.
+            settings change its configuration (the first one's), else the profile.
+        seeds: seeds of every cell, also of one that is given as a folder.
+        profile: name or path of the profile.
         common: settings of all cells, as ``key=value``.
 
     Raises:
-        ConfigError: one of them cannot be composed, they train on different rewards, or two are the same.
+        ConfigError: one of them cannot be composed, or they train on different rewards.
     """
     folders = {cell: RunDirectory(Path(cell)).config for cell in cells if (Path(cell) / "config.yaml").is_file()}
     base = next(iter(folders.values()), None)
@@ -91,7 +91,7 @@ def _settings(cell: str) -> list[str]:
 
 
 def _composed(profile: str, settings: Sequence[str]) -> RunConfig:
-    """Where a setting names a file of experiments/, as a grid's cells may, with that file."""
+    """Compose a run; a setting that names a file of experiments/, as in a grid's cells, is replaced by that file."""
     named = dict(setting.split("=", 1) for setting in settings if setting.partition("=")[0] in KINDS)
     files = {kind: value for kind, value in named.items() if value.isidentifier() or value.endswith(".yaml")}
     rest = [setting for setting in settings if setting.partition("=")[0] not in files]
@@ -102,11 +102,11 @@ def judged(runs: Sequence[Sequence[RunDirectory]], output: Path | None) -> Compa
     """Compare cells by their runs, and write tables, figures and the page.
 
     Args:
-        runs: of each cell, one a seed; the first cell is what the others are compared with.
-        output: folder to write to; None for one in results/reports that is called by the runs.
+        runs: runs of each cell, one per seed; the other cells are compared with the first.
+        output: folder to write to; None for one in results/reports that is named after the runs.
 
     Raises:
-        ConfigError: two cells are the same runs, or no run has been made.
+        ConfigError: two cells have a run in common, or there are no runs of two cells.
     """
     of_cells = [{run.run_id for run in own} for own in runs]
     for i, ids in enumerate(of_cells):

@@ -1,12 +1,12 @@
-"""How good corrections of advantages are as gradients, from the tables of ``adagrpo oracle`` alone.
+"""Quality of corrections of advantages as gradients, from the tables of ``adagrpo oracle`` alone.
 
-Of an update's gradient g and the reference direction r, with E over prompts and noise:
+With an update's gradient g, the reference direction r, and E over prompts and noise:
 
-- ``cosine``: <E g, r> / (|r| sqrt(E |g|^2)): what one update gets, bias and noise together.
-- ``alignment``: <E g, E r> / (|E g| |E r|), free of noise: 1 where nothing is biased in direction.
-- ``noise``: tr Cov g / |E g|^2: as many updates have as much signal as noise.
+- ``cosine``: <E g, r> / (|r| sqrt(E |g|^2)): quality of one update, bias and noise together.
+- ``alignment``: <E g, E r> / (|E g| |E r|), free of noise: 1 if the direction is unbiased.
+- ``noise``: tr Cov g / |E g|^2: the number of updates whose signal equals their noise.
 
-All are blind to scale: what a control of the same length as its correction differs in is direction, within a group.
+All are independent of scale: a correction and its control of the same length differ in direction, within a group.
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,15 +21,15 @@ from analysis.statistics import Interval, Resampled, Values, resampling_weights
 from harness.experiments.gradients.oracle import CONTROLLED, KINDS, SAME_LENGTH
 
 CANDIDATES = ("uncentred", "shrinkage", "ema_std", "gated")
-"""Of these two go to the study: the paper's own correction is there anyway. The rule stands in docs/fusion.md."""
+"""Two of these are selected for the study, beside the paper's own correction, by the rule in docs/fusion.md."""
 TIE = 0.01
 METRICS = ("cosine", "alignment", "noise", "to_local", "to_control")
-"""The last two are ratios of cosines: to local advantages', and to the same-length control's."""
+"""The last two are ratios of cosines: to that of local advantages, and to that of the same-length control."""
 Table = Mapping[str, Any]
 
 
 class Kind(NamedTuple):
-    """A kind of advantages at one checkpoint: statistics of the same resamples of blocks as all others."""
+    """Statistics of one kind of advantages at one checkpoint, from the same resamples of blocks as all other kinds."""
 
     cosine: Resampled
     alignment: Resampled
@@ -37,7 +37,7 @@ class Kind(NamedTuple):
 
 
 def kinds_of(table: Table) -> dict[str, Kind]:
-    """Every kind of a table, by name; pool and reference blocks are resampled independently."""
+    """Statistics of every kind of a table, by name; blocks of pool and reference are resampled independently."""
     blocks, reference = table["blocks"], table["blocks"]["reference"]
     counts, of_reference = (np.array(one["counts"], dtype=float) for one in (blocks, reference))
     strata = [len(counts), len(of_reference)]
@@ -52,14 +52,14 @@ def kinds_of(table: Table) -> dict[str, Kind]:
         values = (
             product / np.sqrt(squares) / reference["length"],
             alignment(product, signal, reference_signal),
-            1 / np.where(ratio > 0, ratio, np.nan),  # where no signal is seen, no number of updates is enough
+            1 / np.where(ratio > 0, ratio, np.nan),  # without a visible signal, no number of updates is enough
         )
         found[name] = Kind(*(Resampled(of, strata) for of in values))
     return found
 
 
 def correction_frame(tables: Sequence[Table]) -> pd.DataFrame:
-    """Columns experiment, iteration, kind, metric of ``METRICS``, value, low, high."""
+    """Table with columns experiment, iteration, kind, metric of ``METRICS``, value, low, high."""
     rows = []
     for table in tables:
         kinds, where = kinds_of(table), (table["experiment"], table["iteration"])
@@ -72,18 +72,18 @@ def correction_frame(tables: Sequence[Table]) -> pd.DataFrame:
 
 
 class Merit(NamedTuple):
-    """A correction over all tables: sums over them, relative to those of local advantages, or of its control."""
+    """Merit of a correction: sum of cosines over all tables, relative to that of local advantages or its control."""
 
     kind: str
     merit: Interval
     to_control: Interval | None
-    """None where the control is the same."""
+    """None if there is no such control, or it is the same as the correction."""
     alignment: float
     named: bool
 
 
 def merits(tables: Sequence[Table]) -> list[Merit]:
-    """Every correction's merit, and which two are named by the rule in docs/fusion.md; best first."""
+    """Merits of all corrections, best first; the two that the rule in docs/fusion.md selects are marked."""
     of_tables = [kinds_of(table) for table in tables]
 
     def cosines(name: str) -> Resampled:
@@ -117,7 +117,7 @@ def merits(tables: Sequence[Table]) -> list[Merit]:
 
 
 def correction_lines(tables: Sequence[Table], frame: pd.DataFrame) -> list[str]:
-    """Markdown: a table per metric, a column per checkpoint; then the merits, and the two that are named."""
+    """Markdown lines: a table per metric with a column per checkpoint, then the merits and the two selected ones."""
     titles = {
         "to_local": "Cosine of one update with the reference, relative to local advantages' (bias and variance)",
         "to_control": "The same, relative to the control of the same length (direction alone)",

@@ -1,4 +1,4 @@
-"""Grids: which cells and seeds an experiment runs."""
+"""Grids: the cells and seeds of an experiment."""
 
 import itertools
 import re
@@ -28,7 +28,7 @@ _MAX_SEEDS = 100_000
 
 
 class GridConfig(Section):
-    """A grid's file, see ``expand_grid``."""
+    """Content of a grid's file, see ``expand_grid``."""
 
     profile: str
     seeds: tuple[int, ...] | int | str
@@ -43,20 +43,20 @@ def expand_grid(
     only: str | None = None,
     seeds: Sequence[int] | None = None,
 ) -> list[RunConfig]:
-    """All runs of a grid file, seed by seed, so that every cell has its first seed before any has its second.
+    """Configurations of a grid's runs, seed by seed: every cell has its first seed before any has its second.
 
     A grid file names a ``profile``, ``seeds`` (a list, or text such as "0-4,7") and ``cells``: mappings from a dotted
-    config key to a value or a list of values, where ``model``, ``method`` and ``reward`` may also be the name of a file
-    in experiments/models/, methods/ and rewards/; a mapping stands for the product of its lists, and its key ``seeds``
-    gives its cells other seeds than the file's.
+    key to a value or a list of values, each of which stands for the product of its lists. ``model``, ``method`` and
+    ``reward`` may also be the name of a file in experiments/models/, methods/ and rewards/, and the key ``seeds`` gives
+    the mapping's cells other seeds than the file's.
 
     Args:
         grid: name of a file in experiments/grids/, or a path to one.
-        overrides: dotted ``key=value`` strings, for every run.
-        profile: instead of the grid's own.
+        overrides: dotted ``key=value`` strings for every run.
+        profile: profile to use instead of the grid's own.
         only: cells to keep, as in ``"method=flow_grpo selection=random,curriculum"``; ``fusion`` is short for
             ``fusion.enabled``.
-        seeds: instead of the grid's own.
+        seeds: seeds to use instead of the grid's own.
 
     Raises:
         ConfigError: one line that names the file or option and what is wrong.
@@ -83,7 +83,7 @@ def expand_grid(
 
 
 def grid_lines() -> list[str]:
-    """A line per grid that comes along: runs, profile, how far that is verified, and the first line of its comment."""
+    """Lines about each built-in grid: runs, profile and its verification, and the first line of the file's comment."""
     lines = []
     for path in sorted((EXPERIMENTS / "grids").glob("*.yaml")):
         runs, profile = expand_grid(path.stem), read_yaml(path)["profile"]
@@ -93,7 +93,7 @@ def grid_lines() -> list[str]:
 
 
 def parse_seeds(text: str, where: str = "--seeds") -> list[int]:
-    """``"0-2,5"`` as ``[0, 1, 2, 5]``. Raises ConfigError for anything else."""
+    """Parse seeds: ``"0-2,5"`` becomes ``[0, 1, 2, 5]``. Raises ConfigError for anything else."""
     seeds: list[int] = []
     for part in text.split(","):
         match = re.fullmatch(r"(\d+)(?:-(\d+))?", part.strip())

@@ -1,4 +1,4 @@
-"""Files of a measurement that is done part by part, so that it can be interrupted and goes on where it was."""
+"""Files of a measurement that is made in parts, so that it can be interrupted and resumed."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -15,13 +15,13 @@ Arrays = Mapping[str, np.ndarray]
 
 @dataclass
 class Parts:
-    """Parts of a measurement, and how far it is.
+    """Parts of a measurement, and its progress.
 
     Attributes:
-        folder: of the files.
-        total: the measurement's size.
-        unit: what is counted, in the plural.
-        say: receives lines of progress.
+        folder: folder of the files.
+        total: size of the whole measurement.
+        unit: unit of sizes, in the plural.
+        say: called with lines of progress.
     """
 
     folder: Path
@@ -36,7 +36,7 @@ class Parts:
         self.began = time.monotonic()
 
     def get(self, name: str, size: int, make: Callable[[], Arrays]) -> Arrays:
-        """A part, from its file if it is there, else made and written in one step."""
+        """Arrays of a part, read from its file if that exists, else made by ``make`` and written atomically."""
         path = self.folder / f"{name}.npz"
         self.done += size
         if not path.exists():

@@ -1,4 +1,4 @@
-"""What runs will take, before they run: pictures, forwards, hours, disk. Nothing is written."""
+"""Cost of runs, estimated before they run: pictures, forward passes, hours, disk. Nothing is written."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ from harness.training.accounting import expected_cost
 
 @cache
 def num_prompts(path: str) -> int:
-    """How many prompts a list has; 0 if it cannot be read, which composing a run complains of."""
+    """Number of prompts in a list; 0 if it cannot be read, which ``find_run`` reports."""
     try:
         return len(read_prompts(path).prompts)
     except ConfigError:
@@ -26,10 +26,10 @@ def num_prompts(path: str) -> int:
 
 
 def evaluation_pictures(config: RunConfig) -> tuple[int, int]:
-    """How many pictures a run's evaluations draw: of the model in training, and of the untrained one.
+    """Number of pictures that a run's evaluations draw: of the model in training, and of the untrained one.
 
-    Validations are before, at the interval and at the end, each with a gallery; an experiment's runs share those of the
-    untrained model.
+    Validations, each with a gallery, are made before training, at every interval and at the end; the runs of an
+    experiment share those of the untrained model.
     """
     settings, prompts = config.evaluation, config.prompts
     validation, test = num_prompts(prompts.validation), num_prompts(prompts.test) * settings.test_noises
@@ -40,27 +40,27 @@ def evaluation_pictures(config: RunConfig) -> tuple[int, int]:
 
 
 def expected_forwards(config: RunConfig) -> int:
-    """Sample-forwards of a run, over all processes: of training, a trained sample counting three, and evaluations."""
+    """Sample forward passes of a run over all processes: training, a trained sample counting three, and evaluations."""
     pictures = sum(evaluation_pictures(config)) * (config.evaluation.num_steps or config.model.num_steps)
     return pictures + config.iterations * expected_cost(config).forwards
 
 
 def expected_seconds(config: RunConfig, rates: Rates) -> float:
-    """Recorded run time of a run, without the untrained model's evaluation, which an experiment makes once."""
+    """Expected seconds of a run, without the evaluation of the untrained model, which an experiment makes once."""
     cost = expected_cost(config)
     training = cost.forwards * rates.per_forward + cost.reward_calls * rates.per_reward_call
     return config.iterations * training + evaluation_pictures(config)[0] * rates.per_picture
 
 
 def plan(configs: Sequence[RunConfig], slots: int) -> list[str]:
-    """Lines to print: runs by cell and state, then iterations, hours and disk that are left.
+    """Lines to print: runs by cell and state, then the iterations, hours and disk space that are left.
 
     Args:
-        configs: the runs.
-        slots: runs at a time.
+        configs: configurations of the runs.
+        slots: number of runs at a time.
 
     Raises:
-        ConfigError: as ``find_run``.
+        ConfigError: as in ``find_run``.
     """
     runs = [(config, find_run(config)) for config in configs]
     states = [_state(run) for _, run in runs]
@@ -94,7 +94,7 @@ def _state(run: RunDirectory) -> str:
 
 
 def _bytes_per_run(experiment: Path) -> float:
-    """Mean over its finished runs."""
+    """Mean size of an experiment's finished runs, in bytes."""
     runs = [RunDirectory(path.parent) for path in experiment.glob("*/status.json")]
     finished = [run.folder for run in runs if run.status()["state"] == "finished"]
     return mean(sum(file.stat().st_size for file in run.rglob("*") if file.is_file()) for run in finished)

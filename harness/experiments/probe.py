@@ -1,4 +1,4 @@
-"""Samples an untrained model as training would, to see whether choosing its prompts can matter."""
+"""Samples of an untrained model, drawn as in training, which show whether choosing its prompts can matter."""
 
 import hashlib
 import json
@@ -35,22 +35,22 @@ from harness.training.steps import stochastic_steps
 
 _PROMPTS_OF_A_PART = 8
 _SHOWN = ("predicted", "preview", "curriculum", "screened")
-"""Rules of different price."""
+"""Rules of different cost."""
 STREAM = 60
-"""Iterations over which the capability is shown to move."""
+"""Number of iterations for which the capability is simulated."""
 
 
 @dataclass(frozen=True)
 class Probe:
-    """A measurement, ready to be executed.
+    """A measurement that is ready to be executed.
 
     Attributes:
-        config: the run that would be trained.
-        profile, overrides: what it was composed of.
-        name: of the model.
-        prompts: to draw; not the training list's, which a run would learn from.
-        prompts_sha256: of the list that they are from.
-        noises: deterministic samples per prompt.
+        config: configuration of the run that would be trained.
+        profile, overrides: profile and overrides that it was composed of.
+        name: name of the model.
+        prompts: prompts to draw, from the validation list, since a run would learn from the training list.
+        prompts_sha256: sha256 of their list.
+        noises: number of deterministic samples per prompt.
     """
 
     config: RunConfig
@@ -63,24 +63,24 @@ class Probe:
 
     @property
     def num_pictures(self) -> int:
-        """How many pictures it draws."""
+        """Number of pictures to draw."""
         rollout = self.config.rollout
         groups = 1 if rollout.kind == "full_sde" else len(stochastic_steps(rollout, self.config.seed, 1, 0))
         return len(self.prompts) * (self.noises + groups * rollout.group_size)
 
     @property
     def folder(self) -> Path:
-        """Where parts are kept."""
+        """Folder in which parts are kept."""
         judges = self.config.evaluation.judges
         settings = [find_run(self.config).run_id, judges, self.prompts_sha256, len(self.prompts), self.noises]
         return RUNS / "probe" / f"{self.name}-{hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:10]}"
 
 
 def load_probe(profile: str, overrides: Sequence[str], model: str | None, num_prompts: int, noises: int) -> Probe:
-    """Check a measurement; nothing heavy is loaded and nothing is written.
+    """Check and prepare a measurement; nothing heavy is loaded and nothing is written.
 
     Raises:
-        ConfigError: one line that names the key or the option.
+        ConfigError: a key or an option is not valid, which one line names.
     """
     config = compose(profile, overrides=overrides, model=model)
     found = read_prompts(config.prompts.validation)
@@ -91,14 +91,14 @@ def load_probe(profile: str, overrides: Sequence[str], model: str | None, num_pr
 
 
 def measure(probe: Probe, device: torch.device, say: Callable[[str], object]) -> dict[str, Any]:
-    """Draw and score every prompt with several noises, and one rollout of each; compute only what is missing.
+    """Draw and score every prompt with several noises, and one rollout of each; compute only missing parts.
 
     Returns:
-        What a JSON file and a page hold: ``rewards`` ``[prompts, noises]``, ``groups`` ``[prompts, groups, G]``,
+        Content of a JSON file and a page: ``rewards`` ``[prompts, noises]``, ``groups`` ``[prompts, groups, G]``,
         ``stream`` ``[iterations, 3]`` of candidates' means and the capability, ``cost``, ``summary`` with the verdict.
 
     Raises:
-        ConfigError: the model or a reward is not here or does not fit the prompts.
+        ConfigError: the model or a reward is not on this machine, or does not fit the prompts.
     """
     config, prompts, sampling = probe.config, probe.prompts, _Sampling(probe, device)
     parts = Parts(probe.folder, probe.num_pictures, "pictures", say)
@@ -137,7 +137,7 @@ def measure(probe: Probe, device: torch.device, say: Callable[[str], object]) ->
 
 
 def capability_stream(rewards: np.ndarray, config: RunConfig) -> np.ndarray:
-    """``[STREAM, 3]``: mean of the candidates of an iteration, drawn from ``[prompts, noises]``, then mu and sigma."""
+    """``[STREAM, 3]``: mean reward of an iteration's candidates, drawn from ``[prompts, noises]``, mu and sigma."""
     random, tracker = np.random.default_rng(0), CapabilityTracker(config.capability.decay)
     size, rows = config.rollout.candidates * config.rollout.prompts_per_iteration, []
     for _ in range(STREAM):
@@ -149,13 +149,13 @@ def capability_stream(rewards: np.ndarray, config: RunConfig) -> np.ndarray:
 
 
 def _cost(config: RunConfig) -> dict[str, Any]:
-    """Of a prompt that is trained on at random, and of candidates, in forwards; see ``expected_cost``."""
+    """Cost of training on a random prompt, and of candidates, in forward passes; see ``expected_cost``."""
     at_random = config.model_copy(
         update={"selection": "random", "fusion": config.fusion.model_copy(update={"enabled": False})}
     )
     rollout, larger = config.rollout, larger_group(config)
     rules = {rule: Compared(rule).forwards(rollout.candidates, config.model.num_steps) for rule in _SHOWN}
-    # What it gets in place of candidates is rounded down to whole siblings.
+    # The group that candidates would pay for is rounded down to whole siblings.
     with_more = at_random.model_copy(update={"rollout": rollout.model_copy(update={"group_size": larger})})
     more = expected_cost(with_more).sample_forwards - expected_cost(at_random).sample_forwards
     return {
@@ -184,7 +184,7 @@ def _summary(
 
 @dataclass(frozen=True)
 class _Sampling:
-    """Draws the parts; model and rewards are loaded once one is missing."""
+    """Sampler of the parts; model and rewards are loaded when the first missing part is drawn."""
 
     probe: Probe
     device: torch.device
@@ -208,7 +208,7 @@ class _Sampling:
         return found
 
     def noise(self, number: int) -> Arrays:
-        """Scores ``[prompts]`` of a deterministic sample of each prompt, by the reward and by its judges."""
+        """Scores ``[prompts]`` of one deterministic sample per prompt, by the reward and by its judges."""
         (reward, judges), policy, prompts, began = self._rewards, self._policy, self.probe.prompts, time.monotonic()
         images = sample_images(policy, prompts, number)
         scores = {
@@ -220,7 +220,7 @@ class _Sampling:
 
     @torch.no_grad()
     def groups(self, prompts: Sequence[str]) -> Arrays:
-        """Rewards ``[prompts, groups, G]`` of one rollout of each prompt, drawn as in training."""
+        """Rewards ``[prompts, groups, G]`` of one rollout per prompt, drawn as in training."""
         (reward, _), policy, began = self._rewards, self._policy, time.monotonic()
         groups = torch.stack([_groups(self.probe.config, policy, reward, prompt) for prompt in prompts])
         return {"groups": groups.numpy(), "seconds": np.array(time.monotonic() - began)}

@@ -20,11 +20,11 @@ from harness.runs.directory import RunDirectory
 from harness.runs.identity import changes_of, note_on_code
 
 _SPARE = 16 * 2**20
-"""Bytes that a run may write beside its checkpoints until the next one, and more."""
+"""Bytes of free space for what a run writes beside its checkpoints until the next one, and more."""
 
 
 class RunJob(Job):
-    """A run that has been prepared; its status.json says where it stands."""
+    """A prepared run; its state is in status.json."""
 
     def __init__(self, run: RunDirectory) -> None:
         done, log = run.folder / "status.json", run.folder / "log.txt"
@@ -32,9 +32,9 @@ class RunJob(Job):
         self.run = run
 
     def state(self) -> State:
-        """From status.json alone."""
+        """State according to status.json alone."""
         status = self.run.status()
-        # A damaged status knows no iterations; the run is begun again, and has another one then.
+        # A damaged status has no number of iterations; the run is begun again, and has one then.
         share = status["iteration"] / (status["iterations"] or 1)
         match status["state"]:
             case "finished" | "failed" as name:
@@ -42,38 +42,38 @@ class RunJob(Job):
         return State("waiting", share)
 
     def try_lock(self) -> IO[bytes] | None:
-        """The run's own lock, which ``adagrpo train`` takes, too."""
+        """Take the run's own lock, which ``adagrpo train`` takes, too; None if another process holds it."""
         try:
             return None if self.is_locked() else self.run.lock()
         except ConfigError:
             return None  # another process was quicker
 
     def is_locked(self) -> bool:
-        """Whether a process is training it."""
+        """Whether a process is training the run."""
         return self.run.is_locked()
 
     def traces(self) -> Sequence[Path]:
-        """Of training and evaluations; the folder is touched by a run that waits for space."""
+        """Logs of training and evaluations, and the folder, which is touched by a run that waits for disk space."""
         return [self.log, self.run.folder, *(self.run.folder / name for name in LOGS)]
 
     def begin(self) -> None:
-        """Note that it is running, and forget what an earlier attempt has noted."""
+        """Record that the run is running, and remove the reason of an earlier failure."""
         self._set_status("running")
 
     def reset(self) -> None:
-        """Have it wait, from the iteration that it has reached."""
+        """Record that the run is waiting, at the iteration that it has reached."""
         self._set_status("waiting")
 
     def fail(self, reason: str) -> None:
-        """Have it fail; what one of its processes noted is part of the reason."""
+        """Record that the run has failed; a reason recorded by one of its processes is appended."""
         known = self.run.status()["reason"]
         self._set_status("failed", reason if known is None else f"{reason} ({known})")
 
     def note(self, error: Exception) -> None:
-        """Nothing: it has noted that itself, in whichever of its processes failed first."""
+        """Do nothing: the process of the run that failed first has recorded the error itself."""
 
     def result(self) -> str:
-        """What it reached."""
+        """Trained reward of the latest validation; empty before the first one."""
         reached = latest_validation(self.run, self.config)
         return "" if reached is None else f"trained reward on validation prompts {reached[0]:.3f}"
 
@@ -88,16 +88,16 @@ def run_all(
     say: Say,
     on_finished: Callable[[RunDirectory], object] = lambda run: None,
 ) -> Outcome:
-    """Execute runs on this machine; finished ones are skipped, unfinished ones resumed.
+    """Execute runs on this machine; finished runs are skipped, unfinished ones resumed.
 
     Args:
-        runs: in the order in which they are wanted.
-        slots: runs at a time; None for as many as the machine suffices for.
-        say: receives lines of progress.
-        on_finished: called with each run that finishes meanwhile, soon after it does.
+        runs: runs in order of priority.
+        slots: number of runs at a time; None for as many as the machine can hold.
+        say: called with lines of progress.
+        on_finished: called with each run that finishes during the call, soon after it does.
 
     Raises:
-        ConfigError, KeyboardInterrupt: as ``run_jobs``.
+        ConfigError, KeyboardInterrupt: as in ``run_jobs``.
     """
     given, runs = len(runs), list(dict.fromkeys(runs))
     if len(runs) < given:
@@ -115,15 +115,15 @@ def run_all(
 
 
 def hand_over_all(runs: Sequence[RunDirectory], cluster: str, say: Say) -> int:
-    """Hand runs to a launcher, but those that are finished, at work, or in a queue already; the exit code.
+    """Submit runs to a launcher, except those that are finished, at work or queued already. Returns the exit code.
 
     Args:
-        runs: that have been prepared.
-        cluster: a file in experiments/clusters/.
-        say: receives a line each.
+        runs: prepared runs.
+        cluster: name of a file in experiments/clusters/, or a path to one.
+        say: called with each line of output.
 
     Raises:
-        ConfigError: there is no such file or launcher, or it refuses.
+        ConfigError, PluginError: there is no such file or launcher, or it refuses.
     """
     resources, tasks = read_resources(cluster), list[Task]()
     for run in dict.fromkeys(runs):
@@ -140,12 +140,12 @@ def _train(folder: Path) -> None:
 
 
 def patiently(run: RunDirectory, execute: Callable[[], object]) -> None:
-    """Execute a run: where memory does not suffice for an update, with half as many samples at a time, down to one;
-    where the disk is full, from its checkpoint when there is space for two more and what else it may write.
+    """Execute a run: if memory does not suffice for an update, again with half as many samples per forward pass, down
+    to one; if the disk is full, from its checkpoint once there is space for two more and what else it may write.
 
     Args:
-        run: what stops it for good is noted there, and raised.
-        execute: does it, from its checkpoint.
+        run: the run; an error that stops it for good is recorded there, and raised.
+        execute: executes the run from its checkpoint.
     """
     with run.failure_noted():
         from torch import OutOfMemoryError
@@ -169,7 +169,7 @@ def patiently(run: RunDirectory, execute: Callable[[], object]) -> None:
 
 
 def _note_waiting(run: RunDirectory, reason: str) -> None:
-    """For who asks for the status, if it can be written."""
+    """Record in the status that the run waits, if the status can be written."""
     status = run.status()
     with suppress(FileError):
         run.set_status("running", status["iteration"], status["iterations"], f"{reason}; waits for it")
@@ -184,9 +184,9 @@ def _execute(run: RunDirectory) -> None:
 
 
 def _halved(run: RunDirectory) -> int | None:
-    """Halve how many samples go through the network in an update, which is no part of what a run is; None at one.
+    """Halve the samples per forward pass of an update, which is not part of a run's identity; None at one sample.
 
-    Several processes cannot agree on it in the middle.
+    None also with several processes, which cannot agree on it in the middle of a run.
     """
     from torch import cuda
 

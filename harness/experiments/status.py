@@ -1,4 +1,4 @@
-"""What runs have reached, read from their directories while they are at work."""
+"""State and results of runs, read from their directories while they are at work."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -19,17 +19,17 @@ from harness.runs.identity import changes_of, note_on_code, read_identity
 
 
 def state_of(run: RunDirectory) -> str:
-    """One of ``records.STATES``, or interrupted: it says that it runs, but nobody holds its lock."""
+    """State in status.json, or damage; interrupted if it says running, but no process holds the run's lock."""
     state = run.status()["state"]
     return "interrupted" if state == "running" and not run.is_locked() else state
 
 
 def standings(runs: Sequence[RunDirectory], damages: dict[str, str] | None = None) -> list[str]:
-    """One line per cell, best first: the mean over its seeds of the trained reward at the latest validation.
+    """One line per cell, best first: the trained reward at the latest validation, averaged over seeds.
 
-    Rewards are ranked apart, since their scales differ. Cells are in the middle of training and have few seeds: this
-    shows that training works, and compares nothing. A run that cannot be read is left out; ``damages`` receives why, by
-    its name.
+    Cells with different rewards are ranked separately, since scales differ. Runs may be in the middle of training and
+    have few seeds: the lines show that training works, and are not a comparison. A run that cannot be read is left out,
+    and ``damages`` receives the reason, by the name of the run.
     """
     read: list[tuple[RunDirectory, RunConfig, tuple[float, int] | None, dict[str, Any]]] = []
     for run in runs:
@@ -59,7 +59,7 @@ def standings(runs: Sequence[RunDirectory], damages: dict[str, str] | None = Non
 
 
 def latest_validation(run: RunDirectory, config: RunConfig) -> tuple[float, int] | None:
-    """The trained reward on validation prompts and the iteration it was measured at; None before the first.
+    """Trained reward on validation prompts and the iteration that it was measured at; None before the first validation.
 
     Raises:
         ConfigError: eval.jsonl is damaged.
@@ -75,10 +75,10 @@ def latest_validation(run: RunDirectory, config: RunConfig) -> tuple[float, int]
 
 
 def status_lines(root: Path) -> list[str]:
-    """What ``adagrpo status`` prints: launches at work, and of each experiment counts, what is broken, and standings.
+    """Lines of ``adagrpo status``: launches at work; for each experiment counts of states, problems, and standings.
 
     Raises:
-        ConfigError: no run is there.
+        ConfigError: there is no run.
     """
     experiments: dict[str, list[RunDirectory]] = {}
     for path in sorted(root.rglob("config.yaml")):
@@ -90,7 +90,7 @@ def status_lines(root: Path) -> list[str]:
         states = {run: state_of(run) for run in runs}
         counts = ", ".join(f"{n} {state}" for state, n in sorted(Counter(states.values()).items()))
         lines += [*([""] if lines else []), f"{experiment}: {len(runs)} runs, {counts}"]
-        # Also a sweep's workers, which are no runs.
+        # Includes a sweep's workers, which are not runs.
         in_queue = queued(sorted(path.parent for path in runs[0].folder.parent.glob(f"*/{JOB}")))
         lines += [f"  in the queue: {folder.name}  {job}" for folder, job in in_queue.items()]
         damages: dict[str, str] = {}
@@ -107,12 +107,12 @@ def status_lines(root: Path) -> list[str]:
 
 
 def status_records(root: Path) -> list[dict[str, Any]]:
-    """For programs: of each run experiment, run, state, iteration, iterations, reason, and its latest validation."""
+    """Records for programs, one per run: experiment, run, state, iteration, iterations, reason, latest validation."""
     records = []
     for path in sorted(root.rglob("config.yaml")):
         run = RunDirectory(path.parent)
         status, latest = run.status(), None
-        with suppress(ConfigError):  # what cannot be read is said by the state
+        with suppress(ConfigError):  # the state tells that the run cannot be read
             latest = latest_validation(run, run.config)
         record = {key: status[key] for key in ("iteration", "iterations", "reason")}
         reached = None if latest is None else {"trained_reward": latest[0], "iteration": latest[1]}
@@ -122,7 +122,7 @@ def status_records(root: Path) -> list[dict[str, Any]]:
 
 
 def _described(status: Mapping[str, Any]) -> str:
-    """How far a run has come, when, and why not further."""
+    """Progress of a run, the time of its latest update, and the reason why it stopped."""
     reason = f": {status['reason']}" if status["reason"] else ""
     if status["state"] in BROKEN:
         return reason

@@ -1,4 +1,4 @@
-"""A study: experiments that run in order, share runs, and keep each finished one as a small file that is committed."""
+"""Study: experiments that run in order and share runs, each of which is kept, when finished, as a small file."""
 
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -26,18 +26,18 @@ DEFAULT = EXPERIMENTS / "study" / "all.yaml"
 
 
 class StudyConfig(Section):
-    """A study's file; its experiments are grid files beside it."""
+    """Content of a study's file; the experiments are grid files beside it."""
 
     shards: str
-    """Folder of finished runs, absolute or relative to where results/ is."""
+    """Folder of the finished runs' shards, absolute or relative to the folder that contains results/."""
     experiments: tuple[str, ...] = Field(min_length=1)
-    """In the order in which they run."""
+    """Names of the experiments, in the order in which they run."""
     budget_hours: float | None = Field(None, gt=0)
-    """Recorded run time that all runs together may take."""
+    """Recorded run time, in hours, that all runs together may take."""
     picture_seeds: tuple[int, ...] = ()
-    """Whose pictures are kept: those of all runs would be most of what is committed."""
+    """Seeds whose pictures are kept: those of all runs would be most of what is committed."""
     rates_from: str | None = None
-    """Folder of runs whose pace serves for estimates until the study has runs of its own."""
+    """Folder of runs whose speed is used for estimates until the study has finished runs of its own."""
 
 
 class PlannedRun(NamedTuple):
@@ -45,50 +45,50 @@ class PlannedRun(NamedTuple):
 
     config: RunConfig
     run: RunDirectory
-    """Where it is or would be executed."""
+    """Directory in which the run is or would be executed."""
     shard: Path
-    """Where it is kept once it is finished."""
+    """File in which the finished run is kept."""
 
     @property
     def is_kept(self) -> bool:
-        """Whether it needs no execution any more: its shard is there."""
+        """Whether the run needs no execution any more, because its shard exists."""
         return self.shard.is_file()
 
     @property
     def changes(self) -> list[str]:
-        """``changes_since`` its shard was made, or what the directory it is executed in has."""
+        """Changes of the code since its shard was made or, without one, since the run in its directory."""
         if not self.is_kept:
             return identity.changes_of(self.run.folder)
         try:
             return changes_since(read_shard_environment(self.shard))
         except ConfigError:
-            return ["code not recorded"]  # a damaged shard says nothing of its code; who reads its numbers is told
+            return ["code not recorded"]  # a damaged shard does not tell; whoever reads its numbers gets the error
 
 
 class Study(NamedTuple):
-    """A study's file, read."""
+    """Path and content of a study's file."""
 
     path: Path
     file: StudyConfig
 
     @property
     def names(self) -> tuple[str, ...]:
-        """All experiments in order."""
+        """Names of all experiments, in order."""
         return self.file.experiments
 
     @property
     def shards(self) -> Path:
-        """Folder of finished runs."""
+        """Folder of the finished runs' shards."""
         return WORK / self.file.shards
 
     def configs(self, name: str, only: str | None = None, seeds: Sequence[int] | None = None) -> list[RunConfig]:
-        """The runs of an experiment. Raises ConfigError as ``expand_grid``, and for an unknown name."""
+        """Configurations of an experiment's runs. Raises ConfigError as in ``expand_grid``, or for an unknown name."""
         if name not in self.names:
             raise ConfigError(f"study {self.path}: unknown experiment {name!r}; {nearest(name, self.names)}")
         return expand_grid(str(self.path.with_name(f"{name}.yaml")), only=only, seeds=seeds)
 
     def planned(self, configs: Iterable[RunConfig]) -> list[PlannedRun]:
-        """Where runs are and will be kept; one that occurs twice is there once. Raises ConfigError as ``find_run``."""
+        """Directories and shards of runs, without repetitions. Raises ConfigError as in ``find_run``."""
         planned: dict[Path, PlannedRun] = {}
         for config in configs:
             run = directory.find_run(config, directory.RUNS)
@@ -97,7 +97,7 @@ class Study(NamedTuple):
         return list(planned.values())
 
     def keep(self, run: RunDirectory) -> None:
-        """Write a finished run's shard; one that is damaged is named and left out."""
+        """Write the shard of a finished run; a damaged run is reported on stderr and left out."""
         try:
             write_shards(run.folder, self.shards, NUM_PROMPTS if run.config.seed in self.file.picture_seeds else 0)
         except ConfigError as error:
@@ -106,21 +106,21 @@ class Study(NamedTuple):
     def execute(
         self, planned: Sequence[PlannedRun], slots: int | None, say: Say, rerun_changed: bool = False
     ) -> Outcome:
-        """Execute the runs that have no shard yet; each is kept as soon as it is finished.
+        """Execute the runs that have no shard yet; the shard of each is written as soon as it is finished.
 
         Args:
-            planned: in the order in which they are wanted; those of one process come first.
-            slots: runs at a time, see ``run_all``.
-            say: receives lines of progress.
-            rerun_changed: those too that other code has made.
+            planned: runs in order of priority; those with fewer processes come first.
+            slots: number of runs at a time, see ``run_all``.
+            say: called with lines of progress.
+            rerun_changed: also execute runs whose shard was made by different code.
 
         Raises:
-            ConfigError, KeyboardInterrupt: as ``run_all``.
+            ConfigError, KeyboardInterrupt: as in ``run_all``.
         """
         missing = [one for one in planned if not one.is_kept or (rerun_changed and one.changes)]
         say(f"{len(planned) - len(missing)} of {len(planned)} runs are kept already")
         outcome = Outcome()
-        # What can be launched together, see ``local_slots``.
+        # Groups of runs that can be launched together, see ``local_slots``.
         for _, group in groupby(sorted(missing, key=_processes), _processes):
             runs = [directory.prepare_run(one.config, directory.RUNS, rerun_changed) for one in group]
             for run in runs:
@@ -138,7 +138,7 @@ def _processes(planned: PlannedRun) -> tuple[int, str, int]:
 
 
 def read_study(path: Path = DEFAULT) -> Study:
-    """Read a study's file. Raises ConfigError in one line."""
+    """Read a study's file. Raises ConfigError if it is not valid."""
     return Study(path, validated(StudyConfig, read_yaml(path), str(path)))
 
 
@@ -146,7 +146,7 @@ def read_study(path: Path = DEFAULT) -> Study:
 
 
 def plan_lines(study: Study, experiments: Mapping[str, Sequence[PlannedRun]]) -> list[str]:
-    """A table of experiments (cells, runs, those shared with earlier rows, kept, left, core-hours left), and sums."""
+    """Table of experiments (cells, runs, those shared with earlier rows, kept, left, core-hours left), then totals."""
     own = measured_rates(study.shards)
     source = ROOT / study.file.rates_from if own is None and study.file.rates_from else study.shards
     rates = own or measured_rates(source)

@@ -1,9 +1,9 @@
-"""What choosing prompts could gain at most, one update ahead: from the table of ``adagrpo oracle`` alone.
+"""Upper bound of the gain from choosing prompts, one update ahead, from the tables of ``adagrpo oracle`` alone.
 
-An update's *progress* is the inner product of its gradient with the reference direction, which is proportional to what
-a small step raises the expected reward by; its *quality* is expected progress by root mean squared length, which no
-rescaling changes. Both are relative to random prompts with local advantages. First order, of the plain gradient and not
-of Adam's step, and as noisy as the reference.
+An update's *progress* is the inner product of its gradient with the reference direction, which is proportional to the
+increase of the expected reward by a small step; its *quality* is expected progress divided by root mean squared length,
+which no rescaling changes. Both are relative to random prompts with local advantages. They are of first order, for the
+plain gradient and not for Adam's step, and as noisy as the reference.
 """
 
 import json
@@ -35,34 +35,34 @@ from harness.rules.ledger import Ledger, Prediction
 
 ROUNDS = 5_000
 ORACLES = ("oracle", "oracle, same reference")
-"""Both take the prompt whose mean progress over the *other* noises is largest. The first is told by one half of the
-reference and judged by the other, both ways: what can be had with so much knowledge, without any winner's curse. The
-second is told and judged by all of it: flattered by the noise of the reference, which favours the same prompts twice.
+"""Both take the prompt whose mean progress over the *other* noises is largest. The first chooses by one half of the
+reference and is judged by the other, both ways: the gain from so much knowledge, without any winner's curse. The second
+chooses and is judged by all of it, which flatters it: the noise of the reference favours the same prompts twice.
 """
 ALL_KNOWN = "oracle, all known"
-"""Takes the prompt whose expected progress is the largest of B: an estimate by a normal model, see ``_all_known``."""
+"""Takes the prompt whose expected progress is the largest of B: an estimate from a normal model, see ``_all_known``."""
 LARGER = "random, larger group"
-"""The control that costs no more than candidates do: local advantages of more siblings."""
+"""Control that costs no more than candidates do: local advantages in larger groups."""
 TOLD = (*COMPARED, *(Compared(rule) for rule in ("preview", *PREDICTING)))
 Numbers = NDArray[np.int64]
 Chooser = Callable[[Numbers, Numbers], tuple[Numbers, Numbers]]
-"""From candidates' prompts ``[T, B]`` and noises ``[T, B, 2]`` to the candidates ``[T]`` that either half of the
-reference is to judge."""
+"""Function from candidates' prompts ``[T, B]`` and noises ``[T, B, 2]`` to the two arrays of candidates ``[T]`` that
+the first and the second half of the reference judge."""
 
 
 def upper_bound(table: Mapping[str, Any], rounds: int | None = None) -> pd.DataFrame:
-    """Progress and quality of every rule that the table can tell of, of a larger group, and of the oracles.
+    """Progress and quality of every rule that the table has data for, of a larger group, and of the oracles.
 
     Args:
-        table: of ``harness.experiments.gradients.oracle.measure``, of more than B prompts.
-        rounds: draws of candidates; None for ``ROUNDS``.
+        table: result of ``harness.experiments.gradients.oracle.measure``, with more than B prompts.
+        rounds: number of draws of candidates; None for ``ROUNDS``.
 
     Returns:
-        Columns ``rule``, ``forwards`` (sample forwards more than at random per trained prompt, missing where no number
-        of samples does it), and value, low and high of ``progress`` and ``quality``.
+        Columns ``rule``, ``forwards`` (sample forward passes per trained prompt beyond those of random selection,
+        missing if no number of samples suffices), and value, low and high of ``progress`` and ``quality``.
     """
     updates = {
-        # Progress by either half, and squared length: [P, N, 3].
+        # Progress by each half of the reference, and squared length: [P, N, 3].
         kind: np.concatenate([np.array(of["projections"]), np.array(of["squares"])[:, :, None]], axis=2)
         for kind, of in table["updates"].items()
     }
@@ -73,7 +73,7 @@ def upper_bound(table: Mapping[str, Any], rounds: int | None = None) -> pd.DataF
 
     def add(name: str, forwards: float, found: Values) -> None:
         progress, length = (found / at_random).T
-        length = np.where(length > 0, length, np.nan)  # by chance, in the smallest of tables
+        length = np.where(length > 0, length, np.nan)  # not positive by chance, in the smallest tables
         row: dict[str, Any] = {"rule": name, "forwards": forwards}
         for column, values in (("progress", progress), ("quality", progress / np.sqrt(length))):
             low, high = np.quantile(values[1:], [0.025, 0.975])
@@ -97,7 +97,7 @@ def upper_bound(table: Mapping[str, Any], rounds: int | None = None) -> pd.DataF
 
 
 def write_upper_bound(folder: Path) -> str:
-    """Write rules.csv, corrections.csv, oracle.md and quality.svg of all the folder's tables; returns oracle.md."""
+    """Write rules.csv, corrections.csv, oracle.md and quality.svg of a folder's tables; return oracle.md's text."""
     tables = sorted(
         (json.loads(read_text(path)) for path in folder.glob("*.json")),
         key=lambda one: (one["experiment"], one["iteration"]),
@@ -142,10 +142,10 @@ def write_upper_bound(folder: Path) -> str:
 
 
 def _chosen(choose: Chooser, updates: Values, count: int, rounds: int) -> Values:
-    """As ``_resampled``, of what is chosen of ``count`` prompts.
+    """Same as ``_resampled``, for the prompts that are chosen among ``count``.
 
-    A prompt's share in it is (P - 1) times what is lost without the rounds that drew it (the jackknife's). Gains are
-    over the mean of a round's own candidates, which have less noise and the same expectation.
+    A prompt's share is (P - 1) times the loss from leaving out the rounds that drew it (jackknife). Gains are measured
+    from the mean of a round's own candidates, which has less noise and the same expectation.
     """
     random, (num_prompts, noises) = np.random.default_rng(1), updates.shape[:2]
     prompts = random.permuted(np.tile(np.arange(num_prompts), (rounds, 1)), axis=1)[:, :count]
@@ -164,11 +164,11 @@ def _chosen(choose: Chooser, updates: Values, count: int, rounds: int) -> Values
 
 
 def _all_known(updates: Values, count: int) -> Values:
-    """As ``_resampled``, of the best of ``count`` prompts, each with a normal expected progress: the true bound.
+    """Same as ``_resampled``, for the best of ``count`` prompts whose expected progress is normal: the true bound.
 
     mean + std E[max of B standard normals]. The variance of prompts' expected progress is that of products of different
-    noises by different halves of the reference, less those of different prompts: no noise has a share in it. Squared
-    length is taken to be that of random prompts.
+    noises by different halves of the reference, less those of different prompts, so that noise does not contribute.
+    Squared length is assumed to be that of random prompts.
     """
     [weights] = resampling_weights([len(updates)])
     first, second = np.moveaxis(updates[:, :, :2], 2, 0)
@@ -176,7 +176,7 @@ def _all_known(updates: Values, count: int) -> Values:
     same = (noises * means[0] * means[1] - (first * second).mean(1)) / (noises - 1)
     squared = weights**2
     apart = (weights @ means[0]) * (weights @ means[1]) - squared @ (means[0] * means[1])
-    with np.errstate(invalid="ignore"):  # a resample of one prompt alone has none
+    with np.errstate(invalid="ignore"):  # undefined for a resample that has only one prompt
         std = np.sqrt(np.fmax(weights @ same - apart / (1 - squared.sum(1)), 0))
     z = np.linspace(-8, 8, 4001)
     best = np.trapezoid(z * np.gradient(ndtr(z) ** count, z), z)
@@ -185,7 +185,7 @@ def _all_known(updates: Values, count: int) -> Values:
 
 
 def _resampled(shares: Values, estimate: Values | None = None) -> Values:
-    """Progress and squared length, ``[1 + resamples, 2]``, the estimate first: means of prompts' shares ``[P, 3]``."""
+    """Progress and squared length, ``[1 + resamples, 2]``, estimate first: means over prompts' shares ``[P, 3]``."""
     [weights] = resampling_weights([len(shares)])
     estimate = shares.mean(0) if estimate is None else estimate
     values = estimate + weights @ (shares - shares.mean(0))
@@ -193,7 +193,7 @@ def _resampled(shares: Values, estimate: Values | None = None) -> Values:
 
 
 class _Foretold(Ledger):
-    """A ledger that predicts as the table has it; a prompt's embedding is its number."""
+    """Ledger whose predictions are those in the table; a prompt's embedding is its number."""
 
     def __init__(self, foretold: Mapping[str, Any]) -> None:
         super().__init__()
@@ -217,13 +217,13 @@ class _Foretold(Ledger):
 
 
 def _is_told(compared: Compared, table: Mapping[str, Any]) -> bool:
-    """Whether the table has what the rule reads."""
+    """Whether the table has the data that the rule reads."""
     needs = needs_of(compared.rule)
     return "foretold" in table or not (needs.reads_ledger or needs.step_share < 1)
 
 
 def _by_rule(compared: Compared, table: Mapping[str, Any]) -> Chooser:
-    """A rule, told the reward of one or two samples of each candidate, or what a ledger predicts of it."""
+    """Chooser by a rule that receives the rewards of one or two samples per candidate, or a ledger's predictions."""
     needs = needs_of(compared.rule)
     rewards = np.array(table["previews" if needs.step_share < 1 else "rewards"], dtype=float)
     ledger = _Foretold(table["foretold"]) if needs.reads_ledger else None
@@ -241,7 +241,7 @@ def _by_rule(compared: Compared, table: Mapping[str, Any]) -> Chooser:
 
 
 def _by_oracle(updates: Values, same: bool) -> Chooser:
-    """The prompt that has the largest mean progress over the other noises, see ``ORACLES``."""
+    """Chooser of the prompt with the largest mean progress over the other noises, see ``ORACLES``."""
     halves = updates[:, :, :2]
     told = np.repeat(halves.mean(2, keepdims=True), 2, axis=2) if same else halves[:, :, ::-1]
     others = (told.sum(1, keepdims=True) - told) / (told.shape[1] - 1)
@@ -278,7 +278,7 @@ def _text(row: "pd.Series[Any]") -> str:
 
 
 def _draw(frame: pd.DataFrame, axes: Axes) -> None:
-    """A line a rule, those of equal cost in the order of the table; the oracles on top."""
+    """Draw one line per rule, sorted by cost, then in the order of the table; the oracles are on top."""
     shown = frame.sort_values("forwards", kind="stable", na_position="last").reset_index()
     for position, (_, row) in enumerate(shown.iterrows()):
         colour = INK if np.isnan(row["forwards"]) else series_colour(2 if row["forwards"] else 3)

@@ -1,4 +1,4 @@
-"""A page about runs at work, drawn again and again: how far they are, health, chosen prompts, curves, pictures."""
+"""Page about runs at work, written again and again: progress, health, chosen prompts, curves, pictures."""
 
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -28,7 +28,7 @@ _HEALTH = {
     "grad_norm": "Gradient norm",
     "ratio_max_deviation": "Largest |ratio − 1|",
 }
-"""Metrics of an iteration: equal groups teach nothing; a norm that leaps, a ratio far from 1 come before a collapse."""
+"""Metrics of an iteration: equal groups teach nothing; a jump of the norm or a ratio far from 1 precedes a collapse."""
 _CURVES = [_OF_GROUPS, *(Quantity(name, name, ITERATION, label, "train") for name, label in _HEALTH.items())]
 _MOST_RUNS = 6
 _MOST_SENTENCES = 3
@@ -36,14 +36,14 @@ _MOST_PROMPTS = 4
 
 
 def watch(folder: Path, page: Path, seconds: float, once: bool, say: Callable[[str], object]) -> None:
-    """Write the page, and again every so many seconds as long as a run is at work or waiting for one that is.
+    """Write the page, and again every ``seconds`` as long as a run is at work or waits for one that is.
 
     Args:
-        folder: a run's directory, or one that holds some at any depth.
-        page: the file to write.
-        seconds: between two drawings.
-        once: draw it once.
-        say: receives a line when it is there first.
+        folder: a run's directory, or one that contains some at any depth.
+        page: file to write.
+        seconds: time between two writings.
+        once: write the page only once.
+        say: called with a line when the page exists for the first time.
 
     Raises:
         ConfigError: there is no run, or none can be read.
@@ -70,13 +70,13 @@ def _directories(folder: Path) -> list[Path]:
 
 
 def draw(folder: Path, states: dict[str, str], at_work: list[str], seconds: float | None) -> str:
-    """The page as text.
+    """HTML text of the page.
 
     Args:
         folder: as in ``watch``.
-        states: of its runs, by their names.
-        at_work: what launches say of how far they are.
-        seconds: after which a browser reads the page again; None for never.
+        states: states of its runs, by their names.
+        at_work: progress of each launch at work.
+        seconds: time after which a browser loads the page again; None for never.
     """
     begun = [path for path in _directories(folder) if (path / "metrics.jsonl").is_file()]
     drawn = f"Drawn at {datetime.now():%H:%M:%S}" + ("." if seconds is None else f", again every {seconds:g} seconds.")
@@ -116,13 +116,13 @@ def _panels(study: Study) -> list[Any]:
 
 
 def _shown(logs: Logs, states: dict[str, str]) -> list[Path]:
-    """Runs of the table: those at work, then those that changed last."""
+    """Runs shown in the table: those at work, then those that changed last."""
     rows = logs.summary.assign(at_work=[states.get(name) == "running" for name in logs.summary["run_id"]])
     return [*rows.sort_values(["at_work", "updated"], ascending=False)["folder"][:_MOST_RUNS]]
 
 
 def _signs(path: Path) -> list[tuple[str, str]]:
-    """Name and sentence of each sign of hacking that a run shows."""
+    """Name and sentence of each sign of reward hacking that a run shows."""
     try:
         config = RunDirectory(path).config
     except ConfigError as error:
@@ -131,7 +131,7 @@ def _signs(path: Path) -> list[tuple[str, str]]:
 
 
 def _table(logs: Logs, found: Mapping[Path, Sequence[tuple[str, str]]], states: Mapping[str, str]) -> WideTable:
-    """Of each run its state, its last iteration's reward, health and prompts, and the names of its signs."""
+    """Table with a row per run: state, reward, health and prompts of its last iteration, and names of its signs."""
     head = [
         "Run",
         "State",
@@ -145,7 +145,7 @@ def _table(logs: Logs, found: Mapping[Path, Sequence[tuple[str, str]]], states: 
     iterations = dict(zip(logs.summary["folder"], logs.summary["iterations"], strict=True))
     for path, of_run in found.items():
         last = read_lines(path / "metrics.jsonl")[-1]
-        # Where a step has updates of its own, the plain ratio is of their start, and the true one of the rollout.
+        # If each step has updates of its own, the plain ratio refers to their start, the other one to the rollout.
         last["ratio_max_deviation"] = last.get("rollout_ratio_max_deviation", last["ratio_max_deviation"])
         numbers = [Entry(last["reward_mean"]), *(Entry(last[name], digits=4) for name in _HEALTH)]
         ranks = last["ranks"] or [None] * len(last["prompts"])
