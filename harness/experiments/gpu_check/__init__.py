@@ -1,1 +1,1 @@
-"""The first minutes on a GPU: does this machine compute what the CPU's tests say, in the memory and time expected?"""
+"""Checks for the first minutes on a GPU: are its results those of the CPU, in the memory and time expected?"""

@@ -1,4 +1,4 @@
-"""What the checks work on: pipelines of real width and reduced depth, or of tiny widths, with random weights."""
+"""Objects that the checks need: pipelines of real width and reduced depth, or of tiny widths, with random weights."""
 
 import shutil
 import time
@@ -38,7 +38,7 @@ GIB = 2**30
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a check found: figures by name, and whether they are as expected; None where this device cannot tell."""
+    """Result of a check: figures by name, and whether they are as expected; None if this device cannot tell."""
 
     figures: dict[str, Any]
     passed: bool | None
@@ -46,12 +46,12 @@ class Outcome:
 
 @dataclass
 class Bench:
-    """A device, sizes and folders; models are built when a check asks for them.
+    """Device, sizes and folders of the checks; models are built when a check asks for them.
 
     Attributes:
-        device: where everything runs.
-        is_tiny: tiny widths: the same code in seconds, whose figures say nothing of a real model.
-        folder: scratch.
+        device: device on which everything runs.
+        is_tiny: whether widths are tiny: the same code in seconds, whose figures say nothing about a real model.
+        folder: scratch folder.
         noted: figures that the doctor reads.
     """
 
@@ -62,16 +62,16 @@ class Bench:
 
     @property
     def on_gpu(self) -> bool:
-        """Whether memory and kernels of a GPU can be measured."""
+        """Whether a GPU's memory and kernels can be measured."""
         return self.device.type == "cuda"
 
     @property
     def batch(self) -> int:
-        """Samples in a forward."""
+        """Number of samples in a forward pass."""
         return 4 if self.is_tiny else 12
 
     def pipeline(self, name: str) -> Path:
-        """Folder of a pipeline, ``flux`` or ``sd3``, its weights on bf16's grid as those of the hub."""
+        """Folder of a pipeline, ``flux`` or ``sd3``, with weights rounded to bf16 as those on the hub."""
         folder = self.folder / name
         if not folder.exists():
             torch.manual_seed(0)
@@ -86,7 +86,7 @@ class Bench:
         return folder
 
     def model(self, name: str = "flux", **settings: Any) -> ModelConfig:
-        """A model's settings as in the paper's profile, in this bench's size."""
+        """Settings of a model as in the paper's profile, in this bench's size."""
         side, text = (64, 64) if self.is_tiny else (512, 256)
         usual = {"path": str(self.pipeline(name)), "height": side, "width": side, "num_steps": 4, "precision": "bf16"}
         usual |= {"max_sequence_length": text, "max_batch": self.batch, "guidance": 3.5 if name == "flux" else 4.5}
@@ -94,20 +94,20 @@ class Bench:
         return ModelConfig.model_validate(usual | settings)
 
     def policy(self, tuning: str = "lora", checkpointing: bool = False, **settings: Any) -> Policy:
-        """A policy with adapters of rank 64 or all weights in training."""
+        """Policy that trains adapters of rank 64 (4 if tiny), or all weights."""
         execution = {"gradient_checkpointing": checkpointing, "vae_slicing": True}
         lora = {"rank": 4 if self.is_tiny else 64, "alpha": 8 if self.is_tiny else 128, "merge_while_sampling": False}
         optimizer = OptimizerConfig.model_validate({"tuning": tuning, "learning_rate": 1e-4, "lora": lora})
         return build_policy(self.model(execution=execution, **settings), optimizer, self.device, seed=0)
 
     def inputs(self, policy: Policy, count: int | None = None) -> tuple[Tensor, float, PromptEmbedding]:
-        """Latents, sigma and text of some samples: the same whatever the device."""
+        """Latents, sigma and text of some samples, the same on every device."""
         count = count or self.batch
         prompts = [f"picture number {i} of a red fox" for i in range(count)]
         return policy.noise(generator_for(1), count), 0.8, policy.encode(prompts)
 
     def config(self, method: str = "adagrpo_flux", *overrides: str) -> RunConfig:
-        """A run of a method on this bench's FLUX, with rewards of tiny width."""
+        """Configuration of a method's run on this bench's FLUX, with rewards of tiny width."""
         model = self.model()
         settings = [f"model.{key}={getattr(model, key)}" for key in ("path", "height", "width", "max_sequence_length")]
         settings += [f"model.precision={model.precision}", f"model.max_batch={model.max_batch}", "model.num_steps=8"]
@@ -117,14 +117,14 @@ class Bench:
         return compose("paper-dry", method, overrides=[*settings, *overrides])
 
     def trainer(self, config: RunConfig) -> Trainer:
-        """A run's trainer, at its beginning."""
+        """Trainer of a run before its first iteration."""
         policy = build_policy(config.model, config.optimizer, self.device, config.seed)
         reward = build_weighted(config.reward, 1, config.rewards)
         prompts = read_prompts(config.prompts.train).prompts
         return Trainer(config, policy, reward, prompts, Accelerator(cpu=not self.on_gpu))
 
     def seconds(self, work: Callable[[], object]) -> float:
-        """Mean seconds of a piece of work, done three times after one that does not count."""
+        """Mean seconds of a piece of work, over three executions after one that is not counted."""
         work()
         began = self._now()
         for _ in range(3):
@@ -132,7 +132,7 @@ class Bench:
         return (self._now() - began) / 3
 
     def peak(self, work: Callable[[], Any]) -> tuple[Any, float]:
-        """A piece of work's result, and GiB of the GPU that it took beyond what was taken; 0 on a CPU."""
+        """Result of a piece of work, and peak GPU memory in GiB beyond what was allocated before; 0 on a CPU."""
         if not self.on_gpu:
             return work(), 0.0
         torch.cuda.empty_cache()
@@ -142,25 +142,25 @@ class Bench:
         return result, (torch.cuda.max_memory_allocated() - before) / GIB
 
     def _now(self) -> float:
-        """Seconds, once the device has done all it was given."""
+        """Time in seconds, after the device has done all its work."""
         if self.on_gpu:
             torch.cuda.synchronize()
         return time.perf_counter()
 
     def free(self) -> None:
-        """Give back what the checks so far left behind."""
+        """Free what the checks so far left behind."""
         shutil.rmtree(self.folder / "run", ignore_errors=True)
         if self.on_gpu:
             torch.cuda.empty_cache()
 
 
 class RandomHpsV3(HpsV3):
-    """HPS-v3 with random weights of a size of one's own, and its twin's tokenizer.
+    """HPS-v3 of any size with random weights, and with its twin's tokenizer.
 
     Args:
-        size: of the network.
-        drawn_on: device whose generator draws the weights: equal ones come from equal devices.
-        settings: of the reward.
+        size: size of the network.
+        drawn_on: device whose generator draws the weights; equal weights need the same kind of device.
+        settings: settings of the reward.
     """
 
     def __init__(self, size: Qwen2VLConfig, drawn_on: str, settings: RewardConfig) -> None:
@@ -185,7 +185,7 @@ class RandomHpsV3(HpsV3):
 
 
 def qwen2_vl(is_tiny: bool = False, layers: int | None = None) -> Qwen2VLConfig:
-    """Qwen2-VL-7B with HPS-v3's vocabulary, of so many blocks for pictures and for text; or the twin's network."""
+    """Qwen2-VL-7B with HPS-v3's vocabulary and ``layers`` blocks for pictures and for text (None: all); or its twin."""
     config: Qwen2VLConfig = Qwen2VLConfig.from_pretrained(find_twin("hpsv3", "base", "hpsv3"))
     if is_tiny:
         return config
@@ -203,7 +203,7 @@ def distance(ours: Tensor, theirs: Tensor) -> float:
 
 
 def _of_real_width(name: str, pipe: Any) -> dict[str, Any]:
-    """Networks of the published widths: few blocks of the transformer, one layer of each text encoder."""
+    """Networks of the published widths, with few transformer blocks and one layer in each text encoder."""
     t5 = {**pipe.text_encoder_2.config.to_dict()} if name == "flux" else {**pipe.text_encoder_3.config.to_dict()}
     encoder = T5EncoderModel(T5Config(**{**t5, "d_model": 4096, "d_ff": 1024, "num_layers": 1}))
     vae = {**dict(pipe.vae.config), "block_out_channels": (128, 256, 512, 512), "layers_per_block": 2}

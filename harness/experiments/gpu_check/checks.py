@@ -1,4 +1,4 @@
-"""The checks: a network's numbers against the pipeline's and the CPU's, its memory and speed; a run's parts."""
+"""Checks of a network's numbers against the pipeline's and the CPU's, of its memory and speed, and of a run's parts."""
 
 import math
 import subprocess
@@ -32,7 +32,7 @@ _LORA = ("optimizer.tuning=lora", "optimizer.lora.merge_while_sampling=false", "
 
 
 def parity(bench: Bench) -> Outcome:
-    """Sampling in float32 is the pipeline's own; bf16's distance from it is the yardstick of what follows."""
+    """Sampling in float32 equals the pipeline's own within 1e-4; the distance of bf16 from float32 is 1e-4 to 5e-2."""
     policy = bench.policy(precision="fp32")
     x, sigma, embedding = bench.inputs(policy, 2)
     pipe = policy._pipeline
@@ -52,7 +52,7 @@ def parity(bench: Bench) -> Outcome:
 
 
 def kept_change(bench: Bench) -> Outcome:
-    """All of a small change of the adapters is in what is sampled."""
+    """A small change of the adapters shows fully in sampling."""
     policy = bench.policy()
     inputs = bench.inputs(policy)
     with torch.no_grad():
@@ -68,7 +68,7 @@ def kept_change(bench: Bench) -> Outcome:
 
 
 def iterations(bench: Bench) -> Outcome:
-    """Whole iterations: rollout and first update have a ratio of 1, all weights or adapters; where time goes."""
+    """Whole iterations, of all weights and of adapters: the ratio of rollout and first update is 1; times of phases."""
     figures: dict[str, Any] = {}
     for tuning, more in (("all weights", ()), ("adapters", _LORA)):
         trainer = bench.trainer(bench.config("adagrpo_flux", *more))
@@ -84,7 +84,7 @@ def iterations(bench: Bench) -> Outcome:
 
 
 def activations(bench: Bench) -> Outcome:
-    """Memory of a forward against the doctor's estimate, within 15 %."""
+    """Memory of a forward pass against the doctor's estimate, within 15 %."""
     policy = bench.policy(tuning="full")
     inputs = bench.inputs(policy)
     with torch.no_grad():
@@ -99,7 +99,7 @@ def activations(bench: Bench) -> Outcome:
 
 
 def speed(bench: Bench) -> Outcome:
-    """Seconds of a sample's forward, and arithmetic per second: torch's count against the doctor's."""
+    """Seconds of a sample's forward pass, and its operations: torch's count against the doctor's, within 5 %."""
     policy = bench.policy(tuning="full")
     inputs = bench.inputs(policy)
 
@@ -127,7 +127,7 @@ def speed(bench: Bench) -> Outcome:
 
 
 def hpsv2(bench: Bench) -> Outcome:
-    """ViT-H of random weights: the device's scores against the CPU's."""
+    """ViT-H with random weights: scores on this device against those on the CPU."""
     config = twin_of_clip() if bench.is_tiny else vit_h_14()
     torch.manual_seed(0)
     model = CLIPModel(config).eval().requires_grad_(False)
@@ -144,7 +144,7 @@ def hpsv2(bench: Bench) -> Outcome:
 
 
 def hpsv3(bench: Bench) -> Outcome:
-    """Random weights at Qwen2-VL-7B's width: the device's scores of 2 blocks against the CPU's; all 28 within 40 GB."""
+    """Random weights at Qwen2-VL-7B's width: scores of 2 blocks against the CPU's; all blocks within 40 GB."""
     side = 64 if bench.is_tiny else 512
     pictures = torch.rand(4, 3, side, side, generator=generator_for(5)).mul(255).round() / 255
     prompts = [f"a fox, {i} times" for i in range(4)]
@@ -165,7 +165,7 @@ def hpsv3(bench: Bench) -> Outcome:
 
 
 def sharded(bench: Bench) -> Outcome:
-    """FSDP2 on one device: the velocity of the whole network, bit for bit, and gradients as shares."""
+    """FSDP2 on one device: the velocity equals the whole network's bit for bit, and gradients are sharded."""
     policy = bench.policy(tuning="full", checkpointing=True)
     inputs = bench.inputs(policy, 2)
     with torch.no_grad():
@@ -186,7 +186,7 @@ def sharded(bench: Bench) -> Outcome:
 
 
 def two_processes(bench: Bench) -> Outcome:
-    """A run of two iterations shared out to two GPUs by NCCL; nothing where there are none."""
+    """A run of two iterations, sharded over two GPUs with NCCL; skipped with fewer GPUs."""
     if not (bench.on_gpu and torch.cuda.device_count() > 1):
         return Outcome({"GPUs": torch.cuda.device_count()}, None)
     settings = [f"model.path={bench.pipeline('flux')}", "runtime.device=cuda", "runtime.processes=2"]
@@ -197,7 +197,7 @@ def two_processes(bench: Bench) -> Outcome:
 
 
 def resume(bench: Bench) -> Outcome:
-    """Two iterations, and two with an end and a checkpoint between them: the adapters are the same."""
+    """Two iterations, at once and with a checkpoint and a restart between them: equal adapters (GPU: within 4e-4)."""
     config = bench.config(
         "adagrpo_flux", *_LORA, "iterations=2", "evaluation.interval=1", "evaluation.validation_prompts=1"
     )
@@ -219,7 +219,7 @@ def resume(bench: Bench) -> Outcome:
 
 
 def small_card(bench: Bench) -> Outcome:
-    """The settings for one GPU, within 24 GB of this one."""
+    """Memory of the settings for one small GPU: below 20 GiB, with this GPU limited to 24 GB."""
     if bench.on_gpu:
         torch.cuda.set_per_process_memory_fraction(min(1.0, 24e9 / torch.cuda.mem_get_info()[1]))
     try:
@@ -238,7 +238,7 @@ def small_card(bench: Bench) -> Outcome:
 
 
 def graphs(bench: Bench) -> Outcome:
-    """What torch.compile breaks a block into: one graph; and whether a forward waits for the GPU: it must not."""
+    """torch.compile makes one graph of a block, without breaks; a forward pass does not wait for the GPU."""
     policy = bench.policy()
     inputs, calls = bench.inputs(policy, 2), dict[str, Any]()
     block = blocks_of(policy.transformer)[0]

@@ -1,4 +1,4 @@
-"""Runs the checks in order, and writes what they found: one JSON file, and a page of it."""
+"""Execution of the checks in order, and their results as a JSON file and a page."""
 
 import json
 import time
@@ -19,9 +19,9 @@ from harness.runs.directory import environment
 
 
 def run_checks(bench: Bench, output: Path, say: Callable[[str], None], only: str | None = None) -> bool:
-    """Run all checks, or one, and write ``gpu-check.json`` and ``index.html``; whether none failed.
+    """Run all checks, or one, and write ``gpu-check.json`` and ``index.html``. Returns whether none failed.
 
-    A check that raises has failed, and the next one runs.
+    A check that raises has failed, and the next one runs. Raises ConfigError for an unknown check.
     """
     chosen = {name: check for name, check in CHECKS.items() if only in (None, name)}
     if not chosen:
@@ -54,10 +54,10 @@ def run_checks(bench: Bench, output: Path, say: Callable[[str], None], only: str
 
 
 def read_measured(file: Path) -> dict[str, float]:
-    """What a GPU's checks measured: ``flops`` per second, and ``activations`` over the doctor's estimate of them.
+    """Read the measurements of a GPU: ``flops`` per second, and ``activations`` relative to the doctor's estimate.
 
     Raises:
-        ConfigError: the file is not one of ``adagrpo gpu-check``, or of tiny widths, which say nothing of a real model.
+        ConfigError: the file is not from ``adagrpo gpu-check``, has no speed, or is of tiny widths, unlike real models.
     """
     try:
         content = json.loads(read_text(file))
@@ -75,7 +75,7 @@ def read_measured(file: Path) -> dict[str, float]:
 
 
 def page(content: Mapping[str, Any]) -> str:
-    """The same as a page."""
+    """HTML page of the results."""
     rows = [
         (
             f"{_word(check['passed'])}: {check['name']}",

@@ -1,1 +1,1 @@
-"""Gradients of prompts and advantages at fixed checkpoints, without training: what the oracle and the probe measure."""
+"""Gradients of prompts and advantages at fixed checkpoints, without training, as measured by oracle and probe."""

@@ -1,4 +1,4 @@
-"""What gradients can be measured of: configurations, and checkpoints: the untrained model, runs that train adapters."""
+"""Configurations and checkpoints whose gradients can be measured: the untrained model, and runs that train adapters."""
 
 import hashlib
 from dataclasses import dataclass
@@ -32,12 +32,12 @@ _REQUIRED: dict[str, Any] = {
     "optimizer.tuning": "lora",
     "model.execution.text_encoders": "keep",
 }
-"""Values that a measured configuration must have: all strategies and advantages are measured anyway, and the rest would
-change what a gradient is."""
+"""Values that a measured configuration must have: all strategies and advantages are measured anyway, and other values
+of the rest would change what a gradient is."""
 
 
 def require_measurable(config: RunConfig, where: str) -> None:
-    """Refuse a configuration whose update is not the one that is measured. Raises ConfigError, naming ``where``."""
+    """Raise ConfigError, which names ``where``, if the configuration's update is not the one that is measured."""
     for key, wanted in _REQUIRED.items():
         value = attrgetter(key)(config)
         if value != wanted:
@@ -49,10 +49,10 @@ class MeasuredCheckpoint:
     """Adapters at one moment of training.
 
     Attributes:
-        label: short and unique, fit for a file name.
-        iteration: how long they were trained; 0 for the untrained model.
-        run: where they are; None for the untrained model.
-        digest: of the weights.
+        label: short, unique and valid in a file name.
+        iteration: number of iterations trained; 0 for the untrained model.
+        run: run that has the adapters; None for the untrained model.
+        digest: hash of the weights.
     """
 
     label: str
@@ -61,7 +61,7 @@ class MeasuredCheckpoint:
     digest: str
 
     def load(self, config: RunConfig, device: torch.device) -> Policy:
-        """The policy in training with these adapters, which are of the same model, rank and layers."""
+        """Policy in training with these adapters, which must be of the same model, rank and layers."""
         policy = build_policy(config.model, config.optimizer, device, config.seed)
         if self.run is None:
             return policy
@@ -72,14 +72,14 @@ class MeasuredCheckpoint:
 
 
 def find_measured(name: str, config: RunConfig) -> MeasuredCheckpoint:
-    """The checkpoint that a word of the command line means.
+    """Find the checkpoint that a word of the command line names.
 
     Args:
-        name: ``base``, or a run directory: the weights of its checkpoint.
-        config: whose gradients are to be measured.
+        name: ``base``, or a run's directory for the weights of its checkpoint.
+        config: configuration whose gradients are to be measured.
 
     Raises:
-        ConfigError: no run is there, it has no weights, or it trains another model or other adapters.
+        ConfigError: there is no such run, it has no weights, or it trains another model or other adapters.
     """
     if name == BASE:
         return MeasuredCheckpoint(BASE, 0, None, "untrained")
@@ -99,7 +99,7 @@ def find_measured(name: str, config: RunConfig) -> MeasuredCheckpoint:
 
 
 def read_adapters(run: RunDirectory) -> dict[str, Tensor]:
-    """A run's adapters by parameter name, as of its checkpoint. Raises ConfigError if it has none."""
+    """Adapters in a run's checkpoint, by parameter name. Raises ConfigError if it has none."""
     adapters = read_weights(run)
     if adapters is None:
         raise ConfigError(f"checkpoint {run.folder}: has no checkpoint yet")

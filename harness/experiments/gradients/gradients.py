@@ -13,16 +13,16 @@ from harness.rules.plugins import Kernel
 
 
 def score_gradients(policy: Policy, kernel: Kernel, sigmas: Tensor, rollout: Rollout) -> Tensor:
-    """Gradient of every sibling's log-probability by the trained parameters.
+    """Gradient of every sibling's log-probability with respect to the trained parameters.
 
-    Siblings share the state they branch from, so one forward per branch index is enough; the log-probability is the
-    method's own, a mean over latent dimensions, as in the trainer's loss.
+    Siblings share the state they branch from, so one forward pass per branch index is enough; the log-probability is
+    the method's own, a mean over latent dimensions, as in the trainer's loss.
 
     Args:
-        policy: at the weights that drew the rollout.
+        policy: policy with the weights that drew the rollout.
         kernel: the method's stochastic step.
-        sigmas: ``[N + 1]``.
-        rollout: anchor-branch, of one prompt: K branch indices with G siblings each.
+        sigmas: noise levels, ``[N + 1]``.
+        rollout: anchor-branch rollout of one prompt: K branch indices with G siblings each.
 
     Returns:
         ``[K * G, parameters]`` float32 on the CPU, in the order of steps and siblings; parameters in the order of
@@ -45,7 +45,7 @@ def score_gradients(policy: Policy, kernel: Kernel, sigmas: Tensor, rollout: Rol
 
 
 def advantages_of(rewards: Tensor, clip: float) -> dict[str, Tensor]:
-    """Advantages of a prompt's groups that need no capability, ``{kind: [K, G]}`` float64, of rewards ``[K, G]``.
+    """Advantages of a prompt's groups that need no capability: ``{kind: [K, G]}`` float64, from rewards ``[K, G]``.
 
     - ``unbiased``: G / (G - 1) (R_j - mean(R)) = R_j - mean of the other siblings: a baseline that is independent of
       the sample, so that the expected gradient is that of the expected reward.
@@ -60,13 +60,13 @@ def advantages_of(rewards: Tensor, clip: float) -> dict[str, Tensor]:
 
 
 def update_gradients(scores: Tensor, advantages: Mapping[str, Tensor]) -> Tensor:
-    """Ascent direction of one update for each kind of advantage, as the on-policy loss has it.
+    """Ascent direction of one update for each kind of advantage, as in the on-policy loss.
 
-    g = 1/K sum over groups of 1/G sum_j A_j grad log p_j: minus the gradient of the trainer's loss.
+    g = 1/K sum over groups of 1/G sum_j A_j grad log p_j: the negative gradient of the trainer's loss.
 
     Args:
-        scores: ``[K * G, parameters]`` of ``score_gradients``.
-        advantages: ``[K, G]`` of each kind.
+        scores: result of ``score_gradients``, ``[K * G, parameters]``.
+        advantages: advantages of each kind, ``[K, G]``.
 
     Returns:
         ``[kinds, parameters]`` float64, in the order given.

@@ -1,8 +1,8 @@
-"""The parts of an upper bound for choosing prompts: how far single updates would move the expected reward.
+"""Measurements for an upper bound of choosing prompts: how far single updates would move the expected reward.
 
 One update ahead, first order, of the plain gradient: for a pool of training prompts, each with several initial noises,
-the inner product of the update's gradient with the reference direction, for every kind of advantage that training
-knows. What may be concluded from it is computed in ``harness.experiments.upper_bound``, from the table alone.
+the inner product of the update's gradient with the reference direction, for every kind of advantage in training. The
+conclusions are computed in ``harness.experiments.upper_bound``, from the table alone.
 """
 
 import hashlib
@@ -39,31 +39,31 @@ from harness.runs.directory import RUNS, environment, find_run
 
 SAME_LENGTH = ", same length"
 CONTROLLED = tuple(kind for kind in FUSIONS if kind not in ("rescaled", "ema_std"))
-"""Fusions whose controls of the same length are measured beside them; of the others, which turn nothing, they are all
-the same."""
+"""Fusions that are measured with a control of the same length. The others change only the length of local advantages,
+so that they are their own control."""
 KINDS = ("local", "unbiased", "prompt_mean", *FUSIONS, *(kind + SAME_LENGTH for kind in CONTROLLED))
 BLOCKS = 16
 _VERSION = 2
 ONE_PROMPT = (
-    "seed=3100",  # no run's: it has trained on its draws
+    "seed=3100",  # not the seed of any run, which would have trained on its draws
     "selection=random",
     "fusion.enabled=false",
     "rollout.prompts_per_iteration=1",
     "model.execution.text_encoders=keep",
 )
-"""Every rule and advantage is compared on the same updates, of one prompt each."""
+"""Settings with which every rule and advantage is compared on the same updates, of one prompt each."""
 
 
 @dataclass(frozen=True)
 class Oracle:
-    """A measurement, ready to be executed.
+    """A measurement that is ready to be executed.
 
     Attributes:
-        config: whose gradients are measured.
-        checkpoint: where.
-        references: R, training prompts of the reference direction; even ones are a half, odd ones the other.
-        prompts: P, training prompts of the pool.
-        noises: N, initial noises of each.
+        config: configuration whose gradients are measured.
+        checkpoint: checkpoint at which they are measured.
+        references: R, number of training prompts of the reference direction; the first and the last are its halves.
+        prompts: P, number of training prompts in the pool.
+        noises: N, number of initial noises per prompt.
     """
 
     config: RunConfig
@@ -74,29 +74,29 @@ class Oracle:
 
     @cached_property
     def identity(self) -> str:
-        """Names all that the numbers depend on."""
+        """Hash of everything that the numbers depend on."""
         size = [self.references, self.prompts, self.noises]
         settings = [_VERSION, find_run(self.config).run_id, self.checkpoint.digest, self.config.fusion.weight, *size]
         return hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:10]
 
     @property
     def name(self) -> str:
-        """Of its table: experiment and iteration, which those of one folder differ in."""
+        """Name of the table: experiment and iteration, in which the tables of one folder differ."""
         return f"{self.config.experiment}-{self.checkpoint.iteration}"
 
     @property
     def folder(self) -> Path:
-        """Where parts are kept until all are there."""
+        """Folder in which the parts are kept."""
         return RUNS / "oracle" / f"{self.checkpoint.label}-{self.identity}"
 
 
 def load_oracle(
     profile: str, overrides: Sequence[str], checkpoint: str, references: int, prompts: int, noises: int
 ) -> Oracle:
-    """Check a measurement; nothing heavy is loaded and nothing is written.
+    """Check and prepare a measurement; nothing heavy is loaded and nothing is written.
 
     Raises:
-        ConfigError: one line that names the key or the option.
+        ConfigError: a key or an option is not valid, which one line names.
     """
     config = compose(profile, overrides=[*ONE_PROMPT, *overrides])
     require_measurable(config, profile)
@@ -110,12 +110,12 @@ def load_oracle(
 
 
 def measure(oracle: Oracle, say: Callable[[str], object]) -> dict[str, Any]:
-    """Compute what is missing, a file a part, and return the table.
+    """Compute the missing parts, each in a file, and return the table.
 
-    Keys: ``rewards`` ``[P, N]`` of deterministic samples, ``previews`` of ones of a quarter of the steps; ``groups``
-    ``[P, N, K, G]``; ``foretold``: m and s of each prompt as the others' first updates let a ledger predict them;
-    ``updates``, of local advantages and of a ``larger`` group: ``projections`` ``[P, N, 2]``, inner products of an
-    update's gradient with each half of the reference, and ``squares`` ``[P, N]``, its squared length; ``blocks``:
+    Keys: ``rewards`` ``[P, N]`` of deterministic samples, ``previews`` of samples with a quarter of the steps;
+    ``groups`` ``[P, N, K, G]``; ``foretold``: each prompt's m and s as a ledger predicts them from the others' first
+    updates; ``updates``, for local advantages and a ``larger`` group: ``projections`` ``[P, N, 2]``, inner products of
+    an update's gradient with each half of the reference, and ``squares`` ``[P, N]``, its squared length; ``blocks``:
     inner products of sums of gradients, see ``_block_products``; settings.
 
     Raises:
@@ -171,7 +171,7 @@ def measure(oracle: Oracle, say: Callable[[str], object]) -> dict[str, Any]:
 
 
 def larger_group(config: RunConfig) -> int:
-    """Siblings per group that cost what B candidates' samples cost, rounded down: what choosing must beat."""
+    """Group size whose extra siblings cost what B candidates' samples cost, rounded down: what choosing must beat."""
     rollout, steps = config.rollout, config.model.num_steps
     branched = rollout.kind == "anchor_branch"
     of_sibling = sum(steps - 1 - index for index in rollout.branch_indices) if branched else steps
@@ -181,9 +181,9 @@ def larger_group(config: RunConfig) -> int:
 def every_advantage(
     rewards: Tensor, mean: float, std: float, prompt_mean: float, config: RunConfig
 ) -> Mapping[str, Tensor]:
-    """``{kind: [K, G]}`` for ``KINDS``, of rewards ``[K, G]`` and the capability; fusions with ``fusion.weight``.
+    """``{kind: [K, G]}`` for ``KINDS``, from rewards ``[K, G]`` and the capability; fusions with ``fusion.weight``.
 
-    ``prompt_mean`` is (R - the prompt's mean of other updates) / s: what knowing the level exactly would give.
+    ``prompt_mean`` is (R - the prompt's mean in its other updates) / s, as if the prompt's level were known exactly.
     """
     clip, weight = config.objective.advantage_clip, config.fusion.weight
     made = advantages_of(rewards, clip)
@@ -201,7 +201,7 @@ def every_advantage(
 
 @dataclass
 class Pool:
-    """Prompts to choose from, each with several noises; ``capability`` is of all their samples."""
+    """Prompts to choose from, each with several noises; ``capability`` is that of all their samples."""
 
     oracle: Oracle
     sampler: Sampler
@@ -209,21 +209,21 @@ class Pool:
 
     @cached_property
     def drawn(self) -> list[int]:
-        """The prompts, as numbers in the training list."""
+        """The prompts, as indices into the training list."""
         order = torch.randperm(len(self.sampler.prompts), generator=generator_for(self.oracle.config.seed, "pool"))
         return order[: self.oracle.prompts].tolist()
 
     def sampled(self, prompt: int, number: int, group_size: int | None = None) -> Sampled:
-        """Groups of a prompt from one of its noises."""
+        """Groups of a prompt, sampled from one of its noises."""
         key, text = (self.oracle.config.seed, "pool", prompt, number, "branches"), self.sampler.prompts[prompt]
         return self.sampler.of_prompt(text, self._noise(prompt, number), key, group_size)
 
     def blocks(self) -> Iterable[tuple[int, list[int]]]:
-        """Numbered parts of the pool, as numbers in the training list."""
+        """Numbered parts of the pool, as indices into the training list."""
         return ((number, [self.drawn[i] for i in of]) for number, of in enumerate(_blocks(len(self.drawn))))
 
     def samples(self, prompts: Sequence[int]) -> Arrays:
-        """Of each prompt: rewards of its samples, of previews of them, and its text embedding."""
+        """Rewards of each prompt's samples and of their previews, and its text embedding."""
         noises, steps = self.oracle.noises, self.oracle.config.model.num_steps
         few = max(1, int(steps * needs_of("preview").step_share))
         text = [self.sampler.prompts[prompt] for prompt in prompts for _ in range(noises)]
@@ -233,7 +233,7 @@ class Pool:
         return {"rewards": rewards.numpy(), "previews": previews.numpy(), "text": embedded.numpy()}
 
     def updates(self, prompts: Sequence[int], directions: Tensor) -> Arrays:
-        """Updates of local advantages and of a larger group, and sums of all ``KINDS``, which share their siblings.
+        """Updates of local advantages and of a larger group, and sums of all ``KINDS``, from the same siblings.
 
         ``groups`` ``[P, N, K, G]``; ``projections`` ``[P, N, 2, 2]`` and ``squares`` ``[P, N, 2]`` of the two;
         ``sums`` ``[kinds, parameters]`` and ``sum_squares`` ``[kinds]`` over all updates.
@@ -264,7 +264,7 @@ class Pool:
 
 
 def _blocks(count: int) -> list[range]:
-    """Numbers below ``count`` in ``BLOCKS`` parts of about the same size, which intervals resample."""
+    """Numbers below ``count`` in ``BLOCKS`` parts of about the same size, which are resampled for intervals."""
     bounds = np.linspace(0, count, min(BLOCKS, count) + 1).astype(int).tolist()
     return [range(start, end) for start, end in pairwise(bounds)]
 
@@ -272,12 +272,12 @@ def _blocks(count: int) -> list[range]:
 def _block_products(
     reference: Sequence[Arrays], halves: Tensor, updates: Sequence[Arrays], noises: int
 ) -> dict[str, Any]:
-    """What bias and variance are told from: inner products of different blocks' sums of gradients.
+    """Inner products of different blocks' sums of gradients, from which bias and variance are estimated.
 
-    ``reference``: its blocks' ``counts`` and ``products`` ``[blocks, blocks]``, its ``length`` and the
+    ``reference``: ``counts`` of its blocks and their ``products`` ``[blocks, blocks]``, its ``length`` and the
     ``cosine_of_halves``; ``counts`` of the pool's blocks; by kind ``products`` ``[blocks, blocks]``, ``with_reference``
-    ``[blocks, reference blocks]``, ``squares`` ``[blocks]``. Of products of a set of blocks with itself those above the
-    diagonal alone.
+    ``[blocks, reference blocks]``, ``squares`` ``[blocks]``. Products of a set of blocks with itself are given only
+    above the diagonal.
     """
     directions = np.stack([part["sum"] for part in reference]).astype(np.float64)
     kinds = {}
@@ -301,7 +301,7 @@ def _block_products(
 
 
 def _foretold(text: Tensor, groups: Tensor) -> dict[str, Any]:
-    """Mean and std ``[P]`` of what a ledger of all other prompts expects of m and s, each trained on once."""
+    """Mean and std ``[P]`` of a ledger's predictions of each prompt's m and s, after one update on all others."""
     outcomes = torch.tensor([mean_and_spread(of) for of in groups], dtype=torch.float64)
     found: dict[str, dict[str, list[float]]] = {name: {"mean": [], "std": []} for name in ("m", "s")}
     for number in range(len(text)):
@@ -315,5 +315,5 @@ def _foretold(text: Tensor, groups: Tensor) -> dict[str, Any]:
 
 
 def _short(values: np.ndarray) -> Any:
-    """As nested lists of five digits."""
+    """Nested lists of the values, rounded to five significant digits."""
     return np.vectorize(lambda value: float(f"{value:.5g}"), otypes=[float])(values).tolist()

@@ -1,4 +1,4 @@
-"""How parallel the updates of selection strategies are at the untrained model: what choosing can change at all."""
+"""Similarity of the updates of selection strategies at the untrained model, which bounds what choosing can change."""
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -32,22 +32,22 @@ _ON_POLICY = (
 
 
 def load_parallel(profile: str, overrides: Sequence[str], model: str | None) -> RunConfig:
-    """What is measured: single on-policy updates, whatever the profile's. Raises ConfigError: it cannot be."""
+    """Configuration of single on-policy updates, whatever the profile's. Raises ConfigError if it is not measurable."""
     config = compose(profile, overrides=[*ONE_PROMPT, *_ON_POLICY, *overrides], model=model)
     require_measurable(config, profile)
     return config
 
 
 def measure_parallel(config: RunConfig, rounds: int, say: Callable[[str], object]) -> dict[str, Any]:
-    """Cosines of strategies' expected updates with local advantages, 95 % intervals over blocks of rounds.
+    """Cosines between strategies' expected updates of local advantages, with 95 % intervals over blocks of rounds.
 
-    Only products of different blocks are used, in which no noise has a share. ``noise``: how many updates of random
-    prompts have as much signal as noise: with fewer rounds than that, intervals are wide.
+    Only products of different blocks are used, to which noise does not contribute. ``noise`` is the number of updates
+    on random prompts whose signal equals their noise: with fewer rounds than that, intervals are wide.
 
     Args:
-        config: as of ``load_parallel``.
-        rounds: draws of candidates of which each strategy trains on one, two blocks of them at least.
-        say: receives lines of progress.
+        config: result of ``load_parallel``.
+        rounds: number of draws of candidates, of which each strategy trains on one; at least two blocks of them.
+        say: called with lines of progress.
     """
     sampler = make_sampler(config, find_measured(BASE, config))
     parts = Parts(RUNS / "probe-gradients" / find_run(config).run_id, rounds, "rounds of gradients", say)
@@ -85,7 +85,7 @@ def _candidates(rounds: range, sampler: Sampler) -> Arrays:
 
 
 def _updates(rounds: range, sampler: Sampler, chosen: Sequence[Mapping[str, int]]) -> Arrays:
-    """``sums`` ``[strategies, parameters]`` of updates; ``squares``, of the lengths of those of random prompts."""
+    """``sums`` ``[strategies, parameters]`` of updates; ``squares``, sum of random prompts' squared lengths."""
     sums, squares, clip = torch.zeros(()), 0.0, sampler.config.objective.advantage_clip
     for number in rounds:
         choices = chosen[number - 1]

@@ -29,15 +29,15 @@ class Sampled(NamedTuple):
 
 
 class Sampler:
-    """Draws from a policy that stays as it is.
+    """Sampler of a policy that stays as it is.
 
-    Prompts and noise are functions of seed and round: those of round t equal what a run of this seed, one prompt per
+    Prompts and noise are functions of seed and round: those of round t are what a run of this seed, with one prompt per
     update, draws at iteration t. Strategies share them: whichever prompt is chosen, its siblings get the same noise.
 
     Args:
         config: the measured configuration.
-        policy: at the checkpoint.
-        reward: what is trained on.
+        policy: policy at the checkpoint.
+        reward: reward that is trained on.
         prompts: the training list.
     """
 
@@ -48,19 +48,19 @@ class Sampler:
         self.velocity = in_batches(policy.velocity, config.model.max_batch)
 
     def candidates(self, number: int) -> list[str]:
-        """The B candidate prompts of a round; numbers count from 1."""
+        """B candidate prompts of a round; rounds count from 1."""
         seed = self.config.seed
         [drawn] = draw_candidates(self.prompts, 1, self.config.rollout.candidates, seed, number)
         return drawn
 
     def candidate_rewards(self, number: int) -> Tensor:
-        """``[B]`` float64: the reward of one deterministic sample of each candidate of a round."""
+        """Rewards ``[B]`` float64 of one deterministic sample of each candidate of a round."""
         prompts = self.candidates(number)
         noise = torch.cat([self._candidate_noise(number, candidate) for candidate in range(len(prompts))])
         return self.rewards_of(prompts, noise)
 
     def rewards_of(self, prompts: Sequence[str], noise: Tensor, steps: int | None = None) -> Tensor:
-        """``[B]`` float64: the reward of a deterministic sample of each prompt from its noise ``[B, ...]``."""
+        """Rewards ``[B]`` float64 of a deterministic sample of each prompt from its noise ``[B, ...]``."""
         sigmas = self.sigmas if steps is None else self.policy.sigmas(steps)
         with self.policy.sampling():
             path = ode_trajectory(self.velocity, noise, self.policy.encode(list(prompts)), sigmas)
@@ -73,7 +73,7 @@ class Sampler:
         return self.of_prompt(prompt, noise, (self.config.seed, number, 0, "branches"))
 
     def of_reference(self, number: int) -> Sampled:
-        """Groups of a prompt drawn uniformly from the training list, with noise of its own; numbers count from 0."""
+        """Groups of a prompt drawn uniformly from the training list, with its own noise; ``number`` counts from 0."""
         key = (self.config.seed, "reference", number)
         drawn = int(torch.randint(len(self.prompts), (1,), generator=generator_for(*key, "prompt")))
         noise = self.policy.noise(generator_for(*key, "anchor"))
@@ -85,7 +85,7 @@ class Sampler:
     def of_prompt(
         self, prompt: str, anchor_noise: Tensor, branch_key: tuple[int | str, ...], group_size: int | None = None
     ) -> Sampled:
-        """Groups of any prompt, branched off the path from ``anchor_noise``; the key is of their own noise."""
+        """Groups of any prompt, branched off the path from ``anchor_noise``; ``branch_key`` seeds their own noise."""
         rollout, text = self.config.rollout, self.policy.encode([prompt])
         generator, size = generator_for(*branch_key), group_size or rollout.group_size
         noise = torch.stack([self.policy.noise(generator, size) for _ in rollout.branch_indices])
@@ -108,7 +108,7 @@ class Sampler:
 
 
 def make_sampler(config: RunConfig, checkpoint: MeasuredCheckpoint) -> Sampler:
-    """What draws at a checkpoint."""
+    """Sampler of the policy at a checkpoint."""
     torch.set_num_threads(config.runtime.threads)
     policy = checkpoint.load(config, device_of(config.runtime.device))
     prompts = read_prompts(config.prompts.train).prompts
@@ -129,17 +129,17 @@ def reference_sums(members: range, sampler: Sampler) -> Arrays:
 
 
 def reference_direction(parts: Sequence[Arrays]) -> Tensor:
-    """The reference gradient, ``[parameters]`` float64: the mean over the reference prompts of all its parts."""
+    """Reference gradient, ``[parameters]`` float64: the mean over the reference prompts of all parts."""
     total = sum(part["sum"].astype(np.float64) for part in parts)
     return torch.from_numpy(total / sum(int(part["count"]) for part in parts))
 
 
 def choose_all(rewards: Tensor, config: RunConfig) -> list[dict[str, int]]:
-    """Every strategy's choice in each round from the first, with a capability that has seen all rounds so far.
+    """Choice of every strategy in each round, from the first on, with a capability that includes all rounds so far.
 
     Args:
-        rewards: ``[rounds, B]``.
-        config: seed and EMA decay.
+        rewards: rewards of candidates, ``[rounds, B]``.
+        config: configuration with seed and EMA decay.
     """
     tracker = CapabilityTracker(config.capability.decay)
     choices = []

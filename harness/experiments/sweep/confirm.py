@@ -1,6 +1,6 @@
-"""The best trials and the reference again: on fresh seeds, measured on test prompts, as ordinary runs.
+"""New measurement of the best trials and the reference: on fresh seeds and on test prompts, as ordinary runs.
 
-The best of many noisy trials is the luckiest, too: what the sweep says of it is too good. Only this says how good.
+The best of many noisy trials is also the luckiest, so its value in the sweep is too good; the new one is not biased.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,7 +18,7 @@ from harness.foundation.records import read_lines
 from harness.runs.directory import RunDirectory
 
 Candidate = tuple[int | None, dict[str, Any]]
-"""A trial's number and its configuration values; without a number, a reference that is not complete."""
+"""Number of a trial and its configuration values; the number is None for a reference that is not complete."""
 
 
 def candidates(sweep: Sweep, study: SweepStudy, top: int) -> list[Candidate]:
@@ -38,7 +38,7 @@ def candidates(sweep: Sweep, study: SweepStudy, top: int) -> list[Candidate]:
 
 
 def confirmation_configs(sweep: Sweep, values: Mapping[str, Any], seeds: Sequence[int]) -> list[RunConfig]:
-    """The runs of a candidate's values, one per seed.
+    """Configurations of a candidate's runs, one per seed.
 
     Raises:
         ConfigError: a seed is one of the sweep's own, or there are too few for an interval.
@@ -56,8 +56,8 @@ def write_confirmation(
 ) -> None:
     """Write confirmation.csv: each metric of each finished run, on validation and on test prompts.
 
-    The first of those measured is the reference. Columns: ``trial``, ``is_reference``, one per parameter, ``seed``,
-    ``run_id``, ``split``, ``metric``, ``value``.
+    The first candidate in ``measured`` is the reference. Columns: ``trial``, ``is_reference``, one per parameter,
+    ``seed``, ``run_id``, ``split``, ``metric``, ``value``.
     """
     rows = []
     for place, ((trial, values), runs) in enumerate(measured):

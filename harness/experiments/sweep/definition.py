@@ -1,4 +1,4 @@
-"""What a sweep is: a file in experiments/sweeps/, checked against the configuration that it varies."""
+"""Definition of a sweep: a file in experiments/sweeps/, checked against the configuration that it varies."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -30,53 +30,53 @@ from harness.config import (
 from harness.experiments.sweep.space import Parameter, Point, as_point, parse_space
 
 COMPUTE = "compute"
-"""Objective that is not measured on prompts: network forwards spent on training, a trained sample counting 3."""
+"""Objective that is not measured on prompts: forward passes spent on training, a trained sample counting 3."""
 
 
 class SamplerConfig(Section):
-    """How points are chosen."""
+    """Choice of points."""
 
     kind: Literal["tpe", "random", "grid"] = "tpe"
     seed: int = Field(0, ge=0, lt=2**32)  # as many bits as numpy takes
-    """One worker and one seed give the same trials."""
+    """Seed of the sampler: with one worker, the same seed gives the same trials."""
     startup_trials: int = Field(10, ge=1)
-    """tpe: random trials before it begins to learn."""
+    """tpe: number of random trials before it begins to learn."""
 
 
 class PrunerConfig(Section):
-    """When a trial is given up, from its validations at the interval."""
+    """Early end of trials, decided at their interval validations."""
 
     kind: Literal["none", "median"] = "none"
     startup_trials: int = Field(5, ge=0)
-    """median: trials that are finished before any is given up."""
+    """median: number of trials that finish before any is pruned."""
     warmup_iterations: int = Field(0, ge=0)
-    """median: iterations of its first seed that a trial always gets."""
+    """median: number of iterations, from the start of its first seed, that a trial always gets."""
 
 
 class SweepConfig(Section):
-    """A sweep file."""
+    """Content of a sweep's file."""
 
     profile: str
-    """File in experiments/profiles/."""
+    """Name of a file in experiments/profiles/."""
     method: str | None = None
-    """File in experiments/methods/; None for the profile's own."""
+    """Name of a file in experiments/methods/; None for the profile's own."""
     settings: dict[str, Any] = Field({})
-    """Dotted keys of all trials' runs."""
+    """Settings of all trials' runs, by dotted key."""
     seeds: tuple[Seed, ...] = Field(min_length=1)
-    """Seeds of each trial's runs: all trials have the same, so that they are paired."""
+    """Seeds of each trial's runs: the same for all trials, so that they are paired."""
     objectives: dict[str, Literal["maximize", "minimize"]] = Field({TRAINING_REWARD: "maximize"}, min_length=1)
-    """Metric on validation prompts, or ``compute``, and what is good; with several, the Pareto front is sought."""
+    """Metrics on validation prompts, or ``compute``, with their direction; for several the Pareto front is sought."""
     space: dict[str, Any] = Field(min_length=1)
-    """Config path -> range or list of choices; see ``parse_space``."""
+    """Range or list of choices by config path, see ``parse_space``."""
     reference: dict[str, Any]
-    """A value of each path: the first trial, never given up, and what the best are compared with."""
+    """Value of each path in ``space``: the first trial, which is never pruned, and the baseline for the best ones."""
     sampler: SamplerConfig = SamplerConfig()
     pruner: PrunerConfig = PrunerConfig()
     trials: int | None = Field(None, ge=1)
-    """How many trials the study is to have, finished or pruned, over all times that the sweep is called; None for as
-    many as ``hours`` suffice for, or all points of a grid."""
+    """Number of trials, finished or pruned, that the study gets over all calls of the sweep; None for as many as fit
+    into ``hours``, or all points of a grid."""
     hours: Positive | None = None
-    """No trial begins later than this after the call."""
+    """Hours after the call from which on no trial begins."""
 
     @model_validator(mode="after")
     def _check(self) -> "SweepConfig":
@@ -89,13 +89,13 @@ class SweepConfig(Section):
 
 @dataclass(frozen=True)
 class Sweep:
-    """A sweep file, ready to be executed.
+    """A checked sweep, ready to be executed.
 
     Attributes:
-        name: of the study and of its runs' folder.
-        path: of the file.
-        file: its content.
-        parameters: its search space.
+        name: name of the study, and part of the name of its runs' folder.
+        path: path of the sweep's file.
+        file: content of the file.
+        parameters: dimensions of its search space.
         overrides: dotted ``key=value`` strings for all runs.
     """
 
@@ -107,41 +107,41 @@ class Sweep:
 
     @property
     def experiment(self) -> str:
-        """Folder of the trials' runs in results/runs/; of those that measure the best again, with ``-confirm``."""
+        """Folder of the trials' runs in results/runs/; runs of a confirmation are in one with ``-confirm`` added."""
         return f"sweep-{self.name}"
 
     @cached_property
     def base(self) -> RunConfig:
-        """The reference's first run."""
+        """Configuration of the reference's first run."""
         return self.configs(self.file.reference, self.file.seeds[:1])[0]
 
     @property
     def reference(self) -> Point:
-        """The reference as a study holds it."""
+        """The reference in the study's representation."""
         return as_point(self.parameters, self.file.reference)
 
     @property
     def num_trials(self) -> int | None:
-        """The budget: of a grid, no more than there are points; None where time alone limits it."""
+        """Number of trials in the budget, for a grid at most the number of points; None if only time limits it."""
         if self.file.sampler.kind != "grid":
             return self.file.trials
         points = prod(parameter.num_values for parameter in self.parameters)
         return int(min(points, self.file.trials or points))
 
     def is_full(self, num_trials: int) -> bool:
-        """Whether so many trials are all that the study is to have."""
+        """Whether ``num_trials`` trials are all that the study gets."""
         return self.num_trials is not None and num_trials >= self.num_trials
 
     def configs(self, values: Mapping[str, Any], seeds: Sequence[int], test: bool = False) -> list[RunConfig]:
-        """The runs of a point, one per seed.
+        """Configurations of a point's runs, one per seed.
 
         Args:
-            values: config path -> configuration value.
-            seeds: of the runs.
-            test: whether they are measured on test prompts when they are trained, as ordinary runs are. Trials are not.
+            values: configuration values by config path.
+            seeds: seeds of the runs.
+            test: whether the trained models are measured on test prompts, as in ordinary runs; those of trials are not.
 
         Raises:
-            ConfigError: a run cannot have these values.
+            ConfigError: the values are not valid for a run.
         """
         settings = _nested(self.file.settings | {path: v for path, v in values.items() if path != "method"})
         settings["experiment"] = f"{self.experiment}-confirm" if test else self.experiment
@@ -158,12 +158,12 @@ def load_sweep(sweep: str, name: str | None = None, overrides: Sequence[str] = (
 
     Args:
         sweep: name of a file in experiments/sweeps/, or a path to one.
-        name: of the study; None for the file's.
+        name: name of the study; None for that of the file.
         overrides: dotted ``key=value`` strings for all runs.
-        trials: instead of the file's.
+        trials: number of trials instead of the file's.
 
     Raises:
-        ConfigError: one line that names the file and the key, and the nearest valid one.
+        ConfigError: something is not valid; one line names the file and the key, and the nearest valid one.
     """
     path = experiment_path("sweeps", sweep)
     content = read_yaml(path)
@@ -184,7 +184,7 @@ def _nested(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _check_keys_are_free(sweep: Sweep) -> None:
-    """No setting or override may set what the sweep sets: one of the two would be ignored."""
+    """Raise ConfigError if a setting or override sets what the sweep itself sets: one of the two would be ignored."""
     taken = [*(p.path for p in sweep.parameters), "seed", "experiment", "evaluation.test", "evaluation.base_test"]
     for key in leaves(_nested(sweep.file.settings)) | leaves(parse_overrides(sweep.overrides)):
         for path in taken:
@@ -193,9 +193,9 @@ def _check_keys_are_free(sweep: Sweep) -> None:
 
 
 def _check_points(sweep: Sweep) -> None:
-    """Every bound and choice makes a run that is valid, beside the reference's other values, which are valid.
+    """Raise ConfigError unless every bound and choice is valid together with the reference's other values.
 
-    Two that are valid beside the reference may not go together; a trial of such a point is given up at once.
+    Two values that are valid beside the reference may not be valid together; a trial of such a point is pruned at once.
     """
     _ = sweep.base
     for parameter in sweep.parameters:
@@ -210,7 +210,7 @@ def _check_points(sweep: Sweep) -> None:
 
 
 def _check_objectives(sweep: Sweep) -> None:
-    """Raise ConfigError unless they are measured, and where trials are pruned, more than once and comparably."""
+    """Raise ConfigError if an objective is not measured, a run needs several processes, or trials cannot be pruned."""
     file, base = sweep.file, sweep.base
     measured = [TRAINING_REWARD, COMPUTE, *dict.fromkeys((*base.reward, *base.evaluation.judges))]
     for metric in file.objectives:

@@ -1,4 +1,4 @@
-"""Executes a trial's runs: ordinary run directories, in the sweep worker's process, so that imports are paid once."""
+"""Execution of a trial's runs (ordinary run directories) in the sweep worker's process: imports are paid for once."""
 
 import gc
 from contextlib import closing
@@ -18,17 +18,17 @@ _say = partial(print, flush=True)
 
 
 def execute_run(config: RunConfig, on_validation: OnValidation) -> RunResult:
-    """Execute the run of a configuration: a finished one is only read, an unfinished one is continued.
+    """Execute the run of a configuration; a finished one is only read, an unfinished one is resumed.
 
-    A run that another worker is at, for a trial of the same point, is waited for.
+    If another worker executes the run, for a trial of the same point, it is waited for.
 
     Args:
-        config: the run.
-        on_validation: see ``ExecuteRun``.
+        config: configuration of the run.
+        on_validation: called at each validation, see ``ExecuteRun``.
 
     Raises:
-        StopRun: ``on_validation`` did; the run is left unfinished.
-        ConfigError: as ``prepare_run`` and ``Session``.
+        StopRun: ``on_validation`` raised it; the run is left unfinished.
+        ConfigError: as in ``prepare_run`` and ``Session``.
     """
     run = prepare_run(config)
     divergence = None
@@ -42,7 +42,7 @@ def execute_run(config: RunConfig, on_validation: OnValidation) -> RunResult:
             except TrainingError as error:
                 divergence = " ".join(str(error).split())
             finally:
-                # The next run's model need not fit into memory beside this one's.
+                # The next run's model may not fit into memory beside this one's.
                 gc.collect()
                 torch.cuda.empty_cache()
     spent = (read_lines(run.folder / "metrics.jsonl") or [{"total_sample_forwards": 0, "total_train_forwards": 0}])[-1]

@@ -1,4 +1,4 @@
-"""The search space: what a sweep file says about each config path, as Optuna's distributions."""
+"""Search space: the entries of a sweep's file for each config path, as Optuna distributions."""
 
 import math
 import warnings
@@ -15,32 +15,32 @@ from harness.config import ConfigError, Section, fields_at, validated
 
 Scalar = bool | int | float | str | None
 Point = dict[str, Scalar]
-"""Config path -> value as a study holds it: a list or mapping as YAML text."""
+"""Values by config path in a study's representation: a list or mapping is YAML text."""
 _FIXED = ("experiment", "seed", "logging", "runtime", "prompts", "evaluation")
-"""Sections and keys that a sweep sets itself, or that do not change what training does."""
+"""Sections and keys that a sweep sets itself, or that do not change training."""
 _RESERVED_COLUMNS = ("trial", "state", "origin", "feasible", "collapse", "base", "seeds", "seconds", "value")
 
 
 class RangeConfig(Section):
-    """A range of numbers in a sweep file."""
+    """Range of numbers in a sweep's file."""
 
     low: float
     high: float
     log: bool = False
-    """Uniform in the logarithm."""
+    """Sample uniformly in the logarithm."""
     step: float | None = Field(None, gt=0)
-    """Distance of the values that are tried, from ``low`` up."""
+    """Distance between the values that are tried, from ``low`` up."""
 
 
 @dataclass(frozen=True)
 class Parameter:
-    """A dimension of the search.
+    """A dimension of the search space.
 
     Attributes:
-        path: in the configuration.
-        column: short name, in tables and figures.
-        distribution: of its values as a study holds them.
-        choices: of a list, as the configuration has them; empty for a range.
+        path: path in the configuration.
+        column: short name in tables and figures.
+        distribution: distribution of its values in the study's representation.
+        choices: choices of a list, as configuration values; empty for a range.
     """
 
     path: str
@@ -49,7 +49,7 @@ class Parameter:
     choices: tuple[Any, ...] = ()
 
     def suggest(self, trial: Trial) -> Scalar:
-        """The study's value for a trial."""
+        """Have a trial choose a value, in the study's representation."""
         d = self.distribution
         if isinstance(d, CategoricalDistribution):
             return trial.suggest_categorical(self.path, d.choices)
@@ -58,25 +58,25 @@ class Parameter:
         return trial.suggest_float(self.path, d.low, d.high, log=d.log, step=d.step)
 
     def config_value(self, suggested: Any) -> Any:
-        """The value in a configuration."""
+        """Configuration value of a suggested value."""
         d = self.distribution
         return self.choices[d.choices.index(suggested)] if isinstance(d, CategoricalDistribution) else suggested
 
     def extremes(self) -> tuple[Any, ...]:
-        """Values whose validity stands for all others': the configuration's bounds are intervals."""
+        """Values whose validity implies that of all others, since the bounds of settings are intervals."""
         d = self.distribution
         return self.choices if isinstance(d, CategoricalDistribution) else (d.low, d.high)
 
     @property
     def num_values(self) -> float:
-        """How many values there are; infinite without a step."""
+        """Number of values; infinite for a range without step."""
         d = self.distribution
         if isinstance(d, CategoricalDistribution):
             return len(d.choices)
         return math.inf if d.step is None else round((d.high - d.low) / d.step) + 1
 
     def describe(self) -> dict[str, Any]:
-        """Plain data: what makes it this parameter, for a study's own record."""
+        """Definition of the parameter as plain data, for the study's own record."""
         d, names = self.distribution, {"path": self.path, "column": self.column}
         if isinstance(d, CategoricalDistribution):
             return names | {"choices": list(d.choices)}
@@ -85,15 +85,15 @@ class Parameter:
 
 
 def parse_space(space: Mapping[str, Any]) -> tuple[Parameter, ...]:
-    """The parameters of a sweep file's ``space``.
+    """Parameters of a sweep file's ``space``.
 
     Args:
-        space: config path -> a range (``low``, ``high``, ...), or a list of choices; the path ``method`` stands for
-            files in experiments/methods/.
+        space: range (``low``, ``high``, ...) or list of choices, by config path; the path ``method`` stands for files
+            in experiments/methods/.
 
     Raises:
-        ConfigError: a path that a sweep sets itself, or what is no range and no list of choices. Whether the
-            configuration takes the values, only composing it tells.
+        ConfigError: the sweep itself sets a path, or its entry is neither a range nor a list of choices. Whether the
+            configuration accepts the values is only known when it is composed.
     """
     ends = [path.rpartition(".")[2] for path in space]
     parameters = []
@@ -101,7 +101,7 @@ def parse_space(space: Mapping[str, Any]) -> tuple[Parameter, ...]:
         column = end if ends.count(end) == 1 and end not in _RESERVED_COLUMNS else path
         try:
             parameters.append(_parse(path, column, content))
-        except (ValueError, UserWarning) as error:  # Optuna's, of ranges, beside ours
+        except (ValueError, UserWarning) as error:  # Optuna's about ranges, beside ours
             raise ConfigError(f"space: {path}: {' '.join(str(error).split())}") from None
     return tuple(parameters)
 
@@ -121,7 +121,7 @@ def _parse(path: str, column: str, content: Any) -> Parameter:
     given = validated(RangeConfig, content, "range")
     low, high, step = given.low, given.high, given.step
     with warnings.catch_warnings():
-        warnings.simplefilter("error", UserWarning)  # that a step does not lead to the end
+        warnings.simplefilter("error", UserWarning)  # raised if the step does not lead to ``high``
         if not _is_whole_number(path):
             return Parameter(path, column, FloatDistribution(low, high, given.log, step))
         if any(number != int(number) for number in (low, high, step or 1)):
@@ -130,7 +130,7 @@ def _parse(path: str, column: str, content: Any) -> Parameter:
 
 
 def as_point(parameters: Sequence[Parameter], values: Mapping[str, Any]) -> Point:
-    """The reference's values, or another point's, as a study holds them. Raises ConfigError outside the space."""
+    """Values of a point, such as the reference, in the study's representation. Raises ConfigError outside the space."""
     distributions = {parameter.path: parameter.distribution for parameter in parameters}
     if unlike := distributions.keys() ^ values.keys():
         raise ConfigError(

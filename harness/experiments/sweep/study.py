@@ -1,4 +1,4 @@
-"""A sweep's study in its storage: opened, made, compared with the sweep; its sampler and pruner."""
+"""Study of a sweep in its storage, compared with the sweep; its sampler and pruner."""
 
 import hashlib
 import json
@@ -22,28 +22,28 @@ from harness.experiments.sweep.definition import Sweep
 warnings.simplefilter("ignore", ExperimentalWarning)  # heartbeats and names of metrics, experimental since 2.8 and 3.2
 HEARTBEAT_SECONDS = 15
 GRACE_SECONDS = 90
-"""A trial whose worker has been silent for so long is given to another."""
+"""Silence of a worker after which its trial is given to another one."""
 MAX_RETRIES = 3
-"""How often a trial is tried again after its worker died or failed."""
+"""Number of times that a trial is tried again after its worker died or failed."""
 RETRY = RetryHeartbeatStaleTrialCallback(max_retry=MAX_RETRIES)
-"""Puts a failed trial's point back into the queue."""
+"""Callback that puts a failed trial's point back into the queue."""
 HIDDEN = "***"
-"""What ``shown_url`` has in place of a password."""
+"""Text that replaces the password in ``shown_url``."""
 _IDENTITY = "model, prompt lists and rewards"
 
 
 def open_storage(url: str, heartbeat: int = HEARTBEAT_SECONDS, grace: int = GRACE_SECONDS) -> RDBStorage:
-    """A database of studies, whose tables are made if they are missing.
+    """Open a database of studies, whose tables are created if they are missing.
 
     Args:
-        url: as SQLAlchemy has it, such as sqlite:///study.db or postgresql://user:password@host/database.
-        heartbeat: seconds after which a worker says again that it lives.
-        grace: seconds of silence after which its trial is given to another.
+        url: SQLAlchemy URL, such as sqlite:///study.db or postgresql://user:password@host/database.
+        heartbeat: seconds between a worker's signs of life.
+        grace: seconds of silence after which a worker's trial is given to another one.
 
     Raises:
-        ConfigError: it cannot be reached, or is no such database.
+        ConfigError: the database cannot be reached, or is not one of studies.
     """
-    # SQLite has one writer at a time; the others wait instead of failing.
+    # SQLite allows one writer at a time; the others wait instead of failing.
     arguments = {"timeout": 60} if url.startswith("sqlite") else {"connect_timeout": 10}
     engine = {"connect_args": arguments, "pool_pre_ping": True}
     with storage_errors(url):
@@ -57,17 +57,17 @@ def open_storage(url: str, heartbeat: int = HEARTBEAT_SECONDS, grace: int = GRAC
 
 @contextmanager
 def storage_errors(url: str) -> Iterator[None]:
-    """Within: what a database refuses, or that it is lost in the middle, is a ConfigError."""
+    """Context in which a database's refusal, or its loss in the middle, is raised as ConfigError."""
     try:
         yield
     except (StorageInternalError, SQLAlchemyError) as error:
-        # Optuna wraps what the driver said.
+        # Optuna wraps the driver's error.
         reason = str(error.__cause__ or error).strip().splitlines()[0]
         raise ConfigError(f"storage {shown_url(url)}: {reason}; the same command continues when it is back") from None
 
 
 def shown_url(url: str) -> str:
-    """A storage's URL without its password."""
+    """URL of a storage without its password. Raises ConfigError if it is not the URL of a database."""
     try:
         return make_url(url).render_as_string(hide_password=True)
     except (ArgumentError, ValueError):
@@ -75,15 +75,15 @@ def shown_url(url: str) -> str:
 
 
 def open_study(sweep: Sweep, storage: RDBStorage, identity: str) -> optuna.Study:
-    """The study of a sweep, made if it is not there, with the reference as its first trial.
+    """Open the study of a sweep, created if it does not exist, with the reference as its first trial.
 
     Args:
         sweep: the sweep.
-        storage: where the study is.
-        identity: of the sweep's first run: names what all its numbers depend on.
+        storage: storage of the study.
+        identity: name of the sweep's first run, which depends on everything that its numbers depend on.
 
     Raises:
-        ConfigError: a study of this name is of another sweep.
+        ConfigError: the study of this name belongs to another sweep.
     """
     directions = list(sweep.file.objectives.values())
     study = optuna.create_study(storage=storage, study_name=sweep.name, directions=directions, load_if_exists=True)
@@ -96,15 +96,15 @@ def open_study(sweep: Sweep, storage: RDBStorage, identity: str) -> optuna.Study
 
 
 def find_study(sweep: Sweep, storage: RDBStorage, identity: str | None = None) -> optuna.Study:
-    """The study of a sweep that has been begun.
+    """Find the study of a sweep that has been started.
 
     Args:
         sweep: the sweep.
-        storage: where the study is.
-        identity: as for ``open_study``; None to take the study whatever became of model, prompts and rewards since.
+        storage: storage of the study.
+        identity: as in ``open_study``; None to accept the study even if model, prompts and rewards have changed since.
 
     Raises:
-        ConfigError: it is not there, or another sweep's; names those that are there, or a difference.
+        ConfigError: there is none, or it is another sweep's; the message names existing studies, or a difference.
     """
     url = shown_url(storage.url)
     try:
@@ -126,13 +126,13 @@ def find_study(sweep: Sweep, storage: RDBStorage, identity: str | None = None) -
 
 
 def _definition(sweep: Sweep) -> dict[str, Any]:
-    """What makes trials comparable: another value of any of these is another study."""
+    """Everything that makes trials comparable: another value of any of these is another study."""
     not_numeric = {"logging", "runtime", "experiment", "prompts", "seed"}
     content = {
         "space": {parameter.path: parameter.describe() for parameter in sweep.parameters},
         "objectives": sweep.file.objectives,
         "seeds": sweep.file.seeds,
-        # Without what is at its default: a setting that is added to the project later is off in old studies.
+        # Defaults are left out, so that a setting that is added to the project later does not change old studies.
         "configuration": sweep.base.model_dump(mode="json", exclude=not_numeric, exclude_defaults=True),
     }
     plain: dict[str, Any] = json.loads(json.dumps(content))
@@ -140,10 +140,10 @@ def _definition(sweep: Sweep) -> dict[str, Any]:
 
 
 class SeededByTrial:
-    """Another sampler, made anew for each trial with a seed of the trial's number.
+    """Sampler that is created anew for each trial, with a seed from the trial's number.
 
-    So every trial has random numbers of its own, on whichever worker and host, and a study that is continued does not
-    draw again what it drew in the beginning, as a sampler that is seeded anew would.
+    Every trial has random numbers of its own on any worker and host, and a resumed study does not repeat its first
+    draws, as it would with a sampler that is seeded once per process.
     """
 
     def __init__(self, make: Callable[[int], BaseSampler], seed: int) -> None:
@@ -151,7 +151,7 @@ class SeededByTrial:
         self._sampler = make(seed)
 
     def before_trial(self, study: optuna.Study, trial: FrozenTrial) -> None:
-        """Begin a trial."""
+        """Create the sampler of a trial."""
         digest = hashlib.sha256(f"{self._seed} {trial.number}".encode()).digest()
         self._sampler = self._make(int.from_bytes(digest[:4]))
         self._sampler.before_trial(study, trial)
@@ -161,7 +161,7 @@ class SeededByTrial:
 
 
 def make_sampler(sweep: Sweep) -> BaseSampler:
-    """A sweep's sampler."""
+    """Sampler of a sweep."""
     settings, samplers = sweep.file.sampler, optuna.samplers
     makers: dict[str, Callable[[int], BaseSampler]] = {
         "random": lambda seed: samplers.RandomSampler(seed),
@@ -172,7 +172,7 @@ def make_sampler(sweep: Sweep) -> BaseSampler:
 
 
 def make_pruner(sweep: Sweep) -> optuna.pruners.BasePruner:
-    """A sweep's pruner; a trial's steps are iterations, those of earlier seeds counted in."""
+    """Pruner of a sweep; a trial's steps are iterations, including those of earlier seeds."""
     settings = sweep.file.pruner
     if settings.kind == "none":
         return optuna.pruners.NopPruner()

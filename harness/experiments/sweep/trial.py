@@ -1,4 +1,4 @@
-"""A trial: one run after another on paired seeds, watched at every validation, and their mean."""
+"""Trial of a sweep: one run after another on paired seeds, watched at every validation, and their mean."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -17,37 +17,37 @@ from harness.experiments.sweep.definition import COMPUTE, Sweep
 from harness.foundation.errors import StopRun
 
 NOT_FINITE, BELOW_BASE, NOT_VALID = "not_finite", "below_base", "not_valid"
-"""Constraints of a trial, violated above 0: seeds that diverged; trained reward lost against the untrained model,
-beyond ``_LOSS``; a point that the configuration refuses, each of whose values it takes beside the reference's."""
+"""Constraints of a trial, violated above 0: a seed diverged; the trained reward fell below the untrained model's by
+more than ``_LOSS``; the configuration refuses a point, although each value is valid beside the reference's others."""
 _LOSS = 0.05
-"""Share of the untrained model's reward that may be lost: a few validation prompts drawn worse are no collapse."""
+"""Share of the untrained model's reward that may be lost: a few worse validation samples are not a collapse."""
 
 OnValidation = Callable[[int, Mapping[str, float]], None]
 
 
 @dataclass(frozen=True)
 class RunResult:
-    """How a run ended, other than by being stopped."""
+    """Result of a run that was not stopped."""
 
     run_id: str
     compute: float
-    """Network forwards spent on training, a trained sample counting 3."""
+    """Forward passes spent on training, a trained sample counting 3."""
     divergence: str | None = None
-    """Why training could not go on; None if the run is finished."""
+    """Reason why training could not go on; None if the run is finished."""
 
 
 ExecuteRun = Callable[[RunConfig, OnValidation], RunResult]
-"""Executes a run, or continues it, and calls back at each validation in order, also at those of an earlier execution;
-an iteration that is measured again after a kill may be reported again."""
+"""Function that executes or resumes a run and calls back at each validation in order, including those of an earlier
+execution; an iteration that is measured again after a kill may be reported again."""
 
 
 class SurplusTrial(Exception):
-    """The study has as many trials as it is to have."""
+    """Raised by a trial beyond those that the study is to have."""
 
 
 @dataclass
 class SeedRecord:
-    """One seed of a trial: what was measured so far."""
+    """Measurements of one seed of a trial so far."""
 
     seed: int
     run_id: str = ""
@@ -59,13 +59,13 @@ class SeedRecord:
 
 @dataclass
 class Objective:
-    """What Optuna calls with a trial, in a worker's process.
+    """Objective function that Optuna calls with a trial, in a worker's process.
 
     Attributes:
         sweep: the sweep.
-        execute: executes a run.
-        number: of the latest trial; None before the first.
-        is_lost: whether another worker has that trial, since this one was silent for too long.
+        execute: function that executes a run.
+        number: number of the latest trial; None before the first.
+        is_lost: whether another worker has taken that trial, because this one was silent for too long.
     """
 
     sweep: Sweep
@@ -74,14 +74,14 @@ class Objective:
     is_lost: bool = False
 
     def __call__(self, trial: optuna.Trial) -> list[float]:
-        """The values of the objectives.
+        """Values of the objectives.
 
         Raises:
-            TrialPruned: it is not promising, or another worker has it now.
+            TrialPruned: the trial is not promising or not valid, or another worker has it now.
             SurplusTrial: the budget is spent.
         """
         self.number, self.is_lost, began = trial.number, False, time.monotonic()
-        # With the number: a trial that is tried again inherits the attributes of the one before.
+        # The value is the number, since a trial that is tried again inherits the attributes of the one before.
         trial.set_user_attr("begun", trial.number)
         taken = trial.study.get_trials(
             deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED, TrialState.RUNNING)
@@ -98,7 +98,7 @@ class Objective:
             for config in self._configs(trial, suggested):
                 seeds.append(SeedRecord(config.seed))
                 divergence = self._execute_seed(trial, config, seeds)
-                # The others would cost what this trial is not worth.
+                # The trial is not worth the cost of the other seeds.
                 if divergence is not None:
                     break
         except KeyboardInterrupt:
@@ -115,7 +115,7 @@ class Objective:
         return [mean(record.values[metric] for record in seeds) for metric in self.sweep.file.objectives]
 
     def _configs(self, trial: optuna.Trial, suggested: Mapping[str, Any]) -> list[RunConfig]:
-        """The runs of a point. Raises TrialPruned if there can be none; TPE learns to keep away from it."""
+        """Configurations of a point's runs. Raises TrialPruned if the point is not valid; TPE learns to avoid it."""
         values = {p.path: p.config_value(suggested[p.path]) for p in self.sweep.parameters}
         try:
             return self.sweep.configs(values, self.sweep.file.seeds)
@@ -125,7 +125,7 @@ class Objective:
             raise optuna.TrialPruned(f"no run can have these values: {error}") from None
 
     def _execute_seed(self, trial: optuna.Trial, config: RunConfig, seeds: list[SeedRecord]) -> str | None:
-        """Execute a seed's run; why it diverged, or None."""
+        """Execute the run of a seed. Returns the reason if it diverged, else None."""
         record, objectives = seeds[-1], [metric for metric in self.sweep.file.objectives if metric != COMPUTE]
         may_stop = self.sweep.file.pruner.kind != "none" and trial.user_attrs.get("origin") != REFERENCE
 
@@ -138,17 +138,17 @@ class Objective:
                 if metric not in measured:
                     raise ConfigError(f"objectives: {metric!r} is not measured; {nearest(metric, sorted(measured))}")
                 record.values[metric] = measured[metric]
-            # The untrained model is the same in all trials; several objectives cannot be pruned.
+            # The untrained model is the same in all trials; trials with several objectives cannot be pruned.
             if iteration == 0 or len(self.sweep.file.objectives) > 1 or not objectives:
                 return
             try:
-                # All trials have the same seeds in the same order: at a step all have trained the same seeds as long.
+                # All trials have the same seeds in the same order: at a step, all have trained the same seeds as long.
                 step = (len(seeds) - 1) * self.sweep.base.iterations + iteration
                 trial.report(mean(s.values[objectives[0]] for s in seeds), step)
             except UpdateFinishedTrialError:
                 self.is_lost = True
                 raise StopRun("another worker has its trial now") from None
-            # A run that is trained to the end may as well be finished: another trial can reuse it.
+            # A run at its last iteration is finished rather than stopped: another trial can reuse it.
             if may_stop and iteration < config.iterations and trial.should_prune():
                 raise StopRun(f"given up as trial {trial.number} of the sweep {self.sweep.name}")
 

@@ -1,4 +1,4 @@
-"""A sweep's worker: one trial after another until the study has all that it is to have."""
+"""Worker of a sweep: executes one trial after another until the study has all of its trials."""
 
 import os
 import time
@@ -22,7 +22,7 @@ from harness.experiments.sweep.study import RETRY, find_study, make_pruner, make
 from harness.experiments.sweep.trial import ExecuteRun, Objective, SurplusTrial
 
 MAX_FAILURES = 10
-"""Failures one after another that end a worker: more than two points account for."""
+"""Number of consecutive failures that ends a worker: more than two points cause."""
 _POLL_SECONDS = 1.0
 
 
@@ -33,19 +33,19 @@ def work(
     deadline: float | None = None,
     poll_seconds: float = _POLL_SECONDS,
 ) -> None:
-    """Execute trials until the study is complete, or until the deadline; beside other workers on any machine.
+    """Execute trials until the study is complete or the deadline has passed, beside other workers on any machine.
 
     Args:
         sweep: the sweep.
-        storage: holds its study.
-        execute: executes a run.
-        deadline: seconds since the epoch after which no trial is begun.
-        poll_seconds: how often to look whether other workers have ended their trials, when there is nothing else to do.
+        storage: storage of its study.
+        execute: function that executes a run.
+        deadline: time in seconds since the epoch after which no trial begins.
+        poll_seconds: time between looks at other workers' trials, when there is nothing else to do.
 
     Raises:
         KeyboardInterrupt: on Ctrl-C; the trial goes back into the queue.
-        Exception: of a trial that failed, if it is the last of ``MAX_FAILURES`` one after another. Each point is tried
-            again ``study.MAX_RETRIES`` times.
+        Exception: error of a trial, if it is a ConfigError or the last of ``MAX_FAILURES`` consecutive failures. Each
+            point is tried again ``study.MAX_RETRIES`` times.
     """
     study = find_study(sweep, storage)
     study.sampler, study.pruner = make_sampler(sweep), make_pruner(sweep)
@@ -59,13 +59,13 @@ def work(
             is_last_try = failures + 1 >= MAX_FAILURES
             failures = 0 if _run_trial(study, objective, is_last_try) else failures + 1
         elif states[TrialState.RUNNING] and not sweep.is_full(finished):
-            time.sleep(poll_seconds)  # one of them may come back into the queue
+            time.sleep(poll_seconds)  # a running trial may come back into the queue
         else:
             return
 
 
 def _run_trial(study: optuna.Study, objective: Objective, is_last_try: bool) -> bool:
-    """Execute a trial; False if it failed and is to be tried again. The last try's failure is raised."""
+    """Execute a trial. Returns False if it failed and is to be tried again; the last try's error is raised."""
     objective.number = None
     try:
         study.optimize(objective, n_trials=1, catch=(SurplusTrial,))
@@ -87,13 +87,13 @@ def _run_trial(study: optuna.Study, objective: Objective, is_last_try: bool) -> 
 
 
 def _recover(study: optuna.Study, storage: RDBStorage) -> None:
-    """Put the trials of workers that are silent back into the queue."""
+    """Put the trials of silent workers back into the queue."""
     fail_stale_trials(study)
-    # A worker that died between asking for a trial and its first heartbeat has left one that Optuna waits for for ever.
+    # A trial whose worker died between asking for it and its first heartbeat is never recovered by Optuna itself.
     for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
         seconds = (datetime.now() - (trial.datetime_start or datetime.now())).total_seconds()
         if trial.user_attrs.get("begun") != trial.number and seconds > (storage.grace_period or 0):
-            # Another worker that saw the same may be faster.
+            # Another worker that noticed the same may be faster.
             with suppress(ValueError, UpdateFinishedTrialError):
                 study.tell(trial.number, state=TrialState.FAIL)
                 RETRY(study, trial)
@@ -102,9 +102,9 @@ def _recover(study: optuna.Study, storage: RDBStorage) -> None:
 def execute_trials(
     file: str, name: str, overrides: Sequence[str], trials: int | None, deadline: float | None, done: Path
 ) -> None:
-    """A job of ``run_jobs``: ``work``, then the file that says that it is done.
+    """Job for ``run_jobs``: execute ``work``, then create the file ``done``.
 
-    The storage's URL comes in the environment, where no file and no list of processes shows its password.
+    The storage's URL is read from the environment, so that no file and no list of processes shows its password.
     """
 
     from harness.experiments.sweep.execute import execute_run
