@@ -1,7 +1,7 @@
 """The ``adagrpo`` command. Bad input is reported in one line with exit code 2; a failed run has exit code 1.
 
 Errors of the operating system (no such file, no permission, a full disk) are one line, too. Any other exception is a
-fault of the program and is shown with its traceback.
+bug and is shown with its traceback.
 """
 
 import errno
@@ -16,7 +16,7 @@ from harness.foundation.files import reason_of
 from harness.foundation.output import never_failing
 from harness.foundation.plugins import explaining
 
-# Without this, libraries announce each optional package that is missing; none of them is needed.
+# Otherwise libraries announce each optional package that is missing, none of which is needed.
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 os.environ.setdefault("TQDM_DISABLE", "1")
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
@@ -39,7 +39,7 @@ def _execute(arguments: Sequence[str] | None) -> int:
             traceback.print_exc()
         return _say(str(error), error.exit_code)
     except OSError as error:
-        # Exit code 1 where the machine lacks something (disk space, memory), 2 where the input names a wrong file.
+        # Exit code 1 if the machine lacks something (disk space, memory), 2 if the input names a wrong file.
         return _say(_of_system(error), 1 if error.filename is None or error.errno in _LACKING else 2)
     except UnicodeDecodeError as error:
         return _say(f"a file is not text in {error.encoding}: {error.reason} (byte {error.start}); save it as UTF-8", 2)

@@ -1,6 +1,6 @@
 """The commands of ``adagrpo``: functions whose docstring is their help and whose parameters are their options.
 
-Only when a function is called it imports what is heavy, so that every ``--help`` is quick.
+Heavy imports happen only when a function is called, so that every ``--help`` is quick.
 """
 
 import argparse
@@ -20,39 +20,39 @@ from harness.foundation.plugins import absolute
 Where = Annotated[Literal["auto", "cpu", "cuda"], "device"]
 Function = TypeVar("Function", bound=Callable[..., int])
 COMMANDS: dict[str, Callable[..., int]] = {}
-"""Functions by the command's name."""
+"""Functions by the name of the command."""
 
 
 class Parser(argparse.ArgumentParser):
-    """One whose complaints are one line."""
+    """Argument parser whose errors are one line."""
 
     def error(self, message: str) -> NoReturn:
-        """Refuse a command line."""
+        """Refuse a command line with a ConfigError."""
         raise ConfigError(f"{message}; see {self.prog} --help")
 
 
 def command(function: Function) -> Function:
-    """Make a function a command: ``show_config`` is ``adagrpo show-config``; it returns the exit code.
+    """Make a function a command: ``show_config`` becomes ``adagrpo show-config``. It returns the exit code.
 
-    Parameters before ``*`` are arguments, those after it options: required without a default, given alone where they
-    are bool, with several values where they are sequences, again and again where they are tuples. ``Annotated`` has
-    their help and, of numbers, the least that they may be. ``overrides`` also takes words that come later. A docstring
-    ends with an example, and its module's begins with the title under which ``adagrpo --help`` has the command.
+    Parameters before ``*`` are arguments, those after it options: required without a default, flags if they are bool,
+    with several values if they are sequences, repeatable if they are tuples. ``Annotated`` has their help and, for
+    numbers, the smallest valid value. ``overrides`` also takes words that come later. A docstring ends with an example,
+    and its module's begins with the title under which ``adagrpo --help`` lists the command.
     """
     COMMANDS[function.__name__.replace("_", "-")] = function
     return function
 
 
 def say(line: object) -> None:
-    """Print a line of progress at once, also into a file."""
+    """Print a line of progress and flush it, so that it is seen at once, in a file too."""
     print(line, flush=True)
 
 
 def parse(arguments: Sequence[str] | None) -> Callable[[], int]:
-    """What a command line asks for, ready to be called. Raises ConfigError if it asks for nothing that there is."""
+    """Parse a command line into a function that executes it. Raises ConfigError if the command line is not valid."""
     parser = make_parser()
     options, rest = parser.parse_known_args(arguments)
-    # argparse itself takes no override that comes after an option.
+    # argparse itself does not accept overrides that come after an option.
     if rest:
         if not hasattr(options, "overrides") or any("=" not in word or word.startswith("-") for word in rest):
             parser.error(f"unrecognized arguments: {' '.join(rest)}")
@@ -68,7 +68,7 @@ def parse(arguments: Sequence[str] | None) -> Callable[[], int]:
 
 
 def make_parser() -> Parser:
-    """What it parses has ``command``, the function, beside the function's parameters."""
+    """Parser whose result has ``command``, the function, beside the function's parameters."""
     parser = Parser(
         prog="adagrpo",
         description="GRPO for flow-matching image models: AdaGRPO's harness.",
@@ -89,13 +89,13 @@ def make_parser() -> Parser:
 
 
 def _texts(function: Callable[..., int]) -> tuple[str, str]:
-    """What a command does, and an example of it: the last line of its docstring, between backticks."""
+    """Description and example of a command: the example is the last line of its docstring, between backticks."""
     said, _, example = " ".join((function.__doc__ or "").split()).partition("Example: ``")
     return said.rstrip(), example.removesuffix("``")
 
 
 def _overview() -> str:
-    """All commands with an example each, under the titles that their modules have."""
+    """List of all commands with an example each, under the titles of their modules."""
     lines = []
     order = {f"{__name__}.{name}": place for place, name in enumerate(("runs", "grids", "reports", "checkpoints"))}
     known = sorted(COMMANDS.items(), key=lambda one: order.get(one[1].__module__, len(order)))
@@ -149,5 +149,5 @@ def _at_least(least: float, kind: type) -> Callable[[str], Any]:
             raise argparse.ArgumentTypeError(f"{text} must be at least {least:g}")
         return kind(text)
 
-    parse.__name__ = kind.__name__  # of which argparse speaks where there is no number
+    parse.__name__ = kind.__name__  # argparse names it if the text is not a number
     return parse

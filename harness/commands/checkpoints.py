@@ -1,4 +1,4 @@
-"""What comes of training: checkpoints scored, drawn from, handed over."""
+"""Checkpoints: scored, drawn from, exported."""
 
 import sys
 from collections.abc import Sequence
@@ -41,7 +41,7 @@ def evaluate(
     steps: Steps = None,
     device: Where = "auto",
 ) -> int:
-    """Score checkpoints on a prompt list or a benchmark's, with every available reward, and make a contact sheet.
+    """Score checkpoints on a prompt list or a benchmark with every available reward, and make a contact sheet.
 
     Example: ``adagrpo evaluate base RUN``
     """
@@ -88,12 +88,12 @@ def evaluate(
 def _checkpoint(
     name: str, profile: str, sampling: tuple[int | None, int | None, int | None], evaluated: bool = False
 ) -> "Checkpoint":
-    """The checkpoint that a name means, sampled with a height, width and number of steps.
+    """Find a checkpoint by its name, and have it sampled with a height, width and number of steps.
 
-    Where these are left open, it is sampled as the configuration evaluates, or as it trains.
+    None stands for the configuration's evaluation settings if ``evaluated``, else for those of training.
 
     Raises:
-        ConfigError: as ``find_checkpoint``, or an unfit size.
+        ConfigError: as in ``find_checkpoint``, or the size is not valid.
     """
     from harness.trained.checkpoints import find_checkpoint
 
@@ -118,7 +118,7 @@ def sample(
     steps: Steps = None,
     device: Where = "auto",
 ) -> int:
-    """Draw PNGs from a checkpoint.
+    """Draw pictures from a checkpoint and write them as PNG files.
 
     Example: ``adagrpo sample RUN --prompt 'the word "facet" in purple on pink' --output drawn``
     """
@@ -152,7 +152,7 @@ def export(
     merge: Annotated[bool, "write the whole pipeline with the trained weights in it"] = False,
     license: Annotated[str | None, "identifier for the card (default: the base model's)"] = None,
 ) -> int:
-    """Write a run's LoRA or transformer for plain diffusers, with a card.
+    """Export a run's LoRA or transformer for plain diffusers, with a model card.
 
     Example: ``adagrpo export RUN --output lora``
     """

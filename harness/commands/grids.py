@@ -1,4 +1,4 @@
-"""Many runs: grids and studies on this machine, how far they have come, and what the machine lacks for them."""
+"""Many runs: grids and studies on this machine, their progress, and what the machine lacks for them."""
 
 import sys
 from collections.abc import Sequence
@@ -39,7 +39,7 @@ def grid(
     on: On = None,
     rerun_changed: Rerun = False,
 ) -> int:
-    """Execute all runs of a grid; finished ones are skipped, others resumed.
+    """Execute all runs of a grid; finished runs are skipped, unfinished ones resumed.
 
     Example: ``adagrpo grid miniature --only 'selection=hardest' --seeds 3-5 --plan``
     """
@@ -67,7 +67,7 @@ def grid(
 
 
 def exit_code(outcome: "Outcome") -> int:
-    """1 if a job failed, which is named once more."""
+    """Exit code: 1 if a job failed, each of which is named once more; else 0."""
     for name, reason in outcome.failed.items():
         print(f"failed: {name}: {reason}", file=sys.stderr)
     return 1 if outcome.failed else 0
@@ -90,8 +90,8 @@ def compare(
     slots: Slots = None,
     rerun_changed: Rerun = False,
 ) -> int:
-    """Run what is missing of some cells and judge them by the grid's rule, at equal iterations and at equal compute.
-    Exit code 0 if every run has finished, whatever the verdict; 1 if one failed; 2 for bad input.
+    """Compare cells, executing the runs that are missing; they are judged by the grid's rule, at equal iterations and
+    at equal compute. Exit code 0 if every run has finished, whatever the verdict; 1 if one failed; 2 for bad input.
 
     Example: ``adagrpo compare base selection=curriculum --seeds 0-1 --plan``
     """
@@ -141,7 +141,7 @@ def reproduce(
     slots: Slots = None,
     rerun_changed: Rerun = False,
 ) -> int:
-    """Execute a profile's grid and write the report, of what there is.
+    """Execute a profile's grid and write the report, even if some runs fail.
 
     Example: ``adagrpo reproduce --profile smoke``
     """
@@ -150,7 +150,7 @@ def reproduce(
     from harness.runs.directory import RUNS
 
     named, config = grid_of(profile), compose(profile)
-    # Hours of GPUs and gigabytes of weights: what is missing is said before anything starts.
+    # This takes hours of GPUs and gigabytes of weights, so what is missing is reported before anything starts.
     if config.runtime.device == "cuda" and not plan and doctor(profile=profile) != 0:
         return 2
     chosen = {"only": only, "seeds": seeds, "plan": plan, "slots": slots, "rerun_changed": rerun_changed}
@@ -171,7 +171,7 @@ def study(
     slots: Slots = None,
     rerun_changed: Rerun = False,
 ) -> int:
-    """Execute the study's experiments; runs whose shard is there are skipped.
+    """Execute the study's experiments; runs whose shard exists are skipped.
 
     Example: ``adagrpo study --plan``
     """
@@ -184,7 +184,7 @@ def study(
     if any(chosen) and len(names) != 1:
         raise ConfigError("--only and --seeds choose among the runs of one experiment: name it")
 
-    # All are read before the first run, so that what is wrong is said before anything is made.
+    # All are read before the first run, so that errors are reported before anything is made.
     planned = {name: found.planned(found.configs(name, *chosen)) for name in names}
     if plan:
         print("\n".join(plan_lines(found, planned)))
@@ -199,7 +199,7 @@ def status(
     runs: Annotated[Path | None, "folder (default: results/runs)"] = None,
     json: Annotated[bool, "a JSON list of runs instead, for programs"] = False,
 ) -> int:
-    """How far runs have come, what failed, and the standings.
+    """Show the progress of runs, failures, and the standings.
 
     Example: ``adagrpo status --runs results/runs/miniature``
     """
@@ -221,7 +221,7 @@ def watch(
     once: Annotated[bool, "draw the page once, and end"] = False,
     output: Annotated[Path | None, "file to write (default: results/reports/NAME/watch.html)"] = None,
 ) -> int:
-    """A page that reads itself again while runs are at work: curves, health, prompts chosen last, pictures.
+    """Write a page that reloads itself while runs are at work: curves, health, prompts chosen last, pictures.
     It ends when no run is at work any more.
 
     Example: ``adagrpo watch results/runs/smoke``
@@ -245,7 +245,7 @@ def doctor(
     measured: Annotated[Path | None, "gpu-check.json that adagrpo gpu-check wrote: its figures for estimates"] = None,
     json: Annotated[bool, "findings as JSON instead, for programs"] = False,
 ) -> int:
-    """What a profile needs of this machine, and what is missing.
+    """Compare what a profile needs with this machine, and list what is missing.
 
     Example: ``adagrpo doctor --profile paper``
     """
@@ -268,7 +268,7 @@ def gpu_check(
     only: Annotated[str | None, "one check, by its name"] = None,
     output: Annotated[Path | None, "folder (default: results/gpu-check)"] = None,
 ) -> int:
-    """Whether this machine's GPU computes, holds and is as fast as expected: the first ten minutes on it.
+    """Check results, memory and speed of this machine's GPU against what is expected: the first ten minutes on it.
 
     Example: ``adagrpo gpu-check --tiny --device cpu``
     """

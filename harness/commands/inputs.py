@@ -1,4 +1,4 @@
-"""What runs need: prompt lists, rewards' weights and servers, the miniature's models."""
+"""Inputs of runs: prompt lists, rewards' weights and servers, the miniature's models."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,7 +20,7 @@ def prompts(
     column: Annotated[str | None, "of the prompt in a table, or its key in JSON objects (default: prompt)"] = None,
     max_characters: Annotated[int | None, "longer prompts are left out (default: 2000)"] = None,
 ) -> int:
-    """Make train, validation and test lists of prompt files: check, deduplicate and split them by hash.
+    """Make train, validation and test lists from prompt files: check, deduplicate and split them by hash.
 
     Example: ``adagrpo prompts import mine.txt --output data/mine``
     """
@@ -40,7 +40,7 @@ def prompts(
 
 @command
 def completion(shell: Annotated[Literal["bash", "zsh", "tcsh"], "whose"]) -> int:
-    """Print the script by which a shell completes commands and options.
+    """Print the script with which a shell completes commands and options.
 
     Example: ``adagrpo completion bash > ~/.local/share/bash-completion/completions/adagrpo``
     """
@@ -54,7 +54,7 @@ def completion(shell: Annotated[Literal["bash", "zsh", "tcsh"], "whose"]) -> int
 
 @command
 def fetch_assets() -> int:
-    """Fetch the text recognisers that serve as rewards, if they are missing.
+    """Download the text recognisers that serve as rewards, if they are missing.
 
     Example: ``adagrpo fetch-assets``
     """
@@ -73,7 +73,7 @@ def serve_reward(
     host: Annotated[str, "address to listen at (default: this machine alone)"] = "127.0.0.1",
     threads: Annotated[int, "CPU threads of the model", 1] = 1,
 ) -> int:
-    """Hold a reward's model for runs that use the backend url.
+    """Serve a reward's model to runs that use the backend url.
 
     Example: ``adagrpo serve-reward ocr --port 8500``
     """
@@ -148,7 +148,7 @@ def new(
     *,
     folder: Annotated[Path, "to write to"] = Path("."),
 ) -> int:
-    """Write a working plug-in to begin from, and its test; docs/extend.md.
+    """Write a working plug-in to start from, and its test; see docs/extend.md.
 
     Example: ``adagrpo new selection SecondHardest``
     """
@@ -180,7 +180,7 @@ def convert_config(
     family: Annotated[str | None, "GRPO-Series, flow_grpo, DanceGRPO or FlowCPS (default: told by the file)"] = None,
     function: Annotated[str | None, "of a Python file: the configuration"] = None,
 ) -> int:
-    """Another trainer's configuration as settings, and what of it has none here; nothing of it is executed.
+    """Convert another trainer's configuration, and list what has no setting here; nothing of it is executed.
 
     Example: ``adagrpo convert-config scripts/train_adagrpo.sh``
     """

@@ -21,7 +21,7 @@ def oracle(
     noises: Annotated[int, "initial noises per prompt", 2] = 6,
     output: Annotated[Path | None, "folder (default: results/oracle)"] = None,
 ) -> int:
-    """An upper bound: what choosing prompts could gain at most, one update ahead; resumable.
+    """Estimate an upper bound of what choosing prompts could gain, one update ahead; resumable.
 
     Example: ``adagrpo oracle --profile miniature``
     """
@@ -55,7 +55,7 @@ def probe(
     output: Annotated[Path | None, "folder (default: results/probes/PROFILE)"] = None,
     device: Where = "auto",
 ) -> int:
-    """Is choosing prompts worth it with this model, reward and prompts? Without training; resumable.
+    """Estimate whether choosing prompts is worth it with this model, reward and prompts, without training; resumable.
 
     Example: ``adagrpo probe --profile miniature``
     """

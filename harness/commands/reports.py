@@ -1,4 +1,4 @@
-"""What came out: the report, and finished runs as small files that are committed."""
+"""Reports: tables, figures and page, and finished runs as small files to commit."""
 
 from pathlib import Path
 from typing import Annotated
@@ -36,7 +36,7 @@ def shards(
     output: Annotated[Path, "folder to write to, such as results/miniature/runs"],
     pictures: Annotated[int | None, "prompts whose pictures are kept (default: those that a page shows)", 0] = None,
 ) -> int:
-    """Write each finished run as one small file, enough to make the report.
+    """Write each finished run as one small file, which is enough to make the report.
 
     Example: ``adagrpo shards results/runs/miniature --output kept``
     """

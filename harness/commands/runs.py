@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from harness.runs.directory import RunDirectory
 
 PROFILE = "miniature"
-"""Profile of a run where none is named."""
+"""Profile of a run if none is named."""
 
 Overrides = Annotated[Sequence[str], "as in selection=curriculum fusion.weight=2"]
 Profile = Annotated[str | None, f"file in experiments/profiles/ (default: {PROFILE})"]
@@ -39,7 +39,7 @@ def train(
     from harness.runs.directory import find_run, prepare_run
     from harness.runs.identity import changes_of, note_on_code
 
-    # Every process of a launch calls this; the main one prepares.
+    # Every process of a launch calls this function; the main one prepares the run.
     is_main = int(os.environ.get("RANK", "0")) == 0
     config, run = _find(overrides, profile, method, resume)
     if run is None:
@@ -69,10 +69,10 @@ def train(
 def _find(
     overrides: Sequence[str], profile: str | None, method: str | None, resume: Path | None
 ) -> "tuple[RunConfig, RunDirectory | None]":
-    """The settings of a run, and its directory if ``--resume`` names one.
+    """Configuration of a run, and its directory if ``--resume`` names one.
 
     Raises:
-        ConfigError: that is no run directory, or there are options beside it that belong to a new run.
+        ConfigError: that is not a run directory, or options that belong to a new run are given with it.
     """
     from harness.config import compose
     from harness.runs.directory import RunDirectory
@@ -88,7 +88,7 @@ def _find(
 
 
 def _begin_together(run: "RunDirectory", config: "RunConfig", is_main: bool) -> None:
-    """Wait until the main process has prepared the run, and has forgotten why it failed before."""
+    """Wait until the main process has prepared the run and removed the reason of an earlier failure."""
     from harness.training.processes import Processes, make_accelerator
 
     if is_main:
@@ -101,7 +101,7 @@ def replay(
     run: Annotated[Path, "directory of a run"],
     iteration: Annotated[int, "to be made again, from the nearest checkpoint before it", 1],
 ) -> int:
-    """Make an iteration again, exactly: one that failed, or one that was logged; nothing of the run is changed.
+    """Repeat an iteration exactly, one that failed or one that was logged; only a failure's file is written to the run.
 
     Example: ``adagrpo replay RUN 7``
     """
@@ -122,7 +122,7 @@ def launch(
     main_port: Annotated[int | None, "a free port there (default: 29500)"] = None,
     show: Annotated[bool, "print the launch line of this machine and do nothing"] = False,
 ) -> int:
-    """Train one run in its runtime.processes, on one machine or several.
+    """Train one run in several processes (runtime.processes), on one machine or several.
 
     Example: ``adagrpo launch --profile paper --show``
     """
@@ -149,7 +149,7 @@ def launch(
     if show:
         print(typed(command_line))
         return 0
-    # All that can be checked is, before anything is started.
+    # Everything that can be checked is checked before anything is started.
     needed = placement.processes // placement.machines
     if placement.cuda and len(visible_gpus()) < needed:
         raise ConfigError(
@@ -162,7 +162,7 @@ def launch(
 
 
 def _absolute(profile: str | None) -> str:
-    """A profile as a process with another working directory finds it."""
+    """Profile for a process with another working directory: a path is made absolute."""
     return str(Path(profile).resolve()) if profile and profile.endswith(".yaml") else profile or PROFILE
 
 
@@ -174,7 +174,7 @@ def show_config(
     method: Method = None,
     resume: Resume = None,
 ) -> int:
-    """Every value of a run, and the file and line or override it is of; settings without effect say why.
+    """Show every value of a run and the file and line, or override, that set it; settings without effect say why.
 
     Example: ``adagrpo show-config --profile paper fusion.weight=2``
     """

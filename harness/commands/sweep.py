@@ -1,4 +1,4 @@
-"""Searches: over any keys of the configuration, look at a study, measure its best again."""
+"""Searches: optimise any keys of the configuration, show a study, measure its best trials again."""
 
 import os
 import socket
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from harness.experiments.sweep.definition import Sweep
 
 _OPTIONS = {"run": ("slots", "trials", "hours", "on"), "show": (), "confirm": ("top", "seeds", "slots")}
-"""What each form takes beside the sweep, --name, --storage, --output and overrides."""
+"""Options of each form, beside the sweep, --name, --storage, --output and overrides."""
 
 
 @command
@@ -46,8 +46,8 @@ def sweep(
         int | None, "to execute or confirm: runs at a time (default: 1, or as many as cores or GPUs suffice for)", 1
     ] = None,
 ) -> int:
-    """Execute the trials of a sweep that are left, with Optuna, on one machine or many; show what it has found; confirm
-    its best trials on fresh seeds and test prompts.
+    """Execute the remaining trials of a sweep with Optuna, on one machine or many; show what it has found; confirm its
+    best trials on fresh seeds and test prompts.
 
     Example: ``adagrpo sweep ema_fusion --slots 2``
     """
@@ -97,16 +97,16 @@ def sweep(
 
 
 def _storage_url(sweep: "Sweep", storage: str | None, begin: bool) -> str:
-    """The studies' database; a SQLite file in the sweep's folder where none is named."""
+    """URL of the studies' database; a SQLite file in the sweep's folder if none is named."""
     from harness.experiments.sweep.study import HIDDEN
     from harness.runs.directory import RUNS
 
     if given := storage or os.environ.get(STORAGE_VARIABLE):
-        if f":{HIDDEN}@" in given:  # as a job is given it, and as it is shown
+        if f":{HIDDEN}@" in given:  # the form that jobs are given, and that is shown
             given = os.environ.get(STORAGE_VARIABLE, "")
             if not given or HIDDEN in given:
                 raise ConfigError(f"--storage {storage}: its password is to come in {STORAGE_VARIABLE}, all of the URL")
-        # Workers have another working directory.
+        # Workers have another working directory, so the path is made absolute.
         file = given.removeprefix("sqlite:///")
         return f"sqlite:///{Path(file).absolute()}" if file != given else given
     database = RUNS / sweep.experiment / "study.db"
@@ -124,7 +124,7 @@ def _identity(sweep: "Sweep") -> str:
 
 
 def _execute(sweep: "Sweep", study: "optuna.Study", url: str, count: int, hours: float | None) -> Mapping[str, str]:
-    """Have workers execute what is left; which of them failed, and why."""
+    """Have workers execute the remaining trials. Returns the reasons of failed workers by their ids."""
     from analysis.sweep.tables import SweepStudy
     from harness.experiments.jobs.job import Job
     from harness.experiments.jobs.runner import run_jobs
@@ -160,7 +160,7 @@ def _execute(sweep: "Sweep", study: "optuna.Study", url: str, count: int, hours:
 def _hand_over(
     sweep: "Sweep", url: str, workers: int, hours: float | None, output: Path, resources: "Resources"
 ) -> int:
-    """Hand workers to a launcher, each a command of its own; a password goes with the environment alone."""
+    """Submit workers to a launcher, each as its own command; a password is passed only in the environment."""
     from harness.experiments.jobs.launchers import Task, hand_over
     from harness.experiments.sweep.study import shown_url
     from harness.runs.directory import RUNS
@@ -178,7 +178,7 @@ def _hand_over(
 def _confirm(
     sweep: "Sweep", study: "SweepStudy", seeds: Sequence[int], top: int, slots: int | None, folder: Path
 ) -> Mapping[str, str]:
-    """Run the best and the reference on fresh seeds; which runs failed, and why."""
+    """Execute the best trials and the reference on fresh seeds. Returns the reasons of failed runs by their ids."""
     from harness.experiments.runs import run_all
     from harness.experiments.sweep.confirm import candidates, confirmation_configs, write_confirmation
     from harness.runs.directory import prepare_run
@@ -193,7 +193,7 @@ def _confirm(
 
 
 def _report(sweep: "Sweep", study: "SweepStudy", folder: Path, url: str) -> None:
-    """Write tables, figures and page, and print what the study has found and what is left of it on fresh seeds."""
+    """Write tables, figures and page, and print what the study has found and what remains of it on fresh seeds."""
     from analysis.sweep.page import write_sweep_report
     from harness.experiments.sweep.study import shown_url
 

@@ -1,4 +1,4 @@
-"""Scores checkpoints on a prompt list: a row of the paper's table each, values per prompt, and pictures."""
+"""Evaluation of checkpoints on a prompt list: a row of the paper's table each, values per prompt, and pictures."""
 
 import hashlib
 import json
@@ -43,26 +43,26 @@ _PAPER_METRICS = (
 
 @dataclass(frozen=True)
 class Score:
-    """What was measured of one checkpoint."""
+    """Measurements of one checkpoint."""
 
     checkpoint: Checkpoint
     per_prompt: dict[str, list[float]]
-    """A metric's mean over noises, in the order of the prompts."""
+    """Mean of each metric over noises, in the order of the prompts."""
     thumbnails: Sequence[str] = ()
-    """Addresses of each prompt's first picture."""
+    """Data URL of each prompt's first picture."""
 
 
 @dataclass(frozen=True)
 class Benchmark:
-    """What checkpoints are scored on.
+    """Prompts and rewards that checkpoints are scored on.
 
     Attributes:
-        prompts: to draw.
-        panel: rewards to score with, fit for the prompts and the pictures' size.
-        num_noises: pictures per prompt.
-        num_grid_prompts: how many prompts, from the list's start, the grid shows.
-        name: of the prompts.
-        geneval: what GenEval asks of each prompt; its evaluator's folders are then written to ``geneval/``.
+        prompts: prompts to draw.
+        panel: rewards to score with, which fit the prompts and the pictures' size.
+        num_noises: number of pictures per prompt.
+        num_grid_prompts: number of prompts, from the list's start, that the grid shows.
+        name: name of the prompts.
+        geneval: GenEval's metadata of each prompt; if given, its evaluator's folders are written to ``geneval/``.
     """
 
     prompts: PromptList
@@ -75,18 +75,17 @@ class Benchmark:
     def run(
         self, checkpoints: Sequence[Checkpoint], device: torch.device, folder: Path, say: Callable[[str], None]
     ) -> list[Score]:
-        """Score checkpoints and write evaluation.json, per_prompt.csv, table.md, sheet.html and grid.png after each.
+        """Score checkpoints; write evaluation.json, per_prompt.csv, table.md, sheet.html and grid.png after each one.
 
         Args:
-            checkpoints: of one picture size.
-            device: where they draw.
-            folder: to write to.
-            say: receives lines of progress.
+            checkpoints: checkpoints that draw pictures of one size.
+            device: device that draws.
+            folder: folder to write to.
+            say: called with lines of progress.
 
         Raises:
-            ConfigError: as ``load_policy``; two checkpoints have one label, or draw different sizes; the folder holds
-                an evaluation of something else; or a value is not finite. What was written of earlier checkpoints
-                stays.
+            ConfigError: as in ``load_policy``; two checkpoints have one label or draw different sizes; the folder has
+                an evaluation of something else; or a value is not finite. Files of earlier checkpoints stay.
         """
         _check_comparable(checkpoints)
         self._check_folder(checkpoints, folder)
@@ -111,7 +110,7 @@ class Benchmark:
         return scores
 
     def _check_folder(self, checkpoints: Sequence[Checkpoint], folder: Path) -> None:
-        """Raise ConfigError if the folder holds an evaluation that is not of these checkpoints on these prompts."""
+        """Raise ConfigError if the folder has an evaluation that is not of these checkpoints on these prompts."""
         path = folder / "evaluation.json"
         if not path.exists():
             return
@@ -130,7 +129,7 @@ class Benchmark:
     def _measure(
         self, policy: Policy, label: str, of_geneval: Path | None, say: Callable[[str], None]
     ) -> tuple[dict[str, list[float]], list[str]]:
-        """Every metric and thumbnail of every prompt; a batch of pictures at a time: all would not fit in memory."""
+        """Metrics and thumbnails of every prompt, one batch at a time, since all pictures do not fit in memory."""
         prompts = self.prompts.prompts
         collected: dict[str, list[float]] = defaultdict(list)
         thumbnails: list[str] = []
@@ -173,17 +172,17 @@ class Benchmark:
 
 
 def table(scores: Sequence[Score]) -> list[str]:
-    """Markdown lines, a row per checkpoint: the paper's columns if any of them was measured, then all other metrics.
+    """Markdown table with a row per checkpoint: the paper's columns if any of them was measured, then other metrics.
 
     Values are means over prompts ± their standard error. A checkpoint after the first also has a row with its
-    difference to the first, paired by prompt.
+    difference from the first, paired by prompt.
     """
     heads, *rows = _cells(scores)
     return markdown_table(heads, rows).splitlines()
 
 
 def _cells(scores: Sequence[Score]) -> list[list[str]]:
-    """The table's heads, and its rows."""
+    """Head of the table, then its rows."""
     measured = list(scores[0].per_prompt)
     of_paper = [] if set(_PAPER_METRICS).isdisjoint(measured) else _PAPER_METRICS
     columns = [*of_paper, *(metric for metric in measured if metric not in of_paper)]
@@ -207,7 +206,7 @@ def _told(values: Sequence[float], sign: str = "") -> str:
 
 
 def _standard_error(values: Sequence[float]) -> float | None:
-    """Of the mean over prompts; None of one."""
+    """Standard error of the mean over prompts; None for a single prompt."""
     return stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None
 
 
@@ -217,7 +216,7 @@ def _head(metric: str) -> str:
 
 
 def left_out(panel: Panel) -> list[str]:
-    """A line per reward that did not score, with the reason."""
+    """Lines that name each reward that did not score, with the reason."""
     return [
         *(f"not available: {name}: {reason}" for name, reason in panel.missing.items()),
         *(f"not applicable: {name}: {reason}" for name, reason in panel.unfit.items()),
@@ -225,7 +224,7 @@ def left_out(panel: Panel) -> list[str]:
 
 
 def default_folder(benchmark: Benchmark, checkpoints: Sequence[Checkpoint], root: Path) -> Path:
-    """A folder named by the first checkpoint and a hash of all that the numbers depend on."""
+    """Folder named after the first checkpoint and a hash of everything that the numbers depend on."""
     rewards = [reward.fingerprint() for reward in benchmark.panel.ready]
     settings = [benchmark.prompts.sha256, benchmark.num_noises, rewards]
     facts = [[_identity(checkpoint) for checkpoint in checkpoints], settings]
@@ -234,7 +233,7 @@ def default_folder(benchmark: Benchmark, checkpoints: Sequence[Checkpoint], root
 
 
 def _words(label: str) -> str:
-    """A label as a part of a file's name."""
+    """A label as part of a file name."""
     words = "".join(c if c.isalnum() else "-" for c in label)
     return "-".join(filter(None, words.split("-")))
 
@@ -249,7 +248,7 @@ def _check_comparable(checkpoints: Sequence[Checkpoint]) -> None:
 
 
 def _identity(checkpoint: Checkpoint) -> dict[str, Any]:
-    """What a reader needs to draw the same pictures again."""
+    """Everything that a reader needs to draw the same pictures again."""
     weights = checkpoint.weights
     files = [] if weights is None else [weights] if weights.is_file() else sorted(weights.glob("*.safetensors"))
     digest = hashlib.sha256(b"".join(bytes.fromhex(file_sha256(file)) for file in files)).hexdigest()

@@ -1,4 +1,4 @@
-"""What pictures can be drawn from: a run's final weights, LoRA or transformer files, an exported folder, a base."""
+"""Checkpoints to draw from: a run's final weights, LoRA or transformer files, an exported folder, a base model."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,10 +9,10 @@ from harness.foundation.records import require_sealed
 from harness.runs.directory import RunDirectory
 
 LORA_FILE = "pytorch_lora_weights.safetensors"
-"""Where diffusers' ``save_lora_weights`` puts adapters and ``load_lora_weights`` looks for them."""
+"""File to which diffusers' ``save_lora_weights`` writes adapters, and from which ``load_lora_weights`` reads them."""
 
 BASE = "base"
-"""Names the untouched model of a profile."""
+"""Name of the untrained model of a profile."""
 
 _KINDS = (
     f"{BASE!r}, a run directory, an exported folder, a LoRA file or folder, a transformer folder, or a pipeline folder"
@@ -21,14 +21,14 @@ _KINDS = (
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A base model, what was trained on it, and how its pictures are drawn."""
+    """A base model, weights that were trained on it, and how pictures are sampled from it."""
 
     label: str
-    """How tables and pictures call it."""
+    """Name in tables and pictures."""
     config: RunConfig
-    """Whose ``model`` names the base and how to sample from it; prompts and rewards are defaults for an evaluation."""
+    """Its ``model`` names the base and the sampling settings; prompts and rewards are defaults for an evaluation."""
     weights: Path | None = None
-    """A LoRA file, or a transformer folder; None is the base itself."""
+    """LoRA file or transformer folder; None for the base itself."""
     run: RunDirectory | None = None
 
     @property
@@ -39,15 +39,15 @@ class Checkpoint:
     def sampled(
         self, height: int | None = None, width: int | None = None, num_steps: int | None = None
     ) -> "Checkpoint":
-        """The same, drawn at another size (pixels) or with another number of steps; None keeps the configuration's.
+        """The same checkpoint with another size (pixels) or number of steps; None keeps the configuration's.
 
         Raises:
-            ConfigError: a value out of range, or a size that is no multiple of 16 pixels.
+            ConfigError: a value is out of range, or a size is not a multiple of 16 pixels.
         """
         given = {"height": height, "width": width, "num_steps": num_steps}
         changes = {key: value for key, value in given.items() if value is not None}
         for key, value in changes.items():
-            # Eight pixels per latent, two latents per token; a smaller rest would be cut off in silence.
+            # Eight pixels per latent, two latents per token; a smaller remainder would be cut off silently.
             needed = "at least 2" if key == "num_steps" else "a multiple of 16"
             if value < 2 or (key != "num_steps" and value % 16):
                 raise ConfigError(f"{key}={value}: must be {needed}")
@@ -56,14 +56,14 @@ class Checkpoint:
 
 
 def find_checkpoint(name: str, profile: str) -> Checkpoint:
-    """The checkpoint that a name on the command line means.
+    """Find the checkpoint that a name on the command line refers to.
 
     Args:
-        name: ``base``, or a path. Run directories and exported folders know their base model and how to sample.
-        profile: names these for the others.
+        name: ``base``, or a path. Run directories and exported folders have their own base model and sampling settings.
+        profile: profile with these for other checkpoints.
 
     Raises:
-        ConfigError: nothing of the kind is there, a run has not finished, or the profile is unknown.
+        ConfigError: there is no such checkpoint, its run has not finished, or the profile is unknown.
     """
     if name == BASE:
         return Checkpoint(f"base ({profile})", compose(profile))
@@ -78,7 +78,7 @@ def find_checkpoint(name: str, profile: str) -> Checkpoint:
     else:
         config, label = compose(profile), path.stem if path.is_file() else path.name
     if (path / "model_index.json").is_file():
-        # Trained weights may be merged into its own: in bf16 they would be rounded away.
+        # Trained weights may be merged into the transformer: in bf16 they would be rounded away.
         is_merged = (path / "config.yaml").is_file()
         precision = "fp32" if is_merged else config.model.precision
         model = config.model.model_copy(update={"path": str(path), "precision": precision})
@@ -90,7 +90,7 @@ def find_checkpoint(name: str, profile: str) -> Checkpoint:
 
 
 def find_run_checkpoint(folder: Path) -> Checkpoint:
-    """The final weights of a run. Raises ConfigError if the folder is no run directory, or the run not finished."""
+    """Checkpoint of a run's final weights. Raises ConfigError if it is no run directory, or the run is not finished."""
     run = run_in(folder)
     config, status = run.config, run.status()
     weights = weights_in(run.folder / "checkpoints" / "final")
@@ -105,7 +105,7 @@ def find_run_checkpoint(folder: Path) -> Checkpoint:
 
 
 def run_in(folder: Path) -> RunDirectory:
-    """The run of a directory. Raises ConfigError if it is none."""
+    """Run in a directory. Raises ConfigError if it is not a run directory."""
     run = RunDirectory(folder.resolve())
     if not (run.folder / "config.yaml").is_file() or not (run.folder / "status.json").is_file():
         raise ConfigError(f"{folder}: is no run directory (it needs config.yaml and status.json)")
@@ -113,12 +113,12 @@ def run_in(folder: Path) -> RunDirectory:
 
 
 def label_of(config: RunConfig) -> str:
-    """How tables and pictures call a run's weights."""
+    """Name of a run's weights in tables and pictures."""
     return f"{cell_name(config)}, seed {config.seed}"
 
 
 def weights_in(path: Path) -> Path | None:
-    """The LoRA file or transformer folder that a path is or holds."""
+    """LoRA file or transformer folder that a path is or contains; None if there is neither."""
     if path.is_file():
         return path if path.suffix == ".safetensors" else None
     if (path / LORA_FILE).is_file():

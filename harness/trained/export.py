@@ -1,4 +1,4 @@
-"""Hands a run's result over: files that plain diffusers loads, with a model card."""
+"""Export of a run's weights: files that plain diffusers loads, with a model card."""
 
 import shutil
 from collections.abc import Iterator
@@ -27,17 +27,17 @@ def export(checkpoint: Checkpoint, folder: Path, *, merge: bool = False, licence
     """Write a run's weights, its configuration (config.yaml) and a model card (README.md).
 
     Args:
-        checkpoint: of a run.
-        folder: new or empty.
-        merge: write the whole pipeline with the trained weights in it, instead of adapters or a transformer alone. The
-            transformer is float32 then, whatever the precision of training.
-        licence: of the card; None is the base model's, where that is known.
+        checkpoint: checkpoint of a run.
+        folder: new or empty folder.
+        merge: write the whole pipeline with the trained weights merged in, instead of adapters or a transformer alone.
+            The transformer is then float32, whatever the precision of training.
+        licence: licence in the card; None for the base model's, if it is known.
 
     Returns:
-        what was written.
+        Kind of the export.
 
     Raises:
-        ConfigError: the checkpoint is of no run, the folder is in use, the licence is not known, the base model is
+        ConfigError: the checkpoint is not of a run, the folder is in use, the licence is not known, the base model is
             missing, or the weights are damaged or do not fit it.
     """
     run, weights = checkpoint.run, checkpoint.weights
@@ -61,11 +61,11 @@ def export(checkpoint: Checkpoint, folder: Path, *, merge: bool = False, licence
 
 @contextmanager
 def latest_weights(folder: Path) -> Iterator[Checkpoint]:
-    """Within: the weights of a run's latest checkpoint, whole and in diffusers' format, whatever processes saved it.
+    """Context with the weights of a run's latest checkpoint, gathered from all shards and in diffusers' format.
 
     Raises:
         ConfigError: the folder is no run directory, nothing has been saved yet, shards are missing, or the run is
-            finished: then there are final weights.
+            finished and so has final weights.
     """
     run = run_in(folder)
     if run.status()["state"] == "finished":

@@ -1,4 +1,4 @@
-"""The model card of an exported run: what it is, how to use it, how it was made, what was measured."""
+"""Model card of an exported run: description, usage, training, measurements."""
 
 from typing import Any, Literal
 
@@ -13,7 +13,7 @@ from harness.models.pipelines.published import Licence, find_published
 from harness.runs.directory import RunDirectory
 
 Form = Literal["lora", "transformer", "pipeline"]
-"""Adapters alone, a whole transformer, or the whole pipeline."""
+"""Kind of an export: adapters alone, a whole transformer, or the whole pipeline."""
 
 _LOADING = {
     "lora": 'pipeline = DiffusionPipeline.from_pretrained("{base}", torch_dtype=torch.{dtype})\n'
@@ -62,12 +62,12 @@ All settings are in `config.yaml`.
 
 
 def model_card(run: RunDirectory, form: Form, licence: Licence) -> str:
-    """README.md of an export: YAML front matter as the hub reads it, then text.
+    """Text of an export's README.md: YAML front matter as the hub reads it, then Markdown.
 
     Args:
-        run: with a checkpoint, which is what was exported.
-        form: what was exported.
-        licence: of the export.
+        run: run whose checkpoint was exported.
+        form: kind of the export.
+        licence: licence of the export.
     """
     config, done = run.config, run.status()["iteration"]
     model, base = config.model, _base_of(config)
@@ -137,7 +137,7 @@ def _settings(config: RunConfig) -> str:
 
 
 def _measured(run: RunDirectory) -> str:
-    """A table for each prompt list: each metric at each iteration that was evaluated first and last."""
+    """A table for each prompt list, with each metric at the first and at the last evaluation."""
     lines = read_lines(run.folder / "eval.jsonl")
     records = [line for line in lines if line["iteration"] <= run.status()["iteration"]]
     tables = []

@@ -27,15 +27,15 @@ SEEDS = (3407, 3408, 3409)
 
 @dataclass(frozen=True)
 class Row:
-    """One prompt of a grid: a line of pictures for each checkpoint."""
+    """One prompt of a grid, with a line of pictures for each checkpoint."""
 
     prompt: str
     lines: Mapping[str, Tensor]
-    """``[columns, 3, H, W]`` in [0, 1] by the checkpoint's label."""
+    """``[columns, 3, H, W]`` in [0, 1], by the label of the checkpoint."""
 
 
 def draw_seeds(policy: Policy, prompts: Sequence[str], seeds: Sequence[int]) -> Tensor:
-    """Pictures of each prompt from each seed's noise, ``[prompts, seeds, 3, H, W]``; the seeds are diffusers' own."""
+    """Pictures of each prompt from each seed's noise, ``[prompts, seeds, 3, H, W]``; the seeds work as in diffusers."""
     columns = [draw(policy, prompts, [torch.Generator().manual_seed(seed) for _ in prompts]) for seed in seeds]
     return torch.stack(columns, dim=1)
 
@@ -43,24 +43,24 @@ def draw_seeds(policy: Policy, prompts: Sequence[str], seeds: Sequence[int]) -> 
 def write_pictures(
     policy: Policy, prompts: Sequence[str], seeds: Sequence[int], folder: Path, checkpoint: str
 ) -> Iterator[Path]:
-    """Draw each prompt from each seed's noise, and write each as a PNG as soon as it is drawn.
+    """Draw each prompt from each seed's noise, and write each picture as a PNG as soon as it is drawn.
 
-    What is in the folder stays: the same picture of the same prompt is not written again, another one has another name.
-    A line of ``pictures.jsonl`` beside the pictures says what each shows, as do text fields of the PNG.
+    Files in the folder are kept: an identical picture is not written again, a different one gets another name. A line
+    of ``pictures.jsonl`` beside the pictures describes each of them, as do text fields of the PNG.
 
     Args:
-        policy: that draws.
-        prompts: what.
-        seeds: of the noise.
-        folder: to write to.
-        checkpoint: label of what is drawn from; begins each name.
+        policy: policy that draws.
+        prompts: prompts to draw.
+        seeds: seeds of the noise.
+        folder: folder to write to.
+        checkpoint: label of the checkpoint; each file name begins with it.
 
     Yields:
-        each file, once it is written.
+        path of each file, once it is written.
 
     Raises:
-        ConfigError: pictures.jsonl is none.
-        FileError: the folder cannot be written.
+        ConfigError: pictures.jsonl has a line that names no picture.
+        FileError: the folder cannot be written to.
     """
     listed = folder / "pictures.jsonl"
     for prompt in prompts:
@@ -74,12 +74,12 @@ def write_pictures(
 
 
 def save_grid(rows: Sequence[Row], heads: Sequence[str], path: Path) -> None:
-    """Write a grid as a PNG: under each prompt a line of pictures per checkpoint, a column per seed.
+    """Write a grid as a PNG: under each prompt a line of pictures per checkpoint, with a column per seed.
 
     Args:
-        rows: with equal labels and picture sizes.
-        heads: of the columns.
-        path: of the file.
+        rows: rows with equal labels and picture sizes.
+        heads: titles of the columns.
+        path: path of the file.
     """
     height, width = next(iter(rows[0].lines.values())).shape[-2:]
     zoom = max(1, 256 // max(height, width))  # the miniature's pictures are too small to look at
@@ -101,12 +101,12 @@ def save_grid(rows: Sequence[Row], heads: Sequence[str], path: Path) -> None:
 
 
 def as_image(image: Tensor) -> Image.Image:
-    """A picture ``[3, H, W]`` in [0, 1] with 8 bits per channel."""
+    """Image with 8 bits per channel of a picture ``[3, H, W]`` in [0, 1]."""
     return Image.fromarray((image * 255).round().to(torch.uint8).permute(1, 2, 0).contiguous().numpy())
 
 
 def as_png(image: Tensor, fields: Mapping[str, str] | None = None) -> bytes:
-    """The same as a PNG, with text fields."""
+    """PNG file of a picture ``[3, H, W]`` in [0, 1], with text fields."""
     info, buffer = PngInfo(), io.BytesIO()
     for key, value in (fields or {}).items():
         info.add_itxt(key, value)
@@ -115,7 +115,7 @@ def as_png(image: Tensor, fields: Mapping[str, str] | None = None) -> bytes:
 
 
 def _stem(checkpoint: str, prompt: str, seed: int) -> str:
-    """A name that any file system takes; a hash keeps apart prompts that begin alike or have no Latin letters."""
+    """Name that any file system accepts; a hash tells apart prompts that begin alike or have no Latin letters."""
     texts = ((checkpoint, 40), (prompt, 60))
     words = [re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:longest].rstrip("-") for text, longest in texts]
     digest = hashlib.sha256(prompt.encode()).hexdigest()[:8]
@@ -123,7 +123,7 @@ def _stem(checkpoint: str, prompt: str, seed: int) -> str:
 
 
 def _write_new(content: bytes, folder: Path, stem: str) -> Path:
-    """Write to the first name that is free, or has this content already."""
+    """Write to the first name that is free or already has this content."""
     names = itertools.chain([stem], (f"{stem}-{number}" for number in itertools.count(2)))
     path = next(p for p in (folder / f"{name}.png" for name in names) if not p.exists() or p.read_bytes() == content)
     if not path.exists():
@@ -132,7 +132,7 @@ def _write_new(content: bytes, folder: Path, stem: str) -> Path:
 
 
 def _names_in(listed: Path) -> set[str]:
-    """Files that ``pictures.jsonl`` names."""
+    """Names of the files listed in ``pictures.jsonl``."""
     try:
         return {json.loads(line)["file"] for line in read_text(listed).splitlines()} if listed.exists() else set()
     except (ValueError, LookupError, TypeError):

@@ -1,4 +1,4 @@
-"""Makes an iteration of a run again, exactly: from the nearest checkpoint before it, without writing into the run."""
+"""Exact repetition of a run's iteration, from the nearest checkpoint before it; only failures are written to it."""
 
 import json
 import shutil
@@ -16,20 +16,20 @@ from harness.trained.checkpoints import run_in
 
 
 def replay(folder: Path, iteration: int, say: Callable[[str], None]) -> bool:
-    """Train from the nearest whole checkpoint, or from the start, until the iteration is over or fails again.
+    """Train from the nearest complete checkpoint, or from the start, until the iteration is done or fails again.
 
-    In this process alone, also where several trained the run: then sums may be rounded differently.
+    Only this process is used, even if several trained the run: sums may differ by rounding. A failure is dumped there.
 
     Args:
-        folder: of the run.
-        iteration: 1 and up.
-        say: receives lines of progress, and what came of it.
+        folder: directory of the run.
+        iteration: number of the iteration, from 1.
+        say: called with lines of progress, and with the result.
 
     Returns:
-        Whether the iteration is as it was logged, or, where it was not logged, failed again.
+        Whether the iteration is as it was logged or, if it was not logged, failed again.
 
     Raises:
-        ConfigError: no run is there, or it has no such iteration.
+        ConfigError: there is no run, or it has no such iteration.
     """
     run = run_in(folder)
     if not 1 <= iteration <= run.config.iterations:
@@ -39,7 +39,7 @@ def replay(folder: Path, iteration: int, say: Callable[[str], None]) -> bool:
 
 
 def _copied(run: RunDirectory, scratch: Path) -> RunDirectory:
-    """The run, to be executed in one process in a folder of its own."""
+    """Copy of the run, to be executed in one process in a folder of its own."""
     config = run.config
     runtime = config.runtime.model_copy(update={"processes": 1, "machines": 1, "engine": "ddp"})
     copy = RunDirectory(scratch / run.run_id)

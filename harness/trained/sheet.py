@@ -1,4 +1,4 @@
-"""The contact sheet of an evaluation: every prompt's first picture from each checkpoint, in one file."""
+"""Contact sheet of an evaluation: every prompt's first picture from each checkpoint, in one HTML file."""
 
 import base64
 import io
@@ -11,11 +11,11 @@ from analysis.formats import WideTable
 from harness.trained.pictures import as_image
 
 LARGEST_SIDE = 256
-"""Pixels: 1,632 prompts of two checkpoints are about 40 MB."""
+"""Longest side of a picture in pixels: 1,632 prompts of two checkpoints are about 40 MB."""
 
 
 def thumbnail(image: Tensor) -> str:
-    """The address of a picture ``[3, H, W]`` in [0, 1] that has the picture in it."""
+    """Data URL of a picture ``[3, H, W]`` in [0, 1], reduced to ``LARGEST_SIDE``."""
     picture, buffer = as_image(image), io.BytesIO()
     picture.thumbnail((LARGEST_SIDE, LARGEST_SIDE))
     picture.save(buffer, "WEBP", quality=85)
@@ -29,14 +29,14 @@ def sheet(
     prompts: Sequence[str],
     lines: Sequence[tuple[str, Sequence[str], dict[str, list[float]]]],
 ) -> str:
-    """The page as text.
+    """HTML text of the page.
 
     Args:
-        name: of the prompts.
-        table: of all scores.
-        said: what did not score, and why.
-        prompts: all of them.
-        lines: of each checkpoint its label, its pictures' addresses, and its metrics' values, prompt by prompt.
+        name: name of the prompts.
+        table: table of all scores.
+        said: notes, such as which rewards did not score, and why.
+        prompts: all prompts.
+        lines: for each checkpoint its label, its pictures' data URLs, and its metrics' values, prompt by prompt.
     """
     pictures = [
         (

@@ -1,4 +1,4 @@
-"""Benchmarks of text-to-image models: their lists as they are, who scores them, and what GenEval's evaluator reads."""
+"""Benchmarks of text-to-image models: their prompt lists, their rewards, and the input of GenEval's evaluator."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -16,14 +16,14 @@ from harness.trained.pictures import as_png
 
 @dataclass(frozen=True)
 class Suite:
-    """A benchmark's defaults."""
+    """Defaults of a benchmark."""
 
     file: str | None
-    """Its list, as its authors call it; None for the checkpoint's own test list."""
+    """Name of its list, as its authors call it; None for the checkpoint's own test list."""
     rewards: tuple[str, ...] | None = None
-    """That score it; None for every one that can."""
+    """Rewards that score it; None for every reward that can."""
     num_noises: int | None = None
-    """Pictures per prompt; None for the configuration's."""
+    """Number of pictures per prompt; None for the configuration's."""
 
 
 SUITES = {
@@ -34,14 +34,14 @@ SUITES = {
 }
 
 _ASKED = {"tag": str, "include": list, "prompt": str}
-"""What GenEval's evaluator reads in each line."""
+"""Keys that GenEval's evaluator reads in each line, with their types."""
 
 
 def read_suite(file: Path) -> tuple[PromptList, int]:
-    """A benchmark's prompts, and how many were left out since they repeat an earlier one but for case and white space.
+    """Prompts of a benchmark, and the number of those left out because they repeat one up to case and white space.
 
     Raises:
-        ConfigError: as ``read_prompts``, but for repetitions.
+        ConfigError: as in ``read_prompts``, except for repetitions.
     """
     texts, first = read_texts(file), dict[str, tuple[str, str]]()
     for place, text in texts:
@@ -51,7 +51,7 @@ def read_suite(file: Path) -> tuple[PromptList, int]:
 
 
 def geneval_metadata(file: Path, prompts: Sequence[str]) -> list[dict[str, Any]]:
-    """What GenEval asks of each prompt's pictures, in the order of the prompts.
+    """GenEval's metadata of each prompt, in the order of the prompts.
 
     Raises:
         ConfigError: the file is not ``evaluation_metadata.jsonl``, or one like it.
@@ -72,13 +72,13 @@ def geneval_metadata(file: Path, prompts: Sequence[str]) -> list[dict[str, Any]]
 
 
 def write_geneval(folder: Path, metadata: Sequence[Mapping[str, Any]], first: int, pictures: Sequence[Tensor]) -> None:
-    """Write pictures where GenEval's ``evaluate_images.py`` finds them, as ``00007/samples/0000.png``.
+    """Write pictures where GenEval's ``evaluate_images.py`` expects them, such as ``00007/samples/0000.png``.
 
     Args:
-        folder: of a checkpoint, which the evaluator is given.
-        metadata: of all prompts.
-        first: number of the prompt that is the pictures' first.
-        pictures: ``[n, 3, H, W]`` in [0, 1] of each noise, of n prompts in a row.
+        folder: folder of a checkpoint, which the evaluator is given.
+        metadata: metadata of all prompts.
+        first: number of the first prompt in ``pictures``.
+        pictures: for each noise ``[n, 3, H, W]`` in [0, 1], of n consecutive prompts.
     """
     for place in range(first, first + len(pictures[0])):
         own = folder / f"{place:05}"
