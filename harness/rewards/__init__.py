@@ -1,6 +1,6 @@
-"""Rewards by name. Importing this package is light: each reward's own imports wait until it is built.
+"""Rewards by name. Importing this package is light, because each reward's imports are made when it is built.
 
-The processes that serve a package in an environment of its own import it too, so it needs torch and nothing else.
+It needs only torch, because workers that serve a package in a separate environment import it, too.
 """
 
 from collections.abc import Callable, Mapping
@@ -18,17 +18,17 @@ __all__ = ["Reward", "RewardError", "build_reward", "build_rewards", "build_weig
 
 
 def build_reward(name: str, num_threads: int = 1, settings: "RewardConfig | None" = None) -> Reward:
-    """The reward of a name; its weights are loaded at the first score.
+    """Build a reward by name; its weights are loaded at the first score.
 
-    Scores depend on no earlier ones, so all runs of a process share one instance, and load its weights once.
+    Scores do not depend on earlier ones, so all runs of a process share one instance, whose weights are loaded once.
 
     Args:
-        name: one of ``harness.foundation.names.REWARDS``.
-        num_threads: CPU threads that the reward's own model may use.
-        settings: where its model is and how it runs; None for the published one.
+        name: one of ``harness.foundation.names.REWARDS``, or a name of your own for a plug-in.
+        num_threads: number of CPU threads that the reward's model may use.
+        settings: location of its model and how it runs; None for the published one.
 
     Raises:
-        ValueError: no such reward (names the nearest and all valid ones), or a setting that it does not have.
+        ValueError: unknown reward (the message has the nearest and all valid names), or a setting it does not have.
     """
     from harness.config import RewardConfig, nearest
 
@@ -43,7 +43,7 @@ def build_reward(name: str, num_threads: int = 1, settings: "RewardConfig | None
     if backend not in backends:
         raise ValueError(f"rewards.{name}.backend={backend}: {nearest(backend, backends)}")
     _require_settings(name, f"with backend {backend}", settings, {"backend", *_settings_of(name, backend)})
-    # A question's file may have changed since an earlier call.
+    # Not cached with a question, whose file may have changed since an earlier call.
     build = _build.__wrapped__ if settings.question else _build
     return build(name, backend, settings, num_threads)
 
@@ -58,21 +58,21 @@ def _require_settings(name: str, what: str, settings: "RewardConfig", own: set[s
 
 @cache
 def _build_plugin(name: str, settings: "RewardConfig", sha256: str) -> Reward:
-    """One instance, which may hold weights, as long as its source stays as it is."""
+    """Build a plug-in's reward, which may hold weights, once for each version of its source."""
     from harness.rewards.plugin import PluginReward
 
     return PluginReward(name, settings)
 
 
 def _settings_of(name: str, backend: str) -> set[str]:
-    """Keys of its ``RewardConfig`` that a reward reads."""
+    """Keys of ``RewardConfig`` that a reward reads with a backend, besides the common ones."""
     reward = REWARDS[name]
     own = {key for key in ("path", "base") if getattr(reward, key)}
     if backend == "native" and name in RECOGNISERS:
         return {"precision"}
     if backend == "url":
         return {"url", "batch_size", "timeout_seconds", *(("model", "question") if reward.is_judge else ())}
-    if backend == "package":  # all but one choose their precision themselves
+    if backend == "package":  # all packages except hpsv3 choose their precision themselves
         precision = {"precision"} if name == "hpsv3" else set()
         return {"device", "batch_size", "python", "timeout_seconds"} | own | precision
     return {"precision", "device", "batch_size", "offload"} | own if own else set()
@@ -116,10 +116,10 @@ def build_weighted(
     num_threads: int = 1,
     settings: "Mapping[str, RewardConfig] | None" = None,
 ) -> Reward:
-    """The weighted sum of rewards by name, with settings by name; one component of weight 1 is that reward itself.
+    """Build a weighted sum of rewards by name; a single component of weight 1 without normalisation is returned itself.
 
     Raises:
-        ValueError: an unknown name or setting, or weights that ``WeightedSum`` rejects.
+        ValueError: unknown name or setting, or weights that ``WeightedSum`` rejects.
     """
     from harness.foundation.trained_reward import Normalisation
     from harness.rewards.combined import WeightedSum
@@ -138,16 +138,16 @@ def build_rewards(
     settings: "Mapping[str, RewardConfig]",
     num_threads: int = 1,
 ) -> tuple[Reward, list[Reward]]:
-    """The reward to train on, and all that an evaluation measures: that one first, then judges that are no part of it.
+    """Build the reward to train on, and the rewards to evaluate: that reward, then judges that are no part of it.
 
     Args:
         components: weight of each reward in the sum that is trained on.
         judges: names of rewards to report.
-        settings: of rewards, by name.
-        num_threads: as in ``build_reward``.
+        settings: settings of rewards, by name.
+        num_threads: see ``build_reward``.
 
     Raises:
-        ValueError: as ``build_weighted``, or settings without an effect.
+        ValueError: as ``build_weighted``, or settings that have no effect.
     """
     from harness.config import nearest
 

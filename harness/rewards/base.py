@@ -1,4 +1,4 @@
-"""What a reward is: a name, and a score per picture."""
+"""Base classes of rewards, which give a score to each picture."""
 
 from abc import ABC, abstractmethod
 from collections import defaultdict
@@ -12,32 +12,32 @@ from harness.foundation.errors import HarnessError
 from harness.models.pipelines.truncation import TextReader
 
 Pending = Callable[[], dict[str, Tensor]]
-"""Waits for scores that were submitted: ``{component: [B]}``; raises what scoring raised."""
+"""Function that waits for submitted scores and returns ``{component: [B]}``; raises what scoring raised."""
 
 
 class RewardError(HarnessError, RuntimeError):
-    """A reward cannot score, in one line: which reward, which picture where it is one, what to do."""
+    """A reward cannot score. The message is one line: which reward, which picture if it is a single one, what to do."""
 
     def __init__(self, message: str, image: int | None = None) -> None:
         super().__init__(message)
         self.image = image
-        """Index of the picture in the batch, if it is one."""
+        """Index of the picture in the batch, if a single one is the cause."""
 
 
 class Reward(ABC):
-    """A scorer of pictures against prompts.
+    """Function that scores pictures for prompts.
 
     Pictures are ``[B, 3, H, W]`` floats in [0, 1], already rounded to multiples of 1/255, so that the score of a
     saved PNG equals the score seen in training.
     """
 
     name: str
-    """Key of this reward in configs, metrics and tables."""
+    """Key of this reward in configurations, metrics and tables."""
     resolution: float = 0.0
-    """Largest difference, in score units, that the rest of a batch makes to the score of one picture: scores this close
-    count as equal (docs/rewards.md has what was measured). 0 where scores depend on nothing but picture and prompt."""
+    """Largest influence, in score units, of the rest of a batch on the score of one picture: scores this close count as
+    equal (measurements are in docs/rewards.md). 0 if scores depend only on picture and prompt."""
     is_remote: bool = False
-    """Whether another process computes it, so that this one can go on meanwhile."""
+    """Whether another process computes the scores, so that this one can continue in the meantime."""
 
     @abstractmethod
     def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
@@ -52,12 +52,12 @@ class Reward(ABC):
         """
 
     def measure(self, images: Tensor, prompts: Sequence[str]) -> dict[str, Tensor]:
-        """All that is worth reporting of each picture: ``{metric name: [B]}``, the score under ``name``."""
+        """Compute all metrics to report for each picture: ``{metric name: [B]}``, with the score under ``name``."""
         return {self.name: self.score(images, prompts)}
 
     @property
     def parts(self) -> "Sequence[Reward]":
-        """The rewards it is made of, those of weight 0 too; a plain reward is its own only part."""
+        """Rewards of which this one is composed, including those of weight 0; a plain reward is its own only part."""
         return (self,)
 
     @property
@@ -66,47 +66,47 @@ class Reward(ABC):
         return {self.name: 1.0}
 
     def submit(self, images: Tensor, prompts: Sequence[str]) -> Pending:
-        """Start scoring; the scores by component are to be summed by ``total``.
+        """Start scoring; the result is scores by component, which ``total`` combines.
 
-        A remote reward is under way when this returns; one computed here is done.
+        A remote reward computes in the background after this returns; a local one has finished.
         """
         scores = {self.name: self.score(images, prompts)}
         return lambda: scores
 
     def total(self, components: Mapping[str, Tensor]) -> Tensor:
-        """The score, of what ``submit`` gave."""
+        """Combine the scores by component of ``submit`` into the score."""
         return components[self.name]
 
     def close(self) -> None:  # noqa: B027 - most rewards hold nothing
-        """Give back what the reward holds outside of this process."""
+        """Release what the reward holds outside this process, such as a worker."""
 
     def check_prompt(self, prompt: str) -> None:  # noqa: B027 - most rewards take any prompt
         """Raise ValueError if this reward cannot score pictures of a prompt; called before a run starts."""
 
     def text_readers(self) -> Sequence[TextReader]:
-        """Text encoders of this reward that read the start of a prompt only; most rewards have none.
+        """Text encoders of this reward that read only the start of a long prompt; most rewards have none.
 
         Raises:
-            RewardError: they are not on this machine.
+            RewardError: their files are not on this machine.
         """
         return ()
 
     def check_ready(self) -> None:
-        """Raise, with what to do, if something that scoring needs is not on this machine; loads no model."""
+        """Raise an error that says what to do if scoring needs something that is missing here; loads no model."""
         self.fingerprint()
 
     @abstractmethod
     def fingerprint(self) -> str:
-        """A string that changes whenever scores could change: sha256 of weights and tokenizers, precision, and version
-        of the formula.
+        """String that changes whenever scores could change: the sha256 of weights and tokenizers, the precision, and
+        the version of the formula.
 
         Raises:
-            HarnessError: what it needs is not on this machine.
+            HarnessError: a file that it needs is not on this machine.
         """
 
 
 class ImageError(Exception):
-    """One picture of a batch cannot be scored: its index in the batch, and why."""
+    """A picture of a batch cannot be scored; has its index in the batch and the reason."""
 
     def __init__(self, index: int, reason: str) -> None:
         super().__init__(reason)
@@ -114,35 +114,35 @@ class ImageError(Exception):
 
 
 class BatchedReward(Reward):
-    """A reward whose scores are computed ``batch_size`` pictures at a time; the size does not change them."""
+    """Reward that scores ``batch_size`` pictures at a time; the size changes scores by no more than ``resolution``."""
 
     def __init__(self, name: str, batch_size: int) -> None:
         self.name, self.batch_size = name, batch_size
 
     @abstractmethod
     def _measure_batch(self, levels: Tensor, prompts: Sequence[str]) -> dict[str, Tensor]:
-        """Metrics ``{name: [b]}``, the score under the reward's name.
+        """Compute metrics ``{name: [b]}``, with the score under the reward's name.
 
         Args:
             levels: ``[b, 3, H, W]`` uint8 on the CPU, b <= batch_size.
             prompts: b prompt strings.
 
         Raises:
-            ImageError: one picture cannot be scored.
-            RewardError: none can.
+            ImageError: a picture cannot be scored.
+            RewardError: no picture can be scored.
         """
 
     def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         """Score each picture, see ``Reward.score``.
 
         Raises:
-            ValueError: images out of contract (``check_images``).
+            ValueError: invalid images, see ``check_images``.
             RewardError: a picture cannot be scored or its score is not finite (names its index), or the model fails.
         """
         return self.measure(images, prompts)[self.name]
 
     def measure(self, images: Tensor, prompts: Sequence[str]) -> dict[str, Tensor]:
-        """All metrics of each picture, ``{name: [B] float32}``; raises as ``score``."""
+        """Compute all metrics of each picture, ``{name: [B] float32}``; raises as ``score``."""
         levels = check_images(images, prompts, self.name)
         parts: dict[str, list[Tensor]] = defaultdict(list)
         with self._scoring():
@@ -153,7 +153,7 @@ class BatchedReward(Reward):
         return {metric: torch.cat(values) for metric, values in parts.items()}
 
     def _scoring(self) -> AbstractContextManager[None]:
-        """Within: all that scoring needs is in place."""
+        """Context manager in which everything that scoring needs is in place."""
         return nullcontext()
 
     def _checked(self, levels: Tensor, prompts: Sequence[str], start: int) -> dict[str, Tensor]:
@@ -176,21 +176,21 @@ class BatchedReward(Reward):
 
 
 def check_images(images: Tensor, prompts: Sequence[str], reward_name: str) -> Tensor:
-    """Check what a reward was given and return the pictures as a PNG would hold them.
+    """Check the inputs of a reward and return the pictures as bytes, as in a PNG.
 
-    Rewards compute from the returned bytes, so a score depends on the saved picture and on nothing else.
+    Rewards compute from the returned bytes, so that a score depends only on the saved picture.
 
     Args:
         images: ``[B, 3, H, W]`` float32 or float64 in [0, 1], rounded to 1/255 (to within 1e-3 of a level), B >= 1.
         prompts: B prompt strings.
-        reward_name: which reward complains in the errors.
+        reward_name: name of the reward in error messages.
 
     Returns:
         ``[B, 3, H, W]`` uint8 on the CPU.
 
     Raises:
         ValueError: wrong shape, dtype, count, range or rounding, or a value that is not finite; names the reward and,
-            where it is one picture that is wrong, its index in the batch.
+            if it is about values, the index of the first wrong picture.
     """
 
     def check(problem: str, wrong: Tensor | bool) -> None:

@@ -1,4 +1,4 @@
-"""A weighted sum of rewards, itself a reward."""
+"""Weighted sum of rewards, which is itself a reward."""
 
 from collections.abc import Mapping, Sequence
 
@@ -9,15 +9,15 @@ from harness.rewards.base import Pending, Reward
 
 
 class WeightedSum(Reward):
-    """``harness.foundation.trained_reward.TrainedReward`` of rewards that are computed here.
+    """Reward that computes the formula of ``harness.foundation.trained_reward.TrainedReward``.
 
     Args:
         components: weight of each reward; may be negative. One of weight 0 is measured, but not computed for ``score``.
-        normalisations: by name of the reward.
+        normalisations: normalisations by name of the reward.
 
     Raises:
-        ValueError: no component, two of the same name, a weight that is not finite, only zero weights, or a normalised
-            sum of one.
+        ValueError: no component, two of the same name, a weight that is not finite, only zero weights, or a
+            normalisation of a single reward of weight 1.
     """
 
     def __init__(
@@ -36,7 +36,7 @@ class WeightedSum(Reward):
 
     @property
     def resolution(self) -> float:  # type: ignore[override]
-        """The sum's, if all components are off by theirs at once."""
+        """Resolution of the sum if the errors of all components add up."""
         scales = self.formula.normalisations
         each = {reward.name: reward.resolution for reward in self._components}
         return sum(abs(weight / scales[name].scale) * each[name] for name, weight in self.weights.items())
@@ -49,8 +49,8 @@ class WeightedSum(Reward):
         return self.total(self.submit(images, prompts)())
 
     def submit(self, images: Tensor, prompts: Sequence[str]) -> Pending:
-        """Start scoring all components: remote ones run while those computed here do."""
-        # Remote rewards return at once, so they go first.
+        """Start scoring all components of non-zero weight; remote ones run in parallel with local ones."""
+        # Remote rewards first, because they return at once.
         counted = sorted((r for r, weight in self._components.items() if weight), key=lambda r: not r.is_remote)
         pending = {reward.name: reward.submit(images, prompts) for reward in counted}
         return lambda: {name: pending[name]()[name] for name in self.weights}
@@ -60,7 +60,7 @@ class WeightedSum(Reward):
         return total
 
     def measure(self, images: Tensor, prompts: Sequence[str]) -> dict[str, Tensor]:
-        """Everything that the components measure, and the sum under ``name``: ``{metric name: [B]}``."""
+        """Compute all metrics of the components, and the sum under ``name``: ``{metric name: [B]}``."""
         measured: dict[str, Tensor] = {}
         for reward in self._components:
             measured |= reward.measure(images, prompts)
@@ -79,7 +79,7 @@ class WeightedSum(Reward):
             reward.check_ready()
 
     def fingerprint(self) -> str:
-        """Weights and normalisation in full precision, and fingerprints of the components."""
+        """Weights and normalisations in full precision with the fingerprints of the components."""
         terms = []
         for reward, weight in self._components.items():
             n = self.formula.normalisations[reward.name]

@@ -1,4 +1,4 @@
-"""A reward that is a plug-in: a function of pictures and prompts."""
+"""Rewards from plug-ins: functions of pictures and prompts."""
 
 from collections.abc import Sequence
 
@@ -11,11 +11,11 @@ from harness.rewards.base import BatchedReward
 
 
 class PluginReward(BatchedReward):
-    """``score(images, prompts) -> [B]``, with what it may say of itself beside: ``resolution``, ``fingerprint()``.
+    """Reward from a function ``score(images, prompts) -> [B]``, optionally with ``resolution`` and ``fingerprint()``.
 
     Args:
-        name: in settings, metrics and tables.
-        settings: with its reference.
+        name: name in settings, metrics and tables.
+        settings: settings with the plug-in's reference.
     """
 
     def __init__(self, name: str, settings: RewardConfig) -> None:
@@ -26,7 +26,7 @@ class PluginReward(BatchedReward):
         self.resolution = float(getattr(self._score, "resolution", 0.0))
 
     def fingerprint(self) -> str:
-        """Of the source, and of what the plug-in says of weights that it reads."""
+        """sha256 of the source, and the plug-in's own fingerprint, such as of weights, if it has one."""
         own = getattr(self._score, "fingerprint", None)
         return self._plugin.sha256 + (f" {own()}" if callable(own) else "")
 

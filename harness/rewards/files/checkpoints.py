@@ -1,6 +1,6 @@
-"""Where published reward models lie, what is in them, and one clear line if they are missing or damaged.
+"""Locating, reading and checking checkpoints of published reward models.
 
-Nothing here downloads: a missing file is an error that names the command to fetch it.
+Nothing is downloaded here: a missing file is an error that names the command to download it.
 """
 
 import hashlib
@@ -23,24 +23,24 @@ from harness.rewards.base import RewardError
 from harness.rewards.files.twins import find_twin
 
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
-"""Names of a model folder's weights, the first that is there counts."""
+"""Names of weight files in a model folder; the first that exists is used."""
 
 _HUB_ID = re.compile(r"([\w.-]+/[\w.-]+)(?:/([\w./-]+))?")
 
 
 def locate(reward: str, key: str, place: str, needs: Sequence[str] = (), weights: bool = True) -> Path:
-    """A checkpoint that is on this machine.
+    """Find a checkpoint on this machine.
 
     Args:
-        reward: whose it is, for the errors.
-        key: the setting it comes from, such as ``path``.
+        reward: name of the reward, for error messages.
+        key: name of the setting, such as ``path``.
         place: a file or folder, absolute or relative to the repository; or a hub id, ``owner/name`` for a whole
             repository or ``owner/name/file``, which is looked up in the hub's cache; or a twin, as in ``twin:hpsv2``.
         needs: files that a folder must have.
-        weights: whether a repository's weights are needed, or only what describes it.
+        weights: whether a repository's weights are needed, or only its configuration and tokenizer.
 
     Raises:
-        RewardError: it is not there; the line ends with the command that fetches it.
+        RewardError: the checkpoint is missing; the message ends with the command that downloads it.
     """
     if place.startswith(TWIN_PREFIX):
         return find_twin(reward, key, place.removeprefix(TWIN_PREFIX))
@@ -56,7 +56,7 @@ def locate(reward: str, key: str, place: str, needs: Sequence[str] = (), weights
 
 
 def locate_file(reward: str, key: str, place: str) -> Path:
-    """``locate`` of a checkpoint that is one file. Raises RewardError too if the place is a folder."""
+    """``locate`` for a checkpoint that is a single file. Raises RewardError also if it is a folder."""
     path = locate(reward, key, place)
     if not path.is_file():
         raise _unfit(reward, key, f"{path} is no file; give the checkpoint itself, as in {REWARDS[reward].path}")
@@ -64,7 +64,7 @@ def locate_file(reward: str, key: str, place: str) -> Path:
 
 
 def weights_file(reward: str, key: str, folder: Path, place: str) -> Path:
-    """The weights of a model folder. Raises RewardError if there are none."""
+    """Weight file of a model folder. Raises RewardError if there is none."""
     for name in WEIGHT_FILES:
         if (folder / name).is_file():
             return folder / name
@@ -101,7 +101,7 @@ def _advice(place: str, weights: bool) -> str:
 
 
 def sha256_of(files: Iterable[Path]) -> str:
-    """sha256 over names and contents of files, in the order of their names."""
+    """sha256 over names and contents of files, in the order of their paths."""
     digest = hashlib.sha256()
     for file in sorted(files):
         digest.update(file.name.encode())
@@ -111,7 +111,7 @@ def sha256_of(files: Iterable[Path]) -> str:
 
 @contextmanager
 def readable(reward: str, key: str, folder: Path) -> Iterator[None]:
-    """Within: what transformers raises about a folder's configuration or tokenizer is a RewardError of one line."""
+    """Context manager that turns errors of reading a folder's configuration or tokenizer into one-line RewardErrors."""
     try:
         yield
     except Exception as error:  # noqa: BLE001 - on damaged files transformers and tokenizers raise errors of any kind
@@ -119,10 +119,10 @@ def readable(reward: str, key: str, folder: Path) -> Iterator[None]:
 
 
 def load_weights(reward: str, path: Path) -> dict[str, Tensor]:
-    """Tensors of a checkpoint by name, on the CPU: a safetensors file, or a torch file with or without ``state_dict``.
+    """Load tensors by name to the CPU from a safetensors file, or a torch file with or without ``state_dict``.
 
     Raises:
-        RewardError: the file is truncated, damaged, or holds anything but tensors.
+        RewardError: the file is truncated, damaged, or contains anything but tensors.
     """
     try:
         if path.suffix == ".safetensors":
@@ -140,9 +140,9 @@ def load_weights(reward: str, path: Path) -> dict[str, Tensor]:
 
 
 def check_weights(reward: str, path: Path, given: dict[str, Tensor], build: Callable[[], nn.Module]) -> None:
-    """Raise RewardError unless tensors by name, read from a path, are those of a model: all, no other, in its shapes.
+    """Raise RewardError unless the tensors read from a path have exactly the names and shapes of a model's.
 
-    ``build`` makes the model, on no device.
+    ``build`` makes the model; it is called with the meta device.
     """
     with torch.device("meta"):
         wanted = build().state_dict()

@@ -1,9 +1,9 @@
 """Twins of the published reward models: the same classes with random weights, small enough for a dry run on a CPU.
 
-``rewards.hpsv2.path: twin:hpsv2`` in a configuration names one; ``twin:hpsv3`` is a path and a base, ``twin:clip`` is
-for CLIP score and PickScore. Their scores mean nothing: they show that a configuration runs. The layouts are the
+A configuration names one by ``rewards.hpsv2.path: twin:hpsv2``; ``twin:hpsv3`` is a path and a base, ``twin:clip`` is
+for CLIP score and PickScore. Their scores mean nothing; they only show that a configuration runs. The layouts are the
 published ones, and the scales are chosen so that scores differ between pictures and prompts by far more than rounding:
-``make check-reward-parity`` compares the published packages and this project on them.
+``make check-reward-parity`` uses them to compare this project with the published packages.
 """
 
 import json
@@ -25,14 +25,14 @@ from harness.rewards.files.assets import hpsv3_question
 from harness.rewards.native import open_clip
 
 _VERSION = 3
-"""Raised with any change of what is built."""
+"""Version of the twins; increase it with any change, so that old ones in the cache are not used any more."""
 
 
 def find_twin(reward: str, key: str, name: str) -> Path:
-    """The file or folder that ``rewards.REWARD.KEY`` means by a twin's name, built at the first call.
+    """File or folder of a twin for the setting ``rewards.REWARD.KEY``, built at the first call.
 
     Raises:
-        RewardError: there is no such twin for this key, ``path`` or ``base``.
+        RewardError: no twin of this name has this key, ``path`` or ``base``.
     """
     build, places = _TWINS.get(name, (None, {}))
     if build is None or key not in places:
@@ -42,7 +42,7 @@ def find_twin(reward: str, key: str, name: str) -> Path:
 
 
 class _Random:
-    """Weights drawn one after another from one seed."""
+    """Generator of random weights from one seed."""
 
     def __init__(self, seed: int) -> None:
         self._generator = torch.Generator().manual_seed(seed)
@@ -63,7 +63,7 @@ class _Random:
 
 
 def write_hpsv2(path: Path, sizes: CLIPConfig) -> None:
-    """A checkpoint of float16 weights under open_clip's names, as HPS-v2's releases are."""
+    """Write a checkpoint of float16 weights under open_clip's names, like HPS-v2's releases."""
     torch.save({"state_dict": _open_clip_weights(sizes)}, path)
 
 
@@ -108,13 +108,13 @@ PROMPTS = (
     "\u4e00\u53ea\u72d0\u72f8 in the snow",
     "an endless library " + "with shelves of leather-bound books, ladders and lamps, " * 12,
 )
-"""Its tokenizer is learnt from: short, quoted, punctuated, accented, with HTML, Chinese, and longer than CLIP reads."""
+"""Training text of the tokenizer: short, quoted, punctuated, accented, HTML, Chinese, and longer than CLIP reads."""
 
 _SPECIALS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>")
 _WIDTH, _HEADS, _KEY_HEADS, _INNER, _LAYERS = 64, 4, 2, 128, 2
 _VISION_WIDTH, _VISION_DEPTH = 32, 2
 _SPARE_ROWS = 7
-"""Rows of the base's embedding table without a token, as Qwen2-VL has; HPS-v3's checkpoints lack them."""
+"""Rows of the base's embedding table without a token, as in Qwen2-VL; HPS-v3's checkpoints lack them."""
 _CHAT = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{% for part in message['content'] %}"
     "{% if part['type'] == 'image' %}<|vision_start|><|image_pad|><|vision_end|>{% else %}{{ part['text'] }}{% endif %}"
@@ -123,16 +123,16 @@ _CHAT = (
 
 
 def write_hpsv3(folder: Path) -> tuple[Path, Path]:
-    """A small HPS-v3 and its base folder, under transformers 4.45's names; returns checkpoint and base."""
+    """Write a small HPS-v3 and its base folder, with transformers 4.45's names; returns checkpoint and base."""
     base = folder / "base"
     base.mkdir(parents=True, exist_ok=True)
-    rows = _write_tokenizer(base) + 1  # the reward token is added by whoever loads it
+    rows = _write_tokenizer(base) + 1  # plus the reward token, which is added when the model is loaded
     config = _qwen_config(rows)
     (base / "config.json").write_text(json.dumps(config, indent=1), encoding="utf-8")
     processor = {"image_processor_type": "Qwen2VLImageProcessor", "processor_class": "Qwen2VLProcessor"}
     (base / "preprocessor_config.json").write_text(json.dumps(processor), encoding="utf-8")
     weights = _hpsv3_weights(rows)
-    # The package loads a base model before the checkpoint replaces all of it.
+    # The package loads a base model before it replaces all weights by the checkpoint's.
     original = {name: value for name, value in weights.items() if not name.startswith("rm_head")}
     for table in ("model.embed_tokens.weight", "lm_head.weight"):
         original[table] = torch.cat([weights[table], weights[table][:_SPARE_ROWS]])
@@ -142,7 +142,7 @@ def write_hpsv3(folder: Path) -> tuple[Path, Path]:
 
 
 def _write_tokenizer(base: Path) -> int:
-    """A byte-level tokenizer learnt from the question and the prompts; returns how many tokens it has."""
+    """Train and write a byte-level tokenizer on the question and the prompts; returns its number of tokens."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -222,7 +222,7 @@ def _hpsv3_weights(rows: int) -> dict[str, Tensor]:
         block = f"model.layers.{layer}"
         weights |= draw.norm(f"{block}.input_layernorm", _WIDTH, bias=False)
         weights |= draw.norm(f"{block}.post_attention_layernorm", _WIDTH, bias=False)
-        # Keys and queries are drawn large, so that attention picks tokens by content and place.
+        # Keys and queries are large, so that attention selects tokens by content and position.
         weights |= draw.linear(f"{block}.self_attn.q_proj", _WIDTH, _WIDTH, gain=2)
         weights |= draw.linear(f"{block}.self_attn.k_proj", _KEY_HEADS * head, _WIDTH, gain=2)
         weights |= draw.linear(f"{block}.self_attn.v_proj", _KEY_HEADS * head, _WIDTH)
@@ -250,7 +250,7 @@ def _hpsv3_weights(rows: int) -> dict[str, Tensor]:
 
 
 def _write_clip(folder: Path) -> None:
-    """The weights of HPS-v2's twin in transformers' own format."""
+    """Write the weights of HPS-v2's twin in transformers' format."""
     sizes = open_clip.twin_of_clip()
     sizes.save_pretrained(folder)
     weights = {name: value.float() for name, value in _open_clip_weights(sizes).items()}
@@ -266,4 +266,4 @@ _TWINS: dict[str, tuple[Callable[[Path], object], dict[str, str]]] = {
     "hpsv3": (write_hpsv3, {"path": "HPSv3.safetensors", "base": "base"}),
     "clip": (_write_clip, {"path": ""}),
 }
-"""What builds each twin, and what of it a setting means."""
+"""Function that builds each twin, and the path in its folder for each setting."""

@@ -1,4 +1,4 @@
-"""How well picture and prompt agree by a CLIP model: CLIP score and PickScore."""
+"""Agreement of picture and prompt by a CLIP model: CLIP score and PickScore."""
 
 from abc import abstractmethod
 from collections.abc import Iterable, Sequence
@@ -22,7 +22,7 @@ _BASE_FILES = (_PREPROCESSOR, "tokenizer.json", "vocab.json", "merges.txt", "tok
 
 
 class ClipCosine(NetworkReward):
-    """factor x cosine of a CLIP model's embeddings of picture and prompt."""
+    """Cosine of a CLIP model's embeddings of picture and prompt, times a factor."""
 
     resolutions: ClassVar = {"fp32": 2e-6, "bf16": 2e-3}
 
@@ -32,18 +32,18 @@ class ClipCosine(NetworkReward):
 
     @abstractmethod
     def pixels(self, levels: Tensor) -> Tensor:
-        """What the model sees of pictures: ``[b, 3, H, W]`` uint8 -> ``[b, 3, S, S]`` float32, normalised."""
+        """Preprocess pictures ``[b, 3, H, W]`` uint8 to the model's input ``[b, 3, S, S]`` float32, normalised."""
 
     @abstractmethod
     def tokens(self, texts: Sequence[str]) -> dict[str, Tensor]:
-        """n texts -> ``input_ids`` and, where texts are padded, ``attention_mask``, each ``[n, L]``."""
+        """Tokenise n texts to ``input_ids`` and, if padding is masked, ``attention_mask``, each ``[n, L]``."""
 
     def _factor(self, model: CLIPModel) -> Tensor | float:
         return 1.0
 
     def _build(self, config: CLIPConfig, weights: dict[str, Tensor], path: Path) -> CLIPModel:
-        """A model of these weights and no other. Raises RewardError if one is missing, unknown, or of another shape."""
-        # Older versions of transformers saved these two counters with the weights.
+        """Build a model with these weights. Raises RewardError if one is missing, unknown, or of another shape."""
+        # Older versions of transformers saved these two buffers with the weights.
         weights = {name: value for name, value in weights.items() if not name.endswith(".position_ids")}
         check_weights(self.name, path, weights, lambda: CLIPModel(config))
         model = CLIPModel.from_pretrained(None, config=config, state_dict=weights, dtype=self._dtype)
@@ -54,7 +54,7 @@ class ClipCosine(NetworkReward):
         model = self._network
         pixels = self.pixels(levels).to(model.device, model.dtype)
         pictures = F.normalize(model.get_image_features(pixel_values=pixels).pooler_output.float(), dim=-1)
-        # The pictures of a group share a prompt: each text is embedded once.
+        # Each text is embedded once, because the pictures of a group share a prompt.
         distinct = list(dict.fromkeys(prompts))
         inputs = {key: value.to(model.device) for key, value in self.tokens(distinct).items()}
         texts = F.normalize(model.get_text_features(**inputs).pooler_output.float(), dim=-1)
@@ -63,7 +63,7 @@ class ClipCosine(NetworkReward):
 
 
 class ClipScore(ClipCosine):
-    """CLIP score: the cosine itself, of OpenAI's ViT-L/14 unless another model in transformers' format is given."""
+    """CLIP score: the cosine itself, by OpenAI's ViT-L/14 or another given model in transformers' format."""
 
     version = "cosine-1"
 
@@ -77,7 +77,7 @@ class ClipScore(ClipCosine):
 
     @cached_property
     def _base(self) -> Path:
-        """Where tokenizer and preprocessing are: a folder of one's own is complete, a published one may not be."""
+        """Folder of tokenizer and preprocessing; a published checkpoint may need another one for them, ``path`` not."""
         base = self._settings.base or (None if self._settings.path else REWARDS[self.name].base)
         key, place = ("path", self._place) if base is None else ("base", base)
         return locate(self.name, key, place, (_PREPROCESSOR,), weights=key == "path")
@@ -124,7 +124,7 @@ class ClipScore(ClipCosine):
 
 
 class PickScore(ClipScore):
-    """PickScore: exp(logit scale) x cosine, as its release scores a single picture; about 18 to 24."""
+    """PickScore: exp(logit scale) x cosine, as in its release for a single picture; about 18 to 24."""
 
     version = "scaled-cosine-1"
     resolutions: ClassVar = {precision: 100 * value for precision, value in ClipCosine.resolutions.items()}

@@ -1,4 +1,4 @@
-"""Are the background and the text drawn in the colours that the prompt names?"""
+"""Reward for drawing the background and the text in the colours that the prompt names."""
 
 import hashlib
 from collections.abc import Sequence
@@ -10,13 +10,13 @@ from harness.models.miniature.prompts import COLOURS, parse_prompt
 from harness.rewards.base import Reward, check_images
 
 TOLERANCE = 0.25
-"""Root-mean-square colour distance that costs a factor e. Black on white is 1.5 apart, blue and purple 0.4."""
+"""Root-mean-square colour distance that divides the score by e. Black and white are 1.5 apart, blue and purple 0.4."""
 
 BACKGROUND_SHARE = 0.6
-"""Share of pixels taken as background. Text with its soft edges covers at most a third of a picture."""
+"""Share of pixels that count as background. Text with its soft edges covers at most a third of a picture."""
 
 TEXT_SHARE_PER_LETTER = 0.0035
-"""Share of pixels taken as text: 14 of 128 x 32 per letter, the area of an i, so that clean text has enough of them."""
+"""Share of pixels per letter that count as text: 14 of 128 x 32, the area of an i, which clean text always has."""
 
 _FORMULA_VERSION = "colour-1"
 
@@ -24,28 +24,28 @@ _FORMULA_VERSION = "colour-1"
 class ColourReward(Reward):
     """Closeness of the drawn background and text colours to those of the prompt.
 
-    Every pixel is ranked by its RGB distance from the picture's median colour, whatever the prompt says. The nearest
-    60 % are its background, the furthest 0.35 % a letter are its text; soft edges lie between and count for neither.
-    With E_background and E_text the mean squared RGB distances (channels in [0, 1], summed over channels) of those
-    pixels from the prompt's colours,
+    Pixels are ranked by their RGB distance from the picture's median colour, whatever the prompt says. The nearest 60 %
+    are its background, the furthest 0.35 % per letter its text; soft edges lie between and are ignored. With
+    E_background and E_text the mean squared RGB distances (channels in [0, 1], summed over channels) of these pixels
+    from the prompt's colours,
 
         score = exp(-(E_background + E_text) / 0.25^2).
 
     Ranks rather than thresholds keep the score continuous in every pixel. A clean drawing scores 1. A blank picture of
     the right background has no pixel near the text colour and scores below 0.01, as do swapped colours. A wrong text
-    colour of the palette scores below 0.1, a wrong background below 0.22, or 0.37 where orange and yellow, the nearest
+    colour of the palette scores below 0.1, a wrong background below 0.22, or 0.37 if orange and yellow, the closest
     two, are confused. Texture on the background lowers the score by its variance.
     """
 
     name = "colour"
-    resolution = 1e-7  # computed in float64 and rounded to float32
+    resolution = 1e-7  # the rounding to float32
 
     def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
-        """See ``Reward.score``. Raises ValueError also for a prompt out of the miniature's grammar."""
+        """See ``Reward.score``. Raises ValueError also for a prompt outside the miniature's grammar."""
         return self.measure(images, prompts)[self.name]
 
     def measure(self, images: Tensor, prompts: Sequence[str]) -> dict[str, Tensor]:
-        """The score, and how far the background is from the prompt's: a sign of reward hacking by texture.
+        """Compute the score and the error of the background, which is a sign of reward hacking by texture.
 
         Returns:
             ``{"colour": [B], "colour/background_error": [B] in [0, 1]}``; the error is the mean absolute deviation of
@@ -83,5 +83,5 @@ class ColourReward(Reward):
 
 
 def _rgb(names: Sequence[str]) -> Tensor:
-    """``[B, 1, 3]`` in [0, 1] of B colour names."""
+    """RGB values ``[B, 1, 3]`` in [0, 1] of B colour names."""
     return torch.tensor([COLOURS[name] for name in names], dtype=torch.float64)[:, None] / 255

@@ -1,4 +1,4 @@
-"""HPS-v2 (Wu et al. 2023), versions 2.0 and 2.1: a CLIP ViT-H/14 trained on human choices."""
+"""HPS-v2 (Wu et al. 2023), versions 2.0 and 2.1: a CLIP ViT-H/14 trained on human preferences."""
 
 from collections.abc import Sequence
 from functools import cached_property
@@ -21,10 +21,10 @@ _STD = (0.26862954, 0.26130258, 0.27577711)
 
 
 def preprocess(levels: Tensor) -> Tensor:
-    """A picture as the hpsv2 package shows it to its model: all of it, in the middle of a black square.
+    """Preprocess pictures as the hpsv2 package does: the whole picture, in the middle of a black square.
 
-    The longest side becomes 224 (bicubic, antialiased), the rest of the square is zero before normalisation; nothing is
-    cropped. It is resized as floats, which may leave [0, 1] slightly, as in the package.
+    The longer side is resized to 224 (bicubic, antialiased), and the rest of the square is zero before normalisation;
+    nothing is cropped. Resizing is done in floats, which may leave [0, 1] slightly, as in the package.
 
     ``[b, 3, H, W]`` uint8 -> ``[b, 3, 224, 224]`` float32, normalised by CLIP's mean and std. Raises ImageError for
     pictures so narrow that a side would vanish.
@@ -50,7 +50,7 @@ class HpsV2(ClipCosine):
 
     @property
     def architecture(self) -> CLIPConfig:
-        """ViT-H/14, or its twin's."""
+        """Configuration of ViT-H/14, or of its twin."""
         return open_clip.twin_of_clip() if self._place.startswith(TWIN_PREFIX) else open_clip.vit_h_14()
 
     def text_readers(self) -> Sequence[TextReader]:

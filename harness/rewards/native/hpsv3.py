@@ -1,4 +1,4 @@
-"""HPS-v3 (Ma et al. 2025): Qwen2-VL-7B with a small head, asked to rate a picture for its prompt."""
+"""HPS-v3 (Ma et al. 2025): Qwen2-VL-7B with a small head, which rates a picture for its prompt."""
 
 import re
 from collections.abc import Iterable, Sequence
@@ -18,7 +18,7 @@ from harness.rewards.files.checkpoints import check_weights, load_weights, locat
 from harness.rewards.native.network import NetworkReward
 
 PIXELS = 256 * 28 * 28
-"""Area every picture is resized to, about, in whole cells of 28: 200,704 pixels, 256 tokens."""
+"""Approximate area to which pictures are resized, in whole cells of 28 x 28: 200,704 pixels, 256 tokens."""
 REWARD_TOKEN = "<|Reward|>"
 _SPECIAL = re.compile(r"<\|[^|<>\s]+\|>")
 _BASE_FILES = ("config.json", "tokenizer_config.json")
@@ -26,36 +26,36 @@ _TOKENIZER_FILES = (*_BASE_FILES, "tokenizer.json", "vocab.json", "merges.txt", 
 
 
 class RewardModel(nn.Module):
-    """Qwen2-VL without its language head, and the head that rates: hidden -> 1024 -> 16 -> (mu, log sigma)."""
+    """Qwen2-VL without its language head, with a rating head: hidden -> 1024 -> 16 -> (mu, log sigma)."""
 
     def __init__(self, config: Qwen2VLConfig) -> None:
         super().__init__()
         self.backbone = Qwen2VLModel(config)
-        # Dropout does nothing here, but the published checkpoint numbers the layers with it.
+        # Dropout has no effect here, but the layer numbers of the published checkpoint include it.
         first = nn.Linear(config.text_config.hidden_size, 1024)
         self.rm_head = nn.Sequential(
             first, nn.ReLU(), nn.Dropout(0.05), nn.Linear(1024, 16), nn.ReLU(), nn.Linear(16, 2)
         )
 
     def positions(self, ids: Tensor, grid: Tensor) -> Tensor:
-        """Position ids ``[3, b, L]``: the token's index on all three axes, pictures included.
+        """Position ids ``[3, b, L]``: the token's index on all three axes, also for picture tokens.
 
-        Qwen2-VL itself would place picture tokens on a plane; the package that HPS-v3 was trained with never does.
+        Qwen2-VL itself gives picture tokens two-dimensional positions; the package that trained HPS-v3 never does.
         """
         return torch.arange(ids.shape[1], device=ids.device).expand(3, *ids.shape)
 
     def forward(self, ids: Tensor, mask: Tensor, patches: Tensor, grid: Tensor, reward_id: int) -> Tensor:
-        """Rate b conversations that each hold one reward token.
+        """Rate b conversations, each with one reward token.
 
         Args:
-            ids: ``[b, L]``, padded on the right.
-            mask: ``[b, L]``, 1 where a token is.
-            patches: all pictures' patches, as Qwen2-VL's image processor makes them.
-            grid: ``[b, 3]`` patches of each picture in time, height and width.
-            reward_id: id of the token whose last hidden state is rated.
+            ids: token ids ``[b, L]``, padded on the right.
+            mask: ``[b, L]``, 1 for tokens and 0 for padding.
+            patches: patches of all pictures, from Qwen2-VL's image processor.
+            grid: ``[b, 3]``, number of patches of each picture in time, height and width.
+            reward_id: id of the reward token, whose last hidden state is rated.
 
         Returns:
-            ``[b, 2]`` float32: mu, the score, and the logarithm of its sigma.
+            ``[b, 2]`` float32: mu, which is the score, and the logarithm of sigma.
         """
         hidden = self.backbone(
             input_ids=ids,
@@ -69,21 +69,21 @@ class RewardModel(nn.Module):
 
 
 def to_transformers_5(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Names of transformers 4.45, in which HPS-v3 is published, as ``RewardModel`` has them; no language head."""
+    """Rename weights from transformers 4.45, HPS-v3's published format, for ``RewardModel``; drop the language head."""
     kept = {name: value for name, value in weights.items() if name != "lm_head.weight"}
     moved = {"model.": "backbone.language_model.", "visual.": "backbone.visual."}
     return {re.sub(r"^(model|visual)\.", lambda start: moved[start[0]], name): value for name, value in kept.items()}
 
 
 class HpsV3(NetworkReward):
-    """Human preference score v3: the mean mu of the score that the model predicts; about 0 to 15 for real models."""
+    """Human preference score v3: the mean mu of the predicted score; about 0 to 15 for pictures of real models."""
 
     resolutions: ClassVar = {"bf16": 2e-2, "fp32": 2e-5}
     version = "hpsv3-1"
     model_class: type[RewardModel] = RewardModel
 
     def check_prompt(self, prompt: str) -> None:
-        """Raise ValueError if the prompt would be read as one of the model's own tokens."""
+        """Raise ValueError if the prompt contains one of the model's special tokens."""
         if match := _SPECIAL.search(prompt):
             raise ValueError(f"prompt {prompt!r}: the reward 'hpsv3' cannot score prompts with tokens as {match[0]}")
 
@@ -106,11 +106,11 @@ class HpsV3(NetworkReward):
     def _network(self) -> RewardModel:
         with readable(self.name, "base", self._base):
             config = Qwen2VLConfig.from_pretrained(self._base)
-        # The checkpoint has a row for each token there is; the base's own table is longer.
+        # The checkpoint's embedding table has one row per token; the base's own is longer.
         config.text_config.vocab_size = len(self._tokenizer)
         weights = to_transformers_5(load_weights(self.name, self._checkpoint))
         check_weights(self.name, self._checkpoint, weights, lambda: self.model_class(config))
-        # The backbone in the precision that is asked for, the head in float32.
+        # The backbone has the configured precision, the head float32.
         backbone = {name.removeprefix("backbone."): v for name, v in weights.items() if name.startswith("backbone.")}
         head = {name.removeprefix("rm_head."): v.float() for name, v in weights.items() if name.startswith("rm_head.")}
         with torch.device("meta"):
@@ -120,7 +120,7 @@ class HpsV3(NetworkReward):
         return model.eval().requires_grad_(False).to(self._home)
 
     def conversation(self, prompt: str) -> str:
-        """The text put to the model for a prompt, in its chat format, with one place for the picture."""
+        """Text for the model about a prompt, in its chat format, with one placeholder for the picture."""
         self.check_prompt(prompt)
         content = [{"type": "image"}, {"type": "text", "text": hpsv3_question().format(text_prompt=prompt)}]
         messages = [{"role": "user", "content": content}]

@@ -1,4 +1,4 @@
-"""Rewards that a network of this process computes."""
+"""Base class of rewards that are computed by a network in this process."""
 
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator
@@ -17,12 +17,12 @@ from harness.rewards.files.checkpoints import locate_file, sha256_of
 
 
 class NetworkReward(BatchedReward):
-    """A reward computed by a network in this process, on a GPU for good or, offloaded, only while it scores."""
+    """Reward computed by a network in this process, which is on its device always or, if offloaded, while it scores."""
 
     resolutions: ClassVar[dict[str, float]]
-    """``Reward.resolution`` by precision of the network, the usual precision first."""
+    """``Reward.resolution`` by precision of the network, the default precision first."""
     version: ClassVar[str]
-    """The formula's version: raised with any change of scores."""
+    """Version of the formula; increase it with any change of scores."""
 
     def __init__(self, name: str, settings: RewardConfig) -> None:
         super().__init__(name, settings.batch_size)
@@ -37,10 +37,10 @@ class NetworkReward(BatchedReward):
     @property
     @abstractmethod
     def _network(self) -> nn.Module:
-        """The network, frozen; loaded at the first use, to ``_home``."""
+        """The frozen network, loaded to ``_home`` at the first use."""
 
     def _files(self) -> Iterable[Path]:
-        """What scores depend on."""
+        """Files that scores depend on."""
         return [self._checkpoint]
 
     @property
@@ -57,13 +57,13 @@ class NetworkReward(BatchedReward):
 
     @property
     def _device(self) -> torch.device:
-        """Where the network scores: ``auto`` is this process's CUDA device if there is one."""
+        """Device on which the network scores; ``auto`` is this process's CUDA device if there is one."""
         device = self._settings.device
         return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
 
     @property
     def _home(self) -> torch.device:
-        """Where the network is between scores."""
+        """Device of the network between scores."""
         return torch.device("cpu") if self._settings.offload else self._device
 
     @contextmanager
@@ -80,6 +80,6 @@ class NetworkReward(BatchedReward):
                 f"reward {self.name!r}: no GPU memory for its model; set rewards.{self.name}.offload or .device"
             ) from None
         finally:
-            # The network is frozen: what is in main memory is what was scored with, and nothing is copied back.
+            # The network is frozen, so the tensors in main memory are unchanged and nothing is copied back.
             for tensor, data in kept:
                 tensor.data = data

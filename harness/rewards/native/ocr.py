@@ -1,7 +1,7 @@
-"""Can an external text recogniser read the word that the prompt asks for?
+"""Reward for drawing the prompt's word so that an external text recogniser can read it.
 
-Two recognisers trained by PaddleOCR on real photographs and documents: ``ocr`` (PP-OCRv6) is the reward, ``ocr-v4``
-(PP-OCRv4) is an unseen judge. Neither has ever seen a picture of the miniature.
+The two recognisers were trained by PaddleOCR on real photographs and documents: ``ocr`` (PP-OCRv6) is the reward,
+``ocr-v4`` (PP-OCRv4) an unseen judge. Neither was trained on pictures of the miniature.
 """
 
 import re
@@ -20,11 +20,11 @@ from harness.rewards.files.assets import ASSETS, asset_path
 from harness.rewards.native.recogniser import Precision, Read, open_recogniser, require_bf16
 
 RECOGNISERS: dict[str, str] = {"ocr": "PP-OCRv6-rec", "ocr-v4": "PP-OCRv4-rec"}
-"""Reward name -> asset name."""
+"""Asset name by reward name."""
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 INPUT_HEIGHT, INPUT_WIDTH = 48, 128
-# The height is the recognisers' own. Wider inputs keep the pictures' 4:1 shape, yet read noisy pictures worse.
+# The height is that of the recognisers. Wider inputs keep the pictures' 4:1 shape, but noisy pictures are read worse.
 
 _FORMULA_VERSION = "ctc-letters-per-letter-1"
 _TINY = 1e-12
@@ -32,7 +32,7 @@ _WORD = re.compile(r'"([a-z]+)"')
 
 
 def target_word(prompt: str) -> str:
-    """The quoted word that a prompt asks for; ValueError if it has no word of letters a-z in double quotes."""
+    """The quoted word in a prompt. Raises ValueError if it has no word of letters a-z in double quotes."""
     match = _WORD.search(prompt)
     if match is None:
         raise ValueError(
@@ -45,11 +45,11 @@ def letter_probabilities(probabilities: np.ndarray, letter_columns: np.ndarray) 
     """Reduce a recogniser's distribution over its whole dictionary to blank and a-z.
 
     P'(letter) = P(lower case) + P(upper case) and P'(blank) = 1 - sum of P'(letter). Everything that is no letter
-    counts as blank: with the whole dictionary, training learns faint textures that are read as dots after the word.
+    counts as blank, because with the whole dictionary training learns faint textures that are read as dots.
 
     Args:
         probabilities: ``[B, T, V]``, each row a distribution.
-        letter_columns: ``[26, 2]`` columns of each letter in lower and upper case.
+        letter_columns: ``[26, 2]``, columns of each letter in lower and upper case.
 
     Returns:
         ``[B, T, 27]`` float64, blank first, every entry >= 1e-12.
@@ -60,14 +60,14 @@ def letter_probabilities(probabilities: np.ndarray, letter_columns: np.ndarray) 
 
 
 def ctc_word_score(probabilities: Tensor, words: Sequence[str]) -> Tensor:
-    """How probable a recogniser finds each word: the geometric mean of its probability over its letters.
+    """Probability of each word by a recogniser, as the geometric mean over the word's letters.
 
     score = P(word)^(1 / L) = exp(-nll / L), where P(word) is summed over all alignments of the word's L letters with
     the T time steps (connectionist temporal classification, Graves et al. 2006). It is smooth where word accuracy
-    only ties, and the root keeps long words comparable with short ones.
+    would tie, and the root makes long words comparable with short ones.
 
     Args:
-        probabilities: ``[B, T, 27]`` of blank and a-z, each entry > 0.
+        probabilities: ``[B, T, 27]``, of blank and a-z, each entry > 0.
         words: B words of letters a-z.
 
     Returns:
@@ -91,12 +91,12 @@ def ctc_word_score(probabilities: Tensor, words: Sequence[str]) -> Tensor:
         blank=0,
         reduction="none",
     )
-    # Rounding of a recogniser's float32 rows can carry the sum over alignments past 1 by 1e-7.
+    # Rounding in a recogniser's float32 output can make the sum over alignments exceed 1 by 1e-7.
     return torch.exp(-negative_log_likelihood / lengths).clamp_max(1).float()
 
 
 def greedy_words(probabilities: Tensor) -> list[str]:
-    """Most probable symbol of each time step, repeats merged and blanks dropped: ``[B, T, 27]`` -> B strings."""
+    """Decode ``[B, T, 27]`` to B strings: most probable symbol of each time step, repeats merged and blanks dropped."""
     words = []
     for symbols in probabilities.argmax(-1).tolist():
         merged = [symbol for symbol, before in zip(symbols, [0, *symbols[:-1]], strict=True) if symbol != before]
@@ -105,7 +105,7 @@ def greedy_words(probabilities: Tensor) -> list[str]:
 
 
 def edit_distance(first: str, second: str) -> int:
-    """Fewest letters inserted, deleted or replaced between two strings (Levenshtein)."""
+    """Levenshtein distance: fewest letters to insert, delete or replace between two strings."""
     row = list(range(len(second) + 1))
     for i, a in enumerate(first, 1):
         previous, row = row, [i]
@@ -115,16 +115,16 @@ def edit_distance(first: str, second: str) -> int:
 
 
 class OcrReward(BatchedReward):
-    """Probability a letter, by a text recogniser, of the word quoted in the prompt (``ctc_word_score``).
+    """Probability per letter, by a text recogniser, of the word quoted in the prompt (``ctc_word_score``).
 
-    ``measure`` also gives, of the greedy reading, ``NAME/word_accuracy``, 0 or 1, and ``NAME/edit_similarity`` in
-    [0, 1], 1 - edit distance / length of the longer string. Prompts without a quoted word that fits are ValueErrors.
+    ``measure`` also returns, for the greedy reading, ``NAME/word_accuracy``, 0 or 1, and ``NAME/edit_similarity`` in
+    [0, 1], 1 - edit distance / length of the longer string. Prompts without a suitable quoted word raise ValueError.
 
     Args:
         name: a key of ``RECOGNISERS``.
         num_threads: CPU threads of one forward pass, >= 1.
-        batch_size: pictures in one forward pass, >= 1; does not change scores.
-        precision: of the recogniser's arithmetic. In bfloat16 scores are others, see docs/speed.md.
+        batch_size: pictures in one forward pass, >= 1; changes scores by no more than ``resolution``.
+        precision: precision of the recogniser's arithmetic. bfloat16 gives other scores, see docs/speed.md.
     """
 
     resolution = 2e-6
@@ -155,26 +155,26 @@ class OcrReward(BatchedReward):
             require_bf16(self.name)
 
     def fingerprint(self) -> str:
-        """The weights' sha256 and the version of the formula; needs no weights at hand."""
+        """Expected sha256 of the weights, which need not be present, version of the formula, and precision if bf16."""
         precision = "" if self._precision == "fp32" else f":{self._precision}"
         return f"{ASSETS[self._asset].sha256}:{_FORMULA_VERSION}{precision}"
 
     def _recognise(self, levels: Tensor) -> Tensor:
-        """``[B, 3, H, W]`` uint8 -> ``[B, T, 27]`` probabilities of blank and a-z."""
+        """Probabilities of blank and a-z, ``[B, T, 27]``, in pictures ``[B, 3, H, W]`` uint8."""
         height, width = levels.shape[-2:]
         if width < 2 * height:
             raise ConfigError(f"reward {self.name!r} reads one line of text: {width} x {height} pictures are too high")
         read, letter_columns = self._recogniser
         resized = F.interpolate(levels.float() / 255, (INPUT_HEIGHT, INPUT_WIDTH), mode="bilinear", align_corners=False)
-        # The recognisers were trained on OpenCV's pictures: blue first, values in [-1, 1].
+        # The recognisers expect OpenCV's channel order, blue first, and values in [-1, 1].
         pixels = ((resized.flip(1) - 0.5) / 0.5).numpy()
         return letter_probabilities(read(pixels), letter_columns)
 
     @cached_property
     def _recogniser(self) -> tuple[Read, np.ndarray]:
-        """What reads, and the columns ``[26, 2]`` of a-z and A-Z in what it says."""
+        """Recogniser function, and the columns ``[26, 2]`` of a-z and A-Z in its output."""
         self.check_ready()
         read, characters = open_recogniser(asset_path(self._asset), self._num_threads, self._precision)
-        # Column 0 is the blank, so a character's column is its place in the dictionary plus one.
+        # Column 0 is the blank, so a character's column is its index in the dictionary plus one.
         columns = [[characters.index(case) + 1 for case in (letter, letter.upper())] for letter in LETTERS]
         return read, np.array(columns)

@@ -1,4 +1,4 @@
-"""What open_clip's models need to run in transformers: their text tokens, their sizes, and their weights' names."""
+"""Conversion of open_clip's models to transformers: tokenizer, configurations, and names of weights."""
 
 import gzip
 import html
@@ -20,7 +20,7 @@ START, END = 49_406, 49_407
 
 @cache
 def clip_tokenizer() -> CLIPTokenizer:
-    """open_clip's tokenizer, for texts that were cleaned. Raises AssetError if its vocabulary was not fetched."""
+    """open_clip's tokenizer, for cleaned texts. Raises AssetError if its vocabulary was not downloaded."""
     lines = gzip.decompress(asset_path("CLIP-BPE").read_bytes()).decode().split("\n")
     letters = list(bytes_to_unicode().values())
     merges = [tuple(line.split()) for line in lines[1 : START - 2 * len(letters) + 1]]
@@ -30,18 +30,18 @@ def clip_tokenizer() -> CLIPTokenizer:
 
 
 def tokens(texts: Sequence[str]) -> Tensor:
-    """Token ids ``[n, 77]`` int64, padded with zeros; a text that is too long keeps its start."""
+    """Token ids ``[n, 77]`` int64, padded with zeros; long texts are truncated."""
     found = clip_tokenizer()([clean(t) for t in texts], padding="max_length", truncation=True, return_tensors="pt")
     return found.input_ids * found.attention_mask
 
 
 def encode(texts: Sequence[str]) -> Sequence[Sequence[int]]:
-    """All tokens of each text, however many."""
+    """Tokens of each text, not truncated."""
     return all_tokens(clip_tokenizer(), [clean(text) for text in texts])
 
 
 def clean(text: str) -> str:
-    """Text as open_clip reads it: mended by ftfy, HTML entities resolved twice, single spaces, lower case."""
+    """Clean a text as open_clip does: mended by ftfy, HTML entities unescaped twice, single spaces, lower case."""
     return " ".join(html.unescape(html.unescape(ftfy.fix_text(text))).split()).lower()
 
 
@@ -49,14 +49,14 @@ def clean(text: str) -> str:
 
 
 def vit_h_14() -> CLIPConfig:
-    """open_clip's ViT-H-14: 32 layers of 1280 for pictures, 24 of 1024 for text, 986 million parameters."""
+    """Configuration of open_clip's ViT-H-14: 32 layers of 1280 for pictures, 24 of 1024 for text, 986 M parameters."""
     vision = {"hidden_size": 1280, "intermediate_size": 5120, "num_hidden_layers": 32, "num_attention_heads": 16}
     text = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16}
     return _clip(1024, vision, text)
 
 
 def twin_of_clip() -> CLIPConfig:
-    """ViT-H/14 at 1/40 of its width, 2 of its 32 and 24 layers."""
+    """Configuration of a ViT-H/14 of 1/40 of the width, with 2 of 32 and 2 of 24 layers."""
     tower = {"hidden_size": 32, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2}
     return _clip(24, tower, tower)
 
@@ -91,10 +91,10 @@ _TRANSPOSED = {"visual.proj": "visual_projection.weight", "text_projection": "te
 
 
 def to_transformers(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """open_clip's names and layouts of a CLIP model as transformers' ``CLIPModel`` has them.
+    """Convert a CLIP model's weights from open_clip's names and layouts to those of transformers' ``CLIPModel``.
 
-    The joint query-key-value projection is cut in three, and the two final projections are transposed. Names that are
-    not open_clip's stay as they are.
+    The joint query-key-value projection is split in three, and the two final projections are transposed. Other names
+    are left unchanged.
     """
     converted: dict[str, Tensor] = {}
     for name, value in weights.items():

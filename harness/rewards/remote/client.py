@@ -1,4 +1,4 @@
-"""Rewards that another process computes: how it is asked over HTTP, and the backend ``url``."""
+"""Rewards that another process computes: the HTTP client, and the backend ``url``."""
 
 import http.client
 import ipaddress
@@ -26,22 +26,22 @@ from harness.rewards.remote.wire import LONGEST_REPLY, LONGEST_REQUEST, MALFORME
 
 
 class RemoteReward(BatchedReward):
-    """A reward computed by another process: scoring runs in a thread that waits, so that this process can go on."""
+    """Reward computed by another process; a thread waits for the scores, so that this process can continue."""
 
     is_remote = True
     _failures = 0
-    """How many submitted parts could not be scored."""
+    """Number of submitted parts that could not be scored."""
 
     @cached_property
     def _thread(self) -> ThreadPoolExecutor:
-        # One thread: requests are answered in the order they were made.
+        # One thread, so that requests are made in the order of submission.
         return ThreadPoolExecutor(max_workers=1, thread_name_prefix=f"reward-{self.name}")
 
     def submit(self, images: Tensor, prompts: Sequence[str]) -> Pending:
         """Start scoring in the background, see ``Reward.submit``.
 
-        When a part cannot be scored, parts that wait behind it are not tried: each might take its whole timeout, and
-        this process could not end before.
+        If a part fails, parts that wait behind it fail without being tried: each might take its whole timeout, and this
+        process could not end before that.
         """
         before = self._failures
 
@@ -58,9 +58,9 @@ class RemoteReward(BatchedReward):
 
 
 class ServedReward(RemoteReward):
-    """A reward that another process holds, perhaps on another GPU; ValueError without a url.
+    """Reward served by another process, perhaps on another GPU or machine. Raises ValueError without a url.
 
-    ``build_local`` makes a reward of this name, here; it is asked about prompts alone.
+    ``build_local`` builds the reward of this name in this process, to check prompts and for the default resolution.
     """
 
     def __init__(self, name: str, settings: RewardConfig, build_local: Callable[[], Reward]) -> None:
@@ -72,24 +72,24 @@ class ServedReward(RemoteReward):
 
     @property
     def _token(self) -> str | None:
-        """What the server asks for."""
+        """Token that the server requires, or None."""
         return os.environ.get(TOKEN_VARIABLE)
 
     def fingerprint(self) -> str:
-        """The server's reward's fingerprint: a run is the same wherever its reward is computed."""
+        """Fingerprint of the reward at the server, so that a run is the same wherever its reward is computed."""
         return str(self._about["fingerprint"])
 
     def check_prompt(self, prompt: str) -> None:
-        """Raise ValueError if a reward of this name, here, could not score the prompt."""
+        """Raise ValueError if the local reward of this name could not score the prompt."""
         self._local.check_prompt(prompt)
 
     def text_readers(self) -> Sequence[TextReader]:
-        """What a reward of this name reads by, here; raises RewardError if its tokenizer is not on this machine."""
+        """Text encoders of the local reward of this name. Raises RewardError if its tokenizer is missing here."""
         return self._local.text_readers()
 
     @cached_property
     def resolution(self) -> float:  # type: ignore[override]
-        """The resolution that the server states; if it states none, what a reward of this name has here."""
+        """Resolution that the server states, or else that of the local reward of this name."""
         stated = self._about.get("resolution", self._local.resolution)
         if not isinstance(stated, int | float) or not 0 <= stated < math.inf:
             raise RewardError(f"reward {self.name!r}: {self._url} states {stated!r} as its resolution: no number")
@@ -114,7 +114,7 @@ class ServedReward(RemoteReward):
         except Refusal as refusal:
             if refusal.image is not None or (len(prompts) == 1 and not refusal.may_pass):
                 raise ImageError(refusal.image or 0, str(refusal)) from None
-        # Again, a picture at a time: so the one that is to blame has a number.
+        # Repeated picture by picture, to find the index of the one that causes the error.
         rows = []
         for row in range(len(prompts)):
             try:
@@ -124,10 +124,10 @@ class ServedReward(RemoteReward):
         return {metric: torch.cat([row[metric] for row in rows]) for metric in rows[0]}
 
     def _ask(self, levels: Tensor, prompts: Sequence[str]) -> dict[str, Tensor]:
-        """Scores of a batch. Raises Refusal if the model raised an error, and RewardError."""
+        """Get the scores of a batch. Raises Refusal if the model raised an error, RewardError for anything else."""
         measured, fingerprint = self._post(self._url, levels, prompts, patiently=True)
         if fingerprint != self.fingerprint():
-            # A server that was restarted may hold other weights: scores of two models must not be mixed.
+            # A restarted server may have other weights, and scores of two models must not be mixed.
             raise RewardError(
                 f"reward {self.name!r}: {self._url} scores with another model than it had when it was first asked; "
                 "start its server with that one again, or begin a new run"
@@ -135,7 +135,7 @@ class ServedReward(RemoteReward):
         return measured
 
     def _post(self, url: str, levels: Tensor, prompts: Sequence[str], patiently: bool) -> tuple[dict[str, Tensor], Any]:
-        """Scores of a batch by a server, and the fingerprint of its model if it says one."""
+        """Get the scores of a batch from a server, and the fingerprint of its model if the server states it."""
         body = request(levels, prompts)
         if len(body) > LONGEST_REQUEST:
             raise RewardError(
@@ -153,11 +153,11 @@ class ServedReward(RemoteReward):
 
 
 class Unreachable(RewardError):
-    """Nobody answers at an address, or says that it cannot now."""
+    """A server does not answer, or answers that it cannot at present."""
 
 
 class Refusal(Exception):
-    """A reward server is well, but could not score: which picture, if it says so, and whether another try may help."""
+    """A reward server could not score a batch: index of the picture if known, and whether a retry may help."""
 
     def __init__(self, reason: str, image: int | None = None, may_pass: bool = False) -> None:
         super().__init__(reason)
@@ -167,19 +167,19 @@ class Refusal(Exception):
 def ask(
     reward: str, url: str, body: bytes | None, timeout: float, patiently: bool = False, token: str | None = None
 ) -> dict[str, Any]:
-    """The JSON object that an address answers to a GET, or to a POST of JSON.
+    """Make a GET request, or a POST of JSON, and return the JSON object of the answer.
 
     Args:
-        reward: whose server it is, for the errors.
-        url: the address.
-        body: what to post; None is a GET.
+        reward: name of the reward, for error messages.
+        url: address of the request.
+        body: JSON to post; None makes a GET request.
         timeout: seconds to wait.
-        patiently: ask again for that long while nobody answers: a server may be restarted.
-        token: that a reward server asks for.
+        patiently: retry for that long while the server does not answer, since it may be restarting.
+        token: token that the reward server requires, or None.
 
     Raises:
-        Refusal: a reward server could not score what it was sent.
-        Unreachable: no answer.
+        Refusal: the reward server could not score the batch.
+        Unreachable: the server does not answer.
         RewardError: any other error, in one line that names reward and address.
     """
     began, pause = time.monotonic(), 0.25
@@ -197,7 +197,7 @@ def ask(
 
 def _ask_once(where: str, url: str, body: bytes | None, timeout: float, token: str | None) -> dict[str, Any]:
     try:
-        # No proxy can see what only this machine reaches.
+        # A proxy cannot reach loopback addresses of this machine.
         proxies: dict[str, str] | None = {} if is_loopback(urllib.parse.urlsplit(url).hostname or "") else None
         opener = urllib.request.build_opener(urllib.request.ProxyHandler(proxies))
         asked = urllib.request.Request(url, body, {"Content-Type": "application/json"})
@@ -218,7 +218,7 @@ def _ask_once(where: str, url: str, body: bytes | None, timeout: float, token: s
 
 
 def _refused(error: urllib.error.HTTPError, where: str) -> Exception:
-    """What an answer with an error means: of a reward server, of an OpenAI-compatible one, or of any other."""
+    """Convert an HTTP error of a reward server, an OpenAI-compatible server or any other to an exception."""
     body = error.read(2**16)
     said = _as_object(body)
     reason = said.get("error")
@@ -227,7 +227,7 @@ def _refused(error: urllib.error.HTTPError, where: str) -> Exception:
     reason = " ".join(str(reason or body.decode(errors="replace")).split())[:300] or str(error.reason)
     if error.code == 422 and "image" in said:
         return Refusal(reason, said["image"] if isinstance(said["image"], int) else None)
-    # After any other refusal, asking again is no use.
+    # Only these errors may be temporary; after others a retry is of no use.
     may_pass = error.code in (408, 429) or (error.code >= 500 and error.code not in (501, 505))
     return (Unreachable if may_pass else RewardError)(f"{where} answered {error.code}: {reason}")
 
@@ -241,7 +241,7 @@ def _as_object(text: bytes) -> dict[str, Any]:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether a host is this machine as only itself can reach it: localhost, or an address, also written as 127.1."""
+    """Whether a host is a loopback address of this machine: localhost or an address, also in forms such as 127.1."""
     try:
         addresses = [str(place[4][0]) for place in socket.getaddrinfo(host, None)] if host else []
     except OSError:

@@ -1,4 +1,4 @@
-"""Rewards that need other versions of packages: a server of their own, in an environment of its own (``workers``)."""
+"""Rewards that need other versions of packages, served by a worker in a separate environment (``workers``)."""
 
 import json
 import os
@@ -28,31 +28,31 @@ from harness.rewards.remote.client import Refusal, ServedReward, Unreachable
 from harness.rewards.remote.wire import TOKEN_VARIABLE
 
 ENVIRONMENTS = ROOT / ".venvs"
-"""One folder a reward, made by ``make reward-env REWARD=name``."""
+"""Folder with one environment per reward, made by ``make reward-env REWARD=name``."""
 REQUIREMENTS = Path(__file__).parent / "environments"
 
 _NEEDS = {"imagereward": ("ImageReward.pt", "med_config.json")}
-"""Files that a checkpoint folder must have; the other checkpoints are one file."""
+"""Files that a checkpoint folder must have; checkpoints of the other rewards are single files."""
 _IMAGEREWARD_TOKENS = 35
-"""Tokens to which the image-reward package cuts a prompt."""
+"""Tokens to which the image-reward package truncates a prompt."""
 _RESOLUTION = {"hpsv2": 2e-3, "hpsv3": 2e-2, "imagereward": 1e-4}
-"""Resolution of the packages' scores: they choose half precision, but for ImageReward's."""
+"""Resolution of the packages' scores; all but ImageReward compute in half precision."""
 
 
 class Worker:
-    """A process that serves a package at an address of this machine.
+    """Process that serves a package at a loopback address.
 
     Args:
-        command: how to start it; it writes its port, or why it cannot serve, to standard output, in JSON, and ends when
-            its standard input does.
-        timeout: seconds it may take to load.
+        command: command line. The process writes JSON with its port, or the reason why it cannot serve, to standard
+            output, and ends when its standard input is closed.
+        timeout: seconds that loading may take.
 
     Raises:
-        Refusal: it cannot be started, could not load its model, or ended or fell silent meanwhile.
+        Refusal: the process cannot be started, cannot load its model, ends, or exceeds the timeout.
     """
 
     def __init__(self, command: Sequence[str], timeout: float) -> None:
-        self.token = secrets.token_urlsafe()  # nobody else on this machine is to ask
+        self.token = secrets.token_urlsafe()  # so that no other process on this machine can use the worker
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - read when the process has died
         try:
             self._process = subprocess.Popen(
@@ -62,14 +62,14 @@ class Worker:
                 stderr=self._errors,
                 cwd=ROOT,
                 env=os.environ | {TOKEN_VARIABLE: self.token, "PYTHONPATH": str(CODE), "PYTHONUNBUFFERED": "1"},
-                # Ctrl-C is for this process, which ends the worker; a worker that died of it would be started again.
+                # So that Ctrl-C reaches only this process, which ends the worker; otherwise it would restart it.
                 start_new_session=True,
             )
         except OSError as error:
             raise Refusal(f"{command[0]} cannot be started ({error.strerror})") from None
         self.process_id, self.stop = self._process.pid, weakref.finalize(self, _stop, self._process)
         assert self._process.stdout is not None
-        # Ending the process also ends a read that waits for it.
+        # Killing the process also ends the read that waits for its output.
         began, watchdog = time.monotonic(), threading.Timer(timeout, self._process.kill)
         watchdog.start()
         said = self._process.stdout.readline()
@@ -82,7 +82,7 @@ class Worker:
         self.url = f"http://127.0.0.1:{answer['port']}"
 
     def end(self, timeout: float, is_late: bool = False) -> str:
-        """End the process, if it has not ended; says how it did, and its last words."""
+        """End the process if it is still running, and describe how it ended with the last line of its errors."""
         try:
             how = f"ended with exit code {self._process.wait(timeout=5)}"
         except subprocess.TimeoutExpired:
@@ -100,24 +100,24 @@ def _stop(process: "subprocess.Popen[bytes]") -> None:
 
 
 class IsolatedReward(ServedReward):
-    """A published package as the backend: ``hpsv2``, ``hpsv3`` or ``imagereward``.
+    """Reward computed by a published package: ``hpsv2``, ``hpsv3`` or ``imagereward``.
 
-    A worker that dies is started again and the batch is scored anew, a picture at a time; if it dies once more, the
-    error names that picture.
+    If the worker dies, it is started again and the batch is scored picture by picture; if it dies again, the error
+    names that picture.
     """
 
     def __init__(self, name: str, settings: RewardConfig, num_threads: int = 1) -> None:
         own = settings.model_copy(update={"url": "http://127.0.0.1"})  # the worker chooses its port
         super().__init__(name, own, lambda: self)
         self._settings, self._num_threads = settings, num_threads
-        # The other packages choose theirs themselves.
+        # The other packages choose their precision themselves.
         self._precision = settings.precision or ("bf16" if name == "hpsv3" else None)
         self._worker: Worker | None = None
         self._lock = threading.Lock()
 
     @property
     def resolution(self) -> float:  # type: ignore[override]
-        """Chosen, not measured."""
+        """Resolution by package; a chosen value, not measured."""
         return _RESOLUTION[self.name]
 
     @property
@@ -125,18 +125,18 @@ class IsolatedReward(ServedReward):
         return None if self._worker is None else self._worker.token
 
     def fingerprint(self) -> str:
-        """Made of the checkpoint, the environment's pins, and the precision that was chosen for it."""
+        """Fingerprint of the checkpoint, the environment's pinned requirements, and the precision."""
         path, base = self._places
-        _ = self.command  # an environment that is missing is an error now, not at the first score
+        _ = self.command  # raises now, not at the first score, if the environment is missing
         files = [REQUIREMENTS / f"{self.name}.txt", *([path] if path.is_file() else _files_in(path))]
         small = [] if base is None else [f for f in _files_in(base) if f.suffix in (".json", ".txt", ".jinja")]
         return f"{sha256_of([*files, *small])}:package:{self._precision}"
 
     def check_prompt(self, prompt: str) -> None:
-        """Nothing: a package takes any prompt."""
+        """Do nothing: packages accept any prompt."""
 
     def text_readers(self) -> Sequence[TextReader]:
-        """What the package's text encoder is given: CLIP's 77 tokens, or BERT's 35; hpsv3 is given all."""
+        """Text encoder of the package, which reads 77 tokens (CLIP) or 35 (BERT); none for hpsv3, which reads all."""
         if self.name == "hpsv2":
             return [TextReader(f"reward {self.name}", CONTEXT_LENGTH, encode)]
         if self.name == "imagereward" and (base := self._places[1]):
@@ -146,15 +146,15 @@ class IsolatedReward(ServedReward):
         return ()
 
     def close(self) -> None:
-        """End the worker; the next score starts another."""
+        """End the worker; the next score starts a new one."""
         if self._worker is not None:
             self._worker.stop()
             self._worker = None
 
     @cached_property
     def command(self) -> list[str]:
-        """How the worker is started. Raises RewardError if its environment is not there."""
-        if not IS_CHECKOUT:  # beside the installed code lie packages that the environment must not see
+        """Command that starts the worker. Raises RewardError if its environment does not exist."""
+        if not IS_CHECKOUT:  # PYTHONPATH would expose packages installed beside the code to the environment
             raise RewardError(f"reward {self.name!r}: the backend package needs a checkout of the repository")
         python = ROOT / Path(self._settings.python or ENVIRONMENTS / self.name / "bin" / "python").expanduser()
         if not python.is_file():
@@ -169,7 +169,7 @@ class IsolatedReward(ServedReward):
         place, needs = self._settings.path or published.path, _NEEDS.get(self.name)
         path = locate_file(self.name, "path", place) if needs is None else locate(self.name, "path", place, needs)
         base = self._settings.base or published.base
-        # The hpsv3 package loads the base's weights before it replaces them; the image-reward package has none to load.
+        # The hpsv3 package loads the base's weights before replacing them; image-reward's base is only a tokenizer.
         return path, None if base is None else locate(self.name, "base", base, weights=self.name == "hpsv3")
 
     def _measure_batch(self, levels: Tensor, prompts: Sequence[str]) -> dict[str, Tensor]:
@@ -189,7 +189,7 @@ class IsolatedReward(ServedReward):
         path, base = self._places
         device = self._settings.device
         if device == "auto" and torch.cuda.is_available():
-            # The worker's process would take the first GPU, whichever is this one's.
+            # Explicitly, because the worker would take the first GPU, not that of this process.
             device = f"cuda:{torch.cuda.current_device()}"
         settings = {"name": self.name, "path": str(path), "base": base and str(base), "precision": self._precision}
         told = json.dumps({**settings, "device": device, "num_threads": self._num_threads})

@@ -1,7 +1,7 @@
-"""A server that holds a reward's model: of ``adagrpo serve-reward``, and of a package in an environment of its own.
+"""HTTP server for a reward: for ``adagrpo serve-reward``, and for packages in separate environments.
 
-Who has no token, or comes from a web page, is refused before anything is read. What comes is bounded in bytes, time and
-connections, and what is no request is refused in one line. It needs torch and the standard library alone.
+Requests without the token or from a web page are refused before their body is read. Size, time and number of requests
+are bounded, and malformed requests are refused with a one-line reason. It needs only torch and the standard library.
 """
 
 import hmac
@@ -20,19 +20,19 @@ from harness.rewards.base import Reward
 from harness.rewards.remote.wire import LONGEST_REQUEST, MALFORMED, TOKEN_VARIABLE, read_request, reply
 
 Measure = Callable[[Tensor, Sequence[str]], Mapping[str, Tensor]]
-"""Metrics ``{name: [b]}`` of ``[b, 3, H, W]`` uint8 pictures and b prompts."""
+"""Function from pictures ``[b, 3, H, W]`` uint8 and b prompts to metrics ``{name: [b]}``."""
 
 
 class RewardServer(ThreadingHTTPServer):
-    """A server that holds a reward; call its ``serve_forever``.
+    """HTTP server for a reward; call its ``serve_forever``.
 
     Args:
-        measure: scores pictures; called by one thread at a time. An exception's attribute ``image``, if it has one, is
-            the number of the picture that it is about.
-        about: name, fingerprint and resolution: what ``GET /reward`` answers, and every reply says again.
+        measure: function that scores pictures; called by one thread at a time. An exception may have an attribute
+            ``image``, the index of the picture that caused it.
+        about: name, fingerprint and resolution, which ``GET /reward`` returns and every reply includes.
         host: address to listen at.
-        port: 0 takes a free one, see ``server_port``.
-        token: the word that a request must bring as ``Authorization: Bearer TOKEN``; None asks for none.
+        port: port to listen at; 0 takes a free one, see ``server_port``.
+        token: token that requests must send as ``Authorization: Bearer TOKEN``; None requires none.
 
     Raises:
         OSError: the address cannot be used.
@@ -51,7 +51,7 @@ class RewardServer(ThreadingHTTPServer):
         super().__init__((host, port), _Handler)
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        """Serve a connection in a thread, or refuse it while there are as many as may be."""
+        """Serve a connection in a thread, or refuse it if ``most_connections`` are being served."""
         if self._free.acquire(blocking=False):
             super().process_request(request, client_address)
             return
@@ -61,26 +61,26 @@ class RewardServer(ThreadingHTTPServer):
         self.shutdown_request(request)
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
-        """Serve a connection, and make its place free."""
+        """Serve a connection, then release its place."""
         try:
             super().process_request_thread(request, client_address)
         finally:
             self._free.release()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Nothing is said of a connection that was lost, and one line of what nobody thought of."""
+        """Report an unexpected error in one line; lost connections are not reported."""
         error = sys.exception()
         if error is not None and not isinstance(error, OSError):
             print(f"reward server: {one_line(error)}", file=sys.stderr, flush=True)
 
 
 def one_line(error: BaseException) -> str:
-    """An exception's class and reason."""
+    """Class and message of an exception, in one line."""
     return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
 
 
 def _is_loopback(host: str) -> bool:
-    """Whether a name is this machine's own; asks no name server, who might be the one not to be trusted."""
+    """Whether a host name is a loopback address; does not ask a name server, which may not be trustworthy."""
     if host in ("localhost", "::1", "[::1]"):
         return True
     try:
@@ -90,7 +90,7 @@ def _is_loopback(host: str) -> bool:
 
 
 def serving(reward: Reward, host: str, port: int, token: str | None = None) -> RewardServer:
-    """A server that holds a reward; raises OSError, and RewardError if the reward's model is not on this machine."""
+    """Create a server for a reward. Raises OSError, and RewardError if the reward's model is not on this machine."""
     about = {"name": reward.name, "fingerprint": reward.fingerprint(), "resolution": reward.resolution}
     return RewardServer(lambda levels, prompts: reward.measure(levels.float() / 255, prompts), about, host, port, token)
 
@@ -98,12 +98,12 @@ def serving(reward: Reward, host: str, port: int, token: str | None = None) -> R
 class _Handler(BaseHTTPRequestHandler):
     server: RewardServer
     timeout = 60.0
-    """Seconds that a connection may be silent."""
+    """Longest silence of a connection in seconds."""
     longest_seconds = 120.0
-    """Seconds in which all of a request must have come, its head included."""
+    """Seconds in which a whole request, including its header, must arrive."""
 
     def handle(self) -> None:
-        """Serve a connection; nothing is read of it after ``longest_seconds``."""
+        """Serve a connection; nothing is read from it after ``longest_seconds``."""
         end = threading.Timer(self.longest_seconds, self._read_no_more)
         end.daemon = True
         end.start()
@@ -136,7 +136,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._score(body)
 
     def _is_refused(self) -> bool:
-        """Whether it was: a web page's request, one for another host's name, or one without the token."""
+        """Refuse requests of web pages, for another host's name, or without the token; returns whether it did."""
         host = (self.headers.get("Host") or "").rpartition(":")[0] or self.headers.get("Host") or ""
         brought, wanted = self.headers.get("Authorization") or "", f"Bearer {self.server.token}"
         if self.headers.get("Origin") is not None:
@@ -150,7 +150,7 @@ class _Handler(BaseHTTPRequestHandler):
         return True
 
     def _body(self, length: int) -> bytes | None:
-        """All of it; None if it has not come in time."""
+        """Read the whole body; None, after a refusal, if it does not arrive in time."""
         parts, left = [], length
         with suppress(TimeoutError):
             while left and (part := self.rfile.read1(min(left, 2**20))):
@@ -172,7 +172,7 @@ class _Handler(BaseHTTPRequestHandler):
                 said = reply(self.server.measure(levels, prompts))
         except Exception as error:  # noqa: BLE001 - whatever a model raises is told to whoever waits for its scores
             image = getattr(error, "image", None)
-            # Whoever asked says which reward, and which picture it is among all of its own.
+            # The client adds the reward's name and the picture's index among all of its pictures.
             reason = one_line(error) if image is None else str(error).rpartition(f"picture {image}: ")[2]
             self._answer(422, {"error": reason, "image": image})
         else:
@@ -190,4 +190,4 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def log_message(self, *_: object) -> None:
-        """Nothing: a line per request would bury the rest."""
+        """Do nothing: a line per request would hide everything else."""

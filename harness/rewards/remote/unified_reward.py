@@ -1,4 +1,4 @@
-"""UnifiedReward: a vision-language model that is asked for scores, behind any OpenAI-compatible server."""
+"""UnifiedReward: a vision-language model that is asked for scores, served by any OpenAI-compatible server."""
 
 import base64
 import hashlib
@@ -38,14 +38,14 @@ _SECOND_THOUGHT = re.compile(
 
 @dataclass(frozen=True)
 class Protocol:
-    """How one version of UnifiedReward is asked and how it answers."""
+    """Question and answer format of one version of UnifiedReward."""
 
     labels: dict[str, str]
-    """Metric -> what stands before its number in an answer."""
+    """Label that precedes a metric's number in an answer, by metric."""
     question: str
-    """The project's own wording, ``{prompt}`` for the prompt."""
+    """Question in the project's own wording, with ``{prompt}`` for the prompt."""
     picture_format: str
-    """Format of the picture that is sent: as the release sends it."""
+    """Format in which pictures are sent, as in the release."""
 
 
 PROTOCOLS: dict[str, Protocol] = {
@@ -73,20 +73,20 @@ PROTOCOLS: dict[str, Protocol] = {
 
 
 class AnswerError(Exception):
-    """An answer without the scores that were asked for."""
+    """An answer does not have the scores that were asked for."""
 
 
 def parse_answer(version: str, answer: str) -> dict[str, float]:
-    """The numbers of an answer: of v1 the final score, of v2 alignment, coherence, style and, under "", their mean.
+    """Scores in an answer: for v1 the final score, for v2 alignment, coherence, style and, under "", their mean.
 
-    An answer is read to its end, without the thoughts in it: a score counts if it follows its label, and if no other
-    number could be meant.
+    The whole answer is read, except thoughts in it. A score counts if it follows its label and no other number could be
+    meant.
 
     Raises:
-        AnswerError: a score is missing, unclear or outside [1, 5], or the answer ends within a thought.
+        AnswerError: a score is missing, ambiguous or outside [1, 5], or the answer ends within a thought.
     """
     said = re.sub(rf"<{_THOUGHT}.*?</{_THOUGHT}", " ", answer, flags=re.I | re.S)
-    # Where the question opens the thought, the answer has its end only.
+    # If the chat template opens the thought, the answer contains only its end.
     said = re.sub(rf".*</{_THOUGHT}", "", said, flags=re.I | re.S)
     if re.search(f"<{_THOUGHT}", said, re.I):
         raise AnswerError(f"its answer ends within its thought: {_excerpt(answer)}")
@@ -103,7 +103,7 @@ def parse_answer(version: str, answer: str) -> dict[str, float]:
 
 
 def _value_after(text: str) -> float | None:
-    """The score between a label and the next one: nan if it is not clear which it is, None if there is no number."""
+    """Score in the text between a label and the next one: nan if it is ambiguous, None if there is no number."""
     line, _, rest = text.lstrip(" \t\r\n:=").partition("\n")
     value = _SCORE.match(line)
     others = line[value.end() :] if value else line
@@ -120,7 +120,7 @@ class UnifiedReward(RemoteReward):
     """UnifiedReward v1 (one score) or v2 (alignment, coherence, style, and their mean as the score), each 1 to 5.
 
     Raises:
-        ValueError: no url, or the file with the question is missing or has no {prompt}.
+        ValueError: there is no url, or the question's file is missing or does not contain {prompt}.
     """
 
     def __init__(self, name: str, settings: RewardConfig) -> None:
@@ -140,15 +140,15 @@ class UnifiedReward(RemoteReward):
                 raise ValueError(f"rewards.{name}.question: {path} has no {{prompt}} in it")
 
     def fingerprint(self) -> str:
-        """The model's name at its server, and the question; which weights serve is not known here."""
+        """Fingerprint of the model's name, the question and the picture format; the weights are not known here."""
         question = hashlib.sha256(self._question.encode()).hexdigest()[:16]
         return f"{self._model}:{question}:{PROTOCOLS[self.name].picture_format}"
 
     def check_ready(self) -> None:
-        """Ask the server which models it has.
+        """Check that the server has the model.
 
         Raises:
-            RewardError: it cannot be reached, is no OpenAI-compatible server, or does not have the model.
+            RewardError: the server cannot be reached, is not OpenAI-compatible, or does not have the model.
         """
         url = f"{self._url}/v1/models"
         listed = ask(self.name, url, None, self._timeout).get("data")
@@ -164,7 +164,7 @@ class UnifiedReward(RemoteReward):
         return ThreadPoolExecutor(max_workers=self.batch_size, thread_name_prefix=self.name)
 
     def _measure_batch(self, levels: Tensor, prompts: Sequence[str]) -> dict[str, Tensor]:
-        # All at once: the server batches what arrives together.
+        # All requests at once, because the server batches those that arrive together.
         asked = [self._requests.submit(self._ask, image, prompt) for image, prompt in zip(levels, prompts, strict=True)]
         answers = []
         for row, future in enumerate(asked):
@@ -192,11 +192,11 @@ class UnifiedReward(RemoteReward):
 
 
 def _content_of(completion: dict[str, Any], where: str) -> str:
-    """What a chat completion says.
+    """Text of a chat completion.
 
     Raises:
-        RewardError: it is none.
-        AnswerError: it was cut off, or says nothing.
+        RewardError: the answer is not a chat completion.
+        AnswerError: the text was cut off or is empty.
     """
     try:
         choice = completion["choices"][0]

@@ -1,9 +1,9 @@
-"""What a reward server and its clients say: JSON, pictures as their bytes in base64. No pickle, so no code travels.
+"""Protocol between reward servers and clients: JSON with pictures as base64 bytes; no pickle, which could carry code.
 
-``POST /score`` takes a request, and answers with a reply. ``GET /reward`` says which reward it is. An error is
-``{"error": reason}``; that of a picture that cannot be scored also has ``image``, its number in the request if known.
+``POST /score`` takes a request and returns a reply; ``GET /reward`` describes the reward. An error is
+``{"error": reason}``; if scoring failed it also has ``image``, the picture's index in the request, or null.
 
-It needs torch and the standard library alone, as ``server`` does: packages of old versions speak it, too.
+It needs only torch and the standard library, like ``server``, because it also runs beside old versions of packages.
 """
 
 import base64
@@ -15,23 +15,23 @@ import torch
 from torch import Tensor
 
 TOKEN_VARIABLE = "ADAGRPO_REWARD_TOKEN"
-"""Environment variable with the word that a server asks for, and its clients send."""
+"""Environment variable with the token that a server requires and its clients send."""
 LONGEST_REPLY = 2**26
-"""Bytes of a reply."""
+"""Largest reply in bytes."""
 LONGEST_REQUEST = 2**29
-"""Bytes of a request: 128 pictures of 1024 x 1024."""
+"""Largest request in bytes: 128 pictures of 1024 x 1024."""
 MALFORMED = (ValueError, LookupError, TypeError, AttributeError, RuntimeError, OverflowError)
-"""What ``read_request`` and ``read_reply`` raise of what is neither: the other side speaks another protocol."""
+"""Exceptions of ``read_request`` and ``read_reply`` for malformed input, such as of another protocol."""
 
 
 def request(levels: Tensor, prompts: Sequence[str]) -> bytes:
-    """What asks for scores of ``[b, 3, H, W]`` uint8 pictures."""
+    """Encode a request for scores of pictures ``[b, 3, H, W]`` uint8 and b prompts."""
     pixels = base64.b64encode(levels.contiguous().numpy().tobytes()).decode()
     return json.dumps({"shape": list(levels.shape), "prompts": list(prompts), "pixels": pixels}).encode()
 
 
 def read_request(body: bytes) -> tuple[Tensor, list[str]]:
-    """Pictures and prompts of a request. Raises ``MALFORMED``."""
+    """Decode the pictures and prompts of a request. Raises ``MALFORMED``."""
     said = json.loads(body)
     pixels, prompts = base64.b64decode(said["pixels"], validate=True), said["prompts"]
     levels = torch.frombuffer(bytearray(pixels), dtype=torch.uint8).reshape(said["shape"])
@@ -43,12 +43,12 @@ def read_request(body: bytes) -> tuple[Tensor, list[str]]:
 
 
 def reply(measured: Mapping[str, Tensor]) -> dict[str, Any]:
-    """What answers with metrics ``{name: [b]}``."""
+    """Encode a reply with metrics ``{name: [b]}``."""
     return {"metrics": {name: values.detach().cpu().float().tolist() for name, values in measured.items()}}
 
 
 def read_reply(said: Mapping[str, Any], name: str, count: int) -> dict[str, Tensor]:
-    """Metrics ``{name: [count] float32}`` of an answer about a reward, its score among them. Raises ``MALFORMED``."""
+    """Decode a reply to metrics ``{name: [count] float32}``, which include the score. Raises ``MALFORMED``."""
     measured = {key: torch.tensor(values, dtype=torch.float32) for key, values in said["metrics"].items()}
     if name not in measured or any(values.shape != (count,) for values in measured.values()):
         raise ValueError(f"it has no {count} scores of {name!r}")

@@ -1,5 +1,5 @@
-"""Processes that score with a published package in an environment of its own.
+"""Worker processes that score with a published package in a separate environment.
 
-They run under that environment's Python, beside old versions of everything: their modules import the standard library,
-torch, numpy and PIL, the package they serve, and of this project what ``harness.rewards.remote.server`` needs.
+They run under that environment's Python with old versions of packages, so their modules import only the standard
+library, torch, numpy and PIL, the package they serve, and those of this project that ``server`` needs.
 """

@@ -1,6 +1,6 @@
 """``python -m harness.rewards.remote.workers SETTINGS``: load a package's model and serve it on this machine.
 
-The first line of standard output has the port in JSON, or why the model cannot be served.
+The first line of standard output is JSON with the port, or with the reason why the model cannot be served.
 """
 
 import importlib
@@ -17,8 +17,8 @@ from harness.rewards.remote.wire import TOKEN_VARIABLE
 
 
 def main(settings: dict[str, Any]) -> None:
-    """Serve until the process that started this one ends."""
-    # What packages print goes to standard error.
+    """Serve until the parent process ends."""
+    # Redirect what packages print to standard error.
     outgoing = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     threading.Thread(target=_end_with_input, daemon=True).start()
@@ -35,7 +35,7 @@ def main(settings: dict[str, Any]) -> None:
 
 
 def _end_with_input() -> None:
-    """End this process when the one that started it has ended, also while a package scores."""
+    """End this process when the parent has ended, even while a package scores."""
     while os.read(0, 1):
         pass
     os._exit(1)

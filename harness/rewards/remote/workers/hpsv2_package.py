@@ -1,4 +1,4 @@
-"""The hpsv2 package, scoring by its own ``img_score.score``."""
+"""Worker for the hpsv2 package, which scores by its ``img_score.score``."""
 
 import functools
 import shutil
@@ -12,10 +12,10 @@ from harness.rewards.remote.workers.shims import Scorer, allow_torchvision, devi
 
 
 def load(settings: dict[str, Any]) -> Scorer:
-    """The package with a checkpoint of its own format: ``settings["path"]``.
+    """Load the package with ``settings["path"]``, a checkpoint in its own format.
 
-    It is used as it is but for this: its model is built without the LAION weights that it would download only to
-    overwrite them, and the checkpoint, which it reads again for every call, is read once.
+    The package is used unchanged, with two exceptions: its model is built without the LAION weights, which it would
+    download and then overwrite, and the checkpoint is read once instead of at every call.
     """
     if settings["precision"] not in (None, "fp32"):
         raise ValueError("the hpsv2 package chooses its precision itself: fp32 on a CPU, autocast on a GPU")
@@ -31,7 +31,7 @@ def load(settings: dict[str, Any]) -> Scorer:
     img_score.model_dict.update(model=model, preprocess_val=preprocess)
     read = functools.cache(torch.load)
     img_score.torch.load = read
-    # Once in vain: a checkpoint that does not fit is an error now.
+    # Loaded here so that a checkpoint that does not fit is an error now; the package loads it again.
     model.load_state_dict(read(settings["path"], map_location=img_score.device)["state_dict"])
 
     def score(levels: Tensor, prompts: Sequence[str]) -> dict[str, Tensor]:
@@ -46,7 +46,7 @@ def load(settings: dict[str, Any]) -> Scorer:
 
 
 def _place(source_package: str, file: str, package: str, folder: str) -> None:
-    """Copy a file that is missing from a package's wheel out of another package."""
+    """Copy a file that a package's wheel lacks from another package."""
     target = package_folder(package) / folder / file
     if not target.exists():
         shutil.copy(package_folder(source_package) / file, target)

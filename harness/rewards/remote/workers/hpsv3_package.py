@@ -1,4 +1,4 @@
-"""The hpsv3 package, scoring by its own ``HPSv3RewardInferencer.reward``."""
+"""Worker for the hpsv3 package, which scores by its ``HPSv3RewardInferencer.reward``."""
 
 import tempfile
 from collections.abc import Sequence
@@ -12,9 +12,9 @@ from harness.rewards.remote.workers.shims import Scorer, allow_torchvision, devi
 
 
 def load(settings: dict[str, Any]) -> Scorer:
-    """The package with ``settings["path"]``, a checkpoint, and ``settings["base"]``, a Qwen2-VL folder with weights.
+    """Load the package with the checkpoint ``settings["path"]`` and the Qwen2-VL weights in ``settings["base"]``.
 
-    Its own configuration is used but for the place of the base, the precision, and FlashAttention, which is left out.
+    Its own configuration is used except for the path of the base, the precision, and FlashAttention, which is off.
     """
     allow_torchvision()
     import hpsv3

@@ -1,4 +1,4 @@
-"""The image-reward package, scoring by its own ``ImageReward.score``."""
+"""Worker for the image-reward package, which scores by its ``ImageReward.score``."""
 
 import importlib
 from collections.abc import Sequence
@@ -19,9 +19,9 @@ from harness.rewards.remote.workers.shims import (
 
 
 def load(settings: dict[str, Any]) -> Scorer:
-    """The package with ``settings["path"]``, a folder with its two files, and ``settings["base"]``, BERT's tokenizer.
+    """Load the package with its two files in ``settings["path"]`` and BERT's tokenizer in ``settings["base"]``.
 
-    Its ``__init__`` is skipped: it imports a trainer and two other scores, with all that those need.
+    Its ``__init__`` is skipped, because it imports a trainer and two other scores with all their dependencies.
     """
     if settings["precision"] not in (None, "fp32"):
         raise ValueError("the image-reward package computes in fp32: no precision to set")
@@ -32,7 +32,7 @@ def load(settings: dict[str, Any]) -> Scorer:
     pretrain = importlib.import_module("ImageReward.models.BLIP.blip_pretrain")
     init_tokenizer = pretrain.init_tokenizer
     bert = init_tokenizer.__globals__["BertTokenizer"]
-    # It asks for "bert-base-uncased" by name, which would be looked up on the hub.
+    # The package loads "bert-base-uncased" by name, which would be looked up on the hub.
     init_tokenizer.__globals__["BertTokenizer"] = _From(bert, settings["base"])
     folder = Path(settings["path"])
     build = importlib.import_module("ImageReward.ImageReward").ImageReward
@@ -53,7 +53,7 @@ def load(settings: dict[str, Any]) -> Scorer:
 
 
 class _From:
-    """A tokenizer class that loads from one place, whatever name it is asked for."""
+    """Tokenizer class that always loads from one place, whatever the name."""
 
     def __init__(self, wrapped: Any, place: str) -> None:
         self._wrapped, self._place = wrapped, place

@@ -1,4 +1,4 @@
-"""What published packages expect of their environment and no longer find."""
+"""Workarounds for what published packages expect of their environment and no longer find."""
 
 import importlib.util
 import sys
@@ -12,13 +12,13 @@ from PIL import Image
 from torch import Tensor
 
 Scorer = Callable[[Tensor, Sequence[str]], dict[str, Tensor]]
-"""Metrics ``{name: [b]}`` of ``[b, 3, H, W]`` uint8 pictures and b prompts; what a package's ``load`` returns."""
+"""Function from pictures ``[b, 3, H, W]`` uint8 and b prompts to metrics ``{name: [b]}``, returned by ``load``."""
 
 _KEPT: list[Any] = []
 
 
 def allow_torchvision() -> None:
-    """Declare the two operators without which torchvision's wheel cannot be imported beside a CPU build of torch."""
+    """Declare two operators without which torchvision's wheel cannot be imported with a CPU build of torch."""
     if torch.version.cuda is None and not _KEPT:
         library = torch.library.Library("torchvision", "DEF")
         for operator in ("nms", "qnms"):
@@ -27,7 +27,7 @@ def allow_torchvision() -> None:
 
 
 def package_folder(name: str) -> Path:
-    """Where a package is installed, found without importing it. Raises ModuleNotFoundError."""
+    """Folder of an installed package, found without importing it. Raises ModuleNotFoundError."""
     spec = importlib.util.find_spec(name)
     if spec is None or spec.origin is None:
         raise ModuleNotFoundError(f"no package {name!r} in this environment")
@@ -35,24 +35,24 @@ def package_folder(name: str) -> Path:
 
 
 def stub(name: str, **attributes: Any) -> None:
-    """An empty module in the place of one that a package imports and does not use."""
+    """Replace a module that a package imports but does not use by an empty one."""
     module = types.ModuleType(name)
     vars(module).update(attributes)
     sys.modules[name] = module
 
 
 def skip_init(name: str, folder: Path) -> None:
-    """Let submodules of a package be imported without running its ``__init__``."""
+    """Make submodules of a package importable without running its ``__init__``."""
     stub(name, __path__=[str(folder)])
 
 
 def to_pictures(levels: Tensor) -> list[Image.Image]:
-    """``[b, 3, H, W]`` uint8 as PIL pictures."""
+    """Convert ``[b, 3, H, W]`` uint8 to PIL images."""
     return [Image.fromarray(picture) for picture in levels.permute(0, 2, 3, 1).contiguous().numpy()]
 
 
 def device_of(settings: dict[str, Any]) -> str:
-    """The device asked for; ``auto`` is CUDA if there is one."""
+    """Configured device; ``auto`` is CUDA if it is available."""
     device = settings["device"]
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
