@@ -20,7 +20,7 @@ class ExecutionConfig(Section):
     text_encoders: Literal["keep", "free"] = "keep"
     """free: encode all prompts of the run before it starts, keep the embeddings on disk, free the encoders' memory."""
     max_train_batch: Count | None = None
-    """Largest number of samples in a forward pass with gradient; None is ``max_batch``. Guidance doubles samples."""
+    """Most samples in one forward pass with gradient; None is ``max_batch``. Classifier-free guidance doubles them."""
 
 
 class ModelConfig(Section):

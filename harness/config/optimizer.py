@@ -39,7 +39,7 @@ class OptimizerConfig(Section):
     """AdamW, and the weights that it trains."""
 
     tuning: Literal["lora", "full"] = "lora"
-    """What is trained: adapters beside frozen weights, or all weights of the transformer."""
+    """Trained weights: adapters beside frozen weights, or all weights of the transformer."""
     lora: LoraConfig = LoraConfig()
     moments: Literal["fp32", "8bit"] = "fp32"
     """AdamW's two moments, in float32 or in one byte per value (``pip install 'adagrpo[gpu]'``)."""

@@ -20,8 +20,8 @@ class RewardConfig(Section):
     base: str | None = None
     """Folder or hub id with the architecture and tokenizer of a checkpoint that contains only weights."""
     precision: Literal["fp32", "bf16"] | None = None
-    """Precision of the network; None is bf16 for hpsv3 and fp32 for all others. Of the packages, only hpsv3 supports
-    it. The recognisers ocr and ocr-v4 need OpenVINO for bf16: ``pip install 'adagrpo[fast]'``."""
+    """Precision of the network; None is bf16 for hpsv3 and fp32 for all others. Among packages, only hpsv3 has this
+    choice. The recognisers ocr and ocr-v4 need OpenVINO for bf16: ``pip install 'adagrpo[fast]'``."""
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
     """Device of the reward's own network; auto is a GPU if there is one."""
     batch_size: Count = 8

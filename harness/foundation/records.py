@@ -20,9 +20,9 @@ FINAL = "checkpoints/final"
 
 STATES = ("waiting", "running", "preempted", "failed", "finished")
 """States in status.json. A run is created waiting, and the process that claims it sets it running. It then becomes
-finished, failed (it cannot go on as it is), preempted (a signal asked it to end, and it saved), or waiting again (the
-user stopped it). From each of these it can be set running again, from finished only if one of its files is lost. The
-run of a killed process stays running; it is recognised by its lock, which nobody holds."""
+finished, failed (it cannot go on as it is), preempted (a signal asked it to end, and it saved), or waiting again
+(``on_validation`` stopped it). From each of these it can be set running again, from finished only if one of its files
+is lost. The run of a killed process stays running; it is recognised by its lock, which nobody holds."""
 
 BROKEN = ("damaged", "incomplete")
 """States of runs whose status.json cannot be read, or whose files are no longer what they were when finished."""

@@ -18,7 +18,7 @@ from harness.trained.checkpoints import run_in
 def replay(folder: Path, iteration: int, say: Callable[[str], None]) -> bool:
     """Train from the nearest complete checkpoint, or from the start, until the iteration is done or fails again.
 
-    Only this process is used, even if several trained the run: sums may differ by rounding. A failure is dumped there.
+    This process alone trains, even if several trained the run: sums may differ by rounding. Failures go to ``folder``.
 
     Args:
         folder: directory of the run.
