@@ -36,9 +36,9 @@ class Pair(NamedTuple):
     """Final values of two cells; row i of both has the same seed."""
 
     treatment: Values
-    """``[seeds, words]``, or ``[seeds]``; at least 2 seeds."""
+    """``[seeds, prompts]`` or ``[seeds]``."""
     control: Values
-    """The same shape."""
+    """Same shape as ``treatment``."""
 
 
 def mean_interval(values: ArrayLike, num_resamples: int = NUM_RESAMPLES) -> Interval:

@@ -21,9 +21,9 @@ class Picture(NamedTuple):
 
     prompt: str
     before: bytes
-    """PNG."""
+    """PNG bytes."""
     after: bytes
-    """PNG."""
+    """PNG bytes."""
 
 
 class Gallery(NamedTuple):
@@ -68,7 +68,7 @@ def _slices(path: Path, num_stacked: int, num_wanted: int) -> list[bytes]:
     try:
         with Image.open(path) as image:
             stack = image.convert("RGB")
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:  # as PIL's readers fail
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:  # raised by PIL's readers
         raise ConfigError(f"{path}: cannot be read: {error}") from None
     if num_stacked == 0 or stack.height % num_stacked:
         raise ConfigError(f"{path}: height {stack.height} does not divide into {num_stacked} prompts' pictures")

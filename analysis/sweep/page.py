@@ -140,5 +140,5 @@ def _figures(sweep: SweepStudy) -> Iterator[Drawing]:
 def _intermediate(study: optuna.Study) -> Axes:
     axes = plots.plot_intermediate_values(study)
     if legend := axes.get_legend():
-        legend.remove()  # it has an entry per trial
+        legend.remove()  # it would have an entry per trial
     return axes
