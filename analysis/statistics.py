@@ -254,7 +254,7 @@ def _draws(count: int, num_resamples: int) -> NDArray[np.int64]:
 
 @lru_cache(maxsize=8)
 def _weights(count: int, of: str) -> Values:
-    """``[resamples, count]`` weights of the values in a bootstrap mean; independent if the first letters of ``of`` differ."""
+    """``[resamples, count]`` weights of values in a bootstrap mean; independent if first letters of ``of`` differ."""
     generator = np.random.default_rng([RESAMPLING_SEED, ord(of[0])])
     weights = generator.multinomial(count, np.full(count, 1 / count), size=NUM_RESAMPLES) / count
     weights.flags.writeable = False
