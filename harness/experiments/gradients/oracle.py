@@ -61,7 +61,7 @@ class Oracle:
     Attributes:
         config: configuration whose gradients are measured.
         checkpoint: checkpoint at which they are measured.
-        references: R, number of training prompts of the reference direction; the first and the last are its halves.
+        references: R, number of training prompts of the reference direction, in a first and a second half.
         prompts: P, number of training prompts in the pool.
         noises: N, number of initial noises per prompt.
     """
