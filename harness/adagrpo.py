@@ -210,7 +210,7 @@ def local_advantage(rewards: Tensor, clip: float = 5.0, resolution: float | None
 def global_advantage(
     rewards: Tensor, mean: float, std: float, clip: float = 5.0, resolution: float | None = None
 ) -> Tensor:
-    """Advantage relative to the model's capability: positive for a sample above mu_ema, negative for one below it.
+    """Advantage relative to the model's capability; in a two-sided group it has the sign of R_j - mu_ema.
 
     With z_j = (R_j - mu_ema) / (sigma_ema + 1e-8) (paper, Cross-Level Advantage Fusion)::
 

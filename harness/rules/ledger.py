@@ -17,7 +17,7 @@ from harness.adagrpo import CapabilityTracker
 MIN_OUTCOMES = 16
 """Outcomes needed before the ledger predicts anything; rules that need a prediction choose at random until then."""
 COOLDOWN = 5
-"""Number of iterations after which ``replay`` may take a prompt again."""
+"""Number of iterations that a prompt rests before ``replay`` may take it again."""
 _PENALTIES = (0.03, 0.3, 3.0, 30.0, 300.0)
 """Ridge penalties to choose from, in units of one outcome at the mean squared distance from the mean embedding."""
 

@@ -38,7 +38,7 @@ class Slot:
     """Strategy drawn by the bandit, an index of ``SELECTION_STRATEGIES``; -1 for other selections."""
     chosen: int = 0
     pending: PendingScores = field(init=False)
-    """Scores in progress: those of the candidates' ODE samples, if the selection needs them, then the rollout's."""
+    """Scores in progress: those of the candidates' ODE samples, if there are any, then the rollout's."""
     rollout: Rollout = field(init=False)
     scores: Scores = field(init=False)
     """The rollout's scores, ``[groups, G]``."""
@@ -97,7 +97,7 @@ def expected_cost(config: RunConfig) -> Counters:
     rollout, objective, steps = config.rollout, config.objective, config.model.num_steps
     trained = num_trained_steps(rollout)
     if rollout.kind == "anchor_branch":
-        # A branch at index i takes one step without a forward, then N - 1 - i more; averaged over a window's places.
+        # A branch at index i takes one step without a forward, then N - 1 - i more; for a window all indices' mean.
         left = [steps - 1 - index for index in rollout.branch_indices]
         sampled = rollout.group_size * round(sum(left) * trained / len(left))
         scored, trained_samples = rollout.group_size * trained, trained

@@ -111,10 +111,10 @@ class Engine:
         return float(torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.settings.max_grad_norm))
 
     def move_averages(self, updates: int) -> None:
-        """Move averages after every ``weight_ema_interval``-th update: average <- d * average + (1 - d) * weights.
+        """Update the averages: average <- d * average + (1 - d) * weights, where the decay d is ``weight_ema``.
 
         Args:
-            updates: number of updates since training began. The decay d is ``weight_ema``.
+            updates: number of updates since training began; only every ``weight_ema_interval``-th moves the averages.
         """
         if self.settings.weight_ema is not None and updates % self.settings.weight_ema_interval == 0:
             for name, average in self.averages.items():

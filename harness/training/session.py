@@ -111,8 +111,8 @@ class Session:
         """Train to the end, with a validation at each interval and one test after the last iteration.
 
         Raises:
-            StopRun: ``on_validation`` raised it; the state was saved in a checkpoint before.
-            Preempted: ``asked_to_end`` returned a signal; the state was saved in a checkpoint before.
+            StopRun: ``on_validation`` raised it; the checkpoint has everything trained so far.
+            Preempted: ``asked_to_end`` returned a signal; the checkpoint has everything trained so far.
             TrainingError: training cannot go on.
         """
         trainer, config = self.trainer, self.config

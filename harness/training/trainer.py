@@ -106,7 +106,7 @@ class Trainer:
             return {**self._record(slots, advantages, logged, self._group_spreads(slots)), **noted}
 
     def _draw(self, number: int) -> Slot:
-        """Draw B candidate prompts for a slot; sample them by the ODE and start scoring, if the selection needs it."""
+        """Draw B candidate prompts for a slot; sample and score them if the selection or the capability needs it."""
         slot, samples = self.choosing.draw(self.iteration, number), self.config.candidate_samples
         if samples or self.choosing.ledger is not None:
             slot.text = self.policy.encode(slot.prompts)
@@ -153,7 +153,7 @@ class Trainer:
         return noised_again(slot.rollout, self.sigmas, self.config.rollout.group_size, generator)
 
     def _anchor(self, slot: Slot, text: PromptEmbedding) -> Trajectory:
-        """ODE path of the chosen candidate; sampled here if there is none from the selection."""
+        """ODE path of the chosen candidate; sampled here unless ``_draw`` sampled it with all steps."""
         if slot.trajectories is not None:
             return slot.trajectories.select(slot.chosen)
         return self._ode(self._candidate_noise(slot.number, slot.chosen), text, self.sigmas)

@@ -38,7 +38,7 @@ class ColourReward(Reward):
     """
 
     name = "colour"
-    resolution = 1e-7  # the rounding to float32
+    resolution = 1e-7  # computed in float64, then rounded to float32
 
     def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         """See ``Reward.score``. Raises ValueError also for a prompt outside the miniature's grammar."""

@@ -36,7 +36,7 @@ _NEEDS = {"imagereward": ("ImageReward.pt", "med_config.json")}
 _IMAGEREWARD_TOKENS = 35
 """Tokens to which the image-reward package truncates a prompt."""
 _RESOLUTION = {"hpsv2": 2e-3, "hpsv3": 2e-2, "imagereward": 1e-4}
-"""Resolution of the packages' scores; all but ImageReward compute in half precision."""
+"""Resolution of the packages' scores; all but ImageReward may compute in half precision."""
 
 
 class Worker:
