@@ -25,7 +25,7 @@ _FIRST_FINGERPRINTS = {
     "e096d566b07f0dc3": "f38a44a8b63273d444d149e95c2a928caf355d221f0f0e357e3a4d68458a857e",
     "5ca7258bc04f2aa2": "180ccc3b3cb83f66baf7a5d0ef0028f09c26b6517235535b579376c2406676ac",
 }
-"""Fingerprints that runs recorded before models were changed without effect on results, by the start of present ones."""
+"""Fingerprints that runs recorded before models changed without effect on results, by the start of present ones."""
 
 
 def build_once(folder: Path, build: Callable[[Path], object]) -> Path:

@@ -170,7 +170,7 @@ class _Handler(BaseHTTPRequestHandler):
         try:
             with self.server.turn:  # a model takes one batch at a time
                 said = reply(self.server.measure(levels, prompts))
-        except Exception as error:  # noqa: BLE001 - whatever a model raises is told to whoever waits for its scores
+        except Exception as error:  # noqa: BLE001 - whatever a model raises is reported to the client
             image = getattr(error, "image", None)
             # The client adds the reward's name and the picture's index among all of its pictures.
             reason = one_line(error) if image is None else str(error).rpartition(f"picture {image}: ")[2]

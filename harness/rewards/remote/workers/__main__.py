@@ -25,7 +25,7 @@ def main(settings: dict[str, Any]) -> None:
     torch.set_num_threads(settings["num_threads"])
     try:
         measure = importlib.import_module(f"harness.rewards.remote.workers.{settings['name']}_package").load(settings)
-    except Exception as error:  # noqa: BLE001 - whatever a package raises is told to whoever waits for it
+    except Exception as error:  # noqa: BLE001 - whatever a package raises is reported to the parent process
         print(json.dumps({"error": one_line(error)}), file=outgoing, flush=True)
         return
     about, token = {"name": settings["name"]}, os.environ.get(TOKEN_VARIABLE)
