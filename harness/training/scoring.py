@@ -21,7 +21,7 @@ def require_finite(values: Tensor, what: str, where: str) -> None:
 class Scores:
     """Scores of n pictures, or of groups of pictures.
 
-    Args:
+    Attributes:
         components: ``[n]`` float64 for each component, in its own unit.
         total: ``[n]`` float64, the reward to train on.
     """

@@ -65,7 +65,7 @@ class FullySharded(Engine):
         """Do nothing: no two processes hold the same weights."""
 
     def whole_weights(self) -> dict[str, Tensor]:
-        """See ``Engine``."""
+        """Gather the trained weights by name on the CPU of the main process; empty on the others. Collective."""
         whole = {}
         for name, parameter in self.parameters.items():
             tensor = _whole(parameter.detach())
