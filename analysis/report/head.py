@@ -3,6 +3,8 @@
 import math
 from collections.abc import Sequence
 
+import pandas as pd
+
 from analysis.cells.labels import METHOD_NAMES
 from analysis.cells.logs import TRAINING_REWARD
 from analysis.cells.study import Study, adagrpo_pairs
@@ -11,7 +13,9 @@ from analysis.report.tables import difference_entry
 from analysis.statistics import Interval
 from analysis.verdicts.compared import EQUAL_ITERATIONS
 from analysis.verdicts.conclusions import Conclusions, sentences
+from analysis.verdicts.planned import FAMILIES, PRIMARY
 from analysis.verdicts.protocol import MARGIN_SHARE, Judged
+from harness.foundation.places import ROOT
 
 _SHARE = f"{MARGIN_SHARE:.0%} of the base's gain"
 
@@ -28,6 +32,22 @@ def headline(found: Conclusions | None) -> str:
     whole = [one for one in found.main if "AdaGRPO" in one.claim.statement] if found else []
     decided = [one for one in whole if one.verdict != "undecided"]
     return " ".join(sentences(decided or whole)) or "What was reached; too little to decide anything."
+
+
+def added_by_study(study: Study) -> WideTable | None:
+    """The study's verdicts on its primary claims, for a page of the default grid; None before there are any."""
+    path = ROOT / "results" / "study" / "tables" / "conclusions.csv"
+    if study.experiment != "miniature" or not path.is_file():
+        return None
+    frame, statements = pd.read_csv(path), {claim.name: claim.statement for claim, _ in PRIMARY}
+    rows: list[tuple[str, list[Entry | str]]] = []
+    for row in frame[frame["family"] == FAMILIES[0].name].to_dict("records"):
+        interval = Interval(row["difference"], row["lower_bound"], row["upper_bound"])
+        difference = Entry(row["difference"], interval=interval, signed=True)
+        share = Entry(row["difference"] / row["gain"], digits=0, signed=True, percent=True)
+        pairs = f"{row['pairs']} of {row['planned_pairs']}"
+        rows.append((statements[row["claim"]], [str(row["verdict"]), difference, share, pairs]))
+    return WideTable("", ["Claim", "Verdict", "Difference", "Of the base's gain", "Pairs"], rows)
 
 
 def cautions(family: Sequence[Judged]) -> list[str]:

@@ -5,31 +5,31 @@ from pathlib import Path
 from harness.foundation.errors import ConfigError
 from harness.foundation.files import write_atomically
 
-START, END = "<!-- claims: written by adagrpo report -->", "<!-- end of claims -->"
 
-
-def split(path: Path) -> tuple[str, str]:
-    """Split a UTF-8 file into the text before the first marker and the text after the second.
+def split(path: Path, name: str) -> tuple[str, str]:
+    """Split a UTF-8 file at the markers of a block: the text up to the first one, and from the second one on.
 
     Raises:
         ConfigError: the file cannot be read, or does not have both markers, once each and in order.
     """
+    start, end = f"<!-- {name}: written by adagrpo report -->", f"<!-- end of {name} -->"
     try:
         content = path.read_bytes().decode()
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read: {error}") from None
-    if content.count(START) != 1 or content.count(END) != 1 or content.index(START) > content.index(END):
+    if content.count(start) != 1 or content.count(end) != 1 or content.index(start) > content.index(end):
         raise ConfigError(
-            f"{path}: needs the line {START!r} and after it the line {END!r}, once each; claims go between"
+            f"{path}: needs the line {start!r} and after it the line {end!r}, once each; {name} go between"
         )
-    return content.partition(START)[0], content.partition(END)[2]
+    before, after = content.partition(start)[0] + start, end + content.partition(end)[2]
+    return before, after
 
 
-def insert(path: Path, text: str) -> None:
+def insert(path: Path, name: str, text: str) -> None:
     """Replace the text between the markers with Markdown; the rest of the file stays as it is, byte by byte.
 
     Raises:
         ConfigError: see ``split``.
     """
-    before, after = split(path)
-    write_atomically(path, f"{before}{START}\n\n{text.strip()}\n\n{END}{after}".encode())
+    before, after = split(path, name)
+    write_atomically(path, f"{before}\n\n{text.strip()}\n\n{after}".encode())

@@ -18,7 +18,7 @@ from analysis.cells.study import MIN_SEEDS_FOR_INTERVAL, Study, adagrpo_pairs, m
 from analysis.figures import StudyFigures
 from analysis.figures.drawing import Drawing
 from analysis.formats import entry_text, number
-from analysis.report.head import cautions, head_table, headline, is_comparison
+from analysis.report.head import added_by_study, cautions, head_table, headline, is_comparison
 from analysis.report.pictures import gallery, pictures_by_difficulty
 from analysis.report.tables import extra_gain_table, main_table, paper_table
 from analysis.runs.sources import changes_since, note_on_changes
@@ -145,6 +145,7 @@ def _study(logs: Logs, part: Part, scope: str, names_experiment: bool) -> dict[s
         "note": part.conclusions and conclusions.note(part.conclusions, study.endpoint),
         "head": head_table(study, part.conclusions),
         "headline": headline(part.conclusions),
+        "added": added_by_study(study),
         "is_comparison": is_comparison(part.conclusions),
         "cautions": cautions(part.conclusions.main) if part.conclusions and is_comparison(part.conclusions) else [],
         "model": shared.get("model.path", "several models, see below"),

@@ -17,7 +17,7 @@ from analysis.figures.drawing import Drawing, draw_panel, draw_together
 from analysis.figures.levels import map_panels
 from analysis.formats import WideTable, latex, markdown, write_frame
 from analysis.report.head import is_comparison
-from analysis.report.insertion import insert, split
+from analysis.report.insertion import insert
 from analysis.report.page import Part, render_page
 from analysis.report.tables import (
     cell_frame,
@@ -29,7 +29,14 @@ from analysis.report.tables import (
     run_frame,
 )
 from analysis.runs.sources import changes_since, note_on_changes
-from analysis.verdicts.conclusions import Conclusions, conclude, conclusions_frame, conclusions_markdown, digest
+from analysis.verdicts.conclusions import (
+    Conclusions,
+    conclude,
+    conclusions_frame,
+    conclusions_markdown,
+    digest,
+    planned_families,
+)
 from analysis.verdicts.levels import map_frame
 from analysis.verdicts.stability import GROUP_SPREADS, stability_frame, stability_table
 from harness.foundation.errors import ConfigError
@@ -50,7 +57,8 @@ def write_report(
     Args:
         runs_folder: folder with run directories or shards at any depth, see ``find_runs``.
         output: folder to write to; created if missing.
-        readme: file whose markers enclose the first experiment's claims, see ``analysis.report.insertion``.
+        readme: file whose markers enclose the first experiment's claims, or the findings of the study, see
+            ``analysis.report.insertion``.
         planned_seeds: see ``conclude``.
 
     Returns:
@@ -64,8 +72,6 @@ def write_report(
     """
     if not find_runs(runs_folder):
         raise ConfigError(f"{runs_folder}: holds no run (no config.yaml and no shard at any depth)")
-    if readme is not None:
-        split(readme)
     logs = load_logs(runs_folder, (*SPENDING_METRICS, *REPORT_METRICS), skip_damaged=True)
     for line in note_on_changes(map(changes_since, logs.environments)):
         print(line, file=sys.stderr)
@@ -77,7 +83,12 @@ def write_report(
     if readme is not None:
         folder = PurePath(os.path.relpath(output, readme.parent)).as_posix()
         links = {"all claims": f"{folder}/tables/conclusions.md", "the page": f"{folder}/report.html"}
-        insert(readme, digest(concluded[0], links))
+        first = next(study for study, conclusions in found.items() if conclusions)
+        if planned_families(first):
+            picture = f'<img src="{folder}/figures/{first.prefix}claims-1.svg" width="480" alt="The study\'s claims">'
+            insert(readme, "findings of the study", f"{picture}\n\n{digest(concluded[0], links)}")
+        else:
+            insert(readme, "claims", digest(concluded[0], links))
     return write_pages(logs, found, output)
 
 

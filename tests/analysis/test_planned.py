@@ -1,7 +1,10 @@
 """The study's protocol speaks of cells that its grid files have, with as many seeds as it counts on."""
 
 import math
+import re
 from collections import defaultdict
+from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +16,13 @@ from analysis.cells.labels import Cell
 from analysis.cells.variants import name_variants
 from analysis.decisions import LEVEL
 from analysis.figures.levels import map_panels
+from analysis.report import head
+from analysis.report.head import added_by_study
+from analysis.report.report import write_report
 from analysis.verdicts.checks import TRIALS, check_rule
 from analysis.verdicts.conclusions import conclude
 from analysis.verdicts.levels import map_frame
-from analysis.verdicts.planned import FAMILIES
+from analysis.verdicts.planned import FAMILIES, PRIMARY
 from harness.config import EXPERIMENTS, numeric_settings
 from harness.experiments.study import read_study
 
@@ -70,6 +76,30 @@ def test_rules_with_one_rival_are_ranked_and_other_claims_are_not(tmp_path: Path
     planned = {family.name: [claim.name for claim, _ in family.claims] for family in FAMILIES}
     assert sorted(ranking) == sorted(planned["rules against random prompts"])
     assert [one.claim.name for one in concluded.main] == planned["primary"]
+
+
+def test_the_study_says_what_it_found_in_a_readme_and_on_the_default_grids_page(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for selection, seed in product(("random", "curriculum"), (1, 2)):
+        write_run(tmp_path / "runs" / f"{selection}-{seed}", seed=seed, selection=selection, experiment="study")
+    readme, output, block = tmp_path / "README.md", tmp_path / "results" / "study", "findings of the study"
+    readme.write_text(f"before\n<!-- {block}: written by adagrpo report -->\nold\n<!-- end of {block} -->\nafter\n")
+    write_report(tmp_path / "runs", output, readme)
+    text = readme.read_text(encoding="utf-8")
+    [picture] = re.findall(r'<img src="([^"]+)"', text)
+    assert (tmp_path / picture).is_file()
+    assert "2 of 32" in text
+    assert "old" not in text
+    assert text.startswith("before\n")
+    assert text.endswith("\nafter\n")
+    monkeypatch.setattr(head, "ROOT", tmp_path)
+    study = study_of(tmp_path / "runs")
+    assert added_by_study(study) is None
+    added = added_by_study(replace(study, experiment="miniature"))
+    assert added is not None
+    assert [label for label, _ in added.rows] == [claim.statement for claim, _ in PRIMARY]
+    assert added.rows[0][1][-1] == "2 of 32"
 
 
 def test_the_map_is_of_rules_less_random_as_shares_of_the_gain(tmp_path: Path) -> None:
