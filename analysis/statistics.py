@@ -19,6 +19,8 @@ Values = NDArray[np.float64]
 NUM_RESAMPLES = 10_000
 RESAMPLING_SEED = 20_260_606
 """Seed of every bootstrap, so that an interval is a function of the data alone."""
+_OF_SEEDS, _OF_PROMPTS = (ord("s"),), (ord("p"),)
+"""Keys of the weights of seeds and of prompts; strata have the characters of their number."""
 
 _FEWEST_BEYOND = 10
 """Bootstrap samples that must lie beyond a bound for their quantile to estimate it."""
@@ -95,7 +97,8 @@ def resampling_weights(counts: Sequence[int]) -> list[Values]:
     """
     if not counts or min(counts) < 2:
         raise ValueError(f"{list(counts)} units: a bootstrap needs strata of at least 2 units each")
-    return [np.vstack([np.full(count, 1 / count), _weights(count, str(number))]) for number, count in enumerate(counts)]
+    keys = [tuple(map(ord, str(number))) for number in range(len(counts))]
+    return [np.vstack([np.full(n, 1 / n), _weights(n, key)]) for n, key in zip(counts, keys, strict=True)]
 
 
 class Resampled(NamedTuple):
@@ -242,8 +245,8 @@ def _bootstrap_error(differences: Values) -> float:
 
 def _resampled_means(differences: Values) -> Values:
     """Bootstrap means of ``[seeds]`` or ``[seeds, prompts]``, with multinomial counts of how often each is drawn."""
-    means = _weights(len(differences), "seeds") @ differences
-    return means if means.ndim == 1 else (means * _weights(means.shape[1], "prompts")).sum(axis=1)
+    means = _weights(len(differences), _OF_SEEDS) @ differences
+    return means if means.ndim == 1 else (means * _weights(means.shape[1], _OF_PROMPTS)).sum(axis=1)
 
 
 @lru_cache(maxsize=8)
@@ -253,9 +256,9 @@ def _draws(count: int, num_resamples: int) -> NDArray[np.int64]:
 
 
 @lru_cache(maxsize=8)
-def _weights(count: int, of: str) -> Values:
-    """``[resamples, count]`` weights of values in a bootstrap mean; independent if first letters of ``of`` differ."""
-    generator = np.random.default_rng([RESAMPLING_SEED, ord(of[0])])
+def _weights(count: int, key: tuple[int, ...]) -> Values:
+    """``[resamples, count]`` weights of values in a bootstrap mean; independent for different keys."""
+    generator = np.random.default_rng([RESAMPLING_SEED, *key])
     weights = generator.multinomial(count, np.full(count, 1 / count), size=NUM_RESAMPLES) / count
     weights.flags.writeable = False
     return weights

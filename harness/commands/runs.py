@@ -101,7 +101,7 @@ def replay(
     run: Annotated[Path, "directory of a run"],
     iteration: Annotated[int, "to be made again, from the nearest checkpoint before it", 1],
 ) -> int:
-    """Repeat an iteration exactly, one that failed or one that was logged; only a failure's file is written to the run.
+    """Repeat an iteration exactly, one that failed or one that was logged; nothing of the run is changed.
 
     Example: ``adagrpo replay RUN 7``
     """

@@ -27,6 +27,10 @@ class TrainingError(HarnessError, RuntimeError):
         self.tensors = tensors or {}
 
 
+class SignError(TrainingError):
+    """A sign named in ``stop.on`` has ended the run. Nothing failed: there is nothing to look at or to make again."""
+
+
 class FileError(HarnessError):
     """A file of the project that cannot be written, or whose content is not what was written."""
 

@@ -114,7 +114,7 @@ def find(source: str) -> Plugin:
     _FILES.update(str(file) for file in files.values())
     key = source, plugin.sha256
     if key not in _FOUND:
-        module = _executed(Path(place), plugin) if place.endswith(".py") else _imported(place)
+        module = _executed(Path(place), plugin) if place.endswith(".py") else _imported(place, plugin.sha256)
         if not hasattr(module, name):
             known = [word for word, value in vars(module).items() if not word.startswith("_") and callable(value)]
             raise PluginError(f"plug-in {source}: has no {name}, but {', '.join(known) or 'nothing'}")
@@ -123,6 +123,8 @@ def find(source: str) -> Plugin:
 
 
 _FOUND: dict[tuple[str, str], Plugin] = {}
+_IMPORTED: dict[str, str] = {}
+"""Hash of each module's source when it was imported."""
 _FILES: set[str] = set()
 """Files of loaded plug-ins, by which ``explained`` recognises their frames."""
 
@@ -163,7 +165,9 @@ def _executed(file: Path, plugin: Plugin) -> types.ModuleType:
     return module
 
 
-def _imported(name: str) -> types.ModuleType:
+def _imported(name: str, sha256: str) -> types.ModuleType:
+    if _IMPORTED.setdefault(name, sha256) != sha256:
+        raise PluginError(f"plug-in {name}: has changed since this process imported it; start it again")
     with explaining():
         return importlib.import_module(name)
 

@@ -1,4 +1,4 @@
-"""Exact repetition of a run's iteration, from the nearest checkpoint before it; only failures are written to it."""
+"""Exact repetition of a run's iteration, from the nearest checkpoint before it; nothing is written to the run."""
 
 import json
 import shutil
@@ -10,6 +10,7 @@ from typing import Any
 from harness.config import ConfigError, dump
 from harness.foundation.errors import HarnessError
 from harness.foundation.files import write_atomically
+from harness.foundation.places import WORK
 from harness.foundation.records import read_lines
 from harness.runs.directory import RunDirectory
 from harness.trained.checkpoints import run_in
@@ -18,7 +19,8 @@ from harness.trained.checkpoints import run_in
 def replay(folder: Path, iteration: int, say: Callable[[str], None]) -> bool:
     """Train from the nearest complete checkpoint, or from the start, until the iteration is done or fails again.
 
-    This process alone trains, even if several trained the run: sums may differ by rounding. Failures go to ``folder``.
+    This process alone trains, even if several trained the run: sums may differ by rounding. A failure is described in a
+    file under results/replays.
 
     Args:
         folder: directory of the run.
@@ -66,7 +68,7 @@ def _replay(run: RunDirectory, copy: RunDirectory, iteration: int, say: Callable
         while trainer.iteration < iteration:
             record = trainer.iterate()
     except HarnessError as error:
-        path = dump_failure(run.folder, trainer, error)
+        path = dump_failure(WORK / "results" / "replays" / run.run_id, trainer, error)
         say(f"iteration {trainer.iteration} fails: {error}; {path} says what it was at")
         return trainer.iteration == iteration and iteration not in logged
     say(json.dumps(record, indent=1, ensure_ascii=False))

@@ -100,7 +100,9 @@ def expected_cost(config: RunConfig) -> Counters:
         # A branch at index i takes one step without a forward, then N - 1 - i more; for a window all indices' mean.
         left = [steps - 1 - index for index in rollout.branch_indices]
         sampled = rollout.group_size * round(sum(left) * trained / len(left))
-        scored, trained_samples = rollout.group_size * trained, trained
+        scored = rollout.group_size * trained
+        # Siblings share the state before their step; pictures that are noised again share nothing.
+        trained_samples = trained * (rollout.group_size if objective.is_forward else 1)
     else:
         sampled = rollout.group_size * steps
         scored, trained_samples = rollout.group_size, rollout.group_size * trained

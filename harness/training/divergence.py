@@ -13,7 +13,10 @@ from harness.training.trainer import Trainer
 
 def statistics(values: Tensor) -> dict[str, Any]:
     """Statistics of a tensor: shape, number of finite values, index of the first other one, range, mean and std."""
-    values = values.detach().float().cpu()
+    values = values.detach()
+    if hasattr(values, "to_local"):  # of sharded weights this process's share
+        values = values.to_local()
+    values = values.float().cpu()
     is_finite = values.isfinite()
     finite, others = values[is_finite].double(), (~is_finite).nonzero()
     numbers = {"min": finite.min(), "max": finite.max(), "mean": finite.mean()} if len(finite) else {}

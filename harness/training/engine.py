@@ -64,8 +64,10 @@ class Engine:
             scale: loss scale for the backward pass, a power of 2, so that no gradient vanishes in half precision.
 
         Returns:
-            Norm of the averaged gradient before clipping. If it is not finite, no step was taken.
+            Norm of the averaged gradient before clipping. If it is not finite, no step was taken, and the parameters
+            keep the gradient to be looked at.
         """
+        self.optimizer.zero_grad(set_to_none=True)
         for loss in losses:
             (loss() * scale).backward()
         gradients = [p.grad for p in self.parameters.values() if p.grad is not None]
@@ -74,7 +76,7 @@ class Engine:
         norm = self._clip(gradients)
         if math.isfinite(norm):
             self._step()
-        self.optimizer.zero_grad(set_to_none=True)  # frees the gradients' memory before the next rollout
+            self.optimizer.zero_grad(set_to_none=True)  # frees the gradients' memory before the next rollout
         return norm
 
     def _step(self) -> None:

@@ -10,7 +10,7 @@ from accelerate.utils import set_seed
 
 from harness.config import numeric_settings
 from harness.foundation import records
-from harness.foundation.errors import CollectiveError, Preempted, StopRun, TrainingError
+from harness.foundation.errors import CollectiveError, Preempted, SignError, StopRun, TrainingError
 from harness.models.pipelines.policy import Policy
 from harness.models.pipelines.registry import build_policy
 from harness.models.pipelines.truncation import ReadsText, truncations
@@ -167,6 +167,8 @@ class Session:
                 mirror.training(record)
             self._end_if_asked()
             self._evaluate_due(mirror)
+        except SignError:
+            raise
         except TrainingError as error:
             path = dump(self.run.folder, trainer, error)
             again = f"adagrpo replay {self.run.folder} {trainer.iteration}  makes it again"
@@ -230,7 +232,7 @@ class Session:
         stopped, sign = self.processes.broadcast((stopped, sign), "asking whether to go on")
         if sign is not None:
             self._save("running")
-            raise TrainingError(f"at iteration {self.trainer.iteration} {sign} (stop.on); the same command goes on")
+            raise SignError(f"at iteration {self.trainer.iteration} {sign} (stop.on); the same command goes on")
         if stopped is not None:
             self._save("waiting", stopped)
             raise StopRun(stopped)

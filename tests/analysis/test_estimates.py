@@ -101,6 +101,11 @@ def test_strata_are_resampled_independently() -> None:
     assert both.high - both.low == pytest.approx(math.sqrt(2) * width, rel=0.1)
 
 
+def test_each_of_many_strata_has_weights_of_its_own() -> None:
+    weights = resampling_weights([4] * 12)
+    assert len({one.tobytes() for one in weights}) == 12
+
+
 def test_an_undefined_resample_leaves_the_bounds_undefined() -> None:
     interval = Resampled(array(1.0, 2.0, math.nan), [2]).interval()
     assert interval.estimate == 1.0

@@ -45,7 +45,8 @@ def test_an_iteration_is_made_again_to_the_last_bit_and_nothing_is_changed(tmp_p
     assert said[-1].startswith("reward_mean: ")
 
 
-def test_a_diverged_iteration_is_described_and_fails_again(tmp_path: Path) -> None:
+def test_a_diverged_iteration_is_described_and_fails_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("harness.trained.replay.WORK", tmp_path / "work")
     run, said = prepared(tmp_path, "iterations=3", "optimizer.learning_rate=1e12"), list[str]()
     with pytest.raises(TrainingError, match=rf"adagrpo replay {run.folder} 2  makes it again"), run.failure_noted():
         Session(run, **QUIET).execute()
@@ -57,8 +58,12 @@ def test_a_diverged_iteration_is_described_and_fails_again(tmp_path: Path) -> No
     pictures = told["tensors"]["pictures"]
     assert pictures["finite"] != f"{pictures['shape']}"
     assert pictures["first that is not"] is not None
+    before = contents(run)
     assert replay(run.folder, 2, said.append)
     assert any("iteration 2 fails: pictures are not finite" in line for line in said)
+    assert contents(run) == before
+    [again] = (tmp_path / "work").rglob("failure-0000002.json")
+    assert json.loads(again.read_text())["tensors"]["pictures"] == pictures
 
 
 @pytest.mark.parametrize("what", ["loss", "gradient", "latents"])
@@ -80,8 +85,11 @@ def test_what_is_not_finite_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyP
         monkeypatch.setattr(
             session.trainer.policy, "decode", lambda latents: decode(latents.div_(0).nan_to_num(0, 0, 0))
         )
-    with pytest.raises(TrainingError, match=f"the {what} is not finite|{what} are not finite"):
+    with pytest.raises(TrainingError, match=f"the {what} is not finite|{what} are not finite") as raised:
         session.trainer.iterate()
+    if what == "gradient":
+        described = [name for name, values in raised.value.tensors.items() if isinstance(values, torch.Tensor)]
+        assert described == [f"gradient of {name}" for name in session.trainer.engine.parameters]
 
 
 def test_statistics_of_tensors() -> None:
@@ -129,6 +137,8 @@ def test_a_sign_warns_and_stops_a_run_that_asked_for_it_and_the_same_command_goe
     with pytest.raises(TrainingError, match=r"at iteration 1 ocr falls \(stop.on\)"), run.failure_noted():
         Session(run, **QUIET).execute()
     assert (run.status()["state"], run.status()["iteration"]) == ("failed", 1)
+    assert not [*run.folder.glob("failure-*.json")]
+    assert "replay" not in run.status()["reason"]
     shown.clear()
     Session(run, **QUIET).execute()
     assert run.status()["state"] == "finished"

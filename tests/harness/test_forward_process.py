@@ -7,6 +7,7 @@ from harness.config import ConfigError, compose
 from harness.models.pipelines.embedding import PromptEmbedding
 from harness.objective import surrogate_loss
 from harness.rollout import Rollout, TrainStep
+from harness.training.accounting import Counters, expected_cost
 from harness.training.forward_process import ForwardProcess, Matching, nft_loss, noised_again
 from tests.harness.conftest import build_trainer
 
@@ -64,6 +65,7 @@ def test_a_trainer_updates_by_them(kind: str, clip: str, kind_of_rollout: str) -
     record = trainer.iterate()
     assert any(not torch.equal(p, before[name]) for name, p in trainer.parameters.items())
     assert record["grad_norm"] > 0
+    assert {name: record[name] for name in vars(Counters())} == vars(expected_cost(trainer.config))
     again = build_trainer(*settings, f"rollout.kind={kind_of_rollout}", "reward={colour: 1}")
     assert again.iterate()["loss"] == record["loss"]
 

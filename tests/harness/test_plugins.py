@@ -243,6 +243,9 @@ def test_a_module_is_told_by_what_it_imports_of_its_own_package(
     before = find(config.plugins["second"].source)
     assert set(before.files) == {f"lab_of_tests/{name}.py" for name in ("__init__", "rules", "parts")}
     (package / "parts.py").write_text("WHICH = 2\n")
+    with pytest.raises(PluginError, match="has changed since this process imported it"):
+        find(config.plugins["second"].source)
+    monkeypatch.setattr(plugins, "_IMPORTED", {})  # as in another process
     assert find(config.plugins["second"].source).sha256 != before.sha256
 
 

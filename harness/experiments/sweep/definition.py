@@ -80,7 +80,7 @@ class SweepConfig(Section):
 
     @model_validator(mode="after")
     def _check(self) -> "SweepConfig":
-        if self.trials is None and self.hours is None:
+        if self.trials is None and self.hours is None and self.sampler.kind != "grid":
             raise ValueError("a sweep needs a budget: set trials, hours or both")
         if len(set(self.seeds)) < len(self.seeds):
             raise ValueError(f"seeds: {list(self.seeds)} must differ")
