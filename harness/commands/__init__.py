@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal, NoReturn, TypeVar, Union, get_args, 
 from harness.foundation.errors import ConfigError
 from harness.foundation.plugins import absolute
 
-Where = Annotated[Literal["auto", "cpu", "cuda"], "device"]
+Where = Annotated[Literal["auto", "cpu", "cuda"], "device to compute on"]
 Function = TypeVar("Function", bound=Callable[..., int])
 COMMANDS: dict[str, Callable[..., int]] = {}
 """Functions by the name of the command."""

@@ -13,28 +13,28 @@ from harness.foundation.places import WORK, from_here
 if TYPE_CHECKING:
     from harness.trained.checkpoints import Checkpoint
 
-Base = Annotated[str, "profile with base model and sampling settings of a checkpoint that does not know its own"]
-Pixels = Annotated[int | None, "(default: the checkpoint's)"]
-Steps = Annotated[int | None, "of Euler's method (default: the checkpoint's)"]
+Base = Annotated[str, "profile with base model and sampling settings, for a checkpoint that does not record its own"]
+Pixels = Annotated[int | None, "size in pixels (default: the checkpoint's)"]
+Steps = Annotated[int | None, "number of Euler steps (default: the checkpoint's)"]
 
 
 @command
 def evaluate(
     checkpoints: Annotated[
-        Sequence[str], "run directory, exported folder, LoRA file, transformer folder, pipeline folder, or: base"
+        Sequence[str], "run directory, exported folder, LoRA file, transformer folder, pipeline folder, or base"
     ],
     *,
-    prompts: Annotated[str | None, "list to score on (default: the first checkpoint's test list)"] = None,
+    prompts: Annotated[str | None, "prompt list to score on (default: the first checkpoint's test list)"] = None,
     suite: Annotated[
         Literal["drawbench", "partiprompts", "geneval", "ocr"] | None,
-        "benchmark whose list --prompts is: sets the rewards and pictures per prompt that it has",
+        "benchmark that the list in --prompts belongs to; sets its rewards and its pictures per prompt",
     ] = None,
     rewards: Annotated[
-        str | None, "comma-separated, of the project or as my.py:Reward (default: every one that can score here)"
+        str | None, "comma-separated rewards, by name or as my.py:Reward (default: all that can score here)"
     ] = None,
-    noises: Annotated[int | None, "pictures per prompt (default: the configuration's)", 1] = None,
-    grid_prompts: Annotated[int, "prompts in grid.png", 0] = 4,
-    output: Annotated[Path | None, "folder (default: one in results/evaluations/)"] = None,
+    noises: Annotated[int | None, "pictures per prompt (default: the benchmark's, else the configuration's)", 1] = None,
+    grid_prompts: Annotated[int, "number of prompts in grid.png", 0] = 4,
+    output: Annotated[Path | None, "output folder (default: one in results/evaluations/)"] = None,
     profile: Base = "miniature",
     height: Pixels = None,
     width: Pixels = None,
@@ -106,11 +106,11 @@ def _checkpoint(
 
 @command
 def sample(
-    checkpoint: Annotated[str, "as for evaluate"],
+    checkpoint: Annotated[str, "run directory, exported folder, LoRA file, transformer or pipeline folder, or base"],
     *,
-    prompt: Annotated[tuple[str, ...], "what to draw; may be repeated"] = (),
-    prompts: Annotated[str | None, "a prompt list to draw instead"] = None,
-    seed: Annotated[tuple[int, ...], "may be repeated (default: 3407)", 0] = (),
+    prompt: Annotated[tuple[str, ...], "prompt to draw; may be repeated"] = (),
+    prompts: Annotated[str | None, "prompt list to draw instead"] = None,
+    seed: Annotated[tuple[int, ...], "seed of the initial noise; may be repeated (default: 3407)", 0] = (),
     output: Annotated[Path, "folder to write to"],
     profile: Base = "miniature",
     height: Pixels = None,
@@ -145,12 +145,12 @@ def sample(
 
 @command
 def export(
-    run: Annotated[Path, "directory of a finished run, or with --latest of any"],
+    run: Annotated[Path, "directory of a finished run, or of any run with --latest"],
     *,
     output: Annotated[Path, "new folder to write to"],
-    latest: Annotated[bool, "the latest checkpoint of a run that is not finished"] = False,
-    merge: Annotated[bool, "write the whole pipeline with the trained weights in it"] = False,
-    license: Annotated[str | None, "identifier for the card (default: the base model's)"] = None,
+    latest: Annotated[bool, "export the latest checkpoint of a run that is not finished"] = False,
+    merge: Annotated[bool, "write the whole pipeline, with the trained weights merged in"] = False,
+    license: Annotated[str | None, "licence identifier for the model card (default: the base model's)"] = None,
 ) -> int:
     """Export a run's LoRA or transformer for plain diffusers, with a model card.
 

@@ -17,24 +17,24 @@ if TYPE_CHECKING:
     from harness.experiments.jobs.runner import Outcome
 
 Only = Annotated[
-    str | None, "cells, such as 'method=flow_grpo selection=random,curriculum'; of a study, of one experiment"
+    str | None, "cells to run, such as 'method=flow_grpo selection=random,curriculum' (in a study: of one experiment)"
 ]
-Seeds = Annotated[str | None, "such as 0-4 or 0,2,5 (default: the grid's own)"]
-Plan = Annotated[bool, "list runs, hours and disk, and run nothing"]
-On = Annotated[str | None, "hand the work to what a file in experiments/clusters/ names, such as slurm, and end"]
-Slots = Annotated[int | None, "runs at a time (default: as many as cores, or GPUs, suffice for)", 1]
+Seeds = Annotated[str | None, "seeds to run, such as 0-4 or 0,2,5 (default: the grid's own)"]
+Plan = Annotated[bool, "list runs, hours and disk space, and run nothing"]
+On = Annotated[str | None, "submit runs to the launcher of a file in experiments/clusters/, such as slurm, and exit"]
+Slots = Annotated[int | None, "number of parallel runs (default: as many as cores or GPUs suffice for)", 1]
 
 
 @command
 def grid(
-    grid: Annotated[str | None, "file in experiments/grids/, or a path"] = None,
-    overrides: Annotated[Sequence[str], "for every run"] = (),
+    grid: Annotated[str | None, "name of a file in experiments/grids/, or a path"] = None,
+    overrides: Annotated[Sequence[str], "settings for every run"] = (),
     *,
-    profile: Annotated[str | None, "file in experiments/profiles/ (default: the grid's own)"] = None,
+    profile: Annotated[str | None, "name of a file in experiments/profiles/ (default: the grid's own)"] = None,
     only: Only = None,
     seeds: Seeds = None,
     plan: Plan = False,
-    list: Annotated[bool, "say which grids there are, their runs, and how far their profiles are verified"] = False,
+    list: Annotated[bool, "list all grids, their runs, and how far their profiles are verified"] = False,
     slots: Slots = None,
     on: On = None,
     rerun_changed: Rerun = False,
@@ -77,13 +77,13 @@ def exit_code(outcome: "Outcome") -> int:
 def compare(
     cells: Annotated[
         Sequence[str],
-        "two or more, the first is what the others are compared with: settings, as in selection=curriculum or "
-        "'selection=my.py:Rule,fusion.enabled=true'; the file of a rule, as in my.py:Rule; a run's folder; or base",
+        "two or more cells, each compared with the first: settings, such as selection=curriculum or "
+        "'selection=my.py:Rule,fusion.enabled=true'; the file of a rule, such as my.py:Rule; a run's folder; or base",
     ],
     *,
-    seeds: Annotated[str, "one pair of runs each"] = "0-7",
-    profile: Annotated[str, "file in experiments/profiles/, or a path"] = "miniature",
-    set: Annotated[tuple[str, ...], "KEY=VALUE of all cells; may be repeated"] = (),
+    seeds: Annotated[str, "seeds, each of which gives one pair of runs"] = "0-7",
+    profile: Annotated[str, "name of a file in experiments/profiles/, or a path"] = "miniature",
+    set: Annotated[tuple[str, ...], "setting KEY=VALUE for all cells; may be repeated"] = (),
     output: Annotated[Path | None, "folder for tables, figures and page (default: results/reports/...)"] = None,
     plan: Plan = False,
     json: Annotated[bool, "print the claims as JSON, and progress to stderr"] = False,
@@ -134,7 +134,7 @@ def compare(
 @command
 def reproduce(
     *,
-    profile: Annotated[str, "file in experiments/profiles/"] = "miniature",
+    profile: Annotated[str, "name of a file in experiments/profiles/"] = "miniature",
     only: Only = None,
     seeds: Seeds = None,
     plan: Plan = False,
@@ -162,7 +162,7 @@ def reproduce(
 
 @command
 def study(
-    experiments: Annotated[Sequence[str], "files beside the study's (default: all)"] = (),
+    experiments: Annotated[Sequence[str], "names of files beside the study's file (default: all experiments)"] = (),
     *,
     study: Annotated[Path | None, "the study's file (default: experiments/study/all.yaml)"] = None,
     only: Only = None,
@@ -196,8 +196,8 @@ def study(
 @command
 def status(
     *,
-    runs: Annotated[Path | None, "folder (default: results/runs)"] = None,
-    json: Annotated[bool, "a JSON list of runs instead, for programs"] = False,
+    runs: Annotated[Path | None, "folder of runs (default: results/runs)"] = None,
+    json: Annotated[bool, "print a JSON list of the runs instead, for programs"] = False,
 ) -> int:
     """Show the progress of runs, failures, and the standings.
 
@@ -215,10 +215,10 @@ def status(
 
 @command
 def watch(
-    runs: Annotated[Path, "a run's directory, or a folder of runs, as results/runs/smoke"],
+    runs: Annotated[Path, "a run's directory, or a folder of runs, such as results/runs/smoke"],
     *,
-    every: Annotated[float, "seconds between two drawings", 1] = 10.0,
-    once: Annotated[bool, "draw the page once, and end"] = False,
+    every: Annotated[float, "seconds between two updates of the page", 1] = 10.0,
+    once: Annotated[bool, "write the page once and exit"] = False,
     output: Annotated[Path | None, "file to write (default: results/reports/NAME/watch.html)"] = None,
 ) -> int:
     """Write a page that reloads itself while runs are at work: curves, health, prompts chosen last, pictures.
@@ -236,14 +236,14 @@ def watch(
 
 @command
 def doctor(
-    overrides: Annotated[Sequence[str], "for every run"] = (),
+    overrides: Annotated[Sequence[str], "settings for every run"] = (),
     *,
-    profile: Annotated[str, "file in experiments/profiles/"] = "smoke",
+    profile: Annotated[str, "name of a file in experiments/profiles/"] = "smoke",
     seconds_per_forward: Annotated[
-        float | None, "of one sample through the network (default: measured or estimated)", 1e-09
+        float | None, "seconds of a forward pass with one sample (default: measured or estimated)", 1e-09
     ] = None,
-    measured: Annotated[Path | None, "gpu-check.json that adagrpo gpu-check wrote: its figures for estimates"] = None,
-    json: Annotated[bool, "findings as JSON instead, for programs"] = False,
+    measured: Annotated[Path | None, "gpu-check.json, written by adagrpo gpu-check, with figures for estimates"] = None,
+    json: Annotated[bool, "print the findings as JSON instead, for programs"] = False,
 ) -> int:
     """Compare what a profile needs with this machine, and list what is missing.
 
@@ -263,10 +263,10 @@ def doctor(
 @command
 def gpu_check(
     *,
-    device: Annotated[str, "cuda or cpu"] = "cuda",
-    tiny: Annotated[bool, "tiny widths: the same checks in a minute, on a CPU"] = False,
-    only: Annotated[str | None, "one check, by its name"] = None,
-    output: Annotated[Path | None, "folder (default: results/gpu-check)"] = None,
+    device: Annotated[str, "device to check, cuda or cpu"] = "cuda",
+    tiny: Annotated[bool, "use tiny widths: the same checks in a minute, on a CPU"] = False,
+    only: Annotated[str | None, "name of the only check to run"] = None,
+    output: Annotated[Path | None, "output folder (default: results/gpu-check)"] = None,
 ) -> int:
     """Check results, memory and speed of this machine's GPU against what is expected: the first ten minutes on it.
 

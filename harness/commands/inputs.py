@@ -11,14 +11,14 @@ from harness.foundation.plugins import is_reference
 
 @command
 def prompts(
-    action: Annotated[Literal["import"], "what to do"],
-    files: Annotated[Sequence[Path], ".txt, .csv, .tsv, .json, .jsonl or .ndjson; see docs/prompts.md"],
+    action: Annotated[Literal["import"], "action to perform"],
+    files: Annotated[Sequence[Path], "prompt files: .txt, .csv, .tsv, .json, .jsonl or .ndjson; see docs/prompts.md"],
     *,
-    output: Annotated[Path, "folder to write train, validation and test lists to"],
-    shares: Annotated[str, "percent for train, validation, test"] = "90,5,5",
-    exclude: Annotated[tuple[Path, ...], "file with prompts to keep out; may be repeated"] = (),
-    column: Annotated[str | None, "of the prompt in a table, or its key in JSON objects (default: prompt)"] = None,
-    max_characters: Annotated[int | None, "longer prompts are left out (default: 2000)"] = None,
+    output: Annotated[Path, "folder for the train, validation and test lists"],
+    shares: Annotated[str, "percentages of prompts for train, validation and test"] = "90,5,5",
+    exclude: Annotated[tuple[Path, ...], "file of prompts to leave out; may be repeated"] = (),
+    column: Annotated[str | None, "table column or JSON key of the prompt (default: prompt)"] = None,
+    max_characters: Annotated[int | None, "maximum length; longer prompts are left out (default: 2000)"] = None,
 ) -> int:
     """Make train, validation and test lists from prompt files: check, deduplicate and split them by hash.
 
@@ -39,7 +39,7 @@ def prompts(
 
 
 @command
-def completion(shell: Annotated[Literal["bash", "zsh", "tcsh"], "whose"]) -> int:
+def completion(shell: Annotated[Literal["bash", "zsh", "tcsh"], "shell to write the script for"]) -> int:
     """Print the script with which a shell completes commands and options.
 
     Example: ``adagrpo completion bash > ~/.local/share/bash-completion/completions/adagrpo``
@@ -66,12 +66,12 @@ def fetch_assets() -> int:
 
 @command
 def serve_reward(
-    name: Annotated[str, "reward, such as hpsv3"],
-    settings: Annotated[Sequence[str], "such as path=HPSv3.safetensors device=cuda:1"] = (),
+    name: Annotated[str, "name of the reward, such as hpsv3"],
+    settings: Annotated[Sequence[str], "settings of the reward, such as path=HPSv3.safetensors device=cuda:1"] = (),
     *,
-    port: Annotated[int, "0 takes a free one"] = 8500,
-    host: Annotated[str, "address to listen at (default: this machine alone)"] = "127.0.0.1",
-    threads: Annotated[int, "CPU threads of the model", 1] = 1,
+    port: Annotated[int, "port to listen at; 0 takes a free one"] = 8500,
+    host: Annotated[str, "address to listen at (default: 127.0.0.1, this machine alone)"] = "127.0.0.1",
+    threads: Annotated[int, "number of CPU threads of the model", 1] = 1,
 ) -> int:
     """Serve a reward's model to runs that use the backend url.
 
@@ -122,9 +122,9 @@ def serve_reward(
 @command
 def pretrain_miniature(
     *,
-    recipe: Annotated[str, "strikes (makes base and weak), letters-luck or letters"],
-    output: Annotated[Path, "folder for models and states"],
-    threads: Annotated[int, "of the CPU", 1] = 1,
+    recipe: Annotated[str, "name of the recipe: strikes (makes base and weak), letters-luck or letters"],
+    output: Annotated[Path, "folder for models and training states"],
+    threads: Annotated[int, "number of CPU threads", 1] = 1,
 ) -> int:
     """Pretrain a model of the miniature by its recipe, see docs/testbed.md; resumable.
 
@@ -143,10 +143,10 @@ def pretrain_miniature(
 
 @command
 def new(
-    kind: Annotated[Literal["selection", "advantage", "reward", "kernel"], "of plug-in"],
-    name: Annotated[str, "of the object, as in SecondHardest"],
+    kind: Annotated[Literal["selection", "advantage", "reward", "kernel"], "kind of plug-in"],
+    name: Annotated[str, "name of the object, such as SecondHardest"],
     *,
-    folder: Annotated[Path, "to write to"] = Path("."),
+    folder: Annotated[Path, "folder to write to"] = Path("."),
 ) -> int:
     """Write a working plug-in to start from, and its test; see docs/extend.md.
 
@@ -175,10 +175,10 @@ def new(
 
 @command
 def convert_config(
-    file: Annotated[Path, "a launch script (.sh) of GRPO-Series or DanceGRPO, or config/*.py of flow_grpo or FlowCPS"],
+    file: Annotated[Path, "launch script (.sh) of GRPO-Series or DanceGRPO, or config/*.py of flow_grpo or FlowCPS"],
     *,
-    family: Annotated[str | None, "GRPO-Series, flow_grpo, DanceGRPO or FlowCPS (default: told by the file)"] = None,
-    function: Annotated[str | None, "of a Python file: the configuration"] = None,
+    family: Annotated[str | None, "GRPO-Series, flow_grpo, DanceGRPO or FlowCPS (default: taken from the file)"] = None,
+    function: Annotated[str | None, "name of the function that sets the configuration, in a Python file"] = None,
 ) -> int:
     """Convert another trainer's configuration, and list what has no setting here; nothing of it is executed.
 

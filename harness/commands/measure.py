@@ -12,14 +12,14 @@ from harness.foundation.places import WORK
 
 @command
 def oracle(
-    overrides: Annotated[Sequence[str], "as in adagrpo train"] = (),
+    overrides: Annotated[Sequence[str], "settings of the run, as in adagrpo train"] = (),
     *,
-    profile: Annotated[str, "of the run"] = "miniature",
-    checkpoint: Annotated[str, "run directory, or base: the untrained model"] = "base",
-    references: Annotated[int, "training prompts that the reference direction is of", 2] = 512,
-    prompts: Annotated[int, "training prompts to choose from", 2] = 96,
-    noises: Annotated[int, "initial noises per prompt", 2] = 6,
-    output: Annotated[Path | None, "folder (default: results/oracle)"] = None,
+    profile: Annotated[str, "profile of the run"] = "miniature",
+    checkpoint: Annotated[str, "run directory, or base for the untrained model"] = "base",
+    references: Annotated[int, "number of training prompts behind the reference direction", 2] = 512,
+    prompts: Annotated[int, "number of training prompts to choose from", 2] = 96,
+    noises: Annotated[int, "number of initial noises per prompt", 2] = 6,
+    output: Annotated[Path | None, "output folder (default: results/oracle)"] = None,
 ) -> int:
     """Estimate an upper bound of what choosing prompts could gain, one update ahead; resumable.
 
@@ -43,16 +43,16 @@ def oracle(
 
 @command
 def probe(
-    overrides: Annotated[Sequence[str], "as in adagrpo train"] = (),
+    overrides: Annotated[Sequence[str], "settings of the run, as in adagrpo train"] = (),
     *,
-    profile: Annotated[str, "of the run"] = "miniature",
-    models: Annotated[Sequence[str], "files in experiments/models/ (default: the profile's own)"] = (),
-    prompts: Annotated[int, "from the validation list's start", 2] = 64,
-    noises: Annotated[int, "deterministic samples per prompt", 2] = 8,
+    profile: Annotated[str, "profile of the run"] = "miniature",
+    models: Annotated[Sequence[str], "names of files in experiments/models/ (default: the profile's own)"] = (),
+    prompts: Annotated[int, "number of prompts, from the start of the validation list", 2] = 64,
+    noises: Annotated[int, "number of deterministic samples per prompt", 2] = 8,
     gradients: Annotated[
-        int | None, "measure how parallel strategies' updates are, too, over so many rounds of candidates", 12
+        int | None, "also measure how parallel strategies' updates are, over this many rounds of candidates", 12
     ] = None,
-    output: Annotated[Path | None, "folder (default: results/probes/PROFILE)"] = None,
+    output: Annotated[Path | None, "output folder (default: results/probes/PROFILE)"] = None,
     device: Where = "auto",
 ) -> int:
     """Estimate whether choosing prompts is worth it with this model, reward and prompts, without training; resumable.

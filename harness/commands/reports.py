@@ -12,9 +12,9 @@ def report(
     *,
     runs: Annotated[Path, "folder with run directories"],
     output: Annotated[Path, "folder to write to"],
-    readme: Annotated[Path | None, "file between whose markers the claims go"] = None,
+    readme: Annotated[Path | None, "file to write the claims into, between its markers"] = None,
     planned_seeds: Annotated[
-        int | None, "judge a grid planned with N seeds per cell, 4 at least, and an early look at half of them", 4
+        int | None, "judge a grid planned with N seeds per cell (at least 4) and an early look at half of them", 4
     ] = None,
 ) -> int:
     """Write tables, figures and the page from logs, without training.
@@ -34,7 +34,7 @@ def shards(
     runs: Annotated[Path, "folder with run directories, at any depth"],
     *,
     output: Annotated[Path, "folder to write to, such as results/miniature/runs"],
-    pictures: Annotated[int | None, "prompts whose pictures are kept (default: those that a page shows)", 0] = None,
+    pictures: Annotated[int | None, "prompts to keep pictures of (default: those that a page shows)", 0] = None,
 ) -> int:
     """Write each finished run as one small file, which is enough to make the report.
 

@@ -16,11 +16,11 @@ if TYPE_CHECKING:
 PROFILE = "miniature"
 """Profile of a run if none is named."""
 
-Overrides = Annotated[Sequence[str], "as in selection=curriculum fusion.weight=2"]
-Profile = Annotated[str | None, f"file in experiments/profiles/ (default: {PROFILE})"]
-Method = Annotated[str | None, "file in experiments/methods/"]
-Resume = Annotated[Path | None, "execute or continue this run directory instead"]
-Rerun = Annotated[bool, "set runs aside that other code, or other packages, have begun or finished, and run them again"]
+Overrides = Annotated[Sequence[str], "settings, such as selection=curriculum fusion.weight=2"]
+Profile = Annotated[str | None, f"name of a file in experiments/profiles/ (default: {PROFILE})"]
+Method = Annotated[str | None, "name of a file in experiments/methods/"]
+Resume = Annotated[Path | None, "run directory to execute or continue instead"]
+Rerun = Annotated[bool, "set aside runs that other code or packages have begun or finished, and run them again"]
 
 
 @command
@@ -98,8 +98,8 @@ def _begin_together(run: "RunDirectory", config: "RunConfig", is_main: bool) -> 
 
 @command
 def replay(
-    run: Annotated[Path, "directory of a run"],
-    iteration: Annotated[int, "to be made again, from the nearest checkpoint before it", 1],
+    run: Annotated[Path, "run directory"],
+    iteration: Annotated[int, "iteration to repeat, from the nearest checkpoint before it", 1],
 ) -> int:
     """Repeat an iteration exactly, one that failed or one that was logged; nothing of the run is changed.
 
@@ -117,10 +117,10 @@ def launch(
     profile: Profile = None,
     method: Method = None,
     resume: Resume = None,
-    machine_rank: Annotated[int, "of this machine among runtime.machines, from 0"] = 0,
-    main_address: Annotated[str | None, "host name or address of machine 0, where there are several"] = None,
-    main_port: Annotated[int | None, "a free port there (default: 29500)"] = None,
-    show: Annotated[bool, "print the launch line of this machine and do nothing"] = False,
+    machine_rank: Annotated[int, "rank of this machine among runtime.machines, from 0"] = 0,
+    main_address: Annotated[str | None, "host name or address of machine 0, if there are several machines"] = None,
+    main_port: Annotated[int | None, "free port on machine 0 (default: 29500)"] = None,
+    show: Annotated[bool, "print the launch command of this machine and start nothing"] = False,
 ) -> int:
     """Train one run in several processes (runtime.processes), on one machine or several.
 

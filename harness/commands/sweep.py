@@ -29,21 +29,21 @@ _OPTIONS = {"run": ("slots", "trials", "hours", "on"), "show": (), "confirm": ("
 @command
 def sweep(
     overrides: Annotated[
-        Sequence[str], "[show | confirm] SWEEP, a file in experiments/sweeps/ or a path, then KEY=VALUE"
+        Sequence[str], "[show | confirm] SWEEP (a file in experiments/sweeps/ or a path), then settings"
     ],
     *,
-    name: Annotated[str | None, "of the study (default: the file's name)"] = None,
-    storage: Annotated[str | None, "database, a URL (default: $ADAGRPO_STORAGE, or a SQLite file)"] = None,
+    name: Annotated[str | None, "name of the study (default: the file's name)"] = None,
+    storage: Annotated[str | None, "URL of the database (default: $ADAGRPO_STORAGE, or a SQLite file)"] = None,
     output: Annotated[Path | None, "folder for tables, figures and page (default: results/reports/...)"] = None,
     on: Annotated[
-        str | None, "to execute: hand each worker to what a file in experiments/clusters/ names, and end"
+        str | None, "when executing: submit each worker to the launcher of a file in experiments/clusters/, and exit"
     ] = None,
-    trials: Annotated[int | None, "to execute: how many the study is to have (default: the file's)", 1] = None,
-    hours: Annotated[float | None, "to execute: begin no trial after them (default: the file's)", 1e-06] = None,
-    top: Annotated[int | None, "to confirm: how many of the best (default: 3)", 1] = None,
-    seeds: Annotated[str | None, "to confirm: such as 0-9; none of the sweep's own (default: 0-9)"] = None,
+    trials: Annotated[int | None, "when executing: number of trials of the study (default: the file's)", 1] = None,
+    hours: Annotated[float | None, "when executing: start no trial after N hours (default: the file's)", 1e-06] = None,
+    top: Annotated[int | None, "when confirming: number of best trials (default: 3)", 1] = None,
+    seeds: Annotated[str | None, "when confirming: seeds, none of them the sweep's own (default: 0-9)"] = None,
     slots: Annotated[
-        int | None, "to execute or confirm: runs at a time (default: 1, or as many as cores or GPUs suffice for)", 1
+        int | None, "number of parallel runs (default: 1; when confirming, as many as cores or GPUs suffice for)", 1
     ] = None,
 ) -> int:
     """Execute the remaining trials of a sweep with Optuna, on one machine or many; show what it has found; confirm its
