@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ import torch
 from harness.rewards.remote.server import RewardServer
 
 settings = json.loads(sys.argv[1])
+Path(settings["path"]).with_suffix(".environment").write_text(json.dumps(dict(os.environ)))
 Path(settings["path"]).with_suffix(".settings").write_text(sys.argv[1])
 flag = Path(settings["path"]).with_suffix(".died")
 
@@ -123,13 +125,26 @@ def test_a_worker_is_told_its_process_s_gpu_and_the_precision_that_the_settings_
     precision: str | None,
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "current_device", lambda: 3)
+    process = threading.current_thread()  # every other thread's current GPU is the first one
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 3 * (threading.current_thread() is process))
     base = "twin:hpsv3" if name == "hpsv3" else None
     reward = isolated(name=name, base=base, device=wanted, precision=chosen)
-    reward._measure_batch((pictures(50) * 255).round().to(torch.uint8), PROMPTS[:1])
+    reward.submit(pictures(50), PROMPTS[:1])()
     told = json.loads((tmp_path / "model.settings").read_text())
     assert (told["device"], told["precision"]) == (given, precision)
     assert reward.fingerprint().endswith(f":package:{precision}")
+
+
+def test_a_worker_cannot_join_its_run_s_processes(
+    isolated: Callable[..., IsolatedReward], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = {"RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RUN_ID"}
+    for name in (*told, "CUDA_VISIBLE_DEVICES"):
+        monkeypatch.setenv(name, "1")
+    isolated().score(pictures(50), PROMPTS[:1])
+    environment = json.loads((tmp_path / "model.environment").read_text())
+    assert told.isdisjoint(environment)
+    assert environment["CUDA_VISIBLE_DEVICES"] == "1"
 
 
 def test_a_worker_that_does_not_answer_is_ended(isolated: Callable[..., IsolatedReward]) -> None:

@@ -9,7 +9,7 @@ import tempfile
 import threading
 import time
 import weakref
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property, partial
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from harness.config import RewardConfig
 from harness.foundation.names import REWARDS
 from harness.foundation.places import CODE, IS_CHECKOUT, ROOT
 from harness.models.pipelines.truncation import TextReader, all_tokens
-from harness.rewards.base import RewardError
+from harness.rewards.base import Pending, RewardError
 from harness.rewards.files.checkpoints import locate, locate_file, readable, sha256_of
 from harness.rewards.native.open_clip import CONTEXT_LENGTH, encode
 from harness.rewards.remote.client import Refusal, ServedReward, Unreachable
@@ -35,6 +35,9 @@ _NEEDS = {"imagereward": ("ImageReward.pt", "med_config.json")}
 """Files that a checkpoint folder must have; checkpoints of the other rewards are single files."""
 _IMAGEREWARD_TOKENS = 35
 """Tokens to which the image-reward package truncates a prompt."""
+_OF_LAUNCHER = {"RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "GROUP_WORLD_SIZE"}
+_OF_LAUNCHER |= {"ROLE_NAME", "ROLE_RANK", "ROLE_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"}
+"""Variables by which a launcher tells a process its place among a run's processes; also those of TORCHELASTIC_."""
 _RESOLUTION = {"hpsv2": 2e-3, "hpsv3": 2e-2, "imagereward": 1e-4}
 """Resolution of the packages' scores; all but ImageReward may compute in half precision."""
 
@@ -61,7 +64,7 @@ class Worker:
                 stdout=subprocess.PIPE,
                 stderr=self._errors,
                 cwd=ROOT,
-                env=os.environ | {TOKEN_VARIABLE: self.token, "PYTHONPATH": str(CODE), "PYTHONUNBUFFERED": "1"},
+                env=_alone(os.environ) | {TOKEN_VARIABLE: self.token, "PYTHONPATH": str(CODE), "PYTHONUNBUFFERED": "1"},
                 # So that Ctrl-C reaches only this process, which ends the worker; otherwise it would restart it.
                 start_new_session=True,
             )
@@ -92,6 +95,12 @@ class Worker:
         last = self._errors.read().decode(errors="replace").strip().rpartition("\n")[2].strip()[:200]
         how = f"did not answer within {timeout:g} s" if is_late else how
         return f"its worker {how}" + f": {last}" * bool(last)
+
+
+def _alone(environment: Mapping[str, str]) -> dict[str, str]:
+    """An environment without a launcher's variables, so that the package does not join this run's processes."""
+    names = [name for name in environment if name not in _OF_LAUNCHER and not name.startswith("TORCHELASTIC_")]
+    return {name: environment[name] for name in names}
 
 
 def _stop(process: "subprocess.Popen[bytes]") -> None:
@@ -172,6 +181,17 @@ class IsolatedReward(ServedReward):
         # The hpsv3 package loads the base's weights before replacing them; image-reward's base is only a tokenizer.
         return path, None if base is None else locate(self.name, "base", base, weights=self.name == "hpsv3")
 
+    def submit(self, images: Tensor, prompts: Sequence[str]) -> Pending:
+        """Start scoring in the background, see ``Reward.submit``."""
+        _ = self._device  # now, because the thread that scores has the first GPU as its current one
+        return super().submit(images, prompts)
+
+    @cached_property
+    def _device(self) -> str:
+        """Device of the worker; named explicitly, because the worker would take the first GPU, not this process's."""
+        wanted = self._settings.device
+        return f"cuda:{torch.cuda.current_device()}" if wanted == "auto" and torch.cuda.is_available() else wanted
+
     def _measure_batch(self, levels: Tensor, prompts: Sequence[str]) -> dict[str, Tensor]:
         with self._lock:
             return super()._measure_batch(levels, prompts)
@@ -187,12 +207,8 @@ class IsolatedReward(ServedReward):
 
     def _start(self) -> Worker:
         path, base = self._places
-        device = self._settings.device
-        if device == "auto" and torch.cuda.is_available():
-            # Explicitly, because the worker would take the first GPU, not that of this process.
-            device = f"cuda:{torch.cuda.current_device()}"
         settings = {"name": self.name, "path": str(path), "base": base and str(base), "precision": self._precision}
-        told = json.dumps({**settings, "device": device, "num_threads": self._num_threads})
+        told = json.dumps({**settings, "device": self._device, "num_threads": self._num_threads})
         try:
             self._worker = Worker([*self.command, told], self._timeout)
         except Refusal as error:
