@@ -78,10 +78,10 @@ def find_checkpoint(name: str, profile: str) -> Checkpoint:
     else:
         config, label = compose(profile), path.stem if path.is_file() else path.name
     if (path / "model_index.json").is_file():
-        # Trained weights may be merged into the transformer: in bf16 they would be rounded away.
+        # Trained weights may be merged into the transformer: in 16 or 4 bits they would be rounded away.
         is_merged = (path / "config.yaml").is_file()
-        precision = "fp32" if is_merged else config.model.precision
-        model = config.model.model_copy(update={"path": str(path), "precision": precision})
+        exact = {"precision": "fp32", "quantise": "none"} if is_merged else {}
+        model = config.model.model_copy(update={"path": str(path), **exact})
         return Checkpoint(label, config.model_copy(update={"model": model}))
     weights = weights_in(path)
     if weights is None:

@@ -9,7 +9,8 @@ from harness.config import ROOT, RunConfig
 from harness.foundation.files import read_text
 from harness.foundation.names import FUSIONS, METHODS
 from harness.foundation.records import read_lines
-from harness.models.pipelines.published import Licence, find_published
+from harness.models.pipelines.locate import find_local
+from harness.models.pipelines.published import QWEN_IMAGE, Licence, find_published
 from harness.runs.directory import RunDirectory
 
 Form = Literal["lora", "transformer", "pipeline"]
@@ -43,7 +44,7 @@ from diffusers import DiffusionPipeline
 {loading}
 picture = pipeline(
     prompt, height={model.height}, width={model.width}, num_inference_steps={model.num_steps},
-    guidance_scale={model.guidance}, max_sequence_length={model.max_sequence_length}
+    {guidance}, max_sequence_length={model.max_sequence_length}
 ).images[0]
 ```
 
@@ -71,9 +72,13 @@ def model_card(run: RunDirectory, form: Form, licence: Licence) -> str:
     """
     config, done = run.config, run.status()["iteration"]
     model, base = config.model, _base_of(config)
-    dtype = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}[model.precision]
-    index = ROOT / model.path / "model_index.json"
-    is_miniature = index.is_file() and "harness.models.miniature" in read_text(index)
+    # In 16 bits the rounding of a merged weight is larger than what a short training adds to it.
+    precision = "fp32" if form == "pipeline" else model.precision
+    dtype = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}[precision]
+    index = (find_local(model.path) or ROOT / model.path) / "model_index.json"
+    described = read_text(index) if index.is_file() else ""
+    is_miniature = "harness.models.miniature" in described
+    is_qwen_image = '"QwenImagePipeline"' in described or find_published(model.path) is QWEN_IMAGE
     return _PAGE.format(
         front=yaml.safe_dump(_front_matter(config, form, licence), sort_keys=False),
         method=_method_of(config),
@@ -88,6 +93,10 @@ def model_card(run: RunDirectory, form: Form, licence: Licence) -> str:
         imports="import harness.models.miniature  # of the project adagrpo\n" if is_miniature else "",
         loading=_LOADING[form].format(base=base, dtype=dtype),
         model=model,
+        # Qwen-Image's pipeline ignores guidance_scale, and is guided only if it has a negative prompt.
+        guidance=f'true_cfg_scale={model.guidance}, negative_prompt=""'
+        if is_qwen_image
+        else f"guidance_scale={model.guidance}",
         schedule=_schedule(config, form),
         settings=_settings(config),
         measured=_measured(run),

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from harness.cli import main
-from harness.config import ROOT, ConfigError
+from harness.config import ROOT, ConfigError, compose, dump
 from harness.models.pipelines.lora_files import read_lora
 from harness.models.pipelines.weights import copy_weights
 from harness.runs.directory import RunDirectory
@@ -52,6 +52,14 @@ def test_a_pipeline_folder_is_a_base_and_labels_tell_what_it_is(lora_run: RunDir
     assert torch.equal(drawn(find_checkpoint(str(folder), "miniature-luck")), of_base)
     assert find_checkpoint("base", "miniature-luck").label == "base (miniature-luck)"
     assert find_checkpoint(str(lora_run.folder), "miniature-luck").label == "flow_grpo random, seed 0"
+
+
+def test_a_merged_pipeline_is_neither_rounded_nor_quantised(tmp_path: Path) -> None:
+    (tmp_path / "model_index.json").write_text("{}")
+    config = compose("paper-dry", overrides=["optimizer.tuning=lora", "model.precision=bf16", "model.quantise=nf4"])
+    (tmp_path / "config.yaml").write_text(dump(config))
+    model = find_checkpoint(str(tmp_path), "smoke").config.model
+    assert (model.precision, model.quantise) == ("fp32", "none")
 
 
 def test_another_size_and_number_of_steps() -> None:

@@ -13,14 +13,15 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
-from harness.config import ROOT, ConfigError, compose
+from harness.config import ROOT, ConfigError, compose, dump
 from harness.models.pipelines.locate import check_pipeline, find_pipeline
-from harness.models.pipelines.published import find_published
+from harness.models.pipelines.published import Licence, find_published
 from harness.rollout import ode_trajectory
 from harness.runs.directory import RunDirectory
 from harness.trained.checkpoints import LORA_FILE, Checkpoint, find_checkpoint, find_run_checkpoint
 from harness.trained.export import export, latest_weights
 from harness.trained.loading import load_policy
+from harness.trained.model_card import Form, model_card
 from harness.training.evaluation import draw
 
 PROMPT = 'the word "harbor" in red on yellow'
@@ -115,6 +116,29 @@ def test_the_card_has_front_matter_settings_and_what_the_run_measured(lora_run: 
     before, after = (r["metrics"]["colour"] for r in records if r["split"] == "test")
     assert f"| colour | {before:.4f} | {after:.4f} |" in text
     assert {path.name for path in (tmp_path / "export").iterdir()} == {LORA_FILE, "README.md", "config.yaml"}
+
+
+@pytest.mark.parametrize(
+    ("path", "guidance"),
+    [
+        ("twin:qwen-image", 'true_cfg_scale=4.0, negative_prompt=""'),
+        ("Qwen/Qwen-Image", 'true_cfg_scale=4.0, negative_prompt=""'),
+        ("twin:flux", "guidance_scale=4.0"),
+    ],
+)
+def test_the_card_s_code_draws_as_training_does(
+    path: str, guidance: str, lora_run: RunDirectory, tmp_path: Path
+) -> None:
+    """Guided as there; and with merged weights as they are stored, since bf16 would round the training away."""
+    run = RunDirectory(tmp_path)
+    (tmp_path / "status.json").write_bytes((lora_run.folder / "status.json").read_bytes())
+    overrides = ["iterations=1", f"model.path={path}", "model.guidance=4.0", "model.precision=bf16"]
+    (tmp_path / "config.yaml").write_text(dump(compose("paper-dry", overrides=overrides)))
+    forms: tuple[Form, ...] = ("lora", "pipeline")
+    cards = [model_card(run, form, Licence("mit")) for form in forms]
+    assert all(f"\n    {guidance}, max_sequence_length=" in card for card in cards)
+    assert ["torch_dtype=torch.bfloat16" in card for card in cards] == [True, False]
+    assert "torch_dtype=torch.float32" in cards[1]
 
 
 def test_an_unknown_base_needs_a_licence_and_nothing_is_written_without(lora_run: RunDirectory, tmp_path: Path) -> None:
