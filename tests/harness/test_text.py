@@ -1,6 +1,7 @@
 """Text conditioning of policies: encoders that are freed leave their embeddings on disk, and memory is bounded."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,6 +15,15 @@ from harness.models.pipelines.policy import Policy
 MakePolicy = Callable[..., Policy]
 
 FREED = {"text_encoders": "free"}
+PLUG_IN = """
+from harness.models.pipelines.embedding import PromptEmbedding
+from harness.models.pipelines.flux import FluxPolicy
+
+class Doubled(FluxPolicy):
+    def _encode_text(self, prompts):
+        text = super()._encode_text(prompts)
+        return PromptEmbedding(2 * text.states, text.pooled)
+"""
 PROMPTS = ["a red cat on a roof", "two boats, at night"]
 
 
@@ -36,6 +46,14 @@ def test_freed_encoders_leave_the_same_embeddings_on_disk(
     monkeypatch.setattr(again, "_encode_text", None)
     again.prepare_prompts(prompts)  # all on disk: no encoder is loaded
     assert len(again.encode(prompts)) == 3
+
+
+def test_a_plug_in_s_embeddings_are_not_those_of_the_built_in_policy(make_policy: MakePolicy, tmp_path: Path) -> None:
+    (tmp_path / "my.py").write_text(PLUG_IN)
+    built_in, own = (make_policy("flux", execution=FREED, adapter=a) for a in (None, f"{tmp_path / 'my.py'}:Doubled"))
+    for policy in (built_in, own):
+        policy.prepare_prompts(PROMPTS)
+    torch.testing.assert_close(own.encode(PROMPTS).states, 2 * built_in.encode(PROMPTS).states)
 
 
 def test_a_damaged_embedding_is_one_clear_line(make_policy: MakePolicy) -> None:

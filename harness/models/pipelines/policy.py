@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from harness.config import ConfigError, ModelConfig, OptimizerConfig
 from harness.foundation.places import cache_folder
+from harness.foundation.plugins import find
 from harness.models.pipelines.adapters import add_adapters, merged_adapters, save_adapters, without_adapters
 from harness.models.pipelines.blocks import blocks_of
 from harness.models.pipelines.compiled import compile_for_sampling
@@ -65,6 +66,8 @@ class Policy(ABC):
         self._keeps_encoders = model.execution.text_encoders == "keep"
         # The folder's name contains everything besides the prompt that embeddings depend on.
         key = f"{text_fingerprint(self._folder)[:16]}-{model.max_sequence_length}-{model.precision}"
+        if model.adapter is not None:  # a plug-in may encode text in another way
+            key += f"-{find(model.adapter).sha256[:16]}"
         self._store = EmbeddingStore(device, None if self._keeps_encoders else cache_folder("embeddings") / key)
         without = () if self._keeps_encoders else self._encoders
         self._pipeline = load_pipeline(
