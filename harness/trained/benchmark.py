@@ -110,7 +110,7 @@ class Benchmark:
         return scores
 
     def _check_folder(self, checkpoints: Sequence[Checkpoint], folder: Path) -> None:
-        """Raise ConfigError if the folder has an evaluation that is not of these checkpoints on these prompts."""
+        """Raise ConfigError if the folder has an evaluation of other checkpoints or prompts, or of other rewards."""
         path = folder / "evaluation.json"
         if not path.exists():
             return
@@ -121,10 +121,22 @@ class Benchmark:
                 identity == {key: kept[key] for key in identity}
                 for identity, kept in zip(ours, found["checkpoints"], strict=False)
             )
-        except (ValueError, LookupError, TypeError):
+            is_same = is_same and self._covers(found)
+        except (ValueError, LookupError, TypeError, AttributeError):
             is_same = False
         if not is_same or len(found["checkpoints"]) > len(ours):
             raise ConfigError(f"--output {folder}: holds another evaluation; choose a new folder")
+
+    def _covers(self, found: Mapping[str, Any]) -> bool:
+        """Whether the panel has every reward of a recorded evaluation, and the same ones; it may have others."""
+        ours = self._fingerprints()
+        if "rewards" in found:
+            return bool(found["rewards"].items() <= ours.items())
+        # Earlier evaluations have no fingerprints, only the metrics' names.
+        return {metric.partition("/")[0] for kept in found["checkpoints"] for metric in kept["metrics"]} == {*ours}
+
+    def _fingerprints(self) -> dict[str, str]:
+        return {reward.name: reward.fingerprint() for reward in self.panel.ready}
 
     def _measure(
         self, policy: Policy, label: str, of_geneval: Path | None, say: Callable[[str], None]
@@ -153,6 +165,7 @@ class Benchmark:
         content = {
             "prompts_sha256": self.prompts.sha256,
             "num_noises": self.num_noises,
+            "rewards": self._fingerprints(),
             "not_available": self.panel.missing,
             "not_applicable": self.panel.unfit,
             "warnings": list(warnings),

@@ -249,6 +249,34 @@ def test_a_folder_that_holds_another_evaluation_is_refused(tmp_path: Path, capsy
     assert run_command(*arguments, "--prompts", str(lists[0])) == 0
 
 
+def test_an_evaluation_by_other_rewards_is_not_overwritten(prompts: PromptList, tmp_path: Path) -> None:
+    class Other(Brightness):
+        def fingerprint(self) -> str:
+            return "brightness-2"
+
+    class Darkness(Brightness):
+        name = "darkness"
+
+    base, path = find_checkpoint("base", "paper-dry"), tmp_path / "evaluation.json"
+    checkpoints = [base.sampled(height=32, width=64, num_steps=2)]
+
+    def evaluate(*rewards: Reward) -> None:
+        some = PromptList(prompts.prompts[:1], "sha")
+        Benchmark(some, Panel(list(rewards)), num_grid_prompts=0).run(checkpoints, CPU, tmp_path, lambda line: None)
+
+    evaluate(Brightness())
+    for rewards in ([Other()], [Darkness()]):
+        with pytest.raises(ConfigError, match="holds another evaluation"):
+            evaluate(*rewards)
+    evaluate(Brightness(), Darkness())
+    kept = json.loads(path.read_text())
+    assert kept.pop("rewards") == {"brightness": "brightness-1", "darkness": "brightness-1"}
+    path.write_text(json.dumps(kept))  # as from an earlier version
+    with pytest.raises(ConfigError, match="holds another evaluation"):
+        evaluate(Brightness())
+    evaluate(Darkness(), Other())
+
+
 def test_the_table_has_errors_and_differences_paired_by_prompt() -> None:
     one, other = (Checkpoint(name, compose("miniature")) for name in ("base", "mine"))
     lines = table([Score(one, {"colour": [0.1, 0.5]}), Score(other, {"colour": [0.2, 0.6]})])
