@@ -23,6 +23,9 @@ from torch import Tensor
 
 Sigma: TypeAlias = float | Tensor  # a float, a scalar tensor, or one value per sample, [batch]
 
+SIGMA_TOLERANCE = 1e-6
+"""A step's sigma within this of 1 is 1: shifting a schedule in float32 errs by a few 1e-7 even at its start."""
+
 
 @dataclass(frozen=True, eq=False)
 class Transition:
@@ -138,7 +141,8 @@ class Kernel:
         Args:
             x: latents, ``[batch, ...]``, any floating dtype (converted to float32).
             velocity: the network's prediction of eps - x0, shaped like x.
-            sigma: noise level at the start of the step, in (0, 1]: a float, a scalar tensor or ``[batch]``.
+            sigma: noise level at the start of the step, in (0, 1]: a float, a scalar tensor or ``[batch]``; within
+                `SIGMA_TOLERANCE` of 1 it counts as 1.
             sigma_next: noise level at its end, in [0, sigma), of the same types.
             sigma_fallback: the sigma in [0, 1) that replaces sigma = 1 in the g of `FlowSDE`, which is singular there;
                 otherwise unused. None means sigma_next, as in the release: the schedule's second sigma on a first step.
@@ -148,6 +152,7 @@ class Kernel:
         if x.ndim < 2 or x.shape != velocity.shape:
             raise ValueError(f"x, velocity must have one shape [batch, ...], got {[*x.shape]}, {[*velocity.shape]}")
         sigma = _checked_sigma("sigma", sigma, x)
+        sigma = torch.where((sigma - 1).abs() <= SIGMA_TOLERANCE, 1.0, sigma)
         sigma_next = _checked_sigma("sigma_next", sigma_next, x)
         fallback = sigma_next if sigma_fallback is None else _checked_sigma("sigma_fallback", sigma_fallback, x)
         if not ((sigma <= 1) & (sigma > sigma_next) & (sigma_next >= 0)).all():

@@ -41,6 +41,19 @@ def policy(request: pytest.FixtureRequest, make_policy: MakePolicy) -> Policy:
     return make_policy(name, guidance=GUIDANCE[name], shift=SHIFT[name])
 
 
+@pytest.mark.parametrize("name", ["flux", "sd3", "z-image"])
+def test_every_static_shift_begins_at_one(make_policy: MakePolicy, name: str) -> None:
+    """Some of these begin a few 1e-7 above or below 1 in the pipeline's own float32."""
+    own = make_policy(name, shift=3.0)
+    for shift in (0.35, 0.4, 1.0, 1.18, 1.32, 1.43, 1.57, 2.14, 2.57, 3.0):
+        own.config = own.config.model_copy(update={"shift": shift})
+        for steps in (1, 8, 16):
+            sigmas = own.sigmas(steps)
+            assert sigmas[0] == 1
+            assert sigmas[-1] == 0
+            assert bool((sigmas.diff() < 0).all())
+
+
 def stir(policy: Policy) -> None:
     """Make LoRA adapters count: their B factors start at 0."""
     torch.manual_seed(1)

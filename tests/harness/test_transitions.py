@@ -324,6 +324,16 @@ def test_kl_refuses_another_methods_step() -> None:
         FlowSDE().step(x, x, 0.8, 0.6).kl(FlowCPS().step(x, x, 0.8, 0.6))
 
 
+@pytest.mark.parametrize("kernel", ALL_KERNELS)
+@pytest.mark.parametrize("beside", [-4.8e-7, -6e-8, 1.2e-7, 4.8e-7])
+def test_a_sigma_beside_one_by_rounding_is_one(kernel: Kernel, beside: float) -> None:
+    x = latents(0)
+    for sigma in (1 + beside, torch.full((len(x),), 1 + beside)):
+        step, at_one = kernel.step(x, x, sigma, 0.9), kernel.step(x, x, 1.0, 0.9)
+        assert torch.equal(step.mean, at_one.mean)
+        assert bool((step.std == at_one.std).all())
+
+
 def test_the_fallback_replaces_sigma_at_one_only() -> None:
     x = latents(0)
     assert FlowSDE(0.5).step(x, x, 1.0, 0.9, sigma_fallback=0.75).std.item() == pytest.approx(

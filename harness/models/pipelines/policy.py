@@ -177,11 +177,12 @@ class Policy(ABC):
     def sigmas(self, num_steps: int) -> Tensor:
         """Sigma schedule, ``[num_steps + 1]`` float32 on the CPU, from 1 to 0, equal to that of the pipeline.
 
-        Static shift s: sigma = s u / (1 + (s - 1) u). Dynamic shift: diffusers' mu for the resolution.
+        Static shift s: sigma = s u / (1 + (s - 1) u). Dynamic shift: diffusers' mu for the resolution. A first sigma
+        that the pipeline's float32 arithmetic leaves beside 1 is set to 1.
         """
         scheduler = self._scheduler()
         scheduler.set_timesteps(sigmas=np.linspace(1.0, 1 / num_steps, num_steps), mu=self._mu(scheduler, num_steps))
-        return scheduler.sigmas.float()
+        return from_one(scheduler.sigmas.float())
 
     def noise(self, generator: torch.Generator, count: int = 1) -> Tensor:
         """Standard normal latents of ``count`` samples, drawn on the CPU in the same order as by the pipeline."""
@@ -320,6 +321,11 @@ class Policy(ABC):
                 self.transformer.save_pretrained(partial / "transformer")
             else:
                 whole_network(self._network_class, self.transformer, weights).save_pretrained(partial / "transformer")
+
+
+def from_one(sigmas: Tensor) -> Tensor:
+    """A sigma schedule that begins at exactly 1, if it does so up to rounding (as ``harness.transitions`` has it)."""
+    return torch.where((sigmas - 1).abs() <= 1e-6, 1.0, sigmas)
 
 
 def with_shift(scheduler: Any, shift: float | str) -> Any:

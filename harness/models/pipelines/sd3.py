@@ -8,6 +8,7 @@ from torch import Tensor
 from harness.config import ConfigError
 from harness.models.pipelines.embedding import PromptEmbedding
 from harness.models.pipelines.guided import GuidedPolicy
+from harness.models.pipelines.policy import from_one
 
 
 class StableDiffusion3Policy(GuidedPolicy):
@@ -31,7 +32,7 @@ class StableDiffusion3Policy(GuidedPolicy):
         scheduler = self._scheduler()
         mu = self._mu(scheduler, num_steps) if self.config.shift == "dynamic" else None
         scheduler.set_timesteps(num_steps, mu=mu)
-        return scheduler.sigmas.float()
+        return from_one(scheduler.sigmas.float())
 
     def _predict(self, x: Tensor, sigma: Tensor, text: PromptEmbedding) -> Tensor:
         return self._forward(
