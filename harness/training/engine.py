@@ -108,9 +108,19 @@ class Engine:
             )
 
     def _clip(self, gradients: Sequence[Tensor]) -> float:
-        """Average the gradients over processes, clip them to ``max_grad_norm``, and return their norm before that."""
+        """Average the gradients over processes, clip them to ``max_grad_norm``, and return their norm before that.
+
+        If the norm is not finite, they are not clipped: that would make all of them NaN or 0, not only the faulty ones.
+        """
+        norm = self._averaged_norm(gradients)
+        if math.isfinite(norm):
+            torch.nn.utils.clip_grads_with_norm_(self.parameters.values(), self.settings.max_grad_norm, norm)
+        return float(norm)
+
+    def _averaged_norm(self, gradients: Sequence[Tensor]) -> Tensor:
+        """Average the gradients over processes and return their norm."""
         self.processes.average(gradients, "averaging gradients")
-        return float(torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.settings.max_grad_norm))
+        return torch.nn.utils.get_total_norm(gradients)
 
     def move_averages(self, updates: int) -> None:
         """Update the averages: average <- d * average + (1 - d) * weights, where the decay d is ``weight_ema``.

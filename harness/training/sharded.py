@@ -22,7 +22,7 @@ from harness.training.engine import Engine
 from harness.training.processes import Processes
 
 
-def shard(transformer: nn.Module, mesh: DeviceMesh, reshard_after_forward: bool = True) -> None:
+def shard(transformer: nn.Module, mesh: DeviceMesh) -> None:
     """Shard a transformer's parameters among the processes of a mesh, in place: block by block, then the rest.
 
     Each parameter becomes a DTensor that is split along its first dimension. Weights are gathered in the precision in
@@ -31,8 +31,6 @@ def shard(transformer: nn.Module, mesh: DeviceMesh, reshard_after_forward: bool 
     Args:
         transformer: transformer of diffusers.
         mesh: device mesh of one dimension.
-        reshard_after_forward: free a block's gathered weights after its forward pass; otherwise only after its
-            backward pass, which saves a second gathering and costs the memory of the whole network.
     """
     blocks = blocks_of(transformer)
     if not blocks:
@@ -41,7 +39,7 @@ def shard(transformer: nn.Module, mesh: DeviceMesh, reshard_after_forward: bool 
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
     for module in (*blocks, transformer):
         # Explicitly for the root, too: by default it would keep gathered weights and miss weights loaded later.
-        fully_shard(module, mesh=mesh, reshard_after_forward=reshard_after_forward)
+        fully_shard(module, mesh=mesh, reshard_after_forward=True)
 
 
 class FullySharded(Engine):
@@ -50,16 +48,15 @@ class FullySharded(Engine):
     keeps_step: ClassVar[bool] = True
 
     def __init__(self, policy: Policy, settings: OptimizerConfig, processes: Processes) -> None:
+        check_launched(processes.accelerator)
         mesh = init_device_mesh(processes.device.type, (processes.count,))
         for network in policy.networks:
-            shard(network, mesh, reshards(processes.accelerator))
+            shard(network, mesh)
         super().__init__(policy, settings, processes)
 
-    def _clip(self, gradients: Sequence[Tensor]) -> float:
+    def _averaged_norm(self, gradients: Sequence[Tensor]) -> Tensor:
         # The backward pass has averaged the gradients; the norm is taken over all shards.
-        norm = _whole(torch.nn.utils.get_total_norm(gradients))
-        torch.nn.utils.clip_grads_with_norm_(self.parameters.values(), self.settings.max_grad_norm, norm)
-        return float(norm)
+        return _whole(torch.nn.utils.get_total_norm(gradients))
 
     def require_alike(self, iteration: int) -> None:
         """Do nothing: no two processes hold the same weights."""
@@ -78,14 +75,18 @@ def _whole(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def reshards(accelerator: Accelerator) -> bool:
-    """Whether to free gathered weights after a forward: accelerate's setting if it launched for FSDP, else True."""
+def check_launched(accelerator: Accelerator) -> None:
+    """Raise ConfigError if accelerate launched for FSDP with a setting that this engine cannot follow."""
     plugin = getattr(accelerator.state, "fsdp_plugin", None)
     if plugin is None:
-        return True
+        return
     if isinstance(plugin.cpu_offload, CPUOffloadPolicy):
         raise ConfigError("fsdp_offload_params=true: weights cannot be kept in main memory here; set it to false")
-    return bool(plugin.reshard_after_forward)
+    if not plugin.reshard_after_forward:
+        raise ConfigError(
+            "fsdp_reshard_after_forward=false: gathered weights that are kept would miss averages and merged adapters; "
+            "set it to true"
+        )
 
 
 def build_engine(config: RunConfig, policy: Policy, processes: Processes) -> Engine:

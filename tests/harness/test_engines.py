@@ -44,16 +44,17 @@ def test_what_processes_cannot_do_is_said_before_anything_starts(settings: list[
         compose("miniature-luck", overrides=settings)
 
 
-def test_accelerates_settings_of_fsdp_are_heeded_or_refused() -> None:
+def test_accelerates_settings_of_fsdp_that_cannot_be_followed_are_refused() -> None:
     def launched(**settings: Any) -> Any:
         plugin = FullyShardedDataParallelPlugin(fsdp_version=2, **settings)
         return SimpleNamespace(state=SimpleNamespace(fsdp_plugin=plugin))
 
-    assert sharded.reshards(launched(reshard_after_forward=True)) is True
-    assert sharded.reshards(launched(reshard_after_forward=False)) is False
-    assert sharded.reshards(Accelerator(cpu=True)) is True
+    sharded.check_launched(launched(reshard_after_forward=True))
+    sharded.check_launched(Accelerator(cpu=True))
+    with pytest.raises(ConfigError, match=r"fsdp_reshard_after_forward=false: gathered weights .* would miss averages"):
+        sharded.check_launched(launched(reshard_after_forward=False))
     with pytest.raises(ConfigError, match="fsdp_offload_params=true: weights cannot be kept in main memory"):
-        sharded.reshards(launched(reshard_after_forward=True, cpu_offload=True))
+        sharded.check_launched(launched(reshard_after_forward=True, cpu_offload=True))
 
 
 def test_a_network_without_blocks_is_not_shared_out() -> None:
