@@ -26,6 +26,9 @@ from harness.foundation.names import ENGINES, REWARDS
 from harness.foundation.plugins import is_reference
 from harness.foundation.trained_reward import Normalisation, TrainedReward
 
+FEWEST_PROMPTS = 8
+"""Fewest validation prompts on which a reward's rise or fall counts as a sign, see ``StopConfig.on``."""
+
 KnownReward = Annotated[str, one_of(REWARDS, or_plugin=True)]
 
 
@@ -267,6 +270,21 @@ class RunConfig(Section):
             yield f"fusion.kind: {fusion.name} has no effect without fusion; set fusion.enabled=true"
         if fusion.kind in ("uncentred", "ema_std", "gated", "shrinkage") and fusion.weight > 1:
             yield f"fusion.weight: {fusion.weight:g} is out of range for fusion.kind={fusion.kind}; use 0 to 1"
+        if fusion.kind == "shrinkage" and (self.objective.normalisation, self.objective.combine) != (
+            "group",
+            "rewards",
+        ):
+            yield (
+                "fusion.kind: shrinkage normalises each group's rewards itself; set objective.normalisation=group and "
+                "objective.combine=rewards"
+            )
+        if "judge" in self.stop.on and not {*self.evaluation.judges} - {*self.reward}:
+            yield "stop.on: judge needs a reward in evaluation.judges that is not trained on; add one"
+        if {"judge", "texture"} & {*self.stop.on} and self.evaluation.validation_prompts < FEWEST_PROMPTS:
+            yield (
+                f"stop.on: a sign needs {FEWEST_PROMPTS} prompts, but evaluation.validation_prompts is "
+                f"{self.evaluation.validation_prompts}; raise it"
+            )
         if allowed is None and level is not None:
             yield f"choice.level: selection={self.selection} has none; leave it out"
         if allowed is not None and not (level is not None and allowed[0] <= level <= allowed[1]):

@@ -5,12 +5,12 @@ from statistics import fmean, stdev
 from typing import Any
 
 from harness.config import RunConfig
+from harness.config.run import FEWEST_PROMPTS
 from harness.foundation.records import read_lines
 from harness.runs.directory import RunDirectory
 
 JUDGE, TEXTURE, DIVERSITY = "judge", "texture", "diversity"
 
-_FEWEST_PROMPTS = 8
 _STANDARD_ERRORS = 2.0
 _MUCH_TEXTURE = 1.5
 _LITTLE_SPREAD = 0.5
@@ -41,7 +41,7 @@ def signs(
         iterations: records of metrics.jsonl.
     """
     validations = [line for line in evaluations if line["split"] == "validation"]
-    if len(validations) > 1 and validations[0]["num_prompts"] >= _FEWEST_PROMPTS:
+    if len(validations) > 1 and validations[0]["num_prompts"] >= FEWEST_PROMPTS:
         yield from _of_prompts(config, validations[0]["per_prompt"], validations[-1]["per_prompt"])
     spreads = [line["group"]["pixel_spread"] for line in iterations if "pixel_spread" in line.get("group", {})]
     if len(spreads) >= 4 and fmean(spreads[-2:]) < _LITTLE_SPREAD * fmean(spreads[:2]):

@@ -77,6 +77,16 @@ def test_a_share_of_the_steps_is_trained_on_and_all_of_them_in_the_long_run(draw
             ],
             "cannot share 3 prompts per process",
         ),
+        (
+            ["fusion.enabled=true", "fusion.kind=shrinkage", "objective.normalisation=batch_std"],
+            "fusion.kind: shrinkage normalises each group's rewards itself",
+        ),
+        (
+            ["fusion.enabled=true", "fusion.kind=shrinkage", "objective.combine=advantages"],
+            "fusion.kind: shrinkage normalises each group's rewards itself",
+        ),
+        (["stop.on=[judge]", "evaluation.judges=[ocr]"], "stop.on: judge needs a reward in evaluation.judges"),
+        (["stop.on=[texture]", "evaluation.validation_prompts=7"], "stop.on: a sign needs 8 prompts"),
     ],
 )
 def test_combinations_that_cannot_run_are_one_line(overrides: list[str], expected: str) -> None:
