@@ -31,7 +31,14 @@ from harness.config.composition import (
     validate,
     verification,
 )
-from harness.config.identity import NUMERICS_VERSION, inert_settings, numeric_settings, run_id
+from harness.config.identity import (
+    NUMERICS_VERSION,
+    depends_on_processes,
+    inert_settings,
+    keeps_capability_per_rank,
+    numeric_settings,
+    run_id,
+)
 from harness.config.messages import fields_at, nearest, unknown_key, validated
 from harness.config.model import ExecutionConfig, ModelConfig
 from harness.config.names import check_name

@@ -53,6 +53,16 @@ def inert_settings(config: RunConfig) -> dict[str, str]:
     return inert
 
 
+def keeps_capability_per_rank(config: RunConfig) -> bool:
+    """Whether each process has its own capability, and the run's numbers depend on it."""
+    return config.capability.sync == "per_rank" and "capability.sync" not in inert_settings(config)
+
+
+def depends_on_processes(config: RunConfig) -> bool:
+    """Whether a run's numbers depend on how many processes execute it, so that no other number can repeat them."""
+    return keeps_capability_per_rank(config) and config.runtime.processes > 1
+
+
 def numeric_settings(config: RunConfig) -> dict[str, Any]:
     """Settings that a run's numbers depend on, beside its files: those that differ from ``BASELINE``, as in JSON.
 
@@ -72,7 +82,7 @@ def numeric_settings(config: RunConfig) -> dict[str, Any]:
     settings = _differing(content, "", inert)
     # The section has keys without defaults, so names have always included it, even if nothing else in it differs.
     settings = {"model": {}, **settings}
-    if config.capability.sync == "per_rank" and config.runtime.processes > 1 and "capability.sync" not in inert:
+    if depends_on_processes(config):
         settings["runtime"] = {"processes": config.runtime.processes}
     trained = {name: config.rewards[name] for name in config.reward if name in config.rewards}
     if normalised := {name: (r.offset, r.scale) for name, r in trained.items() if (r.offset, r.scale) != (0, 1)}:

@@ -197,7 +197,7 @@ class Ledger:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore a state from ``state_dict``, bit for bit."""
+        """Restore a state from ``state_dict``, bit for bit, except the capability's decay, which stays."""
         self.embeddings, self.outcomes, self.prompts = state["embeddings"], state["outcomes"], state["prompts"]
         self._ridge = None
-        self.capability.load_state_dict(state["capability"])
+        self.capability.load_state_dict({**state["capability"], "decay": self.capability.decay})

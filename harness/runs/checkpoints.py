@@ -14,7 +14,15 @@ from pathlib import Path
 from typing import Any
 
 from harness.foundation.errors import ConfigError, FileError
-from harness.foundation.files import PARTIAL, file_sha256, reason_of, require_whole_zip, sync, system_error_in
+from harness.foundation.files import (
+    PARTIAL,
+    file_sha256,
+    reason_of,
+    require_whole_zip,
+    sync,
+    system_error_in,
+    write_atomically,
+)
 
 STATE, MANIFEST, FORMER = "state.pt", "manifest.json", "latest.pt"
 _NAME = "iteration-"
@@ -73,6 +81,14 @@ def completing(folder: Path, validation: float | None) -> Iterator[Path]:
         if system is None or isinstance(error, FileError):
             raise
         raise FileError(f"{folder}: cannot be written: {reason_of(system)}; free some space and resume") from None
+
+
+def note_validation(folder: Path, validation: float) -> None:
+    """Write into a checkpoint's manifest what was measured at its iteration only after it had been saved."""
+    manifest = _manifest(folder)
+    if manifest:
+        content = json.dumps({**manifest, "validation": validation}, indent=1) + "\n"
+        write_atomically(folder / MANIFEST, content)
 
 
 def newest_whole(checkpoints: Path, before: int | None = None) -> Path | None:

@@ -109,6 +109,27 @@ class RunDirectory:
                 content["files"] = records.seal(self.folder)
             self._write_status(content)
 
+    def note_unsaved(self, heard: str) -> str:
+        """Set the state to preempted by a signal that left no time to save, unless the run has saved or finished.
+
+        Returns:
+            The recorded state.
+        """
+        with self._sole_writer():
+            status = self.status()
+            if status["state"] in ("finished", "preempted"):
+                return str(status["state"])
+            reason = f"{heard} received; no time to save, so that training goes on at {status['iteration']}"
+            self._write_status(
+                {
+                    "state": "preempted",
+                    "iteration": status["iteration"],
+                    "iterations": status["iterations"],
+                    "reason": reason,
+                }
+            )
+            return "preempted"
+
     @contextmanager
     def _sole_writer(self) -> Iterator[None]:
         """Context manager in which no other process changes the status; several may fail at the same moment."""

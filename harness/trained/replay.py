@@ -7,7 +7,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from harness.config import ConfigError, dump
+from harness.config import ConfigError, depends_on_processes, dump
 from harness.foundation.errors import HarnessError
 from harness.foundation.files import write_atomically
 from harness.foundation.places import WORK
@@ -31,9 +31,14 @@ def replay(folder: Path, iteration: int, say: Callable[[str], None]) -> bool:
         Whether the iteration is as it was logged or, if it was not logged, failed again.
 
     Raises:
-        ConfigError: there is no run, or it has no such iteration.
+        ConfigError: there is no run, it has no such iteration, or its processes had capabilities of their own.
     """
     run = run_in(folder)
+    if depends_on_processes(run.config):
+        raise ConfigError(
+            f"{folder}: each of its {run.config.runtime.processes} processes has a capability of its own "
+            "(capability.sync=per_rank), so one process cannot repeat an iteration"
+        )
     if not 1 <= iteration <= run.config.iterations:
         raise ConfigError(f"{folder}: has iterations 1 to {run.config.iterations}, not {iteration}")
     with TemporaryDirectory(prefix="replay-") as scratch:

@@ -15,7 +15,8 @@ class Preemption:
     """Context manager that catches the signals, in the main thread. Calling it returns the signal that was received.
 
     A session asks at each chance, then saves and ends. If that takes longer than ``runtime.preemption_seconds``, the
-    process ends with ``Preempted.exit_code`` anyway, and the run resumes from the latest checkpoint.
+    process ends with ``Preempted.exit_code`` anyway, and the run resumes from the latest checkpoint. A run that has
+    finished by then is left to end by itself.
     """
 
     def __init__(self, run: RunDirectory) -> None:
@@ -42,10 +43,10 @@ class Preemption:
             self._late.start()
 
     def _end(self) -> None:
+        is_finished = False
         try:
             if int(os.environ.get("RANK", "0")) == 0:
-                status = self.run.status()
-                reason = f"{self.heard} received; no time to save, so that training goes on at {status['iteration']}"
-                self.run.set_status("preempted", status["iteration"], status["iterations"], reason)
+                is_finished = self.run.note_unsaved(self.heard) == "finished"
         finally:
-            os._exit(Preempted.exit_code)
+            if not is_finished:
+                os._exit(Preempted.exit_code)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from accelerate.utils import set_seed
 
-from harness.config import numeric_settings
+from harness.config import depends_on_processes, numeric_settings
 from harness.foundation import records
 from harness.foundation.errors import CollectiveError, Preempted, SignError, StopRun, TrainingError
 from harness.models.pipelines.policy import Policy
@@ -16,6 +16,7 @@ from harness.models.pipelines.registry import build_policy
 from harness.models.pipelines.truncation import ReadsText, truncations
 from harness.prompts.lists import drawn_prompts, read_prompts
 from harness.rewards import RewardError, build_rewards
+from harness.runs import checkpoints
 from harness.runs.directory import RunDirectory, environment
 from harness.runs.identity import overlaps, record_execution, require_unchanged
 from harness.training import untrained
@@ -117,14 +118,15 @@ class Session:
         """
         trainer, config = self.trainer, self.config
         self._resume()
-        try:
-            self._train()
-        except Preempted as asked:
-            self._save("preempted", f"{asked}, saved at iteration {trainer.iteration}")
-            raise Preempted(
-                f"{self.run.folder}: {asked}, saved at iteration {trainer.iteration} of {config.iterations}; the same "
-                "command goes on there"
-            ) from None
+        with Mirror(self.run, config.logging, enabled=self.is_main) as mirror:
+            try:
+                self._train(mirror)
+            except Preempted as asked:  # saved before the mirror is left, which may take longer than there is
+                self._save("preempted", f"{asked}, saved at iteration {trainer.iteration}")
+                raise Preempted(
+                    f"{self.run.folder}: {asked}, saved at iteration {trainer.iteration} of {config.iterations}; the "
+                    "same command goes on there"
+                ) from None
         with self.processes.at("the end of training"), trainer.engine.averaged_weights():
             weights = trainer.engine.whole_weights()
             if self.is_main:
@@ -134,24 +136,23 @@ class Session:
                 self.run.set_status("finished", trainer.iteration, config.iterations)
                 self.run.remove_unneeded()
 
-    def _train(self) -> None:
+    def _train(self, mirror: Mirror) -> None:
         trainer, config = self.trainer, self.config
-        with Mirror(self.run, config.logging, enabled=self.is_main) as mirror:
-            if trainer.iteration == 0:
-                self._validate(mirror)
-                if config.evaluation.base_test:
-                    self._evaluate("test", mirror)
-            else:
-                self._evaluate_due(mirror, self._on_record())
-            began, first = time.monotonic(), trainer.iteration
-            while trainer.iteration < config.iterations:
-                reward = self._iterate(mirror)["reward_mean"]
-                if trainer.iteration % _SAY_EVERY == 0 or trainer.iteration == config.iterations:
-                    each = (time.monotonic() - began) / (trainer.iteration - first)
-                    self.say(
-                        f"{trainer.iteration}/{config.iterations}  reward {reward:.3f}  {each:.2f} s per iteration, "
-                        f"{each * (config.iterations - trainer.iteration):.0f} s left"
-                    )
+        if trainer.iteration == 0:
+            self._validate(mirror)
+            if config.evaluation.base_test:
+                self._evaluate("test", mirror)
+        else:
+            self._evaluate_due(mirror, self._on_record())
+        began, first = time.monotonic(), trainer.iteration
+        while trainer.iteration < config.iterations:
+            reward = self._iterate(mirror)["reward_mean"]
+            if trainer.iteration % _SAY_EVERY == 0 or trainer.iteration == config.iterations:
+                each = (time.monotonic() - began) / (trainer.iteration - first)
+                self.say(
+                    f"{trainer.iteration}/{config.iterations}  reward {reward:.3f}  {each:.2f} s per iteration, "
+                    f"{each * (config.iterations - trainer.iteration):.0f} s left"
+                )
 
     def _iterate(self, mirror: Mirror) -> dict[str, Any]:
         """Run an iteration, then the evaluations and the checkpoint that are due; returns its metrics.jsonl record."""
@@ -171,8 +172,10 @@ class Session:
             raise
         except TrainingError as error:
             path = dump(self.run.folder, trainer, error)
-            again = f"adagrpo replay {self.run.folder} {trainer.iteration}  makes it again"
-            raise TrainingError(f"{error}; {path} says what it was at, {again}", error.tensors) from error
+            told = f"{error}; {path} says what it was at"
+            if not depends_on_processes(config):
+                told += f", adagrpo replay {self.run.folder} {trainer.iteration}  makes it again"
+            raise TrainingError(told, error.tensors) from error
         except RewardError as error:
             if error.image is not None:
                 self.say(f"{dump(self.run.folder, trainer, error)} says what it was at")
@@ -221,7 +224,9 @@ class Session:
 
     def _validate(self, mirror: Mirror) -> None:
         metrics = self._evaluate("validation", mirror)
-        self._validated = self.trainer.iteration, self.config.trained_reward(metrics)
+        self._validated = iteration, value = self.trainer.iteration, self.config.trained_reward(metrics)
+        if self.is_main and iteration and iteration == self._saved_at:  # an interrupted validation, made up
+            checkpoints.note_validation(checkpoints.folder_of(self.run.checkpoints, iteration), value)
         stopped: str | None = None
         if self.is_main:
             try:

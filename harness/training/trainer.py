@@ -11,7 +11,7 @@ from torch import Tensor
 from harness.adagrpo import (
     CapabilityTracker,
 )
-from harness.config import ConfigError, RunConfig
+from harness.config import ConfigError, RunConfig, keeps_capability_per_rank
 from harness.models.pipelines.embedding import PromptEmbedding
 from harness.models.pipelines.policy import Policy
 from harness.prompts.lists import generator_for
@@ -273,11 +273,13 @@ class Trainer:
             ConfigError: capability is kept per rank, and the state was saved with another number of processes.
         """
         trackers, world = state["trackers"], self.processes.count
-        if self.config.capability.sync == "per_rank" and len(trackers) != world:
+        if keeps_capability_per_rank(self.config) and len(trackers) != world:
             raise ConfigError(
                 f"capability.sync=per_rank: {len(trackers)} processes made the checkpoint, {world} run now"
             )
-        self.tracker.load_state_dict(trackers[self.processes.index % len(trackers)])
+        saved = trackers[self.processes.index % len(trackers)]
+        # Where the decay counts, a run with another one is another run; where it does not, it may have changed.
+        self.tracker.load_state_dict({**saved, "decay": self.tracker.decay})
         if self.choosing.ledger is not None:
             self.choosing.ledger.load_state_dict(state["ledger"])
         self.totals = Counters(**state["totals"])

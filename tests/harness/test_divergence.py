@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from harness.config import compose
+from harness.config import ConfigError, compose
 from harness.foundation.errors import TrainingError
 from harness.runs.directory import RunDirectory, prepare_run
 from harness.trained.replay import replay
@@ -74,7 +74,8 @@ def test_what_is_not_finite_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyP
         real = learner.surrogate_loss
         monkeypatch.setattr(learner, "surrogate_loss", lambda *given: (real(*given)[0] * torch.inf, real(*given)[1]))
     elif what == "gradient":
-        monkeypatch.setattr(session.trainer.engine, "_clip", lambda gradients: float("nan"))
+        faulty, parameter = [*session.trainer.engine.parameters.items()][3]
+        parameter.register_hook(lambda gradient: gradient.index_fill(0, torch.tensor([0]), torch.nan))
     else:
         decode = session.trainer.policy.decode
 
@@ -88,8 +89,16 @@ def test_what_is_not_finite_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyP
     with pytest.raises(TrainingError, match=f"the {what} is not finite|{what} are not finite") as raised:
         session.trainer.iterate()
     if what == "gradient":
-        described = [name for name, values in raised.value.tensors.items() if isinstance(values, torch.Tensor)]
-        assert described == [f"gradient of {name}" for name in session.trainer.engine.parameters]
+        described = {name: values for name, values in raised.value.tensors.items() if isinstance(values, torch.Tensor)}
+        assert [*described] == [f"gradient of {name}" for name in session.trainer.engine.parameters]
+        assert [n for n, values in described.items() if not values.isfinite().all()] == [f"gradient of {faulty}"]
+
+
+def test_processes_with_capabilities_of_their_own_are_not_repeated_by_one(tmp_path: Path) -> None:
+    several = ["runtime.processes=2", "rollout.prompts_per_iteration=2", "capability.sync=per_rank"]
+    run = prepared(tmp_path, *several, "selection=curriculum", "fusion.enabled=true")
+    with pytest.raises(ConfigError, match="each of its 2 processes has a capability of its own"):
+        replay(run.folder, 1, lambda line: None)
 
 
 def test_statistics_of_tensors() -> None:
@@ -129,11 +138,12 @@ def test_a_sign_warns_and_stops_a_run_that_asked_for_it_and_the_same_command_goe
 ) -> None:
     shown = [("judge", "ocr falls")]
     monkeypatch.setattr("harness.training.signs.signs", lambda config, evaluations, _: shown if evaluations[1:] else [])
+    monkeypatch.setattr("harness.config.run.FEWEST_PROMPTS", 2)
     settings = ["iterations=2", "evaluation.interval=1"]
     said: list[str] = []
     Session(prepared(tmp_path, *settings, "stop.on=[texture]"), say=said.append).execute()
     assert said.count("warning: judge: ocr falls") == 2
-    run = prepared(tmp_path, *settings, "stop.on=[judge]")
+    run = prepared(tmp_path, *settings, "stop.on=[judge]", "evaluation.judges=[ocr]")
     with pytest.raises(TrainingError, match=r"at iteration 1 ocr falls \(stop.on\)"), run.failure_noted():
         Session(run, **QUIET).execute()
     assert (run.status()["state"], run.status()["iteration"]) == ("failed", 1)

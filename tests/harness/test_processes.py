@@ -303,7 +303,7 @@ def test_processes_that_were_launched_for_another_engine_are_refused(monkeypatch
 
 
 def test_capabilities_of_each_process_do_not_change_hands() -> None:
-    config = SimpleNamespace(capability=SimpleNamespace(sync="per_rank"))
+    config = compose("miniature-luck", overrides=["capability.sync=per_rank", "selection=curriculum"])
     trainer: Any = SimpleNamespace(config=config, processes=SimpleNamespace(count=1))
     with pytest.raises(ConfigError, match=r"sync=per_rank: 2 processes made the checkpoint, 1 run now"):
         Trainer.load_state_dict(trainer, {"trackers": [{}, {}]})

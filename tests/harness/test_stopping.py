@@ -13,6 +13,7 @@ import pytest
 from harness.config import compose
 from harness.foundation.errors import Preempted, StopRun, TrainingError
 from harness.runs.directory import RunDirectory, prepare_run
+from harness.training.mirror import Mirror
 from harness.training.preemption import Preemption
 from harness.training.session import Session
 
@@ -63,8 +64,12 @@ def test_a_stopped_run_loses_nothing_and_continues_as_if_it_had_not_been_stopped
 
 
 @pytest.mark.parametrize("asked_at", [0, 1, 3])
-def test_a_preempted_run_saves_and_continues_as_if_it_had_not_been(tmp_path: Path, asked_at: int) -> None:
+def test_a_preempted_run_saves_and_continues_as_if_it_had_not_been(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked_at: int
+) -> None:
     """Asked during the first evaluation, after an iteration, and during the last evaluation."""
+    left: list[str] = []
+    monkeypatch.setattr(Mirror, "__exit__", lambda mirror, *_: left.append(mirror._directory.status()["state"]))
     settings = ["iterations=2", "evaluation.interval=1"]
     whole, run = prepared(tmp_path / "whole", *settings), prepared(tmp_path / "run", *settings)
     Session(whole, say=lambda line: None).execute()
@@ -74,8 +79,13 @@ def test_a_preempted_run_saves_and_continues_as_if_it_had_not_been(tmp_path: Pat
     status = run.status()
     assert error.value.exit_code == 75
     assert (status["state"], status["iteration"]) == ("preempted", (asked_at + 1) // 2)
+    assert left == ["running", "preempted"]  # saved before wandb is waited for
     Session(run, say=lambda line: None).execute()
     assert evaluations(run) == evaluations(whole)
+    measured = {record["iteration"]: record["metrics"]["ocr"] for record in evaluations(run)}
+    manifests = [json.loads(path.read_text()) for path in run.checkpoints.glob("iteration-*/manifest.json")]
+    assert 2 in [manifest["iteration"] for manifest in manifests]
+    assert all(manifest["validation"] == measured[manifest["iteration"]] for manifest in manifests)
     assert (run.folder / "checkpoints/final/pytorch_lora_weights.safetensors").read_bytes() == (
         whole.folder / "checkpoints/final/pytorch_lora_weights.safetensors"
     ).read_bytes()
@@ -95,6 +105,16 @@ def test_a_signal_is_an_answer_and_too_slow_a_run_ends_all_the_same(tmp_path: Pa
     assert subprocess.run([sys.executable, "-c", script, run.folder], check=False, timeout=50).returncode == 75
     assert run.status()["state"] == "preempted"
     assert "no time to save" in run.status()["reason"]
+
+
+def test_a_signal_leaves_a_run_alone_that_has_finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, codes = prepared(tmp_path, "iterations=2"), list[int]()
+    monkeypatch.setattr("os._exit", codes.append)
+    Preemption(run)._end()
+    assert (run.status()["state"], codes) == ("preempted", [75])
+    run._write_status({"state": "finished", "iteration": 2, "iterations": 2, "reason": None})
+    Preemption(run)._end()
+    assert (run.status()["state"], codes) == ("finished", [75])
 
 
 def test_a_run_stopped_before_its_first_iteration_measures_the_untrained_model_once(tmp_path: Path) -> None:

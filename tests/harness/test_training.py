@@ -102,6 +102,16 @@ def test_interrupted_and_continued_run_equals_an_uninterrupted_one(compiled: Non
 # --- prompts and noise
 
 
+def test_a_run_continues_with_other_settings_that_are_inert_in_it() -> None:
+    state = trainer("choice.ledger=true", "capability.decay=0.5").state_dict()
+    state["trackers"] *= 2
+    training = trainer("choice.ledger=true", "capability.sync=per_rank")
+    training.load_state_dict(state)
+    assert training.tracker.decay == 0.8
+    assert training.choosing.ledger is not None
+    assert training.choosing.ledger.capability.decay == 0.8
+
+
 def test_cells_of_a_seed_see_the_same_candidates_and_random_chooses_alike_with_fusion() -> None:
     first, second = trainer().iterate(), trainer("fusion.enabled=true").iterate()
     assert first["prompts"] == second["prompts"]
