@@ -13,9 +13,14 @@ from analysis.statistics import Pair
 _MATCHED = 0.03
 
 
+def mean_compute(study: Study) -> dict[Cell, float]:
+    """Mean compute of each cell's finished runs, since others have not spent all of theirs; NaN if there are none."""
+    return {cell: float(runs.loc[runs["state"] == "finished", "compute"].mean()) for cell, runs in study.cells}
+
+
 def matched_baselines(study: Study, base: Cell, treatment: Cell) -> list[Cell]:
     """Find the variants of a base cell whose runs cost as many network forwards as the treatment's, within 3 %."""
-    cost = {cell: float(members["compute"].mean()) for cell, members in study.cells}
+    cost = mean_compute(study)
     return [
         cell
         for cell in cost

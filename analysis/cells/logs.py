@@ -256,10 +256,23 @@ def _progress(log: RunLog) -> dict[str, Any]:
         "reason": log.status.get("reason") or "",
         "iteration": log.iteration,
         "iterations": config["iterations"],
-        "processor": str(log.environment.get("processor", "")),
+        "processor": _hardware(log),
         "folder": log.path,
         "updated": str(log.status.get("updated") or ""),
     }
+
+
+def _hardware(log: RunLog) -> str:
+    """The processor that made a run, and the GPUs if it could use any; equal to no other run's if it was resumed on
+    other hardware, so that no pair counts and no seconds are averaged with others."""
+    first, resumed = log.environment, log.environment.get("resumed") or ()
+    has_gpus = log.config.get("runtime", {}).get("device") != "cpu"
+    found = []
+    for execution in (first, *({**first, **one} for one in resumed)):
+        gpus = (execution.get("gpus") or ()) if has_gpus else ()
+        found.append(", ".join(dict.fromkeys(filter(None, (str(execution.get("processor") or ""), *map(str, gpus))))))
+    different = list(dict.fromkeys(found))
+    return different[0] if len(different) == 1 else f"{', then '.join(different)} ({log.run_id})"
 
 
 def _costs(series: _ByName) -> dict[str, Any]:

@@ -291,6 +291,18 @@ def first_seeds(study: Study, count: int) -> Study:
     return replace(study, summary=kept, runs=study.runs[study.runs["run_id"].isin(kept["run_id"])])
 
 
+def first_seeds_of_cells(study: Study, counts: Mapping[Cell, int]) -> Study:
+    """Restrict a study to the runs of the lowest seeds of some cells, ``counts[cell]`` each; other cells keep all."""
+    extra: set[str] = set()
+    for cell, members in study.cells:
+        if cell in counts:
+            extra |= set(members.loc[members["seed"].rank(method="dense") > counts[cell], "run_id"])
+    if not extra:
+        return study
+    kept = study.summary[~study.summary["run_id"].isin(extra)]
+    return replace(study, summary=kept, runs=study.runs[~study.runs["run_id"].isin(extra)])
+
+
 def finished_environments(study: Study, logs: Logs) -> list[Mapping[str, Any]]:
     """Contents of the environment.json files of a study's finished runs."""
     return [logs.environments[i] for i in study.summary.index[study.summary["state"] == "finished"]]

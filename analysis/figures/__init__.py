@@ -12,11 +12,11 @@ from analysis.figures.drawing import Drawing, Panel, draw_panel, draw_together
 
 _PICTURES = {
     "main": ("main", "Validation reward during training", 2),
-    "selection": ("selection", "Test reward by prompt selection", 2),
+    "selection": ("selection", "{} reward by prompt selection", 2),
     "cells": ("all-cells", "All cells, every seed", 3),
     "variants": ("variants", "Other settings, every seed", 3),
 }
-"""File, title and columns of the wide pictures, by group."""
+"""File, title and columns of the wide pictures, by group; {} in a title stands for the split of the final results."""
 
 
 class Group(NamedTuple):
@@ -77,7 +77,7 @@ def draw_study(study: Study, are_compared: bool = False) -> StudyFigures:
     jobs = [partial(draw_panel, panel) for of_group in panels.values() for panel in of_group]
     wide = {name: _PICTURES[name] for name in _PICTURES if panels[name]}
     pictures = [
-        partial(draw_together, f"{study.prefix}{file}", title, panels[name], n)
+        partial(draw_together, f"{study.prefix}{file}", title.format(study.endpoint.capitalize()), panels[name], n)
         for name, (file, title, n) in wide.items()
     ]
     drawn = iter(side_by_side(lambda number: [*jobs, *pictures][number](), range(len(jobs) + len(pictures))))

@@ -64,7 +64,7 @@ def _panels(study: Study, cells: Sequence[Cell], name: str) -> list[Panel]:
     limits = everything.min() - margin, everything.max() + margin
     note = "Dots: every seed (hollow: with fusion); bar: mean; "
     note += interval_note([seeds for _, seeds in found], "line: 95 % interval of the mean")
-    label = f"Test reward after training ({study.reward})"
+    label = f"{study.endpoint.capitalize()} reward after training ({study.reward})"
     methods = [method for method in dict.fromkeys(cell.method for cell, _ in study.cells) if method in rows_of]
     return [
         Panel(

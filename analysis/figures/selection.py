@@ -36,7 +36,7 @@ def selection_panels(study: Study) -> list[Panel]:
         Panel(
             f"{study.prefix}selection-{method}",
             f"{METHOD_NAMES.get(method, method)}, this study",
-            partial(_draw, bars, starts[method], highest, f"Test reward ({study.reward})"),
+            partial(_draw, bars, starts[method], highest, f"{study.endpoint.capitalize()} reward ({study.reward})"),
             note=note,
         )
         for method, bars in bars_of.items()

@@ -31,7 +31,7 @@ def summary(rewards: ArrayLike, groups: ArrayLike, judged: Mapping[str, ArrayLik
     """
     pictures = np.asarray(rewards, dtype=float)
     means = pictures.mean(axis=1)
-    spreads = np.asarray(groups, dtype=float).std(axis=2)
+    spreads = np.asarray(groups, dtype=float).std(axis=2, ddof=1)
     return {
         "prompts": pictures.shape[0],
         "noises": pictures.shape[1],

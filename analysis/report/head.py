@@ -12,7 +12,7 @@ from analysis.formats import MISSING, Entry, WideTable, number
 from analysis.report.tables import difference_entry
 from analysis.statistics import Interval
 from analysis.verdicts.compared import EQUAL_ITERATIONS
-from analysis.verdicts.conclusions import Conclusions, sentences
+from analysis.verdicts.conclusions import Conclusions, sentences, share_of_gain
 from analysis.verdicts.planned import FAMILIES, PRIMARY
 from analysis.verdicts.protocol import MARGIN_SHARE, Judged
 from harness.foundation.places import ROOT
@@ -44,7 +44,7 @@ def added_by_study(study: Study) -> WideTable | None:
     for row in frame[frame["family"] == FAMILIES[0].name].to_dict("records"):
         interval = Interval(row["difference"], row["lower_bound"], row["upper_bound"])
         difference = Entry(row["difference"], interval=interval, signed=True)
-        share = Entry(row["difference"] / row["gain"], digits=0, signed=True, percent=True)
+        share = Entry(share_of_gain(row["difference"], row["gain"]), digits=0, signed=True, percent=True)
         pairs = f"{row['pairs']} of {row['planned_pairs']}"
         rows.append((statements[row["claim"]], [str(row["verdict"]), difference, share, pairs]))
     return WideTable("", ["Claim", "Verdict", "Difference", "Of the base's gain", "Pairs"], rows)
@@ -104,7 +104,7 @@ def _judged(one: Judged) -> list[Entry | str]:
     digits = max(3, 1 - math.floor(math.log10(reach))) if reach > 0 else 3
     mean = one.contrast.mean
     difference = Entry(mean, interval=Interval(mean, low, high), digits=digits, signed=True)
-    share = Entry(mean / one.gain if one.gain else math.nan, digits=0, signed=True, percent=True)
+    share = Entry(share_of_gain(mean, one.gain), digits=0, signed=True, percent=True)
     return [difference, one.verdict, pairs, power, share]
 
 

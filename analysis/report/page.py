@@ -12,7 +12,7 @@ import pandas as pd
 from analysis import paper
 from analysis.cells.chosen import chosen_table, quoted_word
 from analysis.cells.labels import METHOD_NAMES, Cell, split_cells
-from analysis.cells.logs import TRAINING_REWARD, Logs
+from analysis.cells.logs import TRAINING_REWARD, VALIDATION_POINTS, Logs
 from analysis.cells.settings import count_warnings, describe_environments, split_settings
 from analysis.cells.study import MIN_SEEDS_FOR_INTERVAL, Study, adagrpo_pairs, missing_cells
 from analysis.figures import StudyFigures
@@ -122,7 +122,9 @@ def _study(logs: Logs, part: Part, scope: str, names_experiment: bool) -> dict[s
     study, figures = part.study, part.figures
     rows = [(cell, row) for (cell, _), row in zip(study.cells, part.cells.to_dict("records"), strict=True)]
     shared, varied = split_settings([logs.configs[i] for i in study.summary.index])
-    final = study.final[study.final["split"] == study.endpoint].groupby(["run_id", "metric"]).tail(1)
+    final = study.final[(study.final["split"] == study.endpoint) & (study.final["metric"] == TRAINING_REWARD)]
+    points = VALIDATION_POINTS if study.endpoint == "validation" else 1
+    last = final.sort_values("iteration").groupby("run_id", observed=True).tail(points)
     of_question = {
         "conclusions": part.conclusions,
         "main": main_table(study),
@@ -152,7 +154,8 @@ def _study(logs: Logs, part: Part, scope: str, names_experiment: bool) -> dict[s
         "figures": figures,
         "cells": rows,
         "before_splits": set(part.cells["before_split"]),
-        "base_compute": {cell.method: row["compute"] for cell, row in rows if study.base_of(cell) == cell},
+        # Cells without a variant come first: the last that is set is the plain base, if there is one.
+        "base_compute": {cell.method: row["compute"] for cell, row in rows[::-1] if study.base_of(cell) == cell},
         **of_question,
         "timed_runs": len(study.timed(study.summary)),
         "num_runs": len(study.summary),
@@ -161,7 +164,7 @@ def _study(logs: Logs, part: Part, scope: str, names_experiment: bool) -> dict[s
         "warnings": count_warnings([(logs.configs[i], logs.environments[i]) for i in study.summary.index]),
         "shared": shared,
         "varied": varied,
-        "test_rewards": dict(final.loc[final["metric"] == TRAINING_REWARD, ["run_id", "value"]].to_numpy()),
+        "test_rewards": last.groupby("run_id", observed=True)["value"].mean().to_dict(),
         "runs": [(cell, members.sort_values("seed").to_dict("records")) for cell, members in study.cells],
     }
 

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import re
-from collections.abc import Iterable
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -30,6 +29,8 @@ SUFFIX = ".parquet"
 _FORMAT = "1"
 _NUMBER_GROUP, _PICTURE_GROUP = 0, 1  # Separate row groups, since reports of many runs read few pictures.
 _DOCUMENTS = ("config", "status", "environment")
+_NO_MATTER = ("runtime", "logging")
+"""Sections of a configuration that change no number."""
 _NO_CHECKSUM = "0" * 64
 _SIGNED = re.compile(rb"adagrpo\.sha256.{2}([0-9a-f]{64})", re.DOTALL)
 """Pattern of a shard's checksum, which is that of the file with ``_NO_CHECKSUM`` in its place. Old shards have none."""
@@ -44,8 +45,8 @@ def write_shards(runs_folder: Path, output: Path, num_pictures: int = NUM_PROMPT
     Args:
         runs_folder: folder with run directories at any depth.
         output: folder to write to; created if missing.
-        num_pictures: prompts whose pictures before and after training are kept, for each cell's first seed only, since
-            a page shows no others and pictures would take most of the space.
+        num_pictures: prompts whose pictures before and after training are kept, for each cell's first finished seed
+            only, since a page shows no others and pictures would take most of the space.
 
     Returns:
         The shards of all finished runs, sorted.
@@ -55,13 +56,15 @@ def write_shards(runs_folder: Path, output: Path, num_pictures: int = NUM_PROMPT
     """
     written, damaged = [], []
     directories = find_paths(runs_folder)
-    shown = {of_seed[min(of_seed)] for of_seed in _by_cell(directories).values()}
-    for directory in directories:
+    shown: set[str] = set()
+    for directory in sorted(directories, key=_seed):
         try:
             log = read_directory(directory)
             if log.state != "finished":
                 continue
-            content = _to_parquet(log, read_gallery(directory, num_pictures if directory in shown else 0))
+            cell = _cell(log)
+            content = _to_parquet(log, read_gallery(directory, 0 if cell in shown else num_pictures))
+            shown.add(cell)
         except ConfigError as error:
             damaged.append(error)
             continue
@@ -74,15 +77,19 @@ def write_shards(runs_folder: Path, output: Path, num_pictures: int = NUM_PROMPT
     return sorted(written)
 
 
-def _by_cell(directories: Iterable[Path]) -> dict[str, dict[int, Path]]:
-    """Run directories by cell and seed, taken from their names; a name without a seed is a cell of its own."""
-    cells: dict[str, dict[int, Path]] = {}
-    for directory in directories:
-        cell, found, rest = directory.name.rpartition("-seed")
-        seed = rest.partition("-")[0]
-        is_named = found and seed.isdecimal()
-        cells.setdefault(cell if is_named else directory.name, {})[int(seed) if is_named else 0] = directory
-    return cells
+def _seed(directory: Path) -> int:
+    """Seed in a run directory's name; 0 if it names none."""
+    seed = directory.name.rpartition("-seed")[2].partition("-")[0]
+    return int(seed) if seed.isdecimal() else 0
+
+
+def _cell(log: RunLog) -> str:
+    """Key of the runs that differ by seed alone: folder, name before the seed, and settings that numbers depend on."""
+    settings = log.environment.get("settings") or {k: v for k, v in log.config.items() if k not in _NO_MATTER}
+    name, found, rest = log.run_id.rpartition("-seed")
+    is_named = found and rest.partition("-")[0].isdecimal()
+    own = {key: value for key, value in settings.items() if key != "seed"}
+    return json.dumps([str(log.path.parent), name if is_named else log.run_id, own], sort_keys=True, default=str)
 
 
 def read_shard(path: Path) -> RunLog:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from analysis.cells.equal_cost import equal_cost_pair
+from analysis.cells.equal_cost import equal_cost_pair, mean_compute
 from analysis.cells.labels import Cell
 from analysis.cells.logs import TRAINING_REWARD
 from analysis.cells.spending import FORWARDS
@@ -82,7 +82,7 @@ def _differences(study: Study, treatment: Cell, control: Cell, split: str) -> Va
 
 
 def _at_equal_compute(study: Study, treatment: Cell, control: Cell) -> Values:
-    cost = {cell: float(members["compute"].mean()) for cell, members in study.cells if cell in (treatment, control)}
+    cost = {cell: one for cell, one in mean_compute(study).items() if cell in (treatment, control)}
     if len(cost) < 2:
         return np.empty(0)
     is_dearer = cost[treatment] >= cost[control]

@@ -1,26 +1,32 @@
 """Conclusions of a grid: its judged claims as tables, and sentences computed from them."""
 
 import math
+import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+import numpy as np
 import pandas as pd
 
-from analysis.cells.study import Study, first_seeds
-from analysis.decisions import LEVEL, LOOKS, OUTCOMES, Outcome, pairs_needed, power
+from analysis.cells.labels import Cell
+from analysis.cells.study import Study, first_seeds, first_seeds_of_cells
+from analysis.decisions import LEVEL, LOOKS, OUTCOMES, Outcome, decide, pairs_needed, power
 from analysis.formats import MISSING, markdown_table, number
 from analysis.runs.sources import protocol_sha256, seal_sha256, was_under_other_rules
 from analysis.verdicts.checks import HEAD as CHECK_HEAD
 from analysis.verdicts.checks import PAIRS, TRIALS, Check, check_rows, checks_of
 from analysis.verdicts.earlier import EARLIER, EARLIER_NOTE
 from analysis.verdicts.planned import FAMILIES, Family, judge_family
-from analysis.verdicts.protocol import MARGIN_SHARE, MIN_PAIRS, Judged, judge_grid, method_claims, pooled_claims
+from analysis.verdicts.protocol import MARGIN_SHARE, MIN_PAIRS, Claim, Judged, judge_grid, method_claims, pooled_claims
 
 HEAD = ("Claim", "Verdict", "Difference", "Of the base's gain", "The paper's", "Pairs", "Power", "Pairs needed")
 """Headings of a table of judged claims, with differences that have one-sided 95 % bounds."""
 
 
+_NEVER = sys.maxsize
+"""Planned pairs with which no claim is decided."""
 POWER = 0.8
 PLAN_HEAD = (
     "Claim",
@@ -103,7 +109,8 @@ def conclude(
     """
     planned = planned_families(study)
     if planned:
-        families: dict[str, Sequence[Judged]] = {f.name: ranked(judge_family(study, f)) for f in planned}
+        of_plan = first_seeds_of_cells(study, _planned_seeds(planned))
+        families: dict[str, Sequence[Judged]] = {f.name: ranked(_judge_family(of_plan, f)) for f in planned}
         opening = EARLIER_NOTE if planned[0] in EARLIER else "Each claim compares two cells."
     else:
         families, opening = _judge_as_grid(study, planned_seeds)
@@ -112,12 +119,43 @@ def conclude(
     others = sum(_was_under_other_rules(environment, bool(planned)) for environment in environments)
     main = next(iter(families.values()))
     checks = checks_of(study, main[0].gain) if planned else []
-    return Conclusions(families, len(environments), others, plan_for(study, main), checks, opening)
+    words = dict.fromkeys(families, study.endpoint)
+    return Conclusions(families, len(environments), others, plan_for(study, main), checks, opening, words)
 
 
 def planned_families(study: Study) -> list[Family]:
     """Families of claims planned for a study's experiment, if it is trained on ocr; [] for a grid."""
     return [one for one in (*FAMILIES, *EARLIER) if (one.experiment, study.reward) == (study.experiment, "ocr")]
+
+
+def _planned_seeds(families: Sequence[Family]) -> dict[Cell, int]:
+    """Seeds of each cell that the claims are decided on: a decided claim stays as it is if seeds are added."""
+    counts: dict[Cell, int] = {}
+    for claim, pairs in (planned for family in families for planned in family.claims):
+        for side in (side for comparison in claim.comparisons for side in comparison):
+            for cell in map(side.cell, claim.methods):
+                counts[cell] = max(pairs, counts.get(cell, 0))
+    return counts
+
+
+def _judge_family(study: Study, family: Family) -> list[Judged]:
+    """Same as ``judge_family``, where all gains are known; otherwise see ``_judge``."""
+    gains = [one.gain for one in judge_grid(study, [claim for claim, _ in family.claims], _NEVER)]
+    return judge_family(study, family) if np.isfinite(gains).all() else _judge(study, family.claims)
+
+
+def _judge(study: Study, claims: Sequence[tuple[Claim, int]], level: float = LEVEL) -> list[Judged]:
+    """Judge claims together, each with its planned pairs.
+
+    A claim with an unknown gain of the base, from which its margin follows, counts in its family and is undecided.
+    """
+    alone = []
+    for claim, pairs in claims:
+        [unjudged] = judge_grid(study, [claim], _NEVER, level)
+        is_known = math.isfinite(unjudged.gain)
+        alone += judge_grid(study, [claim], pairs, level) if is_known else [replace(unjudged, planned=pairs)]
+    together = decide([one.question for one in alone], level)
+    return [replace(one, decision=decision, family=len(alone)) for one, decision in zip(alone, together, strict=True)]
 
 
 def ranked(family: Sequence[Judged]) -> Sequence[Judged]:
@@ -129,18 +167,20 @@ def ranked(family: Sequence[Judged]) -> Sequence[Judged]:
 
 def _judge_as_grid(study: Study, planned_seeds: int | None) -> tuple[dict[str, Sequence[Judged]], str]:
     methods = list(dict.fromkeys(cell.method for cell, _ in study.grid_cells))
+    if not methods:
+        return {}, ""
     kinds = {"Over all methods": pooled_claims(methods)}
     if len(methods) > 1:
         kinds["Each method for itself"] = method_claims(methods)
     opening = "A choice of prompts is compared with and without fusion, fusion with every choice of prompts."
     if planned_seeds is None:
         planned = max((members["seed"].nunique() for _, members in study.grid_cells), default=0)
-        return {title: judge_grid(study, claims, planned) for title, claims in kinds.items()}, opening
+        return {title: _judge(study, [(one, planned) for one in claims]) for title, claims in kinds.items()}, opening
     half = planned_seeds // 2
     families: dict[str, Sequence[Judged]] = {}
     for title, claims in kinds.items():
         early, late = (
-            judge_grid(first_seeds(study, seeds), claims, seeds, level)
+            _judge(first_seeds(study, seeds), [(one, seeds) for one in claims], level)
             for seeds, level in zip((half, planned_seeds), LOOKS, strict=True)
         )
         families[title] = [
@@ -166,7 +206,7 @@ def plan_for(study: Study, family: Sequence[Judged]) -> list[Plan]:
     """
     finished = study.summary[study.summary["state"] == "finished"]
     hours = float((finished["train_seconds"] + finished["evaluation_seconds"]).mean()) / 3600
-    return [_plan(judged, hours) for judged in family if judged.sd > 0]
+    return [_plan(judged, hours) for judged in family if judged.sd > 0 and math.isfinite(judged.margin)]
 
 
 def _plan(judged: Judged, hours: float) -> Plan:
@@ -225,6 +265,8 @@ _OPENINGS: dict[Outcome, str] = {
 def _open(one: Judged) -> str:
     if one.contrast is None and one.planned < MIN_PAIRS:
         return f"{one.claim.statement} (one seed has no spread)"
+    if one.contrast is None and not math.isfinite(one.gain) and one.pairs >= one.planned * len(one.strata):
+        return f"{one.claim.statement} (the base's gain is not known)"
     if one.contrast is None:
         return f"{one.claim.statement} ({one.pairs} of {one.planned * len(one.strata)} planned pairs are finished)"
     needed = f"{one.pairs_needed * len(one.strata)} pairs" if one.pairs_needed else "an unknown number of pairs"
@@ -238,14 +280,23 @@ def rows(family: Sequence[Judged]) -> list[list[str]]:
             one.claim.statement,
             one.verdict,
             _difference(one),
-            _share(one.contrast.mean / one.gain if one.contrast else math.nan),
+            _share(share_of_gain(one.contrast.mean, one.gain) if one.contrast else math.nan),
             _share(one.claim.paper_share if one.claim.paper_share is not None else math.nan),
             f"{one.pairs} of {one.planned * len(one.strata)}",
             number(one.power, 2),
-            str(one.pairs_needed * len(one.strata)) if one.pairs_needed else MISSING,
+            str(needed * len(one.strata)) if (needed := _pairs_needed(one)) else MISSING,
         ]
         for one in family
     ]
+
+
+def share_of_gain(difference: float, gain: float) -> float:
+    """Difference as a share of the base's gain; NaN unless the base gained."""
+    return difference / gain if gain > 0 else math.nan
+
+
+def _pairs_needed(one: Judged) -> int | None:
+    return one.pairs_needed if math.isfinite(one.margin) else None
 
 
 def conclusions_frame(study: Study, conclusions: Conclusions) -> pd.DataFrame:

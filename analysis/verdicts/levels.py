@@ -7,6 +7,7 @@ from typing import Any
 
 import pandas as pd
 
+from analysis.verdicts.conclusions import share_of_gain
 from analysis.verdicts.protocol import Judged
 from harness.foundation.places import ROOT
 
@@ -27,7 +28,8 @@ def map_frame(judged: Mapping[str, Sequence[Judged]]) -> pd.DataFrame:
         Columns experiment, prompt_share with share_low and share_high (the probe's ICC and its 95 % interval),
         no_spread, selection, cosine with cosine_low and cosine_high (between the expected updates of the rule and of
         random prompts, untrained; NaN if the probe was made without gradients), pairs, and difference with lower and
-        upper (one-sided 95 % bounds): rule less random, as a share of the base's gain in the experiment.
+        upper (one-sided 95 % bounds): rule less random, as a share of the base's gain in the experiment; NaN unless
+        the base gained.
     """
     rows = []
     for experiment, family in judged.items():
@@ -41,12 +43,12 @@ def map_frame(judged: Mapping[str, Sequence[Judged]]) -> pd.DataFrame:
             sign = _AGAINST_RANDOM.get(one.claim.name)
             if sign is None or one.contrast is None:
                 continue
-            bounds = sorted(sign * bound / one.gain for bound in one.contrast.bounds())
+            bounds = sorted(share_of_gain(sign * bound, one.gain) for bound in one.contrast.bounds())
             rows.append(
                 {"experiment": experiment, "prompt_share": share["estimate"], "share_low": share["low"]}
                 | {"share_high": share["high"], "no_spread": summary["no_spread"]["estimate"]}
                 | {"selection": one.claim.name, **cosines.get(one.claim.name, _UNKNOWN)}
-                | {"pairs": one.pairs, "difference": sign * one.contrast.mean / one.gain}
+                | {"pairs": one.pairs, "difference": share_of_gain(sign * one.contrast.mean, one.gain)}
                 | {"lower": bounds[0], "upper": bounds[1]}
             )
     return pd.DataFrame(rows)

@@ -82,3 +82,11 @@ def test_a_report_of_cells_without_adagrpo_opens_with_what_each_has_reached(tmp_
     assert table is not None
     assert [label for label, _ in table.rows] == [BASE.label, MINE.label]
     assert [entry_text(entry) for entry in table.rows[1][1]] == ["+0.050 ± 0.000", "0.800 ± 0.000", "0.450", "2"]
+
+
+def test_runs_that_have_just_begun_do_not_make_a_cell_the_cheaper_one(tmp_path: Path) -> None:
+    for seed in range(4, 9):
+        begun = {"selection": "SecondHardest", "state": "running", "test": None}
+        write_run(tmp_path / f"mine-{seed}", seed=seed, rewards=(0.5,), **begun)
+    [spent] = compared(tmp_path, 4).families[EQUAL_COMPUTE]
+    assert spent.pairs == 4

@@ -7,7 +7,7 @@ import pytest
 from fabricated import study_of, write_run
 
 from analysis.cells.labels import SELECTIONS
-from analysis.verdicts.conclusions import conclude, note
+from analysis.verdicts.conclusions import conclude, note, rows, sentences
 from analysis.verdicts.protocol import MARGIN_SHARE, Judged, judge_grid, method_claims, pooled_claims
 
 GAIN = {"random": 0.30, "easiest": 0.10, "hardest": 0.36, "medium": 0.31, "curriculum": 0.30}
@@ -112,3 +112,31 @@ def test_an_early_look_decides_large_differences_on_half_of_the_seeds_and_leaves
     assert all(one.planned == 4 for one in open_ones)
     assert "0.005" in note(concluded)
     assert "0.045" in note(concluded)
+
+
+def test_runs_that_all_differ_in_some_setting_are_no_grid(tmp_path):
+    for name in ("a", "b", "c"):
+        write_run(tmp_path / name, rollout={key: int(key == name) for key in ("a", "b", "c")})
+    study = study_of(tmp_path)
+    assert all(cell.variant for cell, _ in study.cells)
+    assert conclude(study, []) is None
+
+
+def test_without_a_base_nothing_is_decided_and_no_pairs_are_said_to_be_enough(tmp_path):
+    for selection in ("curriculum", "medium"):
+        for fusion in (False, True):
+            for seed in range(2):
+                reward = 0.8 + 0.01 * seed * fusion * (selection == "medium")
+                write_run(
+                    tmp_path / f"{selection}-{fusion}-{seed}",
+                    seed=seed,
+                    selection=selection,
+                    fusion=fusion,
+                    test=reward,
+                )
+    concluded = conclude(study_of(tmp_path), [])
+    assert {one.verdict for one in concluded.main} == {"undecided"}
+    shown = {one.claim.name: row for one, row in zip(concluded.main, rows(concluded.main), strict=True)}
+    assert shown["curriculum-medium"][-3:] == ["2 of 2", "–", "–"]
+    assert not concluded.plans
+    assert "median difficulty (the base's gain is not known)" in " ".join(sentences(concluded.main))

@@ -1,8 +1,10 @@
 """Logs of runs, finished or broken off, become the tidy frame that they should."""
 
+import json
 import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fabricated import WriteRun
@@ -150,3 +152,21 @@ def test_runs_are_found_at_any_depth_once(grid: Path) -> None:
     shutil.copytree(grid / "grid", grid / "copy" / "grid")
     with pytest.raises(ConfigError, match=r"copy/grid/base-0 and .*runs/grid/base-0 are the same run"):
         load_logs(grid)
+
+
+@pytest.mark.parametrize(
+    ("environment", "device", "expected"),
+    [
+        ({"resumed": [{"code_sha256": "other", "processor": "A", "gpus": []}]}, "auto", "A"),
+        ({"resumed": [{"processor": "B", "gpus": []}]}, "auto", "A, then B (run)"),
+        ({"gpus": ["G", "G"]}, "cpu", "A"),
+        ({"gpus": ["G", "G"]}, "auto", "A, G"),
+        ({"gpus": ["G"], "resumed": [{"processor": "A", "gpus": ["H"]}]}, "cuda", "A, G, then A, H (run)"),
+    ],
+)
+def test_a_run_is_of_all_hardware_that_made_it(
+    write_run: WriteRun, environment: dict[str, Any], device: str, expected: str
+) -> None:
+    run = write_run("run", runtime={"device": device})
+    (run / "environment.json").write_text(json.dumps({"processor": "A"} | environment))
+    assert load_logs(run).summary["processor"].tolist() == [expected]

@@ -20,7 +20,7 @@ from analysis.report import head
 from analysis.report.head import added_by_study
 from analysis.report.report import write_report
 from analysis.verdicts.checks import TRIALS, check_rule
-from analysis.verdicts.conclusions import conclude
+from analysis.verdicts.conclusions import conclude, rows
 from analysis.verdicts.levels import map_frame
 from analysis.verdicts.planned import FAMILIES, PRIMARY
 from harness.config import EXPERIMENTS, numeric_settings
@@ -126,6 +126,24 @@ def test_the_map_is_of_rules_less_random_as_shares_of_the_gain(tmp_path: Path) -
     assert found == pytest.approx({"curriculum": 0.155, "medium": 0.06, "hardest": 0.265, "easiest": -0.48}, abs=0.015)
     assert (frame["lower"] < frame["difference"]).all()
     assert (frame["upper"] > frame["difference"]).all()
+
+
+@pytest.mark.parametrize("case", ["more seeds than planned", "a base that loses", "no base"])
+def test_a_planned_claim_keeps_its_pairs_and_shares_need_a_gain(tmp_path: Path, case: str) -> None:
+    base = 0.4 if case == "a base that loses" else 0.6
+    for selection in ("curriculum", "medium", *(() if case == "no base" else ("random",))):
+        for seed in range(14 if case == "more seeds than planned" else 12):
+            reward = base + 0.001 * (seed % 3) * (selection == "curriculum")
+            settings = {"seed": seed, "selection": selection, "experiment": "study-luck"}
+            write_run(tmp_path / f"{selection}-{seed}", test=reward, base_test=0.45, **settings)
+    concluded = conclude(study_of(tmp_path), [])
+    assert concluded is not None
+    [of_medium] = [row for row in rows(concluded.main) if "those of median" in row[0]]
+    assert of_medium[5] == "12 of 12"
+    assert (of_medium[3] == "–") == (case != "more seeds than planned")
+    shares = map_frame({"study-luck": concluded.main})
+    assert len(shares) == (0 if case == "no base" else 2)
+    assert all(shares.get("difference", pd.Series()).isna() == (case == "a base that loses"))
 
 
 def test_the_map_has_a_second_axis_once_the_probes_have_gradients() -> None:

@@ -39,7 +39,7 @@ def test_a_summary_tells_spreads_bins_and_agreement() -> None:
     assert told["mean"] == pytest.approx(0.5)
     assert told["prompt_mean_bins"] == pytest.approx([1 / 3, 0, 0, 1 / 3, 0, 1 / 3])
     assert told["no_spread"]["estimate"] == pytest.approx(4 / 6)
-    assert told["group_std"]["mean"] == pytest.approx((0.5 + 0.1) / 6)
+    assert told["group_std"]["mean"] == pytest.approx((1.0 + 0.2) / 2**0.5 / 6)
     assert told["judges"]["same"] == pytest.approx({"prompts": 1.0, "within_prompts": 1.0})
     assert told["judges"]["contrary"]["prompts"] == pytest.approx(-1.0)
     assert told["judges"]["flat"]["prompts"] is None

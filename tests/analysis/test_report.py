@@ -6,12 +6,15 @@ from collections import defaultdict
 from html.parser import HTMLParser
 from pathlib import Path
 
-from fabricated import WriteRun
+import matplotlib.pyplot as plt
+from fabricated import WriteRun, study_of
 
 from analysis.cells.chosen import chosen_frame
 from analysis.cells.logs import find_runs, load_logs
 from analysis.cells.study import split_studies
 from analysis.figures import Group
+from analysis.figures.cells import cell_panels
+from analysis.figures.selection import selection_panels
 from analysis.report.page import Part, render_page
 from analysis.report.report import write_report
 from analysis.report.tables import cell_frame
@@ -168,3 +171,27 @@ def test_the_page_says_when_and_by_which_commands_runs_were_made(write_run: Writ
     text = text_of(page_of(run.parent))
     assert "Finished: 2026-03-02 to 2026-03-04. " in text
     assert "Command: adagrpo train seed=0, adagrpo train seed=1, not recorded, see docs/results.md." in text
+
+
+def test_costs_are_beside_those_of_the_plain_base(write_run: WriteRun, tmp_path: Path) -> None:
+    for seed in range(2):
+        write_run(f"base-{seed}", seed=seed)
+    write_run("long", rewards=(0.5, 0.6, 0.7, 0.7, 0.7))
+    assert re.findall(r"× [\d.]+", text_of(page_of(tmp_path / "runs"))) == ["× 1.00", "× 2.00"]
+
+
+def test_validation_values_are_called_so_and_are_those_of_the_cells(write_run: WriteRun, tmp_path: Path) -> None:
+    for selection, fusion in (("random", False), ("curriculum", False), ("curriculum", True)):
+        for seed in range(2):
+            settings = {"seed": seed, "selection": selection, "fusion": fusion}
+            write_run(f"{selection}-{fusion}-{seed}", test=None, base_test=None, **settings)
+    study = study_of(tmp_path / "runs")
+    concluded = conclude(study, [])
+    assert {concluded.words_of(title) for title in concluded.families} == {"validation"}
+    for panel in (*selection_panels(study), *cell_panels(study)):
+        _, axes = plt.subplots()
+        panel.draw(axes)
+        assert any(label.startswith("Validation reward") for label in (axes.get_xlabel(), axes.get_ylabel()))
+        plt.close()
+    # The mean of both validations after training began, .6 and .7.
+    assert "2 of 2 0.650" in text_of(page_of(tmp_path / "runs"))

@@ -106,3 +106,16 @@ def test_pictures_are_kept_of_each_cell_s_first_seed(write_run: WriteRun, tmp_pa
     written = write_shards(tmp_path / "runs", tmp_path / "shards")
     kept = [path.stem for path in written if read_shard_gallery(path) is not None]
     assert kept == ["base-seed9-abc", "ours-seed3-abc"]
+
+
+def test_an_unfinished_run_another_setting_and_another_folder_take_no_pictures_from_a_cell(
+    write_run: WriteRun, tmp_path: Path
+) -> None:
+    write_run("base-seed1-a", seed=1, state="running")
+    write_run("base-seed2-b", seed=2)
+    write_run("base-seed3-c", seed=3)
+    write_run("base-seed3-d", seed=3, rollout={"group_size": 12})
+    write_run("../other/base-seed4-e", seed=4, experiment="other")
+    written = write_shards(tmp_path / "runs", tmp_path / "shards")
+    kept = [path.stem for path in written if read_shard_gallery(path) is not None]
+    assert kept == ["base-seed2-b", "base-seed3-d", "base-seed4-e"]
