@@ -49,6 +49,7 @@ def train(
             run.remove_unneeded()
             print("\n".join([f"{run.folder} is finished already", *note_on_code([changes_of(run.folder)])]))
         return 0
+    run.require_resumable()
     lock = run.lock() if is_main else None
     try:
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:

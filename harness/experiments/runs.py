@@ -39,6 +39,8 @@ class RunJob(Job):
         match status["state"]:
             case "finished" | "failed" as name:
                 return State(name, share, status["reason"])
+            case "incomplete" if self.run.loss() is not None:
+                return State("failed", share, status["reason"])
         return State("waiting", share)
 
     def try_lock(self) -> IO[bytes] | None:
@@ -61,8 +63,9 @@ class RunJob(Job):
         self._set_status("running")
 
     def reset(self) -> None:
-        """Record that the run is waiting, at the iteration that it has reached."""
-        self._set_status("waiting")
+        """Record that the run is waiting, at the iteration that it has reached, unless it cannot be resumed."""
+        if self.run.loss() is None:
+            self._set_status("waiting")
 
     def fail(self, reason: str) -> None:
         """Record that the run has failed; a reason recorded by one of its processes is appended."""
@@ -123,11 +126,12 @@ def hand_over_all(runs: Sequence[RunDirectory], cluster: str, say: Say) -> int:
         say: called with each line of output.
 
     Raises:
-        ConfigError, PluginError: there is no such file or launcher, or it refuses.
+        ConfigError, PluginError: there is no such file or launcher, or it refuses; or a run cannot be resumed.
     """
     resources, tasks = read_resources(cluster), list[Task]()
     for run in dict.fromkeys(runs):
         if run.status()["state"] != "finished" and not run.is_locked():
+            run.require_resumable()
             runtime = run.config.runtime
             command = run_command(run.folder, runtime.processes)
             tasks.append(Task(run.folder, command, runtime.machines, RunJob(run).reset))
@@ -143,12 +147,18 @@ def patiently(run: RunDirectory, execute: Callable[[], object]) -> None:
     """Execute a run: if memory does not suffice for an update, again with half as many samples per forward pass, down
     to one; if the disk is full, from its checkpoint once there is space for two more and what else it may write.
 
+    Several processes cannot agree on either in the middle of a run.
+
     Args:
         run: the run; an error that stops it for good is recorded there, and raised.
         execute: executes the run from its checkpoint.
+
+    Raises:
+        ConfigError: the run is finished but has lost a file, and no checkpoint is saved; nothing is recorded.
     """
+    run.require_resumable()
     with run.failure_noted():
-        from torch import OutOfMemoryError
+        from torch import OutOfMemoryError, cuda
 
         while True:
             try:
@@ -157,15 +167,21 @@ def patiently(run: RunDirectory, execute: Callable[[], object]) -> None:
                 count = _halved(run)
                 if count is None:
                     raise
+                full = None
                 print(f"out of memory: tried again with model.execution.max_train_batch={count}", flush=True)
             except Exception as error:
-                if not is_full(error):
+                if not is_full(error) or run.config.runtime.processes > 1:
                     raise
-                print(f"{error}; waits for it", flush=True)
-                _note_waiting(run, str(error))
-                wait_for_space(run.folder, _SPARE + 2 * checkpoints.size_of_newest(run.checkpoints))
+                full = str(error)
+                print(f"{full}; waits for it", flush=True)
             else:
                 return
+            # Only here, since the error that is being handled holds the model of the execution that failed.
+            gc.collect()
+            cuda.empty_cache()
+            if full is not None:
+                _note_waiting(run, full)
+                wait_for_space(run.folder, _SPARE + 2 * checkpoints.size_of_newest(run.checkpoints))
 
 
 def _note_waiting(run: RunDirectory, reason: str) -> None:
@@ -186,10 +202,8 @@ def _execute(run: RunDirectory) -> None:
 def _halved(run: RunDirectory) -> int | None:
     """Halve the samples per forward pass of an update, which is not part of a run's identity; None at one sample.
 
-    None also with several processes, which cannot agree on it in the middle of a run.
+    None also with several processes.
     """
-    from torch import cuda
-
     config = run.config
     count = (config.model.execution.max_train_batch or config.model.max_batch) // 2
     if count < 1 or config.runtime.processes > 1:
@@ -197,6 +211,4 @@ def _halved(run: RunDirectory) -> int | None:
     execution = config.model.execution.model_copy(update={"max_train_batch": count})
     model = config.model.model_copy(update={"execution": execution})
     write_atomically(run.folder / "config.yaml", dump(config.model_copy(update={"model": model})))
-    gc.collect()
-    cuda.empty_cache()
     return count

@@ -144,7 +144,10 @@ def _table(logs: Logs, found: Mapping[Path, Sequence[tuple[str, str]]], states: 
     rows: list[tuple[str, list[Entry | str]]] = []
     iterations = dict(zip(logs.summary["folder"], logs.summary["iterations"], strict=True))
     for path, of_run in found.items():
-        last = read_lines(path / "metrics.jsonl")[-1]
+        records = read_lines(path / "metrics.jsonl")
+        if not records:  # it was resumed before its first checkpoint, or its first line is not whole yet
+            continue
+        last = records[-1]
         # If each step has updates of its own, the plain ratio refers to their start, the other one to the rollout.
         last["ratio_max_deviation"] = last.get("rollout_ratio_max_deviation", last["ratio_max_deviation"])
         numbers = [Entry(last["reward_mean"]), *(Entry(last[name], digits=4) for name in _HEALTH)]

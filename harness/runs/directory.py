@@ -77,11 +77,27 @@ class RunDirectory:
         except ValueError as error:  # also of read_text and of config.yaml: a ConfigError is one
             words = str(error) if isinstance(error, ConfigError) else f"{path}: is damaged: {error}"
             return unknown | {"state": "damaged", "reason": f"{words}; {self._remedy}"}
-        return status if lost is None else status | {"state": "incomplete", "reason": f"{lost}; {self._remedy}"}
+        if lost is None:
+            return status
+        # Without a checkpoint, a resumed run would begin again and empty the logs that are left.
+        alone = f"put the file back, or move {self.folder} away; no checkpoint is left to make it again from"
+        remedy = self._remedy if checkpoints.saved(self.checkpoints) else alone
+        return status | {"state": "incomplete", "reason": f"{lost}; {remedy}"}
 
     @property
     def _remedy(self) -> str:
         return f"put back a copy of it, or run  adagrpo train --resume {self.folder}"
+
+    def loss(self) -> str | None:
+        """Why nothing may be written: the run is incomplete, and has no checkpoint to resume from; else None."""
+        status = self.status()
+        is_lost = status["state"] == "incomplete" and not checkpoints.saved(self.checkpoints)
+        return status["reason"] if is_lost else None
+
+    def require_resumable(self) -> None:
+        """Raise ConfigError if the run has a ``loss``."""
+        if (loss := self.loss()) is not None:
+            raise ConfigError(f"{self.folder}: {loss}")
 
     def set_status(
         self,

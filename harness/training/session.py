@@ -114,6 +114,7 @@ class Session:
         Raises:
             StopRun: ``on_validation`` raised it; the checkpoint has everything trained so far.
             Preempted: ``asked_to_end`` returned a signal; the checkpoint has everything trained so far.
+            ConfigError: the run is finished but has lost a file, and no checkpoint is saved.
             TrainingError: training cannot go on.
         """
         trainer, config = self.trainer, self.config
@@ -257,6 +258,7 @@ class Session:
             )
 
     def _resume(self) -> None:
+        self.run.require_resumable()
         state = load_state(self.run, self.trainer.engine, self.processes)
         if state is not None:
             self.trainer.load_state_dict(state)

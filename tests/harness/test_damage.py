@@ -1,6 +1,7 @@
 """Files of a run that lost bytes, or hold others: named with what to do, never a traceback, never other numbers."""
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +16,7 @@ from analysis.runs.shards import write_shards
 from harness import cli
 from harness.config import ConfigError
 from harness.experiments.jobs.job import reset
-from harness.experiments.runs import RunJob
+from harness.experiments.runs import RunJob, hand_over_all, run_all
 from harness.experiments.status import status_lines
 from harness.foundation import files, records
 from harness.foundation.errors import FileError
@@ -75,6 +76,31 @@ def test_an_evaluation_of_the_last_iteration_that_was_lost_is_made_again(run: Ru
     after = (run.folder / "eval.jsonl").read_text(encoding="utf-8")
     ours, theirs = ([json.loads(line) | {"seconds": 0} for line in text.splitlines()] for text in (before, after))
     assert ours == theirs
+
+
+@pytest.mark.parametrize("name", [*LOGS, FINAL])
+def test_without_a_checkpoint_an_incomplete_run_is_refused_and_keeps_what_is_left(
+    run: RunDirectory, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkpoints.forget_after(run.checkpoints, -1)
+    (run.folder / name).unlink()
+    before = contents(run)
+    told = f"{name} is missing; put the file back, or move {run.folder} away"
+    assert told in run_all([run], 1, print).failed[run.run_id]
+    session = Session(run, say=lambda line: None)
+    for again in (session.execute, RunJob(run).call, lambda: hand_over_all([run], "print", print)):
+        with pytest.raises(ConfigError, match=re.escape(told)):
+            again()
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(["train", "--resume", str(run.folder)])
+    assert told in capsys.readouterr().err
+    assert contents(run) == before
+
+
+def contents(run: RunDirectory) -> dict[Path, bytes]:
+    """Every file of a run except its locks."""
+    files = [path for path in run.folder.rglob("*") if path.is_file()]
+    return {path: path.read_bytes() for path in files if path.suffix != ".lock" and path.name != "lock"}
 
 
 @pytest.mark.parametrize("damage", ["torn middle", "missing", "twice"])

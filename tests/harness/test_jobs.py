@@ -268,6 +268,9 @@ def test_workers_end_with_a_launch_that_is_killed_and_the_next_one_removes_its_f
     with pytest.MonkeyPatch.context() as patch:  # what somebody else has put there is not executed
         patch.setattr(runner.os, "getuid", lambda: os.geteuid() + 1)
         assert not list(launches_at_work(tmp_path.parent))
+    with pytest.MonkeyPatch.context() as patch:  # a launch that ends while it is looked at
+        patch.setattr(runner, "lock", lambda path, shared: path.with_name("gone").open("rb"))
+        assert not list(launches_at_work(tmp_path.parent))
     os.kill(pid, signal.SIGKILL)
     os.waitpid(pid, 0)
     wait_until(lambda: not jobs[0].is_locked())

@@ -1,9 +1,11 @@
 """A worker: runs leave nothing behind for the next one, and a failed one stops no other."""
 
+import errno
 import json
 import os
 import shutil
 import subprocess
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ from harness.experiments.jobs import worker
 from harness.experiments.jobs.job import State, claim_next, reset
 from harness.experiments.runs import RunJob
 from harness.foundation import files
-from harness.foundation.errors import CollectiveError, TrainingError
+from harness.foundation.errors import CollectiveError, FileError, TrainingError
 from harness.runs.directory import RunDirectory, prepare_run
 from harness.training.session import Session
 
@@ -139,6 +141,37 @@ def test_out_of_memory_is_tried_again_with_half_as_many_samples_at_a_time(
         RunJob(run).call()
     assert run.status()["state"] == "failed"
     assert prepare_run(run.config, run.folder.parents[1]).folder == run.folder
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), OSError(errno.ENOSPC, "full")])
+def test_a_model_is_gone_before_its_run_is_tried_again(
+    prepared: Any, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    run, sessions, Model = prepared("runs"), list[Any](), type("Model", (), {})
+    monkeypatch.setattr(experiment_runs, "wait_for_space", lambda folder, size: None)
+
+    def execute() -> None:
+        assert [session() for session in sessions] == [None] * len(sessions)
+        session = Model()
+        session.callback = lambda: session  # a cycle, as in a session
+        sessions.append(weakref.ref(session))
+        if len(sessions) < 3:
+            raise type(error)(*error.args)
+
+    experiment_runs.patiently(run, execute)
+    assert len(sessions) == 3
+
+
+def test_of_several_processes_none_waits_for_space_alone(prepared: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = prepared("runs", "runtime.processes=2", "rollout.prompts_per_iteration=2")
+    monkeypatch.setattr(experiment_runs, "wait_for_space", lambda folder, size: pytest.fail("waits"))
+
+    def execute() -> None:
+        raise FileError("log: cannot be written") from OSError(errno.ENOSPC, "full")
+
+    with pytest.raises(FileError):
+        experiment_runs.patiently(run, execute)
+    assert run.status()["state"] == "failed"
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a small disk")

@@ -67,6 +67,16 @@ def test_signs_of_hacking_stand_on_top(run: RunDirectory, tmp_path: Path) -> Non
     assert "<td>diversity</td>" in text
 
 
+@pytest.mark.parametrize("alone", [True, False])
+def test_a_run_without_a_whole_line_yet_is_in_nobodys_way(run: RunDirectory, tmp_path: Path, alone: bool) -> None:
+    resumed = run if alone else RunDirectory(shutil.copytree(run.folder, run.folder.with_name("resumed")))
+    for text in ("", '{"iteration": 1, "to'):
+        (resumed.folder / "metrics.jsonl").write_text(text)
+        resumed.set_status("running", 0, 1)
+        watching.watch(run.folder.parent, tmp_path / "page.html", 1, once=True, say=print)
+        assert (run.run_id in (tmp_path / "page.html").read_text()) is not alone
+
+
 def test_runs_that_have_not_begun_are_counted(tmp_path: Path) -> None:
     run = prepare_run(compose("smoke"), tmp_path)
     page = tmp_path / "page.html"

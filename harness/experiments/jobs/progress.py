@@ -17,7 +17,8 @@ class Progress:
         """Fraction of the work that is settled or done, in [0, 1]."""
         self._total = sum(job.size for job in jobs)
         self._settled_work = 0.0
-        self.refresh()
+        self.settled_before = self.refresh()
+        """Jobs that had finished or failed already."""
         self._began, self._worked_at_start = time.monotonic(), self._worked
 
     def refresh(self) -> list[Job]:

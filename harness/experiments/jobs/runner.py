@@ -96,13 +96,18 @@ def launches_at_work(root: Path) -> Iterator[tuple[Path, Progress]]:
     Reading a queue executes its content (pickle), so queues of other users are not read.
     """
     for path in sorted(root.rglob(f"{LAUNCHES}*/{QUEUE_NAME}")):
-        held = lock(path.with_name("lock"), shared=True)
-        if held is not None:
-            held.close()
+        try:
+            held = lock(path.with_name("lock"), shared=True)
+            if held is not None:
+                held.close()
+                continue
+            with path.open("rb") as queue:
+                if os.fstat(queue.fileno()).st_uid != os.getuid():
+                    continue
+                jobs = pickle.load(queue)
+        except FileNotFoundError:  # the launch has ended meanwhile
             continue
-        with path.open("rb") as queue:
-            if os.fstat(queue.fileno()).st_uid == os.getuid():
-                yield path.parent.parent, Progress(pickle.load(queue))
+        yield path.parent.parent, Progress(jobs)
 
 
 def _remove_left_behind(folder: Path) -> None:
@@ -147,6 +152,8 @@ class _Launch:
         """Supervise the workers until every job is settled; on return they have ended, if necessary by force."""
         try:
             with sigterm_interrupts():
+                for job in self.progress.settled_before:
+                    self._settle(job)
                 while self.progress.unsettled and not (self.stop_at_failure and self.outcome.failed):
                     began = time.monotonic()
                     self._step()

@@ -32,6 +32,10 @@ def execute_run(config: RunConfig, on_validation: OnValidation) -> RunResult:
     """
     run = prepare_run(config)
     divergence = None
+    # The model of the run before may not fit into memory beside this one's. It is let go of only here, where the
+    # exception that ended that run, whose traceback holds it, is no longer being handled.
+    gc.collect()
+    torch.cuda.empty_cache()
     with closing(run.lock(wait=True)):
         for record in read_lines(run.folder / "eval.jsonl"):
             if record["split"] == "validation":
@@ -41,9 +45,5 @@ def execute_run(config: RunConfig, on_validation: OnValidation) -> RunResult:
                 patiently(run, lambda: Session(run, say=_say, on_validation=on_validation).execute())
             except TrainingError as error:
                 divergence = " ".join(str(error).split())
-            finally:
-                # The next run's model may not fit into memory beside this one's.
-                gc.collect()
-                torch.cuda.empty_cache()
     spent = (read_lines(run.folder / "metrics.jsonl") or [{"total_sample_forwards": 0, "total_train_forwards": 0}])[-1]
     return RunResult(run.run_id, float(spent["total_sample_forwards"] + 3 * spent["total_train_forwards"]), divergence)

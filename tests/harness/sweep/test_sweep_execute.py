@@ -1,8 +1,11 @@
 """A trial's runs, really trained: ordinary run directories, reused and continued, that never read a test prompt."""
 
 import json
+import weakref
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 from landscape import make_sweep
@@ -76,3 +79,22 @@ def test_a_run_that_diverges_is_a_result_and_marked_as_failed(tmp_path: Path) ->
     assert seen == [0]
     (folder,) = (p.parent for p in (tmp_path / "runs" / "sweep-landscape").glob("*/config.yaml"))
     assert RunDirectory(folder).status()["state"] == "failed"
+
+
+def test_a_stopped_runs_model_is_gone_before_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sessions = list[Any]()
+
+    class Stopped:
+        def __init__(self, run: RunDirectory, **given: Any) -> None:
+            assert [session() for session in sessions] == [None] * len(sessions)
+            self.callback = self.execute  # a cycle, as in a session
+            sessions.append(weakref.ref(self))
+
+        def execute(self) -> None:
+            raise StopRun("given up")
+
+    monkeypatch.setattr(execution, "Session", Stopped)
+    for config in make_sweep(tmp_path, settings=SETTINGS, seeds=[1000, 1001]).configs(POINT, [1000, 1001]):
+        with suppress(StopRun):
+            execute_run(config, lambda iteration, metrics: None)
+    assert len(sessions) == 2
