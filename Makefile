@@ -19,7 +19,8 @@ setup: $(READY)  ## make the venv, install pinned dependencies, fetch the text r
 # Two checkouts that share a venv would run each other's code.
 own-venv:
 	@for installed in .venv/lib/python*/site-packages/adagrpo-*.dist-info/direct_url.json; do \
-	  test ! -e "$$installed" || grep -qF '"file://$(CURDIR)"' "$$installed" || { \
+	  test ! -e "$$installed" || \
+	    grep -qF "\"$$($(PYTHON) -c 'import pathlib; print(pathlib.Path.cwd().as_uri())')\"" "$$installed" || { \
 	    echo ".venv has another checkout installed ($$(sed 's/.*"file:\/\/\([^"]*\)".*/\1/' "$$installed")), whose code" \
 	      "would run: make clean-venv, then again" >&2; exit 2; }; \
 	done

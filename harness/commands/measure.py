@@ -75,7 +75,7 @@ def probe(
         say(f"{one.name}: {one.num_pictures:,} pictures")
         content = measure(one, where, say)
         if gradients:
-            content["gradients"] = measure_parallel(parallel[number], gradients, say)
+            content["gradients"] = measure_parallel(parallel[number], gradients, where, say)
         summaries[one.name] = content["summary"]
         text = json.dumps(content, indent=1)
         write_atomically(folder / f"probe-{one.name}.json", f"{text}\n")

@@ -1,6 +1,7 @@
 """The checks of a GPU, on a CPU with tiny widths, so that only the device is new there."""
 
 import json
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -8,11 +9,13 @@ import torch
 from markupsafe import escape
 
 from harness import cli
+from harness.config import compose
 from harness.experiments.doctor.checks import check
-from harness.experiments.gpu_check import report
+from harness.experiments.gpu_check import checks, report
 from harness.experiments.gpu_check.bench import Bench, Outcome, qwen2_vl
 from harness.foundation.errors import ConfigError
 from harness.rewards.native.hpsv3 import RewardModel
+from harness.runs.directory import prepare_run
 
 
 @pytest.fixture(scope="module")
@@ -36,6 +39,26 @@ def test_every_check_passes_or_cannot_be_told_on_a_cpu(found: Path) -> None:
     assert [content["device"], content["tiny"]] == ["CPU", True]
     page = (found / "index.html").read_text(encoding="utf-8")
     assert all(escape(result["name"]) in page for result in content["checks"])
+
+
+def test_each_check_of_two_gpus_executes_a_run_of_its_own_and_removes_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = []
+
+    def launch(command: list[str], **how: object) -> subprocess.CompletedProcess[str]:
+        config = compose("paper-dry", overrides=command[command.index("paper-dry") + 1 :])
+        given.append(prepare_run(config, tmp_path / "runs").folder)
+        return subprocess.CompletedProcess(command, 0, "", "")
+
+    monkeypatch.setattr(checks.torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(checks.subprocess, "run", launch)
+    monkeypatch.setattr(checks, "RUNS", tmp_path / "runs")
+    bench = Bench(torch.device("cuda"), True, tmp_path / "scratch")
+    assert checks.two_processes(bench).passed
+    assert checks.two_processes(bench).passed
+    assert given[0] != given[1]
+    assert not [*(tmp_path / "runs").iterdir()]
 
 
 def test_hps_v3_is_measured_at_the_published_width() -> None:

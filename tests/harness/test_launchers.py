@@ -155,6 +155,13 @@ def test_what_no_launcher_can_use_is_one_line(tmp_path: Path, text: str, message
     assert "\n" not in str(error.value)
 
 
+def test_more_machines_than_a_run_uses_are_refused_before_it_is_reset(runs: list[RunDirectory], tmp_path: Path) -> None:
+    runs[0].set_status("failed", 0, 1, "kept")
+    with pytest.raises(ConfigError, match=r"machines: 2 .* runtime\.machines=1"):
+        hand_over_all(runs, cluster(tmp_path, "launcher: print\nmachines: 2"), print)
+    assert runs[0].status()["reason"] == "kept"
+
+
 def test_without_slurm_one_line(runs: list[RunDirectory], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(launchers.shutil, "which", lambda name: None)
     with pytest.raises(ConfigError, match="there is no sbatch on this machine"):

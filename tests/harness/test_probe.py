@@ -83,6 +83,9 @@ def test_gradients_say_how_parallel_strategies_are(tmp_path: Path, monkeypatch: 
     same = [one for one in gradients["cosines"] if {one["first"], one["second"]} == {"easiest", "hardest"}]
     assert same[0]["value"] != 1
     assert path.with_suffix(".html").read_text(encoding="utf-8").count("<svg") == 6
+    kept = set((tmp_path / "runs" / "probe-gradients").glob("*/groups-*"))
+    assert run(*small, "capability.decay=0.5", "--output", str(tmp_path / "other")) == 0
+    assert len({*(tmp_path / "runs" / "probe-gradients").glob("*/groups-*")} - kept) == len(kept)
     assert run("rollout.kind=full_sde", *SMALL[:2], "--gradients", "12") == 2
 
 

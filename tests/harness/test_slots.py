@@ -1,5 +1,7 @@
 """Slots: each worker has threads or GPUs of its own."""
 
+import os
+
 import pytest
 
 from harness.config import ConfigError, RuntimeConfig
@@ -12,6 +14,13 @@ def test_cpu_slots_share_the_cores() -> None:
     assert all(slot.environment == {"OMP_NUM_THREADS": "2"} and not slot.placement.cuda for slot in slots)
     assert len(make_slots(RuntimeConfig(threads=2, processes=4), None, gpus=(), cores=2)) == 1
     assert len(make_slots(RuntimeConfig(), 5, gpus=(), cores=2)) == 5
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="this system cannot tell")
+def test_a_scheduler_may_leave_fewer_cores_than_the_machine_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: 64)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {3, 5})
+    assert len(local_slots([RuntimeConfig(threads=1, device="cpu")], None)) == 2
 
 
 def test_gpu_slots_see_their_own_gpus_only_and_know_the_engine() -> None:

@@ -1,6 +1,8 @@
 """Checks of a network's numbers against the pipeline's and the CPU's, of its memory and speed, and of a run's parts."""
 
 import math
+import secrets
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -20,11 +22,12 @@ from harness.experiments.doctor.sizes import find_architecture, sampling_bytes
 from harness.experiments.doctor.speed import PEAK_TERAFLOPS, operations
 from harness.experiments.gpu_check.bench import GIB, Bench, Outcome, RandomHpsV3, distance, qwen2_vl
 from harness.foundation.errors import StopRun
+from harness.foundation.places import WORK
 from harness.models.pipelines.blocks import blocks_of
 from harness.prompts.lists import generator_for
 from harness.rewards.native.open_clip import twin_of_clip, vit_h_14
 from harness.rollout import ode_trajectory
-from harness.runs.directory import prepare_run
+from harness.runs.directory import RUNS, prepare_run
 from harness.training.session import Session
 from harness.training.sharded import shard
 
@@ -189,10 +192,15 @@ def two_processes(bench: Bench) -> Outcome:
     """A run of two iterations, sharded over two GPUs with NCCL; skipped with fewer GPUs."""
     if not (bench.on_gpu and torch.cuda.device_count() > 1):
         return Outcome({"GPUs": torch.cuda.device_count()}, None)
-    settings = [f"model.path={bench.pipeline('flux')}", "runtime.device=cuda", "runtime.processes=2"]
+    experiment = f"gpu-check-{secrets.token_hex(4)}"  # a run of an earlier check would be finished already
+    settings = [f"experiment={experiment}", f"model.path={bench.pipeline('flux').resolve()}"]
+    settings += ["evaluation.test=false", "evaluation.base_test=false"]
+    settings += ["runtime.device=cuda", "runtime.processes=2", "runtime.engine=fsdp2"]
     command = [sys.executable, "-m", "harness.cli", "launch", "--profile", "paper-dry", *settings]
-    command += ["runtime.engine=fsdp2", "evaluation.test=false"]
-    result = subprocess.run(command, capture_output=True, text=True, check=False, cwd=bench.folder, timeout=300)
+    try:
+        result = subprocess.run(command, capture_output=True, text=True, check=False, cwd=WORK, timeout=300)
+    finally:
+        shutil.rmtree(RUNS / experiment, ignore_errors=True)
     return Outcome({"exit code": result.returncode, "last line": result.stderr[-200:]}, result.returncode == 0)
 
 

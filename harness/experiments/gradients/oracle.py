@@ -36,6 +36,7 @@ from harness.prompts.lists import generator_for, read_prompts
 from harness.rules.advantages import FUSIONS, Group, fuse, shrinkage
 from harness.rules.ledger import Ridge, mean_and_spread
 from harness.runs.directory import RUNS, environment, find_run
+from harness.trained.loading import device_of
 
 SAME_LENGTH = ", same length"
 CONTROLLED = tuple(kind for kind in FUSIONS if kind not in ("rescaled", "ema_std"))
@@ -123,7 +124,7 @@ def measure(oracle: Oracle, say: Callable[[str], object]) -> dict[str, Any]:
         RewardError: the reward could not score.
     """
     config = oracle.config
-    sampler = make_sampler(config, oracle.checkpoint)
+    sampler = make_sampler(config, oracle.checkpoint, device_of(config.runtime.device))
     pool = Pool(oracle, sampler)
     parts = Parts(oracle.folder, oracle.references + oracle.prompts * oracle.noises, "updates", say)
     reference = [
@@ -229,7 +230,7 @@ class Pool:
         text = [self.sampler.prompts[prompt] for prompt in prompts for _ in range(noises)]
         noise = torch.cat([self._noise(prompt, number) for prompt in prompts for number in range(noises)])
         rewards, previews = (self.sampler.rewards_of(text, noise, of).reshape(-1, noises) for of in (steps, few))
-        embedded = self.sampler.policy.encode(text[::noises]).summary
+        embedded = self.sampler.policy.encode(text[::noises]).summary.cpu()
         return {"rewards": rewards.numpy(), "previews": previews.numpy(), "text": embedded.numpy()}
 
     def updates(self, prompts: Sequence[int], directions: Tensor) -> Arrays:

@@ -38,7 +38,9 @@ def load_parallel(profile: str, overrides: Sequence[str], model: str | None) -> 
     return config
 
 
-def measure_parallel(config: RunConfig, rounds: int, say: Callable[[str], object]) -> dict[str, Any]:
+def measure_parallel(
+    config: RunConfig, rounds: int, device: torch.device, say: Callable[[str], object]
+) -> dict[str, Any]:
     """Cosines between strategies' expected updates of local advantages, with 95 % intervals over blocks of rounds.
 
     Only products of different blocks are used, to which noise does not contribute. ``noise`` is the number of updates
@@ -47,16 +49,19 @@ def measure_parallel(config: RunConfig, rounds: int, say: Callable[[str], object
     Args:
         config: result of ``load_parallel``.
         rounds: number of draws of candidates, of which each strategy trains on one; at least two blocks of them.
+        device: device to compute on.
         say: called with lines of progress.
     """
-    sampler = make_sampler(config, find_measured(BASE, config))
+    sampler = make_sampler(config, find_measured(BASE, config), device)
     parts = Parts(RUNS / "probe-gradients" / find_run(config).run_id, rounds, "rounds of gradients", say)
     first, end = 1 + WARM_UP, 1 + WARM_UP + rounds
     rewards = parts.get(f"candidates-{rounds}", 0, partial(_candidates, range(1, end), sampler))["rewards"]
     chosen = choose_all(torch.from_numpy(rewards), config)
     blocks = [range(start, min(start + BLOCK, end)) for start in range(first, end, BLOCK)]
+    # Choices depend on the decay, which is not part of the run's id, since the run itself chooses at random.
+    names = [f"groups-{of.start}-{of.stop}-decay-{config.capability.decay}" for of in blocks]
     groups = [
-        parts.get(f"groups-{of.start}-{of.stop}", len(of), partial(_updates, of, sampler, chosen)) for of in blocks
+        parts.get(name, len(of), partial(_updates, of, sampler, chosen)) for name, of in zip(names, blocks, strict=True)
     ]
     [weights] = resampling_weights([len(blocks)])
     counts = np.array([len(of) for of in blocks], dtype=float)

@@ -17,7 +17,6 @@ from harness.prompts.lists import draw_candidates, generator_for, read_prompts
 from harness.rewards import Reward, build_weighted
 from harness.rollout import anchor_branch, in_batches, ode_trajectory
 from harness.rules.plugins import kernel_of
-from harness.trained.loading import device_of
 from harness.training.scoring import require_finite, start_scoring
 
 
@@ -107,10 +106,10 @@ class Sampler:
         return start_scoring(self.reward, decode, latents, prompts, self.config.model.max_batch).wait().total
 
 
-def make_sampler(config: RunConfig, checkpoint: MeasuredCheckpoint) -> Sampler:
-    """Sampler of the policy at a checkpoint."""
+def make_sampler(config: RunConfig, checkpoint: MeasuredCheckpoint, device: torch.device) -> Sampler:
+    """Sampler of the policy at a checkpoint, on a device."""
     torch.set_num_threads(config.runtime.threads)
-    policy = checkpoint.load(config, device_of(config.runtime.device))
+    policy = checkpoint.load(config, device)
     prompts = read_prompts(config.prompts.train).prompts
     policy.check_prompts(prompts)
     return Sampler(config, policy, build_weighted(config.reward, config.runtime.threads, config.rewards), prompts)

@@ -233,14 +233,24 @@ def hand_over(tasks: Sequence[Task], resources: Resources, say: Callable[[str], 
         resources: resources of each job.
         say: called with each line of output.
         of: total amount, such as "3 runs".
+
+    Raises:
+        ConfigError: a job would get more machines than its command uses, several of them would share a job, or the
+            launcher refuses.
     """
     waiting = queued(task.folder for task in tasks)
     for folder, job in waiting.items():
         say(f"{folder.name}: in the queue as {job}")
     left = [task for task in tasks if task.folder not in waiting]
+    for task in left:
+        if task.machines < resources.machines:
+            raise ConfigError(
+                f"machines: {resources.machines} for each job, but {task.folder.name} has "
+                f"runtime.machines={task.machines}; leave machines out, since each run's own number is asked for"
+            )
     handles: list[Handle] = []
-    for machines in dict.fromkeys(max(task.machines, resources.machines) for task in left):
-        same = [task for task in left if max(task.machines, resources.machines) == machines]
+    for machines in dict.fromkeys(task.machines for task in left):
+        same = [task for task in left if task.machines == machines]
         handles += _as_jobs(same, resources.model_copy(update={"machines": machines}))
     say(f"{len(left)} of {of} handed over ({resources.launcher}), {len(handles)} jobs; see  adagrpo status")
     codes = [handle.wait() for handle in handles]

@@ -46,7 +46,12 @@ def local_slots(runtimes: Sequence[RuntimeConfig], count: int | None) -> list[Sl
             "with adagrpo launch on every machine"
         )
     gpus = () if runtime.device == "cpu" else visible_gpus()
-    return make_slots(runtime, count, gpus, os.cpu_count() or 1)
+    return make_slots(runtime, count, gpus, _cores())
+
+
+def _cores() -> int:
+    """Number of cores that this process may use, which a scheduler may have limited; macOS cannot tell."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def make_slots(runtime: RuntimeConfig, count: int | None, gpus: Sequence[str], cores: int) -> list[Slot]:
