@@ -1,9 +1,23 @@
 """Generated text between two marker comments in a hand-written file, such as the README."""
 
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from harness.foundation.errors import ConfigError
 from harness.foundation.files import write_atomically
+
+CLAIMS, FINDINGS = "claims", "findings of the study"
+"""Names of the blocks of a grid and of the study."""
+
+
+def require_block(path: Path, names: Sequence[str]) -> None:
+    """Raise ConfigError, see ``split``, unless the file has one of these blocks."""
+    for name in names[1:]:
+        with suppress(ConfigError):
+            split(path, name)
+            return
+    split(path, names[0])
 
 
 def split(path: Path, name: str) -> tuple[str, str]:

@@ -17,7 +17,7 @@ from analysis.figures.drawing import Drawing, draw_panel, draw_together
 from analysis.figures.levels import map_panels
 from analysis.formats import WideTable, latex, markdown, write_frame
 from analysis.report.head import is_comparison
-from analysis.report.insertion import insert
+from analysis.report.insertion import CLAIMS, FINDINGS, insert, require_block
 from analysis.report.page import Part, render_page
 from analysis.report.tables import (
     cell_frame,
@@ -72,6 +72,8 @@ def write_report(
     """
     if not find_runs(runs_folder):
         raise ConfigError(f"{runs_folder}: holds no run (no config.yaml and no shard at any depth)")
+    if readme is not None:
+        require_block(readme, (CLAIMS, FINDINGS))
     logs = load_logs(runs_folder, (*SPENDING_METRICS, *REPORT_METRICS), skip_damaged=True)
     for line in note_on_changes(map(changes_since, logs.environments)):
         print(line, file=sys.stderr)
@@ -86,9 +88,9 @@ def write_report(
         first = next(study for study, conclusions in found.items() if conclusions)
         if planned_families(first):
             picture = f'<img src="{folder}/figures/{first.prefix}claims-1.svg" width="480" alt="The study\'s claims">'
-            insert(readme, "findings of the study", f"{picture}\n\n{digest(concluded[0], links)}")
+            insert(readme, FINDINGS, f"{picture}\n\n{digest(concluded[0], links)}")
         else:
-            insert(readme, "claims", digest(concluded[0], links))
+            insert(readme, CLAIMS, digest(concluded[0], links))
     return write_pages(logs, found, output)
 
 
