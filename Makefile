@@ -43,7 +43,7 @@ report: $(READY)  ## write tables, figures and the page of PROFILE from its runs
 
 figures: $(READY)  ## the same from the committed outcome in results/PROFILE: the same files every time
 	@$(BIN)/adagrpo report --runs results/$(PROFILE)/runs --output results/$(PROFILE) \
-	  $(if $(filter miniature,$(PROFILE)),--readme README.md)
+	  $(if $(filter miniature study,$(PROFILE)),--readme README.md)
 
 shards: $(READY)  ## keep the finished runs of PROFILE as small files in results/PROFILE, to be committed
 	@$(BIN)/adagrpo shards results/runs/$(PROFILE) --output results/$(PROFILE)/runs

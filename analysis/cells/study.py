@@ -139,17 +139,23 @@ class Study:
         return self._values.get((cell, metric, split or self.endpoint), pd.Series(dtype=float))
 
     @cached_property
-    def _values(self) -> dict[tuple[Cell, str, str], pd.Series]:
+    def final_values(self) -> pd.DataFrame:
+        """Final value of each finished run, split and metric: the last test, or the mean of the last validations."""
         rows, keys = self.final.sort_values("iteration"), ["run_id", "split", "metric"]
         last = [
             rows[rows["split"] == split].groupby(keys, observed=True).tail(num_points)
             for split, num_points in (("test", 1), ("validation", VALIDATION_POINTS))
         ]
-        values = pd.concat(last).groupby(keys, observed=True)["value"].mean().reset_index()
+        return pd.concat(last).groupby(keys, observed=True)["value"].mean().reset_index()
+
+    @cached_property
+    def _values(self) -> dict[tuple[Cell, str, str], pd.Series]:
         cells = [cell for cell, _ in self.cells]
         members = pd.concat([of_cell[["run_id", "seed"]].assign(cell=i) for i, (_, of_cell) in enumerate(self.cells)])
         keys = ["cell", "metric", "split", "seed"]
-        by_seed = values.merge(members, on="run_id").groupby(keys, observed=True)["value"].mean().reset_index()
+        by_seed = (
+            self.final_values.merge(members, on="run_id").groupby(keys, observed=True)["value"].mean().reset_index()
+        )
         seeds, means = by_seed["seed"].to_numpy(), by_seed["value"].to_numpy()
         positions = cast(dict[tuple[int, str, str], np.ndarray], by_seed.groupby(keys[:3], observed=True).indices)
         return {
@@ -287,20 +293,21 @@ def split_studies(logs: Logs) -> list[Study]:
 def first_seeds(study: Study, count: int) -> Study:
     """Restrict a study to the runs of each method's ``count`` lowest seeds."""
     summary = study.summary
-    kept = summary[summary.groupby("method")["seed"].rank(method="dense") <= count]
-    return replace(study, summary=kept, runs=study.runs[study.runs["run_id"].isin(kept["run_id"])])
+    return _without(study, summary.loc[summary.groupby("method")["seed"].rank(method="dense") > count, "run_id"])
 
 
 def first_seeds_of_cells(study: Study, counts: Mapping[Cell, int]) -> Study:
     """Restrict a study to the runs of the lowest seeds of some cells, ``counts[cell]`` each; other cells keep all."""
-    extra: set[str] = set()
-    for cell, members in study.cells:
-        if cell in counts:
-            extra |= set(members.loc[members["seed"].rank(method="dense") > counts[cell], "run_id"])
-    if not extra:
+    planned = [(members, counts[cell]) for cell, members in study.cells if cell in counts]
+    extra = [runs.loc[runs["seed"].rank(method="dense") > count, "run_id"] for runs, count in planned]
+    return _without(study, pd.concat(extra)) if extra else study
+
+
+def _without(study: Study, run_ids: "pd.Series[str]") -> Study:
+    if run_ids.empty:
         return study
-    kept = study.summary[~study.summary["run_id"].isin(extra)]
-    return replace(study, summary=kept, runs=study.runs[~study.runs["run_id"].isin(extra)])
+    summary, runs = (rows[~rows["run_id"].isin(run_ids)] for rows in (study.summary, study.runs))
+    return replace(study, summary=summary, runs=runs)
 
 
 def finished_environments(study: Study, logs: Logs) -> list[Mapping[str, Any]]:

@@ -22,7 +22,7 @@ _COLOURS: dict[Outcome, str] = {
 }
 
 
-def claims_panel(name: str, title: str, family: Sequence[Judged], words: str = "test") -> Panel:
+def claims_panel(name: str, title: str, family: Sequence[Judged], words: str) -> Panel:
     """Make a panel with a row per claim; a claim without a contrast only shows how many pairs are finished.
 
     Args:

@@ -86,7 +86,7 @@ def comparison_table(study: Study, found: Conclusions) -> WideTable:
         for title, family in found.families.items()
         for one in family
     ]
-    words = ", ".join(f"{title[0].lower()}{title[1:]} on {found.words_of(title)} prompts" for title in found.families)
+    words = ", ".join(f"{title[0].lower()}{title[1:]} on {found.words[title]} prompts" for title in found.families)
     title = (
         f"Reward {study.reward}, {words}; differences are paired by seed, with one-sided 95 % bounds. Power, and the "
         f"pairs needed for a power of .8: to find {_SHARE}"

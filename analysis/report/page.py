@@ -12,7 +12,7 @@ import pandas as pd
 from analysis import paper
 from analysis.cells.chosen import chosen_table, quoted_word
 from analysis.cells.labels import METHOD_NAMES, Cell, split_cells
-from analysis.cells.logs import TRAINING_REWARD, VALIDATION_POINTS, Logs
+from analysis.cells.logs import TRAINING_REWARD, Logs
 from analysis.cells.settings import count_warnings, describe_environments, split_settings
 from analysis.cells.study import MIN_SEEDS_FOR_INTERVAL, Study, adagrpo_pairs, missing_cells
 from analysis.figures import StudyFigures
@@ -122,9 +122,8 @@ def _study(logs: Logs, part: Part, scope: str, names_experiment: bool) -> dict[s
     study, figures = part.study, part.figures
     rows = [(cell, row) for (cell, _), row in zip(study.cells, part.cells.to_dict("records"), strict=True)]
     shared, varied = split_settings([logs.configs[i] for i in study.summary.index])
-    final = study.final[(study.final["split"] == study.endpoint) & (study.final["metric"] == TRAINING_REWARD)]
-    points = VALIDATION_POINTS if study.endpoint == "validation" else 1
-    last = final.sort_values("iteration").groupby("run_id", observed=True).tail(points)
+    final = study.final_values
+    reached = final[(final["split"] == study.endpoint) & (final["metric"] == TRAINING_REWARD)]
     of_question = {
         "conclusions": part.conclusions,
         "main": main_table(study),
@@ -164,7 +163,7 @@ def _study(logs: Logs, part: Part, scope: str, names_experiment: bool) -> dict[s
         "warnings": count_warnings([(logs.configs[i], logs.environments[i]) for i in study.summary.index]),
         "shared": shared,
         "varied": varied,
-        "test_rewards": last.groupby("run_id", observed=True)["value"].mean().to_dict(),
+        "test_rewards": dict(zip(reached["run_id"], reached["value"], strict=True)),
         "runs": [(cell, members.sort_values("seed").to_dict("records")) for cell, members in study.cells],
     }
 

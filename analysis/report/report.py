@@ -123,7 +123,7 @@ def _part(study: Study, logs: Logs, conclusions: Conclusions | None) -> Part:
     claims = []
     for number, title in enumerate(conclusions.families if conclusions else (), start=1):
         assert conclusions is not None
-        family, words = conclusions.families[title], conclusions.words_of(title)
+        family, words = conclusions.families[title], conclusions.words[title]
         shown = title[:1].upper() + title[1:]
         claims.append(draw_panel(claims_panel(f"{study.prefix}claims-{number}", shown, family, words)))
     figures = {**draw_study(study, is_comparison(conclusions)), "claims": Group(claims)}

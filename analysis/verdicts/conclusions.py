@@ -4,7 +4,6 @@ import math
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -78,17 +77,13 @@ class Conclusions(NamedTuple):
     """Number of finished runs that were made while other or unknown rules were in force."""
     plans: Sequence[Plan]
     """Cost of deciding each claim of the first family."""
-    checks: Sequence[Check] = ()
+    checks: Sequence[Check]
     """Checks of the decision rule on the study's own runs."""
-    opening: str = ""
+    opening: str
     """Sentences on what is compared and, if planned, how often the runs are looked at."""
 
-    other_words: Mapping[str, str] = MappingProxyType({})
-    """Split of the words by title, for families whose differences are not on test words."""
-
-    def words_of(self, title: str) -> str:
-        """Split of the words on which a family's differences are measured."""
-        return self.other_words.get(title, "test")
+    words: Mapping[str, str]
+    """Split of the words on which a family's differences are measured, by title."""
 
     @property
     def main(self) -> Sequence[Judged]:

@@ -187,7 +187,7 @@ def test_validation_values_are_called_so_and_are_those_of_the_cells(write_run: W
             write_run(f"{selection}-{fusion}-{seed}", test=None, base_test=None, **settings)
     study = study_of(tmp_path / "runs")
     concluded = conclude(study, [])
-    assert {concluded.words_of(title) for title in concluded.families} == {"validation"}
+    assert set(concluded.words.values()) == {"validation"}
     for panel in (*selection_panels(study), *cell_panels(study)):
         _, axes = plt.subplots()
         panel.draw(axes)

@@ -21,7 +21,6 @@ def measure_fidelity(checkpoints: Sequence[str], profile: str) -> dict[str, Any]
     """For each checkpoint and recogniser: rank correlation, and largest and mean difference, of fast to exact scores.
 
     ``within`` is the mean rank correlation of a prompt's pictures, where they differ: what advantages are made of.
-    ``other_batches`` is the largest difference that batches of 5 make: what ``OcrReward.resolutions`` has to be.
     """
     found: dict[str, Any] = {}
     for name in checkpoints:
@@ -35,7 +34,6 @@ def measure_fidelity(checkpoints: Sequence[str], profile: str) -> dict[str, Any]
                 np.stack([OcrReward(reward, precision=precision).score(images, prompts).numpy() for images in drawn])
                 for precision in ("fp32", "bf16")
             )
-            alone = OcrReward(reward, precision="bf16", batch_size=5).score(drawn[0], prompts).numpy()
             uneven = [(a, b) for a, b in zip(exact.T, fast.T, strict=True) if np.ptp(a) > 0.01 and np.ptp(b) > 0]
             found[f"{label}, {reward}"] = one = {
                 "pictures": exact.size,
@@ -44,7 +42,6 @@ def measure_fidelity(checkpoints: Sequence[str], profile: str) -> dict[str, Any]
                 "largest_difference": float(np.abs(fast - exact).max()),
                 "mean_difference": float((fast - exact).mean()),
                 "standard_deviation": float(exact.std()),
-                "other_batches": float(np.abs(fast[0] - alone).max()),
             }
             print(f"  {label}, {reward}: " + "  ".join(f"{key} {value:.4g}" for key, value in one.items()))
     return found

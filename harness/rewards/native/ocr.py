@@ -8,7 +8,6 @@ import re
 from collections.abc import Sequence
 from functools import cached_property
 from itertools import pairwise
-from typing import ClassVar
 
 import numpy as np
 import torch
@@ -128,15 +127,13 @@ class OcrReward(BatchedReward):
         precision: precision of the recogniser's arithmetic. bfloat16 gives other scores, see docs/speed.md.
     """
 
-    resolutions: ClassVar = {"fp32": 2e-6, "bf16": 2e-3}
-    """Resolution by precision; that of bf16 is CLIP's there, until it is measured (``tests.benchmarks fidelity``)."""
+    resolution = 2e-6
 
     def __init__(
         self, name: str = "ocr", num_threads: int = 1, batch_size: int = 16, precision: Precision = "fp32"
     ) -> None:
         super().__init__(name, batch_size)
         self._asset, self._num_threads, self._precision = RECOGNISERS[name], num_threads, precision
-        self.resolution = self.resolutions[precision]
 
     def _measure_batch(self, levels: Tensor, prompts: Sequence[str]) -> dict[str, Tensor]:
         words = [target_word(prompt) for prompt in prompts]

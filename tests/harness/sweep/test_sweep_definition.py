@@ -54,6 +54,7 @@ def test_a_grid_has_as_many_trials_as_points_or_fewer(tmp_path: Path) -> None:
     grid = {"sampler": {"kind": "grid"}, "space": space}
     assert make_sweep(tmp_path, **grid, trials=100).num_trials == 15
     assert make_sweep(tmp_path, **grid, trials=5).num_trials == 5
+    assert make_sweep(tmp_path, **grid, trials=None, hours=1).num_trials == 15
     assert make_sweep(tmp_path, **grid, trials=None).num_trials == 15
 
 
