@@ -25,7 +25,7 @@ from harness.rewards.readiness import Panel
 from harness.runs.directory import environment
 from harness.trained.checkpoints import Checkpoint
 from harness.trained.loading import load_policy
-from harness.trained.pictures import SEEDS, Row, draw_seeds, save_grid
+from harness.trained.pictures import SEEDS, draw_seeds, save_grid
 from harness.trained.sheet import sheet, thumbnail
 from harness.trained.suites import write_geneval
 from harness.training.evaluation import evaluate
@@ -105,35 +105,30 @@ class Benchmark:
             self._write(scores, warnings, folder)
             if shown:
                 lines[checkpoint.label] = draw_seeds(policy, shown, SEEDS)
-                rows = [Row(p, {label: images[n] for label, images in lines.items()}) for n, p in enumerate(shown)]
-                save_grid(rows, [f"seed {seed}" for seed in SEEDS], folder / "grid.png")
+                save_grid(shown, lines, SEEDS, folder / "grid.png")
         return scores
 
     def _check_folder(self, checkpoints: Sequence[Checkpoint], folder: Path) -> None:
-        """Raise ConfigError if the folder has an evaluation of other checkpoints or prompts, or of other rewards."""
+        """Raise ConfigError if the folder has an evaluation of other checkpoints or prompts, or by other rewards.
+
+        This evaluation may have further checkpoints and rewards.
+        """
         path = folder / "evaluation.json"
         if not path.exists():
             return
-        ours = [json.loads(json.dumps(_identity(checkpoint))) for checkpoint in checkpoints]
+        ours = json.loads(json.dumps([_identity(checkpoint) for checkpoint in checkpoints]))
         try:
             found = json.loads(read_text(path))
-            is_same = (found["prompts_sha256"], found["num_noises"]) == (self.prompts.sha256, self.num_noises) and all(
-                identity == {key: kept[key] for key in identity}
-                for identity, kept in zip(ours, found["checkpoints"], strict=False)
+            theirs = [{key: kept[key] for key in ours[0]} for kept in found["checkpoints"]]
+            is_same = (
+                (found["prompts_sha256"], found["num_noises"]) == (self.prompts.sha256, self.num_noises)
+                and theirs == ours[: len(theirs)]
+                and found["rewards"].items() <= self._fingerprints().items()
             )
-            is_same = is_same and self._covers(found)
-        except (ValueError, LookupError, TypeError, AttributeError):
+        except (ValueError, LookupError, TypeError):
             is_same = False
-        if not is_same or len(found["checkpoints"]) > len(ours):
+        if not is_same:
             raise ConfigError(f"--output {folder}: holds another evaluation; choose a new folder")
-
-    def _covers(self, found: Mapping[str, Any]) -> bool:
-        """Whether the panel has every reward of a recorded evaluation, and the same ones; it may have others."""
-        ours = self._fingerprints()
-        if "rewards" in found:
-            return bool(found["rewards"].items() <= ours.items())
-        # Earlier evaluations have no fingerprints, only the metrics' names.
-        return {metric.partition("/")[0] for kept in found["checkpoints"] for metric in kept["metrics"]} == {*ours}
 
     def _fingerprints(self) -> dict[str, str]:
         return {reward.name: reward.fingerprint() for reward in self.panel.ready}

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from harness.config import ConfigError, ModelConfig, RunConfig, compose, load
+from harness.config import ConfigError, ModelConfig, RunConfig, compose, load, validated
 from harness.config.cells import cell_name
 from harness.foundation.records import require_sealed
 from harness.runs.directory import RunDirectory
@@ -42,16 +42,11 @@ class Checkpoint:
         """The same checkpoint with another size (pixels) or number of steps; None keeps the configuration's.
 
         Raises:
-            ConfigError: a value is out of range, or a size is not a multiple of 16 pixels.
+            ConfigError: a value is out of range.
         """
         given = {"height": height, "width": width, "num_steps": num_steps}
         changes = {key: value for key, value in given.items() if value is not None}
-        for key, value in changes.items():
-            # Eight pixels per latent, two latents per token; a smaller remainder would be cut off silently.
-            needed = "at least 2" if key == "num_steps" else "a multiple of 16"
-            if value < 2 or (key != "num_steps" and value % 16):
-                raise ConfigError(f"{key}={value}: must be {needed}")
-        model = ModelConfig.model_validate(self.config.model.model_dump() | changes)
+        model = validated(ModelConfig, self.config.model.model_dump() | changes, self.label)
         return replace(self, config=self.config.model_copy(update={"model": model}))
 
 
@@ -72,15 +67,12 @@ def find_checkpoint(name: str, profile: str) -> Checkpoint:
         return find_run_checkpoint(path)
     if not path.exists():
         raise ConfigError(f"checkpoint {name}: no such file or folder; it can be {_KINDS}")
-    if (path / "config.yaml").is_file():
-        config = load(path / "config.yaml")
-        label = label_of(config)
-    else:
-        config, label = compose(profile), path.stem if path.is_file() else path.name
+    is_export = (path / "config.yaml").is_file()
+    config = load(path / "config.yaml") if is_export else compose(profile)
+    label = label_of(config) if is_export else path.stem if path.is_file() else path.name
     if (path / "model_index.json").is_file():
         # Trained weights may be merged into the transformer: in 16 or 4 bits they would be rounded away.
-        is_merged = (path / "config.yaml").is_file()
-        exact = {"precision": "fp32", "quantise": "none"} if is_merged else {}
+        exact = {"precision": "fp32", "quantise": "none"} if is_export else {}
         model = config.model.model_copy(update={"path": str(path), **exact})
         return Checkpoint(label, config.model_copy(update={"model": model}))
     weights = weights_in(path)

@@ -9,6 +9,7 @@ from harness.config import ROOT, RunConfig
 from harness.foundation.files import read_text
 from harness.foundation.names import FUSIONS, METHODS
 from harness.foundation.records import read_lines
+from harness.models.pipelines.loading import DTYPES
 from harness.models.pipelines.locate import find_local
 from harness.models.pipelines.published import QWEN_IMAGE, Licence, find_published
 from harness.runs.directory import RunDirectory
@@ -17,12 +18,12 @@ Form = Literal["lora", "transformer", "pipeline"]
 """Kind of an export: adapters alone, a whole transformer, or the whole pipeline."""
 
 _LOADING = {
-    "lora": 'pipeline = DiffusionPipeline.from_pretrained("{base}", torch_dtype=torch.{dtype})\n'
+    "lora": 'pipeline = DiffusionPipeline.from_pretrained("{base}", torch_dtype={dtype})\n'
     'pipeline.load_lora_weights("this/folder")',
-    "transformer": 'pipeline = DiffusionPipeline.from_pretrained("{base}", torch_dtype=torch.{dtype})\n'
+    "transformer": 'pipeline = DiffusionPipeline.from_pretrained("{base}", torch_dtype={dtype})\n'
     "pipeline.transformer = type(pipeline.transformer).from_pretrained(\n"
-    '    "this/folder", subfolder="transformer", torch_dtype=torch.{dtype}\n)',
-    "pipeline": 'pipeline = DiffusionPipeline.from_pretrained("this/folder", torch_dtype=torch.{dtype})',
+    '    "this/folder", subfolder="transformer", torch_dtype={dtype}\n)',
+    "pipeline": 'pipeline = DiffusionPipeline.from_pretrained("this/folder", torch_dtype={dtype})',
 }
 
 
@@ -74,7 +75,7 @@ def model_card(run: RunDirectory, form: Form, licence: Licence) -> str:
     model, base = config.model, _base_of(config)
     # In 16 bits the rounding of a merged weight is larger than what a short training adds to it.
     precision = "fp32" if form == "pipeline" else model.precision
-    dtype = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}[precision]
+    dtype = str(DTYPES[precision])
     index = (find_local(model.path) or ROOT / model.path) / "model_index.json"
     described = read_text(index) if index.is_file() else ""
     is_miniature = "harness.models.miniature" in described

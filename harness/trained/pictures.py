@@ -7,7 +7,6 @@ import json
 import re
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -23,15 +22,6 @@ from harness.training.evaluation import draw
 
 SEEDS = (3407, 3408, 3409)
 """Seeds of the paper's figures."""
-
-
-@dataclass(frozen=True)
-class Row:
-    """One prompt of a grid, with a line of pictures for each checkpoint."""
-
-    prompt: str
-    lines: Mapping[str, Tensor]
-    """``[columns, 3, H, W]`` in [0, 1], by the label of the checkpoint."""
 
 
 def draw_seeds(policy: Policy, prompts: Sequence[str], seeds: Sequence[int]) -> Tensor:
@@ -73,28 +63,29 @@ def write_pictures(
             yield path
 
 
-def save_grid(rows: Sequence[Row], heads: Sequence[str], path: Path) -> None:
+def save_grid(prompts: Sequence[str], drawn: Mapping[str, Tensor], seeds: Sequence[int], path: Path) -> None:
     """Write a grid as a PNG: under each prompt a line of pictures per checkpoint, with a column per seed.
 
     Args:
-        rows: rows with equal labels and picture sizes.
-        heads: titles of the columns.
+        prompts: captions.
+        drawn: pictures ``[prompts, seeds, 3, H, W]`` of one size, by the label of the checkpoint.
+        seeds: seeds of the columns.
         path: path of the file.
     """
-    height, width = next(iter(rows[0].lines.values())).shape[-2:]
+    height, width = next(iter(drawn.values())).shape[-2:]
     zoom = max(1, 256 // max(height, width))  # the miniature's pictures are too small to look at
-    inches = len(heads) * (width * zoom + 16) / 100, len(rows) * (len(rows[0].lines) * (height * zoom + 30) + 60) / 100
+    inches = len(seeds) * (width * zoom + 16) / 100, len(prompts) * (len(drawn) * (height * zoom + 30) + 60) / 100
     figure = Figure(figsize=inches, dpi=100, layout="constrained")  # without pyplot: needs no display
-    parts = figure.subfigures(len(rows), 1, squeeze=False)[:, 0]
-    for part, row in zip(parts, rows, strict=True):
-        caption = "\n".join(textwrap.wrap(row.prompt, max(20, int(12 * inches[0]))))
+    parts = figure.subfigures(len(prompts), 1, squeeze=False)[:, 0]
+    for number, (part, prompt) in enumerate(zip(parts, prompts, strict=True)):
+        caption = "\n".join(textwrap.wrap(prompt, max(20, int(12 * inches[0]))))
         part.suptitle(caption, fontsize=10, parse_math=False)
-        axes = part.subplots(len(row.lines), len(heads), squeeze=False)
-        for line, (label, images) in zip(axes, row.lines.items(), strict=True):
-            for place, image, head in zip(line, images, heads, strict=True):
+        axes = part.subplots(len(drawn), len(seeds), squeeze=False)
+        for line, (label, images) in zip(axes, drawn.items(), strict=True):
+            for place, image, seed in zip(line, images[number], seeds, strict=True):
                 place.imshow(image.permute(1, 2, 0).numpy(), interpolation="nearest")
                 place.set(xticks=[], yticks=[])
-                place.set_xlabel(f"{label}, {head}", fontsize=8, parse_math=False)
+                place.set_xlabel(f"{label}, seed {seed}", fontsize=8, parse_math=False)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
     write_atomically(path, buffer.getvalue())

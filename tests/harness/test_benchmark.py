@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -92,18 +93,22 @@ def test_a_run_scores_as_it_did_itself_and_pictures_come_in_any_batch(
     assert grid.height > 2 * len(prompts.prompts) * 32
 
 
-def test_the_table_has_the_papers_columns_in_its_order_and_a_dash_where_nothing_was_measured() -> None:
-    checkpoint = find_checkpoint("base", "miniature-luck")
-    lines = table([Score(checkpoint, {"clip": [0.25, 0.5], "hpsv2": [0.3, 0.3], "colour": [1.0, 1.0]})])
-    assert lines[0] == (
+def test_the_table_has_the_papers_columns_in_its_order_errors_and_differences_paired_by_prompt() -> None:
+    one, other = (Checkpoint(name, compose("miniature")) for name in ("base", "mine"))
+    assert table([Score(one, {"clip": [0.25, 0.5], "hpsv2": [0.3, 0.3], "colour": [1.0, 1.0]})]) == [
         "| checkpoint | HPS-v2 | HPS-v3 | UR-v2 alignment | UR-v2 coherence | UR-v2 style | CLIP | ImageReward | UR-v1 "
-        "| colour |"
-    )
-    assert (
-        lines[2]
-        == "| base (miniature-luck) | 0.3000 ± 0.0000 | – | – | – | – | 0.3750 ± 0.1250 | – | – | 1.0000 ± 0.0000 |"
-    )
-    assert table([Score(checkpoint, {"colour": [0.5]})])[0] == "| checkpoint | colour |"
+        "| colour |",
+        "| --- " * 10 + "|",
+        "| base | 0.3000 ± 0.0000 | – | – | – | – | 0.3750 ± 0.1250 | – | – | 1.0000 ± 0.0000 |",
+    ]
+    heads, _, *lines = table([Score(one, {"colour": [0.1, 0.5]}), Score(other, {"colour": [0.2, 0.6]})])
+    assert heads == "| checkpoint | colour |"
+    assert lines == [
+        "| base | 0.3000 ± 0.2000 |",
+        "| mine | 0.4000 ± 0.2000 |",
+        "| minus base | +0.1000 ± 0.0000 |",
+    ]
+    assert table([Score(one, {"colour": [0.5]})])[2] == "| base | 0.5000 |"
 
 
 def test_rewards_that_cannot_score_are_named_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -214,7 +219,7 @@ def test_sample_draws_each_prompt_from_each_seed_and_the_files_say_what_they_sho
 
 
 def test_pictures_of_other_prompts_and_weights_stay_beside_each_other(tmp_path: Path) -> None:
-    config = find_checkpoint("base", "paper-dry").config
+    config = find_checkpoint("base", "paper-dry").sampled(height=32, width=32, num_steps=2).config
     prompts = ["一只红色的狐狸", "两只猫头鹰", "a fox " * 60 + "left", "a fox " * 60 + "right", "con", "../../a?b*c:"]
     policies = [load_policy(Checkpoint("base", config), CPU, prompts) for _ in range(2)]
     with torch.no_grad():
@@ -236,20 +241,9 @@ def test_pictures_of_other_prompts_and_weights_stay_beside_each_other(tmp_path: 
         assert Image.open(tmp_path / "new" / line["file"]).info["prompt"] == line["prompt"]
 
 
-def test_a_folder_that_holds_another_evaluation_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = f"evaluate base --rewards colour --steps 2 --grid-prompts 0 --output {tmp_path}".split()
-    lists = [tmp_path / f"{word}.txt" for word in ("harbor", "tin")]
-    for file in lists:
-        file.write_text(f'the word "{file.stem}" in red on yellow\n', encoding="utf-8")
-    assert run_command(*arguments, "--prompts", str(lists[0])) == 0
-    before = (tmp_path / "evaluation.json").read_bytes()
-    assert run_command(*arguments, "--prompts", str(lists[1])) == 2
-    assert "holds another evaluation" in capsys.readouterr().err
-    assert (tmp_path / "evaluation.json").read_bytes() == before
-    assert run_command(*arguments, "--prompts", str(lists[0])) == 0
+def test_a_folder_that_holds_another_evaluation_is_refused(prompts: PromptList, tmp_path: Path) -> None:
+    """Of other checkpoints or prompts, or by rewards that are missing now or have changed."""
 
-
-def test_an_evaluation_by_other_rewards_is_not_overwritten(prompts: PromptList, tmp_path: Path) -> None:
     class Other(Brightness):
         def fingerprint(self) -> str:
             return "brightness-2"
@@ -258,30 +252,21 @@ def test_an_evaluation_by_other_rewards_is_not_overwritten(prompts: PromptList, 
         name = "darkness"
 
     base, path = find_checkpoint("base", "paper-dry"), tmp_path / "evaluation.json"
-    checkpoints = [base.sampled(height=32, width=64, num_steps=2)]
+    small, smaller = (base.sampled(height=32, width=width, num_steps=2) for width in (64, 48))
 
-    def evaluate(*rewards: Reward) -> None:
-        some = PromptList(prompts.prompts[:1], "sha")
-        Benchmark(some, Panel(list(rewards)), num_grid_prompts=0).run(checkpoints, CPU, tmp_path, lambda line: None)
+    def evaluate(*rewards: Reward, checkpoint: Checkpoint = small, sha256: str = "sha", noises: int = 1) -> None:
+        benchmark = Benchmark(PromptList(prompts.prompts[:1], sha256), Panel(list(rewards)), noises, num_grid_prompts=0)
+        benchmark.run([checkpoint], CPU, tmp_path, lambda line: None)
 
     evaluate(Brightness())
-    for rewards in ([Other()], [Darkness()]):
+    before = path.read_bytes()
+    changes: list[dict[str, Any]] = [{"checkpoint": smaller}, {"sha256": "other"}, {"noises": 2}]
+    for rewards, changed in (([Other()], {}), ([Darkness()], {}), *(([Brightness()], change) for change in changes)):
         with pytest.raises(ConfigError, match="holds another evaluation"):
-            evaluate(*rewards)
+            evaluate(*rewards, **changed)
+    assert path.read_bytes() == before
     evaluate(Brightness(), Darkness())
-    kept = json.loads(path.read_text())
-    assert kept.pop("rewards") == {"brightness": "brightness-1", "darkness": "brightness-1"}
-    path.write_text(json.dumps(kept))  # as from an earlier version
+    assert json.loads(path.read_text())["rewards"] == {"brightness": "brightness-1", "darkness": "brightness-1"}
+    path.write_text("{")
     with pytest.raises(ConfigError, match="holds another evaluation"):
-        evaluate(Brightness())
-    evaluate(Darkness(), Other())
-
-
-def test_the_table_has_errors_and_differences_paired_by_prompt() -> None:
-    one, other = (Checkpoint(name, compose("miniature")) for name in ("base", "mine"))
-    lines = table([Score(one, {"colour": [0.1, 0.5]}), Score(other, {"colour": [0.2, 0.6]})])
-    assert lines[2:] == [
-        "| base | 0.3000 ± 0.2000 |",
-        "| mine | 0.4000 ± 0.2000 |",
-        "| minus base | +0.1000 ± 0.0000 |",
-    ]
+        evaluate(Brightness(), Darkness())

@@ -14,7 +14,7 @@ from transformers import (
     Qwen3Model,
 )
 
-from harness.config import ConfigError, compose
+from harness.config import compose
 from harness.experiments.doctor.sizes import find_architecture, memory
 from harness.experiments.doctor.speed import operations
 from harness.models.pipelines.locate import find_pipeline
@@ -36,11 +36,6 @@ def test_a_distilled_klein_takes_no_guidance(make_policy: MakePolicy) -> None:
         plain = policy.velocity(x, 0.5, text)
         assert torch.equal(plain, policy._predict(x, torch.full((2,), 0.5), text))
     assert not torch.allclose(plain, guided, atol=1e-3)
-
-
-def test_a_network_of_lists_is_not_compiled_whole(make_policy: MakePolicy) -> None:
-    with pytest.raises(ConfigError, match="compile=auto"):
-        make_policy("z-image", execution={"compile": "auto"})
 
 
 def test_prompts_of_other_lengths_change_no_velocity(make_policy: MakePolicy) -> None:

@@ -65,9 +65,11 @@ def test_a_merged_pipeline_is_neither_rounded_nor_quantised(tmp_path: Path) -> N
 def test_another_size_and_number_of_steps() -> None:
     checkpoint = find_checkpoint("base", "miniature-luck").sampled(height=48, width=160, num_steps=3)
     assert drawn(checkpoint).shape == (1, 3, 48, 160)
-    for arguments in ({"height": 40}, {"width": 0}, {"num_steps": 1}):
-        with pytest.raises(ConfigError, match="must be"):
+    for arguments, said in (({"width": 0}, r"base .*: width=0: .* greater than"), ({"num_steps": 1}, "num_steps=1")):
+        with pytest.raises(ConfigError, match=said):
             checkpoint.sampled(**arguments)
+    with pytest.raises(ConfigError, match="height and width must be multiples of 16"):
+        drawn(checkpoint.sampled(height=40))
 
 
 def test_what_is_no_checkpoint_is_named(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from harness.config import ROOT, ConfigError, compose, dump
 from harness.models.pipelines.locate import check_pipeline, find_pipeline
@@ -183,20 +183,3 @@ def test_the_latest_checkpoint_of_an_unfinished_run_is_exported(tmp_path: Path, 
     shutil.rmtree(run.checkpoints)
     with pytest.raises(ConfigError, match="has no checkpoint yet"), latest_weights(run.folder):
         pass
-
-
-@pytest.mark.parametrize("factor", [1, 2])
-def test_a_file_without_metadata_or_with_another_alpha_is_the_whole_change(
-    factor: int, lora_run: RunDirectory, tmp_path: Path
-) -> None:
-    """As a tool that re-saves it leaves it, alpha taken for the rank, or as earlier runs have it, with alpha
-    in the metadata and not multiplied into B."""
-    now = load_file(lora_run.folder / "checkpoints" / "final" / LORA_FILE)
-    other = {name: tensor / factor if ".lora_B." in name else tensor for name, tensor in now.items()}
-    about = json.dumps({"transformer.r": 16, "transformer.lora_alpha": 16 * factor, "transformer.target_modules": []})
-    save_file(other, tmp_path / "other.safetensors", {"lora_adapter_metadata": about} if factor > 1 else None)
-    checkpoint = replace(find_run_checkpoint(lora_run.folder), weights=tmp_path / "other.safetensors")
-    export(checkpoint, tmp_path / "export")
-    exported = load_file(tmp_path / "export" / LORA_FILE)
-    assert exported.keys() == now.keys()
-    assert all(torch.equal(exported[name], tensor) for name, tensor in now.items())

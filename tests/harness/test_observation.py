@@ -1,13 +1,15 @@
 """What pictures look like is told from pictures that were drawn to look so."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
+from harness.models.miniature.defects import Strikes
 from harness.models.miniature.lettering import FONT_NAMES, measure
 from harness.models.miniature.prompts import list_path, parse_prompt
-from harness.models.miniature.render import render
 from harness.training.observation import Observer, group_spreads
 
 PROMPTS = list_path("test").read_text().splitlines()
@@ -15,12 +17,7 @@ PROMPTS = list_path("test").read_text().splitlines()
 
 def drawn(text: str, font: str, seed: int = 0, struck: float = 0.0) -> Tensor:
     prompt = parse_prompt(text)
-    levels = render(
-        type(prompt)(prompt.word, prompt.colour, prompt.background, font),
-        np.random.default_rng(seed),
-        struck,
-        (2.0, 6.0),
-    )
+    levels = Strikes(struck, (2.0, 6.0)).draw(replace(prompt, font=font), np.random.default_rng(seed))
     return torch.from_numpy(levels.copy()).permute(2, 0, 1).float() / 255
 
 

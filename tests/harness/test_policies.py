@@ -103,7 +103,9 @@ def test_classifier_free_guidance_is_one_forward_of_both_halves_and_none_is_a_pl
 
 
 @pytest.mark.parametrize("name", TWIN_NAMES)
-def test_merged_adapters_sample_alike_and_the_base_is_the_reference(make_policy: MakePolicy, name: str) -> None:
+def test_adapters_say_the_same_merged_and_in_plain_diffusers_and_the_base_is_the_reference(
+    make_policy: MakePolicy, name: str, tmp_path: Path
+) -> None:
     policy = make_policy(name, guidance=GUIDANCE[name])
     x, text = policy.noise(generator_for(1), 2), policy.encode(PROMPTS)
     with torch.no_grad():
@@ -120,6 +122,13 @@ def test_merged_adapters_sample_alike_and_the_base_is_the_reference(make_policy:
     assert (merged - base).abs().max() > 1e-3
     assert all(torch.equal(p, before[key]) for key, p in policy.transformer.named_parameters())
 
+    policy.save(tmp_path)
+    pipeline = DiffusionPipeline.from_pretrained(find_pipeline(f"twin:{name}"))
+    pipeline.load_lora_weights(tmp_path)
+    policy.transformer = pipeline.transformer
+    with torch.no_grad():
+        torch.testing.assert_close(policy.velocity(x, 0.5, text), unmerged, atol=1e-4, rtol=1e-4)
+
 
 @pytest.mark.parametrize("name", TWIN_NAMES)
 def test_in_bf16_sampling_keeps_all_of_a_small_change(make_policy: MakePolicy, name: str, tmp_path: Path) -> None:
@@ -129,7 +138,7 @@ def test_in_bf16_sampling_keeps_all_of_a_small_change(make_policy: MakePolicy, n
     optimizer = torch.optim.AdamW(policy.trainable().values(), lr=1e-4)
     with policy.sampling():
         before = policy.velocity(x, 0.5, text)
-    for updates in (1, 5):
+    for updates in (1, 2):
         while optimizer.state_dict()["state"].get(0, {"step": 0})["step"] < updates:
             optimizer.zero_grad()
             policy.velocity(x, 0.5, text).square().mean().backward()
@@ -149,35 +158,24 @@ def test_in_bf16_sampling_keeps_all_of_a_small_change(make_policy: MakePolicy, n
 
 
 def test_fp16_rounds_less_than_bf16_and_learns_with_a_scaled_loss(make_policy: MakePolicy) -> None:
-    def of(precision: str) -> Policy:
-        policy = make_policy("sd3", precision=precision, guidance=4.5)
+    exact, fp16, bf16 = (make_policy("sd3", precision=p, guidance=4.5) for p in ("fp32", "fp16", "bf16"))
+    x, text = exact.noise(generator_for(1), 2), fp16.encode(PROMPTS)
+    for policy in (exact, fp16, bf16):
         stir(policy)
-        return policy
-
-    exact, fp16, bf16 = (of(precision) for precision in ("fp32", "fp16", "bf16"))
-    x = exact.noise(generator_for(1), 2)
-    errors = []
     with torch.no_grad():
-        wanted = exact.velocity(x, 0.5, exact.encode(PROMPTS))
-        for policy in (fp16, bf16):
-            errors.append((policy.velocity(x, 0.5, exact.encode(PROMPTS)) - wanted).norm() / wanted.norm())
-    assert errors[0] < errors[1] / 4
+        wanted, half, low = (policy.velocity(x, 0.5, exact.encode(PROMPTS)) for policy in (exact, fp16, bf16))
+    assert (half - wanted).norm() < (low - wanted).norm() / 4
+
+    def loss(policy: Policy = fp16) -> Tensor:  # of the size of a mean over a real latent
+        return 1e-6 * policy.velocity(x, 0.5, text).square().mean()
+
+    gradients = torch.autograd.grad(loss(exact), list(exact.trainable().values()))
+    norm = float(torch.nn.utils.get_total_norm(gradients))
     engine = Engine(fp16, OptimizerConfig(), Processes(Accelerator(cpu=True), 60))
-    text = fp16.encode(PROMPTS)
-
-    def loss() -> Tensor:  # of the size of a mean over a real latent
-        return 1e-6 * fp16.velocity(x, 0.5, text).square().mean()
-
     lost, kept = (engine.update([loss], scale) for scale in (1.0, 2.0**16))
-    assert kept == pytest.approx(1e-6 * gradient_norm(exact, x), rel=0.1)
-    assert abs(lost - kept) > abs(kept - 1e-6 * gradient_norm(exact, x))
+    assert kept == pytest.approx(norm, rel=0.1)
+    assert abs(lost - kept) > abs(kept - norm)
     assert not math.isfinite(engine.update([loss], 2.0**126))
-
-
-def gradient_norm(policy: Policy, x: Tensor) -> float:
-    """Of the mean of squares."""
-    loss = policy.velocity(x, 0.5, policy.encode(PROMPTS)).square().mean()
-    return float(torch.stack([g.norm() for g in torch.autograd.grad(loss, list(policy.trainable().values()))]).norm())
 
 
 def test_adapters_cost_no_casts_and_say_the_same_without(make_policy: MakePolicy) -> None:
@@ -232,39 +230,20 @@ def test_published_targets_are_adapted_and_no_other(make_policy: MakePolicy) -> 
 
 
 @pytest.mark.parametrize("name", TWIN_NAMES)
-def test_what_is_saved_loads_in_plain_diffusers(make_policy: MakePolicy, name: str, tmp_path: Path) -> None:
-    policy = make_policy(name, guidance=GUIDANCE[name])
-    stir(policy)
-    policy.save(tmp_path)
-    pipeline = DiffusionPipeline.from_pretrained(find_pipeline(f"twin:{name}"))
-    pipeline.load_lora_weights(tmp_path)
-    x, text = policy.noise(generator_for(1)), policy.encode(PROMPTS[:1])
-    with torch.no_grad():
-        ours = policy.velocity(x, 0.8, text)
-        policy.transformer = pipeline.transformer
-        torch.testing.assert_close(policy.velocity(x, 0.8, text), ours, atol=1e-4, rtol=1e-4)
-
-
-@pytest.mark.parametrize("name", TWIN_NAMES)
-def test_checkpointing_activations_changes_no_gradient(make_policy: MakePolicy, name: str) -> None:
-    gradients = []
-    for checkpointing in (False, True):
-        execution = {"gradient_checkpointing": checkpointing, "vae_slicing": True}
+def test_saving_memory_changes_no_gradient_and_no_picture(make_policy: MakePolicy, name: str) -> None:
+    gradients, pictures = [], []
+    for saves in (False, True):
+        execution = {"gradient_checkpointing": saves, "vae_slicing": saves}
         policy = make_policy(name, execution=execution, guidance=GUIDANCE[name])
         stir(policy)
         x, text = policy.noise(generator_for(1), 2), policy.encode(PROMPTS)
         policy.velocity(x, 0.7, text).square().mean().backward()
         gradients.append([p.grad for p in policy.trainable().values()])
-        assert policy.transformer.is_gradient_checkpointing == checkpointing
+        pictures.append(policy.decode(x))
+        assert policy.transformer.is_gradient_checkpointing == policy._pipeline.vae.use_slicing == saves
     assert all(torch.equal(plain, again) for plain, again in zip(*gradients, strict=True))
     assert sum(gradient.abs().max() > 0 for gradient in gradients[0]) > len(gradients[0]) / 2
-
-
-def test_slices_are_the_autoencoder_s(make_policy: MakePolicy) -> None:
-    policy = make_policy("flux", execution={"vae_slicing": True})
-    assert policy._pipeline.vae.use_slicing
-    x = policy.noise(generator_for(1), 3)
-    torch.testing.assert_close(policy.decode(x), make_policy("flux").decode(x), atol=1.1 / 255, rtol=0)
+    torch.testing.assert_close(*pictures, atol=1.1 / 255, rtol=0)
 
 
 def test_compiling_is_asked_of_every_block(make_policy: MakePolicy, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -272,6 +251,8 @@ def test_compiling_is_asked_of_every_block(make_policy: MakePolicy, monkeypatch:
     monkeypatch.setattr(torch.nn.Module, "compile", lambda module: compiled.append(type(module).__name__))
     make_policy("flux", execution={"compile": "blocks"})
     assert compiled == ["FluxTransformerBlock"] * 2 + ["FluxSingleTransformerBlock"] * 2
+    with pytest.raises(ConfigError, match="compile=auto"):  # its network takes lists
+        make_policy("z-image", execution={"compile": "auto"})
 
 
 def test_compiled_sampling_is_one_function_of_all_batches_and_weights(
@@ -288,14 +269,13 @@ def test_compiled_sampling_is_one_function_of_all_batches_and_weights(
     monkeypatch.setattr(torch, "compile", lambda network: compile_it(network, backend=backend))
     for _ in range(2):
         swift, plain = (make_policy("flux", execution={"compile": how}) for how in ("auto", "never"))
-        for is_stirred in (False, True):
-            for size in (3, 2, 5, 1):
-                if is_stirred:
-                    stir(swift)
-                    stir(plain)
-                x, text = plain.noise(generator_for(1), size), plain.encode(["a boat"]).repeat(size)
-                with swift.sampling(), plain.sampling():
-                    torch.testing.assert_close(swift.velocity(x, 0.5, text), plain.velocity(x, 0.5, text))
+        for size in (3, 5, 1, 2):
+            if size == 2:
+                stir(swift)
+                stir(plain)
+            x, text = plain.noise(generator_for(1), size), plain.encode(["a boat"]).repeat(size)
+            with swift.sampling(), plain.sampling():
+                torch.testing.assert_close(swift.velocity(x, 0.5, text), plain.velocity(x, 0.5, text))
     assert len(compilations) == 1
 
 

@@ -160,16 +160,12 @@ def test_the_trained_reward_of_every_file_is_the_one_that_was_logged(name: str, 
         assert frame.loc[frame["metric"] == TRAINING_REWARD, "value"].tolist() == pytest.approx([expected] * 2)
 
 
-def test_a_run_named_in_the_order_of_its_file_is_still_read(tmp_path: Path) -> None:
+def test_the_trained_reward_is_found_in_the_order_of_its_file_and_its_lack_is_an_error(tmp_path: Path) -> None:
     config = compose("paper", reward="hpsv3_clip", overrides=SHORT)
-    logged = {"hpsv3": 15.0, "clip": 0.4, "hpsv3+clip": 3.0}
-    frame = load_logs(_logged(config, tmp_path / "run", lambda summed: logged)).runs
+    parts = {"hpsv3": 15.0, "clip": 0.4}
+    frame = load_logs(_logged(config, tmp_path / "named", lambda summed: {**parts, "hpsv3+clip": 3.0})).runs
     assert frame.loc[frame["metric"] == TRAINING_REWARD, "value"].tolist() == [3.0, 3.0]
-
-
-def test_an_evaluation_without_the_trained_reward_is_an_error_that_names_what_is_there(tmp_path: Path) -> None:
-    config = compose("paper", reward="hpsv3_clip", overrides=SHORT)
-    run = _logged(config, tmp_path / "run", lambda summed: {"hpsv3": 15.0, "clip": 0.4})
+    run = _logged(config, tmp_path / "run", lambda summed: parts)
     with pytest.raises(ConfigError, match=r"run: .*'clip\+hpsv3'.* clip, hpsv3"):
         load_logs(run)
     _logged(config, tmp_path / "later", lambda summed: {summed: 1.0})

@@ -15,7 +15,3 @@ def __getattr__(name: str) -> Any:
 
         return getattr(autoencoder, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-
-def imported_by_torch() -> None:
-    """Do nothing. Installations before 2026-12 name it as an entry point, and importing torch would fail without it."""

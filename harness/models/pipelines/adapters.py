@@ -72,16 +72,6 @@ def merged_adapters(transformer: nn.Module) -> Iterator[None]:
             layer.merged_adapters.clear()
 
 
-@contextmanager
-def without_adapters(transformer: Any) -> Iterator[None]:
-    """Context manager in which the transformer's adapters are disabled."""
-    transformer.disable_adapters()
-    try:
-        yield
-    finally:
-        transformer.enable_adapters()
-
-
 def save_adapters(transformer: Any, folder: Path, weights: Mapping[str, Tensor] | None = None) -> None:
     """Save adapters for diffusers' ``load_lora_weights``: the given ones, by parameter name, or the transformer's own.
 

@@ -3,8 +3,8 @@
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -44,25 +44,17 @@ class _Compiled:
         if self.is_proved:
             return self.compiled(**inputs)
         self.is_proved = True
+        folder = cache_folder("compiling")
+        folder.mkdir(parents=True, exist_ok=True)
+        # Of processes that start together one compiles; the others wait, and find its code in torch's cache.
+        alone = lock(folder / "lock") or lock(folder / "lock", wait=True, shared=True) or nullcontext()
         try:
-            with first_alone():
+            with alone:
                 return self.compiled(**inputs)
         except (torch._dynamo.exc.TorchDynamoException, torch._inductor.exc.InductorError) as error:
             _say_uncompiled(str(error).strip().splitlines()[0])
             self.compiled = self.network
             return self.network(**inputs)
-
-
-@contextmanager
-def first_alone() -> Iterator[None]:
-    """Context manager that one of the processes starting together on a machine enters first; the others wait for it.
-
-    They then find its code in torch's cache instead of compiling it again.
-    """
-    folder = cache_folder("compiling")
-    folder.mkdir(parents=True, exist_ok=True)
-    with lock(folder / "lock") or lock(folder / "lock", wait=True, shared=True) or nullcontext():
-        yield
 
 
 def _say_uncompiled(reason: str) -> None:

@@ -25,13 +25,16 @@ class FluxPolicy(Policy):
         )
         return PromptEmbedding(states, pooled)
 
-    def velocity(self, x: Tensor, sigma: Tensor | float, text: PromptEmbedding) -> Tensor:
-        timestep = torch.as_tensor(sigma, dtype=torch.float32, device=x.device).expand(len(x))
-        guided = self.transformer.config.guidance_embeds
+    @property
+    def _scale(self) -> float:
+        return 1.0
+
+    def _predict(self, x: Tensor, sigma: Tensor, text: PromptEmbedding) -> Tensor:
+        takes_guidance = self.transformer.config.guidance_embeds
         return self._forward(
-            hidden_states=x.float(),
-            timestep=timestep,
-            guidance=torch.full_like(timestep, self.config.guidance) if guided else None,
+            hidden_states=x,
+            timestep=sigma,
+            guidance=torch.full_like(sigma, self.config.guidance) if takes_guidance else None,
             pooled_projections=text.pooled,
             encoder_hidden_states=text.states,
             txt_ids=torch.zeros(text.states.shape[1], 3, device=x.device),

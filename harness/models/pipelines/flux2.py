@@ -9,10 +9,11 @@ from diffusers.pipelines.flux2.pipeline_flux2_klein import compute_empirical_mu
 from torch import Tensor
 
 from harness.models.pipelines.embedding import PromptEmbedding
-from harness.models.pipelines.guided import GuidedPolicy, chat_tokens
+from harness.models.pipelines.policy import Policy
+from harness.models.pipelines.truncation import chat_tokens
 
 
-class Flux2KleinPolicy(GuidedPolicy):
+class Flux2KleinPolicy(Policy):
     """FLUX.2-klein network in training, with packed latents ``[n, tokens, channels]``.
 
     A distilled model (``is_distilled`` in model_index.json) uses no guidance, and a velocity needs one forward. The

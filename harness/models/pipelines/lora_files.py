@@ -77,6 +77,12 @@ def write_lora(adapters: Mapping[str, Tensor], file: Path) -> None:
     save_file(dict(adapters), file, {"lora_adapter_metadata": json.dumps(settings)})
 
 
+def require_finite(tensor: Tensor, where: str) -> None:
+    """Raise ConfigError, which begins with ``where``, unless the values are finite floating-point numbers."""
+    if not (tensor.is_floating_point() and tensor.float().isfinite().all()):
+        raise ConfigError(f"{where} has values that are not finite, or no floating-point numbers")
+
+
 def _by_module(tensors: Mapping[str, Tensor], file: Path) -> dict[str, dict[str, Tensor]]:
     """A, B and, if there is one, alpha of each module, in float32. Raises ConfigError for unfit or missing tensors."""
     adapters: dict[str, dict[str, Tensor]] = defaultdict(dict)
@@ -86,8 +92,7 @@ def _by_module(tensors: Mapping[str, Tensor], file: Path) -> dict[str, dict[str,
             raise ConfigError(
                 f"{file}: holds {name!r}, which is no adapter of a transformer as diffusers saves them{hint}"
             )
-        if not (tensor.is_floating_point() and tensor.float().isfinite().all()):
-            raise ConfigError(f"{file}: {name} has values that are not finite, or no floating-point numbers")
+        require_finite(tensor, f"{file}: {name}")
         module, part = match[1], _PARTS[match[2]]
         if part in adapters[module]:
             raise ConfigError(f"{file}: holds {part[1:7]} of {module} twice")

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from harness.config import ConfigError, ModelConfig, OptimizerConfig
 from harness.foundation.places import cache_folder
 from harness.foundation.plugins import find
-from harness.models.pipelines.adapters import add_adapters, merged_adapters, save_adapters, without_adapters
+from harness.models.pipelines.adapters import add_adapters, merged_adapters, save_adapters
 from harness.models.pipelines.blocks import blocks_of
 from harness.models.pipelines.compiled import compile_for_sampling
 from harness.models.pipelines.embedding import PromptEmbedding
@@ -181,8 +181,13 @@ class Policy(ABC):
         that the pipeline's float32 arithmetic leaves beside 1 is set to 1.
         """
         scheduler = self._scheduler()
-        scheduler.set_timesteps(sigmas=np.linspace(1.0, 1 / num_steps, num_steps), mu=self._mu(scheduler, num_steps))
-        return from_one(scheduler.sigmas.float())
+        scheduler.set_timesteps(**self._unshifted(num_steps), mu=self._mu(scheduler, num_steps))
+        sigmas = scheduler.sigmas.float()
+        return torch.where((sigmas - 1).abs() <= 1e-6, 1.0, sigmas)  # the same tolerance as in harness.transitions
+
+    def _unshifted(self, num_steps: int) -> dict[str, Any]:
+        """The pipeline's argument for ``set_timesteps`` of its scheduler."""
+        return {"sigmas": np.linspace(1.0, 1 / num_steps, num_steps)}
 
     def noise(self, generator: torch.Generator, count: int = 1) -> Tensor:
         """Standard normal latents of ``count`` samples, drawn on the CPU in the same order as by the pipeline."""
@@ -193,18 +198,31 @@ class Policy(ABC):
         """Shape in which the pipeline draws noise: channels, rows and columns."""
         return (self._pipeline.vae.config.latent_channels, *self._latent_size)
 
-    @abstractmethod
     def velocity(self, x: Tensor, sigma: Tensor | float, text: PromptEmbedding) -> Tensor:
-        """The network's prediction of eps - x0, including guidance.
+        """The network's prediction of eps - x0 in float32, guided: v = v_empty + w (v_text - v_empty), w is ``_scale``.
 
-        Args:
-            x: latents of n samples.
-            sigma: noise level in [0, 1], a float or ``[n]``.
-            text: conditioning of n samples.
-
-        Returns:
-            Velocities in float32, shaped like x.
+        x are the latents of n samples, sigma their noise level in [0, 1], a float or ``[n]``. The empty prompt and the
+        prompts share one forward of 2n samples; for w <= 1 guidance is off, v = v_text.
         """
+        sigma = torch.as_tensor(sigma, dtype=torch.float32, device=x.device).expand(len(x))
+        x = x.float()
+        if self._scale <= 1:
+            return self._predict(x, sigma, text)
+        both = PromptEmbedding.cat([self.encode([""]).repeat(len(x)), text])
+        without, with_text = self._predict(torch.cat([x, x]), sigma.repeat(2), both).chunk(2)
+        return self._guide(without, with_text)
+
+    @property
+    def _scale(self) -> float:
+        """The weight w of classifier-free guidance, from ``model.guidance`` in the pipeline's convention."""
+        return self.config.guidance
+
+    def _predict(self, x: Tensor, sigma: Tensor, text: PromptEmbedding) -> Tensor:
+        """The network's prediction of eps - x0 for one prompt per sample; sigma is ``[n]``."""
+        raise NotImplementedError
+
+    def _guide(self, without: Tensor, with_text: Tensor) -> Tensor:
+        return without + self._scale * (with_text - without)
 
     @torch.no_grad()
     def decode(self, x: Tensor) -> Tensor:
@@ -294,18 +312,18 @@ class Policy(ABC):
     @contextmanager
     def reference(self) -> Iterator[None]:
         """Context manager without gradients, in which ``velocity`` is that of the KL reference."""
-        with torch.no_grad():
-            if self._is_lora:
-                with without_adapters(self.transformer):
-                    yield
-                return
-            if self._reference is None:
-                raise RuntimeError("call keep_reference() before training starts")
-            trained, self.transformer = self.transformer, self._reference
-            try:
+        trained = self.transformer
+        if self._is_lora:
+            trained.disable_adapters()
+        else:
+            self.transformer = self._reference
+        try:
+            with torch.no_grad():
                 yield
-            finally:
-                self.transformer = trained
+        finally:
+            self.transformer = trained
+            if self._is_lora:
+                trained.enable_adapters()
 
     def save(self, folder: Path, weights: Mapping[str, Tensor] | None = None) -> None:
         """Save the trained weights in diffusers' format: LoRA weights for ``load_lora_weights``, or the transformer.
@@ -321,11 +339,6 @@ class Policy(ABC):
                 self.transformer.save_pretrained(partial / "transformer")
             else:
                 whole_network(self._network_class, self.transformer, weights).save_pretrained(partial / "transformer")
-
-
-def from_one(sigmas: Tensor) -> Tensor:
-    """A sigma schedule that begins at exactly 1, if it does so up to rounding (as ``harness.transitions`` has it)."""
-    return torch.where((sigmas - 1).abs() <= 1e-6, 1.0, sigmas)
 
 
 def with_shift(scheduler: Any, shift: float | str) -> Any:

@@ -27,9 +27,8 @@ class PublishedModel:
 
     repository: str
     """Hub id, or folder in this repository."""
-    licence: Licence
-    gated: bool = False
-    """Whether the licence must be accepted on the hub before a download."""
+    terms: str | None = None
+    """Name of its own licence, which must be accepted on the hub before a download; None for Apache 2.0."""
     gigabytes: float = 0.0
     """Size of the pipeline folder, without the single-file copies that the repository also holds; estimated as 2 bytes
     per parameter for models whose folder has not been measured."""
@@ -39,65 +38,72 @@ class PublishedModel:
     """Number of parameters of all text encoders."""
     vae: int = 0
     """Number of parameters of the autoencoder."""
-    vae_channels: int = 0
+    vae_channels: int = 256
     """Channels of the decoder's widest feature map at full resolution."""
+
+    @property
+    def licence(self) -> Licence:
+        """The model's licence."""
+        if self.terms is None:
+            return Licence("apache-2.0")
+        return Licence("other", self.terms, f"https://huggingface.co/{self.repository}/blob/main/LICENSE.md")
 
 
 _CLIP_L, _CLIP_G, _T5_XXL = 123_060_480, 694_659_840, 4_762_310_656
 _VAE_16 = 83_819_683  # 16 latent channels, blocks of 128, 256, 512, 512
 
-
-def _gated(repository: str, licence: str, gigabytes: float, clip: int, network: str, **settings: Any) -> PublishedModel:
-    """Gated model with T5-XXL and an autoencoder of 16 latent channels."""
-    link = f"https://huggingface.co/{repository}/blob/main/LICENSE.md"
-    return PublishedModel(
-        repository, Licence("other", licence, link), True, gigabytes, (network, settings), clip + _T5_XXL, _VAE_16, 256
-    )
-
-
-FLUX_DEV = _gated(
+FLUX_DEV = PublishedModel(
     "black-forest-labs/FLUX.1-dev",
-    "flux-1-dev-non-commercial-license",
-    33.8,
-    _CLIP_L,
-    "FluxTransformer2DModel",
-    patch_size=1,
-    in_channels=64,
-    num_layers=19,
-    num_single_layers=38,
-    attention_head_dim=128,
-    num_attention_heads=24,
-    joint_attention_dim=4096,
-    pooled_projection_dim=768,
-    guidance_embeds=True,
+    terms="flux-1-dev-non-commercial-license",
+    gigabytes=33.8,
+    transformer=(
+        "FluxTransformer2DModel",
+        {
+            "patch_size": 1,
+            "in_channels": 64,
+            "num_layers": 19,
+            "num_single_layers": 38,
+            "attention_head_dim": 128,
+            "num_attention_heads": 24,
+            "joint_attention_dim": 4096,
+            "pooled_projection_dim": 768,
+            "guidance_embeds": True,
+        },
+    ),
+    text_encoders=_CLIP_L + _T5_XXL,
+    vae=_VAE_16,
 )
 
-SD35_MEDIUM = _gated(
+SD35_MEDIUM = PublishedModel(
     "stabilityai/stable-diffusion-3.5-medium",
-    "stabilityai-ai-community",
-    16.3,
-    _CLIP_L + _CLIP_G,
-    "SD3Transformer2DModel",
-    sample_size=128,
-    patch_size=2,
-    in_channels=16,
-    out_channels=16,
-    num_layers=24,
-    attention_head_dim=64,
-    num_attention_heads=24,
-    joint_attention_dim=4096,
-    caption_projection_dim=1536,
-    pooled_projection_dim=2048,
-    pos_embed_max_size=384,
-    dual_attention_layers=tuple(range(13)),
-    qk_norm="rms_norm",
+    terms="stabilityai-ai-community",
+    gigabytes=16.3,
+    transformer=(
+        "SD3Transformer2DModel",
+        {
+            "sample_size": 128,
+            "patch_size": 2,
+            "in_channels": 16,
+            "out_channels": 16,
+            "num_layers": 24,
+            "attention_head_dim": 64,
+            "num_attention_heads": 24,
+            "joint_attention_dim": 4096,
+            "caption_projection_dim": 1536,
+            "pooled_projection_dim": 2048,
+            "pos_embed_max_size": 384,
+            "dual_attention_layers": tuple(range(13)),
+            "qk_norm": "rms_norm",
+        },
+    ),
+    text_encoders=_CLIP_L + _CLIP_G + _T5_XXL,
+    vae=_VAE_16,
 )
 
 # The configurations of these three are the defaults of their diffusers classes, except FLUX.2-klein's depth and width.
 # Their text encoders are Qwen2.5-VL-7B, Qwen3-8B and Qwen3-4B; a test counts their parameters.
 QWEN_IMAGE = PublishedModel(
     "Qwen/Qwen-Image",
-    Licence("apache-2.0"),
     gigabytes=57.7,
     transformer=("QwenImageTransformer2DModel", {}),
     text_encoders=8_292_166_656,
@@ -107,12 +113,7 @@ QWEN_IMAGE = PublishedModel(
 
 FLUX2_KLEIN = PublishedModel(
     "black-forest-labs/FLUX.2-klein-base-9B",
-    Licence(
-        "other",
-        "flux-non-commercial-license",
-        "https://huggingface.co/black-forest-labs/FLUX.2-klein-base-9B/blob/main/LICENSE.md",
-    ),
-    gated=True,
+    terms="flux-non-commercial-license",
     gigabytes=34.7,
     transformer=(
         "Flux2Transformer2DModel",
@@ -126,17 +127,14 @@ FLUX2_KLEIN = PublishedModel(
     ),
     text_encoders=8_190_735_360,
     vae=84_046_115,
-    vae_channels=256,
 )
 
 Z_IMAGE = PublishedModel(
     "Tongyi-MAI/Z-Image-Turbo",
-    Licence("apache-2.0"),
     gigabytes=20.5,
     transformer=("ZImageTransformer2DModel", {}),
     text_encoders=4_022_468_096,
     vae=_VAE_16,
-    vae_channels=256,
 )
 
 PUBLISHED = (
@@ -145,8 +143,8 @@ PUBLISHED = (
     QWEN_IMAGE,
     FLUX2_KLEIN,
     Z_IMAGE,
-    PublishedModel("harness/models/miniature/base", Licence("apache-2.0")),
-    PublishedModel("harness/models/miniature/weak", Licence("apache-2.0")),
+    PublishedModel("harness/models/miniature/base"),
+    PublishedModel("harness/models/miniature/weak"),
 )
 
 
@@ -174,4 +172,4 @@ def how_to_fetch(repository: str) -> str:
     licence = "its licence" if model is None else model.licence.name
     condition, size = (" if it has one", "") if model is None else ("", f"  ({model.gigabytes:g} GB)")
     accept = f"accept {licence} at {page}{condition}, log in with  hf auth login  and "
-    return f"{accept * (model is None or model.gated)}run  {download_command(repository)}{size}"
+    return f"{accept * (model is None or model.terms is not None)}run  {download_command(repository)}{size}"

@@ -26,12 +26,7 @@ def quantise(transformer: Any, device: torch.device, dtype: torch.dtype) -> None
                 weight = bitsandbytes.nn.Params4bit(layer.weight.data, quant_type="nf4", module=small)
                 small.weight, small.bias = weight.to(device), layer.bias
                 setattr(parent, name, small)
-    transformer.is_loaded_in_4bit = True  # read by peft when it adds adapters
-
-
-def is_quantised(transformer: nn.Module) -> bool:
-    """Whether ``quantise`` was applied."""
-    return getattr(transformer, "is_loaded_in_4bit", False)
+    transformer.is_loaded_in_4bit = True  # read by peft when it adds adapters, and by put_lora
 
 
 def adamw_8bit(parameters: Iterable[nn.Parameter], **settings: Any) -> torch.optim.Optimizer:

@@ -8,11 +8,11 @@ from diffusers import QwenImagePipeline
 from torch import Tensor
 
 from harness.models.pipelines.embedding import PromptEmbedding
-from harness.models.pipelines.guided import GuidedPolicy
+from harness.models.pipelines.policy import Policy
 from harness.models.pipelines.truncation import all_tokens
 
 
-class QwenImagePolicy(GuidedPolicy):
+class QwenImagePolicy(Policy):
     """Qwen-Image network in training, with packed latents ``[n, tokens, channels]``.
 
     ``model.guidance`` is the pipeline's ``true_cfg_scale``, and the negative prompt is the empty one.

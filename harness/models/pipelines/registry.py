@@ -1,17 +1,21 @@
 """Look-up of the policy for a pipeline."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
+import torch
 
 from harness.config import ConfigError, ModelConfig, OptimizerConfig
 from harness.foundation.plugins import find
+from harness.models.pipelines.flux import FluxPolicy
+from harness.models.pipelines.flux2 import Flux2KleinPolicy
 from harness.models.pipelines.locate import class_name_of, find_pipeline
+from harness.models.pipelines.policy import Policy
+from harness.models.pipelines.qwen_image import QwenImagePolicy
+from harness.models.pipelines.sd3 import StableDiffusion3Policy
+from harness.models.pipelines.z_image import ZImagePolicy
 
-if TYPE_CHECKING:
-    import torch
-
-    from harness.models.pipelines.policy import Policy
+_POLICIES: dict[str, type[Policy]] = {
+    policy.pipeline_class.__name__: policy
+    for policy in (FluxPolicy, StableDiffusion3Policy, Flux2KleinPolicy, QwenImagePolicy, ZImagePolicy)
+}
 
 
 def build_policy(model: ModelConfig, optimizer: OptimizerConfig, device: torch.device, seed: int) -> Policy:
@@ -20,28 +24,14 @@ def build_policy(model: ModelConfig, optimizer: OptimizerConfig, device: torch.d
     ``model.adapter`` names a plug-in to use instead. For the arguments see ``Policy``. Raises ConfigError as ``Policy``
     does, and if no policy trains that class.
     """
-    from harness.models.pipelines.flux import FluxPolicy
-    from harness.models.pipelines.flux2 import Flux2KleinPolicy
-    from harness.models.pipelines.qwen_image import QwenImagePolicy
-    from harness.models.pipelines.sd3 import StableDiffusion3Policy
-    from harness.models.pipelines.z_image import ZImagePolicy
-
     name = class_name_of(find_pipeline(model.path))
     if model.adapter is not None:
-        return _plugin(model.adapter, name)(model, optimizer, device, seed)
-    own = (FluxPolicy, StableDiffusion3Policy, Flux2KleinPolicy, QwenImagePolicy, ZImagePolicy)
-    policies = {policy.pipeline_class.__name__: policy for policy in own}
-    if name not in policies:
-        raise ConfigError(f"model.path: {model.path} is a {name}; {', '.join(policies)} can be trained")
-    return policies[name](model, optimizer, device, seed)
-
-
-def _plugin(source: str, pipeline: str) -> type[Policy]:
-    from harness.models.pipelines.policy import Policy
-
-    plugin = find(source)
-    if not (isinstance(plugin.found, type) and issubclass(plugin.found, Policy)):
-        plugin.refuse("must be a subclass of harness.models.pipelines.policy.Policy")
-    if plugin.found.pipeline_class.__name__ != pipeline:
-        plugin.refuse(f"trains a {plugin.found.pipeline_class.__name__}, but model.path is a {pipeline}")
-    return plugin.found
+        plugin = find(model.adapter)
+        if not (isinstance(plugin.found, type) and issubclass(plugin.found, Policy)):
+            plugin.refuse("must be a subclass of harness.models.pipelines.policy.Policy")
+        if plugin.found.pipeline_class.__name__ != name:
+            plugin.refuse(f"trains a {plugin.found.pipeline_class.__name__}, but model.path is a {name}")
+        return plugin.found(model, optimizer, device, seed)
+    if name not in _POLICIES:
+        raise ConfigError(f"model.path: {model.path} is a {name}; {', '.join(_POLICIES)} can be trained")
+    return _POLICIES[name](model, optimizer, device, seed)

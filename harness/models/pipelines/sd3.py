@@ -7,11 +7,10 @@ from torch import Tensor
 
 from harness.config import ConfigError
 from harness.models.pipelines.embedding import PromptEmbedding
-from harness.models.pipelines.guided import GuidedPolicy
-from harness.models.pipelines.policy import from_one
+from harness.models.pipelines.policy import Policy
 
 
-class StableDiffusion3Policy(GuidedPolicy):
+class StableDiffusion3Policy(Policy):
     """Stable Diffusion 3 network in training, with latents ``[n, 16, h, w]``."""
 
     pipeline_class: ClassVar[Any] = StableDiffusion3Pipeline
@@ -28,11 +27,8 @@ class StableDiffusion3Policy(GuidedPolicy):
         )
         return PromptEmbedding(states, pooled)
 
-    def sigmas(self, num_steps: int) -> Tensor:
-        scheduler = self._scheduler()
-        mu = self._mu(scheduler, num_steps) if self.config.shift == "dynamic" else None
-        scheduler.set_timesteps(num_steps, mu=mu)
-        return from_one(scheduler.sigmas.float())
+    def _unshifted(self, num_steps: int) -> dict[str, Any]:
+        return {"num_inference_steps": num_steps}
 
     def _predict(self, x: Tensor, sigma: Tensor, text: PromptEmbedding) -> Tensor:
         return self._forward(

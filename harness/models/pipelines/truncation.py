@@ -31,6 +31,13 @@ def all_tokens(tokenizer: Any, prompts: Sequence[str]) -> Sequence[Sequence[int]
     return tokenizer(list(prompts), truncation=False, verbose=False).input_ids if prompts else []
 
 
+def chat_tokens(tokenizer: Any, prompts: Sequence[str], enable_thinking: bool) -> Sequence[Sequence[int]]:
+    """Tokens, not truncated, of prompts as user messages in the tokenizer's chat template."""
+    settings = {"tokenize": False, "add_generation_prompt": True, "enable_thinking": enable_thinking}
+    said = [tokenizer.apply_chat_template([{"role": "user", "content": text}], **settings) for text in prompts]
+    return all_tokens(tokenizer, said)
+
+
 def truncations(sources: Iterable[ReadsText], prompts: Sequence[str], where: str) -> list[str]:
     """Warnings, one for each reader that truncates prompts: their number, the first, and whether any become equal.
 

@@ -16,8 +16,7 @@ from harness.foundation.errors import FileError
 from harness.foundation.files import PARTIAL
 from harness.models.pipelines.adapters import leave_inputs
 from harness.models.pipelines.files import opened
-from harness.models.pipelines.lora_files import PREFIX, A, B, read_lora
-from harness.models.pipelines.quantised import is_quantised
+from harness.models.pipelines.lora_files import PREFIX, A, B, read_lora, require_finite
 
 
 def put_lora(transformer: Any, file: Path) -> None:
@@ -26,10 +25,16 @@ def put_lora(transformer: Any, file: Path) -> None:
     Weights below float32 would lose most of a small adapter and get separate float32 adapters, as in training. Raises
     ConfigError if the file is missing, damaged, in another format, or of another model.
     """
-    tensors = read_lora(file)
-    check_lora(transformer, tensors, file)
+    tensors, layers = read_lora(file), dict(transformer.named_modules())
+    for name, tensor in tensors.items():
+        is_down = name.endswith(A)
+        module = name.removeprefix(PREFIX).removesuffix(A if is_down else B)
+        layer = layers.get(module)
+        width = isinstance(layer, nn.Linear) and (layer.in_features if is_down else layer.out_features)
+        if tensor.shape[is_down] != width:
+            raise ConfigError(f"{file}: is of another model: {module} does not fit this {type(transformer).__name__}")
     transformer.load_lora_adapter(tensors, prefix="transformer")
-    if transformer.dtype == torch.float32 and not is_quantised(transformer):
+    if transformer.dtype == torch.float32 and not getattr(transformer, "is_loaded_in_4bit", False):
         transformer.fuse_lora()
         transformer.unload_lora()
         return
@@ -40,19 +45,6 @@ def put_lora(transformer: Any, file: Path) -> None:
                 for linear in factor.values():
                     linear.weight.data = tensors[f"{PREFIX}{name}{part}"].to(linear.weight.device)
     leave_inputs(transformer)
-
-
-def check_lora(transformer: nn.Module, tensors: Mapping[str, Tensor], file: Path) -> None:
-    """Raise ConfigError unless the transformer has a linear layer of matching size for every adapter."""
-    layers = dict(transformer.named_modules())
-    for name, tensor in tensors.items():
-        is_down = name.endswith(A)
-        module = name.removeprefix(PREFIX).removesuffix(A if is_down else B)
-        layer = layers.get(module)
-        width = isinstance(layer, nn.Linear) and (layer.in_features if is_down else layer.out_features)
-        fits = tensor.shape[is_down] == width
-        if not fits:
-            raise ConfigError(f"{file}: is of another model: {module} does not fit this {type(transformer).__name__}")
 
 
 def copy_weights(transformer: nn.Module, folder: Path) -> None:
@@ -71,10 +63,8 @@ def copy_weights(transformer: nn.Module, folder: Path) -> None:
                 if earlier := found.get(name):
                     raise ConfigError(f"{file}: has {name}, as {earlier.name} has; leave one set of weights there")
                 tensor = content.get_tensor(name)
-                if wanted[name].is_floating_point() and not (
-                    tensor.is_floating_point() and tensor.float().isfinite().all()
-                ):
-                    raise ConfigError(f"{file}: {name} has values that are not finite, or no floating-point numbers")
+                if wanted[name].is_floating_point():
+                    require_finite(tensor, f"{file}: {name}")
                 wanted[name].copy_(tensor)
                 found[name] = file
     missing = wanted.keys() - found.keys()

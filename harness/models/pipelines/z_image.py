@@ -8,10 +8,11 @@ from torch import Tensor
 
 from harness.config import ConfigError
 from harness.models.pipelines.embedding import PromptEmbedding
-from harness.models.pipelines.guided import GuidedPolicy, chat_tokens
+from harness.models.pipelines.policy import Policy
+from harness.models.pipelines.truncation import chat_tokens
 
 
-class ZImagePolicy(GuidedPolicy):
+class ZImagePolicy(Policy):
     """Z-Image network in training, with latents ``[n, 16, h, w]``.
 
     ``model.guidance`` is the pipeline's: v = v_text + guidance (v_text - v_empty), where 0 means no guidance.
