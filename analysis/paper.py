@@ -1,10 +1,12 @@
 """The paper's published numbers, from results/paper/."""
 
 import math
-from collections.abc import Iterator
+from functools import cache
+from typing import Any
 
 import pandas as pd
 
+from harness.foundation.names import METHODS
 from harness.foundation.places import ROOT
 
 _FOLDER = ROOT / "results" / "paper"
@@ -14,14 +16,17 @@ REWARD_NAMES = {"hpsv2": "HPS-v2", "hpsv3": "HPS-v3", "hpsv3+clip": "HPS-v3 + CL
 JUDGES = ("hpsv2", "hpsv3", "ur_v2_alignment", "ur_v2_coherence", "ur_v2_style", "clip", "image_reward", "ur_v1")
 """The judges, which are columns of the paper's main table."""
 _OWN_JUDGE = {"hpsv2": "hpsv2", "hpsv3": "hpsv3", "hpsv3+clip": "hpsv3"}
+"""The judge by which a gain is measured: the one that was trained on."""
 
 
+@cache
 def main_table() -> pd.DataFrame:
     """Main table: columns training_reward ("none" for the untrained model), method, adagrpo (bool), and ``JUDGES``."""
     table = pd.read_csv(_FOLDER / "table1.csv", keep_default_na=False)
     return table.assign(adagrpo=table["adagrpo"] == "yes")
 
 
+@cache
 def selection_table() -> pd.DataFrame:
     """Final HPS-v3 score of Flow-GRPO by selection rule: columns strategy, final_hpsv3."""
     return pd.read_csv(_FOLDER / "selection_strategies.csv")
@@ -42,28 +47,19 @@ def untrained_hpsv3() -> float:
     return float(table.loc[table["training_reward"] == "none", "hpsv3"].item())
 
 
-def extra_gains() -> pd.DataFrame:
-    """Extra gain of + AdaGRPO over its base method, as a share of the base's gain over the untrained model.
+def extra_gains() -> dict[tuple[str, str], float]:
+    """Extra gain of + AdaGRPO over its base method, as a share of the base's gain, by training reward and method.
 
     It is (AdaGRPO - base) / (base - untrained), by the judge that was trained on (HPS-v3 for HPS-v3 + CLIP).
-
-    Returns:
-        Columns training_reward, method, share.
     """
-    untrained = main_table().query("training_reward == 'none'").iloc[0]
-    rows = []
-    for reward, method, base, ours in _pairs():
-        judge = _OWN_JUDGE[reward]
-        rows.append((reward, method, (ours[judge] - base[judge]) / (base[judge] - untrained[judge])))
-    return pd.DataFrame(rows, columns=["training_reward", "method", "share"])
-
-
-def _pairs() -> Iterator[tuple[str, str, pd.Series, pd.Series]]:
-    """Yield training reward, method, and the rows of the main table without and with AdaGRPO."""
-    table = main_table().query("training_reward != 'none'")
-    for (reward, method), pair in table.groupby(["training_reward", "method"]):
-        [base], [ours] = ([row for _, row in pair[pair["adagrpo"] == adagrpo].iterrows()] for adagrpo in (False, True))
-        yield str(reward), str(method), base, ours
+    scores: dict[Any, Any] = main_table().set_index(["training_reward", "method", "adagrpo"]).to_dict("index")
+    gains = {}
+    for reward, judge in _OWN_JUDGE.items():
+        untrained = scores["none", "FLUX.1-dev", False][judge]
+        for method in METHODS.values():
+            base, ours = (scores[reward, method, adagrpo][judge] for adagrpo in (False, True))
+            gains[reward, method] = (ours - base) / (base - untrained)
+    return gains
 
 
 _SELECTIONS = {
@@ -75,21 +71,6 @@ _SELECTIONS = {
     "medium-hardest": ("hardest", "medium"),
 }
 """Strategies that a claim compares, by its name; the one that it calls worse comes first."""
-_METHODS = {"flow_grpo": "Flow-GRPO", "dance_grpo": "DanceGRPO", "flow_cps": "Flow-CPS"}
-"""Method that + AdaGRPO is claimed to improve, by the claim's name."""
-
-
-def ends_of(claim: str) -> tuple[float, float] | None:
-    """Final HPS-v3 scores of a claim's control and treatment, by its name; None if the paper reports none."""
-    strategies = selection_table().set_index("strategy")["final_hpsv3"]
-    rows = main_table()
-    finals = rows[rows["training_reward"] == "hpsv3"].set_index(["method", "adagrpo"])["hpsv3"]
-    if claim in _SELECTIONS:
-        before, after = _SELECTIONS[claim]
-        return float(strategies[before]), float(strategies[after])
-    if claim in _METHODS:
-        return float(finals[_METHODS[claim], False]), float(finals[_METHODS[claim], True])
-    return (float(strategies["curriculum"]), float(finals["Flow-GRPO", True])) if claim == "fusion" else None
 
 
 def share_of_base_gain(claim: str) -> float:
@@ -97,10 +78,20 @@ def share_of_base_gain(claim: str) -> float:
 
     The base method uses random prompts; for claims about selection rules and fusion it is Flow-GRPO.
     """
-    ends = ends_of(claim)
-    random = float(selection_table().set_index("strategy")["final_hpsv3"]["random"])
-    base = ends[0] if ends and claim in _METHODS else random
-    return (ends[1] - ends[0]) / (base - untrained_hpsv3()) if ends else math.nan
+    strategies = selection_table().set_index("strategy")["final_hpsv3"]
+    rows = main_table()
+    finals = rows[rows["training_reward"] == "hpsv3"].set_index(["method", "adagrpo"])["hpsv3"]
+    base = strategies["random"]
+    if claim in _SELECTIONS:
+        before, after = strategies[list(_SELECTIONS[claim])]
+    elif claim in METHODS:
+        base = before = finals[METHODS[claim], False]
+        after = finals[METHODS[claim], True]
+    elif claim == "fusion":
+        before, after = strategies["curriculum"], finals["Flow-GRPO", True]
+    else:
+        return math.nan
+    return float((after - before) / (base - untrained_hpsv3()))
 
 
 def overhead() -> float:

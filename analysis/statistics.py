@@ -77,7 +77,10 @@ def paired_interval(treatment: ArrayLike, control: ArrayLike, confidence: float 
     Raises:
         ValueError: different shapes, or fewer than 2 seeds.
     """
-    differences = _paired(treatment, control)
+    ours, theirs = np.asarray(treatment, dtype=float), np.asarray(control, dtype=float)
+    if ours.shape != theirs.shape or len(ours) < 2:
+        raise ValueError(f"shapes {ours.shape} and {theirs.shape}: pairs need equal shapes and at least 2 seeds")
+    differences = ours - theirs
     deviate = _deviate(confidence, [len(differences)])
     return _interval(float(differences.mean()), _resampled_means(differences), _bootstrap_error(differences), deviate)
 
@@ -173,31 +176,18 @@ def minimum_detectable_effect(sd_of_differences: float, num_pairs: int) -> float
     return reach * sd_of_differences / math.sqrt(num_pairs)
 
 
-class Paired(NamedTuple):
-    """Summary of the paired differences of runs that share seeds."""
+def correlation(ours: Values, theirs: Values) -> float:
+    """Pearson's r of pairs: var(X - Y) = var X + var Y - 2 r sd X sd Y.
 
-    difference: float
-    """Mean over seeds of treatment - control; NaN without a seed."""
-    sd: float
-    """Sample standard deviation of the differences; NaN below 2 seeds."""
-    correlation: float
-    """Pearson's r: var(X - Y) = var X + var Y - 2 r sd X sd Y. NaN below 3 seeds, or if a side does not vary."""
-    detectable: float
-    """``minimum_detectable_effect`` for this number of pairs."""
+    Args:
+        ours: ``[pairs]``.
+        theirs: the same shape.
 
-
-def paired_summary(treatment: Values, control: Values) -> Paired:
-    """Summarise pairs of runs without an interval; arguments as for ``paired_interval``."""
-    ours, theirs = of_seeds(treatment), of_seeds(control)
-    count = len(ours)
-    varies = count > 2 and np.ptp(ours) > 0 and np.ptp(theirs) > 0
-    sd = float((ours - theirs).std(ddof=1)) if count > 1 else math.nan
-    return Paired(
-        difference=float((ours - theirs).mean()) if count else math.nan,
-        sd=sd,
-        correlation=float(np.corrcoef(ours, theirs)[0, 1]) if varies else math.nan,
-        detectable=minimum_detectable_effect(sd, count),
-    )
+    Returns:
+        NaN below 3 pairs, or if a side does not vary.
+    """
+    varies = len(ours) > 2 and np.ptp(ours) > 0 and np.ptp(theirs) > 0
+    return float(np.corrcoef(ours, theirs)[0, 1]) if varies else math.nan
 
 
 def of_seeds(values: Values) -> Values:
@@ -262,12 +252,3 @@ def _weights(count: int, key: tuple[int, ...]) -> Values:
     weights = generator.multinomial(count, np.full(count, 1 / count), size=NUM_RESAMPLES) / count
     weights.flags.writeable = False
     return weights
-
-
-def _paired(treatment: ArrayLike, control: ArrayLike) -> Values:
-    ours, theirs = np.asarray(treatment, dtype=float), np.asarray(control, dtype=float)
-    if ours.shape != theirs.shape or ours.ndim not in (1, 2) or 0 in ours.shape:
-        raise ValueError(f"shapes {ours.shape} and {theirs.shape}: pairs need equal [seeds] or [seeds, prompts]")
-    if len(ours) < 2:
-        raise ValueError("one seed has no interval: at least 2 are needed")
-    return ours - theirs

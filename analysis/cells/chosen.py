@@ -3,11 +3,12 @@
 import re
 from collections.abc import Mapping
 from functools import cache
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from analysis.cells.logs import ChosenPrompts, Logs
+from analysis.cells.logs import ChosenPrompts
 from analysis.cells.study import Study
 from analysis.formats import Entry, WideTable
 
@@ -25,12 +26,11 @@ HEADINGS = {
 }
 
 
-def chosen_frame(study: Study, logs: Logs) -> pd.DataFrame:
+def chosen_frame(study: Study) -> pd.DataFrame:
     """Summarise the prompts that each cell trained on: one row per cell, means over its runs.
 
     Args:
-        study: the study whose cells are summarised.
-        logs: the logs that the study was made from, loaded with ``CHOSEN_METRICS``.
+        study: a study whose logs were loaded with ``CHOSEN_METRICS``.
 
     Returns:
         Columns experiment, reward, cell, runs, and ``HEADINGS``: ``rank`` from 0 for the hardest candidate to 1 for
@@ -38,16 +38,14 @@ def chosen_frame(study: Study, logs: Logs) -> pd.DataFrame:
         that were trained on; ``letters`` of the quoted word; ``distinct`` prompts as a share of those trained on. NaN
         where no candidate was scored, or nothing is quoted.
     """
-    chosen = {logs.summary["run_id"][i]: logs.chosen_prompts[i] for i in study.summary.index}
-    candidates = {logs.summary["run_id"][i]: _num_candidates(logs.configs[i]) for i in study.summary.index}
     runs = study.runs
     is_wanted = (runs["split"] == "train") & runs["metric"].isin(CHOSEN_METRICS)
     train = runs.loc[is_wanted, ["run_id", "metric", "value"]]
     logged = train.groupby(["run_id", "metric"], observed=True)["value"].mean().unstack("metric")
     records = []
     for cell, members in study.cells:
-        ids = [i for i in members["run_id"] if len(chosen[i].prompts)]
-        of_runs = [_measures(chosen[i], candidates[i]) for i in ids]
+        runs_of_cell = zip(members["chosen_prompts"], members["config"], strict=True)
+        of_runs = [_measures(chosen, config) for chosen, config in runs_of_cell if len(chosen.prompts)]
         means = pd.DataFrame(of_runs).mean().to_dict() | logged.reindex(members["run_id"]).mean().to_dict()
         head = {"experiment": study.experiment, "reward": study.reward, "cell": cell.label, "runs": len(of_runs)}
         records.append(head | {name: means.get(name, np.nan) for name in HEADINGS})
@@ -67,10 +65,6 @@ def chosen_table(study: Study, frame: pd.DataFrame) -> WideTable | None:
     return WideTable(title, ["Cell", "Runs", *HEADINGS.values()], rows)
 
 
-def _num_candidates(config: Mapping[str, Mapping[str, int]]) -> int:
-    return int(config.get("rollout", {}).get("candidates", 0))
-
-
 def quoted_word(prompt: str) -> str:
     """The quoted word that a prompt asks for; empty if nothing is quoted."""
     match = _WORD.search(prompt)
@@ -82,7 +76,8 @@ def _num_letters(prompt: str) -> int:
     return len(quoted_word(prompt))
 
 
-def _measures(chosen: ChosenPrompts, candidates: int) -> dict[str, float]:
+def _measures(chosen: ChosenPrompts, config: Mapping[str, Any]) -> dict[str, float]:
+    candidates = int(config.get("rollout", {}).get("candidates", 0))
     distinct = chosen.prompts.dictionary.to_pylist()
     lengths = np.array([_num_letters(prompt) for prompt in distinct])
     letters = lengths[chosen.prompts.indices.to_numpy()]

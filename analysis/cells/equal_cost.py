@@ -1,14 +1,12 @@
-"""Cells at equal cost: base cells that cost as much as + AdaGRPO, and rewards at equal spending."""
+"""Cells at equal cost: base cells that cost as much as + AdaGRPO, and rewards at equal compute."""
 
 from collections.abc import Collection
 
 import numpy as np
 
 from analysis.cells.labels import Cell
-from analysis.cells.logs import TRAINING_REWARD
-from analysis.cells.spending import SECONDS, with_spending
+from analysis.cells.spending import FORWARDS, with_spending
 from analysis.cells.study import Study
-from analysis.statistics import Pair
 
 _MATCHED = 0.03
 
@@ -28,40 +26,29 @@ def matched_baselines(study: Study, base: Cell, treatment: Cell) -> list[Cell]:
     ]
 
 
-def equal_cost_pair(
-    study: Study, treatment: Cell, control: Cell, axis: str, among: Collection[int]
-) -> tuple[list[int], Pair]:
-    """Pair validation rewards at the control's total cost; returns the seeds, and both rewards by seed.
+def at_equal_compute(study: Study, dearer: Cell, cheaper: Cell, among: Collection[int]) -> list[float]:
+    """Differences of validation rewards where the dearer cell has spent the cheaper one's total, one per seed.
 
-    The treatment's reward is interpolated between its validations; the control's is its last. Seconds are compared
-    only where one model of processor made both runs.
+    The dearer cell's reward is interpolated between its validations; the other one's is its last.
 
     Args:
         study: the study that has both cells.
-        treatment: the cell that costs more per iteration.
-        control: the other cell.
-        axis: name of one of ``analysis.cells.spending.AXES``.
+        dearer: the cell whose runs take more network forwards.
+        cheaper: the other cell.
         among: seeds to consider.
     """
-    ours, theirs = (_curves(study, cell, axis) for cell in (treatment, control))
-    values = {}
+    ours, theirs = (_curves(study, cell) for cell in (dearer, cheaper))
+    differences = []
     for seed in sorted(set(ours) & set(theirs) & set(among)):
-        (costs, rewards, processor), (budget, reached, its_processor) = ours[seed], theirs[seed]
-        is_comparable = axis != SECONDS or processor == its_processor
-        if is_comparable and costs[-1] >= budget[-1]:
-            values[seed] = float(np.interp(budget[-1], costs, rewards)), float(reached[-1])
-    pairs = np.array(list(values.values())).reshape(-1, 2)
-    return list(values), Pair(pairs[:, 0], pairs[:, 1])
+        (costs, rewards), (budget, reached) = ours[seed], theirs[seed]
+        if costs[-1] >= budget[-1]:
+            differences.append(float(np.interp(budget[-1], costs, rewards)) - float(reached[-1]))
+    return differences
 
 
-def _curves(study: Study, cell: Cell, axis: str) -> dict[int, tuple[np.ndarray, np.ndarray, str]]:
-    """Costs and validation rewards of each finished run, and the processor that made it, by seed."""
-    members = dict(study.cells)[cell]
-    ids = set(members["run_id"]) & study.finished
-    made_by = members.set_index("run_id")["processor"]
-    rows = study.validations(TRAINING_REWARD)
-    curves = with_spending(rows[rows["run_id"].isin(ids)], study.spent).sort_values("iteration")
+def _curves(study: Study, cell: Cell) -> dict[int, tuple[np.ndarray, np.ndarray]]:
+    """Network forwards and validation rewards of each finished run, by seed."""
     return {
-        int(of_run["seed"].iloc[0]): (of_run[axis].to_numpy(), of_run["value"].to_numpy(), str(made_by[run_id]))
-        for run_id, of_run in curves.groupby("run_id", observed=True)
+        int(of_run["seed"].iloc[0]): (of_run[FORWARDS].to_numpy(), of_run["value"].to_numpy())
+        for _, of_run in with_spending(study.validations(cell), study.spent).groupby("run_id", observed=True)
     }

@@ -1,7 +1,7 @@
 """Read folders of runs, as directories or as shards, into tidy frames. Nothing is trained and nothing is written."""
 
 import sys
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,6 +24,7 @@ SUMMARY_COLUMNS = [
     *(*IDENTITY, "model", "judges", "unseen_judges", "state", "reason", "iteration", "iterations"),
     *("sample_forwards", "train_forwards", "compute", "reward_calls"),
     *("seconds_per_iteration", "train_seconds", "evaluation_seconds", "processor", "files", "folder", "updated"),
+    *("config", "environment", "by_prompt", "chosen_prompts"),
 ]
 TRAINING_REWARD = "training_reward"
 """Metric of every evaluation: the trained reward, under the same name whatever its components are."""
@@ -43,11 +44,6 @@ class ChosenPrompts(NamedTuple):
     """Ranks among the candidates; NaN where none were scored."""
 
 
-ByPrompt = Mapping[str, Mapping[str, np.ndarray]]
-"""A run's final values per prompt, ``{metric: [prompts]}``: "test" has those of the last test, "validation" means over
-the last ``VALIDATION_POINTS`` validations, "untrained" those of the validation before training."""
-
-
 class Logs(NamedTuple):
     """Everything that a report needs from a folder of runs, read in one pass."""
 
@@ -61,31 +57,12 @@ class Logs(NamedTuple):
     incomplete run); ``iteration`` of ``iterations`` are done; forwards and reward calls are totals; ``compute`` counts
     network forwards, a trained sample as 3; ``unseen_judges`` were not trained on; ``folder`` is the run directory or
     the shard; ``files`` names the files in which a run differs from most, see ``analysis.runs.recorded``; ``updated``
-    is the time when its state last changed, in ISO 8601."""
-    prompts: Sequence[ByPrompt]
-    """Final values per prompt, for each row of ``summary``."""
-    chosen_prompts: Sequence[ChosenPrompts]
-    """Prompts trained on, for each row of ``summary``."""
-    configs: Sequence[Mapping[str, Any]]
-    """Resolved configuration for each row of ``summary``."""
-    environments: Sequence[Mapping[str, Any]]
-    """Environment for each row of ``summary``."""
+    is the time when its state last changed, in ISO 8601; ``config`` is the resolved configuration and ``environment``
+    that of ``RunLog``. ``by_prompt`` has final values per prompt, ``{split: {metric: [prompts]}}``: "test" those of the
+    last test, "validation" means over the last ``VALIDATION_POINTS`` validations, "untrained" those of the validation
+    before training. ``chosen_prompts`` is a ``ChosenPrompts``."""
     damages: Sequence[str] = ()
     """Error messages of runs that were left out because they cannot be read."""
-
-
-class _Run(NamedTuple):
-    """The part of ``Logs`` that comes from one run."""
-
-    summary: dict[str, Any]
-    num_prompts: dict[str, int]
-    """Number of prompts in the last evaluation of each split."""
-    config: Mapping[str, Any]
-    environment: Mapping[str, Any]
-    whole: pa.Table
-    """Rows of ``Logs.runs``."""
-    prompts: ByPrompt
-    chosen_prompts: ChosenPrompts
 
 
 def find_runs(folder: Path) -> list[Path]:
@@ -127,7 +104,7 @@ def load_logs(
         ConfigError: a folder or file cannot be read, which the message names; if ``skip_damaged``, only if none can.
     """
 
-    def load(path: Path) -> _Run | str:
+    def load(path: Path) -> _Loaded | str:
         try:
             return _load(path, train_metrics)
         except ConfigError as error:
@@ -136,22 +113,18 @@ def load_logs(
             return str(error)
 
     outcomes = side_by_side(load, find_runs(folder) if isinstance(folder, Path) else folder, _RUNS_AT_A_TIME)
-    loaded = [run for run in outcomes if isinstance(run, _Run)]
-    damages = [damage for damage in outcomes if isinstance(damage, str)]
+    loaded = [one for one in outcomes if not isinstance(one, str)]
+    damages = [one for one in outcomes if isinstance(one, str)]
     if damages and not loaded:
         raise ConfigError(damages[0])
     for damage in damages:
         print(f"warning: left out: {damage}", file=sys.stderr)
-    summary = _named(loaded)
-    return Logs(
-        runs=_frame(summary, [run.whole for run in loaded])[COLUMNS],
-        summary=pd.DataFrame(summary, columns=SUMMARY_COLUMNS),
-        prompts=[run.prompts for run in loaded],
-        chosen_prompts=[run.chosen_prompts for run in loaded],
-        configs=[run.config for run in loaded],
-        environments=[run.environment for run in loaded],
-        damages=damages,
-    )
+    summary = pd.DataFrame(_named([of_run for of_run, _ in loaded]), columns=SUMMARY_COLUMNS)
+    return Logs(_joined(summary, [whole for _, whole in loaded]), summary, damages)
+
+
+_Loaded = tuple[dict[str, Any], pa.Table]
+"""A run's row of ``Logs.summary``, with the number of prompts by split, and its rows of ``Logs.runs``."""
 
 
 class _Series(NamedTuple):
@@ -167,34 +140,33 @@ _ByName = dict[tuple[str, str, bool], _Series]
 """Series by split, metric, and whether it holds single prompts; each is contiguous in a run's numbers."""
 
 
-def _load(path: Path, train_metrics: Collection[str] | None) -> _Run:
+def _load(path: Path, train_metrics: Collection[str] | None) -> _Loaded:
     log = (read_directory if path.is_dir() else read_shard)(path)
     series = _series(log.numbers)
     trained = _training_reward(log, series)
-    reward = {(split, TRAINING_REWARD, of_prompts): one for (split, of_prompts), one in trained.items()}
     is_kept = np.zeros(len(log.numbers), dtype=bool)
     for (split, metric, of_prompts), one in series.items():
         is_kept[one.rows] = not of_prompts and (split != "train" or train_metrics is None or metric in train_metrics)
     whole = log.numbers.select(["split", "metric", "iteration", "value"])
     name = pa.DictionaryArray.from_arrays(np.zeros(len(whole), dtype=np.int32), [TRAINING_REWARD])
     renamed = whole.set_column(1, whole.schema.field("metric"), name)
-    rewards = [renamed[one.rows] for (_, of_prompts), one in trained.items() if not of_prompts]
+    rewards = [renamed[one.rows] for (_, _, of_prompts), one in trained.items() if not of_prompts]
     chosen = log.numbers[series[_CHOSEN].rows if _CHOSEN in series else slice(0)].combine_chunks()
-    return _Run(
-        summary=_identity(log) | _progress(log) | _costs(series),
-        num_prompts={
-            split: int(one.values[-1]) for (split, metric, _), one in series.items() if metric == "num_prompts"
+    counts = {split: int(one.values[-1]) for (split, metric, _), one in series.items() if metric == "num_prompts"}
+    everything = series | trained
+    summary = _identity(log) | _progress(log) | _costs(series)
+    summary |= {
+        "num_prompts": counts,
+        "by_prompt": {
+            "test": _by_prompt(everything, "test", 1),
+            "validation": _by_prompt(everything, "validation", VALIDATION_POINTS),
+            "untrained": _by_prompt(everything, "validation", 1, is_trained=False),
         },
-        config=log.config,
-        environment=log.environment,
-        whole=pa.concat_tables([whole.filter(pa.array(is_kept)), *rewards]).unify_dictionaries(),
-        prompts={
-            "test": _by_prompt(series | reward, "test", 1),
-            "validation": _by_prompt(series | reward, "validation", VALIDATION_POINTS),
-            "untrained": _by_prompt(series | reward, "validation", 1, is_trained=False),
-        },
-        chosen_prompts=ChosenPrompts(chosen["text"].dictionary_encode().combine_chunks(), chosen["value"].to_numpy()),
-    )
+        "chosen_prompts": ChosenPrompts(
+            chosen["text"].dictionary_encode().combine_chunks(), chosen["value"].to_numpy()
+        ),
+    }
+    return summary, pa.concat_tables([whole.filter(pa.array(is_kept)), *rewards]).unify_dictionaries()
 
 
 def _series(numbers: pa.Table) -> _ByName:
@@ -214,19 +186,18 @@ def _series(numbers: pa.Table) -> _ByName:
     }
 
 
-def _named(loaded: Sequence[_Run]) -> list[dict[str, Any]]:
+def _named(summaries: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Add variants and files to the summaries; runs that would share both variant and seed are told apart."""
-    configs, environments = [run.config for run in loaded], [run.environment for run in loaded]
-    files = name_files([kind_of(config) for config in configs], environments, [run.num_prompts for run in loaded])
-    variants = name_variants(configs, environments, files)
-    named = [
-        run.summary | {"variant": variant, "files": name}
-        for run, variant, name in zip(loaded, variants, files, strict=True)
+    configs, environments = [one["config"] for one in summaries], [one["environment"] for one in summaries]
+    files = name_files(list(map(kind_of, configs)), environments, [one["num_prompts"] for one in summaries])
+    variants = name_variants(configs, environments)
+    own = [name for name in IDENTITY if name not in ("run_id", "variant")]
+    cells = [(*(one[n] for n in own), *names) for one, *names in zip(summaries, variants, files, strict=True)]
+    repeats = name_repeats(cells, [one["run_id"] for one in summaries])
+    return [
+        one | {"files": file, "variant": ", ".join(filter(None, (variant, file, repeat)))}
+        for one, variant, file, repeat in zip(summaries, variants, files, repeats, strict=True)
     ]
-    cells = [tuple(one[name] for name in IDENTITY if name != "run_id") for one in named]
-    for one, repeat in zip(named, name_repeats(cells, [one["run_id"] for one in named]), strict=True):
-        one["variant"] = ", ".join(filter(None, (one["variant"], repeat)))
-    return named
 
 
 def _identity(log: RunLog) -> dict[str, Any]:
@@ -259,6 +230,8 @@ def _progress(log: RunLog) -> dict[str, Any]:
         "processor": _hardware(log),
         "folder": log.path,
         "updated": str(log.status.get("updated") or ""),
+        "config": config,
+        "environment": log.environment,
     }
 
 
@@ -280,7 +253,7 @@ def _costs(series: _ByName) -> dict[str, Any]:
         return series[split, metric, False].values if (split, metric, False) in series else np.empty(0)
 
     names = ("sample_forwards", "train_forwards", "reward_calls")
-    totals = {name: int(next(iter(values("train", f"total_{name}")[-1:]), 0)) for name in names}
+    totals = {name: int(values("train", f"total_{name}")[-1:].sum()) for name in names}
     seconds = values("train", "seconds/iteration")
     return totals | {
         "compute": totals["sample_forwards"] + 3 * totals["train_forwards"],
@@ -307,8 +280,8 @@ def _by_prompt(series: _ByName, split: str, num_points: int, is_trained: bool = 
     }
 
 
-def _training_reward(log: RunLog, series: _ByName) -> dict[tuple[str, bool], _Series]:
-    """The trained reward as logged in every evaluation, by split and whether it holds single prompts."""
+def _training_reward(log: RunLog, series: _ByName) -> _ByName:
+    """The trained reward as logged in every evaluation, under the name ``TRAINING_REWARD``."""
     evaluated = {key: one for key, one in series.items() if key[0] != "train"}
     if not evaluated:
         return {}
@@ -316,10 +289,15 @@ def _training_reward(log: RunLog, series: _ByName) -> dict[tuple[str, bool], _Se
         wanted = trained_reward(log.config).logged_as(sorted({metric for _, metric, _ in evaluated}))
     except ValueError as error:
         raise ConfigError(f"{log.path}: {error}") from None
-    found = {(split, of_prompts): one for (split, metric, of_prompts), one in evaluated.items() if metric == wanted}
+    found = {
+        (split, TRAINING_REWARD, of_prompts): one
+        for (split, metric, of_prompts), one in evaluated.items()
+        if metric == wanted
+    }
     for split in sorted({split for split, *_ in evaluated}):
-        measured = _iterations([one for (of, *_), one in evaluated.items() if of == split])
-        told = _iterations([one for (of, _), one in found.items() if of == split])
+        measured, told = (
+            _iterations(one for key, one in those.items() if key[0] == split) for those in (evaluated, found)
+        )
         for i in np.setdiff1d(measured, told):
             raise ConfigError(f"{log.path}: {split} at iteration {i} has no metric {wanted!r}, as others have")
     return found
@@ -330,18 +308,12 @@ def _iterations(series: Iterable[_Series]) -> np.ndarray:
     return np.unique(np.concatenate([np.empty(0, dtype=np.int64), *(one.iterations for one in series)]))
 
 
-def _frame(identities: Sequence[Mapping[str, Any]], tables: Sequence[pa.Table]) -> pd.DataFrame:
-    """Join the runs' rows and prepend their identity; texts are categories in alphabetical order."""
-    frame = pa.concat_tables(tables or [NUMBERS.empty_table()]).unify_dictionaries().to_pandas()
+def _joined(summary: pd.DataFrame, tables: Sequence[pa.Table]) -> pd.DataFrame:
+    """Join the runs' rows, each after its run's identity; texts are categories in alphabetical order."""
+    rows = pa.concat_tables(tables or [NUMBERS.empty_table()]).unify_dictionaries().to_pandas()
     for name in ("split", "metric"):
-        frame[name] = frame[name].cat.set_categories(sorted(frame[name].cat.remove_unused_categories().cat.categories))
-    counts = [len(table) for table in tables]
-    kinds = {"fusion": bool, "fusion_weight": float, "seed": int}
-    for name in IDENTITY:
-        of_runs = [identity[name] for identity in identities]
-        if name in kinds:
-            frame[name] = np.repeat(np.array(of_runs, dtype=kinds[name]), counts)
-        else:
-            codes, categories = pd.factorize(pd.Index(of_runs, dtype="str"), sort=True)
-            frame[name] = pd.Categorical.from_codes(np.repeat(codes, counts), categories)
-    return frame
+        rows[name] = rows[name].cat.set_categories(sorted(rows[name].cat.remove_unused_categories().cat.categories))
+    identity = summary[IDENTITY]
+    identity = identity.astype(dict.fromkeys(identity.select_dtypes("str"), "category"))
+    of_rows = identity.take(np.repeat(identity.index, [len(table) for table in tables])).reset_index(drop=True)
+    return pd.concat([of_rows, rows], axis=1)[COLUMNS]

@@ -1,26 +1,27 @@
 """Settings that all runs share, settings that vary, and the environments in which the runs were made."""
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-_IDENTITY = {"experiment", "seed", "selection", "fusion.enabled", "fusion.weight"}
+OF_CELL_AND_SEED = ("experiment", "seed", "selection", "fusion.enabled", "fusion.weight")
+"""Settings that already name a run's cell and seed."""
 
 
-def split_settings(configs: Sequence[Mapping[str, Any]]) -> tuple[dict[str, str], dict[str, list[str]]]:
+def split_settings(configs: Iterable[Mapping[str, Any]]) -> tuple[dict[str, str], dict[str, list[str]]]:
     """Split the settings of runs into those with one value and those with several, without those of cell and seed.
 
     Returns:
         ``{dotted key: value}`` and ``{dotted key: values}`` as text; "-" stands for a key that a run lacks.
     """
     flat = [dict(flatten(config)) for config in configs]
-    keys = dict.fromkeys(key for config in flat for key in config if key not in _IDENTITY)
+    keys = dict.fromkeys(key for config in flat for key in config if key not in OF_CELL_AND_SEED)
     values = {key: list(dict.fromkeys(config.get(key, "-") for config in flat)) for key in keys}
     shared = {key: found[0] for key, found in values.items() if len(found) == 1}
     return shared, {key: found for key, found in values.items() if len(found) > 1}
 
 
-def describe_environments(environments: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+def describe_environments(environments: Iterable[Mapping[str, Any]]) -> dict[str, str]:
     """Describe how and where runs were made: all values of code, command, commit, Python, packages and hardware."""
     found: dict[str, set[str]] = {}
 
@@ -39,17 +40,12 @@ def describe_environments(environments: Sequence[Mapping[str, Any]]) -> dict[str
     return {name: ", ".join(sorted(values)) for name, values in found.items() if values}
 
 
-def count_warnings(runs: Iterable[tuple[Mapping[str, Any], Mapping[str, Any]]]) -> dict[str, int]:
-    """Count runs by warning, such as truncated prompts or prompt lists that may overlap.
-
-    Args:
-        runs: resolved configuration and environment of each run.
-    """
+def count_warnings(configs: Iterable[Mapping[str, Any]], environments: Iterable[Mapping[str, Any]]) -> dict[str, int]:
+    """Count runs by warning, such as truncated prompts or prompt lists that may overlap."""
     counts: Counter[str] = Counter()
-    for config, environment in runs:
+    for config, environment in zip(configs, environments, strict=True):
         counts.update(map(str, environment.get("warnings") or ()))
-        prompts = config.get("prompts")
-        if isinstance(prompts, Mapping) and prompts.get("allow_overlap"):
+        if config.get("prompts", {}).get("allow_overlap"):
             counts["prompts.allow_overlap is set: lists with prompts in common are taken"] += 1
     return counts
 

@@ -1,7 +1,5 @@
 """Cumulative training cost of runs at their evaluations: network forwards, reward calls, seconds."""
 
-from typing import NamedTuple
-
 import pandas as pd
 
 FORWARDS, REWARD_CALLS, SECONDS = "forwards", "reward_calls", "seconds"
@@ -9,19 +7,12 @@ SPENDING_METRICS = ("total_sample_forwards", "total_train_forwards", "total_rewa
 """Training metrics from which the cost is computed."""
 
 
-class Axis(NamedTuple):
-    """A kind of cost."""
-
-    name: str
-    words: str
-    label: str
-
-
-AXES = (
-    Axis(FORWARDS, "network forwards", "Network forwards spent on training\n(a trained sample counts 3)"),
-    Axis(REWARD_CALLS, "reward calls", "Reward calls spent on training"),
-    Axis(SECONDS, "seconds", "Seconds of training, as recorded"),
-)
+AXES = {
+    FORWARDS: "Network forwards spent on training\n(a trained sample counts 3)",
+    REWARD_CALLS: "Reward calls spent on training",
+    SECONDS: "Seconds of training, as recorded",
+}
+"""Kinds of cost, with labels of figures' axes."""
 
 
 def spent(runs: pd.DataFrame) -> pd.DataFrame:
@@ -47,8 +38,7 @@ def spent(runs: pd.DataFrame) -> pd.DataFrame:
 
 def with_spending(rows: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
     """Add the columns of ``table``, a result of ``spent``, to evaluations; those of unknown cost are dropped."""
-    costs = [axis.name for axis in AXES]
     joined = rows.merge(table, on=["run_id", "iteration"], how="left")
     # Costs are logged from the first iteration on; before it nothing has been spent.
-    joined.loc[joined["iteration"] == 0, costs] = 0.0
+    joined.loc[joined["iteration"] == 0, list(AXES)] = 0.0
     return joined[joined[FORWARDS].notna()]

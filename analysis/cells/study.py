@@ -11,7 +11,7 @@ import pandas as pd
 
 from analysis import statistics
 from analysis.cells.labels import PAPER_GRID, Cell, judge_name, split_cells
-from analysis.cells.logs import TRAINING_REWARD, VALIDATION_POINTS, ByPrompt, Logs
+from analysis.cells.logs import TRAINING_REWARD, VALIDATION_POINTS, Logs
 from analysis.cells.spending import spent
 from analysis.cells.variants import variant_of_base
 from analysis.statistics import Interval, Pair
@@ -26,13 +26,14 @@ class Comparison(NamedTuple):
     difference: float
     """Mean over seeds of treatment - base."""
     sd: float
-    """See ``statistics.Paired``, also for the last two fields."""
+    """Sample standard deviation of the differences; NaN below 2 seeds."""
     interval: Interval | None
     """95 % interval over resampled seeds, and prompts if all runs logged values per prompt; None below
     ``MIN_SEEDS_FOR_INTERVAL`` seeds."""
     probability_of_improvement: float
     correlation: float
     detectable: float
+    """``statistics.minimum_detectable_effect`` for this number of pairs."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,13 +48,16 @@ class Study:
     """Rows of ``Logs.runs``."""
     summary: pd.DataFrame
     """Rows of ``Logs.summary``."""
-    prompts: Mapping[str, ByPrompt]
-    """Final values per prompt, by run id."""
 
     @cached_property
     def finished(self) -> set[str]:
         """Ids of finished runs."""
         return set(self.summary.loc[self.summary["state"] == "finished", "run_id"])
+
+    @property
+    def environments(self) -> list[Mapping[str, Any]]:
+        """Contents of the environment.json files of finished runs."""
+        return list(self.summary.loc[self.summary["state"] == "finished", "environment"])
 
     @cached_property
     def cells(self) -> list[tuple[Cell, pd.DataFrame]]:
@@ -95,23 +99,21 @@ class Study:
         return self.runs[self.runs["split"] != "train"]
 
     @cached_property
-    def _start(self) -> pd.DataFrame:
-        return self.evaluations[self.evaluations["iteration"] == 0]
-
-    @cached_property
     def final(self) -> pd.DataFrame:
         """Rows of ``runs``: evaluations of finished runs after training began."""
         rows = self.evaluations
         return rows[(rows["iteration"] > 0) & rows["run_id"].isin(self.finished)]
 
-    def validations(self, metric: str) -> pd.DataFrame:
-        """Rows of ``runs`` for one metric on validation prompts."""
-        return self.rows("validation", metric)
-
     def rows(self, split: str, metric: str) -> pd.DataFrame:
         """Rows of ``runs`` for one metric of a split; those of training only if they were loaded."""
         among = self.runs if split == "train" else self.evaluations
         return among[(among["metric"] == metric) & (among["split"] == split)]
+
+    def validations(self, cell: Cell) -> pd.DataFrame:
+        """Rows of ``runs`` for the trained reward of a cell's finished runs on validation prompts, by iteration."""
+        rows = self.rows("validation", TRAINING_REWARD)
+        own = self.finished.intersection(dict(self.cells)[cell]["run_id"])
+        return rows[rows["run_id"].isin(own)].sort_values("iteration")
 
     @cached_property
     def processor(self) -> str:
@@ -193,7 +195,7 @@ class Study:
         first = members.iloc[0]
         same = (self.summary["model"] == first["model"]) & (self.summary["files"] == first["files"])
         model = self.summary.loc[same, "run_id"]
-        start = self._start
+        start = self.evaluations[self.evaluations["iteration"] == 0]
         for ids, split in ((finished, "test"), (model, "test"), (members["run_id"], "validation")):
             rows = start[(start["split"] == split) & start["run_id"].isin(list(ids))]
             if len(rows):
@@ -228,15 +230,16 @@ class Study:
         seeds, pair = self.pair(cell, base, metric, self.endpoint)
         if not seeds:
             return None
-        found = statistics.paired_summary(*pair)
+        ours, theirs = map(statistics.of_seeds, pair)
+        sd = float((ours - theirs).std(ddof=1)) if len(seeds) > 1 else math.nan
         return Comparison(
             seeds=seeds,
-            difference=found.difference,
-            sd=found.sd,
+            difference=float((ours - theirs).mean()),
+            sd=sd,
             interval=statistics.paired_interval(*pair) if len(seeds) >= MIN_SEEDS_FOR_INTERVAL else None,
-            probability_of_improvement=statistics.probability_of_improvement(*map(statistics.of_seeds, pair)),
-            correlation=found.correlation,
-            detectable=found.detectable,
+            probability_of_improvement=statistics.probability_of_improvement(ours, theirs),
+            correlation=statistics.correlation(ours, theirs),
+            detectable=statistics.minimum_detectable_effect(sd, len(seeds)),
         )
 
     def pair(self, treatment: Cell, control: Cell, metric: str, split: str = "test") -> tuple[list[int], Pair]:
@@ -264,13 +267,14 @@ class Study:
 
     def _by_prompt(self, cell: Cell, metric: str, split: str, seeds: Sequence[int]) -> np.ndarray | None:
         """Final values ``[seeds, prompts]``; None if a run has no values per prompt, or if their numbers differ."""
-        runs = dict(self.cells)[cell][["run_id", "seed"]].to_numpy()
-        of_runs = [(seed, self.prompts[i][split].get(metric, np.empty(0))) for i, seed in runs if i in self.finished]
-        of_runs = [(seed, values) for seed, values in of_runs if seed in seeds]
-        lengths = {len(values) for _, values in of_runs}
+        members = dict(self.cells)[cell]
+        members = members[members["run_id"].isin(self.finished) & members["seed"].isin(seeds)]
+        of_runs = [by_prompt[split].get(metric, np.empty(0)) for by_prompt in members["by_prompt"]]
+        lengths = set(map(len, of_runs))
         if len(lengths) != 1 or 0 in lengths:
             return None
-        return np.stack([np.mean([values for own, values in of_runs if own == seed], axis=0) for seed in seeds])
+        own = list(zip(members["seed"], of_runs, strict=True))
+        return np.stack([np.mean([values for of, values in own if of == seed], axis=0) for seed in seeds])
 
 
 def split_studies(logs: Logs) -> list[Study]:
@@ -280,39 +284,24 @@ def split_studies(logs: Logs) -> list[Study]:
     for experiment, reward in pairs.itertuples(index=False):
         members = ((logs.summary["experiment"] == experiment) & (logs.summary["reward"] == reward)).to_numpy()
         prefix = f"{experiment}-{reward}-".replace("*", "x").replace("+", "-plus-") if len(pairs) > 1 else ""
-        summary = logs.summary[members]
-        prompts = {run_id: logs.prompts[i] for run_id, i in zip(summary["run_id"], summary.index, strict=True)}
         # The rows of a single study are not copied, since there may be millions.
         runs = logs.runs
         if not members.all():
             runs = runs[(runs["experiment"] == experiment) & (runs["reward"] == reward)]
-        studies.append(Study(str(experiment), str(reward), prefix, runs, summary, prompts))
+        studies.append(Study(str(experiment), str(reward), prefix, runs, logs.summary[members]))
     return studies
 
 
 def first_seeds(study: Study, count: int) -> Study:
     """Restrict a study to the runs of each method's ``count`` lowest seeds."""
     summary = study.summary
-    return _without(study, summary.loc[summary.groupby("method")["seed"].rank(method="dense") > count, "run_id"])
+    return replace(study, summary=summary[summary.groupby("method")["seed"].rank(method="dense") <= count])
 
 
 def first_seeds_of_cells(study: Study, counts: Mapping[Cell, int]) -> Study:
     """Restrict a study to the runs of the lowest seeds of some cells, ``counts[cell]`` each; other cells keep all."""
-    planned = [(members, counts[cell]) for cell, members in study.cells if cell in counts]
-    extra = [runs.loc[runs["seed"].rank(method="dense") > count, "run_id"] for runs, count in planned]
-    return _without(study, pd.concat(extra)) if extra else study
-
-
-def _without(study: Study, run_ids: "pd.Series[str]") -> Study:
-    if run_ids.empty:
-        return study
-    summary, runs = (rows[~rows["run_id"].isin(run_ids)] for rows in (study.summary, study.runs))
-    return replace(study, summary=summary, runs=runs)
-
-
-def finished_environments(study: Study, logs: Logs) -> list[Mapping[str, Any]]:
-    """Contents of the environment.json files of a study's finished runs."""
-    return [logs.environments[i] for i in study.summary.index[study.summary["state"] == "finished"]]
+    kept = [runs[runs["seed"].rank(method="dense") <= counts.get(cell, math.inf)] for cell, runs in study.cells]
+    return replace(study, summary=pd.concat(kept).sort_index())
 
 
 def adagrpo_pairs(study: Study) -> list[tuple[Cell, list[Cell]]]:

@@ -7,12 +7,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import PurePath
 from typing import Any
 
-from analysis.cells.settings import flatten
+from analysis.cells.settings import OF_CELL_AND_SEED, flatten
 from analysis.runs.recorded import usual_values
 from harness.foundation.trained_reward import TrainedReward
 
-# Settings that already name a cell, a seed or a study, and settings that change no number.
-_NAMED = ("experiment", "seed", "selection", "fusion.enabled", "fusion.weight", "method.kernel")
+_NAMED = (*OF_CELL_AND_SEED, "method.kernel")
+# Settings that change no number.
 _NO_MATTER = ("runtime.", "logging.", "prompts.", "model.path", "model.execution.", "rewards.")
 _SHORT = {
     "rollout.candidates": "B",
@@ -31,11 +31,7 @@ _MODEL = "model"
 _ABSENT = ""
 
 
-def name_variants(
-    configs: Sequence[Mapping[str, Any]],
-    environments: Sequence[Mapping[str, Any]],
-    files: Sequence[str] | None = None,
-) -> list[str]:
+def name_variants(configs: Sequence[Mapping[str, Any]], environments: Sequence[Mapping[str, Any]]) -> list[str]:
     """Name each run's variant, such as "G 15" or "decay 0.95, P 2"; empty if it is like most runs of its kind.
 
     Runs record the settings that their numbers depend on, without those at their defaults, so that a run made before a
@@ -45,11 +41,10 @@ def name_variants(
     Args:
         configs: resolved configurations.
         environments: environments of the same runs.
-        files: names from ``analysis.runs.recorded.name_files`` for the same runs; the last part of a variant.
     """
-    groups: dict[str, list[int]] = {}
+    groups: dict[tuple[str, str, str], list[int]] = {}
     for i, config in enumerate(configs):
-        groups.setdefault(str(kind_of(config)), []).append(i)
+        groups.setdefault(kind_of(config), []).append(i)
     names = [""] * len(configs)
     for members in groups.values():
         recorded = all("settings" in environments[i] for i in members)
@@ -63,7 +58,7 @@ def name_variants(
             unusual = [k for k in sorted(usual) if own.get(k, _ABSENT) != usual[k] and not k.startswith(silent)]
             whole = _settings(configs[i], configs[i]) if unusual else {}
             names[i] = ", ".join(_part(key, own.get(key, whole.get(key, "unset"))) for key in unusual)
-    return [", ".join(filter(None, parts)) for parts in zip(names, files or [""] * len(names), strict=True)]
+    return names
 
 
 def kind_of(config: Mapping[str, Any]) -> tuple[str, str, str]:

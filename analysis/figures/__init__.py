@@ -68,7 +68,7 @@ def draw_study(study: Study, are_compared: bool = False) -> StudyFigures:
         "selection": [*strategies, selection.paper_panel()] if strategies else [],
         "cells": cells.cell_panels(study),
         "variants": cells.variant_panels(study),
-        "costs": [panel for quantity in by_cost for panel in curves.cost_panels(study, quantity)],
+        "costs": [panel for quantity in by_cost for panel in curves.pair_panels(study, quantity)],
         "stability": [panel for q in curves.signs(study) for panel in curves.pair_panels(study, q)],
         "curves": list(chain(*more, *of_all)),
         "published": list(published.values()) if pairs else [],

@@ -52,30 +52,24 @@ def variant_panels(study: Study) -> list[Panel]:
 
 
 def _panels(study: Study, cells: Sequence[Cell], name: str) -> list[Panel]:
-    found = [(cell, Seeds.of(study, cell)) for cell in sorted(cells, key=selection_order)]
-    found = [(cell, seeds) for cell, seeds in found if len(seeds.values)]
-    if not found:
+    rows = [(cell, Seeds.of(study, cell)) for cell in sorted(cells, key=selection_order)]
+    rows = [(cell, seeds) for cell, seeds in rows if len(seeds.values)]
+    if not rows:
         return []
-    rows_of = {
-        method: [row for row in found if row[0].method == method] for method in {cell.method for cell, _ in found}
-    }
-    everything = np.concatenate([seeds.values for _, seeds in found])
+    everything = np.concatenate([seeds.values for _, seeds in rows])
     margin = 0.06 * np.ptp(everything) or 0.05
     limits = everything.min() - margin, everything.max() + margin
     note = "Dots: every seed (hollow: with fusion); bar: mean; "
-    note += interval_note([seeds for _, seeds in found], "line: 95 % interval of the mean")
+    note += interval_note([seeds for _, seeds in rows], "line: 95 % interval of the mean")
     label = f"{study.endpoint.capitalize()} reward after training ({study.reward})"
-    methods = [method for method in dict.fromkeys(cell.method for cell, _ in study.cells) if method in rows_of]
-    return [
-        Panel(
-            f"{study.prefix}{name}-{method}",
-            METHOD_NAMES.get(method, method),
-            partial(_draw, rows=rows_of[method], limits=limits, label=label),
-            height=1.6 + sum(_row_height(cell) for cell, _ in rows_of[method]),
-            note=note,
-        )
-        for method in methods
-    ]
+    panels = []
+    for method in dict.fromkeys(cell.method for cell, _ in study.cells):
+        if own := [row for row in rows if row[0].method == method]:
+            draw = partial(_draw, rows=own, limits=limits, label=label)
+            height = 1.6 + sum(_row_height(cell) for cell, _ in own)
+            title = METHOD_NAMES.get(method, method)
+            panels.append(Panel(f"{study.prefix}{name}-{method}", title, draw, height, note))
+    return panels
 
 
 def _label(cell: Cell) -> str:

@@ -2,6 +2,7 @@
 
 import itertools
 import re
+from collections import Counter
 from collections.abc import Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -19,7 +20,7 @@ from analysis.figures.drawing import Panel
 from analysis.verdicts.stability import GROUP_SPREADS
 
 ITERATION = "iteration"
-_AXIS_LABELS = {ITERATION: "Training iteration"} | {axis.name: axis.label for axis in AXES}
+_AXIS_LABELS = {ITERATION: "Training iteration"} | AXES
 _MEAN_NOTE = "Mean over seeds (spread: figure of all cells)"
 _BAND_RESAMPLES = 2_000
 _VARIANT_DASHES = (":", "-.", (0, (5, 1, 1, 1, 1, 1)))
@@ -67,7 +68,7 @@ def signs(study: Study) -> list[Quantity]:
 def cost_quantities(study: Study) -> list[Quantity]:
     """Validation reward against each cost: network forwards, reward calls, seconds."""
     label = _reward_label(study)
-    return [Quantity(f"reward-by-{axis.name.replace('_', '-')}", TRAINING_REWARD, axis.name, label) for axis in AXES]
+    return [Quantity(f"reward-by-{axis.replace('_', '-')}", TRAINING_REWARD, axis, label) for axis in AXES]
 
 
 def _reward_label(study: Study) -> str:
@@ -76,17 +77,16 @@ def _reward_label(study: Study) -> str:
     return f"Validation reward{gap}({study.reward})"
 
 
-def cost_panels(study: Study, quantity: Quantity) -> list[Panel]:
-    """Panel per method with its base cell, + AdaGRPO, and base variants that cost the same; all on one scale."""
-    groups = {
-        base.method: [base, *ours, *matched_baselines(study, base, ours[0])] for base, ours in adagrpo_pairs(study)
-    }
-    return _panels(study, quantity, groups, "adagrpo")
-
-
 def pair_panels(study: Study, quantity: Quantity) -> list[Panel]:
-    """The paper's figure: a panel per method with its base cell and its + AdaGRPO cells, all on one scale."""
-    return _panels(study, quantity, {base.method: [base, *ours] for base, ours in adagrpo_pairs(study)}, "adagrpo")
+    """The paper's figure: a panel per method with its base cell and its + AdaGRPO cells, all on one scale.
+
+    Against a cost they are joined by the variants of the base that cost as much.
+    """
+    groups = {base.method: [base, *ours] for base, ours in adagrpo_pairs(study)}
+    if quantity.axis != ITERATION:
+        for base, ours, *_ in groups.values():
+            groups[base.method] += matched_baselines(study, base, ours)
+    return _panels(study, quantity, groups, "adagrpo")
 
 
 def cell_panels(study: Study, quantity: Quantity) -> list[Panel]:
@@ -94,11 +94,10 @@ def cell_panels(study: Study, quantity: Quantity) -> list[Panel]:
 
     A method with only base and + AdaGRPO cells is left out, since ``pair_panels`` shows it.
     """
-    complete = {base.method for base, ours in adagrpo_pairs(study) if _num_cells(study, base.method) == 1 + len(ours)}
+    sizes = Counter(cell.method for cell, _ in study.grid_cells)
+    complete = {base.method for base, ours in adagrpo_pairs(study) if sizes[base.method] == 1 + len(ours)}
     groups: dict[str, list[Cell]] = {}
-    for cell, _ in study.grid_cells:
-        if cell.method in complete:
-            continue
+    for cell in (cell for cell, _ in study.grid_cells if cell.method not in complete):
         if cell.fusion:
             base = study.base_of(cell)
             groups.setdefault(f"{cell.method}-fusion", [base] if base else []).append(cell)
@@ -124,35 +123,10 @@ def paper_panels() -> list[Panel]:
     return panels
 
 
-def over_seeds(rows: pd.DataFrame, axis: str) -> pd.DataFrame:
-    """Average a curve over the runs of a cell.
-
-    Args:
-        rows: one metric of one cell.
-        axis: "iteration" or the name of a cost, which is also averaged over runs.
-
-    Returns:
-        Columns x and mean, one row per iteration that all runs have reached, since the mean would jump at the end of a
-        shorter run.
-    """
-    values = _by_run(rows)
-    reached = rows[rows[ITERATION].isin(values.index)]
-    return pd.DataFrame({"x": reached.groupby(ITERATION)[axis].mean(), "mean": values.mean(axis=1)})
-
-
 def _by_run(rows: pd.DataFrame) -> pd.DataFrame:
-    """Values with a row per iteration that all runs have reached, and a column per run."""
+    """One metric of one cell, with a column per run and a row per iteration that all runs have reached: a mean would
+    jump at the end of a shorter run."""
     return rows.pivot(index=ITERATION, columns="run_id", values="value").dropna()
-
-
-def _bands(rows: pd.DataFrame) -> tuple[list[float], list[float]]:
-    """Bounds of the 95 % interval of the mean at each iteration."""
-    intervals = [statistics.mean_interval(at, num_resamples=_BAND_RESAMPLES) for at in _by_run(rows).to_numpy()]
-    return [i.low for i in intervals], [i.high for i in intervals]
-
-
-def _num_cells(study: Study, method: str) -> int:
-    return sum(cell.method == method for cell, _ in study.grid_cells)
 
 
 def _panels(study: Study, quantity: Quantity, groups: dict[str, list[Cell]], kind: str) -> list[Panel]:
@@ -229,20 +203,23 @@ def _draw(
 
 
 def _draw_cell(axes: Axes, cell: Cell, rows: pd.DataFrame, axis: str, name: str, dash: Any, with_spread: bool) -> None:
-    table, num_seeds = over_seeds(rows, axis), rows["seed"].nunique()
+    by_run, num_seeds = _by_run(rows), rows["seed"].nunique()
+    # A cost is averaged over runs, too.
+    x = rows[rows[ITERATION].isin(by_run.index)].groupby(ITERATION)[axis].mean()
     if with_spread and num_seeds >= MIN_SEEDS_FOR_INTERVAL:
-        low, high = _bands(rows)
-        axes.fill_between(table["x"], low, high, color=cell.colour, alpha=0.18, linewidth=0)
+        bands = [statistics.mean_interval(at, num_resamples=_BAND_RESAMPLES) for at in by_run.to_numpy()]
+        low, high = [band.low for band in bands], [band.high for band in bands]
+        axes.fill_between(x, low, high, color=cell.colour, alpha=0.18, linewidth=0)
     elif with_spread and num_seeds > 1:
         for _, run in rows.groupby("run_id", observed=True):
             axes.plot(run[axis], run["value"], color=cell.colour, linewidth=0.7, alpha=0.55)
     axes.plot(
-        table["x"],
-        table["mean"],
+        x,
+        by_run.mean(axis=1),
         linestyle=dash,
         color=cell.colour,
         linewidth=2,
-        marker="o" if len(table) <= 12 else None,
+        marker="o" if len(x) <= 12 else None,
         markersize=3.5,
         label=f"{name} ({num_seeds} {'seed' if num_seeds == 1 else 'seeds'})",
     )

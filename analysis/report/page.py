@@ -11,7 +11,7 @@ import pandas as pd
 
 from analysis import paper
 from analysis.cells.chosen import chosen_table, quoted_word
-from analysis.cells.labels import METHOD_NAMES, Cell, split_cells
+from analysis.cells.labels import METHOD_NAMES, Cell
 from analysis.cells.logs import TRAINING_REWARD, Logs
 from analysis.cells.settings import count_warnings, describe_environments, split_settings
 from analysis.cells.study import MIN_SEEDS_FOR_INTERVAL, Study, adagrpo_pairs, missing_cells
@@ -83,13 +83,9 @@ def render_page(logs: Logs, parts: Sequence[Part], levels: Sequence[Drawing] = (
     summary = logs.summary
     finished = summary[summary["state"] == "finished"]
     # The same cell in two experiments counts twice.
-    of_cells = [
-        members["seed"].nunique()
-        for part in parts
-        for _, members in split_cells(part.study.summary[part.study.summary["state"] == "finished"])
-    ]
+    of_cells = [seeds for part in parts for seeds in part.cells["seeds"] if seeds]
     several = summary["experiment"].nunique() > 1
-    studies = [_study(logs, part, f"study-{number}", several) for number, part in enumerate(parts, start=1)]
+    studies = [_study(part, f"study-{number}", several) for number, part in enumerate(parts, start=1)]
     there = {"experiments", "cells", "runs", "limits"}.union(*(study["parts"] for study in studies))
     titles = SECTIONS if any(study["main"] for study in studies) else SECTIONS | {"main": "Reward during training"}
     return environment.get_template("report.html.j2").render(
@@ -105,9 +101,9 @@ def render_page(logs: Logs, parts: Sequence[Part], levels: Sequence[Drawing] = (
         seconds=float(summary["train_seconds"].sum() + summary["evaluation_seconds"].sum()),
         unfinished=summary[summary["state"] != "finished"].to_dict("records"),
         damages=logs.damages,
-        environment=describe_environments(logs.environments),
+        environment=describe_environments(summary["environment"]),
         days=sorted({day for text in finished["updated"] if (day := str(text)[:10])}),
-        changes=note_on_changes(map(changes_since, logs.environments)),
+        changes=note_on_changes(map(changes_since, summary["environment"])),
         min_seeds=MIN_SEEDS_FOR_INTERVAL,
         paper=paper_table(),
         paper_overhead=paper.overhead(),
@@ -118,10 +114,10 @@ def render_page(logs: Logs, parts: Sequence[Part], levels: Sequence[Drawing] = (
     )
 
 
-def _study(logs: Logs, part: Part, scope: str, names_experiment: bool) -> dict[str, Any]:
+def _study(part: Part, scope: str, names_experiment: bool) -> dict[str, Any]:
     study, figures = part.study, part.figures
     rows = [(cell, row) for (cell, _), row in zip(study.cells, part.cells.to_dict("records"), strict=True)]
-    shared, varied = split_settings([logs.configs[i] for i in study.summary.index])
+    shared, varied = split_settings(study.summary["config"])
     final = study.final_values
     reached = final[(final["split"] == study.endpoint) & (final["metric"] == TRAINING_REWARD)]
     of_question = {
@@ -160,7 +156,7 @@ def _study(logs: Logs, part: Part, scope: str, names_experiment: bool) -> dict[s
         "num_runs": len(study.summary),
         "processor": study.processor,
         "missing": {} if conclusions.planned_families(study) else _missing(study),
-        "warnings": count_warnings([(logs.configs[i], logs.environments[i]) for i in study.summary.index]),
+        "warnings": count_warnings(study.summary["config"], study.summary["environment"]),
         "shared": shared,
         "varied": varied,
         "test_rewards": dict(zip(reached["run_id"], reached["value"], strict=True)),

@@ -39,7 +39,7 @@ def pictures_by_difficulty(study: Study) -> ByDifficulty | None:
     for base, ours in adagrpo_pairs(study):
         found += [entry for cell in (base, *ours) if (entry := _first_pictures(cell, members_of[cell]))]
     for _, run, start in found:
-        rewards = study.prompts[run["run_id"]]["untrained"].get(TRAINING_REWARD)
+        rewards = run["by_prompt"]["untrained"].get(TRAINING_REWARD)
         if rewards is None:
             continue
         order = sorted(range(min(len(start.pictures), len(rewards))), key=lambda i: rewards[i])
@@ -71,7 +71,7 @@ def gallery(study: Study) -> list[tuple[str, str, list[_OfPrompt]]]:
 
 def _first_pictures(cell: Cell, members: pd.DataFrame) -> _Found | None:
     """Pictures of a cell's first seed that has any, with its run."""
-    for run in members.sort_values(["seed", "run_id"])[["folder", "seed", "state", "run_id"]].to_dict("records"):
+    for run in members.sort_values(["seed", "run_id"]).to_dict("records"):
         pictures = load_gallery(Path(run["folder"]))
         if pictures is not None:
             return cell, run, pictures

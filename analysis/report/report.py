@@ -10,7 +10,7 @@ import pandas as pd
 from analysis.cells.chosen import CHOSEN_METRICS, chosen_frame, chosen_table
 from analysis.cells.logs import Logs, find_runs, load_logs
 from analysis.cells.spending import SPENDING_METRICS
-from analysis.cells.study import Study, finished_environments, split_studies
+from analysis.cells.study import Study, split_studies
 from analysis.figures import Group, draw_study
 from analysis.figures.claims import claims_panel
 from analysis.figures.drawing import Drawing, draw_panel, draw_together
@@ -75,28 +75,28 @@ def write_report(
     if readme is not None:
         require_block(readme, (CLAIMS, FINDINGS))
     logs = load_logs(runs_folder, (*SPENDING_METRICS, *REPORT_METRICS), skip_damaged=True)
-    for line in note_on_changes(map(changes_since, logs.environments)):
+    for line in note_on_changes(map(changes_since, logs.summary["environment"])):
         print(line, file=sys.stderr)
-    studies = split_studies(logs)
-    found = {study: conclude(study, finished_environments(study, logs), planned_seeds) for study in studies}
-    concluded = [conclusions for conclusions in found.values() if conclusions]
-    if readme is not None and not concluded:
-        raise ConfigError(f"{runs_folder}: holds no pair of finished runs, so no claims for {readme}")
+    found = {study: conclude(study, planned_seeds) for study in split_studies(logs)}
     if readme is not None:
+        concluded = [(study, conclusions) for study, conclusions in found.items() if conclusions]
+        if not concluded:
+            raise ConfigError(f"{runs_folder}: holds no pair of finished runs, so no claims for {readme}")
+        study, conclusions = concluded[0]
         folder = PurePath(os.path.relpath(output, readme.parent)).as_posix()
         links = {"all claims": f"{folder}/tables/conclusions.md", "the page": f"{folder}/report.html"}
-        first = next(study for study, conclusions in found.items() if conclusions)
-        if planned_families(first):
-            picture = f'<img src="{folder}/figures/{first.prefix}claims-1.svg" width="480" alt="The study\'s claims">'
-            insert(readme, FINDINGS, f"{picture}\n\n{digest(concluded[0], links)}")
+        text = digest(conclusions, links)
+        if planned_families(study):
+            picture = f'<img src="{folder}/figures/{study.prefix}claims-1.svg" width="480" alt="The study\'s claims">'
+            insert(readme, FINDINGS, f"{picture}\n\n{text}")
         else:
-            insert(readme, CLAIMS, digest(concluded[0], links))
+            insert(readme, CLAIMS, text)
     return write_pages(logs, found, output)
 
 
 def write_pages(logs: Logs, found: Mapping[Study, Conclusions | None], output: Path) -> Path:
     """Write report.html, tables/ and figures/ of studies with their conclusions; returns the page's path."""
-    parts = [_part(study, logs, conclusions) for study, conclusions in found.items()]
+    parts = [_part(study, conclusions) for study, conclusions in found.items()]
     for drawing in [drawing for part in parts for group in part.figures.values() for drawing in group.drawings]:
         drawing.save(output / "figures")
     _write_tables(parts, output / "tables")
@@ -112,22 +112,20 @@ def _draw_map(parts: Sequence[Part], output: Path) -> list[Drawing]:
         return []
     write_frame(frame, output / "tables" / "map.csv")
     panels = map_panels(frame)
-    draw_together("map-together", "When choosing prompts pays", panels, 2).save(output / "figures")
     drawings = [draw_panel(panel) for panel in panels]
-    for drawing in drawings:
+    for drawing in (draw_together("map-together", "When choosing prompts pays", panels, 2), *drawings):
         drawing.save(output / "figures")
     return drawings
 
 
-def _part(study: Study, logs: Logs, conclusions: Conclusions | None) -> Part:
-    claims = []
-    for number, title in enumerate(conclusions.families if conclusions else (), start=1):
-        assert conclusions is not None
-        family, words = conclusions.families[title], conclusions.words[title]
-        shown = title[:1].upper() + title[1:]
-        claims.append(draw_panel(claims_panel(f"{study.prefix}claims-{number}", shown, family, words)))
-    figures = {**draw_study(study, is_comparison(conclusions)), "claims": Group(claims)}
-    return Part(study, cell_frame(study), figures, stability_frame(study), chosen_frame(study, logs), conclusions)
+def _part(study: Study, conclusions: Conclusions | None) -> Part:
+    families, words = (conclusions.families, conclusions.words) if conclusions else ({}, {})
+    claims = [
+        claims_panel(f"{study.prefix}claims-{number}", title[:1].upper() + title[1:], family, words[title])
+        for number, (title, family) in enumerate(families.items(), start=1)
+    ]
+    figures = {**draw_study(study, is_comparison(conclusions)), "claims": Group([draw_panel(one) for one in claims])}
+    return Part(study, cell_frame(study), figures, stability_frame(study), chosen_frame(study), conclusions)
 
 
 def _write_tables(parts: Sequence[Part], folder: Path) -> None:

@@ -138,14 +138,14 @@ def extra_gain_table(study: Study) -> WideTable | None:
     so that studies with different rewards are comparable. The interval is that of the difference, divided by the same
     gain. None if no base gained anything, or if the untrained model was not measured on ``endpoint`` prompts.
     """
-    published = paper.extra_gains().set_index(["training_reward", "method"])["share"]
+    published = paper.extra_gains()
     rows = []
     for base, treatments in adagrpo_pairs(study):
         gain = study.values(base, TRAINING_REWARD).mean() - study.start(base)
         for cell in treatments:
             comparison = study.compare(cell, TRAINING_REWARD)
             name = METHOD_NAMES.get(cell.method, cell.method)
-            theirs = [float(published.get((reward, name), math.nan)) for reward in paper.REWARD_NAMES]
+            theirs = [published.get((reward, name), math.nan) for reward in paper.REWARD_NAMES]
             shares = [_share(comparison, gain), *map(Entry, theirs)]
             rows.append((cell.label, [entry._replace(digits=0, signed=True, percent=True) for entry in shares]))
     if not any(math.isfinite(entries[0].value) for _, entries in rows):

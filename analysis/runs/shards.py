@@ -84,12 +84,10 @@ def _seed(directory: Path) -> int:
 
 
 def _cell(log: RunLog) -> str:
-    """Key of the runs that differ by seed alone: folder, name before the seed, and settings that numbers depend on."""
+    """Key of the runs that differ by seed alone: folder, and settings that numbers depend on."""
     settings = log.environment.get("settings") or {k: v for k, v in log.config.items() if k not in _NO_MATTER}
-    name, found, rest = log.run_id.rpartition("-seed")
-    is_named = found and rest.partition("-")[0].isdecimal()
     own = {key: value for key, value in settings.items() if key != "seed"}
-    return json.dumps([str(log.path.parent), name if is_named else log.run_id, own], sort_keys=True, default=str)
+    return json.dumps([str(log.path.parent), own], sort_keys=True, default=str)
 
 
 def read_shard(path: Path) -> RunLog:
@@ -167,13 +165,10 @@ def _encode(table: pa.Table) -> pa.Table:
     values = table["value"].to_numpy()
     whole = np.rint(values * 1e6)
     exact = (np.abs(whole) < 2**31) & (whole / 1e6 == values)
-    columns = {
-        "value": pa.array(values, mask=exact | np.isnan(values)),
-        "millionths": pa.array(np.where(exact, whole, 0).astype(np.int32), mask=~exact),
-    }
-    return table.set_column(table.schema.get_field_index("value"), "value", columns["value"]).append_column(
-        "millionths", columns["millionths"]
-    )
+    rest = pa.array(values, mask=exact | np.isnan(values))
+    millionths = pa.array(np.where(exact, whole, 0).astype(np.int32), mask=~exact)
+    place = table.schema.get_field_index("value")
+    return table.set_column(place, "value", rest).append_column("millionths", millionths)
 
 
 def _decode(table: pa.Table) -> pa.Table:

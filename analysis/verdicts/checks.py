@@ -12,7 +12,7 @@ import numpy as np
 
 from analysis.cells.logs import TRAINING_REWARD
 from analysis.cells.study import Study
-from analysis.decisions import LEVEL, Outcome, Question, contrast, decide, equivalence_power, power
+from analysis.decisions import LEVEL, OUTCOMES, Outcome, Question, contrast, decide, equivalence_power, power
 from analysis.statistics import RESAMPLING_SEED, Values
 from analysis.verdicts.protocol import BASE, MARGIN_SHARE
 
@@ -42,12 +42,12 @@ def check_rule(values: Values, gain: float) -> list[Check]:
     generator, margin = np.random.default_rng(RESAMPLING_SEED), MARGIN_SHARE * gain
     drawn = generator.choice(values, (2, TRIALS, PAIRS))
     differences, sd = drawn[0] - drawn[1], float(np.sqrt(2) * values.std())
-    nothing = {kind: _share(kind, differences, margin) for kind in ("supported", "opposite", "equivalent")}
-    checks = [Check(0.0, kind, LEVEL, nothing[kind]) for kind in ("supported", "opposite")]
-    checks.append(Check(0.0, "equivalent", equivalence_power(margin, sd, PAIRS), nothing["equivalent"]))
+    found = _shares(differences, margin)
+    checks = [Check(0.0, kind, LEVEL, found[kind]) for kind in ("supported", "opposite")]
+    checks.append(Check(0.0, "equivalent", equivalence_power(margin, sd, PAIRS), found["equivalent"]))
     for effect in (margin / 2, margin):
-        found = _share("supported", differences + effect, margin)
-        checks.append(Check(effect, "supported", power(effect, sd, PAIRS), found))
+        found = _shares(differences + effect, margin)
+        checks.append(Check(effect, "supported", power(effect, sd, PAIRS), found["supported"]))
     return checks
 
 
@@ -57,9 +57,10 @@ def checks_of(study: Study, gain: float) -> list[Check]:
     return check_rule(values, gain) if len(values) >= FEWEST_RUNS and np.isfinite(gain) else []
 
 
-def _share(kind: Outcome, differences: Values, margin: float) -> float:
-    decisions = (decide([Question(contrast([of_trial]), margin, None)])[0] for of_trial in differences)
-    return float(np.mean([decision.p_values[kind] <= LEVEL for decision in decisions]))
+def _shares(differences: Values, margin: float) -> dict[Outcome, float]:
+    """How often one claim comes out as each kind of verdict, of differences ``[trials, pairs]``."""
+    decisions = [decide([Question(contrast([of_trial]), margin, None)])[0] for of_trial in differences]
+    return {kind: float(np.mean([one.p_values[kind] <= LEVEL for one in decisions])) for kind in OUTCOMES}
 
 
 def check_rows(checks: Sequence[Check]) -> list[list[str]]:

@@ -6,28 +6,24 @@ expensive cell has spent the other's total of network forwards, a trained sample
 """
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 
-from analysis.cells.equal_cost import equal_cost_pair, mean_compute
+from analysis.cells.equal_cost import at_equal_compute, mean_compute
 from analysis.cells.labels import Cell
 from analysis.cells.logs import TRAINING_REWARD
-from analysis.cells.spending import FORWARDS
 from analysis.cells.study import Study
 from analysis.decisions import LEVEL, Question, contrast, decide
 from analysis.runs.sources import was_under_other_rules
 from analysis.statistics import Values
-from analysis.verdicts.conclusions import Conclusions, plan_for
+from analysis.verdicts.conclusions import Conclusions, plan_rows
 from analysis.verdicts.protocol import MARGIN_SHARE, MIN_PAIRS, Claim, Judged, Side
 
 EQUAL_ITERATIONS, EQUAL_COMPUTE = "At equal iterations", "At equal compute"
 
 
-def compare(
-    study: Study, control: Cell, treatments: Sequence[Cell], planned: int, environments: Sequence[Mapping[str, Any]]
-) -> Conclusions:
+def compare(study: Study, control: Cell, treatments: Sequence[Cell], planned: int) -> Conclusions:
     """Judge whether each treatment beats the control, in two families of claims.
 
     Args:
@@ -35,7 +31,6 @@ def compare(
         control: cell that all others are compared with.
         treatments: at least one cell.
         planned: planned pairs of each claim.
-        environments: contents of the environment.json files of the finished runs.
     """
     split = study.endpoint
     final = [_differences(study, treatment, control, split) for treatment in treatments]
@@ -44,12 +39,13 @@ def compare(
         EQUAL_ITERATIONS: _judge(control, treatments, final, _gain(study, control, split), planned),
         EQUAL_COMPUTE: _judge(control, treatments, spent, _gain_on_validation(study, control), planned),
     }
+    environments = study.environments
     others = sum(map(was_under_other_rules, environments))
     opening = (
         f"Each claim compares two cells; “the base” is {control.label}. At equal compute the reward is that on "
         "validation words where the dearer cell has spent as many network forwards as the other in all."
     )
-    plans = plan_for(study, families[EQUAL_ITERATIONS])
+    plans = plan_rows(study, families[EQUAL_ITERATIONS])
     words = {EQUAL_ITERATIONS: split, EQUAL_COMPUTE: "validation"}
     return Conclusions(families, len(environments), others, plans, (), opening, words)
 
@@ -87,8 +83,8 @@ def _at_equal_compute(study: Study, treatment: Cell, control: Cell) -> Values:
         return np.empty(0)
     is_dearer = cost[treatment] >= cost[control]
     dearer, cheaper = (treatment, control) if is_dearer else (control, treatment)
-    _, pair = equal_cost_pair(study, dearer, cheaper, FORWARDS, _comparable(study, treatment, control))
-    return np.asarray((pair.treatment - pair.control) * (1 if is_dearer else -1))
+    found = at_equal_compute(study, dearer, cheaper, _comparable(study, treatment, control))
+    return np.array(found) * (1 if is_dearer else -1)
 
 
 def _comparable(study: Study, *cells: Cell) -> list[int]:
@@ -106,7 +102,5 @@ def _gain(study: Study, cell: Cell, split: str) -> float:
 
 def _gain_on_validation(study: Study, cell: Cell) -> float:
     """Gain from the first validation to the last, since values at equal compute are single validations."""
-    rows = study.validations(TRAINING_REWARD)
-    own = rows[rows["run_id"].isin(study.finished.intersection(dict(study.cells)[cell]["run_id"]))]
-    means = own.sort_values("iteration").groupby("iteration")["value"].mean()
+    means = study.validations(cell).groupby("iteration")["value"].mean()
     return float(means.iloc[-1] - means.iloc[0]) if len(means) else math.nan

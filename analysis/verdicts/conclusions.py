@@ -12,8 +12,9 @@ import pandas as pd
 from analysis.cells.labels import Cell
 from analysis.cells.study import Study, first_seeds, first_seeds_of_cells
 from analysis.decisions import LEVEL, LOOKS, OUTCOMES, Outcome, decide, pairs_needed, power
-from analysis.formats import MISSING, markdown_table, number
+from analysis.formats import MISSING, Entry, entry_text, interval_text, markdown_table, number
 from analysis.runs.sources import protocol_sha256, seal_sha256, was_under_other_rules
+from analysis.statistics import Interval
 from analysis.verdicts.checks import HEAD as CHECK_HEAD
 from analysis.verdicts.checks import PAIRS, TRIALS, Check, check_rows, checks_of
 from analysis.verdicts.earlier import EARLIER, EARLIER_NOTE
@@ -50,22 +51,6 @@ CHECK_NOTE = (
 )
 
 
-class Plan(NamedTuple):
-    """Number of pairs and cost of deciding one claim."""
-
-    judged: Judged
-    effect: float
-    """Effect to find, in units of the reward: the margin, or the paper's relative gain if that is smaller."""
-    pairs: int | None
-    """Pairs over all strata for a power of .8 in the first step of Holm's procedure; None if unknown or too many."""
-    power: float | None
-    """Power with that many pairs."""
-    runs: int | None
-    core_hours: float | None
-    pairs_with_look: int | None
-    """Pairs needed if half of them are looked at first, which spends a tenth of the level, see ``LOOKS``."""
-
-
 class Conclusions(NamedTuple):
     """Conclusions from the runs of one study."""
 
@@ -75,13 +60,12 @@ class Conclusions(NamedTuple):
     """Number of finished runs."""
     other_rules: int
     """Number of finished runs that were made while other or unknown rules were in force."""
-    plans: Sequence[Plan]
-    """Cost of deciding each claim of the first family."""
+    plans: Sequence[Sequence[str]]
+    """``plan_rows`` of the first family."""
     checks: Sequence[Check]
     """Checks of the decision rule on the study's own runs."""
     opening: str
     """Sentences on what is compared and, if planned, how often the runs are looked at."""
-
     words: Mapping[str, str]
     """Split of the words on which a family's differences are measured, by title."""
 
@@ -91,14 +75,11 @@ class Conclusions(NamedTuple):
         return next(iter(self.families.values()))
 
 
-def conclude(
-    study: Study, environments: Sequence[Mapping[str, Any]], planned_seeds: int | None = None
-) -> Conclusions | None:
+def conclude(study: Study, planned_seeds: int | None = None) -> Conclusions | None:
     """Judge a study's claims; None if no claim has a pair of finished runs.
 
     Args:
         study: study with its runs; judged by its ``FAMILIES`` or ``EARLIER`` if it has any, otherwise as a grid.
-        environments: contents of the environment.json files of its finished runs.
         planned_seeds: seeds per cell of a grid, at least 4, if an early look is planned: claims are judged on the first
             half of the seeds at the first level of ``LOOKS``, and those left undecided on all seeds at the second.
     """
@@ -111,11 +92,12 @@ def conclude(
         families, opening = _judge_as_grid(study, planned_seeds)
     if not any(one.pairs for family in families.values() for one in family):
         return None
+    environments = study.environments
     others = sum(_was_under_other_rules(environment, bool(planned)) for environment in environments)
     main = next(iter(families.values()))
     checks = checks_of(study, main[0].gain) if planned else []
     words = dict.fromkeys(families, study.endpoint)
-    return Conclusions(families, len(environments), others, plan_for(study, main), checks, opening, words)
+    return Conclusions(families, len(environments), others, plan_rows(study, main), checks, opening, words)
 
 
 def planned_families(study: Study) -> list[Family]:
@@ -172,15 +154,11 @@ def _judge_as_grid(study: Study, planned_seeds: int | None) -> tuple[dict[str, S
         planned = max((members["seed"].nunique() for _, members in study.grid_cells), default=0)
         return {title: _judge(study, [(one, planned) for one in claims]) for title, claims in kinds.items()}, opening
     half = planned_seeds // 2
+    looks = [(first_seeds(study, n), n, level) for n, level in zip((half, planned_seeds), LOOKS, strict=True)]
     families: dict[str, Sequence[Judged]] = {}
     for title, claims in kinds.items():
-        early, late = (
-            _judge(first_seeds(study, seeds), [(one, seeds) for one in claims], level)
-            for seeds, level in zip((half, planned_seeds), LOOKS, strict=True)
-        )
-        families[title] = [
-            first if first.verdict != "undecided" else last for first, last in zip(early, late, strict=True)
-        ]
+        both = (_judge(seen, [(one, seeds) for one in claims], level) for seen, seeds, level in looks)
+        families[title] = [late if early.verdict == "undecided" else early for early, late in zip(*both, strict=True)]
     look = (
         f" Looked at twice: at {half} seeds of each cell, which spends {LOOKS[0]:g} of the level, and at "
         f"{planned_seeds}, which spends {LOOKS[1]:g}; a claim that the first look decides stays decided."
@@ -194,45 +172,31 @@ def _was_under_other_rules(environment: Mapping[str, Any], is_planned: bool) -> 
     return was_under_other_rules(environment) or not protocols <= {protocol_sha256()}
 
 
-def plan_for(study: Study, family: Sequence[Judged]) -> list[Plan]:
-    """Plan the decision of each claim with a spread, treating the present runs as a pilot that gives the sd.
+def plan_rows(study: Study, family: Sequence[Judged]) -> list[list[str]]:
+    """Rows of a table with headings ``PLAN_HEAD``: what it takes to decide each claim with a spread.
 
-    An sd from few pairs is itself only known to a factor of about 2, see docs/testbed.md.
+    The present runs are treated as a pilot that gives the sd; from few pairs it is itself only known to a factor of
+    about 2, see docs/testbed.md.
     """
     finished = study.summary[study.summary["state"] == "finished"]
     hours = float((finished["train_seconds"] + finished["evaluation_seconds"]).mean()) / 3600
     return [_plan(judged, hours) for judged in family if judged.sd > 0 and math.isfinite(judged.margin)]
 
 
-def _plan(judged: Judged, hours: float) -> Plan:
+def _plan(judged: Judged, hours: float) -> list[str]:
+    """Row of a claim: pairs are those over all strata; half of them are looked at first in the last column."""
     effect = judged.margin if judged.paper is None else min(judged.margin, judged.paper)
     strata = len(judged.strata)
-
-    def needed(level: float) -> int | None:
-        return pairs_needed(effect, judged.sd, level / judged.family, strata, POWER)
-
-    pairs, with_look = needed(LEVEL), needed(LOOKS[-1])
-    if pairs is None:
-        return Plan(judged, effect, None, None, None, None, None)
-    cells = len({side for comparison in judged.claim.comparisons for side in comparison})
-    runs = pairs * strata * cells
+    pairs, with_look = (
+        pairs_needed(effect, judged.sd, level / judged.family, strata, POWER) for level in (LEVEL, LOOKS[-1])
+    )
+    row = [judged.claim.statement, number(judged.sd), number(effect)]
+    if pairs is None:  # unknown, or too many
+        return [*row, *[MISSING] * (len(PLAN_HEAD) - len(row))]
     reached = power(effect, judged.sd, pairs, LEVEL / judged.family, strata)
-    return Plan(judged, effect, pairs * strata, reached, runs, runs * hours, with_look and with_look * strata)
-
-
-def plan_rows(plans: Sequence[Plan]) -> list[list[str]]:
-    """Rows of a table with headings ``PLAN_HEAD``, one per claim."""
-
-    def shown(value: float | None, digits: int = 0) -> str:
-        return MISSING if value is None else number(value, digits)
-
-    return [
-        [
-            *(one.judged.claim.statement, number(one.judged.sd), number(one.effect), shown(one.pairs)),
-            *(shown(one.power, 2), shown(one.runs), shown(one.core_hours, 1), shown(one.pairs_with_look)),
-        ]
-        for one in plans
-    ]
+    runs = pairs * strata * len({side for comparison in judged.claim.comparisons for side in comparison})
+    row += [number(pairs * strata, 0), number(reached, 2), number(runs, 0), number(runs * hours, 1)]
+    return [*row, number(with_look * strata, 0) if with_look else MISSING]
 
 
 def sentences(family: Sequence[Judged]) -> list[str]:
@@ -276,10 +240,10 @@ def rows(family: Sequence[Judged]) -> list[list[str]]:
             one.verdict,
             _difference(one),
             _share(share_of_gain(one.contrast.mean, one.gain) if one.contrast else math.nan),
-            _share(one.claim.paper_share if one.claim.paper_share is not None else math.nan),
+            _share(math.nan if one.claim.paper_share is None else one.claim.paper_share),
             f"{one.pairs} of {one.planned * len(one.strata)}",
             number(one.power, 2),
-            str(needed * len(one.strata)) if (needed := _pairs_needed(one)) else MISSING,
+            str(needed * len(one.strata)) if math.isfinite(one.margin) and (needed := one.pairs_needed) else MISSING,
         ]
         for one in family
     ]
@@ -288,10 +252,6 @@ def rows(family: Sequence[Judged]) -> list[list[str]]:
 def share_of_gain(difference: float, gain: float) -> float:
     """Difference as a share of the base's gain; NaN unless the base gained."""
     return difference / gain if gain > 0 else math.nan
-
-
-def _pairs_needed(one: Judged) -> int | None:
-    return one.pairs_needed if math.isfinite(one.margin) else None
 
 
 def conclusions_frame(study: Study, conclusions: Conclusions) -> pd.DataFrame:
@@ -320,7 +280,7 @@ def conclusions_markdown(study: Study, conclusions: Conclusions) -> str:
         parts.append(markdown_table(HEAD, rows(family)))
     if conclusions.plans:
         parts += [f"**{study.experiment}. What a decision takes.** {PLAN_NOTE}", ""]
-        parts.append(markdown_table(PLAN_HEAD, plan_rows(conclusions.plans)))
+        parts.append(markdown_table(PLAN_HEAD, conclusions.plans))
     if conclusions.checks:
         parts += [f"**{study.experiment}. The rule checked.** {CHECK_NOTE}", ""]
         parts.append(markdown_table(CHECK_HEAD, check_rows(conclusions.checks)))
@@ -358,9 +318,8 @@ def _seal(conclusions: Conclusions) -> str:
 def _difference(one: Judged) -> str:
     if one.contrast is None:
         return MISSING
-    shown = (number(value, 3, signed=True) for value in (one.contrast.mean, *one.contrast.bounds()))
-    return "{} [{}, {}]".format(*shown)
+    return interval_text(Interval(one.contrast.mean, *one.contrast.bounds()))
 
 
 def _share(value: float) -> str:
-    return f"{number(100 * value, 0, signed=True)} %" if math.isfinite(value) else MISSING
+    return entry_text(Entry(value, digits=0, signed=True, percent=True))

@@ -59,11 +59,12 @@ def roughness_by_seed(study: Study, cell: Cell) -> pd.Series:
     Every validation uses the same prompts and noises, so that only the policy changes. The training reward would also
     change with the selected prompts.
     """
-    members = dict(study.cells)[cell]
-    rows = study.validations(TRAINING_REWARD)
-    is_own = rows["run_id"].isin(study.finished.intersection(members["run_id"]))
-    rows = rows[is_own & (rows["iteration"] > 0)].sort_values("iteration")
-    of_runs = rows.groupby(["seed", "run_id"], observed=True)["value"].agg(roughness)
+    of_runs = (
+        study.validations(cell)
+        .query("iteration > 0")
+        .groupby(["seed", "run_id"], observed=True)["value"]
+        .agg(roughness)
+    )
     return of_runs.dropna().groupby("seed").mean()
 
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from analysis.cells.labels import Cell
 from analysis.cells.logs import load_logs
 from analysis.cells.spending import SPENDING_METRICS
-from analysis.cells.study import finished_environments, split_studies
+from analysis.cells.study import split_studies
 from analysis.formats import WideTable
 from analysis.report.head import comparison_table
 from analysis.report.report import REPORT_METRICS, write_pages
@@ -119,7 +119,7 @@ def judged(runs: Sequence[Sequence[RunDirectory]], output: Path | None) -> Compa
     there = [cell for cell in cells[1:] if cell is not None]
     if cells[0] is None or not there:
         raise ConfigError("there are no runs of two cells to compare")
-    conclusions = compare(study, cells[0], there, len(runs[0]), finished_environments(study, logs))
+    conclusions = compare(study, cells[0], there, len(runs[0]))
     name = hashlib.sha256("".join(sorted(set().union(*of_cells))).encode()).hexdigest()[:8]
     folder = output or runs[0][0].folder.parents[2] / "reports" / f"{study.experiment}-compare-{name}"
     write_pages(logs, {study: conclusions}, folder)

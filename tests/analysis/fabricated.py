@@ -2,6 +2,8 @@
 
 import json
 from collections.abc import Callable, Collection
+from functools import cache
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +12,16 @@ from PIL import Image
 
 from analysis.cells.logs import load_logs
 from analysis.cells.study import Study, split_studies
+from analysis.figures import Group
 from harness.foundation.trained_reward import TrainedReward, trained_reward
 
 PROMPTS = ['the word "dog" in red on white', 'the word "zebra" in blue on yellow']
 WriteRun = Callable[..., Path]
 """The fixture ``write_run``."""
+NO_FIGURES = dict.fromkeys(
+    ("main", "selection", "cells", "variants", "costs", "stability", "curves", "published", "chosen", "claims"), Group()
+)
+"""Figures of a page that shows none, since drawing them takes seconds."""
 PACKAGES = {"torch": "2.13.0", "numpy": "2.4.6"}
 
 
@@ -42,7 +49,6 @@ def write_run(
     interval: int = 1,
     state: str = "finished",
     reason: str | None = None,
-    picture_size: tuple[int, int] = (8, 4),
     **config: Any,
 ) -> Path:
     """A run directory: rewards before, between and after training on validation, then on test.
@@ -58,7 +64,6 @@ def write_run(
         interval: iterations between validations.
         state: of status.json.
         reason: of a failure.
-        picture_size: width and height of a picture.
         **config: further settings.
     """
     (folder / "images").mkdir(parents=True)
@@ -74,7 +79,7 @@ def write_run(
         "model": {"path": "base"},
         "evaluation": {"judges": ["ocr", "ocr-v4", "colour"]},
     } | config
-    (folder / "config.yaml").write_text(yaml.safe_dump(settings))
+    (folder / "config.yaml").write_text(yaml.dump(settings, Dumper=yaml.CSafeDumper))
     status = {"state": state, "iteration": iterations, "iterations": settings["iterations"], "reason": reason}
     (folder / "status.json").write_text(json.dumps(status))
     (folder / "environment.json").write_text(json.dumps({"commit": "abc", "python": "3.11.7", "packages": PACKAGES}))
@@ -88,12 +93,20 @@ def write_run(
     _write_lines(folder / "metrics.jsonl", steps)
     _write_lines(folder / "eval.jsonl", [_evaluation(trained, *evaluation) for evaluation in evaluations])
     (folder / "images" / "prompts.json").write_text(json.dumps(PROMPTS))
-    width, height = picture_size
     for i in range(len(rewards)):
-        stack = Image.new("RGB", (width, height * len(PROMPTS)), (0, 0, 100 * i % 256))
-        stack.paste((255, 0, 0), (0, height, width, height * len(PROMPTS)))
-        stack.save(folder / "images" / f"validation-{i * interval:05d}.png")
+        (folder / "images" / f"validation-{i * interval:05d}.png").write_bytes(_stack(100 * i % 256))
     return folder
+
+
+@cache
+def _stack(blue: int) -> bytes:
+    """Pictures of both prompts, the first blue and the second red, in one column."""
+    width, height = 8, 4
+    stack = Image.new("RGB", (width, height * len(PROMPTS)), (0, 0, blue))
+    stack.paste((255, 0, 0), (0, height, width, height * len(PROMPTS)))
+    buffer = BytesIO()
+    stack.save(buffer, "PNG")
+    return buffer.getvalue()
 
 
 def _step(iteration: int, candidates: bool) -> dict[str, Any]:

@@ -32,13 +32,16 @@ def test_a_squared_norm_uses_different_blocks_alone() -> None:
     assert squared_norm(products, counts, drawn) == pytest.approx([2 * 4 / 2, math.nan], nan_ok=True)
 
 
-def test_signal_to_noise_of_two_gradients() -> None:
+def test_ratios_need_signal_on_both_sides() -> None:
     # 1 and 3: the product of the two is 3, their unbiased variance 2.
     signal = squared_norm(np.outer([1.0, 3.0], [1.0, 3.0]), array(1, 1), HALF)
     square = weighted_mean(array(1.0, 9.0), array(1, 1), HALF)
     assert signal_to_noise(signal, square) == pytest.approx(3 / 2)
     # Without noise there is no ratio.
     assert math.isnan(signal_to_noise(signal, signal)[0])
+    assert alignment(array(3.0), array(9.0), array(4.0)) == pytest.approx(0.5)
+    for ours, theirs in ((-9.0, 4.0), (9.0, 0.0), (-9.0, -4.0)):
+        assert math.isnan(alignment(array(3.0), array(ours), array(theirs))[0])
 
 
 def test_signal_and_noise_are_estimated_without_bias() -> None:
@@ -56,24 +59,15 @@ def test_signal_and_noise_are_estimated_without_bias() -> None:
     assert ratios.mean() == pytest.approx(0.01, abs=4 * ratios.std() / math.sqrt(num_sets))
 
 
-def test_the_product_of_two_expected_gradients() -> None:
+def test_products_and_means_are_over_blocks_of_different_sizes() -> None:
     # Means 4 = (2 + 4 + 6) / 3 and 5 = (10 + 5) / 3.
     products, counts = np.outer([2.0, 4.0, 6.0], [10.0, 5.0]), (array(1, 1, 1), array(2, 1))
     assert cross_product(products, counts[0], EQUAL, counts[1], HALF) == pytest.approx(4 * 5)
     one = cross_product(products, counts[0], np.array([[0.0, 0.0, 1.0]]), counts[1], np.array([[0.0, 1.0]]))
     assert one == pytest.approx(6 * 5)
-
-
-def test_alignment_is_a_cosine_and_needs_signal_on_both_sides() -> None:
-    assert alignment(array(3.0), array(9.0), array(4.0)) == pytest.approx(0.5)
-    for ours, theirs in ((-9.0, 4.0), (9.0, 0.0), (-9.0, -4.0)):
-        assert math.isnan(alignment(array(3.0), array(ours), array(theirs))[0])
-
-
-def test_a_mean_over_blocks_of_different_sizes() -> None:
-    sums, counts = array(4.0, 6.0, 0.0), array(1, 3, 0)
-    assert weighted_mean(sums, counts, EQUAL) == pytest.approx(2.5)
-    assert math.isnan(weighted_mean(sums, counts, np.array([[0.0, 0.0, 1.0]]))[0])
+    sums, sizes = array(4.0, 6.0, 0.0), array(1, 3, 0)
+    assert weighted_mean(sums, sizes, EQUAL) == pytest.approx(2.5)
+    assert math.isnan(weighted_mean(sums, sizes, np.array([[0.0, 0.0, 1.0]]))[0])
 
 
 # --- Intervals of such statistics
@@ -86,28 +80,19 @@ def test_weights_are_the_sample_itself_and_then_resamples_of_it() -> None:
     # Whole numbers of draws, on average one each.
     assert (weights * 5) == pytest.approx((weights * 5).round())
     assert weights[1:].mean(axis=0) == pytest.approx([0.2] * 5, abs=0.02)
+    assert len({one.tobytes() for one in resampling_weights([4] * 12)}) == 12  # each stratum has its own
     with pytest.raises(ValueError, match="at least 2 units"):
         resampling_weights([5, 1])
 
 
-def test_strata_are_resampled_independently() -> None:
+def test_strata_are_resampled_independently_and_an_undefined_resample_leaves_no_bounds() -> None:
     ours, theirs = resampling_weights([8, 8])
     values = np.arange(8.0)
     both = Resampled(ours @ values - theirs @ values, [8, 8]).interval()
-    one = Resampled(ours @ values, [8])
+    one = Resampled(ours @ values, [8]).interval()
     assert both.estimate == 0
     # Drawn alike, the difference would be 0 in every resample.
-    width = one.interval().high - one.interval().low
-    assert both.high - both.low == pytest.approx(math.sqrt(2) * width, rel=0.1)
-
-
-def test_each_of_many_strata_has_weights_of_its_own() -> None:
-    weights = resampling_weights([4] * 12)
-    assert len({one.tobytes() for one in weights}) == 12
-
-
-def test_an_undefined_resample_leaves_the_bounds_undefined() -> None:
-    interval = Resampled(array(1.0, 2.0, math.nan), [2]).interval()
-    assert interval.estimate == 1.0
-    assert math.isnan(interval.low)
-    assert math.isnan(interval.high)
+    assert both.high - both.low == pytest.approx(math.sqrt(2) * (one.high - one.low), rel=0.1)
+    estimate, *bounds = Resampled(array(1.0, 2.0, math.nan), [2]).interval()
+    assert estimate == 1.0
+    assert np.isnan(bounds).all()

@@ -26,6 +26,8 @@ def test_the_frame_has_one_row_a_number(logs: Logs) -> None:
     # and the numbers of prompts and noises. With candidates, there is a capability, too.
     of_base, of_ours = 2 * 6 + 5 * 9, 2 * 7 + 5 * 9
     assert frame.groupby("run_id").size().tolist() == [of_base, of_base, of_ours, of_ours]
+    updates = frame[(frame["run_id"] == "base-0") & (frame["metric"] == "seconds/update")]
+    assert updates["value"].tolist() == [0.25, 0.25]
     rows = frame[(frame["run_id"] == "ours-1") & (frame["metric"] == "ocr-v4/word_accuracy")]
     places = [("validation", 0), ("validation", 1), ("validation", 2), ("test", 0), ("test", 2)]
     assert [tuple(row) for row in rows[["split", "iteration"]].itertuples(index=False)] == places
@@ -35,13 +37,6 @@ def test_the_frame_has_one_row_a_number(logs: Logs) -> None:
     assert frame.query("run_id == 'base-0'")["fusion_weight"].unique().tolist() == [0.0]
 
 
-def test_nested_metrics_are_flattened_and_nulls_and_lists_left_out(logs: Logs) -> None:
-    train = logs.runs.query("split == 'train' and run_id == 'base-0'")
-    totals = {"total_sample_forwards", "total_train_forwards", "total_reward_calls"}
-    assert set(train["metric"]) == {"reward_mean", "seconds/update", "seconds/iteration", *totals}
-    assert train[train["metric"] == "seconds/update"]["value"].tolist() == [0.25, 0.25]
-
-
 def test_training_metrics_can_be_left_out(logs: Logs, same_grid: Path) -> None:
     everything, kept = logs.runs, load_logs(same_grid, ["reward_mean"]).runs
     wanted = everything[(everything["split"] != "train") | (everything["metric"] == "reward_mean")]
@@ -49,14 +44,15 @@ def test_training_metrics_can_be_left_out(logs: Logs, same_grid: Path) -> None:
 
 
 def test_values_of_single_prompts_are_those_of_the_last_evaluations(logs: Logs) -> None:
-    assert logs.prompts[3]["test"]["ocr-v4"].tolist() == [0.85, 0.75]
-    assert logs.prompts[3]["test"]["training_reward"].tolist() == [0.95, 0.85]
+    prompts = logs.summary["by_prompt"]
+    assert prompts[3]["test"]["ocr-v4"].tolist() == [0.85, 0.75]
+    assert prompts[3]["test"]["training_reward"].tolist() == [0.95, 0.85]
     # After training began there are two validations, .6 and .7.
-    assert logs.prompts[2]["validation"]["training_reward"].tolist() == pytest.approx([0.7, 0.6])
+    assert prompts[2]["validation"]["training_reward"].tolist() == pytest.approx([0.7, 0.6])
 
 
 def test_the_prompts_trained_on_are_there_with_their_ranks(logs: Logs) -> None:
-    base, ours = logs.chosen_prompts[0], logs.chosen_prompts[2]
+    base, ours = logs.summary["chosen_prompts"][[0, 2]]
     assert base.prompts.to_pylist() == ours.prompts.to_pylist() == ["prompt 1", "b", "prompt 2", "b"]
     assert ours.ranks.tolist() == [3, 0, 3, 0]
     assert all(rank != rank for rank in base.ranks)
@@ -71,29 +67,15 @@ def test_the_summary_counts_what_a_run_cost(logs: Logs) -> None:
     assert row["unseen_judges"] == ["ocr-v4", "colour"]
 
 
-def test_the_training_reward_of_a_weighted_sum_is_the_sum(write_run: WriteRun) -> None:
-    logs = load_logs(write_run("sum", reward={"ocr": 1.0, "colour": 0.5}, rewards=(0.5,), test=0.4, base_test=None))
-    assert logs.summary["reward"].tolist() == ["ocr+0.5*colour"]
-    value = logs.runs.query("metric == 'training_reward' and split == 'validation'")["value"]
-    assert value.tolist() == pytest.approx([0.5 + 0.5 * 0.9])
-    assert logs.summary["unseen_judges"].tolist() == [["ocr-v4"]]
-    expected = [0.45 + 0.5 * 0.95, 0.35 + 0.5 * 0.85]
-    assert logs.prompts[0]["test"]["training_reward"].tolist() == pytest.approx(expected)
-
-
-def test_a_torn_last_line_is_dropped(write_run: WriteRun) -> None:
-    run = write_run("torn")
+def test_a_torn_last_line_is_dropped_and_an_iteration_logged_again_counts_once(write_run: WriteRun) -> None:
+    run = write_run("resumed")
     before = load_logs(run).runs
     for name in ("metrics.jsonl", "eval.jsonl"):
         with (run / name).open("a") as file:
             file.write('{"iteration": 3, "split": "valid')
     assert load_logs(run).runs.equals(before)
-
-
-def test_an_iteration_logged_again_after_a_resume_counts_once(write_run: WriteRun) -> None:
-    run = write_run("resumed")
-    with (run / "metrics.jsonl").open("a") as file:
-        file.write('{"iteration": 2, "reward_mean": 0.9}\n')
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    (run / "metrics.jsonl").write_text("\n".join([*lines[:-1], '{"iteration": 2, "reward_mean": 0.9}', ""]))
     rewards = load_logs(run).runs.query("metric == 'reward_mean'")
     assert rewards[["iteration", "value"]].to_numpy().tolist() == [[1, 0.1], [2, 0.9]]
 
@@ -133,7 +115,7 @@ def test_an_unreadable_file_is_named(write_run: WriteRun, name: str, content: st
 
 @pytest.mark.parametrize("opening", ["[", "- ", "{a: ", "? "])
 def test_a_configuration_that_nests_without_end_is_one_error(opening: str, write_run: WriteRun) -> None:
-    for depth in (3_000, 100_000):
+    for depth in (3_000, 25_000):  # read by another parser each
         path = write_run(f"nested-{depth}") / "config.yaml"
         path.write_text(f"reward: {opening * depth}" if opening != "- " else opening * depth, encoding="utf-8")
         with pytest.raises(ConfigError, match=re.escape(str(path))):

@@ -2,22 +2,21 @@
 
 import json
 import re
-from collections import defaultdict
 from html.parser import HTMLParser
 from pathlib import Path
 
 import matplotlib.pyplot as plt
-from fabricated import WriteRun, study_of
+import pytest
+from fabricated import NO_FIGURES, WriteRun, study_of
 
 from analysis.cells.chosen import chosen_frame
 from analysis.cells.logs import find_runs, load_logs
 from analysis.cells.study import split_studies
-from analysis.figures import Group
 from analysis.figures.cells import cell_panels
 from analysis.figures.selection import selection_panels
 from analysis.report.page import Part, render_page
 from analysis.report.report import write_report
-from analysis.report.tables import cell_frame
+from analysis.report.tables import cell_frame, cells_table
 from analysis.runs import sources
 from analysis.runs.shards import write_shards
 from analysis.verdicts.conclusions import conclude
@@ -31,9 +30,8 @@ def files_of(folder: Path) -> dict[str, bytes]:
 def page_of(folder: Path) -> str:
     """The page without its figures, which take seconds to draw."""
     logs = load_logs(folder, ())
-    nothing = defaultdict(Group)
     parts = [
-        Part(study, cell_frame(study), nothing, stability_frame(study), chosen_frame(study, logs), conclude(study, []))
+        Part(study, cell_frame(study), NO_FIGURES, stability_frame(study), chosen_frame(study), conclude(study))
         for study in split_studies(logs)
     ]
     return render_page(logs, parts)
@@ -124,34 +122,37 @@ def test_unfinished_runs_are_named_and_left_out_of_the_tables(grid: Path, write_
     assert "Flow-GRPO 2 (+2 unfinished) 0.450 → 0.720 sd 0.028" in text_of(page)
 
 
-def test_each_experiment_and_reward_has_a_section_and_figures_of_its_own(
-    grid: Path, write_run: WriteRun, tmp_path: Path
-) -> None:
+def test_each_experiment_and_reward_has_a_section_of_its_own(grid: Path, write_run: WriteRun) -> None:
     both = {"ocr": 1.0, "colour": 0.5}
     write_run("other-base", reward=both)
     write_run("other-ours", reward=both, selection="curriculum", fusion=True)
-    page = write_report(grid, tmp_path / "out").read_text()
+    page = page_of(grid)
     assert re.findall(r"<h3>Experiment (.*?)</h3>", page) == [
         "“grid”, trained on the reward ocr",
         "“grid”, trained on the reward ocr+0.5*colour",
     ]
     main = page.partition('<section id="main">')[2].partition("</section>")[0]
     assert re.findall(r"<h3>(.*?)</h3>", main) == ["Trained on ocr", "Trained on ocr+0.5*colour"]
-    ids = re.findall(r'\bid="([^"]*)"', page)
-    assert len(ids) == len(set(ids))
-    assert (tmp_path / "out" / "figures" / "grid-ocr-main.png").is_file()
-    assert (tmp_path / "out" / "figures" / "grid-ocr-plus-0.5xcolour-main.png").is_file()
-    cells = (tmp_path / "out" / "tables" / "cells.csv").read_text().splitlines()
-    assert len(cells) == 1 + 4
+    studies = split_studies(load_logs(grid, ()))
+    assert [study.prefix for study in studies] == ["grid-ocr-", "grid-ocr-plus-0.5xcolour-"]
+    assert [len(cell_frame(study)) for study in studies] == [2, 2]
+    # A component of the trained sum is not unseen.
+    assert [study.summary["unseen_judges"].iloc[0] for study in studies] == [["ocr-v4", "colour"], ["ocr-v4"]]
 
 
-def test_the_page_names_what_runs_were_made_by_and_warned_of(write_run: WriteRun) -> None:
+def test_the_page_says_how_runs_were_made_and_what_they_warned_of(
+    write_run: WriteRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sources, "numbers_sha256", lambda: "present")
     cut = "prompts.train: clip reads 77 tokens of a prompt: 12 of 200 are cut off"
-    for number in range(3):
+    for number, day in enumerate((None, "2026-03-04", "2026-03-02")):
         run = write_run(f"run-{number}", seed=number, prompts={"allow_overlap": number == 0})
-        made_by = {"code_sha256": sources.numbers_sha256(), "packages": sources.package_versions()}
-        if number:
+        made_by = {"code_sha256": "present", "packages": sources.package_versions()}
+        if day is not None:
             made_by |= {"code_sha256": "other", "packages": {"torch": "1.0"}, "warnings": [cut]}
+            (run / "identity.json").write_text(json.dumps({"command": f"adagrpo train seed={number}"}))
+            status = json.loads((run / "status.json").read_text())
+            (run / "status.json").write_text(json.dumps(status | {"updated": f"{day}T23:59:59+00:00"}))
         (run / "environment.json").write_text(json.dumps(made_by))
     text = text_of(page_of(run.parent))
     assert f"{cut} (2 of 3 runs)" in text
@@ -159,18 +160,8 @@ def test_the_page_names_what_runs_were_made_by_and_warned_of(write_run: WriteRun
     (made,) = re.findall(r"2 runs were begun or finished by other code[^.]*: ([^;]*?)\. Code", text)
     assert "other code (2)" in made
     assert "torch 1.0 where" in made
-
-
-def test_the_page_says_when_and_by_which_commands_runs_were_made(write_run: WriteRun) -> None:
-    for number, day in enumerate(("2026-03-04", "2026-03-02", None)):
-        run = write_run(f"run-{number}", seed=number)
-        if day is not None:
-            (run / "identity.json").write_text(json.dumps({"command": f"adagrpo train seed={number}"}))
-            status = json.loads((run / "status.json").read_text())
-            (run / "status.json").write_text(json.dumps(status | {"updated": f"{day}T23:59:59+00:00"}))
-    text = text_of(page_of(run.parent))
     assert "Finished: 2026-03-02 to 2026-03-04. " in text
-    assert "Command: adagrpo train seed=0, adagrpo train seed=1, not recorded, see docs/results.md." in text
+    assert "Command: adagrpo train seed=1, adagrpo train seed=2, not recorded, see docs/results.md." in text
 
 
 def test_costs_are_beside_those_of_the_plain_base(write_run: WriteRun, tmp_path: Path) -> None:
@@ -186,12 +177,16 @@ def test_validation_values_are_called_so_and_are_those_of_the_cells(write_run: W
             settings = {"seed": seed, "selection": selection, "fusion": fusion}
             write_run(f"{selection}-{fusion}-{seed}", test=None, base_test=None, **settings)
     study = study_of(tmp_path / "runs")
-    concluded = conclude(study, [])
-    assert set(concluded.words.values()) == {"validation"}
+    assert set(conclude(study).words.values()) == {"validation"}
     for panel in (*selection_panels(study), *cell_panels(study)):
         _, axes = plt.subplots()
         panel.draw(axes)
         assert any(label.startswith("Validation reward") for label in (axes.get_xlabel(), axes.get_ylabel()))
         plt.close()
     # The mean of both validations after training began, .6 and .7.
-    assert "2 of 2 0.650" in text_of(page_of(tmp_path / "runs"))
+    table = cells_table(study, cell_frame(study))
+    assert "validation prompts" in table.title
+    assert [entries[1].value for _, entries in table.rows] == pytest.approx([0.65] * 3)
+    text = text_of(page_of(tmp_path / "runs"))
+    assert "2 of 2 0.650" in text
+    assert "paper's grid without" in text.replace("&#39;", "'")

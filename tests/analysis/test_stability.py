@@ -85,9 +85,8 @@ def test_chosen_prompts_are_described_by_rank_reward_and_word(write_run: WriteRu
     )
     random = write_run("random", rollout={"candidates": 5})
     record_steps(random, [{"prompts": prompts[:1], "ranks": None}, {"prompts": prompts[:1], "ranks": None}])
-    logs = load_logs(tmp_path / "runs", CHOSEN_METRICS)
-    [study] = split_studies(logs)
-    frame = chosen_frame(study, logs).set_index("cell")
+    study = study_of(tmp_path / "runs", CHOSEN_METRICS)
+    frame = chosen_frame(study).set_index("cell")
     hardest = frame.loc["Flow-GRPO hardest"]
     # Ranks 0 and 1 of 5 candidates.
     assert hardest["rank"] == pytest.approx(0.125)
@@ -95,6 +94,6 @@ def test_chosen_prompts_are_described_by_rank_reward_and_word(write_run: WriteRu
     base = frame.loc["Flow-GRPO"]
     assert base["distinct"] == 0.5
     assert math.isnan(base["rank"])
-    table = chosen_table(study, chosen_frame(study, logs))
+    table = chosen_table(study, chosen_frame(study))
     assert table.head[:3] == ["Cell", "Runs", "Rank among candidates"]
     assert len(table.rows) == 2

@@ -7,6 +7,7 @@ import pytest
 from fabricated import WriteRun, study_of
 
 from analysis.cells.labels import ADAGRPO as OURS
+from analysis.cells.study import Study
 from analysis.formats import Entry, WideTable, entry_text, latex, markdown, write_frame
 from analysis.report.tables import (
     cell_frame,
@@ -18,12 +19,13 @@ from analysis.report.tables import (
 from analysis.statistics import Interval
 
 
-def cells_of(folder: Path) -> pd.DataFrame:
-    return cell_frame(study_of(folder))
+@pytest.fixture(scope="module")
+def study(same_grid: Path) -> Study:
+    return study_of(same_grid)
 
 
-def test_cells_have_before_after_difference_and_costs(grid: Path) -> None:
-    table = cells_of(grid).set_index("cell")
+def test_cells_have_before_after_difference_and_costs(study: Study) -> None:
+    table = cell_frame(study).set_index("cell")
     ours = table.loc["Flow-GRPO + AdaGRPO"]
     assert ours["training_reward_before"] == pytest.approx(0.45)
     assert ours["training_reward_after"] == pytest.approx(0.85)
@@ -38,12 +40,20 @@ def test_cells_have_before_after_difference_and_costs(grid: Path) -> None:
     assert table.loc["Flow-GRPO"]["paired_seeds"] == 0
 
 
-def test_the_main_table_reads_base_adagrpo_difference(grid: Path) -> None:
-    rows = {label: [entry_text(entry) for entry in entries] for label, entries in main_table(study_of(grid)).rows}
-    assert list(rows) == ["Untrained", "Flow-GRPO", "Flow-GRPO + AdaGRPO", "difference"]
-    assert rows["Untrained"][0] == "0.450"
-    assert rows["Flow-GRPO"][0] == "0.720 ± 0.028"
-    assert rows["difference"][0] == "+0.130 ± 0.042"
+def test_the_main_table_reads_base_adagrpo_difference_and_the_extra_gain_is_relative_to_the_bases(
+    study: Study,
+) -> None:
+    rows = {label: [entry_text(entry) for entry in entries] for label, entries in main_table(study).rows}
+    assert {label: texts[0] for label, texts in rows.items()} == {
+        "Untrained": "0.450",
+        "Flow-GRPO": "0.720 ± 0.028",
+        "Flow-GRPO + AdaGRPO": "0.850 ± 0.071",
+        "difference": "+0.130 ± 0.042",
+    }
+    [(label, entries)] = extra_gain_table(study).rows
+    # .13 beyond a base that gained .72 - .45; the paper, HPS-v3: (15.0982 - 14.7143) / (14.7143 - 13.2803).
+    assert label == "Flow-GRPO + AdaGRPO"
+    assert [entry_text(entry) for entry in entries] == ["+48 %", "+24 %", "+27 %", "+38 %"]
 
 
 def test_a_difference_uses_only_seeds_that_both_have(grid: Path, write_run: WriteRun) -> None:
@@ -67,16 +77,9 @@ def test_the_untrained_test_of_another_run_of_the_same_model_counts(write_run: W
     write_run("a", base_test=0.4)
     write_run("b", base_test=None, selection="medium")
     write_run("c", base_test=None, selection="hardest", model={"path": "another"})
-    table = cells_of(tmp_path / "runs").set_index("selection")
+    table = cell_frame(study_of(tmp_path / "runs")).set_index("selection")
     assert table["training_reward_before"].to_dict() == pytest.approx({"random": 0.4, "medium": 0.4, "hardest": 0.5})
     assert table["before_split"].to_dict() == {"random": "test", "medium": "test", "hardest": "validation"}
-
-
-def test_the_extra_gain_is_relative_to_the_bases(grid: Path) -> None:
-    [(label, entries)] = extra_gain_table(study_of(grid)).rows
-    # .13 beyond a base that gained .72 - .45; the paper, HPS-v3: (15.0982 - 14.7143) / (14.7143 - 13.2803).
-    assert label == "Flow-GRPO + AdaGRPO"
-    assert [entry_text(entry) for entry in entries] == ["+48 %", "+24 %", "+27 %", "+38 %"]
 
 
 def test_the_papers_table_has_its_numbers_and_differences() -> None:

@@ -97,7 +97,7 @@ def test_every_number_of_an_iteration_is_read_as_it_was_logged(run: RunDirectory
     }
     logs = load_logs(folder)
     assert rows_of(logs.runs[logs.runs["split"] == "train"], "iteration", "metric") == expected
-    [chosen] = logs.chosen_prompts
+    [chosen] = logs.summary["chosen_prompts"]
     assert chosen.prompts.to_pylist() == [prompt for line in logged for prompt in line["prompts"]]
     assert chosen.ranks.tolist() == [rank for line in logged for rank in line["ranks"]]
 
@@ -126,7 +126,7 @@ def test_every_number_of_an_evaluation_is_read_as_it_was_logged(run: RunDirector
     logs = load_logs(folder)
     frame = logs.runs
     assert rows_of(frame[frame["split"] != "train"], "split", "iteration", "metric") == expected
-    assert {metric: values.tolist() for metric, values in logs.prompts[0]["test"].items()} == by_prompt
+    assert {metric: values.tolist() for metric, values in logs.summary["by_prompt"][0]["test"].items()} == by_prompt
 
 
 def _logged(config: RunConfig, folder: Path, metrics: Callable[[str], dict[str, float]]) -> Path:
