@@ -132,7 +132,7 @@ def sample(
     texts = read_prompts(from_here(prompts)).prompts if prompts else tuple(map(normalise, prompt))
     for text in texts:
         if problem := problem_with(text):
-            raise ConfigError(f"--prompt {text[:40]!r}: is {problem.kind}{problem.detail}")
+            raise ConfigError(f"--prompt {text[:40]!r}: is {problem}")
     where = device_of(device)
     found = _checkpoint(checkpoint, profile, (height, width, steps))
     policy = load_policy(found, where, texts)

@@ -1,18 +1,9 @@
 """Typed, validated configuration of a run: composed from YAML files under experiments/, overridden by dotted keys.
 
-Each section of a configuration is a class; ``run`` has the whole. All public names are imported from here.
+Each section of a configuration is a class; ``run`` has the whole. Other packages import from here.
 """
 
-from harness.config.algorithm import (
-    CapabilityConfig,
-    FusionConfig,
-    MethodConfig,
-    ObjectiveConfig,
-    RolloutConfig,
-    Selection,
-    WindowConfig,
-    num_trained_steps,
-)
+from harness.config.algorithm import ObjectiveConfig, RolloutConfig, num_trained_steps
 from harness.config.composition import (
     EXPERIMENTS,
     KINDS,
@@ -39,12 +30,12 @@ from harness.config.identity import (
     numeric_settings,
     run_id,
 )
-from harness.config.messages import fields_at, nearest, unknown_key, validated
-from harness.config.model import ExecutionConfig, ModelConfig
+from harness.config.messages import fields_at, nearest, validated
+from harness.config.model import ModelConfig
 from harness.config.names import check_name
 from harness.config.optimizer import LoraConfig, OptimizerConfig
 from harness.config.rewards import RewardConfig
-from harness.config.run import EvaluationConfig, LoggingConfig, PromptsConfig, RunConfig, RuntimeConfig
-from harness.config.section import Positive, Section, Seed, Share
+from harness.config.run import EvaluationConfig, LoggingConfig, RunConfig, RuntimeConfig
+from harness.config.section import Positive, Section, Seed
 from harness.foundation.errors import ConfigError
 from harness.foundation.places import ROOT

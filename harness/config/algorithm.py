@@ -1,9 +1,8 @@
 """Settings of the algorithm: prompt selection, stochastic steps, rollouts, advantages, the loss."""
 
-from collections.abc import Mapping
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import AliasChoices, Field
 
 from harness.config.section import Count, Positive, Section, Share, one_of
 from harness.foundation.names import FUSIONS, METHODS, NORMALISATIONS, SELECTIONS
@@ -80,14 +79,14 @@ class WindowConfig(Section):
 class RolloutConfig(Section):
     """Samples that an iteration draws."""
 
-    former: ClassVar[Mapping[str, str]] = {"prompts_per_update": "prompts_per_iteration"}
-
     kind: Literal["anchor_branch", "full_sde"] = "anchor_branch"
     """Sampling of a group: it branches off the chosen candidate's path at single steps (AdaGRPO), or it is drawn from
     the start with all branch indices stochastic (Flow-GRPO, DanceGRPO)."""
     candidates: Count = 12
     """B: number of candidate prompts, one of which is trained on."""
-    prompts_per_iteration: Count = 1
+    prompts_per_iteration: Count = Field(
+        1, validation_alias=AliasChoices("prompts_per_iteration", "prompts_per_update")
+    )
     """P: number of disjoint batches of candidates per iteration, over all processes."""
     group_size: int = Field(8, ge=2, le=100_000)
     """G: number of samples that share a prompt and, with anchor_branch, a branch index."""

@@ -20,7 +20,7 @@ EXPERIMENTS = ROOT / "experiments"
 class _Layer(NamedTuple):
     """Part of a configuration, and the place where each of its values was written."""
 
-    content: Mapping[str, Any]
+    content: dict[str, Any]
     origins: Mapping[str, str]
     """File and line, or override, by dotted key."""
 
@@ -31,11 +31,14 @@ class Weights(dict[str, Any]):
 
 def read_yaml(path: Path) -> dict[str, Any]:
     """Mapping in a YAML file. Raises ConfigError if it is missing, invalid, not a mapping, empty, or repeats a key."""
-    return dict(_read_layer(path).content)
+    return _read_layer(path).content
+
+
+def _shown(path: Path) -> str:
+    return str(path.relative_to(ROOT) if path.is_relative_to(ROOT) else path)
 
 
 def _read_layer(path: Path) -> _Layer:
-    shown = str(path.relative_to(ROOT) if path.is_relative_to(ROOT) else path)
     origins: dict[str, str] = {}
     try:
         text = path.read_text(encoding="utf-8-sig")
@@ -44,7 +47,7 @@ def _read_layer(path: Path) -> _Layer:
         raise ConfigError(f"{path}: cannot be read ({error.strerror}); files there: {known}") from None
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: is not UTF-8 text (byte {error.start})") from None
-    content = strict_yaml.parse(text, str(path), lambda key, line: origins.update({key: f"{shown}:{line}"}))
+    content = strict_yaml.parse(text, str(path), lambda key, line: origins.update({key: f"{_shown(path)}:{line}"}))
     if not isinstance(content, dict) or not content:
         raise ConfigError(f"{path}: must hold key: value pairs")
     return _Layer(content, origins)
@@ -161,6 +164,8 @@ def nest(key: str, value: Any) -> dict[str, Any]:
 KINDS = ("model", "method", "reward")
 """Kinds of files, in experiments/<kind>s/, that a profile or a grid's cell names, in order of composition: a published
 method includes the number of steps and the size, and so overrides the model's."""
+_NOT_SETTINGS = {"use_grid", "verified", *(f"use_{kind}" for kind in KINDS)}
+"""Keys of a profile beside its settings."""
 
 
 def grid_of(profile: str) -> str:
@@ -219,19 +224,15 @@ def compose(
     """
     path = experiment_path("profiles", profile, written_in)
     profiles = _with_parents(path)
-    named: dict[str, Any] = {}
-    for layer in profiles:
-        named |= {kind: layer.content[f"use_{kind}"] for kind in KINDS if f"use_{kind}" in layer.content}
-    given = {"model": model, "method": method, "reward": reward}
+    named = {key: value for layer in profiles for key, value in layer.content.items()}
     layers: list[_Layer] = []
-    for kind in KINDS:
-        name = named.get(kind) if given[kind] is None else given[kind]
+    for kind, given in zip(KINDS, (model, method, reward), strict=True):
+        name = named.get(f"use_{kind}") if given is None else given
         if name is not None:
             layers += _with_parents(experiment_path(f"{kind}s", name, written_in))
-    not_settings = {"use_grid", "verified", *(f"use_{kind}" for kind in KINDS)}
     for layer in profiles:
-        settings_alone = {key: value for key, value in layer.content.items() if key not in not_settings}
-        layers.append(_Layer(settings_alone, layer.origins))
+        own = {key: value for key, value in layer.content.items() if key not in _NOT_SETTINGS}
+        layers.append(_Layer(own, layer.origins))
     cell = _located(settings or {}, written_in)
     layers.append(_Layer(cell, dict.fromkeys(leaves(cell), "the grid's cell or the sweep")))
     for override in overrides:
@@ -242,10 +243,8 @@ def compose(
     for layer in layers:
         composed = merge(composed, layer.content)
         origins.update(layer.origins)
-    config = with_arithmetic(
-        validate(composed, where=str(path.relative_to(ROOT) if path.is_relative_to(ROOT) else path))
-    )
-    kept = set(leaves(composed))
+    config = with_arithmetic(validate(composed, _shown(path)))
+    kept = leaves(composed)
     config.__dict__["origins"] = {key: origin for key, origin in origins.items() if key in kept}
     return config
 
@@ -266,26 +265,9 @@ def validate(content: Mapping[str, Any], where: str) -> RunConfig:
     return validated(RunConfig, content, where)
 
 
-_RETIRED = {
-    "rollout.latent_precision": "fp32",
-    "rollout.window.interval": 1,
-    "model.vae_tiling": False,
-    "optimizer.warmup_iterations": 0,
-    "logging.wandb_project": "adagrpo",
-}
-"""Settings that no longer exist, with the value that they had in every run made while they did."""
-
-
 def load(path: Path) -> RunConfig:
     """Load the resolved configuration saved with a run."""
-    content = leaves(read_yaml(path))
-    for key, value in _RETIRED.items():
-        if content.get(key) == value:
-            del content[key]
-    nested: dict[str, Any] = {}
-    for key, value in content.items():
-        nested = merge(nested, nest(key, value))
-    return validate(nested, where=str(path))
+    return validate(read_yaml(path), str(path))
 
 
 def dump(config: RunConfig) -> str:

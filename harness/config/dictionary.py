@@ -27,12 +27,8 @@ class Converted(NamedTuple):
     """Names that were not converted, with the reasons."""
 
 
-def _precision(value: Any) -> str:
-    return {"no": "fp32"}.get(str(value), str(value))
-
-
 _AS: dict[str, Callable[[Any], Any]] = {
-    "model.precision": _precision,
+    "model.precision": lambda value: "fp32" if value == "no" else str(value),
     "objective.normalisation": lambda value: "batch_std" if value else "group",
     "optimizer.tuning": lambda value: value if isinstance(value, str) else ("lora" if value else "full"),
     "rollout.branch_indices": lambda value: value if isinstance(value, list) else [value],
@@ -91,20 +87,15 @@ def _arguments(text: str, where: str) -> dict[str, Any]:
     except ValueError as error:
         raise ConfigError(f"{where}: is no shell script that can be read ({error})") from None
     script = next((place for place, word in enumerate(words) if word.endswith(".py")), -1)
-    found: dict[str, Any] = {}
-    name = ""
+    found: dict[str, list[Any]] = {}
+    values: list[Any] = []
     for word in words[script + 1 :]:
         if word.startswith("--"):
             name, _, value = word.removeprefix("--").partition("=")
-            found[name] = _literal(value) if value else True
-        elif name:
-            before = found[name]
-            found[name] = (
-                _literal(word)
-                if before is True
-                else [*(before if isinstance(before, list) else [before]), _literal(word)]
-            )
-    return found
+            values = found[name] = [_literal(value)] if value else []
+        else:
+            values.append(_literal(word))
+    return {name: (values[0] if len(values) == 1 else values) if values else True for name, values in found.items()}
 
 
 def _assignments(text: str, where: str, function: str | None) -> tuple[dict[str, Any], dict[str, str]]:

@@ -2,7 +2,7 @@
 
 import difflib
 import types
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
@@ -32,7 +32,9 @@ def one_line(error: ValidationError, section: type[BaseModel] = RunConfig) -> st
         location = location[:-2]
     key = ".".join(location)
     if problem["type"] == "extra_forbidden":
-        return unknown_key(location, fields_at(location[:-1], section))
+        *sections, word = location
+        closest = difflib.get_close_matches(word, fields_at(sections, section), n=1, cutoff=0.0)
+        return f"unknown key {key!r}; the nearest is {'.'.join([*sections, *closest])!r}"
     if problem["type"] == "missing":
         return f"key {key!r} is missing"
     message = problem["msg"].removeprefix("Value error, ")
@@ -48,12 +50,6 @@ def nearest(word: str, known: Sequence[str]) -> str:
     """``the nearest is 'X', there are X, Y, Z``: the end of an error message about an unknown word."""
     closest = difflib.get_close_matches(word, known, n=1, cutoff=0.0)
     return f"the nearest is {closest[0]!r}, there are {', '.join(known)}"
-
-
-def unknown_key(location: Sequence[str], valid: Iterable[str]) -> str:
-    """Error message about an unknown key, given by its parts; ``valid`` are the valid last parts."""
-    closest = difflib.get_close_matches(location[-1], list(valid), n=1, cutoff=0.0)
-    return f"unknown key {'.'.join(location)!r}; the nearest is {'.'.join([*location[:-1], *closest])!r}"
 
 
 def fields_at(location: Sequence[str], model: type[BaseModel] = RunConfig) -> Mapping[str, FieldInfo]:

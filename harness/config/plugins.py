@@ -24,15 +24,22 @@ class PluginConfig(Section):
 
 
 _BUILT_IN = {*SELECTIONS, *METHODS, *FUSIONS, *NORMALISATIONS, *REWARDS}
-_NAMED = (("selection",), ("method", "kernel"), ("fusion", "kind"), ("objective", "normalisation"))
+_NAMED = ("selection", "method.kernel", "fusion.kind", "objective.normalisation")
 """Settings whose value is a name of a registry, or a plug-in."""
+_LOCATED = ("prompts.train", "prompts.validation", "prompts.test", "model.adapter")
+"""Settings whose value may be a reference, which is only made absolute."""
+_ASKED = ("samples", "reads_ledger")
+"""Attributes of a rule that are recorded with its reference."""
 
 
 @contextmanager
-def declaring(plugins: Mapping[str, Any], rewards: Mapping[str, Any]) -> Iterator[None]:
-    """Context in which the names of these plug-ins are valid values."""
-    own = {name for name, settings in rewards.items() if isinstance(settings, Mapping) and settings.get("plugin")}
-    token = PLUGINS.set(frozenset({*plugins, *own}))
+def declaring(content: Mapping[str, Any]) -> Iterator[None]:
+    """Context in which the names of the plug-ins that a configuration's content records are valid values."""
+    recorded = [(content.get("plugins", {}), "source"), (content.get("rewards", {}), "plugin")]
+    names = {
+        name for section, key in recorded if _is_of_sections(section) for name in section if section[name].get(key)
+    }
+    token = PLUGINS.set(frozenset(names))
     try:
         yield
     finally:
@@ -49,83 +56,63 @@ def declare(content: Mapping[str, Any]) -> dict[str, Any]:
         PluginError: a plug-in cannot be found or imported.
         ConfigError: two plug-ins have one name, or one has a built-in name.
     """
-    content = dict(content)
-    plugins = {name: _noted(value) for name, value in dict(content.get("plugins") or {}).items()}
-    rewards = dict(content.get("rewards") or {})
+    content = {key: dict(value) if isinstance(value, dict) else value for key, value in content.items()}
+    plugins, rewards = content.get("plugins", {}), content.get("rewards", {})
+    if not (_is_of_sections(plugins) and _is_of_sections(rewards)):
+        return content  # its validation says what is wrong
 
     def named(value: Any) -> Any:
-        return _name(
-            value, plugins, lambda plugin: {key: getattr(plugin, key) for key in _ASKED if hasattr(plugin, key)}
-        )
-
-    def reward(value: Any) -> Any:
-        sources = {
-            name: {"source": own["plugin"]}
-            for name, own in rewards.items()
-            if isinstance(own, dict) and "plugin" in own
-        }
-        name = _name(value, sources, lambda plugin: {})
-        if name in sources:
-            rewards[name] = {**(rewards.get(name) or {}), "plugin": sources[name]["source"]}
+        name, source = _referred(value, {name: plugin.get("source") for name, plugin in plugins.items()})
+        if source is not None:
+            rule = find(source).found
+            plugins[name] = {"source": source} | {key: getattr(rule, key) for key in _ASKED if hasattr(rule, key)}
         return name
 
-    for *sections, key in _NAMED:
-        _replace(content, sections, key, named)
-    for key in ("train", "validation", "test"):
-        _replace(content, ["prompts"], key, _absolute)
-    _replace(content, ["model"], "adapter", _absolute)
+    def reward(value: Any) -> Any:
+        name, source = _referred(value, {name: own["plugin"] for name, own in rewards.items() if "plugin" in own})
+        if source is not None:
+            find(source)
+            rewards[name] = {**rewards.get(name, {}), "plugin": source}
+        return name
+
+    for key in _NAMED:
+        _replace(content, key, named)
+    for key in _LOCATED:
+        _replace(content, key, lambda value: absolute(value) if is_reference(value) else value)
     for name in [name for name in rewards if is_reference(name)]:
         settings = rewards.pop(name)
-        rewards[reward(name)] |= settings or {}
+        rewards[reward(name)] |= settings
     if is_reference(content.get("reward")):
         content["reward"] = {content["reward"]: 1.0}
     if isinstance(content.get("reward"), dict):
         content["reward"] = {reward(name): weight for name, weight in content["reward"].items()}
     _replace(
-        content,
-        ["evaluation"],
-        "judges",
-        lambda judges: [*map(reward, judges)] if isinstance(judges, list | tuple) else judges,
+        content, "evaluation.judges", lambda names: [*map(reward, names)] if isinstance(names, list | tuple) else names
     )
-    content |= {"plugins": plugins} if plugins else {}
-    return content | ({"rewards": rewards} if rewards else {})
+    return content | {key: section for key, section in (("plugins", plugins), ("rewards", rewards)) if section}
 
 
-_ASKED = ("samples", "reads_ledger")
+def _is_of_sections(value: Any) -> bool:
+    return isinstance(value, dict) and all(isinstance(section, dict) for section in value.values())
 
 
-def _noted(value: Any) -> Any:
-    return {"source": absolute(value)} if isinstance(value, str) else value
-
-
-def _absolute(value: Any) -> Any:
-    return absolute(value) if is_reference(value) else value
-
-
-def _name(value: Any, known: dict[str, Any], asked: Callable[[Any], Mapping[str, Any]]) -> Any:
-    """Name for a reference, which is added to ``known``; any other value is returned unchanged."""
-    if not isinstance(value, str) or value in _BUILT_IN or value in known:
-        return value
-    source = installed().get(value, value)
-    if not is_reference(source):
-        return value
-    source = absolute(source)
-    name = source.rpartition(":")[2] if source != installed().get(value) else value
+def _referred(value: Any, known: Mapping[str, str]) -> tuple[Any, str | None]:
+    """Name and reference of the plug-in that a value refers to; the value and None if it refers to no new one."""
+    source = installed().get(value, value) if isinstance(value, str) else None
+    if value in (*_BUILT_IN, *known) or not is_reference(source):
+        return value, None
+    source = absolute(str(source))
+    name = value if value in installed() else source.rpartition(":")[2]
     if name in _BUILT_IN:
         raise ConfigError(f"plug-in {source}: {name} is a name of the project's own; give the object another one")
-    if name in known and known[name]["source"] != source:
-        raise ConfigError(f"plug-ins {known[name]['source']} and {source}: have one name; give one another")
-    known[name] = {"source": source, **asked(find(source).found)}
-    return name
+    if known.get(name, source) != source:
+        raise ConfigError(f"plug-ins {known[name]} and {source}: have one name; give one another")
+    return name, source
 
 
-def _replace(content: dict[str, Any], sections: list[str], key: str, change: Callable[[Any], Any]) -> None:
-    """Change a value in nested mappings, if it is present; the mappings are copied."""
-    inner = content
-    for section in sections:
-        if not isinstance(inner.get(section), dict):
-            return
-        inner[section] = dict(inner[section])
-        inner = inner[section]
-    if inner.get(key) is not None:
-        inner[key] = change(inner[key])
+def _replace(content: dict[str, Any], key: str, change: Callable[[Any], Any]) -> None:
+    """Change the value of a dotted key, if there is one."""
+    *sections, last = key.split(".")
+    inner = content.get(sections[0]) if sections else content
+    if isinstance(inner, dict) and inner.get(last) is not None:
+        inner[last] = change(inner[last])

@@ -47,4 +47,4 @@ class RewardConfig(Section):
     @property
     def changed(self) -> set[str]:
         """Keys whose values differ from the defaults."""
-        return {key for key, field in type(self).model_fields.items() if getattr(self, key) != field.default}
+        return set(self.model_dump(exclude_defaults=True))

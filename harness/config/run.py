@@ -24,7 +24,7 @@ from harness.config.section import Count, CountOrNone, Name, Pixels, Seconds, Se
 from harness.config.selection import Needs, needs_of
 from harness.foundation.names import ENGINES, REWARDS
 from harness.foundation.plugins import is_reference
-from harness.foundation.trained_reward import Normalisation, TrainedReward
+from harness.foundation.trained_reward import trained_reward
 
 FEWEST_PROMPTS = 8
 """Fewest validation prompts on which a reward's rise or fall counts as a sign, see ``StopConfig.on``."""
@@ -159,8 +159,7 @@ class RunConfig(Section):
 
     def trained_reward(self, metrics: Mapping[str, float]) -> float:
         """Trained reward in an evaluation's metrics: the weighted sum of the normalised rewards."""
-        normalisations = {name: Normalisation(r.offset, r.scale) for name, r in self.rewards.items()}
-        return float(TrainedReward(self.reward, normalisations).total(metrics))
+        return float(trained_reward(self.model_dump()).total(metrics))
 
     @property
     def scores_candidates(self) -> bool:
@@ -209,7 +208,7 @@ class RunConfig(Section):
         if not isinstance(content, dict):
             return handler(content)
         content = declare(content)
-        with declaring(content.get("plugins") or {}, content.get("rewards") or {}):
+        with declaring(content):
             return handler(content)
 
     @model_validator(mode="after")

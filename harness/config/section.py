@@ -1,21 +1,13 @@
 """Base class and field types that all sections of a configuration share."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from contextvars import ContextVar
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from harness.config.names import problem_with_name
-
-
-def _require_name(name: str) -> str:
-    problem = problem_with_name(name)
-    if problem is not None:
-        raise ValueError(problem)
-    return name
-
+from harness.config.names import require_name
 
 Positive = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, lt=1)]
@@ -26,7 +18,7 @@ Pixels = Annotated[int, Field(ge=1, le=16_384)]
 Steps = Annotated[int, Field(ge=1, le=10_000)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Seconds = Annotated[float, Field(gt=0, le=1e6)]
-Name = Annotated[str, AfterValidator(_require_name)]
+Name = Annotated[str, AfterValidator(require_name)]
 """Valid name of a file or folder."""
 
 
@@ -53,16 +45,10 @@ class Section(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
-    former: ClassVar[Mapping[str, str]] = {}
-    """Present names of renamed keys, by the names that they have in runs made before."""
-
     @model_validator(mode="before")
     @classmethod
     def _lists_are_tuples(cls, content: Any) -> Any:
         # YAML and JSON have no tuples, and a strict tuple accepts no list.
         if not isinstance(content, dict):
             return content
-        if doubled := [old for old, new in cls.former.items() if old in content and new in content]:
-            raise ValueError(f"{doubled[0]} is called {cls.former[doubled[0]]} now; use that name alone")
-        content = {cls.former.get(key, key): value for key, value in content.items()}
         return {key: tuple(value) if isinstance(value, list) else value for key, value in content.items()}

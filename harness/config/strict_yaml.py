@@ -14,9 +14,8 @@ from harness.foundation.errors import ConfigError
 
 MAX_VALUES = 100_000
 """Largest number of values in a text; those behind an alias count each time."""
-
-_SHORT = 20_000
-"""Characters. Text this short cannot nest deeply enough to overflow the C parser, which is ten times as fast."""
+MAX_CHARACTERS = 20_000
+"""Longest text, several times a run's configuration; a longer one could nest so deeply that the C parser overflows."""
 _TAG = "tag:yaml.org,2002:"
 _PLAIN = (
     ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
@@ -33,16 +32,10 @@ _MAKE: dict[str, Callable[[str], Any]] = {
 }
 
 
-class _Loader(yaml.SafeLoader):
-    """Loader that resolves plain scalars by ``_PLAIN``."""
+class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
+    """Loader that resolves plain scalars by ``_PLAIN``, in C if PyYAML was built with it."""
 
     yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012 - PyYAML's own way
-
-
-class _FastLoader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
-    """The same loader, in C if PyYAML was built with it."""
-
-    yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012
 
 
 class _Dumper(yaml.SafeDumper):
@@ -50,7 +43,7 @@ class _Dumper(yaml.SafeDumper):
 
 
 for _kind, _pattern, _first in _PLAIN:
-    for _class in (_Loader, _FastLoader, _Dumper):
+    for _class in (_Loader, _Dumper):
         _class.add_implicit_resolver(f"{_TAG}{_kind}", re.compile(rf"(?:{_pattern})\Z"), _first)
 
 
@@ -65,8 +58,10 @@ def parse(text: str, where: str, note: Callable[[str, int], None] = lambda key, 
     Raises:
         ConfigError: one line with the place and what to write instead.
     """
+    if len(text) > MAX_CHARACTERS:
+        raise ConfigError(f"{where}: has more than {MAX_CHARACTERS:,} characters")
     try:
-        node = yaml.compose(text, _FastLoader if len(text) <= _SHORT else _Loader)
+        node = yaml.compose(text, _Loader)
         return None if node is None else _Reader(where, note).value(node, "")
     except yaml.YAMLError as error:
         raise ConfigError(f"{where}: not valid YAML: {' '.join(str(error).split())}") from None

@@ -9,8 +9,6 @@ import shutil
 import sys
 import tempfile
 import time
-import zipfile
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
@@ -32,15 +30,25 @@ _LOCAL = {"local_lock=all", "local_lock=flock", "localflock"}
 _MOUNTS = Path("/proc/self/mounts")
 
 
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Context in which an error of the system is raised as a FileError with one line: the path, and what to do."""
+    try:
+        yield
+    except FileError:
+        raise
+    except Exception as error:
+        # The OSError may be wrapped in another exception: torch.save reports a full disk as a RuntimeError.
+        system = system_error_in(error)
+        if system is None:
+            raise
+        raise FileError(f"{path}: cannot be written: {reason_of(system)}; {_remedy(system)}") from None
+
+
 def write_atomically(path: Path, content: str | bytes) -> None:
     """Write a file (text as UTF-8) atomically: it appears whole or not at all, whoever else writes it meanwhile.
 
-    Args:
-        path: the file; replaced if it exists, and its folder is created if missing.
-        content: the whole content.
-
-    Raises:
-        FileError: the file cannot be written; no part of it stays.
+    An existing file is replaced, and a missing folder created. Raises FileError if the file cannot be written.
     """
     with replacing(path) as stream:
         stream.write(content.encode() if isinstance(content, str) else content)
@@ -50,42 +58,32 @@ def write_atomically(path: Path, content: str | bytes) -> None:
 def replacing(path: Path) -> Iterator[BinaryIO]:
     """Open a stream whose bytes replace a file atomically when the block ends; on an exception the file is unchanged.
 
-    Args:
-        path: the file; its folder is created if missing.
-
-    Raises:
-        FileError: the file cannot be written; no part of it stays.
+    A missing folder is created. Raises FileError if the file cannot be written; no part of it stays.
     """
     partial = path.with_name(f".{path.name[:200]}.{secrets.token_hex(4)}{PARTIAL}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with partial.open("wb") as stream:
-            yield stream
-        partial.replace(path)
-    except BaseException as error:
-        with suppress(OSError):
-            partial.unlink(missing_ok=True)
-        # The OSError may be wrapped in another exception: torch.save reports a full disk as a RuntimeError.
-        system = system_error_in(error)
-        if system is None or isinstance(error, FileError):
+    with writing(path):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with partial.open("wb") as stream:
+                yield stream
+            partial.replace(path)
+        except BaseException:
+            with suppress(OSError):
+                partial.unlink(missing_ok=True)
             raise
-        raise FileError(f"{path}: cannot be written: {reason_of(system)}; {_remedy(system)}") from None
 
 
 def append(path: Path, text: str) -> None:
     """Append text to a file, created if missing: all of it or nothing. Raises FileError if it cannot be written."""
-    size = None
-    try:
-        with path.open("ab", buffering=0) as stream:
-            size = stream.tell()
-            content = text.encode()
+    with writing(path), path.open("ab", buffering=0) as stream:
+        size, content = stream.tell(), text.encode()
+        try:
             if stream.write(content) != len(content):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-    except OSError as error:
-        if size is not None:
+        except OSError:
             with suppress(OSError):
-                os.truncate(path, size)
-        raise FileError(f"{path}: cannot be written: {reason_of(error)}; {_remedy(error)}") from None
+                stream.truncate(size)
+            raise
 
 
 def read_text(path: Path) -> str:
@@ -98,17 +96,6 @@ def read_text(path: Path) -> str:
         raise ConfigError(f"{path}: cannot be read: {reason_of(error)}") from None
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: is not text in UTF-8 (byte {error.start}); save it as UTF-8") from None
-
-
-def require_whole_zip(path: Path) -> None:
-    """Raise ConfigError unless every member of a zip archive, such as torch.save writes, matches its CRC-32."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            is_whole = archive.testzip() is None
-    except (zipfile.BadZipFile, zlib.error, ValueError, EOFError, NotImplementedError, RuntimeError):
-        is_whole = False
-    if not is_whole:
-        raise ConfigError(f"{path}: is damaged or was cut off; put back a copy, or delete it to begin again without it")
 
 
 def file_sha256(path: Path) -> str:
@@ -147,15 +134,16 @@ def is_full(error: BaseException) -> bool:
 
 def has_space(folder: Path, size: int) -> bool:
     """Whether ``size`` bytes can be written to a folder; tried, since a quota may leave less than the disk has."""
-    try:
-        with tempfile.TemporaryFile(dir=folder) as trial:
-            os.posix_fallocate(trial.fileno(), 0, size)
-    except AttributeError:  # macOS has no such call
-        return shutil.disk_usage(folder).free > size
-    except OSError as error:
-        if error.errno in _FULL:
+    with writing(folder):
+        try:
+            with tempfile.TemporaryFile(dir=folder) as trial:
+                os.posix_fallocate(trial.fileno(), 0, size)
+        except AttributeError:  # macOS has no such call
+            return shutil.disk_usage(folder).free > size
+        except OSError as error:
+            if error.errno not in _FULL:
+                raise
             return False
-        raise FileError(f"{folder}: cannot be written: {reason_of(error)}; {_remedy(error)}") from None
     return True
 
 

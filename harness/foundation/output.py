@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -18,30 +18,22 @@ class _Quiet:
 
     def write(self, text: str) -> int:
         """Write text, or drop it if the stream fails."""
-        try:
-            self._stream.write(text)
-        except (OSError, ValueError):  # ValueError: the stream is closed
-            self._end()
+        self._try(self._stream.write, text)
         return len(text)
-
-    def writelines(self, lines: Any) -> None:
-        """Write each line."""
-        for line in lines:
-            self.write(line)
 
     def flush(self) -> None:
         """Flush, or do nothing if the stream fails."""
-        try:
-            self._stream.flush()
-        except (OSError, ValueError):
-            self._end()
+        self._try(self._stream.flush)
 
-    def _end(self) -> None:
-        # Buffered text, and the output of libraries and child processes, still need somewhere to go.
-        with suppress(OSError, ValueError):
-            nowhere = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(nowhere, self._stream.fileno())
-            os.close(nowhere)
+    def _try(self, call: Callable[..., Any], *arguments: str) -> None:
+        try:
+            call(*arguments)
+        except (OSError, ValueError):  # ValueError: the stream is closed
+            # Buffered text, and the output of libraries and child processes, still need somewhere to go.
+            with suppress(OSError, ValueError):
+                nowhere = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(nowhere, self._stream.fileno())
+                os.close(nowhere)
 
 
 @contextmanager

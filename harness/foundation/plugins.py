@@ -14,8 +14,8 @@ import sys
 import traceback
 import types
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -27,7 +27,6 @@ from harness.foundation.places import ROOT, folders_of
 GROUP = "adagrpo.plugins"
 _REFERENCE = re.compile(r"(?P<place>[^\s:]*[^\s:/]\.py|[A-Za-z_][\w.]*):(?P<name>[A-Za-z_]\w{0,39})")
 _FILE = re.compile(r"[^\s:={}\[\],'\"]+\.py(?=:[A-Za-z_])")
-_NOT_REFERENCES = ("twin:",)
 
 
 class PluginError(HarnessError, RuntimeError):
@@ -64,19 +63,15 @@ class Plugin:
 
     def refuse(self, problem: str) -> NoReturn:
         """Raise PluginError with the problem and the place where the object is defined."""
-        raise PluginError(f"plug-in {self.name} ({self._place}): {problem}")
-
-    @property
-    def _place(self) -> str:
-        try:
-            return f"{inspect.getsourcefile(self.found)}:{inspect.getsourcelines(self.found)[1]}"
-        except (OSError, TypeError):
-            return self.source
+        place = self.source
+        with suppress(OSError, TypeError):
+            place = f"{inspect.getsourcefile(self.found)}:{inspect.getsourcelines(self.found)[1]}"
+        raise PluginError(f"plug-in {self.name} ({place}): {problem}")
 
 
 def is_reference(value: object) -> bool:
-    """Whether a setting's value is a reference to a plug-in; no other value has such a colon."""
-    return isinstance(value, str) and not value.startswith(_NOT_REFERENCES) and bool(_REFERENCE.fullmatch(value))
+    """Whether a setting's value is a reference to a plug-in; beside ``twin:NAME``, no other value has such a colon."""
+    return isinstance(value, str) and not value.startswith("twin:") and bool(_REFERENCE.fullmatch(value))
 
 
 def absolute(text: str, written_in: Path | None = None) -> str:
@@ -118,7 +113,7 @@ def find(source: str) -> Plugin:
         if not hasattr(module, name):
             known = [word for word, value in vars(module).items() if not word.startswith("_") and callable(value)]
             raise PluginError(f"plug-in {source}: has no {name}, but {', '.join(known) or 'nothing'}")
-        _FOUND[key] = Plugin(name, source, plugin.files, getattr(module, name))
+        _FOUND[key] = replace(plugin, found=getattr(module, name))
     return _FOUND[key]
 
 
@@ -126,33 +121,28 @@ _FOUND: dict[tuple[str, str], Plugin] = {}
 _IMPORTED: dict[str, str] = {}
 """Hash of each module's source when it was imported."""
 _FILES: set[str] = set()
-"""Files of loaded plug-ins, by which ``explained`` recognises their frames."""
-
-
-def explained(error: BaseException) -> PluginError | None:
-    """One-line error, if a plug-in raised this or called what did, with the last line of its own code; else None."""
-    if isinstance(error, PluginError):
-        return error
-    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename in _FILES]
-    place = f"{frames[-1].filename}:{frames[-1].lineno}" if frames else None
-    if isinstance(error, SyntaxError) and error.filename in _FILES:
-        place = f"{error.filename}:{error.lineno}"
-    if place is None:
-        return None
-    what = " ".join((error.msg if isinstance(error, SyntaxError) else str(error)).split())
-    return PluginError(f"plug-in {place}: {type(error).__name__}: {what}")
+"""Files of loaded plug-ins, by which ``explaining`` recognises their frames."""
 
 
 @contextmanager
 def explaining() -> Iterator[None]:
-    """Context in which an exception from a plug-in is raised as the one-line error of ``explained``."""
+    """Context in which an exception that a plug-in raised, or that what it called raised, is a PluginError of one line.
+
+    It names the last line of the plug-in's own code.
+    """
     try:
         yield
+    except PluginError:
+        raise
     except Exception as error:
-        found = explained(error)
-        if found is None or found is error:
+        trace = traceback.extract_tb(error.__traceback__)
+        frames = [f"{frame.filename}:{frame.lineno}" for frame in trace if frame.filename in _FILES]
+        what = str(error)
+        if isinstance(error, SyntaxError) and error.filename in _FILES:
+            frames, what = [f"{error.filename}:{error.lineno}"], error.msg
+        if not frames:
             raise
-        raise found from error
+        raise PluginError(f"plug-in {frames[-1]}: {type(error).__name__}: {' '.join(what.split())}") from error
 
 
 def _executed(file: Path, plugin: Plugin) -> types.ModuleType:

@@ -122,7 +122,8 @@ def require_sealed(path: Path, sealed: Sealed, name: str) -> None:
 def checked(status: Mapping[str, Any]) -> dict[str, Any]:
     """A status with a checksum of its content added under ``check``."""
     content = {key: value for key, value in status.items() if key != "check"}
-    return {**content, "check": _digest(content)}
+    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    return {**content, "check": digest[:16]}
 
 
 def parse_status(text: str) -> dict[str, Any]:
@@ -136,10 +137,6 @@ def parse_status(text: str) -> dict[str, Any]:
     if "check" in content and checked(content)["check"] != content["check"]:
         raise ValueError("its checksum is wrong")
     return content
-
-
-def _digest(content: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _first(numbers: Iterable[int]) -> str:

@@ -4,7 +4,7 @@ Training, sweeps and the analysis all take both from here. Nothing heavy is impo
 """
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,8 +47,8 @@ class TrainedReward:
         """Weights other than 0, by reward; the largest magnitude first."""
         given = normalisations or {}
         self.normalisations = {name: given.get(name, Normalisation()) for name in weights}
-        self._terms = [f"{weight:+g}*{name}".replace("+1*", "+").replace("-1*", "-") for name, weight in ordered]
-        self.name = "".join(self._terms).removeprefix("+")
+        terms = [f"{weight:+g}*{name}".replace("+1*", "+").replace("-1*", "-") for name, weight in ordered]
+        self.name = "".join(terms).removeprefix("+")
         """Name of the sum in every log, such as "ocr" or "ocr+0.5*colour"."""
         if self.name in weights and self.normalisations[self.name] != Normalisation():
             # The raw score of the reward and the normalised sum would have the same name in every log.
@@ -60,37 +60,18 @@ class TrainedReward:
         Raises:
             ConfigError: a score is missing; the message names it and those that are present.
         """
-        terms = []
-        for name, weight in self.weights.items():
-            if name not in scores:
-                raise ConfigError(f"no score {name!r} for the trained reward {self.name}; there are {_listed(scores)}")
-            terms.append(weight * self.normalisations[name](scores[name]))
-        total = terms[0]
-        for term in terms[1:]:
-            total = total + term
-        return total
+        if missing := self.weights.keys() - scores.keys():
+            raise ConfigError(
+                f"no score {min(missing)!r} for the trained reward {self.name}; there are {_listed(scores)}"
+            )
+        terms = [weight * self.normalisations[name](scores[name]) for name, weight in self.weights.items()]
+        return sum(terms[1:], terms[0])
 
-    def logged_as(self, metrics: Iterable[str]) -> str:
-        """Name of the sum among an evaluation's metrics; older runs named it in the order of their file.
-
-        Raises:
-            ConfigError: the sum is not among them; the message names those that are present.
-        """
-        among = list(metrics)
-        if self.name in among:
-            return self.name
-        found = next((metric for metric in among if self._is_name(metric)), None)
-        if found is None:
-            raise ConfigError(f"no metric {self.name!r}, the trained reward; there are {_listed(among)}")
-        return found
-
-    def _is_name(self, metric: str) -> bool:
-        rest = metric if metric.startswith(("+", "-")) else f"+{metric}"
-        for term in sorted(self._terms, key=len, reverse=True):
-            if term not in rest:
-                return False
-            rest = rest.replace(term, "", 1)
-        return not rest
+    def logged_as(self, metrics: Collection[str]) -> str:
+        """Name of the sum, which an evaluation's metrics must have. Raises ConfigError that names those it has."""
+        if self.name not in metrics:
+            raise ConfigError(f"no metric {self.name!r}, the trained reward; there are {_listed(metrics)}")
+        return self.name
 
 
 def trained_reward(config: Mapping[str, Any]) -> TrainedReward:

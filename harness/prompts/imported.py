@@ -5,16 +5,14 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from harness.config import ConfigError
 from harness.foundation.files import write_atomically
 from harness.prompts.lists import MAX_CHARACTERS, normalise, problem_with, prompt_key, read_texts
 
-SPLITS = ("train", "validation", "test")
 
-
-@dataclass(frozen=True)
-class Shares:
+class Shares(NamedTuple):
     """Percentages of prompts for each list; they add up to 100."""
 
     train: float
@@ -31,6 +29,9 @@ class Shares:
         if not min(train, validation, test) >= 0 or abs(train + validation + test - 100) > 1e-9:
             raise ConfigError(f"--shares {text}: train, validation and test must add up to 100")
         return cls(train, validation, test)
+
+
+SPLITS = Shares._fields
 
 
 @dataclass(frozen=True)
@@ -86,18 +87,20 @@ def import_prompts(
         ConfigError: a file cannot be read or is not in its format, or a list gets no prompt.
     """
     taken = {prompt_key(text) for file in exclude for _, text in read_texts(file, column)}
-    lists: dict[str, list[str]] = {split: [] for split in SPLITS if getattr(shares, split) > 0}
+    lists: dict[str, list[str]] = {split: [] for split, share in shares._asdict().items() if share > 0}
     seen: set[str] = set()
     left_out: Counter[str] = Counter()
     texts = [text for file in files for _, text in read_texts(file, column)]
     for text in texts:
         prompt = normalise(text)
-        reason = _reason_to_leave_out(prompt, seen, taken, max_characters)
-        if reason is not None:
-            left_out[reason] += 1
-            continue
-        seen.add(prompt_key(prompt))
-        lists[split_of(prompt, shares)].append(prompt)
+        key = prompt_key(prompt)
+        if problem := problem_with(prompt, max_characters):
+            left_out[problem.partition(":")[0]] += 1
+        elif key in seen or key in taken:
+            left_out["repeated" if key in seen else "excluded"] += 1
+        else:
+            seen.add(key)
+            lists[split_of(prompt, shares)].append(prompt)
     for split, prompts in lists.items():
         if not prompts:
             raise ConfigError(f"{split} gets none of {len(seen)} prompts; give more prompts, or it a larger share")
@@ -119,16 +122,6 @@ def write_lists(lists: dict[str, list[str]], folder: Path) -> list[Path]:
     for split, path in paths.items():
         write_atomically(path, "".join(f"{prompt}\n" for prompt in lists[split]))
     return list(paths.values())
-
-
-def _reason_to_leave_out(prompt: str, seen: set[str], taken: set[str], max_characters: int) -> str | None:
-    problem = problem_with(prompt, max_characters)
-    if problem is not None:
-        return problem.kind
-    key = prompt_key(prompt)
-    if key in seen:
-        return "repeated"
-    return "excluded" if key in taken else None
 
 
 def _hash(purpose: str, text: str) -> int:

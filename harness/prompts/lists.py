@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
 
@@ -73,9 +73,8 @@ def checked(texts: Iterable[tuple[str, str]], where: str) -> tuple[str, ...]:
     seen: dict[str, str] = {}
     prompts = []
     for place, text in texts:
-        problem = problem_with(text)
-        if problem is not None:
-            raise ConfigError(f"{where}: {place} is {problem.kind}{problem.detail}")
+        if problem := problem_with(text):
+            raise ConfigError(f"{where}: {place} is {problem}")
         prompt = normalise(text)
         earlier = seen.setdefault(prompt_key(prompt), place)
         if earlier != place:
@@ -87,12 +86,6 @@ def checked(texts: Iterable[tuple[str, str]], where: str) -> tuple[str, ...]:
     if not prompts:
         raise ConfigError(f"{where}: has no prompts")
     return tuple(prompts)
-
-
-def overlap(prompts: Iterable[str], others: Iterable[str]) -> list[str]:
-    """Those of the prompts, in their order, that are also among the others, compared by ``prompt_key``."""
-    keys = {prompt_key(other) for other in others}
-    return [prompt for prompt in prompts if prompt_key(prompt) in keys]
 
 
 # --- characters -----------------------------------------------------------------------------------------------------
@@ -124,35 +117,31 @@ def prompt_key(prompt: str) -> str:
     return normalise(text.translate(_LOOK_ALIKES))
 
 
-class Problem(NamedTuple):
-    """Reason why a prompt is unusable."""
+def problem_with(prompt: str, max_characters: int = MAX_CHARACTERS) -> str | None:
+    """Reason why a prompt is unusable, or None: empty, too long, a JSON object, or with invisible characters.
 
-    kind: str
-    detail: str = ""
-
-
-def problem_with(prompt: str, max_characters: int = MAX_CHARACTERS) -> Problem | None:
-    """Reason why a prompt is unusable, or None: empty, too long, a JSON object, or with invisible characters."""
+    What stands before its colon, if it has one, is the kind of problem.
+    """
     text = normalise(prompt)
     if not text:
-        return Problem("empty")
+        return "empty"
     if len(text) > max_characters:
-        return Problem("too long", f": {len(text)} characters, at most {max_characters}")
+        return f"too long: {len(text)} characters, at most {max_characters}"
     for character in "" if text.isprintable() else text:
         category = unicodedata.category(character)
         if (category.startswith("C") and character not in _JOINERS) or category in ("Zl", "Zp"):
-            return Problem("unprintable", f": has the control character U+{ord(character):04X}")
+            return f"unprintable: has the control character U+{ord(character):04X}"
     if unseen := _UNSEEN.search(text) or _AFTER_NOTHING_TO_JOIN.search(text):
-        return Problem("unprintable", f": has the invisible character U+{ord(unseen[0][-1]):04X}")
-    if text.startswith("{") and _is_json(text, dict):
-        return Problem("not a prompt", ": it is a JSON object; a file of such lines is called .jsonl")
+        return f"unprintable: has the invisible character U+{ord(unseen[0][-1]):04X}"
+    if text.startswith("{") and _is_json(text):
+        return "not a prompt: it is a JSON object; a file of such lines is called .jsonl"
     return None
 
 
-def _is_json(text: str, kind: type | tuple[type, ...]) -> bool:
+def _is_json(text: str) -> bool:
     try:
-        return isinstance(json.loads(text), kind)
-    except (ValueError, RecursionError):
+        return isinstance(json.loads(text), dict | list)
+    except ValueError:
         return False
 
 
@@ -206,25 +195,18 @@ def _read_lines(content: str, where: str) -> list[tuple[str, str]]:
     lines = _numbered(content)
     if lines and "prompt" in [cell.strip(' "\r').lower() for cell in re.split("[\t,]", lines[0][1])]:
         raise ConfigError(f"{where}: line 1 is the header of a table, not a prompt; call the file .csv or .tsv")
-    if content.lstrip().startswith(("[", "{")) and _is_json(content, (list, dict)):
+    if _is_json(content):
         raise ConfigError(f"{where}: is JSON, not a prompt per line; call the file .json")
     return lines
 
 
-def _read_rows(content: str, separator: str, where: str) -> list[tuple[str, dict[str, str]]]:
+def _read_rows(
+    content: str, separator: str, where: str, quoting: Literal[0, 3] = csv.QUOTE_MINIMAL
+) -> list[tuple[str, dict[str, str]]]:
     """Rows of a table with a header, by the line in which they end; quoted cells may contain line ends.
 
     In a .tsv with quotation marks that do not enclose whole cells, as in PartiPrompts, they are read as plain text.
     """
-    try:
-        return _rows(content, separator, where, csv.QUOTE_MINIMAL)
-    except csv.Error as error:
-        if separator == "\t":
-            return _rows(content, separator, where, csv.QUOTE_NONE)
-        raise ConfigError(f"{where}: {error}") from None
-
-
-def _rows(content: str, separator: str, where: str, quoting: Literal[0, 3]) -> list[tuple[str, dict[str, str]]]:
     reader = csv.DictReader(io.StringIO(content), delimiter=separator, strict=True, quoting=quoting)
     rows = []
     try:
@@ -236,7 +218,9 @@ def _rows(content: str, separator: str, where: str, quoting: Literal[0, 3]) -> l
                 )
             rows.append((f"line {reader.line_num}", row))
     except csv.Error as error:
-        raise csv.Error(f"line {reader.reader.line_num} is no row of a table ({error})") from None
+        if separator == "\t" and quoting != csv.QUOTE_NONE:
+            return _read_rows(content, separator, where, csv.QUOTE_NONE)
+        raise ConfigError(f"{where}: line {reader.reader.line_num} is no row of a table ({error})") from None
     return rows
 
 
@@ -273,8 +257,6 @@ def _parse_json(text: str, where: str) -> Any:
         return json.loads(text)
     except json.JSONDecodeError as error:
         raise ConfigError(f"{where}: is not valid JSON ({error.msg})") from None
-    except RecursionError:
-        raise ConfigError(f"{where}: is JSON nested too deeply") from None
 
 
 def generator_for(*key: int | str) -> torch.Generator:
@@ -316,9 +298,7 @@ def drawn_prompts(prompts: tuple[str, ...], config: RunConfig) -> list[str]:
     Raises:
         ConfigError: see ``draw_candidates``.
     """
-    rollout = config.rollout
-    drawn: dict[str, None] = {}
-    for iteration in range(1, config.iterations + 1):
-        for slot in draw_candidates(prompts, rollout.prompts_per_iteration, rollout.candidates, config.seed, iteration):
-            drawn |= dict.fromkeys(slot)
-    return list(drawn)
+    shape = config.rollout.prompts_per_iteration, config.rollout.candidates
+    iterations = range(1, config.iterations + 1)
+    drawn = (draw_candidates(prompts, *shape, config.seed, iteration) for iteration in iterations)
+    return list(dict.fromkeys(prompt for slots in drawn for slot in slots for prompt in slot))

@@ -2,7 +2,7 @@
 
 ``checkpoints/iteration-0000025/`` holds ``state.pt``, for engines that shard weights also ``shards/``, and
 ``manifest.json``: the iteration, the trained reward on validation prompts if it was measured there, and size and sha256
-of each file. Runs of older code have ``checkpoints/latest.pt`` instead, which is treated as the oldest checkpoint.
+of each file.
 """
 
 import json
@@ -13,18 +13,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from harness.foundation.errors import ConfigError, FileError
-from harness.foundation.files import (
-    PARTIAL,
-    file_sha256,
-    reason_of,
-    require_whole_zip,
-    sync,
-    system_error_in,
-    write_atomically,
-)
+from harness.foundation.errors import ConfigError
+from harness.foundation.files import PARTIAL, file_sha256, sync, write_atomically, writing
 
-STATE, MANIFEST, FORMER = "state.pt", "manifest.json", "latest.pt"
+STATE, MANIFEST = "state.pt", "manifest.json"
 _NAME = "iteration-"
 
 
@@ -39,16 +31,14 @@ def partial_of(folder: Path) -> Path:
 
 
 def saved(checkpoints: Path) -> list[Path]:
-    """``state.pt`` of all checkpoints, damaged ones included, newest first; ``latest.pt`` of older code last."""
-    found = [folder / STATE for folder in sorted(checkpoints.glob(f"{_NAME}*"), reverse=True)]
-    former = checkpoints / FORMER
-    return [*found, former] if former.exists() else found
+    """Folders of all checkpoints, damaged ones included, newest first."""
+    return sorted(checkpoints.glob(f"{_NAME}*"), reverse=True)
 
 
 def size_of_newest(checkpoints: Path) -> int:
     """Size of the newest checkpoint in bytes; 0 before the first."""
-    found = saved(checkpoints)[:1]
-    return sum(path.stat().st_size for state in found for path in state.parent.rglob("*") if path.is_file())
+    newest = saved(checkpoints)[:1]
+    return sum(path.stat().st_size for folder in newest for path in folder.rglob("*") if path.is_file())
 
 
 @contextmanager
@@ -63,24 +53,22 @@ def completing(folder: Path, validation: float | None) -> Iterator[Path]:
         FileError: the checkpoint cannot be written; its partial folder has been removed.
     """
     partial = partial_of(folder)
-    try:
-        partial.mkdir(parents=True, exist_ok=True)
-        yield partial
-        files = sorted(path for path in partial.rglob("*") if path.is_file())
-        sums = {path.relative_to(partial).as_posix(): (path.stat().st_size, file_sha256(path)) for path in files}
-        manifest = {"iteration": _iteration(folder), "validation": validation, "files": sums}
-        (partial / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
-        for path in [*partial.rglob("*"), partial]:
-            sync(path)
-        shutil.rmtree(folder, ignore_errors=True)  # the same iteration, trained again from an earlier checkpoint
-        partial.rename(folder)
-        sync(folder.parent)
-    except BaseException as error:
-        shutil.rmtree(partial, ignore_errors=True)
-        system = system_error_in(error)  # torch.save reports a full disk as a RuntimeError
-        if system is None or isinstance(error, FileError):
+    with writing(folder):
+        try:
+            partial.mkdir(parents=True, exist_ok=True)
+            yield partial
+            files = sorted(path for path in partial.rglob("*") if path.is_file())
+            sums = {path.relative_to(partial).as_posix(): (path.stat().st_size, file_sha256(path)) for path in files}
+            manifest = {"iteration": _iteration(folder), "validation": validation, "files": sums}
+            (partial / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+            for path in [*partial.rglob("*"), partial]:
+                sync(path)
+            shutil.rmtree(folder, ignore_errors=True)  # the same iteration, trained again from an earlier checkpoint
+            partial.rename(folder)
+            sync(folder.parent)
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)
             raise
-        raise FileError(f"{folder}: cannot be written: {reason_of(system)}; free some space and resume") from None
 
 
 def note_validation(folder: Path, validation: float) -> None:
@@ -101,12 +89,12 @@ def newest_whole(checkpoints: Path, before: int | None = None) -> Path | None:
     Raises:
         ConfigError: all checkpoints are damaged.
     """
-    found = [path for path in saved(checkpoints) if before is None or _is_before(path, before)]
-    for path in found:
-        problem = _problem(path)
+    found = [folder for folder in saved(checkpoints) if before is None or _iteration(folder) < before]
+    for folder in found:
+        problem = _problem(folder)
         if problem is None:
-            return path
-        then = "the one before is taken" if path != found[-1] else "none is left"
+            return folder / STATE
+        then = "the one before is taken" if folder != found[-1] else "none is left"
         print(f"adagrpo: warning: {problem}; {then}", file=sys.stderr, flush=True)
     if found:
         raise ConfigError(f"{problem}; put back a copy, or delete {checkpoints} to begin again without it")
@@ -118,26 +106,18 @@ def forget_after(checkpoints: Path, iteration: int) -> None:
 
     Another process may do the same at the same time.
     """
-    for folder in checkpoints.glob(f"{_NAME}*"):
+    for folder in saved(checkpoints):
         if _iteration(folder) > iteration:
             shutil.rmtree(folder, ignore_errors=True)
 
 
 def prune(checkpoints: Path, keep: int) -> None:
     """Remove all checkpoints except the newest ``keep`` and the one with the best validation reward."""
-    folders = sorted(checkpoints.glob(f"{_NAME}*"), reverse=True)
+    folders = saved(checkpoints)
     measured = [(value, folder) for folder in folders if (value := _manifest(folder).get("validation")) is not None]
     kept = {*folders[:keep], *([max(measured)[1]] if measured else [])}
     for folder in set(folders) - kept:
         shutil.rmtree(folder)
-    # Left by older code that began the run.
-    for former in (*checkpoints.glob("shards-*"), checkpoints / FORMER):
-        shutil.rmtree(former) if former.is_dir() else former.unlink(missing_ok=True)
-
-
-def _is_before(path: Path, iteration: int) -> bool:
-    # The iteration of latest.pt, written by older code, is unknown.
-    return path.name != FORMER and _iteration(path.parent) < iteration
 
 
 def _iteration(folder: Path) -> int:
@@ -154,19 +134,13 @@ def _manifest(folder: Path) -> dict[str, Any]:
         return {}
 
 
-def _problem(path: Path) -> str | None:
+def _problem(folder: Path) -> str | None:
     """Description of a checkpoint's damage, or None."""
-    if path.name == FORMER:
-        try:
-            require_whole_zip(path)
-        except (ConfigError, OSError) as error:
-            return str(error).partition(";")[0]
-        return None
-    files = _manifest(path.parent).get("files")
+    files = _manifest(folder).get("files")
     if files is None:
-        return f"{path.parent / MANIFEST}: is damaged or missing"
+        return f"{folder / MANIFEST}: is damaged or missing"
     for name, sums in files.items():
-        file = path.parent / name
+        file = folder / name
         try:
             is_whole = [file.stat().st_size, file_sha256(file)] == sums
         except OSError:

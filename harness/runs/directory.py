@@ -9,10 +9,9 @@ import pickle
 import platform
 import shutil
 import subprocess
-import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.util import find_spec
@@ -63,18 +62,13 @@ class RunDirectory:
         iteration 0 of an unknown number (None).
         """
         path = self.folder / "status.json"
-        unknown: dict[str, Any] = {
-            "state": "waiting",
-            "iteration": 0,
-            "iterations": None,
-            "reason": None,
-        }
+        unknown: dict[str, Any] = {"state": "waiting", "iteration": 0, "iterations": None, "reason": None}
         if not path.exists():
             return unknown
         try:
             status = unknown | records.parse_status(read_text(path))
             lost = records.damage(self.folder, status.get("files", {})) if status["state"] == "finished" else None
-        except ValueError as error:  # also of read_text and of config.yaml: a ConfigError is one
+        except ValueError as error:  # of read_text, too: a ConfigError is one
             words = str(error) if isinstance(error, ConfigError) else f"{path}: is damaged: {error}"
             return unknown | {"state": "damaged", "reason": f"{words}; {self._remedy}"}
         if lost is None:
@@ -100,12 +94,7 @@ class RunDirectory:
             raise ConfigError(f"{self.folder}: {loss}")
 
     def set_status(
-        self,
-        state: str,
-        iteration: int,
-        iterations: int,
-        reason: str | None = None,
-        keep_failure: bool = False,
+        self, state: str, iteration: int, iterations: int, reason: str | None = None, keep_failure: bool = False
     ) -> None:
         """Replace status.json atomically.
 
@@ -120,37 +109,27 @@ class RunDirectory:
             before = self.status()
             if keep_failure and before["reason"] is not None:
                 state, reason = before["state"], before["reason"]
-            content = {"state": state, "iteration": iteration, "iterations": iterations, "reason": reason}
-            if state == "finished":
-                content["files"] = records.seal(self.folder)
-            self._write_status(content)
+            sealed = {"files": records.seal(self.folder)} if state == "finished" else {}
+            self._write_status(
+                {"state": state, "iteration": iteration, "iterations": iterations, "reason": reason} | sealed
+            )
 
     def note_unsaved(self, heard: str) -> str:
         """Set the state to preempted by a signal that left no time to save, unless the run has saved or finished.
 
-        Returns:
-            The recorded state.
+        Returns the recorded state.
         """
         with self._sole_writer():
             status = self.status()
-            if status["state"] in ("finished", "preempted"):
-                return str(status["state"])
-            reason = f"{heard} received; no time to save, so that training goes on at {status['iteration']}"
-            self._write_status(
-                {
-                    "state": "preempted",
-                    "iteration": status["iteration"],
-                    "iterations": status["iterations"],
-                    "reason": reason,
-                }
-            )
-            return "preempted"
+            if status["state"] not in ("finished", "preempted"):
+                reason = f"{heard} received; no time to save, so that training goes on at {status['iteration']}"
+                status |= {"state": "preempted", "reason": reason}
+                self._write_status(status)
+            return str(status["state"])
 
-    @contextmanager
-    def _sole_writer(self) -> Iterator[None]:
+    def _sole_writer(self) -> AbstractContextManager[Any]:
         """Context manager in which no other process changes the status; several may fail at the same moment."""
-        with files.lock(self.folder / "status.lock", wait=True) or nullcontext():
-            yield
+        return files.lock(self.folder / "status.lock", wait=True) or nullcontext()
 
     @contextmanager
     def failure_noted(self) -> Iterator[None]:
@@ -300,28 +279,19 @@ def find_run(config: RunConfig, root: Path = RUNS) -> RunDirectory:
     Raises:
         ConfigError: see ``fingerprints_of``.
     """
-    return _find(config, fingerprints_of(config), root)
+    return _of(config, fingerprints_of(config), root)
 
 
-def _find(config: RunConfig, fingerprints: Mapping[str, str], root: Path) -> RunDirectory:
+def _of(config: RunConfig, fingerprints: Mapping[str, str], root: Path) -> RunDirectory:
     return RunDirectory(root / config.experiment / configuration.run_id(config, fingerprints))
-
-
-def _saved_config(run: RunDirectory) -> RunConfig | None:
-    """Saved configuration; None if the file is damaged, so that it is written again (the run's name identifies it)."""
-    try:
-        return run.config
-    except ConfigError as error:
-        print(f"warning: {error}; written again", file=sys.stderr)
-        return None
 
 
 def _require_library(config: RunConfig) -> None:
     """Raise ConfigError if a run needs bitsandbytes and it is not installed."""
     needs = {"model.quantise": config.model.quantise, "optimizer.moments": config.optimizer.moments}
-    wanted = [f"{key}={value}" for key, value in needs.items() if value not in ("none", "fp32")]
-    if wanted and find_spec("bitsandbytes") is None:
-        raise ConfigError(f"{wanted[0]}: needs bitsandbytes, which is not installed: pip install 'adagrpo[gpu]'")
+    for key, value in needs.items():
+        if value not in ("none", "fp32") and find_spec("bitsandbytes") is None:
+            raise ConfigError(f"{key}={value}: needs bitsandbytes, which is not installed: pip install 'adagrpo[gpu]'")
 
 
 def prepare_run(config: RunConfig, root: Path = RUNS, rerun_changed: bool = False) -> RunDirectory:
@@ -339,7 +309,7 @@ def prepare_run(config: RunConfig, root: Path = RUNS, rerun_changed: bool = Fals
     """
     _require_library(config)
     fingerprints = fingerprints_of(config)
-    run = _find(config, fingerprints, root)
+    run = _of(config, fingerprints, root)
     if rerun_changed and not run.is_locked() and identity.changes_of(run.folder):
         identity.set_aside(run.folder)
     path = run.folder / "config.yaml"
@@ -349,8 +319,8 @@ def prepare_run(config: RunConfig, root: Path = RUNS, rerun_changed: bool = Fals
         write_atomically(path, configuration.dump(config))
     elif run.status()["state"] == "finished":
         run.remove_unneeded()  # again, since the run may have been killed before it did
-    elif (saved := _saved_config(run)) != config:
-        identity.require_unchanged(run.folder, saved or config, fingerprints)
+    elif (saved := run.config) != config:
+        identity.require_unchanged(run.folder, saved, fingerprints)
         write_atomically(path, configuration.dump(config))
     if not (run.folder / "status.json").exists():
         run.set_status("waiting", 0, config.iterations)
@@ -369,7 +339,8 @@ def environment() -> dict[str, Any]:
         "numerics_version": configuration.NUMERICS_VERSION,
         "python": platform.python_version(),
         "packages": package_versions(),
-        "processor": _processor(),
+        # Times of two runs can only be compared if both are the same.
+        "processor": f"{processor.name()} ({torch.backends.cpu.get_cpu_capability()})",
         "cores": os.cpu_count(),
         "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
     }
@@ -380,10 +351,3 @@ def _commit() -> str | None:
         return None
     command = ["git", "-C", str(CODE), "describe", "--always", "--dirty", "--abbrev=12"]
     return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip() or None
-
-
-def _processor() -> str:
-    """CPU name and vector capability; times of two runs can only be compared if both are the same."""
-    import torch
-
-    return f"{processor.name()} ({torch.backends.cpu.get_cpu_capability()})"

@@ -27,9 +27,8 @@ ENVIRONMENT = "environment.json"
 _EXECUTION = ("commit", "code_sha256", "seal_sha256", "protocol_sha256", "packages", "python", "processor", "gpus")
 """Keys of environment.json; if one of them changes, a resumed run records another execution."""
 
-_FIT: set[tuple[str, ...]] = set()
-"""Checks that have passed, so that a plan of many runs makes each only once: sets of disjoint prompt lists, and prompt
-lists with the reward and settings that can score all their prompts."""
+_FIT: set[str] = set()
+"""Prompt lists and rewards that fit together, see ``_require_fit``."""
 
 
 def fingerprints_of(config: RunConfig) -> dict[str, str]:
@@ -53,19 +52,14 @@ def fingerprints_of(config: RunConfig) -> dict[str, str]:
         raise ConfigError(f"reward or evaluation.judges: {error}") from None
     rewards = {reward.name: reward for reward in (*training.parts, *measured[1:])}
     lists = {split: read_prompts(getattr(config.prompts, split)) for split in config.prompt_splits}
-    for split, prompt_list in lists.items():
-        path = getattr(config.prompts, split)
-        fingerprints[split] = prompt_list.sha256
-        drawn = config.rollout.prompts_per_iteration * config.rollout.candidates
-        if split == "train" and len(prompt_list.prompts) < drawn:
-            raise ConfigError(
-                f"prompts.train {path}: has {len(prompt_list.prompts)} prompts, but an iteration draws {drawn}, "
-                "rollout.prompts_per_iteration times rollout.candidates"
-            )
-        for name, reward in rewards.items():
-            _require_scorable(reward, repr(config.rewards.get(name)), prompt_list, f"prompts.{split} {path}")
-    if not config.prompts.allow_overlap:
-        _require_disjoint(config, lists)
+    drawn = config.rollout.prompts_per_iteration * config.rollout.candidates
+    if len(lists["train"].prompts) < drawn:
+        raise ConfigError(
+            f"prompts.train {config.prompts.train}: has {len(lists['train'].prompts)} prompts, but an iteration draws "
+            f"{drawn}, rollout.prompts_per_iteration times rollout.candidates"
+        )
+    _require_fit(config, lists, rewards)
+    fingerprints |= {split: found.sha256 for split, found in lists.items()}
     try:
         fingerprints |= {f"reward {name}": reward.fingerprint() for name, reward in rewards.items()}
     except RewardError as error:
@@ -103,37 +97,35 @@ def _require_exact_sampling(config: RunConfig) -> None:
         )
 
 
-def _require_scorable(reward: "Reward", settings: str, prompt_list: "PromptList", where: str) -> None:
-    known = (prompt_list.sha256, reward.name, settings)
+def _require_fit(config: RunConfig, lists: Mapping[str, "PromptList"], rewards: Mapping[str, "Reward"]) -> None:
+    """Raise ConfigError if a reward cannot score a prompt, or if two lists have prompts in common and must not.
+
+    Runs of a plan that have the same lists and rewards are checked once.
+    """
+    known = repr((config.prompts, config.rewards, [*rewards], [found.sha256 for found in lists.values()]))
     if known in _FIT:
         return
-    try:
-        for prompt in prompt_list.prompts:
-            reward.check_prompt(prompt)
-    except ValueError as error:
-        raise ConfigError(f"{where}: {error}") from None
-    _FIT.add(known)
-
-
-def _require_disjoint(config: RunConfig, lists: Mapping[str, "PromptList"]) -> None:
-    """Raise ConfigError if two of a run's prompt lists have prompts in common."""
-    known = tuple(prompt_list.sha256 for prompt_list in lists.values())
-    if known in _FIT:
-        return
-    found = overlaps(config, {split: prompt_list.prompts for split, prompt_list in lists.items()})
-    if found:
-        raise ConfigError(f"{found[0]}; remove them from one, or set prompts.allow_overlap=true")
+    for split, found in lists.items():
+        try:
+            for prompt in found.prompts:
+                for reward in rewards.values():
+                    reward.check_prompt(prompt)
+        except ValueError as error:
+            raise ConfigError(f"prompts.{split} {getattr(config.prompts, split)}: {error}") from None
+    if not config.prompts.allow_overlap:
+        for line in overlaps(config, {split: found.prompts for split, found in lists.items()}):
+            raise ConfigError(f"{line}; remove them from one, or set prompts.allow_overlap=true")
     _FIT.add(known)
 
 
 def overlaps(config: RunConfig, lists: Mapping[str, Sequence[str]]) -> list[str]:
     """Messages, one for each pair of a run's prompt lists with common prompts: their number and the first of them."""
-    from harness.prompts.lists import overlap
+    from harness.prompts.lists import prompt_key
 
+    keys = {split: {prompt_key(prompt): prompt for prompt in prompts} for split, prompts in lists.items()}
     lines = []
     for one, other in combinations(lists, 2):
-        common = overlap(lists[other], lists[one])
-        if common:
+        if common := [prompt for key, prompt in keys[other].items() if key in keys[one]]:
             path, its_path = (getattr(config.prompts, split) for split in (one, other))
             lines.append(
                 f"prompts.{one} {path} and prompts.{other} {its_path}: have {len(common)} prompts in common, such as "

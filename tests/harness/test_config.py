@@ -1,5 +1,6 @@
 """Configuration: composition, identity, and errors in one line."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -7,7 +8,7 @@ import yaml
 
 from harness import config as configuration
 from harness.cli import main
-from harness.config import EXPERIMENTS, ConfigError, compose, run_id
+from harness.config import EXPERIMENTS, ConfigError, compose
 from harness.experiments.grid import expand_grid
 from harness.experiments.sweep.definition import load_sweep
 
@@ -29,53 +30,33 @@ def test_unknown_profile_names_those_that_exist() -> None:
         compose("minature")
 
 
-FRUGAL = ["model.execution={gradient_checkpointing: true, text_encoders: free, max_train_batch: 2}"]
-
-
-def test_identity_counts_numerics_and_nothing_else() -> None:
-    fingerprints = {"model": "a"}
-    name = run_id(compose("miniature-luck"), fingerprints)
-    same = compose(
-        "miniature-luck", overrides=["logging.wandb=offline", "runtime.threads=2", "experiment=other", *FRUGAL]
-    )
-    assert run_id(same, fingerprints) == name
-    for change in ("seed=1", "fusion.enabled=true", "evaluation.interval=10", "optimizer.learning_rate=1e-4"):
-        assert run_id(compose("miniature-luck", overrides=[change]), fingerprints) != name
-    assert run_id(compose("miniature-luck"), {"model": "b"}) != name
-
-
-@pytest.mark.parametrize(("sync", "is_same"), [("shared", True), ("per_rank", False)])
-def test_the_number_of_processes_counts_where_each_has_a_capability_of_its_own(sync: str, is_same: bool) -> None:
-    settings = ["selection=curriculum", "rollout.prompts_per_iteration=2", f"capability.sync={sync}"]
-    alone, together = (compose("miniature-luck", overrides=[*settings, f"runtime.processes={n}"]) for n in (1, 2))
-    assert (run_id(alone, {}) == run_id(together, {})) is is_same
-
-
-@pytest.mark.parametrize("word", ["off", '"off"', "offline"])
-def test_off_is_off_on_the_command_line_and_in_yaml(word: str, tmp_path: Path) -> None:
-    assert compose("smoke", overrides=[f"logging.wandb={word}"]).logging.wandb == word.strip('"')
+def test_off_is_off_on_the_command_line_and_in_yaml(tmp_path: Path) -> None:
     path = tmp_path / "profile.yaml"
-    path.write_text((EXPERIMENTS / "profiles" / "smoke.yaml").read_text().replace("wandb: offline", f"wandb: {word}"))
-    assert compose(str(path)).logging.wandb == word.strip('"')
-    with pytest.raises(ConfigError, match=r"logging\.wandb='on' is unknown; the nearest is"):
-        compose("smoke", overrides=["logging.wandb=on"])
+    for word in ("off", '"off"', "offline"):
+        assert compose("smoke", overrides=[f"logging.wandb={word}"]).logging.wandb == word.strip('"')
+        text = (EXPERIMENTS / "profiles" / "smoke.yaml").read_text()
+        path.write_text(text.replace("wandb: offline", f"wandb: {word}"))
+        assert compose(str(path)).logging.wandb == word.strip('"')
 
 
-def test_reward_weights_replace_the_profile_s_and_a_single_one_is_added() -> None:
-    assert compose("miniature-luck", overrides=["reward={colour: 0.5}"]).reward == {"colour": 0.5}
-    assert compose("miniature-luck", overrides=["reward.colour=0.5"]).reward == {"ocr": 1.0, "colour": 0.5}
-    both = ["reward.colour=0.5", "reward.ocr=2"]
-    assert compose("miniature-luck", overrides=both).reward == {"ocr": 2.0, "colour": 0.5}
-    assert compose("miniature-luck", reward="ocr_colour", overrides=["reward.colour=2"]).reward == {
-        "ocr": 1.0,
-        "colour": 2.0,
-    }
+@pytest.mark.parametrize(
+    ("reward", "overrides", "weights"),
+    [
+        (None, ["reward={colour: 0.5}"], {"colour": 0.5}),
+        (None, ["reward.colour=0.5"], {"ocr": 1.0, "colour": 0.5}),
+        (None, ["reward.colour=0.5", "reward.ocr=2"], {"ocr": 2.0, "colour": 0.5}),
+        ("ocr_colour", ["reward.colour=2"], {"ocr": 1.0, "colour": 2.0}),
+    ],
+)
+def test_reward_weights_replace_the_profile_s_and_a_single_one_is_added(
+    reward: str | None, overrides: list[str], weights: dict[str, float]
+) -> None:
+    assert compose("miniature-luck", reward=reward, overrides=overrides).reward == weights
 
 
-def test_single_reward_weights_are_added_in_grids_and_sweeps_too(tmp_path: Path) -> None:
-    cells = "[{reward.colour: [0.25, 0.5], selection: random}]"
+def test_single_reward_weights_are_added_in_a_grid_too(tmp_path: Path) -> None:
     grid = tmp_path / "grid.yaml"
-    grid.write_text(f"profile: smoke\nseeds: [0]\ncells: {cells}\n")
+    grid.write_text("profile: smoke\nseeds: [0]\ncells: [{reward.colour: [0.25, 0.5], selection: random}]\n")
     assert [run.reward for run in expand_grid(str(grid))] == [{"ocr": 1.0, "colour": 0.25}, {"ocr": 1.0, "colour": 0.5}]
 
 
@@ -84,20 +65,15 @@ def test_single_reward_weights_are_added_in_grids_and_sweeps_too(tmp_path: Path)
     [
         (["fusion.wieght=2"], "unknown key 'fusion.wieght'; the nearest is 'fusion.weight'"),
         (["selektion=random"], "the nearest is 'selection'"),
-        (["selection=curiculum"], "selection='curiculum' is unknown; the nearest is 'curriculum'"),
         (["rollout.branch_indices=[0,7]"], "7 is past the trainable steps of model.num_steps=8; use 0 to 6"),
         (["rollout.branch_indices=[2,1]"], "in increasing order"),
         (["capability.decay=1"], "capability.decay=1: input should be less than 1"),
         (["runtime.processes=2"], "prompts_per_iteration: 1 does not divide"),
         (["method.kernel=flow_cps", "method.eta=1.2"], "out of range for flow_cps"),
         (["fusion.kind=rescaled"], "fusion.kind: rescaled has no effect without fusion"),
-        (["fusion.enabled=true", "fusion.kind=rescale"], "the nearest is 'rescaled'"),
         (["seed="], "null"),
         (["fusion..weight=1"], "key=value"),
         (["seed=010"], "010"),
-        (["iterations=1:30"], "1:30"),
-        (["objective.kl_beta=on"], "objective.kl_beta"),
-        (["rollout={group_size: 4, group_size: 8}"], "twice"),
         (["fusion.enabled=1"], "fusion.enabled"),
         (["fusion.weight='2'"], "fusion.weight"),
         (["rollout.group_size=8.0"], "rollout.group_size"),
@@ -105,9 +81,10 @@ def test_single_reward_weights_are_added_in_grids_and_sweeps_too(tmp_path: Path)
         (["fusion.weight=.inf"], "inf"),
         (["seed=99999999999999999999999999"], "seed"),
         (["rollout.group_size=1000000000"], "rollout.group_size"),
-        (["model.height=1000000000"], "model.height"),
-        (["runtime.timeout_seconds=1e300"], "runtime.timeout_seconds"),
+        (["logging.wandb=on"], "logging.wandb='on' is unknown; the nearest is"),
         (["reward={}"], "reward"),
+        (["rewards=3"], "rewards=3"),
+        (["plugins=[1]"], "plugins="),
         (["reward.ocr=0"], "reward.ocr"),
     ],
 )
@@ -140,19 +117,15 @@ NO_NAMES = ["..", "a.", ".a", "-a", "../a", "a b", "a\n", "", "x" * 101, "\u00e9
 
 @pytest.mark.parametrize("name", NO_NAMES)
 def test_what_becomes_a_path_is_a_name(name: str, tmp_path: Path) -> None:
-    content = {"extends": "smoke", "experiment": name}
-    uses = [{"experiment": name}, {"use_model": name}, {"use_method": name}, {"use_reward": name}, {"extends": name}]
-    for use in uses:
-        profile = tmp_path / "profile.yaml"
-        (tmp_path / "smoke.yaml").write_text((EXPERIMENTS / "profiles" / "smoke.yaml").read_text())
-        profile.write_text(yaml.safe_dump(content | {"experiment": "good"} | use))
-        with pytest.raises(ConfigError):
+    shutil.copy(EXPERIMENTS / "profiles" / "smoke.yaml", tmp_path)
+    profile = tmp_path / "profile.yaml"
+    for key in ("experiment", "use_model", "use_method", "use_reward", "extends"):
+        profile.write_text(yaml.safe_dump({"extends": "smoke", key: name}))
+        with pytest.raises(ConfigError, match="is no name"):
             compose(str(profile))
-    for call in (compose, expand_grid, load_sweep, lambda name: compose("smoke", method=name)):
-        with pytest.raises(ConfigError):
+    for call in (compose, expand_grid, load_sweep, lambda name: load_sweep("smoke", name=name)):
+        with pytest.raises(ConfigError, match="is no name"):
             call(name)
-    with pytest.raises(ConfigError, match="--name"):
-        load_sweep("smoke", name=name)
 
 
 def test_a_value_knows_where_it_was_written() -> None:
@@ -168,17 +141,3 @@ def test_a_value_knows_where_it_was_written() -> None:
     assert line[int(origins["iterations"].rpartition(":")[2]) - 1] == "iterations: 2"
     assert "objective.kl_beta" not in origins
     assert config == compose("paper-dry", overrides=["fusion.weight=2", "reward.clip=1", "seed=3"])
-
-
-def test_a_saved_configuration_with_settings_of_before_is_read(tmp_path: Path) -> None:
-    config = compose("miniature-luck", overrides=["rollout.window={size: 1}"])
-    old = config.model_dump(mode="json")
-    old["rollout"] |= {"latent_precision": "fp32", "window": old["rollout"]["window"] | {"interval": 1}}
-    old["model"]["vae_tiling"], old["optimizer"]["warmup_iterations"] = False, 0
-    old["logging"]["wandb_project"] = "adagrpo"
-    path = tmp_path / "config.yaml"
-    path.write_text(yaml.safe_dump(old))
-    assert configuration.load(path) == config
-    path.write_text(yaml.safe_dump(old | {"optimizer": old["optimizer"] | {"warmup_iterations": 3}}))
-    with pytest.raises(ConfigError, match=r"unknown key 'optimizer\.warmup_iterations'"):
-        configuration.load(path)

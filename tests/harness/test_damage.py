@@ -156,7 +156,7 @@ def test_of_damaged_checkpoints_the_one_before_is_taken_and_the_end_is_the_same(
     whole, run = prepare_run(config, tmp_path / "whole"), prepare_run(config, tmp_path / "damaged")
     Session(whole, say=lambda line: None).execute()
     Session(run, say=lambda line: None).execute()
-    first = [path.parent.name for path in checkpoints.saved(run.checkpoints)]
+    first = [folder.name for folder in checkpoints.saved(run.checkpoints)]
     assert first == ["iteration-0000003", "iteration-0000002"]
     cut(folder_of(run.checkpoints, 3) / "state.pt", 1)
     (run.folder / "status.json").unlink()
@@ -177,22 +177,12 @@ def test_of_damaged_checkpoints_the_one_before_is_taken_and_the_end_is_the_same(
         run.load_checkpoint()
 
 
-def test_a_checkpoint_of_older_code_is_read_until_there_is_a_newer_one(run: RunDirectory) -> None:
-    before = first_weight(run)
-    (folder_of(run.checkpoints, 1) / "state.pt").rename(run.checkpoints / "latest.pt")
-    shutil.rmtree(folder_of(run.checkpoints, 1))
-    assert torch.equal(first_weight(run), before)
-    cut(run.checkpoints / "latest.pt")
-    with pytest.raises(ConfigError, match=r"latest\.pt: is damaged or was cut off; put back a copy, or delete"):
-        run.load_checkpoint()
-
-
 def test_the_best_checkpoint_is_kept_beside_the_newest(tmp_path: Path) -> None:
     for iteration, value in enumerate((0.1, 0.7, None, 0.7, 0.2, None, 0.3), start=1):
         with checkpoints.completing(folder_of(tmp_path, iteration), value) as folder:
             (folder / "state.pt").write_bytes(b"weights")
         checkpoints.prune(tmp_path, keep=2)
-    assert [int(path.parent.name[-7:]) for path in checkpoints.saved(tmp_path)] == [7, 6, 4]
+    assert [int(folder.name[-7:]) for folder in checkpoints.saved(tmp_path)] == [7, 6, 4]
 
 
 def test_final_weights_that_were_changed_are_not_drawn_with(run: RunDirectory) -> None:

@@ -34,31 +34,9 @@ from tests.harness.conftest import Serve
 
 SHARE = float(os.environ.get("ADAGRPO_FUZZ", "0.02"))
 WORDS = ['the word "tin" in red on white', 'the word "up" in blue on yellow']
-ODD = [
-    *(
-        b"",
-        b"\x00",
-        b"\xff\xfe",
-        b"[" * 5000,
-        b"9" * 5000,
-        b"-1",
-        b"NaN",
-        b"1e999",
-        b"null",
-        b"{}",
-        b"true",
-        b"\r\n",
-        b"\t",
-    ),
-    *(
-        b"../../etc/passwd",
-        b"&a [*a, *a]",
-        b"!!python/object/apply:os.system [id]",
-        b'"',
-        b": ",
-        "\ufb00\u0301".encode(),
-    ),
-]
+ODD = [b"", b"\x00", b"\xff\xfe", b"[" * 5000, b"9" * 5000, b"\r\n", b"\t", b'"', b": ", "\ufb00\u0301".encode()]
+ODD += [b"-1", b"NaN", b"1e999", b"null", b"{}", b"true", b"../../etc/passwd", b"&a [*a, *a]"]
+ODD += [b"!!python/object/apply:os.system [id]"]
 Draw = random.Random
 
 
@@ -109,9 +87,7 @@ def asked(port: int, sent: bytes) -> tuple[int, bytes]:
             connection.sendall(sent)
             connection.shutdown(socket.SHUT_WR)
             answer = b"".join(iter(lambda: connection.recv(2**16), b""))
-        except TimeoutError:
-            raise
-        except OSError:  # closed by the server
+        except ConnectionError:  # closed by the server
             return 0, b""
     head, _, body = answer.partition(b"\r\n\r\n")
     words = head.split()

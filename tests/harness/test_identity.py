@@ -46,16 +46,27 @@ def test_every_setting_that_counts_has_a_value_in_the_baseline() -> None:
     assert not missing, "add them to harness/config/baseline.json, with the value that means that all is as before"
 
 
-def test_a_default_that_moves_changes_names(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_default_that_moves_changes_names() -> None:
     config = compose("miniature-luck")
     moved = config.model_copy(update={"objective": config.objective.model_copy(update={"advantage_clip": 4.0})})
     assert numeric_settings(moved)["objective"] == {"advantage_clip": 4.0}
-    assert run_id(moved, {}) != run_id(config, {})
+    assert run_id(moved, {}) != run_id(config, {}) != run_id(config, {"model": "another"})
+
+
+PROCESSES = ["selection=curriculum", "rollout.prompts_per_iteration=2"]
+FRUGAL = "model.execution={gradient_checkpointing: true, text_encoders: free, max_train_batch: 2}"
 
 
 @pytest.mark.parametrize(
     ("cell", "change", "is_same"),
     [
+        ([], "logging.wandb=offline", True),
+        ([], "runtime.threads=2", True),
+        ([], "experiment=other", True),
+        ([], FRUGAL, True),
+        ([], "seed=1", False),
+        ([], "evaluation.interval=10", False),
+        ([], "fusion.enabled=true", False),
         ([], "capability.decay=0.5", True),
         ([], "capability.sync=per_rank", True),
         ([], "fusion.weight=3", True),
@@ -70,6 +81,8 @@ def test_a_default_that_moves_changes_names(monkeypatch: pytest.MonkeyPatch) -> 
         (["optimizer.weight_ema=0.9"], "optimizer.weight_ema_interval=3", False),
         ([], "rewards.colour={offset: 1}", True),
         ([], "rewards.ocr={offset: 1}", False),
+        (PROCESSES, "runtime.processes=2", True),
+        ([*PROCESSES, "capability.sync=per_rank"], "runtime.processes=2", False),
     ],
 )
 def test_runs_that_differ_in_a_setting_without_effect_are_one(cell: list[str], change: str, is_same: bool) -> None:
@@ -92,30 +105,28 @@ def run(config: RunConfig, tmp_path: Path) -> RunDirectory:
     return prepare_run(config, tmp_path / "runs")
 
 
-@pytest.mark.parametrize("split", ["train", "validation", "test"])
-def test_a_list_that_was_replaced_is_refused(split: str, run: RunDirectory, tmp_path: Path) -> None:
+def test_a_run_is_refused_if_what_it_was_made_with_has_changed(
+    run: RunDirectory, config: RunConfig, tmp_path: Path
+) -> None:
     identity.require_unchanged(run.folder, run.config)
-    path = tmp_path / f"{split}.txt"
-    path.write_text(path.read_text(encoding="utf-8") + 'the word "other" in red on yellow\n', encoding="utf-8")
-    with pytest.raises(ConfigError, match=rf"prompts\.{split}"):
-        Session(run, say=lambda line: None)
-
-
-def test_an_edited_config_is_refused_and_its_key_named(run: RunDirectory) -> None:
-    path = run.folder / "config.yaml"
-    text = path.read_text(encoding="utf-8")
-    path.write_text(text.replace("group_size: 2", "group_size: 3"), encoding="utf-8")
-    with pytest.raises(ConfigError, match=r"rollout\.group_size is 3"):
-        Session(run, say=lambda line: None)
-    path.write_text(text.replace("threads: 1", "threads: 2"), encoding="utf-8")  # changes no number
-    identity.require_unchanged(run.folder, run.config)
-
-
-def test_a_reward_or_a_model_that_was_replaced_is_refused(run: RunDirectory, config: RunConfig) -> None:
+    for split in ("train", "validation", "test"):
+        path = tmp_path / f"{split}.txt"
+        text = path.read_text(encoding="utf-8")
+        path.write_text(text + 'the word "other" in red on yellow\n', encoding="utf-8")
+        with pytest.raises(ConfigError, match=rf"prompts\.{split}"):
+            identity.require_unchanged(run.folder, run.config)
+        path.write_text(text, encoding="utf-8")
     now = identity.fingerprints_of(config)
     for name in ("model", "reward colour"):
         with pytest.raises(ConfigError, match=name.split()[0]):
             identity.require_unchanged(run.folder, config, now | {name: "another"})
+    path = run.folder / "config.yaml"
+    text = path.read_text(encoding="utf-8")
+    path.write_text(text.replace("threads: 1", "threads: 2"), encoding="utf-8")  # changes no number
+    identity.require_unchanged(run.folder, run.config)
+    path.write_text(text.replace("group_size: 2", "group_size: 3"), encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"rollout\.group_size is 3"):
+        Session(run, say=lambda line: None)
 
 
 def test_adapters_merged_into_bf16_weights_are_refused(config: RunConfig, tmp_path: Path) -> None:
@@ -139,17 +150,18 @@ def test_lists_with_prompts_in_common_are_refused_unless_that_is_said(config: Ru
         find_run(config)
 
 
-def test_nothing_is_written_into_a_finished_run(run: RunDirectory, config: RunConfig, tmp_path: Path) -> None:
+def test_a_run_takes_over_how_it_is_executed_until_it_is_finished(
+    run: RunDirectory, config: RunConfig, tmp_path: Path
+) -> None:
+    two, three = (
+        config.model_copy(update={"runtime": config.runtime.model_copy(update={"threads": threads})})
+        for threads in (2, 3)
+    )
+    assert prepare_run(two, tmp_path / "runs").config.runtime.threads == 2
     run.set_status("finished", 1, 1)
     before = {path: path.read_bytes() for path in run.folder.rglob("*") if path.is_file()}
-    other = config.model_copy(update={"runtime": config.runtime.model_copy(update={"threads": 2})})
-    assert prepare_run(other, tmp_path / "runs").folder == run.folder
+    assert prepare_run(three, tmp_path / "runs").folder == run.folder
     assert {path: path.read_bytes() for path in run.folder.rglob("*") if path.is_file()} == before
-
-
-def test_an_unfinished_run_takes_over_how_it_is_executed(run: RunDirectory, config: RunConfig, tmp_path: Path) -> None:
-    other = config.model_copy(update={"runtime": config.runtime.model_copy(update={"threads": 2})})
-    assert prepare_run(other, tmp_path / "runs").config.runtime.threads == 2
 
 
 def test_executions_are_added_and_never_replaced(run: RunDirectory) -> None:
@@ -235,7 +247,9 @@ def test_the_code_of_numbers_is_the_method_the_models_and_the_rewards_but_no_com
 
 
 def test_the_seal_covers_the_rules_and_nothing_beside_them(tmp_path: Path) -> None:
-    shutil.copytree(ROOT / "analysis", tmp_path / "analysis", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("analysis/decisions.py", "analysis/verdicts/protocol.py", "analysis/cells/study.py"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, tmp_path / name)
     seal = sources.seal_sha256.__wrapped__(tmp_path)
     assert seal == sources.seal_sha256()
     names = {"analysis/decisions.py": True, "analysis/verdicts/protocol.py": True, "analysis/cells/study.py": False}
@@ -248,15 +262,15 @@ def test_the_seal_covers_the_rules_and_nothing_beside_them(tmp_path: Path) -> No
         path.write_text(text, encoding="utf-8")
 
 
-@pytest.mark.parametrize("content", ['{"resumed": 5}', '{"resumed": [5]}', '{"packages": []}', '{"gpus": "x"}', "[]"])
-def test_a_record_of_executions_of_another_shape_is_one_line_that_names_it(tmp_path: Path, content: str) -> None:
+def test_a_record_of_executions_of_another_shape_is_one_line_that_names_it(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text(dump(compose("miniature-luck")), encoding="utf-8")
-    (tmp_path / "environment.json").write_text(content, encoding="utf-8")
-    with pytest.raises(ConfigError, match=r"environment\.json"):
-        read_directory(tmp_path)
-    with pytest.raises(ConfigError, match=r"environment\.json"):
-        identity.record_execution(tmp_path, {"code_sha256": "a"})
-    assert identity.changes_of(tmp_path) == ["code not recorded"]
+    for content in ('{"resumed": 5}', '{"resumed": [5]}', '{"packages": []}', '{"gpus": "x"}', "[]"):
+        (tmp_path / "environment.json").write_text(content, encoding="utf-8")
+        with pytest.raises(ConfigError, match=r"environment\.json"):
+            read_directory(tmp_path)
+        with pytest.raises(ConfigError, match=r"environment\.json"):
+            identity.record_execution(tmp_path, {"code_sha256": "a"})
+        assert identity.changes_of(tmp_path) == ["code not recorded"]
 
 
 def test_a_setting_that_has_another_name_now_is_read_and_names_runs_as_before() -> None:
@@ -265,7 +279,7 @@ def test_a_setting_that_has_another_name_now_is_read_and_names_runs_as_before() 
     )
     assert former == present
     assert numeric_settings(present)["rollout"] == {"prompts_per_update": 4}
-    with pytest.raises(ConfigError, match="prompts_per_update is called prompts_per_iteration now"):
+    with pytest.raises(ConfigError, match=r"prompts_per_update'; the nearest is 'rollout\.prompts_per_iteration'"):
         compose("miniature", overrides=["rollout.prompts_per_update=4"])
 
 

@@ -47,16 +47,13 @@ def test_every_name_is_a_value_of_its_setting_and_another_is_not(key: str) -> No
         compose("smoke", overrides=[f"{key}={wrong}"])
 
 
-@pytest.mark.parametrize("key", [key for key in OF_SETTINGS if key != "runtime.engine"])
-def test_an_entry_that_is_added_is_known_at_once(key: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(OF_SETTINGS[key], "another", "Another")
-    overrides = [f"{key}=another", "fusion.enabled=true", "rollout.prompts_per_iteration=2", "runtime.processes=2"]
-    config = compose("smoke", overrides=overrides)
-    assert "nother" in _method_of(config)
-    if key == "selection":
-        assert selection_colour("another") == "Another"
-    if key == "method.kernel":
-        assert Cell("another", "random", False, 0.0).label == "Another"
+def test_an_entry_that_is_added_is_known_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    for registry in (names.METHODS, names.SELECTIONS, names.FUSIONS):
+        monkeypatch.setitem(registry, "another", "Another")
+    every = ["method.kernel=another", "selection=another", "fusion.enabled=true", "fusion.kind=another"]
+    assert _method_of(compose("smoke", overrides=every)) == "Another + another prompts + Another"
+    assert selection_colour("another") == "Another"
+    assert Cell("another", "random", False, 0.0).label == "Another"
 
 
 def test_the_page_of_rewards_has_every_row_of_the_table() -> None:
@@ -71,12 +68,10 @@ def test_the_page_of_rewards_has_every_row_of_the_table() -> None:
         assert all(f"`{place}`" in published for place in (reward.path, reward.base) if place)
 
 
-@pytest.mark.parametrize(
-    "override", ["reward={clib: 1}", "reward.clib=1", "evaluation.judges=[ocr, clib]", "rewards.clib.device=cpu"]
-)
-def test_an_unknown_reward_or_judge_is_refused_when_it_is_read(override: str) -> None:
-    with pytest.raises(ConfigError, match=r"^[^\n]*'clib' is unknown; the nearest is 'clip'[^\n]*$"):
-        compose("smoke", overrides=[override])
+def test_an_unknown_reward_or_judge_is_refused_when_it_is_read() -> None:
+    for override in ("reward={clib: 1}", "reward.clib=1", "evaluation.judges=[ocr, clib]", "rewards.clib.device=cpu"):
+        with pytest.raises(ConfigError, match=r"^[^\n]*'clib' is unknown; the nearest is 'clip'[^\n]*$"):
+            compose("smoke", overrides=[override])
 
 
 def test_a_reward_of_the_registry_is_known_to_the_doctor(monkeypatch: pytest.MonkeyPatch) -> None:

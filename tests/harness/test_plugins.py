@@ -8,7 +8,7 @@ import torch
 
 from harness import cli
 from harness.adagrpo import CapabilityTracker
-from harness.config import ConfigError, RunConfig, compose, load
+from harness.config import ConfigError, RewardConfig, RunConfig, compose, load
 from harness.config import plugins as config_plugins
 from harness.experiments.grid import expand_grid
 from harness.foundation import plugins
@@ -16,13 +16,14 @@ from harness.foundation.errors import HarnessError
 from harness.foundation.plugins import PluginError, explaining, find
 from harness.models.pipelines.registry import build_policy
 from harness.prompts.lists import read_prompts
-from harness.rewards import build_rewards
+from harness.rewards.plugin import PluginReward
 from harness.rules.advantages import Group
 from harness.rules.plugins import fusion_of, local_of, rule_of, try_out
 from harness.rules.selection import Candidates
 from harness.runs.directory import RunDirectory, find_run, prepare_run
 from harness.runs.identity import require_unchanged
 from harness.training.session import Session
+from tests.harness.conftest import SHORT
 
 RULE = """
 class SecondHardest:
@@ -50,12 +51,9 @@ def write(tmp_path: Path) -> Write:
     return writing
 
 
-SETTINGS = ["iterations=1", "rollout.candidates=4", "rollout.group_size=2", "rollout.branch_indices=[1]"]
-SETTINGS += ["evaluation={judges: [], validation_prompts: 2, gallery: 0, test: false, base_test: false}"]
-
-
 def composed(*overrides: str) -> RunConfig:
-    return compose("miniature-luck", overrides=[*SETTINGS, *overrides])
+    evaluation = "evaluation={judges: [], test: false, base_test: false}"
+    return compose("miniature-luck", overrides=[*SHORT, "rollout.candidates=2", evaluation, *overrides])
 
 
 def test_a_run_trains_on_a_plug_in_and_is_told_by_its_source(write: Write, tmp_path: Path) -> None:
@@ -78,25 +76,28 @@ def test_a_run_trains_on_a_plug_in_and_is_told_by_its_source(write: Write, tmp_p
         find_run(config)
 
 
-WRONG = {
-    "selection": [
-        ("return 4", "must return an index from 0 to 3, of 4 candidates, and returned 4"),
-        ("return 0.5", "a whole number, and returned 0.5"),
-        ("return int(torch.randint(10**9, (1,))) % 4 if next(calls) else 1", "when called again"),
-        ("return candidates.means[99]", "my.py:6: IndexError: index 99 is out of bounds"),
+@pytest.mark.parametrize(
+    ("kind", "body", "said"),
+    [
+        ("selection", "return 4", "must return an index from 0 to 3, of 4 candidates, and returned 4"),
+        ("selection", "return 0.5", "a whole number, and returned 0.5"),
+        ("selection", "return int(torch.randint(10**9, (1,))) % 4 if next(calls) else 1", "when called again"),
+        ("selection", "return candidates.means[99]", "my.py:6: IndexError: index 99 is out of bounds"),
+        ("fusion", "return candidates.local[:3]", r"must return a tensor of 4 .*, \[G\], and returned a tensor \[3\]"),
+        ("fusion", "return candidates.local * float('nan')", "advantages that are not finite"),
+        ("fusion", "return torch.rand(4)", "other advantages when called again"),
+        ("local", "return [0.0]", r"must return a tensor of 4 advantages, \[G\], and returned \[0.0\]"),
+        (
+            "reward",
+            "return candidates.mean()",
+            r"must return a tensor of a score per picture, \[2\], and returned \[\]",
+        ),
+        ("reward", "return candidates.mean((1, 2, 3)) / 0 * 0", "scored nan, for the prompt 'one'"),
+        ("reward", "return torch.rand(2)", "when called again"),
+        ("reward", "return candidates.missing", "my.py:6: AttributeError: 'Tensor' object has no attribute 'missing'"),
     ],
-    "fusion": [
-        ("return candidates.local[:3]", r"must return a tensor of 4 advantages, \[G\], and returned a tensor \[3\]"),
-        ("return candidates.local * float('nan')", "advantages that are not finite"),
-        ("return torch.rand(4)", "other advantages when called again"),
-    ],
-    "local": [("return [0.0]", r"must return a tensor of 4 advantages, \[G\], and returned \[0.0\]")],
-}
-CASES = [(kind, body, said) for kind, those in WRONG.items() for body, said in those]
-
-
-@pytest.mark.parametrize(("kind", "body", "said"), CASES)
-def test_what_a_rule_may_not_return_is_refused_in_one_line(write: Write, kind: str, body: str, said: str) -> None:
+)
+def test_what_may_not_be_returned_is_refused_in_one_line(write: Write, kind: str, body: str, said: str) -> None:
     file = write(
         f"import itertools\nimport torch\n\ncalls = itertools.count()\ndef Mine(candidates, *_):\n    {body}\n"
     )
@@ -104,10 +105,12 @@ def test_what_a_rule_may_not_return_is_refused_in_one_line(write: Write, kind: s
     rewards = torch.tensor([0.1, 0.4, 0.2, 0.3], dtype=torch.float64)
     capability = CapabilityTracker()
     capability.update(rewards)
+    pictures, prompts = torch.zeros(2, 3, 8, 8), ["one", "two"]
     call = {
         "selection": lambda: rule_of("", source)(Candidates(rewards[:, None], capability, torch.Generator())),
         "fusion": lambda: fusion_of("", source)(Group(rewards, rewards, 0.3, 0.1), 1.0),
         "local": lambda: local_of(source)(rewards),
+        "reward": lambda: PluginReward("Mine", RewardConfig(plugin=source)).score(pictures, prompts),
     }[kind]
     with pytest.raises(PluginError, match=said) as caught, explaining():
         call()
@@ -144,23 +147,6 @@ def test_what_a_kernel_may_not_return_is_refused_in_one_line(write: Write, mean:
         try_out(None, 1, None, None, f"{bad}:Mine", 0.3)
 
 
-@pytest.mark.parametrize(
-    ("body", "said"),
-    [
-        ("return images.mean()", r"must return a tensor of a score per picture, \[2\], and returned \[\]"),
-        ("return images.mean((1, 2, 3)) / 0 * 0", "scored nan, for the prompt 'one'"),
-        ("return torch.rand(2)", "when called again"),
-        ("return images.missing", "my.py:3: AttributeError: 'Tensor' object has no attribute 'missing'"),
-    ],
-)
-def test_what_a_reward_may_not_return_is_refused_in_one_line(write: Write, body: str, said: str) -> None:
-    file = write(f"import torch\ndef Mine(images, prompts):\n    {body}\n")
-    config = composed(f"reward={file}:Mine")
-    reward, _ = build_rewards(config.reward, (), config.rewards)
-    with pytest.raises(PluginError, match=said), explaining():
-        reward.score(torch.zeros(2, 3, 8, 8), ["one", "two"])
-
-
 def test_prompts_come_from_a_function(write: Write) -> None:
     file = write("def words():\n    return [f'the  word {i}' for i in range(9)]\n\ndef none():\n    return None\n")
     config = composed(f"prompts.train={file}:words")
@@ -185,19 +171,16 @@ def test_a_policy_of_the_wrong_kind_is_refused(write: Write) -> None:
         (["selection=no_such_module:Rule"], "there is no module no_such_module in Python"),
         (["selection=SecondHardest"], "selection='SecondHardest' is unknown; the nearest is"),
         (["reward={file}:SecondHardest", "rewards.SecondHardest.precision=bf16"], "a plug-in has no such setting"),
-        (["selection={file}:SecondHardest", "plugins={{SecondHardest: other.py:SecondHardest}}"], "have one name"),
+        (["selection={file}:SecondHardest", "plugins.SecondHardest.source=other.py:SecondHardest"], "have one name"),
+        (["selection={wrong}:Mine"], r"wrong\.py:2: SyntaxError"),
     ],
 )
 def test_a_plug_in_that_cannot_be_had_is_one_line(write: Write, overrides: list[str], said: str) -> None:
     file = write(f"{RULE}\n\ndef random(candidates):\n    return 0\n")
+    wrong = file.with_name("wrong.py")
+    wrong.write_text("x = 1\ny = (")
     with pytest.raises(HarnessError, match=said):
-        find_run(composed(*(override.format(file=file) for override in overrides)))
-
-
-def test_a_syntax_error_names_its_line(write: Write) -> None:
-    file = write("x = 1\ny = (")
-    with pytest.raises(PluginError, match=r"my\.py:2: SyntaxError"):
-        find(f"{file}:Mine")
+        find_run(composed(*(override.format(file=file, wrong=wrong) for override in overrides)))
 
 
 def test_the_command_shows_a_traceback_only_when_asked(write: Write, capsys: pytest.CaptureFixture[str]) -> None:

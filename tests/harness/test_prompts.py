@@ -71,7 +71,6 @@ def test_text_and_json_lists_hold_the_same_prompts_and_other_keys_are_kept_out(t
             '{"prompt": "a cat"}\n{"text": "a dog"}',
             'line 2 must be an object with a text, as in {"prompt"',
         ),
-        ("deep.json", "[" * 100_000, "nested too deeply"),
         ("both.csv", "caption,text\na cat,b\n", "columns 'caption', 'text'; name one by  --column"),
         ("none.csv", "a cat\na dog\n", "no column 'prompt' but 'a cat'"),
         ("unquoted.csv", "prompt,id\na cat, a dog,1\n", "line 2 has not as many cells as the header"),
@@ -99,12 +98,6 @@ def test_a_list_that_cannot_be_used_is_named_with_the_place(
         read_prompts(written(tmp_path, name, content))
     assert name in str(error.value)
     assert "\n" not in str(error.value)
-
-
-def test_bytes_that_are_no_text_are_named(tmp_path: Path) -> None:
-    (tmp_path / "latin.txt").write_bytes("café".encode("latin-1"))
-    with pytest.raises(ConfigError, match=r"not text in UTF-8 \(byte 3\)"):
-        read_prompts(tmp_path / "latin.txt")
 
 
 def test_joined_emoji_and_accents_are_fine_and_invisible_characters_are_not() -> None:
@@ -167,10 +160,10 @@ def test_existing_lists_are_not_overwritten(tmp_path: Path) -> None:
     assert read_prompts(tmp_path / "train.txt").prompts == ("a bird",)
 
 
-@pytest.mark.parametrize("shares", ["90,5", "90,5,6", "-10,60,50", "a,b,c", "nan,50,50"])
-def test_shares_must_be_three_percentages_that_add_up(shares: str) -> None:
-    with pytest.raises(ConfigError, match="--shares"):
-        Shares.parse(shares)
+def test_shares_must_be_three_percentages_that_add_up() -> None:
+    for shares in ("90,5", "90,5,6", "-10,60,50", "a,b,c", "nan,50,50"):
+        with pytest.raises(ConfigError, match="--shares"):
+            Shares.parse(shares)
 
 
 def test_the_projects_own_lists_are_disjoint_and_split_by_hash() -> None:
@@ -189,32 +182,25 @@ def test_the_list_of_many_passes_is_the_documented_draw_and_has_no_word_of_valid
     assert not {prompt.split('"')[1] for prompt in many} & (words["validation"] | words["test"])
 
 
-# --- the documented import of HPD
-
-DOCUMENTED = re.search(
-    r"adagrpo (prompts import hpd/train\.json .*?[^\\])\n", (ROOT / "docs/prompts.md").read_text(), re.S
-)
-
-
-@pytest.mark.parametrize("profile", ["paper", "native-sd35"])
-def test_profiles_read_the_lists_that_the_documented_import_writes(
-    profile: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_profiles_read_the_lists_that_the_documented_import_of_hpd_writes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert DOCUMENTED is not None
-    arguments = shlex.split(DOCUMENTED[1].replace("\\\n", " "))
+    page = (ROOT / "docs/prompts.md").read_text()
+    [command] = re.findall(r"adagrpo (prompts import hpd/train\.json .*?[^\\])\n", page, re.S)
+    arguments = shlex.split(command.replace("\\\n", " "))
     benchmarks = [arguments[i + 1] for i, word in enumerate(arguments) if word == "--exclude"]
     assert len(benchmarks) == 4
     monkeypatch.chdir(tmp_path)
     (tmp_path / "hpd" / "benchmark").mkdir(parents=True)
-    pairs = [f"{prompt}, oil on canvas {n}" for n in range(20) for prompt in NUMBERED]
+    pairs = [f"{prompt}, oil on canvas {n}" for n in range(5) for prompt in NUMBERED]
     objects = [{"prompt": prompt, "file_path": ["1.jpg", "2.jpg"], "human_preference": [1, 0]} for prompt in pairs]
     written(tmp_path, "hpd/train.json", json.dumps([*objects, *objects[:50]]))
     for number, name in enumerate(benchmarks):
         written(tmp_path, name, json.dumps(pairs[10 * number : 10 * number + 10]))
-    with pytest.raises(SystemExit) as ended:
+    with pytest.raises(SystemExit, match="0"):
         main(arguments)
-    assert ended.value.code == 0
-    config = compose(profile)
-    lists = {split: read_prompts(tmp_path / getattr(config.prompts, split)).prompts for split in SPLITS}
-    assert sum(map(len, lists.values())) == len(pairs) - 40
-    assert not set(pairs[:40]) & {prompt for prompts in lists.values() for prompt in prompts}
+    for profile in ("paper", "native-sd35"):
+        config = compose(profile)
+        lists = {split: read_prompts(tmp_path / getattr(config.prompts, split)).prompts for split in SPLITS}
+        assert sum(map(len, lists.values())) == len(pairs) - 40
+        assert not set(pairs[:40]) & {prompt for prompts in lists.values() for prompt in prompts}

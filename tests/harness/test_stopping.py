@@ -16,16 +16,14 @@ from harness.runs.directory import RunDirectory, prepare_run
 from harness.training.mirror import Mirror
 from harness.training.preemption import Preemption
 from harness.training.session import Session
+from tests.harness.conftest import SHORT
 
 FAST = [
+    *SHORT,
+    "iterations=2",
     "rollout.candidates=3",
-    "rollout.group_size=2",
-    "rollout.branch_indices=[1]",
-    "evaluation.validation_prompts=2",
-    "evaluation.gallery=0",
-    "evaluation.judges=[ocr]",
-    "evaluation.test=false",
-    "evaluation.base_test=false",
+    "evaluation={interval: 1, test: false, base_test: false}",
+    "prompts.test=there/is/none.txt",
 ]
 
 
@@ -33,66 +31,73 @@ def prepared(folder: Path, *overrides: str) -> RunDirectory:
     return prepare_run(compose("miniature-luck", overrides=[*FAST, *overrides]), folder)
 
 
-def evaluations(run: RunDirectory) -> list[dict[str, Any]]:
+def execute(run: RunDirectory, **options: Any) -> None:
+    Session(run, say=lambda line: None, **options).execute()
+
+
+def what_it_left(run: RunDirectory) -> tuple[list[dict[str, Any]], bytes]:
+    """Evaluations but for their seconds, and final weights."""
     records = [json.loads(line) for line in (run.folder / "eval.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in record.items() if key != "seconds"} for record in records]
+    final = run.folder / "checkpoints/final/pytorch_lora_weights.safetensors"
+    return [{key: value for key, value in record.items() if key != "seconds"} for record in records], final.read_bytes()
 
 
-def test_a_stopped_run_loses_nothing_and_continues_as_if_it_had_not_been_stopped(tmp_path: Path) -> None:
-    settings = ["iterations=3", "evaluation.interval=1", "prompts.test=there/is/none.txt"]
-    seen: list[tuple[int, float]] = []
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
+    """A run that was not interrupted."""
+    run = prepared(tmp_path_factory.mktemp("whole"))
+    execute(run)
+    return run
+
+
+@pytest.mark.parametrize("stopped_at", [0, 1])
+def test_a_stopped_run_loses_nothing_and_continues_as_if_it_had_not_been_stopped(
+    whole: RunDirectory, tmp_path: Path, stopped_at: int
+) -> None:
+    run, seen = prepared(tmp_path), []
 
     def watch(iteration: int, metrics: Mapping[str, float]) -> None:
-        seen.append((iteration, metrics["ocr"]))
-        if iteration == 1:
+        seen.append((iteration, metrics["colour"]))
+        if iteration == stopped_at:
             raise StopRun("seen enough")
 
-    whole, stopped = prepared(tmp_path / "whole", *settings), prepared(tmp_path / "stopped", *settings)
-    Session(whole, say=lambda line: None).execute()
     with pytest.raises(StopRun):
-        Session(stopped, say=lambda line: None, on_validation=watch).execute()
-    status, checkpoint = stopped.status(), stopped.load_checkpoint()
-    assert (status["state"], status["iteration"], status["reason"]) == ("waiting", 1, "seen enough")
-    assert checkpoint is not None
-    assert checkpoint["iteration"] == 1
-    assert seen == [(record["iteration"], record["metrics"]["ocr"]) for record in evaluations(stopped)]
-    Session(stopped, say=lambda line: None).execute()
-    assert evaluations(stopped) == evaluations(whole)
-    assert [(record["split"], record["iteration"]) for record in evaluations(whole)] == [
-        ("validation", iteration) for iteration in range(4)
-    ]
+        execute(run, on_validation=watch)
+    status, checkpoint = run.status(), run.load_checkpoint()
+    assert (status["state"], status["iteration"], status["reason"]) == ("waiting", stopped_at, "seen enough")
+    assert (checkpoint or {"iteration": 0})["iteration"] == stopped_at
+    execute(run)
+    assert what_it_left(run) == what_it_left(whole)
+    evaluations, _ = what_it_left(whole)
+    assert [(record["split"], record["iteration"]) for record in evaluations] == [("validation", i) for i in range(3)]
+    assert seen == [(record["iteration"], record["metrics"]["colour"]) for record in evaluations[: len(seen)]]
 
 
 @pytest.mark.parametrize("asked_at", [0, 1, 3])
 def test_a_preempted_run_saves_and_continues_as_if_it_had_not_been(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked_at: int
+    whole: RunDirectory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked_at: int
 ) -> None:
     """Asked during the first evaluation, after an iteration, and during the last evaluation."""
     left: list[str] = []
     monkeypatch.setattr(Mirror, "__exit__", lambda mirror, *_: left.append(mirror._directory.status()["state"]))
-    settings = ["iterations=2", "evaluation.interval=1"]
-    whole, run = prepared(tmp_path / "whole", *settings), prepared(tmp_path / "run", *settings)
-    Session(whole, say=lambda line: None).execute()
+    run = prepared(tmp_path)
     answers = iter([*[None] * asked_at, "SIGUSR1"])
     with pytest.raises(Preempted, match="SIGUSR1 received, saved at iteration") as error, run.failure_noted():
-        Session(run, say=lambda line: None, asked_to_end=lambda: next(answers)).execute()
+        execute(run, asked_to_end=lambda: next(answers))
     status = run.status()
     assert error.value.exit_code == 75
     assert (status["state"], status["iteration"]) == ("preempted", (asked_at + 1) // 2)
-    assert left == ["running", "preempted"]  # saved before wandb is waited for
-    Session(run, say=lambda line: None).execute()
-    assert evaluations(run) == evaluations(whole)
-    measured = {record["iteration"]: record["metrics"]["ocr"] for record in evaluations(run)}
+    assert left == ["preempted"]  # saved before wandb is waited for
+    execute(run)
+    assert what_it_left(run) == what_it_left(whole)
+    measured = {record["iteration"]: record["metrics"]["colour"] for record in what_it_left(run)[0]}
     manifests = [json.loads(path.read_text()) for path in run.checkpoints.glob("iteration-*/manifest.json")]
     assert 2 in [manifest["iteration"] for manifest in manifests]
     assert all(manifest["validation"] == measured[manifest["iteration"]] for manifest in manifests)
-    assert (run.folder / "checkpoints/final/pytorch_lora_weights.safetensors").read_bytes() == (
-        whole.folder / "checkpoints/final/pytorch_lora_weights.safetensors"
-    ).read_bytes()
 
 
 def test_a_signal_is_an_answer_and_too_slow_a_run_ends_all_the_same(tmp_path: Path) -> None:
-    run = prepared(tmp_path, "iterations=2", "runtime.preemption_seconds=0.3")
+    run = prepared(tmp_path, "runtime.preemption_seconds=0.3")
     with Preemption(run) as asked:
         assert asked() is None
         signal.raise_signal(signal.SIGUSR1)
@@ -108,7 +113,7 @@ def test_a_signal_is_an_answer_and_too_slow_a_run_ends_all_the_same(tmp_path: Pa
 
 
 def test_a_signal_leaves_a_run_alone_that_has_finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run, codes = prepared(tmp_path, "iterations=2"), list[int]()
+    run, codes = prepared(tmp_path), list[int]()
     monkeypatch.setattr("os._exit", codes.append)
     Preemption(run)._end()
     assert (run.status()["state"], codes) == ("preempted", [75])
@@ -117,19 +122,7 @@ def test_a_signal_leaves_a_run_alone_that_has_finished(tmp_path: Path, monkeypat
     assert (run.status()["state"], codes) == ("finished", [75])
 
 
-def test_a_run_stopped_before_its_first_iteration_measures_the_untrained_model_once(tmp_path: Path) -> None:
-    run = prepared(tmp_path, "iterations=1")
-
-    def stop(iteration: int, metrics: Mapping[str, float]) -> None:
-        raise StopRun("at once")
-
-    with pytest.raises(StopRun):
-        Session(run, say=lambda line: None, on_validation=stop).execute()
-    Session(run, say=lambda line: None).execute()
-    assert [record["iteration"] for record in evaluations(run)] == [0, 1]
-
-
 def test_a_policy_that_diverges_is_a_training_error_at_its_iteration(tmp_path: Path) -> None:
-    run = prepared(tmp_path, "iterations=3", "optimizer.learning_rate=1e12")
+    run = prepared(tmp_path, "optimizer.learning_rate=1e12", "evaluation.interval=2")
     with pytest.raises(TrainingError, match="pictures are not finite at iteration 2: lower the learning rate"):
-        Session(run, say=lambda line: None).execute()
+        execute(run)
