@@ -118,7 +118,6 @@ def write_lists(lists: dict[str, list[str]], folder: Path) -> list[Path]:
     for path in paths.values():
         if path.exists():
             raise ConfigError(f"{path} is there already; choose another folder, since runs depend on it")
-    folder.mkdir(parents=True, exist_ok=True)
     for split, path in paths.items():
         write_atomically(path, "".join(f"{prompt}\n" for prompt in lists[split]))
     return list(paths.values())

@@ -225,9 +225,8 @@ def _read_rows(
 
 
 def _choose_column(names: Sequence[str], wanted: str | None, where: str) -> str:
-    plain = [name.strip().lower() for name in names]
     for choices in ([wanted.strip().lower()],) if wanted is not None else (_NAMES, _OTHER_NAMES):
-        found = [name for name, lowered in zip(names, plain, strict=True) if lowered in choices]
+        found = [name for name in names if name.strip().lower() in choices]
         if len(found) == 1:
             return found[0]
         if found:
