@@ -61,9 +61,9 @@ class TrainStep:
         """Select from a group's values ``[G]`` those of the siblings in this step, ``[n]``."""
         return values if self.siblings is None else values[self.siblings]
 
-    def pieces(self, max_batch: int | None) -> "Iterator[tuple[slice, TrainStep]]":
-        """Yield pieces of at most ``max_batch`` siblings, each with its rows; one piece if they share x or for None."""
-        size = len(self.x_next) if max_batch is None or len(self.x) == 1 else max_batch
+    def pieces(self, max_batch: int) -> "Iterator[tuple[slice, TrainStep]]":
+        """Yield pieces of at most ``max_batch`` siblings, each with its rows; one piece if they share x."""
+        size = len(self.x_next) if len(self.x) == 1 else max_batch
         for start in range(0, len(self.x_next), size):
             rows = slice(start, start + size)
             x = self.x if len(self.x) == 1 else self.x[rows]

@@ -119,7 +119,7 @@ class ObjectiveConfig(Section):
     update_on: Literal["all", "prompts", "steps"] = "all"
     """Samples that an update learns from: all samples each time; or an equal part of the iteration's prompts
     (Flow-GRPO, DanceGRPO) or of the trained steps (AdaGRPO's full fine-tuning), so that each sample is used once."""
-    clip_range: Positive | None = None
+    clip_range: Annotated[float, Field(gt=0, le=1)] | None = None
     """PPO clip range of the ratio. None is the unclipped surrogate, whose ratio is exactly 1 if each sample is used
     once (AdaGRPO's release)."""
     old_log_prob: Literal["rollout", "recomputed"] = "rollout"

@@ -9,6 +9,7 @@ deviation, m and s those of the rewards of a group that was trained on.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import wraps
 
 import torch
 from torch import Tensor
@@ -98,48 +99,60 @@ def screened(candidates: Candidates) -> int:
     return candidates.nearest(spreads, spreads.max().item())
 
 
-def predicted(candidates: Candidates) -> int:
+def _is_left_to_chance(candidates: Candidates) -> bool:
+    generator = candidates.generator
+    return bool(torch.rand(1, generator=generator, device=generator.device) < candidates.explore)
+
+
+def _by_prediction(value: Callable[[Candidates, Ledger, Tensor], tuple[Tensor, float]]) -> Rule:
+    """Rule that takes the candidate whose value, predicted from the ledger by embeddings ``[B, E]``, is nearest to the
+    wanted one; a random one while the ledger cannot predict."""
+
+    @wraps(value)
+    def rule(candidates: Candidates) -> int:
+        ledger, embeddings = candidates.ledger, candidates.embeddings
+        assert ledger is not None
+        assert embeddings is not None
+        if not ledger.can_predict or _is_left_to_chance(candidates):
+            return at_random(candidates)
+        return nearest(*value(candidates, ledger, embeddings))
+
+    return rule
+
+
+@_by_prediction
+def predicted(candidates: Candidates, ledger: Ledger, x: Tensor) -> tuple[Tensor, float]:
     """argmin |E[m_i] - mu_m|, where mu_m is the ledger's capability: ``curriculum`` by prediction, without samples.
 
     The idea is from prompt curriculum learning (arXiv 2510.01135), with ridge regression in place of its value network
     and a moving capability in place of its target 1/2.
     """
-    return _by_ledger(candidates, lambda ledger, x: (ledger.mean_of(x).mean, ledger.capability.mean))
+    return ledger.mean_of(x).mean, ledger.capability.mean
 
 
-def predicted_hardest(candidates: Candidates) -> int:
+@_by_prediction
+def predicted_hardest(candidates: Candidates, ledger: Ledger, x: Tensor) -> tuple[Tensor, float]:
     """argmin E[m_i] among candidates whose predicted spread is at least the ledger's ``SPREAD_QUANTILE``; among all
     candidates if there is none."""
-
-    def value(ledger: Ledger, x: Tensor) -> tuple[Tensor, float]:
-        means = ledger.mean_of(x).mean
-        enough = ledger.spread_of(x).mean >= ledger.spread_quantile(SPREAD_QUANTILE)
-        means = means.where(enough, torch.inf) if enough.any() else means
-        return means, means.min().item()
-
-    return _by_ledger(candidates, value)
+    means = ledger.mean_of(x).mean
+    enough = ledger.spread_of(x).mean >= ledger.spread_quantile(SPREAD_QUANTILE)
+    means = means.where(enough, torch.inf) if enough.any() else means
+    return means, means.min().item()
 
 
-def predicted_spread(candidates: Candidates) -> int:
+@_by_prediction
+def predicted_spread(candidates: Candidates, ledger: Ledger, x: Tensor) -> tuple[Tensor, float]:
     """argmax E[s_i]: the candidate whose groups have the largest predicted spread."""
-
-    def value(ledger: Ledger, x: Tensor) -> tuple[Tensor, float]:
-        spreads = ledger.spread_of(x).mean
-        return spreads, spreads.max().item()
-
-    return _by_ledger(candidates, value)
+    spreads = ledger.spread_of(x).mean
+    return spreads, spreads.max().item()
 
 
-def thompson(candidates: Candidates) -> int:
+@_by_prediction
+def thompson(candidates: Candidates, ledger: Ledger, x: Tensor) -> tuple[Tensor, float]:
     """``predicted`` with a draw from each candidate's posterior instead of its mean, to try uncertain prompts, too."""
-
-    def value(ledger: Ledger, x: Tensor) -> tuple[Tensor, float]:
-        posterior = ledger.mean_of(x)
-        generator = candidates.generator
-        noise = torch.randn(len(x), generator=generator, dtype=torch.float64, device=generator.device).cpu()
-        return posterior.mean + posterior.std * noise, ledger.capability.mean
-
-    return _by_ledger(candidates, value)
+    posterior, generator = ledger.mean_of(x), candidates.generator
+    noise = torch.randn(len(x), generator=generator, dtype=torch.float64, device=generator.device).cpu()
+    return posterior.mean + posterior.std * noise, ledger.capability.mean
 
 
 def beta(candidates: Candidates) -> int:
@@ -230,24 +243,9 @@ def draw_strategy(ledger: Ledger, explore: float, generator: torch.Generator) ->
 
 def _history(candidates: Candidates) -> tuple[Ledger, Tensor]:
     """The ledger and the candidates' numbers in it."""
-    if candidates.ledger is None or candidates.prompts is None:
-        raise ValueError("this rule needs a ledger and the candidates' numbers")
+    assert candidates.ledger is not None
+    assert candidates.prompts is not None
     return candidates.ledger, candidates.prompts
-
-
-def _is_left_to_chance(candidates: Candidates) -> bool:
-    generator = candidates.generator
-    return bool(torch.rand(1, generator=generator, device=generator.device) < candidates.explore)
-
-
-def _by_ledger(candidates: Candidates, value: Callable[[Ledger, Tensor], tuple[Tensor, float]]) -> int:
-    """The candidate whose value is nearest to the wanted one; a random one while the ledger cannot predict."""
-    ledger, embeddings = candidates.ledger, candidates.embeddings
-    if ledger is None or embeddings is None:
-        raise ValueError("this rule needs a ledger and the candidates' embeddings")
-    if not ledger.can_predict or _is_left_to_chance(candidates):
-        return at_random(candidates)
-    return nearest(*value(ledger, embeddings))
 
 
 def _papers(strategy: str) -> Rule:

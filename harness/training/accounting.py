@@ -15,7 +15,6 @@ from harness.config import RunConfig, num_trained_steps
 from harness.models.pipelines.embedding import PromptEmbedding
 from harness.rollout import Rollout, Trajectory
 from harness.rules.ledger import mean_and_spread
-from harness.training.processes import Processes
 from harness.training.scoring import PendingScores, Scores
 
 
@@ -81,11 +80,6 @@ class Counters:
     train_forwards: int = 0
     reward_calls: int = 0
 
-    def add(self, other: Mapping[str, int]) -> None:
-        """Add counts by name."""
-        for name, count in other.items():
-            setattr(self, name, getattr(self, name) + count)
-
     @property
     def forwards(self) -> int:
         """Total in sample-forwards; a trained sample counts as three."""
@@ -135,34 +129,19 @@ class Stopwatch:
         self.seconds[name] += time.perf_counter() - began
 
 
-def across_processes(
-    values: Mapping[str, Sequence[Any]], spent: Counters, processes: Processes
-) -> tuple[dict[str, list[Any]], dict[str, int]]:
-    """Combine the logged values of all processes; the result is the same on every process.
-
-    Args:
-        values: lists to join, in the order of processes; the names must be the same in all processes.
-        spent: counts to add up.
-        processes: all processes of the run.
-    """
-    everyone = processes.gather_objects((values, vars(spent)), "gathering what is logged")
-    joined = {key: [value for one in everyone for value in one[0][key]] for key in values}
-    return joined, {key: sum(one[1][key] for one in everyone) for key in vars(spent)}
-
-
-def averages_of(values: Mapping[str, Sequence[float]], section: str) -> dict[str, float]:
-    """Means of the lists named ``"SECTION NAME"``, by NAME."""
-    starts = f"{section} "
-    return {k.removeprefix(starts): sum(own) / len(own) for k, own in values.items() if k.startswith(starts)}
+def joined(structures: Sequence[Any]) -> Any:
+    """Concatenate the lists of several structures of nested mappings, which must have the same keys."""
+    first = structures[0]
+    if isinstance(first, Mapping):
+        return {key: joined([one[key] for one in structures]) for key in first}
+    return [value for one in structures for value in one]
 
 
 def summary_of_updates(logged: Mapping[str, Sequence[float]]) -> dict[str, float]:
     """Mean of each value that an iteration's updates logged; for ``ratio_max_deviation`` the maximum.
 
-    Sums are exact before rounding, so that the result does not depend on the order of the processes.
-
-    Args:
-        logged: values of all processes by name, one per term of a loss or per update; at least one each.
+    Each has one value per term of a loss or per update, of all processes, and at least one. Sums are exact before
+    rounding, so that the result does not depend on the order of the processes.
     """
     means = {name: math.fsum(values) / len(values) for name, values in logged.items()}
     return means | {name: max(values) for name, values in logged.items() if name.endswith("ratio_max_deviation")}

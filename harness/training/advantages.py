@@ -16,13 +16,7 @@ from harness.training.scoring import Scores
 
 
 class Advantages:
-    """Computes advantages from rewards.
-
-    Args:
-        config: configuration of the run.
-        reward: reward that is trained on.
-        processes: all processes of the run; normalisation by the iteration's std gathers rewards from them.
-    """
+    """Computes advantages from rewards; normalisation by the iteration's std gathers those of all processes."""
 
     def __init__(self, config: RunConfig, reward: Reward, processes: Processes) -> None:
         self._config, self._reward, self._processes = config, reward, processes
@@ -33,11 +27,8 @@ class Advantages:
     def of(self, scores: Sequence[Scores], capability: CapabilityTracker) -> list[Tensor]:
         """Advantages of each slot's groups, ``[groups, G]``, fused if enabled; a full-SDE rollout is one group.
 
-        Local advantages are 0 in a group whose scores span no more than the reward's resolution.
-
-        Args:
-            scores: scores of each slot, ``[groups, G]``.
-            capability: the capability, read only by the fusion.
+        Local advantages are 0 in a group whose scores, ``[groups, G]`` for each slot, span no more than the reward's
+        resolution. Only the fusion reads the capability.
         """
         rewards = [slot.total for slot in scores]
         if self._config.objective.combine == "advantages":

@@ -28,13 +28,9 @@ _FOLDER, _SHARDS = "folder of shards", "shards"
 def save_state(
     run: RunDirectory, state: Mapping[str, Any], processes: Processes, validation: float | None = None
 ) -> None:
-    """Save a checkpoint of a run; if killed at any moment, the checkpoint is complete or absent. Collective.
+    """Save the trainer's state as a checkpoint; if killed at any moment, it is complete or absent. Collective.
 
-    Args:
-        run: directory of the run.
-        state: state of the trainer.
-        processes: all processes of the run.
-        validation: see ``RunDirectory.save_checkpoint``.
+    ``validation`` is that of ``RunDirectory.save_checkpoint``.
     """
     shares = {path: tensor for path, tensor in flat(dict(state)).items() if isinstance(tensor, DTensor)}
     if shares:
@@ -54,17 +50,9 @@ def load_state(
 ) -> dict[str, Any] | None:
     """Load a run's checkpoint, saved by any number of processes, into an engine's tensors. Collective.
 
-    Args:
-        run: directory of the run.
-        engine: engine whose tensors are overwritten.
-        processes: all processes of the run.
-        before: load the newest checkpoint of an iteration before this one; None loads the newest of all.
-
-    Returns:
-        The checkpoint's state, for the trainer's own part of it; None before the first checkpoint.
-
-    Raises:
-        ConfigError: the shards are missing, or the checkpoint is of another model.
+    The newest checkpoint is loaded, or the newest of an iteration before ``before``. Its state is returned for the
+    trainer's own part of it; None before the first checkpoint. Raises ConfigError if the shards are missing, or if the
+    checkpoint is of another model.
     """
     # One process compares checksums and tells the others which checkpoint is complete.
     file = newest_whole(run.checkpoints, before) if processes.is_main else None

@@ -19,11 +19,7 @@ from harness.training.processes import Processes
 class Choosing:
     """Draws candidates, chooses among them as ``selection`` says, and keeps the ledger if the run has one.
 
-    Args:
-        config: configuration of the run.
-        prompts: training prompts.
-        resolution: resolution of the reward that is trained on.
-        processes: all processes of the run; the ledger is the same in each.
+    ``resolution`` is that of the reward. The ledger is the same in all processes.
     """
 
     def __init__(self, config: RunConfig, prompts: tuple[str, ...], resolution: float, processes: Processes) -> None:

@@ -30,15 +30,9 @@ def statistics(values: Tensor) -> dict[str, Any]:
 
 
 def dump(folder: Path, trainer: Trainer, error: Exception) -> Path:
-    """Write ``failure-ITERATION.json``; processes other than the main one add their rank to the name.
+    """Describe the trainer's iteration, and the tensors of a TrainingError that ended it, in a file of the folder.
 
-    Args:
-        folder: directory of the run.
-        trainer: trainer whose iteration failed.
-        error: exception that ended it; the tensors of a TrainingError are described.
-
-    Returns:
-        Path of the file.
+    It is ``failure-ITERATION.json``; processes other than the main one add their rank to the name. Returns its path.
     """
     iteration, rank, slots = trainer.iteration, trainer.processes.index, trainer.slots
     tensors = dict(error.tensors) if isinstance(error, TrainingError) else {}

@@ -24,8 +24,6 @@ class Engine:
 
     Args:
         policy: policy whose weights are trained; keep its reference first, if it needs one.
-        settings: settings of the optimiser.
-        processes: all processes of the run.
 
     Attributes:
         parameters: parameters in training, by name; the same names in all processes.
@@ -73,11 +71,12 @@ class Engine:
         gradients = [p.grad for p in self.parameters.values() if p.grad is not None]
         if scale != 1:
             torch._foreach_mul_(gradients, 1 / scale)
-        norm = self._clip(gradients)
-        if math.isfinite(norm):
+        norm = self._averaged_norm(gradients)
+        if math.isfinite(norm):  # else clipping would make all gradients NaN or 0, not only the faulty ones
+            torch.nn.utils.clip_grads_with_norm_(self.parameters.values(), self.settings.max_grad_norm, norm)
             self._step()
             self.optimizer.zero_grad(set_to_none=True)  # frees the gradients' memory before the next rollout
-        return norm
+        return float(norm)
 
     def _step(self) -> None:
         if self._low is None:
@@ -107,16 +106,6 @@ class Engine:
                 "the checkpoint before this one is whole"
             )
 
-    def _clip(self, gradients: Sequence[Tensor]) -> float:
-        """Average the gradients over processes, clip them to ``max_grad_norm``, and return their norm before that.
-
-        If the norm is not finite, they are not clipped: that would make all of them NaN or 0, not only the faulty ones.
-        """
-        norm = self._averaged_norm(gradients)
-        if math.isfinite(norm):
-            torch.nn.utils.clip_grads_with_norm_(self.parameters.values(), self.settings.max_grad_norm, norm)
-        return float(norm)
-
     def _averaged_norm(self, gradients: Sequence[Tensor]) -> Tensor:
         """Average the gradients over processes and return their norm."""
         self.processes.average(gradients, "averaging gradients")
@@ -125,8 +114,7 @@ class Engine:
     def move_averages(self, updates: int) -> None:
         """Update the averages: average <- d * average + (1 - d) * weights, where the decay d is ``weight_ema``.
 
-        Args:
-            updates: number of updates since training began; only every ``weight_ema_interval``-th moves the averages.
+        Of the updates since training began only every ``weight_ema_interval``-th moves them.
         """
         if self.settings.weight_ema is not None and updates % self.settings.weight_ema_interval == 0:
             for name, average in self.averages.items():

@@ -66,15 +66,9 @@ def evaluate(
     settings: EvaluationConfig | None = None,
     on_images: Callable[[Tensor], None] = lambda images: None,
 ) -> dict[str, list[float]]:
-    """Evaluate a policy on prompts: ``{metric: [mean over noises, for each prompt]}``.
+    """Evaluate a policy on prompts by rewards: ``{metric: [mean over noises, for each prompt]}``.
 
-    Args:
-        policy: policy that draws the pictures.
-        prompts: prompts to draw.
-        rewards: rewards that judge the pictures.
-        num_noises: number of pictures per prompt.
-        settings: see ``draw``.
-        on_images: called once per noise with its pictures, one per prompt.
+    ``on_images`` is called once per noise with its pictures, one per prompt; for the settings see ``draw``.
     """
     collected: dict[str, list[Tensor]] = defaultdict(list)
     for noise_index in range(num_noises):

@@ -43,11 +43,8 @@ class ForwardProcess:
 def noised_again(rollout: Rollout, sigmas: Tensor, group_size: int, generator: torch.Generator) -> Rollout:
     """Replace the steps of a rollout by its pictures noised to their sigmas: x = (1 - s) x0 + s eps, x_next = eps - x0.
 
-    Args:
-        rollout: rollout with a group of pictures for each step, or one that all steps share.
-        sigmas: schedule, ``[N + 1]``.
-        group_size: G.
-        generator: CPU generator for eps.
+    The rollout has a group of G pictures for each step, or one that all steps share. The schedule has ``[N + 1]``
+    sigmas; eps is drawn on the CPU.
     """
     groups = rollout.finals.float().unflatten(0, (-1, group_size))
     steps = []

@@ -39,14 +39,7 @@ class Term:
 
 
 class Learner:
-    """Updates a policy from rollouts and their advantages.
-
-    Args:
-        config: configuration of the run.
-        policy: policy in training.
-        kernel: the method's stochastic step.
-        engine: engine that holds the weights and the optimiser.
-    """
+    """Updates a policy, whose weights the engine holds, from rollouts by the method's kernel and their advantages."""
 
     def __init__(self, config: RunConfig, policy: Policy, kernel: Kernel, engine: Engine) -> None:
         self.objective, self.policy, self.engine = config.objective, policy, engine
@@ -99,8 +92,8 @@ class Learner:
         missing = self._missing(parts)
         for scale in self.scales:
             own: Logged = defaultdict(list)
-            losses = [partial(self._finite_loss, part, own, spent, iteration) for part in parts]
-            losses += [partial(self._no_loss, parts[-1])] * missing
+            losses = [partial(self._loss, part, own, spent, iteration) for part in parts]
+            losses += [partial(self._no_loss, parts[-1], iteration)] * missing
             norm = self.engine.update(losses, scale)
             if math.isfinite(norm):
                 break
@@ -147,25 +140,22 @@ class Learner:
             self._transitions(parts[-1])
         return recomputed
 
-    def _loss(self, part: Sequence[Term], logged: Logged, spent: Counters) -> Tensor:
-        """Loss of one part: the weighted sum of its terms."""
+    def _loss(self, part: Sequence[Term], logged: Logged, spent: Counters, iteration: int) -> Tensor:
+        """Loss of one part: the weighted sum of its terms. Raises TrainingError if it is not finite."""
         losses = self._losses(part, logged)
         count = sum(len(term.step.x) for term in part)
         spent.train_forwards += count
         spent.sample_forwards += count if self.objective.kl_beta else 0  # of the reference
-        return torch.stack([term.share * loss for term, loss in zip(part, losses, strict=True)]).sum()
-
-    def _finite_loss(self, part: Sequence[Term], logged: Logged, spent: Counters, iteration: int) -> Tensor:
-        loss = self._loss(part, logged, spent)
+        loss = torch.stack([term.share * loss for term, loss in zip(part, losses, strict=True)]).sum()
         if not math.isfinite(logged["loss"][-1]) or not loss.isfinite():
             shown = {f"x of term {i}": term.step.x for i, term in enumerate(part)}
             shown |= {f"advantage of term {i}": term.advantage for i, term in enumerate(part)}
             raise TrainingError(f"the loss is not finite at iteration {iteration}: lower the learning rate", shown)
         return loss
 
-    def _no_loss(self, part: Sequence[Term]) -> Tensor:
+    def _no_loss(self, part: Sequence[Term], iteration: int) -> Tensor:
         """A loss of 0 with a forward and backward pass, to keep in step with other processes; not counted or logged."""
-        return 0 * self._loss(part, defaultdict(list), Counters())
+        return 0 * self._loss(part, defaultdict(list), Counters(), iteration)
 
     def _losses(self, terms: Sequence[Term], logged: Logged) -> list[Tensor]:
         """Loss of each term, by the objective, from one forward with gradient for all of them."""

@@ -1,7 +1,6 @@
 """wandb as a mirror of a run's logs. It is never read back, a run does not need it, and waits for it are bounded."""
 
 import hashlib
-import json
 import math
 import os
 import queue
@@ -14,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from harness.config import LoggingConfig
-from harness.foundation.files import read_text
+from harness.foundation.records import read_lines
 from harness.runs.directory import RunDirectory
 
 _PATIENCE_SECONDS = 60.0
@@ -129,18 +128,9 @@ class Mirror:
 
     def _replay(self) -> None:
         """Mirror everything that is already in the run's logs."""
-        replay: list[tuple[int, Callable[[Mapping[str, Any]], None], dict[str, Any]]] = []
-        files: dict[str, Callable[[Mapping[str, Any]], None]]
-        files = {"metrics.jsonl": self.training, "eval.jsonl": self.evaluation}
-        try:
-            for file, mirror in files.items():
-                path = self._directory.folder / file
-                for line in read_text(path).splitlines() if path.exists() else ():
-                    record = json.loads(line)
-                    replay.append((record["iteration"], mirror, record))
-        except (ValueError, LookupError, TypeError) as error:
-            self._complain(f"cannot be told what the run has logged so far: {error}")
-        for _, mirror, record in sorted(replay, key=lambda entry: entry[0]):
+        files = (("metrics.jsonl", self.training), ("eval.jsonl", self.evaluation))
+        logged = [(record, mirror) for file, mirror in files for record in read_lines(self._directory.folder / file)]
+        for record, mirror in sorted(logged, key=lambda entry: entry[0]["iteration"]):
             mirror(record)
 
 

@@ -26,9 +26,6 @@ class Observer:
     For the miniature also fonts and texture, see ``lettering.measure``, and with two noises or more
     ``pictures/font_spread``, the probability that two pictures of a prompt have different fonts, and
     ``pictures/colour_spread``, the difference of their text and background colours, computed like ``pixel_spread``.
-
-    Args:
-        prompts: prompts of the pictures.
     """
 
     def __init__(self, prompts: Sequence[str]) -> None:
@@ -68,10 +65,7 @@ def _spread(noises: Sequence[Tensor]) -> Tensor:
 def group_spreads(images: Tensor, prompt: str, group_size: int) -> dict[str, float]:
     """Spreads of ``Observer`` within groups of training, mean over groups: ``{"pixel_spread": ...}`` and so on.
 
-    Args:
-        images: ``[groups * group_size, 3, H, W]`` in [0, 1], group after group.
-        prompt: prompt of all pictures.
-        group_size: at least 2.
+    The pictures of the prompt, ``[groups * group_size, 3, H, W]`` in [0, 1], are given group after group.
     """
     siblings = images.unflatten(0, (-1, group_size)).unbind(1)
     observer = Observer([prompt] * len(siblings[0]))

@@ -63,14 +63,8 @@ def start_scoring(
 ) -> PendingScores:
     """Decode pictures, at most ``max_batch`` at a time, and submit each part to the reward.
 
-    A remote reward scores one part while the next is decoded.
-
-    Args:
-        reward: reward that scores them.
-        decode: maps latents to pictures ``[n, 3, H, W]`` in [0, 1], rounded to 1/255.
-        latents: latents of n pictures.
-        prompts: n prompts.
-        max_batch: most pictures in a part.
+    A remote reward scores one part while the next is decoded. ``decode`` maps latents to pictures ``[n, 3, H, W]`` in
+    [0, 1], rounded to 1/255.
     """
     parts = [
         reward.submit(decode(latents[start : start + max_batch]), prompts[start : start + max_batch])

@@ -97,8 +97,8 @@ class Session:
         """Warnings about prompts of each list that the model's text encoders or the rewards truncate."""
         rewards = {part.name: part for judge in self.judges for part in judge.parts}
         readers: list[ReadsText] = [policy, *rewards.values()]
-        found = [truncations(readers, prompts, f"prompts.{split}") for split, prompts in self.prompts.items()]
-        return [line for lines in found for line in lines]
+        lists = self.prompts.items()
+        return [line for split, prompts in lists for line in truncations(readers, prompts, f"prompts.{split}")]
 
     def _prepare_text(self, policy: Policy) -> None:
         """Encode all prompts of the run, a share in each process, and wait until all are on disk."""
@@ -251,11 +251,12 @@ class Session:
             save_state(self.run, self.trainer.state_dict(), self.processes, validation)
             self._saved_at = iteration
         if self.is_main:
-            # Another process may have failed since the last exchange.
-            keep_failure = self.processes.count > 1
-            self.run.set_status(
-                state, self.trainer.iteration, self.config.iterations, reason, keep_failure=keep_failure
-            )
+            self._set_status(state, reason)
+
+    def _set_status(self, state: str, reason: str | None = None) -> None:
+        # Another process may have failed since the last exchange.
+        several = self.processes.count > 1
+        self.run.set_status(state, self.trainer.iteration, self.config.iterations, reason, keep_failure=several)
 
     def _resume(self) -> None:
         self.run.require_resumable()
@@ -270,25 +271,21 @@ class Session:
             found = {"settings": numeric_settings(self.config), "warnings": self.warnings}
             for line in record_execution(self.run.folder, environment() | found):
                 self.say(line)
-            count = self.trainer.iteration, self.config.iterations
-            self.run.set_status("running", *count, keep_failure=self.processes.count > 1)
+            self._set_status("running")
         self.processes.wait("beginning to train")
 
     def _evaluate(self, split: str, mirror: Mirror) -> dict[str, float]:
         """Measure every reward on a split, shared among processes; append to eval.jsonl; return means over prompts."""
-        with self.processes.at(f"the {split} of iteration {self.trainer.iteration}"):
-            return self._measure_and_log(split, mirror)
-
-    def _measure_and_log(self, split: str, mirror: Mirror) -> dict[str, float]:
         began, iteration, settings = time.perf_counter(), self.trainer.iteration, self.config.evaluation
         is_test = split == "test"
         prompts = self.prompts[split] if is_test else self.prompts[split][: settings.validation_prompts]
-        per_prompt = self._remembered(split, prompts) if iteration == 0 else self._measure(split, prompts)
-        gallery = () if is_test else prompts[: settings.gallery]
-        metrics = {metric: sum(values) / len(values) for metric, values in per_prompt.items()}
-        if gallery and (self.is_main or self.trainer.engine.keeps_step):
-            with self.trainer.engine.averaged_weights():
-                images = sample_images(self.trainer.policy, gallery, noise_index=0, settings=settings)
+        with self.processes.at(f"the {split} of iteration {self.trainer.iteration}"):
+            per_prompt = self._remembered(split, prompts) if iteration == 0 else self._measure(split, prompts)
+            gallery = () if is_test else prompts[: settings.gallery]
+            metrics = {metric: sum(values) / len(values) for metric, values in per_prompt.items()}
+            if gallery and (self.is_main or self.trainer.engine.keeps_step):
+                with self.trainer.engine.averaged_weights():
+                    images = sample_images(self.trainer.policy, gallery, noise_index=0, settings=settings)
         if not self.is_main:
             return metrics
         if gallery:

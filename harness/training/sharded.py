@@ -23,14 +23,10 @@ from harness.training.processes import Processes
 
 
 def shard(transformer: nn.Module, mesh: DeviceMesh) -> None:
-    """Shard a transformer's parameters among the processes of a mesh, in place: block by block, then the rest.
+    """Shard a transformer of diffusers among processes of a mesh of one dimension, in place: block by block, then rest.
 
     Each parameter becomes a DTensor that is split along its first dimension. Weights are gathered in the precision in
     which they are stored, so that a forward equals that of the unsharded network, bit for bit.
-
-    Args:
-        transformer: transformer of diffusers.
-        mesh: device mesh of one dimension.
     """
     blocks = blocks_of(transformer)
     if not blocks:

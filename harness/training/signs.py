@@ -28,30 +28,20 @@ def warn(run: RunDirectory, say: Callable[[str], None]) -> str | None:
 def signs(
     config: RunConfig, evaluations: Sequence[Mapping[str, Any]], iterations: Sequence[Mapping[str, Any]]
 ) -> Iterator[tuple[str, str]]:
-    """Yield name and message of each sign that the latest validation shows, compared with the untrained model.
+    """Yield name and message of each sign in a run's logs that the latest validation shows, beside the untrained model.
 
     ``judge``: the trained reward has risen, and a reward that is not trained on has fallen, each by more than two
     standard errors of the paired differences over prompts. ``texture``: the miniature's pictures have more than 1.5
     times the texture, and more by over two standard errors. ``diversity``: pictures of a training group differ at the
     latest two validations by less than half of what they did at the first two.
-
-    Args:
-        config: configuration of the run.
-        evaluations: records of eval.jsonl.
-        iterations: records of metrics.jsonl.
     """
     validations = [line for line in evaluations if line["split"] == "validation"]
     if len(validations) > 1 and validations[0]["num_prompts"] >= FEWEST_PROMPTS:
         yield from _of_prompts(config, validations[0]["per_prompt"], validations[-1]["per_prompt"])
     spreads = [line["group"]["pixel_spread"] for line in iterations if "pixel_spread" in line.get("group", {})]
     if len(spreads) >= 4 and fmean(spreads[-2:]) < _LITTLE_SPREAD * fmean(spreads[:2]):
-        yield (
-            DIVERSITY,
-            (
-                f"pictures of a group differ by {fmean(spreads[-2:]):.3g}, at first by {fmean(spreads[:2]):.3g}: "
-                "diversity collapses"
-            ),
-        )
+        first, last = fmean(spreads[:2]), fmean(spreads[-2:])
+        yield DIVERSITY, f"pictures of a group differ by {last:.3g}, at first by {first:.3g}: diversity collapses"
 
 
 def _of_prompts(
@@ -59,21 +49,16 @@ def _of_prompts(
 ) -> Iterator[tuple[str, str]]:
     totals = [[config.trained_reward(dict(zip(per, row, strict=True))) for row in zip(*per.values(), strict=True)]
               for per in (first, last)]  # fmt: skip
+    rises = {name: _standard_errors(first[name], last[name]) for name in first.keys() & last.keys()}
+    means = {name: (fmean(first[name]), fmean(last[name])) for name in rises}
     if _standard_errors(*totals) > _STANDARD_ERRORS:
         for name in config.evaluation.judges:
-            if name in config.reward or name not in first or name not in last:
-                continue
-            if _standard_errors(first[name], last[name]) < -_STANDARD_ERRORS:
-                yield (
-                    JUDGE,
-                    (
-                        f"{name}, which is not trained on, falls from {fmean(first[name]):.3g} to "
-                        f"{fmean(last[name]):.3g} while the trained reward rises: it may be hacked"
-                    ),
-                )
-    name = "pictures/texture"
-    if name in first and name in last and _standard_errors(first[name], last[name]) > _STANDARD_ERRORS:
-        before, now = fmean(first[name]), fmean(last[name])
+            if name not in config.reward and rises.get(name, 0) < -_STANDARD_ERRORS:
+                before, now = means[name]
+                fall = f"{name}, which is not trained on, falls from {before:.3g} to {now:.3g}"
+                yield JUDGE, f"{fall} while the trained reward rises: it may be hacked"
+    if rises.get("pictures/texture", 0) > _STANDARD_ERRORS:
+        before, now = means["pictures/texture"]
         if now > _MUCH_TEXTURE * before:
             yield TEXTURE, f"pictures have {now:.3g} of texture, untrained {before:.3g}: the reward may be hacked"
 

@@ -19,11 +19,7 @@ Batch = list[tuple[Rollout, TrainStep, Tensor]]
 def stochastic_steps(rollout: RolloutConfig, seed: int, iteration: int, slot: int) -> tuple[int, ...]:
     """Steps at which a prompt's rollout is stochastic, increasing: all branch indices, or a window of them.
 
-    Args:
-        rollout: settings of the rollout.
-        seed: seed of the run.
-        iteration: number of the iteration, from 1.
-        slot: number of the prompt within the iteration; a sliding window is at the same place for all prompts.
+    The slot is the prompt's number within the iteration; a sliding window is at the same place for all prompts.
     """
     indices, window = rollout.branch_indices, rollout.window
     if window is None:
@@ -37,17 +33,9 @@ def stochastic_steps(rollout: RolloutConfig, seed: int, iteration: int, slot: in
 
 
 def trained_steps(rollout: RolloutConfig, stochastic: tuple[int, ...], seed: int, iteration: int, slot: int) -> Tensor:
-    """Stochastic steps on which each sample of a prompt is trained: all, or a random ``trained_share`` of them.
+    """Mask ``[steps, G]`` of the stochastic steps on which each sample of a prompt is trained.
 
-    Args:
-        rollout: settings of the rollout; ``trained_draw`` says whether samples share the draw.
-        stochastic: steps from ``stochastic_steps``.
-        seed: seed of the run.
-        iteration: number of the iteration, from 1.
-        slot: number of the prompt within the iteration.
-
-    Returns:
-        ``[steps, G]`` bool.
+    They are all, or a random ``trained_share`` of them; ``trained_draw`` says whether samples share the draw.
     """
     count, generator = num_trained_steps(rollout), generator_for(seed, iteration, slot, "trained steps")
     draws = rollout.group_size if rollout.trained_draw == "sample" else 1

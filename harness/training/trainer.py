@@ -8,9 +8,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from harness.adagrpo import (
-    CapabilityTracker,
-)
+from harness.adagrpo import CapabilityTracker
 from harness.config import ConfigError, RunConfig, keeps_capability_per_rank
 from harness.models.pipelines.embedding import PromptEmbedding
 from harness.models.pipelines.policy import Policy
@@ -22,8 +20,7 @@ from harness.training.accounting import (
     Counters,
     Slot,
     Stopwatch,
-    across_processes,
-    averages_of,
+    joined,
     mean,
     mean_and_std,
     summary_of_updates,
@@ -40,15 +37,7 @@ from harness.training.steps import stochastic_steps, trained_steps
 
 
 class Trainer:
-    """A policy in training, with all state that is carried from one iteration to the next.
-
-    Args:
-        config: configuration of the run.
-        policy: policy to train.
-        reward: reward to train on.
-        prompts: training prompts.
-        accelerator: accelerate's handle of this process.
-    """
+    """A policy in training, with all state that is carried from one iteration to the next."""
 
     def __init__(
         self, config: RunConfig, policy: Policy, reward: Reward, prompts: tuple[str, ...], accelerator: Accelerator
@@ -204,33 +193,34 @@ class Trainer:
         """Record of the iteration for metrics.jsonl, over all processes; the same on every process."""
         scores, scored = [slot.scores for slot in slots], [slot.rewards for slot in slots if slot.rewards is not None]
         parts = [name for name in self.reward.weights if name != self.reward.name]
-        values, counts = across_processes(
-            {
-                "prompts": [slot.prompt for slot in slots],
-                "ranks": [slot.rank(self.reward.resolution) for slot in slots],
-                "candidates": torch.cat(scored).tolist() if scored else [],
-                "chosen": [slot.rewards[slot.chosen].item() for slot in slots if slot.rewards is not None],
-                "rewards": torch.cat([s.total for s in scores]).flatten().tolist(),
-                "group_means": [slot.mean for slot in slots],
-                "within_group_std": [slot.spread for slot in slots],
-                **{f"component {n}": [x for s in scores for x in s.components[n].flatten().tolist()] for n in parts},
-                "advantages": torch.cat(list(advantages)).abs().flatten().tolist(),
-                "equal_groups": [float(not group.any()) for slot in advantages for group in slot],
-                # All values instead of each process's means: processes differ in the number of terms; one is a maximum.
-                **{f"update {name}": own for name, own in logged.items()},
-                **{f"group {name}": [spread[name] for spread in spreads] for name in (spreads[0] if spreads else ())},
-                **{f"seconds {phase}": [seconds] for phase, seconds in self.watch.seconds.items()},
-            },
-            self.spent,
-            self.processes,
+        own = {
+            "prompts": [slot.prompt for slot in slots],
+            "ranks": [slot.rank(self.reward.resolution) for slot in slots],
+            "candidates": torch.cat(scored).tolist() if scored else [],
+            "chosen": [slot.rewards[slot.chosen].item() for slot in slots if slot.rewards is not None],
+            "rewards": torch.cat([s.total for s in scores]).flatten().tolist(),
+            "group_means": [slot.mean for slot in slots],
+            "within_group_std": [slot.spread for slot in slots],
+            "components": {name: torch.cat([s.components[name] for s in scores]).flatten().tolist() for name in parts},
+            "advantages": torch.cat(list(advantages)).abs().flatten().tolist(),
+            "equal_groups": [float(not group.any()) for slot in advantages for group in slot],
+            # All values instead of each process's means: processes differ in the number of terms; one is a maximum.
+            "updates": logged,
+            "group": {name: [spread[name] for spread in spreads] for name in (spreads[0] if spreads else ())},
+            "seconds": {phase: [seconds] for phase, seconds in self.watch.seconds.items()},
+            "spent": {name: [count] for name, count in vars(self.spent).items()},
+        }
+        values = joined(self.processes.gather_objects(own, "gathering what is logged"))
+        counts = {name: sum(each) for name, each in values["spent"].items()}
+        self.totals = Counters(**{name: total + counts[name] for name, total in vars(self.totals).items()})
+        group, seconds = (
+            {name: sum(each) / len(each) for name, each in values[part].items()} for part in ("group", "seconds")
         )
-        self.totals.add(counts)
-        group, seconds = (averages_of(values, section) for section in ("group", "seconds"))
         return {
             "iteration": self.iteration,
             **mean_and_std("reward", values["rewards"]),
             "within_group_std": mean(values["within_group_std"]),
-            "components": {name: mean_and_std("reward", values[f"component {name}"]) for name in parts},
+            "components": {name: mean_and_std("reward", each) for name, each in values["components"].items()},
             **mean_and_std("candidate_reward", values["candidates"]),
             "chosen_reward_mean": mean(values["chosen"]),
             "capability_mean": self.tracker.mean if scored else None,
@@ -243,7 +233,7 @@ class Trainer:
             "zero_std_share": mean(values["equal_groups"]),
             "learning_rate": self.config.optimizer.learning_rate,
             **({"group": group} if group else {}),
-            **summary_of_updates({name: values[f"update {name}"] for name in logged}),
+            **summary_of_updates(values["updates"]),
             **counts,
             **{f"total_{name}": count for name, count in vars(self.totals).items()},
             "seconds": seconds,

@@ -18,15 +18,7 @@ from harness.training.observation import VERSION as OBSERVATION
 
 
 def digest(config: RunConfig, judges: Sequence[Reward], split: str, num_prompts: int, num_noises: int) -> str:
-    """Hash of everything that an evaluation of the untrained model depends on.
-
-    Args:
-        config: configuration of the run.
-        judges: all rewards that are measured.
-        split: name of the prompt list.
-        num_prompts: number of prompts, from the start of the list.
-        num_noises: number of pictures per prompt.
-    """
+    """Hash of everything that an evaluation of the untrained model on the first prompts of a list depends on."""
     model, settings = config.model, config.evaluation
     content = [
         NUMERICS_VERSION,

@@ -17,7 +17,7 @@ from harness.runs.directory import environment
 from tests.benchmarks import parts
 from tests.benchmarks.analysis import measure_analysis
 from tests.benchmarks.fidelity import measure_fidelity
-from tests.benchmarks.iteration import START, make_pair, summarise
+from tests.benchmarks.iteration import time_pair
 
 OUTPUT = ROOT / "results" / "benchmarks" / "speed.json"
 
@@ -57,13 +57,7 @@ def measure_iteration(options: argparse.Namespace) -> dict[str, Any]:
     cores = sorted(os.sched_getaffinity(0))
     for threads, arithmetic in itertools.product((1, 2), ("exact", "fast") if has_bf16() else ("exact",)):
         os.sched_setaffinity(0, cores[:threads])
-        pair = make_pair(threads, START, arithmetic)
-        pair.iterate()  # warm-up: memory, compilation, the recogniser's first batch
-        pair.forget()
-        for _ in range(options.rounds):
-            pair.iterate()
-        result = summarise(pair)
-        measured[f"{threads} threads, {arithmetic}"] = result
+        result = measured[f"{threads} threads, {arithmetic}"] = time_pair(threads, arithmetic, options.rounds)
         print(f"  threads {threads}, {arithmetic}: median (lowest - highest) seconds, the plain loop's shares")
         for phase, ours in result["project"].items():
             share = result["plain_shares"].get(phase)

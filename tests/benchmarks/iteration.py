@@ -4,7 +4,6 @@ Both do the same iterations of the same configuration, in turn (project, plain, 
 speed drifts slows both. The ratio is taken pair by pair.
 """
 
-from dataclasses import dataclass, field
 from statistics import median
 from typing import Any
 
@@ -27,27 +26,6 @@ STRICT = ("model.execution.compile=never", "optimizer.lora.merge_while_sampling=
 """Nothing that rounds otherwise than the plain loop does."""
 
 
-@dataclass
-class Pair:
-    """Both loops on one configuration and number of threads, and the seconds they took."""
-
-    trainer: Trainer
-    plain: PlainLoop
-    project_seconds: list[dict[str, float]] = field(default_factory=list)
-    plain_seconds: list[dict[str, float]] = field(default_factory=list)
-
-    def iterate(self) -> None:
-        """One iteration of each."""
-        self.project_seconds.append(project_phases(self.trainer.iterate()))
-        self.plain.iterate()
-        self.plain_seconds.append(dict(self.plain.seconds))
-
-    def forget(self) -> None:
-        """Start timing from here."""
-        self.project_seconds.clear()
-        self.plain_seconds.clear()
-
-
 def make_trainer(threads: int = 1, overrides: tuple[str, ...] = ()) -> Trainer:
     """The project's loop on the miniature profile; Flow-GRPO + AdaGRPO unless overridden."""
     config = _configuration(threads, overrides)
@@ -57,12 +35,27 @@ def make_trainer(threads: int = 1, overrides: tuple[str, ...] = ()) -> Trainer:
     return Trainer(config, policy, reward, prompts, Accelerator(cpu=True))
 
 
-def make_pair(threads: int, overrides: tuple[str, ...] = (), arithmetic: str = "exact") -> Pair:
-    """Both loops, each with a policy and a reward of its own; the plain one without the project's ways to be fast."""
-    trainer = make_trainer(threads, (*overrides, f"runtime.arithmetic={arithmetic}"))
-    config = _configuration(threads, (*overrides, *STRICT))
+def time_pair(threads: int, arithmetic: str, rounds: int) -> dict[str, Any]:
+    """Seconds by phase of the project and the plain loop, the plain loop's shares, and ratios pair by pair.
+
+    Each has a policy and a reward of its own, the plain loop without the project's ways to be fast.
+    """
+    trainer = make_trainer(threads, (*START, f"runtime.arithmetic={arithmetic}"))
+    config = _configuration(threads, (*START, *STRICT))
     policy = build_policy(config.model, config.optimizer, torch.device("cpu"), seed=config.seed)
-    return Pair(trainer, PlainLoop(config, policy, build_weighted(config.reward, threads), trainer.prompts))
+    loop = PlainLoop(config, policy, build_weighted(config.reward, threads), trainer.prompts)
+    project, plain = [], []
+    for attempt in range(rounds + 1):
+        seconds = trainer.iterate()["seconds"]
+        loop.iterate()
+        if attempt:  # the first is a warm-up: memory, compilation, the recogniser's first batch
+            sampling = seconds.get("candidates", 0.0) + seconds["rollout"]
+            project.append({"sampling": sampling, "reward": seconds["reward"], "update": seconds["update"]})
+            plain.append(loop.seconds)
+    ours, theirs = (_by_phase(each) for each in (project, plain))
+    ratios = [sum(one.values()) / sum(other.values()) for one, other in zip(project, plain, strict=True)]
+    shares = {phase: theirs[phase]["median"] / theirs["total"]["median"] for phase in PHASES}
+    return {"project": ours, "plain": theirs, "plain_shares": shares, "ratio": spread(ratios)}
 
 
 def _configuration(threads: int, overrides: tuple[str, ...]) -> RunConfig:
@@ -71,26 +64,9 @@ def _configuration(threads: int, overrides: tuple[str, ...]) -> RunConfig:
     return compose("miniature-luck", overrides=settings)
 
 
-def project_phases(record: dict[str, Any]) -> dict[str, float]:
-    """The project's phases under the plain loop's names."""
-    seconds = record["seconds"]
-    sampling = seconds.get("candidates", 0.0) + seconds["rollout"]
-    return {"sampling": sampling, "reward": seconds["reward"], "update": seconds["update"]}
-
-
-def summarise(pair: Pair) -> dict[str, Any]:
-    """Medians and spreads (lowest, highest) of seconds by phase, the plain loop's shares, and ratios pair by pair."""
-    seconds = list(zip(pair.project_seconds, pair.plain_seconds, strict=True))
-    totals = [(sum(ours.values()), sum(plain.values())) for ours, plain in seconds]
-    plain_total = median(plain for _, plain in totals)
-    return {
-        "project": {phase: spread([s[phase] for s in pair.project_seconds]) for phase in PHASES}
-        | {"total": spread([ours for ours, _ in totals])},
-        "plain": {phase: spread([s[phase] for s in pair.plain_seconds]) for phase in PHASES}
-        | {"total": spread([plain for _, plain in totals])},
-        "plain_shares": {phase: median(s[phase] for s in pair.plain_seconds) / plain_total for phase in PHASES},
-        "ratio": spread([ours / plain for ours, plain in totals]),
-    }
+def _by_phase(rounds: list[dict[str, float]]) -> dict[str, dict[str, float]]:
+    phases = {phase: spread([seconds[phase] for seconds in rounds]) for phase in PHASES}
+    return phases | {"total": spread([sum(seconds.values()) for seconds in rounds])}
 
 
 def spread(values: list[float]) -> dict[str, float]:

@@ -2,25 +2,38 @@
 
 from __future__ import annotations
 
+import copy
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from http.server import ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import hypothesis
 import pytest
 import torch
 from accelerate import Accelerator
+from torch import Tensor
 
+from harness.adagrpo import CapabilityTracker
 from harness.config import ROOT, ModelConfig, OptimizerConfig, compose
 from harness.models.pipelines import policy as policy_module
 from harness.models.pipelines.compiled import compile_for_sampling
 from harness.models.pipelines.policy import Policy
 from harness.models.pipelines.registry import build_policy
 from harness.prompts.lists import read_prompts
-from harness.rewards import build_rewards
+from harness.rewards import build_weighted
+from harness.rewards.native.ocr import OcrReward
 from harness.runs.directory import RunDirectory, prepare_run
+from harness.training.advantages import Advantages
+from harness.training.processes import Processes
+from harness.training.scoring import Scores
 from harness.training.session import Session
 from harness.training.trainer import Trainer
+
+hypothesis.settings.register_profile("harness", max_examples=40, deadline=None)
+hypothesis.settings.load_profile("harness")
 
 Serve = Callable[[ThreadingHTTPServer], str]
 SHORT = [
@@ -95,14 +108,29 @@ def selecting(rule: str) -> list[str]:
     return [f"selection={rule}", *([f"choice.level={LEVELS[rule]}"] if rule in LEVELS else [])]
 
 
+_POLICIES: dict[str, Policy] = {}
+"""Untrained policies by what they are made from; reading one takes much longer than a copy."""
+
+
 def build_trainer(*overrides: str) -> Trainer:
     """A trainer in this process, of the profile miniature-luck."""
     torch.set_num_threads(1)
     config = compose("miniature-luck", overrides=overrides)
-    policy = build_policy(config.model, config.optimizer, torch.device("cpu"), config.seed)
-    reward, _ = build_rewards(config.reward, config.evaluation.judges, config.rewards)
+    key = repr((config.model, config.optimizer.tuning, config.optimizer.lora, config.seed))
+    if key not in _POLICIES:
+        _POLICIES[key] = build_policy(config.model, config.optimizer, torch.device("cpu"), config.seed)
+    reward = build_weighted(config.reward, 1, config.rewards)
     prompts = read_prompts(config.prompts.train).prompts
-    return Trainer(config, policy, reward, prompts, Accelerator(cpu=True))
+    return Trainer(config, copy.deepcopy(_POLICIES[key]), reward, prompts, Accelerator(cpu=True))
+
+
+def advantages_of(rewards: Tensor, seen: Sequence[float], *overrides: str) -> Tensor:
+    """Advantages of groups ``[groups, G]`` as a configuration says, after the capability has seen some rewards."""
+    reward: Any = SimpleNamespace(resolution=OcrReward.resolution)
+    tracker = CapabilityTracker()
+    tracker.update(torch.tensor(seen, dtype=torch.float64))
+    made = Advantages(compose("miniature-luck", overrides=overrides), reward, Processes(Accelerator(cpu=True)))
+    return made.of([Scores({}, rewards)], tracker)[0]
 
 
 @pytest.fixture(scope="session")

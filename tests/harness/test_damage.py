@@ -1,6 +1,5 @@
 """Files of a run that lost bytes, or hold others: named with what to do, never a traceback, never other numbers."""
 
-import json
 import re
 import shutil
 from collections.abc import Callable
@@ -38,9 +37,19 @@ def run(lora_run: RunDirectory, tmp_path: Path) -> RunDirectory:
     return RunDirectory(Path(shutil.copytree(lora_run.folder, tmp_path / "runs" / "experiment" / "run")))
 
 
+def resume(run: RunDirectory) -> None:
+    """Train a run to its end."""
+    Session(run, say=lambda line: None).execute()
+    assert run.status()["state"] == "finished"
+
+
 def cut(path: Path, count: int = 200) -> None:
     """Take bytes from the end."""
     path.write_bytes(path.read_bytes()[:-count])
+
+
+def lines_of(run: RunDirectory, name: str) -> list[dict[str, Any]]:
+    return [line | {"seconds": 0} for line in records.read_lines(run.folder / name)]
 
 
 @pytest.mark.parametrize("name", [*LOGS, FINAL])
@@ -69,26 +78,28 @@ def test_a_finished_run_that_is_not_whole_is_incomplete_and_names_the_file(
 
 
 def test_an_evaluation_of_the_last_iteration_that_was_lost_is_made_again(run: RunDirectory) -> None:
-    before = (run.folder / "eval.jsonl").read_text(encoding="utf-8")
+    before = lines_of(run, "eval.jsonl")
     cut(run.folder / "eval.jsonl")
-    Session(run, say=lambda line: None).execute()
-    assert run.status()["state"] == "finished"
-    after = (run.folder / "eval.jsonl").read_text(encoding="utf-8")
-    ours, theirs = ([json.loads(line) | {"seconds": 0} for line in text.splitlines()] for text in (before, after))
-    assert ours == theirs
+    resume(run)
+    assert lines_of(run, "eval.jsonl") == before
 
 
-@pytest.mark.parametrize("name", [*LOGS, FINAL])
 def test_without_a_checkpoint_an_incomplete_run_is_refused_and_keeps_what_is_left(
-    run: RunDirectory, name: str, capsys: pytest.CaptureFixture[str]
+    run: RunDirectory, capsys: pytest.CaptureFixture[str]
 ) -> None:
     checkpoints.forget_after(run.checkpoints, -1)
-    (run.folder / name).unlink()
-    before = contents(run)
-    told = f"{name} is missing; put the file back, or move {run.folder} away"
-    assert told in run_all([run], 1, print).failed[run.run_id]
     session = Session(run, say=lambda line: None)
-    for again in (session.execute, RunJob(run).call, lambda: hand_over_all([run], "print", print)):
+    for name in (*LOGS, FINAL):
+        (run.folder / name).rename(aside := run.folder / "aside")
+        before = contents(run)
+        told = f"{name} is missing; put the file back, or move {run.folder} away"
+        with pytest.raises(ConfigError, match=re.escape(told)):
+            session.execute()
+        assert contents(run) == before
+        if name != FINAL:
+            aside.rename(run.folder / name)
+    assert told in run_all([run], 1, print).failed[run.run_id]
+    for again in (RunJob(run).call, lambda: hand_over_all([run], "print", print)):
         with pytest.raises(ConfigError, match=re.escape(told)):
             again()
     with pytest.raises(SystemExit, match="2"):
@@ -115,19 +126,18 @@ def test_a_resumed_run_refuses_logs_with_holes_and_leaves_them_as_they_are(run: 
     assert path.read_bytes() == before
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", '{"state": 3}', '{"state": "finished", "check": "x"}', "\udcff"])
-def test_a_damaged_status_is_named_and_the_run_goes_on(run: RunDirectory, content: str) -> None:
+def test_a_damaged_status_is_named_and_the_run_goes_on(run: RunDirectory) -> None:
     other = RunDirectory(Path(shutil.copytree(run.folder, run.folder.with_name("other"))))
-    (run.folder / "status.json").write_bytes(content.encode("utf-8", "surrogateescape"))
-    lines = status_lines(run.folder.parent.parent)
-    assert any(run.run_id in line and "status.json" in line and "--resume" in line for line in lines)
-    assert any("1 finished" in line for line in lines)
-    assert list(load_logs(run.folder.parent, skip_damaged=True).summary["folder"]) == [other.folder]
-    reset([RunJob(run), RunJob(other)])
-    assert run.status()["state"] == "waiting"
-    assert other.status()["state"] == "finished"
-    Session(run, say=lambda line: None).execute()
-    assert run.status()["state"] == "finished"
+    for content in (b"", b"{", b"[]", b'{"state": 3}', b'{"state": "finished", "check": "x"}', b"\xff"):
+        (run.folder / "status.json").write_bytes(content)
+        lines = status_lines(run.folder.parent.parent)
+        assert any(run.run_id in line and "status.json" in line and "--resume" in line for line in lines)
+        assert any("1 finished" in line for line in lines)
+        assert list(load_logs(run.folder.parent, skip_damaged=True).summary["folder"]) == [other.folder]
+        reset([RunJob(run), RunJob(other)])
+        assert run.status()["state"] == "waiting"
+        assert other.status()["state"] == "finished"
+    resume(run)
 
 
 @pytest.mark.parametrize("name", ["config.yaml", "eval.jsonl", "metrics.jsonl"])
@@ -151,26 +161,23 @@ def test_one_damaged_run_hides_no_other(run: RunDirectory, name: str, capsys: py
 def test_of_damaged_checkpoints_the_one_before_is_taken_and_the_end_is_the_same(
     lora_run: RunDirectory, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    config = lora_run.config.model_copy(update={"iterations": 3})
+    config = lora_run.config.model_copy(update={"iterations": 2})
     config = config.model_copy(update={"runtime": config.runtime.model_copy(update={"checkpoint_interval": 1})})
-    whole, run = prepare_run(config, tmp_path / "whole"), prepare_run(config, tmp_path / "damaged")
-    Session(whole, say=lambda line: None).execute()
-    Session(run, say=lambda line: None).execute()
+    whole = prepare_run(config, tmp_path / "whole")
+    resume(whole)
+    run = RunDirectory(Path(shutil.copytree(whole.folder, tmp_path / "damaged" / "experiment" / "run")))
     first = [folder.name for folder in checkpoints.saved(run.checkpoints)]
-    assert first == ["iteration-0000003", "iteration-0000002"]
-    cut(folder_of(run.checkpoints, 3) / "state.pt", 1)
+    assert first == ["iteration-0000002", "iteration-0000001"]
+    cut(folder_of(run.checkpoints, 2) / "state.pt", 1)
     (run.folder / "status.json").unlink()
-    files.append(run.folder / "metrics.jsonl", '{"iteration": 4, "torn')
-    Session(run, say=lambda line: None).execute()
+    files.append(run.folder / "metrics.jsonl", '{"iteration": 3, "torn')
+    resume(run)
     said = [line for line in capsys.readouterr().err.splitlines() if "adagrpo" in line]
     assert len(said) == 1
-    assert "iteration-0000003/state.pt: is damaged or missing; the one before is taken" in said[0]
+    assert "iteration-0000002/state.pt: is damaged or missing; the one before is taken" in said[0]
     assert torch.equal(first_weight(run), first_weight(whole))
     for name in LOGS:
-        ours, theirs = (
-            [line | {"seconds": 0} for line in records.read_lines(one.folder / name)] for one in (run, whole)
-        )
-        assert ours == theirs
+        assert lines_of(run, name) == lines_of(whole, name)
     for folder in run.checkpoints.glob("iteration-*"):
         (folder / "manifest.json").write_text("{")
     with pytest.raises(ConfigError, match=r"manifest\.json: is damaged or missing; put back a copy, or delete"):
@@ -194,21 +201,16 @@ def test_final_weights_that_were_changed_are_not_drawn_with(run: RunDirectory) -
         find_run_checkpoint(run.folder)
 
 
-def test_equal_weights_are_equal_files(run: RunDirectory, tmp_path: Path) -> None:
-    first = run.folder / FINAL
-    policy = Session(run, say=lambda line: None).trainer.policy
+def test_equal_weights_are_equal_files_and_a_damaged_cache_is_made_again(run: RunDirectory, tmp_path: Path) -> None:
+    session = Session(run, say=lambda line: None)
     written = set()
     for number in range(6):
-        policy.save(tmp_path / str(number))
-        written.add((tmp_path / str(number) / first.name).read_bytes())
+        session.trainer.policy.save(tmp_path / str(number))
+        written.add((tmp_path / str(number) / Path(FINAL).name).read_bytes())
     assert len(written) == 1
-
-
-def test_a_damaged_cache_is_made_again(run: RunDirectory) -> None:
-    session = Session(run, say=lambda line: None)
-    prompts = session.prompts["validation"][:2]
+    prompts = session.prompts["validation"][:1]
     first = session._remembered("validation", prompts)
-    digest = untrained.digest(session.config, session.judges, "validation", 2, 1)
+    digest = untrained.digest(session.config, session.judges, "validation", 1, 1)
     path = run.folder.parent / "untrained" / f"validation-{digest}.json"
     content = path.read_bytes()
     for damaged in (b"", b"[]", b"{}", content[:-9], content.replace(b"0.", b"1.", 1), b"\xff"):
@@ -217,28 +219,30 @@ def test_a_damaged_cache_is_made_again(run: RunDirectory) -> None:
         assert path.read_bytes() == content
 
 
-@pytest.mark.parametrize("where", ["checkpoints", "metrics.jsonl", "eval.jsonl"])
-def test_a_full_disk_is_one_line_and_the_run_can_be_resumed(
-    lora_run: RunDirectory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
+def test_a_full_disk_is_one_line_and_the_run_can_be_resumed_past_what_a_kill_left(
+    lora_run: RunDirectory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = prepare_run(lora_run.config, tmp_path)
     save, append = RunDirectory.save_checkpoint, RunDirectory.append
+    for where in ("metrics.jsonl", "checkpoints"):
 
-    def full(name: str) -> None:
-        if where == name:
-            raise FileError(f"{name}: cannot be written: No space left on device")
+        def full(name: str, where: str = where) -> None:
+            if where == name:
+                raise FileError(f"{name}: cannot be written: No space left on device")
 
-    with monkeypatch.context() as patch:
-        patch.setattr(RunDirectory, "save_checkpoint", lambda self, *given: (full("checkpoints"), save(self, *given)))
-        patch.setattr(RunDirectory, "append", lambda self, name, record: (full(name), append(self, name, record)))
-        with pytest.raises(FileError, match=where), run.failure_noted():
-            Session(run, say=lambda line: None).execute()
-    status = run.status()
-    assert status["state"] == "failed"
-    assert "No space left" in status["reason"]
+        with monkeypatch.context() as patch:
+            patch.setattr(RunDirectory, "save_checkpoint", lambda self, *of: (full("checkpoints"), save(self, *of)))
+            patch.setattr(RunDirectory, "append", lambda self, name, record: (full(name), append(self, name, record)))
+            with pytest.raises(FileError, match=where), run.failure_noted():
+                Session(run, say=lambda line: None).execute()
+        status = run.status()
+        assert status["state"] == "failed"
+        assert "No space left" in status["reason"]
+        assert not list(run.folder.rglob("*partial*"))
+    (run.folder / "checkpoints" / f".final{files.PARTIAL}").mkdir(parents=True)
+    (run.folder / f".metrics.jsonl{files.PARTIAL}").touch()
+    resume(run)
     assert not list(run.folder.rglob("*partial*"))
-    Session(run, say=lambda line: None).execute()
-    assert run.status()["state"] == "finished"
     assert torch.equal(*(first_weight(one) for one in (run, lora_run)))
 
 
@@ -249,15 +253,6 @@ def test_a_folder_takes_the_place_of_another_one_and_of_what_a_kill_left(tmp_pat
     with filling(tmp_path / "final") as folder:
         (folder / "new").touch()
     assert [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")] == ["final", "final/new"]
-
-
-def test_what_a_killed_save_left_behind_is_in_nobodys_way(lora_run: RunDirectory, tmp_path: Path) -> None:
-    run = prepare_run(lora_run.config, tmp_path)
-    (run.folder / "checkpoints" / f".final{files.PARTIAL}").mkdir(parents=True)
-    (run.folder / f".metrics.jsonl{files.PARTIAL}").touch()
-    Session(run, say=lambda line: None).execute()
-    assert run.status()["state"] == "finished"
-    assert not list(run.folder.rglob("*partial*"))
 
 
 def first_weight(run: RunDirectory) -> torch.Tensor:

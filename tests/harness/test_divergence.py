@@ -15,13 +15,18 @@ from harness.training import learner
 from harness.training.divergence import statistics
 from harness.training.session import Session
 from harness.training.signs import signs
-from tests.harness.conftest import SHORT
+from tests.harness.conftest import SHORT, build_trainer
 
 QUIET: dict[str, Any] = {"say": lambda line: None}
 
 
 def prepared(folder: Path, *overrides: str) -> RunDirectory:
-    fewer = ["evaluation.test=false", "evaluation.base_test=false", "runtime.checkpoint_interval=2"]
+    fewer = [
+        "model.num_steps=4",
+        "evaluation.test=false",
+        "evaluation.base_test=false",
+        "runtime.checkpoint_interval=2",
+    ]
     return prepare_run(compose("miniature-luck", overrides=[*SHORT, *fewer, *overrides]), folder)
 
 
@@ -30,19 +35,21 @@ def contents(run: RunDirectory) -> dict[Path, bytes]:
 
 
 def test_an_iteration_is_made_again_to_the_last_bit_and_nothing_is_changed(tmp_path: Path) -> None:
-    run = prepared(tmp_path, "iterations=5")
+    run = prepared(tmp_path, "iterations=3")
     Session(run, **QUIET).execute()
     before, said = contents(run), list[str]()
-    for iteration, start in ((5, "from iteration 4, 1 to train"), (2, "from iteration 0, 2 to train")):
-        assert replay(run.folder, iteration, said.append)
-        assert start in said
-        assert f"iteration {iteration}: as logged, to the last bit" in said
+    assert replay(run.folder, 3, said.append)
+    assert "from iteration 2, 1 to train" in said
+    assert said[-1] == "iteration 3: as logged, to the last bit"
     assert contents(run) == before
     lines = (run.folder / "metrics.jsonl").read_text().splitlines()
     changed = [json.dumps(json.loads(line) | {"reward_mean": 0.5}) for line in lines]
     (run.folder / "metrics.jsonl").write_text("\n".join(changed) + "\n")
-    assert not replay(run.folder, 5, said.append)
-    assert said[-1].startswith("reward_mean: ")
+    assert not replay(run.folder, 2, said.append)
+    start, record, difference = said[-3:]
+    assert start == "from iteration 0, 2 to train"
+    assert json.loads(record)["iteration"] == 2
+    assert difference.startswith("reward_mean: ")  # and nothing else differs
 
 
 def test_a_diverged_iteration_is_described_and_fails_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -67,30 +74,22 @@ def test_a_diverged_iteration_is_described_and_fails_again(tmp_path: Path, monke
 
 
 @pytest.mark.parametrize("what", ["loss", "gradient", "latents"])
-def test_what_is_not_finite_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str) -> None:
-    run = prepared(tmp_path, "iterations=1")
-    session = Session(run, **QUIET)
+def test_what_is_not_finite_is_named(monkeypatch: pytest.MonkeyPatch, what: str) -> None:
+    trainer = build_trainer(*SHORT)
     if what == "loss":
         real = learner.surrogate_loss
         monkeypatch.setattr(learner, "surrogate_loss", lambda *given: (real(*given)[0] * torch.inf, real(*given)[1]))
     elif what == "gradient":
-        faulty, parameter = [*session.trainer.engine.parameters.items()][3]
+        faulty, parameter = [*trainer.parameters.items()][3]
         parameter.register_hook(lambda gradient: gradient.index_fill(0, torch.tensor([0]), torch.nan))
     else:
-        decode = session.trainer.policy.decode
-
-        def broken(latents: torch.Tensor) -> torch.Tensor:
-            """Pictures that hide what the latents are."""
-            return decode(torch.zeros_like(latents.fill_(torch.inf)))
-
-        monkeypatch.setattr(
-            session.trainer.policy, "decode", lambda latents: decode(latents.div_(0).nan_to_num(0, 0, 0))
-        )
+        decode = trainer.policy.decode  # of which the pictures hide what the latents are
+        monkeypatch.setattr(trainer.policy, "decode", lambda latents: decode(latents.div_(0).nan_to_num(0, 0, 0)))
     with pytest.raises(TrainingError, match=f"the {what} is not finite|{what} are not finite") as raised:
-        session.trainer.iterate()
+        trainer.iterate()
     if what == "gradient":
         described = {name: values for name, values in raised.value.tensors.items() if isinstance(values, torch.Tensor)}
-        assert [*described] == [f"gradient of {name}" for name in session.trainer.engine.parameters]
+        assert [*described] == [f"gradient of {name}" for name in trainer.parameters]
         assert [n for n, values in described.items() if not values.isfinite().all()] == [f"gradient of {faulty}"]
 
 
@@ -136,19 +135,18 @@ def test_signs_of_a_hacked_reward(last: dict[str, Any], spreads: list[float], ex
 def test_a_sign_warns_and_stops_a_run_that_asked_for_it_and_the_same_command_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shown = [("judge", "ocr falls")]
-    monkeypatch.setattr("harness.training.signs.signs", lambda config, evaluations, _: shown if evaluations[1:] else [])
+    shown: list[list[tuple[str, str]]] = [[], [("texture", "too much of it")], [("judge", "ocr falls")]]
+    monkeypatch.setattr("harness.training.signs.signs", lambda config, evaluations, _: shown[len(evaluations) - 1])
     monkeypatch.setattr("harness.config.run.FEWEST_PROMPTS", 2)
-    settings = ["iterations=2", "evaluation.interval=1"]
+    run = prepared(tmp_path, "iterations=3", "evaluation={interval: 1, judges: [ocr]}", "stop.on=[judge]")
     said: list[str] = []
-    Session(prepared(tmp_path, *settings, "stop.on=[texture]"), say=said.append).execute()
-    assert said.count("warning: judge: ocr falls") == 2
-    run = prepared(tmp_path, *settings, "stop.on=[judge]", "evaluation.judges=[ocr]")
-    with pytest.raises(TrainingError, match=r"at iteration 1 ocr falls \(stop.on\)"), run.failure_noted():
-        Session(run, **QUIET).execute()
-    assert (run.status()["state"], run.status()["iteration"]) == ("failed", 1)
+    with pytest.raises(TrainingError, match=r"at iteration 2 ocr falls \(stop.on\)"), run.failure_noted():
+        Session(run, say=said.append).execute()
+    warned = [line for line in said if line.startswith("warning: ")]
+    assert warned == ["warning: texture: too much of it", "warning: judge: ocr falls"]
+    assert (run.status()["state"], run.status()["iteration"]) == ("failed", 2)
     assert not [*run.folder.glob("failure-*.json")]
     assert "replay" not in run.status()["reason"]
-    shown.clear()
+    shown += [[], []]
     Session(run, **QUIET).execute()
     assert run.status()["state"] == "finished"

@@ -13,9 +13,8 @@ from torch.testing import assert_close
 from harness.adagrpo import fuse_advantages, global_advantage, local_advantage, rescale_advantages
 from harness.config import ROOT, compose, run_id
 from harness.config.cells import cell_name
-from harness.training.scoring import Scores
 from harness.transitions import SDETransition
-from tests.harness.conftest import build_trainer
+from tests.harness.conftest import advantages_of
 
 # Whole hundredths, as in the tests of adagrpo.py: rewards differ by 0 or by much more than a rounding error.
 reward_values = st.integers(-1000, 1000).map(lambda hundredths: hundredths / 100)
@@ -122,35 +121,31 @@ def test_a_shift_of_all_advantages_leaves_the_expected_gradient_and_adds_varianc
     assert gradients.var().item() == pytest.approx(variance, rel=0.05)
 
 
-# --- The control
-
-
-def test_the_control_of_a_hand_made_group() -> None:
-    rewards = torch.tensor([1.0, 2.0, 3.0])  # std 1
-    assert_close(rescale_advantages(local_advantage(rewards), rewards, std=0.5, weight=2.0), torch.tensor([-5.0, 0, 5]))
-    assert_close(rescale_advantages(torch.tensor([-1.0, 0, 1]), rewards, 0.5, 0.0), torch.tensor([-1.0, 0, 1]))
-
-
 # --- In a run
 
 RESCALED = ["fusion.enabled=true", "fusion.kind=rescaled", "fusion.weight=3"]
 
 
-def test_the_trainer_uses_the_control_where_the_configuration_says_so() -> None:
+def test_a_run_uses_the_rule_and_its_control_as_the_configuration_says() -> None:
     rewards = torch.tensor([[0.1, 0.3, 0.2, 0.9], [0.6, 0.7, 0.8, 0.9]], dtype=torch.float64)
-    made = {}
-    for kind in ("fused", "rescaled"):
-        overrides = ["fusion.enabled=true", f"fusion.kind={kind}", "fusion.weight=3", "selection=curriculum"]
-        trainer = build_trainer(*overrides)
-        trainer.tracker.update(torch.tensor([0.3, 0.5]))  # mean .4, std .1
-        [made[kind]] = trainer.advantages.of([Scores({}, rewards)], trainer.tracker)
+
+    def made(kind: str, weight: int, *overrides: str) -> Tensor:
+        settings = ["fusion.enabled=true", f"fusion.kind={kind}", f"fusion.weight={weight}", *overrides]
+        return advantages_of(rewards, [0.3, 0.5], *settings)  # capability .4, std .1
+
     local = torch.stack([local_advantage(group) for group in rewards])
     factors = 1 + 3 * rewards.std(dim=1, keepdim=True) / 0.1
-    assert_close(made["rescaled"], local * factors, rtol=1e-6, atol=0)
+    rescaled, fused = made("rescaled", 3), made("fused", 3)
+    assert_close(rescaled, local * factors, rtol=1e-6, atol=0)
     # The first group has rewards on both sides of the capability; the second has not.
-    assert not torch.allclose(made["fused"][0], made["rescaled"][0])
+    assert not torch.allclose(fused[0], rescaled[0])
     clipped = local[1] + 3 * (local[1] * (factors[1] - 1) / 3).clamp(-5, 5)
-    assert_close(made["fused"][1], clipped, rtol=1e-6, atol=0)
+    assert_close(fused[1], clipped, rtol=1e-6, atol=0)
+
+    uncentred, control = made("uncentred", 1), made("uncentred", 1, "fusion.same_length=true")
+    assert_close(uncentred, ((rewards - 0.4) / 0.1).clamp(-5, 5), rtol=1e-4, atol=1e-4)
+    assert_close(control.norm(dim=1), uncentred.norm(dim=1))
+    assert control[1].min() < 0 < uncentred[1].min()
 
 
 def test_the_control_is_another_run_and_the_default_the_same_as_before() -> None:

@@ -20,6 +20,12 @@ from harness.rules.selection import RULES, Candidates, draw_strategy
 from tests.harness.test_selection import ONE, candidates, linear_ledger, remember, tracker
 
 
+def chosen(rule: str, ledger: Ledger, prompts: list[int], seed: int = 0) -> int:
+    generator = torch.Generator().manual_seed(seed)
+    rewards, numbers = torch.zeros(len(prompts), 1), torch.tensor(prompts)
+    return RULES[rule](Candidates(rewards, tracker(0.5), generator, prompts=numbers, ledger=ledger))
+
+
 def test_a_prompt_s_number_is_a_double_s_and_its_hash_s() -> None:
     assert prompt_number("abc") == 0xBA7816BF8F01C  # sha256, FIPS 180-2
     assert int(torch.tensor(prompt_number("abc"), dtype=torch.float64)) == prompt_number("abc")
@@ -50,11 +56,8 @@ def test_posteriors_are_betas() -> None:
 
 def test_among_prompts_never_seen_beta_takes_each_as_often() -> None:
     ledger = linear_ledger()
-    chosen = [
-        RULES["beta"](Candidates(torch.zeros(3, 1), tracker(0.5), generator, prompts=torch.arange(3), ledger=ledger))
-        for generator in (torch.Generator().manual_seed(seed) for seed in range(600))
-    ]
-    assert all(150 < chosen.count(index) < 250 for index in range(3))
+    drawn = [chosen("beta", ledger, [0, 1, 2], seed) for seed in range(600)]
+    assert all(150 < drawn.count(index) < 250 for index in range(3))
 
 
 def test_replay_takes_the_widest_of_the_prompts_that_have_rested() -> None:
@@ -105,15 +108,13 @@ def test_skipping_takes_the_first_that_stays() -> None:
     many = [(1, prompt, 0.1, 0.0) for prompt in (1, 2) for _ in range(8)]
     ledger = visited(*many, *[(2, 9, 0.5, 0.5)] * 64)
     assert visit_states(ledger)[:16].tolist() == [TOO_HARD] * 16
-
-    def chosen(prompts: list[int], seed: int) -> int:
-        generator = torch.Generator().manual_seed(seed)
-        numbers = torch.tensor(prompts)
-        return RULES["skipping"](Candidates(torch.zeros(3, 1), tracker(0.5), generator, prompts=numbers, ledger=ledger))
-
-    assert [chosen([1, 77, 2], seed) for seed in range(50)].count(1) >= 48
-    assert [chosen([9, 1, 77], seed) for seed in range(50)] == [0] * 50
-    assert {chosen([1, 2, 1], seed) for seed in range(50)} == {0, 1, 2}
+    draws = {
+        prompts: [chosen("skipping", ledger, [*prompts], seed) for seed in range(50)]
+        for prompts in ((1, 77, 2), (9, 1, 77), (1, 2, 1))
+    }
+    assert draws[1, 77, 2].count(1) >= 48
+    assert draws[9, 1, 77] == [0] * 50
+    assert set(draws[1, 2, 1]) == {0, 1, 2}
 
 
 def test_a_belief_follows_what_was_observed_and_fades() -> None:
@@ -122,31 +123,17 @@ def test_a_belief_follows_what_was_observed_and_fades() -> None:
     # hard: the other rows then have (1 - .4) / 2; prompt 3 .4; others 1/3.
     found = chances_between(ledger, torch.tensor([1, 2, 3, 77]))
     assert found.tolist() == pytest.approx([7 / 19, 0.3, 0.4, 1 / 3])
-    seen = Candidates(
-        torch.zeros(4, 1),
-        tracker(0.5),
-        torch.Generator().manual_seed(0),
-        prompts=torch.tensor([77, 1, 3, 2]),
-        ledger=ledger,
-    )
-    assert RULES["belief"](seen) == 2
+    assert chosen("belief", ledger, [77, 1, 3, 2]) == 2
 
 
 def test_prompts_of_larger_variance_are_drawn_more_often() -> None:
     ledger = visited((1, 1, 0.5, 0.4), (2, 1, 0.5, 0.2), (3, 2, 0.5, 0.1))
     v = variances(ledger, torch.tensor([1, 2, 77]))
     assert v.tolist() == pytest.approx([0.8 * 0.16 + 0.2 * 0.04, 0.01, (0.136 + 0.01) / 2])
-    numbers, shares = torch.tensor([1, 2, 77]), (v + v.mean() / 10).sqrt()
-    chosen = [
-        RULES["variance"](
-            Candidates(
-                torch.zeros(3, 1), tracker(0.5), torch.Generator().manual_seed(seed), prompts=numbers, ledger=ledger
-            )
-        )
-        for seed in range(1500)
-    ]
+    shares = (v + v.mean() / 10).sqrt()
+    drawn = [chosen("variance", ledger, [1, 2, 77], seed) for seed in range(1500)]
     for index, share in enumerate((shares / shares.sum()).tolist()):
-        assert chosen.count(index) / 1500 == pytest.approx(share, abs=0.04)
+        assert drawn.count(index) / 1500 == pytest.approx(share, abs=0.04)
 
 
 def test_a_strategy_s_merit_is_the_rank_of_its_spreads() -> None:

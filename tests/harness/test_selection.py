@@ -5,22 +5,23 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.testing import assert_close
 
 from harness.adagrpo import CapabilityTracker, select_prompt
-from harness.config import ROOT, ConfigError, RunConfig, compose, inert_settings
+from harness.config import ROOT, RunConfig, compose, inert_settings
 from harness.config.selection import needs_of
 from harness.rules import ledger as ledger_module
 from harness.rules.ledger import Ledger, Ridge
 from harness.rules.selection import RULES, Candidates
 from harness.training.accounting import expected_cost
 from harness.training.engine import flat
+from harness.training.trainer import Trainer
 from tests.harness.conftest import build_trainer, selecting
 
-SMALL = ["rollout.candidates=3", "rollout.group_size=2", "rollout.branch_indices=[1]", "reward={colour: 1}"]
+SMALL = ["rollout={candidates: 3, group_size: 2, branch_indices: [1]}", "model.num_steps=4", "reward={colour: 1}"]
 DRAWN = {"random", "thompson", "replay", "skipping", "variance"}
 """Rules whose choice is a draw by place, which is nothing to a prompt either: candidates are drawn themselves."""
 
@@ -71,15 +72,13 @@ def test_screening_takes_the_widest_pair_and_the_first_of_equal_ones() -> None:
     assert RULES["screened"](candidates([[0.5, 0.5], [0.1, 0.3], [0.3, 0.1]])) == 1
 
 
-@given(st.lists(st.integers(0, 50), min_size=1, max_size=9), st.integers(0, 99))
-def test_quantiles_hold_the_papers_three_levels(rewards: list[int], seed: int) -> None:
+@given(st.lists(st.integers(0, 50), min_size=1, max_size=9))
+def test_quantiles_hold_the_papers_three_levels(rewards: list[int]) -> None:
     values = torch.tensor(rewards, dtype=torch.float64)
     for level, strategy in ((0.0, "hardest"), (0.5, "medium"), (1.0, "easiest")):
-        seen = Candidates(values[:, None], tracker(1.0), torch.Generator().manual_seed(seed), level=level)
-        assert RULES["quantile"](seen) == select_prompt(values, strategy)
+        assert RULES["quantile"](candidates(values[:, None].tolist(), level)) == select_prompt(values, strategy)
 
 
-@settings(deadline=None)
 @given(st.permutations(range(6)), st.sampled_from(sorted(set(RULES) - DRAWN)))
 def test_the_choice_is_of_a_candidate_and_not_of_its_place(order: list[int], rule: str) -> None:
     ledger = linear_ledger()
@@ -192,9 +191,8 @@ def test_rules_on_predictions_choose_by_them() -> None:
     assert chosen("predicted_hardest") == 2  # the fourth is harder, but has hardly any spread
     assert chosen("predicted_spread") == 4
     assert chosen("thompson") == 1
-    assert {chosen("predicted", explore=1.0)} <= set(range(5))
-    draws = {RULES["predicted"](candidates([[0.0]] * 5, embeddings=x, ledger=Ledger())) for _ in range(1)}
-    assert draws == {RULES["random"](candidates([[0.0]] * 5))}  # it knows nothing yet
+    unknowing = RULES["predicted"](candidates([[0.0]] * 5, embeddings=x, ledger=Ledger()))
+    assert unknowing == RULES["random"](candidates([[0.0]] * 5))
 
 
 def test_a_posterior_that_is_unsure_makes_thompson_try_others() -> None:
@@ -210,86 +208,62 @@ def test_a_posterior_that_is_unsure_makes_thompson_try_others() -> None:
 # --- in a run
 
 
-def metrics(trainer: object, count: int) -> list[dict[str, object]]:
-    lines = [trainer.iterate() for _ in range(count)]  # type: ignore[attr-defined]
+@pytest.fixture
+def soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prompts are predicted, and may be repeated, from the second iteration on."""
+    monkeypatch.setattr(ledger_module, "MIN_OUTCOMES", 2)
+    monkeypatch.setattr(ledger_module, "COOLDOWN", 0)
+
+
+def metrics(trainer: Trainer, count: int) -> list[dict[str, object]]:
+    lines = [trainer.iterate() for _ in range(count)]
     return [{key: value for key, value in line.items() if key != "seconds"} for line in lines]
 
 
-@pytest.mark.parametrize("rule", sorted(RULES))
+@pytest.mark.parametrize("rule", sorted(set(RULES) - {"easiest", "hardest", "medium"}))
 def test_every_rule_trains_at_the_cost_that_was_said_and_continues_as_if_it_had_not_stopped(
-    rule: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    rule: str, soon: None, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(ledger_module, "MIN_OUTCOMES", 2)
-    monkeypatch.setattr(ledger_module, "COOLDOWN", 1)
     prompts = (ROOT / "experiments/prompts/many/train.txt").read_text().splitlines()[:8]
     (tmp_path / "few.txt").write_text("\n".join(prompts))
     settings = [*SMALL, *selecting(rule), "choice.floor=0.3", "rollout.prompts_per_iteration=2"]
-    settings += [f"prompts.train={tmp_path / 'few.txt'}", "model.num_steps=4"]
-    whole, second = (build_trainer(*settings) for _ in range(2))
-    metrics(whole, 2)
-    state = copy.deepcopy(whole.state_dict())
-    expected = metrics(whole, 2)
-    cost = expected_cost(whole.config)
-    assert [expected[-1][name] for name in ("sample_forwards", "reward_calls")] == [
-        cost.sample_forwards,
-        cost.reward_calls,
-    ]
-    assert (expected[-1]["ranks"] is None) == (needs_of(rule).samples == 0)
-    live = second.engine.tensors()
+    trainer = build_trainer(*settings, f"prompts.train={tmp_path / 'few.txt'}")
+    metrics(trainer, 1)
+    state = copy.deepcopy(trainer.state_dict())
+    [expected] = metrics(trainer, 1)
+    cost = expected_cost(trainer.config)
+    assert (expected["sample_forwards"], expected["reward_calls"]) == (cost.sample_forwards, cost.reward_calls)
+    assert (expected["ranks"] is None) == (needs_of(rule).samples == 0)
+    live = trainer.engine.tensors()
     with torch.no_grad():
         for path, tensor in flat({key: state[key] for key in ("parameters", "averages", "optimizer")}).items():
             live[path].copy_(tensor)
-    second.load_state_dict(state)
-    assert metrics(second, 2) == expected
+    trainer.load_state_dict(state)
+    assert metrics(trainer, 1) == [expected]
 
 
-def test_what_is_replayed_is_a_prompt_of_before_and_the_rest_is_random(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ledger_module, "COOLDOWN", 0)
-    always, never, chance = (
-        metrics(build_trainer(*SMALL, *choice), 4)
-        for choice in (
-            ["selection=replay", "choice.level=1"],
-            ["selection=replay", "choice.level=0"],
-            ["selection=random"],
-        )
-    )
-    assert [line["prompts"] for line in always] == [chance[0]["prompts"]] * 4
-    assert len({line["reward_mean"] for line in always}) == 4  # sampled anew
+def test_what_is_replayed_is_a_prompt_of_before_and_the_rest_is_random(soon: None) -> None:
+    choices = ["selection=replay", "choice.level=1"], ["selection=replay", "choice.level=0"], ["selection=random"]
+    always, never, chance = (metrics(build_trainer(*SMALL, *choice), 3) for choice in choices)
+    assert [line["prompts"] for line in always] == [chance[0]["prompts"]] * 3
+    assert len({line["reward_mean"] for line in always}) == 3  # sampled anew
     assert [line["prompts"] for line in never] == [line["prompts"] for line in chance]
     assert [line["sample_forwards"] for line in always] == [line["sample_forwards"] for line in chance]
 
 
 def test_candidates_are_the_same_whatever_is_asked_of_them() -> None:
-    lines = {
-        rule: metrics(build_trainer(*SMALL, f"selection={rule}"), 1)[0]
-        for rule in ("curriculum", "screened", "easiest")
-    }
-    one, two = lines["curriculum"], lines["screened"]
-    assert one["candidate_reward_mean"] == lines["easiest"]["candidate_reward_mean"]
-    assert two["sample_forwards"] - one["sample_forwards"] == 3 * 8  # type: ignore[operator]
+    rules = ("curriculum", "easiest", "screened")
+    one, other, two = (build_trainer(*SMALL, f"selection={rule}").iterate() for rule in rules)
+    assert one["candidate_reward_mean"] == other["candidate_reward_mean"]
+    assert two["sample_forwards"] - one["sample_forwards"] == 3 * 4
 
 
-def test_a_group_that_is_hardly_spread_teaches_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_group_that_is_hardly_spread_teaches_nothing() -> None:
     trainer = build_trainer(*SMALL, "choice.floor=0.5")
     ledger, width = trainer.choosing.ledger, trainer.policy.encode(["a"]).summary.shape[1]
     assert ledger is not None
     remember(ledger, 0, torch.rand(20), [5.0] * 20, [*range(20)], torch.zeros(20, width))
-    assert metrics(trainer, 1)[0]["zero_std_share"] == 1
-
-
-@pytest.mark.parametrize(
-    ("overrides", "named"),
-    [
-        (["selection=quantile"], "choice.level"),
-        (["selection=quantile", "choice.level=1.5"], "choice.level"),
-        (["selection=replay"], "choice.level"),
-        (["selection=random", "choice.level=0.5"], "choice.level"),
-        (["selection=preview", "fusion.enabled=true"], "fusion.enabled"),
-    ],
-)
-def test_settings_that_do_not_go_together_are_named(overrides: list[str], named: str) -> None:
-    with pytest.raises(ConfigError, match=named):
-        compose("miniature-luck", overrides=overrides)
+    assert trainer.iterate()["zero_std_share"] == 1
 
 
 def test_what_a_rule_does_not_read_is_no_part_of_its_runs() -> None:

@@ -14,15 +14,20 @@ from harness.config import ROOT, compose
 from harness.prompts.lists import drawn_prompts
 from harness.runs.directory import RunDirectory, prepare_run
 from harness.training.accounting import Counters, Slot, expected_cost
-from harness.training.learner import Term
-from harness.training.scoring import Scores
+from harness.training.engine import flat
+from harness.training.learner import Learner, Term
 from harness.training.session import Session
 from harness.training.trainer import Trainer
-from tests.harness.conftest import build_trainer
+from tests.harness.conftest import advantages_of, build_trainer
 
-SMALL = ["rollout.candidates=3", "rollout.group_size=2", "rollout.branch_indices=[1,3]"]
+SMALL = ["model.num_steps=6", "rollout={candidates: 3, group_size: 2, branch_indices: [1, 3]}"]
 FULL_SDE = [*SMALL, "rollout.kind=full_sde", "rollout.group_size=4"]
-SHORT = [
+RUN = [
+    *SMALL,
+    "selection=curriculum",
+    "fusion.enabled=true",
+    "optimizer.weight_ema=0.5",
+    "iterations=4",
     "evaluation={interval: 2, validation_prompts: 4, gallery: 2, judges: [ocr, colour]}",
     "runtime.checkpoint_interval=2",
 ]
@@ -30,14 +35,6 @@ SHORT = [
 
 def trainer(*overrides: str) -> Trainer:
     return build_trainer(*SMALL, *overrides)
-
-
-def prepared(folder: Path, *overrides: str) -> RunDirectory:
-    test = (ROOT / "harness/models/miniature/data/test.txt").read_text().splitlines()[:4]
-    folder.mkdir(exist_ok=True)
-    (folder / "test.txt").write_text("\n".join(test) + "\n")
-    overrides = (*SMALL, *SHORT, f"prompts.test={folder / 'test.txt'}", *overrides)
-    return prepare_run(compose("miniature-luck", overrides=overrides), folder)
 
 
 def lines_of(run: RunDirectory, name: str) -> list[dict[str, Any]]:
@@ -60,14 +57,24 @@ def watched(training: Trainer) -> tuple[list[dict[str, Tensor]], list[dict[str, 
     return gradients, weights
 
 
+@pytest.fixture
+def updated(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
+    """Arguments of each call of ``Learner.update`` in the test."""
+    seen: list[tuple[Any, ...]] = []
+    update = Learner.update
+    monkeypatch.setattr(Learner, "update", lambda self, *given: (seen.append(given), update(self, *given))[1])
+    return seen
+
+
 # --- runs
 
 
 def test_interrupted_and_continued_run_equals_an_uninterrupted_one(compiled: None, tmp_path: Path) -> None:
-    settings = ["iterations=4", "selection=curriculum", "fusion.enabled=true", "optimizer.weight_ema=0.5"]
-    whole = prepared(tmp_path / "whole", *settings)
+    test = (ROOT / "harness/models/miniature/data/test.txt").read_text().splitlines()[:4]
+    (tmp_path / "test.txt").write_text("\n".join(test) + "\n")
+    config = compose("miniature-luck", overrides=[*RUN, f"prompts.test={tmp_path / 'test.txt'}"])
+    whole, broken = (prepare_run(config, tmp_path / name) for name in ("whole", "broken"))
     Session(whole, say=lambda line: None).execute()
-    broken = prepared(tmp_path / "broken", *settings)
     session = Session(broken, say=lambda line: None)
     iterate = session.trainer.iterate
 
@@ -85,12 +92,9 @@ def test_interrupted_and_continued_run_equals_an_uninterrupted_one(compiled: Non
     Session(broken, say=lambda line: None).execute()
     assert lines_of(broken, "metrics.jsonl") == lines_of(whole, "metrics.jsonl")
     assert lines_of(broken, "eval.jsonl") == lines_of(whole, "eval.jsonl")
-    ours, theirs = broken.load_checkpoint(), whole.load_checkpoint()
-    assert ours is not None
-    assert theirs is not None
-    for name, parameter in theirs["parameters"].items():
-        assert torch.equal(ours["parameters"][name], parameter)
-        assert torch.equal(ours["averages"][name], theirs["averages"][name])
+    ours, theirs = (flat(run.load_checkpoint()) for run in (broken, whole))
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(tensor, theirs[path]) for path, tensor in ours.items())
     assert broken.status()["state"] == "finished"
     # How far a group's pictures are apart is looked at when a validation is due.
     assert [record["iteration"] for record in lines_of(whole, "metrics.jsonl") if "group" in record] == [2, 4]
@@ -115,12 +119,13 @@ def test_a_run_continues_with_other_settings_that_are_inert_in_it() -> None:
 def test_cells_of_a_seed_see_the_same_candidates_and_random_chooses_alike_with_fusion() -> None:
     first, second = trainer().iterate(), trainer("fusion.enabled=true").iterate()
     assert first["prompts"] == second["prompts"]
-    assert first["reward_mean"] == pytest.approx(second["reward_mean"], abs=1e-5)
+    # A batch of another size may turn a pixel to the next of 256 levels.
+    assert first["reward_mean"] == pytest.approx(second["reward_mean"], abs=1e-3)
     assert (first["candidate_reward_mean"], first["capability_mean"], first["chosen_reward_mean"]) == (None, None, None)
     hardest = trainer("selection=hardest").iterate()
     assert hardest["chosen_reward_mean"] < hardest["candidate_reward_mean"]
-    # Random without fusion samples only the prompt it trains on: 8 forwards for its anchor instead of 3 x 8.
-    assert second["sample_forwards"] - first["sample_forwards"] == 16
+    # Random without fusion samples only the prompt it trains on: 6 forwards for its anchor instead of 3 x 6.
+    assert second["sample_forwards"] - first["sample_forwards"] == 12
     assert second["reward_calls"] - first["reward_calls"] == 3
 
 
@@ -157,19 +162,11 @@ def test_every_slot_candidate_and_branch_has_noise_of_its_own_and_no_prompt_come
     assert set(expected) == asked
 
 
-def test_windows_and_shares_reach_the_rollout() -> None:
-    training = build_trainer(*FULL_SDE, "rollout.branch_indices=[0,1,2,3]", "rollout.window={size: 2}")
-    seen: list[list[int]] = []
-    update = training.learner.update
-
-    def noted(rollouts: Any, *rest: Any) -> Any:
-        seen.append([step.index for step in rollouts[0].steps])
-        return update(rollouts, *rest)
-
-    training.learner.update = noted  # type: ignore[method-assign]
-    for _ in range(4):
+def test_windows_and_shares_reach_the_rollout(updated: list[tuple[Any, ...]]) -> None:
+    training = build_trainer(*FULL_SDE, "rollout.branch_indices=[0,1,2,3]", "rollout.window={size: 3}")
+    for _ in range(3):
         training.iterate()
-    assert seen == [[0, 1], [1, 2], [2, 3], [0, 1]]
+    assert [[step.index for step in rollout.steps] for [rollout], *_ in updated] == [[0, 1, 2], [1, 2, 3], [0, 1, 2]]
     for draw in ("prompt", "sample"):
         share = ["rollout.branch_indices=[0,1,2,3]", "rollout.trained_share=0.5", f"rollout.trained_draw={draw}"]
         one_by_one = ["model.execution.max_train_batch=3", "objective.clip_range=0.1"]
@@ -192,10 +189,8 @@ def test_windows_and_shares_reach_the_rollout() -> None:
     ],
 )
 def test_nothing_is_learnt_from_a_group_of_equal_pictures(settings: list[str]) -> None:
-    training = trainer(*settings)
-    training.tracker.update(torch.tensor([0.4, 0.5 + 1e-7, 0.6], dtype=torch.float64))
     rewards = torch.tensor([[0.5, 0.5, 0.5 + 3e-7, 0.5 + 3e-7], [0.1, 0.2, 0.3, 0.9]], dtype=torch.float64)
-    [advantages] = training.advantages.of([Scores({}, rewards)], training.tracker)
+    advantages = advantages_of(rewards, [0.4, 0.5 + 1e-7, 0.6], *settings)
     assert not advantages[0].any()
     assert advantages[1].any()
     if settings == ["objective.normalisation=group"]:
@@ -232,36 +227,6 @@ def test_each_update_learns_from_its_part(update_on: str) -> None:
     assert record["ratio_max_deviation"] > 1e-5
 
 
-def test_two_updates_on_one_rollout_clip_and_have_the_hand_computed_loss() -> None:
-    settings = ["objective.updates_per_iteration=2", "objective.clip_range=1e-5", "optimizer.learning_rate=1e-3"]
-    training = trainer(*settings, "rollout.kind=full_sde")
-    learner = training.learner
-    seen: list[tuple[float, float]] = []
-    losses_of = learner._losses
-
-    def checked(terms: Any, logged: Any) -> Any:
-        losses = losses_of(terms, logged)
-        with torch.no_grad():
-            transitions = learner._transitions(terms)
-        for term, transition, loss in zip(terms, transitions, losses, strict=True):
-            ratio = (transition.log_prob(term.step.x_next) - term.step.old_log_prob).exp()
-            gained = [
-                min(a * r, a * min(max(r, 1 - 1e-5), 1 + 1e-5))
-                for a, r in zip(term.advantage.tolist(), ratio.tolist(), strict=True)
-            ]
-            assert loss.item() == pytest.approx(-sum(gained) / len(gained), abs=1e-6)
-        seen.extend(zip(logged["ratio_max_deviation"], logged["clip_fraction"], strict=True))
-        return losses
-
-    learner._losses = checked  # type: ignore[method-assign]
-    record = training.iterate()
-    first, second = seen[:2], seen[-2:]
-    assert all(deviation < 1e-5 and clipped == 0 for deviation, clipped in first)
-    assert all(deviation > 1e-5 for deviation, _ in second)
-    assert record["clip_fraction"] > 0
-    assert record["train_forwards"] == 2 * 2 * 2  # updates x steps x samples
-
-
 @pytest.mark.parametrize(
     ("settings", "budgets", "forwards"),
     [
@@ -279,22 +244,18 @@ def test_one_forward_or_several_give_the_same_gradient(settings: list[str], budg
     assert (made[0] - made[1]).norm() < 1e-4 * made[1].norm()
 
 
-def test_recomputed_log_probabilities_make_the_first_ratio_exactly_one() -> None:
-    records = []
-    for old_log_prob in ("rollout", "recomputed"):
-        clipped = ["objective.clip_range=1e-4", "model.execution.max_train_batch=3"]
-        training = build_trainer(*FULL_SDE, *clipped, f"objective.old_log_prob={old_log_prob}")
-        update = training.learner.update
+def test_recomputed_log_probabilities_make_the_first_ratio_exactly_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    update = Learner.update
 
-        def as_if_sampled_in_bf16(rollouts: Any, *rest: Any, update: Any = update) -> Any:
-            off = [
-                replace(r, steps=[replace(s, old_log_prob=s.old_log_prob + 0.01) for s in r.steps]) for r in rollouts
-            ]
-            return update(off, *rest)
+    def as_if_sampled_in_bf16(self: Learner, rollouts: Any, *rest: Any) -> Any:
+        off = [replace(r, steps=[replace(s, old_log_prob=s.old_log_prob + 0.01) for s in r.steps]) for r in rollouts]
+        return update(self, off, *rest)
 
-        training.learner.update = as_if_sampled_in_bf16  # type: ignore[method-assign]
-        records.append(training.iterate())
-    from_rollout, recomputed = records
+    monkeypatch.setattr(Learner, "update", as_if_sampled_in_bf16)
+    clipped = [*FULL_SDE, "objective.clip_range=1e-4", "model.execution.max_train_batch=3"]
+    from_rollout, recomputed = (
+        build_trainer(*clipped, f"objective.old_log_prob={kind}").iterate() for kind in ("rollout", "recomputed")
+    )
     assert from_rollout["ratio_max_deviation"] == pytest.approx(0.01, rel=0.01)
     assert recomputed["ratio_max_deviation"] == 0
     assert recomputed["rollout_ratio_max_deviation"] == pytest.approx(0.01, rel=0.01)
@@ -318,19 +279,15 @@ def test_recomputed_log_probabilities_leave_each_update_its_own_part() -> None:
     assert {name: record[name] for name in vars(Counters())} == vars(expected_cost(training.config))
 
 
-def test_the_update_raises_the_log_probability_of_better_samples() -> None:
+def test_the_update_raises_the_log_probability_of_better_samples(updated: list[tuple[Any, ...]]) -> None:
     training = trainer("rollout.group_size=8", "optimizer.learning_rate=1e-4")
-    kept: list[Any] = []
-    learner = training.learner
-    update = learner.update
-    learner.update = lambda *arguments: (kept.extend(arguments[:2]), update(*arguments))[1]  # type: ignore[method-assign]
     training.iterate()
-    [rollout], [advantages] = kept
+    [([rollout], [advantages], *_)] = updated
     terms = [Term(step, rollout.text, own, share=1) for step, own in zip(rollout.steps, advantages, strict=True)]
     with torch.no_grad():
         gain = sum(
             (term.advantage * (transition.log_prob(term.step.x_next) - term.step.old_log_prob)).mean().item()
-            for term, transition in zip(terms, learner._transitions(terms), strict=True)
+            for term, transition in zip(terms, training.learner._transitions(terms), strict=True)
         )
     assert gain > 0
 

@@ -20,7 +20,6 @@ from torch.distributed.tensor import DTensor
 from harness.experiments.jobs import worker
 from harness.foundation.errors import CollectiveError, TrainingError
 from harness.rules import ledger
-from harness.rules.selection import RULES
 from harness.runs.directory import RunDirectory
 from harness.training.learner import Learner
 from harness.training.processes import Processes
@@ -31,28 +30,36 @@ from tests.harness.conftest import build_trainer, selecting
 UNLUCKY_ITERATION = 3
 PLUG_INS = Path(__file__).parents[1] / "data" / "plug_ins.py"
 OF_PLUG_INS = {"selection": "Either", "reward": "Contrast", "fusion.kind": "Lifted"}
+EXCHANGING = ("random", "curriculum", "screened", "predicted", "beta", "replay", "bandit")
+"""Rules that differ in what processes tell each other: nothing, rewards of one sample or two, what to predict from,
+counts of a prompt's own, which prompt is taken again, strategies."""
 RULE = [
     "rollout={candidates: 2, group_size: 2, prompts_per_iteration: 2, branch_indices: [1]}",
     "model={max_batch: 2, num_steps: 4, execution: {max_train_batch: 1, compile: never}}",
     "choice.explore=0.2",
-    "iterations=9",
 ]
 
 
-def every_rule() -> dict[str, list[dict[str, Any]]]:
-    """What every rule, and a plug-in with a reward and advantages that are plug-ins, chose and logged in iterations of
+@contextmanager
+def predicting_soon() -> Iterator[None]:
+    """Within: the ledger predicts, and prompts may be repeated, from the second iteration on."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ledger, "MIN_OUTCOMES", 2)
+        patch.setattr(ledger, "COOLDOWN", 0)
+        yield
+
+
+def rules_of_every_kind() -> dict[str, list[dict[str, Any]]]:
+    """What rules, and a plug-in with a reward and advantages that are plug-ins, chose and logged in two iterations of
     two prompts, in however many processes this is one of.
     """
     seen = {}
-    rules = sorted(set(RULES) - {"easiest", "hardest", "medium"})  # the arithmetic of curriculum
-    own = {rule: ["reward={colour: 1}", *selecting(rule)] for rule in rules}
+    own = {rule: ["reward={colour: 1}", *selecting(rule)] for rule in EXCHANGING}
     own["plug-ins"] = [f"{key}={PLUG_INS}:{name}" for key, name in OF_PLUG_INS.items()] + ["fusion.enabled=true"]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ledger, "MIN_OUTCOMES", 2)
-        patch.setattr(ledger, "COOLDOWN", 1)
+    with predicting_soon():
         for rule, settings in own.items():
             trainer = build_trainer(*RULE, *settings)
-            lines = [trainer.iterate() for _ in range(3)]
+            lines = [trainer.iterate() for _ in range(2)]
             seen[rule] = [{key: value for key, value in line.items() if key != "seconds"} for line in lines]
     return seen
 
@@ -118,10 +125,10 @@ def waits(accelerator: Accelerator) -> dict[str, Any]:
 def main(folder: Path, arguments: list[str]) -> int:
     """A run that needs no sharing out, then those of the queue, of which the second process fails in one."""
     run = RunDirectory(Path((folder / "replicated.txt").read_text()))
-    with writes_noted(run.folder) as written:
+    with writes_noted(run.folder) as written, predicting_soon():
         Session(run, say=lambda line: None).execute()
     accelerator = Accelerator(cpu=True)
-    seen = {"written": written, **waits(accelerator), "rules": every_rule()}
+    seen = {"written": written, **waits(accelerator), "rules": rules_of_every_kind()}
     iterate, missing = Trainer.iterate, Learner._missing
     seen["missing"] = 0
 
