@@ -15,7 +15,8 @@ from analysis.report.head import comparison_table
 from analysis.report.report import REPORT_METRICS, write_pages
 from analysis.verdicts.compared import compare
 from analysis.verdicts.conclusions import Conclusions, conclusions_frame
-from harness.config import KINDS, ConfigError, RunConfig, compose, merge, parse_overrides, validate
+from harness.config import ConfigError, RunConfig, compose, merge, parse_overrides, validate
+from harness.experiments.grid import files_of
 from harness.foundation.plugins import absolute, is_reference
 from harness.foundation.trained_reward import TrainedReward
 from harness.runs.directory import RunDirectory
@@ -56,15 +57,15 @@ def configs_of(
     found = []
     for cell in cells:
         own = [] if cell in folders else _settings(cell)
-        start = folders.get(cell, base)
         configs = []
         for seed in seeds:
-            if start is None:
-                configs.append(_composed(profile, [*common, *own, f"seed={seed}"]))
+            settings = [*common, *own, f"seed={seed}"]
+            if base is None:
+                configs.append(_composed(profile, settings))
             else:
-                experiment = [] if base is None else [f"experiment={base.experiment}"]
-                settings = parse_overrides([*common, *own, f"seed={seed}", *experiment])
-                configs.append(validate(merge(start.model_dump(mode="json"), settings), cell))
+                start = folders.get(cell, base).model_dump(mode="json")
+                settings.append(f"experiment={base.experiment}")
+                configs.append(validate(merge(start, parse_overrides(settings)), cell))
         found.append(configs)
     rewards = {TrainedReward(configs[0].reward).name for configs in found}
     if len(rewards) > 1:
@@ -77,11 +78,8 @@ def configs_of(
 def _settings(cell: str) -> list[str]:
     if cell == "base":
         return []
-    settings = (
-        [f"selection={cell}"]
-        if "=" not in cell and is_reference(cell)
-        else [part.strip() for part in _COMMAS.split(cell)]
-    )
+    is_rule = "=" not in cell and is_reference(cell)
+    settings = [f"selection={cell}"] if is_rule else [part.strip() for part in _COMMAS.split(cell)]
     if "=" not in settings[0]:
         raise ConfigError(
             f"cell {cell!r}: is no run's folder; write settings, as in selection=curriculum, the file of a rule, as in "
@@ -92,10 +90,9 @@ def _settings(cell: str) -> list[str]:
 
 def _composed(profile: str, settings: Sequence[str]) -> RunConfig:
     """Compose a run; a setting that names a file of experiments/, as in a grid's cells, is replaced by that file."""
-    named = dict(setting.split("=", 1) for setting in settings if setting.partition("=")[0] in KINDS)
-    files = {kind: value for kind, value in named.items() if value.isidentifier() or value.endswith(".yaml")}
-    rest = [setting for setting in settings if setting.partition("=")[0] not in files]
-    return compose(profile, overrides=rest, **files)  # type: ignore[arg-type]
+    named = {setting: files_of(parse_overrides([setting])) for setting in settings}
+    files = {kind: name for own in named.values() for kind, name in own.items()}
+    return compose(profile, overrides=[setting for setting, own in named.items() if not own], **files)  # type: ignore[arg-type]
 
 
 def judged(runs: Sequence[Sequence[RunDirectory]], output: Path | None) -> Compared:

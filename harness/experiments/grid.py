@@ -2,7 +2,7 @@
 
 import itertools
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
@@ -23,8 +23,6 @@ from harness.config import (
     verification,
 )
 from harness.foundation.plugins import is_reference
-
-_MAX_SEEDS = 100_000
 
 
 class GridConfig(Section):
@@ -73,13 +71,18 @@ def expand_grid(
     planned = [(position, seed, cell) for cell in cells for position, seed in enumerate(cell["seeds"])]
     runs = []
     for _, seed, cell in sorted(planned, key=itemgetter(0)):
-        files = {kind: cell[kind] for kind in KINDS if isinstance(cell.get(kind), str) and not is_reference(cell[kind])}
+        files = files_of(cell)
         settings: dict[str, Any] = {"seed": seed}
         for key, value in cell.items():
             if key not in (*files, "seeds"):
                 settings = merge(settings, nest(key, value))
         runs.append(compose(chosen, settings=settings, overrides=overrides, written_in=path, **files))
     return runs
+
+
+def files_of(cell: Mapping[str, Any]) -> dict[str, str]:
+    """Files of experiments/models/, methods/ and rewards/ that a cell names, by their kind."""
+    return {kind: cell[kind] for kind in KINDS if isinstance(cell.get(kind), str) and not is_reference(cell[kind])}
 
 
 def grid_lines() -> list[str]:
@@ -102,8 +105,6 @@ def parse_seeds(text: str, where: str = "--seeds") -> list[int]:
         first, last = int(match[1]), int(match[2] or match[1])
         if last < first:
             raise ConfigError(f"{where} {text}: the range {part.strip()} is empty")
-        if last - first >= _MAX_SEEDS:
-            raise ConfigError(f"{where} {text}: the range {part.strip()} has more than {_MAX_SEEDS:,} seeds")
         seeds += range(first, last + 1)
     return list(dict.fromkeys(seeds))
 

@@ -91,17 +91,7 @@ def run_all(
     say: Say,
     on_finished: Callable[[RunDirectory], object] = lambda run: None,
 ) -> Outcome:
-    """Execute runs on this machine; finished runs are skipped, unfinished ones resumed.
-
-    Args:
-        runs: runs in order of priority.
-        slots: number of runs at a time; None for as many as the machine can hold.
-        say: called with lines of progress.
-        on_finished: called with each run that finishes during the call, soon after it does.
-
-    Raises:
-        ConfigError, KeyboardInterrupt: as in ``run_jobs``.
-    """
+    """Execute runs on this machine by ``run_jobs``; finished runs are skipped, unfinished ones resumed."""
     given, runs = len(runs), list(dict.fromkeys(runs))
     if len(runs) < given:
         say(f"{given - len(runs)} runs differ from others in settings without effect, and are the same run")
@@ -163,32 +153,27 @@ def patiently(run: RunDirectory, execute: Callable[[], object]) -> None:
         while True:
             try:
                 execute()
-            except OutOfMemoryError:
-                count = _halved(run)
-                if count is None:
-                    raise
-                full = None
-                print(f"out of memory: tried again with model.execution.max_train_batch={count}", flush=True)
-            except Exception as error:
-                if not is_full(error) or run.config.runtime.processes > 1:
-                    raise
-                full = str(error)
-                print(f"{full}; waits for it", flush=True)
-            else:
                 return
+            except Exception as error:
+                if run.config.runtime.processes > 1:
+                    raise
+                is_waiting = is_full(error)
+                if is_waiting:
+                    reason = f"{error}; waits for it"
+                elif isinstance(error, OutOfMemoryError) and _halve(run):
+                    count = run.config.model.execution.max_train_batch
+                    reason = f"out of memory: tried again with model.execution.max_train_batch={count}"
+                else:
+                    raise
+                print(reason, flush=True)
             # Only here, since the error that is being handled holds the model of the execution that failed.
             gc.collect()
             cuda.empty_cache()
-            if full is not None:
-                _note_waiting(run, full)
+            if is_waiting:
+                status = run.status()
+                with suppress(FileError):
+                    run.set_status("running", status["iteration"], status["iterations"], reason)
                 wait_for_space(run.folder, _SPARE + 2 * checkpoints.size_of_newest(run.checkpoints))
-
-
-def _note_waiting(run: RunDirectory, reason: str) -> None:
-    """Record in the status that the run waits, if the status can be written."""
-    status = run.status()
-    with suppress(FileError):
-        run.set_status("running", status["iteration"], status["iterations"], f"{reason}; waits for it")
 
 
 def _execute(run: RunDirectory) -> None:
@@ -199,16 +184,12 @@ def _execute(run: RunDirectory) -> None:
         Session(run, say=lambda line: print(line, flush=True), asked_to_end=asked).execute()
 
 
-def _halved(run: RunDirectory) -> int | None:
-    """Halve the samples per forward pass of an update, which is not part of a run's identity; None at one sample.
-
-    None also with several processes.
-    """
+def _halve(run: RunDirectory) -> bool:
+    """Halve the samples per forward pass of an update, which is not part of a run's identity; False at one sample."""
     config = run.config
     count = (config.model.execution.max_train_batch or config.model.max_batch) // 2
-    if count < 1 or config.runtime.processes > 1:
-        return None
-    execution = config.model.execution.model_copy(update={"max_train_batch": count})
-    model = config.model.model_copy(update={"execution": execution})
-    write_atomically(run.folder / "config.yaml", dump(config.model_copy(update={"model": model})))
-    return count
+    if count:
+        execution = config.model.execution.model_copy(update={"max_train_batch": count})
+        model = config.model.model_copy(update={"execution": execution})
+        write_atomically(run.folder / "config.yaml", dump(config.model_copy(update={"model": model})))
+    return count > 0

@@ -1,7 +1,7 @@
 """State and results of runs, read from their directories while they are at work."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,6 +22,11 @@ def state_of(run: RunDirectory) -> str:
     """State in status.json, or damage; interrupted if it says running, but no process holds the run's lock."""
     state = run.status()["state"]
     return "interrupted" if state == "running" and not run.is_locked() else state
+
+
+def counts_of(states: Iterable[str]) -> str:
+    """Number of runs in each state, such as "1 failed, 2 finished"."""
+    return ", ".join(f"{number} {state}" for state, number in sorted(Counter(states).items()))
 
 
 def standings(runs: Sequence[RunDirectory], damages: dict[str, str] | None = None) -> list[str]:
@@ -88,8 +93,7 @@ def status_lines(root: Path) -> list[str]:
         raise ConfigError(f"{root}: no runs there; start some with  make reproduce-paper")
     for experiment, runs in experiments.items():
         states = {run: state_of(run) for run in runs}
-        counts = ", ".join(f"{n} {state}" for state, n in sorted(Counter(states.values()).items()))
-        lines += [*([""] if lines else []), f"{experiment}: {len(runs)} runs, {counts}"]
+        lines += [*([""] if lines else []), f"{experiment}: {len(runs)} runs, {counts_of(states.values())}"]
         # Includes a sweep's workers, which are not runs.
         in_queue = queued(sorted(path.parent for path in runs[0].folder.parent.glob(f"*/{JOB}")))
         lines += [f"  in the queue: {folder.name}  {job}" for folder, job in in_queue.items()]

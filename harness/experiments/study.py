@@ -123,9 +123,6 @@ class Study(NamedTuple):
         # Groups of runs that can be launched together, see ``local_slots``.
         for _, group in groupby(sorted(missing, key=_processes), _processes):
             runs = [directory.prepare_run(one.config, directory.RUNS, rerun_changed) for one in group]
-            for run in runs:
-                if run.status()["state"] == "finished":
-                    self.keep(run)
             part = run_all(runs, slots, say, on_finished=self.keep)
             outcome.finished.extend(part.finished)
             outcome.failed.update(part.failed)

@@ -4,18 +4,17 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 from analysis.cells.chosen import quoted_word
 from analysis.cells.logs import Logs, find_runs, load_logs
-from analysis.cells.study import Study, split_studies
+from analysis.cells.study import split_studies
 from analysis.figures.curves import ITERATION, Quantity, cell_panels, pair_panels, quantities
 from analysis.figures.drawing import draw_panel
 from analysis.figures.short_page import short_page
 from analysis.formats import Entry, WideTable
 from analysis.report.pictures import gallery
 from harness.experiments.jobs.runner import launches_at_work
-from harness.experiments.status import state_of
+from harness.experiments.status import counts_of, state_of
 from harness.foundation.errors import ConfigError
 from harness.foundation.files import write_atomically
 from harness.foundation.records import read_lines
@@ -50,7 +49,9 @@ def watch(folder: Path, page: Path, seconds: float, once: bool, say: Callable[[s
     """
     told = ""
     while True:
-        states = {run.run_id: state_of(run) for run in map(RunDirectory, _directories(folder))}
+        states = {path: state_of(RunDirectory(path)) for path in find_runs(folder) if path.is_dir()}
+        if not states:
+            raise ConfigError(f"{folder}: holds no run (no config.yaml at any depth)")
         at_work = [f"{progress}." for _, progress in launches_at_work(folder)]
         is_over = once or not (at_work or "running" in states.values())
         write_atomically(page, draw(folder, states, at_work, None if is_over else seconds))
@@ -62,35 +63,29 @@ def watch(folder: Path, page: Path, seconds: float, once: bool, say: Callable[[s
         time.sleep(seconds)
 
 
-def _directories(folder: Path) -> list[Path]:
-    found = [path for path in find_runs(folder) if path.is_dir()]
-    if not found:
-        raise ConfigError(f"{folder}: holds no run (no config.yaml at any depth)")
-    return found
-
-
-def draw(folder: Path, states: dict[str, str], at_work: list[str], seconds: float | None) -> str:
+def draw(folder: Path, states: Mapping[Path, str], at_work: list[str], seconds: float | None) -> str:
     """HTML text of the page.
 
     Args:
         folder: as in ``watch``.
-        states: states of its runs, by their names.
+        states: states of its runs, by their directories.
         at_work: progress of each launch at work.
         seconds: time after which a browser loads the page again; None for never.
     """
-    begun = [path for path in _directories(folder) if (path / "metrics.jsonl").is_file()]
+    begun = [path for path in states if (path / "metrics.jsonl").is_file()]
     drawn = f"Drawn at {datetime.now():%H:%M:%S}" + ("." if seconds is None else f", again every {seconds:g} seconds.")
     now = [*at_work, drawn]
-    counts = ", ".join(f"{sum(s == state for s in states.values())} {state}" for state in sorted({*states.values()}))
-    heading = f"{folder.resolve().name}: {len(states)} run{'s' * (len(states) > 1)}, {counts}"
+    heading = f"{folder.resolve().name}: {len(states)} run{'s' * (len(states) > 1)}, {counts_of(states.values())}"
     if not begun:
         return short_page(heading, heading, "watch", now, ["No run has made an iteration yet."], [], [], (), seconds)
     logs = load_logs(begun, skip_damaged=True)
-    shown = _shown(logs, states)
+    rows = logs.summary.assign(at_work=[states[path] == "running" for path in logs.summary["folder"]])
+    shown = rows.sort_values(["at_work", "updated"], ascending=False)["folder"][:_MOST_RUNS]
     found = {path: _signs(path) for path in shown}
     said = [f"{path.name}: {words}" for path in shown for _, words in found[path]][:_MOST_SENTENCES]
     studies = split_studies(logs)
-    panels = [panel for study in studies for panel in _panels(study)]
+    drawn_of = [(study, one) for study in studies for one in (*quantities(study), *_CURVES)]
+    panels = [panel for pair in drawn_of for panel in (*pair_panels(*pair), *cell_panels(*pair))]
     pictures = [
         (f"{method}: {prompt}", tiles)
         for study in studies
@@ -110,17 +105,6 @@ def draw(folder: Path, states: dict[str, str], at_work: list[str], seconds: floa
     )
 
 
-def _panels(study: Study) -> list[Any]:
-    wanted = [*quantities(study), *_CURVES]
-    return [panel for one in wanted for panel in (*pair_panels(study, one), *cell_panels(study, one))]
-
-
-def _shown(logs: Logs, states: dict[str, str]) -> list[Path]:
-    """Runs shown in the table: those at work, then those that changed last."""
-    rows = logs.summary.assign(at_work=[states.get(name) == "running" for name in logs.summary["run_id"]])
-    return [*rows.sort_values(["at_work", "updated"], ascending=False)["folder"][:_MOST_RUNS]]
-
-
 def _signs(path: Path) -> list[tuple[str, str]]:
     """Name and sentence of each sign of reward hacking that a run shows."""
     try:
@@ -130,17 +114,10 @@ def _signs(path: Path) -> list[tuple[str, str]]:
     return [*signs(config, *(read_lines(path / name) for name in ("eval.jsonl", "metrics.jsonl")))]
 
 
-def _table(logs: Logs, found: Mapping[Path, Sequence[tuple[str, str]]], states: Mapping[str, str]) -> WideTable:
+def _table(logs: Logs, found: Mapping[Path, Sequence[tuple[str, str]]], states: Mapping[Path, str]) -> WideTable:
     """Table with a row per run: state, reward, health and prompts of its last iteration, and names of its signs."""
-    head = [
-        "Run",
-        "State",
-        "Iteration",
-        "Reward of its groups",
-        *_HEALTH.values(),
-        "Signs",
-        "Chosen (1 is the hardest)",
-    ]
+    head = ["Run", "State", "Iteration", "Reward of its groups", *_HEALTH.values()]
+    head += ["Signs", "Chosen (1 is the hardest)"]
     rows: list[tuple[str, list[Entry | str]]] = []
     iterations = dict(zip(logs.summary["folder"], logs.summary["iterations"], strict=True))
     for path, of_run in found.items():
@@ -157,6 +134,6 @@ def _table(logs: Logs, found: Mapping[Path, Sequence[tuple[str, str]]], states: 
             for prompt, rank in zip(last["prompts"], ranks, strict=True)
         )
         done, named = f"{last['iteration']} of {iterations[path]}", ", ".join(name for name, _ in of_run) or "none"
-        rows.append((path.name, [states.get(path.name, "damaged"), done, *numbers, named, chosen]))
+        rows.append((path.name, [states[path], done, *numbers, named, chosen]))
     left = len(iterations) - len(rows)
     return WideTable("The last iteration of each run" + (f"; {left} more are not shown" if left else ""), head, rows)

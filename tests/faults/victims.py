@@ -9,9 +9,10 @@ from pathlib import Path
 
 import harness.foundation.places as places
 from harness.cli import main
-from harness.config import ROOT, compose
+from harness.config import ROOT
 from harness.foundation.records import LOGS, read_lines
-from harness.runs.directory import RunDirectory, prepare_run
+from harness.runs.directory import RunDirectory
+from tests.harness.conftest import begin
 
 SHORT = [
     "iterations=8",
@@ -39,16 +40,9 @@ KINDS = {
 }
 
 
-def prepared(folder: Path, *overrides: str, root: str = "runs") -> RunDirectory:
-    """A short run in a folder of its own, whose test list has four prompts."""
-    folder.mkdir(parents=True, exist_ok=True)
-    prompts = folder / "test.txt"
-    if not prompts.exists():
-        lines = (ROOT / "harness/models/miniature/data/test.txt").read_text(encoding="utf-8").splitlines()[:4]
-        prompts.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    return prepare_run(
-        compose("miniature-luck", overrides=[*SHORT, f"prompts.test={prompts}", *overrides]), folder / root
-    )
+def prepared(folder: Path, *overrides: str) -> RunDirectory:
+    """A short run in a folder of its own."""
+    return begin(folder, *SHORT, *overrides)
 
 
 def train(folder: Path, kind: str, *overrides: str) -> None:

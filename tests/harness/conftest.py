@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from http.server import ThreadingHTTPServer
@@ -18,6 +19,7 @@ from torch import Tensor
 
 from harness.adagrpo import CapabilityTracker
 from harness.config import ROOT, ModelConfig, OptimizerConfig, compose
+from harness.foundation.records import LOGS
 from harness.models.pipelines import policy as policy_module
 from harness.models.pipelines.compiled import compile_for_sampling
 from harness.models.pipelines.policy import Policy
@@ -54,15 +56,27 @@ TARGETS = {
 """Layers to adapt of twins that have none of the usual names, or others beside them."""
 
 
-def finish(folder: Path, *overrides: str) -> RunDirectory:
-    """A short run of the miniature, made in a folder and trained to its end."""
-    torch.set_num_threads(1)
+def begin(folder: Path, *overrides: str) -> RunDirectory:
+    """A short run of the miniature, prepared in a folder, whose test list has four prompts."""
     lines = (ROOT / "harness/models/miniature/data/test.txt").read_text().splitlines()[:4]
     prompts = folder / "test-prompts.txt"
+    folder.mkdir(parents=True, exist_ok=True)
     prompts.write_text("\n".join(lines) + "\n")
-    run = prepare_run(compose("miniature-luck", overrides=[*SHORT, f"prompts.test={prompts}", *overrides]), folder)
+    return prepare_run(compose("miniature-luck", overrides=[*SHORT, f"prompts.test={prompts}", *overrides]), folder)
+
+
+def finish(folder: Path, *overrides: str) -> RunDirectory:
+    """A run made by ``begin``, trained to its end."""
+    torch.set_num_threads(1)
+    run = begin(folder, *overrides)
     Session(run, say=lambda line: None).execute()
     return run
+
+
+def numbers(run: RunDirectory, *logs: str) -> list[dict[str, Any]]:
+    """Records of a run's logs, without the seconds that they took."""
+    records = [json.loads(line) for name in logs or LOGS for line in (run.folder / name).open()]
+    return [{key: value for key, value in record.items() if key != "seconds"} for record in records]
 
 
 @pytest.fixture(scope="session")

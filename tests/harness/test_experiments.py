@@ -117,7 +117,7 @@ def test_files_extend_each_other_but_not_themselves(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("method", "model"), [("adagrpo_flux_cps", "flux-twin"), ("flow_grpo_fast_sd35", "sd35-twin")])
 def test_a_cell_of_the_dry_run_trains_evaluates_and_saves(tmp_path: Path, method: str, model: str) -> None:
-    settings = {"iterations": 1, "evaluation": {"gallery": 1, "base_test": False}}
+    settings = {"iterations": 1, "evaluation": {"gallery": 1, "base_test": False, "test": False}}
     run = prepare_run(compose("paper-dry", method, settings, model=model), tmp_path)
     Session(run, say=lambda line: None).execute()
     record = json.loads((run.folder / "metrics.jsonl").read_text())

@@ -5,11 +5,10 @@ from pathlib import Path
 import pytest
 
 from analysis.cells.costs import Rates
-from harness.config import ConfigError, compose, grid_of
+from harness.config import ConfigError, grid_of
 from harness.experiments import plan as plan_module
 from harness.experiments.grid import expand_grid, parse_seeds
 from harness.experiments.plan import plan
-from harness.runs import directory as runs_module
 from harness.runs.directory import find_run, prepare_run
 
 
@@ -127,9 +126,3 @@ def test_a_plan_counts_what_is_left_and_estimates_from_finished_runs(runs: Path)
     hours = (0.6 * seconds_of[0] + sum(seconds_of[1:])) / 3600
     assert f"about {hours / 2:.2f} hours on 2 slots ({hours:.2f} of work)" in lines[-1]
     assert "measured on 1 finished run" in lines[-1]
-
-
-def test_find_and_prepare_agree(tmp_path: Path) -> None:
-    config = compose("smoke")
-    assert not find_run(config, tmp_path).folder.exists()
-    assert runs_module.prepare_run(config, tmp_path) == find_run(config, tmp_path)

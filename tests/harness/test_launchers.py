@@ -147,6 +147,7 @@ def test_a_launcher_of_ones_own(runs: list[RunDirectory], tmp_path: Path) -> Non
         ("launcher: slurm\ngpu: 1\n", "unknown key 'gpu'; the nearest is 'gpus'"),
         ("gpus: 1\n", "launcher"),
         ("launcher: pbs\n", "plug-in 'pbs': write path/to/file.py:Object"),
+        ("launcher: local\nmemory: much\n", "memory"),
     ],
 )
 def test_what_no_launcher_can_use_is_one_line(tmp_path: Path, text: str, message: str) -> None:
@@ -187,9 +188,3 @@ def test_what_is_in_the_queue_is_told_and_not_handed_over_again(
     hand_over_all(runs, "print", said.append)
     assert f"{runs[0].run_id}: in the queue as 7_0 PENDING, Resources" in said
     assert said[-1].startswith("1 of 3 runs handed over")
-
-
-def test_resources_are_bounded() -> None:
-    assert Resources(launcher="local").pack == 1
-    with pytest.raises(ValueError, match="memory"):
-        Resources(launcher="local", memory="much")

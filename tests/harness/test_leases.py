@@ -138,20 +138,24 @@ def test_locks_that_other_machines_do_not_see_are_no_locks(
 
 
 def test_of_many_that_see_it_free_one_gets_it(tmp_path: Path) -> None:
-    path = tmp_path / "lock"
+    path, count = tmp_path / "lock", 8
     for _ in range(5):  # at first there is no lease, then one of a dead process
-        pids, (wait, go) = [], os.pipe()
-        for _ in range(8):
+        pids, (wait, go), (answers, answer) = [], os.pipe(), os.pipe()
+        for _ in range(count):
             pids.append(os.fork())
             if pids[-1] == 0:
                 os.close(go)
                 os.read(wait, 1)
                 held = lock(path)
-                time.sleep(3)
-                os._exit(0 if held is None else 1)
+                os.write(answer, b"-" if held is None else b"+")
+                signal.pause()  # all others have answered before it lets go
         os.close(go)
-        assert sum(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids) == 1
-        os.close(wait)
+        assert sorted(b"".join(os.read(answers, 1) for _ in pids)) == sorted(b"+" + b"-" * (count - 1))
+        for pid in pids:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+        for end in (wait, answers, answer):
+            os.close(end)
 
 
 def test_a_process_that_was_stopped_while_another_took_its_lease_ends(tmp_path: Path) -> None:

@@ -1,9 +1,9 @@
 """A worker: runs leave nothing behind for the next one, and a failed one stops no other."""
 
 import errno
-import json
 import os
 import shutil
+import signal
 import subprocess
 import weakref
 from pathlib import Path
@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from harness.config import ROOT, ConfigError, compose
+from harness.config import ConfigError
 from harness.experiments import runs as experiment_runs
 from harness.experiments.jobs import worker
 from harness.experiments.jobs.job import State, claim_next, reset
@@ -20,60 +20,61 @@ from harness.experiments.runs import RunJob
 from harness.foundation import files
 from harness.foundation.errors import CollectiveError, FileError, TrainingError
 from harness.runs.directory import RunDirectory, prepare_run
-from harness.training.session import Session
+from harness.training.trainer import Trainer
+from tests.harness.conftest import begin, finish, numbers
 
-FAST = [
+LONGER = [
     "iterations=2",
+    "model.num_steps=4",
     "rollout.candidates=3",
-    "rollout.group_size=2",
-    "rollout.branch_indices=[1,3]",
-    "evaluation.validation_prompts=4",
     "evaluation.interval=2",
-    "evaluation.gallery=0",
-    "evaluation.judges=[ocr]",
-    "runtime.device=cpu",
+    "selection=curriculum",
+    "fusion.enabled=true",
 ]
 
 
-@pytest.fixture
-def prepared(tmp_path: Path) -> Any:
-    lines = (ROOT / "harness/models/miniature/data/test.txt").read_text().splitlines()
-    path = tmp_path / "test.txt"
-    path.write_text("\n".join(lines[:4]) + "\n")
-
-    def prepare(folder: str, *overrides: str) -> RunDirectory:
-        config = compose("miniature-luck", overrides=[*FAST, f"prompts.test={path}", *overrides])
-        return prepare_run(config, tmp_path / folder)
-
-    return prepare
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, RunDirectory]:
+    """A run of each kind of tuning, each finished with nothing else at work."""
+    folder = tmp_path_factory.mktemp("alone")
+    return {tuning: finish(folder, *LONGER, f"optimizer.tuning={tuning}") for tuning in ("lora", "full")}
 
 
-def numbers(run: RunDirectory) -> list[dict[str, Any]]:
-    lines = [json.loads(line) for name in ("metrics.jsonl", "eval.jsonl") for line in (run.folder / name).open()]
-    return [{key: value for key, value in line.items() if key != "seconds"} for line in lines]
-
-
-@pytest.mark.parametrize("tuning", ["lora", "full"])
-def test_a_run_after_others_equals_the_same_run_alone(prepared: Any, tmp_path: Path, tuning: str) -> None:
-    settings = [f"optimizer.tuning={tuning}", "selection=curriculum", "fusion.enabled=true"]
-    alone = prepared("alone", *settings)
-    Session(alone, say=lambda line: None).execute()
-    other = prepared("other", "seed=1", "reward={colour: 1.0}", "iterations=1")
-    broken = prepared("broken", "optimizer.learning_rate=1e30", "optimizer.tuning=full")
-    last = prepared("last", *settings)
+def test_a_run_after_others_equals_the_same_run_alone(alone: dict[str, RunDirectory], tmp_path: Path) -> None:
+    other = begin(tmp_path, "seed=1", "reward={ocr: 1}")
+    broken = begin(tmp_path, "iterations=2", "optimizer.learning_rate=1e30", "optimizer.tuning=full")
+    last = [begin(tmp_path / "last", *LONGER, f"optimizer.tuning={tuning}") for tuning in alone]
     torch.manual_seed(7)
     torch.set_num_threads(2)
-    assert worker.work([RunJob(run) for run in (other, broken, last)], tmp_path / "current")
-    assert [run.status()["state"] for run in (other, broken, last)] == ["finished", "failed", "finished"]
-    assert numbers(last) == numbers(alone)
-    ours, theirs = last.load_checkpoint(), alone.load_checkpoint()
-    assert ours is not None
-    assert theirs is not None
-    assert all(torch.equal(ours["parameters"][name], value) for name, value in theirs["parameters"].items())
+    assert worker.work([RunJob(run) for run in (other, broken, *last)], tmp_path / "current")
+    assert [run.status()["state"] for run in (other, broken, *last)] == ["finished", "failed", "finished", "finished"]
+    for run, same in zip(last, alone.values(), strict=True):
+        assert numbers(run) == numbers(same)
+        ours, theirs = run.load_checkpoint(), same.load_checkpoint()
+        assert ours is not None
+        assert theirs is not None
+        assert all(torch.equal(ours["parameters"][name], value) for name, value in theirs["parameters"].items())
 
 
-def test_where_a_run_stands_and_what_a_launch_does_with_that(prepared: Any) -> None:
-    run = prepared("runs")
+def test_a_worker_that_is_told_to_end_saves_its_run_and_the_next_one_continues_it(
+    alone: dict[str, RunDirectory], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, iterate = begin(tmp_path, *LONGER, "optimizer.tuning=lora"), Trainer.iterate
+
+    def told(trainer: Trainer) -> dict[str, Any]:
+        signal.raise_signal(signal.SIGTERM)
+        return iterate(trainer)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "iterate", told)
+        assert not worker.work([RunJob(run)], tmp_path / "current")
+    assert (run.status()["state"], run.status()["iteration"]) == ("preempted", 1)
+    assert worker.work([RunJob(run)], tmp_path / "current")
+    assert numbers(run) == numbers(alone["lora"])
+
+
+def test_where_a_run_stands_and_what_a_launch_does_with_that(tmp_path: Path) -> None:
+    run = begin(tmp_path)
     job = RunJob(run)
     run.set_status("running", 1, 2)  # as a worker that died leaves it
     assert job.state() == State("waiting", 0.5)
@@ -92,15 +93,15 @@ def test_where_a_run_stands_and_what_a_launch_does_with_that(prepared: Any) -> N
     reset([job])
     assert run.status()["state"] == "running"
     claim[1].close()
-    run.append("eval.jsonl", {"iteration": 2, "split": "validation", "metrics": {"ocr": 0.25}})
+    run.append("eval.jsonl", {"iteration": 2, "split": "validation", "metrics": {"colour": 0.25}})
     assert job.result() == "trained reward on validation prompts 0.250"
 
 
 def test_of_several_processes_the_first_cause_is_kept_and_only_our_own_errors_are_final(
-    prepared: Any, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
-    run = prepared("runs")
+    run = begin(tmp_path)
     cause = "rank 1: RuntimeError: out of memory"
     for rank, error, known in (
         ("0", CollectiveError("nobody came"), "rank 0: CollectiveError: nobody came"),  # an echo, until more is known
@@ -122,9 +123,9 @@ def test_of_several_processes_the_first_cause_is_kept_and_only_our_own_errors_ar
 
 
 def test_out_of_memory_is_tried_again_with_half_as_many_samples_at_a_time(
-    prepared: Any, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run, tried = prepared("runs"), list[int]()
+    run, tried = begin(tmp_path, "model.max_batch=4"), list[int]()
 
     def execute(run: Any, enough: int = 3) -> None:
         tried.append(run.config.model.execution.max_train_batch or run.config.model.max_batch)
@@ -145,9 +146,9 @@ def test_out_of_memory_is_tried_again_with_half_as_many_samples_at_a_time(
 
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), OSError(errno.ENOSPC, "full")])
 def test_a_model_is_gone_before_its_run_is_tried_again(
-    prepared: Any, monkeypatch: pytest.MonkeyPatch, error: Exception
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
-    run, sessions, Model = prepared("runs"), list[Any](), type("Model", (), {})
+    run, sessions, Model = begin(tmp_path), list[Any](), type("Model", (), {})
     monkeypatch.setattr(experiment_runs, "wait_for_space", lambda folder, size: None)
 
     def execute() -> None:
@@ -162,8 +163,8 @@ def test_a_model_is_gone_before_its_run_is_tried_again(
     assert len(sessions) == 3
 
 
-def test_of_several_processes_none_waits_for_space_alone(prepared: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    run = prepared("runs", "runtime.processes=2", "rollout.prompts_per_iteration=2")
+def test_of_several_processes_none_waits_for_space_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = begin(tmp_path, "runtime.processes=2", "rollout.prompts_per_iteration=2")
     monkeypatch.setattr(experiment_runs, "wait_for_space", lambda folder, size: pytest.fail("waits"))
 
     def execute() -> None:
@@ -176,18 +177,15 @@ def test_of_several_processes_none_waits_for_space_alone(prepared: Any, monkeypa
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a small disk")
 def test_a_run_on_a_full_disk_says_so_waits_for_space_and_ends_as_without(
-    prepared: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    alone: dict[str, RunDirectory], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    settings = ["runtime.checkpoint_interval=1", "model.execution={compile: never}"]
-    whole = prepared("whole", *settings)
-    RunJob(whole).call()
     disk = tmp_path / "disk"
     disk.mkdir()
     mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m", "none", disk], check=False, capture_output=True)
     if mounted.returncode:
         pytest.skip("no file system can be mounted here")
     try:
-        run = prepared("disk/runs", *settings)
+        run = begin(disk / "runs", *LONGER, "optimizer.tuning=lora", "runtime.checkpoint_interval=1")
         filler = disk / "filler"
         room = shutil.disk_usage(disk).free - 300_000  # for logs, not for a checkpoint
         with filler.open("wb") as stream:
@@ -202,7 +200,7 @@ def test_a_run_on_a_full_disk_says_so_waits_for_space_and_ends_as_without(
         RunJob(run).call()
         assert polls
         assert run.status()["state"] == "finished"
-        assert numbers(run) == numbers(whole)
+        assert numbers(run) == numbers(alone["lora"])
         assert "No space left on device; free some space" in capsys.readouterr().out
     finally:
         subprocess.run(["umount", "--lazy", disk], check=True)

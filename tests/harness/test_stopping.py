@@ -16,11 +16,12 @@ from harness.runs.directory import RunDirectory, prepare_run
 from harness.training.mirror import Mirror
 from harness.training.preemption import Preemption
 from harness.training.session import Session
-from tests.harness.conftest import SHORT
+from tests.harness.conftest import SHORT, numbers
 
 FAST = [
     *SHORT,
     "iterations=2",
+    "model.num_steps=4",
     "rollout.candidates=3",
     "evaluation={interval: 1, test: false, base_test: false}",
     "prompts.test=there/is/none.txt",
@@ -37,9 +38,8 @@ def execute(run: RunDirectory, **options: Any) -> None:
 
 def what_it_left(run: RunDirectory) -> tuple[list[dict[str, Any]], bytes]:
     """Evaluations but for their seconds, and final weights."""
-    records = [json.loads(line) for line in (run.folder / "eval.jsonl").read_text().splitlines()]
     final = run.folder / "checkpoints/final/pytorch_lora_weights.safetensors"
-    return [{key: value for key, value in record.items() if key != "seconds"} for record in records], final.read_bytes()
+    return numbers(run, "eval.jsonl"), final.read_bytes()
 
 
 @pytest.fixture(scope="module")

@@ -29,12 +29,11 @@ class Job:
     """A piece of work. It is pickled for the worker, and only the worker calls ``call``.
 
     Attributes:
-        id: short, and unique among the jobs of a launch. call: function of a module, or a ``partial`` of one, that does
-        the work. An exception is the reason of a failure. done: file that exists if the job is done; ``call`` writes it
-        atomically, as its last action. log: file that receives the output of ``call``. config: configuration whose
-        ``runtime`` says which processes the job needs; the same for all jobs of a launch. needs: files that must exist
-        before the job can begin; other jobs of the launch write them. size: amount of work relative to the other jobs,
-        in any unit.
+        id: short, and unique among the jobs of a launch.
+        call: function of a module, or a ``partial`` of one, that does the work. An exception is why the job failed.
+        done: file that exists if the job is done; ``call`` writes it atomically, as its last action.
+        log: file that receives the output of ``call``.
+        config: configuration whose ``runtime`` says which processes the job needs; the same for all jobs of a launch.
     """
 
     id: str
@@ -42,8 +41,6 @@ class Job:
     done: Path
     log: Path
     config: RunConfig
-    needs: Sequence[Path] = ()
-    size: float = 1.0
 
     def state(self) -> State:
         """Read the job's state from its files; called twice a second for each waiting job."""
@@ -52,10 +49,6 @@ class Job:
         if self._failure.exists():
             return State("failed", 0.0, read_text(self._failure))
         return State("waiting", 0.0)
-
-    def is_ready(self) -> bool:
-        """Whether all files that the job needs exist."""
-        return all(path.exists() for path in self.needs)
 
     def try_lock(self) -> IO[bytes] | None:
         """Claim the job as long as the returned stream is open; None if another process is working on it."""
@@ -102,18 +95,14 @@ class Job:
 
 
 def claim_next(jobs: Sequence[Job]) -> tuple[Job, IO[bytes]] | None:
-    """Claim the first job that is waiting, ready and not locked. Returns it with its lock; None if there is none."""
+    """Claim the first job that is waiting and not locked. Returns it with its lock; None if there is none."""
     for job in jobs:
-        if job.state().name != "waiting" or not job.is_ready():
-            continue
-        held = job.try_lock()
-        if held is None:
-            continue
-        # Check again: the job may have been settled before the lock was ours.
-        if job.state().name == "waiting":
-            job.begin()
-            return job, held
-        held.close()
+        if job.state().name == "waiting" and (held := job.try_lock()) is not None:
+            # Check again: the job may have been settled before the lock was ours.
+            if job.state().name == "waiting":
+                job.begin()
+                return job, held
+            held.close()
     return None
 
 

@@ -119,7 +119,6 @@ def slurm(commands: Sequence[Sequence[str]], resources: Resources) -> list[Handl
         raise ConfigError("launcher: slurm: needs submitit; install adagrpo[slurm]") from None
     # A run continues in as many jobs as it needs; submitit's default limit is three.
     executor = submitit.SlurmExecutor(folder=WORK / "results" / "slurm" / "%j", max_num_timeout=10**6)
-    named = {"partition": resources.partition, "account": resources.account, "qos": resources.qos}
     executor.update_parameters(
         time=resources.time,
         nodes=resources.machines,
@@ -129,7 +128,7 @@ def slurm(commands: Sequence[Sequence[str]], resources: Resources) -> list[Handl
         job_name="adagrpo",
         setup=[f"export {key}={shlex.quote(value)}" for key, value in _inherited().items()],
         additional_parameters={"requeue": True, "open-mode": "append", **resources.extra},
-        **{key: value for key, value in named.items() if value is not None},
+        **resources.model_dump(include={"partition", "account", "qos"}, exclude_none=True),
         **({"gpus_per_node": resources.gpus} if resources.gpus else {}),
         **({"mem": resources.memory} if resources.memory else {}),
     )
@@ -275,15 +274,13 @@ def queued(folders: Iterable[Path]) -> dict[Path, str]:
     """Slurm job and state of each run that squeue still lists, by folder; needs no accounting database."""
     jobs = {}
     for folder in folders:
-        try:
+        if (folder / JOB).is_file():
             note = json.loads((folder / JOB).read_bytes())
             if note["launcher"] == "slurm":
-                jobs[folder] = str(note["job"])
-        except (OSError, ValueError, LookupError, TypeError):
-            continue
+                jobs[folder] = note["job"]
     if not jobs or shutil.which("squeue") is None:
         return {}
     command = ["squeue", "--noheader", "--array", "--user", getpass.getuser(), "--format", "%i|%T|%r"]
-    answer = subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ)
+    answer = subprocess.run(command, capture_output=True, text=True, check=False)
     states = {line.partition("|")[0]: line.partition("|")[2] for line in answer.stdout.splitlines()}
     return {folder: f"{job} {states[job].replace('|', ', ')}" for folder, job in jobs.items() if job in states}

@@ -5,10 +5,12 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
 from harness.experiments.jobs.command import Placement, worker_command
+from harness.experiments.jobs.job import Job
 from harness.experiments.jobs.slots import Slot
 from harness.foundation.places import process_environment
 
@@ -38,13 +40,13 @@ class WorkerProcess:
     """
 
     def __init__(self, slot: Slot, folder: Path, name: str) -> None:
-        self.log = folder / f"{name}.log"
+        self.name, self.log = name, folder / f"{name}.log"
+        self.rests_until = 0.0
+        """Value of ``time.monotonic`` before which the launch starts no new process."""
         self._slot = slot
         self._queue = folder / QUEUE_NAME
         self._current = folder / f"{name}.job"
         self._log_start = self._code = self._out_of_memory = 0
-        self.verdict = ""
-        """Reason why the launch has killed the worker; empty if it has not."""
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -63,7 +65,8 @@ class WorkerProcess:
     def start(self) -> None:
         """Start a new process. It ends when this one does in any way, since this one holds its standard input."""
         self._current.unlink(missing_ok=True)
-        self.verdict, self._out_of_memory = "", _kills_for_memory()
+        self._verdict, self._out_of_memory = "", _kills_for_memory()
+        self._heard: tuple[object, float] = (None, 0.0)
         arguments = [str(self._queue), str(self._current)]
         with self.log.open("ab") as log:
             self._log_start = log.tell()
@@ -90,12 +93,21 @@ class WorkerProcess:
         With several processes that is accelerate or torchrun, whose exit code says nothing about the workers below it.
         """
         text = self.log.read_bytes()[self._log_start :].decode(errors="replace")
-        causes = [self.verdict] if self.verdict else []
+        causes = [self._verdict] if self._verdict else []
         causes += [signal.Signals(-self._code).name] if self._code < 0 else []
         causes += [found[-1] for pattern in (_SIGNAL, _EXCEPTION) if (found := pattern.findall(text))]
         if causes[:1] == ["SIGKILL"] and _kills_for_memory() > self._out_of_memory:
             causes = ["killed for want of memory (take fewer --slots)"]
         return f"{(causes or ['no reason given'])[0]} (log: {self.log})"
+
+    def end_if_silent(self, job: Job) -> None:
+        """Kill the process if its job has written nothing for ``runtime.silent_seconds``, by this process's clock."""
+        written = job.id, [path.stat().st_mtime_ns for path in job.traces() if path.exists()]
+        if self._heard[0] != written:
+            self._heard = written, time.monotonic()
+        elif time.monotonic() - self._heard[1] > (most := job.config.runtime.silent_seconds):
+            self._verdict = f"nothing written for runtime.silent_seconds={most:g}"
+            self.tell_to_end(signal.SIGKILL)
 
     def tell_to_end(self, number: signal.Signals = signal.SIGTERM) -> None:
         """Send a signal to the whole process group; ``wait`` waits for its end."""

@@ -12,10 +12,10 @@ class Progress:
     def __init__(self, jobs: Sequence[Job]) -> None:
         self.unsettled = list(jobs)
         """Jobs that have neither finished nor failed."""
-        self.waiting = self.running = 0
+        self.running = 0
         self.share = 0.0
         """Fraction of the work that is settled or done, in [0, 1]."""
-        self._total = sum(job.size for job in jobs)
+        self._count = len(jobs)
         self._settled_work = 0.0
         self.settled_before = self.refresh()
         """Jobs that had finished or failed already."""
@@ -26,16 +26,20 @@ class Progress:
         states = {job: job.state() for job in self.unsettled}
         settled = [job for job, state in states.items() if state.name != "waiting"]
         self.unsettled = [job for job in self.unsettled if job not in settled]
-        self._settled_work += sum(job.size * states[job].share for job in settled)
-        self._left = sum(job.size * (1 - states[job].share) for job in self.unsettled)
-        self._worked = self._settled_work + sum(job.size for job in self.unsettled) - self._left
-        self.share = 1 - self._left / self._total
+        self._settled_work += sum(states[job].share for job in settled)
+        self._left = sum(1 - states[job].share for job in self.unsettled)
+        self._worked = self._settled_work + len(self.unsettled) - self._left
+        self.share = 1 - self._left / self._count
         self.running = sum(job.is_locked() for job in self.unsettled)
-        self.waiting = sum(job.is_ready() for job in self.unsettled) - self.running
         return settled
 
+    @property
+    def waiting(self) -> int:
+        """Number of unsettled jobs that no process is working on."""
+        return len(self.unsettled) - self.running
+
     def __str__(self) -> str:
-        counts = f"{self.share:.0%} done, {self.running} running, {len(self.unsettled) - self.running} waiting"
+        counts = f"{self.share:.0%} done, {self.running} running, {self.waiting} waiting"
         # The work that a failed job leaves undone says nothing about the pace.
         gained = self._worked - self._worked_at_start
         if gained <= 0:

@@ -3,7 +3,6 @@
 import os
 import pickle
 import shutil
-import signal
 import socket
 import time
 from collections import Counter
@@ -17,21 +16,21 @@ from harness.experiments.jobs.job import Job, give_up, reset
 from harness.experiments.jobs.process import QUEUE_NAME, WorkerProcess
 from harness.experiments.jobs.progress import Progress
 from harness.experiments.jobs.slots import Slot, local_slots
+from harness.foundation.errors import FileError
 from harness.foundation.files import has_space, lock, write_atomically
 
 MAX_ATTEMPTS = 3
-"""Largest number of attempts at a job in one launch, if its worker dies in each of them."""
+"""Largest number of attempts at a job, if its worker dies in each, and at a slot, if its workers cannot start."""
 LAUNCHES = ".workers-"
 """Prefix of the name of the folder that a launch keeps while it is at work."""
+_PROGRESS = "progress"
+"""File in that folder with the latest line of progress."""
 _POLL_SECONDS = 0.5
 _QUIET_SECONDS = 15.0
 """Longest time without a line of progress: at first, models are loaded and the untrained one is evaluated."""
 _STANDINGS_SECONDS = 300.0
 _REST_SECONDS = 4.0
 """Pause of a slot after its worker died, doubled after each further death."""
-_MAX_FALSE_STARTS = 3
-"""Number of times in a row that a slot's worker may die before it has claimed a job."""
-
 _SPACE = 2**20
 """Bytes of free space that a worker needs to start; more than it writes until it is at work."""
 
@@ -55,7 +54,6 @@ def run_jobs(
     *,
     on_finished: Callable[[Job], object] = lambda job: None,
     standings: Callable[[], Sequence[str]] = lambda: (),
-    stop_at_failure: bool = False,
 ) -> Outcome:
     """Execute jobs in workers, skipping those that are done. Must be called from the main thread.
 
@@ -67,9 +65,8 @@ def run_jobs(
         slots: number of jobs at a time, or the slots; None for as many as the machine can hold.
         folder: folder of the experiment; the launch keeps the workers' logs in a folder inside it.
         say: called with each line of progress.
-        on_finished: called with each job that finishes during the call, soon after it does.
+        on_finished: called with each finished job: at once, or soon after it finishes.
         standings: returns lines that are printed now and then, and at the end.
-        stop_at_failure: end the workers as soon as one job has failed, because the others are of no use without it.
 
     Raises:
         ConfigError: the machine cannot provide the slots, or the jobs need different ones.
@@ -79,35 +76,28 @@ def run_jobs(
     finished = [job for job in jobs if job.state().name == "finished"]
     if finished:
         say(f"{len(finished)} of {len(jobs)} are finished already")
+    for job in finished:
+        on_finished(job)
     outcome = Outcome(finished)
     if left := [job for job in jobs if job not in finished]:
         if slots is None or isinstance(slots, int):
             slots = local_slots([job.config.runtime for job in left], slots)
         reset(left)
-        _Launch(left, slots, folder, say, on_finished, standings, stop_at_failure, outcome).execute()
+        _Launch(left, slots, folder, say, on_finished, standings, outcome).execute()
     for line in standings():
         say(line)
     return outcome
 
 
-def launches_at_work(root: Path) -> Iterator[tuple[Path, Progress]]:
-    """Experiment folder and progress of every launch of this user that is at work below a folder.
-
-    Reading a queue executes its content (pickle), so queues of other users are not read.
-    """
-    for path in sorted(root.rglob(f"{LAUNCHES}*/{QUEUE_NAME}")):
-        try:
+def launches_at_work(root: Path) -> Iterator[tuple[Path, str]]:
+    """Experiment folder and latest line of progress of every launch that is at work below a folder."""
+    for path in sorted(root.rglob(f"{LAUNCHES}*/{_PROGRESS}")):
+        with suppress(FileNotFoundError):  # the launch has ended meanwhile
             held = lock(path.with_name("lock"), shared=True)
-            if held is not None:
+            if held is None:
+                yield path.parent.parent, path.read_text(encoding="utf-8")
+            else:
                 held.close()
-                continue
-            with path.open("rb") as queue:
-                if os.fstat(queue.fileno()).st_uid != os.getuid():
-                    continue
-                jobs = pickle.load(queue)
-        except FileNotFoundError:  # the launch has ended meanwhile
-            continue
-        yield path.parent.parent, Progress(jobs)
 
 
 def _remove_left_behind(folder: Path) -> None:
@@ -130,7 +120,6 @@ class _Launch:
     say: Say
     on_finished: Callable[[Job], object]
     standings: Callable[[], Sequence[str]]
-    stop_at_failure: bool
     outcome: Outcome
 
     def __post_init__(self) -> None:
@@ -140,10 +129,8 @@ class _Launch:
         self.lock = lock(self.folder / "lock", wait=True)  # held until this process ends in any way
         write_atomically(self.folder / QUEUE_NAME, pickle.dumps(list(self.jobs)))
         self.workers = [WorkerProcess(slot, self.folder, f"worker-{index}") for index, slot in enumerate(self.slots)]
-        self.false_starts: Counter[WorkerProcess] = Counter()
         self.deaths: Counter[str] = Counter()
-        self.rests: dict[WorkerProcess, float] = {}
-        self.heard: dict[WorkerProcess, tuple[object, float]] = {}
+        """Deaths of workers at each job, by its id, and in a row before a job was claimed, by the worker's name."""
         self.last_seen, self.said_time, self.standings_time = "", 0.0, time.monotonic()
         if self.progress.running:
             self.say(f"{self.progress.running} are at work under another command; this one waits for them")
@@ -154,7 +141,7 @@ class _Launch:
             with sigterm_interrupts():
                 for job in self.progress.settled_before:
                     self._settle(job)
-                while self.progress.unsettled and not (self.stop_at_failure and self.outcome.failed):
+                while self.progress.unsettled:
                     began = time.monotonic()
                     self._step()
                     # A step reads the state of every job that is left: with hundreds it must not keep a core busy.
@@ -171,23 +158,23 @@ class _Launch:
             if self.lock is not None:
                 self.lock.close()
             # A worker's own log matters only if it died, since each job has its log. The next launch removes these.
-            if not self.deaths and not self.false_starts:
+            if not self.deaths:
                 shutil.rmtree(self.folder, ignore_errors=True)
 
     def _step(self) -> None:
         for worker in self.workers:
-            self._end_if_silent(worker)
+            if worker.is_running and (job := self._job_of(worker)) is not None:
+                worker.end_if_silent(job)
             self._bury(worker)
         # Counted before the jobs are read: a job that is claimed in between must not look as if it had no worker.
         starting = sum(worker.is_running and worker.job_id is None for worker in self.workers)
         for job in self.progress.refresh():
             self._settle(job)
-        usable = [worker for worker in self.workers if self.false_starts[worker] < _MAX_FALSE_STARTS]
+        usable = [worker for worker in self.workers if self.deaths[worker.name] < MAX_ATTEMPTS]
         if not usable:
             give_up(self.progress.unsettled, f"no worker could start: {self.workers[-1].death_reason()}")
             return
-        now = time.monotonic()
-        free = [worker for worker in usable if not worker.is_running and self.rests.get(worker, 0.0) <= now]
+        free = [worker for worker in usable if not worker.is_running and worker.rests_until <= time.monotonic()]
         if free and not has_space(self.folder, _SPACE):
             self._say_full()
             free = []
@@ -195,42 +182,33 @@ class _Launch:
             worker.start()
         self._report()
 
+    def _job_of(self, worker: WorkerProcess) -> Job | None:
+        """Unsettled job that a worker is at, or was at when it died."""
+        at = worker.job_id
+        return next((job for job in self.progress.unsettled if job.id == at), None)
+
     def _bury(self, worker: WorkerProcess) -> None:
         """Handle the end of a worker, and report it unless the worker has done its work."""
         code = worker.ended()
         if code is None:
             return
-        self.heard.pop(worker, None)
         if code == 0 or worker.job_id is not None:
-            del self.false_starts[worker]
-        else:
-            self.false_starts[worker] += 1
-            self._rest(worker, self.false_starts[worker])
-            self.say(f"a worker could not start: {worker.death_reason()}")
+            del self.deaths[worker.name]
         if code == 0:
             return
-        for job in self.progress.unsettled:
-            if job.id == worker.job_id and job.state().name == "waiting":
-                cause = worker.death_reason()
-                self.say(f"the worker at {job.id} died: {cause}")
-                self.deaths[job.id] += 1
-                self._rest(worker, self.deaths[job.id])
-                if self.deaths[job.id] >= MAX_ATTEMPTS:  # more, if another worker claimed it first
-                    give_up([job], f"its worker died in each of {MAX_ATTEMPTS} attempts: {cause}")
+        cause, job = worker.death_reason(), self._job_of(worker)
+        if worker.job_id is None:
+            self.say(f"a worker could not start: {cause}")
+            self._count_death(worker, worker.name)
+        elif job is not None and job.state().name == "waiting":
+            self.say(f"the worker at {job.id} died: {cause}")
+            self._count_death(worker, job.id)
+            if self.deaths[job.id] >= MAX_ATTEMPTS:  # more, if another worker claimed it first
+                give_up([job], f"its worker died in each of {MAX_ATTEMPTS} attempts: {cause}")
 
-    def _rest(self, worker: WorkerProcess, deaths: int) -> None:
-        self.rests[worker] = time.monotonic() + _REST_SECONDS * 2 ** (deaths - 1)
-
-    def _end_if_silent(self, worker: WorkerProcess) -> None:
-        """Kill a worker whose job has written nothing for ``runtime.silent_seconds``, by this process's clock."""
-        at = worker.job_id if worker.is_running else None
-        for job in [job for job in self.progress.unsettled if job.id == at]:
-            mark = job.id, [path.stat().st_mtime_ns for path in job.traces() if path.exists()]
-            if self.heard.get(worker, ("", 0.0))[0] != mark:
-                self.heard[worker] = mark, time.monotonic()
-            elif time.monotonic() - self.heard[worker][1] > (most := job.config.runtime.silent_seconds):
-                worker.verdict = f"nothing written for runtime.silent_seconds={most:g}"
-                worker.tell_to_end(signal.SIGKILL)
+    def _count_death(self, worker: WorkerProcess, at: str) -> None:
+        self.deaths[at] += 1
+        worker.rests_until = time.monotonic() + _REST_SECONDS * 2 ** (self.deaths[at] - 1)
 
     def _say_full(self) -> None:
         if time.monotonic() - self.said_time > _QUIET_SECONDS:
@@ -253,6 +231,8 @@ class _Launch:
         if (seen != self.last_seen or is_quiet) and self.progress.unsettled:
             self.last_seen, self.said_time = seen, time.monotonic()
             self.say(str(self.progress))
+            with suppress(FileError):
+                write_atomically(self.folder / _PROGRESS, str(self.progress))
         if time.monotonic() - self.standings_time > _STANDINGS_SECONDS:
             self.standings_time = time.monotonic()
             for standing in self.standings():

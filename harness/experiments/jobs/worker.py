@@ -15,17 +15,10 @@ import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
 
-from harness.config import RunConfig
 from harness.experiments.jobs.job import Job, claim_next
 from harness.experiments.jobs.process import PATIENCE_SECONDS
 from harness.foundation.output import never_failing
-
-if TYPE_CHECKING:
-    from harness.training.processes import Processes
-
-_POLL_SECONDS = 0.5
 
 
 def work(jobs: Sequence[Job], current: Path) -> bool:
@@ -38,9 +31,13 @@ def work(jobs: Sequence[Job], current: Path) -> bool:
     Returns:
         False if it ended early, after a failed job, because this process can no longer be trusted; else True.
     """
-    processes = _joined(jobs[0].config) if jobs[0].config.runtime.processes > 1 else None
+    config, processes = jobs[0].config, None
+    if config.runtime.processes > 1:
+        from harness.training.processes import Processes, make_accelerator
+
+        processes = Processes(make_accelerator(config), config.runtime.timeout_seconds)
     while True:
-        claim = _claim(jobs) if processes is None or processes.is_main else None
+        claim = claim_next(jobs) if processes is None or processes.is_main else None
         chosen = claim and claim[0].id
         if processes is not None:
             chosen = processes.broadcast(chosen, "claiming the next job")
@@ -66,21 +63,6 @@ def work(jobs: Sequence[Job], current: Path) -> bool:
         gc.collect()
         if torch is not None:
             torch.cuda.empty_cache()
-
-
-def _joined(config: RunConfig) -> "Processes":
-    from harness.training.processes import Processes, make_accelerator
-
-    return Processes(make_accelerator(config), config.runtime.timeout_seconds)
-
-
-def _claim(jobs: Sequence[Job]) -> tuple[Job, IO[bytes]] | None:
-    """Claim the next job; waits as long as there are jobs that need the results of others."""
-    while True:
-        claim = claim_next(jobs)
-        if claim is not None or all(job.is_ready() or job.state().name != "waiting" for job in jobs):
-            return claim
-        time.sleep(_POLL_SECONDS)
 
 
 def _call(job: Job) -> bool:
