@@ -12,7 +12,7 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 _function: Callable[[Any], Any] | None = None
-"""Function that forked processes call; they inherit it and all that it refers to, so that it is not pickled."""
+"""Function that a forked process calls; it inherits it and all that it refers to, so that it is not pickled."""
 
 
 def side_by_side(function: Callable[[Item], Result], items: Sequence[Item], chunk: int = 1) -> list[Result]:
@@ -30,26 +30,24 @@ def side_by_side(function: Callable[[Item], Result], items: Sequence[Item], chun
         Exception: whatever ``function`` raises.
         BrokenProcessPool: a process was killed, for instance for lack of memory.
     """
-    global _function
     processes = min(_cores(), -(-len(items) // chunk))
     # Forking is unsafe on macOS and impossible on Windows.
     if processes < 2 or sys.platform != "linux":
         return [function(item) for item in items]
+    with ProcessPoolExecutor(processes, get_context("fork"), _begin, (function,)) as pool:
+        return list(pool.map(_call, items, chunksize=chunk))
+
+
+def _begin(function: Callable[[Any], Any]) -> None:
+    """Prepare a forked process, which leaves interrupts to its parent."""
+    global _function
     _function = function
-    try:
-        with ProcessPoolExecutor(processes, get_context("fork"), _leave_interrupts_to_the_parent) as pool:
-            return list(pool.map(_call, items, chunksize=chunk))
-    finally:
-        _function = None
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _call(item: Any) -> Any:
     assert _function is not None
     return _function(item)
-
-
-def _leave_interrupts_to_the_parent() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _cores() -> int:

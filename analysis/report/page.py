@@ -1,7 +1,7 @@
 """The report's page: one self-contained HTML file."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,21 +10,20 @@ import markupsafe
 import pandas as pd
 
 from analysis import paper
-from analysis.cells.chosen import chosen_table, quoted_word
+from analysis.cells.chosen import quoted_word
 from analysis.cells.labels import METHOD_NAMES, Cell
 from analysis.cells.logs import TRAINING_REWARD, Logs
 from analysis.cells.settings import count_warnings, describe_environments, split_settings
 from analysis.cells.study import MIN_SEEDS_FOR_INTERVAL, Study, adagrpo_pairs, missing_cells
 from analysis.figures import StudyFigures
 from analysis.figures.drawing import Drawing
-from analysis.formats import entry_text, number
+from analysis.formats import WideTable, entry_text, number
 from analysis.report.head import added_by_study, cautions, head_table, headline, is_comparison
 from analysis.report.pictures import gallery, pictures_by_difficulty
-from analysis.report.tables import extra_gain_table, main_table, paper_table
+from analysis.report.tables import paper_table
 from analysis.runs.sources import changes_since, note_on_changes
 from analysis.verdicts import conclusions
 from analysis.verdicts.conclusions import Conclusions
-from analysis.verdicts.stability import stability_table
 
 _TEMPLATES = Path(__file__).parent / "templates"
 
@@ -33,13 +32,11 @@ class Part(NamedTuple):
     """A study, and the results that a report shows for it."""
 
     study: Study
-    cells: pd.DataFrame
-    """Result of ``cell_frame``."""
+    frames: Mapping[str, pd.DataFrame]
+    """Contents of tables/NAME.csv, by name."""
+    tables: Mapping[str, WideTable | None]
+    """Tables for readers, by name; None without content."""
     figures: StudyFigures
-    stability: pd.DataFrame
-    """Result of ``stability_frame``."""
-    chosen: pd.DataFrame
-    """Result of ``chosen_frame``."""
     conclusions: Conclusions | None
     """Verdicts on the claims; None if no pair has finished."""
 
@@ -83,7 +80,7 @@ def render_page(logs: Logs, parts: Sequence[Part], levels: Sequence[Drawing] = (
     summary = logs.summary
     finished = summary[summary["state"] == "finished"]
     # The same cell in two experiments counts twice.
-    of_cells = [seeds for part in parts for seeds in part.cells["seeds"] if seeds]
+    of_cells = [seeds for part in parts for seeds in part.frames["cells"]["seeds"] if seeds]
     several = summary["experiment"].nunique() > 1
     studies = [_study(part, f"study-{number}", several) for number, part in enumerate(parts, start=1)]
     there = {"experiments", "cells", "runs", "limits"}.union(*(study["parts"] for study in studies))
@@ -116,20 +113,19 @@ def render_page(logs: Logs, parts: Sequence[Part], levels: Sequence[Drawing] = (
 
 def _study(part: Part, scope: str, names_experiment: bool) -> dict[str, Any]:
     study, figures = part.study, part.figures
-    rows = [(cell, row) for (cell, _), row in zip(study.cells, part.cells.to_dict("records"), strict=True)]
+    cells = part.frames["cells"]
+    rows = [(cell, row) for (cell, _), row in zip(study.cells, cells.to_dict("records"), strict=True)]
     shared, varied = split_settings(study.summary["config"])
     final = study.final_values
     reached = final[(final["split"] == study.endpoint) & (final["metric"] == TRAINING_REWARD)]
     of_question = {
+        **part.tables,
         "conclusions": part.conclusions,
-        "main": main_table(study),
-        "extra_gain": extra_gain_table(study),
-        "stability": stability_table(study, part.stability),
-        "chosen": chosen_table(study, part.chosen),
         "gallery": gallery(study),
         "by_difficulty": pictures_by_difficulty(study),
     }
     return {
+        **of_question,
         "scope": scope,
         "name": f"{study.experiment}, trained on {study.reward}" if names_experiment else f"Trained on {study.reward}",
         "experiment": study.experiment,
@@ -148,10 +144,9 @@ def _study(part: Part, scope: str, names_experiment: bool) -> dict[str, Any]:
         "model": shared.get("model.path", "several models, see below"),
         "figures": figures,
         "cells": rows,
-        "before_splits": set(part.cells["before_split"]),
+        "before_splits": set(cells["before_split"]),
         # Cells without a variant come first: the last that is set is the plain base, if there is one.
         "base_compute": {cell.method: row["compute"] for cell, row in rows[::-1] if study.base_of(cell) == cell},
-        **of_question,
         "timed_runs": len(study.timed(study.summary)),
         "num_runs": len(study.summary),
         "processor": study.processor,

@@ -11,11 +11,11 @@ from analysis.cells.chosen import CHOSEN_METRICS, chosen_frame, chosen_table
 from analysis.cells.logs import Logs, find_runs, load_logs
 from analysis.cells.spending import SPENDING_METRICS
 from analysis.cells.study import Study, split_studies
-from analysis.figures import Group, draw_study
+from analysis.figures import Group, StudyFigures, draw_study
 from analysis.figures.claims import claims_panel
 from analysis.figures.drawing import Drawing, draw_panel, draw_together
 from analysis.figures.levels import map_panels
-from analysis.formats import WideTable, latex, markdown, write_frame
+from analysis.formats import latex, markdown, write_frame
 from analysis.report.head import is_comparison
 from analysis.report.insertion import CLAIMS, FINDINGS, insert, require_block
 from analysis.report.page import Part, render_page
@@ -44,6 +44,8 @@ from harness.foundation.files import write_atomically
 
 REPORT_METRICS = (*CHOSEN_METRICS, *GROUP_SPREADS)
 """Training metrics that a page shows, besides those of costs."""
+_FILES = {"main": ("main", "extra_gain"), "cells": ("cells",), "stability": ("stability",), "prompts": ("chosen",)}
+"""Tables of a study in each Markdown file."""
 
 
 def write_report(
@@ -96,7 +98,7 @@ def write_report(
 
 def write_pages(logs: Logs, found: Mapping[Study, Conclusions | None], output: Path) -> Path:
     """Write report.html, tables/ and figures/ of studies with their conclusions; returns the page's path."""
-    parts = [_part(study, conclusions) for study, conclusions in found.items()]
+    parts = [part_of(study, one, _figures(study, one)) for study, one in found.items()]
     for drawing in [drawing for part in parts for group in part.figures.values() for drawing in group.drawings]:
         drawing.save(output / "figures")
     _write_tables(parts, output / "tables")
@@ -118,43 +120,38 @@ def _draw_map(parts: Sequence[Part], output: Path) -> list[Drawing]:
     return drawings
 
 
-def _part(study: Study, conclusions: Conclusions | None) -> Part:
+def part_of(study: Study, conclusions: Conclusions | None, figures: StudyFigures) -> Part:
+    """Compute the tables of a study."""
+    cells, stability, chosen = cell_frame(study), stability_frame(study), chosen_frame(study)
+    frames = {"main": main_frame(study), "cells": cells, "runs": run_frame(study)}
+    tables = {"main": main_table(study), "extra_gain": extra_gain_table(study), "cells": cells_table(study, cells)}
+    tables |= {"stability": stability_table(study, stability), "chosen": chosen_table(study, chosen)}
+    return Part(study, frames | {"stability": stability, "prompts": chosen}, tables, figures, conclusions)
+
+
+def _figures(study: Study, conclusions: Conclusions | None) -> StudyFigures:
     families, words = (conclusions.families, conclusions.words) if conclusions else ({}, {})
     claims = [
         claims_panel(f"{study.prefix}claims-{number}", title[:1].upper() + title[1:], family, words[title])
         for number, (title, family) in enumerate(families.items(), start=1)
     ]
-    figures = {**draw_study(study, is_comparison(conclusions)), "claims": Group([draw_panel(one) for one in claims])}
-    return Part(study, cell_frame(study), figures, stability_frame(study), chosen_frame(study), conclusions)
+    return {**draw_study(study, is_comparison(conclusions)), "claims": Group([draw_panel(one) for one in claims])}
 
 
 def _write_tables(parts: Sequence[Part], folder: Path) -> None:
     """Write tables with all numbers as CSV, and tables for readers as Markdown and LaTeX."""
     folder.mkdir(parents=True, exist_ok=True)
-    frames = {
-        "main": [main_frame(part.study) for part in parts],
-        "cells": [part.cells for part in parts],
-        "runs": [run_frame(part.study) for part in parts],
-        "stability": [part.stability for part in parts],
-        "prompts": [part.chosen for part in parts],
-    }
-    for name, of_parts in frames.items():
-        write_frame(pd.concat(of_parts, ignore_index=True), folder / f"{name}.csv")
+    for name in parts[0].frames:
+        write_frame(pd.concat([part.frames[name] for part in parts], ignore_index=True), folder / f"{name}.csv")
     concluded = [(part.study, part.conclusions) for part in parts if part.conclusions]
     if concluded:
         frame = pd.concat([conclusions_frame(*one) for one in concluded], ignore_index=True)
         write_frame(frame, folder / "conclusions.csv")
         text = "\n".join(conclusions_markdown(*one) for one in concluded)
         write_atomically(folder / "conclusions.md", text)
-    main = [table for part in parts for table in (main_table(part.study), extra_gain_table(part.study))]
-    tables: dict[str, list[WideTable | None]] = {
-        "main": [*main, paper_table()],
-        "cells": [cells_table(part.study, part.cells) for part in parts],
-        "stability": [stability_table(part.study, part.stability) for part in parts],
-        "prompts": [chosen_table(part.study, part.chosen) for part in parts],
-    }
-    for name, found in tables.items():
-        shown = [table for table in found if table is not None]
-        write_atomically(folder / f"{name}.md", "\n".join(map(markdown, shown)))
+    for name, keys in _FILES.items():
+        shown = [table for part in parts for key in keys if (table := part.tables[key]) is not None]
         if name == "main":
+            shown.append(paper_table())
             write_atomically(folder / "main.tex", "\n".join(map(latex, shown)))
+        write_atomically(folder / f"{name}.md", "\n".join(map(markdown, shown)))

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fabricated import WriteRun
+from fabricated import WriteRun, study_of
 
 from analysis.cells.logs import COLUMNS, Logs, find_runs, load_logs
+from analysis.cells.spending import FORWARDS, REWARD_CALLS, SECONDS, spent
 from analysis.runs.runlog import read_directory
 from harness.foundation.errors import ConfigError
 
@@ -152,3 +153,21 @@ def test_a_run_is_of_all_hardware_that_made_it(
     run = write_run("run", runtime={"device": device})
     (run / "environment.json").write_text(json.dumps({"processor": "A"} | environment))
     assert load_logs(run).summary["processor"].tolist() == [expected]
+
+
+def test_spending_is_summed_up_to_each_iteration(write_run: WriteRun, tmp_path: Path) -> None:
+    write_run("ours", selection="curriculum", rewards=(0.1, 0.2, 0.3, 0.4))
+    table = spent(load_logs(tmp_path / "runs").runs).set_index("iteration")
+    # Fabricated iterations: 200 forwards, 10 trained samples, 20 reward calls, as many seconds as their number.
+    assert table[FORWARDS].tolist() == [230, 460, 690]
+    assert table[REWARD_CALLS].tolist() == [20, 40, 60]
+    assert table[SECONDS].tolist() == [1, 3, 6]
+
+
+def test_seconds_are_averaged_over_runs_of_the_processor_that_made_most(write_run: WriteRun, tmp_path: Path) -> None:
+    for seed, processor in enumerate(("slow", "fast", "fast")):
+        run = write_run(f"run-{seed}", seed=seed)
+        (run / "environment.json").write_text(json.dumps({"processor": processor}))
+    study = study_of(tmp_path / "runs")
+    assert study.processor == "fast"
+    assert set(study.timed(study.summary)["run_id"]) == {"run-1", "run-2"}

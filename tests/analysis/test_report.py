@@ -9,18 +9,16 @@ import matplotlib.pyplot as plt
 import pytest
 from fabricated import NO_FIGURES, WriteRun, study_of
 
-from analysis.cells.chosen import chosen_frame
 from analysis.cells.logs import find_runs, load_logs
 from analysis.cells.study import split_studies
 from analysis.figures.cells import cell_panels
 from analysis.figures.selection import selection_panels
-from analysis.report.page import Part, render_page
-from analysis.report.report import write_report
+from analysis.report.page import render_page
+from analysis.report.report import part_of, write_report
 from analysis.report.tables import cell_frame, cells_table
 from analysis.runs import sources
 from analysis.runs.shards import write_shards
 from analysis.verdicts.conclusions import conclude
-from analysis.verdicts.stability import stability_frame
 
 
 def files_of(folder: Path) -> dict[str, bytes]:
@@ -30,11 +28,7 @@ def files_of(folder: Path) -> dict[str, bytes]:
 def page_of(folder: Path) -> str:
     """The page without its figures, which take seconds to draw."""
     logs = load_logs(folder, ())
-    parts = [
-        Part(study, cell_frame(study), NO_FIGURES, stability_frame(study), chosen_frame(study), conclude(study))
-        for study in split_studies(logs)
-    ]
-    return render_page(logs, parts)
+    return render_page(logs, [part_of(study, conclude(study), NO_FIGURES) for study in split_studies(logs)])
 
 
 def text_of(page: str) -> str:
