@@ -10,7 +10,7 @@ import importlib.metadata
 import math
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from torch import Tensor
 from harness.config import RewardConfig
 from harness.foundation.errors import HarnessError
 from harness.foundation.files import write_atomically
+from harness.foundation.names import REWARDS
 from harness.rewards.base import Reward
 from harness.rewards.files.twins import PROMPTS, write_hpsv2, write_hpsv3
 from harness.rewards.native.hpsv2 import SIDE, HpsV2, preprocess
@@ -175,7 +176,6 @@ class OnAPlane(RewardModel):
 
 # --- the page: docs/reward-parity.md --------------------------------------------------------------------------------
 
-_TITLES = {"hpsv2": "HPS-v2", "hpsv3": "HPS-v3"}
 _CHECKPOINTS = {
     "hpsv2": "ViT-H/14, 986 million weights, float16 file",
     "hpsv3": "a small Qwen2-VL and the full-size head",
@@ -197,16 +197,26 @@ or if one of the planted errors goes unnoticed: their rows are the largest diffe
 def table(outcomes: Mapping[str, Outcome]) -> list[str]:
     """Markdown lines: a column per reward."""
     planted = dict.fromkeys(error for outcome in outcomes.values() for error in outcome.planted)
-    columns = [["", "---", "package", "its environment", "checkpoint", "scores compared", "largest difference"]]
-    columns[0] += ["spread over pictures (one prompt)", "spread over prompts (one picture)"]
-    columns[0] += [*(f"planted error: {error}" for error in planted), "verdict"]
-    for name, outcome in outcomes.items():
-        column = [_TITLES[name], "---", _versions(name, name)]
-        column += [_versions(name, "torch", "transformers", "open_clip_torch"), _CHECKPOINTS[name]]
-        column += [str(len(outcome.pairs)), f"{outcome.deviation:.1e}", *(f"{one:.2g}" for one in outcome.spreads)]
-        column += [f"{outcome.planted[error]:.2g}" if error in outcome.planted else "" for error in planted]
-        columns.append([*column, "; ".join(outcome.problems) or "the same scores"])
-    return [f"| {' | '.join(cells)} |" for cells in zip(*columns, strict=True)]
+    columns = [_column(name, outcome, planted) for name, outcome in outcomes.items()]
+    return [f"| {head} | {' | '.join(column[head] for column in columns)} |" for head in columns[0]]
+
+
+def _column(name: str, outcome: Outcome, planted: Iterable[str]) -> dict[str, str]:
+    over_pictures, over_prompts = outcome.spreads
+    errors = {error: f"{outcome.planted[error]:.2g}" if error in outcome.planted else "" for error in planted}
+    return {
+        "": REWARDS[name].label,
+        "---": "---",
+        "package": _versions(name, name),
+        "its environment": _versions(name, "torch", "transformers", "open_clip_torch"),
+        "checkpoint": _CHECKPOINTS[name],
+        "scores compared": str(len(outcome.pairs)),
+        "largest difference": f"{outcome.deviation:.1e}",
+        "spread over pictures (one prompt)": f"{over_pictures:.2g}",
+        "spread over prompts (one picture)": f"{over_prompts:.2g}",
+        **{f"planted error: {error}": made for error, made in errors.items()},
+        "verdict": "; ".join(outcome.problems) or "the same scores",
+    }
 
 
 def page(outcomes: Mapping[str, Outcome]) -> str:

@@ -84,9 +84,8 @@ def serve_reward(
 
     from harness.config import RewardConfig, parse_overrides, validated
     from harness.rewards import build_reward
-    from harness.rewards.remote.client import is_loopback
-    from harness.rewards.remote.server import serving
-    from harness.rewards.remote.wire import TOKEN_VARIABLE
+    from harness.rewards.remote.server import RewardServer
+    from harness.rewards.remote.wire import TOKEN_VARIABLE, is_loopback
 
     torch.set_num_threads(threads)
     own = validated(RewardConfig, parse_overrides(settings), "settings")
@@ -99,7 +98,7 @@ def serve_reward(
         reward = build_reward(name, threads, own)
         given = os.environ.get(TOKEN_VARIABLE)
         token = given or secrets.token_urlsafe()
-        server = serving(reward, host, port, token)
+        server = RewardServer(reward, host, port, token)
     except (ValueError, HarnessError, OverflowError) as error:
         raise ConfigError(f"serve-reward: {error}") from None
     except OSError as error:

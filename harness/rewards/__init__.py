@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 
 from harness.foundation.names import RECOGNISERS, REWARDS
 from harness.foundation.plugins import find
-from harness.rewards.base import Reward, RewardError, check_images
+from harness.rewards.base import Reward, RewardError
 
 if TYPE_CHECKING:
     from harness.config import RewardConfig
 
-__all__ = ["Reward", "RewardError", "build_reward", "build_rewards", "build_weighted", "check_images"]
+__all__ = ["Reward", "RewardError", "build_reward", "build_rewards", "build_weighted"]
 
 
 def build_reward(name: str, num_threads: int = 1, settings: "RewardConfig | None" = None) -> Reward:
@@ -43,9 +43,7 @@ def build_reward(name: str, num_threads: int = 1, settings: "RewardConfig | None
     if backend not in backends:
         raise ValueError(f"rewards.{name}.backend={backend}: {nearest(backend, backends)}")
     _require_settings(name, f"with backend {backend}", settings, {"backend", *_settings_of(name, backend)})
-    # Not cached with a question, whose file may have changed since an earlier call.
-    build = _build.__wrapped__ if settings.question else _build
-    return build(name, backend, settings, num_threads)
+    return _build_remote(name, settings) if backend == "url" else _build(name, backend, settings, num_threads)
 
 
 def _require_settings(name: str, what: str, settings: "RewardConfig", own: set[str]) -> None:
@@ -80,26 +78,10 @@ def _settings_of(name: str, backend: str) -> set[str]:
 
 @cache
 def _build(name: str, backend: str, settings: "RewardConfig", num_threads: int) -> Reward:
-    if backend == "url" and REWARDS[name].is_judge:
-        from harness.rewards.remote.unified_reward import UnifiedReward
-
-        return UnifiedReward(name, settings)
-    if backend == "url":
-        from harness.rewards.remote.client import ServedReward
-
-        return ServedReward(name, settings, lambda: build_reward(name))
     if backend == "package":
         from harness.rewards.remote.isolated import IsolatedReward
 
         return IsolatedReward(name, settings, num_threads)
-    if name in ("hpsv2", "hpsv3", "clip", "pickscore"):
-        from harness.rewards.native.clip import ClipScore, PickScore
-        from harness.rewards.native.hpsv2 import HpsV2
-        from harness.rewards.native.hpsv3 import HpsV3
-
-        kinds = {"hpsv2": HpsV2, "hpsv3": HpsV3, "clip": ClipScore, "pickscore": PickScore}
-        kind: Callable[[str, RewardConfig], Reward] = kinds[name]
-        return kind(name, settings)
     if name == "colour":
         from harness.rewards.native.colour import ColourReward
 
@@ -107,8 +89,29 @@ def _build(name: str, backend: str, settings: "RewardConfig", num_threads: int) 
     if name in RECOGNISERS:
         from harness.rewards.native.ocr import OcrReward
 
-        return OcrReward(name, num_threads, precision=settings.precision or "fp32")
-    raise ValueError(f"reward {name}: is named, but nothing here computes it")
+        return OcrReward(name, num_threads, settings.precision or "fp32")
+    from harness.rewards.native.clip import ClipScore, PickScore
+    from harness.rewards.native.hpsv2 import HpsV2
+    from harness.rewards.native.hpsv3 import HpsV3
+
+    networks = {"hpsv2": HpsV2, "hpsv3": HpsV3, "clip": ClipScore, "pickscore": PickScore}
+    build: Callable[[str, RewardConfig], Reward] = networks[name]
+    return build(name, settings)
+
+
+def _build_remote(name: str, settings: "RewardConfig") -> Reward:
+    """Build a reward at a server: not cached, because it holds no weights, and a question's file may change."""
+    is_judge = REWARDS[name].is_judge
+    if settings.url is None:
+        server = "an OpenAI-compatible server that has the model" if is_judge else f"`adagrpo serve-reward {name}`"
+        raise ValueError(f"rewards.{name}.url is missing: the address of {server}")
+    if is_judge:
+        from harness.rewards.remote.unified_reward import UnifiedReward
+
+        return UnifiedReward(name, settings)
+    from harness.rewards.remote.client import ServedReward
+
+    return ServedReward(name, settings, lambda: build_reward(name))
 
 
 def build_weighted(

@@ -3,7 +3,6 @@
 from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
@@ -25,7 +24,8 @@ class RewardError(HarnessError, RuntimeError):
 
 
 class Reward(ABC):
-    """Function that scores pictures for prompts.
+    """Function that scores pictures for prompts. A subclass defines ``measure``, or ``score`` if it has no other
+    metrics.
 
     Pictures are ``[B, 3, H, W]`` floats in [0, 1], already rounded to multiples of 1/255, so that the score of a
     saved PNG equals the score seen in training.
@@ -39,7 +39,6 @@ class Reward(ABC):
     is_remote: bool = False
     """Whether another process computes the scores, so that this one can continue in the meantime."""
 
-    @abstractmethod
     def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         """Score each picture.
 
@@ -50,6 +49,7 @@ class Reward(ABC):
         Returns:
             ``[B]`` float32 on the CPU, higher is better.
         """
+        return self.measure(images, prompts)[self.name]
 
     def measure(self, images: Tensor, prompts: Sequence[str]) -> dict[str, Tensor]:
         """Compute all metrics to report for each picture: ``{metric name: [B]}``, with the score under ``name``."""
@@ -105,12 +105,12 @@ class Reward(ABC):
         """
 
 
-class ImageError(Exception):
-    """A picture of a batch cannot be scored; has its index in the batch and the reason."""
+class ScoringError(Exception):
+    """A batch cannot be scored: the reason, and the index of the picture that causes it, if it is known."""
 
-    def __init__(self, index: int, reason: str) -> None:
+    def __init__(self, reason: str, image: int | None = None) -> None:
         super().__init__(reason)
-        self.index = index
+        self.image = image
 
 
 class BatchedReward(Reward):
@@ -128,39 +128,30 @@ class BatchedReward(Reward):
             prompts: b prompt strings.
 
         Raises:
-            ImageError: a picture cannot be scored.
+            ScoringError: a picture cannot be scored; the first, unless the error says which.
             RewardError: no picture can be scored.
         """
 
-    def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
-        """Score each picture, see ``Reward.score``.
+    def measure(self, images: Tensor, prompts: Sequence[str]) -> dict[str, Tensor]:
+        """Compute all metrics of each picture, ``{name: [B] float32}``.
 
         Raises:
             ValueError: invalid images, see ``check_images``.
             RewardError: a picture cannot be scored or its score is not finite (names its index), or the model fails.
         """
-        return self.measure(images, prompts)[self.name]
-
-    def measure(self, images: Tensor, prompts: Sequence[str]) -> dict[str, Tensor]:
-        """Compute all metrics of each picture, ``{name: [B] float32}``; raises as ``score``."""
         levels = check_images(images, prompts, self.name)
         parts: dict[str, list[Tensor]] = defaultdict(list)
-        with self._scoring():
-            for start in range(0, len(levels), self.batch_size):
-                end = start + self.batch_size
-                for metric, values in self._checked(levels[start:end], prompts[start:end], start).items():
-                    parts[metric].append(values)
+        for start in range(0, len(levels), self.batch_size):
+            end = start + self.batch_size
+            for metric, values in self._checked(levels[start:end], prompts[start:end], start).items():
+                parts[metric].append(values)
         return {metric: torch.cat(values) for metric, values in parts.items()}
-
-    def _scoring(self) -> AbstractContextManager[None]:
-        """Context manager in which everything that scoring needs is in place."""
-        return nullcontext()
 
     def _checked(self, levels: Tensor, prompts: Sequence[str], start: int) -> dict[str, Tensor]:
         try:
             measured = self._measure_batch(levels, prompts)
-        except ImageError as error:
-            index = start + error.index
+        except ScoringError as error:
+            index = start + (error.image or 0)
             raise RewardError(f"reward {self.name!r}: picture {index}: {error}", index) from None
         except torch.OutOfMemoryError:
             raise RewardError(

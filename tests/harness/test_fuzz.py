@@ -25,7 +25,7 @@ from harness.experiments.status import status_lines
 from harness.foundation.errors import HarnessError
 from harness.models.pipelines.lora_files import read_lora
 from harness.rewards.native.colour import ColourReward
-from harness.rewards.remote.server import _Handler, serving
+from harness.rewards.remote.server import RewardServer, _Handler
 from harness.rewards.remote.wire import request
 from harness.runs.directory import RunDirectory
 from harness.runs.identity import read_identity
@@ -98,7 +98,7 @@ def test_no_request_brings_a_server_down_or_gets_a_wrong_score(
     serve: Serve, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(_Handler, "timeout", 4.0)
-    server = serving(ColourReward(), "127.0.0.1", 0, token="secret")
+    server = RewardServer(ColourReward(), "127.0.0.1", 0, token="secret")
     serve(server)
     levels = torch.randint(0, 256, (2, 3, 32, 128), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     whole, draw, statuses = request(levels, WORDS), Draw(0), []

@@ -53,6 +53,7 @@ def execute(
         "selection": "curriculum",
         "fusion": {"enabled": True},
         "reward": {"colour": 1.0},
+        "model": {"num_steps": 4},
         "rollout": {"candidates": 3, "group_size": 2},
         "evaluation": {"interval": 2, "validation_prompts": 2, "gallery": 0, "judges": ["colour"]},
         "prompts": {"test": str(test)},
@@ -70,29 +71,27 @@ def numbers(run: RunDirectory, log: str = "metrics.jsonl") -> list[dict[str, Any
     return [{key: value for key, value in record.items() if key != "seconds"} for record in records]
 
 
-@pytest.mark.parametrize(("measuring", "calls"), [(False, (3, 4)), (True, (-2, -1))])
 def test_what_has_no_scores_is_done_anew_and_nothing_else_is_lost(
-    measuring: bool, calls: tuple[int, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An iteration's two scorings, of candidates and of the rollout; the last evaluations, of validation and test."""
+    """A run fails at the scorings of its second iteration, of candidates and of the rollout, and at its last
+    evaluations, of validation and test; each time it is continued."""
     whole = execute(tmp_path / "whole", monkeypatch)
     evaluated = numbers(whole, "eval.jsonl")
     assert [(record["iteration"], record["split"]) for record in evaluated[-2:]] == [(2, "validation"), (2, "test")]
-    for call in calls:
-        place, fails_at = tmp_path / str(call), call if call > 0 else len(evaluated) + 1 + call
+    for measuring, fails_at, done, missing in ((False, 3, 1, 2), (False, 2, 1, 2), (True, 1, 2, 2), (True, 2, 2, 1)):
         with pytest.raises(RewardError, match="cannot be reached"):
-            execute(place, monkeypatch, fails_at, measuring)
-        (folder,) = (place / "flaky").glob("flow*")
+            execute(tmp_path / "broken", monkeypatch, fails_at, measuring)
+        (folder,) = (tmp_path / "broken" / "flaky").glob("flow*")
         failed = RunDirectory(folder)
-        done = 2 if measuring else 1
         assert (failed.status()["state"], failed.status()["iteration"]) == ("failed", done)
         assert failed.status()["reason"].endswith("reward 'colour': http://127.0.0.1:8500 cannot be reached")
         assert numbers(failed) == numbers(whole)[:done]
-        assert not measuring or len(numbers(failed, "eval.jsonl")) == fails_at - 1
-        again = execute(place, monkeypatch)
-        assert again.run_id == failed.run_id == whole.run_id
-        assert numbers(again) == numbers(whole)
-        assert numbers(again, "eval.jsonl") == evaluated
+        assert numbers(failed, "eval.jsonl") == evaluated[:-missing]
+    again = execute(tmp_path / "broken", monkeypatch)
+    assert again.run_id == failed.run_id == whole.run_id
+    assert numbers(again) == numbers(whole)
+    assert numbers(again, "eval.jsonl") == evaluated
 
 
 def test_what_a_judge_lacks_is_said_before_anything_is_drawn(tmp_path: Path) -> None:

@@ -20,8 +20,9 @@ ALIKE = torch.arange(24.0) % 8  # prompts count, pictures do not
 
 
 @pytest.mark.parametrize(
-    ("outcome", "problem"),
+    ("outcome", "verdict"),
     [
+        (FINE, "the same scores"),
         (Outcome(SPREAD_OUT, SPREAD_OUT + 2 * TOLERANCE, EVERY_PAIR, PLANTED), "differ by 2e-05, more than 1e-05"),
         (Outcome(SPREAD_OUT, SPREAD_OUT.where(SPREAD_OUT > 0.5, torch.nan), EVERY_PAIR, {}), "differ by nan"),
         (Outcome(torch.ones(24), torch.ones(24), EVERY_PAIR, PLANTED), "spread by less than"),
@@ -30,15 +31,14 @@ ALIKE = torch.arange(24.0) % 8  # prompts count, pictures do not
     ],
 )
 def test_a_comparison_fails_on_differences_on_equal_scores_and_on_errors_that_go_unnoticed(
-    outcome: Outcome, problem: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    outcome: Outcome, verdict: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(parity.IsolatedReward, "command", ["python"])
-    for found, code in ((FINE, 0), (outcome, 1)):
-        monkeypatch.setitem(parity.COMPARISONS, "hpsv3", lambda _, found=found: found)
-        assert parity.main(["hpsv3", "--output", str(tmp_path / "page.md")]) == code
-        rows = dict(re.findall(r"^\| (.*?) \| (.*) \|$", (tmp_path / "page.md").read_text(), re.M))
-        assert (rows["package"], rows["scores compared"]) == ("hpsv3 1.0.0", "24")
-        assert (problem if code else "the same scores") in rows["verdict"]
+    monkeypatch.setitem(parity.COMPARISONS, "hpsv3", lambda _: outcome)
+    assert parity.main(["hpsv3", "--output", str(tmp_path / "page.md")]) == (outcome is not FINE)
+    rows = dict(re.findall(r"^\| (.*?) \| (.*) \|$", (tmp_path / "page.md").read_text(), re.M))
+    assert (rows["package"], rows["scores compared"]) == ("hpsv3 1.0.0", "24")
+    assert verdict in rows["verdict"]
 
 
 def test_a_missing_environment_is_said_before_anything_is_computed(

@@ -2,9 +2,6 @@
 
 import json
 import socket
-import subprocess
-import sys
-import threading
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -16,12 +13,12 @@ import torch
 from torch import Tensor
 
 from harness.cli import main
-from harness.config import ROOT, RewardConfig
+from harness.config import RewardConfig
 from harness.rewards import Reward, RewardError, build_reward
 from harness.rewards.native.colour import ColourReward
 from harness.rewards.remote import client
-from harness.rewards.remote.server import RewardServer, _Handler, serving
-from harness.rewards.remote.wire import MALFORMED, TOKEN_VARIABLE, read_reply, read_request, reply, request
+from harness.rewards.remote.server import RewardServer, _Handler
+from harness.rewards.remote.wire import MALFORMED, TOKEN_VARIABLE, is_loopback, read_reply, read_request, request
 from tests.harness.conftest import Serve
 
 WORDS = ['the word "tin" in red on white', 'the word "up" in blue on yellow', 'the word "oak" in black on white']
@@ -31,8 +28,17 @@ def noise(count: int = 3) -> Tensor:
     return (torch.rand(count, 3, 32, 128, generator=torch.Generator().manual_seed(0)) * 255).round() / 255
 
 
+def here(reward: Reward | None = None, port: int = 0, token: str | None = None) -> RewardServer:
+    return RewardServer(reward or ColourReward(), "127.0.0.1", port, token)
+
+
 def at(url: str, name: str = "colour", **settings: Any) -> Reward:
     return build_reward(name, 1, RewardConfig.model_validate({"backend": "url", "url": url, **settings}))
+
+
+def scores_at(url: str) -> bool:
+    """Whether the reward at an address scores a picture as it does here."""
+    return torch.equal(at(url).score(noise(1), WORDS[:1]), ColourReward().score(noise(1), WORDS[:1]))
 
 
 def free_port() -> int:
@@ -40,17 +46,15 @@ def free_port() -> int:
         return server.server_port
 
 
+def answer_to(server: RewardServer, sent: bytes) -> tuple[int, bytes]:
+    """Status and body of the answer to raw bytes."""
+    with socket.create_connection(("127.0.0.1", server.server_port), timeout=60) as connection:
+        connection.sendall(sent)
+        head, _, body = b"".join(iter(lambda: connection.recv(2**16), b"")).partition(b"\r\n\r\n")
+    return int(head.split()[1]), body
+
+
 # --- the wire
-
-
-def test_pictures_prompts_and_scores_travel_unchanged() -> None:
-    levels = torch.randint(0, 256, (2, 3, 5, 7), dtype=torch.uint8)
-    arrived, prompts = read_request(request(levels, ["a", "\u00fc\n"]))
-    assert torch.equal(arrived, levels)
-    assert prompts == ["a", "\u00fc\n"]
-    scores = {"x": torch.tensor([0.1, float("nan")]), "x/y": torch.tensor([-1e30, 1 / 3])}
-    back = read_reply(json.loads(json.dumps(reply(scores))), "x", 2)
-    assert all(torch.equal(back[name].nan_to_num(7), values.nan_to_num(7)) for name, values in scores.items())
 
 
 ONE = json.loads(request((noise(1) * 255).to(torch.uint8), WORDS[:1]))
@@ -64,6 +68,7 @@ NO_REQUESTS = (
 
 
 def test_what_is_no_request_or_no_reply_is_an_error() -> None:
+    assert read_request(json.dumps(ONE | {"prompts": ["\u00fc\n"]}).encode())[1] == ["\u00fc\n"]
     for body in NO_REQUESTS:
         with pytest.raises(MALFORMED):
             read_request(body)
@@ -76,10 +81,10 @@ def test_what_is_no_request_or_no_reply_is_an_error() -> None:
 
 
 def test_a_served_reward_is_the_same_reward(serve: Serve) -> None:
-    here, url = build_reward("colour"), serve(serving(build_reward("colour"), "127.0.0.1", 0))
+    local, url = build_reward("colour"), serve(here())
     there = at(url, batch_size=2)
-    assert (there.fingerprint(), there.resolution) == (here.fingerprint(), here.resolution)
-    ours, theirs = here.measure(noise(), WORDS), there.measure(noise(), WORDS)
+    assert (there.fingerprint(), there.resolution) == (local.fingerprint(), local.resolution)
+    ours, theirs = local.measure(noise(), WORDS), there.measure(noise(), WORDS)
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
     with pytest.raises(ValueError, match="is not one the miniature can draw"):
@@ -105,7 +110,7 @@ def test_an_image_that_a_server_cannot_score_has_the_number_it_has_here(
     serve: Serve, monkeypatch: pytest.MonkeyPatch, image: int | None, batch_size: int
 ) -> None:
     monkeypatch.setattr(Broken, "image", image)
-    there = at(serve(serving(Broken(), "127.0.0.1", 0)), batch_size=batch_size)
+    there = at(serve(here(Broken())), batch_size=batch_size)
     with pytest.raises(RewardError, match=r"^reward 'colour': picture 2: .*colour is nan, not finite$") as error:
         there.score(noise(), WORDS)
     assert error.value.image == 2
@@ -125,9 +130,9 @@ def test_a_restarted_server_loses_nothing_and_one_with_another_model_is_refused(
     asked = there.submit(noise(1), WORDS[:1])
     while "asked again for 60 s" not in (said := capfd.readouterr().err):
         assert not said
-    serve(serving(ColourReward(), "127.0.0.1", port))
+    serve(here(port=port))
     assert torch.equal(asked()["colour"], ColourReward().score(noise(1), WORDS[:1]))
-    other = at(serve(serving(Other(), "127.0.0.1", 0)))
+    other = at(serve(here(Other())))
     vars(other)["_about"] = vars(there)["_about"]
     with pytest.raises(RewardError, match=r"scores with another model than it had when it was first asked"):
         other.score(noise(1), WORDS[:1])
@@ -136,7 +141,7 @@ def test_a_restarted_server_loses_nothing_and_one_with_another_model_is_refused(
 def test_what_waits_behind_a_failure_is_not_tried_nor_what_a_server_would_not_take(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    there = at(f"http://127.0.0.1:{free_port()}", timeout_seconds=0.6)
+    there = at(f"http://127.0.0.1:{free_port()}", timeout_seconds=0.3)
     waiting = [there.submit(noise(1), WORDS[:1]) for _ in range(3)]
     for part, message in zip(waiting, ["cannot be reached", *["not asked, since"] * 2], strict=True):
         with pytest.raises(RewardError, match=message):
@@ -146,21 +151,6 @@ def test_what_waits_behind_a_failure_is_not_tried_nor_what_a_server_would_not_ta
     monkeypatch.setattr(client, "LONGEST_REQUEST", 100)
     with pytest.raises(RewardError, match=r"lower rewards\.colour\.batch_size"):
         there.score(noise(1), WORDS[:1])
-
-
-def answering(body: bytes) -> str:
-    """The address of a server, in a thread, that says the same to everyone."""
-    listener = socket.create_server(("127.0.0.1", 0))
-
-    def answer() -> None:
-        while True:
-            connection, _ = listener.accept()
-            with connection:
-                connection.recv(10_000)
-                connection.sendall(body)
-
-    threading.Thread(target=answer, daemon=True).start()
-    return f"http://127.0.0.1:{listener.getsockname()[1]}"
 
 
 @pytest.mark.parametrize("name", ["hpsv3", "unifiedreward-v1"])
@@ -174,11 +164,15 @@ def answering(body: bytes) -> str:
         (b'HTTP/1.1 404 No\r\nContent-Length: 16\r\n\r\n{"detail": "no"}', r'answered 404: \{"detail": "no"\}'),
     ],
 )
-def test_an_address_of_something_else_is_one_line(name: str, body: bytes | None, message: str) -> None:
-    url = f"http://127.0.0.1:{free_port()}" if body is None else answering(body)
-    with pytest.raises(RewardError, match=rf"reward '{name}': {url}.*({message})") as error:
+def test_an_address_of_something_else_is_one_line(serve: Serve, name: str, body: bytes | None, message: str) -> None:
+    class Says(BaseHTTPRequestHandler):
+        def handle(self) -> None:
+            self.connection.recv(10_000)
+            self.connection.sendall(body or b"")
+
+    url = f"http://127.0.0.1:{free_port()}" if body is None else serve(ThreadingHTTPServer(("127.0.0.1", 0), Says))
+    with pytest.raises(RewardError, match=rf"\Areward '{name}': {url}[^\n]*({message})[^\n]*\Z"):
         at(url, name).check_ready()
-    assert "\n" not in str(error.value)
     with pytest.raises(ValueError, match=rf"rewards.{name}.url is missing"):
         build_reward(name, 1, RewardConfig(backend="url"))
 
@@ -188,21 +182,19 @@ def test_an_address_of_something_else_is_one_line(name: str, body: bytes | None,
     [
         (b"POST /score HTTP/1.1\r\nContent-Length: 2\r\n\r\n{}", 400, "no request"),
         (b"POST /score HTTP/1.1\r\nContent-Length: " + b"9" * 5000 + b"\r\n\r\n", 413, "batch_size"),
+        (b"GET /scores HTTP/1.1\r\n\r\n", 404, "no such path"),
     ],
 )
 def test_a_server_refuses_what_is_no_request_in_one_line_and_goes_on(
     serve: Serve, sent: bytes, code: int, reason: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    server = serving(ColourReward(), "127.0.0.1", 0)
-    url = serve(server)
-    with socket.create_connection(("127.0.0.1", server.server_port), timeout=60) as connection:
-        connection.sendall(sent)
-        head, _, body = b"".join(iter(lambda: connection.recv(2**16), b"")).partition(b"\r\n\r\n")
-    assert int(head.split()[1]) == code
+    url = serve(server := here())
+    status, body = answer_to(server, sent)
+    assert status == code
     assert reason in json.loads(body)["error"]
     with socket.create_connection(("127.0.0.1", server.server_port)) as silent:
         silent.sendall(b"POST /score HTTP/1.1\r\nContent-Length: 1000\r\n\r\n{")
-        assert at(url).score(noise(1), WORDS[:1]).isfinite().all()
+        assert scores_at(url)
     assert capfd.readouterr() == ("", "")
 
 
@@ -210,11 +202,52 @@ def test_this_machine_is_reached_past_a_proxy(serve: Serve, monkeypatch: pytest.
     for name in ("http_proxy", "HTTP_PROXY", "no_proxy", "NO_PROXY", "REQUEST_METHOD"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{free_port()}")
-    url = serve(serving(ColourReward(), "127.0.0.1", 0))
+    url = serve(here())
     for host in ("127.0.0.1", "localhost", "127.1"):
         assert at(url.replace("127.0.0.1", host)).fingerprint()
-        assert client.is_loopback(host)
-    assert not any(client.is_loopback(host) for host in ("10.0.0.1", "reward.invalid", "0.0.0.0", ""))
+    assert is_loopback("::1")
+    assert not any(is_loopback(host) for host in ("10.0.0.1", "reward.invalid", "0.0.0.0", ""))
+
+
+def test_a_server_asks_for_its_token_and_for_no_web_page(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    url, right = serve(server := here(token="secret")), "Authorization: Bearer secret"
+
+    def status(*headers: str) -> int:
+        return answer_to(server, "\r\n".join(["GET /reward HTTP/1.1", *headers, "", ""]).encode())[0]
+
+    assert status("Host: localhost:8500", right) == 200
+    assert status("Host: localhost:8500") == status("Authorization: Bearer secrets") == 401
+    assert status("Host: rebound.example:8500", right) == 403
+    assert status("Host: localhost", "Origin: http://localhost", right) == 403
+    monkeypatch.delenv(TOKEN_VARIABLE, raising=False)
+    began = time.monotonic()
+    with pytest.raises(RewardError, match=f"answered 401: .*set {TOKEN_VARIABLE} as"):
+        scores_at(url)
+    assert time.monotonic() - began < 5  # no use to ask again
+    monkeypatch.setenv(TOKEN_VARIABLE, "secret")
+    assert scores_at(url)
+
+
+def test_connections_and_silence_are_bounded(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(RewardServer, "most_connections", 4)
+    monkeypatch.setattr(_Handler, "timeout", 0.5)
+    url = serve(server := here())
+    slow = [socket.create_connection(("127.0.0.1", server.server_port), timeout=20) for _ in range(8)]
+    for connection in slow:
+        with suppress(OSError):  # refused and closed already
+            connection.sendall(b"POST /score HTTP/1.1\r\nContent-Length: 1000\r\n\r\n{")
+    answers = []
+    for connection in slow:
+        with suppress(OSError):
+            answers.append(int(connection.recv(2**16).split()[1]))
+        connection.close()
+    assert answers.count(408) == 4
+    assert set(answers) <= {408, 503}
+    monkeypatch.setattr(_Handler, "timeout", 60.0)
+    monkeypatch.setattr(_Handler, "longest_seconds", 0.3)  # however it drips, the head too
+    assert answer_to(server, b"POST /score HTTP/1.1\r\nContent-Le")[0] == 413
+    monkeypatch.setattr(_Handler, "longest_seconds", 60.0)
+    assert scores_at(url)
 
 
 # --- the command
@@ -239,60 +272,20 @@ def test_a_reward_that_cannot_be_served_is_one_line_and_exit_code_2(
     assert len(said.strip().splitlines()) == 1
 
 
-def raw(server: RewardServer, *headers: str, path: str = "/reward") -> int:
-    """The status of an answer to a GET with these headers."""
-    with socket.create_connection(("127.0.0.1", server.server_port), timeout=20) as connection:
-        connection.sendall("\r\n".join([f"GET {path} HTTP/1.1", *headers, "", ""]).encode())
-        return int(connection.recv(2**16).split()[1])
-
-
-def test_a_server_asks_for_its_token_and_for_no_web_page(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
-    server = serving(ColourReward(), "127.0.0.1", 0, token="secret")
-    url, right = serve(server), "Authorization: Bearer secret"
-    assert raw(server, "Host: localhost:8500", right) == 200
-    assert raw(server, "Host: localhost:8500") == raw(server, "Authorization: Bearer secrets") == 401
-    assert raw(server, "Host: rebound.example:8500", right) == 403
-    assert raw(server, "Host: localhost", "Origin: http://localhost", right) == 403
-    monkeypatch.delenv(TOKEN_VARIABLE, raising=False)
-    began = time.monotonic()
-    with pytest.raises(RewardError, match=f"answered 401: .*set {TOKEN_VARIABLE} as"):
-        at(url).score(noise(1), WORDS[:1])
-    assert time.monotonic() - began < 5  # no use to ask again
-    monkeypatch.setenv(TOKEN_VARIABLE, "secret")
-    assert at(url).score(noise(1), WORDS[:1]).isfinite().all()
-
-
-def test_connections_and_silence_are_bounded(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(RewardServer, "most_connections", 4)
-    monkeypatch.setattr(_Handler, "timeout", 1.0)
-    server = serving(ColourReward(), "127.0.0.1", 0)
-    url = serve(server)
-    slow = [socket.create_connection(("127.0.0.1", server.server_port), timeout=20) for _ in range(8)]
-    for connection in slow:
-        with suppress(OSError):  # refused and closed already
-            connection.sendall(b"POST /score HTTP/1.1\r\nContent-Length: 1000\r\n\r\n{")
-    answers = []
-    for connection in slow:
-        with suppress(OSError):
-            answers.append(int(connection.recv(2**16).split()[1]))
-        connection.close()
-    assert answers.count(408) == 4
-    assert set(answers) <= {408, 503}
-    monkeypatch.setattr(_Handler, "timeout", 60.0)
-    monkeypatch.setattr(_Handler, "longest_seconds", 1.0)  # however it drips, the head too
-    with socket.create_connection(("127.0.0.1", server.server_port), timeout=20) as connection:
-        connection.sendall(b"POST /score HTTP/1.1\r\nContent-Le")
-        assert int(connection.recv(2**16).split()[1]) == 413
-    assert at(url).score(noise(1), WORDS[:1]).isfinite().all()
-
-
-def test_serve_reward_says_what_a_run_needs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv(TOKEN_VARIABLE, raising=False)
-    command = [sys.executable, "-u", "-m", "harness.cli", "serve-reward", "colour", "--port", "0"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT) as process:
-        assert process.stdout is not None
-        said = process.stdout.readline()
+def test_serve_reward_says_what_a_run_needs(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def use(server: RewardServer) -> None:
+        monkeypatch.undo()
+        said = capsys.readouterr().out
         url = said.partition("rewards.colour.backend=url rewards.colour.url=")[2].partition(";")[0]
+        assert serve(server) == url
         monkeypatch.setenv(TOKEN_VARIABLE, said.partition(f"{TOKEN_VARIABLE}=")[2].split()[0])
-        assert torch.equal(at(url).score(noise(1), WORDS[:1]), ColourReward().score(noise(1), WORDS[:1]))
-        process.terminate()
+        assert scores_at(url)
+        assert "only this machine reaches it" in said
+        server.shutdown()
+
+    monkeypatch.delenv(TOKEN_VARIABLE, raising=False)
+    monkeypatch.setattr(RewardServer, "serve_forever", use)
+    with pytest.raises(SystemExit, match="0"):
+        main(["serve-reward", "colour", "--port", "0"])

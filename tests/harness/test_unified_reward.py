@@ -14,7 +14,8 @@ from PIL import Image
 from torch import Tensor
 
 from harness.rewards import RewardError
-from harness.rewards.remote.unified_reward import AnswerError, _content_of, parse_answer
+from harness.rewards.base import ScoringError
+from harness.rewards.remote.unified_reward import _content_of, parse_answer
 from tests.harness.conftest import Serve
 from tests.harness.test_reward_servers import at
 
@@ -89,7 +90,7 @@ def test_a_judge_is_asked_by_the_protocol_and_its_scores_keep_their_order(chat_u
 )
 def test_a_judge_that_does_not_judge_is_one_line(chat_url: str, level: int, message: str) -> None:
     with pytest.raises(RewardError, match=message):
-        at(chat_url, "unifiedreward-v2", timeout_seconds=1).score(plain(51, level), ["a", "b"])
+        at(chat_url, "unifiedreward-v2", timeout_seconds=0.5).score(plain(51, level), ["a", "b"])
 
 
 def test_a_question_of_ones_own_is_asked(chat_url: str, tmp_path: Path) -> None:
@@ -132,7 +133,7 @@ def test_a_score_is_read_to_the_answers_end_or_not_at_all(said: str) -> None:
         if (score := FINAL[said]) is not None:
             assert parse_answer("unifiedreward-v1", answer) == {"": score}
         else:
-            with pytest.raises(AnswerError, match=r"\Aits answer [^\n]*\Z"):
+            with pytest.raises(ScoringError, match=r"\Aits answer [^\n]*\Z"):
                 parse_answer("unifiedreward-v1", answer)
 
 
@@ -151,15 +152,15 @@ def test_every_axis_needs_its_own_score(answer: str, is_whole: bool) -> None:
     if is_whole:
         assert parse_answer("unifiedreward-v2", answer) == {"": 2, "alignment": 1, "coherence": 2, "style": 3}
     else:
-        with pytest.raises(AnswerError):
+        with pytest.raises(ScoringError):
             parse_answer("unifiedreward-v2", answer)
 
 
 def test_completions_that_were_cut_off_or_are_none_say_so() -> None:
     cut_off = completion("Final Score: 4", finish_reason="length")
     for answer, error, said in (
-        (cut_off, AnswerError, r"cut off \(length\): 'Final Score: 4'"),
-        (completion(None), AnswerError, "is empty"),
+        (cut_off, ScoringError, r"cut off \(length\): 'Final Score: 4'"),
+        (completion(None), ScoringError, "is empty"),
         ({"choices": []}, RewardError, "judge gave no chat completion"),
         ({"choices": [{"text": "x"}]}, RewardError, "judge gave no chat completion"),
     ):

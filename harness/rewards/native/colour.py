@@ -40,16 +40,15 @@ class ColourReward(Reward):
     name = "colour"
     resolution = 1e-7  # computed in float64, then rounded to float32
 
-    def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
-        """See ``Reward.score``. Raises ValueError also for a prompt outside the miniature's grammar."""
-        return self.measure(images, prompts)[self.name]
-
     def measure(self, images: Tensor, prompts: Sequence[str]) -> dict[str, Tensor]:
         """Compute the score and the error of the background, which is a sign of reward hacking by texture.
 
         Returns:
             ``{"colour": [B], "colour/background_error": [B] in [0, 1]}``; the error is the mean absolute deviation of
             the background pixels from the prompt's background colour, over pixels and channels.
+
+        Raises:
+            ValueError: invalid images, see ``check_images``, or a prompt outside the miniature's grammar.
         """
         wanted = [parse_prompt(prompt) for prompt in prompts]
         pixels = check_images(images, prompts, self.name).double().div(255).flatten(2).transpose(1, 2)  # [B, H W, 3]

@@ -7,17 +7,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from transformers import CLIPConfig, CLIPModel
+from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from harness.models.pipelines.locate import TWIN_PREFIX
 from harness.models.pipelines.truncation import TextReader
-from harness.rewards.base import ImageError
 from harness.rewards.files.checkpoints import load_weights
 from harness.rewards.native import open_clip
 from harness.rewards.native.clip import ClipCosine
 
 SIDE = 224
-_MEAN = (0.48145466, 0.4578275, 0.40821073)
-_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
 def preprocess(levels: Tensor) -> Tensor:
@@ -26,20 +24,17 @@ def preprocess(levels: Tensor) -> Tensor:
     The longer side is resized to 224 (bicubic, antialiased), and the rest of the square is zero before normalisation;
     nothing is cropped. Resizing is done in floats, which may leave [0, 1] slightly, as in the package.
 
-    ``[b, 3, H, W]`` uint8 -> ``[b, 3, 224, 224]`` float32, normalised by CLIP's mean and std. Raises ImageError for
-    pictures so narrow that a side would vanish.
+    ``[b, 3, H, W]`` uint8 -> ``[b, 3, 224, 224]`` float32, normalised by CLIP's mean and std.
     """
     height, width = levels.shape[-2:]
     scale = SIDE / max(height, width)
     size = round(height * scale), round(width * scale)
-    if 0 in size:
-        raise ImageError(0, f"{width} x {height} pixels are too narrow: a side vanishes at {SIDE} pixels")
     pixels = levels.float() / 255
     if scale != 1:
         pixels = F.interpolate(pixels, size, mode="bicubic", antialias=True, align_corners=False)
     down, right = SIDE - size[0], SIDE - size[1]
     pixels = F.pad(pixels, (right // 2, right - right // 2, down // 2, down - down // 2))
-    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (_MEAN, _STD))
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (OPENAI_CLIP_MEAN, OPENAI_CLIP_STD))
     return (pixels - mean) / std
 
 

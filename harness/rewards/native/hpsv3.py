@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterable, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -12,9 +12,8 @@ from transformers import AutoTokenizer, Qwen2VLConfig, Qwen2VLModel
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from harness.foundation.names import REWARDS
-from harness.rewards.base import ImageError
 from harness.rewards.files.assets import hpsv3_question
-from harness.rewards.files.checkpoints import check_weights, load_weights, locate, readable
+from harness.rewards.files.checkpoints import fill, load_weights, locate, read
 from harness.rewards.native.network import NetworkReward
 
 PIXELS = 256 * 28 * 28
@@ -97,26 +96,24 @@ class HpsV3(NetworkReward):
 
     @cached_property
     def _tokenizer(self) -> Any:
-        with readable(self.name, "base", self._base):
-            tokenizer = AutoTokenizer.from_pretrained(self._base, padding_side="right")
+        tokenizer = read(self.name, "base", self._base, partial(AutoTokenizer.from_pretrained, padding_side="right"))
         tokenizer.add_special_tokens({"additional_special_tokens": [REWARD_TOKEN]})
         return tokenizer
 
     @cached_property
     def _network(self) -> RewardModel:
-        with readable(self.name, "base", self._base):
-            config = Qwen2VLConfig.from_pretrained(self._base)
+        config = read(self.name, "base", self._base, Qwen2VLConfig.from_pretrained)
         # The checkpoint's embedding table has one row per token; the base's own is longer.
         config.text_config.vocab_size = len(self._tokenizer)
-        weights = to_transformers_5(load_weights(self.name, self._checkpoint))
-        check_weights(self.name, self._checkpoint, weights, lambda: self.model_class(config))
-        # The backbone has the configured precision, the head float32.
-        backbone = {name.removeprefix("backbone."): v for name, v in weights.items() if name.startswith("backbone.")}
-        head = {name.removeprefix("rm_head."): v.float() for name, v in weights.items() if name.startswith("rm_head.")}
         with torch.device("meta"):
             model = self.model_class(config)
-        model.backbone = Qwen2VLModel.from_pretrained(None, config=config, state_dict=backbone, dtype=self._dtype)
-        model.rm_head.load_state_dict(head, assign=True)
+        weights = to_transformers_5(load_weights(self.name, self._checkpoint))
+        fill(self.name, self._checkpoint, model, weights)
+        # The backbone has the configured precision, the head float32. The backbone is built anew, because no checkpoint
+        # has its buffers, which are still on the meta device.
+        weights = model.backbone.state_dict()
+        model.backbone = Qwen2VLModel.from_pretrained(None, config=config, state_dict=weights, dtype=self._dtype)
+        model.rm_head.float()
         return model.eval().requires_grad_(False).to(self._home)
 
     def conversation(self, prompt: str) -> str:
@@ -131,12 +128,9 @@ class HpsV3(NetworkReward):
         model, tokenizer = self._network, self._tokenizer
         device = next(model.parameters()).device
         processor = Qwen2VLImageProcessorPil(size={"shortest_edge": PIXELS, "longest_edge": PIXELS})
-        try:
-            processed = processor(
-                list(levels.permute(0, 2, 3, 1).numpy()), return_tensors="pt", input_data_format="channels_last"
-            )
-        except ValueError as error:  # pictures too narrow
-            raise ImageError(0, str(error)) from None
+        processed = processor(
+            list(levels.permute(0, 2, 3, 1).numpy()), return_tensors="pt", input_data_format="channels_last"
+        )
         num_tokens = (processed.image_grid_thw.prod(-1) // 4).tolist()
         place = "<|image_pad|>"
         texts = [self.conversation(p).replace(place, place * n) for p, n in zip(prompts, num_tokens, strict=True)]

@@ -1,8 +1,7 @@
 """Base class of rewards that are computed by a network in this process."""
 
 from abc import abstractmethod
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import ClassVar
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 from harness.config import RewardConfig
 from harness.foundation.names import REWARDS
 from harness.rewards.base import BatchedReward, RewardError
-from harness.rewards.files.checkpoints import locate_file, sha256_of
+from harness.rewards.files.checkpoints import locate, sha256_of
 
 
 class NetworkReward(BatchedReward):
@@ -49,7 +48,7 @@ class NetworkReward(BatchedReward):
 
     @cached_property
     def _checkpoint(self) -> Path:
-        return locate_file(self.name, "path", self._place)
+        return locate(self.name, "path", self._place)
 
     @property
     def _dtype(self) -> torch.dtype:
@@ -66,15 +65,15 @@ class NetworkReward(BatchedReward):
         """Device of the network between scores."""
         return torch.device("cpu") if self._settings.offload else self._device
 
-    @contextmanager
-    def _scoring(self) -> Iterator[None]:
+    def measure(self, images: Tensor, prompts: Sequence[str]) -> dict[str, Tensor]:
+        """See ``BatchedReward.measure``; an offloaded network is moved to its device meanwhile."""
         kept: list[tuple[Tensor, Tensor]] = []
         try:
             network = self._network
             for tensor in [*network.parameters(), *network.buffers()] if self._settings.offload else []:
                 kept.append((tensor, tensor.data))
                 tensor.data = tensor.data.to(self._device)
-            yield
+            return super().measure(images, prompts)
         except torch.OutOfMemoryError:
             raise RewardError(
                 f"reward {self.name!r}: no GPU memory for its model; set rewards.{self.name}.offload or .device"

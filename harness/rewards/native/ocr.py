@@ -7,7 +7,7 @@ The two recognisers were trained by PaddleOCR on real photographs and documents:
 import re
 from collections.abc import Sequence
 from functools import cached_property
-from itertools import pairwise
+from itertools import groupby, pairwise
 
 import numpy as np
 import torch
@@ -97,11 +97,8 @@ def ctc_word_score(probabilities: Tensor, words: Sequence[str]) -> Tensor:
 
 def greedy_words(probabilities: Tensor) -> list[str]:
     """Decode ``[B, T, 27]`` to B strings: most probable symbol of each time step, repeats merged and blanks dropped."""
-    words = []
-    for symbols in probabilities.argmax(-1).tolist():
-        merged = [symbol for symbol, before in zip(symbols, [0, *symbols[:-1]], strict=True) if symbol != before]
-        words.append("".join(LETTERS[symbol - 1] for symbol in merged if symbol))
-    return words
+    best = probabilities.argmax(-1).tolist()
+    return ["".join(LETTERS[symbol - 1] for symbol, _ in groupby(symbols) if symbol) for symbols in best]
 
 
 def edit_distance(first: str, second: str) -> int:
@@ -123,16 +120,13 @@ class OcrReward(BatchedReward):
     Args:
         name: a key of ``RECOGNISERS``.
         num_threads: CPU threads of one forward pass, >= 1.
-        batch_size: pictures in one forward pass, >= 1; changes scores by no more than ``resolution``.
         precision: precision of the recogniser's arithmetic. bfloat16 gives other scores, see docs/speed.md.
     """
 
     resolution = 2e-6
 
-    def __init__(
-        self, name: str = "ocr", num_threads: int = 1, batch_size: int = 16, precision: Precision = "fp32"
-    ) -> None:
-        super().__init__(name, batch_size)
+    def __init__(self, name: str = "ocr", num_threads: int = 1, precision: Precision = "fp32") -> None:
+        super().__init__(name, batch_size=16)
         self._asset, self._num_threads, self._precision = RECOGNISERS[name], num_threads, precision
 
     def _measure_batch(self, levels: Tensor, prompts: Sequence[str]) -> dict[str, Tensor]:

@@ -1,6 +1,7 @@
 """Text recognisers in ONNX files, run by onnxruntime in float32 or by OpenVINO in bfloat16."""
 
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
@@ -21,13 +22,11 @@ def require_bf16(name: str) -> None:
     """
     if not has_bf16():
         raise RewardError(f"reward {name!r}: this processor has no bfloat16; set rewards.{name}.precision=fp32")
-    try:
-        import openvino  # noqa: F401
-    except ImportError:
+    if find_spec("openvino") is None:
         raise RewardError(
             f"reward {name!r}: bfloat16 needs OpenVINO: pip install 'adagrpo[fast]', or set "
             f"rewards.{name}.precision=fp32"
-        ) from None
+        )
 
 
 def open_recogniser(path: Path, num_threads: int, precision: Precision) -> tuple[Read, list[str]]:

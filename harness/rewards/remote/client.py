@@ -1,17 +1,15 @@
-"""Rewards that another process computes: the HTTP client, and the backend ``url``."""
+"""Rewards that another process computes: what they share, the HTTP client, and the backend ``url``."""
 
 import http.client
-import ipaddress
 import json
-import math
 import os
-import socket
 import sys
 import time
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Callable, Sequence
+from abc import abstractmethod
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from typing import Any
@@ -21,8 +19,16 @@ from torch import Tensor
 
 from harness.config import RewardConfig
 from harness.models.pipelines.truncation import TextReader
-from harness.rewards.base import BatchedReward, ImageError, Pending, Reward, RewardError
-from harness.rewards.remote.wire import LONGEST_REPLY, LONGEST_REQUEST, MALFORMED, TOKEN_VARIABLE, read_reply, request
+from harness.rewards.base import BatchedReward, Pending, Reward, RewardError, ScoringError
+from harness.rewards.remote.wire import (
+    LONGEST_REPLY,
+    LONGEST_REQUEST,
+    MALFORMED,
+    TOKEN_VARIABLE,
+    is_loopback,
+    read_reply,
+    request,
+)
 
 
 class RemoteReward(BatchedReward):
@@ -56,9 +62,35 @@ class RemoteReward(BatchedReward):
 
         return self._thread.submit(work).result
 
+    @abstractmethod
+    def _ask(self, levels: Tensor, prompts: Sequence[str]) -> dict[str, Tensor]:
+        """Have a batch measured, see ``_measure_batch``."""
+
+    def _measure_batch(self, levels: Tensor, prompts: Sequence[str]) -> dict[str, Tensor]:
+        try:
+            return self._ask(levels, prompts)
+        except ScoringError as error:
+            if error.image is not None:
+                raise
+        # Asked again picture by picture, to find the one that causes the error.
+        rows = []
+        for row in range(len(prompts)):
+            try:
+                rows.append(self._ask(levels[row : row + 1], prompts[row : row + 1]))
+            except ScoringError as error:
+                raise ScoringError(str(error), row) from None
+        return {metric: torch.cat([row[metric] for row in rows]) for metric in rows[0]}
+
+    def _read(self, said: Mapping[str, Any], count: int) -> dict[str, Tensor]:
+        """Metrics ``{name: [count]}`` in a reply. Raises RewardError if it has none."""
+        try:
+            return read_reply(said, self.name, count)
+        except MALFORMED as error:
+            raise RewardError(f"reward {self.name!r}: its server gives no scores ({error})") from None
+
 
 class ServedReward(RemoteReward):
-    """Reward served by another process, perhaps on another GPU or machine. Raises ValueError without a url.
+    """Reward served by another process, perhaps on another GPU or machine.
 
     ``build_local`` builds the reward of this name in this process, to check prompts and for the default resolution.
     """
@@ -66,14 +98,7 @@ class ServedReward(RemoteReward):
     def __init__(self, name: str, settings: RewardConfig, build_local: Callable[[], Reward]) -> None:
         super().__init__(name, settings.batch_size)
         self._build_local = build_local
-        if settings.url is None:
-            raise ValueError(f"rewards.{name}.url is missing: the address of `adagrpo serve-reward {name}`")
-        self._url, self._timeout = settings.url.rstrip("/"), settings.timeout_seconds
-
-    @property
-    def _token(self) -> str | None:
-        """Token that the server requires, or None."""
-        return os.environ.get(TOKEN_VARIABLE)
+        self._url, self._timeout = str(settings.url).rstrip("/"), settings.timeout_seconds
 
     def fingerprint(self) -> str:
         """Fingerprint of the reward at the server, so that a run is the same wherever its reward is computed."""
@@ -90,10 +115,7 @@ class ServedReward(RemoteReward):
     @cached_property
     def resolution(self) -> float:  # type: ignore[override]
         """Resolution that the server states, or else that of the local reward of this name."""
-        stated = self._about.get("resolution", self._local.resolution)
-        if not isinstance(stated, int | float) or not 0 <= stated < math.inf:
-            raise RewardError(f"reward {self.name!r}: {self._url} states {stated!r} as its resolution: no number")
-        return stated
+        return float(self._about.get("resolution", self._local.resolution))
 
     @cached_property
     def _local(self) -> Reward:
@@ -101,32 +123,23 @@ class ServedReward(RemoteReward):
 
     @cached_property
     def _about(self) -> dict[str, Any]:
-        about = ask(self.name, f"{self._url}/reward", None, self._timeout, token=self._token)
+        about = self._exchange("reward")
         if not about.keys() >= {"name", "fingerprint"}:
             raise RewardError(f"reward {self.name!r}: {self._url} is no reward server: it answers {about}")
         if about["name"] != self.name:
             raise RewardError(f"reward {self.name!r}: {self._url} serves {about['name']!r}")
         return about
 
-    def _measure_batch(self, levels: Tensor, prompts: Sequence[str]) -> dict[str, Tensor]:
-        try:
-            return self._ask(levels, prompts)
-        except Refusal as refusal:
-            if refusal.image is not None or (len(prompts) == 1 and not refusal.may_pass):
-                raise ImageError(refusal.image or 0, str(refusal)) from None
-        # Repeated picture by picture, to find the index of the one that causes the error.
-        rows = []
-        for row in range(len(prompts)):
-            try:
-                rows.append(self._ask(levels[row : row + 1], prompts[row : row + 1]))
-            except Refusal as refusal:
-                raise ImageError(row, str(refusal)) from None
-        return {metric: torch.cat([row[metric] for row in rows]) for metric in rows[0]}
-
     def _ask(self, levels: Tensor, prompts: Sequence[str]) -> dict[str, Tensor]:
-        """Get the scores of a batch. Raises Refusal if the model raised an error, RewardError for anything else."""
-        measured, fingerprint = self._post(self._url, levels, prompts, patiently=True)
-        if fingerprint != self.fingerprint():
+        body = request(levels, prompts)
+        if len(body) > LONGEST_REQUEST:
+            raise RewardError(
+                f"reward {self.name!r}: {len(prompts)} pictures have {len(body)} bytes, a reward server takes "
+                f"{LONGEST_REQUEST} at a time; lower rewards.{self.name}.batch_size"
+            )
+        said = self._exchange("score", body)
+        measured = self._read(said, len(prompts))
+        if said.get("fingerprint") != self.fingerprint():
             # A restarted server may have other weights, and scores of two models must not be mixed.
             raise RewardError(
                 f"reward {self.name!r}: {self._url} scores with another model than it had when it was first asked; "
@@ -134,19 +147,9 @@ class ServedReward(RemoteReward):
             )
         return measured
 
-    def _post(self, url: str, levels: Tensor, prompts: Sequence[str], patiently: bool) -> tuple[dict[str, Tensor], Any]:
-        """Get the scores of a batch from a server, and the fingerprint of its model if the server states it."""
-        body = request(levels, prompts)
-        if len(body) > LONGEST_REQUEST:
-            raise RewardError(
-                f"reward {self.name!r}: {len(prompts)} pictures have {len(body)} bytes, a reward server takes "
-                f"{LONGEST_REQUEST} at a time; lower rewards.{self.name}.batch_size"
-            )
-        said = ask(self.name, f"{url}/score", body, self._timeout, patiently, self._token)
-        try:
-            return read_reply(said, self.name, len(prompts)), said.get("fingerprint")
-        except MALFORMED as error:
-            raise RewardError(f"reward {self.name!r}: its server gives no scores ({error})") from None
+    def _exchange(self, path: str, body: bytes | None = None) -> dict[str, Any]:
+        token = os.environ.get(TOKEN_VARIABLE)
+        return ask(self.name, f"{self._url}/{path}", body, self._timeout, token)
 
 
 # --- asking ---------------------------------------------------------------------------------------------------------
@@ -156,29 +159,20 @@ class Unreachable(RewardError):
     """A server does not answer, or answers that it cannot at present."""
 
 
-class Refusal(Exception):
-    """A reward server could not score a batch: index of the picture if known, and whether a retry may help."""
-
-    def __init__(self, reason: str, image: int | None = None, may_pass: bool = False) -> None:
-        super().__init__(reason)
-        self.image, self.may_pass = image, may_pass
-
-
-def ask(
-    reward: str, url: str, body: bytes | None, timeout: float, patiently: bool = False, token: str | None = None
-) -> dict[str, Any]:
+def ask(reward: str, url: str, body: bytes | None, timeout: float, token: str | None = None) -> dict[str, Any]:
     """Make a GET request, or a POST of JSON, and return the JSON object of the answer.
+
+    A POST is repeated for ``timeout`` seconds while the server does not answer, since it may be restarting.
 
     Args:
         reward: name of the reward, for error messages.
         url: address of the request.
         body: JSON to post; None makes a GET request.
         timeout: seconds to wait.
-        patiently: retry for that long while the server does not answer, since it may be restarting.
         token: token that the reward server requires, or None.
 
     Raises:
-        Refusal: the reward server could not score the batch.
+        ScoringError: the reward server could not score the batch.
         Unreachable: the server does not answer.
         RewardError: any other error, in one line that names reward and address.
     """
@@ -187,7 +181,7 @@ def ask(
         try:
             return _ask_once(f"reward {reward!r}: {url}", url, body, timeout, token)
         except Unreachable as error:
-            if not patiently or time.monotonic() - began + pause > timeout:
+            if body is None or time.monotonic() - began + pause > timeout:
                 raise
             if pause == 0.25:
                 print(f"{error}; asked again for {timeout:g} s", file=sys.stderr, flush=True)
@@ -226,7 +220,7 @@ def _refused(error: urllib.error.HTTPError, where: str) -> Exception:
         reason = reason.get("message")
     reason = " ".join(str(reason or body.decode(errors="replace")).split())[:300] or str(error.reason)
     if error.code == 422 and "image" in said:
-        return Refusal(reason, said["image"] if isinstance(said["image"], int) else None)
+        return ScoringError(reason, said["image"] if isinstance(said["image"], int) else None)
     # Only these errors may be temporary; after others a retry is of no use.
     may_pass = error.code in (408, 429) or (error.code >= 500 and error.code not in (501, 505))
     return (Unreachable if may_pass else RewardError)(f"{where} answered {error.code}: {reason}")
@@ -238,12 +232,3 @@ def _as_object(text: bytes) -> dict[str, Any]:
     except (ValueError, RecursionError):
         return {}
     return content if isinstance(content, dict) else {}
-
-
-def is_loopback(host: str) -> bool:
-    """Whether a host is a loopback address of this machine: localhost or an address, also in forms such as 127.1."""
-    try:
-        addresses = [str(place[4][0]) for place in socket.getaddrinfo(host, None)] if host else []
-    except OSError:
-        return False
-    return bool(addresses) and all(ipaddress.ip_address(address).is_loopback for address in addresses)

@@ -1,17 +1,18 @@
-"""Rewards that need other versions of packages, served by a worker in a separate environment (``workers``)."""
+"""Rewards that need other versions of packages, computed by a worker in a separate environment (``workers``)."""
 
 import json
 import os
-import secrets
 import subprocess
 import sys
 import tempfile
 import threading
-import time
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from contextlib import suppress
 from functools import cached_property, partial
+from multiprocessing import Pipe
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,11 +22,11 @@ from harness.config import RewardConfig
 from harness.foundation.names import REWARDS
 from harness.foundation.places import CODE, IS_CHECKOUT, ROOT
 from harness.models.pipelines.truncation import TextReader, all_tokens
-from harness.rewards.base import Pending, RewardError
-from harness.rewards.files.checkpoints import locate, locate_file, readable, sha256_of
+from harness.rewards.base import Pending, RewardError, ScoringError
+from harness.rewards.files.checkpoints import locate, read, sha256_of
 from harness.rewards.native.open_clip import CONTEXT_LENGTH, encode
-from harness.rewards.remote.client import Refusal, ServedReward, Unreachable
-from harness.rewards.remote.wire import TOKEN_VARIABLE
+from harness.rewards.remote.client import RemoteReward
+from harness.rewards.remote.wire import request
 
 ENVIRONMENTS = ROOT / ".venvs"
 """Folder with one environment per reward, made by ``make reward-env REWARD=name``."""
@@ -39,68 +40,75 @@ _OF_LAUNCHER = {"RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_R
 _OF_LAUNCHER |= {"ROLE_NAME", "ROLE_RANK", "ROLE_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"}
 """Variables by which a launcher tells a process its place among a run's processes; also those of TORCHELASTIC_."""
 _RESOLUTION = {"hpsv2": 2e-3, "hpsv3": 2e-2, "imagereward": 1e-4}
-"""Resolution of the packages' scores; all but ImageReward may compute in half precision."""
+"""Resolution of the packages' scores, chosen, not measured; all but ImageReward may compute in half precision."""
 
 
 class Worker:
-    """Process that serves a package at a loopback address.
+    """Process that scores with a package.
 
     Args:
-        command: command line. The process writes JSON with its port, or the reason why it cannot serve, to standard
-            output, and ends when its standard input is closed.
-        timeout: seconds that loading may take.
+        command: command line; the file descriptor of the process's end of a pipe is added to it.
+        timeout: seconds that loading, or one answer, may take.
 
     Raises:
-        Refusal: the process cannot be started, cannot load its model, ends, or exceeds the timeout.
+        ScoringError: as ``ask``, or the process cannot be started or cannot load its model.
     """
 
     def __init__(self, command: Sequence[str], timeout: float) -> None:
-        self.token = secrets.token_urlsafe()  # so that no other process on this machine can use the worker
+        self._timeout, self.has_ended = timeout, False
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - read when the process has died
+        self._pipe, theirs = Pipe()
+        # Without a launcher's variables, by which the package would join this run's processes.
+        kept = {k: v for k, v in os.environ.items() if k not in _OF_LAUNCHER and not k.startswith("TORCHELASTIC_")}
         try:
             self._process = subprocess.Popen(
-                list(command),
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
+                [*command, str(theirs.fileno())],
+                stdin=subprocess.DEVNULL,
+                stdout=self._errors,
                 stderr=self._errors,
+                pass_fds=[theirs.fileno()],
                 cwd=ROOT,
-                env=_alone(os.environ) | {TOKEN_VARIABLE: self.token, "PYTHONPATH": str(CODE), "PYTHONUNBUFFERED": "1"},
+                env=kept | {"PYTHONPATH": str(CODE), "PYTHONUNBUFFERED": "1"},
                 # So that Ctrl-C reaches only this process, which ends the worker; otherwise it would restart it.
                 start_new_session=True,
             )
         except OSError as error:
-            raise Refusal(f"{command[0]} cannot be started ({error.strerror})") from None
+            raise ScoringError(f"{command[0]} cannot be started ({error.strerror})") from None
+        finally:
+            theirs.close()
         self.process_id, self.stop = self._process.pid, weakref.finalize(self, _stop, self._process)
-        assert self._process.stdout is not None
-        # Killing the process also ends the read that waits for its output.
-        began, watchdog = time.monotonic(), threading.Timer(timeout, self._process.kill)
-        watchdog.start()
-        said = self._process.stdout.readline()
-        watchdog.cancel()
-        if not said:
-            raise Refusal(self.end(timeout, is_late=time.monotonic() - began >= timeout))
-        answer = json.loads(said)
-        if "error" in answer:
-            raise Refusal(answer["error"])
-        self.url = f"http://127.0.0.1:{answer['port']}"
+        self.ask(None)
 
-    def end(self, timeout: float, is_late: bool = False) -> str:
+    def ask(self, body: bytes | None) -> dict[str, Any]:
+        """Get the answer to a request, or to None the one that says whether the model is loaded.
+
+        Raises:
+            ScoringError: the answer is an error; or the process has ended, or exceeded the timeout and is ended now.
+        """
+        answer: dict[str, Any] | None = None
+        is_late = False
+        with suppress(EOFError, OSError):  # the process has ended
+            if body is not None:
+                self._pipe.send_bytes(body)
+            is_late = not self._pipe.poll(self._timeout)
+            answer = None if is_late else json.loads(self._pipe.recv_bytes())
+        if answer is None:
+            self.has_ended = True
+            raise ScoringError(self._end(is_late))
+        if "error" in answer:
+            raise ScoringError(answer["error"])
+        return answer
+
+    def _end(self, is_late: bool) -> str:
         """End the process if it is still running, and describe how it ended with the last line of its errors."""
-        try:
-            how = f"ended with exit code {self._process.wait(timeout=5)}"
-        except subprocess.TimeoutExpired:
-            self.stop()
-            is_late = True
+        how = f"did not answer within {self._timeout:g} s"
+        if not is_late:
+            with suppress(subprocess.TimeoutExpired):
+                how = f"ended with exit code {self._process.wait(timeout=5)}"
+        self.stop()
         self._errors.seek(0)
         last = self._errors.read().decode(errors="replace").strip().rpartition("\n")[2].strip()[:200]
-        how = f"did not answer within {timeout:g} s" if is_late else how
         return f"its worker {how}" + f": {last}" * bool(last)
-
-
-def _alone(environment: Mapping[str, str]) -> dict[str, str]:
-    """An environment without a launcher's variables, so that the package does not join this run's processes."""
-    names = [name for name in environment if name not in _OF_LAUNCHER and not name.startswith("TORCHELASTIC_")]
-    return {name: environment[name] for name in names}
 
 
 def _stop(process: "subprocess.Popen[bytes]") -> None:
@@ -108,7 +116,7 @@ def _stop(process: "subprocess.Popen[bytes]") -> None:
     process.wait()
 
 
-class IsolatedReward(ServedReward):
+class IsolatedReward(RemoteReward):
     """Reward computed by a published package: ``hpsv2``, ``hpsv3`` or ``imagereward``.
 
     If the worker dies, it is started again and the batch is scored picture by picture; if it dies again, the error
@@ -116,22 +124,13 @@ class IsolatedReward(ServedReward):
     """
 
     def __init__(self, name: str, settings: RewardConfig, num_threads: int = 1) -> None:
-        own = settings.model_copy(update={"url": "http://127.0.0.1"})  # the worker chooses its port
-        super().__init__(name, own, lambda: self)
+        super().__init__(name, settings.batch_size)
         self._settings, self._num_threads = settings, num_threads
+        self.resolution = _RESOLUTION[name]
         # The other packages choose their precision themselves.
         self._precision = settings.precision or ("bf16" if name == "hpsv3" else None)
         self._worker: Worker | None = None
         self._lock = threading.Lock()
-
-    @property
-    def resolution(self) -> float:  # type: ignore[override]
-        """Resolution by package; a chosen value, not measured."""
-        return _RESOLUTION[self.name]
-
-    @property
-    def _token(self) -> str | None:
-        return None if self._worker is None else self._worker.token
 
     def fingerprint(self) -> str:
         """Fingerprint of the checkpoint, the environment's pinned requirements, and the precision."""
@@ -141,16 +140,12 @@ class IsolatedReward(ServedReward):
         small = [] if base is None else [f for f in _files_in(base) if f.suffix in (".json", ".txt", ".jinja")]
         return f"{sha256_of([*files, *small])}:package:{self._precision}"
 
-    def check_prompt(self, prompt: str) -> None:
-        """Do nothing: packages accept any prompt."""
-
     def text_readers(self) -> Sequence[TextReader]:
         """Text encoder of the package, which reads 77 tokens (CLIP) or 35 (BERT); none for hpsv3, which reads all."""
         if self.name == "hpsv2":
             return [TextReader(f"reward {self.name}", CONTEXT_LENGTH, encode)]
         if self.name == "imagereward" and (base := self._places[1]):
-            with readable(self.name, "base", base):
-                tokenizer = AutoTokenizer.from_pretrained(base)
+            tokenizer = read(self.name, "base", base, AutoTokenizer.from_pretrained)
             return [TextReader(f"reward {self.name}", _IMAGEREWARD_TOKENS, partial(all_tokens, tokenizer))]
         return ()
 
@@ -175,11 +170,10 @@ class IsolatedReward(ServedReward):
     @cached_property
     def _places(self) -> tuple[Path, Path | None]:
         published = REWARDS[self.name]
-        place, needs = self._settings.path or published.path, _NEEDS.get(self.name)
-        path = locate_file(self.name, "path", place) if needs is None else locate(self.name, "path", place, needs)
+        path = locate(self.name, "path", self._settings.path or published.path, _NEEDS.get(self.name))
         base = self._settings.base or published.base
         # The hpsv3 package loads the base's weights before replacing them; image-reward's base is only a tokenizer.
-        return path, None if base is None else locate(self.name, "base", base, weights=self.name == "hpsv3")
+        return path, None if base is None else locate(self.name, "base", base, (), weights=self.name == "hpsv3")
 
     def submit(self, images: Tensor, prompts: Sequence[str]) -> Pending:
         """Start scoring in the background, see ``Reward.submit``."""
@@ -199,19 +193,20 @@ class IsolatedReward(ServedReward):
     def _ask(self, levels: Tensor, prompts: Sequence[str]) -> dict[str, Tensor]:
         worker = self._worker or self._start()
         try:
-            return self._post(worker.url, levels, prompts, patiently=False)[0]
-        except Unreachable:
-            self._worker, reason = None, worker.end(self._timeout)
-            print(f"reward {self.name!r}: {reason}", file=sys.stderr, flush=True)
-            raise Refusal(reason, may_pass=True) from None
+            return self._read(worker.ask(request(levels, prompts)), len(prompts))
+        except ScoringError as error:
+            if worker.has_ended:
+                self._worker = None
+                print(f"reward {self.name!r}: {error}", file=sys.stderr, flush=True)
+            raise
 
     def _start(self) -> Worker:
         path, base = self._places
         settings = {"name": self.name, "path": str(path), "base": base and str(base), "precision": self._precision}
         told = json.dumps({**settings, "device": self._device, "num_threads": self._num_threads})
         try:
-            self._worker = Worker([*self.command, told], self._timeout)
-        except Refusal as error:
+            self._worker = Worker([*self.command, told], self._settings.timeout_seconds)
+        except ScoringError as error:
             raise RewardError(f"reward {self.name!r}: the package's model did not load: {error}") from None
         return self._worker
 

@@ -1,7 +1,7 @@
-"""HTTP server for a reward: for ``adagrpo serve-reward``, and for packages in separate environments.
+"""HTTP server for a reward: ``adagrpo serve-reward``.
 
 Requests without the token or from a web page are refused before their body is read. Size, time and number of requests
-are bounded, and malformed requests are refused with a one-line reason. It needs only torch and the standard library.
+are bounded, and malformed requests are refused with a one-line reason.
 """
 
 import hmac
@@ -9,44 +9,47 @@ import json
 import socket
 import sys
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-from torch import Tensor
-
 from harness.rewards.base import Reward
-from harness.rewards.remote.wire import LONGEST_REQUEST, MALFORMED, TOKEN_VARIABLE, read_request, reply
-
-Measure = Callable[[Tensor, Sequence[str]], Mapping[str, Tensor]]
-"""Function from pictures ``[b, 3, H, W]`` uint8 and b prompts to metrics ``{name: [b]}``."""
+from harness.rewards.remote.wire import (
+    LONGEST_REQUEST,
+    MALFORMED,
+    TOKEN_VARIABLE,
+    is_loopback,
+    one_line,
+    read_request,
+    reply,
+)
 
 
 class RewardServer(ThreadingHTTPServer):
     """HTTP server for a reward; call its ``serve_forever``.
 
     Args:
-        measure: function that scores pictures; called by one thread at a time. An exception may have an attribute
-            ``image``, the index of the picture that caused it.
-        about: name, fingerprint and resolution, which ``GET /reward`` returns and every reply includes.
+        reward: the reward, which scores in one thread at a time.
         host: address to listen at.
         port: port to listen at; 0 takes a free one, see ``server_port``.
         token: token that requests must send as ``Authorization: Bearer TOKEN``; None requires none.
 
     Raises:
         OSError: the address cannot be used.
+        RewardError: the reward's model is not on this machine.
     """
 
     daemon_threads = True
     request_queue_size = 64
     most_connections = 64
 
-    def __init__(
-        self, measure: Measure, about: Mapping[str, Any], host: str, port: int = 0, token: str | None = None
-    ) -> None:
-        self.measure, self.about, self.turn, self.token = measure, about, threading.Lock(), token
-        self.is_loopback = _is_loopback(host)
+    def __init__(self, reward: Reward, host: str, port: int, token: str | None = None) -> None:
+        self.reward, self.turn, self.token = reward, threading.Lock(), token
+        about = {"name": reward.name, "fingerprint": reward.fingerprint(), "resolution": reward.resolution}
+        self.about: Mapping[str, Any] = about
+        """What ``GET /reward`` returns and every reply includes."""
+        self.is_loopback = is_loopback(host)
         self._free = threading.BoundedSemaphore(self.most_connections)
         super().__init__((host, port), _Handler)
 
@@ -74,27 +77,6 @@ class RewardServer(ThreadingHTTPServer):
             print(f"reward server: {one_line(error)}", file=sys.stderr, flush=True)
 
 
-def one_line(error: BaseException) -> str:
-    """Class and message of an exception, in one line."""
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
-
-
-def _is_loopback(host: str) -> bool:
-    """Whether a host name is a loopback address; does not ask a name server, which may not be trustworthy."""
-    if host in ("localhost", "::1", "[::1]"):
-        return True
-    try:
-        return socket.inet_aton(host)[0] == 127  # also written as 127.1
-    except OSError:
-        return False
-
-
-def serving(reward: Reward, host: str, port: int, token: str | None = None) -> RewardServer:
-    """Create a server for a reward. Raises OSError, and RewardError if the reward's model is not on this machine."""
-    about = {"name": reward.name, "fingerprint": reward.fingerprint(), "resolution": reward.resolution}
-    return RewardServer(lambda levels, prompts: reward.measure(levels.float() / 255, prompts), about, host, port, token)
-
-
 class _Handler(BaseHTTPRequestHandler):
     server: RewardServer
     timeout = 60.0
@@ -117,49 +99,42 @@ class _Handler(BaseHTTPRequestHandler):
             self.connection.shutdown(socket.SHUT_RD)
 
     def do_GET(self) -> None:
-        if self._is_refused():
-            return
-        if self.path == "/reward":
+        if not self._is_refused("/reward"):
             self._answer(200, self.server.about)
-        else:
-            self._refuse(404, "no such path; there are GET /reward and POST /score")
 
     def do_POST(self) -> None:
-        length = self.headers.get("Content-Length") or ""
-        if self._is_refused():
+        if self._is_refused("/score"):
             return
-        if self.path != "/score":
-            self._refuse(404, "no such path; there are GET /reward and POST /score")
-        elif not length.isdecimal() or len(length) > 12 or int(length) > LONGEST_REQUEST:
+        length = self.headers.get("Content-Length") or ""
+        if not length.isdecimal() or len(length) > 12 or int(length) > LONGEST_REQUEST:
             self._refuse(413, f"a request may have {LONGEST_REQUEST} bytes; send fewer pictures at a time (batch_size)")
-        elif (body := self._body(int(length))) is not None:
+        elif len(body := self._body(int(length))) < int(length):
+            self._refuse(408, f"{length} bytes of the request have not come in time")
+        else:
             self._score(body)
 
-    def _is_refused(self) -> bool:
-        """Refuse requests of web pages, for another host's name, or without the token; returns whether it did."""
+    def _is_refused(self, path: str) -> bool:
+        """Refuse requests of web pages, for another host or path, or without the token; returns whether it did."""
         host = (self.headers.get("Host") or "").rpartition(":")[0] or self.headers.get("Host") or ""
         brought, wanted = self.headers.get("Authorization") or "", f"Bearer {self.server.token}"
         if self.headers.get("Origin") is not None:
             self._refuse(403, "web pages may not ask")
-        elif self.server.is_loopback and host and not _is_loopback(host):
+        elif self.server.is_loopback and host and not is_loopback(host):
             self._refuse(403, "this server is asked as localhost or 127.0.0.1 alone")
         elif self.server.token and not hmac.compare_digest(brought.encode(), wanted.encode()):
             self._refuse(401, f"the token is missing or wrong: set {TOKEN_VARIABLE} as where the server was started")
+        elif self.path != path:
+            self._refuse(404, "no such path; there are GET /reward and POST /score")
         else:
             return False
         return True
 
-    def _body(self, length: int) -> bytes | None:
-        """Read the whole body; None, after a refusal, if it does not arrive in time."""
-        parts, left = [], length
-        with suppress(TimeoutError):
-            while left and (part := self.rfile.read1(min(left, 2**20))):
-                parts.append(part)
-                left -= len(part)
-        if left:
-            self._refuse(408, f"{left} bytes of the request have not come")
-            return None
-        return b"".join(parts)
+    def _body(self, length: int) -> bytes:
+        """Read the body; less of it if it does not arrive in time."""
+        try:
+            return self.rfile.read(length)
+        except TimeoutError:
+            return b""
 
     def _score(self, body: bytes) -> None:
         try:
@@ -169,7 +144,7 @@ class _Handler(BaseHTTPRequestHandler):
             return
         try:
             with self.server.turn:  # a model takes one batch at a time
-                said = reply(self.server.measure(levels, prompts))
+                said = reply(self.server.reward.measure(levels.float() / 255, prompts))
         except Exception as error:  # noqa: BLE001 - whatever a model raises is reported to the client
             image = getattr(error, "image", None)
             # The client adds the reward's name and the picture's index among all of its pictures.

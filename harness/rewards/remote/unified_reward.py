@@ -9,7 +9,6 @@ import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from torch import Tensor
 
 from harness.config import ROOT, ConfigError, RewardConfig
 from harness.foundation.files import read_text
-from harness.rewards.base import ImageError, RewardError
+from harness.rewards.base import RewardError, ScoringError
 from harness.rewards.remote.client import RemoteReward, ask
 
 LONGEST_ANSWER = 4096  # tokens
@@ -72,10 +71,6 @@ PROTOCOLS: dict[str, Protocol] = {
 }
 
 
-class AnswerError(Exception):
-    """An answer does not have the scores that were asked for."""
-
-
 def parse_answer(version: str, answer: str) -> dict[str, float]:
     """Scores in an answer: for v1 the final score, for v2 alignment, coherence, style and, under "", their mean.
 
@@ -83,13 +78,13 @@ def parse_answer(version: str, answer: str) -> dict[str, float]:
     meant.
 
     Raises:
-        AnswerError: a score is missing, ambiguous or outside [1, 5], or the answer ends within a thought.
+        ScoringError: a score is missing, ambiguous or outside [1, 5], or the answer ends within a thought.
     """
     said = re.sub(rf"<{_THOUGHT}.*?</{_THOUGHT}", " ", answer, flags=re.I | re.S)
     # If the chat template opens the thought, the answer contains only its end.
     said = re.sub(rf".*</{_THOUGHT}", "", said, flags=re.I | re.S)
     if re.search(f"<{_THOUGHT}", said, re.I):
-        raise AnswerError(f"its answer ends within its thought: {_excerpt(answer)}")
+        raise ScoringError(f"its answer ends within its thought: {_excerpt(answer)}")
     labels = PROTOCOLS[version].labels
     pieces = re.split(f"({'|'.join(labels.values())})", _MARKUP.sub("", said), flags=re.I)
     scores = {}
@@ -97,7 +92,7 @@ def parse_answer(version: str, answer: str) -> dict[str, float]:
         texts = [text for of, text in zip(pieces[1::2], pieces[2::2], strict=True) if of.lower() == label.lower()]
         values = {value for text in texts if (value := _value_after(text)) is not None}
         if len(values) != 1 or not 1 <= min(values) <= 5:
-            raise AnswerError(f"its answer has no clear {metric or 'final'} score from 1 to 5: {_excerpt(answer)}")
+            raise ScoringError(f"its answer has no clear {metric or 'final'} score from 1 to 5: {_excerpt(answer)}")
         scores[metric] = values.pop()
     return scores if "" in scores else {"": sum(scores.values()) / len(scores)} | scores
 
@@ -120,15 +115,14 @@ class UnifiedReward(RemoteReward):
     """UnifiedReward v1 (one score) or v2 (alignment, coherence, style, and their mean as the score), each 1 to 5.
 
     Raises:
-        ValueError: there is no url, or the question's file is missing or does not contain {prompt}.
+        ValueError: the question's file is missing or does not contain {prompt}.
     """
 
     def __init__(self, name: str, settings: RewardConfig) -> None:
         super().__init__(name, settings.batch_size)
-        if settings.url is None:
-            raise ValueError(f"rewards.{name}.url is missing: an OpenAI-compatible server that has the model")
-        self._url, self._timeout = settings.url.rstrip("/").removesuffix("/v1"), settings.timeout_seconds
+        self._url, self._timeout = str(settings.url).rstrip("/").removesuffix("/v1"), settings.timeout_seconds
         self._model = settings.model or "UnifiedReward"
+        self._requests = ThreadPoolExecutor(max_workers=self.batch_size, thread_name_prefix=self.name)
         self._question = PROTOCOLS[name].question
         if settings.question is not None:
             path = ROOT / Path(settings.question).expanduser()
@@ -159,25 +153,21 @@ class UnifiedReward(RemoteReward):
                 f"set rewards.{self.name}.model"
             )
 
-    @cached_property
-    def _requests(self) -> ThreadPoolExecutor:
-        return ThreadPoolExecutor(max_workers=self.batch_size, thread_name_prefix=self.name)
-
-    def _measure_batch(self, levels: Tensor, prompts: Sequence[str]) -> dict[str, Tensor]:
+    def _ask(self, levels: Tensor, prompts: Sequence[str]) -> dict[str, Tensor]:
         # All requests at once, because the server batches those that arrive together.
-        asked = [self._requests.submit(self._ask, image, prompt) for image, prompt in zip(levels, prompts, strict=True)]
+        asked = [self._requests.submit(self._answer, *pair) for pair in zip(levels, prompts, strict=True)]
         answers = []
         for row, future in enumerate(asked):
             try:
                 answers.append(parse_answer(self.name, future.result()))
-            except AnswerError as error:
-                raise ImageError(row, str(error)) from None
+            except ScoringError as error:
+                raise ScoringError(str(error), row) from None
         return {
             f"{self.name}/{metric}" if metric else self.name: torch.tensor([answer[metric] for answer in answers])
             for metric in answers[0]
         }
 
-    def _ask(self, image: Tensor, prompt: str) -> str:
+    def _answer(self, image: Tensor, prompt: str) -> str:
         form = PROTOCOLS[self.name].picture_format
         buffer = io.BytesIO()
         Image.fromarray(image.permute(1, 2, 0).contiguous().numpy()).save(buffer, form, quality=95)
@@ -187,7 +177,7 @@ class UnifiedReward(RemoteReward):
         message: dict[str, Any] = {"model": self._model, "messages": [{"role": "user", "content": content}]}
         message |= {"temperature": 0, "max_tokens": LONGEST_ANSWER}
         url = f"{self._url}/v1/chat/completions"
-        answer = ask(self.name, url, json.dumps(message).encode(), self._timeout, patiently=True)
+        answer = ask(self.name, url, json.dumps(message).encode(), self._timeout)
         return _content_of(answer, f"reward {self.name!r}: {url}")
 
 
@@ -196,7 +186,7 @@ def _content_of(completion: dict[str, Any], where: str) -> str:
 
     Raises:
         RewardError: the answer is not a chat completion.
-        AnswerError: the text was cut off or is empty.
+        ScoringError: the text was cut off or is empty.
     """
     try:
         choice = completion["choices"][0]
@@ -206,7 +196,7 @@ def _content_of(completion: dict[str, Any], where: str) -> str:
         raise RewardError(f"{where} gave no chat completion: {reason[:200]}") from None
     said = content if isinstance(content, str) else ""
     if (ended := choice.get("finish_reason")) in ("length", "content_filter", "abort"):
-        raise AnswerError(f"its answer was cut off ({ended}): {_excerpt(said)}")
+        raise ScoringError(f"its answer was cut off ({ended}): {_excerpt(said)}")
     if not said.strip():
-        raise AnswerError(f"its answer is empty; it says {' '.join(str(choice).split())[:200]}")
+        raise ScoringError(f"its answer is empty; it says {' '.join(str(choice).split())[:200]}")
     return said

@@ -1,13 +1,17 @@
-"""Protocol between reward servers and clients: JSON with pictures as base64 bytes; no pickle, which could carry code.
+"""Protocol between a reward and another process that computes it: JSON with pictures as base64 bytes.
+
+There is no pickle, which could carry code.
 
 ``POST /score`` takes a request and returns a reply; ``GET /reward`` describes the reward. An error is
-``{"error": reason}``; if scoring failed it also has ``image``, the picture's index in the request, or null.
+``{"error": reason}``; if scoring failed it also has ``image``, the picture's index in the request, or null. A package's
+worker is sent the same requests through a pipe.
 
-It needs only torch and the standard library, like ``server``, because it also runs beside old versions of packages.
+It needs only torch and the standard library, because it also runs beside old versions of packages.
 """
 
 import base64
 import json
+import socket
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -53,3 +57,18 @@ def read_reply(said: Mapping[str, Any], name: str, count: int) -> dict[str, Tens
     if name not in measured or any(values.shape != (count,) for values in measured.values()):
         raise ValueError(f"it has no {count} scores of {name!r}")
     return measured
+
+
+def one_line(error: BaseException) -> str:
+    """Class and message of an exception, in one line."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host name is a loopback address; does not ask a name server, which may not be trustworthy."""
+    if host in ("localhost", "::1", "[::1]"):
+        return True
+    try:
+        return socket.inet_aton(host)[0] == 127  # also written as 127.1
+    except OSError:
+        return False

@@ -6,25 +6,26 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from PIL.Image import Image
 from torch import Tensor
 
-from harness.rewards.remote.workers.shims import Scorer, allow_torchvision, device_of, package_folder, stub, to_pictures
+from harness.rewards.remote.workers.shims import Scorer, package_folder, stub
 
 
 def load(settings: dict[str, Any]) -> Scorer:
     """Load the package with ``settings["path"]``, a checkpoint in its own format.
 
     The package is used unchanged, with two exceptions: its model is built without the LAION weights, which it would
-    download and then overwrite, and the checkpoint is read once instead of at every call.
+    download and then overwrite, and the checkpoint is read once instead of at every call. It chooses its precision
+    itself: fp32 on a CPU, autocast on a GPU.
     """
-    if settings["precision"] not in (None, "fp32"):
-        raise ValueError("the hpsv2 package chooses its precision itself: fp32 on a CPU, autocast on a GPU")
-    allow_torchvision()
     stub("turtle", forward=None)  # imported by accident, and needs tkinter
-    _place("open_clip", "bpe_simple_vocab_16e6.txt.gz", "hpsv2", "src/open_clip")
+    vocabulary = package_folder("hpsv2") / "src/open_clip/bpe_simple_vocab_16e6.txt.gz"
+    if not vocabulary.exists():  # the wheel lacks it
+        shutil.copy(package_folder("open_clip") / vocabulary.name, vocabulary)
     from hpsv2 import img_score
 
-    img_score.device = device_of(settings)
+    img_score.device = settings["device"]
     model, _, preprocess = img_score.create_model_and_transforms(
         "ViT-H-14", None, precision="amp", device=img_score.device, light_augmentation=True, output_dict=True
     )
@@ -34,8 +35,8 @@ def load(settings: dict[str, Any]) -> Scorer:
     # Loaded here so that a checkpoint that does not fit is an error now; the package loads it again.
     model.load_state_dict(read(settings["path"], map_location=img_score.device)["state_dict"])
 
-    def score(levels: Tensor, prompts: Sequence[str]) -> dict[str, Tensor]:
-        pictures, scores = to_pictures(levels), torch.zeros(len(prompts))
+    def score(pictures: Sequence[Image], prompts: Sequence[str]) -> dict[str, Tensor]:
+        scores = torch.zeros(len(prompts))
         for prompt in dict.fromkeys(prompts):
             rows = [row for row, other in enumerate(prompts) if other == prompt]
             found = img_score.score([pictures[row] for row in rows], prompt, cp=settings["path"])
@@ -43,10 +44,3 @@ def load(settings: dict[str, Any]) -> Scorer:
         return {"hpsv2": scores}
 
     return score
-
-
-def _place(source_package: str, file: str, package: str, folder: str) -> None:
-    """Copy a file that a package's wheel lacks from another package."""
-    target = package_folder(package) / folder / file
-    if not target.exists():
-        shutil.copy(package_folder(source_package) / file, target)

@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from PIL.Image import Image
 from torch import Tensor
 
-from harness.rewards.remote.workers.shims import Scorer, allow_torchvision, device_of, to_pictures
+from harness.rewards.remote.workers.shims import Scorer
 
 
 def load(settings: dict[str, Any]) -> Scorer:
@@ -16,11 +17,10 @@ def load(settings: dict[str, Any]) -> Scorer:
 
     Its own configuration is used except for the path of the base, the precision, and FlashAttention, which is off.
     """
-    allow_torchvision()
     import hpsv3
     from hpsv3 import HPSv3RewardInferencer
 
-    device, low = device_of(settings), settings["precision"] == "bf16"
+    low = settings["precision"] == "bf16"
     config = yaml.safe_load((Path(hpsv3.__file__).parent / "config" / "HPSv3_7B.yaml").read_text(encoding="utf-8"))
     config |= {
         "model_name_or_path": settings["base"],
@@ -32,10 +32,10 @@ def load(settings: dict[str, Any]) -> Scorer:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "config.yaml"
         path.write_text(yaml.safe_dump({**config, "output_dir": folder}), encoding="utf-8")
-        inferencer = HPSv3RewardInferencer(str(path), settings["path"], device=device)
+        inferencer = HPSv3RewardInferencer(str(path), settings["path"], device=settings["device"])
 
-    def score(levels: Tensor, prompts: Sequence[str]) -> dict[str, Tensor]:
-        rated = inferencer.reward(to_pictures(levels), list(prompts))
+    def score(pictures: Sequence[Image], prompts: Sequence[str]) -> dict[str, Tensor]:
+        rated = inferencer.reward(list(pictures), list(prompts))
         return {"hpsv3": rated[:, 0], "hpsv3/log_sigma": rated[:, 1]}
 
     return score

@@ -3,19 +3,14 @@
 import importlib
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
+from PIL.Image import Image
 from torch import Tensor
 
-from harness.rewards.remote.workers.shims import (
-    Scorer,
-    allow_torchvision,
-    device_of,
-    package_folder,
-    skip_init,
-    to_pictures,
-)
+from harness.rewards.remote.workers.shims import Scorer, package_folder, stub
 
 
 def load(settings: dict[str, Any]) -> Scorer:
@@ -23,20 +18,19 @@ def load(settings: dict[str, Any]) -> Scorer:
 
     Its ``__init__`` is skipped, because it imports a trainer and two other scores with all their dependencies.
     """
-    if settings["precision"] not in (None, "fp32"):
-        raise ValueError("the image-reward package computes in fp32: no precision to set")
-    allow_torchvision()
     package = package_folder("ImageReward")
-    skip_init("ImageReward", package)
-    skip_init("ImageReward.models", package / "models")
+    stub("ImageReward", __path__=[str(package)])
+    stub("ImageReward.models", __path__=[str(package / "models")])
     pretrain = importlib.import_module("ImageReward.models.BLIP.blip_pretrain")
-    init_tokenizer = pretrain.init_tokenizer
-    bert = init_tokenizer.__globals__["BertTokenizer"]
+    names = pretrain.init_tokenizer.__globals__
+    load_from = names["BertTokenizer"].from_pretrained
     # The package loads "bert-base-uncased" by name, which would be looked up on the hub.
-    init_tokenizer.__globals__["BertTokenizer"] = _From(bert, settings["base"])
+    names["BertTokenizer"] = SimpleNamespace(
+        from_pretrained=lambda _, **options: load_from(settings["base"], **options)
+    )
     folder = Path(settings["path"])
     build = importlib.import_module("ImageReward.ImageReward").ImageReward
-    device = device_of(settings)
+    device = settings["device"]
     model = build(device=device, med_config=str(folder / "med_config.json")).to(device)
     weights = torch.load(folder / "ImageReward.pt", map_location="cpu", weights_only=True)
     missing, unknown = model.load_state_dict(weights, strict=False)
@@ -45,18 +39,7 @@ def load(settings: dict[str, Any]) -> Scorer:
         raise ValueError(f"{folder / 'ImageReward.pt'} does not fit: missing {missing[:2]}, unknown {unknown[:2]}")
     model.eval()
 
-    def score(levels: Tensor, prompts: Sequence[str]) -> dict[str, Tensor]:
-        pictures = to_pictures(levels)
+    def score(pictures: Sequence[Image], prompts: Sequence[str]) -> dict[str, Tensor]:
         return {"imagereward": torch.tensor([model.score(p, i) for p, i in zip(prompts, pictures, strict=True)])}
 
     return score
-
-
-class _From:
-    """Tokenizer class that always loads from one place, whatever the name."""
-
-    def __init__(self, wrapped: Any, place: str) -> None:
-        self._wrapped, self._place = wrapped, place
-
-    def from_pretrained(self, _name: str, **options: Any) -> Any:
-        return self._wrapped.from_pretrained(self._place, **options)

@@ -1,5 +1,6 @@
 """Workarounds for what published packages expect of their environment and no longer find."""
 
+import functools
 import importlib.util
 import sys
 import types
@@ -8,22 +9,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
+from PIL.Image import Image
 from torch import Tensor
 
-Scorer = Callable[[Tensor, Sequence[str]], dict[str, Tensor]]
-"""Function from pictures ``[b, 3, H, W]`` uint8 and b prompts to metrics ``{name: [b]}``, returned by ``load``."""
-
-_KEPT: list[Any] = []
+Scorer = Callable[[Sequence[Image], Sequence[str]], dict[str, Tensor]]
+"""Function from b pictures and b prompts to metrics ``{name: [b]}``, returned by ``load``."""
 
 
-def allow_torchvision() -> None:
+@functools.cache  # the operators live as long as the library that is returned
+def allow_torchvision() -> torch.library.Library | None:
     """Declare two operators without which torchvision's wheel cannot be imported with a CPU build of torch."""
-    if torch.version.cuda is None and not _KEPT:
-        library = torch.library.Library("torchvision", "DEF")
-        for operator in ("nms", "qnms"):
-            library.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        _KEPT.append(library)  # the operators live as long as it does
+    if torch.version.cuda is not None:
+        return None
+    library = torch.library.Library("torchvision", "DEF")
+    for operator in ("nms", "qnms"):
+        library.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    return library
 
 
 def package_folder(name: str) -> Path:
@@ -35,25 +36,7 @@ def package_folder(name: str) -> Path:
 
 
 def stub(name: str, **attributes: Any) -> None:
-    """Replace a module that a package imports but does not use by an empty one."""
+    """Replace a module by one with these attributes alone; with a ``__path__``, its submodules can be imported."""
     module = types.ModuleType(name)
     vars(module).update(attributes)
     sys.modules[name] = module
-
-
-def skip_init(name: str, folder: Path) -> None:
-    """Make submodules of a package importable without running its ``__init__``."""
-    stub(name, __path__=[str(folder)])
-
-
-def to_pictures(levels: Tensor) -> list[Image.Image]:
-    """Convert ``[b, 3, H, W]`` uint8 to PIL images."""
-    return [Image.fromarray(picture) for picture in levels.permute(0, 2, 3, 1).contiguous().numpy()]
-
-
-def device_of(settings: dict[str, Any]) -> str:
-    """Configured device; ``auto`` is CUDA if it is available."""
-    device = settings["device"]
-    if device == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    return str(device)
