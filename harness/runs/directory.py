@@ -248,11 +248,8 @@ class RunDirectory:
     def lock(self, wait: bool = False) -> IO[bytes]:
         """Lock the run for this process as long as the returned file is open.
 
-        Args:
-            wait: wait until no other process is at work on the run.
-
         Raises:
-            ConfigError: another process is at work on the run, and ``wait`` is false.
+            ConfigError: another process is at work on the run; with ``wait`` its end is waited for.
         """
         # Several attempts, because ``is_locked`` takes the lock for a moment.
         for patience in (0.05, 0.2, 0):

@@ -47,6 +47,7 @@ SHORT = [
     "evaluation.judges=[colour]",
     "evaluation.validation_prompts=2",
     "evaluation.gallery=0",
+    f"prompts.train={ROOT}/tests/data/few-prompts.txt",  # a run reads every prompt of its list before it begins
 ]
 TARGETS = {
     "flux2-klein": ["attn.to_q", "attn.to_out.0", "ff.linear_in", "attn.to_qkv_mlp_proj"],
