@@ -6,6 +6,7 @@ Training, sweeps and the analysis all take both from here. Nothing heavy is impo
 import math
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
+from itertools import permutations
 from typing import Any
 
 from harness.foundation.errors import ConfigError
@@ -47,8 +48,8 @@ class TrainedReward:
         """Weights other than 0, by reward; the largest magnitude first."""
         given = normalisations or {}
         self.normalisations = {name: given.get(name, Normalisation()) for name in weights}
-        terms = [f"{weight:+g}*{name}".replace("+1*", "+").replace("-1*", "-") for name, weight in ordered]
-        self.name = "".join(terms).removeprefix("+")
+        self._terms = [f"{weight:+g}*{name}".replace("+1*", "+").replace("-1*", "-") for name, weight in ordered]
+        self.name = "".join(self._terms).removeprefix("+")
         """Name of the sum in every log, such as "ocr" or "ocr+0.5*colour"."""
         if self.name in weights and self.normalisations[self.name] != Normalisation():
             # The raw score of the reward and the normalised sum would have the same name in every log.
@@ -68,10 +69,18 @@ class TrainedReward:
         return sum(terms[1:], terms[0])
 
     def logged_as(self, metrics: Collection[str]) -> str:
-        """Name of the sum, which an evaluation's metrics must have. Raises ConfigError that names those it has."""
-        if self.name not in metrics:
-            raise ConfigError(f"no metric {self.name!r}, the trained reward; there are {_listed(metrics)}")
-        return self.name
+        """Name of the sum among an evaluation's metrics; older runs named it in the order of their file.
+
+        Raises:
+            ConfigError: the sum is not among them; the message names those that are present.
+        """
+        if self.name in metrics:
+            return self.name
+        names = {"".join(terms).removeprefix("+") for terms in permutations(self._terms)}
+        for metric in metrics:
+            if metric in names:
+                return metric
+        raise ConfigError(f"no metric {self.name!r}, the trained reward; there are {_listed(metrics)}")
 
 
 def trained_reward(config: Mapping[str, Any]) -> TrainedReward:

@@ -87,7 +87,9 @@ def asked(port: int, sent: bytes) -> tuple[int, bytes]:
             connection.sendall(sent)
             connection.shutdown(socket.SHUT_WR)
             answer = b"".join(iter(lambda: connection.recv(2**16), b""))
-        except ConnectionError:  # closed by the server
+        except TimeoutError:
+            raise
+        except OSError:  # closed by the server
             return 0, b""
     head, _, body = answer.partition(b"\r\n\r\n")
     words = head.split()
