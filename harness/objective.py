@@ -46,11 +46,13 @@ def surrogate_loss(
     Returns:
         The loss, a float32 scalar (float64 for float64 log-probabilities), and statistics for the log.
 
-    Raises ValueError if the three are not one-dimensional and of equal length >= 1.
+    Raises:
+        ValueError: the three are not one-dimensional and of equal length >= 1, or the clip range is out of range.
     """
     if log_prob.ndim != 1 or len(log_prob) == 0 or not log_prob.shape == old_log_prob.shape == advantages.shape:
         shapes = [list(tensor.shape) for tensor in (log_prob, old_log_prob, advantages)]
         raise ValueError(f"log_prob, old_log_prob and advantages must be [N] of one N >= 1, got {shapes}")
+    low, high = _clip_bounds(clip_range)
     # Ratios are around 1 + 1e-4, which half precision cannot distinguish from 1.
     log_prob = log_prob.float() if log_prob.element_size() < 4 else log_prob
     log_ratio = log_prob - old_log_prob.detach()
@@ -58,18 +60,19 @@ def surrogate_loss(
     ratio = log_ratio.exp()
     objective = advantages * ratio
     if clip_range is not None:
-        objective = objective.minimum(advantages * ratio.clamp(1 - clip_range, 1 + clip_range))
+        objective = objective.minimum(advantages * ratio.clamp(low, high))
     return -objective.mean(), ratio_stats(log_prob, old_log_prob, clip_range)
 
 
 def ratio_stats(log_prob: Tensor, old_log_prob: Tensor, clip_range: float | None = None) -> SurrogateStats:
     """Statistics of the ratio of new to old log-probabilities, each ``[N]``; the clip range is `surrogate_loss`'s."""
+    low, high = _clip_bounds(clip_range)
     log_ratio = log_prob.detach().float() - old_log_prob.detach().float()
-    ratio, limit = log_ratio.exp(), math.inf if clip_range is None else clip_range
+    ratio = log_ratio.exp()
     return SurrogateStats(
         ratio_mean=ratio.mean().item(),
         ratio_max_deviation=(ratio - 1).abs().max().item(),
-        clip_fraction=((ratio < 1 - limit) | (ratio > 1 + limit)).float().mean().item(),
+        clip_fraction=((ratio < low) | (ratio > high)).float().mean().item(),
         approx_kl=0.5 * log_ratio.square().mean().item(),
     )
 
@@ -118,15 +121,36 @@ def batch_normalised_advantage(
     group is `harness.adagrpo.local_advantage`.
 
     Args:
-        rewards: ``[P, G]``: G >= 2 samples of each of P prompts, finite, in the reward's own unit.
+        rewards: ``[P, G]``: G >= 2 samples of each of P prompts, in the reward's own unit.
         epsilon: added to the std; > 0.
         clip: c > 0; ``math.inf`` turns clipping off.
         resolution: >= 0, in the reward's own unit: a group whose rewards span no more than this has advantage 0.
 
     Returns:
-        ``[P, G]``, without gradient.
+        ``[P, G]``, float32 (float64 for float64 rewards), on the rewards' device, without gradient.
+
+    Raises:
+        ValueError: the rewards are not [P >= 1, G >= 2], hold a NaN or an infinity, epsilon or clip is not above 0, or
+            the resolution is out of range.
     """
-    rewards = rewards.detach()
-    centred = rewards - rewards.mean(dim=1, keepdim=True)
-    centred[rewards.amax(-1) - rewards.amin(-1) <= resolution] = 0
-    return (centred / (rewards.std(correction=0) + epsilon)).clamp(-clip, clip)
+    if rewards.ndim != 2 or rewards.shape[0] < 1 or rewards.shape[1] < 2:
+        raise ValueError(f"rewards must be [prompts >= 1, group >= 2], got {list(rewards.shape)}")
+    if not epsilon > 0 or not clip > 0:
+        raise ValueError(f"epsilon and clip must be above 0, got {epsilon} and {clip}")
+    values = rewards.detach().double() if rewards.element_size() == 8 else rewards.detach().float()
+    if not values.isfinite().all():
+        raise ValueError("rewards must be finite, but at least one is a NaN or an infinity")
+    if not 0 <= resolution < math.inf:
+        raise ValueError(f"the resolution of a reward must be finite and at least 0, got {resolution}")
+    centred = values - values.mean(dim=1, keepdim=True)
+    centred[values.amax(-1) - values.amin(-1) <= resolution] = 0
+    return (centred / (values.std(correction=0) + epsilon)).clamp(-clip, clip)
+
+
+def _clip_bounds(clip_range: float | None) -> tuple[float, float]:
+    """The smallest and largest ratio that is not clipped. Raises ValueError for a clip range outside (0, 1]."""
+    if clip_range is None:
+        return -math.inf, math.inf
+    if not 0 < clip_range <= 1:
+        raise ValueError(f"a clip range must be in (0, 1], got {clip_range}")
+    return 1 - clip_range, 1 + clip_range

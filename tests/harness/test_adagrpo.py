@@ -3,7 +3,6 @@
 import json
 import math
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -121,12 +120,11 @@ def test_advantages_are_at_least_float32_and_carry_no_gradient(dtype: torch.dtyp
 # --- The tracker
 
 
-def test_the_first_batch_sets_the_capability_with_the_population_variance_and_a_least_std() -> None:
-    tracker, sure = CapabilityTracker(), CapabilityTracker()
+def test_the_first_batch_sets_the_capability_with_the_population_variance() -> None:
+    tracker = CapabilityTracker(decay=0.8)
     tracker.update(torch.tensor([1.0, 2.0, 3.0, 6.0]))
-    sure.update(torch.tensor([0.5]))
-    assert (tracker.mean, tracker.std) == (pytest.approx(3.0), pytest.approx(math.sqrt(3.5)))
-    assert sure.std == pytest.approx(1e-4)
+    assert tracker.mean == pytest.approx(3.0)
+    assert tracker.std == pytest.approx(math.sqrt(3.5))
 
 
 def test_a_later_batch_moves_mean_and_variance_not_the_std() -> None:
@@ -137,17 +135,28 @@ def test_a_later_batch_moves_mean_and_variance_not_the_std() -> None:
     assert tracker.std == pytest.approx(math.sqrt(0.8 * 1 + 0.2 * 9))
 
 
+def test_the_capability_std_has_a_floor() -> None:
+    tracker = CapabilityTracker()
+    tracker.update(torch.tensor([0.5]))
+    assert tracker.std == pytest.approx(1e-4)
+
+
 def test_a_restored_tracker_continues_bit_for_bit() -> None:
-    straight, resumed, empty = (CapabilityTracker(0.93) for _ in range(3))
-    for number, batch in enumerate(torch.randn(9, 10, generator=torch.Generator().manual_seed(1))):
+    batches = torch.randn(9, 10, generator=torch.Generator().manual_seed(1))
+    straight = CapabilityTracker(0.93)
+    for batch in batches:
         straight.update(batch)
-        if number == 4:
-            resumed.load_state_dict(json.loads(json.dumps(straight.state_dict())))
-        elif number > 4:
-            resumed.update(batch)
+    first = CapabilityTracker(0.93)
+    for batch in batches[:4]:
+        first.update(batch)
+    resumed = CapabilityTracker(0.93)
+    resumed.load_state_dict(json.loads(json.dumps(first.state_dict())))
+    for batch in batches[4:]:
+        resumed.update(batch)
     assert resumed.state_dict() == straight.state_dict()
+    empty = CapabilityTracker(0.93)
     resumed.load_state_dict(empty.state_dict())
-    assert resumed.is_empty
+    assert resumed.state_dict() == empty.state_dict()
 
 
 @pytest.mark.parametrize(
@@ -219,7 +228,6 @@ def test_random_honours_the_generator_and_reaches_every_candidate() -> None:
         *((lambda d=d: CapabilityTracker(d), r"decay .* must be in \[0, 1\)") for d in (1.0, -0.1, math.nan)),
         (lambda: select_prompt(torch.ones(2), "hard"), r"'hard'.*random, easiest, hardest, medium, curriculum"),
         (lambda: local_advantage(torch.ones(1)), "at least two"),
-        (lambda: local_advantage(torch.ones(2), resolution=-1.0), "resolution"),
         (lambda: global_advantage(torch.ones(1), 0.0, 1.0), "at least two"),
         (lambda: fuse_advantages(torch.zeros(3), torch.zeros(2)), r"\[3\] and \[2\]"),
         *(
@@ -234,36 +242,43 @@ def test_what_has_no_meaning_is_refused(call: Callable[[], object], said: str) -
 
 
 def test_an_empty_tracker_has_no_capability() -> None:
-    tracker, rewards = CapabilityTracker(), torch.tensor([1.0, 2.0])
-    for call, said in (
-        (lambda: tracker.mean, "empty.*mean"),
-        (lambda: tracker.std, "empty.*std"),
-        (lambda: select_prompt(rewards, "curriculum", tracker), "empty"),
-        (lambda: select_prompt(rewards, "curriculum"), "needs a tracker"),
-    ):
-        with pytest.raises(ValueError, match=said):
-            call()
+    tracker = CapabilityTracker()
+    with pytest.raises(ValueError, match=r"empty.*mean"):
+        _ = tracker.mean
+    with pytest.raises(ValueError, match=r"empty.*std"):
+        _ = tracker.std
+    with pytest.raises(ValueError, match="empty"):
+        select_prompt(torch.tensor([1.0, 2.0]), "curriculum", tracker)
+    with pytest.raises(ValueError, match="needs a tracker"):
+        select_prompt(torch.tensor([1.0, 2.0]), "curriculum")
 
 
 @pytest.mark.parametrize("rewards", [[1.0, math.nan], [math.inf, 1.0], [[1.0, 2.0]], 1.0, []])
 def test_rewards_that_are_no_finite_vector_are_refused_everywhere(rewards: Any) -> None:
     values = torch.tensor(rewards)
     tracker = CapabilityTracker()
-    selections = [partial(select_prompt, values, strategy, tracker) for strategy in SELECTION_STRATEGIES]
-    advantages = [partial(local_advantage, values), partial(global_advantage, values, 0.0, 1.0)]
-    for call in (partial(tracker.update, values), *selections, *advantages):
+    with pytest.raises(ValueError, match="reward"):
+        tracker.update(values)
+    assert tracker.state_dict()["mean"] is None
+    for strategy in SELECTION_STRATEGIES:
         with pytest.raises(ValueError, match="reward"):
-            call()
-    assert tracker.is_empty
+            select_prompt(values, strategy, tracker)
+    with pytest.raises(ValueError, match="reward"):
+        local_advantage(values)
+    with pytest.raises(ValueError, match="reward"):
+        global_advantage(values, 0.0, 1.0)
 
 
 def test_scores_closer_than_the_resolution_are_equal() -> None:
-    batched = torch.tensor([0.5] * 5 + [0.5 + 3e-7] * 3, dtype=torch.float64)
-    assert local_advantage(batched).abs().max() > 0.6
-    assert not local_advantage(batched, resolution=2e-6).any()
+    scored_in_batches_of_five = torch.tensor([0.5] * 5 + [0.5 + 3e-7] * 3, dtype=torch.float64)
+    assert local_advantage(scored_in_batches_of_five).abs().max() > 0.6
+    assert not local_advantage(scored_in_batches_of_five, resolution=2e-6).any()
     # The capability lies between the two: without a resolution their signs would share out a whole advantage.
-    assert not global_advantage(batched, 0.5 + 1e-7, 0.1, resolution=2e-6).any()
-    assert local_advantage(batched * 1e3, resolution=2e-6).any()
+    between = 0.5 + 1e-7
+    assert not global_advantage(scored_in_batches_of_five, between, 0.1, resolution=2e-6).any()
+    assert local_advantage(scored_in_batches_of_five * 1e3, resolution=2e-6).any()
+    with pytest.raises(ValueError, match="resolution"):
+        local_advantage(scored_in_batches_of_five, resolution=-1.0)
 
 
 def test_equal_samples_at_the_capability_share_no_advantage_out() -> None:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
+from harness.config import ConfigError, compose
 from harness.objective import batch_normalised_advantage, centred_log_ratio, stays_close, surrogate_loss
 from tests.harness.conftest import build_trainer
 
@@ -18,14 +19,13 @@ def log_of(*ratios: float) -> Tensor:
 def test_clipped_loss_of_four_hand_made_samples() -> None:
     # ratio, advantage -> min(A r, A clip(r, 0.8, 1.2)):
     # 1.5, +1 -> 1.2 clipped;  1.5, -1 -> -1.5;  0.5, +1 -> 0.5;  0.5, -2 -> -1.6 clipped
-    log_prob, old_log_prob = log_of(1.5, 1.5, 0.5, 0.5), torch.zeros(4, requires_grad=True)
-    advantages = torch.tensor([1.0, -1.0, 1.0, -2.0], requires_grad=True)
-    loss, stats = surrogate_loss(log_prob, old_log_prob, advantages, clip_range=0.2)
+    log_prob = log_of(1.5, 1.5, 0.5, 0.5)
+    advantages = torch.tensor([1.0, -1.0, 1.0, -2.0])
+    loss, stats = surrogate_loss(log_prob, torch.zeros(4), advantages, clip_range=0.2)
     assert loss.item() == pytest.approx(-(1.2 - 1.5 + 0.5 - 1.6) / 4)
     loss.backward()
     # Only where the minimum is not the clipped constant: d(-A r / 4) / dlogp = -A r / 4.
     assert_close(log_prob.grad, torch.tensor([0.0, 1.5 / 4, -0.5 / 4, 0.0]))
-    assert old_log_prob.grad is advantages.grad is None
     assert stats.clip_fraction == 1.0
     assert stats.ratio_mean == pytest.approx(1.0)
     assert stats.ratio_max_deviation == pytest.approx(0.5)
@@ -36,6 +36,27 @@ def test_unclipped_loss_of_the_same_samples() -> None:
     loss, stats = surrogate_loss(log_of(1.5, 1.5, 0.5, 0.5), torch.zeros(4), torch.tensor([1.0, -1.0, 1.0, -2.0]))
     assert loss.item() == pytest.approx(-(1.5 - 1.5 + 0.5 - 1.0) / 4)
     assert stats.clip_fraction == 0.0
+
+
+def test_a_second_update_on_the_same_samples_leaves_the_range() -> None:
+    # A Gaussian policy with mean theta and std 1; step by step away from the policy that drew the samples.
+    draws, advantages = torch.tensor([-1.0, 0.5, 2.0]), torch.tensor([-1.0, 0.0, 1.0])
+    theta = torch.zeros((), requires_grad=True)
+
+    def log_prob() -> Tensor:
+        return -0.5 * (draws - theta).square()
+
+    old_log_prob = log_prob().detach()
+    _, first = surrogate_loss(log_prob(), old_log_prob, advantages, clip_range=0.1)
+    assert (first.ratio_mean, first.ratio_max_deviation, first.clip_fraction) == (1.0, 0.0, 0.0)
+    with torch.no_grad():
+        theta += 0.5
+    # log ratios at theta 0.5: draw * theta - theta^2 / 2 = -0.625, 0.125, 0.875 -> ratios .535, 1.133, 2.399
+    loss, second = surrogate_loss(log_prob(), old_log_prob, advantages, clip_range=0.1)
+    assert second.clip_fraction == 1.0
+    assert second.ratio_max_deviation == pytest.approx(math.exp(0.875) - 1)
+    # A = -1, r = .535 -> min(-.535, -.9); A = 1, r = 2.399 -> min(2.399, 1.1)
+    assert loss.item() == pytest.approx(-(-0.9 + 0.0 + 1.1) / 3)
 
 
 @pytest.mark.parametrize("clip_range", [None, 1e-4])
@@ -62,11 +83,24 @@ def test_half_precision_log_probabilities_keep_a_small_ratio() -> None:
     assert stats.ratio_mean == pytest.approx(math.exp(0.0078125), rel=1e-6)
 
 
+def test_advantages_and_the_old_policy_get_no_gradient() -> None:
+    old_log_prob, advantages = torch.zeros(2, requires_grad=True), torch.ones(2, requires_grad=True)
+    surrogate_loss(log_of(1.1, 0.9), old_log_prob, advantages, 0.2)[0].backward()
+    assert old_log_prob.grad is None
+    assert advantages.grad is None
+
+
 @pytest.mark.parametrize("shapes", [((3,), (3,), (2,)), ((3, 1), (3, 1), (3, 1)), ((3,), (1,), (3,)), ((0,),) * 3])
 def test_shapes_that_would_broadcast_are_refused(shapes: tuple[tuple[int, ...], ...]) -> None:
     log_prob, old_log_prob, advantages = (torch.zeros(shape) for shape in shapes)
     with pytest.raises(ValueError, match=r"must be \[N\]"):
         surrogate_loss(log_prob, old_log_prob, advantages)
+
+
+@pytest.mark.parametrize("clip_range", [0.0, -0.1, 1.5, math.nan])
+def test_impossible_clip_ranges_are_refused(clip_range: float) -> None:
+    with pytest.raises(ValueError, match="clip range"):
+        surrogate_loss(torch.zeros(2), torch.zeros(2), torch.ones(2), clip_range)
 
 
 def test_batch_normalisation_centres_each_prompt_and_divides_by_one_std() -> None:
@@ -84,6 +118,21 @@ def test_batch_normalisation_clips_and_is_zero_for_equal_rewards() -> None:
     assert batch_normalised_advantage(rewards)[0, 7] == 5.0
     assert batch_normalised_advantage(rewards, clip=math.inf)[0, 7].item() == pytest.approx(9.94, abs=0.01)
     assert (batch_normalised_advantage(torch.full((2, 3), 0.5)) == 0).all()
+
+
+@pytest.mark.parametrize(
+    "rewards", [torch.zeros(3), torch.zeros(2, 1), torch.zeros(0, 4), torch.tensor([[0, math.nan]])]
+)
+def test_batch_normalisation_refuses_wrong_rewards(rewards: Tensor) -> None:
+    with pytest.raises(ValueError, match="rewards must be"):
+        batch_normalised_advantage(rewards)
+
+
+def test_a_group_of_equal_scores_has_no_batch_normalised_advantage() -> None:
+    rewards = torch.tensor([[0.5, 0.5 + 3e-7], [0.1, 0.9]], dtype=torch.float64)
+    advantages = batch_normalised_advantage(rewards, resolution=2e-6)
+    assert not advantages[0].any()
+    assert advantages[1].tolist() == batch_normalised_advantage(rewards)[1].tolist()
 
 
 # --- objectives that need the old policy's mean
@@ -132,7 +181,10 @@ def test_other_objectives_are_the_plain_one_at_first_and_limit_what_follows(kind
     settings = ["objective.updates_per_iteration=2", "objective.old_log_prob=recomputed"]
     settings += ["objective.divergence_limit=1e-12"] if kind == "flow_dppo" else []
     wanted = [*settings, f"objective.kind={kind}", f"objective.clip_range={clip}"]
-    record = build_trainer("model.num_steps=6", "rollout.group_size=4", *wanted).iterate()
+    trainer = build_trainer(*wanted)
+    record = trainer.iterate()
     assert record["rollout_ratio_max_deviation"] < 1e-3
     assert 0 < record["ratio_max_deviation"] < 0.1  # of the second update
     assert 0 < record["clip_fraction"] < 1
+    with pytest.raises(ConfigError, match="old_log_prob=recomputed"):
+        compose("miniature-luck", overrides=[f"objective.kind={kind}"])

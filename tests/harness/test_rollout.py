@@ -52,6 +52,17 @@ def test_a_branch_is_one_stochastic_step_then_the_ode() -> None:
     assert rollout.steps[1].x.shape == (1, 3, 4)
 
 
+def test_forwards_of_the_paper_s_settings_and_of_the_miniature_s() -> None:
+    # The paper's setting: 592 and 184 forwards per iteration without candidates, the anchor's own N included.
+    for steps, group, indices, expected in ((16, 12, (0, 2, 4, 6), 592), (8, 8, (0, 1, 2, 3), 184)):
+        sigmas = torch.linspace(1, 0, steps + 1)
+        anchor = ode_trajectory(LinearFlow(), torch.ones(1, 2), TEXT, sigmas)
+        rollout = anchor_branch(
+            LinearFlow(), FlowSDE(), anchor, TEXT, sigmas, indices, torch.zeros(len(indices), group, 2)
+        )
+        assert steps + rollout.sample_forwards == expected
+
+
 def test_full_sde_is_stochastic_only_where_asked() -> None:
     start = torch.ones(3, 2)
     rollout = full_sde(LinearFlow(), FlowSDE(), start, TEXT, SIGMAS, (1,), torch.zeros(1, 3, 2))

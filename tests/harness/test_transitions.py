@@ -8,7 +8,7 @@ step's mean, and a chain's mean and variance follow in closed form, without draw
 import itertools
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +96,24 @@ def test_arithmetic_is_float32_whatever_the_input(kernel: Kernel, dtype: torch.d
 # --- Sampling and log-probabilities
 
 
+@pytest.mark.parametrize("kernel", ALL_KERNELS)
+def test_samples_have_the_mean_and_the_std(kernel: Kernel) -> None:
+    transition = kernel.step(latents(0, 2, 40_000), latents(1, 2, 40_000), 0.8, 0.6)
+    deviation = transition.sample(generator=torch.Generator().manual_seed(0)) - transition.mean
+    std = transition.std.item()
+    # Six standard errors of a mean, and of a standard deviation, of 80,000 draws.
+    assert abs(deviation.mean().item()) < 6 * std / math.sqrt(80_000)
+    assert abs(deviation.std().item() - std) < 6 * std / math.sqrt(160_000)
+
+
+@pytest.mark.parametrize("kernel", SDE_KERNELS)
+def test_the_sde_log_probability_is_the_gaussian_density_averaged_over_dims(kernel: Kernel) -> None:
+    x_next = latents(2)
+    transition = kernel.step(latents(0), latents(1), 0.8, 0.6)
+    density = torch.distributions.Normal(transition.mean, transition.std).log_prob(x_next)
+    assert_close(transition.log_prob(x_next), density.mean((1, 2)))
+
+
 def test_log_probability_gradients_by_hand() -> None:
     # With D dims: d logp / d mean = (x' - mean) / (D std^2), and 2 (x' - mean) / D for CPS, whose 1/(2 std^2) is gone.
     for kernel in ALL_KERNELS:
@@ -106,12 +124,16 @@ def test_log_probability_gradients_by_hand() -> None:
         assert_close(gradient, scale * (draw - transition.mean).detach() / 20)
 
 
-def test_the_kl_of_flow_cps_by_hand() -> None:
-    # From sigma .8 to .6, x and the reference velocity 0, the policy's velocity 1 in one of two dims:
-    # mean = -(1 - s') sigma v + s' cos(eta pi/2) (1 - sigma) v
-    x, velocity = torch.zeros(1, 2), torch.tensor([[1.0, 0.0]])
+def test_kl_of_each_release_by_hand() -> None:
+    # From sigma .8 to .6, so d = -.2, x and the reference velocity 0, the policy's velocity 1 in one of two dims:
+    # SDE: mean = v d (1 + g^2 (1 - sigma) / (2 sigma)); CPS: mean = -(1 - s') sigma v + s' cos(eta pi/2) (1 - sigma) v
+    x, velocity, reference = torch.zeros(1, 2), torch.tensor([[1.0, 0.0]]), torch.zeros(1, 2)
+    for kernel, g_squared in ((FlowSDE(0.7), 0.49 * 0.8 / 0.2), (DanceSDE(0.3), 0.09)):
+        difference = -0.2 * (1 + g_squared * 0.2 / 1.6)
+        kl = kernel.step(x, velocity, 0.8, 0.6).kl(kernel.step(x, reference, 0.8, 0.6))
+        assert kl.tolist() == pytest.approx([difference**2 / 2 / (2 * g_squared)])
     difference = -0.4 * 0.8 + 0.6 * math.cos(0.35 * math.pi) * 0.2
-    kl = FlowCPS(0.7).step(x, velocity, 0.8, 0.6).kl(FlowCPS(0.7).step(x, x, 0.8, 0.6))
+    kl = FlowCPS(0.7).step(x, velocity, 0.8, 0.6).kl(FlowCPS(0.7).step(x, reference, 0.8, 0.6))
     assert kl.tolist() == pytest.approx([difference**2 / 2])
 
 
@@ -164,6 +186,35 @@ def test_the_marginal_mean_is_kept_exactly_at_any_number_of_steps(kernel: Kernel
     for num_steps in (2, 16):
         end, _ = propagate(kernel, shifted_schedule(num_steps, shift=3), 0.0, 1.0, data_mean)
         assert end == pytest.approx(data_mean, abs=2e-5)
+
+
+def memory_of_flow_sde(eta: float, start: float, end: float) -> float:
+    # int g^2 / (2 V) from start to end, with g^2 = eta^2 sigma / (1 - sigma): by partial fractions
+    # sigma / ((1 - sigma) V) = 1 / (1 - sigma) + V' / (2 V).
+    variances = marginal_variance(end) / marginal_variance(start)
+    return math.sqrt(variances) * (variances**0.25 * math.sqrt((1 - start) / (1 - end))) ** eta**2
+
+
+def memory_of_dance_sde(eta: float, start: float, end: float) -> float:
+    # int 1 / V = arctan(((1 + S^2) sigma - S^2) / S) / S
+    integral = [math.atan(((1 + S**2) * sigma - S**2) / S) / S for sigma in (start, end)]
+    variances = marginal_variance(end) / marginal_variance(start)
+    return math.sqrt(variances) * math.exp(eta**2 / 2 * (integral[1] - integral[0]))
+
+
+@pytest.mark.parametrize(("kernel", "memory"), [(FlowSDE(), memory_of_flow_sde), (DanceSDE(), memory_of_dance_sde)])
+@pytest.mark.parametrize("shift", [1.0, 3.0])
+def test_the_mean_of_a_displaced_start_converges_at_first_order(
+    kernel: Kernel, memory: Callable[[float, float, float], float], shift: float
+) -> None:
+    """A displacement D from the marginal mean obeys D' = (V' / (2 V) + g^2 / (2 V)) D: solved in closed form."""
+    errors = []
+    for num_steps in (64, 128):
+        sigmas = shifted_schedule(num_steps, shift, start=0.9)
+        end, _ = propagate(kernel, sigmas, (1 - sigmas[0]) * M + 1.0, 1.0)
+        errors.append(end - M - memory(kernel.eta, sigmas[0], sigmas[-1]))
+    assert abs(errors[0]) > 1e-3
+    assert 0.4 < errors[1] / errors[0] < 0.6
 
 
 @pytest.mark.parametrize(
@@ -265,9 +316,12 @@ def test_wrong_shapes_are_refused(kernel: Kernel) -> None:
         transition.sample(torch.Generator(), x)
     with pytest.raises(ValueError, match="shape of the mean"):
         transition.kl(kernel.step(x[:1], x[:1], 0.8, 0.6))
-    other = FlowSDE() if isinstance(kernel, FlowCPS) else FlowCPS()
-    with pytest.raises(ValueError, match="two steps of one method"):
-        transition.kl(other.step(x, x, 0.8, 0.6))
+
+
+def test_kl_refuses_another_methods_step() -> None:
+    x = latents(0)
+    with pytest.raises(ValueError, match="SDETransition, CPSTransition"):
+        FlowSDE().step(x, x, 0.8, 0.6).kl(FlowCPS().step(x, x, 0.8, 0.6))
 
 
 @pytest.mark.parametrize("kernel", ALL_KERNELS)
