@@ -182,10 +182,9 @@ def test_training_logs_each_component_and_gives_the_same_numbers_with_a_reward_e
     overrides = [*FAST, "model.max_batch=4"]
     here, url = build_trainer(*overrides), serve(RewardServer(build_reward("ocr"), "127.0.0.1", 0))
     there = build_trainer(*overrides, f"rewards.ocr={{backend: url, url: '{url}'}}")
-    for _ in range(2):
-        ours, theirs = here.iterate(), there.iterate()
-        del ours["seconds"], theirs["seconds"]
-        assert ours == theirs
+    ours, theirs = here.iterate(), there.iterate()
+    del ours["seconds"], theirs["seconds"]
+    assert ours == theirs
     assert all(torch.equal(p, there.parameters[name]) for name, p in here.parameters.items())
     assert set(ours["components"]) == {"ocr", "colour"}
     ocr, colour = (ours["components"][name]["reward_mean"] for name in ("ocr", "colour"))
