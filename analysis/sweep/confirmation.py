@@ -21,7 +21,6 @@ CONFIDENCE = 0.95
 _DIFFERENCE, _TOO_GOOD = ["difference", "low", "high"], ["too_good", "too_good_low", "too_good_high"]
 _COLUMNS = ["trial", "point", "seeds", "test", "reference_test", *_DIFFERENCE, "validation_difference"]
 _COLUMNS += ["claimed_difference", "optimism", "sweep_value", "validation", *_TOO_GOOD, "verdict"]
-_NO_INTERVAL = Interval(math.nan, math.nan, math.nan)
 
 
 def judged_metric(sweep: SweepStudy, runs: pd.DataFrame) -> str:
@@ -39,14 +38,13 @@ def judge(sweep: SweepStudy, runs: pd.DataFrame, metric: str) -> pd.DataFrame:
     same on fresh seeds, and ``too_good``, their difference; ``verdict``. NaN for metrics that are no objective.
     """
     own = runs[runs["metric"] == metric]
-    reference, best = own[own["is_reference"]], own[~own["is_reference"]]
+    best, reference = own[~own["is_reference"]], _by_seed(own[own["is_reference"]]).add_suffix("_reference")
     confidence = 1 - (1 - CONFIDENCE) / max(1, best["trial"].nunique())
-    others = _by_seed(reference).add_suffix("_reference")
-    pairs = {
-        trial: (rows, _by_seed(rows).join(others).dropna(subset=["test", "test_reference"]))
-        for trial, rows in best.groupby("trial", sort=False)
-    }
-    judged = [_judge_trial(sweep, metric, *one, confidence) for one in pairs.values() if len(one[1]) > 1]
+    judged = []
+    for _, rows in best.groupby("trial", sort=False):
+        pairs = _by_seed(rows).join(reference).dropna(subset=["test", "test_reference"])
+        if len(pairs) > 1:
+            judged.append(_judge_trial(sweep, metric, rows.iloc[0], pairs, confidence))
     return pd.DataFrame(judged, columns=_COLUMNS)
 
 
@@ -56,17 +54,18 @@ def _by_seed(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def _judge_trial(
-    sweep: SweepStudy, metric: str, rows: pd.DataFrame, pairs: pd.DataFrame, confidence: float
+    sweep: SweepStudy, metric: str, run: pd.Series, pairs: pd.DataFrame, confidence: float
 ) -> dict[str, Any]:
-    sign, trial, means = sweep.sign(metric), int(rows["trial"].iloc[0]), pairs.mean()
+    sign, trial, means = sweep.sign(metric), int(run["trial"]), pairs.mean()
     said = sweep.value(next(t for t in sweep.trials if t.number == trial), metric)
     claimed = said - sweep.value(sweep.reference, metric)
-    difference, too_good = paired_interval(pairs["test"], pairs["test_reference"], confidence), _NO_INTERVAL
+    difference = paired_interval(pairs["test"], pairs["test_reference"], confidence)
+    too_good = Interval(math.nan, math.nan, math.nan)
     if math.isfinite(said):
         too_good = paired_interval(np.full(len(pairs), sign * said), sign * pairs["validation"], confidence)
     return {
         "trial": trial,
-        "point": sweep.point_text(rows.iloc[0]),
+        "point": sweep.point_text(run),
         "seeds": len(pairs),
         "test": means["test"],
         "reference_test": means["test_reference"],
@@ -99,13 +98,13 @@ def sentences(sweep: SweepStudy, runs: pd.DataFrame, metric: str, judged: pd.Dat
         if better
         else "None of the best trials is better than the reference beyond the noise of seeds."
     )
-    best = sweep.best[0] if sweep.best else None
-    points = {sweep.point_text(row) for _, row in runs.drop_duplicates("run_id").iterrows()}
-    if best is not None and (point := sweep.point_text(sweep.cells(best.params))) not in points:
-        said.append(
-            f"Trial {best.number} ({point}), the sweep's best by now, has not been measured again: "
-            "`adagrpo sweep confirm` does."
-        )
+    measured = {sweep.point_text(row) for _, row in runs.drop_duplicates("run_id").iterrows()}
+    for best in sweep.best[:1]:
+        if (point := sweep.point_text(sweep.cells(best.params))) not in measured:
+            said.append(
+                f"Trial {best.number} ({point}), the sweep's best by now, has not been measured again: "
+                "`adagrpo sweep confirm` does."
+            )
     return said
 
 
@@ -152,21 +151,16 @@ def confirmation_tables(sweep: SweepStudy, runs: pd.DataFrame, metric: str, judg
         "fresh seeds and the same validation prompts"
     )
     head = ["Trial", "Parameters", "Seeds", "Value", "Difference", "The sweep said", "Too good by", "Verdict"]
-    rows = [
-        (
-            str(row["trial"]),
-            [
-                *(row["point"], str(row["seeds"]), number(row["test"]), _shown(row)),
-                *(number(row["claimed_difference"], signed=True), _shown(row, _TOO_GOOD), row["verdict"]),
-            ],
-        )
-        for _, row in judged.iterrows()
-    ]
-    others = {name: judge(sweep, runs, name) for name in dict.fromkeys(runs["metric"])}
+    rows = []
+    for _, row in judged.iterrows():
+        measured = [row["point"], str(row["seeds"]), number(row["test"]), _shown(row)]
+        claimed = [number(row["claimed_difference"], signed=True), _shown(row, _TOO_GOOD)]
+        rows.append((str(row["trial"]), [*measured, *claimed, row["verdict"]]))
     of_others = [
         (name, [_shown(row) for _, row in own.iterrows()])
-        for name, own in others.items()
-        if not own["test"].equals(judged["test"])  # a single reward is also measured under its own name
+        for name in dict.fromkeys(runs["metric"])
+        # A single reward is also measured under its own name.
+        if not (own := judge(sweep, runs, name))["test"].equals(judged["test"])
     ]
     trials = [f"Trial {trial}" for trial in judged["trial"]]
     other_title = "All other metrics on test prompts, paired differences from the reference"

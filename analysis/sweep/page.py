@@ -54,7 +54,6 @@ def write_sweep_report(sweep: SweepStudy, about: str, budget: int | None, folder
     Returns:
         Path of summary.md.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     frames = {"trials": sweep.trial_frame(), "curves": sweep.curve_frame(), "importance": sweep.importance_frame()}
     for table, frame in frames.items():
         write_atomically(folder / f"{table}.csv", frame.to_csv(index=False, lineterminator="\n"))

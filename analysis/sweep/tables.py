@@ -37,11 +37,6 @@ class SweepStudy:
         """Directions, ``maximize`` or ``minimize``, by metric."""
         return dict(self.study.user_attrs[DEFINITION]["objectives"])
 
-    @cached_property
-    def value_columns(self) -> list[str]:
-        """Column of each objective: ``value``, or ``value_METRIC`` if there are several."""
-        return ["value"] if len(self.objectives) == 1 else [f"value_{metric}" for metric in self.objectives]
-
     def sign(self, metric: str) -> int:
         """Sign of a metric: -1 if lower values are better, 1 if higher ones are."""
         return -1 if self.objectives.get(metric) == "minimize" else 1
@@ -95,14 +90,16 @@ class SweepStudy:
     def trial_frame(self) -> pd.DataFrame:
         """Table of trials, one row per trial.
 
-        Columns: ``trial`` (its number), one per parameter, one per objective (mean over seeds; for a pruned trial at
-        its latest validation), ``seeds`` (number of started seeds), ``state``, ``feasible``, ``collapse`` (why training
-        broke off or could not begin, or below_base), ``base`` (trained reward of the untrained model), ``origin``,
-        ``seconds``.
+        Columns: ``trial`` (its number), one per parameter, one per objective (``value``, or ``value_METRIC`` if there
+        are several: mean over seeds; for a pruned trial at its latest validation), ``seeds`` (number of started seeds),
+        ``state``, ``feasible``, ``collapse`` (why training broke off or could not begin, or below_base), ``base``
+        (trained reward of the untrained model), ``origin``, ``seconds``.
         """
-        columns = ["trial", *self.columns.values(), *self.value_columns]
+        values = ["value"] if len(self.objectives) == 1 else [f"value_{metric}" for metric in self.objectives]
+        columns = ["trial", *self.columns.values(), *values]
         columns += ["seeds", "state", "feasible", "collapse", "base", "origin", "seconds"]
-        return pd.DataFrame([self._row(trial) for trial in self.trials], columns=columns, dtype=object)
+        rows = [self._row(trial) | dict(zip(values, trial.values or (), strict=False)) for trial in self.trials]
+        return pd.DataFrame(rows, columns=columns, dtype=object)
 
     def _row(self, trial: FrozenTrial) -> dict[str, Any]:
         curves = [seed["curve"] for seed in _seeds(trial) if seed["curve"]]
@@ -111,7 +108,6 @@ class SweepStudy:
             "trial": trial.number,
             # A waiting trial has its point only as fixed parameters.
             **self.cells(trial.params or trial.system_attrs.get("fixed_params", {})),
-            **dict(zip(self.value_columns, trial.values or (), strict=False)),
             "seeds": len(curves),
             "state": "failed" if trial.state == TrialState.FAIL else trial.state.name.lower(),
             "feasible": not collapse,

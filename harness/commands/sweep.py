@@ -81,15 +81,14 @@ def sweep(
         opened, limit = open_storage(url), hours or loaded.file.hours
         failed: Mapping[str, str] = {}
         if form == "run":
-            study = open_study(loaded, opened, _identity(loaded))
+            study = open_study(loaded, opened)
             if resources is not None:
                 return _hand_over(loaded, url, slots or 1, hours, folder, resources)
             failed = _execute(loaded, study, url, slots or 1, limit)
         else:
-            study = find_study(loaded, opened, _identity(loaded) if form == "confirm" else None)
-        found = SweepStudy(study)
+            study = find_study(loaded, opened, same_model=form == "confirm")
         if form == "confirm":
-            failed = _confirm(loaded, found, fresh, top or 3, slots, folder)
+            failed = _confirm(loaded, SweepStudy(study), fresh, top or 3, slots, folder)
         _report(loaded, SweepStudy(study), folder, url)
     if form == "run" and limit is None:
         return 0 if loaded.is_full(SweepStudy(study).num_finished) else 1
@@ -117,12 +116,6 @@ def _storage_url(sweep: "Sweep", storage: str | None, begin: bool) -> str:
     return f"sqlite:///{database}"
 
 
-def _identity(sweep: "Sweep") -> str:
-    from harness.runs.directory import find_run
-
-    return find_run(sweep.base).run_id
-
-
 def _execute(sweep: "Sweep", study: "optuna.Study", url: str, count: int, hours: float | None) -> Mapping[str, str]:
     """Have workers execute the remaining trials. Returns the reasons of failed workers by their ids."""
     from analysis.sweep.tables import SweepStudy
@@ -137,22 +130,16 @@ def _execute(sweep: "Sweep", study: "optuna.Study", url: str, count: int, hours:
     folder = RUNS / sweep.experiment
     folder.mkdir(parents=True, exist_ok=True)
     deadline = None if hours is None else time.time() + 3600 * hours
-    words = str(sweep.path.resolve()), sweep.name, sweep.overrides, sweep.file.trials, deadline
     slots = [
         Slot(slot.placement, slot.environment | {STORAGE_VARIABLE: url})
         for slot in local_slots([sweep.base.runtime], count)
     ]
+    jobs = []
     with tempfile.TemporaryDirectory() as name:
-        jobs = [
-            Job(
-                id=f"worker {index}",
-                call=partial(execute_trials, *words, Path(name) / str(index)),
-                done=Path(name) / str(index),
-                log=folder / f"worker-{socket.gethostname()}-{index}.log",
-                config=sweep.base,
-            )
-            for index in range(len(slots))
-        ]
+        for index in range(len(slots)):
+            done, log = Path(name) / str(index), folder / f"worker-{socket.gethostname()}-{index}.log"
+            call = partial(execute_trials, sweep, deadline, done)
+            jobs.append(Job(id=f"worker {index}", call=call, done=done, log=log, config=sweep.base))
         standings = lambda: [f"{SweepStudy(study).num_finished} trials are finished"]  # noqa: E731
         return run_jobs(jobs, slots, folder, say, standings=standings).failed
 

@@ -70,6 +70,5 @@ def write_confirmation(
                 of_run = {"seed": run.config.seed, "run_id": run.run_id, "split": split}
                 rows += [{**whose, **of_run, "metric": name, "value": value} for name, value in metrics.items()]
     columns = ["trial", "is_reference", *study.columns.values(), "seed", "run_id", "split", "metric", "value"]
-    folder.mkdir(parents=True, exist_ok=True)
-    table = pd.DataFrame(rows, columns=columns, dtype=object).to_csv(index=False, lineterminator="\n")
-    write_atomically(folder / "confirmation.csv", table)
+    table = pd.DataFrame(rows, columns=columns, dtype=object)
+    write_atomically(folder / "confirmation.csv", table.to_csv(index=False, lineterminator="\n"))

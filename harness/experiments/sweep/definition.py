@@ -143,12 +143,12 @@ class Sweep:
         Raises:
             ConfigError: the values are not valid for a run.
         """
-        settings = _nested(self.file.settings | {path: v for path, v in values.items() if path != "method"})
-        settings["experiment"] = f"{self.experiment}-confirm" if test else self.experiment
-        settings = merge(settings, {"evaluation": {"test": test, "base_test": False}})
         method = values.get("method", self.file.method)
+        common = self.file.settings | {path: value for path, value in values.items() if path != "method"}
+        common |= {"experiment": f"{self.experiment}-confirm" if test else self.experiment}
+        common |= {"evaluation.test": test, "evaluation.base_test": False}
         return [
-            compose(self.file.profile, method, settings | {"seed": seed}, self.overrides, written_in=self.path)
+            compose(self.file.profile, method, _nested(common | {"seed": seed}), self.overrides, written_in=self.path)
             for seed in seeds
         ]
 

@@ -5,6 +5,7 @@ import json
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, cast
 
 import optuna
@@ -18,6 +19,7 @@ from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 from analysis.sweep.tables import DEFINITION, REFERENCE
 from harness.config import ConfigError, leaves
 from harness.experiments.sweep.definition import Sweep
+from harness.runs.directory import find_run
 
 warnings.simplefilter("ignore", ExperimentalWarning)  # heartbeats and names of metrics, experimental since 2.8 and 3.2
 HEARTBEAT_SECONDS = 15
@@ -30,6 +32,7 @@ RETRY = RetryHeartbeatStaleTrialCallback(max_retry=MAX_RETRIES)
 HIDDEN = "***"
 """Text that replaces the password in ``shown_url``."""
 _IDENTITY = "model, prompt lists and rewards"
+"""Key of a study's definition with the id of the sweep's first run, which depends on all that its numbers depend on."""
 
 
 def open_storage(url: str, heartbeat: int = HEARTBEAT_SECONDS, grace: int = GRACE_SECONDS) -> RDBStorage:
@@ -41,18 +44,18 @@ def open_storage(url: str, heartbeat: int = HEARTBEAT_SECONDS, grace: int = GRAC
         grace: seconds of silence after which a worker's trial is given to another one.
 
     Raises:
-        ConfigError: the database cannot be reached, or is not one of studies.
+        ConfigError: the URL is not one, its driver is missing, or the database is of another version of Optuna.
+        StorageInternalError, SQLAlchemyError: it cannot be reached, or is not one of studies; see ``storage_errors``.
     """
     # SQLite allows one writer at a time; the others wait instead of failing.
     arguments = {"timeout": 60} if url.startswith("sqlite") else {"connect_timeout": 10}
     engine = {"connect_args": arguments, "pool_pre_ping": True}
-    with storage_errors(url):
-        try:
-            return RDBStorage(
-                url, engine, heartbeat_interval=heartbeat, grace_period=grace, heartbeat_stale_trial_callback=RETRY
-            )
-        except (ImportError, RuntimeError, ValueError) as error:  # no driver; another version of Optuna made it; no URL
-            raise ConfigError(f"storage {shown_url(url)}: {str(error).splitlines()[0]}") from None
+    try:
+        return RDBStorage(
+            url, engine, heartbeat_interval=heartbeat, grace_period=grace, heartbeat_stale_trial_callback=RETRY
+        )
+    except (ImportError, RuntimeError, ValueError) as error:
+        raise ConfigError(f"storage {shown_url(url)}: {str(error).splitlines()[0]}") from None
 
 
 @contextmanager
@@ -74,13 +77,8 @@ def shown_url(url: str) -> str:
         raise ConfigError("--storage: no database URL; write sqlite:///FILE or postgresql://...") from None
 
 
-def open_study(sweep: Sweep, storage: RDBStorage, identity: str) -> optuna.Study:
+def open_study(sweep: Sweep, storage: RDBStorage) -> optuna.Study:
     """Open the study of a sweep, created if it does not exist, with the reference as its first trial.
-
-    Args:
-        sweep: the sweep.
-        storage: storage of the study.
-        identity: name of the sweep's first run, which depends on everything that its numbers depend on.
 
     Raises:
         ConfigError: the study of this name belongs to another sweep.
@@ -89,19 +87,19 @@ def open_study(sweep: Sweep, storage: RDBStorage, identity: str) -> optuna.Study
     study = optuna.create_study(storage=storage, study_name=sweep.name, directions=directions, load_if_exists=True)
     if DEFINITION not in study.user_attrs and not study.get_trials(deepcopy=False):
         study.set_metric_names(list(sweep.file.objectives))
-        study.set_user_attr(DEFINITION, _definition(sweep) | {_IDENTITY: identity})
-    study = find_study(sweep, storage, identity)
+        study.set_user_attr(DEFINITION, _definition(sweep) | {_IDENTITY: find_run(sweep.base).run_id})
+    study = find_study(sweep, storage, same_model=True)
     study.enqueue_trial(sweep.reference, user_attrs={"origin": REFERENCE}, skip_if_exists=True)
     return study
 
 
-def find_study(sweep: Sweep, storage: RDBStorage, identity: str | None = None) -> optuna.Study:
+def find_study(sweep: Sweep, storage: RDBStorage, same_model: bool = False) -> optuna.Study:
     """Find the study of a sweep that has been started.
 
     Args:
         sweep: the sweep.
         storage: storage of the study.
-        identity: as in ``open_study``; None to accept the study even if model, prompts and rewards have changed since.
+        same_model: whether to refuse the study if model, prompts or rewards have changed since.
 
     Raises:
         ConfigError: there is none, or it is another sweep's; the message names existing studies, or a difference.
@@ -112,10 +110,8 @@ def find_study(sweep: Sweep, storage: RDBStorage, identity: str | None = None) -
     except KeyError:
         known = ", ".join(optuna.get_all_study_names(storage)) or "none"
         raise ConfigError(f"storage {url}: no study {sweep.name!r}; there are: {known}") from None
-    theirs = dict(study.user_attrs.get(DEFINITION, {}))
-    made_with = theirs.pop(_IDENTITY, None)
-    there = leaves(theirs | {_IDENTITY: made_with})
-    here = leaves(_definition(sweep) | {_IDENTITY: identity or made_with})
+    there, here = leaves(study.user_attrs.get(DEFINITION, {})), leaves(_definition(sweep))
+    here[_IDENTITY] = find_run(sweep.base).run_id if same_model else there.get(_IDENTITY)
     for key in {**here, **there}:
         if here.get(key) != there.get(key):
             raise ConfigError(
@@ -146,14 +142,13 @@ class SeededByTrial:
     draws, as it would with a sampler that is seeded once per process.
     """
 
-    def __init__(self, make: Callable[[int], BaseSampler], seed: int) -> None:
-        self._make, self._seed = make, seed
-        self._sampler = make(seed)
+    def __init__(self, make: Callable[..., BaseSampler], seed: int) -> None:
+        self._make, self._seed, self._sampler = make, seed, make(seed=seed)
 
     def before_trial(self, study: optuna.Study, trial: FrozenTrial) -> None:
         """Create the sampler of a trial."""
         digest = hashlib.sha256(f"{self._seed} {trial.number}".encode()).digest()
-        self._sampler = self._make(int.from_bytes(digest[:4]))
+        self._sampler = self._make(seed=int.from_bytes(digest[:4]))
         self._sampler.before_trial(study, trial)
 
     def __getattr__(self, name: str) -> Any:
@@ -163,12 +158,12 @@ class SeededByTrial:
 def make_sampler(sweep: Sweep) -> BaseSampler:
     """Sampler of a sweep."""
     settings, samplers = sweep.file.sampler, optuna.samplers
-    makers: dict[str, Callable[[int], BaseSampler]] = {
-        "random": lambda seed: samplers.RandomSampler(seed),
-        "grid": lambda seed: samplers.BruteForceSampler(seed),
-        "tpe": lambda seed: samplers.TPESampler(seed=seed, n_startup_trials=settings.startup_trials),
+    make: dict[str, Callable[..., BaseSampler]] = {
+        "random": samplers.RandomSampler,
+        "grid": samplers.BruteForceSampler,
+        "tpe": partial(samplers.TPESampler, n_startup_trials=settings.startup_trials),
     }
-    return cast(BaseSampler, SeededByTrial(makers[settings.kind], settings.seed))
+    return cast(BaseSampler, SeededByTrial(make[settings.kind], settings.seed))
 
 
 def make_pruner(sweep: Sweep) -> optuna.pruners.BasePruner:

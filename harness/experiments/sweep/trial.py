@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from statistics import mean
 from typing import Any
@@ -65,13 +66,11 @@ class Objective:
         sweep: the sweep.
         execute: function that executes a run.
         number: number of the latest trial; None before the first.
-        is_lost: whether another worker has taken that trial, because this one was silent for too long.
     """
 
     sweep: Sweep
     execute: ExecuteRun
     number: int | None = None
-    is_lost: bool = False
 
     def __call__(self, trial: optuna.Trial) -> list[float]:
         """Values of the objectives.
@@ -80,7 +79,7 @@ class Objective:
             TrialPruned: the trial is not promising or not valid, or another worker has it now.
             SurplusTrial: the budget is spent.
         """
-        self.number, self.is_lost, began = trial.number, False, time.monotonic()
+        self.number, began = trial.number, time.monotonic()
         # The value is the number, since a trial that is tried again inherits the attributes of the one before.
         trial.set_user_attr("begun", trial.number)
         taken = trial.study.get_trials(
@@ -105,7 +104,7 @@ class Objective:
             interruption_heard()
             raise
         finally:
-            if not self.is_lost:
+            with suppress(UpdateFinishedTrialError):  # another worker has its trial now
                 trial.set_user_attr("seeds", [vars(record) for record in seeds])
                 trial.set_user_attr("seconds", time.monotonic() - began)
         trial.set_user_attr("collapse", divergence)
@@ -146,7 +145,6 @@ class Objective:
                 step = (len(seeds) - 1) * self.sweep.base.iterations + iteration
                 trial.report(mean(s.values[objectives[0]] for s in seeds), step)
             except UpdateFinishedTrialError:
-                self.is_lost = True
                 raise StopRun("another worker has its trial now") from None
             # A run at its last iteration is finished rather than stopped: another trial can reuse it.
             if may_stop and iteration < config.iterations and trial.should_prune():

@@ -4,7 +4,6 @@ import os
 import time
 import traceback
 from collections import Counter
-from collections.abc import Sequence
 from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
@@ -17,13 +16,12 @@ from optuna.trial import TrialState
 from harness.config import ConfigError
 from harness.experiments.jobs.interruption import interruption_heard, sigterm_interrupts
 from harness.experiments.sweep import STORAGE_VARIABLE
-from harness.experiments.sweep.definition import Sweep, load_sweep
+from harness.experiments.sweep.definition import Sweep
 from harness.experiments.sweep.study import RETRY, find_study, make_pruner, make_sampler, open_storage, storage_errors
 from harness.experiments.sweep.trial import ExecuteRun, Objective, SurplusTrial
 
 MAX_FAILURES = 10
 """Number of consecutive failures that ends a worker: more than two points cause."""
-_POLL_SECONDS = 1.0
 
 
 def work(
@@ -31,7 +29,7 @@ def work(
     storage: RDBStorage,
     execute: ExecuteRun,
     deadline: float | None = None,
-    poll_seconds: float = _POLL_SECONDS,
+    poll_seconds: float = 1.0,
 ) -> None:
     """Execute trials until the study is complete or the deadline has passed, beside other workers on any machine.
 
@@ -69,20 +67,28 @@ def _run_trial(study: optuna.Study, objective: Objective, is_last_try: bool) -> 
     objective.number = None
     try:
         study.optimize(objective, n_trials=1, catch=(SurplusTrial,))
-    except (Exception, KeyboardInterrupt) as error:
-        is_interrupted = isinstance(error, KeyboardInterrupt)
-        if is_interrupted:
-            interruption_heard()
-        if objective.is_lost or isinstance(error, UpdateFinishedTrialError):
+    except KeyboardInterrupt:
+        interruption_heard()
+        _queue_again(study, objective.number, RetryHeartbeatStaleTrialCallback())
+        raise
+    except Exception as error:
+        if not _queue_again(study, objective.number, RETRY):
             print(f"trial {objective.number}: this worker was silent for too long, and another has it now", flush=True)
             return True
-        trial = None if objective.number is None else study.get_trials()[objective.number]
-        if trial is not None and trial.state == TrialState.FAIL:  # else it ended before the error
-            (RetryHeartbeatStaleTrialCallback() if is_interrupted else RETRY)(study, trial)
-        if trial is None or is_interrupted or is_last_try or isinstance(error, ConfigError):
+        if objective.number is None or is_last_try or isinstance(error, ConfigError):
             raise
         traceback.print_exc()
         return False
+    return True
+
+
+def _queue_again(study: optuna.Study, number: int | None, retry: RetryHeartbeatStaleTrialCallback) -> bool:
+    """Put a failed trial's point back into the queue. Returns False if another worker has done so already."""
+    trials = study.get_trials()
+    if any(number in retry.retry_history(trial) for trial in trials):
+        return False
+    if number is not None and trials[number].state == TrialState.FAIL:  # else it ended before the error
+        retry(study, trials[number])
     return True
 
 
@@ -99,17 +105,14 @@ def _recover(study: optuna.Study, storage: RDBStorage) -> None:
                 RETRY(study, trial)
 
 
-def execute_trials(
-    file: str, name: str, overrides: Sequence[str], trials: int | None, deadline: float | None, done: Path
-) -> None:
+def execute_trials(sweep: Sweep, deadline: float | None, done: Path) -> None:
     """Job for ``run_jobs``: execute ``work``, then create the file ``done``.
 
     The storage's URL is read from the environment, so that no file and no list of processes shows its password.
     """
-
     from harness.experiments.sweep.execute import execute_run
 
     url = os.environ[STORAGE_VARIABLE]
     with sigterm_interrupts(), storage_errors(url):
-        work(load_sweep(file, name, overrides, trials), open_storage(url), execute_run, deadline)
+        work(sweep, open_storage(url), execute_run, deadline)
     done.touch()

@@ -12,6 +12,7 @@ import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution
 from optuna.trial import TrialState, create_trial
 
+from analysis.sweep import page
 from analysis.sweep.confirmation import judge, sentences
 from analysis.sweep.page import write_sweep_report
 from analysis.sweep.tables import DEFINITION, SweepStudy
@@ -88,11 +89,10 @@ def test_the_page_is_complete_loads_nothing_and_is_the_same_each_time(study: Swe
     assert best[-9:] == ["Trial", "2", "8", "5", "3", "7", "0 (reference)", "4", "1"]
     with (tmp_path / "trials.csv").open() as stream:
         rows = list(csv.DictReader(stream))
-    assert [(row["state"], row["feasible"], row["seeds"]) for row in rows[5:7]] == [
-        ("complete", "True", "2"),
-        ("pruned", "True", "1"),
-    ]
-    assert (rows[9]["feasible"], rows[9]["collapse"], rows[0]["origin"]) == ("False", "below_base", "reference")
+    told = [(row["state"], row["feasible"], row["seeds"], row["collapse"], row["origin"]) for row in rows]
+    assert told[0] == ("complete", "True", "2", "", "reference")
+    assert told[6] == ("pruned", "True", "1", "", "sampled")
+    assert told[9] == ("complete", "False", "2", "below_base", "sampled")
 
 
 def test_differences_are_paired_and_the_sweep_s_optimism_is_what_it_claimed_beyond_them(
@@ -119,13 +119,9 @@ def test_differences_are_paired_and_the_sweep_s_optimism_is_what_it_claimed_beyo
     assert "had 0.700 in the sweep and has 0.630 on fresh seeds" in said[0]
     assert "too optimistic by 0.090" in said[1]
     assert said[-1] == "Better than the reference beyond the noise of seeds: trial 2."
-    assert sentences(study, runs, "training_reward", judged[1:])[-1].startswith("None of the best")
-
-
-def test_a_best_trial_found_since_is_named_as_not_measured_again(study: SweepStudy, tmp_path: Path) -> None:
-    runs = confirm(tmp_path, {8: [0.1, 0.2, 0.1]})
-    said = sentences(study, runs, "training_reward", judge(study, runs, "training_reward"))
-    assert said[-1].startswith("Trial 2 (decay 0.9, weight 3), the sweep's best by now, has not been measured")
+    *_, none, since = sentences(study, runs[runs["trial"] != 2], "training_reward", judged[1:])
+    assert none.startswith("None of the best")
+    assert since.startswith("Trial 2 (decay 0.9, weight 3), the sweep's best by now, has not been measured")
 
 
 def test_seeds_that_one_side_lacks_do_not_count(study: SweepStudy, tmp_path: Path) -> None:
@@ -138,37 +134,26 @@ def test_seeds_that_one_side_lacks_do_not_count(study: SweepStudy, tmp_path: Pat
     assert sentences(study, single, "training_reward", judged)[1].startswith("Nothing can be concluded")
 
 
-def test_choices_and_several_objectives_are_drawn_too(tmp_path: Path) -> None:
-    columns = {"capability.decay": "decay", "optimizer.weight_ema": "weight_ema"}
-    study = new_study(columns, {"training_reward": "maximize", "compute": "minimize"})
-    space = {
-        "capability.decay": SPACE["capability.decay"],
-        "optimizer.weight_ema": CategoricalDistribution([None, 0.9]),
-    }
+def test_choices_and_several_objectives_are_drawn_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(page, "_PLOTS", {name: page._PLOTS[name] for name in ("history", "contour", "parallel")})
+    study = new_study({"decay": "decay", "ema": "ema"}, {"training_reward": "maximize", "compute": "minimize"})
+    space = {"decay": SPACE["capability.decay"], "ema": CategoricalDistribution([None, 0.9])}
     for i in range(9):
-        trial = create_trial(
-            params={"capability.decay": DECAYS[i], "optimizer.weight_ema": (None, 0.9)[i % 2]},
-            distributions=space,
-            values=[VALUES[i], 100.0 * (i % 4)],
-            user_attrs={"seeds": []},
-        )
-        study.add_trial(trial)
+        params, values = {"decay": DECAYS[i], "ema": (None, 0.9)[i % 2]}, [VALUES[i], 100.0 * (i % 4)]
+        study.add_trial(create_trial(params=params, distributions=space, values=values, user_attrs={"seeds": []}))
     write_sweep_report(SweepStudy(study), "", None, tmp_path)
     names = {path.stem for path in (tmp_path / "figures").glob("*.svg")}
-    assert {"pareto", "slice-compute", "parallel-training_reward", "history-compute"} <= names
+    of_each = {f"{name}-{metric}" for name in page._PLOTS for metric in ("training_reward", "compute")}
+    assert names == {"pareto", *of_each}
     # Best reward at each cost: trials 8 (0), 5 (100), 2 (200); 3 and 7 cost more and give less.
     assert [trial.number for trial in SweepStudy(study).best] == [2, 8]
     assert "None" in (tmp_path / "trials.csv").read_text()
 
 
-def test_a_study_without_trials_yet_has_a_page(tmp_path: Path) -> None:
-    write_sweep_report(SweepStudy(new_study(COLUMNS, {"training_reward": "maximize"})), "", 12, tmp_path)
-    summary = (tmp_path / "summary.md").read_text()
+def test_a_study_without_trials_or_finished_confirmation_yet_has_a_page(tmp_path: Path) -> None:
+    study = SweepStudy(new_study(COLUMNS, {"training_reward": "maximize"}))
+    summary = write_sweep_report(study, "", 12, tmp_path).read_text()
     assert "0 of 12 trials are finished" in summary
     assert "Not measured again yet" in summary
-
-
-def test_a_confirmation_of_which_no_run_is_finished_concludes_nothing(study: SweepStudy, tmp_path: Path) -> None:
     confirm(tmp_path, {2: [0.1]})[:0].to_csv(tmp_path / "confirmation.csv", index=False)
-    study.__dict__["complete"] = []  # too few for figures
     assert "Nothing can be concluded" in write_sweep_report(study, "", 12, tmp_path).read_text()

@@ -8,13 +8,14 @@ import time
 from pathlib import Path
 from typing import Any
 
+import optuna
 import yaml
 
 from harness.config import RunConfig
 from harness.experiments.sweep import STORAGE_VARIABLE
 from harness.experiments.sweep.definition import Sweep, load_sweep
-from harness.experiments.sweep.study import open_storage
-from harness.experiments.sweep.trial import OnValidation, RunResult
+from harness.experiments.sweep.study import GRACE_SECONDS, open_storage, open_study
+from harness.experiments.sweep.trial import ExecuteRun, OnValidation, RunResult
 from harness.experiments.sweep.worker import work
 
 BASE, PEAK_DECAY, PEAK_WEIGHT = 0.5, 0.9, 3.0
@@ -69,6 +70,14 @@ def execute(config: RunConfig, on_validation: OnValidation) -> RunResult:
         share = iteration / config.iterations
         on_validation(iteration, {"ocr": BASE + (final - BASE) * math.sqrt(share), "ocr/word_accuracy": share / 2})
     return RunResult(f"run-{config.seed}", 130.0)
+
+
+def study_of(sweep: Sweep, url: str, execute_run: ExecuteRun = execute, grace: int = GRACE_SECONDS) -> optuna.Study:
+    """Begin or continue a study in this process, to its end."""
+    storage = open_storage(url, heartbeat=1, grace=grace)
+    study = open_study(sweep, storage)
+    work(sweep, storage, execute_run, poll_seconds=0.1)
+    return study
 
 
 def deadly_work(file: str, log: Path, done: Path) -> None:

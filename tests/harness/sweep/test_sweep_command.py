@@ -1,109 +1,55 @@
-"""``adagrpo sweep``: bad input is one line and exit code 2, before anything heavy is loaded."""
+"""``adagrpo sweep``: begun, interrupted, continued, shown, handed over, confirmed."""
 
-import contextlib
 import json
+import os
 import shlex
 import shutil
 import signal
-import sqlite3
-import subprocess
-import sys
-import time
+import threading
 import uuid
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import optuna
+import pandas as pd
 import pytest
-from landscape import execute, height, write_sweep
+from landscape import height, make_sweep, study_of, write_sweep
+from optuna.trial import TrialState
 
 from harness.cli import main
-from harness.commands import sweep as command
-from harness.config import ROOT
 from harness.experiments import runs as experiment_runs
 from harness.experiments.jobs.runner import Outcome
 from harness.experiments.sweep import STORAGE_VARIABLE
 from harness.experiments.sweep import study as study_module
 from harness.experiments.sweep.definition import load_sweep
-from harness.experiments.sweep.study import open_storage, open_study
-from harness.experiments.sweep.worker import work
+from harness.experiments.sweep.study import open_storage
 from harness.runs import directory as runs
 from harness.runs.directory import RunDirectory
+
+SECRET = "postgresql://me:secret@host/study"
 
 
 def exit_code(*arguments: str) -> int:
     with pytest.raises(SystemExit) as end:
-        main(arguments)
+        main(["sweep", *arguments])
     assert isinstance(end.value.code, int)
     return end.value.code
 
 
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
+    """File and storage of a sweep whose study has its two trials, too few for figures."""
+    sweep = make_sweep(tmp_path_factory.mktemp("complete"), trials=2, seeds=[1000])
+    url = f"sqlite:///{sweep.path.with_name('study.db')}"
+    study_of(sweep, url)
+    return str(sweep.path), url
+
+
 @pytest.fixture
-def complete(tmp_path: Path, sqlite_url: str, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Arguments of a sweep whose study has its three trials, too few for figures."""
-    file = write_sweep(tmp_path, trials=3, seeds=[1000])
-    sweep = load_sweep(str(file))
-    storage = open_storage(sqlite_url)
-    monkeypatch.setattr(command, "_identity", lambda sweep: "identity")
-    open_study(sweep, storage, "identity")
-    work(sweep, storage, execute, poll_seconds=0.1)
-    return [str(file), "--storage", sqlite_url, "--output", str(tmp_path / "out")]
-
-
-def test_a_complete_sweep_is_only_reported(
-    complete: list[str], tmp_path: Path, sqlite_url: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert exit_code("sweep", *complete) == 0  # nothing is left to execute
-    said = capsys.readouterr().out
-    assert "3 of 3 trials are finished: 3 complete" in said
-    assert f"optuna-dashboard '{sqlite_url}'" in said
-    first = {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()}
-    assert tmp_path / "out" / "report.html" in first
-    assert exit_code("sweep", "show", *complete) == 0
-    assert {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()} == first
-
-
-def test_a_password_is_not_printed(
-    complete: list[str], sqlite_url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    file, _, _, *output = complete
-    monkeypatch.setenv(STORAGE_VARIABLE, "postgresql://me:secret@host/study")
-    monkeypatch.setattr(study_module, "open_storage", lambda url: open_storage(sqlite_url))
-    assert exit_code("sweep", "show", file, *output) == 0
-    said = capsys.readouterr()
-    assert "optuna-dashboard 'postgresql://me:***@host/study'" in said.out
-    assert "secret" not in said.out + said.err
-
-
-def test_workers_are_handed_over_and_a_password_goes_with_the_environment_alone(
-    tmp_path: Path, sqlite_url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], own_name: str
-) -> None:
-    """Each printed command is a worker; without the variable it says so, and makes no database."""
-    file = str(write_sweep(tmp_path, trials=3, seeds=[1000]))
-    monkeypatch.setattr(command, "_identity", lambda sweep: "identity")
-    url = "postgresql://me:secret@host/study"
-    with monkeypatch.context() as patch:
-        patch.setenv(STORAGE_VARIABLE, url)
-        patch.setattr(study_module, "open_storage", lambda url: open_storage(sqlite_url))
-        assert exit_code("sweep", file, "--name", own_name, "--on", "print", "--slots", "2", "fusion.enabled=true") == 0
-    said = capsys.readouterr().out
-    assert "secret" not in said
-    lines = [shlex.split(line) for line in said.splitlines() if "harness.cli" in line]
-    assert len(lines) == 2
-    assert "2 of 2 workers handed over (print), 2 jobs" in said
-    notes = {path.parent.name for path in (runs.RUNS / f"sweep-{own_name}").glob("*/job.json")}
-    assert notes == {"worker-0", "worker-1"}
-    words = lines[0][lines[0].index("sweep") :]
-    assert words[words.index("--slots") + 1] == "1"
-    monkeypatch.delenv(STORAGE_VARIABLE, raising=False)
-    assert exit_code(*words) == 2
-    assert f"its password is to come in {STORAGE_VARIABLE}" in capsys.readouterr().err
-    # With it the command is a worker of the same study, which has its trials already.
-    monkeypatch.setenv(STORAGE_VARIABLE, url)
-    monkeypatch.setattr(study_module, "open_storage", lambda given: open_storage(sqlite_url) if given == url else None)
-    sweep = load_sweep(file, own_name, ["fusion.enabled=true"])
-    work(sweep, open_storage(sqlite_url), execute, poll_seconds=0.1)
-    assert exit_code(*words) == 0
-    assert "3 of 3 trials are finished" in capsys.readouterr().out
+def complete(study: tuple[str, str], tmp_path: Path) -> list[str]:
+    """Arguments of the command for that study."""
+    return [study[0], "--storage", study[1], "--output", str(tmp_path / "out")]
 
 
 @pytest.fixture
@@ -114,81 +60,141 @@ def own_name() -> Iterator[str]:
     shutil.rmtree(runs.RUNS / f"sweep-{name}", ignore_errors=True)
 
 
-def test_a_sweep_that_is_interrupted_in_the_middle_is_continued_by_the_same_command(
-    tmp_path: Path, own_name: str
+def test_a_complete_sweep_is_only_reported(
+    complete: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Everything is real: two workers, training, the storage."""
-    settings = {"selection": "curriculum", "fusion.enabled": True, "iterations": 4, "model.execution.compile": "never"}
-    evaluation = {"interval": 2, "validation_prompts": 2, "gallery": 0, "judges": ["ocr"]}
-    rollout = {"candidates": 3, "group_size": 2, "branch_indices": [1]}
-    settings |= {"evaluation": evaluation, "rollout": rollout}
+    assert exit_code(*complete) == 0  # nothing is left to execute
+    said = capsys.readouterr().out
+    assert "2 of 2 trials are finished: 2 complete" in said
+    assert f"optuna-dashboard '{complete[2]}'" in said
+    first = {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()}
+    assert tmp_path / "out" / "report.html" in first
+    assert exit_code("show", *complete) == 0
+    assert {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()} == first
+
+
+def test_a_password_is_not_printed(
+    complete: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file, _, url, *output = complete
+    monkeypatch.setenv(STORAGE_VARIABLE, SECRET)
+    monkeypatch.setattr(study_module, "open_storage", lambda given: open_storage(url))
+    assert exit_code("show", file, *output) == 0
+    said = capsys.readouterr()
+    assert "optuna-dashboard 'postgresql://me:***@host/study'" in said.out
+    assert "secret" not in said.out + said.err
+
+
+def test_workers_are_handed_over_and_a_password_goes_with_the_environment_alone(
+    tmp_path: Path, sqlite_url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], own_name: str
+) -> None:
+    """Each printed command is a worker; without the variable it says so, and makes no database."""
+    file = str(write_sweep(tmp_path, trials=2, seeds=[1000]))
+    monkeypatch.setattr(study_module, "open_storage", lambda url: open_storage(sqlite_url) if url == SECRET else None)
+    with monkeypatch.context() as patch:
+        patch.setenv(STORAGE_VARIABLE, SECRET)
+        assert exit_code(file, "--name", own_name, "--on", "print", "--slots", "2", "fusion.enabled=true") == 0
+    said = capsys.readouterr().out
+    assert "secret" not in said
+    assert "2 of 2 workers handed over (print), 2 jobs" in said
+    notes = {path.parent.name for path in (runs.RUNS / f"sweep-{own_name}").glob("*/job.json")}
+    assert notes == {"worker-0", "worker-1"}
+    command, _ = (shlex.split(line) for line in said.splitlines() if "harness.cli" in line)
+    words = command[command.index("sweep") + 1 :]
+    assert words[words.index("--slots") + 1] == "1"
+    monkeypatch.delenv(STORAGE_VARIABLE, raising=False)
+    assert exit_code(*words) == 2
+    assert f"its password is to come in {STORAGE_VARIABLE}" in capsys.readouterr().err
+    # With it the command is a worker of the same study, which has its trials already.
+    monkeypatch.setenv(STORAGE_VARIABLE, SECRET)
+    study_of(load_sweep(file, own_name, ["fusion.enabled=true"]), sqlite_url)
+    assert exit_code(*words) == 0
+    assert "2 of 2 trials are finished" in capsys.readouterr().out
+
+
+def test_a_sweep_that_is_interrupted_in_the_middle_is_continued_by_the_same_command(
+    tmp_path: Path, own_name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Everything is real: a worker's process, which takes its time to import torch, training, the storage."""
+    settings = {
+        "selection": "curriculum",
+        "fusion.enabled": True,
+        "iterations": 4,
+        "model.execution.compile": "never",
+        "reward": {"colour": 1},
+        "evaluation": {"interval": 2, "validation_prompts": 2, "gallery": 0, "judges": ["colour"]},
+        "rollout": {"candidates": 3, "group_size": 2, "branch_indices": [1]},
+    }
     file = write_sweep(tmp_path, settings=settings, trials=1, seeds=[1000])
-    words = [sys.executable, "-m", "harness.cli", "sweep", str(file), "--name", own_name, "--slots", "2"]
-    words += ["--output", str(tmp_path / "out")]
+    words = [str(file), "--name", own_name, "--output", str(tmp_path / "out"), "--trials"]
     more_than_can_end = "500"
-    folder = runs.RUNS / f"sweep-{own_name}"
+    folder, ended = runs.RUNS / f"sweep-{own_name}", threading.Event()
 
-    def found(query: str) -> list[tuple[int, float]]:
-        if not (folder / "study.db").exists():
-            return []
-        with contextlib.closing(sqlite3.connect(folder / "study.db")) as connection:
-            with contextlib.suppress(sqlite3.OperationalError):  # its tables are not made yet
-                return connection.execute(query).fetchall()
-            return []
+    def interrupt_in_the_middle() -> None:
+        states: Counter[str] = Counter()
+        while not (states["finished"] and states["running"]) and not ended.wait(0.05):
+            states = Counter(RunDirectory(path.parent).status()["state"] for path in folder.glob("*/status.json"))
+        if not ended.is_set():
+            os.kill(os.getpid(), signal.SIGTERM)
 
-    def finished() -> dict[int, float]:
-        query = "SELECT number, value FROM trials JOIN trial_values USING (trial_id) WHERE state = 'COMPLETE'"
-        return dict(found(query))
+    def finished() -> dict[int, float | None]:
+        study = optuna.load_study(study_name=own_name, storage=f"sqlite:///{folder / 'study.db'}")
+        return {trial.number: trial.value for trial in study.get_trials(states=(TrialState.COMPLETE,))}
 
-    def are_all_at_work() -> bool:
-        query = "SELECT number, 0 FROM trials JOIN trial_user_attributes USING (trial_id) WHERE state = 'RUNNING'"
-        return len(found(query + " AND key = 'begun'")) == 2
-
-    with subprocess.Popen(
-        [*words, "--trials", more_than_can_end], stdout=subprocess.PIPE, text=True, cwd=ROOT
-    ) as begun:
-        while begun.poll() is None and not (finished() and are_all_at_work()):
-            time.sleep(0.05)
-        begun.send_signal(signal.SIGTERM)
-        said, _ = begun.communicate()
-    assert begun.returncode == 130
-    assert "the same command continues" in said
+    watcher = threading.Thread(target=interrupt_in_the_middle)
+    watcher.start()
+    try:
+        assert exit_code(*words, more_than_can_end) == 130
+    finally:
+        ended.set()
+        watcher.join()
+    assert "the same command continues" in capsys.readouterr().out
     before = finished()
-    # Two were at work and are continued, the third is new.
-    total = len(before) + 3
-    assert len(list(folder.glob("*/config.yaml"))) in range(len(before), total)
-    done = subprocess.run([*words, "--trials", str(total)], stdout=subprocess.PIPE, text=True, cwd=ROOT, check=True)
-    assert f"{total} of {total} trials are finished: {total} complete" in done.stdout
-    after = finished()
     assert before
-    assert before.items() <= after.items()
+    total = len(before) + 2  # one was at work and is continued, the other is new
+    assert exit_code(*words, str(total)) == 0
+    assert f"{total} of {total} trials are finished: {total} complete" in capsys.readouterr().out
+    assert before.items() <= finished().items()
     # One run per trial: what was interrupted has been continued.
-    assert len(list(folder.glob("*/config.yaml"))) == len(after) == total
+    assert len(list(folder.glob("*/config.yaml"))) == len(finished()) == total
 
 
 def test_the_best_and_the_reference_are_run_on_fresh_seeds_in_all_slots_there_are(
     complete: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    begun: list[tuple[float, int]] = []
+    begun: list[RunDirectory] = []
 
     def run_all(given: Sequence[RunDirectory], slots: int | None, say: object) -> Outcome:
         assert slots is None  # as many as cores or GPUs suffice for
+        begun.extend(given)
         for run in given:
-            begun.append((run.config.fusion.weight, run.config.seed))
+            test = {"ocr": height(run.config), "colour": 0.9}
             lines = [
-                {"iteration": 8, "split": split, "metrics": {"ocr": height(run.config)}}
-                for split in ("validation", "test")
+                {"iteration": 0, "split": "validation", "metrics": {"ocr": 0.0}},
+                {"iteration": 8, "split": "validation", "metrics": {"ocr": test["ocr"] + 0.1}},
+                {"iteration": 8, "split": "test", "metrics": test},
             ]
             (run.folder / "eval.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-            run.set_status("finished", 8, 8)
+            run.set_status("failed" if run == given[-1] else "finished", 8, 8)
         return Outcome([])
 
     prepare = runs.prepare_run
     monkeypatch.setattr(runs, "prepare_run", lambda config: prepare(config, tmp_path / "runs"))
     monkeypatch.setattr(experiment_runs, "run_all", run_all)
-    assert exit_code("sweep", "confirm", *complete, "--top", "1", "--seeds", "0-1") == 0
-    assert [seed for _, seed in begun] == [0, 0, 1, 1]
-    assert begun[0][0] == begun[2][0] == 1  # the reference's weight
+    assert exit_code("confirm", *complete, "--top", "1", "--seeds", "0-2") == 0
+    assert [run.config.seed for run in begun] == [0, 0, 1, 1, 2, 2]
+    assert {run.config.fusion.weight for run in begun[::2]} == {1}  # the reference's
     said = capsys.readouterr().out
     assert "The reference is decay 0.8, weight 1" in said
     assert "too good by" in said
+    table = pd.read_csv(tmp_path / "out" / "confirmation.csv")
+    assert set(table["metric"]) == {"training_reward", "ocr", "colour"}
+    rewards = table[table["metric"] == "training_reward"]
+    expected = [
+        (own == 0, run.config.capability.decay, run.config.seed, split, height(run.config) + shift)
+        for own in (0, 1)
+        for run in begun[own:5:2]  # the last one has not finished
+        for split, shift in (("validation", 0.1), ("test", 0.0))
+    ]
+    columns = ["is_reference", "decay", "seed", "split", "value"]
+    assert [tuple(row) for row in rewards[columns].values] == [(*row[:4], pytest.approx(row[4])) for row in expected]
