@@ -4,7 +4,7 @@ A rule can matter only if the prompt determines how good a picture gets, if prom
 group differ, since otherwise nothing is learnt from it.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from itertools import combinations, pairwise
 from typing import Any
 
@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.stats import spearmanr
 
-from analysis.formats import Entry, entry_text, number
+from analysis.formats import Entry, entry_text, markdown_table, number
 from analysis.statistics import Interval, Resampled, Values, mean_interval, resampling_weights
 
 BINS = (0.0, 0.1, 0.3, 0.5, 0.7, 0.9, 1.0)
@@ -47,30 +47,23 @@ def summary(rewards: ArrayLike, groups: ArrayLike, judged: Mapping[str, ArrayLik
     }
 
 
-def intraclass_correlation(values: ArrayLike, confidence: float = 0.95) -> Interval:
+def intraclass_correlation(values: Values) -> Interval:
     """Share of the variance of single values that lies between units: one-way random effects, ICC(1).
 
     With n units of k values each, unit means m_i and unit variances s_i^2: MSB = k var(m), MSW = mean(s_i^2), and
     ICC = (MSB - MSW) / (MSB + (k - 1) MSW) (Shrout and Fleiss 1979, "Intraclass correlations", Psychological Bulletin
-    86(2)). The interval bootstraps units, since values need not be normal; NaN if all values are equal.
+    86(2)). The 95 % interval bootstraps units, since values need not be normal; NaN if all values are equal.
 
     Args:
         values: ``[units, k]``, at least 2 of each.
-        confidence: in (0, 1).
-
-    Raises:
-        ValueError: fewer than 2 units, or fewer than 2 values per unit.
     """
-    array = np.asarray(values, dtype=float)
-    if array.ndim != 2 or min(array.shape) < 2:
-        raise ValueError(f"{array.shape}: an intraclass correlation needs at least 2 units of at least 2 values each")
-    units, count = array.shape
+    units, count = values.shape
     [weights] = resampling_weights([units])
-    means = array.mean(axis=1)
+    means = values.mean(axis=1)
     between = count * units / (units - 1) * (weights @ means**2 - (weights @ means) ** 2)
-    within = weights @ array.var(axis=1, ddof=1)
+    within = weights @ values.var(axis=1, ddof=1)
     with np.errstate(invalid="ignore"):
-        return Resampled((between - within) / (between + (count - 1) * within), [units]).interval(confidence)
+        return Resampled((between - within) / (between + (count - 1) * within), [units]).interval()
 
 
 def _told_of_spread(rewards: Values, spreads: Values) -> dict[str, float]:
@@ -98,19 +91,18 @@ def _correlation(x: Values, y: Values) -> float | None:
     return None if min(x.std(), y.std()) == 0 else float(np.corrcoef(x, y)[0, 1])
 
 
-def table(summaries: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Markdown lines of a table with a row per fact and a column per model, headed by its name."""
+def table(summaries: Mapping[str, Mapping[str, Any]]) -> str:
+    """Markdown table with a row per fact and a column per model, headed by its name."""
     judges = dict.fromkeys(judge for one in summaries.values() for judge in one["judges"])
     columns = [facts(one, judges) for one in summaries.values()]
-    rows = [[label, *(facts[label] for facts in columns)] for label in columns[0]]
-    return _markdown(["", *summaries], rows)
+    return markdown_table(["", *summaries], [[label, *(of[label] for of in columns)] for label in columns[0]])
 
 
-def choices_table(summaries: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Markdown lines of a table with a row per rule, a column per model, and cells as ``choice_text`` writes them."""
+def choices_table(summaries: Mapping[str, Mapping[str, Any]]) -> str:
+    """Markdown table with a row per rule, a column per model, and cells as ``choice_text`` writes them."""
     rules = dict.fromkeys(rule for one in summaries.values() for rule in one["choices"])
     rows = [[rule, *(choice_text(one["choices"].get(rule)) for one in summaries.values())] for rule in rules]
-    return _markdown(["rule", *summaries], rows)
+    return markdown_table(["rule", *summaries], rows)
 
 
 def choice_text(chosen: Mapping[str, float] | None) -> str:
@@ -119,10 +111,6 @@ def choice_text(chosen: Mapping[str, float] | None) -> str:
         return "–"
     spread, error = number(chosen["spread"]), number(2 * chosen["spread_error"])
     return f"{spread} ± {error}, reward {number(chosen['mean'], 2)}, {chosen['flat']:.0%} flat, {chosen['forwards']:,}"
-
-
-def _markdown(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    return [f"| {' | '.join(cells)} |" for cells in (heads, ["---"] * len(heads), *rows)]
 
 
 def facts(one: Mapping[str, Any], judges: Iterable[str]) -> dict[str, str]:

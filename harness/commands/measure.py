@@ -80,9 +80,9 @@ def probe(
         text = json.dumps(content, indent=1)
         write_atomically(folder / f"probe-{one.name}.json", f"{text}\n")
         write_atomically(folder / f"probe-{one.name}.html", probe_page(one.name, json.loads(text)))
-    lines = [*table(summaries), "", *choices_table(summaries)]
-    write_atomically(folder / "probe.md", "\n".join(lines) + "\n")
-    print("\n".join(["", *lines, ""]))
+    tables = f"{table(summaries)}\n{choices_table(summaries)}"
+    write_atomically(folder / "probe.md", tables)
+    print(f"\n{tables}")
     for name, found in summaries.items():
         print("{}: {answer}: {reason}".format(name, **found["verdict"]))
     print(f"written to {folder}")

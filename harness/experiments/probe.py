@@ -19,12 +19,11 @@ from harness.adagrpo import CapabilityTracker
 from harness.config import ConfigError, RunConfig, compose
 from harness.experiments.choices import Compared, choices, compared_with
 from harness.experiments.gradients.oracle import larger_group
+from harness.experiments.gradients.sampling import Sampler
 from harness.experiments.parts import Arrays, Parts
-from harness.models.pipelines.policy import Policy
 from harness.prompts.lists import generator_for, read_prompts
 from harness.rewards import Reward, build_rewards
-from harness.rollout import anchor_branch, full_sde, in_batches, ode_trajectory
-from harness.rules.plugins import kernel_of
+from harness.rollout import full_sde
 from harness.runs.directory import RUNS, environment, find_run
 from harness.trained.checkpoints import Checkpoint
 from harness.trained.loading import load_policy
@@ -57,7 +56,7 @@ class Probe:
     profile: str
     overrides: Sequence[str]
     name: str
-    prompts: Sequence[str]
+    prompts: tuple[str, ...]
     prompts_sha256: str
     noises: int
 
@@ -184,15 +183,17 @@ def _summary(
 
 @dataclass(frozen=True)
 class _Sampling:
-    """Sampler of the parts; model and rewards are loaded when the first missing part is drawn."""
+    """Sampling of the parts; model and rewards are loaded when the first missing part is drawn."""
 
     probe: Probe
     device: torch.device
 
     @cached_property
-    def _policy(self) -> Policy:
-        torch.set_num_threads(self.probe.config.runtime.threads)
-        return load_policy(Checkpoint("base", self.probe.config), self.device, self.probe.prompts)
+    def _sampler(self) -> Sampler:
+        config = self.probe.config
+        torch.set_num_threads(config.runtime.threads)
+        policy = load_policy(Checkpoint("base", config), self.device, self.probe.prompts)
+        return Sampler(config, policy, self._rewards[0], self.probe.prompts)
 
     @cached_property
     def _rewards(self) -> tuple[Reward, Sequence[Reward]]:
@@ -209,39 +210,33 @@ class _Sampling:
 
     def noise(self, number: int) -> Arrays:
         """Scores ``[prompts]`` of one deterministic sample per prompt, by the reward and by its judges."""
-        (reward, judges), policy, prompts, began = self._rewards, self._policy, self.probe.prompts, time.monotonic()
+        (reward, judges), policy, prompts = self._rewards, self._sampler.policy, self.probe.prompts
+        began = time.monotonic()
         images = sample_images(policy, prompts, number)
-        scores = {
-            "reward": start_scoring(reward, lambda part: part, images, prompts, len(prompts)).wait().total.numpy()
-        }
+        scores = start_scoring(reward, lambda part: part, images, prompts, len(prompts)).wait().total
         seconds = np.array(time.monotonic() - began)
         judged = {f"judge {one.name}": one.score(images, prompts).double().numpy() for one in judges[1:]}
-        return {**scores, **judged, "seconds": seconds}
+        return {"reward": scores.numpy(), **judged, "seconds": seconds}
 
     @torch.no_grad()
     def groups(self, prompts: Sequence[str]) -> Arrays:
         """Rewards ``[prompts, groups, G]`` of one rollout per prompt, drawn as in training."""
-        (reward, _), policy, began = self._rewards, self._policy, time.monotonic()
-        groups = torch.stack([_groups(self.probe.config, policy, reward, prompt) for prompt in prompts])
+        sampler, began = self._sampler, time.monotonic()
+        groups = torch.stack([_groups(sampler, prompt) for prompt in prompts])
         return {"groups": groups.numpy(), "seconds": np.array(time.monotonic() - began)}
 
 
-def _groups(config: RunConfig, policy: Policy, reward: Reward, prompt: str) -> torch.Tensor:
+def _groups(sampler: Sampler, prompt: str) -> torch.Tensor:
     """Rewards ``[groups, G]`` of one rollout of a prompt."""
-    rollout, text = config.rollout, policy.encode([prompt])
-    kernel = kernel_of(config.method.kernel, config.source_of(config.method.kernel), config.method.eta)
-    sigmas, velocity = policy.sigmas(config.model.num_steps), in_batches(policy.velocity, config.model.max_batch)
-    indices = stochastic_steps(rollout, config.seed, 1, 0)
-    generator = generator_for(config.seed, "probe", prompt)
+    rollout, policy, seed = sampler.config.rollout, sampler.policy, sampler.config.seed
+    indices = stochastic_steps(rollout, seed, 1, 0)
+    generator = generator_for(seed, "probe", prompt)
     noise = torch.stack([policy.noise(generator, rollout.group_size) for _ in indices])
-    with policy.sampling():
-        if rollout.kind == "full_sde":
-            count = 1 if rollout.shared_noise else rollout.group_size
-            start = policy.noise(generator, count).expand_as(noise[0])
-            drawn = full_sde(velocity, kernel, start, text, sigmas, indices, noise)
-        else:
-            anchor = ode_trajectory(velocity, policy.noise(generator), text, sigmas)
-            drawn = anchor_branch(velocity, kernel, anchor, text, sigmas, indices, noise)
-    prompts = [prompt] * len(drawn.finals)
-    scores = start_scoring(reward, policy.decode, drawn.finals, prompts, config.model.max_batch).wait()
-    return scores.grouped(rollout.group_size).total
+    if rollout.kind == "full_sde":
+        count = 1 if rollout.shared_noise else rollout.group_size
+        start, text = policy.noise(generator, count).expand_as(noise[0]), policy.encode([prompt])
+        with policy.sampling():
+            drawn = full_sde(sampler.velocity, sampler.kernel, start, text, sampler.sigmas, indices, noise)
+    else:
+        drawn = sampler.branch(prompt, policy.noise(generator), indices, noise)
+    return sampler.group_rewards(prompt, drawn, rollout.group_size)

@@ -1,7 +1,5 @@
 """Gradients of single samples, and of one update for every kind of advantage."""
 
-from collections.abc import Mapping
-
 import torch
 from torch import Tensor
 
@@ -44,32 +42,32 @@ def score_gradients(policy: Policy, kernel: Kernel, sigmas: Tensor, rollout: Rol
     return torch.cat([gradient.flatten(1) for gradient in gradients], dim=1).cpu()
 
 
-def advantages_of(rewards: Tensor, clip: float) -> dict[str, Tensor]:
-    """Advantages of a prompt's groups that need no capability: ``{kind: [K, G]}`` float64, from rewards ``[K, G]``.
+def unbiased_advantages(rewards: Tensor) -> Tensor:
+    """G / (G - 1) (R_j - mean(R)) = R_j - mean of the other siblings: ``[K, G]`` float64, from rewards ``[K, G]``.
 
-    - ``unbiased``: G / (G - 1) (R_j - mean(R)) = R_j - mean of the other siblings: a baseline that is independent of
-      the sample, so that the expected gradient is that of the expected reward.
-    - ``local``: the paper's (``harness.adagrpo``), clipped to ±clip.
+    The baseline is independent of the sample, so that the expected gradient is that of the expected reward.
     """
     rewards = rewards.double()
     size = rewards.shape[1]
-    return {
-        "unbiased": (rewards - rewards.mean(1, keepdim=True)) * size / (size - 1),
-        "local": torch.stack([local_advantage(group, clip) for group in rewards]),
-    }
+    return (rewards - rewards.mean(1, keepdim=True)) * size / (size - 1)
 
 
-def update_gradients(scores: Tensor, advantages: Mapping[str, Tensor]) -> Tensor:
-    """Ascent direction of one update for each kind of advantage, as in the on-policy loss.
+def local_advantages(rewards: Tensor, clip: float) -> Tensor:
+    """The paper's advantages within each group, clipped to ±clip: ``[K, G]`` float64, from rewards ``[K, G]``."""
+    return torch.stack([local_advantage(group, clip) for group in rewards.double()])
+
+
+def update_gradients(scores: Tensor, *advantages: Tensor) -> Tensor:
+    """Ascent direction of one update for each kind of advantages ``[K, G]``, as in the on-policy loss.
 
     g = 1/K sum over groups of 1/G sum_j A_j grad log p_j: the negative gradient of the trainer's loss.
 
     Args:
         scores: result of ``score_gradients``, ``[K * G, parameters]``.
-        advantages: advantages of each kind, ``[K, G]``.
+        advantages: advantages of each kind.
 
     Returns:
         ``[kinds, parameters]`` float64, in the order given.
     """
-    weights = torch.stack([advantage.flatten() for advantage in advantages.values()]).double()
+    weights = torch.stack(advantages).flatten(1).double()
     return weights @ scores.double() / scores.shape[0]

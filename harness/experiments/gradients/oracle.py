@@ -22,8 +22,14 @@ from torch.nn.functional import pad
 from harness.adagrpo import CapabilityTracker
 from harness.config import ConfigError, RunConfig, compose
 from harness.config.selection import needs_of
-from harness.experiments.gradients.checkpoint import MeasuredCheckpoint, find_measured, require_measurable
-from harness.experiments.gradients.gradients import advantages_of, update_gradients
+from harness.experiments.gradients.checkpoint import (
+    ONE_PROMPT,
+    SEED,
+    MeasuredCheckpoint,
+    find_measured,
+    require_measurable,
+)
+from harness.experiments.gradients.gradients import local_advantages, unbiased_advantages, update_gradients
 from harness.experiments.gradients.sampling import (
     Sampled,
     Sampler,
@@ -45,14 +51,6 @@ so that they are their own control."""
 KINDS = ("local", "unbiased", "prompt_mean", *FUSIONS, *(kind + SAME_LENGTH for kind in CONTROLLED))
 BLOCKS = 16
 _VERSION = 2
-ONE_PROMPT = (
-    "seed=3100",  # not the seed of any run, which would have trained on its draws
-    "selection=random",
-    "fusion.enabled=false",
-    "rollout.prompts_per_iteration=1",
-    "model.execution.text_encoders=keep",
-)
-"""Settings with which every rule and advantage is compared on the same updates, of one prompt each."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +97,7 @@ def load_oracle(
     Raises:
         ConfigError: a key or an option is not valid, which one line names.
     """
-    config = compose(profile, overrides=[*ONE_PROMPT, *overrides])
+    config = compose(profile, overrides=[SEED, *ONE_PROMPT, *overrides])
     require_measurable(config, profile)
     there = len(read_prompts(config.prompts.train).prompts)
     if not config.rollout.candidates < prompts <= there:
@@ -187,17 +185,15 @@ def every_advantage(
     ``prompt_mean`` is (R - the prompt's mean in its other updates) / s, as if the prompt's level were known exactly.
     """
     clip, weight = config.objective.advantage_clip, config.fusion.weight
-    made = advantages_of(rewards, clip)
-    groups = [
-        Group(local, group, mean, std, clip) for local, group in zip(made["local"], rewards.double(), strict=True)
-    ]
+    local, rewards = local_advantages(rewards, clip), rewards.double()
+    groups = [Group(*of_group, mean, std, clip) for of_group in zip(local, rewards, strict=True)]
     known = [shrinkage(replace(group, mean=prompt_mean, std=0.0), 1.0) for group in groups]
     fused = {
         kind + (SAME_LENGTH if same else ""): torch.stack([fuse(group, kind, weight, same) for group in groups])
         for same, kinds in ((False, FUSIONS), (True, CONTROLLED))
         for kind in kinds
     }
-    return {"local": made["local"], "unbiased": made["unbiased"], "prompt_mean": torch.stack(known), **fused}
+    return {"local": local, "unbiased": unbiased_advantages(rewards), "prompt_mean": torch.stack(known), **fused}
 
 
 @dataclass
@@ -248,10 +244,10 @@ class Pool:
             for of, prompt_mean in zip(sampled, elsewhere.tolist(), strict=True):
                 few = of.rewards[:, :size]
                 made = every_advantage(few, self.capability.mean, self.capability.std, prompt_mean, config)
-                larger = advantages_of(of.rewards, config.objective.advantage_clip)["local"]
+                larger = local_advantages(of.rewards, config.objective.advantage_clip)
                 spare, scale = larger.shape[1] - size, larger.shape[1] / size
-                padded = {kind: pad(values * scale, (0, spare)) for kind, values in made.items()}
-                gradients = update_gradients(of.scores, {**padded, "larger": larger})
+                padded = [pad(values * scale, (0, spare)) for values in made.values()]
+                gradients = update_gradients(of.scores, *padded, larger)
                 lengths = gradients.square().sum(1)
                 sums, sum_squares = sums + gradients[:-1].float(), sum_squares + lengths[:-1]
                 told = [0, -1]

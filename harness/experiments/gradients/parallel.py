@@ -12,28 +12,25 @@ from analysis.estimates import alignment, signal_to_noise, squared_norm, weighte
 from analysis.statistics import Resampled, Values, resampling_weights
 from harness.adagrpo import SELECTION_STRATEGIES
 from harness.config import RunConfig, compose
-from harness.experiments.gradients.checkpoint import find_measured, require_measurable
-from harness.experiments.gradients.gradients import advantages_of, update_gradients
-from harness.experiments.gradients.oracle import ONE_PROMPT
+from harness.experiments.gradients.checkpoint import (
+    ON_POLICY,
+    ONE_PROMPT,
+    SEED,
+    find_measured,
+    require_measurable,
+)
+from harness.experiments.gradients.gradients import local_advantages, update_gradients
 from harness.experiments.gradients.sampling import Sampler, choose_all, make_sampler
 from harness.experiments.parts import Arrays, Parts
 from harness.runs.directory import RUNS, find_run
 from harness.trained.checkpoints import BASE
 
 WARM_UP, BLOCK = 10, 6
-_ON_POLICY = (
-    "objective.updates_per_iteration=1",
-    "objective.clip_range=null",
-    "objective.kl_beta=0",
-    "objective.normalisation=group",
-    "rollout.window=null",
-    "capability.anchor=after",
-)
 
 
 def load_parallel(profile: str, overrides: Sequence[str], model: str | None) -> RunConfig:
     """Configuration of single on-policy updates, whatever the profile's. Raises ConfigError if it is not measurable."""
-    config = compose(profile, overrides=[*ONE_PROMPT, *_ON_POLICY, *overrides], model=model)
+    config = compose(profile, overrides=[SEED, *ONE_PROMPT, *ON_POLICY, *overrides], model=model)
     require_measurable(config, profile)
     return config
 
@@ -97,8 +94,7 @@ def _updates(rounds: range, sampler: Sampler, chosen: Sequence[Mapping[str, int]
         gradients = {}
         for candidate in sorted(set(choices.values())):
             sampled = sampler.of_candidate(number, candidate)
-            local = advantages_of(sampled.rewards, clip)["local"]
-            [gradients[candidate]] = update_gradients(sampled.scores, {"local": local})
+            [gradients[candidate]] = update_gradients(sampled.scores, local_advantages(sampled.rewards, clip))
         sums = sums + torch.stack([gradients[choices[name]] for name in SELECTION_STRATEGIES])
         squares += gradients[choices["random"]].square().sum().item()
     return {"sums": sums.float().numpy(), "squares": np.array(squares)}

@@ -10,12 +10,12 @@ from torch import Tensor
 from harness.adagrpo import SELECTION_STRATEGIES, CapabilityTracker, select_prompt
 from harness.config import RunConfig
 from harness.experiments.gradients.checkpoint import MeasuredCheckpoint
-from harness.experiments.gradients.gradients import advantages_of, score_gradients, update_gradients
+from harness.experiments.gradients.gradients import score_gradients, unbiased_advantages, update_gradients
 from harness.experiments.parts import Arrays
 from harness.models.pipelines.policy import Policy
 from harness.prompts.lists import draw_candidates, generator_for, read_prompts
 from harness.rewards import Reward, build_weighted
-from harness.rollout import anchor_branch, in_batches, ode_trajectory
+from harness.rollout import Rollout, anchor_branch, in_batches, ode_trajectory
 from harness.rules.plugins import kernel_of
 from harness.training.scoring import require_finite, start_scoring
 
@@ -85,22 +85,28 @@ class Sampler:
         self, prompt: str, anchor_noise: Tensor, branch_key: tuple[int | str, ...], group_size: int | None = None
     ) -> Sampled:
         """Groups of any prompt, branched off the path from ``anchor_noise``; ``branch_key`` seeds their own noise."""
-        rollout, text = self.config.rollout, self.policy.encode([prompt])
-        generator, size = generator_for(*branch_key), group_size or rollout.group_size
-        noise = torch.stack([self.policy.noise(generator, size) for _ in rollout.branch_indices])
+        indices, size = self.config.rollout.branch_indices, group_size or self.config.rollout.group_size
+        generator = generator_for(*branch_key)
+        noise = torch.stack([self.policy.noise(generator, size) for _ in indices])
+        branched = self.branch(prompt, anchor_noise, indices, noise)
+        scores = score_gradients(self.policy, self.kernel, self.sigmas, branched)
+        return Sampled(self.group_rewards(prompt, branched, size), scores)
+
+    def branch(self, prompt: str, anchor_noise: Tensor, indices: Sequence[int], noise: Tensor) -> Rollout:
+        """Rollout of a prompt that branches off the path from ``anchor_noise``, see ``anchor_branch``."""
+        text = self.policy.encode([prompt])
         with self.policy.sampling():
             anchor = ode_trajectory(self.velocity, anchor_noise, text, self.sigmas)
-            branched = anchor_branch(
-                self.velocity, self.kernel, anchor, text, self.sigmas, rollout.branch_indices, noise
-            )
-        rewards = self._score(branched.finals, [prompt] * len(branched.finals))
-        scores = score_gradients(self.policy, self.kernel, self.sigmas, branched)
-        return Sampled(rewards.reshape(-1, size), scores)
+            return anchor_branch(self.velocity, self.kernel, anchor, text, self.sigmas, indices, noise)
+
+    def group_rewards(self, prompt: str, rollout: Rollout, group_size: int) -> Tensor:
+        """Rewards ``[K, G]`` float64 of a prompt's groups."""
+        return self._score(rollout.finals, [prompt] * len(rollout.finals)).reshape(-1, group_size)
 
     def _score(self, latents: Tensor, prompts: Sequence[str]) -> Tensor:
         def decode(part: Tensor) -> Tensor:
             images = self.policy.decode(part)
-            require_finite(images, "pictures", "in a measurement of gradients")
+            require_finite(images, "pictures", "in a measurement")
             return images
 
         return start_scoring(self.reward, decode, latents, prompts, self.config.model.max_batch).wait().total
@@ -116,15 +122,13 @@ def make_sampler(config: RunConfig, checkpoint: MeasuredCheckpoint, device: torc
 
 
 def reference_sums(members: range, sampler: Sampler) -> Arrays:
-    """Sum of the unbiased gradients of reference prompts, their ``count``, and the sum of their squared lengths."""
-    total, squares = torch.zeros((), dtype=torch.float64), 0.0
+    """``sum`` of the unbiased gradients of reference prompts, and their ``count``."""
+    total = torch.zeros((), dtype=torch.float64)
     for number in members:
         sampled = sampler.of_reference(number)
-        advantages = advantages_of(sampled.rewards, sampler.config.objective.advantage_clip)
-        [gradient] = update_gradients(sampled.scores, {"unbiased": advantages["unbiased"]})
+        [gradient] = update_gradients(sampled.scores, unbiased_advantages(sampled.rewards))
         total = total + gradient
-        squares += float(gradient @ gradient)
-    return {"sum": total.float().numpy(), "squares": np.array(squares), "count": np.array(len(members))}
+    return {"sum": total.float().numpy(), "count": np.array(len(members))}
 
 
 def reference_direction(parts: Sequence[Arrays]) -> Tensor:

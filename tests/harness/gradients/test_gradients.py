@@ -1,7 +1,6 @@
 """Gradients of a measurement are those of the trainer, sample by sample, and the reference's have no bias."""
 
 import math
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,22 +12,22 @@ from torch import Tensor
 from harness.adagrpo import SELECTION_STRATEGIES
 from harness.config import ConfigError, compose
 from harness.experiments.gradients.checkpoint import find_measured
-from harness.experiments.gradients.gradients import advantages_of, score_gradients, update_gradients
+from harness.experiments.gradients.gradients import (
+    local_advantages,
+    score_gradients,
+    unbiased_advantages,
+    update_gradients,
+)
 from harness.experiments.gradients.oracle import every_advantage
 from harness.experiments.gradients.sampling import Sampler, choose_all
-from harness.models.pipelines.policy import Policy
 from harness.models.pipelines.registry import build_policy
 from harness.prompts.lists import read_prompts
 from harness.rewards import build_reward
-from harness.rollout import Rollout
 from harness.runs.directory import RunDirectory
 from harness.training.trainer import Trainer
 from harness.transitions import KERNELS
 
-SMALL = [
-    "rollout={candidates: 3, group_size: 3, branch_indices: [1, 3]}",
-    "seed=11",
-]
+SMALL = ["rollout={candidates: 3, group_size: 3, branch_indices: [1, 3]}", "seed=11"]
 
 
 @pytest.fixture(scope="module")
@@ -68,24 +67,17 @@ def test_the_first_round_is_the_first_iteration_of_a_run(sampler: Sampler, selec
     sampled = sampler.of_candidate(1, candidate)
     capability = (trainer.tracker.mean, trainer.tracker.std) if fusion else (0.0, 1.0)
     made = every_advantage(sampled.rewards, *capability, 0.0, trainer.config)
-    kind = trainer.config.fusion.kind if fusion else "local"
-    [ascent] = update_gradients(sampled.scores, {kind: made[kind]})
+    [ascent] = update_gradients(sampled.scores, made[trainer.config.fusion.kind if fusion else "local"])
     scale = gradient.abs().max().item()
     torch.testing.assert_close(-gradient.double(), ascent, rtol=2e-3, atol=1e-4 * scale)
 
 
 def test_score_gradients_are_those_of_each_sibling_alone(sampler: Sampler) -> None:
-    seen: list[Rollout] = []
-
-    def noted(policy: Policy, kernel: Any, sigmas: Tensor, rollout: Rollout) -> Tensor:
-        seen.append(rollout)
-        return score_gradients(policy, kernel, sigmas, rollout)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("harness.experiments.gradients.sampling.score_gradients", noted)
-        scores = sampler.of_reference(0).scores
-    [rollout], policy = seen, sampler.policy
+    policy, generator = sampler.policy, torch.Generator().manual_seed(0)
+    noise = torch.stack([policy.noise(generator, 3) for _ in range(2)])
+    rollout = sampler.branch(sampler.prompts[0], policy.noise(generator), [1, 3], noise)
     kernel, parameters = KERNELS["flow_grpo"](eta=0.7), list(policy.trainable().values())
+    scores = score_gradients(policy, sampler.kernel, sampler.sigmas, rollout)
     assert scores.shape == (2 * 3, sum(p.numel() for p in parameters))
     row = 0
     for step in rollout.steps:
@@ -98,29 +90,21 @@ def test_score_gradients_are_those_of_each_sibling_alone(sampler: Sampler) -> No
             row += 1
 
 
-def test_advantages_of_a_hand_made_group() -> None:
-    made = advantages_of(torch.tensor([[1.0, 2.0, 6.0]]), clip=5.0)
-    # Each reward minus the mean of the two others.
-    assert made["unbiased"][0].tolist() == pytest.approx([1 - 4.0, 2 - 3.5, 6 - 1.5])
-    assert made["local"][0].tolist() == pytest.approx([x / math.sqrt(7) for x in (-2, -1, 3)])
-
-
 def test_an_update_is_the_mean_over_groups_and_siblings() -> None:
     scores = torch.tensor([[1.0, 0.0], [0.0, 1.0], [2.0, 0.0], [0.0, 2.0]])
-    advantages = {"local": torch.tensor([[1.0, -1.0], [3.0, 5.0]]), "global": torch.zeros(2, 2)}
-    assert update_gradients(scores, advantages).tolist() == [[(1 + 6) / 4, (-1 + 10) / 4], [0, 0]]
+    ascents = update_gradients(scores, torch.tensor([[1.0, -1.0], [3.0, 5.0]]), torch.zeros(2, 2))
+    assert ascents.tolist() == [[(1 + 6) / 4, (-1 + 10) / 4], [0, 0]]
 
 
 def test_only_the_unbiased_advantages_have_the_expected_reward_s_gradient() -> None:
     # x ~ N(theta, 1) and reward x: the gradient of the expected reward is 1, and that of log p is x - theta.
     num_groups, size = 1500, 2
     noise = torch.randn(num_groups, size, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
-    made = advantages_of(5.0 + noise, clip=math.inf)
-    means = {kind: (advantages * noise).mean().item() for kind, advantages in made.items()}
-    error = 4 * (made["unbiased"] * noise).mean(1).std().item() / math.sqrt(num_groups)
-    assert means["unbiased"] == pytest.approx(1.0, abs=error)
+    unbiased, local = (made * noise for made in (unbiased_advantages(5 + noise), local_advantages(5 + noise, math.inf)))
+    error = 4 * unbiased.mean(1).std().item() / math.sqrt(num_groups)
+    assert unbiased.mean().item() == pytest.approx(1.0, abs=error)
     # Of two siblings local is +-1/sqrt(2) by who is ahead, so this is E|x1 - x2| / (2 sqrt(2)).
-    assert means["local"] == pytest.approx(1 / math.sqrt(2 * math.pi), abs=error)
+    assert local.mean().item() == pytest.approx(1 / math.sqrt(2 * math.pi), abs=error)
 
 
 def test_every_strategy_chooses_with_a_capability_that_has_seen_all_rounds(sampler: Sampler) -> None:
@@ -142,14 +126,13 @@ def test_a_run_is_measured_with_its_adapters(lora_run: RunDirectory) -> None:
     assert any(tensor.abs().max() > 0 for name, tensor in policy.trainable().items() if "lora_B" in name)
 
 
-def test_what_cannot_be_measured_is_refused(lora_run: RunDirectory, full_run: RunDirectory, tmp_path: Path) -> None:
-    unfinished = RunDirectory(Path(shutil.copytree(lora_run.folder, tmp_path / "unfinished")))
-    shutil.rmtree(unfinished.checkpoints)
-    for run, overrides, expected in (
-        (unfinished, [], "has no checkpoint yet"),
-        (full_run, [], "has other adapters"),
-        (lora_run, ["optimizer.lora.rank=4"], "has other adapters"),
-        (lora_run, ["model.path=harness/models/miniature/weak"], r"trains .*base, not .*weak"),
+def test_what_cannot_be_measured_is_refused(lora_run: RunDirectory, tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text((lora_run.folder / "config.yaml").read_text())  # and no checkpoint yet
+    for folder, override, expected in (
+        (tmp_path, "seed=1", "has no checkpoint yet"),
+        (lora_run.folder, "optimizer.tuning=full", "has other adapters"),
+        (lora_run.folder, "optimizer.lora.rank=4", "has other adapters"),
+        (lora_run.folder, "model.path=harness/models/miniature/weak", r"trains .*base, not .*weak"),
     ):
         with pytest.raises(ConfigError, match=expected):
-            find_measured(str(run.folder), compose("miniature-luck", overrides=overrides))
+            find_measured(str(folder), compose("miniature-luck", overrides=[override]))

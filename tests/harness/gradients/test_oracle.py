@@ -12,6 +12,7 @@ import torch
 from harness.cli import main
 from harness.config import ROOT, compose
 from harness.experiments import upper_bound as bound
+from harness.experiments.choices import Compared
 from harness.experiments.corrections import correction_frame, kinds_of, merits
 from harness.experiments.gradients import oracle
 from harness.experiments.gradients.oracle import CONTROLLED, KINDS, SAME_LENGTH, every_advantage
@@ -30,32 +31,41 @@ def fabricated(progress: np.ndarray) -> dict[str, Any]:
     }
 
 
-def by_name(table: dict[str, Any], rounds: int = 4000) -> pd.DataFrame:
-    return upper_bound(table, rounds).set_index("rule")
+def by_name(table: dict[str, Any], *rules: str, rounds: int = 4000) -> pd.DataFrame:
+    """Bounds by name, with some rules alone, since each takes as long as all the rest."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(bound, "TOLD", tuple(map(Compared, rules)))
+        return upper_bound(table, rounds).set_index("rule")
 
 
-def test_a_prompt_that_is_best_by_construction_is_found_and_rules_find_what_rewards_tell() -> None:
+def test_a_prompt_that_is_best_by_construction_is_found_and_rules_find_what_they_are_told() -> None:
     progress = np.ones((12, 4))
     progress[3] = 10.0
     table = fabricated(progress)
     table["rewards"] = np.repeat(np.linspace(1, 0, 12), 4).reshape(12, 4)  # prompt 0 is the easiest
-    found = by_name(table)
+    foretelling = {"predicted_hardest", "preview"}
+    assert not foretelling & {*by_name(table, *foretelling, rounds=10).index}
+    level = np.linspace(0.5, 1, 12)
+    level[3] = 0.0  # the hardest by prediction, however its samples came out
+    spread = {"mean": [0.2] * 12, "std": [0.1] * 12}
+    table["foretold"] = {"m": spread | {"mean": level}, "s": spread, "outcomes": [[0.5, 0.2]] * 12}
+    table["previews"] = table["rewards"]
+    found = by_name(table, "easiest", "hardest", *foretelling)
     # It is among 4 of 12 in a third of the rounds; the base is (11 + 10) / 12.
     wanted = (1 / 3 * 10 + 2 / 3) / (21 / 12)
-    for name in ("oracle", "oracle, same reference"):
+    for name in ("oracle", "oracle, same reference", "predicted_hardest"):
         assert found.loc[name, "progress"] == pytest.approx(wanted, rel=0.03)
     # The easiest of four is prompt 3 if that is drawn and 0, 1 and 2 are not: 1/3 of 8/11 7/10 6/9.
     share = 1 / 3 * (8 * 7 * 6) / (11 * 10 * 9)
     assert found.loc["easiest", "progress"] == pytest.approx((1 + 9 * share) / (21 / 12), rel=0.03)
     assert found.loc["hardest", "progress"] == pytest.approx(1 / (21 / 12), rel=0.03)
-    assert found["forwards"].fillna(-1).to_dict() == {"random": 0} | (
-        {name: -1 if name.startswith("oracle") else 15 for name in found.index.drop("random")}
-    )
+    costs = {"random": 0, "easiest": 15, "hardest": 15, "predicted_hardest": 0, "preview": 4}
+    assert found["forwards"].dropna().to_dict() == costs
 
 
 def test_equal_prompts_give_one() -> None:
     noisy = 1 + 0.5 * np.random.default_rng(1).normal(size=(40, 8, 1))
-    found = by_name(fabricated(noisy)).drop("oracle, all known")  # which is never below
+    found = upper_bound(fabricated(noisy), 1000).set_index("rule").drop("oracle, all known")  # which is never below
     assert (found[["progress", "quality"]] - 1).abs().max().max() < 0.1
     assert (found["progress_low"] <= 1).all()
     assert (found["progress_high"] >= 1).all()
@@ -86,28 +96,9 @@ def test_a_larger_group_pays_for_its_siblings_and_gains_by_less_noise() -> None:
     local = table["updates"]["local"]
     table["updates"]["larger"] = {"projections": local["projections"], "squares": local["squares"] / 4}
     table |= {"group_size": 4, "larger_group": 6, "config": {"rollout": {"branch_indices": [0, 2]}}}
-    found = by_name(table, 100).loc["random, larger group"]
+    found = by_name(table, rounds=100).loc["random, larger group"]
     assert found["forwards"] == 2 * (4 + 2)
     assert (found["progress"], found["quality"]) == (1, pytest.approx(2))
-
-
-def test_rules_that_predict_go_by_what_the_table_foretells() -> None:
-    progress = np.ones((12, 4))
-    progress[3] = 10.0
-    table = fabricated(progress)
-    assert "predicted_hardest" not in by_name(table, 10).index
-    level = np.linspace(0.5, 1, 12)
-    level[3] = 0.0  # the hardest by prediction, however its samples came out
-    table["previews"], std = table["rewards"], [0.1] * 12
-    table["foretold"] = {
-        "m": {"mean": level, "std": std},
-        "s": {"mean": [0.2] * 12, "std": std},
-        "outcomes": [[0.5, 0.2]] * 12,
-    }
-    found = by_name(table)
-    assert found.loc["predicted_hardest", "progress"] == pytest.approx((1 / 3 * 10 + 2 / 3) / (21 / 12), rel=0.03)
-    assert found.loc["predicted_hardest", "forwards"] == 0
-    assert found.loc["preview", "forwards"] == 4
 
 
 def products(gradients: dict[str, np.ndarray], reference: np.ndarray) -> dict[str, Any]:
@@ -199,8 +190,8 @@ def test_the_committed_tables_have_the_committed_numbers() -> None:
     tables.sort(key=lambda one: (one["experiment"], one["iteration"]))
     for table in tables:
         of_table = committed.loc[(table["experiment"], table["iteration"])]
-        again = by_name(table, 50)
-        assert again.index.tolist() == of_table.index.tolist()
+        again = upper_bound(table, 50).set_index("rule")
+        assert again["forwards"].fillna(-1).to_dict() == of_table["forwards"].fillna(-1).to_dict()
         exact = ["random", "random, larger group", "oracle, all known"]  # of no draws of candidates
         pd.testing.assert_frame_equal(again.loc[exact], of_table.loc[exact], check_exact=False, rtol=1e-4)
     pd.testing.assert_frame_equal(
@@ -219,17 +210,21 @@ def test_a_measurement_is_continued_and_analysed_again_without_a_model(
 ) -> None:
     monkeypatch.setattr(oracle, "RUNS", tmp_path / "runs")
     monkeypatch.setattr(bound, "ROUNDS", 100)
-    small = ["rollout={candidates: 2, group_size: 2, branch_indices: [0, 1]}", "--references", "4"]
-    small += ["--prompts", "3", "--noises", "2", "--output", str(tmp_path / "out")]
+    small = [
+        "rollout={candidates: 2, group_size: 2, branch_indices: [1, 2]}",
+        "model.num_steps=4",
+        "reward={colour: 1}",
+    ]
+    small += ["--references", "2", "--prompts", "3", "--noises", "2", "--output", str(tmp_path / "out")]
     assert run(*small) == 0
     table = tmp_path / "out" / "smoke-0.json"
     before = table.read_text()
     content = json.loads(before)
     assert np.shape(content["groups"]) == (3, 2, 2, 2)
     assert np.shape(content["updates"]["larger"]["projections"]) == (3, 2, 2)
-    assert content["larger_group"] == 2 + 8 // 13
+    assert content["larger_group"] == 2 + 4 // 3
     assert tuple(content["blocks"]["kinds"]) == KINDS
-    assert "10 of 10 updates, 0 seconds left" in capsys.readouterr().out
+    assert "8 of 8 updates, 0 seconds left" in capsys.readouterr().out
     page, figure = (tmp_path / "out" / name for name in ("oracle.md", "quality.svg"))
     assert "oracle, same reference" in page.read_text()
     figure.unlink()
