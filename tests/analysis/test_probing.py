@@ -26,10 +26,8 @@ def test_the_interval_covers_the_truth_as_often_as_it_says() -> None:
     assert covered >= 51  # 95 % of 60, less three standard errors
 
 
-def test_equal_values_have_no_share_and_too_few_none_at_all() -> None:
+def test_equal_values_have_no_share() -> None:
     assert np.isnan(intraclass_correlation(np.ones((4, 3))).estimate)
-    with pytest.raises(ValueError, match="at least 2"):
-        intraclass_correlation(np.ones((4, 1)))
 
 
 def test_a_summary_tells_spreads_bins_and_agreement() -> None:
@@ -43,6 +41,6 @@ def test_a_summary_tells_spreads_bins_and_agreement() -> None:
     assert told["judges"]["same"] == pytest.approx({"prompts": 1.0, "within_prompts": 1.0})
     assert told["judges"]["contrary"]["prompts"] == pytest.approx(-1.0)
     assert told["judges"]["flat"]["prompts"] is None
-    rows = [line.split("|")[1:-1] for line in table({"one": told, "two": told})]
+    rows = [line.split("|")[1:-1] for line in table({"one": told, "two": told}).splitlines()]
     assert {len(cells) for cells in rows} == {3}
     assert rows[0][1:] == [" one ", " two "]
