@@ -60,11 +60,11 @@ def train_remote(folder: Path, url: str) -> None:
     main(["train", "--resume", str(prepared(folder, *KINDS["plain"], *served).folder)])
 
 
-def grid(folder: Path, count: str = "3", *overrides: str) -> None:
+def grid(folder: Path) -> None:
     """Three runs by two workers, as ``adagrpo grid`` does."""
     from harness.experiments.runs import run_all
 
-    runs = [prepared(folder, *KINDS["plain"], f"seed={seed}", *overrides) for seed in range(int(count))]
+    runs = [prepared(folder, *KINDS["plain"], f"seed={seed}") for seed in range(3)]
     sys.exit(1 if run_all(runs, 2, lambda line: print(line, flush=True)).failed else 0)
 
 

@@ -15,7 +15,6 @@ import pytest
 from harness.config import ROOT, ConfigError, compose
 from harness.experiments.jobs import launchers
 from harness.experiments.jobs.launchers import (
-    AGAIN,
     JOB,
     Resources,
     Task,
@@ -26,6 +25,7 @@ from harness.experiments.jobs.launchers import (
     side_by_side,
 )
 from harness.experiments.runs import hand_over_all
+from harness.foundation.errors import Preempted
 from harness.runs.directory import RunDirectory, prepare_run
 from tests.harness.conftest import SHORT
 
@@ -78,7 +78,7 @@ def test_runs_that_share_a_job_hear_its_end_and_it_waits_until_they_have_saved(t
         while not all(mark.with_suffix(".begun").exists() for mark in marks):
             time.sleep(0.02)
         process.terminate()
-    assert process.returncode == AGAIN
+    assert process.returncode == Preempted.exit_code
     assert all(mark.exists() for mark in marks)
 
 

@@ -23,14 +23,13 @@ from pydantic import Field
 
 from harness.config import ConfigError, experiment_path, read_experiment, validated
 from harness.config.section import Count, CountOrNone, Section
+from harness.foundation.errors import Preempted
 from harness.foundation.files import write_atomically
 from harness.foundation.places import ROOT, WORK, process_environment
 from harness.foundation.plugins import find
 
 JOB = "job.json"
 """File in a run's directory that names the job to which it was submitted."""
-AGAIN = 75
-"""Exit code of a command that was preempted and has saved its checkpoint."""
 
 
 class Resources(Section):
@@ -103,7 +102,7 @@ def end_with_parent() -> None:
 def printed(commands: Sequence[Sequence[str]], resources: Resources) -> list[Handle]:
     """Print the commands for another system, such as the ``run`` of a SkyPilot task or a Kubernetes job's args."""
     given = resources.model_dump(exclude_defaults=True, exclude={"launcher"})
-    print(f"# each needs {json.dumps(given)}; exit code {AGAIN}: preempted, to be started again")
+    print(f"# each needs {json.dumps(given)}; exit code {Preempted.exit_code}: preempted, to be started again")
     for argv in commands:
         print(shlex.join(argv))
     return [Handle(f"line {number}") for number in range(1, len(commands) + 1)]
@@ -168,9 +167,9 @@ class InJob:
         signal.signal(signal.SIGUSR2, before)
         code = self._process.wait()
         # Slurm itself queues again the jobs that it ends, unless a user has cancelled them.
-        if code == AGAIN and not heard:
+        if code == Preempted.exit_code and not heard:
             subprocess.run(["scontrol", "requeue", environment.job_id], check=False)
-        elif code not in (0, AGAIN) and not heard:
+        elif code not in (0, Preempted.exit_code) and not heard:
             raise RuntimeError(f"{shlex.join(argv)} ended with exit code {code}")
         return code
 
