@@ -29,18 +29,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _execute(arguments: Sequence[str] | None) -> int:
-    words = list(sys.argv[1:] if arguments is None else arguments)
-    shows = "--traceback" in words
+    words = sys.argv[1:] if arguments is None else arguments
     try:
         with explaining():
-            code = parse([word for word in words if word != "--traceback"])()
+            return parse([word for word in words if word != "--traceback"])()
     except HarnessError as error:
-        if shows:
+        if "--traceback" in words:
             traceback.print_exc()
         return _say(str(error), error.exit_code)
     except OSError as error:
-        # Exit code 1 if the machine lacks something (disk space, memory), 2 if the input names a wrong file.
-        return _say(_of_system(error), 1 if error.filename is None or error.errno in _LACKING else 2)
+        where = "" if error.filename is None else f"{error.filename}: "
+        return _say(f"{where}{reason_of(error)}", 1 if not where or error.errno in _LACKING else 2)
     except UnicodeDecodeError as error:
         return _say(f"a file is not text in {error.encoding}: {error.reason} (byte {error.start}); save it as UTF-8", 2)
     except RecursionError:
@@ -49,19 +48,14 @@ def _execute(arguments: Sequence[str] | None) -> int:
         return _say("out of memory; take fewer or smaller pictures at a time, or fewer runs", 1)
     except KeyboardInterrupt:
         return _say("interrupted", 130)
-    return code
 
 
 _LACKING = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
-
-
-def _of_system(error: OSError) -> str:
-    reason = " ".join(str(reason_of(error)).split())
-    return reason if error.filename is None else f"{error.filename}: {reason}"
+"""Errors of a machine that lacks something, such as disk space; with others the input names a wrong file."""
 
 
 def _say(message: str, code: int) -> int:
-    print(f"adagrpo: error: {' '.join(message.split(chr(10)))}", file=sys.stderr)
+    print(f"adagrpo: error: {message.replace(chr(10), ' ')}", file=sys.stderr)
     return code
 
 

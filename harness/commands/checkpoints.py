@@ -50,6 +50,7 @@ def evaluate(
     from harness.prompts.lists import read_prompts
     from harness.rewards.readiness import choose_rewards
     from harness.trained.benchmark import Benchmark, default_folder, left_out, table
+    from harness.trained.checkpoints import find_checkpoint
     from harness.trained.loading import device_of
     from harness.trained.suites import SUITES, Suite, geneval_metadata, read_suite
 
@@ -57,7 +58,7 @@ def evaluate(
     chosen = SUITES[suite] if suite else Suite(None)
     if chosen.file and not prompts:
         raise ConfigError(f"--suite {suite}: give its list, {chosen.file}, by --prompts FILE")
-    found = [_checkpoint(name, profile, (height, width, steps), evaluated=True) for name in checkpoints]
+    found = [_as_evaluated(find_checkpoint(name, profile)).sampled(height, width, steps) for name in checkpoints]
     config = found[0].config
     file = from_here(prompts) if prompts else config.prompts.test
     listed, repeated = read_suite(Path(file)) if chosen.file else (read_prompts(file), 0)
@@ -85,23 +86,10 @@ def evaluate(
     return 0
 
 
-def _checkpoint(
-    name: str, profile: str, sampling: tuple[int | None, int | None, int | None], evaluated: bool = False
-) -> "Checkpoint":
-    """Find a checkpoint by its name, and have it sampled with a height, width and number of steps.
-
-    None stands for the configuration's evaluation settings if ``evaluated``, else for those of training.
-
-    Raises:
-        ConfigError: as in ``find_checkpoint``, or the size is not valid.
-    """
-    from harness.trained.checkpoints import find_checkpoint
-
-    checkpoint = find_checkpoint(name, profile)
-    if evaluated:
-        settings = checkpoint.config.evaluation
-        checkpoint = checkpoint.sampled(settings.height, settings.width, settings.num_steps)
-    return checkpoint.sampled(*sampling)
+def _as_evaluated(checkpoint: "Checkpoint") -> "Checkpoint":
+    """The checkpoint with the size and number of steps of its configuration's evaluations."""
+    settings = checkpoint.config.evaluation
+    return checkpoint.sampled(settings.height, settings.width, settings.num_steps)
 
 
 @command
@@ -124,6 +112,7 @@ def sample(
     """
     from harness.models.pipelines.truncation import truncations
     from harness.prompts.lists import normalise, problem_with, read_prompts
+    from harness.trained.checkpoints import find_checkpoint
     from harness.trained.loading import device_of, load_policy
     from harness.trained.pictures import SEEDS, write_pictures
 
@@ -134,10 +123,10 @@ def sample(
         if problem := problem_with(text):
             raise ConfigError(f"--prompt {text[:40]!r}: is {problem}")
     where = device_of(device)
-    found = _checkpoint(checkpoint, profile, (height, width, steps))
+    found = find_checkpoint(checkpoint, profile).sampled(height, width, steps)
     policy = load_policy(found, where, texts)
     for line in truncations([policy], texts, "prompts"):
-        print(f"warning: {line}", file=sys.stderr, flush=True)
+        print(f"warning: {line}", file=sys.stderr)
     for path in write_pictures(policy, texts, seed or SEEDS[:1], output, found.label):
         say(path)
     return 0

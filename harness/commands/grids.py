@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from functools import partial
 from json import dumps
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from harness.commands import command, say
 from harness.commands.runs import Rerun
@@ -153,8 +153,7 @@ def reproduce(
     # This takes hours of GPUs and gigabytes of weights, so what is missing is reported before anything starts.
     if config.runtime.device == "cuda" and not plan and doctor(profile=profile) != 0:
         return 2
-    chosen = {"only": only, "seeds": seeds, "plan": plan, "slots": slots, "rerun_changed": rerun_changed}
-    code = grid(named, profile=profile, **chosen)  # type: ignore[arg-type]
+    code = grid(named, profile=profile, only=only, seeds=seeds, plan=plan, slots=slots, rerun_changed=rerun_changed)
     if not plan:
         report(runs=RUNS / config.experiment, output=WORK / "results" / "reports" / config.experiment)
     return code
@@ -250,12 +249,9 @@ def doctor(
     Example: ``adagrpo doctor --profile paper``
     """
     from harness.experiments.doctor.checks import check
+    from harness.experiments.doctor.speed import read_measured
 
-    if measured is not None:
-        from harness.experiments.gpu_check.report import read_measured
-
-    found = None if measured is None else read_measured(measured)
-    report = check(profile, overrides, seconds_per_forward, found)
+    report = check(profile, overrides, seconds_per_forward, read_measured(measured) if measured else {})
     say(dumps(report.record(), indent=1) if json else "\n".join(report.lines()))
     return 2 if report.missing else 0
 
@@ -263,7 +259,7 @@ def doctor(
 @command
 def gpu_check(
     *,
-    device: Annotated[str, "device to check, cuda or cpu"] = "cuda",
+    device: Annotated[Literal["cuda", "cpu"], "device to check"] = "cuda",
     tiny: Annotated[bool, "use tiny widths: the same checks in a minute, on a CPU"] = False,
     only: Annotated[str | None, "name of the only check to run"] = None,
     output: Annotated[Path | None, "output folder (default: results/gpu-check)"] = None,
@@ -279,8 +275,6 @@ def gpu_check(
     from harness.experiments.gpu_check.bench import Bench
     from harness.experiments.gpu_check.report import run_checks
 
-    if device not in ("cuda", "cpu"):
-        raise ConfigError(f"--device {device}: must be cuda or cpu")
     if device == "cuda" and not torch.cuda.is_available():
         raise ConfigError("--device cuda: no CUDA device is here; --tiny --device cpu runs the same checks on the CPU")
     folder = output or WORK / "results" / "gpu-check"

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -50,8 +51,7 @@ def train(
             print("\n".join([f"{run.folder} is finished already", *note_on_code([changes_of(run.folder)])]))
         return 0
     run.require_resumable()
-    lock = run.lock() if is_main else None
-    try:
+    with run.lock() if is_main else nullcontext():
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
             _begin_together(run, config, is_main)
         if is_main:
@@ -61,9 +61,6 @@ def train(
 
         with run.failure_noted(), Preemption(run) as asked:
             Session(run, say=say, asked_to_end=asked).execute()
-    finally:
-        if lock is not None:
-            lock.close()
     return 0
 
 
@@ -120,7 +117,7 @@ def launch(
     resume: Resume = None,
     machine_rank: Annotated[int, "rank of this machine among runtime.machines, from 0"] = 0,
     main_address: Annotated[str | None, "host name or address of machine 0, if there are several machines"] = None,
-    main_port: Annotated[int | None, "free port on machine 0 (default: 29500)"] = None,
+    main_port: Annotated[int | None, "free port on machine 0 (default: 29500)", 1] = None,
     show: Annotated[bool, "print the launch command of this machine and start nothing"] = False,
 ) -> int:
     """Train one run in several processes (runtime.processes), on one machine or several.
@@ -132,39 +129,35 @@ def launch(
     from harness.runs.directory import find_run
 
     config, run = _find(overrides, profile, method, resume)
-    runtime, named = config.runtime, {"main_address": main_address, "main_port": main_port}
-    given: dict[str, object] = {name: value for name, value in named.items() if value is not None}
-    for name in given if runtime.machines == 1 else ():
-        raise ConfigError(f"--{name.replace('_', '-')} is for several machines, but runtime.machines=1")
+    runtime = config.runtime
+    for option, value in (("--main-address", main_address), ("--main-port", main_port)):
+        if value is not None and runtime.machines == 1:
+            raise ConfigError(f"{option} is for several machines, but runtime.machines=1")
     placement = Placement(
         processes=runtime.processes,
         cuda=runtime.device == "cuda" or (runtime.device == "auto" and bool(visible_gpus())),
         machines=runtime.machines,
         machine_rank=machine_rank,
+        main_address=main_address,
+        main_port=main_port or Placement.main_port,
         engine=runtime.engine,
-        **given,  # type: ignore[arg-type]
     )
-    words = ["train", "--resume", str(resume.resolve())] if resume else ["train", "--profile", _absolute(profile)]
-    words += [*(["--method", method] if method else []), *overrides]
-    command_line = worker_command(placement, "harness.cli", words)
+    words = ["--resume", str(resume)] if resume else ["--profile", profile or PROFILE]
+    words += ["--method", method] if method else []
+    command_line = worker_command(placement, "harness.cli", ["train", *words, *overrides])
     if show:
         print(typed(command_line))
         return 0
     # Everything that can be checked is checked before anything is started.
-    needed = placement.processes // placement.machines
-    if placement.cuda and len(visible_gpus()) < needed:
+    needed = runtime.processes // runtime.machines
+    if placement.cuda and (found := len(visible_gpus())) < needed:
         raise ConfigError(
-            f"runtime.processes={placement.processes} on {placement.machines} machines need {needed} GPUs here, but "
-            f"there are {len(visible_gpus())}"
+            f"runtime.processes={runtime.processes} on {runtime.machines} machines need {needed} GPUs here, but there "
+            f"are {found}"
         )
     if run is None:
         find_run(config)
     return os.execve(command_line[0], command_line, process_environment() | {"OMP_NUM_THREADS": str(runtime.threads)})
-
-
-def _absolute(profile: str | None) -> str:
-    """Profile for a process with another working directory: a path is made absolute."""
-    return str(Path(profile).resolve()) if profile and profile.endswith(".yaml") else profile or PROFILE
 
 
 @command

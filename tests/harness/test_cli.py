@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -55,6 +56,13 @@ BAD_INPUT = [
 ]
 
 
+def run(*words: str) -> int:
+    """The exit code of a command."""
+    with pytest.raises(SystemExit) as end:
+        cli.main(words)
+    return int(end.value.code or 0)
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a run, a broken run, and lists of prompts that the miniature cannot draw."""
@@ -72,10 +80,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_bad_input_is_one_line_and_makes_nothing(
     arguments: str, expected: str, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(SystemExit) as end:
-        cli.main([word.replace("{}", str(folder)) for word in arguments.split()])
+    assert run(*(word.replace("{}", str(folder)) for word in arguments.split())) == 2
     said = capsys.readouterr()
-    assert end.value.code == 2
     assert expected in said.err
     assert said.err.startswith("adagrpo: error: ")
     assert (said.err.count("\n"), said.out) == (1, "")
@@ -83,13 +89,12 @@ def test_bad_input_is_one_line_and_makes_nothing(
 
 
 def test_characters_unknown_to_the_model_are_named_before_training(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    monkeypatch.setattr(runs, "prepare_run", partial(runs.prepare_run, root=tmp_path))
     (tmp_path / "prompts.txt").write_text('die "katze" in rot\n')
-    words = [f"prompts.test={tmp_path / 'prompts.txt'}", "evaluation.judges=[ocr]", "experiment=test-cli"]
-    with pytest.raises(SystemExit) as end:
-        cli.main(["train", *words])
-    assert (end.value.code, "has characters or words that" in capsys.readouterr().err) == (2, True)
+    assert run("train", f"prompts.test={tmp_path / 'prompts.txt'}", "evaluation.judges=[ocr]") == 2
+    assert "has characters or words that" in capsys.readouterr().err
 
 
 def test_a_grid_with_a_failed_run_names_it_and_has_exit_code_1(
@@ -97,30 +102,29 @@ def test_a_grid_with_a_failed_run_names_it_and_has_exit_code_1(
 ) -> None:
     monkeypatch.setattr(runs, "prepare_run", lambda config, rerun_changed: config)
     monkeypatch.setattr(jobs, "run_all", lambda runs, slots, say: Outcome([], {"seed1": "ValueError: broken"}))
-    with pytest.raises(SystemExit) as end:
-        cli.main(["grid", "smoke", "runtime.device=cpu"])
-    assert end.value.code == 1
+    assert run("grid", "smoke", "runtime.device=cpu") == 1
     assert capsys.readouterr().err == "failed: seed1: ValueError: broken\n"
 
 
 def test_a_folder_without_runs_gives_no_shards(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as end:
-        cli.main(["shards", str(tmp_path), "--output", str(tmp_path / "out")])
-    assert (end.value.code, "0 finished runs" in capsys.readouterr().out) == (0, True)
+    assert run("shards", str(tmp_path), "--output", str(tmp_path / "out")) == 0
+    assert "0 finished runs" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(
-    ("code", "heavy"),
-    [
-        (
-            "import harness.cli as c; c.parse(['grid', 'smoke'])",
-            {"torch", "numpy", "pydantic", "yaml", "pandas", "harness.config"},
-        ),
-        ("import harness.experiments.runs, harness.experiments.jobs.worker", {"torch"}),
-        ("import harness.experiments.sweep.definition as d; d.load_sweep('smoke')", {"torch"}),
-    ],
-)
-def test_help_looking_and_launching_are_quick_since_they_import_nothing_heavy(code: str, heavy: set[str]) -> None:
-    command = [sys.executable, "-c", f"{code}; import sys; print(*sys.modules)"]
-    loaded = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True).stdout.split()
-    assert not heavy & set(loaded)
+LOOKS = """
+import sys
+from harness.cli import parse
+parse(["grid", "smoke"])
+print(*sys.modules)
+import harness.experiments.runs, harness.experiments.jobs.worker
+from harness.experiments.sweep.definition import load_sweep
+load_sweep("smoke")
+print(*sys.modules)
+"""
+
+
+def test_help_looking_and_launching_are_quick_since_they_import_nothing_heavy() -> None:
+    loaded = subprocess.run([sys.executable, "-c", LOOKS], capture_output=True, text=True, cwd=ROOT, check=True).stdout
+    for_help, for_launching = (set(line.split()) for line in loaded.splitlines())
+    assert not {"torch", "numpy", "pydantic", "yaml", "pandas", "harness.config"} & for_help
+    assert "torch" not in for_launching

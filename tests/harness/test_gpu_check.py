@@ -11,6 +11,7 @@ from markupsafe import escape
 from harness import cli
 from harness.config import compose
 from harness.experiments.doctor.checks import check
+from harness.experiments.doctor.speed import read_measured
 from harness.experiments.gpu_check import checks, report
 from harness.experiments.gpu_check.bench import Bench, Outcome, qwen2_vl
 from harness.foundation.errors import ConfigError
@@ -90,12 +91,14 @@ def test_the_doctor_takes_measured_figures_and_none_of_tiny_widths(tmp_path: Pat
     measured.write_text(json.dumps({"tiny": False, "measured": {"flops": 5e14, "activations": 2.0}}))
 
     def lines(file: Path | None) -> str:
-        return "\n".join(check("paper", measured=None if file is None else report.read_measured(file)).lines())
+        return "\n".join(check("paper", measured={} if file is None else read_measured(file)).lines())
 
     assert "0.0354 s per forward, by 500 measured TFLOP/s" in lines(measured)
     assert "measured" not in lines(None).split("hours")[1].split(";")[0]
     with pytest.raises(ConfigError, match="tiny widths"):
         lines(found / "gpu-check.json")
+    with pytest.raises(ConfigError, match="no such file"):
+        lines(tmp_path / "none.json")
     measured.write_text("{}")
     with pytest.raises(ConfigError, match="was not written by adagrpo gpu-check"):
         lines(measured)

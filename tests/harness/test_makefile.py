@@ -14,26 +14,17 @@ from harness.config import ROOT
 def checkout(tmp_path: Path) -> Path:
     """A checkout whose venv is ready."""
     folder = tmp_path / "a checkout, élan"
-    folder.mkdir()
+    # What pip leaves of an editable install.
+    metadata = folder / ".venv/lib/python3.11/site-packages/adagrpo-0.1.0.dist-info"
+    metadata.mkdir(parents=True)
+    written = {"dir_info": {"editable": True}, "url": folder.resolve().as_uri()}
+    (metadata / "direct_url.json").write_text(json.dumps(written))
     for name in ("Makefile", "requirements.lock", "pyproject.toml"):
         shutil.copy(ROOT / name, folder)
-    install(folder, folder)
-    (stamp(folder)).touch()
-    return folder
-
-
-def install(folder: Path, of: Path) -> None:
-    """What pip leaves of an editable install."""
-    metadata = folder / ".venv/lib/python3.11/site-packages/adagrpo-0.1.0.dist-info"
-    metadata.mkdir(parents=True, exist_ok=True)
-    (metadata / "direct_url.json").write_text(
-        json.dumps({"dir_info": {"editable": True}, "url": of.resolve().as_uri()})
-    )
-
-
-def stamp(folder: Path) -> Path:
     printed = make(folder, "-p", "-n", "help").stdout
-    return folder / next(line for line in printed.splitlines() if line.startswith("READY := ")).split(" := ")[1]
+    [stamp] = [line.split(" := ")[1] for line in printed.splitlines() if line.startswith("READY := ")]
+    (folder / stamp).touch()
+    return folder
 
 
 def make(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -47,13 +38,10 @@ def test_a_venv_that_is_ready_is_left_alone_whatever_times_say(checkout: Path) -
     assert "setting up" not in done.stdout
 
 
-def test_a_venv_is_set_up_again_when_its_pins_change(checkout: Path) -> None:
+def test_a_venv_is_set_up_when_its_pins_change_and_in_a_fresh_checkout(checkout: Path) -> None:
     with (checkout / "requirements.lock").open("a", encoding="utf-8") as lock:
         lock.write("another==1\n")
     assert "requirements.lock" in make(checkout, "-n", "setup").stdout
-
-
-def test_a_fresh_checkout_is_set_up(checkout: Path) -> None:
     shutil.rmtree(checkout / ".venv")
     assert "requirements.lock" in make(checkout, "-n", "setup").stdout
 

@@ -33,9 +33,8 @@ def test_what_an_own_file_names_is_beside_it_or_in_the_working_directory(
 ) -> None:
     beside = tmp_path / "beside"
     beside.mkdir()
-    for folder, words in ((beside, "a red fox"), (tmp_path, "a blue cat")):
-        (folder / "mine.txt").write_text(f"{words}\n")
-    (tmp_path / "here.txt").write_text("a dog\n")
+    for file in (beside / "mine.txt", tmp_path / "mine.txt", tmp_path / "here.txt"):
+        file.write_text("a red fox\n")
     (beside / "my.py").write_text("def Mine(candidates):\n    return 0\n")
     (beside / "model.yaml").write_text((EXPERIMENTS / "models" / "miniature.yaml").read_text())
     profile = (EXPERIMENTS / "profiles" / "smoke.yaml").read_text().replace("miniature\n", "model.yaml\n", 1)
@@ -47,7 +46,8 @@ def test_what_an_own_file_names_is_beside_it_or_in_the_working_directory(
     assert config.plugins["Mine"].source == f"{beside}/my.py:Mine"
     lists = config.prompts.train, config.prompts.validation, config.prompts.test
     assert lists == (str(beside / "mine.txt"), str(tmp_path / "here.txt"), str(beside / "mine.txt"))
-    assert compose("beside/own.yaml", overrides=["prompts.train=mine.txt"]).prompts.train == str(tmp_path / "mine.txt")
+    typed = compose("beside/own.yaml", overrides=["prompts.train=mine.txt"])
+    assert typed.prompts.train == str(tmp_path / "mine.txt")
 
 
 def test_the_study_names_its_own_files_wherever_it_is_called(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

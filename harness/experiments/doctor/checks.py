@@ -10,6 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import psutil
+import torch
+
 from analysis.cells.costs import measured_rates
 from harness.config import ConfigError, RunConfig, compose, grid_of, verification
 from harness.experiments.doctor.sizes import (
@@ -18,6 +21,7 @@ from harness.experiments.doctor.sizes import (
     checkpoint_bytes,
     disk_bytes,
     find_architecture,
+    fullest,
     host_memory,
     kept_bytes,
     memory,
@@ -100,7 +104,7 @@ def check(
     profile: str,
     overrides: Sequence[str] = (),
     seconds: float | None = None,
-    measured: Mapping[str, float] | None = None,
+    measured: Mapping[str, float] = {},
 ) -> Report:
     """Compare what a profile's grid needs with what this machine has. Downloads nothing and loads no model.
 
@@ -108,7 +112,7 @@ def check(
         profile: name of a file in experiments/profiles/, or a path to one.
         overrides: dotted ``key=value`` strings.
         seconds: time of one forward pass of a sample; None takes it from finished runs, else estimates it.
-        measured: measurements of ``adagrpo gpu-check``, see its ``read_measured``; None takes estimates.
+        measured: measurements of ``adagrpo gpu-check``, see ``read_measured``; what it lacks is estimated.
 
     Raises:
         ConfigError: the profile or its grid is not valid, or the GPUs do not answer.
@@ -128,16 +132,14 @@ def check(
             Finding("memory", f"not known: {path} is neither whole here nor of a kind whose sizes are known")
         )
     else:
-        findings += _memory(configs, architecture, rewards, gpus, (measured or {}).get("activations", 1.0))
+        findings += _memory(configs, architecture, rewards, gpus, measured.get("activations", 1.0))
         findings.append(_disk(configs, architecture, download=folder is None))
-    hours = _hours(configs, architecture, gpus, seconds, (measured or {}).get("flops"))
+    hours = _hours(configs, architecture, gpus, seconds, measured.get("flops"))
     return Report(profile, [*findings, *_rewards(rewards, configs), *_prompts(config), hours])
 
 
 def find_gpus() -> list[Gpu]:
     """CUDA devices that a process started here may use. Raises ConfigError if they do not answer."""
-    import torch
-
     if not torch.cuda.is_available():
         return []
     result = subprocess.run([sys.executable, "-c", _PROBE], capture_output=True, text=True, check=False)
@@ -182,26 +184,19 @@ def _memory(
     activations: float,
 ) -> list[Finding]:
     """Compare the grid's most demanding cell with the used GPU that has least free memory, or with main memory."""
-    import psutil
-
-    machine, available = configs[0].runtime.processes // configs[0].runtime.machines, psutil.virtual_memory().available
-    parts = _fullest([memory(config, architecture, rewards, gpus is not None, activations) for config in configs])
-    needed = sum(parts.values())
+    runtime, available = configs[0].runtime, psutil.virtual_memory().available
+    processes = runtime.processes // runtime.machines
+    parts = fullest(memory(config, architecture, rewards, gpus is not None, activations) for config in configs)
     if gpus is None:
-        each = available // machine
-        return [_fits("memory", "per process", parts, needed, each, "of main memory for each")]
+        return [_fits("memory", "per process", parts, available // processes, "of main memory for each")]
     # Without a GPU there is nothing to compare with; the missing GPU is a finding of its own.
-    free = min((gpu.free for gpu in gpus[:machine]), default=None)
-    cards = ", ".join(f"{card} GB {verdict(needed, card * _USABLE)}" for card in CARDS)
-    on_host = _fullest([host_memory(config, architecture, rewards) for config in configs])
+    free = min((gpu.free for gpu in gpus[:processes]), default=None)
+    cards = ", ".join(f"{card} GB {verdict(sum(parts.values()), card * _USABLE)}" for card in CARDS)
+    on_host = fullest(host_memory(config, architecture, rewards) for config in configs)
     return [
-        _fits("memory", f"per process ({cards})", parts, needed, free, "on a GPU"),
-        _fits("host", "of main memory on a machine", on_host, sum(on_host.values()), available if gpus else None),
+        _fits("memory", f"per process ({cards})", parts, free, "on a GPU"),
+        _fits("host", "of main memory on a machine", on_host, available if gpus else None),
     ]
-
-
-def _fullest(estimates: Sequence[dict[str, int]]) -> dict[str, int]:
-    return max(estimates, key=lambda of: sum(of.values()))
 
 
 def verdict(needed: float, free: float) -> str:
@@ -209,7 +204,8 @@ def verdict(needed: float, free: float) -> str:
     return "fits" if needed * _MARGIN <= free else "tight" if needed <= free else "does not fit"
 
 
-def _fits(area: str, what: str, parts: dict[str, int], needed: int, free: int | None, where: str = "here") -> Finding:
+def _fits(area: str, what: str, parts: dict[str, int], free: int | None, where: str = "here") -> Finding:
+    needed = sum(parts.values())
     details = tuple(f"{size(count):>10}  {name}" for name, count in parts.items() if count)
     text = f"about {size(needed)} {what}"
     if free is None:
@@ -299,10 +295,10 @@ def _hours(
         basis = f"as {rates.num_runs} finished runs took"
     elif gpus is not None and architecture is not None:
         each, gpu = seconds_per_forward(architecture, configs[0], gpus[0].name if gpus else "", flops)
-        basis = f"{each:.3g} s per forward, estimated for {gpu} at {UTILISATION:.0%} of its peak"
-        basis += "; adagrpo gpu-check measures it, for --measured"
+        how = f"estimated for {gpu} at {UTILISATION:.0%} of its peak; adagrpo gpu-check measures it, for --measured"
         if flops is not None:
-            basis = f"{each:.3g} s per forward, by {flops / 1e12:.0f} measured TFLOP/s"
+            how = f"by {flops / 1e12:.0f} measured TFLOP/s"
+        basis = f"{each:.3g} s per forward, {how}"
         total, moved = forwards * each, gathered_bytes(architecture, configs[0])
         if moved:
             waits = {link: moved / rate for link, rate in LINKS.items()}

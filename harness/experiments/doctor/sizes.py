@@ -5,11 +5,14 @@ import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from math import prod
 from pathlib import Path
 from typing import Any
 
+import diffusers
+import torch
+from safetensors import safe_open
 from torch import nn
 
 from harness.config import ModelConfig, RewardConfig, RunConfig, num_trained_steps
@@ -54,28 +57,28 @@ class Architecture:
     vae: int
     vae_channels: int
 
-    @property
+    @cached_property
     def parameters(self) -> int:
         """Number of parameters of the transformer."""
-        return sum(parameter.numel() for parameter in self.transformer.parameters())
+        return _parameters_in(self.transformer)
 
-    @property
+    @cached_property
     def blocks(self) -> list[nn.Module]:
         """Blocks of the transformer, of all kinds."""
-        lists = [m for name, m in self.transformer.named_children() if _LISTS_OF_BLOCKS.search(name)]
-        return [block for each in lists if isinstance(each, nn.ModuleList) for block in each]
+        lists = [each for name, each in self.transformer.named_children() if _LISTS_OF_BLOCKS.search(name)]
+        return [block for each in lists for block in each]
 
     @property
     def num_blocks(self) -> int:
         """Number of blocks."""
         return len(self.blocks)
 
-    @property
+    @cached_property
     def largest_block(self) -> int:
         """Number of parameters of the largest block."""
-        return max((sum(p.numel() for p in block.parameters()) for block in self.blocks), default=0)
+        return max(map(_parameters_in, self.blocks))
 
-    @property
+    @cached_property
     def in_linears(self) -> int:
         """Number of weights in the blocks' linear layers: those that ``model.quantise`` compresses."""
         modules = [module for block in self.blocks for module in block.modules()]
@@ -121,6 +124,10 @@ class Architecture:
         return 2 if model.guidance > _GUIDED[type(self.transformer).__name__] else 1
 
 
+def _parameters_in(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
 @cache
 def find_architecture(path: str, folder: Path | None) -> Architecture | None:
     """Sizes of a pipeline by the configurations in its folder, else as published; None if there are neither, or if its
@@ -146,9 +153,6 @@ def find_architecture(path: str, folder: Path | None) -> Architecture | None:
 
 
 def _on_meta(class_name: str, config: Mapping[str, Any]) -> nn.Module:
-    import diffusers
-    import torch
-
     with torch.device("meta"):
         transformer: nn.Module = getattr(diffusers, class_name).from_config(dict(config))
     return transformer
@@ -156,8 +160,6 @@ def _on_meta(class_name: str, config: Mapping[str, Any]) -> nn.Module:
 
 def _count(component: Path) -> int:
     """Number of parameters in a component's safetensors files, read from their headers."""
-    from safetensors import safe_open
-
     total = 0
     for file in component.glob("*.safetensors"):
         with safe_open(file, framework="numpy") as content:
@@ -187,7 +189,7 @@ def memory(
     shares = config.runtime.processes if config.runtime.engine == "fsdp2" else 1
     weights = 4 * trained if is_full else of.frozen(model) + 4 * trained
     gathered = 3 * of.largest_block * (4 if is_full else element) if shares > 1 else 0
-    models = {name: reward_bytes(config, name, on_gpu) for name in dict.fromkeys(rewards)}
+    models = {name: reward_bytes(config, name, on_gpu) for name in rewards}
     moving = {name for name in models if on_gpu and name in config.rewards and config.rewards[name].offload}
     in_low = 2 * (of.largest_block if model.execution.gradient_checkpointing else trained) * (is_full and element == 2)
     encoders = {"text encoders": element * of.text_encoders}
@@ -216,7 +218,12 @@ def memory(
         training | {"activations, or an offloaded reward": drawing},
         training | {"gradients": 4 * trained // shares, "activations of an update, or its step": updating},
     )
-    return max(phases, key=lambda parts: sum(parts.values()))
+    return fullest(phases)
+
+
+def fullest(estimates: Iterable[dict[str, int]]) -> dict[str, int]:
+    """The largest of some estimates of memory, by component."""
+    return max(estimates, key=lambda parts: sum(parts.values()))
 
 
 def bytes_of(model: ModelConfig) -> int:
@@ -291,7 +298,7 @@ def host_memory(config: RunConfig, of: Architecture, rewards: Iterable[str]) -> 
     Base weights are not included: they are read in the dtype that they are stored in, as pages of their files.
     """
     processes = config.runtime.processes // config.runtime.machines
-    settings = {name: config.rewards.get(name, RewardConfig()) for name in dict.fromkeys(rewards)}
+    settings = {name: config.rewards.get(name, RewardConfig()) for name in rewards}
     in_memory = sum(
         reward_bytes(config, name, on_gpu=False) for name, own in settings.items() if own.offload or own.device == "cpu"
     )

@@ -1,11 +1,14 @@
 """Time that a model's arithmetic and its exchange of weights take, computed from its layers without its weights."""
 
+import json
 import re
+from pathlib import Path
 
 from torch import nn
 
-from harness.config import ModelConfig, RunConfig
+from harness.config import ConfigError, ModelConfig, RunConfig
 from harness.experiments.doctor.sizes import Architecture, bytes_of
+from harness.foundation.files import read_text
 from harness.training.accounting import expected_cost
 
 PEAK_TERAFLOPS = {"H200": 989, "H100": 989, "A100": 312, "L40S": 362, "RTX 4090": 165, "RTX 3090": 71, "A10": 125}
@@ -50,6 +53,28 @@ def seconds_per_forward(
     achieved = flops or PEAK_TERAFLOPS[known] * 1e12 * UTILISATION
     each = operations(architecture, config.model) / achieved
     return architecture.forwards_per_velocity(config.model) * each, known
+
+
+def read_measured(file: Path) -> dict[str, float]:
+    """Read the measurements of a GPU: ``flops`` per second, and ``activations`` relative to the doctor's estimate.
+
+    Raises:
+        ConfigError: the file is not from ``adagrpo gpu-check``, has no speed, or is of tiny widths, unlike real models.
+    """
+    text = read_text(file)
+    try:
+        content = json.loads(text)
+        measured: dict[str, float] = content["measured"]
+        is_tiny, flops = content["tiny"], measured.get("flops")
+    except (ValueError, LookupError, TypeError, AttributeError):
+        raise ConfigError(f"--measured {file}: was not written by adagrpo gpu-check") from None
+    if is_tiny:
+        raise ConfigError(
+            f"--measured {file}: is of tiny widths, which say nothing of a real model; measure without --tiny"
+        )
+    if not flops:
+        raise ConfigError(f"--measured {file}: has no speed of a forward; run that check")
+    return measured
 
 
 def gathered_bytes(architecture: Architecture, config: RunConfig) -> float:

@@ -21,7 +21,7 @@ from transformers import (
     T5EncoderModel,
 )
 
-from harness.config import ModelConfig, OptimizerConfig, RewardConfig, RunConfig, compose
+from harness.config import RewardConfig, RunConfig, compose
 from harness.models.pipelines.embedding import PromptEmbedding
 from harness.models.pipelines.policy import Policy
 from harness.models.pipelines.published import FLUX_DEV, SD35_MEDIUM
@@ -85,36 +85,38 @@ class Bench:
             pipe.save_pretrained(folder)
         return folder
 
-    def model(self, name: str = "flux", **settings: Any) -> ModelConfig:
-        """Settings of a model as in the paper's profile, in this bench's size."""
+    def config(self, *overrides: str, method: str = "adagrpo_flux", pipeline: str = "flux") -> RunConfig:
+        """Configuration of a method's run on a pipeline of this bench, with rewards of tiny width."""
         side, text = (64, 64) if self.is_tiny else (512, 256)
-        usual = {"path": str(self.pipeline(name)), "height": side, "width": side, "num_steps": 4, "precision": "bf16"}
-        usual |= {"max_sequence_length": text, "max_batch": self.batch, "guidance": 3.5 if name == "flux" else 4.5}
-        usual |= {"allow_unknown_tokens": True, "allow_long_prompts": True, "execution": {"vae_slicing": True}}
-        return ModelConfig.model_validate(usual | settings)
+        settings = {
+            "model": {
+                "path": str(self.pipeline(pipeline)),
+                "height": side,
+                "width": side,
+                "num_steps": 8,
+                "max_sequence_length": text,
+                "precision": "bf16",
+                "max_batch": self.batch,
+                "execution": {"text_encoders": "keep"},
+            },
+            "rollout": {"prompts_per_iteration": 1},
+            "evaluation": {"test": False, "base_test": False, "gallery": 0},
+            "runtime": {"device": self.device.type},
+        }
+        return compose("paper-dry", method, settings, ["reward={hpsv2: 1}", *overrides])
 
-    def policy(self, tuning: str = "lora", checkpointing: bool = False, **settings: Any) -> Policy:
-        """Policy that trains adapters of rank 64 (4 if tiny), or all weights."""
-        execution = {"gradient_checkpointing": checkpointing, "vae_slicing": True}
-        lora = {"rank": 4 if self.is_tiny else 64, "alpha": 8 if self.is_tiny else 128, "merge_while_sampling": False}
-        optimizer = OptimizerConfig.model_validate({"tuning": tuning, "learning_rate": 1e-4, "lora": lora})
-        return build_policy(self.model(execution=execution, **settings), optimizer, self.device, seed=0)
+    def policy(self, *overrides: str) -> Policy:
+        """Policy that trains adapters of rank 64 (4 if tiny), unless overrides say otherwise."""
+        rank = 4 if self.is_tiny else 64
+        adapters = f"optimizer={{tuning: lora, lora: {{rank: {rank}, alpha: {2 * rank}}}}}"
+        config = self.config(adapters, *overrides)
+        return build_policy(config.model, config.optimizer, self.device, config.seed)
 
     def inputs(self, policy: Policy, count: int | None = None) -> tuple[Tensor, float, PromptEmbedding]:
         """Latents, sigma and text of some samples, the same on every device."""
         count = count or self.batch
         prompts = [f"picture number {i} of a red fox" for i in range(count)]
         return policy.noise(generator_for(1), count), 0.8, policy.encode(prompts)
-
-    def config(self, method: str = "adagrpo_flux", *overrides: str) -> RunConfig:
-        """Configuration of a method's run on this bench's FLUX, with rewards of tiny width."""
-        model = self.model()
-        settings = [f"model.{key}={getattr(model, key)}" for key in ("path", "height", "width", "max_sequence_length")]
-        settings += [f"model.precision={model.precision}", f"model.max_batch={model.max_batch}", "model.num_steps=8"]
-        settings += ["model.execution={vae_slicing: true, gradient_checkpointing: true, text_encoders: keep}"]
-        settings += [f"runtime.device={self.device.type}", "reward={hpsv2: 1}", "rollout.prompts_per_iteration=1"]
-        settings += ["evaluation.test=false", "evaluation.base_test=false", "evaluation.gallery=0"]
-        return compose("paper-dry", method, overrides=[*settings, *overrides])
 
     def trainer(self, config: RunConfig) -> Trainer:
         """Trainer of a run before its first iteration."""
@@ -204,8 +206,8 @@ def distance(ours: Tensor, theirs: Tensor) -> float:
 
 def _of_real_width(name: str, pipe: Any) -> dict[str, Any]:
     """Networks of the published widths, with few transformer blocks and one layer in each text encoder."""
-    t5 = {**pipe.text_encoder_2.config.to_dict()} if name == "flux" else {**pipe.text_encoder_3.config.to_dict()}
-    encoder = T5EncoderModel(T5Config(**{**t5, "d_model": 4096, "d_ff": 1024, "num_layers": 1}))
+    t5 = pipe.text_encoder_2 if name == "flux" else pipe.text_encoder_3
+    encoder = T5EncoderModel(T5Config(**t5.config.to_dict() | {"d_model": 4096, "d_ff": 1024, "num_layers": 1}))
     vae = {**dict(pipe.vae.config), "block_out_channels": (128, 256, 512, 512), "layers_per_block": 2}
     parts: dict[str, Any] = {"vae": AutoencoderKL.from_config(vae)}
     published = FLUX_DEV if name == "flux" else SD35_MEDIUM
@@ -223,4 +225,4 @@ def _of_real_width(name: str, pipe: Any) -> dict[str, Any]:
 
 def _clip(tiny: CLIPTextConfig, width: int, heads: int) -> CLIPTextConfig:
     sizes = {"hidden_size": width, "intermediate_size": 4 * width, "projection_dim": width}
-    return CLIPTextConfig(**{**tiny.to_dict(), **sizes, "num_attention_heads": heads, "num_hidden_layers": 1})
+    return CLIPTextConfig(**tiny.to_dict() | sizes | {"num_attention_heads": heads, "num_hidden_layers": 1})

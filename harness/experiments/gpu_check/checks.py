@@ -36,7 +36,7 @@ _LORA = ("optimizer.tuning=lora", "optimizer.lora.merge_while_sampling=false", "
 
 def parity(bench: Bench) -> Outcome:
     """Sampling in float32 equals the pipeline's own within 1e-4; the distance of bf16 from float32 is 1e-4 to 5e-2."""
-    policy = bench.policy(precision="fp32")
+    policy = bench.policy("model.precision=fp32")
     x, sigma, embedding = bench.inputs(policy, 2)
     pipe = policy._pipeline
     pipe.scheduler = policy._scheduler()
@@ -48,7 +48,7 @@ def parity(bench: Bench) -> Outcome:
         theirs = pipe(**given, **size, guidance_scale=3.5, output_type="latent").images
         exact = policy.velocity(x, sigma, embedding)
         low = bench.policy()
-        rounded = low.velocity(x, sigma, low.encode([f"picture number {i} of a red fox" for i in range(2)]))
+        rounded = low.velocity(*bench.inputs(low, 2))
     noise = distance(rounded, exact)
     apart = float((ours - theirs).abs().max())
     return Outcome({"float32": apart, "bf16": noise}, apart < 1e-4 and 1e-4 < noise < 5e-2)
@@ -74,7 +74,7 @@ def iterations(bench: Bench) -> Outcome:
     """Whole iterations, of all weights and of adapters: the ratio of rollout and first update is 1; times of phases."""
     figures: dict[str, Any] = {}
     for tuning, more in (("all weights", ()), ("adapters", _LORA)):
-        trainer = bench.trainer(bench.config("adagrpo_flux", *more))
+        trainer = bench.trainer(bench.config(*more))
         trainer.iterate()
         record, peak = bench.peak(trainer.iterate)
         bench.noted |= {f"{tuning}: seconds of {phase}": value for phase, value in record["seconds"].items()}
@@ -88,7 +88,7 @@ def iterations(bench: Bench) -> Outcome:
 
 def activations(bench: Bench) -> Outcome:
     """Memory of a forward pass against the doctor's estimate, within 15 %."""
-    policy = bench.policy(tuning="full")
+    policy = bench.policy("optimizer.tuning=full")
     inputs = bench.inputs(policy)
     with torch.no_grad():
         policy.velocity(*inputs)
@@ -103,7 +103,7 @@ def activations(bench: Bench) -> Outcome:
 
 def speed(bench: Bench) -> Outcome:
     """Seconds of a sample's forward pass, and its operations: torch's count against the doctor's, within 5 %."""
-    policy = bench.policy(tuning="full")
+    policy = bench.policy("optimizer.tuning=full")
     inputs = bench.inputs(policy)
 
     def forward() -> None:
@@ -169,7 +169,7 @@ def hpsv3(bench: Bench) -> Outcome:
 
 def sharded(bench: Bench) -> Outcome:
     """FSDP2 on one device: the velocity equals the whole network's bit for bit, and gradients are sharded."""
-    policy = bench.policy(tuning="full", checkpointing=True)
+    policy = bench.policy("optimizer.tuning=full")
     inputs = bench.inputs(policy, 2)
     with torch.no_grad():
         whole = policy.velocity(*inputs)
@@ -206,9 +206,7 @@ def two_processes(bench: Bench) -> Outcome:
 
 def resume(bench: Bench) -> Outcome:
     """Two iterations, at once and with a checkpoint and a restart between them: equal adapters (GPU: within 4e-4)."""
-    config = bench.config(
-        "adagrpo_flux", *_LORA, "iterations=2", "evaluation.interval=1", "evaluation.validation_prompts=1"
-    )
+    config = bench.config(*_LORA, "iterations=2", "evaluation.interval=1", "evaluation.validation_prompts=1")
     whole, broken = (prepare_run(config, bench.folder / "run" / name) for name in ("whole", "broken"))
     first = Session(whole, say=lambda line: None)
     first.execute()
@@ -231,13 +229,8 @@ def small_card(bench: Bench) -> Outcome:
     if bench.on_gpu:
         torch.cuda.set_per_process_memory_fraction(min(1.0, 24e9 / torch.cuda.mem_get_info()[1]))
     try:
-        model = f"model.path={bench.pipeline('sd3')}"
-        few = ("objective.updates_per_iteration=1", "objective.kl_beta=0")
-        size = [f"model.max_sequence_length={bench.model('sd3').max_sequence_length}", model]
-        config = bench.config(
-            "flow_grpo_sd35", *size, *_LORA, "rollout.branch_indices=[0]", "rollout.group_size=2", *few
-        )
-        config = config.model_copy(update={"model": config.model.model_copy(update={"guidance": 4.5})})
+        few = ("rollout.branch_indices=[0]", "rollout.group_size=2", "objective.updates_per_iteration=1")
+        config = bench.config(*_LORA, *few, "objective.kl_beta=0", method="flow_grpo_sd35", pipeline="sd3")
         record, memory = bench.peak(lambda: bench.trainer(config).iterate())
     finally:
         if bench.on_gpu:

@@ -14,7 +14,7 @@ from analysis.formats import WideTable
 from harness.experiments.gpu_check.bench import Bench, Outcome
 from harness.experiments.gpu_check.checks import CHECKS
 from harness.foundation.errors import ConfigError
-from harness.foundation.files import read_text, write_atomically
+from harness.foundation.files import write_atomically
 from harness.runs.directory import environment
 
 
@@ -51,27 +51,6 @@ def run_checks(bench: Bench, output: Path, say: Callable[[str], None], only: str
         write_atomically(output / "gpu-check.json", json.dumps(content, indent=1) + "\n")
         write_atomically(output / "index.html", page(content))
     return all(result["passed"] is not False for result in results)
-
-
-def read_measured(file: Path) -> dict[str, float]:
-    """Read the measurements of a GPU: ``flops`` per second, and ``activations`` relative to the doctor's estimate.
-
-    Raises:
-        ConfigError: the file is not from ``adagrpo gpu-check``, has no speed, or is of tiny widths, unlike real models.
-    """
-    try:
-        content = json.loads(read_text(file))
-        measured: dict[str, float] = {name: float(value) for name, value in content["measured"].items()}
-        is_tiny = content["tiny"]
-    except (ValueError, LookupError, TypeError, AttributeError):
-        raise ConfigError(f"--measured {file}: was not written by adagrpo gpu-check") from None
-    if is_tiny:
-        raise ConfigError(
-            f"--measured {file}: is of tiny widths, which say nothing of a real model; measure without --tiny"
-        )
-    if not measured.get("flops", 0) > 0:
-        raise ConfigError(f"--measured {file}: has no speed of a forward; run that check")
-    return measured
 
 
 def page(content: Mapping[str, Any]) -> str:
