@@ -30,6 +30,7 @@ PLAIN = ["evaluation.base_test=false", "evaluation.interval=25", "evaluation.val
 PAPER = [f"model.path={FLUX}", "rollout={candidates: 10, group_size: 12, branch_indices: [0, 2, 4, 6]}", *PLAIN]
 PAPER += [f"model.{setting}" for setting in ("height=512", "width=512", "num_steps=16", "max_batch=12")]
 PAPER += ["model.max_sequence_length=256", "model.precision=bf16"]
+DRAWING, UPDATING = "activations, or an offloaded reward", "activations of an update, or its step"
 
 
 def config_of(*overrides: str) -> RunConfig:
@@ -72,11 +73,19 @@ def test_seconds_of_a_forward_by_hand(name: str, gpu: str, peak: float) -> None:
     assert guided == pytest.approx(2 * plain)
 
 
-def test_modulation_layers_act_once_a_sample_and_text_layers_on_text() -> None:
-    # torch.utils.flop_counter's own count of the published configurations on the device meta: 17.69 and 2.44.
-    of_flux, of_sd35 = (operations(architecture_of(path), config_of(*PAPER).model) for path in (FLUX, SD35))
-    assert of_flux == pytest.approx(17.686e12, rel=1e-3)
-    assert of_sd35 == pytest.approx(2.443e12, rel=1e-3)
+@pytest.mark.parametrize(
+    ("path", "billions", "blocks", "width", "tokens", "tera_operations"),
+    # torch.utils.flop_counter's own count of the published configurations on the device meta.
+    [(FLUX, 11.9, 57, 3072, 1024 + 256, 17.686), (SD35, 2.24, 24, 1536, 1024 + 77 + 256, 2.443)],
+)
+def test_sizes_of_the_published_models(
+    path: str, billions: float, blocks: int, width: int, tokens: int, tera_operations: float
+) -> None:
+    found, model = architecture_of(path), config_of(*PAPER).model
+    assert found.parameters == pytest.approx(billions * 1e9, rel=0.005)
+    assert (found.num_blocks, found.width, found.tokens(model)) == (blocks, width, tokens)
+    # Modulation layers act once a sample, and text layers on text.
+    assert operations(found, model) == pytest.approx(tera_operations * 1e12, rel=1e-3)
 
 
 def test_shared_weights_are_gathered_for_each_forward_and_backward() -> None:
@@ -88,14 +97,6 @@ def test_shared_weights_are_gathered_for_each_forward_and_backward() -> None:
 
 
 # --- sizes
-
-
-def test_parameters_of_the_published_models() -> None:
-    flux, sd35 = architecture_of(FLUX), architecture_of(SD35)
-    assert flux.parameters == pytest.approx(11.9e9, rel=0.005)
-    assert sd35.parameters == pytest.approx(2.24e9, rel=0.005)
-    assert [(of.num_blocks, of.width) for of in (flux, sd35)] == [(57, 3072), (24, 1536)]
-    assert [of.tokens(config_of(*PAPER).model) for of in (flux, sd35)] == [1024 + 256, 1024 + 77 + 256]
 
 
 @pytest.mark.parametrize("tuning", ["lora", "full"])
@@ -132,37 +133,37 @@ def test_a_runs_disk_is_what_a_run_takes_and_a_finished_one_can_leave_its_weight
     assert not left.exists()
 
 
+def parts_of(path: str, *overrides: str, rewards: tuple[str, ...] = (), on_gpu: bool = True) -> dict[str, int]:
+    """Memory of a model in the paper's setting."""
+    return memory(config_of(*PAPER, f"model.path={path}", *overrides), architecture_of(path), rewards, on_gpu)
+
+
 def test_full_fine_tuning_needs_16_bytes_a_parameter_and_engines_share_them() -> None:
-    flux = architecture_of(FLUX)
-    eight = [*PAPER, "optimizer.tuning=full", "runtime.processes=8", "rollout.prompts_per_iteration=8"]
+    full, count = "optimizer.tuning=full", architecture_of(FLUX).parameters
+    eight = [full, "runtime.processes=8", "rollout.prompts_per_iteration=8"]
     eight += ["model.execution={compile: never, gradient_checkpointing: true}"]
     alone, shared = (
-        memory(config_of(*eight, f"runtime.engine={engine}"), flux, ["hpsv3", "ocr"]) for engine in ("ddp", "fsdp2")
+        parts_of(FLUX, *eight, f"runtime.engine={engine}", rewards=("hpsv3", "ocr")) for engine in ("ddp", "fsdp2")
     )
-    count = flux.parameters
     assert alone["weights"] + alone["gradients"] + alone["optimiser"] == 16 * count
     assert alone["reward models"] == pytest.approx(15.5e9, rel=0.01)
     # No copy in bf16 outlives a layer; the largest block is used, and the next arrives and is cut.
     assert shared["weights"] == pytest.approx(count * 4 / 8)
     assert shared["blocks gathered"] == pytest.approx(3 * 4 * 340e6, rel=0.01)
     assert shared["gradients"] + shared["optimiser"] == pytest.approx(count * 12 / 8)
-    with_kl = memory(config_of(*PAPER, "optimizer.tuning=full", "objective.kl_beta=0.1"), flux, [])
-    assert with_kl["weights of the KL reference"] == 4 * count
+    assert parts_of(FLUX, full, "objective.kl_beta=0.1")["weights of the KL reference"] == 4 * count
 
 
 def test_gradients_are_there_in_an_update_alone_and_without_checkpointing_so_are_copies_of_weights() -> None:
-    flux, full = architecture_of(FLUX), [*PAPER, "optimizer.tuning=full", "model.max_batch=1"]
-    frugal = memory(config_of(*full, "model.execution.gradient_checkpointing=true"), flux, [])
-    plain = memory(config_of(*full), flux, [])
-    step = "activations of an update, or its step"
+    full, checkpointing = ("optimizer.tuning=full", "model.max_batch=1"), "model.execution.gradient_checkpointing=true"
+    frugal, plain = parts_of(FLUX, *full, checkpointing), parts_of(FLUX, *full)
     assert "gradients" in frugal
-    assert frugal[step] == 4 * flux.parameters  # AdamW's step, all weights together
-    assert plain[step] > 2 * flux.parameters
-    execution = "model.execution={vae_slicing: true, gradient_checkpointing: true}"
-    drawing = memory(config_of(*PAPER, "model.max_batch=96", execution), flux, [])
+    assert frugal[UPDATING] == 4 * architecture_of(FLUX).parameters  # AdamW's step, all weights together
+    assert plain[UPDATING] > 2 * architecture_of(FLUX).parameters
+    drawing = parts_of(FLUX, "model.max_batch=96", checkpointing, "model.execution.vae_slicing=true")
     assert "gradients" not in drawing
     # 24 numbers of 16 bits: norms are float32 under CUDA's autocast, and so is what they are joined with.
-    assert drawing["activations, or an offloaded reward"] == 24 * 2 * 96 * 1280 * 3072
+    assert drawing[DRAWING] == 24 * 2 * 96 * 1280 * 3072
 
 
 @pytest.mark.parametrize(("profile", "taken", "free"), [("paper", 47.8, 79.1 * 2**30), ("single-gpu", 16.5, 24e9)])
@@ -183,47 +184,40 @@ def test_main_memory_of_a_machine_is_what_all_its_processes_keep_there() -> None
     assert sum(host_memory(compose("paper-lora"), flux, []).values()) == 8 * 3 * 2**30
 
 
-def of_sd35(*overrides: str, rewards: tuple[str, ...] = (), on_gpu: bool = True) -> SimpleNamespace:
-    """Stable Diffusion 3.5 medium in the paper's setting."""
-    config = config_of(*PAPER, f"model.path={SD35}", *overrides)
-    parts = memory(config, architecture_of(SD35), rewards, on_gpu)
-    kinds = ("activations, or an offloaded reward", "activations of an update, or its step")
-    return SimpleNamespace(parts=parts, activations=next((parts[kind] for kind in kinds if kind in parts), None))
-
-
 def test_settings_that_save_memory_make_it_smaller() -> None:
-    sd35, blocks = architecture_of(SD35), 24
-    of_a_sample = 2 * 2 * (1024 + 77 + 256) * 1536  # twice for guidance, in 16 bits
-    plain = of_sd35("model.execution.text_encoders=free", "rollout.prompts_per_iteration=4")
+    encoders = 2 * architecture_of(SD35).text_encoders
+    of_a_sample = 17 * 24 * 2 * 2 * (1024 + 77 + 256) * 1536  # in 24 blocks, twice for guidance, in 16 bits
+    plain = parts_of(SD35, "model.execution.text_encoders=free", "rollout.prompts_per_iteration=4")
     # 34 bytes per token and channel of 4 prompts of 4 steps, at most model.max_batch of them in a forward.
-    assert plain.activations == 12 * of_a_sample * 17 * blocks
-    assert "text encoders" not in plain.parts
-    few = of_sd35("model.execution.max_train_batch=3", "rollout.prompts_per_iteration=4")
-    assert few.activations == 3 * of_a_sample * 17 * blocks
-    assert few.parts["text encoders"] == 2 * sd35.text_encoders
+    assert plain[UPDATING] == 12 * of_a_sample
+    assert "text encoders" not in plain
+    few = parts_of(SD35, "model.execution.max_train_batch=3", "rollout.prompts_per_iteration=4")
+    assert (few[UPDATING], few["text encoders"]) == (3 * of_a_sample, encoders)
     # One prompt of 4 steps, two updates of two steps each.
-    dealt = of_sd35("objective.updates_per_iteration=2", "objective.update_on=steps", "model.max_batch=4")
-    assert dealt.activations == 2 * of_a_sample * 17 * blocks
+    dealt = parts_of(SD35, "objective.updates_per_iteration=2", "objective.update_on=steps", "model.max_batch=4")
+    assert dealt[UPDATING] == 2 * of_a_sample
     # Before training the encoders are there, but neither gradients nor moments.
-    frugal = of_sd35("model.execution={text_encoders: free, gradient_checkpointing: true}").parts
-    assert frugal["text encoders"] == 2 * sd35.text_encoders
+    frugal = parts_of(SD35, "model.execution={text_encoders: free, gradient_checkpointing: true}")
+    assert frugal["text encoders"] == encoders
     assert "gradients" not in frugal
     large = ["model.height=1024", "model.width=1024", "model.execution.gradient_checkpointing=true"]
-    many, one = (of_sd35(*large, f"model.execution.vae_slicing={sliced}").activations for sliced in ("false", "true"))
-    assert many == 12 * 3 * 4 * 256 * 1024**2 > one
+    many, one = (parts_of(SD35, *large, f"model.execution.vae_slicing={sliced}") for sliced in ("false", "true"))
+    assert many[DRAWING] == 12 * 3 * 4 * 256 * 1024**2 > one.get(DRAWING, one.get(UPDATING, 0))
 
 
 def test_rewards_count_where_they_are() -> None:
-    sizes, both = (4 * 986_109_441, 4 * 427_616_513), ("hpsv2", "clip")
-    assert of_sd35(rewards=both).parts["reward models"] == sum(sizes)
+    def models(*overrides: str, on_gpu: bool = True) -> int:
+        return parts_of(SD35, *overrides, rewards=("hpsv2", "clip"), on_gpu=on_gpu)["reward models"]
+
+    hpsv2, clip = 4 * 986_109_441, 4 * 427_616_513
+    assert models() == hpsv2 + clip
     offload = ["rewards={hpsv2: {offload: true}, clip: {offload: true}}", "rollout.group_size=2", "model.max_batch=1"]
-    scoring = of_sd35(*offload, rewards=both)
-    assert (scoring.parts["reward models"], scoring.activations) == (0, sizes[0])
-    elsewhere = "rewards={hpsv2: {backend: url, url: 'http://a'}, clip: {device: cpu}}"
-    assert of_sd35(elsewhere, rewards=both).parts["reward models"] == 0
-    assert of_sd35("rewards.hpsv2.precision=bf16", rewards=("hpsv2",)).parts["reward models"] == sizes[0] // 2
-    on_cpu = of_sd35(*offload, rewards=both, on_gpu=False).parts  # there is nowhere to go
-    assert (on_cpu["reward models"], on_cpu["CUDA context and workspace"]) == (sum(sizes), 0)
+    assert models(*offload) == 0
+    assert parts_of(SD35, *offload, rewards=("hpsv2", "clip"))[DRAWING] == hpsv2
+    assert models("rewards={hpsv2: {backend: url, url: 'http://a'}, clip: {device: cpu}}") == 0
+    assert models("rewards.hpsv2.precision=bf16") == hpsv2 // 2 + clip
+    assert models(*offload, on_gpu=False) == hpsv2 + clip  # there is nowhere to go
+    assert parts_of(SD35, on_gpu=False)["CUDA context and workspace"] == 0
 
 
 # --- what is missing
