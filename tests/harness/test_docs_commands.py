@@ -43,7 +43,6 @@ CUT = {
     "model.num_steps": "4",
 }
 """Of a run, where its command does not set it."""
-SMALL = "rollout.candidates=2 rollout.group_size=2"
 ADDED = {
     **dict.fromkeys(("grid", "compare", "study"), "--plan"),
     "reproduce": "--plan --profile paper-dry",
@@ -51,8 +50,9 @@ ADDED = {
     "evaluate": "--output scored",
     "watch": "--once --output watch.html",
     "gpu-check": "--tiny --device cpu --only 'speed of a forward' --output checked",
-    "oracle": f"{SMALL} --profile miniature-luck --prompts 3 --noises 2 --references 2 --output bound",
-    "probe": f"{SMALL} --prompts 2 --noises 2 --output probed",
+    "oracle": "rollout.candidates=2 rollout.group_size=2 --profile miniature-luck --prompts 3 --noises 2 "
+    "--references 2 --output bound",
+    "probe": "rollout.candidates=3 rollout.group_size=2 --prompts 2 --noises 2 --output probed",
     "serve-reward": "--port 0",
     "sweep": "--output swept",
 }
