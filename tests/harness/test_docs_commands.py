@@ -7,7 +7,7 @@ import json
 import shlex
 import shutil
 from dataclasses import replace
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from socketserver import BaseServer
 
@@ -22,7 +22,6 @@ from harness.experiments import runs as experiment_runs
 from harness.experiments.gradients import oracle, parallel
 from harness.experiments.jobs.runner import Outcome
 from harness.models.miniature import recipes
-from harness.models.pipelines import files, locate
 from harness.runs import directory
 from harness.runs.directory import RunDirectory
 from tests.test_docs import FOUND
@@ -113,10 +112,6 @@ EXECUTED = {frozenset(words_of(command)): command for command in FOUND if words_
 """One command of those that are the same words now."""
 
 
-find_pipeline, model_fingerprint = cache(locate.find_pipeline), cache(files.model_fingerprint)
-"""Models do not change here; else a plan of hundreds of runs looks at each one's files."""
-
-
 @pytest.fixture(scope="module")
 def template(tmp_path_factory: pytest.TempPathFactory, lora_run: RunDirectory) -> Path:
     """What the working directory of a user has of which the pages speak."""
@@ -127,7 +122,7 @@ def template(tmp_path_factory: pytest.TempPathFactory, lora_run: RunDirectory) -
     lists |= {"data/mine/validation.txt": lines[40:50], "data/mine/test.txt": lines[50:52]}
     quoted = ['"{}",Colors'.format(line.replace('"', '""')) for line in lines[50:52]]
     lists |= {"drawbench.csv": ["Prompts,Category", *quoted]}
-    written = {
+    files = {
         **{name: "\n".join(of_list) + "\n" for name, of_list in lists.items()},
         **{f"hpd/benchmark/{name}.json": json.dumps(lines[50:52]) for name in HPD},
         "hpd/train.json": json.dumps(lines),
@@ -139,8 +134,8 @@ def template(tmp_path_factory: pytest.TempPathFactory, lora_run: RunDirectory) -
     }
     for token in MarkdownIt().parse((ROOT / "docs" / "extend.md").read_text(encoding="utf-8")):
         if token.type == "fence" and token.content.startswith("# "):
-            written[token.content.partition("\n")[0].removeprefix("# ")] = token.content
-    for name, content in written.items():
+            files[token.content.partition("\n")[0].removeprefix("# ")] = token.content
+    for name, content in files.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(content)
     shutil.copytree(lora_run.folder, folder / "results" / "runs" / "miniature" / lora_run.run_id)
@@ -157,8 +152,6 @@ def folder(template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> P
     runs = folder / "results" / "runs"
     for module in (directory, probe, oracle, parallel):
         monkeypatch.setattr(module, "RUNS", runs)
-    monkeypatch.setattr(locate, "find_pipeline", find_pipeline)
-    monkeypatch.setattr(files, "model_fingerprint", model_fingerprint)
     monkeypatch.setattr(directory, "prepare_run", partial(directory.prepare_run, root=runs))
     # The committed study is whole, so that nothing is left to execute; nor are the runs that would confirm it.
     monkeypatch.setattr(sweep, "_identity", lambda loaded: None)
