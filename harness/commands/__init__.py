@@ -136,7 +136,7 @@ def _add(parser: Parser, parameter: Parameter, kind: Any, said: str, least: floa
     else:
         settings["type"] = kind if least is None else _at_least(least, kind)
     if default is not Parameter.empty:
-        settings["default"] = list(default) if "action" in settings and default == () else default
+        settings["default"] = list(default) if default == () else default
         said += f" (default: {default})" * (default not in (None, False, "", ()) and "default" not in said)
     elif is_option:
         settings["required"] = True
