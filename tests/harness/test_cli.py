@@ -15,14 +15,11 @@ from harness.runs import directory as runs
 
 BAD_INPUT = [
     ("train selection=curiculum", "the nearest is 'curriculum'"),
-    ("train model.path=no/such/folder", "is no pipeline folder"),
     ("train prompts.train=missing.txt", "no such file"),
     ("train --resume no/such/run", "no run directory"),
     ("train --resume {} seed=1", "belong to a new run"),
     ("launch --resume {} --profile paper", "belong to a new run"),
-    ("launch --resume {} --method flow_cps", "belong to a new run"),
     ("train prompts.test={}/cat.txt", "has no word to read"),
-    ("train prompts.test={}/teal.txt", "unknown text colour 'teal'"),
     ("grid smoke --seeds 0 fusion.wieght=2 --plan seed=3", "the nearest is 'fusion.weight'"),
     ("grid smoke --plan --sed 3", "unrecognized arguments: --sed 3"),
     ("status --runs {} seed=3", "unrecognized arguments: seed=3"),
@@ -42,7 +39,6 @@ BAD_INPUT = [
     ("study --study nowhere.yaml", "nowhere.yaml: cannot be read"),
     ("oracle --checkpoint no/such/run", "is neither 'base' nor a run directory"),
     ("oracle selection=curriculum", "selection=curriculum: only random can be measured"),
-    ("oracle rollout.wieght=2", "the nearest is"),
     ("oracle --prompts 8", "must be above rollout.candidates=8"),
     ("oracle rollout.kind=full_sde", "only anchor_branch can be measured"),
     ("sweep no-such-sweep", "files there: cost, ema_fusion, "),
@@ -65,14 +61,13 @@ def run(*words: str) -> int:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a run, a broken run, and lists of prompts that the miniature cannot draw."""
+    """A folder with a run, a broken run, and a list of prompts that the miniature's reward cannot read."""
     folder = tmp_path_factory.mktemp("bad input")
     (folder / "empty").mkdir()
     (folder / "broken" / "run").mkdir(parents=True)
     (folder / "broken" / "run" / "config.yaml").write_text("seed: [")
     (folder / "config.yaml").write_text("{}")
-    for name, prompt in {"cat": "a cat", "teal": 'the word "harbor" in teal on yellow'}.items():
-        (folder / f"{name}.txt").write_text(f"{prompt}\n")
+    (folder / "cat.txt").write_text("a cat\n")
     return folder
 
 
