@@ -14,8 +14,8 @@ from harness.foundation.errors import ConfigError
 
 MAX_VALUES = 100_000
 """Largest number of values in a text; those behind an alias count each time."""
-MAX_CHARACTERS = 20_000
-"""Longest text, several times a run's configuration; a longer one could nest so deeply that the C parser overflows."""
+MAX_DEPTH = 1_000
+"""Deepest nesting that is read; at some tens of thousands the C parser would overflow."""
 _TAG = "tag:yaml.org,2002:"
 _PLAIN = (
     ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
@@ -58,15 +58,24 @@ def parse(text: str, where: str, note: Callable[[str, int], None] = lambda key, 
     Raises:
         ConfigError: one line with the place and what to write instead.
     """
-    if len(text) > MAX_CHARACTERS:
-        raise ConfigError(f"{where}: has more than {MAX_CHARACTERS:,} characters")
     try:
+        if len(text) > 10 * MAX_DEPTH:  # else it cannot nest so deeply that composing it is a danger
+            _require_shallow(text)
         node = yaml.compose(text, _Loader)
         return None if node is None else _Reader(where, note).value(node, "")
     except yaml.YAMLError as error:
         raise ConfigError(f"{where}: not valid YAML: {' '.join(str(error).split())}") from None
     except RecursionError:
         raise ConfigError(f"{where}: brackets or indents are nested too deeply") from None
+
+
+def _require_shallow(text: str) -> None:
+    """Raise RecursionError if a text nests deeper than ``MAX_DEPTH``; events, unlike nodes, are read one by one."""
+    depth = 0
+    for event in yaml.parse(text, _Loader):
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > MAX_DEPTH:
+            raise RecursionError
 
 
 def dump(content: Any, **options: Any) -> str:
