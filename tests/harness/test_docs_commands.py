@@ -17,8 +17,12 @@ from markdown_it import MarkdownIt
 from harness import cli
 from harness.commands import sweep
 from harness.config import ROOT
+from harness.experiments import probe
 from harness.experiments import runs as experiment_runs
+from harness.experiments.gradients import oracle, parallel
 from harness.experiments.jobs.runner import Outcome
+from harness.experiments.sweep import study as sweep_study
+from harness.experiments.sweep.study import find_study
 from harness.models.miniature import recipes
 from harness.runs import directory
 from harness.runs.directory import RunDirectory
@@ -38,31 +42,33 @@ CUT = {
     "evaluation.test": "false",
     "evaluation.base_test": "false",
     "model.num_steps": "4",
-    "model.execution.compile": "never",
 }
 """Of a run, where its command does not set it."""
-BEFORE = {"evaluate": "--prompts few.txt --rewards colour --noises 1"}
-"""Options of a command that has none of its own."""
-AFTER = {
+ADDED = {
     **dict.fromkeys(("grid", "compare", "study"), "--plan"),
     "reproduce": "--plan --profile paper-dry",
     "launch": "--show",
     "evaluate": "--output scored",
     "watch": "--once --output watch.html",
     "gpu-check": "--tiny --device cpu --only 'speed of a forward' --output checked",
-    "oracle": "model.execution.compile=never rollout.candidates=2 rollout.group_size=2 --profile miniature-luck "
-    "--prompts 3 --noises 2 --references 2 --output bound",
-    "probe": "model.execution.compile=never --prompts 2 --noises 2 --output probed",
+    "oracle": "rollout.candidates=2 rollout.group_size=2 --profile miniature-luck --prompts 3 --noises 2 "
+    "--references 2 --output bound",
+    "probe": "rollout.candidates=3 rollout.group_size=2 model.num_steps=4 --prompts 2 --noises 2 --output probed",
     "serve-reward": "--port 0",
     "sweep": "--output swept",
 }
 """Options that take the place of a command's own where its work takes minutes to hours: it is composed, or small."""
 STANDS_FOR = {
     **dict.fromkeys(("CHECKPOINT", "results/runs/EXPERIMENT/RUN", "results/runs/miniature/RUN"), "RUN"),
-    "FOLDER": "exported",
+    **dict.fromkeys(("results/runs/EXPERIMENT", "results/runs/smoke", "results/runs/quick"), "results/runs/miniature"),
+    **dict.fromkeys(("results/reports/smoke", "results/reports/quick"), "results/reports/miniature"),
+    **dict.fromkeys(("FOLDER", "lora"), "exported"),
     "hpsv2,clip": "colour",
     "1024": "32",
+    "28": "4",
     "96": "2",
+    "600": "12",
+    "8": "2",
     "a red fox": 'the word "facet" in purple on pink',
     "...": "paper-dry",
     "ema_fusion_letters": "ema_fusion",
@@ -78,11 +84,11 @@ HPD = ("anime", "concept-art", "paintings", "photo")
 PROFILE = "use_model: miniature\nuse_method: flow_grpo\nuse_reward: ocr\nverified: never\nexperiment: mine\n"
 
 
-def words_of(command: str, run: Path) -> list[str] | None:
-    """The words to execute; None for a command that is left."""
+def words_of(command: str) -> tuple[str, ...]:
+    """The words to execute, with RUN for a run's directory; none for a command that is left."""
     if any(mark in command for mark in LEFT.values()):
-        return None
-    name, *rest = [STANDS_FOR.get(word, word).replace("RUN", str(run)) for word in FOUND[command]]
+        return ()
+    name, *rest = [STANDS_FOR.get(word, word) for word in FOUND[command]]
     if name == "train":
         if rest[:1] == ["paper-dry"]:  # whatever comes before
             del rest[0]
@@ -94,57 +100,70 @@ def words_of(command: str, run: Path) -> list[str] | None:
         if any(mark in command for mark in COMPOSED.values()):
             name = "show-config"
     if name == "grid" and "--on" in rest:
-        return [*(word.replace("paper", "smoke") for word in (name, *rest))]
+        return name, *(word.replace("paper", "smoke") for word in rest)
     if rest[:1] == ["published"]:
         rest += ["--profile", "paper-dry"]
     if {"--help", "--version", "--list"} & {name, *rest}:
-        return [name, *rest]
-    return [name, *shlex.split(BEFORE.get(name, "")), *rest, *shlex.split(AFTER.get(name, ""))]
+        return name, *rest
+    if name == "evaluate":
+        rest = ["--prompts", "few.txt", "--rewards", "colour", "--noises", "1", *rest]
+    return name, *rest, *shlex.split(ADDED.get(name, ""))
 
 
-@pytest.fixture
-def folder(tmp_path: Path, lora_run: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The working directory of a user who has what the pages speak of; runs go below it."""
+EXECUTED = {frozenset(words_of(command)): command for command in FOUND if words_of(command)}.values()
+"""One command of those that are the same words now."""
+
+
+@pytest.fixture(scope="module")
+def template(tmp_path_factory: pytest.TempPathFactory, lora_run: RunDirectory) -> Path:
+    """What the working directory of a user has of which the pages speak."""
+    folder = tmp_path_factory.mktemp("template")
     lines = (ROOT / "harness/models/miniature/data/train.txt").read_text().splitlines()
     lists = {"few.txt": lines[50:52], "mine-too.txt": lines[40:50]}
     lists |= dict.fromkeys(("mine.txt", "data/mine/train.txt"), lines[:40])
     lists |= {"data/mine/validation.txt": lines[40:50], "data/mine/test.txt": lines[50:52]}
-    listed = {name: "\n".join(of_list) + "\n" for name, of_list in lists.items()}
-    listed |= {f"hpd/benchmark/{name}.json": json.dumps(lines[50:52]) for name in HPD} | {
-        "hpd/train.json": json.dumps(lines)
-    }
+    quoted = ['"{}",Colors'.format(line.replace('"', '""')) for line in lines[50:52]]
+    lists |= {"drawbench.csv": ["Prompts,Category", *quoted]}
     files = {
-        **listed,
-        "drawbench.csv": "Prompts,Category\n"
-        + "".join('"{}",Colors\n'.format(x.replace('"', '""')) for x in lines[50:52]),
+        **{name: "\n".join(of_list) + "\n" for name, of_list in lists.items()},
+        **{f"hpd/benchmark/{name}.json": json.dumps(lines[50:52]) for name in HPD},
+        "hpd/train.json": json.dumps(lines),
         "more.jsonl": '{"prompt": "the word \\"more\\" in red on white"}\n',
         "my.py": "def Rule(candidates):\n    return 0\n",
         "my/profile.yaml": PROFILE,
         "my-cluster.yaml": "launcher: print\n",
         "results/gpu-check/gpu-check.json": '{"tiny": false, "measured": {"flops": 4e14}}',
     }
-    for name, content in files.items():
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_text(content)
     for token in MarkdownIt().parse((ROOT / "docs" / "extend.md").read_text(encoding="utf-8")):
         if token.type == "fence" and token.content.startswith("# "):
-            (tmp_path / token.content.partition("\n")[0].removeprefix("# ")).write_text(token.content)
-    runs = tmp_path / "results" / "runs"
-    for experiment in ("miniature", "smoke", "quick", "EXPERIMENT"):
-        shutil.copytree(lora_run.folder, runs / experiment / lora_run.run_id)
-    for place in (runs, tmp_path / "results"):
-        (place / "sweep-ema_fusion").mkdir()
-        shutil.copy(ROOT / "results" / "sweep-ema_fusion" / "study.db", place / "sweep-ema_fusion")
-    monkeypatch.setattr(directory, "RUNS", runs)
+            files[token.content.partition("\n")[0].removeprefix("# ")] = token.content
+    for name, content in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(content)
+    shutil.copytree(lora_run.folder, folder / "results" / "runs" / "miniature" / lora_run.run_id)
+    for place in ("results/runs", "results"):
+        (folder / place / "sweep-ema_fusion").mkdir()
+        shutil.copy(ROOT / "results" / "sweep-ema_fusion" / "study.db", folder / place / "sweep-ema_fusion")
+    return folder
+
+
+@pytest.fixture
+def folder(template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The working directory of a user; runs go below it."""
+    folder = Path(shutil.copytree(template, tmp_path / "work"))
+    runs = folder / "results" / "runs"
+    for module in (directory, probe, oracle, parallel):
+        monkeypatch.setattr(module, "RUNS", runs)
+    monkeypatch.setattr(parallel, "WARM_UP", 1)
     monkeypatch.setattr(directory, "prepare_run", partial(directory.prepare_run, root=runs))
     # The committed study is whole, so that nothing is left to execute; nor are the runs that would confirm it.
-    monkeypatch.setattr(sweep, "_identity", lambda loaded: None)
+    monkeypatch.setattr(sweep_study, "find_study", lambda loaded, storage, same_model=True: find_study(loaded, storage))
     monkeypatch.setattr(sweep, "_execute", lambda *given: {})
     monkeypatch.setattr(experiment_runs, "run_all", lambda *given: Outcome())
     monkeypatch.setattr(BaseServer, "serve_forever", lambda server: None)
     monkeypatch.setattr(recipes, "RECIPES", {name: _short(recipe) for name, recipe in recipes.RECIPES.items()})
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
+    monkeypatch.chdir(folder)
+    return folder
 
 
 def _short(recipe: recipes.Recipe) -> recipes.Recipe:
@@ -152,14 +171,10 @@ def _short(recipe: recipes.Recipe) -> recipes.Recipe:
     return replace(recipe, stages=stages, pictures=8, batch_size=2)
 
 
-@pytest.mark.parametrize("command", FOUND)
-def test_a_command_of_the_docs_does_what_it_says_it_does(
-    command: str, folder: Path, lora_run: RunDirectory, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.parametrize("command", EXECUTED, ids=lambda command: command)
+def test_a_command_of_the_docs_does_what_it_says_it_does(command: str, folder: Path, lora_run: RunDirectory) -> None:
+    words = words_of(command)
     run = folder / "results" / "runs" / "miniature" / lora_run.run_id
-    words = words_of(command, run)
-    if words is None:
-        return
     if words[0] == "new":
         (folder / "second_hardest.py").unlink()
     if words[0] == "prompts":
@@ -169,7 +184,7 @@ def test_a_command_of_the_docs_does_what_it_says_it_does(
     if "another-lora.safetensors" in words:
         executed("export", str(run), "--output", "exported")
         shutil.copy(next(Path("exported").glob("*.safetensors")), "another-lora.safetensors")
-    executed(*words)
+    executed(*(word.replace("RUN", str(run)) for word in words))
     if words[0] == "train":
         [made] = [one for one in directory.RUNS.glob("*/*/status.json") if one.parent.name != lora_run.run_id]
         assert RunDirectory(made.parent).status()["state"] == "finished"
@@ -183,5 +198,4 @@ def executed(*words: str) -> None:
 
 
 def test_all_but_two_commands_are_executed() -> None:
-    left = [command for command in FOUND if words_of(command, Path("run")) is None]
-    assert len(left) == 2, left
+    assert len([command for command in FOUND if not words_of(command)]) == 2
