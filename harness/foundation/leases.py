@@ -46,7 +46,8 @@ class Lease(io.BytesIO):
             if old < number:
                 _file(path, old).unlink(missing_ok=True)
         self._ended.clear()
-        threading.Thread(target=self._beat, daemon=True).start()
+        self._beats = threading.Thread(target=self._beat, daemon=True)
+        self._beats.start()
 
     def close(self) -> None:
         """Release the lease."""
