@@ -325,3 +325,14 @@ def test_an_offloaded_model_is_on_its_device_only_while_it_scores(monkeypatch: p
     monkeypatch.setattr(nn.Linear, "buffers", full)
     with pytest.raises(RewardError, match=r"\Areward 'layer': no GPU memory for its model; set rewards.layer[^\n]*\Z"):
         reward.score(pictures(), PROMPTS)
+
+
+def test_files_of_two_folders_have_one_sum_wherever_the_folders_lie(tmp_path: Path) -> None:
+    def sum_of(weights: str, base: str) -> str:
+        files = [tmp_path / weights / "weights.pt", tmp_path / base / "config.json"]
+        for file in files:
+            file.parent.mkdir()
+            file.write_text(file.name)
+        return checkpoints.sha256_of(files)
+
+    assert sum_of("a", "b") == sum_of("d", "c")

@@ -95,11 +95,10 @@ def _advice(place: str, weights: bool) -> str:
 
 
 def sha256_of(files: Iterable[Path]) -> str:
-    """sha256 over names and contents of files, in the order of their paths."""
+    """sha256 over names and contents of files, wherever they lie: a run's id depends on it, which outlives a move."""
     digest = hashlib.sha256()
-    for file in sorted(files):
-        digest.update(file.name.encode())
-        digest.update(remembered_sha256(file).encode())
+    for name, content in sorted((file.name, remembered_sha256(file)) for file in files):
+        digest.update(name.encode() + content.encode())
     return digest.hexdigest()
 
 
