@@ -78,7 +78,7 @@ bench: $(READY)  ## time an iteration against a plain loop; needs a quiet machin
 DOCUMENTED := tests/harness/test_docs_commands.py tests/test_notebook.py
 
 test: $(READY)  ## run the tests
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal $(DOCUMENTED:%=--ignore=%)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 $(DOCUMENTED:%=--ignore=%)
 
 test-docs: $(READY)  ## execute the notebook, and the commands of README and docs that take no hours, GPU or weights
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 $(DOCUMENTED)
