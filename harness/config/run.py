@@ -159,7 +159,7 @@ class RunConfig(Section):
 
     def trained_reward(self, metrics: Mapping[str, float]) -> float:
         """Trained reward in an evaluation's metrics: the weighted sum of the normalised rewards."""
-        return float(trained_reward(self.model_dump()).total(metrics))
+        return float(trained_reward(self.model_dump(include={"reward", "rewards"})).total(metrics))
 
     @property
     def scores_candidates(self) -> bool:

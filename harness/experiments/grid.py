@@ -24,6 +24,8 @@ from harness.config import (
 )
 from harness.foundation.plugins import is_reference
 
+_MAX_SEEDS = 100_000
+
 
 class GridConfig(Section):
     """Content of a grid's file, see ``expand_grid``."""
@@ -105,6 +107,8 @@ def parse_seeds(text: str, where: str = "--seeds") -> list[int]:
         first, last = int(match[1]), int(match[2] or match[1])
         if last < first:
             raise ConfigError(f"{where} {text}: the range {part.strip()} is empty")
+        if last - first >= _MAX_SEEDS:
+            raise ConfigError(f"{where} {text}: the range {part.strip()} has more than {_MAX_SEEDS:,} seeds")
         seeds += range(first, last + 1)
     return list(dict.fromkeys(seeds))
 

@@ -33,6 +33,7 @@ def test_several_cpu_processes_are_not_left_to_accelerate_and_one_needs_no_launc
     [
         ({"processes": 2, "machines": 2}, "2 machines need the address of the first one"),
         ({"machine_rank": 1}, "machine rank 1: must be 0 to 0"),
+        ({"processes": 2, "machines": 2, "main_address": "a", "main_port": 65536}, "must be 1 to 65535"),
     ],
 )
 def test_impossible_placements_are_errors(settings: dict, message: str) -> None:

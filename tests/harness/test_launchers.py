@@ -180,6 +180,7 @@ def test_what_is_in_the_queue_is_told_and_not_handed_over_again(
     monkeypatch.setenv("PATH", f"{squeue.parent}:{os.environ['PATH']}")
     for number, run in enumerate(runs):
         (run.folder / JOB).write_text(json.dumps({"launcher": "slurm", "job": f"7_{number}"}))
+    (runs[1].folder / JOB).write_text('{"launcher"')  # damaged
     assert queued(run.folder for run in runs) == {
         runs[0].folder: "7_0 PENDING, Resources",
         runs[2].folder: "7_2 RUNNING, None",

@@ -45,6 +45,8 @@ class Placement:
             raise ConfigError(f"machine rank {self.machine_rank}: must be 0 to {self.machines - 1}")
         if self.machines > 1 and self.main_address is None:
             raise ConfigError(f"{self.machines} machines need the address of the first one")
+        if not 1 <= self.main_port <= 65535:
+            raise ConfigError(f"main port {self.main_port}: must be 1 to 65535")
 
     @property
     def configuration(self) -> Path:

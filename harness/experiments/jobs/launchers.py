@@ -273,10 +273,12 @@ def queued(folders: Iterable[Path]) -> dict[Path, str]:
     """Slurm job and state of each run that squeue still lists, by folder; needs no accounting database."""
     jobs = {}
     for folder in folders:
-        if (folder / JOB).is_file():
+        try:
             note = json.loads((folder / JOB).read_bytes())
             if note["launcher"] == "slurm":
-                jobs[folder] = note["job"]
+                jobs[folder] = str(note["job"])
+        except (OSError, ValueError, LookupError, TypeError):
+            continue
     if not jobs or shutil.which("squeue") is None:
         return {}
     command = ["squeue", "--noheader", "--array", "--user", getpass.getuser(), "--format", "%i|%T|%r"]
