@@ -78,8 +78,10 @@ def paired_interval(treatment: ArrayLike, control: ArrayLike, confidence: float 
         ValueError: different shapes, or fewer than 2 seeds.
     """
     ours, theirs = np.asarray(treatment, dtype=float), np.asarray(control, dtype=float)
-    if ours.shape != theirs.shape or len(ours) < 2:
-        raise ValueError(f"shapes {ours.shape} and {theirs.shape}: pairs need equal shapes and at least 2 seeds")
+    if ours.shape != theirs.shape or ours.ndim not in (1, 2) or 0 in ours.shape:
+        raise ValueError(f"shapes {ours.shape} and {theirs.shape}: pairs need equal [seeds] or [seeds, prompts]")
+    if len(ours) < 2:
+        raise ValueError("one seed has no interval: at least 2 are needed")
     differences = ours - theirs
     deviate = _deviate(confidence, [len(differences)])
     return _interval(float(differences.mean()), _resampled_means(differences), _bootstrap_error(differences), deviate)

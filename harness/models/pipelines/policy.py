@@ -315,6 +315,8 @@ class Policy(ABC):
         trained = self.transformer
         if self._is_lora:
             trained.disable_adapters()
+        elif self._reference is None:
+            raise RuntimeError("call keep_reference() before training starts")
         else:
             self.transformer = self._reference
         try:
