@@ -227,7 +227,7 @@ def _progress(log: RunLog) -> dict[str, Any]:
         "reason": log.status.get("reason") or "",
         "iteration": log.iteration,
         "iterations": config["iterations"],
-        "processor": _hardware(log),
+        "processor": hardware_of(log),
         "folder": log.path,
         "updated": str(log.status.get("updated") or ""),
         "config": config,
@@ -235,7 +235,7 @@ def _progress(log: RunLog) -> dict[str, Any]:
     }
 
 
-def _hardware(log: RunLog) -> str:
+def hardware_of(log: RunLog) -> str:
     """The processor that made a run, and the GPUs if it could use any; equal to no other run's if it was resumed on
     other hardware, so that no pair counts and no seconds are averaged with others."""
     first, resumed = log.environment, log.environment.get("resumed") or ()

@@ -29,14 +29,14 @@ def describe_environments(environments: Iterable[Mapping[str, Any]]) -> dict[str
         found.setdefault(name, set()).update(filter(None, values))
 
     for one in filter(None, environments):
-        executions = ((one, ""), *((resumed, " (resumed)") for resumed in one.get("resumed", ())))
-        add("Code", *(f"{e['code_sha256'][:12]}{what}" for e, what in executions if e.get("code_sha256")))
         add("Command", str(one.get("command") or "not recorded, see docs/results.md"))
-        add("Commit", str(one.get("commit") or ""))
-        add("Python", str(one.get("python") or ""))
-        add("Packages", *(f"{name} {version}" for name, version in one.get("packages", {}).items()))
-        add("Hardware", f"{one.get('cores', '?')} cores {one.get('processor', '')}".strip())
-        add("GPU", *(one.get("gpus") or ["no GPU"]))
+        for execution, what in ((one, ""), *(({**one, **own}, " (resumed)") for own in one.get("resumed", ()))):
+            add("Code", *(f"{sha256[:12]}{what}" for sha256 in filter(None, [execution.get("code_sha256")])))
+            add("Commit", str(execution.get("commit") or ""))
+            add("Python", str(execution.get("python") or ""))
+            add("Packages", *(f"{name} {version}" for name, version in execution.get("packages", {}).items()))
+            add("Hardware", f"{execution.get('cores', '?')} cores {execution.get('processor', '')}".strip())
+            add("GPU", *(execution.get("gpus") or ["no GPU"]))
     return {name: ", ".join(sorted(values)) for name, values in found.items() if values}
 
 

@@ -259,11 +259,19 @@ class Study:
 
     def _pair(self, first: tuple[Cell, str], second: tuple[Cell, str], split: str) -> tuple[list[int], Pair]:
         ours, theirs = (self.values(*side, split) for side in (first, second))
-        seeds = sorted(set(ours.index) & set(theirs.index))
+        seeds = sorted(set(ours.index) & set(theirs.index) & self.comparable(first[0], second[0]))
         by_prompt = [self._by_prompt(*side, split, seeds) for side in (first, second)]
         if by_prompt[0] is not None and by_prompt[1] is not None and by_prompt[0].shape == by_prompt[1].shape:
             return seeds, Pair(by_prompt[0], by_prompt[1])
         return seeds, Pair(ours[seeds].to_numpy(), theirs[seeds].to_numpy())
+
+    def comparable(self, first: Cell, second: Cell) -> set[int]:
+        """Seeds whose runs of both cells were made on one model of processor: another's rounding is no treatment."""
+        of_cell = dict(self.cells)
+        if first not in of_cell or second not in of_cell:
+            return set()
+        made_on = [of_cell[cell].groupby("seed")["processor"].agg(set) for cell in (first, second)]
+        return {seed for seed, found in made_on[0].items() if len(found | made_on[1].get(seed, {None})) == 1}
 
     def _by_prompt(self, cell: Cell, metric: str, split: str, seeds: Sequence[int]) -> np.ndarray | None:
         """Final values ``[seeds, prompts]``; None if a run has no values per prompt, or if their numbers differ."""

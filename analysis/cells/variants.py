@@ -26,13 +26,17 @@ _SHORT = {
     "method.eta": "eta",
     "fusion.kind": "fusion",
 }
-_NOT_READ_BY_BASE = ("fusion.", "capability.", "rollout.candidates")
+_NOT_READ_BY_BASE = ("fusion.", "capability.", "rollout.candidates", "choice.level")
+_OF_THE_PAPER = {"fusion.kind": "fused", "fusion.same_length": "False"}
+"""Settings that are always named where they differ from the paper's: "+ fusion" alone is the paper's fusion."""
 _MODEL = "model"
 _ABSENT = ""
 
 
 def name_variants(configs: Sequence[Mapping[str, Any]], environments: Sequence[Mapping[str, Any]]) -> list[str]:
     """Name each run's variant, such as "G 15" or "decay 0.95, P 2"; empty if it is like most runs of its kind.
+
+    Another kind of fusion than the paper's is always named.
 
     Runs record the settings that their numbers depend on, without those at their defaults, so that a run made before a
     setting existed equals one made with the setting off. If a run of a group did not record them, whole configurations
@@ -52,6 +56,7 @@ def name_variants(configs: Sequence[Mapping[str, Any]], environments: Sequence[M
         settings = [_settings(s, configs[i]) for s, i in zip(sources, members, strict=True)]
         keys = dict.fromkeys(key for own in settings for key in own)
         usual = usual_values([{key: own.get(key, _ABSENT) for key in keys} for own in settings])
+        usual |= dict.fromkeys(_OF_THE_PAPER, _ABSENT)
         for i, own in zip(members, settings, strict=True):
             # Settings of fusion do not matter to a run without it.
             silent = () if configs[i].get("fusion", {}).get("enabled", True) else ("fusion.",)
@@ -73,7 +78,11 @@ def variant_of_base(variant: str) -> str:
 
 
 def _settings(source: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, str]:
-    settings = {key: text for key, text in flatten(source) if key not in _NAMED and _matters(key)}
+    settings = {
+        key: text
+        for key, text in flatten(source)
+        if key not in _NAMED and _matters(key) and _OF_THE_PAPER.get(key) != text
+    }
     # Only the model's name counts, since paths differ between machines.
     return settings | {_MODEL: PurePath(str(config.get("model", {}).get("path", ""))).name}
 

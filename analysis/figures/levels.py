@@ -19,7 +19,8 @@ _APART = 0.011
 
 def map_panels(frame: pd.DataFrame) -> list[Panel]:
     """Make panels from ``analysis.verdicts.levels.map_frame``: by the prompt's share, and by cosines, if known."""
-    title, note = "When choosing prompts pays", "Line: one-sided 95 % bounds"
+    title = "When choosing prompts pays"
+    note = "Vertical: one-sided 95 % bounds; horizontal: 95 % interval of the probe"
     return [
         Panel(name, title, partial(_draw, frame=frame, column=column, label=label), 3.9, note)
         for column, (name, label) in _AXES.items()
@@ -30,11 +31,14 @@ def map_panels(frame: pd.DataFrame) -> list[Panel]:
 def _draw(axes: Axes, frame: pd.DataFrame, column: str, label: str) -> None:
     axes.axhline(0, color=INK, linewidth=0.8)
     rules = list(dict.fromkeys(frame["selection"]))
+    prefix = "share" if column == "prompt_share" else column
     apart = _APART * max(frame[column].max() - frame[column].min(), 0.1)
     for number, rule in enumerate(rules):
         rows, colour = frame[frame["selection"] == rule].sort_values(column), selection_colour(rule)
-        x = rows[column] + apart * (number - (len(rules) - 1) / 2)
-        axes.vlines(x, 100 * rows["lower"], 100 * rows["upper"], color=colour, linewidth=2)
-        axes.plot(x, 100 * rows["difference"], "o-", color=colour, linewidth=1, markersize=6, label=rule)
+        shift, y = apart * (number - (len(rules) - 1) / 2), 100 * rows["difference"]
+        axes.vlines(rows[column] + shift, 100 * rows["lower"], 100 * rows["upper"], color=colour, linewidth=2)
+        # A rule's own points: their order along the axis may be chance.
+        axes.hlines(y, rows[f"{prefix}_low"] + shift, rows[f"{prefix}_high"] + shift, color=colour, linewidth=0.8)
+        axes.plot(rows[column] + shift, y, "o", color=colour, markersize=6, label=rule)
     axes.set_xlabel(label)
     axes.set_ylabel("Beside random prompts,\n% of what these gain")

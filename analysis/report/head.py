@@ -30,8 +30,7 @@ def headline(found: Conclusions | None) -> str:
     if found is not None and is_comparison(found):
         return " ".join(sentences(found.main))
     whole = [one for one in found.main if "AdaGRPO" in one.claim.statement] if found else []
-    decided = [one for one in whole if one.verdict != "undecided"]
-    return " ".join(sentences(decided or whole)) or "What was reached; too little to decide anything."
+    return " ".join(sentences(whole)) or "What was reached; too little to decide anything."
 
 
 def added_by_study(study: Study) -> WideTable | None:

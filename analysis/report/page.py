@@ -59,13 +59,16 @@ SECTIONS = {
 _FOLDED = ("chosen", "selection", "costs", "experiments", "stability", "curves", "cells", "runs")
 
 
-def render_page(logs: Logs, parts: Sequence[Part], levels: Sequence[Drawing] = ()) -> str:
+def render_page(
+    logs: Logs, parts: Sequence[Part], levels: Sequence[Drawing] = (), tested: WideTable | None = None
+) -> str:
     """Render the page as HTML.
 
     Args:
         logs: all runs.
         parts: one part per study.
         levels: figures of the map; empty unless at least two of its experiments are decided.
+        tested: table of the map's test; None unless all three are decided.
     """
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(_TEMPLATES),
@@ -107,6 +110,7 @@ def render_page(logs: Logs, parts: Sequence[Part], levels: Sequence[Drawing] = (
         published=next((p for part in parts if (p := part.figures["published"].panels)), []),
         grid=conclusions,
         map=levels,
+        map_test=tested,
         endpoint=" or ".join(dict.fromkeys(study["endpoint"] for study in studies)),
     )
 

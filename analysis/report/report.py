@@ -15,7 +15,7 @@ from analysis.figures import Group, StudyFigures, draw_study
 from analysis.figures.claims import claims_panel
 from analysis.figures.drawing import Drawing, draw_panel, draw_together
 from analysis.figures.levels import map_panels
-from analysis.formats import latex, markdown, write_frame
+from analysis.formats import WideTable, latex, markdown, write_frame
 from analysis.report.head import is_comparison
 from analysis.report.insertion import CLAIMS, FINDINGS, insert, require_block
 from analysis.report.page import Part, render_page
@@ -37,7 +37,7 @@ from analysis.verdicts.conclusions import (
     digest,
     planned_families,
 )
-from analysis.verdicts.levels import map_frame
+from analysis.verdicts.levels import map_frame, prediction_frame, prediction_table
 from analysis.verdicts.stability import GROUP_SPREADS, stability_frame, stability_table
 from harness.foundation.errors import ConfigError
 from harness.foundation.files import write_atomically
@@ -102,8 +102,8 @@ def write_pages(logs: Logs, found: Mapping[Study, Conclusions | None], output: P
     for drawing in [drawing for part in parts for group in part.figures.values() for drawing in group.drawings]:
         drawing.save(output / "figures")
     _write_tables(parts, output / "tables")
-    levels = _draw_map(parts, output)
-    write_atomically(output / "report.html", render_page(logs, parts, levels))
+    levels, tested = _draw_map(parts, output), _test_map(parts, output)
+    write_atomically(output / "report.html", render_page(logs, parts, levels, tested))
     return output / "report.html"
 
 
@@ -118,6 +118,15 @@ def _draw_map(parts: Sequence[Part], output: Path) -> list[Drawing]:
     for drawing in (draw_together("map-together", "When choosing prompts pays", panels, 2), *drawings):
         drawing.save(output / "figures")
     return drawings
+
+
+def _test_map(parts: Sequence[Part], output: Path) -> WideTable | None:
+    """Write the table of the map's test once its three levels are decided; returns it for readers."""
+    frame = prediction_frame([part.study for part in parts])
+    if frame.empty:
+        return None
+    write_frame(frame, output / "tables" / "map-test.csv")
+    return prediction_table(frame)
 
 
 def part_of(study: Study, conclusions: Conclusions | None, figures: StudyFigures) -> Part:

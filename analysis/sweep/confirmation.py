@@ -1,7 +1,8 @@
 """Best trials on fresh seeds and test prompts: whether they beat the reference, and how optimistic the sweep was.
 
 ``runs`` is confirmation.csv: one row per run, split and metric, with columns ``trial``, ``is_reference``, one per
-parameter, ``seed``, ``run_id``, ``split`` (validation or test), ``metric`` and ``value``.
+parameter, ``seed``, ``run_id``, ``processor``, ``split`` (validation or test), ``metric`` and ``value``. Runs of
+different processors make no pair.
 """
 
 import math
@@ -43,20 +44,24 @@ def judge(sweep: SweepStudy, runs: pd.DataFrame, metric: str) -> pd.DataFrame:
     judged = []
     for _, rows in best.groupby("trial", sort=False):
         pairs = _by_seed(rows).join(reference).dropna(subset=["test", "test_reference"])
+        pairs = pairs[pairs["processor"] == pairs["processor_reference"]]
         if len(pairs) > 1:
             judged.append(_judge_trial(sweep, metric, rows.iloc[0], pairs, confidence))
     return pd.DataFrame(judged, columns=_COLUMNS)
 
 
 def _by_seed(rows: pd.DataFrame) -> pd.DataFrame:
-    """Columns ``test`` and ``validation``, one row per seed; some metrics are measured on test prompts alone."""
-    return rows.pivot(index="seed", columns="split", values="value").reindex(columns=["test", "validation"])
+    """Columns ``test``, ``validation`` and ``processor``, one row per seed; some metrics are measured on test prompts
+    alone, and a table of older code names no processor."""
+    values = rows.pivot(index="seed", columns="split", values="value").reindex(columns=["test", "validation"])
+    made_on = rows.groupby("seed")["processor"].first().fillna("") if "processor" in rows else ""
+    return values.assign(processor=made_on)
 
 
 def _judge_trial(
     sweep: SweepStudy, metric: str, run: pd.Series, pairs: pd.DataFrame, confidence: float
 ) -> dict[str, Any]:
-    sign, trial, means = sweep.sign(metric), int(run["trial"]), pairs.mean()
+    sign, trial, means = sweep.sign(metric), int(run["trial"]), pairs.mean(numeric_only=True)
     said = sweep.value(next(t for t in sweep.trials if t.number == trial), metric)
     claimed = said - sweep.value(sweep.reference, metric)
     difference = paired_interval(pairs["test"], pairs["test_reference"], confidence)

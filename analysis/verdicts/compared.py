@@ -73,8 +73,8 @@ def _claim(treatment: Cell, control: Cell) -> Claim:
 def _differences(study: Study, treatment: Cell, control: Cell, split: str) -> Values:
     """Differences by seed, for seeds that both have finished on one model of processor."""
     ours, theirs = (study.values(cell, TRAINING_REWARD, split) for cell in (treatment, control))
-    seeds = _comparable(study, treatment, control)
-    return np.array([ours[seed] - theirs[seed] for seed in seeds if seed in ours and seed in theirs])
+    seeds = study.comparable(treatment, control).intersection(ours.index, theirs.index)
+    return np.array([ours[seed] - theirs[seed] for seed in sorted(seeds)])
 
 
 def _at_equal_compute(study: Study, treatment: Cell, control: Cell) -> Values:
@@ -83,16 +83,8 @@ def _at_equal_compute(study: Study, treatment: Cell, control: Cell) -> Values:
         return np.empty(0)
     is_dearer = cost[treatment] >= cost[control]
     dearer, cheaper = (treatment, control) if is_dearer else (control, treatment)
-    found = at_equal_compute(study, dearer, cheaper, _comparable(study, treatment, control))
+    found = at_equal_compute(study, dearer, cheaper, study.comparable(treatment, control))
     return np.array(found) * (1 if is_dearer else -1)
-
-
-def _comparable(study: Study, *cells: Cell) -> list[int]:
-    of_cells = [members for cell, members in study.cells if cell in cells]
-    if len(of_cells) < 2:
-        return []
-    made_on = [dict(zip(members["seed"], members["processor"], strict=True)) for members in of_cells]
-    return [int(seed) for seed in made_on[0] if made_on[1].get(seed) == made_on[0][seed]]
 
 
 def _gain(study: Study, cell: Cell, split: str) -> float:

@@ -46,7 +46,8 @@ PLAN_NOTE = (
 
 
 CHECK_NOTE = (
-    f"Runs of the base cell that differ by seed alone, {PAIRS} pairs drawn with replacement, {TRIALS:,} times: "
+    f"Runs of the base cell that differ by seed (and processor, if several made them), {PAIRS} pairs drawn with "
+    f"replacement, {TRIALS:,} times: "
     "there is nothing to be found, or a planted difference. Expected: the level, or the power."
 )
 
@@ -227,7 +228,8 @@ def _open(one: Judged) -> str:
     if one.contrast is None and not math.isfinite(one.gain) and one.pairs >= one.planned * len(one.strata):
         return f"{one.claim.statement} (the base's gain is not known)"
     if one.contrast is None:
-        return f"{one.claim.statement} ({one.pairs} of {one.planned * len(one.strata)} planned pairs are finished)"
+        planned = one.planned * len(one.strata)
+        return f"{one.claim.statement} ({one.pairs} of {planned} planned pairs are finished, each on one processor)"
     needed = f"{one.pairs_needed * len(one.strata)} pairs" if one.pairs_needed else "an unknown number of pairs"
     return f"{one.claim.statement} ({_difference(one)}; to find {MARGIN_SHARE:.0%} of the gain takes {needed})"
 
@@ -289,8 +291,12 @@ def conclusions_markdown(study: Study, conclusions: Conclusions) -> str:
 
 def note(conclusions: Conclusions, words: str = "test") -> str:
     """Explain in sentences how the verdicts are reached; ``words`` is the split on which differences are measured."""
-    share = f"{MARGIN_SHARE:.0%} of the base's gain"
+    share, lacking = f"{MARGIN_SHARE:.0%} of the base's gain", sum(one.contrast is None for one in conclusions.main)
+    provisional = (
+        f"Provisional: {lacking} of the claims lack pairs; when these come in, verdicts of the others may change, too. "
+    )
     return (
+        f"{provisional if 0 < lacking < len(conclusions.main) else ''}"
         f"Differences are of the reward on {words} words, paired by seed, with one-sided 95 % bounds. "
         f"{conclusions.opening} Verdicts of {len(conclusions.main)} claims by one-sided tests under Holm's procedure: "
         f"supported or opposite where no difference is rejected, equivalent where both ±{share} are, smaller than the "

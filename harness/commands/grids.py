@@ -84,7 +84,10 @@ def compare(
     seeds: Annotated[str, "seeds, each of which gives one pair of runs"] = "0-7",
     profile: Annotated[str, "name of a file in experiments/profiles/, or a path"] = "miniature",
     set: Annotated[tuple[str, ...], "setting KEY=VALUE for all cells; may be repeated"] = (),
-    output: Annotated[Path | None, "folder for tables, figures and page (default: results/reports/...)"] = None,
+    output: Annotated[
+        Path | None,
+        "folder for tables, figures and page, and for finished runs as shards (default: results/reports/...)",
+    ] = None,
     plan: Plan = False,
     json: Annotated[bool, "print the claims as JSON, and progress to stderr"] = False,
     slots: Slots = None,
@@ -100,12 +103,10 @@ def compare(
     from analysis.formats import entry_text
     from analysis.report.head import cautions
     from analysis.verdicts.conclusions import sentences
-    from harness.experiments.compare import configs_of, judged
+    from harness.experiments.compare import configs_of, execute, judged
     from harness.experiments.grid import parse_seeds
     from harness.experiments.jobs.slots import local_slots
     from harness.experiments.plan import plan as planned
-    from harness.experiments.runs import run_all
-    from harness.runs.directory import prepare_run
 
     if len(cells) < 2:
         raise ConfigError("adagrpo compare: name two cells at least, as in  adagrpo compare base selection=curriculum")
@@ -114,9 +115,8 @@ def compare(
     if plan:
         print("\n".join(planned(configs, len(local_slots([config.runtime for config in configs], slots)))))
         return 0
-    runs = [[prepare_run(config, rerun_changed=rerun_changed) for config in of_cell] for of_cell in found]
     progress = partial(print, file=sys.stderr, flush=True) if json else say
-    outcome = run_all([run for of_seed in zip(*runs, strict=True) for run in of_seed], slots, progress)
+    runs, outcome = execute(found, output, slots, progress, rerun_changed)
     result = judged(runs, output)
     if json:
         print(writing.dumps({"page": str(result.output / "report.html"), "claims": result.claims}, indent=1))

@@ -62,7 +62,7 @@ def probe(
     from analysis.probing.summary import choices_table, table
     from analysis.report.probe import probe_page
     from harness.experiments.gradients.parallel import load_parallel, measure_parallel
-    from harness.experiments.probe import load_probe, measure
+    from harness.experiments.probe import gradients_kept, load_probe, measure
     from harness.foundation.files import write_atomically
     from harness.trained.loading import device_of
 
@@ -74,11 +74,14 @@ def probe(
     for number, one in enumerate(probes):
         say(f"{one.name}: {one.num_pictures:,} pictures")
         content = measure(one, where, say)
+        path = folder / f"probe-{one.name}.json"
         if gradients:
             content["gradients"] = measure_parallel(parallel[number], gradients, where, say)
+        else:
+            content |= gradients_kept(path, content)
         summaries[one.name] = content["summary"]
         text = json.dumps(content, indent=1)
-        write_atomically(folder / f"probe-{one.name}.json", f"{text}\n")
+        write_atomically(path, f"{text}\n")
         write_atomically(folder / f"probe-{one.name}.html", probe_page(one.name, json.loads(text)))
     tables = f"{table(summaries)}\n{choices_table(summaries)}"
     write_atomically(folder / "probe.md", tables)

@@ -3,6 +3,7 @@
 import hashlib
 import re
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,10 +18,14 @@ from analysis.verdicts.compared import compare
 from analysis.verdicts.conclusions import Conclusions, conclusions_frame
 from harness.config import ConfigError, RunConfig, compose, merge, parse_overrides, validate
 from harness.experiments.grid import files_of
+from harness.experiments.jobs.runner import Outcome, Say
+from harness.experiments.runs import run_all
+from harness.experiments.study import keep, shard_of
 from harness.foundation.plugins import absolute, is_reference
 from harness.foundation.trained_reward import TrainedReward
-from harness.runs.directory import RunDirectory
+from harness.runs.directory import RUNS, RunDirectory, find_run, prepare_run
 
+SHARDS = "runs"
 _COMMAS = re.compile(r",(?![^{\[]*[}\]])(?=\s*[\w.]+=)")
 """Commas between settings, except those within a list or mapping."""
 
@@ -95,11 +100,38 @@ def _composed(profile: str, settings: Sequence[str]) -> RunConfig:
     return compose(profile, overrides=[setting for setting, own in named.items() if not own], **files)  # type: ignore[arg-type]
 
 
+def execute(
+    cells: Sequence[Sequence[RunConfig]], output: Path | None, slots: int | None, say: Say, rerun_changed: bool
+) -> tuple[list[list[RunDirectory]], Outcome]:
+    """Execute the runs of cells that are missing, seed by seed; returns each cell's runs, and what became of them.
+
+    Args:
+        cells: result of ``configs_of``.
+        output: folder in whose runs/ each finished run is kept as a shard, and one that is kept there is not executed;
+            None to leave runs in results/runs alone.
+        slots, say: see ``run_all``.
+        rerun_changed: also execute runs that were made by different code.
+    """
+    found = [[(config, find_run(config, RUNS)) for config in of_cell] for of_cell in cells]
+    missing = [
+        prepare_run(config, RUNS, rerun_changed)
+        for of_seed in zip(*found, strict=True)
+        for config, run in of_seed
+        if rerun_changed or output is None or not shard_of(output / SHARDS, run).is_file()
+    ]
+    kept: dict[str, Any] = {}
+    if output is not None:
+        kept["on_finished"] = partial(keep, output / SHARDS, [cells[0][0].seed])
+    outcome = run_all(missing, slots, say, **kept) if missing else Outcome()
+    return [[run for _, run in of_cell] for of_cell in found], outcome
+
+
 def judged(runs: Sequence[Sequence[RunDirectory]], output: Path | None) -> Compared:
     """Compare cells by their runs, and write tables, figures and the page.
 
     Args:
-        runs: runs of each cell, one per seed; the other cells are compared with the first.
+        runs: runs of each cell, one per seed; the other cells are compared with the first. One that ``execute`` has
+            kept in ``output`` is read there.
         output: folder to write to; None for one in results/reports that is named after the runs.
 
     Raises:
@@ -109,7 +141,7 @@ def judged(runs: Sequence[Sequence[RunDirectory]], output: Path | None) -> Compa
     for i, ids in enumerate(of_cells):
         if ids & set().union(*of_cells[:i]):
             raise ConfigError(f"cell {i + 1} is the same as one before it: its runs have the same numbers")
-    paths = [run.folder for own in runs for run in own if (run.folder / "metrics.jsonl").is_file()]
+    paths = [path for own in runs for run in own if (path := _log_of(run, output)) is not None]
     logs = load_logs(paths, (*SPENDING_METRICS, *REPORT_METRICS), skip_damaged=True)
     [study] = split_studies(logs)
     cells = [_cell(study.summary, ids) for ids in of_cells]
@@ -124,6 +156,12 @@ def judged(runs: Sequence[Sequence[RunDirectory]], output: Path | None) -> Compa
     rows = conclusions_frame(study, conclusions).to_dict("records")
     claims = [_plain(row) | {"pairs_needed": n} for row, n in zip(rows, needed, strict=True)]
     return Compared(folder, conclusions, comparison_table(study, conclusions), claims)
+
+
+def _log_of(run: RunDirectory, output: Path | None) -> Path | None:
+    if output is not None and (shard := shard_of(output / SHARDS, run)).is_file():
+        return shard
+    return run.folder if (run.folder / "metrics.jsonl").is_file() else None
 
 
 def _cell(summary: Any, ids: set[str]) -> Cell | None:

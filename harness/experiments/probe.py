@@ -21,6 +21,7 @@ from harness.experiments.choices import Compared, choices, compared_with
 from harness.experiments.gradients.oracle import larger_group
 from harness.experiments.gradients.sampling import Sampler
 from harness.experiments.parts import Arrays, Parts
+from harness.foundation.files import read_text
 from harness.prompts.lists import generator_for, read_prompts
 from harness.rewards import Reward, build_rewards
 from harness.rollout import full_sde
@@ -133,6 +134,13 @@ def measure(probe: Probe, device: torch.device, say: Callable[[str], object]) ->
         "groups": groups.round(4).tolist(),
         "stream": capability_stream(rewards, config).round(4).tolist(),
     }
+
+
+def gradients_kept(path: Path, content: Mapping[str, Any]) -> dict[str, Any]:
+    """The gradients in an earlier file of the same measurement, which takes hours and must not be lost; else {}."""
+    earlier = json.loads(read_text(path)) if path.is_file() else {}
+    is_same = all(earlier.get(key) == content[key] for key in ("profile", "overrides", "model"))
+    return {"gradients": earlier["gradients"]} if is_same and "gradients" in earlier else {}
 
 
 def capability_stream(rewards: np.ndarray, config: RunConfig) -> np.ndarray:

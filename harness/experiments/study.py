@@ -1,7 +1,8 @@
 """Study: experiments that run in order and share runs, each of which is kept, when finished, as a small file."""
 
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 from typing import NamedTuple
@@ -10,7 +11,7 @@ from pydantic import Field
 
 from analysis.cells.costs import Rates, measured_rates
 from analysis.runs.gallery import NUM_PROMPTS
-from analysis.runs.shards import read_shard_environment, write_shards
+from analysis.runs.shards import SUFFIX, read_shard_environment, write_shards
 from analysis.runs.sources import changes_since
 from harness.config import EXPERIMENTS, ROOT, ConfigError, RunConfig, Section, nearest, read_yaml, validated
 from harness.config.cells import cell_names
@@ -18,6 +19,7 @@ from harness.experiments.grid import expand_grid
 from harness.experiments.jobs.runner import Outcome, Say
 from harness.experiments.plan import expected_seconds
 from harness.experiments.runs import run_all
+from harness.foundation import processor
 from harness.foundation.places import WORK
 from harness.runs import directory, identity
 from harness.runs.directory import RunDirectory
@@ -53,6 +55,14 @@ class PlannedRun(NamedTuple):
     def is_kept(self) -> bool:
         """Whether the run needs no execution any more, because its shard exists."""
         return self.shard.is_file()
+
+    @property
+    def processor(self) -> str:
+        """Processor that made the run's shard; empty if it has none, or if that is damaged."""
+        try:
+            return str(read_shard_environment(self.shard).get("processor", "")) if self.is_kept else ""
+        except ConfigError:
+            return ""
 
     @property
     def changes(self) -> list[str]:
@@ -92,16 +102,8 @@ class Study(NamedTuple):
         planned: dict[Path, PlannedRun] = {}
         for config in configs:
             run = directory.find_run(config, directory.RUNS)
-            shard = self.shards / config.experiment / f"{run.run_id}.parquet"
-            planned.setdefault(run.folder, PlannedRun(config, run, shard))
+            planned.setdefault(run.folder, PlannedRun(config, run, shard_of(self.shards, run)))
         return list(planned.values())
-
-    def keep(self, run: RunDirectory) -> None:
-        """Write the shard of a finished run; a damaged run is reported on stderr and left out."""
-        try:
-            write_shards(run.folder, self.shards, NUM_PROMPTS if run.config.seed in self.file.picture_seeds else 0)
-        except ConfigError as error:
-            print(f"not kept: {error}", file=sys.stderr)
 
     def execute(
         self, planned: Sequence[PlannedRun], slots: int | None, say: Say, rerun_changed: bool = False
@@ -119,14 +121,29 @@ class Study(NamedTuple):
         """
         missing = [one for one in planned if not one.is_kept or (rerun_changed and one.changes)]
         say(f"{len(planned) - len(missing)} of {len(planned)} runs are kept already")
+        for line in seeds_on_processors(planned):
+            say(line)
         outcome = Outcome()
         # Groups of runs that can be launched together, see ``local_slots``.
         for _, group in groupby(sorted(missing, key=_processes), _processes):
             runs = [directory.prepare_run(one.config, directory.RUNS, rerun_changed) for one in group]
-            part = run_all(runs, slots, say, on_finished=self.keep)
+            part = run_all(runs, slots, say, on_finished=partial(keep, self.shards, self.file.picture_seeds))
             outcome.finished.extend(part.finished)
             outcome.failed.update(part.failed)
         return outcome
+
+
+def keep(shards: Path, picture_seeds: Collection[int], run: RunDirectory) -> None:
+    """Write the shard of a finished run, with pictures for some seeds; a damaged run is reported on stderr."""
+    try:
+        write_shards(run.folder, shards, NUM_PROMPTS if run.config.seed in picture_seeds else 0)
+    except ConfigError as error:
+        print(f"not kept: {error}", file=sys.stderr)
+
+
+def shard_of(shards: Path, run: RunDirectory) -> Path:
+    """File in which a finished run is kept."""
+    return shards / run.folder.parent.name / f"{run.run_id}{SUFFIX}"
 
 
 def _processes(planned: PlannedRun) -> tuple[int, str, int]:
@@ -157,6 +174,7 @@ def plan_lines(study: Study, experiments: Mapping[str, Sequence[PlannedRun]]) ->
         counts = f"{len(planned):6}{len(planned) - len(new):8}{len(new) - len(left):6}{len(left):6}"
         lines.append(f"{name:16}{cells:6}{counts}{hours:>17}")
     lines += [f"\n{line}" for line in identity.note_on_code(one.changes for one in every.values())]
+    lines += [f"\n{line}" for line in seeds_on_processors(every.values())]
     left, recorded = _left(every.values()), own.recorded_hours if own else 0.0
     lines.append(f"\n{len(every)} runs, {len(left)} left; {recorded:.2f} core-hours recorded in all shards so far")
     if rates is None:
@@ -170,6 +188,21 @@ def plan_lines(study: Study, experiments: Mapping[str, Sequence[PlannedRun]]) ->
         + (f"; budget {budget:g}: {against}" if budget else ""),
         f"medians of {rates.num_runs} finished runs in {source}: {1e3 * rates.per_forward:.2f} ms per forward, "
         f"{1e3 * rates.per_reward_call:.1f} ms per reward call, {1e3 * rates.per_picture:.0f} ms per picture evaluated",
+    ]
+
+
+def seeds_on_processors(planned: Iterable[PlannedRun]) -> list[str]:
+    """Warnings about seeds that several processors made, or will have made: pairs across them do not count."""
+    of_seed: dict[tuple[str, int], set[str]] = {}
+    for one in planned:
+        made_on = one.processor.partition(" (")[0] if one.is_kept else processor.name()
+        of_seed.setdefault((one.config.experiment, one.config.seed), set()).update(filter(None, [made_on]))
+    mixed = [f"{experiment} {seed}" for (experiment, seed), found in of_seed.items() if len(found) > 1]
+    if not mixed:
+        return []
+    return [
+        f"seeds whose runs are, or on this machine would be, of several processors: {', '.join(mixed)}; pairs across "
+        "processors do not count: finish them on the same one, or remove such a seed's shards and run it anew"
     ]
 
 

@@ -19,10 +19,10 @@ from analysis.decisions import LEVEL
 from analysis.figures.levels import map_panels
 from analysis.report import head, report
 from analysis.report.head import added_by_study
-from analysis.verdicts import checks
+from analysis.verdicts import checks, levels
 from analysis.verdicts.conclusions import conclude, rows
-from analysis.verdicts.levels import map_frame
-from analysis.verdicts.planned import FAMILIES, PRIMARY
+from analysis.verdicts.levels import map_frame, prediction_frame, prediction_table
+from analysis.verdicts.planned import FAMILIES, LARGER_GROUP, PRIMARY
 from harness.config import EXPERIMENTS, numeric_settings
 from harness.experiments.study import read_study
 
@@ -46,7 +46,10 @@ def test_every_claim_has_its_cells_and_seeds() -> None:
             shared = [seeds[family.experiment, side.cell(claim.methods[0])] for side in claim.comparisons[0]]
             assert len(set.intersection(*shared)) == pairs, sides
             claimed |= {(family.experiment, side.cell(claim.methods[0])) for side in claim.comparisons[0]}
-    assert claimed == {cell for cell in seeds if cell[0] != "study-shuffled"}  # a check, without a claim
+    unclaimed = {cell for cell in seeds if cell[0] != "study-shuffled"} - claimed  # a check, without a claim
+    # Where the map is tested, see analysis.verdicts.levels.
+    assert unclaimed == {(name, LARGER_GROUP.cell("flow_grpo")) for name in ("study-luck", "study-letters-luck")}
+    assert {len(seeds[cell]) for cell in unclaimed} == {12}
 
 
 def test_the_rule_finds_what_is_planted_and_little_else(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -149,5 +152,40 @@ def test_the_map_has_a_second_axis_once_the_probes_have_gradients() -> None:
     columns = ["experiment", "prompt_share", "selection", "difference", "lower", "upper", "cosine"]
     rows = [("a", 0.2, "hardest", 0.1, 0.05, 0.15, 0.9), ("b", 0.6, "hardest", 0.2, 0.15, 0.25, 0.8)]
     frame = pd.DataFrame(rows, columns=columns)
+    for name in ("share", "cosine"):
+        frame[f"{name}_low"], frame[f"{name}_high"] = 0.1, 0.9
     assert [panel.name for panel in map_panels(frame)] == ["map", "map-gradients"]
     assert [panel.name for panel in map_panels(frame.assign(cosine=math.nan))] == ["map"]
+
+
+def test_the_outer_levels_predict_the_middle_one_at_equal_cost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(levels, "PAIRS", 3)
+    monkeypatch.setattr(levels, "PAIRS_OF_RULES", 3)
+    larger = {"rollout": {"group_size": 12}}
+    cells = [("random", {}), ("random", larger), *((rule, {}) for rule in levels.PAID)]
+    for (number, (selection, settings)), seed in product(enumerate(cells), range(3)):
+        test = 0.65 + 0.001 * seed * number
+        write_run(tmp_path / f"{number}-{seed}", seed=seed, selection=selection, test=test, base_test=0.45, **settings)
+    plain = study_of(tmp_path)
+    curriculum = plain.summary.loc[plain.summary["selection"] == "curriculum", "run_id"]
+
+    def level(experiment: str, difference: float) -> Study:
+        """With a difference of curriculum, as a share of the base's gain."""
+        is_end = plain.runs["run_id"].isin(curriculum) & (plain.runs["split"] == "test") & (plain.runs["iteration"] > 0)
+        moved = plain.runs["value"] + 0.2 * difference * is_end
+        return replace(plain, experiment=experiment, runs=plain.runs.assign(value=moved))
+
+    three = [level("study", 0.3), level("study-luck", -0.1), level("study-letters-luck", 0.05)]
+    frame = prediction_frame(three).set_index("selection")
+    assert list(frame.index) == list(levels.PAID)
+    found, share = frame.loc["curriculum"], {"study": 0.607, "study-luck": 0.195, "study-letters-luck": 0.468}
+    slope = 0.4 / (share["study"] - share["study-luck"])
+    assert found["predicted"] == pytest.approx(
+        -0.1 + slope * (share["study-letters-luck"] - share["study-luck"]), abs=0.02
+    )
+    assert found["missed"] == pytest.approx(found["measured"] - found["predicted"])
+    assert found["missed_low"] < found["missed"] < found["missed_high"] < 0
+    assert share["study-luck"] < found["threshold"] < share["study-letters-luck"]
+    assert frame.loc["medium", "missed"] == pytest.approx(0, abs=1e-9)
+    assert [label for label, _ in prediction_table(frame.reset_index()).rows] == list(levels.PAID)
+    assert prediction_frame(three[:2]).empty

@@ -1,6 +1,7 @@
 """Runs that differ in any setting are told apart; runs that differ in none are not."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +61,22 @@ def test_a_setting_that_an_old_run_does_not_know_is_at_its_default() -> None:
     control = run({"iterations": 80, "fusion": {"kind": "rescaled"}}, fusion={"kind": "rescaled"})
     assert names(old, new, control) == ["", "", "fusion rescaled"]
     # A run that did not record its settings cannot say that it is like the others.
-    assert names((old[0], {}), new, new) == ["fusion unset", "", ""]
+    later = run({"iterations": 80}, objective={"kl_beta": 0.0})
+    assert names((old[0], {}), later, later) == ["objective.kl_beta unset", "", ""]
+
+
+@pytest.mark.parametrize("recorded", [True, False])
+def test_only_the_paper_s_fusion_has_no_name_even_if_another_is_more_frequent(recorded: bool) -> None:
+    kinds = [
+        {},
+        {"kind": "fused", "same_length": False},
+        *[{"kind": "gated"}] * 3,
+        {"kind": "gated", "same_length": True},
+    ]
+    runs = [run({"fusion": kind} if recorded else None, fusion={"enabled": True, **kind}) for kind in kinds]
+    gated = ["fusion gated"] * 3
+    assert names(*runs) == ["", "", *gated, "fusion gated, fusion.same_length True"]
+    assert names(*runs[2:5]) == gated
 
 
 def test_weights_and_scales_that_look_alike_are_not_pooled() -> None:
@@ -73,6 +89,8 @@ def test_weights_and_scales_that_look_alike_are_not_pooled() -> None:
 def test_the_base_of_a_variant_differs_in_what_a_base_reads() -> None:
     assert variant_of_base("decay 0.95, G 15, B 24") == "G 15"
     assert variant_of_base("fusion rescaled") == variant_of_base("anchor before") == ""
+    assert variant_of_base("choice.level 0.25") == ""
+    assert variant_of_base("choice.floor 0.2") == "choice.floor 0.2"
     assert variant_of_base("branches 0 1, P 2") == "branches 0 1, P 2"
 
 
@@ -98,6 +116,10 @@ def test_variants_are_cells_of_their_own(write_run: WriteRun, tmp_path: Path) ->
     assert ours_large.label == "Flow-GRPO + AdaGRPO, G 15"
     assert "medium" in [cell.selection for cell in missing_cells(study)["flow_grpo"]]
     assert study.base_of(medium) is None
+    # Another processor's rounding is no treatment.
+    summary = study.summary.copy()
+    summary.loc[summary["run_id"] == "ours-1", "processor"] = "another"
+    assert replace(study, summary=summary).compare(OURS, "training_reward").seeds == [0]
 
 
 def record_files(run: Path, **fingerprints: str) -> None:

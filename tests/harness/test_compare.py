@@ -6,7 +6,10 @@ import pytest
 
 from harness import cli
 from harness.config import ConfigError, RunConfig, compose, dump
-from harness.experiments.compare import configs_of
+from harness.experiments import compare
+from harness.experiments.compare import configs_of, execute
+from harness.experiments.jobs.runner import Outcome
+from harness.runs.directory import RunDirectory
 
 
 def compared(*cells: str, common: tuple[str, ...] = ()) -> list[list[RunConfig]]:
@@ -52,3 +55,24 @@ def test_a_plan_runs_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     assert "4 runs in 2 cells" in capsys.readouterr().out
     with pytest.raises(SystemExit, match="2"):
         cli.main(["compare", "base", "--plan"])
+
+
+def test_a_run_that_is_kept_beside_the_page_is_not_executed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    executed: list[RunDirectory] = []
+
+    def run_all(runs: list[RunDirectory], *rest: object, on_finished: object = None) -> Outcome:
+        executed.extend(runs)
+        return Outcome()
+
+    monkeypatch.setattr(compare, "run_all", run_all)
+    monkeypatch.setattr(compare, "RUNS", tmp_path / "runs")
+    cells = compared("base", "selection=medium")
+    [[first, _], _], _ = execute(cells, None, None, print, rerun_changed=False)
+    assert len(executed) == 4
+    shard = tmp_path / "out" / "runs" / "smoke" / f"{first.run_id}.parquet"
+    shard.parent.mkdir(parents=True)
+    shard.touch()
+    executed.clear()
+    execute(cells, tmp_path / "out", None, print, rerun_changed=False)
+    assert len(executed) == 3
+    assert first not in executed

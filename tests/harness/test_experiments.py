@@ -74,7 +74,7 @@ def test_dance_grpo_s_release() -> None:
     assert (full.model.height, full.model.num_steps, lora.model.num_steps, full.method.eta) == (720, 16, 12, 0.3)
     assert having(full, "rollout", trained_share=0.6, trained_draw="sample", shared_noise=True)
     assert full.rollout.branch_indices == tuple(range(15))
-    assert having(full, "optimizer", max_grad_norm=0.01, weight_ema=0.995)
+    assert having(full, "optimizer", max_grad_norm=0.01, weight_ema=0.995, weight_ema_interval=2)
     assert having(lora, "optimizer", max_grad_norm=1.0, weight_ema=None)
     assert (full.model.max_sequence_length, lora.model.max_sequence_length) == (512, 512)
     adapters = lora.optimizer.lora

@@ -97,6 +97,9 @@ def test_gradients_say_how_parallel_strategies_are(tmp_path: Path, monkeypatch: 
         with expected:
             assert json.dumps(measure_parallel(config, 12, torch.device("cpu"), print)) == json.dumps(gradients)
     assert run("rollout.kind=full_sde", *SMALL[:2], "--gradients", "12") == 2
+    # Measured again without gradients, which take hours, those on disk stay.
+    assert run(*small[:-2], "--output", str(tmp_path / "out")) == 0
+    assert json.loads(path.read_text(encoding="utf-8"))["gradients"] == gradients
 
 
 def test_the_capability_follows_the_candidates_that_a_run_would_draw() -> None:

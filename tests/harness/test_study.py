@@ -17,6 +17,7 @@ from harness.config import EXPERIMENTS, compose
 from harness.experiments.grid import parse_seeds
 from harness.experiments.jobs import process, runner
 from harness.experiments.study import read_study
+from harness.foundation import processor
 from harness.foundation.plugins import find
 from harness.models.miniature.prompts import list_path
 from harness.runs import directory as runs
@@ -87,6 +88,7 @@ def train(folder):
     config = run.config
     with (folder.parent / "executed").open("a") as log:
         log.write(run.run_id + "\\n")
+    (folder / "environment.json").write_text(json.dumps({"processor": "the one (AVX2)"}))
     rate = config.optimizer.learning_rate
     if rate > 0.5:
         run.set_status("failed", 0, 2, "diverged")
@@ -187,8 +189,9 @@ def test_only_runs_without_a_shard_are_executed(folder: Path, adagrpo: Adagrpo) 
 
 
 def test_experiments_share_runs_and_the_plan_counts_them_once(
-    folder: Path, adagrpo: Adagrpo, capsys: pytest.CaptureFixture[str]
+    folder: Path, adagrpo: Adagrpo, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(processor, "name", lambda: "the one")
     both = {"method": "study_flow_grpo", "selection": ["random", "hardest"], "seeds": [500]}
     write(folder, "more", **TINY | {"cells": [both]})
     write(folder, "all", shards=str(folder / "shards"), experiments=["tiny", "more"], budget_hours=0.001)
@@ -212,6 +215,11 @@ def test_experiments_share_runs_and_the_plan_counts_them_once(
     assert "500.00 ms per forward, 1000.0 ms per reward call, 2000 ms per picture" in text
     cost = expected_cost(compose("miniature-study", "study_flow_grpo", overrides=["selection=medium"]))
     left = 3 * (2 * (cost.forwards * 0.5 + cost.reward_calls) + (2 * 3 + 3 * 5) * 2.0) / 3600
+    assert "of several processors" not in text
+    monkeypatch.setattr(processor, "name", lambda: "another")
+    assert adagrpo("--plan") == 0  # one run of each seed is made, the other would be made here
+    said = "would be, of several processors: miniature-study 500, miniature-study 501; pairs across"
+    assert said in capsys.readouterr().out
     assert f"about {left:.2f} core-hours left, {left + 2 * 18 / 3600:.2f} in all; budget 0.001: OVER by" in text
 
 

@@ -9,6 +9,8 @@ from typing import Any
 
 import pandas as pd
 
+from analysis.cells.logs import hardware_of
+from analysis.runs.runlog import read_directory
 from analysis.sweep.tables import TRAINING_REWARD, SweepStudy
 from harness.config import ConfigError, RunConfig
 from harness.experiments.sweep.definition import Sweep
@@ -57,18 +59,20 @@ def write_confirmation(
     """Write confirmation.csv: each metric of each finished run, on validation and on test prompts.
 
     The first candidate in ``measured`` is the reference. Columns: ``trial``, ``is_reference``, one per parameter,
-    ``seed``, ``run_id``, ``split``, ``metric``, ``value``.
+    ``seed``, ``run_id``, ``processor``, ``split``, ``metric``, ``value``.
     """
     rows = []
     for place, ((trial, values), runs) in enumerate(measured):
         point = study.cells(as_point(sweep.parameters, values))
         whose = {"trial": trial, "is_reference": place == 0, **point}
         for run in (run for run in runs if run.status()["state"] == "finished"):
+            hardware = hardware_of(read_directory(run.folder))
             latest = {record["split"]: record["metrics"] for record in read_lines(run.folder / "eval.jsonl")}
             for split in ("validation", "test"):
                 metrics = {TRAINING_REWARD: run.config.trained_reward(latest[split]), **latest[split]}
-                of_run = {"seed": run.config.seed, "run_id": run.run_id, "split": split}
+                of_run = {"seed": run.config.seed, "run_id": run.run_id, "processor": hardware, "split": split}
                 rows += [{**whose, **of_run, "metric": name, "value": value} for name, value in metrics.items()]
-    columns = ["trial", "is_reference", *study.columns.values(), "seed", "run_id", "split", "metric", "value"]
+    columns = ["trial", "is_reference", *study.columns.values(), "seed", "run_id", "processor", "split"]
+    columns += ["metric", "value"]
     table = pd.DataFrame(rows, columns=columns, dtype=object)
     write_atomically(folder / "confirmation.csv", table.to_csv(index=False, lineterminator="\n"))

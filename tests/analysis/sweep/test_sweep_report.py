@@ -124,10 +124,12 @@ def test_differences_are_paired_and_the_sweep_s_optimism_is_what_it_claimed_beyo
     assert since.startswith("Trial 2 (decay 0.9, weight 3), the sweep's best by now, has not been measured")
 
 
-def test_seeds_that_one_side_lacks_do_not_count(study: SweepStudy, tmp_path: Path) -> None:
+def test_seeds_that_one_side_lacks_or_that_two_processors_made_do_not_count(study: SweepStudy, tmp_path: Path) -> None:
     runs = confirm(tmp_path, {2: [0.1, 0.1, 0.4]})
     fewer = judge(study, runs[~(runs["is_reference"] & (runs["seed"] == 2))], "training_reward").iloc[0]
     assert (fewer["seeds"], fewer["difference"]) == (2, pytest.approx(0.1))
+    elsewhere = runs.assign(processor=["B" if run == "r2-2" else "A" for run in runs["run_id"]])
+    assert judge(study, elsewhere, "training_reward").iloc[0]["seeds"] == 2
     single = runs[runs["seed"] == 0]
     judged = judge(study, single, "training_reward")
     assert judged.empty
