@@ -124,7 +124,7 @@ def launch(
 
     Example: ``adagrpo launch --profile paper --show``
     """
-    from harness.experiments.jobs.command import Placement, typed, worker_command
+    from harness.experiments.jobs.command import Placement, signals_passed_on, typed, worker_command
     from harness.experiments.jobs.slots import visible_gpus
     from harness.runs.directory import find_run
 
@@ -157,7 +157,8 @@ def launch(
         )
     if run is None:
         find_run(config)
-    return os.execve(command_line[0], command_line, process_environment() | {"OMP_NUM_THREADS": str(runtime.threads)})
+    environment = process_environment() | signals_passed_on(runtime.preemption_seconds)
+    return os.execve(command_line[0], command_line, environment | {"OMP_NUM_THREADS": str(runtime.threads)})
 
 
 @command

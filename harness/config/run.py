@@ -111,8 +111,9 @@ class RuntimeConfig(Section):
     """Whether a finished run keeps its checkpoints. Only ``adagrpo replay`` needs them: final weights, logs and
     pictures are always kept."""
     preemption_seconds: Seconds = 25.0
-    """Longest time from SIGTERM or SIGUSR1 to the end of the process, for finishing the iteration and saving. torchrun
-    and accelerate kill after 30 seconds."""
+    """Longest time from SIGTERM or SIGUSR1 to the end of the process, for finishing the iteration and saving. Of a
+    grid's runs with several processes, torchrun and accelerate kill these after 30 seconds; adagrpo launch has them
+    wait."""
 
 
 class RunConfig(Section):

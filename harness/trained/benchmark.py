@@ -1,5 +1,6 @@
 """Evaluation of checkpoints on a prompt list: a row of the paper's table each, values per prompt, and pictures."""
 
+import gc
 import hashlib
 import json
 import math
@@ -106,6 +107,10 @@ class Benchmark:
             if shown:
                 lines[checkpoint.label] = draw_seeds(policy, shown, SEEDS)
                 save_grid(shown, lines, SEEDS, folder / "grid.png")
+            # The next checkpoint's model may not fit into memory beside this one's.
+            del policy, readers
+            gc.collect()
+            torch.cuda.empty_cache()
         return scores
 
     def _check_folder(self, checkpoints: Sequence[Checkpoint], folder: Path) -> None:

@@ -139,6 +139,8 @@ class Processes:
         late.start()
         try:
             yield
+        except torch.OutOfMemoryError:  # this process's own
+            raise
         except RuntimeError as error:
             raise _complaint(f"{what}{self._moment}", error, self.timeout_seconds) from error
         finally:

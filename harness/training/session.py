@@ -101,12 +101,18 @@ class Session:
         return [line for split, prompts in lists for line in truncations(readers, prompts, f"prompts.{split}")]
 
     def _prepare_text(self, policy: Policy) -> None:
-        """Encode all prompts of the run, a share in each process, and wait until all are on disk."""
+        """Encode all prompts of the run, a share in each process, and wait until all are on disk.
+
+        Machines need not share the folder of embeddings: each then encodes what only others have on theirs.
+        """
         drawn = drawn_prompts(self.prompts["train"], self.config)
         needed = [*drawn, *self.prompts["validation"], *self.prompts.get("test", ())]
         self.say(f"encoding {len(needed)} prompts, but those that are cached")
-        policy.prepare_prompts(needed, self.processes.index, self.processes.count)
-        self.processes.wait("encoding prompts")
+        own = self.processes.count // self.config.runtime.machines
+        shares = [(self.processes.index, self.processes.count), (self.processes.index % own, own)]
+        for index, count in shares[: self.config.runtime.machines]:
+            policy.prepare_prompts(needed, index, count)
+            self.processes.wait("encoding prompts")
 
     def execute(self) -> None:
         """Train to the end, with a validation at each interval and one test after the last iteration.

@@ -1,6 +1,9 @@
 """What is of one of the newer policies alone; what all share is in test_policies."""
 
+import json
+import shutil
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -27,14 +30,19 @@ MakePolicy = Callable[..., Policy]
 PROMPTS = ["a red cat on a roof", "two boats, at night"]
 
 
-def test_a_distilled_klein_takes_no_guidance(make_policy: MakePolicy) -> None:
+def test_a_distilled_klein_takes_no_guidance(make_policy: MakePolicy, tmp_path: Path) -> None:
     policy = make_policy("flux2-klein", guidance=4.0)
     x, text = policy.noise(generator_for(1), 2), policy.encode(PROMPTS)
     with torch.no_grad():
         guided = policy.velocity(x, 0.5, text)
-        policy._pipeline.register_to_config(is_distilled=True)
-        plain = policy.velocity(x, 0.5, text)
-        assert torch.equal(plain, policy._predict(x, torch.full((2,), 0.5), text))
+    folder = tmp_path / "distilled"
+    shutil.copytree(policy._folder, folder)
+    index = json.loads((folder / "model_index.json").read_text())
+    (folder / "model_index.json").write_text(json.dumps(index | {"is_distilled": True}))
+    distilled = make_policy("flux2-klein", guidance=4.0, path=str(folder))
+    with torch.no_grad():
+        plain = distilled.velocity(x, 0.5, text)
+        assert torch.equal(plain, distilled._predict(x, torch.full((2,), 0.5), text))
     assert not torch.allclose(plain, guided, atol=1e-3)
 
 

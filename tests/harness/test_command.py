@@ -24,6 +24,7 @@ def test_several_cpu_processes_are_not_left_to_accelerate_and_one_needs_no_launc
     placement = Placement(4, machines=2, machine_rank=1, main_address="node0", main_port=29501)
     two = "--nproc-per-node 2 --nnodes 2 --node-rank 1 --master-addr node0 --master-port 29501 -m harness.cli train"
     assert worker_command(placement, "harness.cli", ["train"]) == [*TORCHRUN, *two.split()]
+    assert worker_command(Placement(), "harness.cli", ["train"]) == [sys.executable, "-m", "harness.cli", "train"]
     assert process.command(Placement(), ["queue"])[1:] == ["-m", "harness.experiments.jobs.worker", "queue"]
     assert process.command(Placement(2), ["queue"])[: len(TORCHRUN)] == TORCHRUN
 
@@ -102,15 +103,16 @@ def test_launch_becomes_the_launcher(capsys: pytest.CaptureFixture[str], monkeyp
     seen: list[Any] = []
 
     def execve(path: str, words: list[str], environment: dict[str, str]) -> None:
-        seen.extend([path, words, environment["OMP_NUM_THREADS"]])
+        seen.extend([path, words, environment["OMP_NUM_THREADS"], environment["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"]])
         raise Started
 
     monkeypatch.setattr(os, "execve", execve)
     settings = ["runtime.processes=2", "rollout.prompts_per_iteration=2", "runtime.device=cpu", "runtime.threads=3"]
+    settings += ["runtime.preemption_seconds=90"]
     with pytest.raises(Started):
         cli.main(["launch", *settings])
     words = worker_command(Placement(2), "harness.cli", ["train", "--profile", "miniature", *settings])
-    assert seen == [words[0], words, "3"]
+    assert seen == [words[0], words, "3", "95"]
 
 
 def test_the_launch_lines_of_the_page_are_those_of_the_function() -> None:
@@ -131,5 +133,9 @@ def test_the_launch_lines_of_the_page_are_those_of_the_function() -> None:
         line(cpu, processes=2),
     ]
     page = (ROOT / "docs" / "processes.md").read_text()
-    shown = [text.strip() for text in page.splitlines() if text.startswith(("    accelerate launch", "    torchrun"))]
+    shown = [
+        text.strip()
+        for text in page.splitlines()
+        if text.startswith(("    accelerate launch", "    torchrun", "    python -m harness.cli"))
+    ]
     assert shown == wanted

@@ -23,7 +23,7 @@ from harness.trained.export import export, latest_weights
 from harness.training import processes as processes_module
 from harness.training.accounting import joined, summary_of_updates
 from harness.training.checkpointing import read_weights
-from harness.training.processes import make_accelerator
+from harness.training.processes import Processes, make_accelerator
 from harness.training.session import Session
 from harness.training.trainer import Trainer
 from tests.harness.together import EXCHANGING, predicting_soon, rules_of_every_kind
@@ -309,3 +309,17 @@ def test_another_world_size_than_asked_for_is_an_error(runs: Runs) -> None:
     run = runs.prepare("elsewhere", "miniature-luck", *REPLICATED, "runtime.processes=2")
     with pytest.raises(ConfigError, match=r"runtime\.processes=2 was asked for, but 1 are running"):
         Session(run)
+
+
+def test_memory_that_runs_out_in_an_exchange_is_no_other_process_s_fault() -> None:
+    def failing(error: RuntimeError) -> Processes:
+        def gather(values: torch.Tensor) -> torch.Tensor:
+            raise error
+
+        ours = {"process_index": 0, "num_processes": 2, "is_main_process": True, "device": torch.device("cpu")}
+        return Processes(SimpleNamespace(**ours, gather=gather))  # type: ignore[arg-type]
+
+    with pytest.raises(torch.OutOfMemoryError):
+        failing(torch.OutOfMemoryError("no memory")).gather(torch.zeros(1), "scores")
+    with pytest.raises(CollectiveError, match="scores: another process has failed"):
+        failing(RuntimeError("Connection closed by peer")).gather(torch.zeros(1), "scores")

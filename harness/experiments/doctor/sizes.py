@@ -174,7 +174,9 @@ def memory(
 
     Trained weights, their gradients, average and AdamW's two moments (unless 8bit) are float32, frozen weights are in
     the network's precision. A process holds all of them, or a share if its engine shards them. The peak is in one of
-    three phases: text encoders that are freed later encode; pictures are drawn and scored; weights are updated.
+    these phases: text encoders that are freed later encode; pictures are drawn and scored; weights are updated; and,
+    if weights are sharded, before that, when each process holds them whole, with the reward models of a grid's earlier
+    runs.
 
     Args:
         config: configuration of the run.
@@ -193,6 +195,8 @@ def memory(
     moving = {name for name in models if on_gpu and name in config.rewards and config.rewards[name].offload}
     in_low = 2 * (of.largest_block if model.execution.gradient_checkpointing else trained) * (is_full and element == 2)
     encoders = {"text encoders": element * of.text_encoders}
+    reference = 4 * trained * (is_full and config.objective.kl_beta > 0)
+    scoring = sum(count for name, count in models.items() if name not in moving)
     always = {
         "weights": weights // shares,
         # The weights of one block are used while those of the next arrive in one piece, which is then split.
@@ -203,18 +207,20 @@ def memory(
     training = {
         **always,
         **({} if is_freed else encoders),
-        "weights of the KL reference": 4 * trained * (is_full and config.objective.kl_beta > 0) // shares,
+        "weights of the KL reference": reference // shares,
         "optimiser": (8 if optimizer.moments == "fp32" else 2) * trained // shares,
         "averaged weights": 4 * trained * (optimizer.weight_ema is not None) // shares,
-        "reward models": sum(count for name, count in models.items() if name not in moving),
+        "reward models": scoring,
     }
     drawing = max(
         int(activations * sampling_bytes(model, of, on_gpu)), _decoding(config, of), *(models[name] for name in moving)
     )
     # On a GPU AdamW updates all weights together, which takes one temporary number per weight.
     updating = max(_updating(config, of) * element + in_low, 4 * trained * on_gpu // shares)
+    whole = always | {"weights": weights, "blocks gathered": 0, "reward models": scoring} if shares > 1 else always
     phases = (
-        always | encoders,
+        whole | encoders,
+        whole | ({} if is_freed else encoders) | {"weights of the KL reference": reference * (shares > 1)},
         training | {"activations, or an offloaded reward": drawing},
         training | {"gradients": 4 * trained // shares, "activations of an update, or its step": updating},
     )

@@ -4,6 +4,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import ceil
 from pathlib import Path
 
 from harness.foundation.errors import ConfigError
@@ -51,8 +52,6 @@ class Placement:
     @property
     def configuration(self) -> Path:
         """Configuration file that accelerate is given."""
-        if self.processes == 1:
-            return CONFIGURATIONS / "one.yaml"
         if self.engine == "ddp" and self.machines > 1:
             return CONFIGURATIONS / "ddp-machines.yaml"
         return CONFIGURATIONS / f"{self.engine}.yaml"
@@ -61,34 +60,44 @@ class Placement:
 def worker_command(placement: Placement, module: str, arguments: Sequence[str]) -> list[str]:
     """Command line that executes ``python -m module arguments`` in each of a placement's processes on one machine.
 
-    accelerate launches one CPU process and any number of GPU processes. Several CPU processes are launched by torchrun,
-    whatever the engine: ``accelerate launch --cpu --num_processes 2`` silently runs one. Either way a process reads its
-    rank from the environment. Processes on one machine use a free port, so that workers do not collide.
+    accelerate launches GPU processes. Several CPU processes are launched by torchrun, whatever the engine: ``accelerate
+    launch --cpu --num_processes 2`` silently runs one. Either way a process reads its rank from the environment.
+    Processes on one machine use a free port, so that workers do not collide. A single process needs no launcher, which
+    would not pass on the signals that it has to hear.
     """
     job = ["-m", module, *arguments]
-    if placement.cuda or placement.processes == 1:
+    if placement.processes == 1:
+        return [sys.executable, *job]
+    if placement.cuda:
         return [*_ACCELERATE, *_accelerate(placement), *job]
     return [*_TORCHRUN, *_torchrun(placement), *job]
 
 
+def signals_passed_on(preemption_seconds: float) -> dict[str, str]:
+    """Environment in which torchrun and accelerate pass on SIGTERM and SIGUSR1, and kill no process that is saving."""
+    handled = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"
+    return {"PET_SIGNALS_TO_HANDLE": handled, "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(ceil(preemption_seconds + 5))}
+
+
 def typed(command: Sequence[str]) -> str:
     """A command line of ``worker_command`` as a user types it in the working directory of an activated environment."""
-    for whole, short in ((_ACCELERATE, ["accelerate", "launch"]), (_TORCHRUN, ["torchrun"])):
+    for whole, short in (
+        (_ACCELERATE, ["accelerate", "launch"]),
+        (_TORCHRUN, ["torchrun"]),
+        ([sys.executable], ["python"]),
+    ):
         if list(command[: len(whole)]) == whole:
             command = [*short, *command[len(whole) :]]
+            break
     return shlex.join(word.removeprefix(f"{Path.cwd()}/") for word in command)
 
 
 def _accelerate(placement: Placement) -> list[str]:
     options = ["--config_file", str(placement.configuration), "--num_processes", str(placement.processes)]
     options += ["--num_machines", str(placement.machines), "--machine_rank", str(placement.machine_rank)]
-    if not placement.cuda:
-        options += ["--cpu"]
-    if placement.machines > 1:
-        options += ["--main_process_ip", str(placement.main_address), "--main_process_port", str(placement.main_port)]
-    elif placement.processes > 1:
-        options += ["--main_process_port", "0"]
-    return options
+    if placement.machines == 1:
+        return [*options, "--main_process_port", "0"]
+    return [*options, "--main_process_ip", str(placement.main_address), "--main_process_port", str(placement.main_port)]
 
 
 def _torchrun(placement: Placement) -> list[str]:

@@ -123,6 +123,7 @@ def slurm(commands: Sequence[Sequence[str]], resources: Resources) -> list[Handl
         nodes=resources.machines,
         ntasks_per_node=1,
         cpus_per_task=resources.cpus,
+        srun_args=[f"--cpus-per-task={resources.cpus}"],  # which srun takes over from sbatch in some versions alone
         array_parallelism=resources.array,
         job_name="adagrpo",
         setup=[f"export {key}={shlex.quote(value)}" for key, value in _inherited().items()],

@@ -4,7 +4,6 @@ import os
 import re
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,11 +22,8 @@ _KERNEL_COUNTS = Path("/proc/vmstat")
 
 
 def command(placement: Placement, arguments: Sequence[str]) -> list[str]:
-    """Command line of a worker; a single process needs no launcher."""
-    module = "harness.experiments.jobs.worker"
-    if placement.processes == 1:
-        return [sys.executable, "-m", module, *arguments]
-    return worker_command(placement, module, arguments)
+    """Command line of a worker."""
+    return worker_command(placement, "harness.experiments.jobs.worker", arguments)
 
 
 class WorkerProcess:

@@ -50,6 +50,12 @@ def component_folders(pipeline: Path) -> dict[str, tuple[str, str]]:
     return {name: tuple(entry) for name, entry in index.items() if isinstance(entry, list) and entry[1] is not None}
 
 
+def pipeline_settings(pipeline: Path) -> dict[str, Any]:
+    """Settings of a pipeline beside its components, from its model_index.json, such as FLUX.2's ``is_distilled``."""
+    index = json.loads(read_text(pipeline / "model_index.json"))
+    return {name: value for name, value in index.items() if not name.startswith("_") and not isinstance(value, list)}
+
+
 def model_fingerprint(pipeline: Path) -> str:
     """sha256 over the names and bytes of a pipeline's weights and configuration files.
 

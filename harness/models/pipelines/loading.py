@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from importlib import import_module
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from diffusers.utils import logging as diffusers_logging
 from safetensors import SafetensorError, safe_open
 
 from harness.config import ConfigError
-from harness.models.pipelines.files import component_folders
+from harness.models.pipelines.files import component_folders, pipeline_settings
 from harness.models.pipelines.quantised import quantise
 
 # Libraries whose classes may be loaded: a model folder must not name arbitrary code to run.
@@ -50,8 +51,10 @@ def load_pipeline(
         if name not in components:
             small = quantised and name == "transformer"
             components[name] = load_component(folder, name, device, dtypes.get(name, torch.float32), small)
+    accepted = signature(pipeline_class).parameters
+    settings = {name: value for name, value in pipeline_settings(folder).items() if name in accepted}
     try:
-        return pipeline_class(**components)
+        return pipeline_class(**components, **settings)
     except TypeError as error:
         raise ConfigError(f"model.path: {folder} is no complete {pipeline_class.__name__} ({error})") from None
 
