@@ -11,7 +11,7 @@ from analysis.figures.drawing import INK, Panel
 
 _AXES: Mapping[str, tuple[str, str]] = {
     "prompt_share": ("map", "Share of reward variance that is the prompt's"),
-    "cosine": ("map-gradients", "Cosine of the rule's expected update\nwith that of random prompts, untrained"),
+    "cosine": ("map-gradients", "Cosine with random prompts' update, untrained"),
 }
 _APART = 0.011
 """Horizontal shift between rules as a share of the axis, so that their bounds do not cover each other."""
@@ -38,7 +38,9 @@ def _draw(axes: Axes, frame: pd.DataFrame, column: str, label: str) -> None:
         shift, y = apart * (number - (len(rules) - 1) / 2), 100 * rows["difference"]
         axes.vlines(rows[column] + shift, 100 * rows["lower"], 100 * rows["upper"], color=colour, linewidth=2)
         # A rule's own points: their order along the axis may be chance.
-        axes.hlines(y, rows[f"{prefix}_low"] + shift, rows[f"{prefix}_high"] + shift, color=colour, linewidth=0.8)
+        axes.hlines(
+            y, rows[f"{prefix}_low"] + shift, rows[f"{prefix}_high"] + shift, color=colour, linewidth=0.8, alpha=0.6
+        )
         axes.plot(rows[column] + shift, y, "o", color=colour, markersize=6, label=rule)
     axes.set_xlabel(label)
     axes.set_ylabel("Beside random prompts,\n% of what these gain")
