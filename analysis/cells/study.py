@@ -270,8 +270,9 @@ class Study:
         of_cell = dict(self.cells)
         if first not in of_cell or second not in of_cell:
             return set()
-        made_on = [of_cell[cell].groupby("seed")["processor"].agg(set) for cell in (first, second)]
-        return {seed for seed, found in made_on[0].items() if len(found | made_on[1].get(seed, {None})) == 1}
+        seeds = set(of_cell[first]["seed"]) & set(of_cell[second]["seed"])
+        made_on = pd.concat([of_cell[first], of_cell[second]]).groupby("seed")["processor"].nunique()
+        return {int(seed) for seed in seeds if made_on[seed] == 1}
 
     def _by_prompt(self, cell: Cell, metric: str, split: str, seeds: Sequence[int]) -> np.ndarray | None:
         """Final values ``[seeds, prompts]``; None if a run has no values per prompt, or if their numbers differ."""
