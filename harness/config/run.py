@@ -66,6 +66,10 @@ class EvaluationConfig(Section):
     gallery: CountOrNone = 8
     """Number of validation prompts whose pictures are kept at each evaluation."""
 
+    def num_noises(self, split: str) -> int:
+        """Number of samples per prompt of a split."""
+        return self.test_noises if split == "test" else 1
+
 
 class StopConfig(Section):
     """Conditions that end a run early; those not named only cause a warning."""

@@ -108,10 +108,8 @@ class Session:
         drawn = drawn_prompts(self.prompts["train"], self.config)
         needed = [*drawn, *self.prompts["validation"], *self.prompts.get("test", ())]
         self.say(f"encoding {len(needed)} prompts, but those that are cached")
-        own = self.processes.count // self.config.runtime.machines
-        shares = [(self.processes.index, self.processes.count), (self.processes.index % own, own)]
-        for index, count in shares[: self.config.runtime.machines]:
-            policy.prepare_prompts(needed, index, count)
+        for count in dict.fromkeys((self.processes.count, self.processes.count // self.config.runtime.machines)):
+            policy.prepare_prompts(needed, self.processes.index % count, count)
             self.processes.wait("encoding prompts")
 
     def execute(self) -> None:
@@ -300,7 +298,7 @@ class Session:
             "iteration": iteration,
             "split": split,
             "num_prompts": len(prompts),
-            "num_noises": self._noises(split),
+            "num_noises": settings.num_noises(split),
             "seconds": time.perf_counter() - began,
             "metrics": metrics,
             "per_prompt": per_prompt,
@@ -311,12 +309,9 @@ class Session:
         self.say(f"{split} at {iteration}: " + "  ".join(f"{k} {v:.3f}" for k, v in said.items()))
         return metrics
 
-    def _noises(self, split: str) -> int:
-        return self.config.evaluation.test_noises if split == "test" else 1
-
     def _measure(self, split: str, prompts: Sequence[str]) -> dict[str, list[float]]:
         """Value of every reward and picture statistic (``Observer``) for each prompt; the same on every process."""
-        index, count = self.processes.index, self.processes.count
+        index, count, settings = self.processes.index, self.processes.count, self.config.evaluation
         # Some engines need equally many prompts in all processes: an uneven list is filled up from its start.
         mine = [prompts[i % len(prompts)] for i in range(index, -(-len(prompts) // count) * count, count)]
         observer = Observer(mine)
@@ -325,8 +320,8 @@ class Session:
                 self.trainer.policy,
                 mine,
                 self.judges,
-                self._noises(split),
-                self.config.evaluation,
+                settings.num_noises(split),
+                settings,
                 partial(self._seen, observer),
             )
         measured |= observer.metrics()
@@ -341,7 +336,8 @@ class Session:
         # Only the main process computes the digest, which may read tens of GB of model files.
         digest = ""
         if self.is_main:
-            digest = untrained.digest(self.config, self.judges, split, len(prompts), self._noises(split))
+            noises = self.config.evaluation.num_noises(split)
+            digest = untrained.digest(self.config, self.judges, split, len(prompts), noises)
         path = self.run.folder.parent / "untrained" / f"{split}-{digest}.json"
         found = untrained.read(path) if self.is_main else None
         measured: dict[str, list[float]] | None = self.processes.broadcast(

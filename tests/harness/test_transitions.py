@@ -339,8 +339,7 @@ def test_the_fallback_replaces_sigma_at_one_only() -> None:
     assert FlowSDE(0.5).step(x, x, 1.0, 0.9, sigma_fallback=0.75).std.item() == pytest.approx(
         0.5 * math.sqrt(1 / 0.25) * math.sqrt(0.1)
     )
-    default = FlowSDE(0.5).step(x, x, 1.0, 0.9)
-    assert default.std.item() == pytest.approx(0.5)
+    assert (default := FlowSDE(0.5).step(x, x, 1.0, 0.9)).std.item() == pytest.approx(0.5)
     assert torch.equal(FlowSDE(0.5).step(x, x, 1.0, 0.9, 0.9).mean, default.mean)
     # A fallback of 1 is no fallback where it is needed, and nothing to object to elsewhere.
     assert FlowSDE(0.5).step(x, x, 0.8, 0.6, 1.0).std.item() == FlowSDE(0.5).step(x, x, 0.8, 0.6).std.item()
