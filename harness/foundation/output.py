@@ -17,8 +17,9 @@ class _Quiet:
         return getattr(self._stream, name)
 
     def write(self, text: str) -> int:
-        """Write text, or drop it if the stream fails."""
-        self._try(self._stream.write, text)
+        """Write text, with escapes for characters that the stream cannot encode, or drop it if the stream fails."""
+        encoding = self._stream.encoding or "utf-8"
+        self._try(self._stream.write, text.encode(encoding, "backslashreplace").decode(encoding))
         return len(text)
 
     def flush(self) -> None:

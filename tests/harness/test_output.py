@@ -4,6 +4,7 @@ import errno
 import os
 import subprocess
 import sys
+from io import BytesIO, TextIOWrapper
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ import pytest
 from harness import cli
 from harness.commands import COMMANDS
 from harness.foundation.errors import CollectiveError, ConfigError, FileError
+from harness.foundation.output import never_failing
 
 PRINTS = """
 import sys
@@ -30,6 +32,15 @@ def test_output_that_nobody_takes_ends_no_work(tmp_path: Path, how: str) -> None
     result = subprocess.run(["bash", "-c", line], capture_output=True, text=True, check=False)
     assert (result.returncode, done.read_text(encoding="utf-8")) == (0, "done")
     assert "Error" not in result.stderr
+
+
+def test_a_character_that_stdout_cannot_encode_is_escaped(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = TextIOWrapper(BytesIO(), encoding="ascii")
+    monkeypatch.setattr("sys.stdout", stream)
+    with never_failing():
+        print("ü.txt")
+        print("the rest")
+    assert stream.buffer.getvalue() == b"\\xfc.txt\nthe rest\n"
 
 
 REFUSALS = [
