@@ -15,7 +15,6 @@ from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, NoReturn, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from harness.foundation.errors import ConfigError
-from harness.foundation.plugins import absolute
 
 Where = Annotated[Literal["auto", "cpu", "cuda"], "device to compute on"]
 Function = TypeVar("Function", bound=Callable[..., int])
@@ -61,7 +60,6 @@ def parse(arguments: Sequence[str] | None) -> Callable[[], int]:
         from harness.config import check_overrides
 
         check_overrides(given)
-        options.overrides = [*map(absolute, given)]
     del options.traceback
     function = options.__dict__.pop("command")
     return partial(function, **vars(options))

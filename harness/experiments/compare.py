@@ -21,7 +21,7 @@ from harness.experiments.grid import files_of
 from harness.experiments.jobs.runner import Outcome, Say
 from harness.experiments.runs import run_all
 from harness.experiments.study import keep, shard_of
-from harness.foundation.plugins import absolute, is_reference
+from harness.foundation.plugins import is_reference
 from harness.foundation.trained_reward import TrainedReward
 from harness.runs.directory import RUNS, RunDirectory, find_run, prepare_run
 
@@ -90,7 +90,7 @@ def _settings(cell: str) -> list[str]:
             f"cell {cell!r}: is no run's folder; write settings, as in selection=curriculum, the file of a rule, as in "
             "my.py:Rule, or base"
         )
-    return [absolute(setting) for setting in settings]
+    return settings
 
 
 def _composed(profile: str, settings: Sequence[str]) -> RunConfig:

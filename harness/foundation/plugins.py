@@ -18,6 +18,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib.metadata import entry_points
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -25,8 +26,7 @@ from harness.foundation.errors import HarnessError
 from harness.foundation.places import ROOT, folders_of
 
 GROUP = "adagrpo.plugins"
-_REFERENCE = re.compile(r"(?P<place>[^\s:]*[^\s:/]\.py|[A-Za-z_][\w.]*):(?P<name>[A-Za-z_]\w{0,39})")
-_FILE = re.compile(r"[^\s:={}\[\],'\"]+\.py(?=:[A-Za-z_])")
+_REFERENCE = re.compile(r"(?P<place>.*[^\s:/]\.py|[A-Za-z_][\w.]*):(?P<name>[A-Za-z_]\w{0,39})")
 
 
 class PluginError(HarnessError, RuntimeError):
@@ -74,18 +74,17 @@ def is_reference(value: object) -> bool:
     return isinstance(value, str) and not value.startswith("twin:") and bool(_REFERENCE.fullmatch(value))
 
 
-def absolute(text: str, written_in: Path | None = None) -> str:
-    """A reference, or settings that contain some, with absolute paths, so that it can be read in other folders.
+def absolute(reference: str, written_in: Path | None = None) -> str:
+    """A reference with an absolute path, so that it can be read in other folders; a module's is unchanged.
 
-    Paths are searched in ``folders_of``, then in ``ROOT``; else the path is relative to the working directory.
+    The path is searched in ``folders_of``, then in ``ROOT``; else it is relative to the working directory.
     """
-
-    def found(match: re.Match[str]) -> str:
-        path = Path(match[0]).expanduser()
-        there = next((folder for folder in (*folders_of(written_in), ROOT) if (folder / path).is_file()), Path())
-        return str((there / path).resolve())
-
-    return _FILE.sub(found, text)
+    place, _, name = reference.rpartition(":")
+    if not place.endswith(".py"):
+        return reference
+    path = Path(place).expanduser()
+    there = next((folder for folder in (*folders_of(written_in), ROOT) if (folder / path).is_file()), Path())
+    return f"{(there / path).resolve()}:{name}"
 
 
 @cache
@@ -104,37 +103,37 @@ def find(source: str) -> Plugin:
     if match is None:
         raise PluginError(f"plug-in {source!r}: write path/to/file.py:Object or module:Object")
     place, name = match["place"], match["name"]
-    files = _files_of(place, source)
-    plugin = Plugin(name, source, {path: file.read_bytes() for path, file in files.items()}, None)
-    _FILES.update(str(file) for file in files.values())
-    key = source, plugin.sha256
-    if key not in _FOUND:
-        module = _executed(Path(place), plugin) if place.endswith(".py") else _imported(place, plugin.sha256)
-        if not hasattr(module, name):
-            known = [word for word, value in vars(module).items() if not word.startswith("_") and callable(value)]
-            raise PluginError(f"plug-in {source}: has no {name}, but {', '.join(known) or 'nothing'}")
-        _FOUND[key] = replace(plugin, found=getattr(module, name))
-    return _FOUND[key]
+    with explaining():
+        files = _files_of(place, source)
+        plugin = Plugin(name, source, {path: _read(file) for path, file in files.items()}, None)
+        key = source, plugin.sha256
+        if key not in _FOUND:
+            module = _executed(Path(place), plugin) if place.endswith(".py") else _imported(place, plugin.sha256)
+            if not hasattr(module, name):
+                known = [word for word, value in vars(module).items() if not word.startswith("_") and callable(value)]
+                raise PluginError(f"plug-in {source}: has no {name}, but {', '.join(known) or 'nothing'}")
+            _FOUND[key] = replace(plugin, found=getattr(module, name))
+        return _FOUND[key]
 
 
 _FOUND: dict[tuple[str, str], Plugin] = {}
 _IMPORTED: dict[str, str] = {}
 """Hash of each module's source when it was imported."""
 _FILES: set[str] = set()
-"""Files of loaded plug-ins, by which ``explaining`` recognises their frames."""
+"""Files of plug-ins, by which ``explaining`` recognises their frames."""
 
 
 @contextmanager
 def explaining() -> Iterator[None]:
     """Context in which an exception that a plug-in raised, or that what it called raised, is a PluginError of one line.
 
-    It names the last line of the plug-in's own code.
+    It names the last line of the plug-in's own code. ``sys.exit`` counts: it would end the command as a success.
     """
     try:
         yield
     except PluginError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         trace = traceback.extract_tb(error.__traceback__)
         frames = [f"{frame.filename}:{frame.lineno}" for frame in trace if frame.filename in _FILES]
         what = str(error)
@@ -149,17 +148,24 @@ def _executed(file: Path, plugin: Plugin) -> types.ModuleType:
     module = types.ModuleType(f"adagrpo_plugin_{plugin.sha256[:16]}")
     module.__file__ = str(file)
     sys.modules[module.__name__] = module  # dataclasses look their module up there
-    with explaining():
-        # Not with importlib, whose cache does not notice that a file changed within the same second.
-        exec(compile(plugin.files[file.name], str(file), "exec"), vars(module))
+    # Not with importlib, whose cache does not notice that a file changed within the same second.
+    exec(compile(plugin.files[file.name], str(file), "exec"), vars(module))
     return module
 
 
 def _imported(name: str, sha256: str) -> types.ModuleType:
     if _IMPORTED.setdefault(name, sha256) != sha256:
         raise PluginError(f"plug-in {name}: has changed since this process imported it; start it again")
-    with explaining():
-        return importlib.import_module(name)
+    return importlib.import_module(name)
+
+
+def _read(file: Path) -> bytes:
+    """Source of a plug-in's file. Raises PluginError if it is UTF-16 or not text."""
+    _FILES.add(str(file))
+    source = file.read_bytes()
+    if b"\0" in source:  # Python's own error does not name the file
+        raise PluginError(f"plug-in {file}: is not text in UTF-8; save it as UTF-8")
+    return source
 
 
 def _files_of(place: str, source: str) -> dict[str, Path]:
@@ -172,7 +178,11 @@ def _files_of(place: str, source: str) -> dict[str, Path]:
             )
         return {file.name: file}
     try:
-        spec = importlib.util.find_spec(place)
+        with explaining():
+            for name in accumulate(place.split("."), "{}.{}".format):
+                spec = importlib.util.find_spec(name)  # imports the package that contains it
+                if spec is not None and str(spec.origin).endswith(".py"):
+                    _read(Path(str(spec.origin)))
     except (ImportError, ValueError):
         spec = None
     if spec is None or spec.origin is None or not spec.origin.endswith(".py"):
@@ -195,7 +205,7 @@ def _files_of(place: str, source: str) -> dict[str, Path]:
 def _imports(file: Path, root: Path) -> Iterator[str]:
     """Dotted names that a file imports, or that may be modules (``name`` in ``from package import name``)."""
     package = file.relative_to(root).parts[:-1]
-    for node in ast.walk(ast.parse(file.read_bytes())):
+    for node in ast.walk(ast.parse(_read(file), str(file))):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):

@@ -1,5 +1,7 @@
 """Parts of a run that stand outside of the project: found by reference, checked, and part of what the run is."""
 
+import hashlib
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +12,7 @@ from harness import cli
 from harness.adagrpo import CapabilityTracker
 from harness.config import ConfigError, RewardConfig, RunConfig, compose, load
 from harness.config import plugins as config_plugins
+from harness.experiments.compare import configs_of
 from harness.experiments.grid import expand_grid
 from harness.foundation import plugins
 from harness.foundation.errors import HarnessError
@@ -172,15 +175,36 @@ def test_a_policy_of_the_wrong_kind_is_refused(write: Write) -> None:
         (["selection=SecondHardest"], "selection='SecondHardest' is unknown; the nearest is"),
         (["reward={file}:SecondHardest", "rewards.SecondHardest.precision=bf16"], "a plug-in has no such setting"),
         (["selection={file}:SecondHardest", "plugins.SecondHardest.source=other.py:SecondHardest"], "have one name"),
-        (["selection={wrong}:Mine"], r"wrong\.py:2: SyntaxError"),
     ],
 )
 def test_a_plug_in_that_cannot_be_had_is_one_line(write: Write, overrides: list[str], said: str) -> None:
     file = write(f"{RULE}\n\ndef random(candidates):\n    return 0\n")
-    wrong = file.with_name("wrong.py")
-    wrong.write_text("x = 1\ny = (")
     with pytest.raises(HarnessError, match=said):
-        find_run(composed(*(override.format(file=file, wrong=wrong) for override in overrides)))
+        find_run(composed(*(override.format(file=file) for override in overrides)))
+
+
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        (b"x = 1\ny = (", ":2: SyntaxError"),
+        (b"import sys\nsys.exit()", ":2: SystemExit"),
+        (b"\nimport no_such_package", ":2: ModuleNotFoundError"),
+        ("x = 1".encode("utf-16"), ": is not text in UTF-8"),
+    ],
+)
+def test_source_that_cannot_be_executed_is_named_in_files_modules_and_their_packages(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: bytes, said: str
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    package = f"broken_{hashlib.sha256(source).hexdigest()[:8]}"
+    for file in (tmp_path / f"{package}_module.py", tmp_path / package / "__init__.py"):
+        file.parent.mkdir(exist_ok=True)
+        file.write_bytes(source)
+    (tmp_path / package / "rule.py").write_text(RULE)
+    places = {f"{tmp_path}/{package}_module.py": "_module.py", f"{package}_module": "_module.py"}
+    for place, name in (places | {f"{package}.rule": "/__init__.py"}).items():
+        with pytest.raises(PluginError, match=re.escape(f"{package}{name}{said}")):
+            find(f"{place}:Rule")
 
 
 def test_the_command_shows_a_traceback_only_when_asked(write: Write, capsys: pytest.CaptureFixture[str]) -> None:
@@ -197,7 +221,7 @@ def test_the_folder_of_a_plug_in_does_not_matter_and_paths_are_made_absolute(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ids = []
-    for name in ("here", "there"):
+    for name in ("here", "a place: [mine], {yours}"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "my.py").write_text(RULE)
         monkeypatch.chdir(tmp_path / name)
@@ -205,8 +229,11 @@ def test_the_folder_of_a_plug_in_does_not_matter_and_paths_are_made_absolute(
         assert config.plugins["SecondHardest"].source == f"{tmp_path}/{name}/my.py:SecondHardest"
         ids.append(find_run(config).run_id)
     assert ids[0] == ids[1]
-    file = tmp_path / "there" / "my.py"
-    assert plugins.absolute("reward={my.py:A: 1, twin:flux: 2}") == f"reward={{{file}:A: 1, twin:flux: 2}}"
+    (tmp_path / name / "my.py").rename(tmp_path / name / "a rule.py")
+    sources = {"SecondHardest": f"{tmp_path}/{name}/a rule.py:SecondHardest"}
+    assert composed("selection=a rule.py:SecondHardest").plugin_sources == sources
+    [[cell]] = configs_of(["a rule.py:SecondHardest"], [0], "miniature-luck")
+    assert cell.plugin_sources == sources
 
 
 def test_a_module_is_told_by_what_it_imports_of_its_own_package(
