@@ -151,18 +151,26 @@ def new(
 
     Example: ``adagrpo new selection SecondHardest``
     """
+    import builtins
     import re
+    from importlib.util import find_spec
+    from keyword import iskeyword
 
+    from harness.config.plugins import BUILT_IN
     from harness.foundation.files import write_atomically
 
     if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]{0,39}", name):
         raise ConfigError(f"adagrpo new: {name!r} is no name of an object: use letters, digits and '_', at most 40")
+    if iskeyword(name) or hasattr(builtins, name) or name in BUILT_IN:
+        raise ConfigError(f"adagrpo new: {name} is a name of Python or of the project's own; take another one")
     examples = Path(__file__).with_name("examples")
     module = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).lower()
     paths = {f"{kind}.py": folder / f"{module}.py", f"{kind}_test.py": folder / f"test_{module}.py"}
     for path in paths.values():
         if path.exists():
             raise ConfigError(f"{path}: is there already; take another name, or another --folder")
+    if find_spec(module) is not None:
+        raise ConfigError(f"adagrpo new: {module}.py would hide Python's module {module}; take another name")
     for example, path in paths.items():
         text = (examples / f"{example}.txt").read_text(encoding="utf-8")
         write_atomically(path, text.replace("Example", name).replace("example.py", f"{module}.py"))

@@ -23,7 +23,7 @@ class PluginConfig(Section):
     """Whether the rule receives the ledger, with the outcomes of earlier prompts."""
 
 
-_BUILT_IN = {*SELECTIONS, *METHODS, *FUSIONS, *NORMALISATIONS, *REWARDS}
+BUILT_IN = {*SELECTIONS, *METHODS, *FUSIONS, *NORMALISATIONS, *REWARDS}
 _NAMED = ("selection", "method.kernel", "fusion.kind", "objective.normalisation")
 """Settings whose value is a name of a registry, or a plug-in."""
 _LOCATED = ("prompts.train", "prompts.validation", "prompts.test", "model.adapter")
@@ -99,11 +99,11 @@ def _is_of_sections(value: Any) -> bool:
 def _referred(value: Any, known: Mapping[str, str]) -> tuple[Any, str | None]:
     """Name and reference of the plug-in that a value refers to; the value and None if it refers to no new one."""
     source = installed().get(value, value) if isinstance(value, str) else None
-    if value in (*_BUILT_IN, *known) or not is_reference(source):
+    if value in (*BUILT_IN, *known) or not is_reference(source):
         return value, None
     source = absolute(str(source))
     name = value if value in installed() else source.rpartition(":")[2]
-    if name in _BUILT_IN:
+    if name in BUILT_IN:
         raise ConfigError(f"plug-in {source}: {name} is a name of the project's own; give the object another one")
     if known.get(name, source) != source:
         raise ConfigError(f"plug-ins {known[name]} and {source}: have one name; give one another")

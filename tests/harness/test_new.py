@@ -9,6 +9,13 @@ from harness import cli
 from harness.config import ROOT
 
 
+@pytest.mark.parametrize("name", ["class", "None", "int", "random", "ocr", "torch"])
+def test_a_name_that_cannot_work_is_refused_and_nothing_is_written(name: str, tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(["new", "selection", name, "--folder", str(tmp_path)])
+    assert not any(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("kind", ["selection", "advantage", "reward", "kernel"])
 def test_what_is_written_passes_the_test_that_is_written_and_is_what_the_page_shows(kind: str, tmp_path: Path) -> None:
     for code in ("0", "2"):  # the second time it is there already
