@@ -84,8 +84,10 @@ def import_prompts(
         max_characters: longer prompts are left out.
 
     Raises:
-        ConfigError: a file cannot be read or is not in its format, or a list gets no prompt.
+        ConfigError: a file cannot be read or is not in its format, none has columns to name, or a list gets no prompt.
     """
+    if column is not None and all(file.suffix.lower() == ".txt" for file in (*files, *exclude)):
+        raise ConfigError(f"--column {column}: {files[0]} has a prompt per line and no columns")
     taken = {prompt_key(text) for file in exclude for _, text in read_texts(file, column)}
     lists: dict[str, list[str]] = {split: [] for split, share in shares._asdict().items() if share > 0}
     seen: set[str] = set()

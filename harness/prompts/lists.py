@@ -6,6 +6,7 @@ import io
 import json
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -210,6 +211,7 @@ def _read_rows(
     reader = csv.DictReader(io.StringIO(content), delimiter=separator, strict=True, quoting=quoting)
     rows = []
     try:
+        _once([(name, None) for name in reader.fieldnames or () if name], f"{where}: line 1")
         for row in reader:
             if None in row or None in row.values():
                 raise ConfigError(
@@ -253,9 +255,17 @@ def _texts_of(items: Sequence[tuple[str, Any]], column: str | None, where: str) 
 
 def _parse_json(text: str, where: str) -> Any:
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=lambda pairs: _once(pairs, where))
     except json.JSONDecodeError as error:
         raise ConfigError(f"{where}: is not valid JSON ({error.msg})") from None
+
+
+def _once(pairs: Sequence[tuple[str, Any]], where: str) -> dict[str, Any]:
+    """Values by name. Raises ConfigError if a name is there twice, since one of its values would be lost."""
+    for name, count in Counter(name for name, _ in pairs).most_common(1):
+        if count > 1:
+            raise ConfigError(f"{where}: has {name!r} {count} times; rename or remove all but one")
+    return dict(pairs)
 
 
 def generator_for(*key: int | str) -> torch.Generator:

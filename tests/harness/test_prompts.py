@@ -73,6 +73,8 @@ def test_text_and_json_lists_hold_the_same_prompts_and_other_keys_are_kept_out(t
         ),
         ("both.csv", "caption,text\na cat,b\n", "columns 'caption', 'text'; name one by  --column"),
         ("none.csv", "a cat\na dog\n", "no column 'prompt' but 'a cat'"),
+        ("twice.csv", "prompt,id,prompt\na cat,1,a dog\n", "line 1: has 'prompt' 2 times"),
+        ("twice.json", '[{"prompt": "a", "prompt": "b"}]', "has 'prompt' 2 times"),
         ("unquoted.csv", "prompt,id\na cat, a dog,1\n", "line 2 has not as many cells as the header"),
         ("open.csv", 'prompt\n"a cat\n', "line 2 is no row of a table"),
         (
@@ -150,6 +152,8 @@ def test_a_list_without_prompts_is_an_error_unless_its_share_is_zero(tmp_path: P
     assert import_prompts([source], Shares(0, 0, 100)).lists == {"test": ["a bird"]}
     with pytest.raises(ConfigError, match="gets none of 1 prompts"):
         import_prompts([source], SHARES)
+    with pytest.raises(ConfigError, match=r"--column caption: .*one\.txt"):
+        import_prompts([source], Shares(0, 0, 100), column="caption")
 
 
 def test_existing_lists_are_not_overwritten(tmp_path: Path) -> None:
