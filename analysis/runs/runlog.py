@@ -293,7 +293,7 @@ def _read_lines(path: Path, sealed: records.Sealed) -> list[dict[str, Any]]:
         records.require_sealed(path, sealed, path.name)
     found: dict[tuple[int, str], dict[str, Any]] = {}
     for number, line in enumerate(records.read_lines(path), start=1):
-        if path.name == "eval.jsonl" and not (isinstance(line.get("split"), str) and "metrics" in line):
+        if path.name == "eval.jsonl" and (type(line.get("split")), type(line.get("metrics"))) != (str, dict):
             raise ConfigError(f"{path}: line {number} must be an object with iteration, split and metrics")
         found[line["iteration"], line.get("split", "train")] = line
     return [found[key] for key in sorted(found)]

@@ -52,7 +52,8 @@ def write_shards(runs_folder: Path, output: Path, num_pictures: int = NUM_PROMPT
         The shards of all finished runs, sorted.
 
     Raises:
-        ConfigError: a folder or file, named in the message, cannot be read; the other runs' shards are written before.
+        ConfigError: a folder or file, named in the message, cannot be read, or a finished run has lost one; the other
+            runs' shards are written before.
     """
     written, damaged = [], []
     directories = find_paths(runs_folder)
@@ -60,6 +61,8 @@ def write_shards(runs_folder: Path, output: Path, num_pictures: int = NUM_PROMPT
     for directory in sorted(directories, key=_seed):
         try:
             log = read_directory(directory)
+            if log.state == "incomplete":
+                raise ConfigError(f"{directory}: {log.status['reason']}")
             if log.state != "finished":
                 continue
             cell = _cell(log)

@@ -36,7 +36,8 @@ def package_versions() -> dict[str, str]:
     return found
 
 
-_KINDS = {"packages": dict, "resumed": list, "warnings": list, "gpus": list, "code_sha256": str, "seal_sha256": str}
+_KINDS = {"packages": dict, "settings": dict, "resumed": list, "warnings": list, "gpus": list}
+_KINDS |= {"code_sha256": str, "seal_sha256": str}
 
 
 def require_environment(content: Mapping[str, Any]) -> None:

@@ -176,19 +176,16 @@ def show_config(
     import json
 
     from harness.config import inert_settings, leaves
-    from harness.foundation.files import read_text
+    from harness.runs.identity import ORIGINS, read_identity
 
     config, run = _find(overrides, profile, method, resume)
-    origins = config.origins
-    if run is not None:
-        path = run.folder / "origins.json"
-        origins = json.loads(read_text(path)) if path.is_file() else {}
+    origins = config.origins if run is None else read_identity(run.folder, ORIGINS)
     inert = inert_settings(config)
     rows = []
     for key, value in leaves(config.model_dump(mode="json")).items():
         without = [f" (no effect: {why})" for name, why in inert.items() if f"{key}.".startswith(f"{name}.")]
-        unknown = "not recorded" if run is not None and not origins else "default"
-        rows.append((f"{key}={json.dumps(value, ensure_ascii=False)}", origins.get(key, unknown) + "".join(without)))
+        origin = str(origins.get(key, "not recorded" if run is not None and not origins else "default"))
+        rows.append((f"{key}={json.dumps(value, ensure_ascii=False)}", origin + "".join(without)))
     width = min(60, max(len(setting) for setting, _ in rows))
     print("\n".join(f"{setting:{width}}  {origin}" for setting, origin in rows))
     return 0

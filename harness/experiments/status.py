@@ -74,8 +74,8 @@ def latest_validation(run: RunDirectory, config: RunConfig) -> tuple[float, int]
         if record.get("split") == "validation":
             try:
                 return config.trained_reward(record["metrics"]), record["iteration"]
-            except (KeyError, TypeError) as error:
-                raise ConfigError(f"{path}: iteration {record['iteration']} has no {error}") from None
+            except (AttributeError, KeyError, TypeError) as error:
+                raise ConfigError(f"{path}: iteration {record['iteration']} has damaged metrics: {error}") from None
     return None
 
 
@@ -130,5 +130,8 @@ def _described(status: Mapping[str, Any]) -> str:
     reason = f": {status['reason']}" if status["reason"] else ""
     if status["state"] in BROKEN:
         return reason
-    minutes = (datetime.now(UTC) - datetime.fromisoformat(status["updated"])).total_seconds() / 60
-    return f"  {status['iteration']}/{status['iterations']} saved, {minutes:.0f} min ago{reason}"
+    ago = ""
+    if "updated" in status:
+        minutes = (datetime.now(UTC) - datetime.fromisoformat(status["updated"])).total_seconds() / 60
+        ago = f", {minutes:.0f} min ago"
+    return f"  {status['iteration']}/{status['iterations']} saved{ago}{reason}"

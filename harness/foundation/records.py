@@ -9,6 +9,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -130,9 +131,12 @@ def parse_status(text: str) -> dict[str, Any]:
     """Content of a status.json. Raises ValueError, which says what is wrong, if it is damaged."""
     try:
         content = json.loads(text)
-    except RecursionError:
+        sizes = [size for size, _ in content.get("files", {}).values()]
+        numbers = [content.get("iteration", 0), content.get("iterations") or 0, *sizes]
+        is_dated = "updated" not in content or datetime.fromisoformat(content["updated"]).tzinfo is not None
+    except (AttributeError, RecursionError, TypeError, ValueError):
         raise ValueError("is no status") from None
-    if not isinstance(content, dict) or content.get("state") not in STATES:
+    if content.get("state") not in STATES or not is_dated or any(type(number) is not int for number in numbers):
         raise ValueError("is no status")
     if "check" in content and checked(content)["check"] != content["check"]:
         raise ValueError("its checksum is wrong")

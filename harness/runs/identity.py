@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 FILE = "identity.json"
 ENVIRONMENT = "environment.json"
+ORIGINS = "origins.json"
 _EXECUTION = ("commit", "code_sha256", "seal_sha256", "protocol_sha256", "packages", "python", "processor", "gpus")
 """Keys of environment.json; if one of them changes, a resumed run records another execution."""
 
@@ -150,7 +151,7 @@ def write_identity(folder: Path, config: RunConfig, fingerprints: Mapping[str, s
         for path, text in find(source).files.items():
             (folder / "plugins" / name / path).parent.mkdir(parents=True, exist_ok=True)
             write_atomically(folder / "plugins" / name / path, text)
-    write_atomically(folder / "origins.json", json.dumps(dict(config.origins), indent=1) + "\n")
+    write_atomically(folder / ORIGINS, json.dumps(dict(config.origins), indent=1) + "\n")
 
 
 def _command() -> str | None:
@@ -160,9 +161,9 @@ def _command() -> str | None:
     return re.sub(r"//[^/@\s]+@", "//", shlex.join(["adagrpo", *sys.argv[1:]]))
 
 
-def read_identity(folder: Path) -> dict[str, Any]:
-    """Content of identity.json; empty for a run of older code without one. Raises ConfigError if it is damaged."""
-    return _read(folder / FILE) if (folder / FILE).is_file() else {}
+def read_identity(folder: Path, name: str = FILE) -> dict[str, Any]:
+    """Content of identity.json or origins.json; empty for a run without one. Raises ConfigError if it is damaged."""
+    return _read(folder / name) if (folder / name).is_file() else {}
 
 
 def require_unchanged(folder: Path, config: RunConfig, fingerprints: Mapping[str, str] | None = None) -> None:

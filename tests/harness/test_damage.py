@@ -74,7 +74,8 @@ def test_a_finished_run_that_is_not_whole_is_incomplete_and_names_the_file(
         log = load_logs(run.folder).summary.iloc[0]
         assert log["state"] == "incomplete"
         assert name in log["reason"]
-    assert not write_shards(run.folder, run.folder.parent / "shards")
+    with pytest.raises(ConfigError, match=name.split("/")[0]):
+        write_shards(run.folder, run.folder.parent / "shards")
 
 
 def test_an_evaluation_of_the_last_iteration_that_was_lost_is_made_again(run: RunDirectory) -> None:
@@ -126,9 +127,15 @@ def test_a_resumed_run_refuses_logs_with_holes_and_leaves_them_as_they_are(run: 
     assert path.read_bytes() == before
 
 
+MISTYPED = [
+    f'{{"state": "finished", {rest}}}'.encode()
+    for rest in ('"iteration": "x"', '"files": [1, 2]', '"files": {"a": 3}', '"updated": "2026-01-01T00:00:00"')
+]
+
+
 def test_a_damaged_status_is_named_and_the_run_goes_on(run: RunDirectory) -> None:
     other = RunDirectory(Path(shutil.copytree(run.folder, run.folder.with_name("other"))))
-    for content in (b"", b"{", b"[]", b'{"state": 3}', b'{"state": "finished", "check": "x"}', b"\xff"):
+    for content in (b"", b"{", b"[]", b'{"state": 3}', b'{"state": "finished", "check": "x"}', b"\xff", *MISTYPED):
         (run.folder / "status.json").write_bytes(content)
         lines = status_lines(run.folder.parent.parent)
         assert any(run.run_id in line and "status.json" in line and "--resume" in line for line in lines)
@@ -138,6 +145,19 @@ def test_a_damaged_status_is_named_and_the_run_goes_on(run: RunDirectory) -> Non
         assert run.status()["state"] == "waiting"
         assert other.status()["state"] == "finished"
     resume(run)
+
+
+def test_a_record_of_another_shape_is_one_line(run: RunDirectory, capsys: pytest.CaptureFixture[str]) -> None:
+    files.append(run.folder / "eval.jsonl", '{"iteration": 9, "split": "validation", "metrics": [1]}\n')
+    (run.folder / "status.json").write_text('{"state": "running"}', encoding="utf-8")
+    lines = status_lines(run.folder.parent.parent)
+    assert any(line.endswith("interrupted run  0/None saved") for line in lines)
+    assert any("eval.jsonl: iteration 9" in line for line in lines)
+    for content, code in (("[]", 2), ("{", 2), ('{"seed": 3}', 0)):
+        (run.folder / "origins.json").write_text(content, encoding="utf-8")
+        with pytest.raises(SystemExit, match=str(code)):
+            cli.main(["show-config", "--resume", str(run.folder)])
+        assert ("origins.json: is damaged" in capsys.readouterr().err) == bool(code)
 
 
 @pytest.mark.parametrize("name", ["config.yaml", "eval.jsonl", "metrics.jsonl"])

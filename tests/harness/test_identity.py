@@ -264,7 +264,7 @@ def test_the_seal_covers_the_rules_and_nothing_beside_them(tmp_path: Path) -> No
 
 def test_a_record_of_executions_of_another_shape_is_one_line_that_names_it(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text(dump(compose("miniature-luck")), encoding="utf-8")
-    for content in ('{"resumed": 5}', '{"resumed": [5]}', '{"packages": []}', '{"gpus": "x"}', "[]"):
+    for content in ('{"resumed": 5}', '{"resumed": [5]}', '{"packages": []}', '{"settings": 3}', '{"gpus": "x"}', "[]"):
         (tmp_path / "environment.json").write_text(content, encoding="utf-8")
         with pytest.raises(ConfigError, match=r"environment\.json"):
             read_directory(tmp_path)
