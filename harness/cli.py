@@ -4,7 +4,6 @@ Errors of the operating system (no such file, no permission, a full disk) are on
 bug and is shown with its traceback.
 """
 
-import errno
 import os
 import sys
 import traceback
@@ -12,7 +11,7 @@ from collections.abc import Sequence
 
 from harness.commands import checkpoints, grids, inputs, measure, parse, reports, runs, sweep  # noqa: F401
 from harness.foundation.errors import HarnessError
-from harness.foundation.files import reason_of
+from harness.foundation.files import LACKING, reason_of
 from harness.foundation.output import never_failing
 from harness.foundation.plugins import explaining
 
@@ -39,19 +38,17 @@ def _execute(arguments: Sequence[str] | None) -> int:
         return _say(str(error), error.exit_code)
     except OSError as error:
         where = "" if error.filename is None else f"{error.filename}: "
-        return _say(f"{where}{reason_of(error)}", 1 if not where or error.errno in _LACKING else 2)
+        return _say(f"{where}{reason_of(error)}", 1 if not where or error.errno in LACKING else 2)
     except UnicodeDecodeError as error:
         return _say(f"a file is not text in {error.encoding}: {error.reason} (byte {error.start}); save it as UTF-8", 2)
+    except UnicodeEncodeError as error:
+        return _say(f"{error.object!r:.200}: is not text in {error.encoding}: {error.reason}", 2)
     except RecursionError:
         return _say("a file or value is nested too deeply to be read", 2)
     except MemoryError:
         return _say("out of memory; take fewer or smaller pictures at a time, or fewer runs", 1)
     except KeyboardInterrupt:
         return _say("interrupted", 130)
-
-
-_LACKING = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
-"""Errors of a machine that lacks something, such as disk space; with others the input names a wrong file."""
 
 
 def _say(message: str, code: int) -> int:

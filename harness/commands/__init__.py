@@ -11,6 +11,7 @@ from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from inspect import Parameter, signature
 from itertools import groupby
+from math import inf
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, NoReturn, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -35,8 +36,9 @@ def command(function: Function) -> Function:
 
     Parameters before ``*`` are arguments, those after it options: required without a default, flags if they are bool,
     with several values if they are sequences, repeatable if they are tuples. ``Annotated`` has their help and, for
-    numbers, the smallest valid value. ``overrides`` also takes words that come later. A docstring ends with an example,
-    and its module's begins with the title under which ``adagrpo --help`` lists the command.
+    numbers, the smallest valid value and one that all valid ones are below. ``overrides`` also takes words that come
+    later. A docstring ends with an example, and its module's begins with the title under which ``adagrpo --help`` lists
+    the command.
     """
     COMMANDS[function.__name__.replace("_", "-")] = function
     return function
@@ -113,7 +115,9 @@ def _version() -> str:
         return "adagrpo, not installed"
 
 
-def _add(parser: Parser, parameter: Parameter, kind: Any, said: str, least: float | None = None) -> None:
+def _add(
+    parser: Parser, parameter: Parameter, kind: Any, said: str, least: float | None = None, limit: float = inf
+) -> None:
     if get_origin(kind) in (Union, UnionType):
         [kind] = (one for one in get_args(kind) if one is not NoneType)
     is_option, default = parameter.kind is Parameter.KEYWORD_ONLY, parameter.default
@@ -132,7 +136,7 @@ def _add(parser: Parser, parameter: Parameter, kind: Any, said: str, least: floa
     elif get_origin(kind) is Literal:
         settings["choices"] = get_args(kind)
     else:
-        settings["type"] = kind if least is None else _at_least(least, kind)
+        settings["type"] = kind if least is None else _within(least, limit, kind)
     if default is not Parameter.empty:
         settings["default"] = list(default) if default == () else default
         said += f" (default: {default})" * (default not in (None, False, "", ()) and "default" not in said)
@@ -141,10 +145,12 @@ def _add(parser: Parser, parameter: Parameter, kind: Any, said: str, least: floa
     parser.add_argument(flag, help=said, **settings)
 
 
-def _at_least(least: float, kind: type) -> Callable[[str], Any]:
+def _within(least: float, limit: float, kind: type) -> Callable[[str], Any]:
     def parse(text: str) -> Any:
         if kind(text) < least:
             raise argparse.ArgumentTypeError(f"{text} must be at least {least:g}")
+        if not kind(text) < limit:
+            raise argparse.ArgumentTypeError(f"{text} must be a number below {limit:g}")
         return kind(text)
 
     parse.__name__ = kind.__name__  # argparse names it if the text is not a number

@@ -98,7 +98,7 @@ def sample(
     *,
     prompt: Annotated[tuple[str, ...], "prompt to draw; may be repeated"] = (),
     prompts: Annotated[str | None, "prompt list to draw instead"] = None,
-    seed: Annotated[tuple[int, ...], "seed of the initial noise; may be repeated (default: 3407)", 0] = (),
+    seed: Annotated[tuple[int, ...], "seed of the initial noise; may be repeated (default: 3407)", 0, 2**63] = (),
     output: Annotated[Path, "folder to write to"],
     profile: Base = "miniature",
     height: Pixels = None,

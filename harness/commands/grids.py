@@ -50,15 +50,19 @@ def grid(
     from harness.runs.directory import prepare_run
 
     if list:
+        if any((grid, overrides, profile, only, seeds, plan, slots, on, rerun_changed)):
+            raise ConfigError("--list lists all grids, and takes nothing else")
         print("\n".join(grid_lines()))
         return 0
     if grid is None:
         raise ConfigError("adagrpo grid: name a grid; adagrpo grid --list says which there are")
-    configs = expand_grid(grid, overrides, profile=profile, only=only, seeds=parse_seeds(seeds) if seeds else None)
+    configs = expand_grid(
+        grid, overrides, profile=profile, only=only, seeds=None if seeds is None else parse_seeds(seeds)
+    )
     if on is not None:
         if plan or slots is not None:
             raise ConfigError("--on hands runs over; --plan and --slots are for this machine")
-        return hand_over_all([prepare_run(c, rerun_changed=rerun_changed) for c in configs], on, say)
+        return hand_over_all((prepare_run(c, rerun_changed=rerun_changed) for c in configs), on, say)
     found = local_slots([config.runtime for config in configs], slots)
     if plan:
         print("\n".join(planned(configs, len(found))))
@@ -103,14 +107,17 @@ def compare(
     from analysis.formats import entry_text
     from analysis.report.head import cautions
     from analysis.verdicts.conclusions import sentences
-    from harness.experiments.compare import configs_of, execute, judged
+    from harness.experiments.compare import configs_of, execute, judged, require_different
     from harness.experiments.grid import parse_seeds
     from harness.experiments.jobs.slots import local_slots
     from harness.experiments.plan import plan as planned
 
     if len(cells) < 2:
         raise ConfigError("adagrpo compare: name two cells at least, as in  adagrpo compare base selection=curriculum")
+    if plan and json:
+        raise ConfigError("--json prints the claims, and --plan makes none; leave one out")
     found = configs_of(cells, parse_seeds(seeds), profile, [*map(absolute, set)])
+    require_different(found)
     configs = [config for of_seed in zip(*found, strict=True) for config in of_seed]
     if plan:
         print("\n".join(planned(configs, len(local_slots([config.runtime for config in configs], slots)))))
@@ -179,8 +186,8 @@ def study(
 
     found = read_study(study or DEFAULT)
     names = tuple(dict.fromkeys(experiments)) or found.names
-    chosen = only, parse_seeds(seeds) if seeds else None
-    if any(chosen) and len(names) != 1:
+    chosen = only, None if seeds is None else parse_seeds(seeds)
+    if chosen != (None, None) and len(names) != 1:
         raise ConfigError("--only and --seeds choose among the runs of one experiment: name it")
 
     # All are read before the first run, so that errors are reported before anything is made.
@@ -216,7 +223,7 @@ def status(
 def watch(
     runs: Annotated[Path, "a run's directory, or a folder of runs, such as results/runs/smoke"],
     *,
-    every: Annotated[float, "seconds between two updates of the page", 1] = 10.0,
+    every: Annotated[float, "seconds between two updates of the page", 1, 1e6] = 10.0,
     once: Annotated[bool, "write the page once and exit"] = False,
     output: Annotated[Path | None, "file to write (default: results/reports/NAME/watch.html)"] = None,
 ) -> int:
@@ -228,7 +235,6 @@ def watch(
     from harness.experiments.watch import watch as watched
 
     page = output or WORK / "results" / "reports" / runs.resolve().name / "watch.html"
-    page.parent.mkdir(parents=True, exist_ok=True)
     watched(runs, page, every, once, say)
     return 0
 

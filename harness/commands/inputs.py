@@ -82,12 +82,13 @@ def serve_reward(
 
     import torch
 
-    from harness.config import RewardConfig, parse_overrides, validated
+    from harness.config import RewardConfig, check_overrides, parse_overrides, validated
     from harness.rewards import build_reward
     from harness.rewards.remote.server import RewardServer
     from harness.rewards.remote.wire import TOKEN_VARIABLE, is_loopback
 
     torch.set_num_threads(threads)
+    check_overrides(settings)
     own = validated(RewardConfig, parse_overrides(settings), "settings")
     if is_reference(name) or own.plugin:
         raise ConfigError(

@@ -27,12 +27,13 @@ def oracle(
     """
     from harness.experiments.gradients.oracle import load_oracle, measure
     from harness.experiments.upper_bound import write_upper_bound
-    from harness.foundation.files import read_text, write_atomically
+    from harness.foundation.files import make_folder, read_text, write_atomically
 
     loaded = load_oracle(profile, overrides, checkpoint, references, prompts, noises)
     folder = output or WORK / "results" / "oracle"
     table = folder / f"{loaded.name}.json"
     if not table.exists():
+        make_folder(folder)
         table_of = {key: json.dumps(value) for key, value in measure(loaded, say).items()}
         write_atomically(table, "{" + ",\n".join(f'"{key}": {value}' for key, value in table_of.items()) + "}\n")
     elif json.loads(read_text(table))["identity"] != loaded.identity:
@@ -63,13 +64,14 @@ def probe(
     from analysis.report.probe import probe_page
     from harness.experiments.gradients.parallel import load_parallel, measure_parallel
     from harness.experiments.probe import gradients_kept, load_probe, measure
-    from harness.foundation.files import write_atomically
+    from harness.foundation.files import make_folder, write_atomically
     from harness.trained.loading import device_of
 
     named: Sequence[str | None] = models or [None]
     probes = [load_probe(profile, overrides, model, prompts, noises) for model in named]
     parallel = [load_parallel(profile, overrides, model) for model in named if gradients]
     folder, where = output or WORK / "results" / "probes" / Path(profile).stem, device_of(device)
+    make_folder(folder)
     summaries: dict[str, dict[str, Any]] = {}
     for number, one in enumerate(probes):
         say(f"{one.name}: {one.num_pictures:,} pictures")

@@ -41,7 +41,9 @@ def train(
     from harness.runs.identity import changes_of, note_on_code
 
     # Every process of a launch calls this function; the main one prepares the run.
-    is_main = int(os.environ.get("RANK", "0")) == 0
+    if not (rank := os.environ.get("RANK", "0")).isdecimal():
+        raise ConfigError(f"RANK={rank}: is no number; a launcher sets it, otherwise unset it")
+    is_main = int(rank) == 0
     config, run = _find(overrides, profile, method, resume)
     if run is None:
         run = prepare_run(config, rerun_changed=rerun_changed) if is_main else find_run(config)

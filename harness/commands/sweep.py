@@ -68,7 +68,7 @@ def sweep(
     if resources is not None and max(resources.machines, loaded.base.runtime.machines) > 1:
         raise ConfigError("--on: a sweep's worker is on one machine: set machines to 1, and --slots to more")
     folder = output or WORK / "results" / "reports" / loaded.experiment
-    fresh = parse_seeds(seeds or "0-9")
+    fresh = parse_seeds("0-9" if seeds is None else seeds)
 
     import optuna
 
@@ -107,12 +107,15 @@ def _storage_url(sweep: "Sweep", storage: str | None, begin: bool) -> str:
                 raise ConfigError(f"--storage {storage}: its password is to come in {STORAGE_VARIABLE}, all of the URL")
         # Workers have another working directory, so the path is made absolute.
         file = given.removeprefix("sqlite:///")
-        return f"sqlite:///{Path(file).absolute()}" if file != given else given
-    database = RUNS / sweep.experiment / "study.db"
-    if begin:
-        database.parent.mkdir(parents=True, exist_ok=True)
-    elif not database.exists():
-        raise ConfigError(f"study {sweep.name}: not begun; adagrpo sweep {sweep.path.stem} begins it")
+        if file == given:
+            return given
+        database = Path(file).absolute()
+    else:
+        database = RUNS / sweep.experiment / "study.db"
+        if begin:
+            database.parent.mkdir(parents=True, exist_ok=True)
+    if not (begin or database.exists()):
+        raise ConfigError(f"study {sweep.name}: not begun, no {database}; adagrpo sweep {sweep.path.stem} begins it")
     return f"sqlite:///{database}"
 
 

@@ -140,17 +140,18 @@ def parse_overrides(overrides: Iterable[str]) -> dict[str, Any]:
     return content
 
 
-def check_overrides(overrides: Iterable[str]) -> None:
-    """Raise ConfigError if two overrides set the same value, which can only be a mistake."""
-    given: dict[str, str] = {}
+def check_overrides(overrides: Iterable[str], taken: Mapping[str, str] = {}) -> None:
+    """Raise ConfigError if two overrides set the same value, or one sets a key of ``taken``: one would be ignored.
+
+    The values of ``taken`` say what sets its keys.
+    """
+    given = dict(taken)
     for override in overrides:
         key = override.partition("=")[0]
         for earlier, text in given.items():
             if f"{key}.".startswith(f"{earlier}.") or f"{earlier}.".startswith(f"{key}."):
-                raise ConfigError(
-                    f"overrides {text!r} and {override!r}: both set {max(key, earlier, key=len)}; keep one"
-                )
-        given[key] = override
+                raise ConfigError(f"{text} and {override!r}: both set {max(key, earlier, key=len)}; keep one")
+        given[key] = repr(override)
 
 
 def nest(key: str, value: Any) -> dict[str, Any]:
@@ -234,7 +235,8 @@ def compose(
         own = {key: value for key, value in layer.content.items() if key not in _NOT_SETTINGS}
         layers.append(_Layer(own, layer.origins))
     cell = _located(settings or {}, written_in)
-    layers.append(_Layer(cell, dict.fromkeys(leaves(cell), "the grid's cell or the sweep")))
+    source = "a cell or trial" if written_in is None else f"{_shown(written_in)}, a cell or trial"
+    layers.append(_Layer(cell, dict.fromkeys(leaves(cell), source)))
     for override in overrides:
         nested = _located(parse_overrides([override]), None)
         layers.append(_Layer(nested, dict.fromkeys(leaves(nested), f"override {override}")))
@@ -243,7 +245,7 @@ def compose(
     for layer in layers:
         composed = merge(composed, layer.content)
         origins.update(layer.origins)
-    config = with_arithmetic(validate(composed, _shown(path)))
+    config = with_arithmetic(validated(RunConfig, composed, _shown(path), origins))
     kept = leaves(composed)
     config.__dict__["origins"] = {key: origin for key, origin in origins.items() if key in kept}
     return config

@@ -1,6 +1,7 @@
 """One-line errors of a configuration that name the key and the nearest valid one."""
 
 import difflib
+import re
 import types
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar, Union, get_args, get_origin
@@ -14,16 +15,22 @@ from harness.foundation.errors import ConfigError
 Content = TypeVar("Content", bound=BaseModel)
 
 
-def validated(section: type[Content], content: Any, where: str) -> Content:
-    """Validate the content of a section. Raises ConfigError with ``where`` and the problem in one line."""
+def validated(section: type[Content], content: Any, where: str, origins: Mapping[str, str] = {}) -> Content:
+    """Validate the content of a section. Raises ConfigError with the problem in one line.
+
+    It begins with the place where the value was written, in ``origins`` by dotted key; ``where`` if that is not known.
+    """
     try:
         return section.model_validate(content)
     except ValidationError as error:
-        raise ConfigError(f"{where}: {one_line(error, section)}") from None
+        key, problem = _one_line(error, section)
+        while key and key not in origins:
+            key = key.rpartition(".")[0]
+        raise ConfigError(f"{origins.get(key, where)}: {problem}") from None
 
 
-def one_line(error: ValidationError, section: type[BaseModel] = RunConfig) -> str:
-    """Describe one error in a section's content, an unknown key before others, with the nearest valid key or value."""
+def _one_line(error: ValidationError, section: type[BaseModel]) -> tuple[str, str]:
+    """Key and description of one error, an unknown key before others, with the nearest valid key or value."""
     problems = error.errors()
     # A misspelt key is also reported as a missing one; the misspelling tells what to do.
     problem = next((one for one in problems if one["type"] == "extra_forbidden"), problems[0])
@@ -34,22 +41,22 @@ def one_line(error: ValidationError, section: type[BaseModel] = RunConfig) -> st
     if problem["type"] == "extra_forbidden":
         *sections, word = location
         closest = difflib.get_close_matches(word, fields_at(sections, section), n=1, cutoff=0.0)
-        return f"unknown key {key!r}; the nearest is {'.'.join([*sections, *closest])!r}"
+        return key, f"unknown key {key!r}; the nearest is {'.'.join([*sections, *closest])!r}"
     if problem["type"] == "missing":
-        return f"key {key!r} is missing"
+        return key, f"key {key!r} is missing"
     message = problem["msg"].removeprefix("Value error, ")
     if not key:
-        return message
+        return re.split(r"[^\w.]", message)[0], message
     if problem["type"] == "literal_error":
         valid = problem["ctx"]["expected"].replace("'", "").replace(" or ", ", ").split(", ")
-        return f"{key}={problem['input']!r} is unknown; {nearest(str(problem['input']), valid)}"
-    return f"{key}={problem['input']!r}: {message[0].lower()}{message[1:]}"
+        return key, f"{key}={problem['input']!r} is unknown; {nearest(str(problem['input']), valid)}"
+    return key, f"{key}={problem['input']!r}: {message[0].lower()}{message[1:]}"
 
 
 def nearest(word: str, known: Sequence[str]) -> str:
     """``the nearest is 'X', there are X, Y, Z``: the end of an error message about an unknown word."""
     closest = difflib.get_close_matches(word, known, n=1, cutoff=0.0)
-    return f"the nearest is {closest[0]!r}, there are {', '.join(known)}"
+    return f"the nearest is {closest[0]!r}, there are {', '.join(known)}" if closest else "there are none"
 
 
 def fields_at(location: Sequence[str], model: type[BaseModel] = RunConfig) -> Mapping[str, FieldInfo]:

@@ -16,16 +16,18 @@ from analysis.report.head import comparison_table
 from analysis.report.report import REPORT_METRICS, write_pages
 from analysis.verdicts.compared import compare
 from analysis.verdicts.conclusions import Conclusions, conclusions_frame
-from harness.config import ConfigError, RunConfig, compose, merge, parse_overrides, validate
+from harness.config import ConfigError, RunConfig, check_overrides, compose, merge, parse_overrides, validate
 from harness.experiments.grid import files_of
 from harness.experiments.jobs.runner import Outcome, Say
 from harness.experiments.runs import run_all
 from harness.experiments.study import keep, shard_of
+from harness.foundation.files import make_folder
 from harness.foundation.plugins import is_reference
 from harness.foundation.trained_reward import TrainedReward
 from harness.runs.directory import RUNS, RunDirectory, find_run, prepare_run
 
 SHARDS = "runs"
+_TAKEN = {"seed": "--seeds"}
 _COMMAS = re.compile(r",(?![^{\[]*[}\]])(?=\s*[\w.]+=)")
 """Commas between settings, except those within a list or mapping."""
 
@@ -55,29 +57,39 @@ def configs_of(
         common: settings of all cells, as ``key=value``.
 
     Raises:
-        ConfigError: one of them cannot be composed, or they train on different rewards.
+        ConfigError: one of them cannot be composed, or sets a value twice; or they train on different rewards, or are
+            of different experiments.
     """
     folders = {cell: RunDirectory(Path(cell)).config for cell in cells if (Path(cell) / "config.yaml").is_file()}
     base = next(iter(folders.values()), None)
     found = []
     for cell in cells:
-        own = [] if cell in folders else _settings(cell)
+        settings = [*common, *([] if cell in folders else _settings(cell))]
+        # Settings of a method's file may be changed, but no second file may be named.
+        check_overrides((f"use_{one}" if files_of(parse_overrides([one])) else one for one in settings), _TAKEN)
         configs = []
         for seed in seeds:
-            settings = [*common, *own, f"seed={seed}"]
             if base is None:
-                configs.append(_composed(profile, settings))
+                configs.append(_composed(profile, [*settings, f"seed={seed}"]))
             else:
                 start = folders.get(cell, base).model_dump(mode="json")
-                settings.append(f"experiment={base.experiment}")
-                configs.append(validate(merge(start, parse_overrides(settings)), cell))
+                own = parse_overrides([f"experiment={base.experiment}", *settings, f"seed={seed}"])
+                configs.append(validate(merge(start, own), cell))
         found.append(configs)
     rewards = {TrainedReward(configs[0].reward).name for configs in found}
-    if len(rewards) > 1:
-        raise ConfigError(
-            f"cells train on different rewards, {' and '.join(sorted(rewards))}: nothing to compare them by"
-        )
+    experiments = {configs[0].experiment for configs in found}
+    for what, names in (("train on different rewards", rewards), ("are of different experiments", experiments)):
+        if len(names) > 1:
+            raise ConfigError(f"cells {what}, {' and '.join(sorted(names))}: nothing to compare them by")
     return found
+
+
+def require_different(cells: Sequence[Sequence[RunConfig]]) -> None:
+    """Raise ConfigError if two cells have the same runs; cells differ for all seeds if they do for the first."""
+    ids = [find_run(configs[0]).run_id for configs in cells]
+    for number, own in enumerate(ids):
+        if own in ids[:number]:
+            raise ConfigError(f"cell {number + 1} is the same as cell {ids.index(own) + 1}: {own}; leave one out")
 
 
 def _settings(cell: str) -> list[str]:
@@ -112,6 +124,10 @@ def execute(
         slots, say: see ``run_all``.
         rerun_changed: also execute runs that were made by different code.
     """
+    kept: dict[str, Any] = {}
+    if output is not None:
+        make_folder(output)
+        kept["on_finished"] = partial(keep, output / SHARDS, [cells[0][0].seed])
     found = [[(config, find_run(config, RUNS)) for config in of_cell] for of_cell in cells]
     missing = [
         prepare_run(config, RUNS, rerun_changed)
@@ -119,9 +135,6 @@ def execute(
         for config, run in of_seed
         if rerun_changed or output is None or not shard_of(output / SHARDS, run).is_file()
     ]
-    kept: dict[str, Any] = {}
-    if output is not None:
-        kept["on_finished"] = partial(keep, output / SHARDS, [cells[0][0].seed])
     outcome = run_all(missing, slots, say, **kept) if missing else Outcome()
     return [[run for _, run in of_cell] for of_cell in found], outcome
 
@@ -135,12 +148,9 @@ def judged(runs: Sequence[Sequence[RunDirectory]], output: Path | None) -> Compa
         output: folder to write to; None for one in results/reports that is named after the runs.
 
     Raises:
-        ConfigError: two cells have a run in common, or there are no runs of two cells.
+        ConfigError: there are no runs of two cells.
     """
     of_cells = [{run.run_id for run in own} for own in runs]
-    for i, ids in enumerate(of_cells):
-        if ids & set().union(*of_cells[:i]):
-            raise ConfigError(f"cell {i + 1} is the same as one before it: its runs have the same numbers")
     paths = [path for own in runs for run in own if (path := _log_of(run, output)) is not None]
     logs = load_logs(paths, (*SPENDING_METRICS, *REPORT_METRICS), skip_damaged=True)
     [study] = split_studies(logs)

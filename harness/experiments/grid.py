@@ -7,12 +7,15 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
+from pydantic import model_validator
+
 from harness.config import (
     EXPERIMENTS,
     KINDS,
     ConfigError,
     RunConfig,
     Section,
+    check_overrides,
     compose,
     experiment_path,
     merge,
@@ -25,6 +28,7 @@ from harness.config import (
 from harness.foundation.plugins import is_reference
 
 _MAX_SEEDS = 100_000
+_TAKEN = {"seed": "the grid's seeds (--seeds)"}
 
 
 class GridConfig(Section):
@@ -33,6 +37,13 @@ class GridConfig(Section):
     profile: str
     seeds: tuple[int, ...] | int | str
     cells: tuple[dict[str, Any], ...]
+
+    @model_validator(mode="after")
+    def _check(self) -> "GridConfig":
+        for cell in self.cells:
+            # A file of one of these kinds may have some of its settings changed.
+            check_overrides((key for key in cell if key not in KINDS), _TAKEN)
+        return self
 
 
 def expand_grid(
@@ -67,10 +78,13 @@ def expand_grid(
     for mapping in file.cells:
         own = _seeds(mapping.get("seeds", file.seeds), path) if seeds is None else list(seeds)
         cells += [cell | {"seeds": own} for cell in _product({k: v for k, v in mapping.items() if k != "seeds"})]
-    for key, values in _parse_only(only or "").items():
+    check_overrides(overrides, _TAKEN)
+    for key, values in ({} if only is None else _parse_only(only)).items():
         cells = _matching(cells, key, values)
     chosen = str(experiment_path("profiles", profile or file.profile, None if profile else path))
     planned = [(position, seed, cell) for cell in cells for position, seed in enumerate(cell["seeds"])]
+    if not planned:
+        raise ConfigError(f"{path}: has no run; it needs a cell and a seed, and a value in each of a cell's lists")
     runs = []
     for _, seed, cell in sorted(planned, key=itemgetter(0)):
         files = files_of(cell)
@@ -101,7 +115,7 @@ def parse_seeds(text: str, where: str = "--seeds") -> list[int]:
     """Parse seeds: ``"0-2,5"`` becomes ``[0, 1, 2, 5]``. Raises ConfigError for anything else."""
     seeds: list[int] = []
     for part in text.split(","):
-        match = re.fullmatch(r"(\d+)(?:-(\d+))?", part.strip())
+        match = re.fullmatch(r"(\d{1,19})(?:-(\d{1,19}))?", part.strip())
         if match is None:
             raise ConfigError(f"{where} {text}: write numbers and ranges, as in 0-4 or 0,2,5")
         first, last = int(match[1]), int(match[2] or match[1])
@@ -126,9 +140,12 @@ def _parse_only(only: str) -> dict[str, list[str]]:
     wanted: dict[str, list[str]] = {}
     for term in only.split():
         key, equals, values = term.partition("=")
-        if not equals or not values:
-            raise ConfigError(f"--only {term!r}: write key=value or key=value,value")
-        wanted["fusion.enabled" if key == "fusion" else key] = values.split(",")
+        key = "fusion.enabled" if key == "fusion" else key
+        if not equals or not values or key in wanted:
+            raise ConfigError(f"--only {term!r}: write key=value or key=value,value, and each key once")
+        wanted[key] = values.split(",")
+    if not wanted:
+        raise ConfigError("--only: names no cells; write key=value or key=value,value")
     return wanted
 
 

@@ -1,7 +1,7 @@
 """Training runs as jobs."""
 
 import gc
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -107,11 +107,11 @@ def run_all(
     )
 
 
-def hand_over_all(runs: Sequence[RunDirectory], cluster: str, say: Say) -> int:
+def hand_over_all(runs: Iterable[RunDirectory], cluster: str, say: Say) -> int:
     """Submit runs to a launcher, except those that are finished, at work or queued already. Returns the exit code.
 
     Args:
-        runs: prepared runs.
+        runs: runs, which may be prepared one by one: none is before the file has been read.
         cluster: name of a file in experiments/clusters/, or a path to one.
         say: called with each line of output.
 
@@ -119,7 +119,8 @@ def hand_over_all(runs: Sequence[RunDirectory], cluster: str, say: Say) -> int:
         ConfigError, PluginError: there is no such file or launcher, or it refuses; or a run cannot be resumed.
     """
     resources, tasks = read_resources(cluster), list[Task]()
-    for run in dict.fromkeys(runs):
+    runs = list(dict.fromkeys(runs))
+    for run in runs:
         if run.status()["state"] != "finished" and not run.is_locked():
             run.require_resumable()
             runtime = run.config.runtime

@@ -22,6 +22,8 @@ PARTIAL = ".partial"
 """Suffix of a file that is being written; a killed process leaves one behind."""
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
+LACKING = (*_FULL, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+"""Errors of a machine that lacks something, such as disk space; with others the input names a wrong file."""
 SPACE_POLL_SECONDS = 10.0
 _WITHOUT_LOCKS = {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL, errno.EIO}
 """Error numbers of ``flock`` on network and FUSE file systems that have no locks."""
@@ -42,7 +44,19 @@ def writing(path: Path) -> Iterator[None]:
         system = system_error_in(error)
         if system is None:
             raise
-        raise FileError(f"{path}: cannot be written: {reason_of(system)}; {_remedy(system)}") from None
+        failure = FileError(f"{path}: cannot be written: {reason_of(system)}; {_remedy(system)}")
+        failure.exit_code = 1 if system.errno in LACKING else 2
+        raise failure from None
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder, if it is missing, and try to write to it: before the work whose result it is to receive.
+
+    Raises FileError if it cannot be written to.
+    """
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:

@@ -26,7 +26,7 @@ class Shares(NamedTuple):
             train, validation, test = (float(part) for part in text.split(","))
         except ValueError:
             raise ConfigError(f"--shares {text}: write three percentages, as in 90,5,5") from None
-        if not min(train, validation, test) >= 0 or abs(train + validation + test - 100) > 1e-9:
+        if not min(train, validation, test) >= 0 or not abs(train + validation + test - 100) <= 1e-9:
             raise ConfigError(f"--shares {text}: train, validation and test must add up to 100")
         return cls(train, validation, test)
 

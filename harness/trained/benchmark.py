@@ -17,7 +17,7 @@ from torch import Tensor
 
 from analysis.formats import WideTable, markdown_table
 from harness.config import ConfigError
-from harness.foundation.files import file_sha256, read_text, write_atomically
+from harness.foundation.files import file_sha256, make_folder, read_text, write_atomically
 from harness.foundation.names import REWARDS
 from harness.models.pipelines.policy import Policy
 from harness.models.pipelines.truncation import ReadsText, truncations
@@ -90,6 +90,7 @@ class Benchmark:
         """
         _check_comparable(checkpoints)
         self._check_folder(checkpoints, folder)
+        make_folder(folder)
         shown = self.prompts.prompts[: self.num_grid_prompts]
         scores: list[Score] = []
         warnings: list[str] = []

@@ -16,7 +16,7 @@ from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 from harness.config import ConfigError
-from harness.foundation.files import append, read_text, write_atomically
+from harness.foundation.files import append, make_folder, read_text, write_atomically
 from harness.models.pipelines.policy import Policy
 from harness.training.evaluation import draw
 
@@ -52,6 +52,7 @@ def write_pictures(
         ConfigError: pictures.jsonl has a line that names no picture.
         FileError: the folder cannot be written to.
     """
+    make_folder(folder)
     listed = folder / "pictures.jsonl"
     for prompt in prompts:
         for seed, image in zip(seeds, draw_seeds(policy, [prompt], seeds)[0], strict=True):

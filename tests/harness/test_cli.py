@@ -20,8 +20,21 @@ BAD_INPUT = [
     ("train --resume {} seed=1", "belong to a new run"),
     ("launch --resume {} --profile paper", "belong to a new run"),
     ("train prompts.test={}/cat.txt", "has no word to read"),
-    ("grid smoke --seeds 0 fusion.wieght=2 --plan seed=3", "the nearest is 'fusion.weight'"),
+    ("grid smoke --seeds 0 fusion.wieght=2 --plan iterations=3", "the nearest is 'fusion.weight'"),
     ("grid smoke --plan --sed 3", "unrecognized arguments: --sed 3"),
+    ("grid smoke --plan seed=3", "the grid's seeds (--seeds) and 'seed=3': both set seed"),
+    ("grid smoke --plan --seeds=", "write numbers and ranges"),
+    ("grid smoke --plan fusion.weight=nan", "error: override fusion.weight=nan: fusion.weight"),
+    ("grid smoke --list --plan", "--list lists all grids"),
+    ("compare base selection=random --profile smoke --plan", "cell 2 is the same as cell 1"),
+    ("compare base selection=medium --profile smoke --plan --json", "--plan makes none"),
+    ("compare base selection=medium --profile smoke --plan --set seed=5", "both set seed"),
+    ("serve-reward ocr batch_size=4 batch_size=8", "both set batch_size"),
+    ("watch {} --every nan", "--every: nan must be a number below"),
+    ("watch {} --every inf", "--every: inf must be a number below"),
+    ("sample base --prompt a --output {}/out --seed 99999999999999999999", "must be a number below"),
+    ("prompts import {}/cat.txt --output {}/out --shares 90,nan,10", "must add up to 100"),
+    ("prompts import {}/cat.txt --output {}/cat.txt --shares 100,0,0", "cannot be written: "),
     ("status --runs {} seed=3", "unrecognized arguments: seed=3"),
     ("probe --noises 1", "--noises: 1 must be at least 2"),
     ("probe --prompts 100000 --output {}/out", "100000"),
@@ -48,6 +61,7 @@ BAD_INPUT = [
     ("sweep smoke --slots 0", "--slots: 0 must be at least 1"),
     ("sweep smoke --storage sqlite:////no/such/folder/x.db", "unable to open database file"),
     ("sweep show smoke --name not-begun", "not begun"),
+    ("sweep show smoke --storage sqlite:///{}/out", "not begun"),
     ("sweep confirm smoke --seeds 4-2", "the range 4-2 is empty"),
 ]
 
@@ -90,6 +104,14 @@ def test_characters_unknown_to_the_model_are_named_before_training(
     (tmp_path / "prompts.txt").write_text('die "katze" in rot\n')
     assert run("train", f"prompts.test={tmp_path / 'prompts.txt'}", "evaluation.judges=[ocr]") == 2
     assert "has characters or words that" in capsys.readouterr().err
+
+
+def test_a_rank_that_is_no_number_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("RANK", "abc")
+    assert run("train") == 2
+    assert "RANK=abc: is no number" in capsys.readouterr().err
 
 
 def test_a_grid_with_a_failed_run_names_it_and_has_exit_code_1(

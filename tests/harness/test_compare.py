@@ -28,6 +28,8 @@ def test_cells_are_settings_rules_and_run_folders(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     kept = compose("smoke", overrides=["seed=9", "experiment=other", "iterations=7"])
     (tmp_path / "run" / "config.yaml").write_text(dump(kept))
+    [_, cps] = compared("base", "method=flow_cps,method.eta=0.5")
+    assert (cps[0].method.kernel, cps[0].method.eta) == ("flow_cps", 0.5)
     [[named], _] = configs_of([f"selection={file}:Mine", "base"], [0], "smoke")
     assert named == mine[0]
     run, changed = compared(str(tmp_path / "run"), "selection=medium", common=("method.eta=0.5",))
@@ -41,11 +43,16 @@ def test_cells_are_settings_rules_and_run_folders(tmp_path: Path) -> None:
         (["base", "nowhere"], "cell 'nowhere': is no run's folder; write settings"),
         (["base", "reward={colour: 1}"], "cells train on different rewards, colour and ocr"),
         (["base", "selection=curriculm"], "the nearest is 'curriculum'"),
+        (["base", "seed=5"], "both set seed"),
+        (["base", "experiment=own"], "cells are of different experiments, own and smoke"),
+        (["selection=random,selection=medium", "base"], "both set selection"),
+        (["method=flow_cps,method=dance_grpo", "base"], "both set use_method"),
+        (["selection=medium", "method.eta=0.4"], "both set method.eta"),
     ],
 )
 def test_what_cannot_be_compared_is_said_in_one_line(cells: list[str], said: str) -> None:
     with pytest.raises(ConfigError, match=said):
-        compared(*cells)
+        compared(*cells, common=("method.eta=0.5",))
 
 
 def test_a_plan_runs_nothing(capsys: pytest.CaptureFixture[str]) -> None:

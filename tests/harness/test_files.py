@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from harness.foundation.errors import ConfigError, FileError
-from harness.foundation.files import lock, read_text, replacing, write_atomically
+from harness.foundation.files import lock, make_folder, read_text, replacing, write_atomically
 
 
 @pytest.mark.parametrize("content", ["Zürich\n", b"\x00\xff"])
@@ -36,8 +36,18 @@ def test_a_full_disk_is_one_line_and_leaves_the_old_file(tmp_path: Path, how: st
     with pytest.raises(FileError, match=said) as raised, replacing(path):
         FAILING[how]()
     assert raised.value.__suppress_context__
+    assert raised.value.exit_code == 1
     assert path.read_text(encoding="utf-8") == "old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_file_in_the_place_of_a_folder_is_bad_input(tmp_path: Path) -> None:
+    make_folder(tmp_path / "new" / "folder")
+    assert not list((tmp_path / "new" / "folder").iterdir())
+    (tmp_path / "file").touch()
+    with pytest.raises(FileError, match="file: cannot be written") as raised:
+        make_folder(tmp_path / "file")
+    assert raised.value.exit_code == 2
 
 
 @pytest.mark.parametrize("kind", ["missing", "folder", "latin"])

@@ -37,11 +37,36 @@ def test_cells_seeds_and_profile_can_be_chosen() -> None:
         ("selection=curiculum", "nearest is 'curriculum'"),
         ("selecton=random", "unknown key 'selecton'; the nearest is 'selection'"),
         ("random", "write key=value"),
+        ("selection=random selection=curriculum", "each key once"),
+        ("fusion=true fusion.enabled=false", "each key once"),
+        ("", "names no cells"),
     ],
 )
 def test_a_choice_that_means_nothing_is_one_clear_line(only: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message) as error:
         expand_grid("paper", only=only)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "only", "message"),
+    [
+        ("seeds: [0]\ncells: []", None, "has no run"),
+        ("seeds: [0]\ncells: [{selection: []}]", None, "has no run"),
+        ("seeds: []\ncells: [{selection: random}]", None, "has no run"),
+        ("seeds: [0]\ncells: [{}]", "selection=random", "unknown key 'selection'; there are none"),
+        ("seeds: [0]\ncells: [{seed: 4}]", None, "both set seed"),
+        ("seeds: [0]\ncells: [{fusion: {weight: 1}, fusion.weight: 2}]", None, "both set fusion.weight"),
+        ("seeds: [0]\ncells: [{selection: random, seeds: [a]}]", None, r"grid\.yaml, a cell or trial: seed='a'"),
+    ],
+)
+def test_a_grid_that_means_nothing_is_one_clear_line(
+    content: str, only: str | None, message: str, tmp_path: Path
+) -> None:
+    grid = tmp_path / "grid.yaml"
+    grid.write_text(f"profile: smoke\n{content}\n")
+    with pytest.raises(ConfigError, match=message) as error:
+        expand_grid(str(grid), only=only)
     assert "\n" not in str(error.value)
 
 
@@ -82,7 +107,7 @@ def test_cells_may_have_seeds_of_their_own(tmp_path: Path) -> None:
 
 def test_seeds_are_numbers_and_ranges() -> None:
     assert parse_seeds("0-2,5,1") == [0, 1, 2, 5]
-    for wrong in ("", "a", "3-1", "-1", "0;1", "0-100000"):
+    for wrong in ("", "a", "3-1", "-1", "0;1", "0-100000", "9" * 5000):
         with pytest.raises(ConfigError, match="--seeds"):
             parse_seeds(wrong)
 

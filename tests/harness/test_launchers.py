@@ -148,12 +148,14 @@ def test_a_launcher_of_ones_own(runs: list[RunDirectory], tmp_path: Path) -> Non
         ("gpus: 1\n", "launcher"),
         ("launcher: pbs\n", "plug-in 'pbs': write path/to/file.py:Object"),
         ("launcher: local\nmemory: much\n", "memory"),
+        ("launcher: json:codecs\n", "is no function"),
     ],
 )
-def test_what_no_launcher_can_use_is_one_line(tmp_path: Path, text: str, message: str) -> None:
+def test_what_no_launcher_can_use_is_one_line_and_makes_no_run(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(Exception, match=message) as error:
-        read_resources(cluster(tmp_path, text))
+        hand_over_all((prepare_run(compose("smoke"), tmp_path / "runs") for _ in "a"), cluster(tmp_path, text), print)
     assert "\n" not in str(error.value)
+    assert not (tmp_path / "runs").exists()
 
 
 def test_more_machines_than_a_run_uses_are_refused_before_it_is_reset(runs: list[RunDirectory], tmp_path: Path) -> None:

@@ -49,6 +49,7 @@ REFUSALS = [
     (FileNotFoundError(errno.ENOENT, "No such file or directory", "/a/file"), 2),
     (OSError(errno.EROFS, "Read-only file system", "/a/file"), 2),
     (UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid start byte"), 2),
+    (UnicodeEncodeError("utf-8", "\udcff", 0, 1, "surrogates not allowed"), 2),
     (RecursionError(), 2),
     (MemoryError(), 1),
     (ConfigError("key: two\nlines"), 2),

@@ -88,6 +88,6 @@ def test_runs_that_have_not_begun_are_counted(tmp_path: Path) -> None:
 def test_a_folder_without_runs_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for folder in (tmp_path, tmp_path / "nowhere"):
         with pytest.raises(SystemExit, match="2"):
-            cli.main(["watch", str(folder), "--output", str(tmp_path / "page.html")])
+            cli.main(["watch", str(folder), "--output", str(tmp_path / "new" / "page.html")])
         assert str(folder) in " ".join(capsys.readouterr().err.split())
-    assert not (tmp_path / "page.html").exists()
+    assert not (tmp_path / "new").exists()

@@ -14,7 +14,7 @@ from analysis.formats import WideTable
 from harness.experiments.gpu_check.bench import Bench, Outcome
 from harness.experiments.gpu_check.checks import CHECKS
 from harness.foundation.errors import ConfigError
-from harness.foundation.files import write_atomically
+from harness.foundation.files import make_folder, write_atomically
 from harness.runs.directory import environment
 
 
@@ -26,6 +26,7 @@ def run_checks(bench: Bench, output: Path, say: Callable[[str], None], only: str
     chosen = {name: check for name, check in CHECKS.items() if only in (None, name)}
     if not chosen:
         raise ConfigError(f"--only {only}: no such check; there are {', '.join(CHECKS)}")
+    make_folder(output)
     results = []
     for number, (name, check) in enumerate(chosen.items(), start=1):
         began = time.monotonic()

@@ -78,10 +78,12 @@ def read_resources(name: str) -> Resources:
 
 
 def launcher_of(resources: Resources) -> Launcher:
-    """Launcher that the resources name. Raises PluginError if it is not built in and cannot be loaded."""
+    """Launcher that the resources name. Raises PluginError if it is not built in and cannot be loaded or called."""
     if resources.launcher in _LAUNCHERS:
         return _LAUNCHERS[resources.launcher]
-    run = find(resources.launcher).found
+    plugin = find(resources.launcher)
+    if not callable(run := plugin.found):
+        plugin.refuse("is no function run(argv, resources)")
     return lambda commands, resources: [run(argv, resources) for argv in commands]
 
 

@@ -14,7 +14,7 @@ from optuna.samplers import BaseSampler
 from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback
 from optuna.trial import FrozenTrial
 from sqlalchemy import make_url
-from sqlalchemy.exc import ArgumentError, SQLAlchemyError
+from sqlalchemy.exc import ArgumentError, DatabaseError, SQLAlchemyError
 
 from analysis.sweep.tables import DEFINITION, REFERENCE
 from harness.config import ConfigError, leaves
@@ -66,7 +66,10 @@ def storage_errors(url: str) -> Iterator[None]:
     except (StorageInternalError, SQLAlchemyError) as error:
         # Optuna wraps the driver's error.
         reason = str(error.__cause__ or error).strip().splitlines()[0]
-        raise ConfigError(f"storage {shown_url(url)}: {reason}; the same command continues when it is back") from None
+        # This class itself, not one of its subclasses, is SQLite's for a file that is damaged or no database.
+        is_wrong = DatabaseError in (type(error), type(error.__cause__))
+        remedy = "name another --storage" if is_wrong else "the same command continues when it is back"
+        raise ConfigError(f"storage {shown_url(url)}: {reason}; {remedy}") from None
 
 
 def shown_url(url: str) -> str:
