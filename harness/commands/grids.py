@@ -11,7 +11,6 @@ from harness.commands import command, say
 from harness.commands.runs import Rerun
 from harness.foundation.errors import ConfigError
 from harness.foundation.places import WORK
-from harness.foundation.plugins import absolute
 
 if TYPE_CHECKING:
     from harness.experiments.jobs.runner import Outcome
@@ -116,7 +115,7 @@ def compare(
         raise ConfigError("adagrpo compare: name two cells at least, as in  adagrpo compare base selection=curriculum")
     if plan and json:
         raise ConfigError("--json prints the claims, and --plan makes none; leave one out")
-    found = configs_of(cells, parse_seeds(seeds), profile, [*map(absolute, set)])
+    found = configs_of(cells, parse_seeds(seeds), profile, set)
     require_different(found)
     configs = [config for of_seed in zip(*found, strict=True) for config in of_seed]
     if plan:

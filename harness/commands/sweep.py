@@ -151,6 +151,7 @@ def _hand_over(
     sweep: "Sweep", url: str, workers: int, hours: float | None, output: Path, resources: "Resources"
 ) -> int:
     """Submit workers to a launcher, each as its own command; a password is passed only in the environment."""
+    from harness.config import located_overrides
     from harness.experiments.jobs.launchers import Task, hand_over
     from harness.experiments.sweep.study import shown_url
     from harness.runs.directory import RUNS
@@ -159,7 +160,8 @@ def _hand_over(
     options = {"name": sweep.name, "storage": shown_url(url), "output": output.resolve(), "slots": 1}
     options |= {name: value for name, value in (("trials", sweep.file.trials), ("hours", hours)) if value is not None}
     words = [str(word) for name, value in options.items() for word in (f"--{name}", value)]
-    command = [sys.executable, "-m", "harness.cli", "sweep", str(sweep.path.resolve()), *words, *sweep.overrides]
+    command = [sys.executable, "-m", "harness.cli", "sweep", str(sweep.path.resolve()), *words]
+    command += located_overrides(sweep.overrides)
     folder = RUNS / sweep.experiment
     tasks = [Task(folder / f"worker-{index}", command, sweep.base.runtime.machines) for index in range(workers)]
     return hand_over(tasks, resources, say, f"{workers} workers")

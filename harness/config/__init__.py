@@ -14,6 +14,7 @@ from harness.config.composition import (
     grid_of,
     leaves,
     load,
+    located_overrides,
     merge,
     nest,
     parse_overrides,

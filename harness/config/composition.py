@@ -1,5 +1,6 @@
 """Composition of configurations from YAML files under experiments/ and dotted keys that override them."""
 
+import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -138,6 +139,17 @@ def parse_overrides(overrides: Iterable[str]) -> dict[str, Any]:
             raise ConfigError(f"override {override!r}: has no value; write {key}=null for none")
         content = merge(content, nest(key, strict_yaml.parse(value, f"override {override!r}")))
     return content
+
+
+def located_overrides(overrides: Iterable[str]) -> list[str]:
+    """Overrides in which the files and plug-ins that they name have absolute paths, to be read in another folder."""
+    found = []
+    for override in overrides:
+        key, _, text = override.partition("=")
+        value = strict_yaml.parse(text, f"override {override!r}")
+        there = _located(value, None, key)
+        found.append(override if there == value else f"{key}={json.dumps(there)}")
+    return found
 
 
 def check_overrides(overrides: Iterable[str], taken: Mapping[str, str] = {}) -> None:

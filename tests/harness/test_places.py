@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.config import EXPERIMENTS, ROOT, ConfigError, compose
+from harness.config import EXPERIMENTS, ROOT, ConfigError, compose, located_overrides, parse_overrides
 from harness.experiments.grid import expand_grid
 from harness.experiments.study import read_study
 from harness.foundation.places import process_environment
@@ -48,6 +48,21 @@ def test_what_an_own_file_names_is_beside_it_or_in_the_working_directory(
     assert lists == (str(beside / "mine.txt"), str(tmp_path / "here.txt"), str(beside / "mine.txt"))
     typed = compose("beside/own.yaml", overrides=["prompts.train=mine.txt"])
     assert typed.prompts.train == str(tmp_path / "mine.txt")
+
+
+def test_overrides_that_are_handed_over_name_files_wherever_they_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("my rule.py", "mine.txt"):
+        (tmp_path / name).touch()
+    typed = ["selection=my rule.py:Rule", "prompts.train=mine.txt", "reward={colour: 1}", "fusion.weight=1e-3"]
+    rule, prompts, *rest = located_overrides(typed)
+    assert parse_overrides([rule, prompts]) == {
+        "selection": f"{tmp_path}/my rule.py:Rule",
+        "prompts": {"train": f"{tmp_path}/mine.txt"},
+    }
+    assert rest == typed[2:]
 
 
 def test_the_study_names_its_own_files_wherever_it_is_called(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
