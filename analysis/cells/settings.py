@@ -23,7 +23,7 @@ def split_settings(configs: Iterable[Mapping[str, Any]]) -> tuple[dict[str, str]
 
 def describe_environments(environments: Iterable[Mapping[str, Any]]) -> dict[str, str]:
     """Describe how and where runs were made: all values of code, command, commit, Python, packages and hardware."""
-    found: dict[str, set[str]] = {}
+    found: dict[str, set[str]] = {"Code": set(), "Command": set()}
 
     def add(name: str, *values: str) -> None:
         found.setdefault(name, set()).update(filter(None, values))

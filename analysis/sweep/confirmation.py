@@ -54,7 +54,7 @@ def _by_seed(rows: pd.DataFrame) -> pd.DataFrame:
     """Columns ``test``, ``validation`` and ``processor``, one row per seed; some metrics are measured on test prompts
     alone, and a table of older code names no processor."""
     values = rows.pivot(index="seed", columns="split", values="value").reindex(columns=["test", "validation"])
-    made_on = rows.groupby("seed")["processor"].first().fillna("") if "processor" in rows else ""
+    made_on = rows.groupby("seed")["processor"].first().map(str) if "processor" in rows else ""
     return values.assign(processor=made_on)
 
 
