@@ -31,7 +31,7 @@ def describe_environments(environments: Iterable[Mapping[str, Any]]) -> dict[str
     for one in filter(None, environments):
         add("Command", str(one.get("command") or "not recorded, see docs/results.md"))
         for execution, what in ((one, ""), *(({**one, **own}, " (resumed)") for own in one.get("resumed", ()))):
-            add("Code", *(f"{sha256[:12]}{what}" for sha256 in filter(None, [execution.get("code_sha256")])))
+            add("Code", f"{sha256[:12]}{what}" if (sha256 := execution.get("code_sha256")) else "")
             add("Commit", str(execution.get("commit") or ""))
             add("Python", str(execution.get("python") or ""))
             add("Packages", *(f"{name} {version}" for name, version in execution.get("packages", {}).items()))

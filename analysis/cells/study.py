@@ -267,12 +267,14 @@ class Study:
 
     def comparable(self, first: Cell, second: Cell) -> set[int]:
         """Seeds whose runs of both cells were made on one model of processor: another's rounding is no treatment."""
-        of_cell = dict(self.cells)
-        if first not in of_cell or second not in of_cell:
-            return set()
-        seeds = set(of_cell[first]["seed"]) & set(of_cell[second]["seed"])
-        made_on = pd.concat([of_cell[first], of_cell[second]]).groupby("seed")["processor"].nunique()
-        return {int(seed) for seed in seeds if made_on[seed] == 1}
+        ours, theirs = (self._processors.get(cell, {}) for cell in (first, second))
+        return {seed for seed, found in ours.items() if seed in theirs and len(found | theirs[seed]) == 1}
+
+    @cached_property
+    def _processors(self) -> dict[Cell, dict[int, set[str]]]:
+        """Models of processor that made each cell's runs, by seed."""
+        of_cells = {cell: runs.groupby("seed")["processor"].agg(set).items() for cell, runs in self.cells}
+        return {cell: {int(str(seed)): found for seed, found in of_seeds} for cell, of_seeds in of_cells.items()}
 
     def _by_prompt(self, cell: Cell, metric: str, split: str, seeds: Sequence[int]) -> np.ndarray | None:
         """Final values ``[seeds, prompts]``; None if a run has no values per prompt, or if their numbers differ."""

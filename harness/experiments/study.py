@@ -195,7 +195,7 @@ def seeds_on_processors(planned: Iterable[PlannedRun]) -> list[str]:
     """Warnings about seeds that several processors made, or will have made: pairs across them do not count."""
     of_seed: dict[tuple[str, int], set[str]] = {}
     for one in planned:
-        made_on = one.processor.partition(" (")[0] if one.is_kept else processor.name()
+        made_on = one.processor if one.is_kept else processor.with_capability()
         of_seed.setdefault((one.config.experiment, one.config.seed), set()).update(filter(None, [made_on]))
     mixed = [f"{experiment} {seed}" for (experiment, seed), found in of_seed.items() if len(found) > 1]
     if not mixed:

@@ -20,6 +20,13 @@ def name() -> str:
     return _described().get("model name") or platform.processor() or platform.machine()
 
 
+def with_capability() -> str:
+    """Name of the processor and the vector units that torch uses, which with it decide a run's rounding."""
+    import torch
+
+    return f"{name()} ({torch.backends.cpu.get_cpu_capability()})"
+
+
 def has_bf16() -> bool:
     """Whether the processor multiplies matrices in bfloat16 (AVX-512 or AMX), twice as fast as float32 or more."""
     return not {"avx512_bf16", "amx_bf16"}.isdisjoint(_described().get("flags", "").split())

@@ -337,7 +337,7 @@ def environment() -> dict[str, Any]:
         "python": platform.python_version(),
         "packages": package_versions(),
         # Times of two runs can only be compared if both are the same.
-        "processor": f"{processor.name()} ({torch.backends.cpu.get_cpu_capability()})",
+        "processor": processor.with_capability(),
         "cores": os.cpu_count(),
         "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
     }

@@ -191,7 +191,7 @@ def test_only_runs_without_a_shard_are_executed(folder: Path, adagrpo: Adagrpo) 
 def test_experiments_share_runs_and_the_plan_counts_them_once(
     folder: Path, adagrpo: Adagrpo, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(processor, "name", lambda: "the one")
+    monkeypatch.setattr(processor, "with_capability", lambda: "the one (AVX2)")
     both = {"method": "study_flow_grpo", "selection": ["random", "hardest"], "seeds": [500]}
     write(folder, "more", **TINY | {"cells": [both]})
     write(folder, "all", shards=str(folder / "shards"), experiments=["tiny", "more"], budget_hours=0.001)
@@ -216,7 +216,7 @@ def test_experiments_share_runs_and_the_plan_counts_them_once(
     cost = expected_cost(compose("miniature-study", "study_flow_grpo", overrides=["selection=medium"]))
     left = 3 * (2 * (cost.forwards * 0.5 + cost.reward_calls) + (2 * 3 + 3 * 5) * 2.0) / 3600
     assert "of several processors" not in text
-    monkeypatch.setattr(processor, "name", lambda: "another")
+    monkeypatch.setattr(processor, "with_capability", lambda: "the one (AVX512)")
     assert adagrpo("--plan") == 0  # one run of each seed is made, the other would be made here
     said = "would be, of several processors: miniature-study 500, miniature-study 501; pairs across"
     assert said in capsys.readouterr().out
