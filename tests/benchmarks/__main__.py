@@ -6,6 +6,8 @@ import json
 import os
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -37,11 +39,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if min(options.rounds, options.runs) < 1:
         parser.error("--rounds and --runs must be at least 1")
     results = json.loads(options.output.read_text()) if options.output.exists() else {}
-    results["environment"] = environment()
     for part in options.parts or [part for part in _PARTS if part != "fidelity" or has_bf16()]:
         print(part, flush=True)
         began = time.monotonic()
-        results[part] = _PARTS[part](options)
+        results[part] = {"environment": environment(), **_PARTS[part](options)}
         print(f"  (measured in {time.monotonic() - began:.0f} s)\n", flush=True)
         options.output.parent.mkdir(parents=True, exist_ok=True)
         options.output.write_text(json.dumps(results, indent=1) + "\n")
@@ -57,14 +58,17 @@ def measure_iteration(options: argparse.Namespace) -> dict[str, Any]:
     cores = sorted(os.sched_getaffinity(0))
     for threads, arithmetic in itertools.product((1, 2), ("exact", "fast") if has_bf16() else ("exact",)):
         os.sched_setaffinity(0, cores[:threads])
-        result = measured[f"{threads} threads, {arithmetic}"] = time_pair(threads, arithmetic, options.rounds)
+        # A process of its own: OpenVINO keeps to the cores that its process had when it was loaded.
+        with ProcessPoolExecutor(1, get_context("spawn")) as process:
+            result = process.submit(time_pair, threads, arithmetic, options.rounds).result()
+        os.sched_setaffinity(0, cores)
+        measured[f"{threads} threads, {arithmetic}"] = result
         print(f"  threads {threads}, {arithmetic}: median (lowest - highest) seconds, the plain loop's shares")
         for phase, ours in result["project"].items():
             share = result["plain_shares"].get(phase)
             print(f"    {phase:9} project {_text(ours)}   plain {_text(result['plain'][phase])}", end="")
             print(f"  {share:4.0%}" if share else "")
         print(f"    ratio of totals, pair by pair: {_text(result['ratio'])}")
-    os.sched_setaffinity(0, cores)
     return measured
 
 
