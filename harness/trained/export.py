@@ -11,6 +11,7 @@ import torch
 
 from harness.config import ConfigError, dump
 from harness.foundation.files import write_atomically
+from harness.models.pipelines.files import component_folders
 from harness.models.pipelines.loading import DTYPES
 from harness.models.pipelines.locate import find_pipeline
 from harness.models.pipelines.lora_files import read_lora, write_lora
@@ -99,13 +100,14 @@ def _merged_pipeline(checkpoint: Checkpoint, weights: Path) -> Any:
 
     model = checkpoint.config.model
     folder = find_pipeline(model.path)
-    dtype = DTYPES[model.precision]
+    # As in training, text encoders alone are of lower precision. In bf16 the rounding of a weight is larger than what a
+    # short training adds to it.
+    encoders = [name for name in component_folders(folder) if name.startswith("text_encoder")]
+    dtypes = {"default": torch.float32, **dict.fromkeys(encoders, DTYPES[model.precision])}
     try:
-        pipeline = DiffusionPipeline.from_pretrained(folder, dtype=dtype, local_files_only=True)
+        pipeline = DiffusionPipeline.from_pretrained(folder, dtype=dtypes, local_files_only=True)
     except (OSError, ValueError, KeyError) as error:
         raise ConfigError(f"model.path: {folder} cannot be loaded: {' '.join(str(error).split())[:300]}") from None
-    # In bf16 the rounding of a weight is larger than what a short training adds to it.
-    pipeline.transformer.float()
     put = put_lora if checkpoint.is_lora else copy_weights
     put(pipeline.transformer, weights)
     pipeline.scheduler = with_shift(pipeline.scheduler, model.shift)

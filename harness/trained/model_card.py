@@ -26,6 +26,7 @@ _LOADING = {
     "pipeline": 'pipeline = DiffusionPipeline.from_pretrained("this/folder", torch_dtype={dtype})',
 }
 
+_BASE_WEIGHTS = {"nf4": "4 bits (NF4) in training and measurements; the code above loads them whole"}
 
 _PAGE = """\
 ---
@@ -44,7 +45,7 @@ from diffusers import DiffusionPipeline
 
 {loading}
 picture = pipeline(
-    prompt, height={model.height}, width={model.width}, num_inference_steps={model.num_steps},
+    prompt, height={height}, width={width}, num_inference_steps={num_steps},
     {guidance}, max_sequence_length={model.max_sequence_length}
 ).images[0]
 ```
@@ -94,6 +95,9 @@ def model_card(run: RunDirectory, form: Form, licence: Licence) -> str:
         imports="import harness.models.miniature  # of the project adagrpo\n" if is_miniature else "",
         loading=_LOADING[form].format(base=base, dtype=dtype),
         model=model,
+        height=config.evaluation.height or model.height,
+        width=config.evaluation.width or model.width,
+        num_steps=config.evaluation.num_steps or model.num_steps,
         # Qwen-Image's pipeline ignores guidance_scale, and is guided only if it has a negative prompt.
         guidance=f'true_cfg_scale={model.guidance}, negative_prompt=""'
         if is_qwen_image
@@ -133,6 +137,7 @@ def _settings(config: RunConfig) -> str:
     rollout, optimizer, fusion = config.rollout, config.optimizer, config.fusion
     lora = f", rank {optimizer.lora.rank}, alpha {optimizer.lora.alpha:g}" if optimizer.tuning == "lora" else ""
     rows = {
+        "base weights": _BASE_WEIGHTS.get(config.model.quantise, config.model.precision),
         "step": f"{config.method.kernel}, eta {config.method.eta:g}",
         "prompt selection": config.selection,
         "advantage fusion": f"{fusion.kind}, weight {fusion.weight:g}" if fusion.enabled else "none",
@@ -140,7 +145,7 @@ def _settings(config: RunConfig) -> str:
         "candidates, group, prompts per update": f"{rollout.candidates}, {rollout.group_size}, "
         f"{rollout.prompts_per_iteration}",
         "tuning": f"{optimizer.tuning}{lora}, learning rate {optimizer.learning_rate:g}",
-        "size": f"{config.model.width} x {config.model.height} pixels",
+        "size in training": f"{config.model.width} x {config.model.height} pixels",
         "seed": str(config.seed),
     }
     return markdown_table(["setting", "value"], [[key, value] for key, value in rows.items()])
@@ -160,7 +165,8 @@ def _measured(run: RunDirectory) -> str:
         rows = [[metric, *(f"{r['metrics'][metric]:.4f}" for r in shown)] for metric in shown[-1]["metrics"]]
         last = shown[-1]
         drawn = f"{last['num_prompts']} {split} prompts, pictures of each: {last['num_noises']}"
-        tables.append(f"By run `{run.run_id}` on {drawn}, sampled deterministically:\n\n{markdown_table(heads, rows)}")
+        how = "sampled deterministically, with the steps and size above"
+        tables.append(f"By run `{run.run_id}` on {drawn}, {how}:\n\n{markdown_table(heads, rows)}")
     return "\n\n".join(tables)
 
 

@@ -129,16 +129,25 @@ def test_the_card_has_front_matter_settings_and_what_the_run_measured(lora_run: 
 def test_the_card_s_code_draws_as_training_does(
     path: str, guidance: str, lora_run: RunDirectory, tmp_path: Path
 ) -> None:
-    """Guided as there; and with merged weights as they are stored, since bf16 would round the training away."""
+    """Guided as there, with the evaluation's steps and size; merged weights as they are stored."""
     run = RunDirectory(tmp_path)
     (tmp_path / "status.json").write_bytes((lora_run.folder / "status.json").read_bytes())
-    overrides = ["iterations=1", f"model.path={path}", "model.guidance=4.0", "model.precision=bf16"]
+    drawn = ["evaluation.num_steps=7", "evaluation.height=64", "evaluation.width=32"]
+    overrides = ["iterations=1", f"model.path={path}", "model.guidance=4.0", "model.precision=bf16", *drawn]
     (tmp_path / "config.yaml").write_text(dump(compose("paper-dry", overrides=overrides)))
     forms: tuple[Form, ...] = ("lora", "pipeline")
     cards = [model_card(run, form, Licence("mit")) for form in forms]
     assert all(f"\n    {guidance}, max_sequence_length=" in card for card in cards)
+    assert all("height=64, width=32, num_inference_steps=7," in card for card in cards)
     assert ["torch_dtype=torch.bfloat16" in card for card in cards] == [True, False]
     assert "torch_dtype=torch.float32" in cards[1]
+
+
+def test_the_licence_of_every_model_is_known() -> None:
+    files = [path for path in (ROOT / "experiments" / "models").glob("*.yaml") if "twin" not in path.stem]
+    paths = [yaml.safe_load(path.read_text())["model"]["path"] for path in files]
+    assert len(paths) >= 9
+    assert [path for path in paths if find_published(path) is None] == []
 
 
 def test_an_unknown_base_needs_a_licence_and_nothing_is_written_without(lora_run: RunDirectory, tmp_path: Path) -> None:

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from harness.config import ConfigError
+from harness.config import ConfigError, ModelConfig
 from harness.models.pipelines.embedding import PromptEmbedding
-from harness.models.pipelines.embedding_store import EmbeddingStore
-from harness.models.pipelines.locate import TWIN_NAMES
+from harness.models.pipelines.embedding_store import EmbeddingStore, embeddings_folder
+from harness.models.pipelines.locate import TWIN_NAMES, find_pipeline
 from harness.models.pipelines.policy import Policy
 
 MakePolicy = Callable[..., Policy]
@@ -64,6 +64,20 @@ def test_a_damaged_embedding_is_one_clear_line(make_policy: MakePolicy) -> None:
     with pytest.raises(ConfigError, match="a cached embedding is damaged") as error:
         policy.encode(["a prompt to be damaged"])
     assert "\n" not in str(error.value)
+
+
+def test_a_summary_does_not_depend_on_padding() -> None:
+    states = torch.randn(3, 4)
+    long, short = (PromptEmbedding.padded([states], length).summary for length in (100, 3))
+    torch.testing.assert_close(long, short)
+    torch.testing.assert_close(short[0], states.mean(0))
+
+
+def test_embeddings_of_other_code_are_not_reused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, twin = ModelConfig(path="twin:flux"), find_pipeline("twin:flux")
+    folders = {embeddings_folder(twin, model, policy) for policy in ("FluxPolicy", "Flux2Policy")}
+    monkeypatch.setattr("harness.models.pipelines.embedding_store.version", lambda package: "of tomorrow")
+    assert len({*folders, embeddings_folder(twin, model, "FluxPolicy")}) == 3
 
 
 def test_memory_of_embeddings_is_bounded_and_the_least_used_leaves_first() -> None:

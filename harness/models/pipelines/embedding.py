@@ -25,8 +25,12 @@ class PromptEmbedding:
 
     @property
     def summary(self) -> Tensor:
-        """Mean of the encoders' states, ``[n, d]``, which ranks prompts by difficulty better than CLIP's vector."""
-        return self.states.float().mean(dim=1)
+        """Mean of the encoders' states, ``[n, d]``, which ranks prompts by difficulty better than CLIP's vector.
+
+        States of zeros are padding (``padded``), and not counted: else the mean would measure a prompt's length.
+        """
+        counts = self.states.any(-1).sum(1, keepdim=True).clamp_min(1)
+        return self.states.float().mean(dim=1) * (self.states.shape[1] / counts)
 
     @property
     def num_bytes(self) -> int:

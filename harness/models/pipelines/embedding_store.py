@@ -3,20 +3,38 @@
 import hashlib
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from importlib.metadata import version
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
-from harness.config import ConfigError
+from harness.config import ConfigError, ModelConfig
 from harness.foundation.files import write_atomically
+from harness.foundation.places import cache_folder
+from harness.foundation.plugins import find
 from harness.models.pipelines.embedding import PromptEmbedding
+from harness.models.pipelines.files import text_fingerprint
 
 MEMORY_BYTES = 2**30
 """Default memory budget: room for 500 prompts of FLUX.1-dev, whose embeddings take 2 MB each."""
 
 Compute = Callable[[list[str]], PromptEmbedding]
+
+
+def embeddings_folder(pipeline: Path, model: ModelConfig, policy: str) -> Path:
+    """Cache folder named by all that embeddings depend on besides the prompt.
+
+    Args:
+        pipeline: folder of the pipeline, whose text encoders and tokenizers count.
+        model: settings of the text encoders; a plug-in's file counts, since it may encode text in another way.
+        policy: name of the policy's class; templates and choice of layers are its code and the two libraries'.
+    """
+    plugin = () if model.adapter is None else (find(model.adapter).sha256[:16],)
+    code = (policy, version("diffusers"), version("transformers"), *plugin)
+    key = (text_fingerprint(pipeline)[:16], str(model.max_sequence_length), model.precision, *code)
+    return cache_folder("embeddings") / "-".join(key)
 
 
 class EmbeddingStore:

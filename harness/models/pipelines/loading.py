@@ -23,6 +23,8 @@ _STORED = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 
 # What diffusers would warn of is a one-line error here.
 diffusers_logging.set_verbosity_error()
+# A float32 autoencoder is float32: by torch's default, convolutions on a GPU have factors of 10 bits (TF32).
+torch.backends.cudnn.allow_tf32 = False
 
 
 def load_pipeline(

@@ -14,14 +14,12 @@ from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 from torch import Tensor, nn
 
 from harness.config import ConfigError, ModelConfig, OptimizerConfig
-from harness.foundation.places import cache_folder
-from harness.foundation.plugins import find
 from harness.models.pipelines.adapters import add_adapters, merged_adapters, save_adapters
 from harness.models.pipelines.blocks import blocks_of
 from harness.models.pipelines.compiled import compile_for_sampling
 from harness.models.pipelines.embedding import PromptEmbedding
-from harness.models.pipelines.embedding_store import EmbeddingStore
-from harness.models.pipelines.files import component_folders, text_fingerprint
+from harness.models.pipelines.embedding_store import EmbeddingStore, embeddings_folder
+from harness.models.pipelines.files import component_folders
 from harness.models.pipelines.loading import DTYPES, load_component, load_pipeline
 from harness.models.pipelines.locate import find_pipeline
 from harness.models.pipelines.truncation import TextReader, all_tokens
@@ -64,11 +62,8 @@ class Policy(ABC):
         self._is_sampling = False
         self._encoders = [name for name in component_folders(self._folder) if name.startswith("text_encoder")]
         self._keeps_encoders = model.execution.text_encoders == "keep"
-        # The folder's name contains everything besides the prompt that embeddings depend on.
-        key = f"{text_fingerprint(self._folder)[:16]}-{model.max_sequence_length}-{model.precision}"
-        if model.adapter is not None:  # a plug-in may encode text in another way
-            key += f"-{find(model.adapter).sha256[:16]}"
-        self._store = EmbeddingStore(device, None if self._keeps_encoders else cache_folder("embeddings") / key)
+        cached_at = None if self._keeps_encoders else embeddings_folder(self._folder, model, type(self).__name__)
+        self._store = EmbeddingStore(device, cached_at)
         without = () if self._keeps_encoders else self._encoders
         self._pipeline = load_pipeline(
             self._folder, self.pipeline_class, device, self._dtypes(), without, model.quantise == "nf4"

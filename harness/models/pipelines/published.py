@@ -143,8 +143,7 @@ PUBLISHED = (
     QWEN_IMAGE,
     FLUX2_KLEIN,
     Z_IMAGE,
-    PublishedModel("harness/models/miniature/base"),
-    PublishedModel("harness/models/miniature/weak"),
+    *(PublishedModel(f"harness/models/miniature/{name}") for name in ("base", "weak", "letters", "letters-luck")),
 )
 
 

@@ -41,7 +41,7 @@ class QwenImagePolicy(Policy):
             timestep=sigma,
             encoder_hidden_states=text.states[:, :longest],
             encoder_hidden_states_mask=None if min(lengths) == longest else text.pooled[:, :longest],
-            img_shapes=[[(1, rows, columns)]] * len(x),
+            img_shapes=[[(1, rows, columns)]],  # of all samples; one for each would be compiled per batch size
         )
 
     def _guide(self, without: Tensor, with_text: Tensor) -> Tensor:

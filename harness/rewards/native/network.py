@@ -14,6 +14,9 @@ from harness.foundation.names import REWARDS
 from harness.rewards.base import BatchedReward, RewardError
 from harness.rewards.files.checkpoints import locate, sha256_of
 
+# Convolutions in float32 on a GPU, as on a CPU: torch's default has factors of 10 bits (TF32).
+torch.backends.cudnn.allow_tf32 = False
+
 
 class NetworkReward(BatchedReward):
     """Reward computed by a network in this process, which is on its device always or, if offloaded, while it scores."""
