@@ -163,7 +163,7 @@ def _hand_over(
     command = [sys.executable, "-m", "harness.cli", "sweep", str(sweep.path.resolve()), *words]
     command += located_overrides(sweep.overrides)
     folder = RUNS / sweep.experiment
-    tasks = [Task(folder / f"worker-{index}", command, sweep.base.runtime.machines) for index in range(workers)]
+    tasks = [Task(folder / f"worker-{index}", command, sweep.base.runtime) for index in range(workers)]
     return hand_over(tasks, resources, say, f"{workers} workers")
 
 

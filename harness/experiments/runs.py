@@ -1,11 +1,11 @@
 """Training runs as jobs."""
 
 import gc
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from harness.config import ConfigError, dump
 from harness.experiments.jobs.job import Job, State
@@ -14,6 +14,7 @@ from harness.experiments.jobs.runner import Outcome, Say, run_jobs
 from harness.experiments.status import latest_validation, standings
 from harness.foundation.errors import FileError
 from harness.foundation.files import is_full, wait_for_space, write_atomically
+from harness.foundation.leases import watch
 from harness.foundation.records import LOGS
 from harness.runs import checkpoints
 from harness.runs.directory import RunDirectory
@@ -120,13 +121,21 @@ def hand_over_all(runs: Iterable[RunDirectory], cluster: str, say: Say) -> int:
     """
     resources, tasks = read_resources(cluster), list[Task]()
     runs = list(dict.fromkeys(runs))
-    for run in runs:
-        if run.status()["state"] != "finished" and not run.is_locked():
+    left = [run for run in runs if run.status()["state"] != "finished"]
+    watch([run.folder / "lock" for run in left if run.is_locked()], say)
+    for run in left:
+        if not run.is_locked():
             run.require_resumable()
             runtime = run.config.runtime
             command = run_command(run.folder, runtime.processes)
-            tasks.append(Task(run.folder, command, runtime.machines, RunJob(run).reset))
+            tasks.append(Task(run.folder, command, runtime, partial(_reset, run, run.status())))
     return hand_over(tasks, resources, say, f"{len(runs)} runs")
+
+
+def _reset(run: RunDirectory, before: Mapping[str, Any]) -> None:
+    """Record that a submitted run is waiting, unless its job has changed the status already."""
+    if run.status() == before:
+        RunJob(run).reset()
 
 
 def _train(folder: Path) -> None:

@@ -94,9 +94,11 @@ def status_lines(root: Path) -> list[str]:
     for experiment, runs in experiments.items():
         states = {run: state_of(run) for run in runs}
         lines += [*([""] if lines else []), f"{experiment}: {len(runs)} runs, {counts_of(states.values())}"]
-        # Includes a sweep's workers, which are not runs.
-        in_queue = queued(sorted(path.parent for path in runs[0].folder.parent.glob(f"*/{JOB}")))
-        lines += [f"  in the queue: {folder.name}  {job}" for folder, job in in_queue.items()]
+        try:  # includes a sweep's workers, which are not runs
+            in_queue = queued(sorted(path.parent for path in runs[0].folder.parent.glob(f"*/{JOB}")))
+            lines += [f"  in the queue: {folder.name}  {job}" for folder, job in in_queue.items()]
+        except ConfigError as error:
+            lines.append(f"  {error}")
         damages: dict[str, str] = {}
         ranked = standings(runs, damages)
         for run, state in states.items():

@@ -12,6 +12,7 @@ import socket
 import sys
 import threading
 import time
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
@@ -71,7 +72,8 @@ class Lease(io.BytesIO):
 def lease(path: Path, wait: bool = False, shared: bool = False) -> IO[bytes] | None:
     """Same as ``files.lock``; with ``shared`` nothing is held: it only checks whether another process holds it.
 
-    If the holder is on another machine and may be dead, the lease is watched for a while; ``shared`` takes it for held.
+    If the holder is on another machine and may be dead, the lease is watched for a while; ``shared`` takes it for held,
+    unless ``watch`` has been called.
     """
     while True:
         number = max(_numbers(path), default=0)
@@ -84,6 +86,21 @@ def lease(path: Path, wait: bool = False, shared: bool = False) -> IO[bytes] | N
         elif shared or (is_free is False and not wait):
             return None
         time.sleep(_POLL_SECONDS)
+
+
+def watch(paths: Iterable[Path], say: Callable[[str], object]) -> None:
+    """Watch leases whose holders on other machines may be dead, all at once, until each is known to be held or free."""
+    unsure = [path for path in paths if _is_unsure(path)]
+    if unsure:
+        say(f"{len(unsure)} leases are of other machines, which may be dead: watched for {SILENT_SECONDS:.0f} s")
+    while unsure:
+        time.sleep(5 * _POLL_SECONDS)
+        unsure = [path for path in unsure if _is_unsure(path)]
+
+
+def _is_unsure(path: Path) -> bool:
+    number = max(_numbers(path), default=0)
+    return bool(number) and _is_free(path, number) is None
 
 
 def _file(path: Path, number: int) -> Path:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 import signal
 import stat
 import subprocess
@@ -9,13 +10,16 @@ import sys
 import time
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
-from harness.config import ROOT, ConfigError, compose
+from harness.config import ROOT, ConfigError, RuntimeConfig, compose
 from harness.experiments.jobs import launchers
 from harness.experiments.jobs.launchers import (
     JOB,
+    InJob,
     Resources,
     Task,
     hand_over,
@@ -25,6 +29,7 @@ from harness.experiments.jobs.launchers import (
     side_by_side,
 )
 from harness.experiments.runs import hand_over_all
+from harness.experiments.status import status_lines
 from harness.foundation.errors import Preempted
 from harness.runs.directory import RunDirectory, prepare_run
 from tests.harness.conftest import SHORT
@@ -61,8 +66,9 @@ def test_runs_are_packed_and_the_jobs_code_is_that_of_a_run_that_did_not_finish(
     assert side_by_side([one]) == [sys.executable, "-m", "harness.cli", "train", "--resume", str(folders[0])]
     assert run_command(folders[0], 4)[3] == "launch"
     resources = Resources(launcher="print", pack=2)
+    several = RuntimeConfig(machines=2, processes=2)
     with pytest.raises(ConfigError, match="pack: runs on several machines"):
-        hand_over([Task(folder, one, 2) for folder in folders], resources, print, "2 runs")
+        hand_over([Task(folder, one, several) for folder in folders], resources, print, "2 runs")
     script = side_by_side([one, two])[2]
     for codes, expected in (((0, 0), 0), ((75, 0), 75), ((0, 75), 75)):
         own = script
@@ -80,6 +86,50 @@ def test_runs_that_share_a_job_hear_its_end_and_it_waits_until_they_have_saved(t
         process.terminate()
     assert process.returncode == Preempted.exit_code
     assert all(mark.exists() for mark in marks)
+
+
+SHOW = "echo $CUDA_VISIBLE_DEVICES > {}"
+
+
+@pytest.mark.parametrize(
+    ("visible", "expected"), [("GPU-a,1,2,7,8", ["GPU-a,1", "2,7"]), ("", ["0,1", "2,3"]), ("0,1,2", None)]
+)
+def test_runs_that_share_a_job_share_no_gpu(tmp_path: Path, visible: str, expected: list[str] | None) -> None:
+    marks = [tmp_path / name for name in "ab"]
+    command = side_by_side([["sh", "-c", SHOW.format(mark)] for mark in marks], 2)
+    done = subprocess.run(command, env=os.environ | {"CUDA_VISIBLE_DEVICES": visible}, check=False)
+    assert (done.returncode == 0) == (expected is not None)
+    assert [mark.read_text().strip() for mark in marks if mark.exists()] == (expected or [])
+
+
+def test_local_jobs_are_in_the_working_directory_and_share_no_gpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(launchers, "visible_gpus", lambda: ("0", "2", "3", "4"))
+    monkeypatch.setattr(launchers, "WORK", tmp_path)
+    resources = Resources(launcher="local", gpus=2)
+    commands = [["sh", "-c", SHOW.format(name)] for name in "abc"]
+    with pytest.raises(ConfigError, match="gpus: 2 for each of 3 jobs"):
+        launchers.local(commands, resources)
+    assert [handle.wait() for handle in launchers.local(commands[:2], resources)] == [0, 0]
+    assert launchers.local(commands[2:], Resources(launcher="local"))[0].wait() == 0
+    assert [(tmp_path / name).read_text().strip() for name in "abc"] == ["0,2", "3,4", ""]
+
+
+def test_a_submitted_job_is_in_the_folder_it_was_submitted_from_and_two_have_two_ports(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job, before = pickle.dumps(InJob(2, tmp_path)), signal.getsignal(signal.SIGTERM)
+    try:
+        for number in ("41234", "41235"):
+            here = SimpleNamespace(global_rank=1, hostnames=["one", "two"], job_id="7_1", raw_job_id=number)
+            monkeypatch.setitem(sys.modules, "submitit", SimpleNamespace(JobEnvironment=lambda here=here: here))
+            assert pickle.loads(job)(["sh", "-c", 'echo "$@" >> told', "-"]) == 0
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    first, second = ((*line.rpartition(" "),) for line in (tmp_path / "told").read_text().splitlines())
+    assert first[0] == second[0] == "--machine-rank 1 --main-address one --main-port"
+    assert 1024 < int(first[2]) != int(second[2]) < 32768
 
 
 def test_local_jobs_end_with_a_launcher_that_is_killed(tmp_path: Path) -> None:
@@ -112,7 +162,7 @@ def test_a_job_whose_time_is_over_has_its_run_save_and_one_that_is_cancelled_end
     )
     script = (
         "import os, signal, sys; from harness.experiments.jobs.launchers import InJob\n"
-        "job, argv = InJob(1), ['sh', '-c', sys.argv[1]]\n"
+        "job, argv = InJob(1, os.getcwd()), ['sh', '-c', sys.argv[1]]\n"
         # As submitit does.
         "signal.signal(signal.SIGUSR2, lambda number, frame: sys.exit(job.checkpoint(argv)[1] != argv))\n"
         "sys.exit(job(argv) == 75)"
@@ -163,6 +213,94 @@ def test_more_machines_than_a_run_uses_are_refused_before_it_is_reset(runs: list
     with pytest.raises(ConfigError, match=r"machines: 2 .* runtime\.machines=1"):
         hand_over_all(runs, cluster(tmp_path, "launcher: print\nmachines: 2"), print)
     assert runs[0].status()["reason"] == "kept"
+
+
+@pytest.mark.parametrize(
+    ("text", "settings", "message"),
+    [
+        ("", ["runtime.device=cuda"], "gpus: 0 per machine, but .* needs 1 .* ask for 1"),
+        ("gpus: 3\npack: 2", ["runtime.processes=2"], "gpus: 3 per machine, but .* needs 2 .* ask for 4"),
+        ("gpus: 2\npack: 2", ["runtime.device=cuda"], ""),
+        ("gpus: 1", ["runtime.processes=2", "runtime.machines=2"], ""),
+        ("gpus: 1", ["runtime.processes=2", "runtime.device=cpu"], ""),
+        ("", ["runtime.processes=2"], ""),
+    ],
+)
+def test_a_job_has_a_gpu_for_each_process_or_is_refused(
+    tmp_path: Path, text: str, settings: list[str], message: str
+) -> None:
+    settings = ["rollout.prompts_per_iteration=2", *settings]
+    run = prepare_run(compose("miniature-luck", overrides=[*SHORT, *settings]), tmp_path)
+    cluster_file = cluster(tmp_path, f"launcher: print\n{text}")
+    if not message:
+        assert hand_over_all([run], cluster_file, print) == 0
+        return
+    with pytest.raises(ConfigError, match=message):
+        hand_over_all([run], cluster_file, print)
+    assert not (run.folder / JOB).exists()
+
+
+def test_jobs_are_told_early_enough_to_save_and_if_sbatch_refuses_a_failed_run_keeps_its_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = [*SHORT, "runtime.preemption_seconds=600"]
+    run = prepare_run(compose("miniature-luck", overrides=settings), tmp_path)
+    run.set_status("failed", 0, 1, "kept")
+    given: dict[str, Any] = {}
+
+    class Executor:
+        def __init__(self, **options: object) -> None: ...
+
+        def update_parameters(self, **parameters: object) -> None:
+            given.update(parameters)
+
+        def map_array(self, job: InJob, commands: list[list[str]]) -> list[SimpleNamespace]:
+            if refusal:
+                raise RuntimeError(refusal)
+            assert run.status()["reason"] == "kept"
+            return [SimpleNamespace(job_id="5_0") for _ in commands]
+
+    monkeypatch.setitem(sys.modules, "submitit", SimpleNamespace(SlurmExecutor=Executor))
+    monkeypatch.setattr(launchers.shutil, "which", lambda name: name if name == "sbatch" else None)
+    refusal = "invalid partition"
+    with pytest.raises(ConfigError, match="invalid partition"):
+        hand_over_all([run], "slurm", print)
+    assert (run.status()["state"], run.status()["reason"]) == ("failed", "kept")
+    refusal = ""
+    assert hand_over_all([run], "slurm", print) == 0
+    assert (run.status()["state"], run.status()["reason"]) == ("waiting", None)
+    assert given["signal_delay_s"] > 600
+
+
+def test_a_job_that_has_ended_before_all_are_submitted_keeps_its_state(
+    runs: list[RunDirectory], tmp_path: Path
+) -> None:
+    (tmp_path / "quick.py").write_text(
+        "from pathlib import Path\nfrom harness.experiments.jobs.launchers import Handle\n"
+        "from harness.runs.directory import RunDirectory\n"
+        "def run(argv, resources):\n"
+        "    RunDirectory(Path(argv[-1])).set_status('failed', 0, 1, 'at once')\n    return Handle('1')\n"
+    )
+    runs[0].set_status("failed", 0, 1, "before")
+    hand_over_all(runs[:1], cluster(tmp_path, f"launcher: {tmp_path}/quick.py:run"), print)
+    assert runs[0].status()["reason"] == "at once"
+
+
+def test_if_the_queue_cannot_be_read_nothing_is_handed_over_and_status_says_so(
+    runs: list[RunDirectory], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    squeue = tmp_path / "bin" / "squeue"
+    squeue.parent.mkdir()
+    squeue.write_text("#!/bin/sh\necho 'slurm_load_jobs error: Unable to contact slurm controller' >&2; exit 1\n")
+    squeue.chmod(squeue.stat().st_mode | stat.S_IXUSR)
+    monkeypatch.setenv("PATH", f"{squeue.parent}:{os.environ['PATH']}")
+    (runs[0].folder / JOB).write_text(json.dumps({"launcher": "slurm", "job": "7_0"}))
+    with pytest.raises(ConfigError, match="Unable to contact slurm controller"):
+        hand_over_all(runs, "print", print)
+    assert not (runs[1].folder / JOB).exists()
+    lines = status_lines(tmp_path)
+    assert any("Unable to contact" in line for line in lines)
+    assert any("3 waiting" in line for line in lines)
 
 
 def test_without_slurm_one_line(runs: list[RunDirectory], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,10 +16,14 @@ import pytest
 
 from harness.config import ROOT, compose
 from harness.experiments.jobs.job import Job
+from harness.experiments.jobs.launchers import JOB
 from harness.experiments.jobs.runner import run_jobs
+from harness.experiments.runs import hand_over_all
 from harness.foundation import files, leases
 from harness.foundation.files import lock
 from harness.foundation.places import process_environment
+from harness.runs.directory import prepare_run
+from tests.harness.conftest import SHORT
 
 SHIM = """
 import errno, fcntl, os, socket
@@ -126,6 +130,23 @@ def test_who_wants_another_machines_lease_watches_it_until_it_is_touched_or_sile
     leases._seen.clear()  # as a process that has just begun
     assert lock(path) is not None
     assert time.monotonic() - began > leases.SILENT_SECONDS
+
+
+def test_runs_that_other_machines_hold_are_watched_together_and_those_of_dead_ones_submitted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs = [prepare_run(compose("miniature-luck", overrides=[*SHORT, f"seed={seed}"]), tmp_path) for seed in range(3)]
+    held: list[Any] = [of_another(monkeypatch, run.lock) for run in runs]
+    for dead in held[1:]:
+        silence(dead)
+    monkeypatch.setattr(leases, "SILENT_SECONDS", 1.5)
+    leases._seen.clear()  # as a process that has just begun
+    said, began = list[str](), time.monotonic()
+    hand_over_all(runs, "print", said.append)
+    assert 1.5 < time.monotonic() - began < 5
+    assert said[0].startswith("3 leases")
+    assert [(run.folder / JOB).exists() for run in runs] == [False, True, True]
+    held[0].close()
 
 
 @pytest.mark.parametrize(("options", "count"), [("rw,nolock,local_lock=all", 2), ("rw,local_lock=none", 1)])

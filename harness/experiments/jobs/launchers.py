@@ -16,16 +16,18 @@ import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from math import ceil
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from pydantic import Field
 
-from harness.config import ConfigError, experiment_path, read_experiment, validated
+from harness.config import ConfigError, RuntimeConfig, experiment_path, read_experiment, validated
 from harness.config.section import Count, CountOrNone, Section
+from harness.experiments.jobs.slots import visible_gpus
 from harness.foundation.errors import Preempted
 from harness.foundation.files import write_atomically
-from harness.foundation.places import ROOT, WORK, process_environment
+from harness.foundation.places import WORK, process_environment
 from harness.foundation.plugins import find
 
 JOB = "job.json"
@@ -42,8 +44,10 @@ class Resources(Section):
     qos: str | None = None
     time: Count = 60 * 24
     """Time limit of a job in minutes; the job is then queued again, and continues from its checkpoint."""
+    notice: Count = 90
+    """Seconds before that limit at which runs are asked to save; more if ``runtime.preemption_seconds`` needs more."""
     gpus: CountOrNone = 0
-    """GPUs per machine."""
+    """GPUs per machine; in a job without any, ``runtime.device=auto`` is the CPU."""
     cpus: Count = 1
     """CPUs per machine."""
     memory: str | None = Field(None, pattern=r"^\d+[KMGT]?B?$")
@@ -88,10 +92,20 @@ def launcher_of(resources: Resources) -> Launcher:
 
 
 def local(commands: Sequence[Sequence[str]], resources: Resources) -> list[Handle]:
-    """Start the commands as processes of this machine, all at once; they end when this process does, in any way."""
-    started = [
-        subprocess.Popen(argv, env=process_environment(), cwd=ROOT, preexec_fn=end_with_parent) for argv in commands
-    ]
+    """Start the commands as processes of this machine, all at once, each on GPUs of its own; they end when this process
+    does, in any way.
+    """
+    each, gpus = resources.gpus, visible_gpus() if resources.gpus else ()
+    if len(commands) * each > len(gpus):
+        raise ConfigError(
+            f"gpus: {each} for each of {len(commands)} jobs at once, but this machine has {len(gpus)}; leave --on out, "
+            "and runs take turns"
+        )
+    started = []
+    for index, argv in enumerate(commands):
+        own = {"CUDA_VISIBLE_DEVICES": ",".join(gpus[index * each : (index + 1) * each])}
+        environment = process_environment() | own
+        started.append(subprocess.Popen(argv, env=environment, cwd=WORK, preexec_fn=end_with_parent))
     return [Handle(str(process.pid), process.wait) for process in started]
 
 
@@ -127,6 +141,7 @@ def slurm(commands: Sequence[Sequence[str]], resources: Resources) -> list[Handl
         cpus_per_task=resources.cpus,
         srun_args=[f"--cpus-per-task={resources.cpus}"],  # which srun takes over from sbatch in some versions alone
         array_parallelism=resources.array,
+        signal_delay_s=resources.notice,
         job_name="adagrpo",
         setup=[f"export {key}={shlex.quote(value)}" for key, value in _inherited().items()],
         additional_parameters={"requeue": True, "open-mode": "append", **resources.extra},
@@ -135,7 +150,7 @@ def slurm(commands: Sequence[Sequence[str]], resources: Resources) -> list[Handl
         **({"mem": resources.memory} if resources.memory else {}),
     )
     try:
-        jobs = executor.map_array(InJob(resources.machines), [list(argv) for argv in commands])
+        jobs = executor.map_array(InJob(resources.machines, WORK), [list(argv) for argv in commands])
     except (RuntimeError, OSError, subprocess.SubprocessError) as error:
         raise ConfigError(f"sbatch refuses: {' '.join(str(error).split())[-300:]}") from None
     return [Handle(job.job_id) for job in jobs]
@@ -148,10 +163,10 @@ def _inherited() -> dict[str, str]:
 
 
 class InJob:
-    """Task of a submitted job: execute one command; on several machines, with this machine's rank added."""
+    """Task of a submitted job: execute one command in a folder; on several machines, with this one's rank added."""
 
-    def __init__(self, machines: int) -> None:
-        self.machines = machines
+    def __init__(self, machines: int, folder: Path) -> None:
+        self.machines, self.folder = machines, folder
         self._process: subprocess.Popen[bytes] | None = None
 
     def __call__(self, argv: list[str]) -> int:
@@ -160,13 +175,15 @@ class InJob:
 
         environment = submitit.JobEnvironment()
         if self.machines > 1:
-            place = ["--machine-rank", str(environment.global_rank), "--main-address", environment.hostnames[0]]
-            argv = [*argv, *place]
+            # Jobs whose first machine is the same need ports of their own, below those that systems hand out.
+            port = 10_000 + int(environment.raw_job_id) % 20_000
+            place = ["--machine-rank", environment.global_rank, "--main-address", environment.hostnames[0]]
+            argv = [*argv, *map(str, place), "--main-port", str(port)]
         heard: list[int] = []
         signal.signal(signal.SIGTERM, lambda number, frame: heard.append(number))
         # The whole job receives SIGUSR2 shortly before its time limit; only ``checkpoint`` is to react to it.
         before = signal.signal(signal.SIGUSR2, signal.SIG_IGN)
-        self._process = subprocess.Popen(argv, cwd=ROOT)
+        self._process = subprocess.Popen(argv, cwd=self.folder)
         signal.signal(signal.SIGUSR2, before)
         code = self._process.wait()
         # Slurm itself queues again the jobs that it ends, unless a user has cancelled them.
@@ -185,7 +202,7 @@ class InJob:
             # Called by a signal handler in the middle of another ``wait``, which holds the lock a second would need.
             with suppress(ChildProcessError):
                 os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOWAIT)
-        return submitit.helpers.DelayedSubmission(InJob(self.machines), argv)
+        return submitit.helpers.DelayedSubmission(InJob(self.machines, self.folder), argv)
 
 
 _LAUNCHERS: Mapping[str, Launcher] = {"local": local, "slurm": slurm, "print": printed}
@@ -200,9 +217,15 @@ class Task(NamedTuple):
     folder: Path
     """Folder that receives the job's name."""
     argv: Sequence[str]
-    machines: int = 1
+    runtime: RuntimeConfig = RuntimeConfig()
+    """Settings that say which machines and GPUs the command needs."""
     begin: Callable[[], object] = lambda: None
-    """Called before the command is submitted."""
+    """Called once the command has been submitted."""
+
+    def gpus(self, resources: Resources) -> int:
+        """GPUs that the command needs per machine: one per process, none on the CPU."""
+        device, processes = self.runtime.device, self.runtime.processes // self.runtime.machines
+        return 0 if device == "cpu" or (device == "auto" and not resources.gpus) else processes
 
 
 def run_command(folder: Path, processes: int) -> list[str]:
@@ -210,17 +233,24 @@ def run_command(folder: Path, processes: int) -> list[str]:
     return [sys.executable, "-m", "harness.cli", "train" if processes == 1 else "launch", "--resume", str(folder)]
 
 
-def side_by_side(commands: Sequence[Sequence[str]]) -> Sequence[str]:
+def side_by_side(commands: Sequence[Sequence[str]], gpus: int = 0) -> Sequence[str]:
     """One shell command that executes several side by side, forwards SIGTERM and waits for them to save; its exit code
-    is that of the last one that failed or was preempted.
+    is that of the last one that failed or was preempted. Each sees ``gpus`` of the job's GPUs; with 0, all of them.
     """
     if len(commands) == 1:
         return commands[0]
-    together = " ".join(f"{shlex.join(argv)} & jobs+=($!);" for argv in commands)
+    together, count = "", gpus * len(commands)
+    if gpus:
+        given = f"${{CUDA_VISIBLE_DEVICES:-{','.join(map(str, range(count)))}}}"
+        lacks = f"is missing: CUDA_VISIBLE_DEVICES has fewer than {count} GPUs"
+        together = f'IFS=, read -ra gpus <<< "{given}"; : "${{gpus[{count - 1}]:?{lacks}}}"; '
+    for index, argv in enumerate(commands):
+        own = f'CUDA_VISIBLE_DEVICES=$(IFS=,; echo "${{gpus[*]:{index * gpus}:{gpus}}}") ' * bool(gpus)
+        together += f"{own}{shlex.join(argv)} & jobs+=($!); "
     # A signal ends ``wait`` early, so it is repeated.
     wait = "wait $job; own=$?; if [ $heard ] && [ $own = 143 ]; then heard=; wait $job; own=$?; fi"
     script = (
-        f"jobs=(); code=0; heard=; trap 'heard=1; kill \"${{jobs[@]}}\"' TERM; {together} "
+        f"jobs=(); code=0; heard=; trap 'heard=1; kill \"${{jobs[@]}}\"' TERM; {together}"
         f'for job in "${{jobs[@]}}"; do {wait}; [ $own = 0 ] || code=$own; done; exit $code'
     )
     return ["bash", "-c", script]
@@ -236,44 +266,55 @@ def hand_over(tasks: Sequence[Task], resources: Resources, say: Callable[[str], 
         of: total amount, such as "3 runs".
 
     Raises:
-        ConfigError: a job would get more machines than its command uses, several of them would share a job, or the
-            launcher refuses.
+        ConfigError: a job would get more machines than its command uses, or fewer GPUs, several machines would share a
+            job, the queue cannot be read, or the launcher refuses.
     """
     waiting = queued(task.folder for task in tasks)
     for folder, job in waiting.items():
         say(f"{folder.name}: in the queue as {job}")
     left = [task for task in tasks if task.folder not in waiting]
     for task in left:
-        if task.machines < resources.machines:
+        if task.runtime.machines < resources.machines:
             raise ConfigError(
                 f"machines: {resources.machines} for each job, but {task.folder.name} has "
-                f"runtime.machines={task.machines}; leave machines out, since each run's own number is asked for"
+                f"runtime.machines={task.runtime.machines}; leave machines out, since each run's own number is asked "
+                "for"
+            )
+        if resources.pack > 1 and task.runtime.machines > 1:
+            raise ConfigError("pack: runs on several machines do not share a job; set it to 1")
+        if (needed := (each := task.gpus(resources)) * resources.pack) > resources.gpus:
+            raise ConfigError(
+                f"gpus: {resources.gpus} per machine, but {task.folder.name} needs {each} there, one per process, and "
+                f"runs that share a job (pack: {resources.pack}) share none; ask for {needed}"
             )
     handles: list[Handle] = []
-    for machines in dict.fromkeys(task.machines for task in left):
-        same = [task for task in left if task.machines == machines]
-        handles += _as_jobs(same, resources.model_copy(update={"machines": machines}))
+    for machines in dict.fromkeys(task.runtime.machines for task in left):
+        same = [task for task in left if task.runtime.machines == machines]
+        # Half a minute for what comes after a run has saved: its launcher's end, and the job's new submission.
+        notice = max(resources.notice, *(ceil(task.runtime.preemption_seconds) + 30 for task in same))
+        handles += _as_jobs(same, resources.model_copy(update={"machines": machines, "notice": notice}))
     say(f"{len(left)} of {of} handed over ({resources.launcher}), {len(handles)} jobs; see  adagrpo status")
     codes = [handle.wait() for handle in handles]
     return 1 if any(codes) else 0
 
 
 def _as_jobs(tasks: Sequence[Task], resources: Resources) -> Sequence[Handle]:
-    if resources.pack > 1 and resources.machines > 1:
-        raise ConfigError("pack: runs on several machines do not share a job; set it to 1")
     packs = [tasks[start : start + resources.pack] for start in range(0, len(tasks), resources.pack)]
-    for task in tasks:
-        task.begin()
-    handles = launcher_of(resources)([side_by_side([task.argv for task in pack]) for pack in packs], resources)
+    each = resources.gpus // resources.pack
+    handles = launcher_of(resources)([side_by_side([task.argv for task in pack], each) for pack in packs], resources)
     for pack, handle in zip(packs, handles, strict=True):
         for task in pack:
             note = {"launcher": resources.launcher, "job": handle.name}
             write_atomically(task.folder / JOB, json.dumps(note) + "\n")
+            task.begin()  # only now: if the launcher refuses, a failed run keeps its reason
     return handles
 
 
 def queued(folders: Iterable[Path]) -> dict[Path, str]:
-    """Slurm job and state of each run that squeue still lists, by folder; needs no accounting database."""
+    """Slurm job and state of each run that squeue still lists, by folder; needs no accounting database.
+
+    Raises ConfigError if squeue fails.
+    """
     jobs = {}
     for folder in folders:
         try:
@@ -286,5 +327,8 @@ def queued(folders: Iterable[Path]) -> dict[Path, str]:
         return {}
     command = ["squeue", "--noheader", "--array", "--user", getpass.getuser(), "--format", "%i|%T|%r"]
     answer = subprocess.run(command, capture_output=True, text=True, check=False)
+    if answer.returncode:
+        reason = (answer.stderr.strip().splitlines() or ["no reason given"])[-1]
+        raise ConfigError(f"squeue fails, so what is in the queue is not known: {reason}; try again when it answers")
     states = {line.partition("|")[0]: line.partition("|")[2] for line in answer.stdout.splitlines()}
     return {folder: f"{job} {states[job].replace('|', ', ')}" for folder, job in jobs.items() if job in states}
