@@ -6,6 +6,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -185,12 +186,28 @@ def _confirm(
 
 
 def _report(sweep: "Sweep", study: "SweepStudy", folder: Path, url: str) -> None:
-    """Write tables, figures and page, and print what the study has found and what remains of it on fresh seeds."""
+    """Write tables, figures and page, and print what the study has found, what remains of it on fresh seeds, and that
+    its runs were made by other code or on different processors.
+    """
+    from analysis.cells.logs import hardware_of
+    from analysis.runs.runlog import read_directory
+    from analysis.runs.sources import note_on_changes
     from analysis.sweep.page import write_sweep_report
     from harness.experiments.sweep.study import shown_url
+    from harness.runs.directory import RUNS
+    from harness.runs.identity import changes_of
 
     file, base = sweep.file, sweep.base
     about = f"profile {file.profile}, {base.method.kernel}, {base.iterations} iterations, sampler {file.sampler.kind}"
     summary = write_sweep_report(study, f"{about}, pruner {file.pruner.kind}", sweep.num_trials, folder)
     print(f"\n{summary.read_text(encoding='utf-8')}\ntables, figures and page: {folder}")
+    folders = [path.parent for path in (RUNS / sweep.experiment).glob("*/config.yaml")]
+    for line in note_on_changes(map(changes_of, folders)):
+        print(line)
+    processors = {""}
+    for folder in folders:
+        with suppress(ConfigError):  # adagrpo status tells of a damaged run
+            processors.add(hardware_of(read_directory(folder)))
+    if len(processors) > 2:
+        print(f"trials' runs are of several processors, whose rounding differs:{'; '.join(sorted(processors))[1:]}")
     print(f"look inside: pip install optuna-dashboard && optuna-dashboard '{shown_url(url)}'")

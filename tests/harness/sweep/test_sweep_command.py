@@ -73,6 +73,24 @@ def test_a_complete_sweep_is_only_reported(
     assert {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()} == first
 
 
+def test_trials_of_other_code_or_several_processors_are_said_to_be(
+    complete: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(runs, "RUNS", tmp_path)
+    config = (
+        "{experiment: a, seed: 1, iterations: 1, selection: a, fusion: {enabled: 1}, method: {kernel: a}, reward: {}}"
+    )
+    for name in ("Xeon", "EPYC"):
+        folder = tmp_path / "sweep-landscape" / name
+        folder.mkdir(parents=True)
+        (folder / "config.yaml").write_text(config)
+        (folder / "environment.json").write_text(json.dumps({"code_sha256": "0", "packages": {}, "processor": name}))
+    assert exit_code("show", *complete) == 0
+    said = capsys.readouterr().out
+    assert "other code (2)" in said
+    assert "EPYC; Xeon" in said
+
+
 def test_a_password_is_not_printed(
     complete: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
