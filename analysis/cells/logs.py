@@ -91,7 +91,7 @@ def load_gallery(run: Path) -> Gallery | None:
 
 
 def load_logs(
-    folder: Path | Sequence[Path], train_metrics: Collection[str] | None = None, skip_damaged: bool = False
+    folder: Path | str | Sequence[Path], train_metrics: Collection[str] | None = None, skip_damaged: bool = False
 ) -> Logs:
     """Read every run of a folder once.
 
@@ -112,7 +112,8 @@ def load_logs(
                 raise
             return str(error)
 
-    outcomes = side_by_side(load, find_runs(folder) if isinstance(folder, Path) else folder, _RUNS_AT_A_TIME)
+    paths = find_runs(Path(folder)) if isinstance(folder, Path | str) else folder
+    outcomes = side_by_side(load, paths, _RUNS_AT_A_TIME)
     loaded = [one for one in outcomes if not isinstance(one, str)]
     damages = [one for one in outcomes if isinstance(one, str)]
     if damages and not loaded:

@@ -4,6 +4,8 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+from analysis.runs.sources import has_begun
+
 OF_CELL_AND_SEED = ("experiment", "seed", "selection", "fusion.enabled", "fusion.weight")
 """Settings that already name a run's cell and seed."""
 
@@ -28,7 +30,7 @@ def describe_environments(environments: Iterable[Mapping[str, Any]]) -> dict[str
     def add(name: str, *values: str) -> None:
         found.setdefault(name, set()).update(filter(None, values))
 
-    for one in filter(None, environments):
+    for one in filter(has_begun, environments):
         add("Command", str(one.get("command") or "not recorded, see docs/results.md"))
         for execution, what in ((one, ""), *(({**one, **own}, " (resumed)") for own in one.get("resumed", ()))):
             add("Code", f"{sha256[:12]}{what}" if (sha256 := execution.get("code_sha256")) else "")

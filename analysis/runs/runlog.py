@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import yaml
 
-from analysis.runs.sources import require_environment
+from analysis.runs.sources import OF_IDENTITY, require_environment
 from harness.foundation import records
 from harness.foundation.errors import ConfigError
 from harness.foundation.files import read_text
@@ -276,14 +276,18 @@ def _read_object(path: Path) -> dict[str, Any]:
 
 
 def _read_environment(run: Path) -> dict[str, Any]:
-    """Content of environment.json, with the fingerprints and the command from identity.json."""
+    """Content of environment.json, with the fingerprints and the command from identity.json.
+
+    The settings are identity.json's, too, where a run has not begun.
+    """
     identity = _read_object(run / "identity.json")
     content = _read_object(run / "environment.json")
     try:
         require_environment(content)
     except ValueError as error:
         raise ConfigError(f"{run / 'environment.json'}: {error}") from None
-    return content | {name: identity[name] for name in ("fingerprints", "command") if identity.get(name)}
+    known = {name: identity[name] for name in OF_IDENTITY if identity.get(name)}
+    return content | known | {name: content[name] for name in ("settings",) if name in content}
 
 
 def _read_lines(path: Path, sealed: records.Sealed) -> list[dict[str, Any]]:

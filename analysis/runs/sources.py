@@ -13,6 +13,8 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("torch", "diffusers", "transformers", "accelerate", "peft", "onnxruntime", "openvino", "numpy")
 """Packages that numbers depend on; OpenVINO only if it is installed."""
+OF_IDENTITY = ("fingerprints", "command", "settings")
+"""Keys of identity.json that are read as the environment's; they say what a run is, also before it begins."""
 _RULES = ("judge_grid", "decide")
 """Names that only the rules' files define: ``analysis.verdicts.protocol`` and ``analysis.decisions``."""
 _WIDER_SEALS: dict[str | None, str] = {
@@ -51,13 +53,18 @@ def require_environment(content: Mapping[str, Any]) -> None:
                 raise ValueError(f"{key!r} is no {kind.__name__}")
 
 
+def has_begun(environment: Mapping[str, Any]) -> bool:
+    """Whether a run recorded an execution, and not only what it is."""
+    return not environment.keys() <= set(OF_IDENTITY)
+
+
 def changes_since(environment: Mapping[str, Any]) -> list[str]:
     """List the changes of code and packages since any of a run's executions, as text; empty if there are none.
 
     Args:
-        environment: content of the run's environment.json; empty for a run that has none yet.
+        environment: content of the run's environment.json, if it has one yet, and ``OF_IDENTITY``.
     """
-    if not environment:
+    if not has_begun(environment):
         return []
     changes, now = [], package_versions()
     for one in (environment, *environment.get("resumed", ())):

@@ -45,8 +45,9 @@ def grid(
     from harness.experiments.grid import expand_grid, grid_lines, parse_seeds
     from harness.experiments.jobs.slots import local_slots
     from harness.experiments.plan import plan as planned
+    from harness.experiments.plan import require_different
     from harness.experiments.runs import hand_over_all, run_all
-    from harness.runs.directory import prepare_run
+    from harness.runs.directory import find_run, prepare_run
 
     if list:
         if any((grid, overrides, profile, only, seeds, plan, slots, on, rerun_changed)):
@@ -58,6 +59,7 @@ def grid(
     configs = expand_grid(
         grid, overrides, profile=profile, only=only, seeds=None if seeds is None else parse_seeds(seeds)
     )
+    require_different(map(find_run, configs))
     if on is not None:
         if plan or slots is not None:
             raise ConfigError("--on hands runs over; --plan and --slots are for this machine")
@@ -106,18 +108,20 @@ def compare(
     from analysis.formats import entry_text
     from analysis.report.head import cautions
     from analysis.verdicts.conclusions import sentences
-    from harness.experiments.compare import configs_of, execute, judged, require_different
+    from harness.experiments.compare import configs_of, execute, judged
     from harness.experiments.grid import parse_seeds
     from harness.experiments.jobs.slots import local_slots
     from harness.experiments.plan import plan as planned
+    from harness.experiments.plan import require_different
+    from harness.runs.directory import find_run
 
     if len(cells) < 2:
         raise ConfigError("adagrpo compare: name two cells at least, as in  adagrpo compare base selection=curriculum")
     if plan and json:
         raise ConfigError("--json prints the claims, and --plan makes none; leave one out")
     found = configs_of(cells, parse_seeds(seeds), profile, set)
-    require_different(found)
     configs = [config for of_seed in zip(*found, strict=True) for config in of_seed]
+    require_different(map(find_run, configs))
     if plan:
         print("\n".join(planned(configs, len(local_slots([config.runtime for config in configs], slots)))))
         return 0

@@ -84,14 +84,6 @@ def configs_of(
     return found
 
 
-def require_different(cells: Sequence[Sequence[RunConfig]]) -> None:
-    """Raise ConfigError if two cells have the same runs; cells differ for all seeds if they do for the first."""
-    ids = [find_run(configs[0]).run_id for configs in cells]
-    for number, own in enumerate(ids):
-        if own in ids[:number]:
-            raise ConfigError(f"cell {number + 1} is the same as cell {ids.index(own) + 1}: {own}; leave one out")
-
-
 def _settings(cell: str) -> list[str]:
     if cell == "base":
         return []

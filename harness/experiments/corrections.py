@@ -23,8 +23,6 @@ from harness.experiments.gradients.oracle import CONTROLLED, KINDS, SAME_LENGTH
 CANDIDATES = ("uncentred", "shrinkage", "ema_std", "gated")
 """Two of these are selected for the study, beside the paper's own correction, by the rule in docs/fusion.md."""
 TIE = 0.01
-METRICS = ("cosine", "alignment", "noise", "to_local", "to_control")
-"""The last two are ratios of cosines: to that of local advantages, and to that of the same-length control."""
 Table = Mapping[str, Any]
 
 
@@ -59,7 +57,11 @@ def kinds_of(table: Table) -> dict[str, Kind]:
 
 
 def correction_frame(tables: Sequence[Table]) -> pd.DataFrame:
-    """Table with columns experiment, iteration, kind, metric of ``METRICS``, value, low, high."""
+    """Table with columns experiment, iteration, kind, metric, value, low, high.
+
+    The metrics ``to_local`` and ``to_control`` are ratios of cosines: to that of local advantages, and to that of the
+    control of the same length.
+    """
     rows = []
     for table in tables:
         kinds, where = kinds_of(table), (table["experiment"], table["iteration"])

@@ -1,7 +1,7 @@
 """Cost of runs, estimated before they run: pictures, forward passes, hours, disk. Nothing is written."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cache
 from pathlib import Path
 from statistics import mean
@@ -84,6 +84,15 @@ def plan(configs: Sequence[RunConfig], slots: int) -> list[str]:
     disk = len(unfinished) * _bytes_per_run(folder) / 1e6
     basis = f"measured on {rates.num_runs} finished run{'s' if rates.num_runs > 1 else ''}"
     return [*lines, f"about {hours / slots:.2f} hours on {slots} slots ({hours:.2f} of work), {disk:.0f} MB; {basis}"]
+
+
+def require_different(runs: Iterable[RunDirectory]) -> None:
+    """Raise ConfigError if a run occurs twice: a value was given twice, or a setting that its cell does not read."""
+    [(run_id, count)] = Counter(run.run_id for run in runs).most_common(1)
+    if count > 1:
+        raise ConfigError(
+            f"{run_id}: {count} cells have this run, since a value is given twice or a setting is not read; leave one"
+        )
 
 
 def _state(run: RunDirectory) -> str:

@@ -139,6 +139,9 @@ def explaining() -> Iterator[None]:
         what = str(error)
         if isinstance(error, SyntaxError) and error.filename in _FILES:
             frames, what = [f"{error.filename}:{error.lineno}"], error.msg
+        if not frames and isinstance(error, TypeError):  # of the call itself, as in "Rule.choose() missing 1 argument"
+            called = what.partition("(")[0].partition(".")[0]
+            frames = [plugin.source for plugin in _FOUND.values() if plugin.name == called]
         if not frames:
             raise
         raise PluginError(f"plug-in {frames[-1]}: {type(error).__name__}: {' '.join(what.split())}") from error

@@ -82,6 +82,10 @@ def plugin_fingerprints(config: RunConfig) -> dict[str, str]:
     )
     with explaining():
         try_out(rule, config.rule.samples, fusion, local, kernel, config.method.eta)
+        if config.model.adapter:
+            from harness.models.pipelines.registry import policy_class
+
+            policy_class(config.model)
     return {f"plugin {(plugin := find(source)).name}": plugin.sha256 for source in sources}
 
 

@@ -147,3 +147,8 @@ def test_planned_pairs_find_effects_and_equivalence_with_the_planned_power():
     found = _share("equivalent", generator.normal(0, 0.05, (500, 40)))
     assert found == pytest.approx(equivalence_power(MARGIN, 0.05, 40), abs=0.05)
     assert pairs_needed(0.0, 0.05, most=1000) is None
+    assert equivalence_power(0.01, 0.05, 3) == 0
+    # Three strata of two pairs each: Student's t of the pooled variance, on 3 degrees of freedom.
+    strata = generator.normal(0.05, 0.05, (4000, 3, 2))
+    t = strata.mean((1, 2)) / np.sqrt(strata.var(axis=2, ddof=1).mean(axis=1) / 6)
+    assert power(0.05, 0.05, 2, strata=3) == pytest.approx((t > stats.t.ppf(1 - LEVEL, 3)).mean(), abs=0.03)

@@ -9,6 +9,7 @@ from fabricated import study_of, write_run
 
 from analysis.cells.labels import SELECTIONS
 from analysis.cells.study import Study
+from analysis.decisions import LEVEL, pairs_needed, power
 from analysis.verdicts.conclusions import conclude, note, rows, sentences
 from analysis.verdicts.protocol import MARGIN_SHARE, Judged, judge_grid, method_claims, pooled_claims
 
@@ -55,9 +56,20 @@ def test_large_differences_are_decided_in_both_directions_by_margins_of_what_the
     assert one.margin == pytest.approx(MARGIN_SHARE * one.gain)
     # The paper: (14.71 - 14.39) of the 14.71 - 13.2803 that random prompts gain.
     assert one.paper == pytest.approx(one.gain * 0.32 / 1.4297, rel=1e-4)
-    noisy = max(found.values(), key=lambda one: one.sd)
-    assert noisy.pairs_needed >= 2
-    assert 0 <= noisy.power <= 1
+    noisy = replace(one, strata=[10 * values for values in one.strata])
+    first_step = LEVEL / len(found), len(noisy.strata)
+    assert noisy.power == pytest.approx(power(noisy.margin, noisy.sd, 3, *first_step))
+    assert noisy.pairs_needed == pairs_needed(noisy.margin, noisy.sd, *first_step)
+    assert noisy.power < power(noisy.margin, noisy.sd, 3, LEVEL, len(noisy.strata))
+
+
+def test_a_gain_is_from_the_untrained_model_s_reward_on_the_same_prompts(tmp_path):
+    for seed in (1, 2):
+        for selection in ("random", "easiest"):
+            run = {"seed": seed, "selection": selection, "rewards": (0.4, 0.6, 0.6, 0.6)}
+            write_run(tmp_path / f"{selection}-{seed}", **run, test=0.9, base_test=None)
+    [one] = judge_grid(study_of(tmp_path), method_claims(["flow_grpo"])[:1], 2)
+    assert one.gain == pytest.approx(0.2)
 
 
 def test_methods_are_strata_unless_they_share_seeds(own_seeds, tmp_path):

@@ -8,6 +8,8 @@ from scipy import stats
 
 from analysis import statistics
 from analysis.statistics import (
+    NUM_RESAMPLES,
+    Resampled,
     correlation,
     holm,
     mean_interval,
@@ -59,6 +61,20 @@ def test_prompts_that_differ_widen_a_paired_interval() -> None:
     same = np.tile([0.0, 0.0, 0.0, 1.0], (6, 1))
     interval = paired_interval(same, np.zeros((6, 4)))
     assert interval.low < 0.1 < 0.6 < interval.high
+
+
+def test_the_error_in_closed_form_is_that_of_resampling_seeds_and_prompts() -> None:
+    # As many prompts as seeds: they must still be drawn independently.
+    rng, effects = np.random.default_rng(3), 0.3 * np.arange(6)
+    values = effects[:, None] + effects + rng.normal(size=(6, 6))
+    assert np.std(statistics._resampled_means(values)) == pytest.approx(statistics._bootstrap_error(values), rel=0.03)
+
+
+def test_strata_add_their_degrees_of_freedom() -> None:
+    values = np.random.default_rng(4).normal(size=1 + NUM_RESAMPLES)
+    interval = Resampled(values, [4, 6]).interval(0.9999)
+    half = math.sqrt(4 / 3) * stats.t.ppf(0.99995, 3 + 5) * values[1:].std()
+    assert (interval.high - interval.low) / 2 == pytest.approx(half)
 
 
 def test_the_probability_of_improvement_counts_pairs_and_halves_ties() -> None:

@@ -14,6 +14,7 @@ from analysis.cells.logs import load_logs
 from analysis.cells.study import adagrpo_pairs, missing_cells
 from analysis.cells.variants import name_variants, variant_of_base
 from analysis.report.tables import cell_frame
+from analysis.runs.sources import changes_since
 
 ADAGRPO = {"selection": "curriculum", "fusion": True}
 
@@ -120,6 +121,18 @@ def test_variants_are_cells_of_their_own(write_run: WriteRun, tmp_path: Path) ->
     summary = study.summary.copy()
     summary.loc[summary["run_id"] == "ours-1", "processor"] = "another"
     assert replace(study, summary=summary).compare(OURS, "training_reward").seeds == [0]
+
+
+def test_a_run_that_has_not_begun_changes_no_names(write_run: WriteRun, tmp_path: Path) -> None:
+    for seed, rule in enumerate((None, None, "a.py:Rule", "b.py:Rule")):
+        own = {} if rule is None else {"plugins": {"Rule": {"source": rule}}}
+        run = write_run(f"run-{seed}", seed=seed, selection="Rule" if rule else "random", **own)
+        (run / "identity.json").write_text(json.dumps({"settings": {"selection": "random"}}), encoding="utf-8")
+        (run / "environment.json").write_text(json.dumps({"commit": "abc", "settings": {}}), encoding="utf-8")
+    (run / "environment.json").unlink()
+    summary = load_logs(tmp_path / "runs").summary
+    assert set(summary["variant"]) == {""}
+    assert [bool(changes_since(environment)) for environment in summary["environment"]] == [True, True, True, False]
 
 
 def record_files(run: Path, **fingerprints: str) -> None:

@@ -15,6 +15,7 @@ from torch.testing import assert_close
 from harness.adagrpo import (
     SELECTION_STRATEGIES,
     CapabilityTracker,
+    counts_as_equal,
     fuse_advantages,
     global_advantage,
     local_advantage,
@@ -277,6 +278,7 @@ def test_scores_closer_than_the_resolution_are_equal() -> None:
     between = 0.5 + 1e-7
     assert not global_advantage(scored_in_batches_of_five, between, 0.1, resolution=2e-6).any()
     assert local_advantage(scored_in_batches_of_five * 1e3, resolution=2e-6).any()
+    assert counts_as_equal(torch.ones(3))
     with pytest.raises(ValueError, match="resolution"):
         local_advantage(scored_in_batches_of_five, resolution=-1.0)
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
-from harness.adagrpo import fuse_advantages, global_advantage, local_advantage, rescale_advantages
+from harness.adagrpo import local_advantage
 from harness.config import ROOT
 from harness.rules.advantages import FUSIONS, Group, fuse
 
@@ -76,14 +76,6 @@ def test_a_group_of_equal_rewards_has_a_level_but_nothing_to_compare() -> None:
     assert_close(fuse(equal, "uncentred", 1.0), torch.ones(3).double(), atol=1e-6, rtol=0)
     for kind in set(FUSIONS) - {"uncentred"}:
         assert not fuse(equal, kind, 1.0).any()
-
-
-def test_the_papers_two_are_those_of_the_method() -> None:
-    rewards = torch.tensor([0.1, 0.3, 0.2, 0.9], dtype=torch.float64)
-    made = group(rewards.tolist(), 0.4, 0.1)
-    level = global_advantage(rewards, 0.4, 0.1, math.inf, 0.0)
-    assert torch.equal(fuse(made, "fused", 3.0), fuse_advantages(made.local, level, 3.0))
-    assert torch.equal(fuse(made, "rescaled", 3.0), rescale_advantages(made.local, rewards, 0.1, 3.0))
 
 
 def test_how_many_signs_of_the_papers_example_groups_each_kind_corrects() -> None:

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from analysis.cells.labels import METHOD_NAMES, SELECTIONS, Cell, judge_name, selection_colour
+from analysis.cells.labels import SELECTIONS, Cell, judge_name, selection_colour
 from harness import adagrpo, transitions
 from harness.config import ROOT, ConfigError, compose
 from harness.config.selection import NEEDS, needs_of
@@ -27,7 +27,6 @@ def test_every_name_has_its_part() -> None:
     assert adagrpo.SELECTION_STRATEGIES == SELECTIONS == names.PAPER_SELECTIONS
     assert set(selection.RULES) == set(names.SELECTIONS) >= set(NEEDS)
     assert set(advantages.FUSIONS) == set(names.FUSIONS)
-    assert METHOD_NAMES == names.METHODS
     assert [judge_name(name) for name in names.REWARDS] == [reward.label for reward in names.REWARDS.values()]
     assert all((CONFIGURATIONS / f"{engine}.yaml").is_file() for engine in names.ENGINES)
     assert len({selection_colour(selection) for selection in names.SELECTIONS}) == len(names.SELECTIONS)

@@ -17,14 +17,13 @@ from harness.experiments.grid import expand_grid
 from harness.foundation import plugins
 from harness.foundation.errors import HarnessError
 from harness.foundation.plugins import PluginError, explaining, find
-from harness.models.pipelines.registry import build_policy
 from harness.prompts.lists import read_prompts
 from harness.rewards.plugin import PluginReward
 from harness.rules.advantages import Group
 from harness.rules.plugins import fusion_of, local_of, rule_of, try_out
 from harness.rules.selection import Candidates
 from harness.runs.directory import RunDirectory, find_run, prepare_run
-from harness.runs.identity import require_unchanged
+from harness.runs.identity import plugin_fingerprints, require_unchanged
 from harness.training.session import Session
 from tests.harness.conftest import SHORT
 
@@ -160,9 +159,29 @@ def test_prompts_come_from_a_function(write: Write) -> None:
 
 
 def test_a_policy_of_the_wrong_kind_is_refused(write: Write) -> None:
+    """Before a run's folder is made."""
     config = composed(f"model.adapter={write(RULE)}:SecondHardest")
     with pytest.raises(PluginError, match=r"must be a subclass of harness\.models\.pipelines\.policy\.Policy"):
-        build_policy(config.model, config.optimizer, torch.device("cpu"), 0)
+        plugin_fingerprints(config)
+
+
+@pytest.mark.parametrize(
+    ("setting", "body"),
+    [
+        ("selection", "def Mine(candidates, more): pass"),
+        ("selection", "class Mine:\n    def __init__(self, level): pass"),
+        ("fusion.kind", "def Mine(group): pass"),
+        ("objective.normalisation", "def Mine(rewards, more): pass"),
+        ("method.kernel", "class Mine(Kernel):\n    def __init__(self): pass"),
+    ],
+)
+def test_a_wrong_signature_is_one_line(setting: str, body: str, write: Write) -> None:
+    file = write(f"from harness.transitions import Kernel\n{body}\n")
+    fused = ["fusion.enabled=true"] if setting == "fusion.kind" else []
+    config = composed(f"{setting}={file}:Mine", *fused)
+    with pytest.raises(PluginError, match=r"my\.py:Mine: TypeError: ") as caught:
+        plugin_fingerprints(config)
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(

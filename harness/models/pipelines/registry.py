@@ -18,11 +18,10 @@ _POLICIES: dict[str, type[Policy]] = {
 }
 
 
-def build_policy(model: ModelConfig, optimizer: OptimizerConfig, device: torch.device, seed: int) -> Policy:
-    """Build the policy for the pipeline that ``model.path`` names, by the class in its model_index.json.
+def policy_class(model: ModelConfig) -> type[Policy]:
+    """Class that trains the pipeline that ``model.path`` names, by the class in its model_index.json.
 
-    ``model.adapter`` names a plug-in to use instead. For the arguments see ``Policy``. Raises ConfigError as ``Policy``
-    does, and if no policy trains that class.
+    ``model.adapter`` names a plug-in to use instead. Raises ConfigError if no policy trains that class.
     """
     name = class_name_of(find_pipeline(model.path))
     if model.adapter is not None:
@@ -31,7 +30,12 @@ def build_policy(model: ModelConfig, optimizer: OptimizerConfig, device: torch.d
             plugin.refuse("must be a subclass of harness.models.pipelines.policy.Policy")
         if plugin.found.pipeline_class.__name__ != name:
             plugin.refuse(f"trains a {plugin.found.pipeline_class.__name__}, but model.path is a {name}")
-        return plugin.found(model, optimizer, device, seed)
+        return plugin.found
     if name not in _POLICIES:
         raise ConfigError(f"model.path: {model.path} is a {name}; {', '.join(_POLICIES)} can be trained")
-    return _POLICIES[name](model, optimizer, device, seed)
+    return _POLICIES[name]
+
+
+def build_policy(model: ModelConfig, optimizer: OptimizerConfig, device: torch.device, seed: int) -> Policy:
+    """Build the policy of ``policy_class``. For the arguments see ``Policy``; raises ConfigError as both do."""
+    return policy_class(model)(model, optimizer, device, seed)
