@@ -25,7 +25,8 @@ from harness.foundation.files import read_text
 from harness.prompts.lists import generator_for, read_prompts
 from harness.rewards import Reward, build_rewards
 from harness.rollout import full_sde
-from harness.runs.directory import RUNS, environment, find_run
+from harness.runs.directory import RUNS, find_run
+from harness.runs.identity import environment
 from harness.trained.checkpoints import Checkpoint
 from harness.trained.loading import load_policy
 from harness.training.accounting import expected_cost

@@ -6,9 +6,7 @@ Launching and inspecting runs needs neither torch nor rewards; functions that ne
 import json
 import os
 import pickle
-import platform
 import shutil
-import subprocess
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -18,13 +16,12 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import IO, Any
 
-from analysis.runs.sources import numbers_sha256, package_versions, protocol_sha256, seal_sha256
 from harness import config as configuration
 from harness.config import ConfigError, RunConfig
-from harness.foundation import files, processor, records
+from harness.foundation import files, records
 from harness.foundation.errors import CollectiveError, FileError, HarnessError, StopRun
 from harness.foundation.files import append, read_text, write_atomically
-from harness.foundation.places import CODE, IS_CHECKOUT, WORK
+from harness.foundation.places import WORK
 from harness.foundation.plugins import explaining
 from harness.runs import checkpoints, identity
 from harness.runs.identity import fingerprints_of
@@ -322,29 +319,3 @@ def prepare_run(config: RunConfig, root: Path = RUNS, rerun_changed: bool = Fals
     if not (run.folder / "status.json").exists():
         run.set_status("waiting", 0, config.iterations)
     return run
-
-
-def environment() -> dict[str, Any]:
-    """Commit, protocol, versions and hardware, as recorded in environment.json."""
-    import torch
-
-    return {
-        "commit": _commit(),
-        "protocol_sha256": protocol_sha256(),
-        "code_sha256": numbers_sha256(),
-        "seal_sha256": seal_sha256(),
-        "numerics_version": configuration.NUMERICS_VERSION,
-        "python": platform.python_version(),
-        "packages": package_versions(),
-        # Times of two runs can only be compared if both are the same.
-        "processor": processor.with_capability(),
-        "cores": os.cpu_count(),
-        "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
-    }
-
-
-def _commit() -> str | None:
-    if not IS_CHECKOUT:  # git might find another repository that contains the installation
-        return None
-    command = ["git", "-C", str(CODE), "describe", "--always", "--dirty", "--abbrev=12"]
-    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip() or None

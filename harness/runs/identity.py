@@ -5,17 +5,30 @@ have other content by then.
 """
 
 import json
+import os
+import platform
 import re
 import shlex
+import subprocess
 import sys
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from analysis.runs.sources import changes_since, note_on_changes, require_environment
+from analysis.runs.sources import (
+    changes_since,
+    note_on_changes,
+    numbers_sha256,
+    package_versions,
+    protocol_sha256,
+    require_environment,
+    seal_sha256,
+)
 from harness.config import NUMERICS_VERSION, ConfigError, RunConfig, leaves, numeric_settings
+from harness.foundation import processor
 from harness.foundation.files import read_text, write_atomically
+from harness.foundation.places import CODE, IS_CHECKOUT
 from harness.foundation.plugins import explaining, find
 
 if TYPE_CHECKING:
@@ -210,6 +223,32 @@ def require_unchanged(folder: Path, config: RunConfig, fingerprints: Mapping[str
 
 
 # --- what it was made by ----------------------------------------------------------------------------------------------
+
+
+def environment() -> dict[str, Any]:
+    """Commit, protocol, versions and hardware, as recorded in environment.json."""
+    import torch
+
+    return {
+        "commit": _commit(),
+        "protocol_sha256": protocol_sha256(),
+        "code_sha256": numbers_sha256(),
+        "seal_sha256": seal_sha256(),
+        "numerics_version": NUMERICS_VERSION,
+        "python": platform.python_version(),
+        "packages": package_versions(),
+        # Times of two runs can only be compared if both are the same.
+        "processor": processor.with_capability(),
+        "cores": os.cpu_count(),
+        "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+    }
+
+
+def _commit() -> str | None:
+    if not IS_CHECKOUT:  # git might find another repository that contains the installation
+        return None
+    command = ["git", "-C", str(CODE), "describe", "--always", "--dirty", "--abbrev=12"]
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip() or None
 
 
 def record_execution(folder: Path, environment: Mapping[str, Any]) -> list[str]:

@@ -23,7 +23,7 @@ from harness.models.pipelines.policy import Policy
 from harness.models.pipelines.truncation import ReadsText, truncations
 from harness.prompts.lists import PromptList
 from harness.rewards.readiness import Panel
-from harness.runs.directory import environment
+from harness.runs.identity import environment
 from harness.trained.checkpoints import Checkpoint
 from harness.trained.loading import load_policy
 from harness.trained.pictures import SEEDS, draw_seeds, save_grid

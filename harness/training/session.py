@@ -17,8 +17,8 @@ from harness.models.pipelines.truncation import ReadsText, truncations
 from harness.prompts.lists import drawn_prompts, read_prompts
 from harness.rewards import RewardError, build_rewards
 from harness.runs import checkpoints
-from harness.runs.directory import RunDirectory, environment
-from harness.runs.identity import overlaps, record_execution, require_unchanged
+from harness.runs.directory import RunDirectory
+from harness.runs.identity import environment, overlaps, record_execution, require_unchanged
 from harness.training import untrained
 from harness.training.checkpointing import load_state, save_state
 from harness.training.divergence import dump

@@ -13,7 +13,7 @@ from harness.models.pipelines.files import model_fingerprint
 from harness.models.pipelines.locate import find_pipeline
 from harness.prompts.lists import read_prompts
 from harness.rewards import Reward
-from harness.runs.directory import environment
+from harness.runs.identity import environment
 from harness.training.observation import VERSION as OBSERVATION
 
 

@@ -15,7 +15,7 @@ import torch
 
 from harness.config import ROOT
 from harness.foundation.processor import has_bf16
-from harness.runs.directory import environment
+from harness.runs.identity import environment
 from tests.benchmarks import parts
 from tests.benchmarks.analysis import measure_analysis
 from tests.benchmarks.fidelity import measure_fidelity

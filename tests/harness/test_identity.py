@@ -13,7 +13,8 @@ from harness.config import EXPERIMENTS, ROOT, ConfigError, RunConfig, compose, d
 from harness.config.identity import baseline, inert_settings
 from harness.experiments.plan import plan
 from harness.runs import identity
-from harness.runs.directory import RunDirectory, environment, find_run, prepare_run
+from harness.runs.directory import RunDirectory, find_run, prepare_run
+from harness.runs.identity import environment
 from harness.training.session import Session
 from tests.harness.conftest import SHORT
 

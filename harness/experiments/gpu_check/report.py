@@ -15,7 +15,7 @@ from harness.experiments.gpu_check.bench import Bench, Outcome
 from harness.experiments.gpu_check.checks import CHECKS
 from harness.foundation.errors import ConfigError
 from harness.foundation.files import make_folder, write_atomically
-from harness.runs.directory import environment
+from harness.runs.identity import environment
 
 
 def run_checks(bench: Bench, output: Path, say: Callable[[str], None], only: str | None = None) -> bool:

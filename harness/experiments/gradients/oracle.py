@@ -41,7 +41,8 @@ from harness.experiments.parts import Arrays, Parts
 from harness.prompts.lists import generator_for, read_prompts
 from harness.rules.advantages import FUSIONS, Group, fuse, shrinkage
 from harness.rules.ledger import Ridge, mean_and_spread
-from harness.runs.directory import RUNS, environment, find_run
+from harness.runs.directory import RUNS, find_run
+from harness.runs.identity import environment
 from harness.trained.loading import device_of
 
 SAME_LENGTH = ", same length"
