@@ -40,7 +40,7 @@ class RunJob(Job):
         match status["state"]:
             case "finished" | "failed" as name:
                 return State(name, share, status["reason"])
-            case "incomplete" if self.run.loss() is not None:
+            case "incomplete" | "damaged" if self.run.loss() is not None:
                 return State("failed", share, status["reason"])
         return State("waiting", share)
 
@@ -157,6 +157,7 @@ def patiently(run: RunDirectory, execute: Callable[[], object]) -> None:
         ConfigError: the run is finished but has lost a file, and no checkpoint is saved; nothing is recorded.
     """
     run.require_resumable()
+    size = 0  # of a checkpoint
     with run.failure_noted():
         from torch import OutOfMemoryError, cuda
 
@@ -170,6 +171,8 @@ def patiently(run: RunDirectory, execute: Callable[[], object]) -> None:
                 is_waiting = is_full(error)
                 if is_waiting:
                     reason = f"{error}; waits for it"
+                    failed = error.size if isinstance(error, FileError) else 0
+                    size = max(size, failed, checkpoints.size_of_newest(run.checkpoints))
                 elif isinstance(error, OutOfMemoryError) and _halve(run):
                     count = run.config.model.execution.max_train_batch
                     reason = f"out of memory: tried again with model.execution.max_train_batch={count}"
@@ -183,7 +186,7 @@ def patiently(run: RunDirectory, execute: Callable[[], object]) -> None:
                 status = run.status()
                 with suppress(FileError):
                     run.set_status("running", status["iteration"], status["iterations"], reason)
-                wait_for_space(run.folder, _SPARE + 2 * checkpoints.size_of_newest(run.checkpoints))
+                wait_for_space(run.folder, _SPARE + 2 * size)
 
 
 def _execute(run: RunDirectory) -> None:

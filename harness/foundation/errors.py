@@ -34,6 +34,9 @@ class SignError(TrainingError):
 class FileError(HarnessError):
     """A file of the project that cannot be written, or whose content is not what was written."""
 
+    size = 0
+    """Bytes of a checkpoint that had been written when it failed; 0 for other files."""
+
 
 class StopRun(Exception):
     """Raised by a session's ``on_validation`` to end the run early: it saves its checkpoint and can be resumed."""

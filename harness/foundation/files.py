@@ -127,6 +127,12 @@ def sync(path: Path) -> None:
         os.close(handle)
 
 
+def sync_all(folder: Path) -> None:
+    """Flush a folder and all that is in it to the disk."""
+    for path in [*folder.rglob("*"), folder]:
+        sync(path)
+
+
 def reason_of(error: OSError) -> str:
     """Message of the operating system, without the file and the error number."""
     return error.strerror or str(error) or type(error).__name__

@@ -53,6 +53,11 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     return records
 
 
+def last_logged(folder: Path) -> int:
+    """Last iteration in a run's metrics.jsonl; 0 before the first. Raises ConfigError like ``read_lines``."""
+    return max((line["iteration"] for line in read_lines(folder / LOGS[0])), default=0)
+
+
 _AGAIN = "move the run's folder away and train it again"
 
 

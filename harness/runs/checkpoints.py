@@ -13,8 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from harness.foundation.errors import ConfigError
-from harness.foundation.files import PARTIAL, file_sha256, sync, write_atomically, writing
+from harness.foundation.errors import ConfigError, FileError
+from harness.foundation.files import PARTIAL, file_sha256, sync, sync_all, write_atomically, writing
 
 STATE, MANIFEST = "state.pt", "manifest.json"
 _NAME = "iteration-"
@@ -37,8 +37,11 @@ def saved(checkpoints: Path) -> list[Path]:
 
 def size_of_newest(checkpoints: Path) -> int:
     """Size of the newest checkpoint in bytes; 0 before the first."""
-    newest = saved(checkpoints)[:1]
-    return sum(path.stat().st_size for folder in newest for path in folder.rglob("*") if path.is_file())
+    return sum(map(_size, saved(checkpoints)[:1]))
+
+
+def _size(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
 @contextmanager
@@ -50,25 +53,26 @@ def completing(folder: Path, validation: float | None) -> Iterator[Path]:
         validation: trained reward on validation prompts at this iteration; None if it was not measured.
 
     Raises:
-        FileError: the checkpoint cannot be written; its partial folder has been removed.
+        FileError: the checkpoint cannot be written; its partial folder, whose size it has, has been removed.
     """
     partial = partial_of(folder)
-    with writing(folder):
-        try:
+    try:
+        with writing(folder):
             partial.mkdir(parents=True, exist_ok=True)
             yield partial
             files = sorted(path for path in partial.rglob("*") if path.is_file())
             sums = {path.relative_to(partial).as_posix(): (path.stat().st_size, file_sha256(path)) for path in files}
             manifest = {"iteration": _iteration(folder), "validation": validation, "files": sums}
             (partial / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
-            for path in [*partial.rglob("*"), partial]:
-                sync(path)
+            sync_all(partial)
             shutil.rmtree(folder, ignore_errors=True)  # the same iteration, trained again from an earlier checkpoint
             partial.rename(folder)
             sync(folder.parent)
-        except BaseException:
-            shutil.rmtree(partial, ignore_errors=True)
-            raise
+    except BaseException as error:
+        if isinstance(error, FileError):
+            error.size = _size(partial)
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
 
 
 def note_validation(folder: Path, validation: float) -> None:
@@ -79,19 +83,21 @@ def note_validation(folder: Path, validation: float) -> None:
         write_atomically(folder / MANIFEST, content)
 
 
-def newest_whole(checkpoints: Path, before: int | None = None) -> Path | None:
-    """``state.pt`` of the newest undamaged checkpoint; None before the first. Damaged ones are reported on stderr.
+def newest_whole(checkpoints: Path, before: int | None = None, logged: int | None = None) -> Path | None:
+    """``state.pt`` of the newest usable checkpoint; None before the first. Others are reported on stderr.
 
     Args:
         checkpoints: folder of the run's checkpoints.
         before: an iteration; only earlier checkpoints are considered. None considers all.
+        logged: last iteration in the log, without whose lines a later checkpoint is of no use. None uses all.
 
     Raises:
-        ConfigError: all checkpoints are damaged.
+        ConfigError: all checkpoints are damaged, or later than the log.
     """
     found = [folder for folder in saved(checkpoints) if before is None or _iteration(folder) < before]
     for folder in found:
-        problem = _problem(folder)
+        is_later = logged is not None and _iteration(folder) > logged
+        problem = f"{folder}: metrics.jsonl ends at iteration {logged}" if is_later else _problem(folder)
         if problem is None:
             return folder / STATE
         then = "the one before is taken" if folder != found[-1] else "none is left"

@@ -60,30 +60,39 @@ class RunDirectory:
         """
         path = self.folder / "status.json"
         unknown: dict[str, Any] = {"state": "waiting", "iteration": 0, "iterations": None, "reason": None}
-        if not path.exists():
+        if not path.exists() and not (self.folder / records.FINAL).exists():
             return unknown
         try:
-            status = unknown | records.parse_status(read_text(path))
+            status, state = unknown | records.parse_status(read_text(path)), "incomplete"
             lost = records.damage(self.folder, status.get("files", {})) if status["state"] == "finished" else None
         except ValueError as error:  # of read_text, too: a ConfigError is one
-            words = str(error) if isinstance(error, ConfigError) else f"{path}: is damaged: {error}"
-            return unknown | {"state": "damaged", "reason": f"{words}; {self._remedy}"}
+            lost = str(error) if isinstance(error, ConfigError) else f"{path}: is damaged: {error}"
+            status, state = unknown, "damaged"
         if lost is None:
             return status
-        # Without a checkpoint, a resumed run would begin again and empty the logs that are left.
-        alone = f"put the file back, or move {self.folder} away; no checkpoint is left to make it again from"
-        remedy = self._remedy if checkpoints.saved(self.checkpoints) else alone
-        return status | {"state": "incomplete", "reason": f"{lost}; {remedy}"}
+        remedy = f"put back a copy of it, or run  adagrpo train --resume {self.folder}"
+        if self._is_lost(state):
+            remedy = f"put the file back, or move {self.folder} away; no checkpoint is left to make it again from"
+        return status | {"state": state, "reason": f"{lost}; {remedy}"}
 
-    @property
-    def _remedy(self) -> str:
-        return f"put back a copy of it, or run  adagrpo train --resume {self.folder}"
+    def _is_lost(self, state: str) -> bool:
+        """Whether a run of this state has ended, as far as can be told, and has no checkpoint.
+
+        Resumed, it would begin again and empty the logs that are left.
+        """
+        if state not in records.BROKEN or checkpoints.saved(self.checkpoints):
+            return False
+        if state == "incomplete" or (self.folder / records.FINAL).exists():
+            return True
+        try:
+            return not records.gaps_of(self.folder, self.config.model_dump(), self.config.iterations)
+        except ConfigError:
+            return True
 
     def loss(self) -> str | None:
-        """Why nothing may be written: the run is incomplete, and has no checkpoint to resume from; else None."""
+        """Why nothing may be written: the run is broken, and has no checkpoint to resume from; else None."""
         status = self.status()
-        is_lost = status["state"] == "incomplete" and not checkpoints.saved(self.checkpoints)
-        return status["reason"] if is_lost else None
+        return status["reason"] if self._is_lost(status["state"]) else None
 
     def require_resumable(self) -> None:
         """Raise ConfigError if the run has a ``loss``."""
@@ -206,8 +215,17 @@ class RunDirectory:
 
     def remove_unneeded(self) -> None:
         """Remove the checkpoints of a finished run, unless ``runtime.checkpoints_of_finished`` keeps them."""
-        if self.config.runtime.checkpoints_of_finished == "remove":
+        if self.config.runtime.checkpoints_of_finished == "remove" and checkpoints.saved(self.checkpoints):
+            with files.writing(self.folder):  # else a crash could leave neither them nor what was made of them
+                files.sync_all(self.checkpoints)
+                self._sync()
             checkpoints.forget_after(self.checkpoints, -1)
+
+    def _sync(self) -> None:
+        """Flush logs and status to the disk, so that a crash leaves no checkpoint without the lines before it."""
+        paths = [self.folder / name for name in (*records.LOGS, "status.json")]
+        for path in [*filter(Path.exists, paths), self.folder]:
+            files.sync(path)
 
     def save_checkpoint(self, state: Mapping[str, Any], validation: float | None = None) -> None:
         """Add a checkpoint, complete or not at all, and remove old ones, see ``harness.runs.checkpoints``.
@@ -220,8 +238,10 @@ class RunDirectory:
 
         new = checkpoints.folder_of(self.checkpoints, state["iteration"])
         # Through a Python stream, whose error says that the disk is full; torch's own says "unexpected pos".
-        with checkpoints.completing(new, validation) as folder, (folder / checkpoints.STATE).open("wb") as stream:
-            torch.save(dict(state), stream)
+        with checkpoints.completing(new, validation) as folder:
+            with (folder / checkpoints.STATE).open("wb") as stream:
+                torch.save(dict(state), stream)
+            self._sync()
         checkpoints.prune(self.checkpoints, self.config.runtime.checkpoints_kept)
 
     def load_checkpoint(self, path: Path | None = None) -> dict[str, Any] | None:
@@ -316,6 +336,6 @@ def prepare_run(config: RunConfig, root: Path = RUNS, rerun_changed: bool = Fals
     elif (saved := run.config) != config:
         identity.require_unchanged(run.folder, saved, fingerprints)
         write_atomically(path, configuration.dump(config))
-    if not (run.folder / "status.json").exists():
+    if not (run.folder / "status.json").exists() and run.loss() is None:
         run.set_status("waiting", 0, config.iterations)
     return run

@@ -17,6 +17,7 @@ from torch.distributed.checkpoint.state_dict_saver import save as write_shares
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from harness.foundation.errors import ConfigError
+from harness.foundation.records import last_logged
 from harness.runs.checkpoints import folder_of, newest_whole, partial_of
 from harness.runs.directory import RunDirectory
 from harness.training.engine import Engine, flat
@@ -50,12 +51,14 @@ def load_state(
 ) -> dict[str, Any] | None:
     """Load a run's checkpoint, saved by any number of processes, into an engine's tensors. Collective.
 
-    The newest checkpoint is loaded, or the newest of an iteration before ``before``. Its state is returned for the
-    trainer's own part of it; None before the first checkpoint. Raises ConfigError if the shards are missing, or if the
-    checkpoint is of another model.
+    The newest checkpoint that the log reaches is loaded, or the newest of an iteration before ``before``, whatever was
+    logged. Its state is returned for the trainer's own part of it; None before the first checkpoint. Raises ConfigError
+    if the shards are missing, or if the checkpoint is of another model.
     """
     # One process compares checksums and tells the others which checkpoint is complete.
-    file = newest_whole(run.checkpoints, before) if processes.is_main else None
+    file = None
+    if processes.is_main:
+        file = newest_whole(run.checkpoints, before, last_logged(run.folder) if before is None else None)
     file = processes.broadcast(file, "choosing a checkpoint")
     state = None if file is None else run.load_checkpoint(file)
     if file is None or state is None:

@@ -22,7 +22,7 @@ from harness.foundation.errors import FileError
 from harness.models.pipelines.weights import filling
 from harness.runs import checkpoints
 from harness.runs.checkpoints import folder_of
-from harness.runs.directory import RunDirectory, prepare_run
+from harness.runs.directory import RunDirectory, find_run, prepare_run
 from harness.trained.checkpoints import find_run_checkpoint
 from harness.training import untrained
 from harness.training.session import Session
@@ -144,6 +144,34 @@ def test_a_damaged_status_is_named_and_the_run_goes_on(run: RunDirectory) -> Non
         reset([RunJob(run), RunJob(other)])
         assert run.status()["state"] == "waiting"
         assert other.status()["state"] == "finished"
+    resume(run)
+
+
+@pytest.mark.parametrize("left", ["checkpoints/final", "logs"])
+def test_a_damaged_status_of_a_run_that_has_ended_without_a_checkpoint_changes_nothing(
+    run: RunDirectory, left: str, tmp_path: Path
+) -> None:
+    session = Session(run, say=lambda line: None)
+    shutil.rmtree(run.checkpoints if left == "logs" else folder_of(run.checkpoints, run.config.iterations))
+    (run.folder / "status.json").write_bytes(b"")
+    before = contents(run)
+    for again in (session.execute, RunJob(run).call):
+        with pytest.raises(ConfigError, match="no checkpoint is left"):
+            again()
+    reset([RunJob(run)])
+    assert "no checkpoint is left" in run_all([run], 1, print).failed[run.run_id]
+    assert contents(run) == before
+    if left != "logs":
+        (run.folder / "status.json").unlink()
+        shutil.copytree(run.folder, find_run(run.config, tmp_path / "again").folder)
+        assert prepare_run(run.config, tmp_path / "again").loss()
+
+
+def test_a_damaged_status_of_a_run_that_has_just_begun_is_no_loss(run: RunDirectory) -> None:
+    shutil.rmtree(run.checkpoints)
+    (run.folder / "metrics.jsonl").unlink()
+    (run.folder / "status.json").write_bytes(b"")
+    assert run.loss() is None
     resume(run)
 
 

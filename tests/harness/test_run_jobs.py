@@ -19,6 +19,8 @@ from harness.experiments.jobs.job import State, claim_next, reset
 from harness.experiments.runs import RunJob
 from harness.foundation import files
 from harness.foundation.errors import CollectiveError, FileError, TrainingError
+from harness.runs import checkpoints
+from harness.runs.checkpoints import folder_of
 from harness.runs.directory import RunDirectory, prepare_run
 from harness.training.trainer import Trainer
 from tests.harness.conftest import begin, finish, numbers
@@ -161,6 +163,26 @@ def test_a_model_is_gone_before_its_run_is_tried_again(
 
     experiment_runs.patiently(run, execute)
     assert len(sessions) == 3
+
+
+def test_a_run_whose_first_checkpoint_does_not_fit_waits_for_twice_what_was_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, waited = begin(tmp_path), list[int]()
+    monkeypatch.setattr(experiment_runs, "wait_for_space", lambda folder, size: waited.append(size))
+
+    def execute() -> None:
+        if len(waited) < 2:
+            if waited:
+                raise FileError("log: cannot be written") from OSError(errno.ENOSPC, "full")
+            with checkpoints.completing(folder_of(run.checkpoints, 1), None) as folder:
+                (folder / "state.pt").write_bytes(bytes(3_000_000))
+                raise OSError(errno.ENOSPC, "full")
+
+    experiment_runs.patiently(run, execute)
+    assert len(waited) == 2
+    assert min(waited) >= 6_000_000 + experiment_runs._SPARE
+    assert not list(run.folder.rglob("*partial*"))
 
 
 def test_of_several_processes_none_waits_for_space_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
