@@ -20,7 +20,7 @@ from harness.config import ConfigError, RunConfig, check_overrides, compose, mer
 from harness.experiments.grid import files_of
 from harness.experiments.jobs.runner import Outcome, Say
 from harness.experiments.runs import run_all
-from harness.experiments.study import keep, shard_of
+from harness.experiments.study import PlannedRun, keep, shard_of
 from harness.foundation.files import make_folder
 from harness.foundation.plugins import is_reference
 from harness.foundation.trained_reward import TrainedReward
@@ -125,7 +125,7 @@ def execute(
         prepare_run(config, RUNS, rerun_changed)
         for of_seed in zip(*found, strict=True)
         for config, run in of_seed
-        if rerun_changed or output is None or not shard_of(output / SHARDS, run).is_file()
+        if output is None or PlannedRun(config, run, shard_of(output / SHARDS, run)).is_due(rerun_changed)
     ]
     outcome = run_all(missing, slots, say, **kept) if missing else Outcome()
     return [[run for _, run in of_cell] for of_cell in found], outcome

@@ -48,8 +48,11 @@ def expected_forwards(config: RunConfig) -> int:
 def expected_seconds(config: RunConfig, rates: Rates) -> float:
     """Expected seconds of a run, without the evaluation of the untrained model, which an experiment makes once."""
     cost = expected_cost(config)
+    # Not counted again: the measured seconds of a scored picture include its share of the gallery.
+    settings = config.evaluation.model_copy(update={"gallery": 0})
+    scored = evaluation_pictures(config.model_copy(update={"evaluation": settings}))[0]
     training = cost.forwards * rates.per_forward + cost.reward_calls * rates.per_reward_call
-    return config.iterations * training + evaluation_pictures(config)[0] * rates.per_picture
+    return config.iterations * training + scored * rates.per_picture
 
 
 def plan(configs: Sequence[RunConfig], slots: int) -> list[str]:

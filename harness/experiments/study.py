@@ -20,6 +20,7 @@ from harness.experiments.jobs.runner import Outcome, Say
 from harness.experiments.plan import expected_seconds
 from harness.experiments.runs import run_all
 from harness.foundation import processor
+from harness.foundation.errors import FileError
 from harness.foundation.places import WORK
 from harness.runs import directory, identity
 from harness.runs.directory import RunDirectory
@@ -53,8 +54,12 @@ class PlannedRun(NamedTuple):
 
     @property
     def is_kept(self) -> bool:
-        """Whether the run needs no execution any more, because its shard exists."""
+        """Whether the run's shard exists."""
         return self.shard.is_file()
+
+    def is_due(self, rerun_changed: bool) -> bool:
+        """Whether the run needs execution: it has no shard or, if asked for, one that was made by other code."""
+        return not self.is_kept or (rerun_changed and bool(self.changes))
 
     @property
     def processor(self) -> str:
@@ -119,7 +124,7 @@ class Study(NamedTuple):
         Raises:
             ConfigError, KeyboardInterrupt: as in ``run_all``.
         """
-        missing = [one for one in planned if not one.is_kept or (rerun_changed and one.changes)]
+        missing = [one for one in planned if one.is_due(rerun_changed)]
         say(f"{len(planned) - len(missing)} of {len(planned)} runs are kept already")
         for line in seeds_on_processors(planned):
             say(line)
@@ -134,10 +139,10 @@ class Study(NamedTuple):
 
 
 def keep(shards: Path, picture_seeds: Collection[int], run: RunDirectory) -> None:
-    """Write the shard of a finished run, with pictures for some seeds; a damaged run is reported on stderr."""
+    """Write the shard of a finished run, with pictures for some seeds; stderr reports a damaged run or a full disk."""
     try:
         write_shards(run.folder, shards, NUM_PROMPTS if run.config.seed in picture_seeds else 0)
-    except ConfigError as error:
+    except (ConfigError, FileError) as error:
         print(f"not kept: {error}", file=sys.stderr)
 
 

@@ -83,3 +83,10 @@ def test_a_run_that_is_kept_beside_the_page_is_not_executed(tmp_path: Path, monk
     execute(cells, tmp_path / "out", None, print, rerun_changed=False)
     assert len(executed) == 3
     assert first not in executed
+    executed.clear()
+    monkeypatch.setattr(compare.PlannedRun, "changes", [])
+    execute(cells, tmp_path / "out", None, print, rerun_changed=True)
+    assert first not in executed
+    monkeypatch.setattr(compare.PlannedRun, "changes", ["other code"])
+    execute(cells, tmp_path / "out", None, print, rerun_changed=True)
+    assert first in executed

@@ -14,10 +14,12 @@ from torch.testing import assert_close
 from analysis import paper
 from harness.cli import main
 from harness.config import EXPERIMENTS, compose
+from harness.experiments import study
 from harness.experiments.grid import parse_seeds
 from harness.experiments.jobs import process, runner
 from harness.experiments.study import read_study
 from harness.foundation import processor
+from harness.foundation.errors import FileError
 from harness.foundation.plugins import find
 from harness.models.miniature.prompts import list_path
 from harness.runs import directory as runs
@@ -25,6 +27,17 @@ from harness.training.accounting import expected_cost
 
 Adagrpo = Callable[..., int]
 EXPERIMENT = "miniature-study"
+
+
+def test_a_shard_for_which_there_is_no_space_is_one_line(
+    lora_run: runs.RunDirectory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*of: object) -> None:
+        raise FileError("shard: cannot be written: No space left on device")
+
+    monkeypatch.setattr(study, "write_shards", full)
+    study.keep(tmp_path, (), lora_run)
+    assert capsys.readouterr().err.count("No space left") == 1
 
 
 def test_seeds_of_the_study_are_used_nowhere_else() -> None:
