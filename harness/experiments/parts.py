@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from analysis.runs.sources import numbers_sha256
 from harness.foundation.files import write_atomically
 
 Arrays = Mapping[str, np.ndarray]
@@ -18,7 +19,7 @@ class Parts:
     """Parts of a measurement, and its progress.
 
     Attributes:
-        folder: folder of the files.
+        folder: folder of the files, with a subfolder per code: the present one is recorded beside the numbers.
         total: size of the whole measurement.
         unit: unit of sizes, in the plural.
         say: called with lines of progress.
@@ -32,6 +33,7 @@ class Parts:
     computed: int = 0
 
     def __post_init__(self) -> None:
+        self.folder /= numbers_sha256()[:10]
         self.folder.mkdir(parents=True, exist_ok=True)
         self.began = time.monotonic()
 

@@ -13,7 +13,7 @@ from analysis.probing.verdict import judge
 from harness.cli import main
 from harness.config import ROOT, compose
 from harness.experiments import choices as choosing
-from harness.experiments import probe
+from harness.experiments import parts, probe
 from harness.experiments.choices import choices
 from harness.experiments.gradients import parallel
 from harness.experiments.gradients.parallel import load_parallel, measure_parallel
@@ -62,11 +62,19 @@ def test_a_probe_writes_what_it_measured_of_each_model_and_goes_on_where_it_was(
     for line in (out / "probe.md").read_text(encoding="utf-8").splitlines():
         assert line in told
         assert line.count("|") in (0, 4)
-    next((tmp_path / "runs" / "probe").glob("miniature-[0-9a-f]*/noise-01.npz")).unlink()
+    next((tmp_path / "runs" / "probe").glob("miniature-[0-9a-f]*/*/noise-01.npz")).unlink()
     assert run(*SMALL, "--prompts", "3", "--noises", "2", "--models", "miniature", "--output", str(out)) == 0
     again = json.loads((out / "probe-miniature.json").read_text(encoding="utf-8"))
     assert again | {"seconds": 0} == content | {"seconds": 0}
     assert capsys.readouterr().out.count("seconds left") == 1
+
+
+def test_parts_that_other_code_has_made_are_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = []
+    for code in ("a", "a", "b"):
+        monkeypatch.setattr(parts, "numbers_sha256", lambda code=code: code)
+        parts.Parts(tmp_path, 1, "pictures", print).get("one", 1, lambda: made.append(1) or {"x": np.zeros(1)})
+    assert len(made) == 2
 
 
 def test_twins_of_the_papers_models_are_probed(tmp_path: Path) -> None:
