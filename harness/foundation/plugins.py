@@ -59,14 +59,19 @@ class Plugin:
 
     def made(self, **settings: Any) -> Any:
         """The object to call: an instance with these settings if the plug-in is a class, else the plug-in's object."""
-        return self.found(**settings) if isinstance(self.found, type) else self.found
+        with explaining():
+            return self.found(**settings) if isinstance(self.found, type) else self.found
 
-    def refuse(self, problem: str) -> NoReturn:
-        """Raise PluginError with the problem and the place where the object is defined."""
+    def __str__(self) -> str:
+        """Name and place of the object, as errors give them."""
         place = self.source
         with suppress(OSError, TypeError):
             place = f"{inspect.getsourcefile(self.found)}:{inspect.getsourcelines(self.found)[1]}"
-        raise PluginError(f"plug-in {self.name} ({place}): {problem}")
+        return f"plug-in {self.name} ({place})"
+
+    def refuse(self, problem: str) -> NoReturn:
+        """Raise PluginError with the problem and the place where the object is defined."""
+        raise PluginError(f"{self}: {problem}")
 
 
 def is_reference(value: object) -> bool:

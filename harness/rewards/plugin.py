@@ -6,8 +6,12 @@ import torch
 from torch import Tensor
 
 from harness.config import RewardConfig
-from harness.foundation.plugins import find
-from harness.rewards.base import BatchedReward
+from harness.foundation.plugins import PluginError, explaining, find
+from harness.rewards.base import BatchedReward, RewardError, ScoringError
+
+
+class PluginRewardError(PluginError, RewardError):
+    """Plug-in that cannot score: reported as any plug-in's error, but a run saves first, as after any reward's."""
 
 
 class PluginReward(BatchedReward):
@@ -30,6 +34,13 @@ class PluginReward(BatchedReward):
         own = getattr(self._score, "fingerprint", None)
         return self._plugin.sha256 + (f" {own()}" if callable(own) else "")
 
+    def _checked(self, levels: Tensor, prompts: Sequence[str], start: int) -> dict[str, Tensor]:
+        try:
+            with explaining():
+                return super()._checked(levels, prompts, start)
+        except (PluginError, RewardError) as error:
+            raise PluginRewardError(str(error), getattr(error, "image", None)) from error
+
     def _measure_batch(self, levels: Tensor, prompts: Sequence[str]) -> dict[str, Tensor]:
         found, refuse = self._scores(levels, prompts), self._plugin.refuse
         if not isinstance(found, Tensor) or found.shape != (len(prompts),):
@@ -37,7 +48,7 @@ class PluginReward(BatchedReward):
             refuse(f"must return a tensor of a score per picture, [{len(prompts)}], and returned {shape}")
         if not (finite := found.isfinite()).all():
             row = int((~finite).nonzero()[0])
-            refuse(f"scored {found[row].item()}, for the prompt {prompts[row]!r}")
+            raise ScoringError(f"{self._plugin}: scored {found[row].item()}, for the prompt {prompts[row]!r}", row)
         if not self._is_known:
             self._is_known = True
             if not torch.equal(again := self._scores(levels, prompts), found):

@@ -75,14 +75,16 @@ def find_ready(names: Sequence[str], settings: Mapping[str, RewardConfig] | None
 def find_fit(panel: Panel, prompts: Sequence[str], height: int, width: int) -> Panel:
     """Sort the ready rewards of a panel by whether they can score pictures of these prompts and this size.
 
-    Each reward scores a blank picture, so that errors of loading its weights appear before hours of drawing.
+    Each reward scores a picture of noise, so that errors of loading its weights appear before hours of drawing.
     """
+    # Not a blank one: of that a reward may be not finite, such as one that divides by a picture's spread.
+    noise = torch.rand(1, 3, height, width, generator=torch.Generator().manual_seed(0)).mul(255).round() / 255
     checked = Panel(missing=dict(panel.missing))
     for reward in panel.ready:
         try:
             for prompt in prompts:
                 reward.check_prompt(prompt)
-            reward.score(torch.zeros(1, 3, height, width), prompts[:1])
+            reward.score(noise, prompts[:1])
             checked.ready.append(reward)
         except (ValueError, HarnessError) as error:
             reasons = checked.unfit if isinstance(error, ValueError) else checked.missing

@@ -19,6 +19,7 @@ from harness.foundation.errors import HarnessError
 from harness.foundation.plugins import PluginError, explaining, find
 from harness.prompts.lists import read_prompts
 from harness.rewards.plugin import PluginReward
+from harness.rewards.readiness import find_fit, find_ready
 from harness.rules.advantages import Group
 from harness.rules.plugins import fusion_of, local_of, rule_of, try_out
 from harness.rules.selection import Candidates
@@ -192,12 +193,14 @@ def test_a_wrong_signature_is_one_line(setting: str, body: str, write: Write) ->
         (["selection=nowhere/my.py:Rule"], "nowhere/my.py:Rule: no such file"),
         (["selection=no_such_module:Rule"], "there is no module no_such_module in Python"),
         (["selection=SecondHardest"], "selection='SecondHardest' is unknown; the nearest is"),
+        (["reward={file}:Picky"], r"plug-in \S+my\.py:\d+: ValueError: no weights"),
         (["reward={file}:SecondHardest", "rewards.SecondHardest.precision=bf16"], "a plug-in has no such setting"),
         (["selection={file}:SecondHardest", "plugins.SecondHardest.source=other.py:SecondHardest"], "have one name"),
     ],
 )
 def test_a_plug_in_that_cannot_be_had_is_one_line(write: Write, overrides: list[str], said: str) -> None:
-    file = write(f"{RULE}\n\ndef random(candidates):\n    return 0\n")
+    picky = "class Picky:\n    def __init__(self):\n        raise ValueError('no weights')\n"
+    file = write(f"{RULE}\n\ndef random(candidates):\n    return 0\n\n{picky}")
     with pytest.raises(HarnessError, match=said):
         find_run(composed(*(override.format(file=file) for override in overrides)))
 
@@ -288,6 +291,12 @@ def test_a_grid_takes_plug_ins_beside_its_own_names(write: Write, tmp_path: Path
     configs = expand_grid(str(grid))
     assert [config.selection for config in configs] == ["random", "SecondHardest"]
     assert configs[1].reward == {"Brightness": 1.0}
+
+
+def test_a_reward_that_divides_by_a_picture_s_spread_is_fit(write: Write) -> None:
+    file = write("def Flat(images, prompts):\n    return 1 / images.std(dim=(1, 2, 3))\n")
+    panel = find_ready(["Flat"], {"Flat": RewardConfig(plugin=f"{file}:Flat")})
+    assert find_fit(panel, ["a lamp"], 8, 8).ready
 
 
 def test_checkpoints_are_scored_by_a_plug_in(write: Write, lora_run: RunDirectory, tmp_path: Path) -> None:

@@ -9,12 +9,14 @@ import pytest
 from torch import Tensor
 
 from harness.config import ROOT, compose
+from harness.foundation.errors import HarnessError
 from harness.rewards import RewardError
 from harness.rewards.base import Pending
 from harness.rewards.native.colour import ColourReward
 from harness.runs.directory import RunDirectory, prepare_run
 from harness.training import session
 from harness.training.session import Session
+from tests.harness.conftest import SHORT
 
 
 class Flaky(ColourReward):
@@ -92,6 +94,37 @@ def test_what_has_no_scores_is_done_anew_and_nothing_else_is_lost(
     assert again.run_id == failed.run_id == whole.run_id
     assert numbers(again) == numbers(whole)
     assert numbers(again, "eval.jsonl") == evaluated
+
+
+PLUGIN = """
+from pathlib import Path
+
+def Brightness(images, prompts):
+    if Path(__file__).with_name("broken").exists():
+        FAILURE
+    return images.mean(dim=(1, 2, 3))
+"""
+
+
+@pytest.mark.parametrize(("failure", "dumps"), [("raise OSError('gone')", []), ("images = images / 0", [2])])
+def test_a_run_saves_before_a_failed_score_of_a_plug_in_ends_it(tmp_path: Path, failure: str, dumps: list[int]) -> None:
+    """The plug-in fails in training, after the first iteration's validation."""
+    (tmp_path / "my.py").write_text(PLUGIN.replace("FAILURE", failure))
+    own = [f"reward={tmp_path}/my.py:Brightness", "iterations=2", "evaluation={judges: [], interval: 1, test: false}"]
+    run = prepare_run(compose("miniature-luck", overrides=[*SHORT, *own, "evaluation.base_test=false"]), tmp_path)
+
+    def breaks(iteration: int, metrics: object) -> None:
+        if iteration == 1:
+            (tmp_path / "broken").touch()
+
+    with pytest.raises(HarnessError, match=r"my\.py:\d+") as caught, run.failure_noted():
+        Session(run, say=lambda line: None, on_validation=breaks).execute()
+    assert caught.value.exit_code == 2
+    assert (run.status()["state"], run.status()["iteration"]) == ("failed", 1)
+    assert [json.loads(path.read_text())["iteration"] for path in run.folder.glob("failure-*.json")] == dumps
+    (tmp_path / "broken").unlink()
+    Session(run, say=lambda line: None).execute()
+    assert run.status()["state"] == "finished"
 
 
 def test_what_a_judge_lacks_is_said_before_anything_is_drawn(tmp_path: Path) -> None:
