@@ -306,6 +306,12 @@ class RunConfig(Section):
             )
         if runtime.processes % runtime.machines:
             yield f"runtime.machines: {runtime.machines} cannot share runtime.processes={runtime.processes} evenly"
+        for name, reward in self.rewards.items():
+            if runtime.processes > runtime.machines and ":" in reward.device:
+                yield (
+                    f"rewards.{name}.device: all processes of a machine would load it to {reward.device}; use auto, or "
+                    "one server for all (backend=url)"
+                )
         if runtime.engine == "ddp":
             return
         if runtime.processes == 1:

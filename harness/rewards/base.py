@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from harness.foundation.errors import HarnessError
+from harness.foundation.errors import ConfigError, HarnessError
 from harness.models.pipelines.truncation import TextReader
 
 Pending = Callable[[], dict[str, Tensor]]
@@ -111,6 +111,13 @@ class ScoringError(Exception):
     def __init__(self, reason: str, image: int | None = None) -> None:
         super().__init__(reason)
         self.image = image
+
+
+def require_device(name: str, device: str) -> None:
+    """Raise ConfigError if a reward's ``device`` is a GPU that is not here."""
+    count = torch.cuda.device_count()
+    if device.startswith("cuda") and int(device.partition(":")[2] or 0) >= count:
+        raise ConfigError(f"rewards.{name}.device: {device} is not here, of {count} GPUs; use another, auto or cpu")
 
 
 class BatchedReward(Reward):

@@ -60,6 +60,13 @@ def test_single_reward_weights_are_added_in_a_grid_too(tmp_path: Path) -> None:
     assert [run.reward for run in expand_grid(str(grid))] == [{"ocr": 1.0, "colour": 0.25}, {"ocr": 1.0, "colour": 0.5}]
 
 
+TWO = ["runtime.processes=2", "rollout.prompts_per_iteration=2"]
+
+
+def test_a_process_that_is_alone_on_its_machine_may_name_a_gpu() -> None:
+    compose("miniature-luck", overrides=["reward.clip=1", "rewards.clip.device=cuda:1", *TWO, "runtime.machines=2"])
+
+
 @pytest.mark.parametrize(
     ("overrides", "named"),
     [
@@ -86,6 +93,7 @@ def test_single_reward_weights_are_added_in_a_grid_too(tmp_path: Path) -> None:
         (["rewards=3"], "rewards=3"),
         (["plugins=[1]"], "plugins="),
         (["reward.ocr=0"], "reward.ocr"),
+        (["reward.clip=1", "rewards.clip.device=cuda:1", *TWO], "rewards.clip.device: all processes of a machine"),
     ],
 )
 def test_no_value_is_taken_for_another_one(overrides: list[str], named: str) -> None:

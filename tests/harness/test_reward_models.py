@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from harness.config import RewardConfig
+from harness.config import ConfigError, RewardConfig
 from harness.rewards import Reward, RewardError, build_reward
 from harness.rewards.base import ScoringError
 from harness.rewards.files import checkpoints
@@ -153,13 +153,22 @@ def test_a_clip_folder_without_a_part_is_one_line(tmp_path: Path) -> None:
 # --- HPS-v3
 
 
-def test_hpsv3_refuses_prompts_with_its_special_tokens() -> None:
+@pytest.mark.parametrize("backend", ["native", "package"])
+def test_hpsv3_refuses_prompts_with_its_special_tokens(backend: str) -> None:
+    reward = twin("hpsv3", backend=backend)
     with pytest.raises(ValueError, match=r"tokens as <\|image_pad\|>"):
-        twin("hpsv3").check_prompt("a <|image_pad|> cat")
-    twin("hpsv3").check_prompt("a <b> | {cat}")
+        reward.check_prompt("a <|image_pad|> cat")
+    reward.check_prompt("a <b> | {cat}")
 
 
-# --- damaged, wrong and missing checkpoints
+# --- damaged, wrong and missing checkpoints, and missing devices
+
+
+@pytest.mark.parametrize("device", ["cuda", "cuda:1", "cpu"])
+def test_a_gpu_that_is_not_here_is_told_before_anything_is_scored(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with nullcontext() if device == "cpu" else pytest.raises(ConfigError, match=rf"rewards\.clip\.device: {device} "):
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: int(device == "cuda:1"))
+        twin("clip", device=device).check_ready()
 
 
 def test_another_model_s_checkpoint_is_one_line(hpsv2: HpsV2, weights: dict[str, Tensor]) -> None:

@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from harness.config import RewardConfig
+from harness.config import ConfigError, RewardConfig
 from harness.rewards import RewardError, build_reward
 from harness.rewards.base import ScoringError
 from harness.rewards.remote.isolated import IsolatedReward
@@ -113,6 +113,7 @@ def test_a_worker_gets_its_process_s_gpu_the_precision_that_the_settings_mean_an
     for settings, device, precision in (
         (hpsv3, "cuda:3", "bf16"),
         ({**hpsv3, "device": "cpu", "precision": "fp32"}, "cpu", "fp32"),
+        ({"device": "cuda"}, "cuda:3", None),
         ({"device": "cuda:1"}, "cuda:1", None),
     ):
         reward = isolated(**settings)
@@ -122,6 +123,15 @@ def test_a_worker_gets_its_process_s_gpu_the_precision_that_the_settings_mean_an
         assert reward.fingerprint().endswith(f":package:{precision}")
         assert of_launcher.isdisjoint(told["environment"])
         assert told["environment"]["CUDA_VISIBLE_DEVICES"] == "1"
+
+
+def test_a_gpu_that_is_not_here_is_told_before_anything_is_scored(
+    isolated: Isolated, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    isolated(device="cuda:0").check_ready()
+    with pytest.raises(ConfigError, match=r"rewards\.hpsv2\.device: cuda:1 "):
+        isolated(device="cuda:1").check_ready()
 
 
 def test_a_worker_that_does_not_answer_is_ended(isolated: Isolated) -> None:

@@ -24,6 +24,12 @@ _BASE_FILES = ("config.json", "tokenizer_config.json")
 _TOKENIZER_FILES = (*_BASE_FILES, "tokenizer.json", "vocab.json", "merges.txt", "chat_template.jinja")
 
 
+def refuse_special_tokens(prompt: str) -> None:
+    """Raise ValueError if a prompt contains one of the model's special tokens."""
+    if match := _SPECIAL.search(prompt):
+        raise ValueError(f"prompt {prompt!r}: the reward 'hpsv3' cannot score prompts with tokens as {match[0]}")
+
+
 class RewardModel(nn.Module):
     """Qwen2-VL without its language head, with a rating head: hidden -> 1024 -> 16 -> (mu, log sigma)."""
 
@@ -82,9 +88,7 @@ class HpsV3(NetworkReward):
     model_class: type[RewardModel] = RewardModel
 
     def check_prompt(self, prompt: str) -> None:
-        """Raise ValueError if the prompt contains one of the model's special tokens."""
-        if match := _SPECIAL.search(prompt):
-            raise ValueError(f"prompt {prompt!r}: the reward 'hpsv3' cannot score prompts with tokens as {match[0]}")
+        refuse_special_tokens(prompt)
 
     def _files(self) -> Iterable[Path]:
         return [self._checkpoint, *(path for name in _TOKENIZER_FILES if (path := self._base / name).is_file())]

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from harness.config import RewardConfig
 from harness.foundation.names import REWARDS
-from harness.rewards.base import BatchedReward, RewardError
+from harness.rewards.base import BatchedReward, RewardError, require_device
 from harness.rewards.files.checkpoints import locate, sha256_of
 
 # Convolutions in float32 on a GPU, as on a CPU: torch's default has factors of 10 bits (TF32).
@@ -32,6 +32,10 @@ class NetworkReward(BatchedReward):
         usual, *_ = self.resolutions
         self._precision: str = settings.precision or usual
         self.resolution = self.resolutions[self._precision]
+
+    def check_ready(self) -> None:
+        require_device(self.name, self._settings.device)
+        super().check_ready()
 
     def fingerprint(self) -> str:
         return f"{sha256_of(self._files())}:{self._precision}:{self.version}"

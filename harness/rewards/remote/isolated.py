@@ -22,7 +22,7 @@ from harness.config import RewardConfig
 from harness.foundation.names import REWARDS
 from harness.foundation.places import CODE, IS_CHECKOUT, ROOT
 from harness.models.pipelines.truncation import TextReader, all_tokens
-from harness.rewards.base import Pending, RewardError, ScoringError
+from harness.rewards.base import Pending, RewardError, ScoringError, require_device
 from harness.rewards.files.checkpoints import locate, read, sha256_of
 from harness.rewards.native.open_clip import CONTEXT_LENGTH, encode
 from harness.rewards.remote.client import RemoteReward
@@ -140,6 +140,16 @@ class IsolatedReward(RemoteReward):
         small = [] if base is None else [f for f in _files_in(base) if f.suffix in (".json", ".txt", ".jinja")]
         return f"{sha256_of([*files, *small])}:package:{self._precision}"
 
+    def check_ready(self) -> None:
+        require_device(self.name, self._settings.device)
+        super().check_ready()
+
+    def check_prompt(self, prompt: str) -> None:
+        if self.name == "hpsv3":
+            from harness.rewards.native.hpsv3 import refuse_special_tokens
+
+            refuse_special_tokens(prompt)
+
     def text_readers(self) -> Sequence[TextReader]:
         """Text encoder of the package, which reads 77 tokens (CLIP) or 35 (BERT); none for hpsv3, which reads all."""
         if self.name == "hpsv2":
@@ -184,7 +194,8 @@ class IsolatedReward(RemoteReward):
     def _device(self) -> str:
         """Device of the worker; named explicitly, because the worker would take the first GPU, not this process's."""
         wanted = self._settings.device
-        return f"cuda:{torch.cuda.current_device()}" if wanted == "auto" and torch.cuda.is_available() else wanted
+        is_own = wanted in ("auto", "cuda") and torch.cuda.is_available()
+        return f"cuda:{torch.cuda.current_device()}" if is_own else wanted
 
     def _measure_batch(self, levels: Tensor, prompts: Sequence[str]) -> dict[str, Tensor]:
         with self._lock:
