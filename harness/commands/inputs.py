@@ -93,10 +93,13 @@ def serve_reward(
     if is_reference(name) or own.plugin:
         raise ConfigError(
             f"serve-reward: {own.plugin or name} is a plug-in, which every run computes itself: name it in a run's "
-            "reward; a server of your own may hold its model, see docs/extend.md"
+            "reward; it may ask a server of your own itself, see docs/extend.md"
         )
+    if own.changed & {"offset", "scale"}:
+        raise ConfigError("serve-reward: offset and scale are for the run that trains on the reward; set them there")
     try:
         reward = build_reward(name, threads, own)
+        reward.check_ready()
         given = os.environ.get(TOKEN_VARIABLE)
         token = given or secrets.token_urlsafe()
         server = RewardServer(reward, host, port, token)

@@ -258,12 +258,14 @@ def test_connections_and_silence_are_bounded(serve: Serve, monkeypatch: pytest.M
     [
         (["hpsv9"], "unknown reward 'hpsv9': the nearest is"),
         (["colour", "devise=cpu"], "unknown key 'devise'; the nearest is 'device'"),
+        (["colour", "scale=2"], "offset and scale are for the run"),
         (["hpsv2", "path=none.pt"], "none.pt is not on this machine"),
     ],
 )
 def test_a_reward_that_cannot_be_served_is_one_line_and_exit_code_2(
-    arguments: list[str], expected: str, capsys: pytest.CaptureFixture[str]
+    arguments: list[str], expected: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    monkeypatch.setattr(RewardServer, "serve_forever", lambda server: None)
     with pytest.raises(SystemExit) as end:
         main(["serve-reward", *arguments])
     assert end.value.code == 2
