@@ -44,7 +44,7 @@ def _one_line(error: ValidationError, section: type[BaseModel]) -> tuple[str, st
         return key, f"unknown key {key!r}; the nearest is {'.'.join([*sections, *closest])!r}"
     if problem["type"] == "missing":
         return key, f"key {key!r} is missing"
-    message = problem["msg"].removeprefix("Value error, ")
+    message = problem["msg"].removeprefix("Value error, ").replace("valid tuple", "list")
     if not key:
         return re.split(r"[^\w.]", message)[0], message
     if problem["type"] == "literal_error":
@@ -55,6 +55,8 @@ def _one_line(error: ValidationError, section: type[BaseModel]) -> tuple[str, st
 
 def nearest(word: str, known: Sequence[str]) -> str:
     """``the nearest is 'X', there are X, Y, Z``: the end of an error message about an unknown word."""
+    if word.endswith(".py"):
+        return f"name what is in the file, as in {word}:Name"
     closest = difflib.get_close_matches(word, known, n=1, cutoff=0.0)
     return f"the nearest is {closest[0]!r}, there are {', '.join(known)}" if closest else "there are none"
 

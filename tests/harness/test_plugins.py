@@ -193,6 +193,7 @@ def test_a_wrong_signature_is_one_line(setting: str, body: str, write: Write) ->
         (["selection=nowhere/my.py:Rule"], "nowhere/my.py:Rule: no such file"),
         (["selection=no_such_module:Rule"], "there is no module no_such_module in Python"),
         (["selection=SecondHardest"], "selection='SecondHardest' is unknown; the nearest is"),
+        (["selection=my.py"], r"name what is in the file, as in my\.py:Name"),
         (["reward={file}:Picky"], r"plug-in \S+my\.py:\d+: ValueError: no weights"),
         (["reward={file}:SecondHardest", "rewards.SecondHardest.precision=bf16"], "a plug-in has no such setting"),
         (["selection={file}:SecondHardest", "plugins.SecondHardest.source=other.py:SecondHardest"], "have one name"),
