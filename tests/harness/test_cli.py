@@ -26,7 +26,6 @@ BAD_INPUT = [
     ("grid smoke --plan --seeds=", "write numbers and ranges"),
     ("grid smoke --plan fusion.weight=nan", "error: override fusion.weight=nan: fusion.weight"),
     ("grid smoke --list --plan", "--list lists all grids"),
-    ("grid smoke --seeds 0,0 --plan", "2 cells have this run"),
     ("compare base selection=random --profile smoke --plan", "2 cells have this run"),
     ("compare base selection=medium --profile smoke --plan --json", "--plan makes none"),
     ("compare base selection=medium --profile smoke --plan --set seed=5", "both set seed"),

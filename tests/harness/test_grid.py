@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from analysis.cells.costs import Rates
+from harness import cli
 from harness.config import ConfigError, grid_of
 from harness.experiments import plan as plan_module
 from harness.experiments.grid import expand_grid, parse_seeds
@@ -78,6 +79,15 @@ def test_values_that_no_cell_has_together_are_an_error(tmp_path: Path) -> None:
     )
     with pytest.raises(ConfigError, match="selection=medium: no cell"):
         expand_grid(str(grid), only="method=flow_grpo selection=medium")
+
+
+@pytest.mark.parametrize("cell", ["selection: [random, random]", "{selection: random, fusion.weight: [1, 2]}"])
+def test_a_run_does_not_occur_twice(cell: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """By a value that is given twice, or a setting that nothing reads."""
+    (tmp_path / "twice.yaml").write_text(f"profile: smoke\nseeds: [0]\ncells:\n  - {cell}\n")
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(["grid", str(tmp_path / "twice.yaml"), "--plan"])
+    assert "2 cells have this run" in capsys.readouterr().err
 
 
 def test_a_reward_is_a_file_s_name_or_weights(tmp_path: Path) -> None:
