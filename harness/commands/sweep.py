@@ -204,10 +204,10 @@ def _report(sweep: "Sweep", study: "SweepStudy", folder: Path, url: str) -> None
     folders = [path.parent for path in (RUNS / sweep.experiment).glob("*/config.yaml")]
     for line in note_on_changes(map(changes_of, folders)):
         print(line)
-    processors = {""}
-    for folder in folders:
+    processors = set()
+    for run in folders:
         with suppress(ConfigError):  # adagrpo status tells of a damaged run
-            processors.add(hardware_of(read_directory(folder)))
-    if len(processors) > 2:
-        print(f"trials' runs are of several processors, whose rounding differs:{'; '.join(sorted(processors))[1:]}")
+            processors.add(hardware_of(read_directory(run)))
+    if len(processors := processors - {""}) > 1:
+        print(f"trials' runs are of several processors, whose rounding differs: {'; '.join(sorted(processors))}")
     print(f"look inside: pip install optuna-dashboard && optuna-dashboard '{shown_url(url)}'")

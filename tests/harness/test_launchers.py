@@ -286,14 +286,19 @@ def test_a_job_that_has_ended_before_all_are_submitted_keeps_its_state(
     assert runs[0].status()["reason"] == "at once"
 
 
+def answer_squeue(script: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Put a squeue first on PATH that executes a shell script."""
+    squeue = folder / "bin" / "squeue"
+    squeue.parent.mkdir()
+    squeue.write_text(f"#!/bin/sh\n{script}\n")
+    squeue.chmod(squeue.stat().st_mode | stat.S_IXUSR)
+    monkeypatch.setenv("PATH", f"{squeue.parent}:{os.environ['PATH']}")
+
+
 def test_if_the_queue_cannot_be_read_nothing_is_handed_over_and_status_says_so(
     runs: list[RunDirectory], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    squeue = tmp_path / "bin" / "squeue"
-    squeue.parent.mkdir()
-    squeue.write_text("#!/bin/sh\necho 'slurm_load_jobs error: Unable to contact slurm controller' >&2; exit 1\n")
-    squeue.chmod(squeue.stat().st_mode | stat.S_IXUSR)
-    monkeypatch.setenv("PATH", f"{squeue.parent}:{os.environ['PATH']}")
+    answer_squeue("echo 'slurm_load_jobs error: Unable to contact slurm controller' >&2; exit 1", tmp_path, monkeypatch)
     (runs[0].folder / JOB).write_text(json.dumps({"launcher": "slurm", "job": "7_0"}))
     with pytest.raises(ConfigError, match="Unable to contact slurm controller"):
         hand_over_all(runs, "print", print)
@@ -313,11 +318,7 @@ def test_without_slurm_one_line(runs: list[RunDirectory], monkeypatch: pytest.Mo
 def test_what_is_in_the_queue_is_told_and_not_handed_over_again(
     runs: list[RunDirectory], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    squeue = tmp_path / "bin" / "squeue"
-    squeue.parent.mkdir()
-    squeue.write_text("#!/bin/sh\necho '7_0|PENDING|Resources'\necho '7_2|RUNNING|None'\n")
-    squeue.chmod(squeue.stat().st_mode | stat.S_IXUSR)
-    monkeypatch.setenv("PATH", f"{squeue.parent}:{os.environ['PATH']}")
+    answer_squeue("echo '7_0|PENDING|Resources'\necho '7_2|RUNNING|None'", tmp_path, monkeypatch)
     for number, run in enumerate(runs):
         (run.folder / JOB).write_text(json.dumps({"launcher": "slurm", "job": f"7_{number}"}))
     (runs[1].folder / JOB).write_text('{"launcher"')  # damaged
