@@ -74,7 +74,10 @@ def head_table(study: Study, found: Conclusions | None) -> WideTable | None:
     head = ["", "Difference", "Base", "+ AdaGRPO", "Untrained", "Pairs"]
     if not rows:
         rows, head = _cells(study), ["", "Difference to base", "Trained", "Untrained", "Seeds"]
-    title = f"Reward {study.reward} on {study.endpoint} prompts, mean ± sd over seeds; differences are paired by seed"
+    title = (
+        f"Reward {study.reward} on {study.endpoint} prompts, mean ± sd over seeds; differences are paired by seed, "
+        "with two-sided 95 % intervals"
+    )
     return WideTable(title, head, rows) if rows else None
 
 

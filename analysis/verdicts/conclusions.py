@@ -1,6 +1,7 @@
 """Conclusions of a grid: its judged claims as tables, and sentences computed from them."""
 
 import math
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -206,7 +207,7 @@ def sentences(family: Sequence[Judged]) -> list[str]:
     for outcome in OUTCOMES:
         those = [one for one in family if one.verdict == outcome]
         if those:
-            listed = "; ".join(f"{one.claim.statement} ({_difference(one)})" for one in those)
+            listed = "; ".join(f"{_compared(one)} ({_difference(one)})" for one in those)
             said.append(f"{_OPENINGS[outcome]}: {listed}.")
     undecided = [one for one in family if one.verdict == "undecided"]
     if undecided:
@@ -220,18 +221,24 @@ _OPENINGS: dict[Outcome, str] = {
     "equivalent": f"No difference worth having, within {MARGIN_SHARE:.0%} of the base's gain",
     "smaller than the paper's": "Smaller here than the paper's share of the gain",
 }
+_BEATS = re.compile(r" beats? ")
+
+
+def _compared(one: Judged) -> str:
+    """What a claim compares: its statement if that was found, else without saying which side is the better one."""
+    return one.claim.statement if one.verdict == "supported" else _BEATS.sub(" against ", one.claim.statement)
 
 
 def _open(one: Judged) -> str:
     if one.contrast is None and one.planned < MIN_PAIRS:
-        return f"{one.claim.statement} (one seed has no spread)"
+        return f"{_compared(one)} (one seed has no spread)"
     if one.contrast is None and not math.isfinite(one.gain) and one.pairs >= one.planned * len(one.strata):
-        return f"{one.claim.statement} (the base's gain is not known)"
+        return f"{_compared(one)} (the base's gain is not known)"
     if one.contrast is None:
         planned = one.planned * len(one.strata)
-        return f"{one.claim.statement} ({one.pairs} of {planned} planned pairs are finished, each on one processor)"
+        return f"{_compared(one)} ({one.pairs} of {planned} planned pairs are finished, each on one processor)"
     needed = f"{one.pairs_needed * len(one.strata)} pairs" if one.pairs_needed else "an unknown number of pairs"
-    return f"{one.claim.statement} ({_difference(one)}; to find {MARGIN_SHARE:.0%} of the gain takes {needed})"
+    return f"{_compared(one)} ({_difference(one)}; to find {MARGIN_SHARE:.0%} of the gain takes {needed})"
 
 
 def rows(family: Sequence[Judged]) -> list[list[str]]:

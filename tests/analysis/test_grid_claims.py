@@ -102,6 +102,8 @@ def test_an_early_look_decides_large_differences_on_half_of_the_seeds_and_leaves
     assert by_name["easiest"].verdict == "supported"
     assert by_name["easiest"].pairs == 6  # two seeds of three methods, though a third is there
     assert all(share in note(concluded) for share in ("0.005", "0.045"))
+    said = [sentence.count(" beat") for sentence in sentences(concluded.main)]
+    assert said[0] == sum(one.verdict == "supported" for one in concluded.main) > 0 == sum(said[1:])
     one_method = replace(own_seeds, summary=own_seeds.summary.query("method == 'flow_grpo'"))
     assert {(one.verdict, one.planned) for one in conclude(one_method, planned_seeds=8).main} == {("undecided", 8)}
 
