@@ -29,6 +29,7 @@ from analysis.report.tables import (
     run_frame,
 )
 from analysis.runs.sources import changes_since, note_on_changes
+from analysis.verdicts.compared import compare_runs, read_definition
 from analysis.verdicts.conclusions import (
     Conclusions,
     conclude,
@@ -57,7 +58,8 @@ def write_report(
     """Write report.html, tables/ and figures/; the same logs, as directories or as shards, give the same bytes.
 
     Args:
-        runs_folder: folder with run directories or shards at any depth, see ``find_runs``.
+        runs_folder: folder with run directories or shards at any depth, see ``find_runs``; if it is that of
+            ``adagrpo compare --output``, its claims are those of the comparison.
         output: folder to write to; created if missing.
         readme: file whose markers enclose the first experiment's claims, or the findings of the study, see
             ``analysis.report.insertion``.
@@ -69,7 +71,7 @@ def write_report(
         .tex; figures/ gets every figure as .svg, and the wide ones, such as main, also as .png.
 
     Raises:
-        ConfigError: there is no run, or no run can be read; the message names the file.
+        ConfigError: there is no run, or no run can be read, or a comparison's file cannot; the message names the file.
         ConfigError: ``readme`` lacks the markers, or there are no claims to insert; it is not changed then.
     """
     if not find_runs(runs_folder):
@@ -79,7 +81,11 @@ def write_report(
     logs = load_logs(runs_folder, (*SPENDING_METRICS, *REPORT_METRICS), skip_damaged=True)
     for line in note_on_changes(map(changes_since, logs.summary["environment"])):
         print(line, file=sys.stderr)
-    found = {study: conclude(study, planned_seeds) for study in split_studies(logs)}
+    compared = read_definition(runs_folder)
+    found = {
+        study: compare_runs(study, compared) if compared else conclude(study, planned_seeds)
+        for study in split_studies(logs)
+    }
     if readme is not None:
         concluded = [(study, conclusions) for study, conclusions in found.items() if conclusions]
         if not concluded:

@@ -5,8 +5,10 @@ a share of the control's gain. At equal compute the reward on validation words i
 expensive cell has spent the other's total of network forwards, a trained sample counting three.
 """
 
+import json
 import math
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 
@@ -19,8 +21,45 @@ from analysis.runs.sources import was_under_other_rules
 from analysis.statistics import Values
 from analysis.verdicts.conclusions import Conclusions, plan_rows
 from analysis.verdicts.protocol import MARGIN_SHARE, MIN_PAIRS, Claim, Judged, Side
+from harness.foundation.errors import ConfigError
+from harness.foundation.files import read_text
 
 EQUAL_ITERATIONS, EQUAL_COMPUTE = "At equal iterations", "At equal compute"
+DEFINITION = "comparison.json"
+"""File beside the shards of a comparison: each cell's run ids, the first cell's being those of the control."""
+
+
+def read_definition(runs: Path) -> list[list[str]] | None:
+    """Each compared cell's run ids; None if a folder of runs is not that of a comparison.
+
+    Raises:
+        ConfigError: its file is damaged.
+    """
+    path = runs / DEFINITION
+    if not path.is_file():
+        return None
+    try:
+        return [[str(run) for run in cell] for cell in json.loads(read_text(path))]
+    except (ValueError, TypeError):
+        raise ConfigError(f"{path}: is no list of cells' run ids; repeat adagrpo compare, which writes it") from None
+
+
+def compare_runs(study: Study, runs: Sequence[Sequence[str]]) -> Conclusions:
+    """Compare the cells of these run ids with the first of them; see ``compare``.
+
+    Raises:
+        ConfigError: there are no runs of two cells.
+    """
+    cells = [_cell(study, set(ids)) for ids in runs]
+    there = [cell for cell in cells[1:] if cell is not None]
+    if not cells or cells[0] is None or not there:
+        raise ConfigError("there are no runs of two cells to compare")
+    return compare(study, cells[0], there, len(runs[0]))
+
+
+def _cell(study: Study, ids: set[str]) -> Cell | None:
+    own = study.summary[study.summary["run_id"].isin(ids)]
+    return None if own.empty else Cell(*own.iloc[0][list(Cell._fields)])
 
 
 def compare(study: Study, control: Cell, treatments: Sequence[Cell], planned: int) -> Conclusions:

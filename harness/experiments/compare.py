@@ -1,27 +1,27 @@
 """Comparison of cells with the first of them: the runs that it needs, and the conclusions from them."""
 
 import hashlib
+import json
 import re
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from analysis.cells.labels import Cell
 from analysis.cells.logs import load_logs
 from analysis.cells.spending import SPENDING_METRICS
 from analysis.cells.study import split_studies
 from analysis.formats import WideTable
 from analysis.report.head import comparison_table
 from analysis.report.report import REPORT_METRICS, write_pages
-from analysis.verdicts.compared import compare
+from analysis.verdicts.compared import DEFINITION, compare_runs
 from analysis.verdicts.conclusions import Conclusions, conclusions_frame
 from harness.config import ConfigError, RunConfig, check_overrides, compose, merge, parse_overrides, validate
 from harness.experiments.grid import files_of
 from harness.experiments.jobs.runner import Outcome, Say
 from harness.experiments.runs import run_all
 from harness.experiments.study import PlannedRun, keep, shard_of
-from harness.foundation.files import make_folder
+from harness.foundation.files import make_folder, write_atomically
 from harness.foundation.plugins import is_reference
 from harness.foundation.trained_reward import TrainedReward
 from harness.runs.directory import RUNS, RunDirectory, find_run, prepare_run
@@ -142,18 +142,16 @@ def judged(runs: Sequence[Sequence[RunDirectory]], output: Path | None) -> Compa
     Raises:
         ConfigError: there are no runs of two cells.
     """
-    of_cells = [{run.run_id for run in own} for own in runs]
+    of_cells = [[run.run_id for run in own] for own in runs]
     paths = [path for own in runs for run in own if (path := _log_of(run, output)) is not None]
     logs = load_logs(paths, (*SPENDING_METRICS, *REPORT_METRICS), skip_damaged=True)
     [study] = split_studies(logs)
-    cells = [_cell(study.summary, ids) for ids in of_cells]
-    there = [cell for cell in cells[1:] if cell is not None]
-    if cells[0] is None or not there:
-        raise ConfigError("there are no runs of two cells to compare")
-    conclusions = compare(study, cells[0], there, len(runs[0]))
+    conclusions = compare_runs(study, of_cells)
     name = hashlib.sha256("".join(sorted(set().union(*of_cells))).encode()).hexdigest()[:8]
     folder = output or runs[0][0].folder.parents[2] / "reports" / f"{study.experiment}-compare-{name}"
     write_pages(logs, {study: conclusions}, folder)
+    if output is not None:  # whose page adagrpo report can draw again
+        write_atomically(output / SHARDS / DEFINITION, json.dumps(of_cells, indent=1) + "\n")
     needed = [one.pairs_needed for family in conclusions.families.values() for one in family]
     rows = conclusions_frame(study, conclusions).to_dict("records")
     claims = [_plain(row) | {"pairs_needed": n} for row, n in zip(rows, needed, strict=True)]
@@ -164,11 +162,6 @@ def _log_of(run: RunDirectory, output: Path | None) -> Path | None:
     if output is not None and (shard := shard_of(output / SHARDS, run)).is_file():
         return shard
     return run.folder if (run.folder / "metrics.jsonl").is_file() else None
-
-
-def _cell(summary: Any, ids: set[str]) -> Cell | None:
-    own = summary[summary["run_id"].isin(ids)]
-    return None if own.empty else Cell(*own.iloc[0][list(Cell._fields)])
 
 
 def _plain(row: Mapping[Any, Any]) -> dict[str, Any]:

@@ -11,8 +11,12 @@ from analysis.cells.spending import SPENDING_METRICS
 from analysis.cells.study import Study, split_studies
 from analysis.formats import entry_text
 from analysis.report.head import cautions, head_table
-from analysis.report.report import REPORT_METRICS, write_pages
-from analysis.verdicts.compared import EQUAL_COMPUTE, EQUAL_ITERATIONS, compare
+from analysis.report.report import REPORT_METRICS, write_pages, write_report
+from analysis.runs.shards import write_shards
+from analysis.verdicts.compared import DEFINITION, EQUAL_COMPUTE, EQUAL_ITERATIONS, compare
+from harness.experiments.compare import judged
+from harness.foundation.errors import ConfigError
+from harness.runs.directory import RunDirectory
 
 BASE, MINE = Cell("flow_grpo", "random", False, 0.0), Cell("flow_grpo", "SecondHardest", False, 0.0)
 OTHER = Cell("flow_grpo", "medium", False, 0.0)
@@ -72,6 +76,23 @@ def test_the_page_opens_with_the_verdict_the_difference_with_bounds_and_both_cur
     assert "Supported here: Flow-GRPO SecondHardest beats Flow-GRPO (+0.098 [" in top
     assert top.index("At equal iterations</th><td>+0.0985 [+0.0970, +0.1000]</td><td>supported") < top.index("<svg")
     assert all(f"{cell.label} (4 seeds)" in top for cell in (BASE, MINE))
+
+
+def test_a_comparison_s_page_is_drawn_again_from_its_shards(tmp_path: Path) -> None:
+    runs: list[list[RunDirectory]] = []
+    for selection in ("medium", "random", "hardest"):
+        folders = [tmp_path / "grid" / f"{selection}-{seed}" for seed in range(2)]
+        runs.append([RunDirectory(write_run(one, seed=i, selection=selection)) for i, one in enumerate(folders)])
+    output, again = tmp_path / "out", tmp_path / "again"
+    write_shards(tmp_path / "grid", output / "runs")
+    judged(runs, output)
+    write_report(output / "runs", again)
+    for name in ("report.html", "tables/conclusions.csv", "figures/claims-1.svg"):
+        assert (output / name).read_bytes() == (again / name).read_bytes()
+    assert "Flow-GRPO hardest beats Flow-GRPO medium" in (again / "tables" / "conclusions.md").read_text()
+    (output / "runs" / DEFINITION).write_text("{1: 2")
+    with pytest.raises(ConfigError, match=DEFINITION):
+        write_report(output / "runs", again)
 
 
 def test_a_difference_that_may_be_too_small_to_matter_is_said_to_be_of_little_power(tmp_path: Path) -> None:
