@@ -108,7 +108,7 @@ def compare(
     from analysis.formats import entry_text
     from analysis.report.head import cautions
     from analysis.verdicts.conclusions import sentences
-    from harness.experiments.compare import configs_of, execute, judged
+    from harness.experiments.compare import configs_of, execute, is_kept, judged
     from harness.experiments.grid import parse_seeds
     from harness.experiments.jobs.slots import local_slots
     from harness.experiments.plan import plan as planned
@@ -123,7 +123,8 @@ def compare(
     configs = [config for of_seed in zip(*found, strict=True) for config in of_seed]
     require_different(map(find_run, configs))
     if plan:
-        print("\n".join(planned(configs, len(local_slots([config.runtime for config in configs], slots)))))
+        count = len(local_slots([config.runtime for config in configs], slots))
+        print("\n".join(planned(configs, count, partial(is_kept, output=output))))
         return 0
     progress = partial(print, file=sys.stderr, flush=True) if json else say
     runs, outcome = execute(found, output, slots, progress, rerun_changed)

@@ -131,6 +131,11 @@ def execute(
     return [[run for _, run in of_cell] for of_cell in found], outcome
 
 
+def is_kept(run: RunDirectory, output: Path | None) -> bool:
+    """Whether a folder to write to already holds a run's shard."""
+    return output is not None and shard_of(output / SHARDS, run).is_file()
+
+
 def judged(runs: Sequence[Sequence[RunDirectory]], output: Path | None) -> Compared:
     """Compare cells by their runs, and write tables, figures and the page.
 
@@ -159,8 +164,8 @@ def judged(runs: Sequence[Sequence[RunDirectory]], output: Path | None) -> Compa
 
 
 def _log_of(run: RunDirectory, output: Path | None) -> Path | None:
-    if output is not None and (shard := shard_of(output / SHARDS, run)).is_file():
-        return shard
+    if output is not None and is_kept(run, output):
+        return shard_of(output / SHARDS, run)
     return run.folder if (run.folder / "metrics.jsonl").is_file() else None
 
 

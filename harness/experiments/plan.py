@@ -1,7 +1,7 @@
 """Cost of runs, estimated before they run: pictures, forward passes, hours, disk. Nothing is written."""
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 from pathlib import Path
 from statistics import mean
@@ -55,24 +55,29 @@ def expected_seconds(config: RunConfig, rates: Rates) -> float:
     return config.iterations * training + scored * rates.per_picture
 
 
-def plan(configs: Sequence[RunConfig], slots: int) -> list[str]:
+def plan(
+    configs: Sequence[RunConfig], slots: int, is_kept: Callable[[RunDirectory], bool] = lambda run: False
+) -> list[str]:
     """Lines to print: runs by cell and state, then the iterations, hours and disk space that are left.
 
     Args:
         configs: configurations of the runs.
         slots: number of runs at a time.
+        is_kept: tells whether a finished run is kept elsewhere, so that it need not be executed.
 
     Raises:
         ConfigError: as in ``find_run``.
     """
     runs = [(config, find_run(config)) for config in configs]
-    states = [_state(run) for _, run in runs]
+    states = ["finished" if is_kept(run) else _state(run) for _, run in runs]
     cells: dict[str, Counter[str]] = {}
     for cell, state in zip(cell_names(configs), states, strict=True):
         cells.setdefault(cell, Counter())[state] += 1
     width = max(map(len, cells))
     lines = [f"{cell:{width}}  {', '.join(f'{n} {state}' for state, n in own.items())}" for cell, own in cells.items()]
-    lines += [f"{run.run_id}: {run.status()['reason']}" for _, run in runs if _state(run) in BROKEN]
+    lines += [
+        f"{r.run_id}: {r.status()['reason']}" for (_, r), state in zip(runs, states, strict=True) if state in BROKEN
+    ]
     unfinished = [pair for pair, state in zip(runs, states, strict=True) if state != "finished"]
     left = [config.iterations - run.status()["iteration"] for config, run in unfinished]
     lines += ["", f"{len(runs)} runs in {len(cells)} cells; {len(unfinished)} runs and {sum(left):,} iterations left"]

@@ -1,5 +1,6 @@
 """``adagrpo compare``: which runs its cells are."""
 
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -7,8 +8,9 @@ import pytest
 from harness import cli
 from harness.config import ConfigError, RunConfig, compose, dump
 from harness.experiments import compare
-from harness.experiments.compare import configs_of, execute
+from harness.experiments.compare import configs_of, execute, is_kept
 from harness.experiments.jobs.runner import Outcome
+from harness.experiments.plan import plan
 from harness.runs.directory import RunDirectory
 
 
@@ -80,6 +82,9 @@ def test_a_run_that_is_kept_beside_the_page_is_not_executed(tmp_path: Path, monk
     shard.parent.mkdir(parents=True)
     shard.touch()
     executed.clear()
+    monkeypatch.setattr("harness.experiments.plan._state", lambda run: "new")
+    planned = plan([run for cell in cells for run in cell], 1, partial(is_kept, output=tmp_path / "out"))
+    assert any(line.startswith("4 runs in 2 cells; 3 runs and") for line in planned)
     execute(cells, tmp_path / "out", None, print, rerun_changed=False)
     assert len(executed) == 3
     assert first not in executed
