@@ -1,11 +1,15 @@
-"""Checks of the decision rule on a study's own runs: nothing is found where nothing is, and a planted gain is found.
+"""Checks of the decision rule on a study's own runs: nothing is found where nothing is, a planted gain is found, and
+each processor's runs by themselves say much the same.
 
 Both sides of a pair are drawn with replacement from runs of one cell, which differ by seed alone, so that there is
 nothing to find (A/A). A gain added to one side should be found as often as ``analysis.decisions.power`` promises. Such
 pairs do not share seeds, so that they are noisier than a study's own.
 """
 
+import math
+import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -13,12 +17,73 @@ import numpy as np
 from analysis.cells.logs import TRAINING_REWARD
 from analysis.cells.study import Study
 from analysis.decisions import LEVEL, OUTCOMES, Outcome, Question, contrast, decide, equivalence_power, power
-from analysis.statistics import RESAMPLING_SEED, Values
-from analysis.verdicts.protocol import BASE, MARGIN_SHARE
+from analysis.formats import MISSING, interval_text
+from analysis.statistics import RESAMPLING_SEED, Interval, Values
+from analysis.verdicts.protocol import BASE, MARGIN_SHARE, MIN_PAIRS, Claim, judge_grid
 
 PAIRS, TRIALS = 40, 2000
 FEWEST_RUNS = 20
-HEAD = ("Planted", "Verdict", "Expected", "Found")
+_RULE_NAME = "The rule checked on these runs: A/A, planted differences"
+_RULE = (
+    f"Runs of the base cell that differ by seed (and processor, if several made them), {PAIRS} pairs drawn with "
+    f"replacement, {TRIALS:,} times: "
+    "there is nothing to be found, or a planted difference. Expected: the level, or the power."
+)
+_PROCESSORS = (
+    "The claims by the pairs that one model of processor made, judged together as above. Fewer pairs decide less, and "
+    "seeds differ, too: what counts is whether a verdict is turned round."
+)
+
+
+class Checked(NamedTuple):
+    """A check as a table for readers."""
+
+    name: str
+    note: str
+    head: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+
+def checks_of(study: Study, gain: float, claims: Sequence[Claim]) -> list[Checked]:
+    """Check the rule on the base cell's runs, and the claims on each processor's, as far as there are enough runs.
+
+    Args:
+        study: runs that the claims are decided on.
+        gain: gain of the base.
+        claims: claims that are judged together.
+    """
+    values = study.values(BASE.cell("flow_grpo"), TRAINING_REWARD).to_numpy(dtype=float)
+    found = []
+    if len(values) >= FEWEST_RUNS and np.isfinite(gain):
+        planted = Checked(
+            _RULE_NAME, _RULE, ("Planted", "Verdict", "Expected", "Found"), _rows(check_rule(values, gain))
+        )
+        found.append(planted)
+    head, rows = by_processor(study, claims)
+    if len(head) > 2:
+        found.append(Checked("The claims on each model of processor", _PROCESSORS, head, rows))
+    return found
+
+
+def by_processor(study: Study, claims: Sequence[Claim]) -> tuple[list[str], list[list[str]]]:
+    """Headings and rows of a table: each claim's verdict, difference and pairs on each processor with a pair of it."""
+    columns: dict[str, list[str]] = {}
+    for processor, runs in study.summary.groupby("processor"):
+        own = replace(study, summary=runs)
+        unjudged = [one for claim in claims for one in judge_grid(own, [claim], sys.maxsize)]
+        known = [one for one in unjudged if one.pairs >= MIN_PAIRS and math.isfinite(one.gain)]
+        there = [judge_grid(own, [one.claim], one.pairs)[0] for one in known]
+        if not there:
+            continue
+        verdicts = {
+            one.claim: f"{decision.verdict}: {interval_text(Interval(one.contrast.mean, *one.contrast.bounds()))}, "
+            f"{one.pairs} pairs"
+            for one, decision in zip(there, decide([one.question for one in there]), strict=True)
+            if one.contrast
+        }
+        columns[str(processor)] = [verdicts.get(claim, MISSING) for claim in claims]
+    rows = [[claim.statement, *texts] for claim, *texts in zip(claims, *columns.values(), strict=True)]
+    return ["Claim", *columns], rows
 
 
 class Check(NamedTuple):
@@ -51,20 +116,13 @@ def check_rule(values: Values, gain: float) -> list[Check]:
     return checks
 
 
-def checks_of(study: Study, gain: float) -> list[Check]:
-    """Apply ``check_rule`` to the base cell of Flow-GRPO; [] if fewer than ``FEWEST_RUNS`` seeds have finished."""
-    values = study.values(BASE.cell("flow_grpo"), TRAINING_REWARD).to_numpy(dtype=float)
-    return check_rule(values, gain) if len(values) >= FEWEST_RUNS and np.isfinite(gain) else []
-
-
 def _shares(differences: Values, margin: float) -> dict[Outcome, float]:
     """How often one claim comes out as each kind of verdict, of differences ``[trials, pairs]``."""
     decisions = [decide([Question(contrast([of_trial]), margin, None)])[0] for of_trial in differences]
     return {kind: float(np.mean([one.p_values[kind] <= LEVEL for one in decisions])) for kind in OUTCOMES}
 
 
-def check_rows(checks: Sequence[Check]) -> list[list[str]]:
-    """Rows of a table with headings ``HEAD``, one per check."""
+def _rows(checks: Sequence[Check]) -> list[list[str]]:
     return [
         [
             f"{one.planted:+.3f}",

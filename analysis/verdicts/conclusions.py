@@ -16,8 +16,7 @@ from analysis.decisions import LEVEL, LOOKS, OUTCOMES, Outcome, decide, pairs_ne
 from analysis.formats import MISSING, Entry, entry_text, interval_text, markdown_table, number
 from analysis.runs.sources import protocol_sha256, seal_sha256, was_under_other_rules
 from analysis.statistics import Interval
-from analysis.verdicts.checks import HEAD as CHECK_HEAD
-from analysis.verdicts.checks import PAIRS, TRIALS, Check, check_rows, checks_of
+from analysis.verdicts.checks import Checked, checks_of
 from analysis.verdicts.earlier import EARLIER, EARLIER_NOTE
 from analysis.verdicts.planned import FAMILIES, Family, judge_family
 from analysis.verdicts.protocol import MARGIN_SHARE, MIN_PAIRS, Claim, Judged, judge_grid, method_claims, pooled_claims
@@ -46,13 +45,6 @@ PLAN_NOTE = (
 )
 
 
-CHECK_NOTE = (
-    f"Runs of the base cell that differ by seed (and processor, if several made them), {PAIRS} pairs drawn with "
-    f"replacement, {TRIALS:,} times: "
-    "there is nothing to be found, or a planted difference. Expected: the level, or the power."
-)
-
-
 class Conclusions(NamedTuple):
     """Conclusions from the runs of one study."""
 
@@ -64,7 +56,7 @@ class Conclusions(NamedTuple):
     """Number of finished runs that were made while other or unknown rules were in force."""
     plans: Sequence[Sequence[str]]
     """``plan_rows`` of the first family."""
-    checks: Sequence[Check]
+    checks: Sequence[Checked]
     """Checks of the decision rule on the study's own runs."""
     opening: str
     """Sentences on what is compared and, if planned, how often the runs are looked at."""
@@ -97,7 +89,7 @@ def conclude(study: Study, planned_seeds: int | None = None) -> Conclusions | No
     environments = study.environments
     others = sum(_was_under_other_rules(environment, bool(planned)) for environment in environments)
     main = next(iter(families.values()))
-    checks = checks_of(study, main[0].gain) if planned else []
+    checks = checks_of(of_plan, main[0].gain, [one.claim for one in main]) if planned else []
     words = dict.fromkeys(families, study.endpoint)
     return Conclusions(families, len(environments), others, plan_rows(study, main), checks, opening, words)
 
@@ -290,9 +282,8 @@ def conclusions_markdown(study: Study, conclusions: Conclusions) -> str:
     if conclusions.plans:
         parts += [f"**{study.experiment}. What a decision takes.** {PLAN_NOTE}", ""]
         parts.append(markdown_table(PLAN_HEAD, conclusions.plans))
-    if conclusions.checks:
-        parts += [f"**{study.experiment}. The rule checked.** {CHECK_NOTE}", ""]
-        parts.append(markdown_table(CHECK_HEAD, check_rows(conclusions.checks)))
+    for check in conclusions.checks:
+        parts += [f"**{study.experiment}. {check.name}.** {check.note}", "", markdown_table(check.head, check.rows)]
     return "\n".join(parts)
 
 

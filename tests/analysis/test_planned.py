@@ -62,6 +62,23 @@ def test_the_rule_finds_what_is_planted_and_little_else(monkeypatch: pytest.Monk
     assert [one.planted for one in found] == pytest.approx([0, 0, 0, 0.02, 0.04])
 
 
+def test_each_processor_s_pairs_are_judged_by_themselves(tmp_path: Path) -> None:
+    for selection, seed in product(("random", "hardest"), range(9)):
+        gain = 0.001 * seed + (0.1 if selection == "hardest" and seed < 4 else 0)
+        folder = tmp_path / f"{selection}-{seed}"
+        write_run(folder, seed=seed, selection=selection, test=0.75 + gain, experiment="study")
+    study = study_of(tmp_path)
+    made_by = study.summary["seed"].map(lambda seed: "one" if seed < 4 else "two" if seed < 8 else "three")
+    moved = made_by.mask((study.summary["seed"] == 7) & (study.summary["selection"] == "hardest"), "one")
+    claims = [claim for claim, _ in PRIMARY if claim.name in ("hardest", "medium")]
+    found, shown = checks.by_processor(replace(study, summary=study.summary.assign(processor=moved)), claims)
+    assert found == ["Claim", "one", "two"]  # one pair has no spread
+    assert [row[1:] for row in shown] == [
+        ["–", "–"],
+        ["supported: +0.100 [+0.100, +0.100], 4 pairs", "equivalent: +0.000 [+0.000, +0.000], 3 pairs"],
+    ]
+
+
 def test_rules_with_one_rival_are_ranked_and_other_claims_are_not(tmp_path: Path) -> None:
     for selection, gain in {"random": 0.2, "predicted": 0.22, "preview": 0.3, "hardest": 0.1}.items():
         for seed in range(12):
