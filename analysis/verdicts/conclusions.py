@@ -193,13 +193,13 @@ def _plan(judged: Judged, hours: float) -> list[str]:
     return [*row, number(with_look * strata, 0) if with_look else MISSING]
 
 
-def sentences(family: Sequence[Judged]) -> list[str]:
-    """Sentences on a family: decided claims with their differences, others with the pairs that a decision takes."""
+def sentences(family: Sequence[Judged], with_numbers: bool = True) -> list[str]:
+    """Sentences on a family: its decided claims, with differences, and others with the pairs that a decision takes."""
     said = []
     for outcome in OUTCOMES:
         those = [one for one in family if one.verdict == outcome]
         if those:
-            listed = "; ".join(f"{_compared(one)} ({_difference(one)})" for one in those)
+            listed = "; ".join(f"{_compared(one)}{f' ({_difference(one)})' * with_numbers}" for one in those)
             said.append(f"{_OPENINGS[outcome]}: {listed}.")
     undecided = [one for one in family if one.verdict == "undecided"]
     if undecided:
@@ -306,7 +306,7 @@ def note(conclusions: Conclusions, words: str = "test") -> str:
 
 def digest(conclusions: Conclusions, links: Mapping[str, str]) -> str:
     """Render the first family for a README: sentences, the table, and links (addresses by name)."""
-    said = "\n".join(f"- {sentence}" for sentence in sentences(conclusions.main))
+    said = "\n".join(f"- {sentence}" for sentence in sentences(conclusions.main, with_numbers=False))
     table = markdown_table(HEAD[:-2], [row[:-2] for row in rows(conclusions.main)])
     further = " · ".join(f"[{name}]({address})" for name, address in links.items())
     return f"{said}\n\n{table}\n{further}"
