@@ -60,6 +60,7 @@ def _draw(axes: Axes, family: Sequence[Judged], labels: Sequence[str], of: str) 
     axes.set_yticks(range(len(family)), labels, fontsize=9)
     axes.set_ylim(len(family) - 0.5, -0.5)
     axes.set_xlabel(of)
+    axes.locator_params(axis="x", nbins=4)  # numbers of many digits, and long labels, leave little room
     axes.grid(visible=False, axis="y")
 
 
