@@ -12,9 +12,9 @@ from analysis.formats import WideTable, number
 from analysis.probing.summary import choice_text, facts
 
 _LINES = (
-    "Where the lines are drawn comes from reasoning, not from training: no study has been fitted to them yet "
-    "(analysis/probing/verdict.py). Spread is what a group has to teach, not what it taught: adagrpo oracle measures "
-    "that."
+    "Where the lines are drawn comes from reasoning (analysis/probing/verdict.py). On the study's testbeds no rule "
+    "that samples candidates was shown to be worth more than larger groups, so that no line could be fitted "
+    "(docs/study.md). Spread is what a group has to teach, not what it taught: adagrpo oracle measures that."
 )
 
 
