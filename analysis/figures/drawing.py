@@ -49,6 +49,7 @@ _STYLE = {
 _COLOURS = ("#56B4E9", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00")
 _NO_METADATA = {"Date": None, "Creator": None, "Format": None, "Type": None}
 _NOTE_WIDTH = 56  # Characters in a line.
+_LONG_LABEL = 40  # Characters, of which two labels do not fit beside each other.
 _PANEL_WIDTH = 4.6  # Inches, narrow enough that text stays legible when a phone shrinks it.
 
 
@@ -128,8 +129,17 @@ def draw_together(name: str, title: str, panels: Sequence[Panel], num_columns: i
         grid = figure.subplots(num_rows, num_columns, squeeze=False).ravel()
         for axes, panel in zip(grid, panels, strict=False):
             _fill(axes, panel)
-            if axes.get_legend_handles_labels()[0]:
-                axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2, **_COMPACT)
+            handles, labels = axes.get_legend_handles_labels()
+            if handles:
+                columns = 1 if max(map(len, labels)) > _LONG_LABEL else 2
+                axes.legend(
+                    handles,
+                    _wrapped(labels),
+                    loc="upper center",
+                    bbox_to_anchor=(0.5, -0.16),
+                    ncols=columns,
+                    **_COMPACT,
+                )
         for axes in grid[len(panels) :]:
             axes.set_axis_off()
         width = _NOTE_WIDTH * num_columns
@@ -173,13 +183,17 @@ def _add_legend(figure: Figure, axes: Axes, note: str) -> None:
         return
     legend = figure.legend(
         handles,
-        labels,
+        _wrapped(labels),
         loc="outside lower left",
         title=textwrap.fill(note, _NOTE_WIDTH) or None,
         fontsize=10,
         title_fontsize=9.5,
     )
     legend.set_alignment("left")
+
+
+def _wrapped(labels: Sequence[str]) -> list[str]:
+    return [textwrap.fill(label, _NOTE_WIDTH) for label in labels]
 
 
 def _as_svg(figure: Figure) -> str:

@@ -12,7 +12,7 @@ from analysis.formats import MISSING, Entry, WideTable, number
 from analysis.report.tables import difference_entry
 from analysis.statistics import Interval
 from analysis.verdicts.compared import EQUAL_ITERATIONS
-from analysis.verdicts.conclusions import Conclusions, sentences, share_of_gain
+from analysis.verdicts.conclusions import POWER, Conclusions, sentences, share_of_gain
 from analysis.verdicts.planned import FAMILIES, PRIMARY
 from analysis.verdicts.protocol import MARGIN_SHARE, Judged
 from harness.foundation.places import ROOT
@@ -50,19 +50,23 @@ def added_by_study(study: Study) -> WideTable | None:
 
 
 def cautions(family: Sequence[Judged]) -> list[str]:
-    """Remarks on the power behind each difference that was found but may still be too small to matter."""
+    """Remarks on each difference that was found but is or may be too small to matter, and on the power behind it."""
     said = []
     for one in family:
         if one.verdict not in ("supported", "opposite") or one.contrast is None:
             continue
         low, high = one.contrast.bounds()
-        if max(low, -high) < one.margin:
+        if max(low, -high) >= one.margin:
+            continue
+        is_small = max(-low, high) < one.margin
+        remark = f"The difference of {one.claim.name} {'is' if is_small else 'may still be'} below {_SHARE}"
+        if one.power < POWER:
             pairs = f"{one.pairs_needed} pairs" if one.pairs_needed else "more pairs"
-            said.append(
-                f"The difference of {one.claim.name} may still be below {_SHARE}, which {one.pairs} pairs find with "
-                f"power {number(one.power, 2)}: what little power finds is larger than the truth on average; {pairs} "
-                "would tell."
+            remark += (
+                f", which {one.pairs} pairs find with power {number(one.power, 2)}: what little power finds is larger "
+                f"than the truth on average; {pairs} would tell"
             )
+        said.append(f"{remark}.")
     return said
 
 

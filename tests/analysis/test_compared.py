@@ -1,5 +1,6 @@
 """Cells that somebody names are judged as a grid's are, with differences computed by hand."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -104,6 +105,11 @@ def test_a_difference_that_may_be_too_small_to_matter_is_said_to_be_of_little_po
     [said] = cautions([found])
     assert f"power {found.power:.2f}" in said
     assert f"{found.pairs_needed} pairs would tell" in said
+    sure = [replace(found, planned=400), replace(found, planned=400, question=found.question._replace(margin=0.09))]
+    [unclear, small] = cautions(sure)
+    assert "may still be below" in unclear
+    assert "is below" in small
+    assert not any("power" in one for one in (unclear, small))
 
 
 def test_a_report_of_cells_without_adagrpo_opens_with_what_each_has_reached(tmp_path: Path) -> None:
