@@ -7,7 +7,6 @@ pairs do not share seeds, so that they are noisier than a study's own.
 """
 
 import math
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import NamedTuple
@@ -19,6 +18,7 @@ from analysis.cells.study import Study
 from analysis.decisions import LEVEL, OUTCOMES, Outcome, Question, contrast, decide, equivalence_power, power
 from analysis.formats import MISSING, interval_text
 from analysis.statistics import RESAMPLING_SEED, Interval, Values
+from analysis.verdicts.judging import NEVER, judge_together
 from analysis.verdicts.protocol import BASE, MARGIN_SHARE, MIN_PAIRS, Claim, judge_grid
 
 PAIRS, TRIALS = 40, 2000
@@ -70,15 +70,14 @@ def by_processor(study: Study, claims: Sequence[Claim]) -> tuple[list[str], list
     columns: dict[str, list[str]] = {}
     for processor, runs in study.summary.groupby("processor"):
         own = replace(study, summary=runs)
-        unjudged = [one for claim in claims for one in judge_grid(own, [claim], sys.maxsize)]
-        known = [one for one in unjudged if one.pairs >= MIN_PAIRS and math.isfinite(one.gain)]
-        there = [judge_grid(own, [one.claim], one.pairs)[0] for one in known]
-        if not there:
+        unjudged = judge_grid(own, claims, NEVER)
+        known = [(one.claim, one.pairs) for one in unjudged if one.pairs >= MIN_PAIRS and math.isfinite(one.gain)]
+        if not known:
             continue
         verdicts = {
-            one.claim: f"{decision.verdict}: {interval_text(Interval(one.contrast.mean, *one.contrast.bounds()))}, "
+            one.claim: f"{one.verdict}: {interval_text(Interval(one.contrast.mean, *one.contrast.bounds()))}, "
             f"{one.pairs} pairs"
-            for one, decision in zip(there, decide([one.question for one in there]), strict=True)
+            for one in judge_together(own, known)
             if one.contrast
         }
         columns[str(processor)] = [verdicts.get(claim, MISSING) for claim in claims]

@@ -2,9 +2,7 @@
 
 import math
 import re
-import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,21 +10,20 @@ import pandas as pd
 
 from analysis.cells.labels import Cell
 from analysis.cells.study import Study, first_seeds, first_seeds_of_cells
-from analysis.decisions import LEVEL, LOOKS, OUTCOMES, Outcome, decide, pairs_needed, power
+from analysis.decisions import LEVEL, LOOKS, OUTCOMES, Outcome, pairs_needed, power
 from analysis.formats import MISSING, Entry, entry_text, interval_text, markdown_table, number
 from analysis.runs.sources import protocol_sha256, seal_sha256, was_under_other_rules
 from analysis.statistics import Interval
 from analysis.verdicts.checks import Checked, checks_of
 from analysis.verdicts.earlier import EARLIER, EARLIER_NOTE
+from analysis.verdicts.judging import NEVER, judge_together
 from analysis.verdicts.planned import FAMILIES, Family, judge_family
-from analysis.verdicts.protocol import MARGIN_SHARE, MIN_PAIRS, Claim, Judged, judge_grid, method_claims, pooled_claims
+from analysis.verdicts.protocol import MARGIN_SHARE, MIN_PAIRS, Judged, judge_grid, method_claims, pooled_claims
 
 HEAD = ("Claim", "Verdict", "Difference", "Of the base's gain", "The paper's", "Pairs", "Power", "Pairs needed")
 """Headings of a table of judged claims, with differences that have one-sided 95 % bounds."""
 
 
-_NEVER = sys.maxsize
-"""Planned pairs with which no claim is decided."""
 POWER = 0.8
 PLAN_HEAD = (
     "Claim",
@@ -110,23 +107,9 @@ def _planned_seeds(families: Sequence[Family]) -> dict[Cell, int]:
 
 
 def _judge_family(study: Study, family: Family) -> list[Judged]:
-    """Same as ``judge_family``, where all gains are known; otherwise see ``_judge``."""
-    gains = [one.gain for one in judge_grid(study, [claim for claim, _ in family.claims], _NEVER)]
-    return judge_family(study, family) if np.isfinite(gains).all() else _judge(study, family.claims)
-
-
-def _judge(study: Study, claims: Sequence[tuple[Claim, int]], level: float = LEVEL) -> list[Judged]:
-    """Judge claims together, each with its planned pairs.
-
-    A claim with an unknown gain of the base, from which its margin follows, counts in its family and is undecided.
-    """
-    alone = []
-    for claim, pairs in claims:
-        [unjudged] = judge_grid(study, [claim], _NEVER, level)
-        is_known = math.isfinite(unjudged.gain)
-        alone += judge_grid(study, [claim], pairs, level) if is_known else [replace(unjudged, planned=pairs)]
-    together = decide([one.question for one in alone], level)
-    return [replace(one, decision=decision, family=len(alone)) for one, decision in zip(alone, together, strict=True)]
+    """Same as ``judge_family``, where all gains are known; otherwise see ``judge_together``."""
+    gains = [one.gain for one in judge_grid(study, [claim for claim, _ in family.claims], NEVER)]
+    return judge_family(study, family) if np.isfinite(gains).all() else judge_together(study, family.claims)
 
 
 def ranked(family: Sequence[Judged]) -> Sequence[Judged]:
@@ -146,12 +129,14 @@ def _judge_as_grid(study: Study, planned_seeds: int | None) -> tuple[dict[str, S
     opening = "A choice of prompts is compared with and without fusion, fusion with every choice of prompts."
     if planned_seeds is None:
         planned = max((members["seed"].nunique() for _, members in study.grid_cells), default=0)
-        return {title: _judge(study, [(one, planned) for one in claims]) for title, claims in kinds.items()}, opening
+        return {
+            title: judge_together(study, [(one, planned) for one in claims]) for title, claims in kinds.items()
+        }, opening
     half = planned_seeds // 2
     looks = [(first_seeds(study, n), n, level) for n, level in zip((half, planned_seeds), LOOKS, strict=True)]
     families: dict[str, Sequence[Judged]] = {}
     for title, claims in kinds.items():
-        both = (_judge(seen, [(one, seeds) for one in claims], level) for seen, seeds, level in looks)
+        both = (judge_together(seen, [(one, seeds) for one in claims], level) for seen, seeds, level in looks)
         families[title] = [late if early.verdict == "undecided" else early for early, late in zip(*both, strict=True)]
     look = (
         f" Looked at twice: at {half} seeds of each cell, which spends {LOOKS[0]:g} of the level, and at "
