@@ -5,7 +5,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -123,7 +123,10 @@ def read_directory(run: Path) -> RunLog:
 
 
 def check_config(config: Any, path: Path) -> dict[str, Any]:
-    """Return a run's configuration if it has every key that the analysis reads.
+    """Return a run's configuration if it has every key that the analysis reads; of absolute paths only the last part.
+
+    Shards and pages are made to be shared, so they must not tell how a machine's folders are called. Fingerprints, not
+    paths, say which files a run read.
 
     Raises:
         ConfigError: a key is missing; the message names the file and the key.
@@ -135,7 +138,15 @@ def check_config(config: Any, path: Path) -> dict[str, Any]:
     for key, inner in sections.items():
         if not isinstance(config[key], dict) or (inner and inner not in config[key]):
             raise ConfigError(f"{path}: key {key!r} must be a mapping{f' with {inner!r}' if inner else ''}")
-    return config
+    return {key: _without_folders(value) for key, value in config.items()}
+
+
+def _without_folders(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_folders(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [*map(_without_folders, value)]
+    return PurePath(value).name if isinstance(value, str) and PurePath(value).is_absolute() else value
 
 
 class Series(NamedTuple):

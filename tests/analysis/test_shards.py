@@ -7,9 +7,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 from fabricated import WriteRun
 
 from analysis.cells.logs import find_runs, load_logs
+from analysis.cells.settings import split_settings
 from analysis.runs.gallery import read_gallery
 from analysis.runs.shards import read_shard_gallery, write_shards
 from harness.foundation.errors import ConfigError
@@ -38,6 +40,17 @@ def test_a_shard_has_as_many_pictures_as_it_should(grid: Path, shards: Path, tmp
     one, none = (write_shards(run, tmp_path / str(number), num_pictures=number) for number in (1, 0))
     assert len(read_shard_gallery(*one).pictures) == 1
     assert read_shard_gallery(*none) is None
+
+
+def test_neither_a_shard_nor_its_page_tells_where_files_lay(write_run: WriteRun, tmp_path: Path) -> None:
+    run = write_run("own", selection="Own")
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    config |= {"plugins": {"Own": {"source": "/home/me/rules.py:Own"}}, "prompts": {"train": "/home/me/train.txt"}}
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    [shard] = write_shards(run, tmp_path / "shards")
+    assert b"/home/me" not in shard.read_bytes()
+    shown, _ = split_settings(load_logs(shard.parent).summary["config"])
+    assert (shown["plugins.Own.source"], shown["prompts.train"]) == ("rules.py:Own", "train.txt")
 
 
 def test_only_finished_runs_have_shards(grid: Path, write_run: WriteRun, tmp_path: Path) -> None:
