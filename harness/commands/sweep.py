@@ -123,13 +123,12 @@ def _storage_url(sweep: "Sweep", storage: str | None, begin: bool) -> str:
 def _execute(sweep: "Sweep", study: "optuna.Study", url: str, count: int, hours: float | None) -> Mapping[str, str]:
     """Have workers execute the remaining trials. Returns the reasons of failed workers by their ids."""
     from analysis.sweep.tables import SweepStudy
-    from harness.experiments.jobs.job import Job
     from harness.experiments.jobs.runner import run_jobs
     from harness.experiments.jobs.slots import Slot, local_slots
-    from harness.experiments.sweep.worker import execute_trials
+    from harness.experiments.sweep.worker import SweepWorker, execute_trials, tell_share
     from harness.runs.directory import RUNS
 
-    if sweep.is_full(SweepStudy(study).num_finished):
+    if sweep.is_full(finished := SweepStudy(study).num_finished):
         return {}
     folder = RUNS / sweep.experiment
     folder.mkdir(parents=True, exist_ok=True)
@@ -143,7 +142,8 @@ def _execute(sweep: "Sweep", study: "optuna.Study", url: str, count: int, hours:
         for index in range(len(slots)):
             done, log = Path(name) / str(index), folder / f"worker-{socket.gethostname()}-{index}.log"
             call = partial(execute_trials, sweep, deadline, done)
-            jobs.append(Job(id=f"worker {index}", call=call, done=done, log=log, config=sweep.base))
+            tell_share(done, sweep, finished)
+            jobs.append(SweepWorker(id=f"worker {index}", call=call, done=done, log=log, config=sweep.base))
         standings = lambda: [f"{SweepStudy(study).num_finished} trials are finished"]  # noqa: E731
         return run_jobs(jobs, slots, folder, say, standings=standings).failed
 

@@ -4,8 +4,10 @@ import os
 import time
 import traceback
 from collections import Counter
+from collections.abc import Callable
 from contextlib import suppress
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 
 import optuna
@@ -15,10 +17,12 @@ from optuna.trial import TrialState
 
 from harness.config import ConfigError
 from harness.experiments.jobs.interruption import interruption_heard, sigterm_interrupts
+from harness.experiments.jobs.job import Job, State
 from harness.experiments.sweep import STORAGE_VARIABLE
 from harness.experiments.sweep.definition import Sweep
 from harness.experiments.sweep.study import RETRY, find_study, make_pruner, make_sampler, open_storage, storage_errors
 from harness.experiments.sweep.trial import ExecuteRun, Objective, SurplusTrial
+from harness.foundation.files import read_text, write_atomically
 
 MAX_FAILURES = 10
 """Number of consecutive failures that ends a worker: more than two points cause."""
@@ -30,6 +34,7 @@ def work(
     execute: ExecuteRun,
     deadline: float | None = None,
     poll_seconds: float = 1.0,
+    on_finished: Callable[[int], object] = lambda num_finished: None,
 ) -> None:
     """Execute trials until the study is complete or the deadline has passed, beside other workers on any machine.
 
@@ -39,6 +44,7 @@ def work(
         execute: function that executes a run.
         deadline: time in seconds since the epoch after which no trial begins.
         poll_seconds: time between looks at other workers' trials, when there is nothing else to do.
+        on_finished: called with the number of finished trials, before each trial and at the end.
 
     Raises:
         KeyboardInterrupt: on Ctrl-C; the trial goes back into the queue.
@@ -53,6 +59,7 @@ def work(
         _recover(study, storage)
         states = Counter(trial.state for trial in study.get_trials(deepcopy=False))
         finished = states[TrialState.COMPLETE] + states[TrialState.PRUNED]
+        on_finished(finished)
         if not sweep.is_full(finished + states[TrialState.RUNNING]):
             is_last_try = failures + 1 >= MAX_FAILURES
             failures = 0 if _run_trial(study, objective, is_last_try) else failures + 1
@@ -105,6 +112,24 @@ def _recover(study: optuna.Study, storage: RDBStorage) -> None:
                 RETRY(study, trial)
 
 
+class SweepWorker(Job):
+    """A worker of a sweep on this machine; its work is that of all workers, the trials of the study."""
+
+    def state(self) -> State:
+        state, share = super().state(), _share_of(self.done)
+        return state._replace(share=float(read_text(share))) if state.name == "waiting" and share.exists() else state
+
+
+def tell_share(done: Path, sweep: Sweep, num_finished: int) -> None:
+    """Record which fraction of a sweep's trials is finished, for the worker that will write the file ``done``."""
+    if sweep.num_trials:
+        write_atomically(_share_of(done), str(min(1.0, num_finished / sweep.num_trials)))
+
+
+def _share_of(done: Path) -> Path:
+    return done.with_name(f"{done.name}.share")
+
+
 def execute_trials(sweep: Sweep, deadline: float | None, done: Path) -> None:
     """Job for ``run_jobs``: execute ``work``, then create the file ``done``.
 
@@ -114,5 +139,5 @@ def execute_trials(sweep: Sweep, deadline: float | None, done: Path) -> None:
 
     url = os.environ[STORAGE_VARIABLE]
     with sigterm_interrupts(), storage_errors(url):
-        work(sweep, open_storage(url), execute_run, deadline)
+        work(sweep, open_storage(url), execute_run, deadline, on_finished=partial(tell_share, done, sweep))
     done.touch()

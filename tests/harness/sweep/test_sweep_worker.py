@@ -21,7 +21,7 @@ from harness.experiments.sweep import STORAGE_VARIABLE, worker
 from harness.experiments.sweep.definition import load_sweep
 from harness.experiments.sweep.study import MAX_RETRIES, RETRY, find_study, open_storage, open_study
 from harness.experiments.sweep.trial import OnValidation, RunResult
-from harness.experiments.sweep.worker import work
+from harness.experiments.sweep.worker import SweepWorker, tell_share, work
 
 
 def finished(study: optuna.Study) -> list[FrozenTrial]:
@@ -137,6 +137,20 @@ def test_a_trial_whose_worker_died_before_its_first_heartbeat_is_not_waited_for_
     study = study_of(sweep, sqlite_url, grace=1)
     assert [trial.state for trial in study.get_trials()] == [TrialState.FAIL, *[TrialState.COMPLETE] * 2]
     assert SweepStudy(study).reference is not None
+
+
+def test_the_progress_of_a_worker_is_that_of_the_studys_trials(tmp_path: Path, sqlite_url: str) -> None:
+    sweep, shares = make_sweep(tmp_path, trials=4, seeds=[1000]), []
+    job = SweepWorker(id="worker", call=print, done=tmp_path / "done", log=tmp_path / "log", config=sweep.base)
+
+    def watched(config: RunConfig, on_validation: OnValidation) -> RunResult:
+        shares.append(job.state().share)
+        return execute(config, on_validation)
+
+    storage = open_storage(sqlite_url)
+    open_study(sweep, storage)
+    work(sweep, storage, watched, on_finished=partial(tell_share, job.done, sweep))
+    assert [*shares, job.state().share] == [0, 0.25, 0.5, 0.75, 1]
 
 
 def test_a_budget_of_time_alone_ends_with_the_deadline(tmp_path: Path, sqlite_url: str) -> None:
