@@ -23,6 +23,7 @@ from analysis.sweep.confirmation import (
     metric_label,
     sentences,
 )
+from analysis.sweep.surface import surface_frames, surface_sentences, surface_tables
 from analysis.sweep.tables import DEFINITION, SweepStudy, short, violated
 from harness.foundation.files import write_atomically
 
@@ -41,7 +42,8 @@ _NOT_CONFIRMED = (
 
 
 def write_sweep_report(sweep: SweepStudy, about: str, budget: int | None, folder: Path) -> Path:
-    """Write trials.csv, curves.csv, importance.csv, figures/, report.html and summary.md, always the same bytes.
+    """Write tables of trials, curves, importance and response surface, figures/, report.html and summary.md, always the
+    same bytes.
 
     If the folder has confirmation.csv, differences.csv is also written, and the page judges the best trials by it.
 
@@ -57,6 +59,9 @@ def write_sweep_report(sweep: SweepStudy, about: str, budget: int | None, folder
     frames = {"trials": sweep.trial_frame(), "curves": sweep.curve_frame(), "importance": sweep.importance_frame()}
     for table, frame in frames.items():
         write_atomically(folder / f"{table}.csv", frame.to_csv(index=False, lineterminator="\n"))
+    points, effects = surface_frames(sweep)
+    for table, frame in (("surface", points), ("effects", effects)) if len(points) else ():
+        write_frame(frame, folder / f"{table}.csv")
     name, introduction, best, figures = sweep.study.study_name, _introduction(sweep, about, budget), _best(sweep), []
     said, tables = [_NOT_CONFIRMED], list[WideTable]()
     if (folder / "confirmation.csv").exists():
@@ -74,10 +79,11 @@ def write_sweep_report(sweep: SweepStudy, about: str, budget: int | None, folder
     for figure in figures:
         figure.save(folder / "figures")
     title, heading = f"Sweep {name}", f"Sweep “{name}”"
-    page = short_page(title, heading, "sweep", introduction, said, [*tables, best], figures)
+    said, tables = [*said, *surface_sentences(effects)], [*tables, best, *surface_tables(points)]
+    page = short_page(title, heading, "sweep", introduction, said, tables, figures)
     write_atomically(folder / "report.html", page)
     parts = [markdown_text(f"# Sweep {name}"), markdown_text(" ".join(introduction))]
-    parts += ["\n".join(f"- {sentence}" for sentence in said), *map(markdown, [*tables, best])]
+    parts += ["\n".join(f"- {sentence}" for sentence in said), *map(markdown, tables)]
     write_atomically(folder / "summary.md", "\n\n".join(parts))
     return folder / "summary.md"
 

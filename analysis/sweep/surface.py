@@ -1,0 +1,193 @@
+"""Response surface of a sweep: a quadratic in its most important numbers, fitted to trials by least squares.
+
+The method is that of Box and Wilson (1951): ``y = b0 + b1 u + b2 v + b3 u^2 + b4 u v + b5 v^2 + noise``, where u and v
+are parameters scaled to [-1, 1] over the searched range, logarithmically where the search is. Intervals are of
+Student's t, over trials, for the sweep's seeds: other seeds may answer differently. It is fitted twice: to the first
+seed's reward at the last validation that no trial was given up before, which all trials have, and to the final values
+of the trials that were not given up, which are the more successful ones.
+"""
+
+import math
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations_with_replacement, product
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from optuna.distributions import FloatDistribution, IntDistribution
+from optuna.trial import FrozenTrial, TrialState
+from scipy import stats
+
+from analysis.formats import Entry, WideTable, interval_text
+from analysis.statistics import Interval
+from analysis.sweep.tables import DEFINITION, TRAINING_REWARD, SweepStudy, short, violated
+
+_MOST_PARAMETERS = 2
+_FEWEST_SPARE = 5
+"""Least number of trials beyond the number of coefficients."""
+_LEVELS = (-2 / 3, 0.0, 2 / 3)
+"""Middles of the thirds of a parameter's range."""
+_COLUMNS = ["difference", "low", "high"]
+
+
+@dataclass(frozen=True)
+class _Fit:
+    """A fitted surface."""
+
+    when: str
+    reference: np.ndarray
+    """Scaled point of the reference."""
+    coefficients: np.ndarray
+    covariance: np.ndarray
+    spare: int
+    """Degrees of freedom of the noise."""
+
+    def change(self, start: np.ndarray, end: np.ndarray) -> tuple[float, float, float]:
+        """Difference between two points, and its 95 % interval."""
+        contrast = (_terms(end) - _terms(start))[0]
+        middle = float(contrast @ self.coefficients)
+        half = float(stats.t.ppf(0.975, self.spare) * math.sqrt(contrast @ self.covariance @ contrast))
+        return middle, middle - half, middle + half
+
+    def p_value(self, index: int) -> float:
+        """F test of all terms that contain a parameter."""
+        own = [number for number, term in enumerate(_exponents(len(self.reference))) if index in term]
+        b, inner = self.coefficients[own], self.covariance[np.ix_(own, own)]
+        return float(stats.f.sf(b @ np.linalg.solve(inner, b) / len(own), len(own), self.spare))
+
+
+def surface_frames(sweep: SweepStudy) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """What the surface says of points and of each parameter; both empty for several objectives or too few trials.
+
+    Returns:
+        Points, at the middles of the thirds of each range: ``when``, ``trials``, one column per parameter, and the
+        ``difference`` from the reference with ``low`` and ``high``. Effects: ``when``, ``trials``, ``parameter``, the
+        ``difference`` between the middles of the highest and the lowest third where the other parameter is the
+        reference's, ``low``, ``high``, and ``p`` of an F test of all terms that contain the parameter.
+    """
+    paths, points, effects = _parameters(sweep), [], []
+    for fit in _fits(sweep, paths):
+        num_trials, scales = fit.spare + len(fit.coefficients), [_distribution(sweep, path) for path in paths]
+        for place in product(_LEVELS, repeat=len(paths)):
+            cells = {sweep.columns[p]: _unscaled(u, s) for p, u, s in zip(paths, place, scales, strict=True)}
+            found = dict(zip(_COLUMNS, fit.change(fit.reference, np.array(place)), strict=True))
+            points.append({"when": fit.when, "trials": num_trials} | cells | found)
+        for index, path in enumerate(paths):
+            low, high = (_moved(fit.reference, index, level) for level in (_LEVELS[0], _LEVELS[-1]))
+            found = dict(zip(_COLUMNS, fit.change(low, high), strict=True)) | {"p": fit.p_value(index)}
+            effects.append({"when": fit.when, "trials": num_trials, "parameter": sweep.columns[path]} | found)
+    head = ["when", "trials"]
+    return (
+        pd.DataFrame(points, columns=[*head, *(sweep.columns[path] for path in paths), *_COLUMNS]),
+        pd.DataFrame(effects, columns=[*head, "parameter", *_COLUMNS, "p"]),
+    )
+
+
+def surface_sentences(effects: pd.DataFrame) -> list[str]:
+    """A sentence for each parameter and fit."""
+    return [
+        f"Response surface, {row['when']}, {row['trials']} trials: from the lowest to the highest third of its range "
+        f"{row['parameter']} changes the reward by {interval_text(_interval(row))} (no effect: p {_p(row['p'])})."
+        for row in effects.to_dict("records")
+    ]
+
+
+def surface_tables(points: pd.DataFrame) -> list[WideTable]:
+    """A table of differences from the reference for each fit: values of the first parameter by those of the second."""
+    tables = []
+    for (when, trials), own in points.groupby(["when", "trials"], sort=False):
+        first, *second = points.columns[2:-3]
+        rows: dict[str, list[Entry | str]] = {}
+        for row in own.to_dict("records"):
+            entry = Entry(row["difference"], interval=_interval(row), signed=True)
+            rows.setdefault(f"{first} {short(row[first])}", []).append(entry)
+        columns = [f"{name} {short(value)}" for name in second for value in own[name].unique()] or ["Difference"]
+        title = f"Response surface: difference of the trained reward from the reference, {when}, {trials} trials"
+        tables.append(WideTable(title, ["", *columns], list(rows.items())))
+    return tables
+
+
+def _interval(row: Mapping[Hashable, Any]) -> Interval:
+    return Interval(*(row[column] for column in _COLUMNS))
+
+
+def _p(value: float) -> str:
+    return "< 0.001" if value < 0.001 else f"= {value:.2g}"
+
+
+def _parameters(sweep: SweepStudy) -> list[str]:
+    """Paths of the most important parameters that are numbers, in the order of the search space."""
+    kinds = FloatDistribution | IntDistribution
+    numbers = [path for path in sweep.columns if isinstance(_distribution(sweep, path), kinds)]
+    order = list(sweep.importance_frame()["parameter"])
+    chosen = sorted(numbers, key=lambda path: order.index(sweep.columns[path]) if sweep.columns[path] in order else 99)
+    return [path for path in numbers if path in chosen[:_MOST_PARAMETERS]]
+
+
+def _distribution(sweep: SweepStudy, path: str) -> Any:
+    return next((trial.distributions[path] for trial in sweep.trials if path in trial.distributions), None)
+
+
+def _fits(sweep: SweepStudy, paths: Sequence[str]) -> list[_Fit]:
+    if not paths or sweep.reference is None or list(sweep.objectives) != [TRAINING_REWARD]:
+        return []
+    finished = [t for t in sweep.trials if t.state in (TrialState.COMPLETE, TrialState.PRUNED) and not violated(t)]
+    curves = sweep.curve_frame()
+    seed = sweep.study.user_attrs[DEFINITION]["seeds"][0]
+    early = curves[curves["seed"] == seed].pivot(index="trial", columns="iteration", values="value")
+    early = early.reindex([trial.number for trial in finished]).dropna(axis="columns")
+    fits = []
+    if len(early.columns) > 1:  # beyond the untrained model
+        last = early.columns.max()
+        fits.append(_fit(sweep, paths, finished, dict(early[last]), f"seed {seed} at iteration {last}"))
+    values = {trial.number: float(trial.values[0]) for trial in sweep.best}
+    fits.append(_fit(sweep, paths, [t for t in finished if t.number in values], values, "at the end of training"))
+    return [fit for fit in fits if fit is not None]
+
+
+def _fit(
+    sweep: SweepStudy, paths: Sequence[str], trials: Sequence[FrozenTrial], values: Mapping[int, float], when: str
+) -> _Fit | None:
+    scales = [_distribution(sweep, path) for path in paths]
+    trials = [trial for trial in trials if all(path in trial.params for path in paths)]
+    scaled = np.array([[_scaled(t.params[p], s) for p, s in zip(paths, scales, strict=True)] for t in trials])
+    num_terms = len(_exponents(len(paths)))
+    if len(trials) < num_terms + _FEWEST_SPARE or np.linalg.matrix_rank(design := _terms(scaled)) < num_terms:
+        return None
+    y = np.array([values[trial.number] for trial in trials])
+    inverse = np.linalg.inv(design.T @ design)
+    coefficients = inverse @ design.T @ y
+    spare = len(trials) - num_terms
+    variance = float(np.square(y - design @ coefficients).sum()) / spare
+    assert sweep.reference is not None  # checked by the caller
+    reference = np.array([_scaled(sweep.reference.params[p], s) for p, s in zip(paths, scales, strict=True)])
+    return _Fit(when, reference, coefficients, variance * inverse, spare)
+
+
+def _exponents(num_parameters: int) -> list[tuple[int, ...]]:
+    """Parameters in each term: (), (0,), (1,), (0, 0), (0, 1), (1, 1)."""
+    return [term for degree in (0, 1, 2) for term in combinations_with_replacement(range(num_parameters), degree)]
+
+
+def _terms(points: np.ndarray) -> np.ndarray:
+    """Terms of points ``[points, parameters]`` or of one point: ``[points, terms]``."""
+    points = np.atleast_2d(points)
+    return np.stack([points[:, list(term)].prod(axis=1) for term in _exponents(points.shape[1])], axis=1)
+
+
+def _moved(point: np.ndarray, index: int, level: float) -> np.ndarray:
+    moved = point.copy()
+    moved[index] = level
+    return moved
+
+
+def _scaled(value: float, scale: Any) -> float:
+    low, high, at = (math.log(x) if scale.log else x for x in (scale.low, scale.high, value))
+    return 2 * (at - low) / (high - low) - 1
+
+
+def _unscaled(u: float, scale: Any) -> float:
+    low, high = (math.log(x) if scale.log else x for x in (scale.low, scale.high))
+    at = low + (u + 1) / 2 * (high - low)
+    return math.exp(at) if scale.log else at
