@@ -197,9 +197,7 @@ def _report(sweep: "Sweep", study: "SweepStudy", folder: Path, url: str) -> None
     from harness.runs.directory import RUNS
     from harness.runs.identity import changes_of
 
-    file, base = sweep.file, sweep.base
-    about = f"profile {file.profile}, {base.method.kernel}, {base.iterations} iterations, sampler {file.sampler.kind}"
-    summary = write_sweep_report(study, f"{about}, pruner {file.pruner.kind}", sweep.num_trials, folder)
+    summary = write_sweep_report(study, sweep.about, sweep.num_trials, folder)
     print(f"\n{summary.read_text(encoding='utf-8')}\ntables, figures and page: {folder}")
     folders = [path.parent for path in (RUNS / sweep.experiment).glob("*/config.yaml")]
     for line in note_on_changes(map(changes_of, folders)):

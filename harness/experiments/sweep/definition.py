@@ -128,6 +128,12 @@ class Sweep:
         points = prod(parameter.num_values for parameter in self.parameters)
         return int(min(points, self.file.trials or points))
 
+    @property
+    def about(self) -> str:
+        """What its trials are, in a few words."""
+        about = f"profile {self.file.profile}, {self.base.method.kernel}, {self.base.iterations} iterations"
+        return f"{about}, sampler {self.file.sampler.kind}, pruner {self.file.pruner.kind}"
+
     def is_full(self, num_trials: int) -> bool:
         """Whether ``num_trials`` trials are all that the study gets."""
         return self.num_trials is not None and num_trials >= self.num_trials

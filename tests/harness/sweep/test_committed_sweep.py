@@ -1,4 +1,4 @@
-"""The committed sweep: its tables and its conclusion are what its study and its confirmation give."""
+"""The committed sweeps: their tables and conclusions are what their studies and confirmations give."""
 
 import re
 import shutil
@@ -12,22 +12,23 @@ from harness.config import ROOT
 from harness.experiments.sweep.definition import load_sweep
 from harness.experiments.sweep.study import find_study, open_storage
 
-FOLDER = ROOT / "results" / "sweep-ema_fusion"
+FOLDERS = sorted((ROOT / "results").glob("sweep-*"))
 NUMBER = re.compile(r"(?<![\w.])[-−+]?\d+\.\d+(?:e[-+]\d+)?")
-ABOUT = "profile miniature-study, flow_grpo, 80 iterations, sampler tpe, pruner median"
 
 
 @pytest.mark.golden
+@pytest.mark.parametrize("committed", FOLDERS, ids=lambda folder: folder.name)
 def test_the_tables_and_the_conclusion_are_drawn_again_from_the_study(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    committed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("study.db", "confirmation.csv"):
-        shutil.copy(FOLDER / name, tmp_path)
-    study = find_study(load_sweep("ema_fusion"), open_storage(f"sqlite:///{tmp_path / 'study.db'}"))
+        shutil.copy(committed / name, tmp_path)
+    sweep = load_sweep(committed.name.removeprefix("sweep-"))
+    study = find_study(sweep, open_storage(f"sqlite:///{tmp_path / 'study.db'}"))
     monkeypatch.setattr(page, "_figures", lambda sweep: iter(()))  # they take long, and are not compared
-    page.write_sweep_report(SweepStudy(study), ABOUT, 60, tmp_path)
-    for name in ("trials.csv", "curves.csv", "importance.csv", "differences.csv", "summary.md"):
-        texts = [(folder / name).read_text(encoding="utf-8") for folder in (tmp_path, FOLDER)]
+    page.write_sweep_report(SweepStudy(study), sweep.about, sweep.num_trials, tmp_path)
+    for name in [*sorted(path.name for path in committed.glob("*.csv")), "summary.md"]:
+        texts = [(folder / name).read_text(encoding="utf-8") for folder in (tmp_path, committed)]
         # Equal, but for the last digit of numbers, which depends on the processor.
         assert NUMBER.sub("#", texts[0]) == NUMBER.sub("#", texts[1])
         for found, expected in zip(*map(NUMBER.findall, texts), strict=True):
