@@ -85,11 +85,16 @@ def surface_frames(sweep: SweepStudy) -> tuple[pd.DataFrame, pd.DataFrame]:
 
 
 def surface_sentences(effects: pd.DataFrame) -> list[str]:
-    """A sentence for each parameter and fit."""
+    """A sentence for each fit."""
+
+    def part(row: Mapping[Hashable, Any]) -> str:
+        chance = "< 0.001" if row["p"] < 0.001 else f"= {row['p']:.2g}"
+        return f"{row['parameter']} changes the reward by {interval_text(_interval(row))} (no effect: p {chance})"
+
     return [
-        f"Response surface, {row['when']}, {row['trials']} trials: from the lowest to the highest third of its range "
-        f"{row['parameter']} changes the reward by {interval_text(_interval(row))} (no effect: p {_p(row['p'])})."
-        for row in effects.to_dict("records")
+        f"Response surface, {when}, {trials} trials: from the lowest to the highest third of its range "
+        f"{'; '.join(map(part, own.to_dict('records')))}."
+        for (when, trials), own in effects.groupby(["when", "trials"], sort=False)
     ]
 
 
@@ -110,10 +115,6 @@ def surface_tables(points: pd.DataFrame) -> list[WideTable]:
 
 def _interval(row: Mapping[Hashable, Any]) -> Interval:
     return Interval(*(row[column] for column in _COLUMNS))
-
-
-def _p(value: float) -> str:
-    return "< 0.001" if value < 0.001 else f"= {value:.2g}"
 
 
 def _parameters(sweep: SweepStudy) -> list[str]:
