@@ -220,7 +220,7 @@ def _progress(log: RunLog) -> dict[str, Any]:
     config = log.config
     judges = [str(judge) for judge in config.get("evaluation", {}).get("judges", [])]
     return {
-        "model": config.get("model", {}).get("path", ""),
+        "model": (log.environment.get("fingerprints") or {}).get("model") or config.get("model", {}).get("path", ""),
         "judges": judges,
         # A component of weight 0 is only measured.
         "unseen_judges": [judge for judge in judges if not config["reward"].get(judge)],

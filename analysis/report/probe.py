@@ -1,5 +1,6 @@
 """Page of a probe: whether choosing prompts by samples of them is worth it, and the evidence."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -48,9 +49,9 @@ def probe_page(name: str, content: Mapping[str, Any]) -> str:
     panels = probe_panels(rewards, spreads, found["choices"], cost, stream)
     if gradients := content.get("gradients"):
         panels.append(parallel_panel(gradients["cosines"]))
-        introduction.append(
-            f"Gradients of {gradients['rounds']} rounds of candidates; an update of random prompts has as much signal "
-            f"as noise once {number(gradients['noise'], 0)} are averaged."
-        )
+        signal = "the signal of updates on random prompts is lost in their noise"
+        if math.isfinite(updates := gradients["noise"]):
+            signal = f"updates on random prompts have as much signal as noise once {number(updates, 0)} are averaged"
+        introduction.append(f"Gradients of {gradients['rounds']} rounds of candidates; {signal}.")
     title = f"Is choosing prompts worth it? {name}"
     return short_page(title, title, "probe", introduction, conclusion, tables, [draw_panel(panel) for panel in panels])

@@ -83,7 +83,9 @@ def write_report(
         print(line, file=sys.stderr)
     compared = read_definition(runs_folder)
     found = {
-        study: compare_runs(study, compared) if compared else conclude(study, planned_seeds)
+        study: compare_runs(study, compared)
+        if compared and set(compared[0]) & set(study.summary["run_id"])
+        else conclude(study, planned_seeds)
         for study in split_studies(logs)
     }
     if readme is not None:

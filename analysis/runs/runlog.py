@@ -141,6 +141,11 @@ def check_config(config: Any, path: Path) -> dict[str, Any]:
     return {key: _without_folders(value) for key, value in config.items()}
 
 
+def _word_without_folders(word: str) -> str:
+    name, sign, value = word.rpartition("=")
+    return f"{name}{sign}{_without_folders(value)}"
+
+
 def _without_folders(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _without_folders(inner) for key, inner in value.items()}
@@ -298,6 +303,8 @@ def _read_environment(run: Path) -> dict[str, Any]:
     except ValueError as error:
         raise ConfigError(f"{run / 'environment.json'}: {error}") from None
     known = {name: identity[name] for name in OF_IDENTITY if identity.get(name)}
+    if "command" in known:
+        known["command"] = " ".join(map(_word_without_folders, str(known["command"]).split(" ")))
     return content | known | {name: content[name] for name in ("settings",) if name in content}
 
 

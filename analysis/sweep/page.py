@@ -60,7 +60,7 @@ def write_sweep_report(sweep: SweepStudy, about: str, budget: int | None, folder
     for table, frame in frames.items():
         write_atomically(folder / f"{table}.csv", frame.to_csv(index=False, lineterminator="\n"))
     points, effects = surface_frames(sweep)
-    for table, frame in (("surface", points), ("effects", effects)) if len(points) else ():
+    for table, frame in (("surface", points), ("effects", effects)):
         write_frame(frame, folder / f"{table}.csv")
     name, introduction, best, figures = sweep.study.study_name, _introduction(sweep, about, budget), _best(sweep), []
     said, tables = [_NOT_CONFIRMED], list[WideTable]()

@@ -88,8 +88,10 @@ def surface_sentences(effects: pd.DataFrame) -> list[str]:
     """A sentence for each fit."""
 
     def part(row: Mapping[Hashable, Any]) -> str:
-        chance = "< 0.001" if row["p"] < 0.001 else f"= {row['p']:.2g}"
-        return f"{row['parameter']} changes the reward by {interval_text(_interval(row))} (no effect: p {chance})"
+        chance = "p < 0.001" if row["p"] < 0.001 else f"p = {row['p']:.2g}"
+        return (
+            f"{row['parameter']} changes the reward by {interval_text(_interval(row))} (F test of its terms: {chance})"
+        )
 
     return [
         f"Response surface, {when}, {trials} trials: from the lowest to the highest third of its range "
@@ -103,13 +105,15 @@ def surface_tables(points: pd.DataFrame) -> list[WideTable]:
     tables = []
     for (when, trials), own in points.groupby(["when", "trials"], sort=False):
         first, *second = points.columns[2:-3]
-        rows: dict[str, list[Entry | str]] = {}
+        rows: dict[float, list[Entry | str]] = {}
         for row in own.to_dict("records"):
             entry = Entry(row["difference"], interval=_interval(row), signed=True)
-            rows.setdefault(f"{first} {short(row[first])}", []).append(entry)
+            rows.setdefault(row[first], []).append(entry)
         columns = [f"{name} {short(value)}" for name in second for value in own[name].unique()] or ["Difference"]
         title = f"Response surface: difference of the trained reward from the reference, {when}, {trials} trials"
-        tables.append(WideTable(title, ["", *columns], list(rows.items())))
+        tables.append(
+            WideTable(title, ["", *columns], [(f"{first} {short(value)}", own) for value, own in rows.items()])
+        )
     return tables
 
 
@@ -119,8 +123,9 @@ def _interval(row: Mapping[Hashable, Any]) -> Interval:
 
 def _parameters(sweep: SweepStudy) -> list[str]:
     """Paths of the most important parameters that are numbers, in the order of the search space."""
+    scales = {path: _distribution(sweep, path) for path in sweep.columns}
     kinds = FloatDistribution | IntDistribution
-    numbers = [path for path in sweep.columns if isinstance(_distribution(sweep, path), kinds)]
+    numbers = [path for path, scale in scales.items() if isinstance(scale, kinds) and scale.high > scale.low]
     order = list(sweep.importance_frame()["parameter"])
     chosen = sorted(numbers, key=lambda path: order.index(sweep.columns[path]) if sweep.columns[path] in order else 99)
     return [path for path in numbers if path in chosen[:_MOST_PARAMETERS]]
@@ -138,12 +143,14 @@ def _fits(sweep: SweepStudy, paths: Sequence[str]) -> list[_Fit]:
     seed = sweep.study.user_attrs[DEFINITION]["seeds"][0]
     early = curves[curves["seed"] == seed].pivot(index="trial", columns="iteration", values="value")
     early = early.reindex([trial.number for trial in finished]).dropna(axis="columns")
-    fits = []
-    if len(early.columns) > 1:  # beyond the untrained model
-        last = early.columns.max()
-        fits.append(_fit(sweep, paths, finished, dict(early[last]), f"seed {seed} at iteration {last}"))
+    fits, others = [], "" if len(paths) == len(sweep.columns) else ", other settings as they came"
     values = {trial.number: float(trial.values[0]) for trial in sweep.best}
-    fits.append(_fit(sweep, paths, [t for t in finished if t.number in values], values, "at the end of training"))
+    if len(early.columns) > 1 and len(values) < len(finished):  # else the end says more about the same trials
+        last = early.columns.max()
+        fits.append(_fit(sweep, paths, finished, dict(early[last]), f"seed {seed} at iteration {last}{others}"))
+    fits.append(
+        _fit(sweep, paths, [t for t in finished if t.number in values], values, f"at the end of training{others}")
+    )
     return [fit for fit in fits if fit is not None]
 
 
@@ -157,6 +164,8 @@ def _fit(
     if len(trials) < num_terms + _FEWEST_SPARE or np.linalg.matrix_rank(design := _terms(scaled)) < num_terms:
         return None
     y = np.array([values[trial.number] for trial in trials])
+    if np.ptp(y) == 0:
+        return None
     inverse = np.linalg.inv(design.T @ design)
     coefficients = inverse @ design.T @ y
     spare = len(trials) - num_terms

@@ -30,7 +30,7 @@ _RULE = (
     "there is nothing to be found, or a planted difference. Expected: the level, or the power."
 )
 _PROCESSORS = (
-    "The claims by the pairs that one model of processor made, judged together as above. Fewer pairs decide less, and "
+    "The claims by the pairs that one model of processor made, judged together. Fewer pairs decide less, and "
     "seeds differ, too: what counts is whether a verdict is turned round."
 )
 
@@ -71,7 +71,8 @@ def by_processor(study: Study, claims: Sequence[Claim]) -> tuple[list[str], list
     for processor, runs in study.summary.groupby("processor"):
         own = replace(study, summary=runs)
         unjudged = judge_grid(own, claims, NEVER)
-        known = [(one.claim, one.pairs) for one in unjudged if one.pairs >= MIN_PAIRS and math.isfinite(one.gain)]
+        pairs = {one.claim: min(map(len, one.strata)) for one in unjudged if math.isfinite(one.gain)}
+        known = [(claim, count) for claim, count in pairs.items() if count >= MIN_PAIRS]
         if not known:
             continue
         verdicts = {

@@ -136,7 +136,7 @@ def prediction_table(frame: pd.DataFrame) -> WideTable:
     """Table of ``prediction_frame`` for readers."""
     title = (
         "Against the larger group of equal cost, of the base's gain: the line through the outer levels of the map "
-        "predicts the middle one. Pays from: share of the variance at which that line crosses 0"
+        "predicts the middle one, given the probes' shares. Pays from: share at which that line crosses 0"
     )
     head = ["Rule", "Most luck", "Least luck", "Middle: predicted", "Measured", "Missed by, 95 %", "Pays from"]
     rows = []

@@ -51,7 +51,7 @@ def probe(
     prompts: Annotated[int, "number of prompts, from the start of the validation list", 2] = 64,
     noises: Annotated[int, "number of deterministic samples per prompt", 2] = 8,
     gradients: Annotated[
-        int | None, "also measure how parallel strategies' updates are, over this many rounds of candidates", 12
+        int | None, "also measure how parallel strategies' updates are, over this many rounds of candidates", 42
     ] = None,
     output: Annotated[Path | None, "output folder (default: results/probes/PROFILE)"] = None,
     device: Where = "auto",

@@ -91,6 +91,10 @@ def test_a_comparison_s_page_is_drawn_again_from_its_shards(tmp_path: Path) -> N
     for name in ("report.html", "tables/conclusions.csv", "figures/claims-1.svg"):
         assert (output / name).read_bytes() == (again / name).read_bytes()
     assert "Flow-GRPO hardest beats Flow-GRPO medium" in (again / "tables" / "conclusions.md").read_text()
+    # An experiment beside it is judged as any other.
+    write_shards(write_run(tmp_path / "other", experiment="other"), output / "runs")
+    write_report(output / "runs", again)
+    assert "Flow-GRPO hardest beats Flow-GRPO medium" in (again / "tables" / "conclusions.md").read_text()
     (output / "runs" / DEFINITION).write_text("{1: 2")
     with pytest.raises(ConfigError, match=DEFINITION):
         write_report(output / "runs", again)

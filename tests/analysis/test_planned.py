@@ -16,6 +16,7 @@ from analysis.cells.labels import Cell
 from analysis.cells.study import Study
 from analysis.cells.variants import name_variants
 from analysis.decisions import LEVEL
+from analysis.figures.drawing import draw_panel
 from analysis.figures.levels import map_panels
 from analysis.report import head, report
 from analysis.report.head import added_by_study
@@ -172,7 +173,11 @@ def test_the_map_has_a_second_axis_once_the_probes_have_gradients() -> None:
     for name in ("share", "cosine"):
         frame[f"{name}_low"], frame[f"{name}_high"] = 0.1, 0.9
     assert [panel.name for panel in map_panels(frame)] == ["map", "map-gradients"]
-    assert [panel.name for panel in map_panels(frame.assign(cosine=math.nan))] == ["map"]
+    second = draw_panel(map_panels(frame)[1]).svg
+    assert all(f">{share}<" in second for share in ("0.20", "0.60"))
+    one = frame.assign(cosine_low=[math.nan, 0.1])  # no interval, so it is not shown as if it were exact
+    assert ">0.20<" not in draw_panel(map_panels(one)[1]).svg
+    assert [panel.name for panel in map_panels(frame.assign(cosine_low=math.nan))] == ["map"]
 
 
 def test_the_outer_levels_predict_the_middle_one_at_equal_cost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

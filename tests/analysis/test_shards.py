@@ -47,9 +47,14 @@ def test_neither_a_shard_nor_its_page_tells_where_files_lay(write_run: WriteRun,
     config = yaml.safe_load((run / "config.yaml").read_text())
     config |= {"plugins": {"Own": {"source": "/home/me/rules.py:Own"}}, "prompts": {"train": "/home/me/train.txt"}}
     (run / "config.yaml").write_text(yaml.safe_dump(config))
+    command = "adagrpo train --seeds 1 selection=/home/me/rules.py:Own prompts.train=/home/me/train.txt"
+    (run / "identity.json").write_text(json.dumps({"command": command}))
     [shard] = write_shards(run, tmp_path / "shards")
     assert b"/home/me" not in shard.read_bytes()
-    shown, _ = split_settings(load_logs(shard.parent).summary["config"])
+    summary = load_logs(shard.parent).summary
+    told = "adagrpo train --seeds 1 selection=rules.py:Own prompts.train=train.txt"
+    assert summary["environment"][0]["command"] == told
+    shown, _ = split_settings(summary["config"])
     assert (shown["plugins.Own.source"], shown["prompts.train"]) == ("rules.py:Own", "train.txt")
 
 

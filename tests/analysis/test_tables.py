@@ -1,5 +1,6 @@
 """Tables hold the numbers computed by hand, with the runs that they come from."""
 
+import json
 from pathlib import Path
 
 import pandas as pd
@@ -80,6 +81,14 @@ def test_the_untrained_test_of_another_run_of_the_same_model_counts(write_run: W
     table = cell_frame(study_of(tmp_path / "runs")).set_index("selection")
     assert table["training_reward_before"].to_dict() == pytest.approx({"random": 0.4, "medium": 0.4, "hardest": 0.5})
     assert table["before_split"].to_dict() == {"random": "test", "medium": "test", "hardest": "validation"}
+
+
+def test_models_of_one_name_are_told_apart_by_their_content(write_run: WriteRun, tmp_path: Path) -> None:
+    for name, method, base_test in (("a", "flow_grpo", 0.4), ("b", "dance_grpo", None)):
+        run = write_run(name, base_test=base_test, method={"kernel": method}, model={"path": f"/{name}/transformer"})
+        (run / "identity.json").write_text(json.dumps({"fingerprints": {"model": name}}))
+    table = cell_frame(study_of(tmp_path / "runs")).set_index("method")
+    assert table["training_reward_before"].to_dict() == pytest.approx({"flow_grpo": 0.4, "dance_grpo": 0.5})
 
 
 def test_the_papers_table_has_its_numbers_and_differences() -> None:

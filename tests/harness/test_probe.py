@@ -86,7 +86,7 @@ def test_twins_of_the_papers_models_are_probed(tmp_path: Path) -> None:
 
 def test_gradients_say_how_parallel_strategies_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(parallel, "WARM_UP", 1)
-    small = [*SMALL, "--prompts", "2", "--noises", "2", "--gradients", "12"]
+    small = [*SMALL, "--prompts", "2", "--noises", "2", "--gradients", "42"]
     assert run(*small, "--output", str(tmp_path / "out")) == 0
     [path] = (tmp_path / "out").glob("*.json")
     gradients = json.loads(path.read_text(encoding="utf-8"))["gradients"]
@@ -103,8 +103,8 @@ def test_gradients_say_how_parallel_strategies_are(tmp_path: Path, monkeypatch: 
     for decay, expected in (("0.8", nullcontext()), ("0.5", pytest.raises(KeyError, match="computed"))):
         config = load_parallel("smoke", [*SMALL[2:], f"capability.decay={decay}"], None)
         with expected:
-            assert json.dumps(measure_parallel(config, 12, torch.device("cpu"), print)) == json.dumps(gradients)
-    assert run("rollout.kind=full_sde", *SMALL[:2], "--gradients", "12") == 2
+            assert json.dumps(measure_parallel(config, 42, torch.device("cpu"), print)) == json.dumps(gradients)
+    assert run("rollout.kind=full_sde", *SMALL[:2], "--gradients", "42") == 2
     # Measured again without gradients, which take hours, those on disk stay.
     assert run(*small[:-2], "--output", str(tmp_path / "out")) == 0
     assert json.loads(path.read_text(encoding="utf-8"))["gradients"] == gradients

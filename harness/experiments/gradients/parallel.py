@@ -1,5 +1,6 @@
 """Similarity of the updates of selection strategies at the untrained model, which bounds what choosing can change."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import combinations
@@ -41,7 +42,8 @@ def measure_parallel(
     """Cosines between strategies' expected updates of local advantages, with 95 % intervals over blocks of rounds.
 
     Only products of different blocks are used, to which noise does not contribute. ``noise`` is the number of updates
-    on random prompts whose signal equals their noise: with fewer rounds than that, intervals are wide.
+    on random prompts whose signal equals their noise, NaN if it is lost in the noise: with fewer rounds than that,
+    intervals are wide.
 
     Args:
         config: result of ``load_parallel``.
@@ -75,9 +77,10 @@ def measure_parallel(
         found = Resampled(alignment(product(one, other), signal[one], signal[other]), [len(blocks)]).interval()
         cosines.append({"first": one, "second": other, "value": found.estimate, "low": found.low, "high": found.high})
     squares = weighted_mean(np.array([part["squares"] for part in groups]), counts, weights)
+    noise = float(1 / signal_to_noise(signal["random"], squares)[0])
     return {
         "rounds": rounds,
-        "noise": float(1 / signal_to_noise(signal["random"], squares)[0]),
+        "noise": noise if noise > 0 else math.nan,
         "cosines": cosines,
     }
 

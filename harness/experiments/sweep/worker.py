@@ -22,6 +22,7 @@ from harness.experiments.sweep import STORAGE_VARIABLE
 from harness.experiments.sweep.definition import Sweep
 from harness.experiments.sweep.study import RETRY, find_study, make_pruner, make_sampler, open_storage, storage_errors
 from harness.experiments.sweep.trial import ExecuteRun, Objective, SurplusTrial
+from harness.foundation.errors import FileError
 from harness.foundation.files import read_text, write_atomically
 
 MAX_FAILURES = 10
@@ -123,7 +124,8 @@ class SweepWorker(Job):
 def tell_share(done: Path, sweep: Sweep, num_finished: int) -> None:
     """Record which fraction of a sweep's trials is finished, for the worker that will write the file ``done``."""
     if sweep.num_trials:
-        write_atomically(_share_of(done), str(min(1.0, num_finished / sweep.num_trials)))
+        with suppress(FileError):  # a full disk must not end the work
+            write_atomically(_share_of(done), str(min(1.0, num_finished / sweep.num_trials)))
 
 
 def _share_of(done: Path) -> Path:

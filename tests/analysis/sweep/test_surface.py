@@ -2,21 +2,23 @@
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import optuna
 import pytest
-from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
+from optuna.distributions import CategoricalDistribution, FloatDistribution
 from optuna.trial import TrialState, create_trial
 
 from analysis.sweep.surface import surface_frames, surface_sentences, surface_tables
 from analysis.sweep.tables import DEFINITION, SweepStudy
 
-SPACE: dict[str, BaseDistribution] = {
+SPACE: dict[str, Any] = {
     "capability.decay": FloatDistribution(0.5, 0.9),
     "fusion.weight": FloatDistribution(0.01, 10, log=True),
     "selection": CategoricalDistribution(["medium", "hardest"]),
 }
+OTHERS = ", other settings as they came"
 Reward = Callable[[float, float], float]
 
 
@@ -28,8 +30,9 @@ def sweep_of(reward: Reward, num_trials: int, noise: float = 0.0, objectives: in
     sought = dict(list(named.items())[:objectives])
     space = {path: {"column": path.split(".")[-1]} for path in SPACE}
     study.set_user_attr(DEFINITION, {"space": space, "objectives": sought, "seeds": [7, 8]})
+    lowest_and_highest = SPACE["capability.decay"].low, SPACE["capability.decay"].high
     for number in range(num_trials):
-        decay, exponent = (0.8, 0.0) if number == 0 else (rng.uniform(0.5, 0.9), rng.uniform(-2, 1))
+        decay, exponent = (0.8, 0.0) if number == 0 else (rng.uniform(*lowest_and_highest), rng.uniform(-2, 1))
         final = reward(decay, exponent) + noise * rng.normal()
         is_pruned = number % 3 == 2
         curve = [(0, 0.3), (20, final / 2), *([] if is_pruned else [(40, final)])]
@@ -52,12 +55,12 @@ def test_a_planted_surface_is_found_exactly_at_both_times() -> None:
 
     points, effects = surface_frames(sweep_of(reward, 30))
     assert dict(points.groupby("when")["trials"].first()) == {
-        "seed 7 at iteration 20": 30,
-        "at the end of training": 20,
+        f"seed 7 at iteration 20{OTHERS}": 30,
+        f"at the end of training{OTHERS}": 20,
     }
     assert len(points) == 2 * 9
     for row in points.to_dict("records"):
-        share = 1 if row["when"] == "at the end of training" else 0.5
+        share = 1 if row["when"].startswith("at the end") else 0.5
         planted = share * (reward(row["decay"], math.log10(row["weight"])) - reward(0.8, 0.0))
         assert [row["difference"], row["low"], row["high"]] == pytest.approx([planted] * 3, abs=1e-6)
     # From the middle of the lowest to that of the highest third of [.5, .9], with the reference's weight.
@@ -83,6 +86,24 @@ def test_noise_gives_intervals_that_contain_the_truth_and_what_does_not_matter_i
     assert any(
         "weight changes the reward" in sentence and "p < 0.001" in sentence for sentence in surface_sentences(effects)
     )
+
+
+def test_rewards_that_never_differ_and_a_range_of_one_value_have_no_surface(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert [len(frame) for frame in surface_frames(sweep_of(lambda decay, exponent: 0.0, 30))] == [0, 0]
+    monkeypatch.setitem(SPACE, "capability.decay", FloatDistribution(0.8, 0.8))
+    points, effects = surface_frames(sweep_of(lambda decay, exponent: 0.1 * exponent, 30))
+    assert set(effects["parameter"]) == {"weight"}
+    assert all(when.endswith(OTHERS) for when in points["when"])
+
+
+def test_without_pruning_there_is_one_surface() -> None:
+    sweep = sweep_of(lambda decay, exponent: decay, 30)
+    kept = [trial for trial in sweep.study.trials if trial.state == TrialState.COMPLETE]
+    study = optuna.create_study(direction="maximize")
+    study.set_user_attr(DEFINITION, sweep.study.user_attrs[DEFINITION])
+    study.add_trials(kept)
+    points, _ = surface_frames(SweepStudy(study))
+    assert set(points["when"]) == {f"at the end of training{OTHERS}"}
 
 
 @pytest.mark.parametrize(("num_trials", "objectives"), [(10, 1), (30, 2)])
