@@ -1,5 +1,6 @@
 """Runs of one experiment and reward, and comparisons of their cells: values of finished runs, paired by seed."""
 
+import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -188,12 +189,13 @@ class Study:
         """Values of the untrained model by metric, and the split they were measured on: test, validation or none.
 
         They come from the first of these that exists: the test of the cell's finished runs; that of other runs of the
-        same model and files; the cell's own first validation.
+        same model, files, evaluation and scale of rewards; the cell's own first validation.
         """
         members = dict(self.cells)[cell]
         finished = [run for run in members["run_id"] if run in self.finished]
         first = members.iloc[0]
         same = (self.summary["model"] == first["model"]) & (self.summary["files"] == first["files"])
+        same &= self.summary["config"].map(_measured_with) == _measured_with(first["config"])
         model = self.summary.loc[same, "run_id"]
         start = self.evaluations[self.evaluations["iteration"] == 0]
         for ids, split in ((finished, "test"), (model, "test"), (members["run_id"], "validation")):
@@ -307,6 +309,14 @@ def first_seeds(study: Study, count: int) -> Study:
     """Restrict a study to the runs of each method's ``count`` lowest seeds."""
     summary = study.summary
     return replace(study, summary=summary[summary.groupby("method")["seed"].rank(method="dense") <= count])
+
+
+def _measured_with(config: Mapping[str, Any]) -> str:
+    """Text of the settings that the untrained model's rewards depend on, beside files."""
+    scales = {name: (own.get("offset", 0), own.get("scale", 1)) for name, own in config.get("rewards", {}).items()}
+    evaluation = [config.get("evaluation", {}).get(name) for name in ("num_steps", "height", "width", "test_noises")]
+    model = {name: value for name, value in config.get("model", {}).items() if name not in ("path", "execution")}
+    return json.dumps([evaluation, scales, model], sort_keys=True, default=str)
 
 
 def first_seeds_of_cells(study: Study, counts: Mapping[Cell, int]) -> Study:

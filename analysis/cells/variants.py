@@ -14,7 +14,7 @@ from harness.foundation.trained_reward import TrainedReward
 _NAMED = (*OF_CELL_AND_SEED, "method.kernel")
 # Settings that change no number.
 _NO_MATTER = ("runtime.", "logging.", "prompts.", "model.path", "model.execution.", "rewards.")
-_SHORT = {
+SHORT = {
     "rollout.candidates": "B",
     "rollout.group_size": "G",
     "rollout.prompts_per_update": "P",
@@ -22,11 +22,12 @@ _SHORT = {
     "capability.decay": "decay",
     "capability.sync": "capability",
     "capability.anchor": "anchor",
+    "runtime.processes": "processes",
     "optimizer.learning_rate": "lr",
     "method.eta": "eta",
     "fusion.kind": "fusion",
 }
-_NOT_READ_BY_BASE = ("fusion.", "capability.", "rollout.candidates", "choice.level")
+_NOT_READ_BY_BASE = ("fusion.", "capability.", "rollout.candidates", "choice.level", "runtime.processes")
 _OF_THE_PAPER = {"fusion.kind": "fused", "fusion.same_length": "False"}
 """Settings that are always named where they differ from the paper's: "+ fusion" alone is the paper's fusion."""
 _MODEL = "model"
@@ -73,15 +74,19 @@ def kind_of(config: Mapping[str, Any]) -> tuple[str, str, str]:
 
 def variant_of_base(variant: str) -> str:
     """Variant of the base cell that a cell is compared with: without the settings that a base method does not read."""
-    unread = tuple(f"{name} " for key, name in _SHORT.items() if key.startswith(_NOT_READ_BY_BASE))
+    unread = tuple(f"{name} " for key, name in SHORT.items() if key.startswith(_NOT_READ_BY_BASE))
     return ", ".join(part for part in variant.split(", ") if not part.startswith((*unread, *_NOT_READ_BY_BASE)))
 
 
 def _settings(source: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, str]:
+    # A run records its number of processes only if its numbers depend on it.
+    counted = source is not config or config.get("capability", {}).get("sync") == "per_rank"
     settings = {
         key: text
         for key, text in flatten(source)
-        if key not in _NAMED and _matters(key) and _OF_THE_PAPER.get(key) != text
+        if key not in _NAMED
+        and (_matters(key) or (counted and key == "runtime.processes"))
+        and _OF_THE_PAPER.get(key) != text
     }
     # Only the model's name counts, since paths differ between machines.
     return settings | {_MODEL: PurePath(str(config.get("model", {}).get("path", ""))).name}
@@ -92,4 +97,4 @@ def _matters(key: str) -> bool:
 
 
 def _part(key: str, value: str) -> str:
-    return f"{value} iterations" if key == "iterations" else f"{_SHORT.get(key, key)} {value.replace(', ', ' ')}"
+    return f"{value} iterations" if key == "iterations" else f"{SHORT.get(key, key)} {value.replace(', ', ' ')}"

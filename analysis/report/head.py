@@ -11,7 +11,7 @@ from analysis.cells.study import Study, adagrpo_pairs
 from analysis.formats import MISSING, Entry, WideTable, number
 from analysis.report.tables import difference_entry
 from analysis.statistics import Interval
-from analysis.verdicts.compared import EQUAL_ITERATIONS
+from analysis.verdicts.compared import AT_END
 from analysis.verdicts.conclusions import POWER, Conclusions, sentences, share_of_gain
 from analysis.verdicts.planned import FAMILIES, PRIMARY
 from analysis.verdicts.protocol import MARGIN_SHARE, Judged
@@ -22,7 +22,7 @@ _SHARE = f"{MARGIN_SHARE:.0%} of the base's gain"
 
 def is_comparison(found: Conclusions | None) -> bool:
     """Whether the conclusions compare named cells, see ``analysis.verdicts.compared``."""
-    return found is not None and EQUAL_ITERATIONS in found.families
+    return found is not None and AT_END in found.families
 
 
 def headline(found: Conclusions | None) -> str:

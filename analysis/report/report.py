@@ -37,6 +37,7 @@ from analysis.verdicts.conclusions import (
     conclusions_markdown,
     digest,
     planned_families,
+    runs_of_plan,
 )
 from analysis.verdicts.levels import map_frame, prediction_frame, prediction_table
 from analysis.verdicts.stability import GROUP_SPREADS, stability_frame, stability_table
@@ -117,7 +118,8 @@ def write_pages(logs: Logs, found: Mapping[Study, Conclusions | None], output: P
 
 def _draw_map(parts: Sequence[Part], output: Path) -> list[Drawing]:
     """Write the map's table and figures once two of its experiments are decided; returns the figures."""
-    frame = map_frame({part.study.experiment: part.conclusions.main for part in parts if part.conclusions})
+    decided = [part for part in parts if part.conclusions and planned_families(part.study)]
+    frame = map_frame({part.study.experiment: part.conclusions.main for part in decided if part.conclusions})
     if frame.empty or frame["experiment"].nunique() < 2:
         return []
     write_frame(frame, output / "tables" / "map.csv")
@@ -130,7 +132,7 @@ def _draw_map(parts: Sequence[Part], output: Path) -> list[Drawing]:
 
 def _test_map(parts: Sequence[Part], output: Path) -> WideTable | None:
     """Write the table of the map's test once its three levels are decided; returns it for readers."""
-    frame = prediction_frame([part.study for part in parts])
+    frame = prediction_frame([runs_of_plan(part.study) for part in parts if planned_families(part.study)])
     if frame.empty:
         return None
     write_frame(frame, output / "tables" / "map-test.csv")

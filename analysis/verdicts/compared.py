@@ -1,4 +1,4 @@
-"""Comparison of any cells with one of them by the rule that judges a grid: at equal iterations, and at equal compute.
+"""Comparison of any cells with one of them by the rule of a grid: at the end of training, and at equal compute.
 
 Endpoint, pairs, margin and verdicts are those of ``analysis.verdicts.protocol`` and ``analysis.decisions``; margins are
 a share of the control's gain. At equal compute the reward on validation words is compared at the point where the more
@@ -8,6 +8,7 @@ expensive cell has spent the other's total of network forwards, a trained sample
 import json
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,9 @@ import numpy as np
 from analysis.cells.equal_cost import at_equal_compute, mean_compute
 from analysis.cells.labels import Cell
 from analysis.cells.logs import TRAINING_REWARD
+from analysis.cells.settings import flatten
 from analysis.cells.study import Study
+from analysis.cells.variants import SHORT
 from analysis.decisions import LEVEL, Question, contrast, decide
 from analysis.runs.sources import was_under_other_rules
 from analysis.statistics import Values
@@ -24,7 +27,7 @@ from analysis.verdicts.protocol import MARGIN_SHARE, MIN_PAIRS, Claim, Judged, S
 from harness.foundation.errors import ConfigError
 from harness.foundation.files import read_text
 
-EQUAL_ITERATIONS, EQUAL_COMPUTE = "At equal iterations", "At equal compute"
+AT_END, EQUAL_COMPUTE = "At the end of training", "At equal compute"
 DEFINITION = "comparison.json"
 """File beside the shards of a comparison: each cell's run ids, the first cell's being those of the control."""
 
@@ -50,6 +53,8 @@ def compare_runs(study: Study, runs: Sequence[Sequence[str]]) -> Conclusions:
     Raises:
         ConfigError: there are no runs of two cells.
     """
+    # Later comparisons may have left runs of the same cells in the folder.
+    study = replace(study, summary=study.summary[study.summary["run_id"].isin({run for ids in runs for run in ids})])
     cells = [_cell(study, set(ids)) for ids in runs]
     there = [cell for cell in cells[1:] if cell is not None]
     if not cells or cells[0] is None or not there:
@@ -75,7 +80,7 @@ def compare(study: Study, control: Cell, treatments: Sequence[Cell], planned: in
     final = [_differences(study, treatment, control, split) for treatment in treatments]
     spent = [_at_equal_compute(study, treatment, control) for treatment in treatments]
     families = {
-        EQUAL_ITERATIONS: _judge(control, treatments, final, _gain(study, control, split), planned),
+        AT_END: _judge(control, treatments, final, _gain(study, control, split), planned),
         EQUAL_COMPUTE: _judge(control, treatments, spent, _gain_on_validation(study, control), planned),
     }
     environments = study.environments
@@ -83,10 +88,25 @@ def compare(study: Study, control: Cell, treatments: Sequence[Cell], planned: in
     opening = (
         f"Each claim compares two cells; “the base” is {control.label}. At equal compute the reward is that on "
         "validation words where the dearer cell has spent as many network forwards as the other in all."
+        f"{_unnamed(study, control, treatments)}"
     )
-    plans = plan_rows(study, families[EQUAL_ITERATIONS])
-    words = {EQUAL_ITERATIONS: split, EQUAL_COMPUTE: "validation"}
+    plans = plan_rows(study, families[AT_END])
+    words = {AT_END: split, EQUAL_COMPUTE: "validation"}
     return Conclusions(families, len(environments), others, plans, (), opening, words)
+
+
+def _unnamed(study: Study, control: Cell, treatments: Sequence[Cell]) -> str:
+    """Sentences on what treatments of other methods differ in: a variant's name compares runs of one method alone."""
+    members, said = dict(study.cells), []
+    settings = {cell: dict(flatten(members[cell].iloc[0]["config"])) for cell in (control, *treatments)}
+    for cell in (one for one in treatments if one.method != control.method):
+        own, other = settings[cell], settings[control]
+        keys = [key for key in (*SHORT, "iterations") if key != "method.eta"]  # each method has its own
+        differing = [
+            f"{SHORT.get(k, k)} {own.get(k)} instead of {other.get(k)}" for k in keys if own.get(k) != other.get(k)
+        ]
+        said += [f" {cell.label} has {', '.join(differing)}."] if differing else []
+    return "".join(said)
 
 
 def _judge(

@@ -18,7 +18,8 @@ from analysis.verdicts.checks import Checked, checks_of
 from analysis.verdicts.earlier import EARLIER, EARLIER_NOTE
 from analysis.verdicts.judging import NEVER, judge_together
 from analysis.verdicts.planned import FAMILIES, Family, judge_family
-from analysis.verdicts.protocol import MARGIN_SHARE, MIN_PAIRS, Judged, judge_grid, method_claims, pooled_claims
+from analysis.verdicts.protocol import BASE, MARGIN_SHARE, MIN_PAIRS, Judged, judge_grid, method_claims, pooled_claims
+from harness.foundation.errors import ConfigError
 
 HEAD = ("Claim", "Verdict", "Difference", "Of the base's gain", "The paper's", "Pairs", "Power", "Pairs needed")
 """Headings of a table of judged claims, with differences that have one-sided 95 % bounds."""
@@ -76,7 +77,8 @@ def conclude(study: Study, planned_seeds: int | None = None) -> Conclusions | No
     """
     planned = planned_families(study)
     if planned:
-        of_plan = first_seeds_of_cells(study, _planned_seeds(planned))
+        of_plan = runs_of_plan(study)
+        _require_names_of_plan(of_plan, planned)
         families: dict[str, Sequence[Judged]] = {f.name: ranked(_judge_family(of_plan, f)) for f in planned}
         opening = EARLIER_NOTE if planned[0] in EARLIER else "Each claim compares two cells."
     else:
@@ -88,12 +90,38 @@ def conclude(study: Study, planned_seeds: int | None = None) -> Conclusions | No
     main = next(iter(families.values()))
     checks = checks_of(of_plan, main[0].gain, [one.claim for one in main]) if planned else []
     words = dict.fromkeys(families, study.endpoint)
+    if any(study.untrained(BASE.cell(method))[1] != study.endpoint for method in _methods_of_bases(study, main)):
+        opening += " The base's gain is that on validation words: the untrained model was not measured on others."
     return Conclusions(families, len(environments), others, plan_rows(study, main), checks, opening, words)
 
 
 def planned_families(study: Study) -> list[Family]:
     """Families of claims planned for a study's experiment, if it is trained on ocr; [] for a grid."""
     return [one for one in (*FAMILIES, *EARLIER) if (one.experiment, study.reward) == (study.experiment, "ocr")]
+
+
+def runs_of_plan(study: Study) -> Study:
+    """The runs of a study's experiment that its planned claims are decided on."""
+    return first_seeds_of_cells(study, _planned_seeds(planned_families(study)))
+
+
+def _require_names_of_plan(study: Study, families: Sequence[Family]) -> None:
+    """Refuse runs of which most are like a variant of the plan, such as "G 12": then no name means what it is there."""
+    planned = [claim for family in families for claim, _ in family.claims]
+    variants = {side.variant for claim in planned for comparison in claim.comparisons for side in comparison}
+    for cell, members in study.cells:
+        config = members.iloc[0]["config"]
+        own = {f"G {config.get('rollout', {}).get('group_size')}", f"{config['iterations']} iterations"}
+        if not cell.variant and (usual := own & variants):
+            raise ConfigError(
+                f"{members.iloc[0]['folder']}: experiment {study.experiment} has so many runs with {min(usual)} that "
+                "cells are not named as in its plan; give runs that are not planned an experiment of their own"
+            )
+
+
+def _methods_of_bases(study: Study, family: Sequence[Judged]) -> set[str]:
+    cells = dict(study.cells)
+    return {method for one in family for method in one.claim.methods if BASE.cell(method) in cells}
 
 
 def _planned_seeds(families: Sequence[Family]) -> dict[Cell, int]:

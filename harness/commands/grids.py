@@ -98,8 +98,8 @@ def compare(
     slots: Slots = None,
     rerun_changed: Rerun = False,
 ) -> int:
-    """Compare cells, executing the runs that are missing; they are judged by the grid's rule, at equal iterations and
-    at equal compute. Exit code 0 if every run has finished, whatever the verdict; 1 if one failed; 2 for bad input.
+    """Compare cells, executing the runs that are missing; they are judged by the grid's rule, at the end of training
+    and at equal compute. Exit code 0 if every run has finished, whatever the verdict; 1 if one failed; 2 for bad input.
 
     Example: ``adagrpo compare base selection=curriculum --seeds 0-1 --plan``
     """

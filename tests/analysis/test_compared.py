@@ -14,7 +14,7 @@ from analysis.formats import entry_text
 from analysis.report.head import cautions, head_table
 from analysis.report.report import REPORT_METRICS, write_pages, write_report
 from analysis.runs.shards import write_shards
-from analysis.verdicts.compared import DEFINITION, EQUAL_COMPUTE, EQUAL_ITERATIONS, compare
+from analysis.verdicts.compared import AT_END, DEFINITION, EQUAL_COMPUTE, compare
 from harness.experiments.compare import judged
 from harness.foundation.errors import ConfigError
 from harness.runs.directory import RunDirectory
@@ -46,7 +46,7 @@ def study(logs: Logs) -> Study:
 
 def test_a_planted_difference_is_found_at_equal_iterations_and_its_loss_at_equal_compute(study: Study) -> None:
     families = compare(study, BASE, [MINE], 4).families
-    [final], [spent] = families[EQUAL_ITERATIONS], families[EQUAL_COMPUTE]
+    [final], [spent] = families[AT_END], families[EQUAL_COMPUTE]
     assert final.claim.statement == "Flow-GRPO SecondHardest beats Flow-GRPO"
     assert (final.verdict, spent.verdict) == ("supported", "opposite")
     assert list(final.strata[0]) == pytest.approx([0.1, 0.099, 0.098, 0.097])
@@ -59,6 +59,15 @@ def test_a_planted_difference_is_found_at_equal_iterations_and_its_loss_at_equal
     assert not cautions([final])
     [turned] = compare(study, MINE, [BASE], 4).families[EQUAL_COMPUTE]
     assert list(turned.strata[0]) == pytest.approx(list(-spent.strata[0]))
+
+
+def test_what_cells_of_two_methods_differ_in_is_said(tmp_path: Path) -> None:
+    for seed in range(2):
+        write_run(tmp_path / f"flow-{seed}", seed=seed, rollout={"group_size": 8})
+        dance = {"method": {"kernel": "dance_grpo"}, "rollout": {"group_size": 24}, "iterations": 90}
+        write_run(tmp_path / f"dance-{seed}", seed=seed, **dance)
+    opening = compare(study_of(tmp_path, SPENDING_METRICS), BASE, [BASE._replace(method="dance_grpo")], 2).opening
+    assert opening.endswith("DanceGRPO has G 24 instead of 8, iterations 90 instead of 2.")
 
 
 def test_two_claims_share_the_level_and_missing_pairs_decide_nothing(study: Study) -> None:
@@ -75,7 +84,7 @@ def test_the_page_opens_with_the_verdict_the_difference_with_bounds_and_both_cur
     page = write_pages(logs, {study: compare(study, BASE, [MINE], 4)}, tmp_path).read_text()
     top = page[page.index("<h1>") : page.index("<nav>")]
     assert "Supported here: Flow-GRPO SecondHardest beats Flow-GRPO (+0.098 [" in top
-    assert top.index("At equal iterations</th><td>+0.0985 [+0.0970, +0.1000]</td><td>supported") < top.index("<svg")
+    assert top.index("At the end of training</th><td>+0.0985 [+0.0970, +0.1000]</td><td>supported") < top.index("<svg")
     assert all(f"{cell.label} (4 seeds)" in top for cell in (BASE, MINE))
 
 
@@ -91,6 +100,12 @@ def test_a_comparison_s_page_is_drawn_again_from_its_shards(tmp_path: Path) -> N
     for name in ("report.html", "tables/conclusions.csv", "figures/claims-1.svg"):
         assert (output / name).read_bytes() == (again / name).read_bytes()
     assert "Flow-GRPO hardest beats Flow-GRPO medium" in (again / "tables" / "conclusions.md").read_text()
+    # Runs of the same cells that were not compared do not count.
+    late = [write_run(tmp_path / "late" / f"{one}-9", seed=9, selection=one, test=0.2) for one in ("medium", "hardest")]
+    for folder in late:
+        write_shards(folder, output / "runs")
+    write_report(output / "runs", again)
+    assert (again / "tables" / "conclusions.csv").read_bytes() == (output / "tables" / "conclusions.csv").read_bytes()
     # An experiment beside it is judged as any other.
     write_shards(write_run(tmp_path / "other", experiment="other"), output / "runs")
     write_report(output / "runs", again)

@@ -21,11 +21,12 @@ from analysis.figures.levels import map_panels
 from analysis.report import head, report
 from analysis.report.head import added_by_study
 from analysis.verdicts import checks, levels
-from analysis.verdicts.conclusions import conclude, rows
+from analysis.verdicts.conclusions import conclude, rows, runs_of_plan
 from analysis.verdicts.levels import map_frame, prediction_frame, prediction_table
 from analysis.verdicts.planned import FAMILIES, LARGER_GROUP, PRIMARY
 from harness.config import EXPERIMENTS, numeric_settings
 from harness.experiments.study import read_study
+from harness.foundation.errors import ConfigError
 
 STUDY = EXPERIMENTS / "study" / "all.yaml"
 
@@ -78,6 +79,24 @@ def test_each_processor_s_pairs_are_judged_by_themselves(tmp_path: Path) -> None
         ["–", "–"],
         ["supported: +0.100 [+0.100, +0.100], 4 pairs", "equivalent: +0.000 [+0.000, +0.000], 3 pairs"],
     ]
+
+
+def test_runs_that_rename_the_cells_of_a_plan_are_refused(tmp_path: Path) -> None:
+    for seed, size, selection in ((0, 8, "random"), (0, 12, "random"), (1, 12, "random"), (0, 12, "hardest")):
+        folder, rollout = tmp_path / f"{selection}-{size}-{seed}", {"group_size": size}
+        write_run(folder, seed=seed, selection=selection, rollout=rollout, experiment="study")
+    with pytest.raises(ConfigError, match="G 12"):
+        conclude(study_of(tmp_path))
+
+
+def test_a_gain_on_validation_words_is_called_so(tmp_path: Path) -> None:
+    for base_test, name in ((None, "unknown"), (0.45, "known")):
+        for selection, seed in product(("random", "hardest"), (1, 2)):
+            folder = tmp_path / name / f"{selection}-{seed}"
+            write_run(folder, seed=seed, selection=selection, base_test=base_test, experiment="study")
+        concluded = conclude(study_of(tmp_path / name))
+        assert concluded is not None
+        assert ("gain is that on validation words" in concluded.opening) == (name == "unknown")
 
 
 def test_rules_with_one_rival_are_ranked_and_other_claims_are_not(tmp_path: Path) -> None:
@@ -146,6 +165,7 @@ def test_the_map_is_of_rules_less_random_as_shares_of_the_gain(luck: Study) -> N
     assert found == pytest.approx({"curriculum": 0.155, "medium": 0.06, "hardest": 0.265, "easiest": -0.48}, abs=0.015)
     assert (frame["lower"] < frame["difference"]).all()
     assert (frame["upper"] > frame["difference"]).all()
+    assert set(runs_of_plan(luck).summary["seed"]) == {*range(12)}
     # The thirteenth seed does not count.
     assert {row[5] for row in rows(concluded.main)} == {"12 of 12"}
 

@@ -83,6 +83,13 @@ def test_the_untrained_test_of_another_run_of_the_same_model_counts(write_run: W
     assert table["before_split"].to_dict() == {"random": "test", "medium": "test", "hardest": "validation"}
 
 
+def test_the_untrained_test_with_other_steps_does_not_count(write_run: WriteRun, tmp_path: Path) -> None:
+    write_run("a", base_test=0.4, evaluation={"judges": ["ocr", "ocr-v4", "colour"], "num_steps": 12})
+    write_run("b", base_test=None, selection="medium")
+    table = cell_frame(study_of(tmp_path / "runs")).set_index("selection")
+    assert table["before_split"].to_dict() == {"random": "test", "medium": "validation"}
+
+
 def test_models_of_one_name_are_told_apart_by_their_content(write_run: WriteRun, tmp_path: Path) -> None:
     for name, method, base_test in (("a", "flow_grpo", 0.4), ("b", "dance_grpo", None)):
         run = write_run(name, base_test=base_test, method={"kernel": method}, model={"path": f"/{name}/transformer"})

@@ -56,6 +56,17 @@ def test_a_variant_names_what_differs_from_most_runs(config: dict[str, Any], nam
     assert names(run(), run(**config), run()) == ["", name, ""]
 
 
+def test_processes_count_where_numbers_depend_on_them() -> None:
+    def per_rank(processes: int, settings: dict[str, Any] | None) -> tuple[dict[str, Any], dict[str, Any]]:
+        return run(settings, capability={"sync": "per_rank"}, runtime={"processes": processes})
+
+    assert names(per_rank(2, None), per_rank(2, None), per_rank(8, None)) == ["", "", "processes 8"]
+    recorded = [per_rank(of, {"runtime": {"processes": of}}) for of in (2, 2, 8)]
+    assert names(*recorded) == ["", "", "processes 8"]
+    assert names(run(runtime={"processes": 2}), run(runtime={"processes": 8})) == ["", ""]
+    assert variant_of_base("P 2, processes 2") == "P 2"
+
+
 def test_a_setting_that_an_old_run_does_not_know_is_at_its_default() -> None:
     old = run({"iterations": 80})
     new = run({"iterations": 80}, fusion={"kind": "fused"})
