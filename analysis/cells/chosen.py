@@ -27,7 +27,7 @@ HEADINGS = {
 
 
 def chosen_frame(study: Study) -> pd.DataFrame:
-    """Summarise the prompts that each cell trained on: one row per cell, means over its runs.
+    """Summarise the prompts that each cell trained on: one row per cell, means over its finished runs.
 
     Args:
         study: a study whose logs were loaded with ``CHOSEN_METRICS``.
@@ -44,6 +44,7 @@ def chosen_frame(study: Study) -> pd.DataFrame:
     logged = train.groupby(["run_id", "metric"], observed=True)["value"].mean().unstack("metric")
     records = []
     for cell, members in study.cells:
+        members = members[members["state"] == "finished"]
         runs_of_cell = zip(members["chosen_prompts"], members["config"], strict=True)
         of_runs = [_measures(chosen, config) for chosen, config in runs_of_cell if len(chosen.prompts)]
         means = pd.DataFrame(of_runs).mean().to_dict() | logged.reindex(members["run_id"]).mean().to_dict()
@@ -61,7 +62,7 @@ def chosen_table(study: Study, frame: pd.DataFrame) -> WideTable | None:
         (str(row["cell"]), [Entry(row["runs"], digits=0), *(Entry(row[name], digits=2) for name in HEADINGS)])
         for row in frame.to_dict("records")
     ]
-    title = f"Experiment {study.experiment}, trained on {study.reward}: prompts that were trained on, mean over runs"
+    title = f"Experiment {study.experiment}, trained on {study.reward}: prompts trained on, mean over finished runs"
     return WideTable(title, ["Cell", "Runs", *HEADINGS.values()], rows)
 
 

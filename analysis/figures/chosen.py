@@ -18,15 +18,17 @@ _POINTS = 16
 
 
 def chosen_panels(study: Study) -> list[Panel]:
-    """Make one panel over all methods and seeds, with and without fusion; none if no candidates were scored."""
+    """Make one panel over methods and finished seeds, with and without fusion; none if no candidates were scored."""
     members = {
-        selection: [run for cell, rows in study.grid_cells if cell.selection == selection for run in rows["run_id"]]
+        selection: {run for cell, rows in study.grid_cells if cell.selection == selection for run in rows["run_id"]}
+        & study.finished
         for selection in SELECTIONS
     }
     chosen = study.rows("train", "chosen_reward_mean")
     found = {selection: _binned(chosen[chosen["run_id"].isin(ids)]) for selection, ids in members.items()}
     curves = {selection: curve for selection, curve in found.items() if curve is not None}
-    everything = _binned(study.rows("train", "candidate_reward_mean"))
+    scored = study.rows("train", "candidate_reward_mean")
+    everything = _binned(scored[scored["run_id"].isin(set().union(*(members[selection] for selection in curves)))])
     if len(curves) < 2 or everything is None:
         return []
     note = "Reward of the deterministic sample of the prompt that is trained on; grey: of all candidates"

@@ -165,7 +165,7 @@ def _spread_note(cells: Sequence[pd.DataFrame]) -> str:
 
 
 def _rows_by_cell(study: Study, quantity: Quantity) -> dict[Cell, pd.DataFrame]:
-    """Rows to draw for each cell, with the axis as a column: its finished runs, or all runs while none is finished."""
+    """Rows to draw for each cell, with the axis and ``unfinished`` as columns: its finished runs, else all."""
     rows = study.rows(quantity.split, quantity.metric)
     if quantity.axis != ITERATION:
         rows = with_spending(rows, study.spent)
@@ -175,8 +175,9 @@ def _rows_by_cell(study: Study, quantity: Quantity) -> dict[Cell, pd.DataFrame]:
     of_cells = {}
     for cell, members in study.cells:
         ids = measured & set(members["run_id"])
+        finished = ids & study.finished
         if ids:
-            of_cells[cell] = rows[rows["run_id"].isin(ids & study.finished or ids)]
+            of_cells[cell] = rows[rows["run_id"].isin(finished or ids)].assign(unfinished=not finished)
     return of_cells
 
 
@@ -204,6 +205,7 @@ def _draw(
 
 def _draw_cell(axes: Axes, cell: Cell, rows: pd.DataFrame, axis: str, name: str, dash: Any, with_spread: bool) -> None:
     by_run, num_seeds = _by_run(rows), rows["seed"].nunique()
+    state = ", unfinished" if rows["unfinished"].all() else ""
     # A cost is averaged over runs, too.
     x = rows[rows[ITERATION].isin(by_run.index)].groupby(ITERATION)[axis].mean()
     if with_spread and num_seeds >= MIN_SEEDS_FOR_INTERVAL:
@@ -221,7 +223,7 @@ def _draw_cell(axes: Axes, cell: Cell, rows: pd.DataFrame, axis: str, name: str,
         linewidth=2,
         marker="o" if len(x) <= 12 else None,
         markersize=3.5,
-        label=f"{name} ({num_seeds} {'seed' if num_seeds == 1 else 'seeds'})",
+        label=f"{name} ({num_seeds} {'seed' if num_seeds == 1 else 'seeds'}{state})",
     )
 
 

@@ -7,7 +7,7 @@ import pandas as pd
 
 from analysis.cells.labels import METHOD_NAMES
 from analysis.cells.logs import TRAINING_REWARD
-from analysis.cells.study import Study, adagrpo_pairs
+from analysis.cells.study import MIN_SEEDS_FOR_INTERVAL, Study, adagrpo_pairs
 from analysis.formats import MISSING, Entry, WideTable, number
 from analysis.report.tables import difference_entry
 from analysis.statistics import Interval
@@ -78,10 +78,10 @@ def head_table(study: Study, found: Conclusions | None) -> WideTable | None:
     head = ["", "Difference", "Base", "+ AdaGRPO", "Untrained", "Pairs"]
     if not rows:
         rows, head = _cells(study), ["", "Difference to base", "Trained", "Untrained", "Seeds"]
-    title = (
-        f"Reward {study.reward} on {study.endpoint} prompts, mean ± sd over seeds; differences are paired by seed, "
-        "with two-sided 95 % intervals"
-    )
+    has_interval = any(entries[0].interval for _, entries in rows)
+    spread = f"with two-sided 95 % intervals from {MIN_SEEDS_FOR_INTERVAL} pairs on" if has_interval else "± their sd"
+    values = f"Reward {study.reward} on {study.endpoint} prompts, mean ± sd over seeds"
+    title = f"{values}; differences are paired by seed, {spread}"
     return WideTable(title, head, rows) if rows else None
 
 
@@ -123,7 +123,7 @@ def _pairs(study: Study) -> list[tuple[str, list[Entry]]]:
             comparison = study.compare(cell, TRAINING_REWARD)
             entries = [*(Entry(of_cell.mean(), of_cell.std()) for of_cell in values), Entry(start)]
             pairs = Entry(len(comparison.seeds) if comparison else 0, digits=0)
-            name = METHOD_NAMES.get(cell.method, cell.method)
+            name = cell.label if len(treatments) > 1 else METHOD_NAMES.get(cell.method, cell.method)
             rows.append((name, [difference_entry(comparison), *entries, pairs]))
     return rows
 

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,7 +12,7 @@ import pandas as pd
 
 from analysis import paper
 from analysis.cells.chosen import quoted_word
-from analysis.cells.labels import METHOD_NAMES, Cell
+from analysis.cells.labels import METHOD_NAMES
 from analysis.cells.logs import TRAINING_REWARD, Logs
 from analysis.cells.settings import count_warnings, describe_environments, split_settings
 from analysis.cells.study import MIN_SEEDS_FOR_INTERVAL, Study, adagrpo_pairs, missing_cells
@@ -77,8 +78,8 @@ def render_page(
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(number=number, entry=entry_text, duration=_duration, html_id=_html_id, code=_code)
-    environment.filters["count"] = lambda value: f"{value:,.0f}"
+    environment.filters.update(number=number, entry=entry_text, duration=_duration, code=_code)
+    environment.filters["count"] = partial(number, digits=0)
     environment.filters["quoted"] = lambda prompt: quoted_word(prompt) or prompt
     summary = logs.summary
     finished = summary[summary["state"] == "finished"]
@@ -180,8 +181,3 @@ def _duration(seconds: float) -> str:
     if seconds < 120:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
-
-
-def _html_id(cell: Cell) -> str:
-    variant = re.sub(r"[^A-Za-z0-9.]+", "-", cell.variant)
-    return f"{cell.method}-{cell.selection}-{cell.fusion_weight:g}" + (f"-{variant}" if variant else "")

@@ -25,18 +25,17 @@ def cell_frame(study: Study) -> pd.DataFrame:
     Returns:
         For each metric METRIC_before (the untrained model), METRIC_after, _sd, _interquartile_mean, _low and _high:
         means over finished seeds on ``endpoint`` prompts with their interval; the trained reward's difference from the
-        base cell; ``COSTS``, and ``TIMES`` of timed runs, as means over finished runs, or over all while none is
-        finished. NaN marks values that were not measured.
+        base cell; ``COSTS``, and ``TIMES`` of timed runs, as means over finished runs. ``seeds`` are those with a value
+        of the trained reward. NaN marks values that were not measured.
     """
     records = []
     for cell, members in study.cells:
         finished = members[members["state"] == "finished"]
         before, before_split = study.untrained(cell)
-        counted = finished if len(finished) else members
         record: dict[str, Any] = {"experiment": study.experiment, "reward": study.reward, "cell": cell.label}
-        record |= cell._asdict()
-        record |= {"seeds": finished["seed"].nunique(), "num_runs": len(members), "num_finished": len(finished)}
-        record |= {"iterations": int(counted["iteration"].max()), "before_split": before_split}
+        record |= cell._asdict() | {"seeds": len(study.values(cell, TRAINING_REWARD))}
+        record |= {"num_runs": len(members), "num_finished": len(finished)}
+        record |= {"iterations": int(members["iteration"].max()), "before_split": before_split}
         for metric in study.metrics:
             values = study.values(cell, metric)
             record |= {f"{metric}_before": float(before.get(metric, math.nan)), f"{metric}_after": values.mean()}
@@ -44,8 +43,8 @@ def cell_frame(study: Study) -> pd.DataFrame:
             record |= {f"{metric}_interquartile_mean": trim_mean(values, 0.25) if len(values) else math.nan}
             record |= _bounds(f"{metric}_", study.interval(cell, metric))
         record |= _comparison(study.compare(cell, TRAINING_REWARD))
-        record |= {name: float(counted[name].mean()) for name in COSTS}
-        record |= {name: float(study.timed(counted)[name].mean()) for name in TIMES}
+        record |= {name: float(finished[name].mean()) for name in COSTS}
+        record |= {name: float(study.timed(finished)[name].mean()) for name in TIMES}
         records.append(record | {"run_ids": " ".join(sorted(members["run_id"]))})
     return pd.DataFrame(records)
 

@@ -22,6 +22,9 @@ PROBE = """
   button.click(); result.ascending = shown();
   button.click(); result.descending = shown();
   result.direction = table.tHead.rows[0].cells[column].getAttribute("aria-sort");
+  const cells = document.querySelector("#cells table");
+  for (const _ of [1, 2]) cells.tHead.rows[0].cells[2].querySelector("button").click();
+  result.after = [...cells.tBodies[0].rows].map((row) => row.cells[2].querySelector("b").textContent);
   result.paper = getComputedStyle(document.body).backgroundColor;
   result.width = document.documentElement.clientWidth;
   result.needed = document.documentElement.scrollWidth;
@@ -54,6 +57,8 @@ def test_the_page_sorts_and_fits_in_light_and_dark(
     assert result["ascending"] == ["0.700", "0.740", "0.800", "0.900"]
     assert result["descending"] == result["ascending"][::-1]
     assert result["direction"] == "descending"
+    # The untrained model's value, which comes first, is the same.
+    assert result["after"] == ["0.850", "0.720"]
     assert int(re.search(r"\d+", result["paper"])[0]) == paper
     # Wide tables scroll within their frames; the page itself does not.
     assert result["needed"] <= result["width"] <= width

@@ -4,16 +4,19 @@ import json
 import warnings
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from fabricated import WriteRun, study_of
 from matplotlib.figure import Figure
 
+from analysis.cells.chosen import CHOSEN_METRICS
 from analysis.cells.labels import ADAGRPO, BASE, SELECTIONS
 from analysis.cells.spending import SPENDING_METRICS
 from analysis.figures import selection
 from analysis.figures.cells import cell_panels, variant_panels
+from analysis.figures.chosen import chosen_panels
 from analysis.figures.curves import cost_quantities, pair_panels, quantities
 from analysis.figures.drawing import draw_panel
 
@@ -135,6 +138,37 @@ def test_bands_are_intervals_from_five_seeds_on(write_run: WriteRun, tmp_path: P
     assert (len(axes.collections), len(axes.lines)) == (2, 2)
     upper = axes.collections[1].get_datalim(axes.transData)
     assert 0.72 < upper.y1 <= 0.8 + 1e-9
+
+
+def test_a_curve_of_runs_that_are_not_finished_says_so(write_run: WriteRun, tmp_path: Path) -> None:
+    write_run("base")
+    write_run("base-1", seed=1, state="failed", test=None)
+    for seed in range(2):
+        write_run(f"ours-{seed}", seed=seed, selection="curriculum", fusion=True, state="running", test=None)
+    study = study_of(tmp_path / "runs", SPENDING_METRICS)
+    axes = Figure().subplots()
+    pair_panels(study, quantities(study)[0])[0].draw(axes)
+    assert axes.get_legend_handles_labels()[1] == ["base, random prompts (1 seed)", "+ AdaGRPO (2 seeds, unfinished)"]
+
+
+def test_difficulty_is_drawn_of_finished_runs_beside_the_candidates_of_the_cells_drawn(
+    write_run: WriteRun, tmp_path: Path
+) -> None:
+    def write(name: str, reward: float, **settings: Any) -> None:
+        step = {"chosen_reward_mean": reward, "candidate_reward_mean": reward + 0.1, "prompts": ["a"], "ranks": [0]}
+        lines = "".join(json.dumps({"iteration": i, **step}) + "\n" for i in (1, 2))
+        (write_run(name, **settings) / "metrics.jsonl").write_text(lines)
+
+    for seed in range(2):
+        write(f"hardest-{seed}", 0.1, selection="hardest", seed=seed)
+    write("medium", 0.3, selection="medium")
+    write("running", 0.9, selection="medium", seed=1, state="running", test=None)
+    write("variant", 0.9, selection="hardest", rollout={"group_size": 15})
+    [panel] = chosen_panels(study_of(tmp_path / "runs", CHOSEN_METRICS))
+    axes = Figure().subplots()
+    panel.draw(axes)
+    heights = {str(line.get_label()): line.get_ydata()[0] for line in axes.lines}
+    assert heights == pytest.approx({"all candidates": 0.8 / 3, "hardest": 0.1, "medium": 0.3})
 
 
 def test_bases_that_cost_as_much_are_drawn_beside_adagrpo(write_run: WriteRun, tmp_path: Path) -> None:

@@ -13,6 +13,8 @@ from analysis.cells.logs import find_runs, load_logs
 from analysis.cells.study import split_studies
 from analysis.figures.cells import cell_panels
 from analysis.figures.selection import selection_panels
+from analysis.formats import entry_text
+from analysis.report.head import head_table
 from analysis.report.page import render_page
 from analysis.report.report import part_of, write_report
 from analysis.report.tables import cell_frame, cells_table
@@ -163,6 +165,44 @@ def test_costs_are_beside_those_of_the_plain_base(write_run: WriteRun, tmp_path:
         write_run(f"base-{seed}", seed=seed)
     write_run("long", rewards=(0.5, 0.6, 0.7, 0.7, 0.7))
     assert re.findall(r"× [\d.]+", text_of(page_of(tmp_path / "runs"))) == ["× 1.00", "× 2.00"]
+
+
+def test_costs_of_a_cell_without_a_finished_run_are_dashes(grid: Path, write_run: WriteRun) -> None:
+    write_run("medium", selection="medium", state="running", test=None)
+    assert "Flow-GRPO medium – – – – – – – –" in text_of(page_of(grid))
+
+
+@pytest.mark.parametrize(("seeds", "shown"), [(2, "± their sd"), (5, "95 % intervals")])
+def test_the_head_says_which_spread_it_shows_and_tells_weights_apart(
+    write_run: WriteRun, tmp_path: Path, seeds: int, shown: str
+) -> None:
+    for seed in range(seeds):
+        write_run(f"base-{seed}", seed=seed)
+        for weight in (0.5, 2.0):
+            fusion = {"enabled": True, "weight": weight}
+            write_run(f"{weight}-{seed}", seed=seed, selection="curriculum", fusion=fusion, test=0.8 + 0.01 * seed)
+    table = head_table(study_of(tmp_path / "runs"), None)
+    assert [label for label, _ in table.rows] == [f"Flow-GRPO + AdaGRPO, weight {weight}" for weight in ("0.5", "2")]
+    assert table.title.endswith(shown) or f"{shown} from 5 pairs on" in table.title
+    assert ("±" in entry_text(table.rows[0][1][0])) == (seeds == 2)
+
+
+def test_a_link_of_each_cell_leads_to_its_runs(write_run: WriteRun, tmp_path: Path) -> None:
+    for seed, level in enumerate((0.0, 0.0, -1.0, 1.0)):
+        write_run(f"run-{seed}", seed=seed, selection="level", choice={"level": level})
+    page = page_of(tmp_path / "runs")
+    ids = re.findall(r'\bid="([^"]*)"', page)
+    assert len(ids) == len(set(ids))
+    links = dict(re.findall(r'<a href="#([^"]*)">(Flow-GRPO[^<]*)</a>', page))
+    runs = dict(re.findall(r'<tr id="([^"]*)">.*?<td class="text">(.*?)</td>', page))
+    assert links == runs
+    assert len(links) == 3
+
+
+def test_cells_of_two_numbers_and_durations_are_sorted_by_what_they_mean(grid: Path) -> None:
+    page = page_of(grid)
+    assert 'data-sort="0.720000">0.450 → <b>0.720</b>' in page
+    assert '<td data-sort="3.000">3 s</td>' in page
 
 
 def test_validation_values_are_called_so_and_are_those_of_the_cells(write_run: WriteRun, tmp_path: Path) -> None:

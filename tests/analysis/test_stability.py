@@ -83,12 +83,14 @@ def test_chosen_prompts_are_described_by_rank_reward_and_word(write_run: WriteRu
             for i, (step, prompt) in enumerate(zip(steps, prompts, strict=True))
         ],
     )
+    running = write_run("running", selection="hardest", rollout={"candidates": 5}, state="running", seed=1)
+    record_steps(running, [{"prompts": prompts[:1], "ranks": [4], "chosen_reward_mean": 0.9}])
     random = write_run("random", rollout={"candidates": 5})
     record_steps(random, [{"prompts": prompts[:1], "ranks": None}, {"prompts": prompts[:1], "ranks": None}])
     study = study_of(tmp_path / "runs", CHOSEN_METRICS)
     frame = chosen_frame(study).set_index("cell")
     hardest = frame.loc["Flow-GRPO hardest"]
-    # Ranks 0 and 1 of 5 candidates.
+    # Ranks 0 and 1 of 5 candidates; the run that is not finished does not count.
     assert hardest["rank"] == pytest.approx(0.125)
     assert hardest[["letters", "distinct", "chosen_reward_mean"]].tolist() == pytest.approx([4, 1, 0.1])
     base = frame.loc["Flow-GRPO"]

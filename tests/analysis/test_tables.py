@@ -11,6 +11,8 @@ from analysis.cells.labels import ADAGRPO as OURS
 from analysis.cells.study import Study
 from analysis.formats import Entry, WideTable, entry_text, latex, markdown, write_frame
 from analysis.report.tables import (
+    COSTS,
+    TIMES,
     cell_frame,
     extra_gain_table,
     main_frame,
@@ -39,6 +41,16 @@ def test_cells_have_before_after_difference_and_costs(study: Study) -> None:
     assert ours[["difference_low", "training_reward_low", "paired_correlation"]].isna().all()
     assert (ours["seeds"], ours["compute"], ours["run_ids"]) == (2, 400 + 3 * 20, "ours-0 ours-1")
     assert table.loc["Flow-GRPO"]["paired_seeds"] == 0
+
+
+def test_only_finished_runs_cost_and_only_seeds_with_a_value_count(write_run: WriteRun, tmp_path: Path) -> None:
+    write_run("base-0")
+    write_run("base-1", seed=1, test=None)
+    write_run("ours-0", selection="curriculum", fusion=True, state="running", test=None)
+    table = cell_frame(study_of(tmp_path / "runs")).set_index("cell")
+    assert table["seeds"].tolist() == [1, 0]
+    assert table["num_finished"].tolist() == [2, 0]
+    assert table.loc["Flow-GRPO + AdaGRPO", [*COSTS, *TIMES]].isna().all()
 
 
 def test_the_main_table_reads_base_adagrpo_difference_and_the_extra_gain_is_relative_to_the_bases(

@@ -1,4 +1,5 @@
-// Sorts the rows of tables of class "sortable" by a column whose head is pressed: numbers as numbers, dashes last.
+// Sorts the rows of tables of class "sortable" by a column whose head is pressed: numbers as numbers, dashes last;
+// by data-sort where a cell has it.
 for (const table of document.querySelectorAll("table.sortable")) {
   const heads = [...table.tHead.rows[0].cells];
   heads.forEach((head, column) => {
@@ -18,7 +19,7 @@ for (const table of document.querySelectorAll("table.sortable")) {
 }
 
 function key(cell) {
-  const text = (cell?.textContent ?? "").trim();
+  const text = (cell?.dataset.sort ?? cell?.textContent ?? "").trim();
   if (text === "" || text === "–") return null;
   const number = /^[+-]?[\d,]*\.?\d+/.exec(text.replaceAll("−", "-"));
   return number ? Number(number[0].replaceAll(",", "")) : text;
