@@ -8,7 +8,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from harness.models.miniature import lettering
-from harness.models.miniature.prompts import parse_prompt
 
 VERSION = "1"
 """Version of all measures in this module; cached values of another version are measured again."""
@@ -26,11 +25,12 @@ class Observer:
     For the miniature also fonts and texture, see ``lettering.measure``, and with two noises or more
     ``pictures/font_spread``, the probability that two pictures of a prompt have different fonts, and
     ``pictures/colour_spread``, the difference of their text and background colours, computed like ``pixel_spread``.
+    ``is_miniature`` is that of the whole list, so that all processes and groups have the same metrics.
     """
 
-    def __init__(self, prompts: Sequence[str]) -> None:
+    def __init__(self, prompts: Sequence[str], is_miniature: bool) -> None:
         self._prompts = prompts
-        self._is_miniature = _is_miniature(prompts)
+        self._is_miniature = is_miniature
         self._small: list[Tensor] = []
         self._lettering: list[dict[str, Tensor]] = []
 
@@ -62,13 +62,13 @@ def _spread(noises: Sequence[Tensor]) -> Tensor:
     return torch.stack(pairs).mean(0)
 
 
-def group_spreads(images: Tensor, prompt: str, group_size: int) -> dict[str, float]:
+def group_spreads(images: Tensor, prompt: str, group_size: int, is_miniature: bool) -> dict[str, float]:
     """Spreads of ``Observer`` within groups of training, mean over groups: ``{"pixel_spread": ...}`` and so on.
 
     The pictures of the prompt, ``[groups * group_size, 3, H, W]`` in [0, 1], are given group after group.
     """
     siblings = images.unflatten(0, (-1, group_size)).unbind(1)
-    observer = Observer([prompt] * len(siblings[0]))
+    observer = Observer([prompt] * len(siblings[0]), is_miniature)
     for of_groups in siblings:
         observer.add(of_groups)
     spreads = {name: values for name, values in observer.metrics().items() if name.endswith("_spread")}
@@ -83,12 +83,3 @@ def reduced(images: Tensor) -> Tensor:
     if factor <= 1:
         return images
     return F.adaptive_avg_pool2d(images, (max(1, round(height / factor)), max(1, round(width / factor))))
-
-
-def _is_miniature(prompts: Sequence[str]) -> bool:
-    try:
-        for prompt in prompts:
-            parse_prompt(prompt)
-    except ValueError:
-        return False
-    return True

@@ -11,6 +11,7 @@ from accelerate.utils import set_seed
 from harness.config import depends_on_processes, numeric_settings
 from harness.foundation import records
 from harness.foundation.errors import CollectiveError, Preempted, SignError, StopRun, TrainingError
+from harness.models.miniature.prompts import is_miniature
 from harness.models.pipelines.policy import Policy
 from harness.models.pipelines.registry import build_policy
 from harness.models.pipelines.truncation import ReadsText, truncations
@@ -83,6 +84,9 @@ class Session:
         self.warnings = self._cut_prompts(policy) if self.is_main else []
         if self.is_main and self.config.prompts.allow_overlap:
             self.warnings += overlaps(self.config, self.prompts)
+        found, wanted = len(self.prompts["validation"]), self.config.evaluation.validation_prompts
+        if self.is_main and found < wanted:
+            self.warnings += [f"evaluation.validation_prompts is {wanted}, but prompts.validation has only {found}"]
         for line in self.warnings:
             self.say(f"warning: {line}")
         self.trainer = Trainer(self.config, policy, reward, self.prompts["train"], accelerator)
@@ -314,7 +318,7 @@ class Session:
         index, count, settings = self.processes.index, self.processes.count, self.config.evaluation
         # Some engines need equally many prompts in all processes: an uneven list is filled up from its start.
         mine = [prompts[i % len(prompts)] for i in range(index, -(-len(prompts) // count) * count, count)]
-        observer = Observer(mine)
+        observer = Observer(mine, is_miniature(prompts))
         with self.trainer.engine.averaged_weights():
             measured = evaluate(
                 self.trainer.policy,

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from harness.adagrpo import CapabilityTracker
 from harness.config import ConfigError, RunConfig, keeps_capability_per_rank
+from harness.models.miniature.prompts import is_miniature
 from harness.models.pipelines.embedding import PromptEmbedding
 from harness.models.pipelines.policy import Policy
 from harness.prompts.lists import generator_for
@@ -44,6 +45,7 @@ class Trainer:
     ) -> None:
         self.config, self.policy, self.reward, self.prompts = config, policy, reward, prompts
         self.processes = Processes(accelerator, config.runtime.timeout_seconds)
+        self._is_miniature = is_miniature(prompts)
         # Consecutive slots per process: gathered values are then in slot order for any number of processes.
         mine = config.rollout.prompts_per_iteration // self.processes.count
         self._slots = range(self.processes.index * mine, (self.processes.index + 1) * mine)
@@ -180,7 +182,7 @@ class Trainer:
         for slot in slots:
             parts = slot.rollout.finals.split(self.config.model.max_batch)
             images = torch.cat([reduced(self._decode(part)) for part in parts])
-            spreads.append(group_spreads(images, slot.prompt, self.config.rollout.group_size))
+            spreads.append(group_spreads(images, slot.prompt, self.config.rollout.group_size, self._is_miniature))
         return spreads
 
     def _record(

@@ -52,7 +52,7 @@ def test_texture_is_that_of_a_checkerboard_and_no_gradient_s() -> None:
 
 def test_spreads_are_of_pictures_of_one_prompt() -> None:
     prompts = PROMPTS[:2]
-    observer = Observer(prompts)
+    observer = Observer(prompts, is_miniature=True)
     first, second, serif = drawn(prompts[0], "mono"), drawn(prompts[1], "mono"), drawn(prompts[1], "serif")
     lighter = (first + 0.1).clamp(max=1)
     observer.add(torch.stack([first, second]))
@@ -67,14 +67,14 @@ def test_spreads_are_of_pictures_of_one_prompt() -> None:
     assert seen["pictures/pixel_spread"][0] == pytest.approx(2 / 3 * distance)
     assert 0 < seen["pictures/colour_spread"][0] <= 0.1
     # One group of equal pictures and one of different ones; the groups' difference does not count.
-    spreads = group_spreads(torch.stack([second, second, second, serif]), prompts[1], group_size=2)
+    spreads = group_spreads(torch.stack([second, second, second, serif]), prompts[1], 2, is_miniature=True)
     assert set(spreads) == {"font_spread", "colour_spread", "pixel_spread"}
     assert spreads["font_spread"] == pytest.approx(0.5)
     assert spreads["pixel_spread"] == pytest.approx((second - serif).square().mean().sqrt().item() / 2)
 
 
 def test_pictures_of_other_prompts_have_only_a_spread() -> None:
-    observer = Observer(["a red fox"])
+    observer = Observer(["a red fox"], is_miniature=False)
     for level in (0.25, 0.75):
         observer.add(torch.full((1, 3, 512, 512), level))
     assert observer.metrics() == {"pictures/pixel_spread": [pytest.approx(0.5)]}

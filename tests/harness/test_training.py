@@ -205,6 +205,14 @@ def test_the_share_of_groups_with_equal_scores_is_logged(monkeypatch: pytest.Mon
     assert (record["zero_std_share"], record["advantage_abs_mean"]) == (1, 0)
 
 
+def test_a_list_partly_outside_the_miniature_s_grammar_has_the_same_spreads_for_all_its_prompts(tmp_path: Path) -> None:
+    words = ("harbor", "photography", "window", "electricity")
+    (tmp_path / "mixed.txt").write_text("".join(f'the word "{word}" in red on yellow\n' for word in words))
+    short = "rollout={candidates: 1, group_size: 2, prompts_per_iteration: 4, branch_indices: [1]}"
+    training = build_trainer(short, f"prompts.train={tmp_path}/mixed.txt", "reward={ocr: 1}", "evaluation.interval=1")
+    assert set(training.iterate()["group"]) == {"pixel_spread"}
+
+
 # --- updates
 
 

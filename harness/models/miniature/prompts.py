@@ -11,7 +11,7 @@ Words are assigned to a split by hash, so that no word of one split occurs in an
 import gzip
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -91,6 +91,16 @@ def parse_prompt(text: str) -> MiniaturePrompt:
         if value is not None and value not in valid:
             raise ValueError(f"prompt {text!r}: unknown {kind} {value!r}; the miniature knows {', '.join(valid)}")
     return prompt
+
+
+def is_miniature(prompts: Iterable[str]) -> bool:
+    """Whether all prompts of a list are of the grammar."""
+    try:
+        for prompt in prompts:
+            parse_prompt(prompt)
+    except ValueError:
+        return False
+    return True
 
 
 def _hash(purpose: str, word: str) -> int:
