@@ -176,7 +176,7 @@ class RunConfig(Section):
         """Requirements of the selection rule."""
         own = self.plugins.get(self.selection)
         if own is not None:
-            return Needs(own.samples, reads_capability=True, reads_ledger=own.reads_ledger)
+            return Needs(own.samples, reads_capability=True, reads_ledger=own.reads_ledger, explores=True)
         return needs_of(self.selection)
 
     def source_of(self, name: str) -> str | None:
@@ -284,17 +284,20 @@ class RunConfig(Section):
             )
         if "judge" in self.stop.on and not {*self.evaluation.judges} - {*self.reward}:
             yield "stop.on: judge needs a reward in evaluation.judges that is not trained on; add one"
-        if {"judge", "texture"} & {*self.stop.on} and self.evaluation.validation_prompts < FEWEST_PROMPTS:
-            yield (
-                f"stop.on: a sign needs {FEWEST_PROMPTS} prompts, but evaluation.validation_prompts is "
-                f"{self.evaluation.validation_prompts}; raise it"
-            )
+        if "diversity" in self.stop.on and self.iterations < 4 * self.evaluation.interval:
+            yield f"stop.on: diversity needs 4 validations in {self.iterations} iterations; lower evaluation.interval"
         if allowed is None and level is not None:
             yield f"choice.level: selection={self.selection} has none; leave it out"
         if allowed is not None and not (level is not None and allowed[0] <= level <= allowed[1]):
             yield f"choice.level: selection={self.selection} needs one, from {allowed[0]:g} to {allowed[1]:g}"
         if fusion.enabled and self.rule.step_share < 1:
             yield f"fusion.enabled: the capability of selection={self.selection} is that of previews; use another"
+
+        reads_std = (fusion.enabled and fusion.kind != "gated") or self.selection == "anchored"
+        per_rank = self.runtime.processes if self.capability.sync == "per_rank" else 1
+        prompts = self.rollout.prompts_per_iteration // per_rank * self.rollout.candidates
+        if reads_std and prompts * self.candidate_samples < 2:
+            yield "rollout.candidates: one reward has no std, which fusion and selection=anchored read; use 2 or more"
 
     def _problems_of_processes(self) -> Iterator[str]:
         """Problems with the number of processes, and with engines that need equally many forward passes in each."""

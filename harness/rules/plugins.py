@@ -90,7 +90,8 @@ def try_out(
     capability = CapabilityTracker()
     capability.update(rewards.flatten())
     if selection is not None:
-        rule_of("", selection)(Candidates(rewards if samples else torch.zeros(8, 1), capability, generator))
+        shown = (rewards, capability) if samples else (torch.zeros(8, 1), CapabilityTracker())
+        rule_of("", selection)(Candidates(*shown, generator))
     if fusion is not None:
         group = Group(local_advantage(rewards[:, 0]), rewards[:, 0], capability.mean, capability.std)
         fusion_of("", fusion)(group, 1.0)

@@ -26,6 +26,7 @@ from analysis.runs.sources import (
     seal_sha256,
 )
 from harness.config import NUMERICS_VERSION, ConfigError, RunConfig, leaves, numeric_settings
+from harness.config.run import FEWEST_PROMPTS
 from harness.foundation import processor
 from harness.foundation.files import read_text, write_atomically
 from harness.foundation.places import CODE, IS_CHECKOUT
@@ -51,7 +52,7 @@ def fingerprints_of(config: RunConfig) -> dict[str, str]:
     Raises:
         ConfigError: model, prompt list or reward model missing or damaged, unknown reward, adapters merged into 16-bit
             weights, fewer training prompts than an iteration draws, lists with prompts in common, a prompt that a
-            reward cannot score, or a refused plug-in.
+            reward cannot score, validation prompts without a sign in ``stop.on``, or a refused plug-in.
     """
     from harness.models.pipelines.files import model_fingerprint
     from harness.models.pipelines.locate import find_pipeline
@@ -73,6 +74,7 @@ def fingerprints_of(config: RunConfig) -> dict[str, str]:
             f"{drawn}, rollout.prompts_per_iteration times rollout.candidates"
         )
     _require_fit(config, lists, rewards)
+    _require_signs(config, lists["validation"].prompts)
     fingerprints |= {split: found.sha256 for split, found in lists.items()}
     try:
         fingerprints |= {f"reward {name}": reward.fingerprint() for name, reward in rewards.items()}
@@ -94,7 +96,7 @@ def plugin_fingerprints(config: RunConfig) -> dict[str, str]:
         config.source_of, (config.fusion.kind, config.objective.normalisation, config.method.kernel)
     )
     with explaining():
-        try_out(rule, config.rule.samples, fusion, local, kernel, config.method.eta)
+        try_out(rule, config.candidate_samples, fusion, local, kernel, config.method.eta)
         if config.model.adapter:
             from harness.models.pipelines.registry import policy_class
 
@@ -134,6 +136,23 @@ def _require_fit(config: RunConfig, lists: Mapping[str, "PromptList"], rewards: 
         for line in overlaps(config, {split: found.prompts for split, found in lists.items()}):
             raise ConfigError(f"{line}; remove them from one, or set prompts.allow_overlap=true")
     _FIT.add(known)
+
+
+def _require_signs(config: RunConfig, validation: Sequence[str]) -> None:
+    """Raise ConfigError if the validation prompts are too few, or not the miniature's, for a sign in ``stop.on``."""
+    from harness.models.miniature.prompts import is_miniature
+
+    measured = validation[: config.evaluation.validation_prompts]
+    if {"judge", "texture"} & {*config.stop.on} and len(measured) < FEWEST_PROMPTS:
+        raise ConfigError(
+            f"stop.on: a sign needs {FEWEST_PROMPTS} prompts, but validations measure {len(measured)}; raise "
+            "evaluation.validation_prompts, or name a longer list in prompts.validation"
+        )
+    if "texture" in config.stop.on and not is_miniature(measured):
+        raise ConfigError(
+            f"stop.on: texture is that of the miniature's pictures, but prompts.validation {config.prompts.validation} "
+            "has other prompts; leave it out"
+        )
 
 
 def overlaps(config: RunConfig, lists: Mapping[str, Sequence[str]]) -> list[str]:

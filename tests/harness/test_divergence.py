@@ -95,7 +95,7 @@ def test_what_is_not_finite_is_named(monkeypatch: pytest.MonkeyPatch, what: str)
 
 def test_processes_with_capabilities_of_their_own_are_not_repeated_by_one(tmp_path: Path) -> None:
     several = ["runtime.processes=2", "rollout.prompts_per_iteration=2", "capability.sync=per_rank"]
-    run = prepared(tmp_path, *several, "selection=curriculum", "fusion.enabled=true")
+    run = prepared(tmp_path, *several, "selection=curriculum")
     with pytest.raises(ConfigError, match="each of its 2 processes has a capability of its own"):
         replay(run.folder, 1, lambda line: None)
 
@@ -137,7 +137,7 @@ def test_a_sign_warns_and_stops_a_run_that_asked_for_it_and_the_same_command_goe
 ) -> None:
     shown: list[list[tuple[str, str]]] = [[], [("texture", "too much of it")], [("judge", "ocr falls")]]
     monkeypatch.setattr("harness.training.signs.signs", lambda config, evaluations, _: shown[len(evaluations) - 1])
-    monkeypatch.setattr("harness.config.run.FEWEST_PROMPTS", 2)
+    monkeypatch.setattr("harness.runs.identity.FEWEST_PROMPTS", 2)
     run = prepared(tmp_path, "iterations=3", "evaluation={interval: 1, judges: [ocr]}", "stop.on=[judge]")
     said: list[str] = []
     with pytest.raises(TrainingError, match=r"at iteration 2 ocr falls \(stop.on\)"), run.failure_noted():

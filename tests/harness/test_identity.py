@@ -151,6 +151,27 @@ def test_lists_with_prompts_in_common_are_refused_unless_that_is_said(config: Ru
         find_run(config)
 
 
+def test_a_sign_that_the_validation_list_cannot_give_is_refused_and_a_short_list_is_said(
+    config: RunConfig, tmp_path: Path
+) -> None:
+    def changed(on: tuple[str, ...], prompts: int) -> RunConfig:
+        sections = {"stop": {"on": on}, "evaluation": {"validation_prompts": prompts, "judges": ("ocr",)}}
+        settings = {name: getattr(config, name).model_copy(update=values) for name, values in sections.items()}
+        return config.model_copy(update=settings)
+
+    assert find_run(changed(("judge", "texture"), 8)).run_id
+    (warning,) = Session(prepare_run(changed((), 11), tmp_path / "runs")).warnings
+    assert "evaluation.validation_prompts is 11" in warning
+    lines = (tmp_path / "validation.txt").read_text(encoding="utf-8").splitlines()
+    (tmp_path / "validation.txt").write_text("\n".join(lines[:7]) + "\n", encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"stop\.on: a sign needs 8 prompts, but validations measure 7"):
+        find_run(changed(("judge",), 10))
+    others = "\n".join(lines).replace("the word", "a sign")
+    (tmp_path / "validation.txt").write_text(others, encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"stop\.on: texture is that of the miniature's pictures"):
+        find_run(changed(("texture",), 10).model_copy(update={"reward": {"ocr": 1.0}}))
+
+
 def test_a_run_takes_over_how_it_is_executed_until_it_is_finished(
     run: RunDirectory, config: RunConfig, tmp_path: Path
 ) -> None:

@@ -10,7 +10,7 @@ import torch
 
 from harness import cli
 from harness.adagrpo import CapabilityTracker
-from harness.config import ConfigError, RewardConfig, RunConfig, compose, load
+from harness.config import ConfigError, RewardConfig, RunConfig, compose, load, run_id
 from harness.config import plugins as config_plugins
 from harness.experiments.compare import configs_of
 from harness.experiments.grid import expand_grid
@@ -70,6 +70,8 @@ def test_a_run_trains_on_a_plug_in_and_is_told_by_its_source(write: Write, tmp_p
     assert load(run.folder / "config.yaml") == config
     file.write_text(file.read_text() + "\n# Another one.\n")
     assert find_run(config, tmp_path / "runs").run_id != run.run_id
+    exploring = composed(f"selection={file}:SecondHardest", "choice.explore=0.9")  # the rule is given it
+    assert run_id(exploring, {}) != run_id(composed(f"selection={file}:SecondHardest"), {})
     with pytest.raises(ConfigError, match=r"my\.py:SecondHardest is another one than the run was made with"):
         require_unchanged(run.folder, run.config)
     file.unlink()
@@ -148,6 +150,14 @@ def test_what_a_kernel_may_not_return_is_refused_in_one_line(write: Write, mean:
     bad = write(KERNEL.replace("MEAN", mean).replace("STD", std))
     with pytest.raises(PluginError, match=said):
         try_out(None, 1, None, None, f"{bad}:Mine", 0.3)
+
+
+def test_a_rule_without_samples_is_tried_without_a_capability(write: Write) -> None:
+    body = "def __call__(self, candidates):\n        return int(candidates.capability.mean)"
+    file = write(f"class Mine:\n    samples = 0\n    {body}\n")
+    with pytest.raises(PluginError, match=r"my\.py:4: ValueError: the capability tracker is empty"):
+        plugin_fingerprints(composed(f"selection={file}:Mine"))
+    plugin_fingerprints(composed(f"selection={file}:Mine", "fusion.enabled=true"))
 
 
 def test_prompts_come_from_a_function(write: Write) -> None:

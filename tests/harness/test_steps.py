@@ -13,6 +13,7 @@ from harness.training.steps import split_updates, stochastic_steps, trained_step
 from harness.transitions import KERNELS
 
 INDICES = tuple(range(6))
+PER_RANK = ["capability.sync=per_rank", "fusion.enabled=true"]
 IN_TWO = ["runtime.engine=fsdp2", "runtime.processes=2", "rollout.prompts_per_iteration=2"]
 
 
@@ -87,7 +88,13 @@ def test_a_share_of_the_steps_is_trained_on_and_all_of_them_in_the_long_run(draw
             "fusion.kind: shrinkage normalises each group's rewards itself",
         ),
         (["stop.on=[judge]", "evaluation.judges=[ocr]"], "stop.on: judge needs a reward in evaluation.judges"),
-        (["stop.on=[texture]", "evaluation.validation_prompts=7"], "stop.on: a sign needs 8 prompts"),
+        (["stop.on=[diversity]", "evaluation.interval=30"], "stop.on: diversity needs 4 validations"),
+        (["fusion.enabled=true", "rollout.candidates=1"], "rollout.candidates: one reward has no std"),
+        (["selection=anchored", "choice.level=1", "rollout.candidates=1"], "rollout.candidates: one reward has no std"),
+        (
+            ["rollout={prompts_per_iteration: 2, candidates: 1}", "runtime.processes=2", *PER_RANK],
+            "rollout.candidates: one reward has no std",
+        ),
         (["objective.clip_range=1.5"], "objective.clip_range=1.5: "),
         (["objective.kind=grpo_guard"], "old_log_prob=recomputed"),
         (["objective.kind=flow_dppo"], "old_log_prob=recomputed"),
