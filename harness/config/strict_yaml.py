@@ -6,6 +6,7 @@ wins. Here numbers are decimal, true and false are the only booleans, all else i
 
 import re
 from collections.abc import Callable
+from math import inf
 from typing import Any
 
 import yaml
@@ -78,6 +79,14 @@ def _require_shallow(text: str) -> None:
             raise RecursionError
 
 
+def _tag_of(node: yaml.Node) -> str:
+    """Tag that a scalar has by itself (if the node's is another one, it stands in the text); empty for what is none."""
+    if not isinstance(node, yaml.ScalarNode):
+        return ""
+    kinds = (kind for kind, pattern, _ in _PLAIN if not node.style and re.fullmatch(pattern, node.value))
+    return _TAG + next(kinds, "str")
+
+
 def dump(content: Any, **options: Any) -> str:
     """YAML of plain values that ``parse``, and any other reader, reads back unchanged; keys keep their order."""
     return yaml.dump(content, Dumper=_Dumper, sort_keys=False, **options)
@@ -100,8 +109,10 @@ class _Reader:
             content = self._mapping(node, key)
         elif isinstance(node, yaml.SequenceNode) and node.tag == f"{_TAG}seq":
             content = [self.value(one, f"{key}[{i}]") for i, one in enumerate(node.value)]
-        elif isinstance(node, yaml.ScalarNode) and node.tag in _MAKE:
+        elif node.tag == _tag_of(node):
             content = _MAKE[node.tag](node.value)
+            if content in (inf, -inf):
+                raise self._wrong(line, f"{node.value:.40} is too large a number")
         else:
             raise self._wrong(line, f"tags such as {node.tag} are not read; write the value alone")
         if not content or not isinstance(content, dict):
@@ -113,7 +124,7 @@ class _Reader:
         content: dict[str, Any] = {}
         for name, value in node.value:
             line = name.start_mark.line + 1
-            if name.tag != f"{_TAG}str" or not name.value:
+            if not name.value or not name.tag == _tag_of(name) == f"{_TAG}str":
                 raise self._wrong(line, f"{name.value!r:.40} is no key; a key is a word, or in quotes")
             full = f"{key}.{name.value}" if key else name.value
             if name.value in lines:

@@ -45,13 +45,25 @@ def test_a_key_that_stands_twice_is_named_with_both_lines() -> None:
     assert "line 4: the key 'x.a' stands twice, first in line 2" in refusal("x:\n  a: 1\n  b: 2\n  a: 3")
 
 
-KEYS = ["1: a", "null: a", "~: a", "true: a", "[a]: b", "? {a: 1}\n: b", "1.5: a", ": a"]
+KEYS = [
+    "!!str 1: a",
+    "? !!str [a]\n: b",
+    "1: a",
+    "null: a",
+    "~: a",
+    "true: a",
+    "[a]: b",
+    "? {a: 1}\n: b",
+    "1.5: a",
+    ": a",
+]
 DEEP = ["[" * 20_000, "{a: " * 5_000, "- " * 9_999 + "a", "[" * 100_000]
 WRONG = ["a: !!python/name:os.system x", "a: &a [*a]", "<<: 3", "a: *b", "a: 1\n---\nb: 2", "a: [1", "\x00"]
+TAGGED = [f"a: {value}" for value in ("!!bool yes", "!!int 010", "!!float abc", "!!str 5", '!!int "5"', "!x 5")]
 
 
 def test_what_cannot_be_read_safely_or_has_keys_that_are_no_words_is_refused() -> None:
-    for text in (*DEEP, *WRONG):
+    for text in (*DEEP, *WRONG, *TAGGED, "a: 1e999", "a: [-1e999]"):
         refusal(text)
     for text in KEYS:
         assert "key" in refusal(text)
