@@ -23,11 +23,12 @@ from harness.training.signs import signs
 
 _OF_GROUPS = Quantity("trained", "reward_mean", ITERATION, "Reward of groups trained on", "train")
 _HEALTH = {
-    "zero_std_share": "Share of groups with equal rewards",
+    "zero_std_share": "Share of groups without advantages",
     "grad_norm": "Gradient norm",
     "ratio_max_deviation": "Largest |ratio − 1|",
 }
-"""Metrics of an iteration: equal groups teach nothing; a jump of the norm or a ratio far from 1 precedes a collapse."""
+"""Metrics of an iteration: without advantages nothing is learnt; a jump of the norm or a ratio far from 1 precedes a
+collapse."""
 _CURVES = [_OF_GROUPS, *(Quantity(name, name, ITERATION, label, "train") for name, label in _HEALTH.items())]
 _MOST_RUNS = 6
 _MOST_SENTENCES = 3
