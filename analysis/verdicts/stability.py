@@ -28,9 +28,9 @@ HEADINGS = {
 """Headings of a cell's measures, in the order of columns; those after the fourth are logged metrics."""
 GROUP_SPREADS = {
     f"group/{name}": HEADINGS[f"pictures/{name}"] for name in ("font_spread", "colour_spread", "pixel_spread")
-} | {"zero_std_share": "Share of equal scores"}
+} | {"zero_std_share": "Share without advantages"}
 """Headings of the spreads of pictures within a group that is trained on, which training logs when a validation is due,
-and of the share of groups from which nothing is learnt, since their scores are equal."""
+and of the share of groups from which nothing is learnt, since all their advantages are 0."""
 
 
 def roughness(values: ArrayLike) -> float:
