@@ -155,6 +155,13 @@ def _require_signs(config: RunConfig, validation: Sequence[str]) -> None:
         )
 
 
+def doubts(config: RunConfig, lists: Mapping[str, Sequence[str]]) -> list[str]:
+    """Warnings about a run's prompt lists: prompts in common that are allowed, and too few for validation."""
+    found, wanted = len(lists["validation"]), config.evaluation.validation_prompts
+    few = [f"evaluation.validation_prompts is {wanted}, but prompts.validation has {found}"] if found < wanted else []
+    return [*(overlaps(config, lists) if config.prompts.allow_overlap else []), *few]
+
+
 def overlaps(config: RunConfig, lists: Mapping[str, Sequence[str]]) -> list[str]:
     """Messages, one for each pair of a run's prompt lists with common prompts: their number and the first of them."""
     from harness.prompts.lists import prompt_key

@@ -19,7 +19,7 @@ from harness.prompts.lists import drawn_prompts, read_prompts
 from harness.rewards import RewardError, build_rewards
 from harness.runs import checkpoints
 from harness.runs.directory import RunDirectory
-from harness.runs.identity import environment, overlaps, record_execution, require_unchanged
+from harness.runs.identity import doubts, environment, record_execution, require_unchanged
 from harness.training import untrained
 from harness.training.checkpointing import load_state, save_state
 from harness.training.divergence import dump
@@ -81,12 +81,7 @@ class Session:
         reward, self.judges = build_rewards(self.config.reward, judges, self.config.rewards, runtime.threads)
         for judge in self.judges:
             judge.check_ready()
-        self.warnings = self._cut_prompts(policy) if self.is_main else []
-        if self.is_main and self.config.prompts.allow_overlap:
-            self.warnings += overlaps(self.config, self.prompts)
-        found, wanted = len(self.prompts["validation"]), self.config.evaluation.validation_prompts
-        if self.is_main and found < wanted:
-            self.warnings += [f"evaluation.validation_prompts is {wanted}, but prompts.validation has only {found}"]
+        self.warnings = [*self._cut_prompts(policy), *doubts(self.config, self.prompts)] if self.is_main else []
         for line in self.warnings:
             self.say(f"warning: {line}")
         self.trainer = Trainer(self.config, policy, reward, self.prompts["train"], accelerator)
