@@ -1,7 +1,7 @@
 """Tables of cells: results, differences from the base and costs, with the runs that they come from."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import pandas as pd
@@ -82,9 +82,7 @@ def main_table(study: Study) -> WideTable | None:
     pairs = adagrpo_pairs(study)
     if not pairs:
         return None
-    before, split = study.untrained(pairs[0][0])
-    untrained = "Untrained" if split == study.endpoint else f"Untrained ({split} prompts)"
-    rows: list[tuple[str, list[Entry]]] = [(untrained, [Entry(before.get(m, math.nan)) for m in study.metrics])]
+    rows = _untrained_rows(study, [base for base, _ in pairs])
     for base, treatments in pairs:
         for cell in (base, *treatments):
             values = [study.values(cell, metric) for metric in study.metrics]
@@ -93,6 +91,22 @@ def main_table(study: Study) -> WideTable | None:
                 rows.append(("difference", [difference_entry(study.compare(cell, metric)) for metric in study.metrics]))
     title = f"This study, trained on {study.reward}: {study.endpoint} prompts, mean ± sd over seeds"
     return WideTable(title, ["", *study.metrics.values()], rows)
+
+
+def _untrained_rows(study: Study, bases: Sequence[Cell]) -> list[tuple[str, list[Entry]]]:
+    """A row for each model and test list that base cells begin with."""
+    starts: dict[tuple[str, str], list[Cell]] = {}
+    for base in bases:
+        first = dict(study.cells)[base].iloc[0]
+        tested_on = str((first["environment"].get("fingerprints") or {}).get("test"))
+        starts.setdefault((first["model"], tested_on), []).append(base)
+    rows = []
+    for cells in starts.values():
+        before, split = study.untrained(cells[0])
+        label = "Untrained" if len(starts) == 1 else f"Untrained, {', '.join(cell.label for cell in cells)}"
+        label += "" if split == study.endpoint else f" ({split} prompts)"
+        rows.append((label, [Entry(before.get(metric, math.nan)) for metric in study.metrics]))
+    return rows
 
 
 def main_frame(study: Study) -> pd.DataFrame:

@@ -122,7 +122,9 @@ def test_the_study_says_what_it_found_in_a_readme_and_on_the_default_grids_page(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for selection, seed in product(("random", "curriculum"), (1, 2)):
-        write_run(tmp_path / "runs" / f"{selection}-{seed}", seed=seed, selection=selection, experiment="study")
+        model = {"path": "harness/models/miniature/letters"}
+        folder = tmp_path / "runs" / f"{selection}-{seed}"
+        write_run(folder, seed=seed, selection=selection, experiment="study", model=model)
     readme, output, block = tmp_path / "README.md", tmp_path / "results" / "study", "findings of the study"
     readme.write_text(f"before\n<!-- {block}: written by adagrpo report -->\nold\n<!-- end of {block} -->\nafter\n")
     monkeypatch.setattr(report, "draw_study", lambda *_: NO_FIGURES)

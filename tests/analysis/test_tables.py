@@ -1,6 +1,7 @@
 """Tables hold the numbers computed by hand, with the runs that they come from."""
 
 import json
+from itertools import product
 from pathlib import Path
 
 import pandas as pd
@@ -108,6 +109,13 @@ def test_models_of_one_name_are_told_apart_by_their_content(write_run: WriteRun,
         (run / "identity.json").write_text(json.dumps({"fingerprints": {"model": name}}))
     table = cell_frame(study_of(tmp_path / "runs")).set_index("method")
     assert table["training_reward_before"].to_dict() == pytest.approx({"flow_grpo": 0.4, "dance_grpo": 0.5})
+    for method, kind in product(("flow_grpo", "dance_grpo"), ("base", "ours")):
+        settings = {"selection": "curriculum", "fusion": True} if kind == "ours" else {}
+        name = {"flow_grpo": "a", "dance_grpo": "b"}[method]
+        run = write_run(f"{method}-{kind}", seed=1, method={"kernel": method}, model={"path": "m"}, **settings)
+        (run / "identity.json").write_text(json.dumps({"fingerprints": {"model": name}}))
+    rows = [label for label, _ in main_table(study_of(tmp_path / "runs")).rows]
+    assert rows[:3] == ["Untrained, Flow-GRPO", "Untrained, DanceGRPO", "Flow-GRPO"]
 
 
 def test_the_papers_table_has_its_numbers_and_differences() -> None:

@@ -67,7 +67,7 @@ STANDS_FOR = {
     "1024": "32",
     "28": "4",
     "96": "2",
-    "600": "12",
+    "600": "42",
     "8": "2",
     "a red fox": 'the word "facet" in purple on pink',
     "...": "paper-dry",
