@@ -18,6 +18,7 @@ matplotlib.use("Agg")
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.transforms import offset_copy
 
 from harness.foundation.files import write_atomically
 
@@ -58,6 +59,8 @@ def series_colour(number: int) -> str:
     return _COLOURS[number % len(_COLOURS)]
 
 
+_BELOW = -36.0
+"""Place of that legend below the axes in points, which leaves room for ticks and the axis' label."""
 _COMPACT: dict[str, Any] = {"fontsize": 8.5, "handlelength": 1.2, "columnspacing": 1.0}
 """Options of the legend of a panel in a wide picture."""
 
@@ -136,7 +139,8 @@ def draw_together(name: str, title: str, panels: Sequence[Panel], num_columns: i
                     handles,
                     _wrapped(labels),
                     loc="upper center",
-                    bbox_to_anchor=(0.5, -0.16),
+                    bbox_to_anchor=(0.5, 0.0),
+                    bbox_transform=offset_copy(axes.transAxes, figure, y=_BELOW, units="points"),
                     ncols=columns,
                     **_COMPACT,
                 )

@@ -2,55 +2,62 @@
 
 from collections.abc import Mapping
 from functools import partial
+from itertools import cycle
 
 import pandas as pd
 from matplotlib.axes import Axes
 
 from analysis.cells.labels import selection_colour
-from analysis.figures.drawing import INK, Panel
+from analysis.figures.drawing import GREY, INK, Panel
 
-_AXES: Mapping[str, tuple[str, str, str]] = {
-    "prompt_share": ("map", "share", "Share of reward variance that is the prompt's"),
-    "cosine": ("map-gradients", "cosine", "Cosine with random prompts' update, untrained"),
+_AXES: Mapping[str, tuple[str, str, str, str]] = {
+    "prompt_share": ("map", "share", "Gain by the prompt's share", "Share of reward variance that is the prompt's"),
+    "cosine": (
+        "map-gradients",
+        "cosine",
+        "Gain by an update's direction",
+        "Cosine with random prompts' update (untrained)",
+    ),
 }
-"""Names of the figures, prefixes of the bounds' columns and labels of the horizontal axes."""
+"""Name of the figure, prefix of its bounds' columns, title, and label of the horizontal axis."""
+_NOTE = "Vertical: one-sided 95 % bounds; horizontal: 95 % interval of the probe"
 _APART = 0.011
 """Horizontal shift between rules as a share of the axis, so that their bounds do not cover each other."""
+_MARKERS = "osD^vP"
+"""One for each level, from least to most of the variance, where the horizontal axis does not tell."""
 
 
 def map_panels(frame: pd.DataFrame) -> list[Panel]:
     """Make panels from ``analysis.verdicts.levels.map_frame``: by the prompt's share, and by cosines, if known.
 
-    Beside points over cosines stands the prompt's share. A point without horizontal bounds is left out, since it would
-    look exact.
+    A point without horizontal bounds is left out, since it would look exact.
     """
-    title, panels = "When choosing prompts pays", []
-    for column, (name, prefix, label) in _AXES.items():
+    panels = []
+    for column, (name, prefix, title, label) in _AXES.items():
         known = frame[frame[f"{prefix}_low"].notna()]
-        note = "Vertical: one-sided 95 % bounds; horizontal: 95 % interval of the probe"
-        if column == "cosine":
-            note += "; numbers: the prompt's share of the variance"
         if len(known):
-            panels.append(
-                Panel(name, title, partial(_draw, frame=known, column=column, prefix=prefix, label=label), 3.9, note)
-            )
+            draw = partial(_draw, frame=known, column=column, prefix=prefix, label=label)
+            panels.append(Panel(name, title, draw, 3.9, _NOTE))
     return panels
 
 
 def _draw(axes: Axes, frame: pd.DataFrame, column: str, prefix: str, label: str) -> None:
     axes.axhline(0, color=INK, linewidth=0.8)
-    rules, is_map = list(dict.fromkeys(frame["selection"])), column == "prompt_share"
+    rules, shares = list(dict.fromkeys(frame["selection"])), sorted(set(frame["prompt_share"]))
+    is_map = column == "prompt_share"
     apart = _APART * max(frame[column].max() - frame[column].min(), 0.1) if is_map else 0.0
+    markers = {share: "o" if is_map else mark for share, mark in zip(shares, cycle(_MARKERS), strict=False)}
     for number, rule in enumerate(rules):
-        rows, colour = frame[frame["selection"] == rule].sort_values(column), selection_colour(rule)
-        shift, y = apart * (number - (len(rules) - 1) / 2), 100 * rows["difference"]
-        axes.vlines(rows[column] + shift, 100 * rows["lower"], 100 * rows["upper"], color=colour, linewidth=2)
-        # A rule's own points: their order along the axis may be chance.
-        axes.hlines(
-            y, rows[f"{prefix}_low"] + shift, rows[f"{prefix}_high"] + shift, color=colour, linewidth=0.8, alpha=0.6
-        )
-        axes.plot(rows[column] + shift, y, "o", color=colour, markersize=6, label=rule)
-        for x, height, share in () if is_map else zip(rows[column], y, rows["prompt_share"], strict=True):
-            axes.annotate(f"{share:.2f}", (x, height), (4, 4), textcoords="offset points", fontsize=7, color=colour)
+        colour, shift = selection_colour(rule), apart * (number - (len(rules) - 1) / 2)
+        for row in frame[frame["selection"] == rule].sort_values(column).to_dict("records"):
+            x, y = row[column] + shift, 100 * row["difference"]
+            axes.vlines(x, 100 * row["lower"], 100 * row["upper"], color=colour, linewidth=2)
+            # A rule's own points: their order along the axis may be chance.
+            low, high = (row[f"{prefix}_{end}"] + shift for end in ("low", "high"))
+            axes.hlines(y, low, high, color=colour, linewidth=0.8, alpha=0.6)
+            axes.plot(x, y, markers[row["prompt_share"]], color=colour, markersize=6)
+        axes.plot([], [], "o", color=colour, markersize=6, label=rule)
+    for share in () if is_map else shares:
+        axes.plot([], [], markers[share], color=GREY, markersize=6, label=f"share {share:.2f}")
     axes.set_xlabel(label)
     axes.set_ylabel("Beside random prompts,\n% of what these gain")

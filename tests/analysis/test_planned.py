@@ -196,9 +196,9 @@ def test_the_map_has_a_second_axis_once_the_probes_have_gradients() -> None:
         frame[f"{name}_low"], frame[f"{name}_high"] = 0.1, 0.9
     assert [panel.name for panel in map_panels(frame)] == ["map", "map-gradients"]
     second = draw_panel(map_panels(frame)[1]).svg
-    assert all(f">{share}<" in second for share in ("0.20", "0.60"))
+    assert all(f"share {share}" in second for share in ("0.20", "0.60"))
     one = frame.assign(cosine_low=[math.nan, 0.1])  # no interval, so it is not shown as if it were exact
-    assert ">0.20<" not in draw_panel(map_panels(one)[1]).svg
+    assert "share 0.20" not in draw_panel(map_panels(one)[1]).svg
     assert [panel.name for panel in map_panels(frame.assign(cosine_low=math.nan))] == ["map"]
 
 
