@@ -37,7 +37,8 @@ def map_panels(frame: pd.DataFrame) -> list[Panel]:
         known = frame[frame[f"{prefix}_low"].notna()]
         if len(known):
             draw = partial(_draw, frame=known, column=column, prefix=prefix, label=label)
-            panels.append(Panel(name, title, draw, 3.9, _NOTE))
+            height = 3.9 if column == "prompt_share" else 4.8  # its legend is longer
+            panels.append(Panel(name, title, draw, height, _NOTE))
     return panels
 
 
