@@ -54,7 +54,7 @@ def standings(runs: Sequence[RunDirectory], damages: dict[str, str] | None = Non
         if latest is not None:
             key = str(sorted(config.reward.items())), ", ".join(filter(None, (cell, repeat)))
             cells.setdefault(key, []).append(latest)
-    width = max((len(name) for _, name in cells), default=0)
+    width = min(60, max((len(name) for _, name in cells), default=0))  # a long name does not push all values aside
     lines = []
     for (reward, name), reached in cells.items():
         value, iterations = mean(value for value, _ in reached), sorted({iteration for _, iteration in reached})
