@@ -1,5 +1,6 @@
 """Read folders of runs, as directories or as shards, into tidy frames. Nothing is trained and nothing is written."""
 
+import json
 import sys
 from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
@@ -21,7 +22,7 @@ from harness.foundation.trained_reward import TrainedReward, trained_reward
 IDENTITY = ["experiment", "run_id", "method", "selection", "fusion", "fusion_weight", "variant", "reward", "seed"]
 COLUMNS = [*IDENTITY, "split", "iteration", "metric", "value"]
 SUMMARY_COLUMNS = [
-    *(*IDENTITY, "model", "judges", "unseen_judges", "state", "reason", "iteration", "iterations"),
+    *(*IDENTITY, "start", "judges", "unseen_judges", "state", "reason", "iteration", "iterations"),
     *("sample_forwards", "train_forwards", "compute", "reward_calls"),
     *("seconds_per_iteration", "train_seconds", "evaluation_seconds", "processor", "files", "folder", "updated"),
     *("config", "environment", "by_prompt", "chosen_prompts"),
@@ -220,7 +221,7 @@ def _progress(log: RunLog) -> dict[str, Any]:
     config = log.config
     judges = [str(judge) for judge in config.get("evaluation", {}).get("judges", [])]
     return {
-        "model": (log.environment.get("fingerprints") or {}).get("model") or config.get("model", {}).get("path", ""),
+        "start": _start(log),
         "judges": judges,
         # A component of weight 0 is only measured.
         "unseen_judges": [judge for judge in judges if not config["reward"].get(judge)],
@@ -234,6 +235,17 @@ def _progress(log: RunLog) -> dict[str, Any]:
         "config": config,
         "environment": log.environment,
     }
+
+
+def _start(log: RunLog) -> str:
+    """Text of what the untrained model's rewards depend on, beside lists of prompts: model, evaluation and scales."""
+    own, evaluation = log.config.get("model", {}), log.config.get("evaluation", {})
+    content = (log.environment.get("fingerprints") or {}).get("model") or own.get("path", "")
+    settings = {name: value for name, value in own.items() if name not in ("path", "execution")}
+    measured = [evaluation.get(name) for name in ("num_steps", "height", "width", "test_noises")]
+    rewards = log.config.get("rewards", {})
+    scales = {name: (one.get("offset", 0), one.get("scale", 1)) for name, one in rewards.items()}
+    return json.dumps([content, settings, measured, scales], sort_keys=True, default=str)
 
 
 def hardware_of(log: RunLog) -> str:

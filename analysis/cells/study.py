@@ -1,6 +1,5 @@
 """Runs of one experiment and reward, and comparisons of their cells: values of finished runs, paired by seed."""
 
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -194,8 +193,7 @@ class Study:
         members = dict(self.cells)[cell]
         finished = [run for run in members["run_id"] if run in self.finished]
         first = members.iloc[0]
-        same = (self.summary["model"] == first["model"]) & (self.summary["files"] == first["files"])
-        same &= self.summary["config"].map(_measured_with) == _measured_with(first["config"])
+        same = (self.summary["start"] == first["start"]) & (self.summary["files"] == first["files"])
         model = self.summary.loc[same, "run_id"]
         start = self.evaluations[self.evaluations["iteration"] == 0]
         for ids, split in ((finished, "test"), (model, "test"), (members["run_id"], "validation")):
@@ -214,6 +212,12 @@ class Study:
             if cell in plain
             and (not cell.fusion or cell.fusion_weight == 1 or cell._replace(fusion_weight=1.0) not in plain)
         ]
+
+    @property
+    def is_miniature(self) -> bool:
+        """Whether all runs are of the miniature, of which some facts are fixed."""
+        paths = self.summary["config"].map(lambda config: str(config.get("model", {}).get("path", "")))
+        return bool(paths.str.contains("models/miniature").all())
 
     def base_of(self, cell: Cell) -> Cell | None:
         """The cell of the same method and settings with random prompts and without fusion; None if there is none."""
@@ -309,14 +313,6 @@ def first_seeds(study: Study, count: int) -> Study:
     """Restrict a study to the runs of each method's ``count`` lowest seeds."""
     summary = study.summary
     return replace(study, summary=summary[summary.groupby("method")["seed"].rank(method="dense") <= count])
-
-
-def _measured_with(config: Mapping[str, Any]) -> str:
-    """Text of the settings that the untrained model's rewards depend on, beside files."""
-    scales = {name: (own.get("offset", 0), own.get("scale", 1)) for name, own in config.get("rewards", {}).items()}
-    evaluation = [config.get("evaluation", {}).get(name) for name in ("num_steps", "height", "width", "test_noises")]
-    model = {name: value for name, value in config.get("model", {}).items() if name not in ("path", "execution")}
-    return json.dumps([evaluation, scales, model], sort_keys=True, default=str)
 
 
 def first_seeds_of_cells(study: Study, counts: Mapping[Cell, int]) -> Study:

@@ -18,6 +18,7 @@ SHORT = {
     "rollout.candidates": "B",
     "rollout.group_size": "G",
     "rollout.prompts_per_update": "P",
+    "rollout.prompts_per_iteration": "P",
     "rollout.branch_indices": "branches",
     "capability.decay": "decay",
     "capability.sync": "capability",

@@ -59,10 +59,10 @@ def series_colour(number: int) -> str:
     return _COLOURS[number % len(_COLOURS)]
 
 
-_BELOW = -36.0
-"""Place of that legend below the axes in points, which leaves room for ticks and the axis' label."""
 _COMPACT: dict[str, Any] = {"fontsize": 8.5, "handlelength": 1.2, "columnspacing": 1.0}
 """Options of the legend of a panel in a wide picture."""
+_BELOW = -36.0
+"""Place of that legend below the axes in points, which leaves room for ticks and the axis' label."""
 
 
 @dataclass(frozen=True)

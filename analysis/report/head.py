@@ -36,9 +36,8 @@ def headline(found: Conclusions | None) -> str:
 def added_by_study(study: Study) -> WideTable | None:
     """The study's verdicts on its primary claims, for a page of the default grid; None before there are any."""
     path = ROOT / "results" / "study" / "tables" / "conclusions.csv"
-    models = study.summary["config"].map(lambda config: str(config.get("model", {}).get("path", "")))
-    is_miniature = study.reward == "ocr" and models.str.contains("models/miniature").all()
-    if study.experiment != "miniature" or not is_miniature or not path.is_file():
+    is_default = (study.experiment, study.reward) == ("miniature", "ocr") and study.is_miniature
+    if not is_default or not path.is_file():
         return None
     frame, statements = pd.read_csv(path), {claim.name: claim.statement for claim, _ in PRIMARY}
     rows: list[tuple[str, list[Entry | str]]] = []

@@ -145,6 +145,7 @@ def _study(part: Part, scope: str, names_experiment: bool) -> dict[str, Any]:
         "headline": headline(part.conclusions),
         "added": added_by_study(study),
         "is_comparison": is_comparison(part.conclusions),
+        "is_miniature": study.is_miniature,
         "cautions": cautions(part.conclusions.main) if part.conclusions and is_comparison(part.conclusions) else [],
         "model": shared.get("model.path", "several models, see below"),
         "figures": figures,

@@ -94,12 +94,12 @@ def main_table(study: Study) -> WideTable | None:
 
 
 def _untrained_rows(study: Study, bases: Sequence[Cell]) -> list[tuple[str, list[Entry]]]:
-    """A row for each model and test list that base cells begin with."""
+    """A row for each untrained model, way to measure it and test list that base cells begin with."""
     starts: dict[tuple[str, str], list[Cell]] = {}
     for base in bases:
         first = dict(study.cells)[base].iloc[0]
         tested_on = str((first["environment"].get("fingerprints") or {}).get("test"))
-        starts.setdefault((first["model"], tested_on), []).append(base)
+        starts.setdefault((first["start"], tested_on), []).append(base)
     rows = []
     for cells in starts.values():
         before, split = study.untrained(cells[0])

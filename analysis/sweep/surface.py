@@ -19,6 +19,7 @@ from optuna.distributions import FloatDistribution, IntDistribution
 from optuna.trial import FrozenTrial, TrialState
 from scipy import stats
 
+from analysis.decisions import Contrast
 from analysis.formats import Entry, WideTable, interval_text
 from analysis.statistics import Interval
 from analysis.sweep.tables import DEFINITION, TRAINING_REWARD, SweepStudy, short, violated
@@ -43,12 +44,12 @@ class _Fit:
     spare: int
     """Degrees of freedom of the noise."""
 
-    def change(self, start: np.ndarray, end: np.ndarray) -> tuple[float, float, float]:
-        """Difference between two points, and its 95 % interval."""
-        contrast = (_terms(end) - _terms(start))[0]
-        middle = float(contrast @ self.coefficients)
-        half = float(stats.t.ppf(0.975, self.spare) * math.sqrt(contrast @ self.covariance @ contrast))
-        return middle, middle - half, middle + half
+    def change(self, start: np.ndarray, end: np.ndarray) -> dict[str, float]:
+        """Difference between two points, and its 95 % interval, by ``_COLUMNS``."""
+        weights = (_terms(end) - _terms(start))[0]
+        error = math.sqrt(weights @ self.covariance @ weights)
+        found = Contrast(float(weights @ self.coefficients), error, self.spare)
+        return dict(zip(_COLUMNS, (found.mean, *found.bounds(0.025)), strict=True))
 
     def p_value(self, index: int) -> float:
         """F test of all terms that contain a parameter."""
@@ -58,7 +59,8 @@ class _Fit:
 
 
 def surface_frames(sweep: SweepStudy) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """What the surface says of points and of each parameter; both empty for several objectives or too few trials.
+    """What the surface says of points and of each parameter; both empty for several objectives, too few trials or
+    rewards that never differ.
 
     Returns:
         Points, at the middles of the thirds of each range: ``when``, ``trials``, one column per parameter, and the
@@ -66,20 +68,20 @@ def surface_frames(sweep: SweepStudy) -> tuple[pd.DataFrame, pd.DataFrame]:
         ``difference`` between the middles of the highest and the lowest third where the other parameter is the
         reference's, ``low``, ``high``, and ``p`` of an F test of all terms that contain the parameter.
     """
-    paths, points, effects = _parameters(sweep), [], []
-    for fit in _fits(sweep, paths):
-        num_trials, scales = fit.spare + len(fit.coefficients), [_distribution(sweep, path) for path in paths]
-        for place in product(_LEVELS, repeat=len(paths)):
-            cells = {sweep.columns[p]: _unscaled(u, s) for p, u, s in zip(paths, place, scales, strict=True)}
-            found = dict(zip(_COLUMNS, fit.change(fit.reference, np.array(place)), strict=True))
-            points.append({"when": fit.when, "trials": num_trials} | cells | found)
-        for index, path in enumerate(paths):
+    scales, points, effects = _scales(sweep), [], []
+    for fit in _fits(sweep, scales):
+        about = {"when": fit.when, "trials": fit.spare + len(fit.coefficients)}
+        for place in product(_LEVELS, repeat=len(scales)):
+            cells = {sweep.columns[p]: _unscaled(u, s) for (p, s), u in zip(scales.items(), place, strict=True)}
+            points.append(about | cells | fit.change(fit.reference, np.array(place)))
+        for index, path in enumerate(scales):
             low, high = (_moved(fit.reference, index, level) for level in (_LEVELS[0], _LEVELS[-1]))
-            found = dict(zip(_COLUMNS, fit.change(low, high), strict=True)) | {"p": fit.p_value(index)}
-            effects.append({"when": fit.when, "trials": num_trials, "parameter": sweep.columns[path]} | found)
+            effects.append(
+                about | {"parameter": sweep.columns[path]} | fit.change(low, high) | {"p": fit.p_value(index)}
+            )
     head = ["when", "trials"]
     return (
-        pd.DataFrame(points, columns=[*head, *(sweep.columns[path] for path in paths), *_COLUMNS]),
+        pd.DataFrame(points, columns=[*head, *(sweep.columns[path] for path in scales), *_COLUMNS]),
         pd.DataFrame(effects, columns=[*head, "parameter", *_COLUMNS, "p"]),
     )
 
@@ -121,46 +123,41 @@ def _interval(row: Mapping[Hashable, Any]) -> Interval:
     return Interval(*(row[column] for column in _COLUMNS))
 
 
-def _parameters(sweep: SweepStudy) -> list[str]:
-    """Paths of the most important parameters that are numbers, in the order of the search space."""
-    scales = {path: _distribution(sweep, path) for path in sweep.columns}
+def _scales(sweep: SweepStudy) -> dict[str, Any]:
+    """Distributions of the most important parameters that are numbers by path, in the order of the search space."""
+    scales = {path: one for trial in sweep.trials[::-1] for path, one in trial.distributions.items()}
     kinds = FloatDistribution | IntDistribution
-    numbers = [path for path, scale in scales.items() if isinstance(scale, kinds) and scale.high > scale.low]
+    numbers = [path for path in sweep.columns if isinstance(s := scales.get(path), kinds) and s.high > s.low]
     order = list(sweep.importance_frame()["parameter"])
     chosen = sorted(numbers, key=lambda path: order.index(sweep.columns[path]) if sweep.columns[path] in order else 99)
-    return [path for path in numbers if path in chosen[:_MOST_PARAMETERS]]
+    return {path: scales[path] for path in numbers if path in chosen[:_MOST_PARAMETERS]}
 
 
-def _distribution(sweep: SweepStudy, path: str) -> Any:
-    return next((trial.distributions[path] for trial in sweep.trials if path in trial.distributions), None)
-
-
-def _fits(sweep: SweepStudy, paths: Sequence[str]) -> list[_Fit]:
-    if not paths or sweep.reference is None or list(sweep.objectives) != [TRAINING_REWARD]:
+def _fits(sweep: SweepStudy, scales: Mapping[str, Any]) -> list[_Fit]:
+    if not scales or sweep.reference is None or list(sweep.objectives) != [TRAINING_REWARD]:
         return []
     finished = [t for t in sweep.trials if t.state in (TrialState.COMPLETE, TrialState.PRUNED) and not violated(t)]
     curves = sweep.curve_frame()
     seed = sweep.study.user_attrs[DEFINITION]["seeds"][0]
     early = curves[curves["seed"] == seed].pivot(index="trial", columns="iteration", values="value")
     early = early.reindex([trial.number for trial in finished]).dropna(axis="columns")
-    fits, others = [], "" if len(paths) == len(sweep.columns) else ", other settings as they came"
+    fits, others = [], "" if len(scales) == len(sweep.columns) else ", other settings as they came"
     values = {trial.number: float(trial.values[0]) for trial in sweep.best}
     if len(early.columns) > 1 and len(values) < len(finished):  # else the end says more about the same trials
         last = early.columns.max()
-        fits.append(_fit(sweep, paths, finished, dict(early[last]), f"seed {seed} at iteration {last}{others}"))
+        fits.append(_fit(sweep, scales, finished, dict(early[last]), f"seed {seed} at iteration {last}{others}"))
     fits.append(
-        _fit(sweep, paths, [t for t in finished if t.number in values], values, f"at the end of training{others}")
+        _fit(sweep, scales, [t for t in finished if t.number in values], values, f"at the end of training{others}")
     )
     return [fit for fit in fits if fit is not None]
 
 
 def _fit(
-    sweep: SweepStudy, paths: Sequence[str], trials: Sequence[FrozenTrial], values: Mapping[int, float], when: str
+    sweep: SweepStudy, scales: Mapping[str, Any], trials: Sequence[FrozenTrial], values: Mapping[int, float], when: str
 ) -> _Fit | None:
-    scales = [_distribution(sweep, path) for path in paths]
-    trials = [trial for trial in trials if all(path in trial.params for path in paths)]
-    scaled = np.array([[_scaled(t.params[p], s) for p, s in zip(paths, scales, strict=True)] for t in trials])
-    num_terms = len(_exponents(len(paths)))
+    trials = [trial for trial in trials if all(path in trial.params for path in scales)]
+    scaled = np.array([[_scaled(trial.params[path], s) for path, s in scales.items()] for trial in trials])
+    num_terms = len(_exponents(len(scales)))
     if len(trials) < num_terms + _FEWEST_SPARE or np.linalg.matrix_rank(design := _terms(scaled)) < num_terms:
         return None
     y = np.array([values[trial.number] for trial in trials])
@@ -171,7 +168,7 @@ def _fit(
     spare = len(trials) - num_terms
     variance = float(np.square(y - design @ coefficients).sum()) / spare
     assert sweep.reference is not None  # checked by the caller
-    reference = np.array([_scaled(sweep.reference.params[p], s) for p, s in zip(paths, scales, strict=True)])
+    reference = np.array([_scaled(sweep.reference.params[path], s) for path, s in scales.items()])
     return _Fit(when, reference, coefficients, variance * inverse, spare)
 
 

@@ -50,6 +50,7 @@ def probe(
     models: Annotated[Sequence[str], "names of files in experiments/models/ (default: the profile's own)"] = (),
     prompts: Annotated[int, "number of prompts, from the start of the validation list", 2] = 64,
     noises: Annotated[int, "number of deterministic samples per prompt", 2] = 8,
+    # Seven blocks of rounds: of fewer, some resample has one alone, and no interval is defined.
     gradients: Annotated[
         int | None, "also measure how parallel strategies' updates are, over this many rounds of candidates", 42
     ] = None,

@@ -63,11 +63,12 @@ def test_a_planted_difference_is_found_at_equal_iterations_and_its_loss_at_equal
 
 def test_what_cells_of_two_methods_differ_in_is_said(tmp_path: Path) -> None:
     for seed in range(2):
-        write_run(tmp_path / f"flow-{seed}", seed=seed, rollout={"group_size": 8})
-        dance = {"method": {"kernel": "dance_grpo"}, "rollout": {"group_size": 24}, "iterations": 90}
+        write_run(tmp_path / f"flow-{seed}", seed=seed, rollout={"group_size": 8, "prompts_per_iteration": 2})
+        larger = {"group_size": 24, "prompts_per_iteration": 4}
+        dance = {"method": {"kernel": "dance_grpo"}, "rollout": larger, "iterations": 90}
         write_run(tmp_path / f"dance-{seed}", seed=seed, **dance)
     opening = compare(study_of(tmp_path, SPENDING_METRICS), BASE, [BASE._replace(method="dance_grpo")], 2).opening
-    assert opening.endswith("DanceGRPO has G 24 instead of 8, iterations 90 instead of 2.")
+    assert opening.endswith("DanceGRPO has G 24 instead of 8, P 4 instead of 2, iterations 90 instead of 2.")
 
 
 def test_two_claims_share_the_level_and_missing_pairs_decide_nothing(study: Study) -> None:
